@@ -1,0 +1,148 @@
+"""What the engine takes and gives: requests, sampling parameters, streams of token events, and its errors.
+
+The HTTP surface knows the engine by this module alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+
+class EngineError(Exception):
+    """Any failure of the engine; the message may be shown to the client."""
+
+
+class RequestRefusedError(EngineError):
+    """The request can never run; ``param`` names the field to change."""
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class QueueFullError(EngineError):
+    """As many requests wait as may wait; try again later."""
+
+
+class EngineUnavailableError(EngineError):
+    """The engine is stopping or has died."""
+
+
+class GenerationFailedError(EngineError):
+    """An accepted request failed; its stream ends with this."""
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to choose tokens, and when to stop."""
+
+    max_tokens: int
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 is all
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to be continued once."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """One step of a stream: new text (perhaps empty, while a character or stop string is incomplete)."""
+
+    text: str
+    num_generated: int  # tokens generated so far, the one that stopped it included
+    finish_reason: FinishReason | None = None
+
+
+@dataclass
+class TokenStream:
+    """The events of one request, for the event loop that submitted it.
+
+    ``publish`` and ``fail`` are called by the engine thread; all else by the loop. Iteration ends after the event
+    that carries a finish reason, or raises the error that ended the request. ``cancel`` may be called at any time,
+    also when the stream is over.
+    """
+
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    is_cancelled: bool = False
+    _queue: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
+
+    def publish(self, event: TokenEvent) -> None:
+        self._send(event)
+
+    def fail(self, error: EngineError) -> None:
+        self._send(error)
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            item = await self._queue.get()
+            if isinstance(item, EngineError):
+                raise item
+            yield item
+            if item.finish_reason is not None:
+                return
+
+    def _send(self, item: TokenEvent | EngineError) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(self._queue.put_nowait, item)
+
+
+class GenerationEngine(Protocol):
+    """The engine as the HTTP surface sees it."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of one sequence, prompt and completion together."""
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the engine thread has died or was stopped."""
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Queue a request; call from the event loop.
+
+        Raises:
+            RequestRefusedError: the prompt is empty, too long or holds an unknown token id.
+            QueueFullError: too many requests wait.
+            EngineUnavailableError: the engine is stopping or dead.
+        """
+
+
+class TextCodec(Protocol):
+    """Text to token ids; may block, so call it off the event loop."""
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a plain prompt, with the special tokens the model expects at its start."""
+
+    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        """Tokens of a conversation, through the model's chat template, up to the assistant's turn.
+
+        Raises:
+            RequestRefusedError: the model has no chat template, or the template refuses the messages.
+        """
