@@ -1,0 +1,184 @@
+"""Which bytes of which files make up each expert, and where they go in a slot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from .errors import CheckpointError
+
+TENSOR_ALIGNMENT = 64  # bytes; what vector loads like
+
+
+class ExpertKey(NamedTuple):
+    """One expert of one MoE layer; a variant is another set of weights for the same place."""
+
+    layer: int
+    expert: int
+    variant: str = "base"
+
+    def __str__(self) -> str:
+        suffix = "" if self.variant == "base" else f" ({self.variant})"
+        return f"expert {self.expert} of layer {self.layer}{suffix}"
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A run of bytes in a file."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class TensorSource:
+    """A tensor, or some leading slices of one, as it lies in a checkpoint."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    extent: Extent
+
+    def leading_slice(self, index: int) -> TensorSource:
+        """Slice ``index`` of the first dimension, which stays as a dimension of one."""
+        nbytes = self.extent.nbytes // self.shape[0]
+        extent = Extent(self.extent.path, self.extent.offset + index * nbytes, nbytes)
+        return TensorSource(self.name, self.dtype, (1, *self.shape[1:]), extent)
+
+
+class ParameterSpec(NamedTuple):
+    """One tensor of an expert as it lies in a slot."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class ExpertLayout:
+    """The tensors of one expert at fixed, aligned offsets of a slot. Layers of equal layout share slots."""
+
+    parameters: tuple[ParameterSpec, ...]
+
+    @cached_property
+    def offsets(self) -> dict[str, int]:
+        offsets, end = {}, 0
+        for parameter in self.parameters:
+            offsets[parameter.name] = end
+            end += _aligned(parameter.nbytes)
+        return offsets
+
+    @cached_property
+    def slot_bytes(self) -> int:
+        return sum(_aligned(parameter.nbytes) for parameter in self.parameters)
+
+
+Assemble = Callable[[Sequence[torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ParameterRecipe:
+    """How one parameter comes about from the checkpoint.
+
+    Without ``assemble`` the sources are the parameter's bytes, one after the other, and are read straight into the
+    slot. With it they are read aside, and ``assemble(sources)`` gives the parameter (a transpose, say).
+    """
+
+    sources: tuple[TensorSource, ...]
+    assemble: Assemble | None = None
+
+
+ExpertRecipe = Mapping[str, ParameterRecipe]
+
+
+@dataclass(frozen=True)
+class LayerEntry:
+    """One MoE layer: the layout of its experts and how each of them is read."""
+
+    layout: ExpertLayout
+    experts: tuple[ExpertRecipe, ...]
+
+
+class ExpertCatalog:
+    """All experts of a model; checked whole when it is built.
+
+    Raises:
+        CheckpointError: an expert lacks a parameter, or its sources do not fill it; the message names both.
+    """
+
+    def __init__(self, layers: Mapping[int, LayerEntry]):
+        if not layers:
+            raise CheckpointError("the checkpoint holds no routed experts")
+        self.layers = dict(sorted(layers.items()))
+        for index, entry in self.layers.items():
+            for expert, recipe in enumerate(entry.experts):
+                _check_recipe(ExpertKey(index, expert), entry.layout, recipe)
+
+    def recipe(self, key: ExpertKey) -> ExpertRecipe:
+        return self.layers[key.layer].experts[key.expert]
+
+    def layout(self, layer: int) -> ExpertLayout:
+        return self.layers[layer].layout
+
+    @cached_property
+    def num_experts(self) -> int:
+        """Experts of the widest layer."""
+        return max(len(entry.experts) for entry in self.layers.values())
+
+    @cached_property
+    def layouts(self) -> dict[ExpertLayout, int]:
+        """Every layout and how many experts have it."""
+        counts: dict[ExpertLayout, int] = {}
+        for entry in self.layers.values():
+            counts[entry.layout] = counts.get(entry.layout, 0) + len(entry.experts)
+        return counts
+
+    @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of slots that hold every expert at once."""
+        return sum(len(entry.experts) * entry.layout.slot_bytes for entry in self.layers.values())
+
+    @cached_property
+    def paths(self) -> list[Path]:
+        """Every file that holds a part of an expert."""
+        sources = (
+            source
+            for entry in self.layers.values()
+            for recipe in entry.experts
+            for parameter in recipe.values()
+            for source in parameter.sources
+        )
+        return sorted({source.extent.path for source in sources})
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT
+
+
+def _check_recipe(key: ExpertKey, layout: ExpertLayout, recipe: ExpertRecipe) -> None:
+    for parameter in layout.parameters:
+        part = recipe.get(parameter.name)
+        if part is None or not part.sources:
+            raise CheckpointError(f"{key} has no tensor for {parameter.name}")
+        if part.assemble is not None:
+            continue
+        nbytes = sum(source.extent.nbytes for source in part.sources)
+        wrong = [source for source in part.sources if source.dtype != parameter.dtype]
+        if wrong:
+            raise CheckpointError(f"{wrong[0].name} is {wrong[0].dtype}, {key} needs {parameter.dtype}")
+        if nbytes != parameter.nbytes:
+            names = ", ".join(source.name for source in part.sources)
+            raise CheckpointError(
+                f"{names}: {nbytes} bytes for {parameter.name} of {key}, which takes {parameter.nbytes}"
+            )

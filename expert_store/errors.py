@@ -1,0 +1,30 @@
+"""What can go wrong in the store.
+
+ExpertStoreError
+    CheckpointError      a file or its header can't be used
+    BudgetError          the memory given is too little for one step
+    ExpertLoadError      one expert could not be read
+    StoreClosedError     the store was closed while somebody waited
+"""
+
+from __future__ import annotations
+
+
+class ExpertStoreError(Exception):
+    """Any failure of the store."""
+
+
+class CheckpointError(ExpertStoreError):
+    """A checkpoint's files, headers or tensors are missing, damaged or contradict each other."""
+
+
+class BudgetError(ExpertStoreError):
+    """A budget in bytes holds fewer slots than a step needs."""
+
+
+class ExpertLoadError(ExpertStoreError):
+    """One expert could not be read; the next lease tries again."""
+
+
+class StoreClosedError(ExpertStoreError):
+    """The store was closed."""

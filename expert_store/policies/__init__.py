@@ -1,0 +1,6 @@
+"""Replacement policies: which resident expert goes when another is needed."""
+
+from .base import Policy
+from .lru import LruPolicy
+
+__all__ = ["LruPolicy", "Policy"]
