@@ -11,6 +11,7 @@ from .catalog import (
     TensorSource,
 )
 from .errors import BudgetError, CheckpointError, ExpertLoadError, ExpertStoreError, StoreClosedError
+from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, Phase, StoreStatistics
 from .store import ExpertStore, Lease, Weights, least_bytes
@@ -39,4 +40,5 @@ __all__ = [
     "find_shards",
     "least_bytes",
     "read_index",
+    "read_tensor",
 ]

@@ -71,32 +71,48 @@ class DiskReader:
                 if part.assemble is None:
                     buffer, offset = arena.buffer(slot, parameter.name), 0
                     for source in part.sources:
-                        self._read(source, buffer[offset : offset + source.extent.nbytes])
+                        file = self._files[source.extent.path]
+                        _read_fully(file, source, buffer[offset : offset + source.extent.nbytes])
                         offset += source.extent.nbytes
                 else:
-                    tensors = [self.read_tensor(source) for source in part.sources]
+                    tensors = [_read_tensor(self._files[source.extent.path], source) for source in part.sources]
                     arena.weights(slot)[parameter.name].copy_(part.assemble(tensors))
         except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear of it
             done(error)
         else:
             done(None)
 
-    def read_tensor(self, source: TensorSource) -> torch.Tensor:
-        """One tensor in memory of its own."""
-        raw = torch.empty(source.extent.nbytes, dtype=torch.uint8)
-        self._read(source, memoryview(raw.numpy()))
-        return raw.view(source.dtype).view(source.shape)
-
-    def _read(self, source: TensorSource, buffer: memoryview) -> None:
-        file, position = self._files[source.extent.path], source.extent.offset
-        while buffer:
-            count = os.preadv(file, [buffer[:MAX_READ_BYTES]], position)
-            if count == 0:
-                raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-            buffer, position = buffer[count:], position + count
-
     def _close_files(self) -> None:
         for file in self._files.values():
             with suppress(OSError):
                 os.close(file)
         self._files.clear()
+
+
+def read_tensor(source: TensorSource) -> torch.Tensor:
+    """One tensor of a checkpoint, in memory of its own.
+
+    Raises:
+        OSError: the file can't be read.
+        ShortReadError: it ends too early.
+    """
+    file = os.open(source.extent.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _read_tensor(file, source)
+    finally:
+        os.close(file)
+
+
+def _read_tensor(file: int, source: TensorSource) -> torch.Tensor:
+    raw = torch.empty(source.extent.nbytes, dtype=torch.uint8)
+    _read_fully(file, source, memoryview(raw.numpy()))
+    return raw.view(source.dtype).view(source.shape)
+
+
+def _read_fully(file: int, source: TensorSource, buffer: memoryview) -> None:
+    position = source.extent.offset
+    while buffer:
+        count = os.preadv(file, [buffer[:MAX_READ_BYTES]], position)
+        if count == 0:
+            raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
+        buffer, position = buffer[count:], position + count

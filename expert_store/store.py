@@ -111,18 +111,20 @@ class ExpertStore:
 
     def _start_read(self, entry: Entry, pool: _Pool) -> None:
         started = time.perf_counter()
+        recipe = self.catalog.recipe(entry.key)
+        nbytes = sum(source.extent.nbytes for part in recipe.values() for source in part.sources)
 
         def done(error: Exception | None) -> None:
             seconds = time.perf_counter() - started
             with self._changed:
                 pool.tier.finish(entry, error)
                 if error is None:
-                    self._statistics.count_load(pool.arena.layout.slot_bytes, seconds)
+                    self._statistics.count_load(nbytes, seconds)
                 else:
                     self._statistics.load_failures += 1
                 self._changed.notify_all()
 
-        self._reader.submit(self.catalog.recipe(entry.key), pool.arena, entry.slot, done)
+        self._reader.submit(recipe, pool.arena, entry.slot, done)
 
 
 class Lease:

@@ -1,0 +1,218 @@
+"""From the tensors of a hub checkpoint to trunk parameters and experts.
+
+transformers says how hub names become module parameters (``get_model_conversion_mapping``); this runs the same
+mapping over the headers alone, so that every expert's bytes are known before any of them is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    rename_source_key,
+)
+
+from expert_store import (
+    CheckpointError,
+    ExpertCatalog,
+    ExpertLayout,
+    LayerEntry,
+    ParameterRecipe,
+    ParameterSpec,
+    TensorSource,
+)
+
+from .errors import ModelError
+
+
+@dataclass(frozen=True)
+class CheckpointMap:
+    """Where everything in a checkpoint belongs."""
+
+    trunk: dict[str, TensorSource]  # by hub name
+    catalog: ExpertCatalog
+    unused: list[str]  # hub names that the model has no place for
+
+
+@dataclass
+class _Parameter:
+    """One parameter of one expert while its sources are being collected."""
+
+    converter: WeightConverter | None
+    sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
+
+
+def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of routed experts that go through transformers' experts interface, by name."""
+    marks = ("is_transposed", "has_gate", "has_bias", "_is_expert_parallel")
+    return {name: module for name, module in model.named_modules() if all(hasattr(module, mark) for mark in marks)}
+
+
+def layer_numbers(names: Sequence[str]) -> dict[str, int]:
+    """The layer of each experts module: the number in its name, or its rank where names share one."""
+    found = [re.search(r"\.(\d+)\.", name) for name in names]
+    numbers = [int(match.group(1)) if match else -1 for match in found]
+    if -1 in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(names)))
+    return dict(zip(names, numbers, strict=True))
+
+
+def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> CheckpointMap:
+    """Sort the tensors of a checkpoint into trunk and experts.
+
+    Args:
+        model: the transformers model on the meta device, its experts' parameters still in place.
+        index: every tensor of the checkpoint.
+
+    Raises:
+        ModelError: the model has no experts that can be paged.
+        CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
+    """
+    modules = experts_modules(model)
+    if not modules:
+        raise ModelError(f"{type(model).__name__} has no routed experts that Greenroom can page")
+    names = _Names(model)
+    owners = {
+        f"{name}.{parameter}": (name, parameter)
+        for name, module in modules.items()
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    trunk: dict[str, TensorSource] = {}
+    unused: list[str] = []
+    experts: dict[tuple[str, int], dict[str, _Parameter]] = {}
+    for source in index.values():
+        target, pattern = names.target(source.name)
+        if target not in owners:
+            if target in names.parameters:
+                trunk[source.name] = source
+            else:
+                unused.append(source.name)
+            continue
+        name, parameter = owners[target]
+        num_experts = modules[name].num_experts
+        converter = names.converters_by_pattern.get(pattern) if pattern else None
+        order = converter.source_patterns.index(pattern) if converter else 0
+        for expert, part in _split(source, names.expert_index(source.name, pattern), num_experts):
+            place = experts.setdefault((name, expert), {})
+            place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
+    numbers = layer_numbers(list(modules))
+    layers = {
+        numbers[name]: _layer_entry(model, name, module, [experts.get((name, e), {}) for e in range(module.num_experts)])
+        for name, module in modules.items()
+    }
+    return CheckpointMap(trunk, ExpertCatalog(layers), unused)
+
+
+class _Names:
+    """transformers' renaming of one model's checkpoint keys."""
+
+    def __init__(self, model: nn.Module):
+        mapping = get_model_conversion_mapping(model)
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self.parameters = model.state_dict()
+        self.converters_by_pattern = {
+            pattern: converter for converter in self._converters for pattern in converter.source_patterns
+        }
+
+    def target(self, name: str) -> tuple[str, str | None]:
+        """The module parameter a hub tensor goes into, and the converter's pattern it matched."""
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.parameters)
+        if target not in self.parameters and name in self.parameters:
+            return name, None
+        return target, pattern
+
+    def expert_index(self, name: str, pattern: str | None) -> int | None:
+        """The expert a per-expert tensor belongs to; None for a tensor that holds all of them."""
+        if pattern is None or "*" not in pattern:
+            return None
+        renamed = apply_renamings(name, self._renamings)
+        match = re.search(pattern.replace("*.", r"(\d+)\."), renamed)
+        if match is None:
+            raise CheckpointError(f"{name} has no expert's number where {pattern} expects one")
+        return int(match.group(match.lastindex or 1))
+
+
+def _split(source: TensorSource, expert: int | None, num_experts: int) -> list[tuple[int, TensorSource]]:
+    if expert is not None:
+        if expert >= num_experts:
+            raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
+        return [(expert, source)]
+    if not source.shape or source.shape[0] != num_experts:
+        raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first size should be {num_experts}")
+    return [(index, source.leading_slice(index)) for index in range(num_experts)]
+
+
+def _layer_entry(
+    model: nn.Module, name: str, module: nn.Module, experts: Sequence[Mapping[str, _Parameter]]
+) -> LayerEntry:
+    shapes = {parameter: tuple(value.shape[1:]) for parameter, value in module.named_parameters(recurse=False)}
+    specs: dict[str, ParameterSpec] = {}
+    recipes = []
+    for expert, parts in enumerate(experts):
+        recipe = {}
+        for parameter, shape in shapes.items():
+            if parameter not in parts:
+                raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+            recipe[parameter], dtype = _recipe(model, f"{name}.{parameter}", shape, parts[parameter])
+            specs.setdefault(parameter, ParameterSpec(parameter, dtype, shape))
+        recipes.append(recipe)
+    return LayerEntry(ExpertLayout(tuple(specs.values())), tuple(recipes))
+
+
+def _recipe(
+    model: nn.Module, target: str, shape: tuple[int, ...], part: _Parameter
+) -> tuple[ParameterRecipe, torch.dtype]:
+    """How to read one parameter of one expert, and the dtype it has in a slot."""
+    sources = tuple(source for _, source in sorted(part.sources, key=lambda item: item[0]))
+    converter = part.converter
+    if converter is None or _is_concatenation(converter, sources, shape):
+        return ParameterRecipe(sources), sources[0].dtype
+    patterns = list(converter.source_patterns)
+
+    def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
+        for operation in converter.operations:
+            values = operation.convert(
+                values,
+                source_patterns=converter.source_patterns,
+                target_patterns=converter.target_patterns,
+                full_layer_name=target,
+                model=model,
+                config=model.config,
+                missing_keys=None,
+            )
+        value = next(iter(values.values()))
+        tensor = value[0] if isinstance(value, list) else value
+        return tensor[0]  # of the dimension of experts, which is one
+
+    names = ", ".join(source.name for source in sources)
+    if len(sources) != len(patterns):
+        raise CheckpointError(f"{target} needs {len(patterns)} tensors an expert and has only {names}")
+    result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    if tuple(result.shape) != shape:
+        raise CheckpointError(f"{names} makes {list(result.shape)} for {target}, which takes {list(shape)}")
+    return ParameterRecipe(sources, assemble), result.dtype
+
+
+def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
+    """Whether the parameter's bytes are those of its sources, one after the other."""
+    kinds = [type(operation) for operation in converter.operations]
+    if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]):
+        return False
+    if any(operation.dim != dim for operation, dim in zip(converter.operations, (0, 1), strict=False)):
+        return False
+    same = all(source.shape[1:] == shape[1:] and source.dtype == sources[0].dtype for source in sources)
+    return same and sum(source.shape[0] for source in sources) == shape[0]

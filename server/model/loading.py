@@ -1,0 +1,90 @@
+"""A checkpoint folder to a trunk: built on the meta device, with nothing but trunk weights loaded."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils.generic import ContextManagers
+
+from expert_store import find_shards, read_index, read_tensor
+
+from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
+from .errors import ModelError
+from .seam import IMPLEMENTATION
+from .trunk import Trunk
+
+log = logging.getLogger(__name__)
+
+
+def load_trunk(folder: Path, dtype: torch.dtype) -> Trunk:
+    """Build a model on the meta device and load its trunk; the experts stay on disk.
+
+    Raises:
+        ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
+        CheckpointError: the checkpoint's files are damaged or incomplete.
+    """
+    config = read_config(folder)
+    model = _build(config, dtype)
+    places = map_checkpoint(model, read_index(find_shards(folder)))
+    modules = experts_modules(model)
+    numbers = layer_numbers(list(modules))
+    for module in modules.values():
+        for name in [name for name, _ in module.named_parameters(recurse=False)]:
+            delattr(module, name)
+        module._is_hf_initialized = True  # noqa: SLF001  or transformers would initialise what is gone
+    if places.unused:
+        log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
+    state = {name: read_tensor(source) for name, source in places.trunk.items()}
+    plan = LoadStateDictConfig(
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
+        weight_mapping=get_model_conversion_mapping(model),
+    )
+    info, _ = convert_and_load_state_dict_in_model(model, state, plan)
+    info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
+    if info.missing_keys:
+        missing = sorted(info.missing_keys)
+        raise ModelError(f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")
+    if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+        problems = [*map(str, info.mismatched_keys), *info.conversion_errors.values(), *info.error_msgs]
+        raise ModelError(f"{folder.name} does not fit its config.json: {problems[0]}")
+    model.eval()
+    return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The config of a checkpoint that Greenroom can serve.
+
+    Raises:
+        ModelError: there is none, it is not for a known causal language model, or its weights are quantised.
+    """
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; give a folder of a Hugging Face checkpoint")
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(f"{folder.name} is a {config.model_type}, which transformers has no causal language model for")
+    if getattr(config, "quantization_config", None) is not None:
+        method = dict(config.quantization_config).get("quant_method", "unknown")
+        raise ModelError(f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint")
+    return config
+
+
+def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    config._attn_implementation = IMPLEMENTATION  # noqa: SLF001
+    config._experts_implementation = IMPLEMENTATION  # noqa: SLF001
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
+        model: PreTrainedModel = model_class(config)
+    return model

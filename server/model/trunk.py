@@ -1,0 +1,157 @@
+"""The trunk: a transformers model whose routed experts are elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from expert_store import ExpertCatalog, ExpertStore, Phase
+
+from .attention import attend_sequence
+from .errors import ModelError
+from .experts import run_paged_experts
+from .kv_cache import KVCache, KVShape
+from .seam import AttentionOptions, running
+
+
+@dataclass(frozen=True)
+class SequenceChunk:
+    """Some new tokens of one sequence; its earlier ones are in the cache."""
+
+    token_ids: Sequence[int]
+    num_cached: int
+    block_table: Sequence[int]  # blocks for cached and new tokens together
+
+
+@dataclass(frozen=True)
+class TrunkFacts:
+    """What a first pass over one token shows of a model."""
+
+    kv_shapes: dict[int, KVShape]  # by attention layer
+    top_k: int  # experts a token, of the widest layer
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of KV cache a token."""
+        return sum(shape.token_bytes for shape in self.kv_shapes.values())
+
+
+class Trunk:
+    """Everything of a model but its routed experts, resident and ready to run."""
+
+    def __init__(self, model: PreTrainedModel, catalog: ExpertCatalog, layers: Mapping[nn.Module, int]):
+        self.catalog = catalog
+        self._model = model
+        self._layers = layers
+        self.config = model.config.get_text_config()
+        self.facts = self._look()
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.config.vocab_size)
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[SequenceChunk], kv_cache: KVCache, store: ExpertStore) -> torch.Tensor:
+        """Run one ragged step.
+
+        Returns:
+            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk.
+
+        Raises:
+            ExpertLoadError: an expert that the step needs can't be read.
+        """
+        seam = _PagedStep(chunks, kv_cache, store, self._layers)
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
+        lasts = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
+        with running(seam):
+            return self._logits(torch.tensor([token_ids]), torch.tensor([positions]), lasts)
+
+    def _logits(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        output = self._model(input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+        logits: torch.Tensor = output.logits[0]
+        return logits.float()
+
+    @torch.inference_mode()
+    def _look(self) -> TrunkFacts:
+        probe = _Probe()
+        with running(probe):
+            self._logits(torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1), dtype=torch.long), torch.tensor([0]))
+        if not probe.kv_shapes or not probe.top_k:
+            name = type(self._model).__name__
+            raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+        return TrunkFacts(probe.kv_shapes, probe.top_k)
+
+
+class _PagedStep:
+    """A step whose attention goes over the KV cache and whose experts come from the store."""
+
+    def __init__(
+        self,
+        chunks: Sequence[SequenceChunk],
+        kv_cache: KVCache,
+        store: ExpertStore,
+        layers: Mapping[nn.Module, int],
+    ):
+        self._cache, self._store, self._layers = kv_cache, store, layers
+        self._lengths = [len(chunk.token_ids) for chunk in chunks]
+        self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
+        # Where all tokens of each sequence lie, the new ones at its end.
+        self._slots = [
+            kv_cache.slots(chunk.block_table, 0, chunk.num_cached + length)
+            for chunk, length in zip(chunks, self._lengths, strict=True)
+        ]
+        self._new_slots = torch.cat([slots[-length:] for slots, length in zip(self._slots, self._lengths, strict=True)])
+
+    def attend(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        layer = int(module.layer_idx)
+        self._cache.write(layer, self._new_slots, key.transpose(0, 1), value.transpose(0, 1))
+        outputs = []
+        parts = query.split(self._lengths, dim=1)
+        for part, slots, length in zip(parts, self._slots, self._lengths, strict=True):
+            window = options.sliding_window
+            first = max(0, len(slots) - length - window + 1) if window else 0
+            keys, values = self._cache.read(layer, slots[first:])
+            outputs.append(attend_sequence(part, keys, values, first, options).transpose(0, 1))
+        return torch.cat(outputs)
+
+    def run_experts(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        layer = self._layers[module]
+        return run_paged_experts(module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights)
+
+
+class _Probe:
+    """A step over one token that runs no expert and only notes what it is given."""
+
+    def __init__(self) -> None:
+        self.kv_shapes: dict[int, KVShape] = {}
+        self.top_k = 0
+
+    def attend(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        self.kv_shapes[int(module.layer_idx)] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
+        return attend_sequence(query, key, value, 0, options).transpose(0, 1)
+
+    def run_experts(
+        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        self.top_k = max(self.top_k, top_k_index.shape[-1])
+        return torch.zeros_like(hidden_states)

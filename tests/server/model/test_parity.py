@@ -1,0 +1,109 @@
+"""Paged models give what stock transformers gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from expert_store import ExpertStore, least_bytes
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.trunk import SequenceChunk, Trunk
+from tests.checkpoints import CONFIGS, make_checkpoint
+
+BLOCK_SIZE = 4
+PROMPTS = [[5, 17, 99, 3, 42, 8, 64], [7], [23, 11, 90, 90, 12, 13, 14, 15, 16, 1, 77]]
+NEW_TOKENS = 8
+TOLERANCE = 1e-4  # of the range of the stock logits
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def stock(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
+    """Greedy tokens of each prompt alone and the logits that chose them, by stock transformers."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    results = []
+    for prompt in PROMPTS:
+        ids, logits = list(prompt), []
+        for _ in range(NEW_TOKENS):
+            with torch.inference_mode():
+                logits.append(model(torch.tensor([ids]), use_cache=False).logits[0, -1])
+            ids.append(int(logits[-1].argmax()))
+        results.append((ids[len(prompt) :], torch.stack(logits)))
+    return results
+
+
+def generate(trunk: Trunk, store: ExpertStore, chunk: int = 64) -> list[tuple[list[int], torch.Tensor]]:
+    """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens."""
+    blocks = -(-(max(map(len, PROMPTS)) + NEW_TOKENS) // BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_shapes, blocks * len(PROMPTS), BLOCK_SIZE)
+    tables = [[len(PROMPTS) * i + n for i in range(blocks)] for n in range(len(PROMPTS))]
+    texts = [list(prompt) for prompt in PROMPTS]
+    cached = [0] * len(PROMPTS)
+    logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+    while any(len(rows) < NEW_TOKENS for rows in logits):
+        active = [i for i in range(len(PROMPTS)) if len(logits[i]) < NEW_TOKENS]
+        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables[i]) for i in active]
+        result = trunk.forward(chunks, cache, store)
+        for i, piece, row in zip(active, chunks, result, strict=True):
+            cached[i] += len(piece.token_ids)
+            if cached[i] == len(texts[i]):
+                logits[i].append(row)
+                texts[i].append(int(row.argmax()))
+    return [(text[len(p) :], torch.stack(rows)) for text, p, rows in zip(texts, PROMPTS, logits, strict=True)]
+
+
+def test_every_cache_size_gives_the_stock_logits_and_the_same_bits(
+    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
+) -> None:
+    """From top-k slots to all of them: stock logits, stock greedy tokens, and not one bit between sizes."""
+    trunk = load_trunk(checkpoint, torch.float32)
+    catalog = trunk.catalog
+    least = least_bytes(catalog, trunk.facts.top_k)
+    slot = next(iter(catalog.layouts)).slot_bytes
+    first = None
+    for host_bytes in (least, least + slot, (least + catalog.total_bytes) // 2, catalog.total_bytes):
+        store = ExpertStore(catalog, host_bytes)
+        result = generate(trunk, store)
+        store.check_integrity()
+        assert store.slot_bytes <= host_bytes
+        store.close()
+        for (tokens, logits), (stock_tokens, stock_logits) in zip(result, stock, strict=True):
+            span = float(stock_logits.max() - stock_logits.min())
+            assert float((logits - stock_logits).abs().max()) < TOLERANCE * span
+            assert tokens == stock_tokens
+        first = first or result
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result, first, strict=True))
+
+
+def test_chunked_prefill_gives_the_stock_tokens(
+    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
+) -> None:
+    """Prompts that go in three tokens at a time, mixed with decodes, end in the same text."""
+    trunk = load_trunk(checkpoint, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    assert [tokens for tokens, _ in generate(trunk, store, chunk=3)] == [tokens for tokens, _ in stock]
+    store.close()
+
+
+def test_experts_are_never_in_the_module(checkpoint: Path) -> None:
+    """Trunk and experts together are the checkpoint; the trunk alone is less."""
+    trunk = load_trunk(checkpoint, torch.float32)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    whole = sum(p.numel() * p.element_size() for p in stock.parameters())
+    parameters = sum(p.numel() * p.element_size() for p in trunk._model.parameters())
+    experts = sum(
+        source.extent.nbytes
+        for entry in trunk.catalog.layers.values()
+        for recipe in entry.experts
+        for part in recipe.values()
+        for source in part.sources
+    )
+    assert parameters + experts == whole
