@@ -1,0 +1,99 @@
+"""The server's life: listen, load, answer, drain, end."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from importlib.metadata import version
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.api.routes import add_routes
+from server.api.service import LoadedModel, Service
+from server.loading import LoadedServer, load_server
+from server.settings import ServeSettings, SettingsError
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP application of a service. No pages that fetch scripts from elsewhere."""
+    app = FastAPI(title="Greenroom", version=service.version, docs_url=None, redoc_url=None)
+    add_routes(app, service)
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket.
+
+    Raises:
+        SettingsError: the address can't be used.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+
+
+async def serve(model: str | None, settings: ServeSettings) -> None:
+    """Serve until a signal says stop; `/ready` is red until the model is loaded.
+
+    Raises:
+        ModelError, ExpertStoreError, SettingsError: the model can't be served.
+    """
+    service = Service(version("greenroom"))
+    with listen(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=settings.log_level == "debug",
+            timeout_graceful_shutdown=int(settings.shutdown_timeout),
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve([listener]))
+        loading = asyncio.ensure_future(_load_in_thread(model, settings))
+        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        loaded = None
+        try:
+            if loading.done():
+                loaded = loading.result()
+                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec)
+                service.metrics = loaded.metrics.render
+                print(f"Greenroom ready: {_url(listener)} (model {loaded.name})", flush=True)  # noqa: T201
+                await serving
+        finally:
+            server.should_exit = True
+            await serving
+            if loaded is not None:
+                loaded.close()
+
+
+def _load_in_thread(model: str | None, settings: ServeSettings) -> asyncio.Future[LoadedServer]:
+    """Load off the loop, in a thread that does not keep the process alive when it is told to stop meanwhile."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[LoadedServer] = loop.create_future()
+
+    def settle(result: LoadedServer | None, error: Exception | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        elif result is not None:
+            future.set_result(result)
+
+    def load() -> None:
+        try:
+            result = load_server(model, settings)
+        except Exception as error:  # noqa: BLE001  it is raised where the future is awaited
+            loop.call_soon_threadsafe(settle, None, error)
+        else:
+            loop.call_soon_threadsafe(settle, result, None)
+
+    threading.Thread(target=load, name="loader", daemon=True).start()
+    return future
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

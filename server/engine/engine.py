@@ -1,0 +1,230 @@
+"""The engine: one thread that schedules, runs and postprocesses, step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import threading
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+
+import torch
+
+from expert_store import ExpertStoreError
+from server.model.trunk import SequenceChunk
+from server.observability.statistics import EngineStatistics
+
+from .block_manager import BlockManager
+from .request import (
+    EngineError,
+    EngineUnavailableError,
+    FinishReason,
+    GenerationFailedError,
+    GenerationRequest,
+    QueueFullError,
+    RequestRefusedError,
+    TokenEvent,
+    TokenStream,
+)
+from .runner import ModelRunner
+from .sampler import sample
+from .scheduler import Scheduled, Scheduler, SchedulerLimits
+from .sequence import Sequence
+from .text import Decode, Detokenizer, TextAssembler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """What the engine accepts."""
+
+    max_model_len: int
+    max_queued: int
+    scheduler: SchedulerLimits
+
+
+class Engine:
+    """Continuous batching over a model.
+
+    Args:
+        runner: runs the steps.
+        blocks: the blocks of the runner's KV cache.
+        limits: what is accepted.
+        vocab_size: prompts may hold ids below it.
+        eos_token_ids: tokens that end a sequence.
+        decode: token ids to text.
+    """
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        blocks: BlockManager,
+        limits: EngineLimits,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        decode: Decode,
+    ):
+        self.statistics = EngineStatistics()
+        self._runner, self._blocks, self._limits = runner, blocks, limits
+        self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
+        self._scheduler = Scheduler(blocks, limits.scheduler)
+        self._inbox: list[Sequence] = []
+        self._is_stopping = False
+        self._changed = threading.Condition()  # guards _inbox and _is_stopping
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread after its step; every open stream ends with an error."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive() and not self._is_stopping
+
+    @property
+    def max_model_len(self) -> int:
+        return self._limits.max_model_len
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        """Queue a request; see ``GenerationEngine.submit``."""
+        self._check(request)
+        sampling = request.sampling
+        stream = TokenStream(request, asyncio.get_running_loop())
+        text = TextAssembler(Detokenizer(self._decode, request.prompt_ids), sampling.stop)
+        seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        with self._changed:
+            if not self.is_alive:
+                raise EngineUnavailableError("the engine is not running")
+            if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
+                raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
+            self._inbox.append(Sequence(stream, text, seed))
+            self._changed.notify()
+        return stream
+
+    def _check(self, request: GenerationRequest) -> None:
+        prompt = request.prompt_ids
+        if not prompt:
+            raise RequestRefusedError("the prompt is empty", "prompt")
+        unknown = next((token for token in prompt if not 0 <= token < self._vocab_size), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
+        total = len(prompt) + request.sampling.max_tokens
+        if request.sampling.max_tokens < 1 or total > self._limits.max_model_len:
+            raise RequestRefusedError(
+                f"{len(prompt)} prompt tokens and max_tokens {request.sampling.max_tokens} do not fit the context of "
+                f"{self._limits.max_model_len} tokens",
+                "max_tokens",
+            )
+
+    def _loop(self) -> None:
+        error: EngineError = EngineUnavailableError("the server is stopping")
+        try:
+            while self._wait_for_work():
+                self.step()
+        except Exception:
+            log.exception("the engine died")
+            error = GenerationFailedError("the engine died; see the server's log")
+        finally:
+            with self._changed:
+                self._is_stopping = True
+                left = [*self._inbox, *self._scheduler.running, *self._scheduler.waiting]
+            for sequence in left:
+                sequence.stream.fail(error)
+
+    def _wait_for_work(self) -> bool:
+        """Take in what was submitted; False once the engine is to stop."""
+        with self._changed:
+            while not (self._is_stopping or self._inbox or self._scheduler.running or self._scheduler.waiting):
+                self._changed.wait()
+            for sequence in self._inbox:
+                self._scheduler.add(sequence)
+            self._inbox.clear()
+            return not self._is_stopping
+
+    def step(self) -> None:
+        """One step, read aloud: drop who left, schedule, run, postprocess."""
+        self._drop_cancelled()
+        step = self._scheduler.schedule()
+        if step:
+            try:
+                self._postprocess(step, self._run(step))
+            except (ExpertStoreError, RuntimeError) as error:
+                self._fail(step, error)
+        self._take_stock()
+
+    def _drop_cancelled(self) -> None:
+        for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
+            if sequence.stream.is_cancelled:
+                self._scheduler.remove(sequence)
+                self.statistics.finished["abort"] += 1
+
+    def _run(self, step: AbstractSequence[Scheduled]) -> torch.Tensor:
+        chunks = []
+        for item in step:
+            sequence, first = item.sequence, item.sequence.num_cached
+            chunks.append(
+                SequenceChunk(sequence.token_ids[first : first + item.num_tokens], first, sequence.block_table)
+            )
+        return self._runner.run(chunks)
+
+    def _postprocess(self, step: AbstractSequence[Scheduled], logits: torch.Tensor) -> None:
+        rows = [row for row, item in enumerate(step) if item.reaches_end]
+        for item in step:
+            generated_before = item.sequence.num_generated
+            if generated_before == 0:
+                self.statistics.prompt_tokens += item.num_tokens
+            item.sequence.num_cached += item.num_tokens
+        sequences = [step[row].sequence for row in rows]
+        tokens = sample(
+            logits[rows],
+            [sequence.stream.request.sampling for sequence in sequences],
+            [_draw(sequence) for sequence in sequences],
+        )
+        for sequence, token in zip(sequences, tokens, strict=True):
+            self._append(sequence, token)
+
+    def _append(self, sequence: Sequence, token: int) -> None:
+        """Take a sampled token: publish its text, and end the sequence if it is the last."""
+        sequence.token_ids.append(token)
+        self.statistics.generation_tokens += 1
+        sampling = sequence.stream.request.sampling
+        ends = token in sampling.stop_token_ids or (token in self._eos_token_ids and not sampling.ignore_eos)
+        text = "" if ends else sequence.text.push(token)
+        reason = None
+        if ends or sequence.text.is_stopped:
+            reason = FinishReason.STOP
+        elif sequence.num_generated == sampling.max_tokens:
+            reason = FinishReason.LENGTH
+        if reason is not None:
+            text += sequence.text.flush()
+            self._scheduler.remove(sequence)
+            self.statistics.finished[reason.value] += 1
+        sequence.stream.publish(TokenEvent(text, sequence.num_generated, reason))
+
+    def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
+        """End the requests of a step that failed; all others go on."""
+        log.error("a step of %d sequences failed: %s", len(step), error, exc_info=error)
+        for item in step:
+            self._scheduler.remove(item.sequence)
+            self.statistics.finished["error"] += 1
+            item.sequence.stream.fail(GenerationFailedError("the model failed to compute this request; see the log"))
+
+    def _take_stock(self) -> None:
+        self.statistics.num_running = len(self._scheduler.running)
+        self.statistics.num_waiting = len(self._scheduler.waiting)
+        self.statistics.preemptions = self._scheduler.num_preemptions
+        self.statistics.kv_cache_usage = 1 - self._blocks.num_free / self._blocks.num_blocks
+
+
+def _draw(sequence: Sequence) -> float:
+    """The uniform number for a sequence's next token; depends on its seed and position alone."""
+    return random.Random(f"{sequence.seed}:{sequence.num_generated}").random()  # noqa: S311  not for secrets

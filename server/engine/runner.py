@@ -1,0 +1,29 @@
+"""What the engine asks of a model; a fake one makes its tests instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from expert_store import ExpertStore
+from server.model.kv_cache import KVCache
+from server.model.trunk import SequenceChunk, Trunk
+
+
+class ModelRunner(Protocol):
+    """A model with its KV cache."""
+
+    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+        """float32 logits ``(chunks, vocabulary)`` after the last token of each chunk."""
+
+
+class PagedModelRunner:
+    """A trunk with its cache and its store of experts."""
+
+    def __init__(self, trunk: Trunk, kv_cache: KVCache, store: ExpertStore):
+        self._trunk, self._kv_cache, self._store = trunk, kv_cache, store
+
+    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+        return self._trunk.forward(chunks, self._kv_cache, self._store)

@@ -1,0 +1,141 @@
+"""Settings to a running engine: find the checkpoint, share out the memory, put the rooms together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from expert_store import ExpertCatalog, ExpertStore, least_bytes
+from server.engine.block_manager import BlockManager
+from server.engine.codec import Codec
+from server.engine.engine import Engine, EngineLimits
+from server.engine.runner import PagedModelRunner
+from server.engine.scheduler import SchedulerLimits
+from server.memory import available_bytes, format_bytes
+from server.model.checkpoint import find_checkpoint
+from server.model.dtype import compute_dtype
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk, read_config
+from server.model.tokenizer import Tokenizer
+from server.model.trunk import Trunk
+from server.observability.metrics import Metrics
+from server.settings import ServeSettings, SettingsError, parse_budget
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 16  # tokens
+RESERVE_BYTES = 1 << 30  # left to the system, and for the tensors of a step
+KV_SHARE = 8  # one part in so many of the free memory, at most
+
+
+@dataclass
+class LoadedServer:
+    """What `greenroom serve` keeps until it ends."""
+
+    name: str
+    engine: Engine
+    codec: Codec
+    metrics: Metrics
+    store: ExpertStore
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.store.close()
+
+
+def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
+    """Load a model and start its engine.
+
+    Raises:
+        ModelError, ExpertStoreError: the model can't be served.
+        SettingsError: a budget or limit does not suit the model.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    folder, name = find_checkpoint(model, settings.revision)
+    name = settings.served_model_name or name
+    log.info("loading %s from %s", name, folder)
+    dtype = compute_dtype(settings.dtype, read_config(folder))
+    trunk = load_trunk(folder, dtype)
+    tokenizer = Tokenizer(folder)
+    max_model_len, num_blocks = plan_kv_cache(settings, trunk)
+    host_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
+    store = ExpertStore(trunk.catalog, host_bytes)
+    kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE)
+    describe(trunk, store, max_model_len, num_blocks)
+    engine = Engine(
+        PagedModelRunner(trunk, kv_cache, store),
+        BlockManager(num_blocks, BLOCK_SIZE),
+        EngineLimits(
+            max_model_len,
+            settings.max_queued_requests,
+            SchedulerLimits(settings.max_running_requests, settings.max_batched_tokens),
+        ),
+        trunk.vocab_size,
+        tokenizer.eos_token_ids,
+        tokenizer.decode,
+    )
+    engine.start()
+    return LoadedServer(name, engine, Codec(tokenizer), Metrics(store, engine.statistics), store)
+
+
+def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:
+    """The longest sequence in tokens, and the blocks of the cache.
+
+    Raises:
+        SettingsError: the cache can't hold one sequence of the length that was asked for.
+    """
+    longest = trunk.max_model_len
+    if settings.max_model_len is not None and settings.max_model_len > longest:
+        raise SettingsError(f"--max-model-len {settings.max_model_len}: the model's context is {longest} tokens")
+    longest = settings.max_model_len or longest
+    block_bytes = BLOCK_SIZE * trunk.facts.token_bytes
+    blocks_of_one = -(-longest // BLOCK_SIZE)
+    most = blocks_of_one * settings.max_running_requests * block_bytes
+    auto = min(most, available_bytes() // KV_SHARE)
+    num_blocks = parse_budget(settings.kv_cache_memory).resolve(most, auto) // block_bytes
+    if num_blocks < blocks_of_one:
+        if settings.max_model_len is not None or num_blocks == 0:
+            need = format_bytes(blocks_of_one * block_bytes)
+            raise SettingsError(f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}")
+        longest = num_blocks * BLOCK_SIZE
+        log.warning("the KV cache holds %d tokens, so longer prompts are refused; see --kv-cache-memory", longest)
+    return longest, num_blocks
+
+
+def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> int:
+    """The budget of the host tier in bytes; one that is too little is raised, with a warning."""
+    catalog = trunk.catalog
+    auto = min(catalog.total_bytes, max(0, available_bytes() - kv_bytes - RESERVE_BYTES))
+    asked = parse_budget(settings.host_expert_memory).resolve(catalog.total_bytes, auto)
+    least = least_bytes(catalog, trunk.facts.top_k)
+    if asked < least:
+        log.warning(
+            "--host-expert-memory %s is %s; raised to %s, the least that holds the %d experts of a token",
+            settings.host_expert_memory,
+            format_bytes(asked),
+            format_bytes(least),
+            trunk.facts.top_k,
+        )
+    return max(asked, least)
+
+
+def describe(trunk: Trunk, store: ExpertStore, max_model_len: int, num_blocks: int) -> None:
+    """Say what lies where."""
+    catalog: ExpertCatalog = trunk.catalog
+    kv_bytes = num_blocks * BLOCK_SIZE * trunk.facts.token_bytes
+    num_experts = sum(catalog.layouts.values())
+    log.info("trunk: %s resident", format_bytes(trunk.nbytes))
+    log.info(
+        "experts: %d in %d layers, %s on disk; slots for %d of them, %s of memory",
+        num_experts,
+        len(catalog.layers),
+        format_bytes(catalog.total_bytes),
+        store.num_slots,
+        format_bytes(store.slot_bytes),
+    )
+    log.info("KV cache: %s for %d tokens; context %d", format_bytes(kv_bytes), num_blocks * BLOCK_SIZE, max_model_len)

@@ -1,0 +1,149 @@
+"""Configuration: read once, at the edge, from command line, environment and a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+ENVIRONMENT_PREFIX = "GREENROOM_"
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+class SettingsError(Exception):
+    """A setting has a value that can't be used; the message names it."""
+
+
+class Budget(BaseModel):
+    """Memory as a user gives it: ``auto``, a number of bytes, or a part of something."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nbytes: int | None = None
+    share: float | None = None  # 0 to 1
+
+    def resolve(self, total: int, auto: int) -> int:
+        """Bytes, where ``total`` is the whole and ``auto`` what to take when nothing was asked for."""
+        if self.nbytes is not None:
+            return self.nbytes
+        return auto if self.share is None else int(self.share * total)
+
+
+def parse_budget(text: str) -> Budget:
+    """``auto``, ``6GiB``, ``512MB``, ``1000000`` or ``50%``.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if text == "auto":
+        return Budget()
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMG]i?B|B)?", text, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write it as 6GiB, 50% or auto")
+    number, unit = float(match.group(1)), (match.group(2) or "").upper()
+    if unit == "%":
+        if number > 100:  # noqa: PLR2004
+            raise ValueError(f"{text!r} is more than all; the most is 100%")
+        return Budget(share=number / 100)
+    return Budget(nbytes=int(number * UNITS[unit]))
+
+
+def _check_budget(text: str) -> str:
+    parse_budget(text)
+    return text
+
+
+def _check_bytes(text: str) -> str:
+    if parse_budget(text).share is not None:
+        raise ValueError(f"{text!r} is a percentage; write a size such as 2GiB, or auto")
+    return text
+
+
+BudgetText = Annotated[str, AfterValidator(_check_budget)]
+BytesText = Annotated[str, AfterValidator(_check_bytes)]
+
+
+class ServeSettings(BaseModel):
+    """All flags of ``greenroom serve``; descriptions and defaults are those that ``--help`` shows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks one and prints it")
+    served_model_name: str | None = Field(None, description="name in /v1/models (repository id or folder name)")
+    revision: str | None = Field(None, description="hub revision")
+    device: Literal["auto", "cpu"] = Field("auto", description="where to compute")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="of activations and trunk; auto is the checkpoint's where the processor is fast at it"
+    )
+    host_expert_memory: BudgetText = Field(
+        "auto", description="budget of experts in memory: 6GiB, 50%% of all expert bytes, or auto"
+    )
+    kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
+    max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")
+    max_running_requests: int = Field(64, ge=1, description="requests in a batch")
+    max_queued_requests: int = Field(256, ge=1, description="requests that may wait")
+    max_batched_tokens: int = Field(512, ge=1, description="tokens of one step")
+    threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
+    shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting, named after it; values stay text until they are validated together."""
+    for name, field in ServeSettings.model_fields.items():
+        default = "" if field.default is None else f" (default {field.default})"
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        metavar = "{" + ",".join(choices) + "}" if choices else name.split("_")[-1].upper()
+        parser.add_argument(
+            flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
+        )
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="read settings from a file")
+
+
+def flag_name(setting: str) -> str:
+    return "--" + setting.replace("_", "-")
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None) -> ServeSettings:
+    """Command line beats environment beats file.
+
+    Raises:
+        SettingsError: a value can't be used, or the file holds an unknown key; the message names where it came from.
+    """
+    names = ServeSettings.model_fields
+    from_file = _read_file(config) if config else {}
+    from_environment = {
+        name: environment[variable] for name in names if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
+    }
+    from_flags = {name: value for name, value in flags.items() if name in names}
+    try:
+        return ServeSettings.model_validate({**from_file, **from_environment, **from_flags})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if name in from_flags:
+            place = flag_name(name)
+        elif name in from_environment:
+            place = ENVIRONMENT_PREFIX + name.upper()
+        else:
+            place = f"{name} in {config}"
+        reason = first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{place} {first['input']!r}: {reason}") from error
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"--config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"--config {path} is not TOML: {error}") from error
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
