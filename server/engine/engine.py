@@ -138,7 +138,9 @@ class Engine:
                 self._is_stopping = True
                 left = [*self._inbox, *self._scheduler.running, *self._scheduler.waiting]
             for sequence in left:
+                self._scheduler.remove(sequence)
                 sequence.stream.fail(error)
+            self._take_stock()
 
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""

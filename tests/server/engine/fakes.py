@@ -1,0 +1,110 @@
+"""A model without weights whose next token depends on every token that the cache gives back."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from server.engine.block_manager import BlockManager
+from server.engine.engine import Engine, EngineLimits
+from server.engine.request import GenerationRequest, SamplingParams, TokenStream
+from server.engine.scheduler import SchedulerLimits
+from server.model.trunk import SequenceChunk
+
+VOCABULARY = 256  # bytes
+BLOCK_SIZE = 4
+
+
+def next_token(token_ids: Sequence[int]) -> int:
+    """A lower-case letter that any change of the sequence changes."""
+    return ord("a") + zlib.crc32(bytes(token_ids)) % 26
+
+
+def continuation(prompt: Sequence[int], count: int) -> str:
+    """What the fake model writes after a prompt when it runs alone."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return bytes(tokens[len(prompt) :]).decode()
+
+
+class FakeModel:
+    """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
+
+    def __init__(self, num_blocks: int):
+        self._slots = [-1] * (num_blocks * BLOCK_SIZE)
+        self.steps: list[list[int]] = []  # tokens of each chunk of each step
+        self.before_step: Callable[[], None] = lambda: None
+
+    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+        self.before_step()
+        self.steps.append([len(chunk.token_ids) for chunk in chunks])
+        for chunk in chunks:
+            for offset, token in enumerate(chunk.token_ids):
+                self._slots[self._slot(chunk, chunk.num_cached + offset)] = token
+        logits = torch.zeros((len(chunks), VOCABULARY))
+        for row, chunk in enumerate(chunks):
+            length = chunk.num_cached + len(chunk.token_ids)
+            tokens = [self._slots[self._slot(chunk, position)] for position in range(length)]
+            logits[row, next_token(tokens)] = 1.0
+        return logits
+
+    @staticmethod
+    def _slot(chunk: SequenceChunk, position: int) -> int:
+        return chunk.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+
+
+def decode(token_ids: list[int]) -> str:
+    return bytes(token_ids).decode("utf-8", errors="replace")
+
+
+@dataclass
+class Rig:
+    """An engine over a fake model."""
+
+    num_blocks: int = 64
+    max_running: int = 8
+    max_batched_tokens: int = 32
+    max_queued: int = 100
+    eos_token_ids: frozenset[int] = frozenset()
+    model: FakeModel = field(init=False)
+    blocks: BlockManager = field(init=False)
+    engine: Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = FakeModel(self.num_blocks)
+        self.blocks = BlockManager(self.num_blocks, BLOCK_SIZE)
+        limits = EngineLimits(
+            max_model_len=self.num_blocks * BLOCK_SIZE,
+            max_queued=self.max_queued,
+            scheduler=SchedulerLimits(self.max_running, self.max_batched_tokens),
+        )
+        self.engine = Engine(self.model, self.blocks, limits, VOCABULARY, self.eos_token_ids, decode)
+
+    def submit(self, prompt: Sequence[int] | bytes, max_tokens: int = 8, **sampling: Any) -> TokenStream:
+        params = SamplingParams(max_tokens, temperature=0.0, **sampling)
+        return self.engine.submit(GenerationRequest("test", tuple(prompt), params))
+
+
+async def collect(stream: TokenStream) -> str:
+    return "".join([event.text async for event in stream])
+
+
+def run(rig: Rig, scenario: Callable[[], Any]) -> Any:
+    """Run a coroutine function while the engine runs; afterwards no block may be in use."""
+
+    async def body() -> Any:
+        rig.engine.start()
+        try:
+            return await asyncio.wait_for(scenario(), timeout=60)
+        finally:
+            await asyncio.to_thread(rig.engine.stop)
+
+    result = asyncio.run(body())
+    rig.blocks.check_integrity([])
+    return result

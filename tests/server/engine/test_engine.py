@@ -1,0 +1,270 @@
+"""The engine over a fake model: the same text in any company, and nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+
+import pytest
+
+from expert_store import ExpertLoadError
+from server.engine.request import (
+    EngineUnavailableError,
+    FinishReason,
+    GenerationFailedError,
+    QueueFullError,
+    RequestRefusedError,
+)
+from tests.server.engine.fakes import Rig, collect, continuation, next_token, run
+
+
+def test_requests_together_write_what_each_writes_alone() -> None:
+    rig = Rig()
+    prompts = [bytes([65 + i] * (1 + 7 * i)) for i in range(6)]
+
+    async def scenario() -> list[str]:
+        return await asyncio.gather(*[collect(rig.submit(prompt, 20)) for prompt in prompts])
+
+    assert run(rig, scenario) == [continuation(prompt, 20) for prompt in prompts]
+    assert max(map(len, rig.model.steps)) > 1
+
+
+def test_a_long_prompt_goes_in_by_chunks_beside_running_decodes() -> None:
+    rig = Rig(max_batched_tokens=8)
+
+    async def scenario() -> list[str]:
+        return await asyncio.gather(collect(rig.submit(b"ab", 12)), collect(rig.submit(b"x" * 50, 4)))
+
+    assert run(rig, scenario) == [continuation(b"ab", 12), continuation(b"x" * 50, 4)]
+    assert max(sum(step) for step in rig.model.steps) == 8
+    assert any(1 in step and max(step) > 1 for step in rig.model.steps)
+
+
+def test_more_text_than_cache_is_served_by_preemption() -> None:
+    rig = Rig(num_blocks=10)
+    prompts = [bytes([65 + i] * 8) for i in range(5)]
+
+    async def scenario() -> list[str]:
+        return await asyncio.gather(*[collect(rig.submit(prompt, 24)) for prompt in prompts])
+
+    assert run(rig, scenario) == [continuation(prompt, 24) for prompt in prompts]
+    assert rig.engine.statistics.preemptions > 0
+
+
+def test_a_request_that_fills_the_whole_context_ends() -> None:
+    rig = Rig(num_blocks=8)
+
+    async def scenario() -> str:
+        return await collect(rig.submit(b"y" * 12, 20))
+
+    assert run(rig, scenario) == continuation(b"y" * 12, 20)
+
+
+def test_events_carry_counts_and_one_finish_reason() -> None:
+    rig = Rig()
+
+    async def scenario() -> list[tuple[int, FinishReason | None]]:
+        return [(event.num_generated, event.finish_reason) async for event in rig.submit(b"hello", 3)]
+
+    assert run(rig, scenario) == [(1, None), (2, None), (3, FinishReason.LENGTH)]
+
+
+@pytest.mark.parametrize("way", ["eos", "stop_token_ids"])
+def test_an_end_token_ends_the_text_and_is_not_part_of_it(way: str) -> None:
+    prompt = b"hello"
+    text = continuation(prompt, 5)
+    end = next(i for i in range(1, 5) if text[i] not in text[:i])
+    token = frozenset({ord(text[end])})
+    rig = Rig(eos_token_ids=token if way == "eos" else frozenset())
+    extra = {} if way == "eos" else {"stop_token_ids": token}
+
+    async def scenario() -> tuple[str, int]:
+        events = [event async for event in rig.submit(prompt, 50, **extra)]
+        assert events[-1].finish_reason is FinishReason.STOP
+        return "".join(event.text for event in events), events[-1].num_generated
+
+    assert run(rig, scenario) == (text[:end], end + 1)
+
+
+def test_ignore_eos_goes_on_to_the_limit() -> None:
+    token = next_token(b"hello")
+    rig = Rig(eos_token_ids=frozenset({token}))
+
+    async def scenario() -> str:
+        return await collect(rig.submit(b"hello", 9, ignore_eos=True))
+
+    assert run(rig, scenario) == continuation(b"hello", 9)
+
+
+def test_a_stop_string_over_several_tokens_ends_the_text_before_it() -> None:
+    text = continuation(b"stop", 12)
+    rig = Rig()
+
+    async def scenario() -> str:
+        return await collect(rig.submit(b"stop", 12, stop=("zzz", text[5:8])))
+
+    assert run(rig, scenario) == text[:5]
+
+
+def test_a_cancelled_request_stops_within_one_step_and_frees_its_blocks() -> None:
+    rig = Rig()
+
+    async def scenario() -> int:
+        stream = rig.submit(b"gone", 200)
+        async for event in stream:
+            if event.num_generated == 3:
+                break
+        stream.cancel()
+        steps = len(rig.model.steps)
+        while rig.engine.statistics.num_running:
+            await asyncio.sleep(0)
+        return len(rig.model.steps) - steps
+
+    assert run(rig, scenario) <= 1
+    assert rig.engine.statistics.finished["abort"] == 1
+
+
+def test_a_request_cancelled_in_the_queue_never_runs() -> None:
+    rig = Rig(max_running=1)
+    gate = threading.Event()
+    rig.model.before_step = lambda: gate.wait(30)
+
+    async def scenario() -> None:
+        first = rig.submit(b"first", 4)
+        second = rig.submit(b"second", 4)
+        second.cancel()
+        gate.set()
+        assert await collect(first) == continuation(b"first", 4)
+
+    run(rig, scenario)
+    assert all(len(step) == 1 for step in rig.model.steps)
+    assert sum(map(sum, rig.model.steps)) == len(b"first") + 3
+
+
+def test_a_full_queue_refuses_and_recovers() -> None:
+    rig = Rig(max_queued=2, max_running=1)
+    gate = threading.Event()
+    rig.model.before_step = lambda: gate.wait(30)
+
+    async def scenario() -> None:
+        streams = []
+        with pytest.raises(QueueFullError, match="2 requests are waiting"):
+            for _ in range(4):
+                streams.append(rig.submit(b"q", 2))
+        gate.set()
+        for stream in streams:
+            assert await collect(stream) == continuation(b"q", 2)
+        assert await collect(rig.submit(b"later", 2)) == continuation(b"later", 2)
+
+    run(rig, scenario)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "message", "param"),
+    [
+        ((), 4, "the prompt is empty", "prompt"),
+        ((1, 256), 4, "token id 256 is not below 256", "prompt"),
+        ((-1,), 4, "token id -1", "prompt"),
+        ((1,) * 250, 7, "do not fit the context of 256 tokens", "max_tokens"),
+        ((1,), 0, "max_tokens 0", "max_tokens"),
+    ],
+)
+def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int, message: str, param: str) -> None:
+    rig = Rig()
+
+    async def scenario() -> None:
+        with pytest.raises(RequestRefusedError, match=message) as refusal:
+            rig.submit(prompt, max_tokens)
+        assert refusal.value.param == param
+
+    run(rig, scenario)
+
+
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on() -> None:
+    rig = Rig()
+    failures = [ExpertLoadError("cannot read expert 3 of layer 1: /secret/path")]
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    rig.model.before_step = fail_once
+
+    async def scenario() -> None:
+        with pytest.raises(GenerationFailedError) as failure:
+            await collect(rig.submit(b"unlucky"))
+        assert "/secret" not in str(failure.value)
+        assert await collect(rig.submit(b"lucky", 5)) == continuation(b"lucky", 5)
+
+    run(rig, scenario)
+    assert rig.engine.statistics.finished["error"] == 1
+
+
+def test_a_dead_engine_ends_every_stream_and_takes_no_more() -> None:
+    rig = Rig()
+
+    def die() -> None:
+        raise KeyError("a bug")
+
+    rig.model.before_step = die
+
+    async def scenario() -> None:
+        with pytest.raises(GenerationFailedError, match="the engine died"):
+            await collect(rig.submit(b"last"))
+        assert not rig.engine.is_alive
+        with pytest.raises(EngineUnavailableError):
+            rig.submit(b"too late")
+
+    run(rig, scenario)
+
+
+def test_stopping_ends_open_streams_with_an_error() -> None:
+    rig = Rig()
+    gate = threading.Event()
+    rig.model.before_step = lambda: gate.wait(30)
+
+    async def scenario() -> None:
+        rig.engine.start()
+        stream = rig.submit(b"open", 50)
+        stopping = asyncio.create_task(asyncio.to_thread(rig.engine.stop))
+        while rig.engine.is_alive:
+            await asyncio.sleep(0)
+        gate.set()
+        with pytest.raises(EngineUnavailableError, match="stopping"):
+            await collect(stream)
+        await stopping
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_traces_give_each_request_its_own_text(seed: int) -> None:
+    """Long, short and cancelled requests over a small cache, submitted at random moments."""
+    rng = random.Random(seed)
+    rig = Rig(num_blocks=24, max_running=5, max_batched_tokens=16)
+
+    async def one() -> None:
+        prompt = bytes(rng.randrange(256) for _ in range(rng.randint(1, 40)))
+        count = rng.randint(1, 40)
+        leaves_after = rng.randint(1, count) if rng.random() < 0.3 else None
+        stream = rig.submit(prompt, count)
+        text = ""
+        async for event in stream:
+            text += event.text
+            if event.num_generated == leaves_after:
+                stream.cancel()
+                break
+        assert text == continuation(prompt, leaves_after or count)
+
+    async def scenario() -> None:
+        tasks = []
+        for _ in range(30):
+            tasks.append(asyncio.create_task(one()))
+            for _ in range(rng.randrange(4)):
+                await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        while rig.engine.statistics.num_running or rig.engine.statistics.num_waiting:
+            await asyncio.sleep(0)
+
+    run(rig, scenario)
