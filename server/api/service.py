@@ -1,11 +1,23 @@
 """What the routes are given to work with."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 
+from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.unknown_fields import UnknownFields
+from server.api.validation import quote
 from server.engine.request import GenerationEngine, TextCodec
+
+
+class ServiceState(StrEnum):
+    """Whether requests are answered, and why not."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
 
 
 @dataclass
@@ -18,13 +30,59 @@ class LoadedModel:
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
 
+def no_metrics() -> bytes:
+    return b""
+
+
 @dataclass
 class Service:
     """The state of the server as the routes see it: ``model`` is None until it is loaded."""
 
+    version: str
     model: LoadedModel | None = None
     is_draining: bool = False
+    metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
+    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+
+    @property
+    def state(self) -> ServiceState:
+        if self.model is not None and not self.model.engine.is_alive:
+            return ServiceState.DEAD
+        if self.is_draining:
+            return ServiceState.DRAINING
+        return ServiceState.LOADING if self.model is None else ServiceState.READY
 
     @property
     def is_ready(self) -> bool:
-        return self.model is not None and not self.is_draining and self.model.engine.is_alive
+        return self.state is ServiceState.READY
+
+    def loaded_model(self, name: str | None) -> LoadedModel:
+        """The model of that name, or the only one if no name is given.
+
+        Raises:
+            ServiceUnavailableError: it is still being loaded.
+            ModelNotFoundError: there is no such model.
+
+        """
+        if self.model is None:
+            raise ServiceUnavailableError("The model is still being loaded: try again when GET /ready answers 200.")
+        if name is not None and name != self.model.name:
+            raise ModelNotFoundError(
+                f"The model {quote(name)} does not exist: this server serves {quote(self.model.name)}.", "model"
+            )
+        return self.model
+
+    def accepting_model(self, name: str | None) -> LoadedModel:
+        """The model of that name, if it takes new requests.
+
+        Raises:
+            ServiceUnavailableError: it is being loaded or drained, or its engine died.
+            ModelNotFoundError: there is no such model.
+
+        """
+        model = self.loaded_model(name)
+        if self.state is ServiceState.DRAINING:
+            raise ServiceUnavailableError("The server is shutting down: send the request to another.")
+        if self.state is ServiceState.DEAD:
+            raise ServiceUnavailableError("The engine has stopped: see the log of the server and restart it.")
+        return model

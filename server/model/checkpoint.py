@@ -18,7 +18,7 @@ from .errors import ModelError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
 BUNDLED_NAME = "greenroom-demo"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # Weights as safetensors only, and what tokenizer and config need; never code and never pickles.
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 

@@ -49,13 +49,14 @@ def load_trunk(folder: Path, dtype: torch.dtype) -> Trunk:
         weight_mapping=get_model_conversion_mapping(model),
     )
     info, _ = convert_and_load_state_dict_in_model(model, state, plan)
+    if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+        mismatches = [f"{name} has shape {list(found)}, not {list(wanted)}" for name, found, wanted in info.mismatched_keys]
+        problems = [*sorted(mismatches), *info.conversion_errors.values(), *info.error_msgs]
+        raise ModelError(f"{folder.name} does not fit its config.json: {problems[0]}")
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         missing = sorted(info.missing_keys)
         raise ModelError(f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")
-    if info.mismatched_keys or info.conversion_errors or info.error_msgs:
-        problems = [*map(str, info.mismatched_keys), *info.conversion_errors.values(), *info.error_msgs]
-        raise ModelError(f"{folder.name} does not fit its config.json: {problems[0]}")
     model.eval()
     return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
 

@@ -1,0 +1,121 @@
+"""What a client may be told: the tree of errors, and how every exception becomes one of them.
+
+APIError
+├── InvalidRequestError
+│   ├── ContextLengthError
+│   └── ModelNotFoundError
+├── ClientDisconnectedError
+├── RateLimitError
+├── ServiceUnavailableError
+└── InternalError
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import status
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from server.api.validation import first_problem
+from server.engine.request import EngineError, EngineUnavailableError, QueueFullError, RequestRefusedError
+
+RETRY_AFTER_SECONDS = 1
+
+
+class APIError(Exception):
+    """An answer other than the one asked for; ``body`` is OpenAI's form of it."""
+
+    status_code = status.HTTP_500_INTERNAL_SERVER_ERROR
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers: dict[str, str] = {}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+class InvalidRequestError(APIError):
+    """The request can never be answered as it is; ``param`` names the field to change."""
+
+    status_code = status.HTTP_400_BAD_REQUEST
+    type = "invalid_request_error"
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and completion together do not fit the model."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFoundError(InvalidRequestError):
+    """No model of that name is served."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "model_not_found"
+
+
+class ClientDisconnectedError(APIError):
+    """The client left before its answer was ready; nobody reads this."""
+
+    status_code = 499  # nginx's "client closed request"
+
+
+class RateLimitError(APIError):
+    """The server has as much to do as it may queue."""
+
+    status_code = status.HTTP_429_TOO_MANY_REQUESTS
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+class ServiceUnavailableError(APIError):
+    """The model is loading, stopping or dead."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    code = "service_unavailable"
+
+
+class InternalError(APIError):
+    """A fault of the server."""
+
+
+def api_error(exc: Exception) -> APIError:
+    """The error a client sees for an exception; one that nobody foresaw tells it nothing of the inside."""
+    match exc:
+        case APIError():
+            error = exc
+        case RequestValidationError():
+            error = InvalidRequestError(*first_problem(exc.errors()))
+        case HTTPException():
+            error = http_error(exc.status_code, exc.detail, exc.headers)
+        case RequestRefusedError():
+            error = InvalidRequestError(str(exc), exc.param)
+        case QueueFullError():
+            error = RateLimitError(str(exc))
+        case EngineUnavailableError():
+            error = ServiceUnavailableError(str(exc))
+        case EngineError():
+            error = InternalError(str(exc))
+        case _:
+            error = InternalError("The server failed to answer: see its log.")
+    return error
+
+
+def http_error(status_code: int, detail: str, headers: Mapping[str, str] | None) -> APIError:
+    """The error for what the web framework refuses: no such route, a wrong method, a body it cannot parse."""
+    server_fault = status_code >= status.HTTP_500_INTERNAL_SERVER_ERROR
+    error = InternalError(detail) if server_fault else InvalidRequestError(detail)
+    error.status_code = status_code
+    error.headers = dict(headers or {})
+    return error

@@ -1,0 +1,26 @@
+"""The end of every generation route: a whole reply, or a stream of it."""
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api.disconnect import unless_client_leaves
+from server.api.openai.generation import Generation
+from server.api.openai.replies import ReplyStyle, whole_reply
+from server.api.openai.schemas import GenerationBody
+from server.api.openai.streaming import GenerationStream
+
+
+async def answer(request: Request, body: GenerationBody, generation: Generation, style: ReplyStyle) -> Response:
+    """Answer an accepted request; a client that leaves cancels it.
+
+    Raises:
+        ClientDisconnectedError: the client left.
+        EngineError: one of the choices failed.
+
+    """
+    if body.stream:
+        return GenerationStream(generation, style, include_usage=body.include_usage)
+    try:
+        return JSONResponse(await unless_client_leaves(request.receive, whole_reply(generation, style)))
+    finally:
+        generation.cancel()

@@ -1,0 +1,48 @@
+"""``/v1/chat/completions``: a conversation, continued by the assistant."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.api.dependencies import ServiceDep
+from server.api.openai.answer import answer
+from server.api.openai.generation import submit
+from server.api.openai.replies import JsonObject
+from server.api.openai.schemas import ChatBody
+from server.engine.request import FinishReason, TokenEvent
+
+router = APIRouter(tags=["chat"])
+
+
+class ChatStyle:
+    """A choice is a message of the assistant; its pieces are deltas, the first of which names the role."""
+
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def choice(self, index: int, text: str, finish_reason: FinishReason | None) -> JsonObject:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+    def opening(self, index: int) -> list[JsonObject]:
+        return [self._piece(index, {"role": "assistant", "content": ""})]
+
+    def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
+        pieces = [self._piece(index, {"content": event.text})] if event.text else []
+        if event.finish_reason is not None:
+            pieces.append(self._piece(index, {}, event.finish_reason))
+        return pieces
+
+    def _piece(self, index: int, delta: JsonObject, finish_reason: FinishReason | None = None) -> JsonObject:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
+    model = service.accepting_model(body.model)
+    service.unknown_fields.note(body.model_extra or ())
+    messages = [message.for_template() for message in body.messages]
+    prompt = await asyncio.to_thread(model.codec.encode_chat, messages)
+    generation = submit(model, body, [prompt], "chatcmpl", "messages")
+    return await answer(request, body, generation, ChatStyle())

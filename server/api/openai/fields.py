@@ -1,0 +1,86 @@
+"""Types of the fields of request bodies.
+
+A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+"""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+
+MAX_INT32 = 2**31 - 1
+MAX_INT64 = 2**63 - 1
+MAX_STOPS = 16
+
+Prompt = str | list[int]
+
+
+def is_encodable(text: str) -> bool:
+    """False for half a surrogate pair, which JSON can carry and no tokenizer can."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def encodable(text: str) -> str:
+    if not is_encodable(text):
+        raise ValueError("must be valid Unicode, without half a surrogate pair")
+    return text
+
+
+def is_token_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(token) is int and 0 <= token <= MAX_INT32 for token in value)
+
+
+def list_of_prompts(value: object) -> list[Prompt]:
+    """The four forms of a prompt are one: a list of texts, or of lists of token ids."""
+    prompts = [value] if isinstance(value, str) or (value and is_token_ids(value)) else value
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError("must be a string, a list of token ids, or a list of several of either, and not be empty")
+    are_texts = all(isinstance(prompt, str) and is_encodable(prompt) for prompt in prompts)
+    if not are_texts and not all(map(is_token_ids, prompts)):
+        raise ValueError("must hold valid Unicode strings only, or token ids from 0 only, or lists of token ids only")
+    return prompts
+
+
+def list_of_stops(value: object) -> list[str]:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS:
+        raise ValueError(f"must be a string or a list of at most {MAX_STOPS} strings")
+    if not all(isinstance(stop, str) and stop and is_encodable(stop) for stop in stops):
+        raise ValueError("must hold valid Unicode strings only, none of them empty")
+    return stops
+
+
+def joined_parts(content: object) -> object:
+    """The text of a message given in parts, one part a line as vLLM does."""
+    if not isinstance(content, list):
+        return content
+    texts = []
+    for part in content:
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text)
+            case _:
+                raise ValueError('must hold parts of the form {"type": "text", "text": "..."} only')
+    return "\n".join(texts)
+
+
+def only(*neutral: object) -> PlainValidator:
+    """For a parameter that this version knows but does not follow: a value that asks for nothing passes."""
+    passes = [(type(value), value) for value in neutral]
+
+    def check(value: object) -> object:
+        if (type(value), value) not in passes:
+            raise ValueError("is not supported by this version of Greenroom: leave it out")
+        return value
+
+    return PlainValidator(check)
+
+
+Text = Annotated[str, AfterValidator(encodable)]
+Prompts = Annotated[list[Prompt], PlainValidator(list_of_prompts)]
+Stops = Annotated[list[str], PlainValidator(list_of_stops)]
+Content = Annotated[Text, BeforeValidator(joined_parts)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True)]

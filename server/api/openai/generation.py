@@ -1,0 +1,124 @@
+"""From the prompts of a request to the streams that answer it."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from uuid import uuid4
+
+from server.api.errors import ContextLengthError, InvalidRequestError
+from server.api.openai.schemas import GenerationBody
+from server.api.service import LoadedModel
+from server.engine.request import EngineError, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+
+MAX_CHOICES = 128
+
+
+@dataclass(frozen=True)
+class Generation:
+    """An accepted request: ``n`` streams for each prompt, prompt after prompt, one for each choice."""
+
+    id: str
+    model: str
+    num_prompt_tokens: int
+    streams: Sequence[TokenStream]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def cancel(self) -> None:
+        for stream in self.streams:
+            stream.cancel()
+
+    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
+        """The events of all choices as they come, each with the index of its choice.
+
+        Raises:
+            EngineError: one of the choices failed.
+
+        """
+        arrived: asyncio.Queue[tuple[int, TokenEvent | EngineError]] = asyncio.Queue()
+
+        async def forward(index: int, stream: TokenStream) -> None:
+            try:
+                async for event in stream:
+                    arrived.put_nowait((index, event))
+            except EngineError as error:
+                arrived.put_nowait((index, error))
+
+        forwarders = [asyncio.create_task(forward(index, stream)) for index, stream in enumerate(self.streams)]
+        num_running = len(forwarders)
+        try:
+            while num_running:
+                index, item = await arrived.get()
+                if isinstance(item, EngineError):
+                    raise item
+                yield index, item
+                num_running -= item.finish_reason is not None
+        finally:
+            for forwarder in forwarders:
+                forwarder.cancel()
+
+
+def submit(
+    model: LoadedModel, body: GenerationBody, prompts: Sequence[Sequence[int]], id_prefix: str, prompt_field: str
+) -> Generation:
+    """Hand every choice to the engine, or none; call from the event loop.
+
+    Raises:
+        InvalidRequestError: there are too many choices, or a prompt does not fit the model.
+        EngineError: the engine takes no such request, or none now.
+
+    """
+    if len(prompts) * body.n > MAX_CHOICES:
+        raise InvalidRequestError(
+            f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
+            prompt_field,
+        )
+    limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
+    generation_id = f"{id_prefix}-{uuid4().hex}"
+    streams: list[TokenStream] = []
+    try:
+        for prompt, max_tokens in zip(prompts, limits, strict=True):
+            for choice in range(body.n):
+                request_id = f"{generation_id}-{len(streams)}"
+                sampling = sampling_params(body, max_tokens, choice)
+                streams.append(model.engine.submit(GenerationRequest(request_id, tuple(prompt), sampling)))
+    except Exception:
+        for stream in streams:
+            stream.cancel()
+        raise
+    return Generation(generation_id, model.name, sum(map(len, prompts)), streams)
+
+
+def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationBody, prompt_field: str) -> int:
+    """How many tokens a prompt may be continued by; a default is cut to what fits, a wish is not.
+
+    Raises:
+        ContextLengthError: the prompt leaves no room, or less than was asked for.
+
+    """
+    room = max_model_len - num_prompt_tokens
+    wish = body.wanted_tokens
+    if room >= 1 and (wish is None or wish <= room):
+        return wish or min(room, body.default_max_tokens or room)
+    num_wanted = wish or 1
+    raise ContextLengthError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+        f"{num_prompt_tokens + num_wanted} tokens ({num_prompt_tokens} in the prompt, {num_wanted} in the completion). "
+        "Please reduce the length of the prompt or of the completion.",
+        prompt_field,
+    )
+
+
+def sampling_params(body: GenerationBody, max_tokens: int, choice: int) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=max(body.top_k, 0),
+        min_p=body.min_p,
+        # The choices of one prompt must differ; xor keeps the seed within 64 bits.
+        seed=None if body.seed is None else body.seed ^ choice,
+        stop=tuple(body.stop),
+        stop_token_ids=frozenset(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+    )

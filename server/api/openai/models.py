@@ -1,0 +1,32 @@
+"""``/v1/models``: what may be asked for."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from server.api.dependencies import ServiceDep
+from server.api.service import LoadedModel
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("")
+async def list_models(service: ServiceDep) -> JSONResponse:
+    return JSONResponse({"object": "list", "data": [card(service.loaded_model(None))]})
+
+
+@router.get("/{name:path}")  # a name may be a repository's, with a slash
+async def get_model(name: str, service: ServiceDep) -> JSONResponse:
+    return JSONResponse(card(service.loaded_model(name)))
+
+
+def card(model: LoadedModel) -> dict[str, Any]:
+    """OpenAI's model object, with vLLM's ``max_model_len``."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "greenroom",
+        "max_model_len": model.engine.max_model_len,
+    }

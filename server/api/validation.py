@@ -1,0 +1,46 @@
+"""One clear sentence for what is wrong with a request's body."""
+
+from collections.abc import Sequence
+from reprlib import Repr
+from typing import Any
+
+NOT_AN_OBJECT = "The body must be a JSON object, sent as application/json."
+
+_repr = Repr()
+_repr.maxlevel = 2
+_repr.maxstring = _repr.maxother = 60
+
+
+def first_problem(errors: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
+    """Message and ``param`` of the first of pydantic's errors.
+
+    A validator of ours says what the value must be ("must not be empty"); the name of the field is put before it.
+    """
+    error = errors[0]
+    param = _param(error["loc"])
+    if error["type"] == "json_invalid":
+        return f"The body is not valid JSON: {error['ctx']['error']} at character {error['loc'][-1]}.", None
+    if param is None:
+        return NOT_AN_OBJECT, None
+    if error["type"] == "missing":
+        return f"'{param}' is required.", param
+    if error["type"] == "value_error":
+        return f"'{param}' {error['ctx']['error']}.", param
+    return f"'{param}': {_decapitalise(error['msg'])}, got {quote(error['input'])}.", param
+
+
+def quote(value: object) -> str:
+    """A value as it may stand in a message or a log line: short, printable, on one line."""
+    return _repr.repr(value)
+
+
+def _decapitalise(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _param(loc: Sequence[str | int]) -> str | None:
+    """``("body", "messages", 0, "role")`` is ``messages[0].role``; the body itself is None."""
+    path = ""
+    for step in loc[1:]:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    return path.removeprefix(".") or None

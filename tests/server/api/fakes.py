@@ -1,0 +1,100 @@
+"""A scripted engine and a codec of one token a word, and an app that serves them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import FastAPI
+
+from server.api.routes import add_routes
+from server.api.service import LoadedModel, Service
+from server.engine.request import EngineError, FinishReason, GenerationRequest, TokenEvent, TokenStream
+
+MODEL = "org/tiny"
+WAIT_SECONDS = 30  # how long a test waits for what must happen at once
+
+
+@dataclass
+class WatchedStream(TokenStream):
+    """A stream that tells any thread when it was cancelled."""
+
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def cancel(self):
+        super().cancel()
+        self.cancelled.set()
+
+
+@dataclass
+class FakeEngine:
+    """Answers each request with ``texts``, cut to its max_tokens, then as ``failure`` and ``holds`` say."""
+
+    texts: tuple[str, ...] = ("Once", " upon", "", " a", " time")
+    max_model_len: int = 64
+    is_alive: bool = True
+    failure: EngineError | None = None  # fails each stream after its texts
+    holds: bool = False  # streams neither end nor fail after their texts
+    refusals: dict[int, EngineError] = field(default_factory=dict)  # by the number of the submit
+    streams: list[WatchedStream] = field(default_factory=list)
+    submitted: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def requests(self) -> list[GenerationRequest]:
+        return [stream.request for stream in self.streams]
+
+    def submit(self, request: GenerationRequest) -> TokenStream:
+        if refusal := self.refusals.get(len(self.streams)):
+            raise refusal
+        stream = WatchedStream(request, asyncio.get_running_loop())
+        self.streams.append(stream)
+        for event in self._events(request.sampling.max_tokens):
+            stream.publish(event)
+        if self.failure is not None:
+            stream.fail(self.failure)
+        self.submitted.set()
+        return stream
+
+    def _events(self, max_tokens: int) -> list[TokenEvent]:
+        texts = self.texts[:max_tokens]
+        reason = FinishReason.LENGTH if len(texts) == max_tokens else FinishReason.STOP
+        is_open = self.holds or self.failure is not None
+        return [
+            TokenEvent(text, number, reason if number == len(texts) and not is_open else None)
+            for number, text in enumerate(texts, start=1)
+        ]
+
+
+@dataclass
+class FakeCodec:
+    """One token a word, numbered by its length; a conversation has one more, for the assistant's turn."""
+
+    conversations: list[list[dict[str, Any]]] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+    refusal: EngineError | None = None
+
+    def encode(self, text):
+        self.threads.append(threading.current_thread())
+        return [len(word) for word in text.split()]
+
+    def encode_chat(self, messages):
+        if self.refusal is not None:
+            raise self.refusal
+        self.conversations.append(list(messages))
+        return [*self.encode(" ".join(message["content"] for message in messages)), 0]
+
+
+@dataclass
+class FakeServer:
+    """The app and what it stands on."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    codec: FakeCodec = field(default_factory=FakeCodec)
+    service: Service = field(default_factory=lambda: Service(version="1.2.3"))
+    app: FastAPI = field(default_factory=FastAPI)
+
+    def __post_init__(self):
+        self.service.model = LoadedModel(MODEL, self.engine, self.codec, created=1700000000)
+        add_routes(self.app, self.service)

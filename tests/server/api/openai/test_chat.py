@@ -1,0 +1,73 @@
+"""``/v1/chat/completions``, whole."""
+
+import re
+
+import pytest
+
+from server.engine.request import RequestRefusedError
+
+
+def test_whole_reply_has_openais_form(chat):
+    reply = chat().json()
+    assert re.fullmatch("chatcmpl-[0-9a-f]{32}", reply.pop("id"))
+    assert isinstance(reply.pop("created"), int)
+    message = {"role": "assistant", "content": "Once upon a time", "refusal": None}
+    assert reply == {
+        "object": "chat.completion",
+        "model": "org/tiny",
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+    }
+
+
+def test_template_gets_roles_and_texts(fake, chat):
+    """Parts are joined, developers are the system, and names and the like are left out."""
+    parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    chat(
+        messages=[
+            {"role": "developer", "content": "Be brief", "name": "ann"},
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": "three", "refusal": None, "tool_calls": None},
+        ]
+    )
+    assert fake.codec.conversations == [
+        [
+            {"role": "system", "content": "Be brief"},
+            {"role": "user", "content": "one\ntwo"},
+            {"role": "assistant", "content": "three"},
+        ]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"),
+        ("hello", "messages"),
+        (["hello"], "messages[0]"),
+        ([{"content": "a"}], "messages[0].role"),
+        ([{"role": "user"}], "messages[0].content"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
+        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], "messages[1].role"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
+        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
+    ],
+)
+def test_bad_messages_are_named(fake, chat, messages, param):
+    response = chat(messages=messages)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert not fake.engine.streams
+
+
+def test_template_that_refuses_is_a_bad_request(fake, chat):
+    fake.codec.refusal = RequestRefusedError("the model has no chat template", "messages")
+    response = chat()
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "the model has no chat template"
+
+
+def test_choices_differ_in_index(chat):
+    assert [choice["index"] for choice in chat(n=3).json()["choices"]] == [0, 1, 2]

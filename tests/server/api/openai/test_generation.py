@@ -1,0 +1,120 @@
+"""How the fields of a body reach the engine, and what does not fit."""
+
+import asyncio
+
+import anyio
+import pytest
+
+from server.api.openai.generation import Generation
+from server.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+
+ROOM = 60  # the fake model has 64 tokens, the prompt 4
+
+
+def test_sampling_parameters_reach_the_engine(fake, complete):
+    complete(
+        max_tokens=3,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        seed=7,
+        stop="end",
+        stop_token_ids=[1, 2],
+        ignore_eos=True,
+    )
+    assert fake.engine.requests[0].sampling == SamplingParams(
+        max_tokens=3,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.1,
+        seed=7,
+        stop=("end",),
+        stop_token_ids=frozenset({1, 2}),
+        ignore_eos=True,
+    )
+
+
+@pytest.mark.parametrize("body", [{}, dict.fromkeys(["temperature", "top_p", "top_k", "stop", "seed", "n", "model"])])
+def test_null_and_nothing_are_openais_defaults(fake, complete, body):
+    assert complete(**body).status_code == 200
+    assert fake.engine.requests[0].sampling == SamplingParams(max_tokens=16)
+
+
+@pytest.mark.parametrize(("given", "top_k"), [(-1, 0), (0, 0), (5, 5)])
+def test_every_word_for_all_tokens_is_zero(fake, complete, given, top_k):
+    complete(top_k=given)
+    assert fake.engine.requests[0].sampling.top_k == top_k
+
+
+@pytest.mark.parametrize("seed", [7, -(2**63), 2**63 - 1])
+def test_choices_have_seeds_of_their_own(fake, complete, seed):
+    complete(seed=seed, n=16)
+    seeds = [request.sampling.seed for request in fake.engine.requests]
+    assert seeds[0] == seed
+    assert len(set(seeds)) == 16
+    assert all(-(2**63) <= choice_seed < 2**63 for choice_seed in seeds)
+
+
+def test_newer_name_of_the_limit_wins(fake, complete):
+    complete(max_tokens=3, max_completion_tokens=2)
+    assert fake.engine.requests[0].sampling.max_tokens == 2
+
+
+def test_chat_goes_on_as_long_as_fits(fake, chat):
+    chat()
+    assert fake.engine.requests[0].sampling.max_tokens == 64 - 5
+
+
+def test_default_limit_is_cut_to_what_fits(fake, complete):
+    complete(prompt=[1] * 60)
+    assert fake.engine.requests[0].sampling.max_tokens == 4
+
+
+def test_limit_that_just_fits_is_taken(fake, complete):
+    complete(max_tokens=ROOM)
+    assert fake.engine.requests[0].sampling.max_tokens == ROOM
+
+
+def test_limit_that_does_not_fit_is_refused_with_figures(fake, complete):
+    response = complete(max_tokens=ROOM + 1)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert error["message"].startswith(
+        "This model's maximum context length is 64 tokens. However, you requested 65 tokens "
+        "(4 in the prompt, 61 in the completion)."
+    )
+    assert not fake.engine.streams
+
+
+@pytest.mark.parametrize("num_tokens", [64, 100])
+def test_prompt_that_leaves_no_room_is_refused(complete, chat, num_tokens):
+    words = "a " * num_tokens
+    for response, param in (
+        (complete(prompt=words), "prompt"),
+        (chat(messages=[{"role": "user", "content": words}]), "messages"),
+    ):
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "context_length_exceeded"
+        assert response.json()["error"]["param"] == param
+
+
+def test_one_prompt_that_does_not_fit_refuses_all(fake, complete):
+    assert complete(prompt=[[1], [1] * 64]).status_code == 400
+    assert not fake.engine.streams
+
+
+def test_events_of_choices_come_in_the_order_of_the_engine():
+    async def indices():
+        request = GenerationRequest("a", (1,), SamplingParams(max_tokens=2))
+        streams = [TokenStream(request, asyncio.get_running_loop()) for _ in range(2)]
+        events = Generation("a", "m", 1, streams).events()
+        order = []
+        for index, reason in ((1, None), (0, None), (1, FinishReason.STOP), (0, FinishReason.LENGTH)):
+            streams[index].publish(TokenEvent("x", 1, reason))
+            order.append((await anext(events))[0])
+        return [*order, [event async for event in events]]
+
+    assert anyio.run(indices) == [1, 0, 1, 0, []]

@@ -1,0 +1,18 @@
+"""Values in messages are short, printable and on one line."""
+
+import pytest
+
+from server.api.validation import first_problem, quote
+
+
+@pytest.mark.parametrize("value", ["a" * 10**6, "\n\ud800\x1b", 10**4000, [[[[1] * 99] * 99] * 99], {"a" * 99: [{}]}])
+def test_quoted_values_are_harmless(value):
+    quoted = quote(value)
+    assert len(quoted) < 200
+    assert quoted.isprintable()
+    quoted.encode()
+
+
+def test_param_is_a_path_as_openais():
+    error = {"type": "missing", "loc": ("body", "messages", 0, "content"), "msg": "", "input": {}}
+    assert first_problem([error]) == ("'messages[0].content' is required.", "messages[0].content")

@@ -1,0 +1,76 @@
+"""Who may import whom: seven floors without a circle."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What each room may import of ours besides itself; a room is the longest prefix that is named here.
+ALLOWED = {
+    "client": set(),
+    "expert_store": set(),
+    "server.settings": set(),
+    "server.memory": set(),
+    "server.kernels": set(),
+    "server.demo": set(),
+    "server.observability": {"expert_store"},
+    "server.model": {"expert_store", "server.kernels"},
+    "server.adapters": {"expert_store", "server.model", "server.kernels"},
+    "server.engine": {"expert_store", "server.model", "server.adapters", "server.observability"},
+    "server.api": {"server.engine.request"},
+    "server.loading": {"expert_store", "server.engine", "server.model", "server.observability", "server.memory",
+                       "server.settings"},
+    "server.app": {"server.api", "server.loading", "server.settings"},
+    "server.cli": {"expert_store", "server.app", "server.model.errors", "server.settings"},
+}
+OURS = ("client", "expert_store", "server")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for package in OURS:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """Absolute names of everything of ours that a module imports."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{name}.{alias.name}" for alias in node.names)
+
+
+def room(name: str) -> str | None:
+    parts = name.split(".")
+    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in ALLOWED), None)
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_imports_run_one_way(module: str, path: Path) -> None:
+    home = room(module)
+    if home is None:
+        assert path.read_text("utf-8").strip().count("\n") <= 1, f"{module} belongs to no room"
+        return
+    for name in imports(module, path):
+        if name.split(".")[0] in OURS and room(name) != home:
+            assert any(name == door or name.startswith(f"{door}.") for door in ALLOWED[home]), (
+                f"{module} may not import {name}"
+            )
+
+
+def test_bookkeeping_is_free_of_torch() -> None:
+    torch_free = ["expert_store/tier.py", "expert_store/policies/lru.py", "server/engine/block_manager.py",
+                  "server/engine/scheduler.py", "server/engine/request.py", "server/engine/sequence.py"]
+    for name in torch_free:
+        found = [imported for imported in imports("x", ROOT / name) if imported.split(".")[0] == "torch"]
+        assert not found, f"{name} imports {found}"
