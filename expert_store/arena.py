@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .catalog import ExpertLayout
@@ -38,7 +40,7 @@ class Arena:
         view = self._views[slot][parameter]
         offset = self.layout.offsets[parameter]
         nbytes = view.numel() * view.element_size()
-        return memoryview(self._bytes[slot, offset : offset + nbytes].numpy())
+        return bytes_of(self._bytes[slot, offset : offset + nbytes])
 
     def _slot_views(self, slot: int) -> dict[str, torch.Tensor]:
         views = {}
@@ -47,3 +49,9 @@ class Arena:
             raw = self._bytes[slot, offset : offset + parameter.nbytes]
             views[parameter.name] = raw.view(parameter.dtype).view(parameter.shape)
         return views
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The writable bytes of a contiguous uint8 tensor in CPU memory."""
+    array: Any = tensor.numpy()
+    return memoryview(array)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .arena import Arena
+from .arena import Arena, bytes_of
 from .catalog import ExpertRecipe, TensorSource
 from .errors import ExpertStoreError
 
@@ -105,7 +105,7 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
 
 def _read_tensor(file: int, source: TensorSource) -> torch.Tensor:
     raw = torch.empty(source.extent.nbytes, dtype=torch.uint8)
-    _read_fully(file, source, memoryview(raw.numpy()))
+    _read_fully(file, source, bytes_of(raw))
     return raw.view(source.dtype).view(source.shape)
 
 

@@ -95,9 +95,7 @@ def _read_header(path: Path) -> list[TensorSource]:
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is not a JSON object")
     start, size = 8 + length, status.st_size - 8 - length
-    sources = [
-        _source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"
-    ]
+    sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
     _check_tiling(path, sources, start, size)
     return sources
 
@@ -116,7 +114,9 @@ def _source(path: Path, name: str, entry: Any, start: int, size: int) -> TensorS
         raise CheckpointError(f"{path}: {name} lies at {begin} to {end} of {size} bytes; the file is cut short")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
-        raise CheckpointError(f"{path}: {name} of shape {shape} and dtype {dtype} takes {nbytes}, not {end - begin} bytes")
+        raise CheckpointError(
+            f"{path}: {name} of shape {shape} and dtype {dtype} takes {nbytes}, not {end - begin} bytes"
+        )
     return TensorSource(name, DTYPES[dtype], tuple(shape), Extent(path, start + begin, nbytes))
 
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
@@ -145,10 +146,10 @@ class Lease:
         self._held: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         store, tier = self._store, self._pool.tier
         with store._changed:  # noqa: SLF001
-            # All that is there is leased before anything is evicted, or one expert of this layer would push out another.
+            # All that is there is leased before anything is evicted, or one expert here would push out another.
             for expert, rows in self._rows.items():
                 key = ExpertKey(self._layer, expert)
                 entry = tier.lease(key)

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from importlib.metadata import version
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -33,7 +34,9 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port") from error
+        raise SettingsError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
+        ) from error
 
 
 async def serve(model: str | None, settings: ServeSettings) -> None:
@@ -52,8 +55,9 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve([listener]))
-        loading = asyncio.ensure_future(_load_in_thread(model, settings))
-        await asyncio.wait({serving, loading}, return_when=asyncio.FIRST_COMPLETED)
+        loading = _load_in_thread(model, settings)
+        first_of: list[asyncio.Future[Any]] = [serving, loading]
+        await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
         loaded = None
         try:
             if loading.done():

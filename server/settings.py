@@ -145,5 +145,3 @@ def _read_file(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise SettingsError(f"--config {path} is not TOML: {error}") from error
     return {key.replace("-", "_"): value for key, value in values.items()}
-
-

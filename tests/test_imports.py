@@ -22,8 +22,14 @@ ALLOWED = {
     "server.adapters": {"expert_store", "server.model", "server.kernels"},
     "server.engine": {"expert_store", "server.model", "server.adapters", "server.observability"},
     "server.api": {"server.engine.request"},
-    "server.loading": {"expert_store", "server.engine", "server.model", "server.observability", "server.memory",
-                       "server.settings"},
+    "server.loading": {
+        "expert_store",
+        "server.engine",
+        "server.model",
+        "server.observability",
+        "server.memory",
+        "server.settings",
+    },
     "server.app": {"server.api", "server.loading", "server.settings"},
     "server.cli": {"expert_store", "server.app", "server.model.errors", "server.settings"},
 }
@@ -69,8 +75,14 @@ def test_imports_run_one_way(module: str, path: Path) -> None:
 
 
 def test_bookkeeping_is_free_of_torch() -> None:
-    torch_free = ["expert_store/tier.py", "expert_store/policies/lru.py", "server/engine/block_manager.py",
-                  "server/engine/scheduler.py", "server/engine/request.py", "server/engine/sequence.py"]
+    torch_free = [
+        "expert_store/tier.py",
+        "expert_store/policies/lru.py",
+        "server/engine/block_manager.py",
+        "server/engine/scheduler.py",
+        "server/engine/request.py",
+        "server/engine/sequence.py",
+    ]
     for name in torch_free:
         found = [imported for imported in imports("x", ROOT / name) if imported.split(".")[0] == "torch"]
         assert not found, f"{name} imports {found}"

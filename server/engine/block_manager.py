@@ -20,8 +20,7 @@ class BlockManager:
 
     def hold(self, table: list[int], num_tokens: int) -> None:
         """Grow a table to hold so many tokens; ``can_hold`` must have said yes."""
-        for _ in range(self._missing(table, num_tokens)):
-            table.append(self._free.pop())
+        table.extend(self._free.pop() for _ in range(self._missing(table, num_tokens)))
 
     def free(self, table: list[int]) -> None:
         """Take back all blocks of a table and empty it."""

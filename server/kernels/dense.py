@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 
-def run_expert(module: nn.Module, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
+class ExpertsModule(Protocol):
+    """What transformers' experts classes tell of themselves (``transformers.integrations.moe``)."""
+
+    num_experts: int
+    has_gate: bool
+    has_bias: bool
+    has_post_expert_norm: bool
+    is_transposed: bool  # matrices lie (in, out)
+
+    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor: ...
+
+    def act_fn(self, up: torch.Tensor) -> torch.Tensor: ...
+
+    def post_expert_norm(self, output: torch.Tensor) -> torch.Tensor: ...
+
+
+def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
     """One expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
 
-    Mirrors the experts classes of transformers (``transformers.integrations.moe``): ``module`` tells whether there
-    is a gate, how it is applied, and whether matrices lie transposed. Weights of another dtype are converted here,
-    one expert at a time, so that a slot keeps the checkpoint's bytes.
+    Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights of another dtype are converted
+    here, one expert at a time, so that a slot keeps the checkpoint's bytes.
     """
     dtype = hidden_states.dtype
 

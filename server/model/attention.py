@@ -27,7 +27,12 @@ def attend_sequence(
     mask = _mask(new, kept, first_key, options.sliding_window, query.device)
     if options.sinks is None and options.softcap is None:
         output = F.scaled_dot_product_attention(
-            query[None], key[None], value[None], attn_mask=mask, scale=options.scaling, enable_gqa=len(query) != len(key)
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=mask,
+            scale=options.scaling,
+            enable_gqa=len(query) != len(key),
         )
         return output[0]
     groups = len(query) // len(key)

@@ -53,7 +53,7 @@ class _Parameter:
     sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
 
 
-def experts_modules(model: nn.Module) -> dict[str, nn.Module]:
+def experts_modules(model: nn.Module) -> dict[str, Any]:
     """The modules of routed experts that go through transformers' experts interface, by name."""
     marks = ("is_transposed", "has_gate", "has_bias", "_is_expert_parallel")
     return {name: module for name, module in model.named_modules() if all(hasattr(module, mark) for mark in marks)}
@@ -108,7 +108,9 @@ def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> Check
             place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
     numbers = layer_numbers(list(modules))
     layers = {
-        numbers[name]: _layer_entry(model, name, module, [experts.get((name, e), {}) for e in range(module.num_experts)])
+        numbers[name]: _layer_entry(
+            model, name, module, [experts.get((name, e), {}) for e in range(module.num_experts)]
+        )
         for name, module in modules.items()
     }
     return CheckpointMap(trunk, ExpertCatalog(layers), unused)
@@ -155,9 +157,7 @@ def _split(source: TensorSource, expert: int | None, num_experts: int) -> list[t
     return [(index, source.leading_slice(index)) for index in range(num_experts)]
 
 
-def _layer_entry(
-    model: nn.Module, name: str, module: nn.Module, experts: Sequence[Mapping[str, _Parameter]]
-) -> LayerEntry:
+def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, _Parameter]]) -> LayerEntry:
     shapes = {parameter: tuple(value.shape[1:]) for parameter, value in module.named_parameters(recurse=False)}
     specs: dict[str, ParameterSpec] = {}
     recipes = []
@@ -195,7 +195,7 @@ def _recipe(
                 missing_keys=None,
             )
         value = next(iter(values.values()))
-        tensor = value[0] if isinstance(value, list) else value
+        tensor: torch.Tensor = value[0] if isinstance(value, list) else value
         return tensor[0]  # of the dimension of experts, which is one
 
     names = ", ".join(source.name for source in sources)

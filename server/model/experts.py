@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
 from expert_store import ExpertStore, Phase
-from server.kernels.dense import run_expert
+from server.kernels.dense import ExpertsModule, run_expert
 
 
 def run_paged_experts(
-    module: nn.Module,
+    module: ExpertsModule,
     layer: int,
     store: ExpertStore,
     phase: Phase,

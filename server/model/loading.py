@@ -50,13 +50,17 @@ def load_trunk(folder: Path, dtype: torch.dtype) -> Trunk:
     )
     info, _ = convert_and_load_state_dict_in_model(model, state, plan)
     if info.mismatched_keys or info.conversion_errors or info.error_msgs:
-        mismatches = [f"{name} has shape {list(found)}, not {list(wanted)}" for name, found, wanted in info.mismatched_keys]
+        mismatches = [
+            f"{name} has shape {list(found)}, not {list(wanted)}" for name, found, wanted in info.mismatched_keys
+        ]
         problems = [*sorted(mismatches), *info.conversion_errors.values(), *info.error_msgs]
         raise ModelError(f"{folder.name} does not fit its config.json: {problems[0]}")
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         missing = sorted(info.missing_keys)
-        raise ModelError(f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")
+        raise ModelError(
+            f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
+        )
     model.eval()
     return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
 
@@ -78,7 +82,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"{folder.name} is a {config.model_type}, which transformers has no causal language model for")
     if getattr(config, "quantization_config", None) is not None:
         method = dict(config.quantization_config).get("quant_method", "unknown")
-        raise ModelError(f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint")
+        raise ModelError(
+            f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint"
+        )
     return config
 
 

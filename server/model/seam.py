@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from server.kernels.dense import ExpertsModule
 
 IMPLEMENTATION = "greenroom"
 
@@ -34,7 +35,7 @@ class Seam(Protocol):
     """One forward pass of the trunk."""
 
     def attend(
-        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
         """Attention over the step's flattened tokens.
 
@@ -43,7 +44,7 @@ class Seam(Protocol):
         """
 
     def run_experts(
-        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """``(tokens, hidden)``, ``(tokens, k)`` and ``(tokens, k)`` give ``(tokens, hidden)``."""
 
@@ -62,7 +63,7 @@ def running(seam: Seam) -> Iterator[None]:
 
 
 def _attention(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -76,12 +77,12 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
     )
-    output = _current.get().attend(module, query[0], key[0], value[0], options)
+    output = _current.get().attend(module.layer_idx, query[0], key[0], value[0], options)
     return output.unsqueeze(0), None
 
 
 def _experts(
-    module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
     return _current.get().run_experts(module, hidden_states, top_k_index, top_k_weights)
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase
+from server.kernels.dense import ExpertsModule
 
 from .attention import attend_sequence
 from .errors import ModelError
@@ -43,7 +43,7 @@ class TrunkFacts:
 class Trunk:
     """Everything of a model but its routed experts, resident and ready to run."""
 
-    def __init__(self, model: PreTrainedModel, catalog: ExpertCatalog, layers: Mapping[nn.Module, int]):
+    def __init__(self, model: PreTrainedModel, catalog: ExpertCatalog, layers: Mapping[ExpertsModule, int]):
         self.catalog = catalog
         self._model = model
         self._layers = layers
@@ -89,7 +89,9 @@ class Trunk:
     def _look(self) -> TrunkFacts:
         probe = _Probe()
         with running(probe):
-            self._logits(torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1), dtype=torch.long), torch.tensor([0]))
+            self._logits(
+                torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1), dtype=torch.long), torch.tensor([0])
+            )
         if not probe.kv_shapes or not probe.top_k:
             name = type(self._model).__name__
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
@@ -104,7 +106,7 @@ class _PagedStep:
         chunks: Sequence[SequenceChunk],
         kv_cache: KVCache,
         store: ExpertStore,
-        layers: Mapping[nn.Module, int],
+        layers: Mapping[ExpertsModule, int],
     ):
         self._cache, self._store, self._layers = kv_cache, store, layers
         self._lengths = [len(chunk.token_ids) for chunk in chunks]
@@ -117,12 +119,11 @@ class _PagedStep:
         self._new_slots = torch.cat([slots[-length:] for slots, length in zip(self._slots, self._lengths, strict=True)])
 
     def attend(
-        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        layer = int(module.layer_idx)
         self._cache.write(layer, self._new_slots, key.transpose(0, 1), value.transpose(0, 1))
         outputs = []
-        parts = query.split(self._lengths, dim=1)
+        parts = torch.split(query, self._lengths, dim=1)
         for part, slots, length in zip(parts, self._slots, self._lengths, strict=True):
             window = options.sliding_window
             first = max(0, len(slots) - length - window + 1) if window else 0
@@ -131,7 +132,7 @@ class _PagedStep:
         return torch.cat(outputs)
 
     def run_experts(
-        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         layer = self._layers[module]
         return run_paged_experts(module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights)
@@ -145,13 +146,14 @@ class _Probe:
         self.top_k = 0
 
     def attend(
-        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        self.kv_shapes[int(module.layer_idx)] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
+        self.kv_shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
         return attend_sequence(query, key, value, 0, options).transpose(0, 1)
 
     def run_experts(
-        self, module: nn.Module, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
+        del module, top_k_weights
         self.top_k = max(self.top_k, top_k_index.shape[-1])
         return torch.zeros_like(hidden_states)

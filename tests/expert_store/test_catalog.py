@@ -27,7 +27,9 @@ def test_a_missing_parameter_is_named(tmp_path: Path) -> None:
 def test_a_missing_half_is_named(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     half = ParameterRecipe(catalog.layers[1].experts[3]["gate_up"].sources[:1])
-    with pytest.raises(CheckpointError, match=r"1\.3\.gate: 96 bytes for gate_up of expert 3 of layer 1, which takes 192"):
+    with pytest.raises(
+        CheckpointError, match=r"1\.3\.gate: 96 bytes for gate_up of expert 3 of layer 1, which takes 192"
+    ):
         ExpertCatalog(damaged(catalog, {"gate_up": half}))
 
 

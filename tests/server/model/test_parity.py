@@ -83,9 +83,7 @@ def test_every_cache_size_gives_the_stock_logits_and_the_same_bits(
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result, first, strict=True))
 
 
-def test_chunked_prefill_gives_the_stock_tokens(
-    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
-) -> None:
+def test_chunked_prefill_gives_the_stock_tokens(checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]) -> None:
     """Prompts that go in three tokens at a time, mixed with decodes, end in the same text."""
     trunk = load_trunk(checkpoint, torch.float32)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
