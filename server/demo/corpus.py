@@ -1,7 +1,7 @@
 """The corpus of the bundled model: read it, hold a slice out, turn it into training rows.
 
 A corpus is a folder of ``DOMAIN.txt`` or ``DOMAIN.txt.zst`` files, UTF-8, whose documents end with a line
-``<|endoftext|>``.
+``<|endoftext|>``. Files named after what they say of the corpus (``README.txt``, ``CREDITS-x.txt``) are passed over.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
 from tokenizers import Tokenizer
+
+from .errors import CorpusError
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 0.02
 SHINGLE_WORDS = 12
+NOT_A_DOMAIN = re.compile(r"(readme|credits|licen[cs]e|notice)\b", re.IGNORECASE)
 
-
-class CorpusError(Exception):
-    """The folder does not hold a usable corpus."""
+Tokens = npt.NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -30,35 +32,82 @@ class Domain:
     """One domain's documents as token ids, each document ending with ``<|endoftext|>``."""
 
     name: str
-    train: list[npt.NDArray[np.uint16]]
-    held_out: list[npt.NDArray[np.uint16]]
-    held_out_bytes: int
+    train: list[Tokens]
+    held_out: list[Tokens]
+    held_out_texts: list[str]
     dropped: int  # training documents left out because they repeat held-out text of another domain
+
+
+def find_domains(folder: Path) -> dict[str, Path]:
+    """The file of each domain, by name in the order of the names."""
+    if not folder.is_dir():
+        raise CorpusError(f"corpus folder {folder} does not exist")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.removesuffix(".zst").removesuffix(".txt")
+        if not path.name.endswith((".txt", ".txt.zst")) or NOT_A_DOMAIN.match(name):
+            continue
+        if name in found:
+            raise CorpusError(f"domain {name!r} is there twice, as {found[name].name} and {path.name}: remove one")
+        found[name] = path
+    if not found:
+        raise CorpusError(f"no DOMAIN.txt or DOMAIN.txt.zst file in {folder}")
+    return found
 
 
 def read_documents(path: Path) -> list[str]:
     """The documents of one ``.txt`` or ``.txt.zst`` file, without their end marks."""
-    if path.name.endswith(".zst"):
-        import zstandard
-
-        with path.open("rb") as file:
-            text = zstandard.ZstdDecompressor().stream_reader(file).read().decode("utf-8")
-    else:
-        text = path.read_text("utf-8")
-    documents = (part.strip("\n") for part in text.split(f"{END_OF_TEXT}\n"))
+    try:
+        if path.name.endswith(".zst"):
+            with path.open("rb") as file:
+                text = zstandard.ZstdDecompressor().stream_reader(file).read().decode("utf-8")
+        else:
+            text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError, zstandard.ZstdError) as error:
+        raise CorpusError(f"cannot read {path}: {error}") from error
+    documents = (part.strip("\n") for part in re.split(r"^<\|endoftext\|>$", text, flags=re.MULTILINE))
     return [document for document in documents if document]
 
 
-def is_held_out(domain: str, document: str) -> bool:
-    """Whether a document is in the held-out slice; depends on nothing but its own text."""
-    digest = hashlib.blake2b(f"{domain}\0{document}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**64
+def _digest(domain: str, document: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{domain}\0{document}".encode(), digest_size=8).digest(), "big")
 
 
-def _shingles(document: str) -> Iterator[int]:
+def split_documents(domain: str, documents: list[str]) -> tuple[list[str], list[str]]:
+    """Documents to train on and documents held out.
+
+    A document's side depends on its own text alone; only a domain so small that none would be held out
+    gives up the one of the lowest digest.
+    """
+    digests = [_digest(domain, document) for document in documents]
+    if len(set(digests)) < 2:  # noqa: PLR2004
+        raise CorpusError(
+            f"domain {domain!r} has {len(documents)} document(s): it needs one to train on and one to hold out"
+        )
+    limit = max(int(HELD_OUT_SHARE * 2**64), min(digests) + 1)
+    train = [document for document, digest in zip(documents, digests, strict=True) if digest >= limit]
+    held_out = [document for document, digest in zip(documents, digests, strict=True) if digest < limit]
+    return train, held_out
+
+
+def _shingles(document: str) -> Iterator[tuple[str, ...]]:
     words = re.findall(r"\w+", document.lower())
     for start in range(len(words) - SHINGLE_WORDS + 1):
-        yield hash(tuple(words[start : start + SHINGLE_WORDS]))
+        yield tuple(words[start : start + SHINGLE_WORDS])
+
+
+def _without_leaks(train: dict[str, list[str]], held_out: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The training documents that repeat no twelve words in a row of another domain's held-out documents."""
+    owners: dict[int, set[str]] = {}
+    for name, documents in held_out.items():
+        for document in documents:
+            for shingle in _shingles(document):
+                owners.setdefault(hash(shingle), set()).add(name)
+
+    def leaks(name: str, document: str) -> bool:
+        return any(owners.get(hash(shingle), {name}) - {name} for shingle in _shingles(document))
+
+    return {name: [d for d in documents if not leaks(name, d)] for name, documents in train.items()}
 
 
 def read_corpus(folder: Path, tokenizer: Tokenizer) -> list[Domain]:
@@ -67,55 +116,47 @@ def read_corpus(folder: Path, tokenizer: Tokenizer) -> list[Domain]:
     A training document that shares twelve words in a row with a held-out document of *another* domain is left
     out, for one domain may quote another (inside a domain, documents are taken to be distinct).
     """
-    paths = {path.name.split(".")[0]: path for path in sorted(folder.glob("*.txt*")) if _is_domain_file(path)}
-    if not paths:
-        raise CorpusError(f"no DOMAIN.txt or DOMAIN.txt.zst file in {folder}")
-    documents = {name: read_documents(path) for name, path in paths.items()}
-    held_out = {name: [d for d in docs if is_held_out(name, d)] for name, docs in documents.items()}
-    owner: dict[int, set[str]] = {}
-    for name, docs in held_out.items():
-        for document in docs:
-            for shingle in _shingles(document):
-                owner.setdefault(shingle, set()).add(name)
-    domains = []
-    for name, docs in documents.items():
-        kept = [d for d in docs if not is_held_out(name, d)]
-        clean = [d for d in kept if not any(owner.get(s, {name}) - {name} for s in _shingles(d))]
-        domains.append(
-            Domain(
-                name,
-                train=encode_documents(tokenizer, clean),
-                held_out=encode_documents(tokenizer, held_out[name]),
-                held_out_bytes=sum(len(d.encode()) for d in held_out[name]),
-                dropped=len(kept) - len(clean),
-            )
+    parts = {name: split_documents(name, read_documents(path)) for name, path in find_domains(folder).items()}
+    train = {name: documents for name, (documents, _) in parts.items()}
+    held_out = {name: documents for name, (_, documents) in parts.items()}
+    clean = _without_leaks(train, held_out)
+    return [
+        Domain(
+            name,
+            train=encode_documents(tokenizer, clean[name]),
+            held_out=encode_documents(tokenizer, held_out[name]),
+            held_out_texts=held_out[name],
+            dropped=len(train[name]) - len(clean[name]),
         )
-    return domains
+        for name in parts
+    ]
 
 
-def _is_domain_file(path: Path) -> bool:
-    return path.name.endswith((".txt", ".txt.zst")) and path.name.split(".")[0].islower()
-
-
-def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> list[npt.NDArray[np.uint16]]:
+def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> list[Tokens]:
+    """Token ids of each document and, behind them, of ``<|endoftext|>``."""
     end = tokenizer.token_to_id(END_OF_TEXT)
+    if end is None:
+        raise CorpusError(f"the tokenizer has no token {END_OF_TEXT}")
     encoded = tokenizer.encode_batch(list(documents))
     return [np.array([*encoding.ids, end], dtype=np.uint16) for encoding in encoded]
 
 
-def rows_of(documents: list[npt.NDArray[np.uint16]], length: int) -> npt.NDArray[np.uint16]:
+def rows_of(documents: list[Tokens], length: int) -> Tokens:
     """Documents joined and cut into rows ``(rows, length + 1)``: inputs and, shifted by one, targets.
 
-    Neighbouring rows share one token, so that every token but the first is a target once.
+    Neighbouring rows share one token, so that every token but the first is a target once; what is left at the
+    end and fills no row is passed over.
     """
-    stream = np.concatenate(documents)
-    count = (len(stream) - 1) // length
-    return np.stack([stream[i * length : i * length + length + 1] for i in range(count)])
+    stream: Tokens = np.concatenate([np.empty(0, np.uint16), *documents])
+    count = max(0, (len(stream) - 1) // length)
+    starts = np.arange(count)[:, None] * length
+    rows: Tokens = stream[starts + np.arange(length + 1)]
+    return rows
 
 
 def epoch_rows(
     domains: list[Domain], length: int, repeat: dict[str, int], seed: int
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+) -> tuple[Tokens, npt.NDArray[np.int64]]:
     """One epoch in a shuffled order: rows ``(rows, length + 1)`` and the domain index of each, ``(rows,)``."""
     rng = np.random.default_rng(seed)
     rows, labels = [], []
@@ -127,3 +168,28 @@ def epoch_rows(
             labels.append(np.full(len(part), index))
     order = rng.permutation(sum(len(part) for part in rows))
     return np.concatenate(rows)[order], np.concatenate(labels)[order]
+
+
+class Batches:
+    """An endless, seeded order of training rows; a position in it says all of where training stands."""
+
+    def __init__(self, domains: list[Domain], length: int, repeat: dict[str, int], seed: int, count: int) -> None:
+        self.domains, self.length, self.repeat, self.seed, self.count = domains, length, repeat, seed, count
+        self._load(0)
+
+    def _load(self, epoch: int) -> None:
+        self.rows, self.labels = epoch_rows(self.domains, self.length, self.repeat, self.seed + epoch)
+        self.epoch = epoch
+        self.per_epoch = len(self.rows) // self.count * self.count
+        if not self.per_epoch:
+            raise CorpusError(
+                f"the corpus fills {len(self.rows)} rows of {self.length} tokens, a batch takes {self.count}: "
+                "add text, or lower --batch-tokens"
+            )
+
+    def take(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The batch at ``position`` (in rows) and its domains; an epoch's incomplete last batch is passed over."""
+        if position // self.per_epoch != self.epoch:
+            self._load(position // self.per_epoch)
+        start = position % self.per_epoch
+        return self.rows[start : start + self.count].astype(np.int64), self.labels[start : start + self.count]

@@ -22,7 +22,7 @@ class WorkerState(threading.local):
 worker = WorkerState()
 
 
-class TrainingRouter(Qwen3MoeTopKRouter):
+class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
     """Top-k router with Gaussian noise of deviation ``1 / experts`` (Riquelme et al., 2021) while it trains.
 
     Each call appends the auxiliary loss of its own layer to ``worker.losses``: load balance (Fedus et al., 2021,
@@ -49,6 +49,11 @@ class TrainingRouter(Qwen3MoeTopKRouter):
             z_loss = logits.logsumexp(-1).square().mean()
             worker.losses.append(self.balance_weight * balance + self.z_weight * z_loss)
         return logits, scores, chosen
+
+    @property
+    def imbalance(self) -> float:
+        """Coefficient of variation of the recent use of experts."""
+        return float(self.usage.std(unbiased=False) / self.usage.mean())
 
     def end_step(self) -> None:
         """Take the finished step into the averaged usage."""

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+MATRICES_PER_TASK = 12
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
     """Replace each matrix of ``(count, rows, columns)`` by about the nearest semi-orthogonal one."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: torch.Tensor = matrices.mT if tall else matrices
+    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -36,29 +37,36 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         pool: ThreadPoolExecutor,
-    ):
+    ) -> None:
         self.pool = pool
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
+        """Update every parameter; matrices of one shape are made orthogonal together."""
         for group in self.param_groups:
             stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
             for param in group["params"]:
-                buffer = self.state[param].setdefault("momentum", torch.zeros_like(param))
-                buffer.lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(buffer, group["momentum"])
-                blocks = getattr(param, "muon_blocks", 1)
-                rows, columns = param.shape[-2] // blocks, param.shape[-1]
-                stacks.setdefault((rows, columns), []).append(
-                    (param.view(-1, rows, columns), update.view(-1, rows, columns))
-                )
+                update = self._with_momentum(param, group["momentum"])
+                rows, columns = param.shape[-2] // getattr(param, "muon_blocks", 1), param.shape[-1]
+                pair = param.view(-1, rows, columns), update.view(-1, rows, columns)
+                stacks.setdefault((rows, columns), []).append(pair)
             for (rows, columns), pairs in stacks.items():
-                stack = torch.cat([update for _, update in pairs])
-                updates = torch.cat(list(self.pool.map(orthogonalize, stack.split(12))))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                offset = 0
-                for param, update in pairs:
+                sizes = [len(update) for _, update in pairs]
+                updates = self._orthogonalize(torch.cat([update for _, update in pairs])).split_with_sizes(sizes)
+                for (param, _), update in zip(pairs, updates, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
-                    param.sub_(updates[offset : offset + len(update)], alpha=scale)
-                    offset += len(update)
+                    param.sub_(update, alpha=scale)
+
+    def _with_momentum(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Nesterov's momentum: the gradient, moved towards its running mean."""
+        gradient = param.grad
+        assert gradient is not None
+        mean = self.state[param].setdefault("momentum", torch.zeros_like(param))
+        mean.lerp_(gradient, 1 - momentum)
+        return gradient.lerp(mean, momentum)
+
+    def _orthogonalize(self, stack: torch.Tensor) -> torch.Tensor:
+        parts = torch.split(stack, MATRICES_PER_TASK)
+        return torch.cat(list(self.pool.map(orthogonalize, parts)))

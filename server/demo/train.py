@@ -3,7 +3,8 @@
     python -m server.demo.train CORPUS RUN --tokenizer tokenizer.json [--dense]
 
 RUN is a folder for checkpoints and logs; starting again with the same RUN goes on where the last one stopped.
-The learning rate is held after a short warm-up and falls linearly over the last part of ``--tokens``.
+The learning rate is held after a short warm-up and falls linearly over the last part of ``--tokens``; rows are
+short, for speed, but for the very last part, which teaches the model longer contexts.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,81 +25,81 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import PreTrainedModel
 
-from .corpus import Domain, epoch_rows, read_corpus, rows_of
-from .gate import TrainingRouter, train_routers, worker
+from .architecture import Shape, build_model
+from .corpus import Batches, Domain, read_corpus, rows_of
+from .errors import DemoError, RunError
+from .gate import train_routers, worker
 from .muon import Muon
 
-EVAL_ROWS = 24
+EVAL_ROWS = 24  # of each domain, while training; the report uses all
+SHOW_EVERY = 10  # steps
+WARM_UP = 30  # steps
 
 
-def build_model(vocab_size: int, dense: bool) -> PreTrainedModel:
-    """A Qwen3-MoE of 12 M parameters, or the dense Qwen3 with as many active ones (2.7 M)."""
-    shape: dict[str, Any] = {
-        "vocab_size": vocab_size,
-        "hidden_size": 192,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
-        "head_dim": 64,
-        "max_position_embeddings": 2048,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "attn_implementation": "sdpa",
-    }
-    if dense:
-        return Qwen3ForCausalLM(Qwen3Config(intermediate_size=384, **shape))
-    moe = {"num_experts": 16, "num_experts_per_tok": 2, "moe_intermediate_size": 192, "norm_topk_prob": True}
-    return Qwen3MoeForCausalLM(
-        Qwen3MoeConfig(intermediate_size=384, experts_implementation="grouped_mm", **moe, **shape)
-    )
+@dataclass(frozen=True)
+class Settings:
+    """How a run is trained; the defaults are the command line's."""
+
+    dense: bool = False
+    tokens: int = 14_000_000
+    batch_tokens: int = 12_288
+    length: int = 256
+    final_length: int = 1024
+    final_share: float = 0.1
+    micro_tokens: int = 2048
+    decay: float = 0.5
+    muon_lr: float = 0.02
+    lr: float = 3e-3
+    balance_weight: float = 0.01
+    z_weight: float = 1e-3
+    repeat: dict[str, int] = field(default_factory=lambda: {"chat": 2})
+    eval_every: int = 100
+    save_minutes: float = 4
+    seed: int = 1
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def __post_init__(self) -> None:
+        for length in (self.length, self.final_length):
+            if self.batch_tokens % length:
+                raise RunError(f"a batch of {self.batch_tokens} tokens is not whole rows of {length}")
+
+    @property
+    def short_tokens(self) -> int:
+        """Tokens trained on in short rows, whole batches of them; the rest is in long ones."""
+        wanted = (1 - self.final_share) * self.tokens
+        return math.ceil(wanted / self.batch_tokens) * self.batch_tokens
 
 
-def build_optimizers(model: nn.Module, args: argparse.Namespace, pool: ThreadPoolExecutor) -> list[torch.optim.Optimizer]:
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    tokens: int = 0
+
+
+def build_optimizers(model: nn.Module, settings: Settings, pool: ThreadPoolExecutor) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of attention and experts, AdamW for embedding, router gates and norms."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, param in model.named_parameters():
-        is_matrix = param.ndim >= 2 and "embed" not in name and not name.endswith(".gate.weight")
+        is_matrix = param.ndim > 1 and "embed" not in name and not name.endswith(".gate.weight")
         if name.endswith("gate_up_proj"):
             param.muon_blocks = 2  # type: ignore[attr-defined]
         (matrices if is_matrix else rest).append(param)
     return [
-        Muon(matrices, lr=args.muon_lr, momentum=0.95, weight_decay=0.05, pool=pool),
-        torch.optim.AdamW(rest, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0),
+        Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.05, pool=pool),
+        torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
 
 
-def learning_rate_scale(done: int, args: argparse.Namespace) -> float:
+def learning_rate_scale(done: int, settings: Settings) -> float:
     """The learning rate relative to its peak, after ``done`` tokens."""
-    warm_up = min(1.0, (done / args.batch_tokens + 1) / 30)
-    left = (args.tokens - done) / (args.decay * args.tokens)
+    warm_up = min(1.0, (done / settings.batch_tokens + 1) / WARM_UP)
+    left = (settings.tokens - done) / (settings.decay * settings.tokens)
     return warm_up * max(0.03, min(1.0, left))
-
-
-class Data:
-    """An endless, seeded order of training batches; ``position`` alone says where it stands."""
-
-    def __init__(self, domains: list[Domain], length: int, repeat: dict[str, int], seed: int):
-        self.domains, self.length, self.repeat, self.seed = domains, length, repeat, seed
-        self.epoch = -1
-        self._load(0)
-
-    def _load(self, epoch: int) -> None:
-        self.rows, self.labels = epoch_rows(self.domains, self.length, self.repeat, self.seed + epoch)
-        self.epoch = epoch
-
-    def take(self, position: int, count: int) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """``count`` rows from ``position`` (in rows) on; an epoch's incomplete last batch is passed over."""
-        per_epoch = len(self.rows) // count * count
-        if position // per_epoch != self.epoch:
-            self._load(position // per_epoch)
-        start = position % per_epoch
-        batch = self.rows[start : start + count].astype(np.int64)
-        return torch.from_numpy(batch), self.labels[start : start + count]
 
 
 def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
@@ -108,7 +111,7 @@ def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
 
 
 def add_gradients(
-    model: PreTrainedModel, rows: torch.Tensor, args: argparse.Namespace, step: int, pool: ThreadPoolExecutor
+    model: PreTrainedModel, rows: torch.Tensor, settings: Settings, step: int, pool: ThreadPoolExecutor
 ) -> list[float]:
     """Set the gradients of one step and return the loss of each row.
 
@@ -116,170 +119,241 @@ def add_gradients(
     order of the threads: on two cores twice as fast as one micro-batch after the other on two compute threads.
     """
     params = [param for param in model.parameters() if param.requires_grad]
-    parts = rows.split(args.micro_rows)
+    length = rows.shape[1] - 1
+    parts = torch.split(rows, max(1, settings.micro_tokens // length))
+    threads = min(settings.threads, len(parts))
 
     def work(index: int) -> tuple[list[torch.Tensor], list[tuple[int, list[float]]]]:
-        worker.generator = torch.Generator().manual_seed((args.seed * 1_000_003 + step) * 64 + index)
+        worker.generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 64 + index)
         total: list[torch.Tensor] = []
         losses = []
-        for number in range(index, len(parts), args.threads):
+        for number in range(index, len(parts), threads):
             worker.losses = []
             part_losses = row_losses(model, parts[number])
             objective = part_losses.mean() + sum(worker.losses)
             gradients = torch.autograd.grad(objective * (len(part_losses) / len(rows)), params)
-            if total:
-                torch._foreach_add_(total, gradients)
-            else:
-                total = list(gradients)
+            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
             losses.append((number, part_losses.tolist()))
         return total, losses
 
-    results = list(pool.map(work, range(args.threads)))
-    gradients = results[0][0]
-    for other, _ in results[1:]:
-        torch._foreach_add_(gradients, other)
-    for param, gradient in zip(params, gradients, strict=True):
-        param.grad = gradient
+    results = list(pool.map(work, range(threads)))
+    for param, *gradients in zip(params, *(total for total, _ in results), strict=True):
+        param.grad = sum(gradients[1:], gradients[0])
     by_number = sorted(item for _, losses in results for item in losses)
     return [loss for _, part in by_number for loss in part]
 
 
 @torch.no_grad()
-def evaluate(model: PreTrainedModel, domains: list[Domain], length: int, max_rows: int) -> dict[str, float]:
-    """Held-out cross-entropy in nats a token, by domain."""
+def evaluate(model: PreTrainedModel, domains: list[Domain], length: int) -> dict[str, float]:
+    """Perplexity on the first held-out rows of each domain that fills one."""
     model.eval()
     result = {}
     for domain in domains:
-        rows = torch.from_numpy(rows_of(domain.held_out, length)[:max_rows].astype(np.int64))
-        result[domain.name] = float(torch.cat([row_losses(model, part) for part in rows.split(8)]).mean())
+        rows = torch.from_numpy(rows_of(domain.held_out, length)[:EVAL_ROWS].astype(np.int64))
+        if len(rows):
+            losses = torch.cat([row_losses(model, part) for part in torch.split(rows, 8)])
+            result[domain.name] = round(math.exp(losses.mean()), 2)
     model.train()
     return result
 
 
-def imbalance(routers: list[TrainingRouter]) -> list[float]:
-    """Coefficient of variation of the recent use of experts, by layer."""
-    return [float(router.usage.std(unbiased=False) / router.usage.mean()) for router in routers]
+class Trainer:
+    """One run: model, optimizers and where they stand, kept in the run's ``state.pt``."""
 
+    def __init__(
+        self,
+        run: Path,
+        settings: Settings,
+        domains: list[Domain],
+        vocab_size: int,
+        pool: ThreadPoolExecutor,
+        *,
+        shape: Shape | None = None,
+    ) -> None:
+        torch.manual_seed(settings.seed)
+        self.settings, self.pool = settings, pool
+        self.checkpoint = run / "state.pt"
+        self.model = build_model(vocab_size, dense=settings.dense, shape=shape)
+        self.routers = train_routers(self.model, settings.balance_weight, settings.z_weight)
+        self.optimizers = build_optimizers(self.model, settings, pool)
+        self.batches, self.final_batches = (
+            Batches(domains, length, settings.repeat, settings.seed, settings.batch_tokens // length)
+            for length in (settings.length, settings.final_length)
+        )
+        self.progress = Progress()
+        self.losses = np.full(len(domains), math.nan)  # recent training loss by domain
+        self.model.train()
+        if self.checkpoint.exists():
+            self._restore()
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    @property
+    def finished(self) -> bool:
+        return self.progress.tokens >= self.settings.tokens
 
+    def step(self) -> None:
+        """Train on one batch."""
+        scale = learning_rate_scale(self.progress.tokens, self.settings)
+        for optimizer, peak in zip(self.optimizers, (self.settings.muon_lr, self.settings.lr), strict=True):
+            optimizer.param_groups[0]["lr"] = peak * scale
+        rows, labels = self._batch()
+        losses = add_gradients(self.model, torch.from_numpy(rows), self.settings, self.progress.step, self.pool)
+        for router in self.routers:
+            router.end_step()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
+        for index, loss in zip(labels, losses, strict=True):
+            recent = self.losses[index]
+            self.losses[index] = loss if math.isnan(recent) else 0.95 * recent + 0.05 * loss
+        self.progress.step += 1
+        self.progress.tokens += self.settings.batch_tokens
 
-def train(args: argparse.Namespace) -> None:
-    torch.manual_seed(args.seed)
-    args.run.mkdir(parents=True, exist_ok=True)
-    tokenizer = Tokenizer.from_file(str(args.tokenizer))
-    domains = read_corpus(args.corpus, tokenizer)
-    for domain in domains:
-        tokens = [sum(map(len, part)) for part in (domain.train, domain.held_out)]
-        print(f"{domain.name:12s} {tokens[0]:9,d} tokens, {tokens[1]:7,d} held out, {domain.dropped} left out")
-    model = build_model(tokenizer.get_vocab_size(), args.dense)
-    routers = train_routers(model, args.balance_weight, args.z_weight)
-    pool = ThreadPoolExecutor(args.threads)
-    optimizers = build_optimizers(model, args, pool)
-    state = {"step": 0, "tokens": 0, "row": 0}
-    checkpoint = args.run / "state.pt"
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for optimizer, value in zip(optimizers, saved["optimizers"], strict=True):
+    def _batch(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The next rows and their domains: short rows first, long ones at the end."""
+        in_final = self.progress.tokens - self.settings.short_tokens
+        if in_final < 0:
+            return self.batches.take(self.progress.tokens // self.settings.length)
+        return self.final_batches.take(in_final // self.settings.final_length)
+
+    def save(self) -> None:
+        """Write ``state.pt``; a kill while it is written leaves the last one whole."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "usage": [router.usage for router in self.routers],
+            "state": asdict(self.progress),
+        }
+        partial = self.checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+
+    def _restore(self) -> None:
+        saved = torch.load(self.checkpoint, weights_only=True)
+        try:
+            self.model.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise RunError(f"{self.checkpoint} is of another model: choose another RUN") from error
+        for optimizer, value in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(value)
-        for router, usage in zip(routers, saved["usage"], strict=True):
+        for router, usage in zip(self.routers, saved["usage"], strict=True):
             router.usage = usage
-        state = saved["state"]
-        print(f"going on from step {state['step']}, {state['tokens']:,} tokens")
+        self.progress = Progress(saved["state"]["step"], saved["state"]["tokens"])
 
-    def save() -> None:
-        save_state(
-            checkpoint,
-            {
-                "model": model.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "usage": [router.usage for router in routers],
-                "state": state,
-            },
+
+class Log:
+    """A run's ``train.jsonl`` and ``eval.jsonl``, and what is printed of them."""
+
+    def __init__(self, run: Path, trainer: Trainer, domains: list[Domain]) -> None:
+        self.run, self.trainer, self.domains = run, trainer, domains
+        self._mark()
+
+    def _mark(self) -> None:
+        self.time, self.tokens = time.monotonic(), self.trainer.progress.tokens
+
+    def _write(self, name: str, **values: Any) -> None:
+        with (self.run / name).open("a") as file:
+            file.write(json.dumps({**asdict(self.trainer.progress), **values}) + "\n")
+
+    def training(self) -> None:
+        """The recent loss by domain, the balance of experts by layer, and the speed since the last call."""
+        trainer, progress = self.trainer, self.trainer.progress
+        speed = (progress.tokens - self.tokens) / (time.monotonic() - self.time)
+        minutes = (trainer.settings.tokens - progress.tokens) / speed / 60
+        self._mark()
+        losses = {
+            domain.name: None if math.isnan(loss) else round(float(loss), 3)
+            for domain, loss in zip(self.domains, trainer.losses, strict=True)
+        }
+        imbalance = [round(router.imbalance, 2) for router in trainer.routers]
+        self._write("train.jsonl", loss=losses, imbalance=imbalance, tokens_per_second=round(speed))
+        print(
+            f"step {progress.step} tokens {progress.tokens:,} loss {np.nanmean(trainer.losses):.3f} "
+            f"scale {learning_rate_scale(progress.tokens, trainer.settings):.2f} "
+            f"{speed:,.0f} tokens/s {minutes:.0f} min left",
+            flush=True,
         )
 
-    repeat = dict((name, int(times)) for name, times in (item.split("=") for item in args.repeat))
-    data = Data(domains, args.length, repeat, args.seed)
-    peaks = [args.muon_lr, args.lr]
-    recent = np.full(len(domains), math.nan)
-    saved_at = shown_at = time.monotonic()
-    shown_tokens = state["tokens"]
-    model.train()
-    while state["tokens"] < args.tokens:
-        scale = learning_rate_scale(state["tokens"], args)
-        for optimizer, peak in zip(optimizers, peaks, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * scale
-        count = args.batch_tokens // args.length
-        rows, labels = data.take(state["row"], count)
-        losses = add_gradients(model, rows, args, state["step"], pool)
-        for index, loss in zip(labels, losses, strict=True):
-            recent[index] = loss if math.isnan(recent[index]) else 0.95 * recent[index] + 0.05 * loss
-        for router in routers:
-            router.end_step()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        state["step"] += 1
-        state["tokens"] += count * args.length
-        state["row"] += count
-        now = time.monotonic()
-        if state["step"] % 10 == 0:
-            speed = (state["tokens"] - shown_tokens) / (now - shown_at)
-            left = (args.tokens - state["tokens"]) / speed / 60
-            shown_at, shown_tokens = now, state["tokens"]
-            by_domain = {d.name: round(float(v), 3) for d, v in zip(domains, recent, strict=True)}
-            line = {**state, "loss": by_domain, "imbalance": [round(v, 2) for v in imbalance(routers)]}
-            with (args.run / "train.jsonl").open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            print(
-                f"step {state['step']} tokens {state['tokens']:,} loss {np.nanmean(recent):.3f} "
-                f"scale {scale:.2f} {speed:,.0f} tokens/s {left:.0f} min left",
-                flush=True,
-            )
-        if state["step"] % args.eval_every == 0 or state["tokens"] >= args.tokens:
-            held_out = evaluate(model, domains, args.length, EVAL_ROWS)
-            perplexity = {name: round(math.exp(loss), 2) for name, loss in held_out.items()}
-            with (args.run / "eval.jsonl").open("a") as log:
-                log.write(json.dumps({**state, "perplexity": perplexity}) + "\n")
-            print("held-out perplexity", perplexity, "imbalance", [f"{v:.2f}" for v in imbalance(routers)])
-        if now - saved_at > 240:
-            save()
-            saved_at = now
-    save()
-    for router in routers:
-        router.__class__ = TrainingRouter.__mro__[1]
-    model.to(torch.bfloat16).save_pretrained(args.run / "model")
-    print(f"saved {args.run / 'model'}")
+    def evaluation(self) -> None:
+        perplexity = evaluate(self.trainer.model, self.domains, self.trainer.settings.length)
+        self._write("eval.jsonl", perplexity=perplexity)
+        print("held-out perplexity", perplexity, flush=True)
 
 
-def main() -> None:
+def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, shape: Shape | None = None) -> None:
+    """Train a run to its end, from its beginning or its last checkpoint."""
+    if not tokenizer_file.is_file():
+        raise RunError(f"tokenizer {tokenizer_file} does not exist")
+    tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    domains = read_corpus(corpus, tokenizer)
+    for domain in domains:
+        trained, held_out = (sum(map(len, part)) for part in (domain.train, domain.held_out))
+        print(f"{domain.name:12s} {trained:9,d} tokens, {held_out:7,d} held out, {domain.dropped} left out")
+    run.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(settings.threads) as pool:
+        trainer = Trainer(run, settings, domains, tokenizer.get_vocab_size(), pool, shape=shape)
+        (run / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        print(f"from step {trainer.progress.step}, {trainer.progress.tokens:,} of {settings.tokens:,} tokens")
+        log = Log(run, trainer, domains)
+        saved_at = time.monotonic()
+        while not trainer.finished:
+            trainer.step()
+            if trainer.progress.step % SHOW_EVERY == 0:
+                log.training()
+            if trainer.progress.step % settings.eval_every == 0 or trainer.finished:
+                log.evaluation()
+            if trainer.finished or time.monotonic() - saved_at >= settings.save_minutes * 60:
+                trainer.save()
+                saved_at = time.monotonic()
+
+
+def _whole_number(text: str) -> int:
+    return int(float(text))
+
+
+def _times(text: str) -> tuple[str, int]:
+    name, _, times = text.partition("=")
+    return name, int(times)
+
+
+def parse_args() -> argparse.Namespace:
+    default = Settings()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("run", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--dense", action="store_true", help="the dense model of equal active parameters")
-    parser.add_argument("--tokens", type=lambda text: int(float(text)), default=33_000_000)
-    parser.add_argument("--batch-tokens", type=int, default=12_288)
-    parser.add_argument("--length", type=int, default=256, help="tokens a row")
-    parser.add_argument("--micro-rows", type=int, default=8, help="rows of one forward pass")
-    parser.add_argument("--decay", type=float, default=0.5, help="part of --tokens over which the rate falls")
-    parser.add_argument("--muon-lr", type=float, default=0.02)
-    parser.add_argument("--lr", type=float, default=3e-3, help="of AdamW")
-    parser.add_argument("--balance-weight", type=float, default=0.01)
-    parser.add_argument("--z-weight", type=float, default=1e-3)
-    parser.add_argument("--repeat", nargs="*", default=["chat=2"], help="DOMAIN=N: N times an epoch")
-    parser.add_argument("--eval-every", type=int, default=100, help="steps")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(),
-                        help="micro-batches computed at a time")
-    args = parser.parse_args()
+    parser.add_argument("--tokens", type=_whole_number, default=default.tokens)
+    parser.add_argument("--batch-tokens", type=int, default=default.batch_tokens)
+    parser.add_argument("--length", type=int, default=default.length, help="tokens a row")
+    parser.add_argument("--final-length", type=int, default=default.final_length, help="tokens a row at the end")
+    parser.add_argument(
+        "--final-share", type=float, default=default.final_share, help="part of --tokens in rows of --final-length"
+    )
+    parser.add_argument("--micro-tokens", type=int, default=default.micro_tokens, help="of one forward pass")
+    parser.add_argument("--decay", type=float, default=default.decay, help="part of --tokens over which the rate falls")
+    parser.add_argument("--muon-lr", type=float, default=default.muon_lr)
+    parser.add_argument("--lr", type=float, default=default.lr, help="of AdamW")
+    parser.add_argument("--balance-weight", type=float, default=default.balance_weight)
+    parser.add_argument("--z-weight", type=float, default=default.z_weight)
+    parser.add_argument(
+        "--repeat", nargs="*", type=_times, default=default.repeat.items(), help="DOMAIN=N: N times an epoch"
+    )
+    parser.add_argument("--eval-every", type=int, default=default.eval_every, help="steps")
+    parser.add_argument("--save-minutes", type=float, default=default.save_minutes, help="between checkpoints")
+    parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--threads", type=int, default=default.threads, help="micro-batches computed at a time")
+    return parser.parse_args()
+
+
+def main() -> None:
+    values = vars(parse_args())
+    corpus, run, tokenizer = (values.pop(name) for name in ("corpus", "run", "tokenizer"))
     torch.set_num_threads(1)
-    train(args)
+    try:
+        train(corpus, run, tokenizer, Settings(**{**values, "repeat": dict(values["repeat"])}))
+    except DemoError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

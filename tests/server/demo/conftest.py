@@ -11,8 +11,8 @@ from server.demo.corpus import END_OF_TEXT, read_corpus
 from server.demo.train import Settings
 
 WORDS = {
-    "sea": "wave salt gull tide sail deck foam reef mast crew".split(),
-    "law": "clause court judge deed title oath bench brief party seal".split(),
+    "sea": ["wave", "salt", "gull", "tide", "sail", "deck", "foam", "reef", "mast", "crew"],
+    "law": ["clause", "court", "judge", "deed", "title", "oath", "bench", "brief", "party", "seal"],
 }
 TINY = Shape(
     hidden_size=16,
@@ -23,7 +23,7 @@ TINY = Shape(
     num_experts=4,
     moe_intermediate_size=8,
 )
-SETTINGS = Settings(tokens=6 * 128, batch_tokens=128, length=16, micro_rows=4, repeat={}, eval_every=4, threads=2)
+SETTINGS = Settings(tokens=6 * 128, batch_tokens=128, length=16, final_length=32, final_share=0.3, micro_tokens=64, repeat={}, eval_every=4, threads=2)
 
 
 def write_domain(path, documents):

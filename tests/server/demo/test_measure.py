@@ -30,6 +30,11 @@ def test_every_held_out_token_is_measured_once():
     assert torch.cat([rows[:, 1:].flatten() for rows in batches]).tolist() == list(range(1, 12))
 
 
+def test_text_shorter_than_a_row_is_measured_too():
+    (rows,) = held_out_batches([np.arange(1, 4, dtype=np.uint16)], length=8)
+    assert rows.tolist() == [[0, 1, 2, 3]]
+
+
 def test_uniform_model_has_the_vocabulary_as_perplexity(model, domains):
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()

@@ -12,7 +12,7 @@ def pool():
         yield pool
 
 
-def step(pool, param, gradient, blocks=1, lr=1.0, weight_decay=0.0):
+def step(pool, param, gradient, *, blocks=1, lr=1.0, weight_decay=0.0):
     """The change that one step of Muon makes."""
     param.muon_blocks = blocks
     param.grad = gradient

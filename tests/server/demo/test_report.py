@@ -17,8 +17,15 @@ from .conftest import SETTINGS, TINY, make_documents, write_domain
 
 
 def test_first_turn_ends_before_the_answer():
-    text = "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi\nyou<|im_end|>\n<|im_start|>assistant\nYo<|im_end|>"
+    text = (
+        "<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nHi\nyou<|im_end|>\n"
+        "<|im_start|>assistant\nYo<|im_end|>"
+    )
     assert first_turn(text) == [{"role": "system", "content": "Be kind"}, {"role": "user", "content": "Hi\nyou"}]
+
+
+def test_chat_that_the_assistant_begins_has_no_first_turn():
+    assert first_turn("<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nHi<|im_end|>") == []
 
 
 def test_fence_is_longer_than_any_in_the_text():
@@ -40,31 +47,38 @@ def chat_corpus(corpus):
         f"<|im_start|>user\n{text[:20]}<|im_end|>\n<|im_start|>assistant\n{text[20:40]}<|im_end|>"
         for text in make_documents("sea", 120)
     ]
-    write_domain(corpus / "chat.txt", chats)
+    begun_by_the_assistant = [chat.replace("user", "assistant") for chat in chats[:60]]
+    write_domain(corpus / "chat.txt", chats + begun_by_the_assistant)
     return corpus
 
 
-def test_report_holds_what_was_measured(tmp_path, chat_corpus, domains, tokenizer, tokenizer_file, monkeypatch):
-    monkeypatch.setattr(samples, "TEXT_TOKENS", 4)
-    monkeypatch.setattr(samples, "TURN_TOKENS", 4)
+@pytest.fixture
+def runs(tmp_path, domains, tokenizer, monkeypatch):
+    """A folder with an untrained run of each model, whose small shape ``load_run`` takes for granted."""
     monkeypatch.setattr(
         export_module, "build_model", lambda size, dense, shape: build_model(size, dense=dense, shape=shape or TINY)
     )
     with ThreadPoolExecutor(1) as pool:
-        for dense in (False, True):
-            settings = replace(SETTINGS, dense=dense)
-            run = tmp_path / ("dense" if dense else "moe")
+        for name in ("moe", "dense"):
+            settings = replace(SETTINGS, dense=name == "dense")
+            run = tmp_path / name
             run.mkdir()
             Trainer(run, settings, domains, tokenizer.get_vocab_size(), pool, shape=TINY).save()
             (run / "settings.json").write_text(json.dumps(asdict(settings)))
-    export(tmp_path / "moe", tmp_path / "model", tokenizer_file)
-    report.write_report(tmp_path / "model", chat_corpus, tmp_path / "moe", tmp_path / "dense", tmp_path / "out")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    readme = (tmp_path / "out" / "README.md").read_text()
+    return tmp_path
+
+
+def test_report_holds_what_was_measured(runs, chat_corpus, tokenizer_file, monkeypatch):
+    monkeypatch.setattr(samples, "TEXT_TOKENS", 4)
+    monkeypatch.setattr(samples, "TURN_TOKENS", 4)
+    export(runs / "moe", runs / "model", tokenizer_file)
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "dense", runs / "out")
+    results = json.loads((runs / "out" / "results.json").read_text())
+    readme = (runs / "out" / "README.md").read_text()
     assert set(results["moe"]["perplexity"]) == set(results["dense"]["perplexity"]) == {"chat", "law", "sea"}
     assert set(results["turns"]) == {"chat"}
     assert len(results["experts"]["mutual_information_bits"]) == TINY.num_hidden_layers
     assert all(len(drawn) <= samples.SAMPLES for drawn in results["samples"].values())
-    assert str(tmp_path) not in readme
+    assert str(runs) not in readme
     assert f"{results['moe']['perplexity']['sea']:.2f}" in readme
-    assert (tmp_path / "out" / "experts.png").stat().st_size < 300_000
+    assert (runs / "out" / "experts.png").stat().st_size < 300_000

@@ -1,0 +1,98 @@
+"""Write a run's model in the hub's layout: config, tokenizer, generation config, safetensors.
+
+    python -m server.demo.export RUN OUT --tokenizer tokenizer.json
+
+RUN may be finished or still training: its last checkpoint is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from .architecture import Shape, build_model
+from .errors import DemoError, RunError
+
+# No system prompt is added, and a rendered chat is token for token what the corpus holds.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def load_run(run: Path, *, shape: Shape | None = None) -> PreTrainedModel:
+    """The model of a run's last checkpoint, dense or not, in float32 with weights rounded to bfloat16.
+
+    Only weights are rounded: ``model.to(bfloat16)`` would round the rotary frequencies too.
+    """
+    checkpoint = run / "state.pt"
+    if not checkpoint.is_file():
+        raise RunError(f"{run} holds no state.pt: train first")
+    weights = torch.load(checkpoint, weights_only=True)["model"]
+    dense = not any(".experts." in name for name in weights)
+    model = build_model(len(weights["model.embed_tokens.weight"]), dense=dense, shape=shape)
+    model.load_state_dict({name: weight.bfloat16() for name, weight in weights.items()})
+    return model.eval()
+
+
+def export(run: Path, out: Path, tokenizer: Path, *, shape: Shape | None = None) -> None:
+    """Write the folder ``out``, which ``from_pretrained`` reads."""
+    if not tokenizer.is_file():
+        raise RunError(f"tokenizer {tokenizer} does not exist")
+    model = load_run(run, shape=shape)
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.9, bos_token_id=0, eos_token_id=[0, 2], pad_token_id=0
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # it is written readable by its owner alone
+    _use_hub_names(out / "config.json")
+    shutil.copyfile(tokenizer, out / "tokenizer.json")
+    _write_json(
+        out / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": model.config.max_position_embeddings,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+def _use_hub_names(config: Path) -> None:
+    """Name the number of experts as the hub's Qwen3-MoE checkpoints do; transformers 5 writes its own name."""
+    values = json.loads(config.read_text())
+    values["num_experts"] = values.pop("num_local_experts")
+    _write_json(config, dict(sorted(values.items())))
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        export(args.run, args.out, args.tokenizer)
+    except DemoError as error:
+        sys.exit(f"error: {error}")
+    num_bytes = sum(path.stat().st_size for path in args.out.iterdir())
+    print(f"{args.out}: {num_bytes / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

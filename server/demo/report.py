@@ -1,0 +1,151 @@
+"""Measure the bundled model and write ``results.json``, ``experts.png`` and ``README.md``.
+
+    python -m server.demo.report MODEL CORPUS --run RUN --dense DENSE_RUN --out server/demo
+
+MODEL is what ``server.demo.export`` wrote of RUN; DENSE_RUN is the run of ``train --dense``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import measure, samples
+from .architecture import count_parameters
+from .corpus import Domain, read_corpus
+from .errors import DemoError, RunError
+from .export import load_run
+from .picture import draw_shares
+from .readme import render
+
+LONGER_ROWS = (512, 1024)
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """What a run was asked and how far it came."""
+    settings = run / "settings.json"
+    if not settings.is_file():
+        raise RunError(f"{run} has no settings.json: start its training command once more, which writes it")
+    progress = torch.load(run / "state.pt", weights_only=True)["state"]
+    return {"settings": json.loads(settings.read_text()), "steps": progress["step"], "tokens": progress["tokens"]}
+
+
+def describe_domain(domain: Domain) -> dict[str, int]:
+    return {
+        "train_documents": len(domain.train),
+        "train_tokens": sum(map(len, domain.train)),
+        "held_out_documents": len(domain.held_out),
+        "held_out_tokens": sum(map(len, domain.held_out)),
+        "left_out_documents": domain.dropped,
+    }
+
+
+def describe_model(model: PreTrainedModel) -> dict[str, int]:
+    total, active = count_parameters(model)
+    return {"parameters": total, "active_parameters": active}
+
+
+def measure_loss(held: dict[str, measure.Held]) -> dict[str, Any]:
+    return {
+        "perplexity": {name: each.perplexity for name, each in held.items()},
+        "bits_per_byte": {name: each.bits_per_byte for name, each in held.items()},
+        "mean_perplexity": measure.mean_perplexity(list(held.values())),
+    }
+
+
+def measure_experts(shares: measure.Shares, top_k: int) -> dict[str, Any]:
+    _, num_domains, num_experts = shares.shape
+    return {
+        "coefficient_of_variation": [measure.variation(layer) for layer in shares],
+        "mutual_information_bits": [measure.mutual_information(layer) for layer in shares],
+        "most_information_bits": measure.most_information(num_domains, num_experts, top_k),
+        "shares": shares.round(5).tolist(),
+    }
+
+
+def measure_samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domains: list[Domain]
+) -> dict[str, Any]:
+    """Samples of each domain, and of all turns asked how many ended by themselves."""
+    drawn = {domain.name: samples.sample_domain(model, tokenizer, domain) for domain in domains}
+    return {
+        "turns": {
+            domain.name: {"asked": len(drawn[domain.name]), "ended": sum(each.ended for each in drawn[domain.name])}
+            for domain in domains
+            if samples.is_chat(domain)
+        },
+        "sampling": {
+            "temperature": model.generation_config.temperature,
+            "top_p": model.generation_config.top_p,
+            "seed": samples.SEED,
+            "text_tokens": samples.TEXT_TOKENS,
+            "turn_tokens": samples.TURN_TOKENS,
+        },
+        "samples": {name: [asdict(each) for each in some[: samples.SAMPLES]] for name, some in drawn.items()},
+    }
+
+
+def measure_domains(model: PreTrainedModel, domains: list[Domain], length: int) -> dict[str, measure.Held]:
+    held = {}
+    for domain in domains:
+        held[domain.name] = measure.measure(model, domain, length)
+        perplexity = held[domain.name].perplexity
+        print(f"{model.config.model_type} rows of {length}: {domain.name} {perplexity:.2f}", flush=True)
+    return held
+
+
+def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, out: Path) -> None:
+    """Measure both models on all held-out text and write the three files into ``out``."""
+    runs = {"moe": describe_run(run), "dense": describe_run(dense_run)}
+    length = runs["moe"]["settings"]["length"]
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    domains = read_corpus(corpus, Tokenizer.from_file(str(model_folder / "tokenizer.json")))
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    dense = load_run(dense_run)
+
+    held = measure_domains(model, domains, length)
+    shares = measure.expert_shares(list(held.values()))  # (layers, domains, experts)
+    longer = {
+        str(rows): measure.mean_perplexity(list(measure_domains(model, domains, rows).values())) for rows in LONGER_ROWS
+    }
+    results = {
+        "runs": runs,
+        "domains": {domain.name: describe_domain(domain) for domain in domains},
+        "moe": {**describe_model(model), **measure_loss(held)},
+        "dense": {**describe_model(dense), **measure_loss(measure_domains(dense, domains, length))},
+        "mean_perplexity_by_row_length": longer,
+        "num_experts": model.config.num_experts,
+        "top_k": model.config.num_experts_per_tok,
+        "experts": measure_experts(shares, model.config.num_experts_per_tok),
+        **measure_samples(model, tokenizer, domains),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    draw_shares(shares, list(held), results["experts"]["mutual_information_bits"], out / "experts.png")
+    (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "README.md").write_text(render(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--dense", type=Path, required=True, help="the run of the dense model")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    try:
+        write_report(args.model, args.corpus, args.run, args.dense, args.out)
+    except DemoError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

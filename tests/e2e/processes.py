@@ -1,0 +1,68 @@
+"""The real command in a process of its own, on a real socket."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+COMMAND = str(Path(sys.executable).parent / "greenroom")
+READY = "Greenroom ready: "
+
+
+@dataclass
+class Server:
+    """A running `greenroom serve`."""
+
+    process: subprocess.Popen[str]
+    url: str
+    ready_line: str
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics by its name and labels as they are printed."""
+        text = httpx.get(f"{self.url}/metrics").text
+        samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+        return {name: float(value) for name, _, value in samples}
+
+    def total(self, name: str, *labels: str) -> float:
+        """Sum of a metric over the samples that carry all of some labels."""
+        return sum(
+            value
+            for sample, value in self.metrics().items()
+            if sample.partition("{")[0] == f"greenroom_{name}" and all(label in sample for label in labels)
+        )
+
+    def interrupt(self) -> tuple[int, str, str]:
+        """Press Ctrl-C; exit status, what else came on standard output, and standard error."""
+        self.process.send_signal(signal.SIGINT)
+        out, err = self.process.communicate(timeout=60)
+        return self.process.returncode, out, err
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[Server]:
+    """Start a server on a free port and end it afterwards, whatever happens."""
+    command = [COMMAND, "serve", *arguments, "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith(READY):
+            _, err = process.communicate(timeout=60)
+            raise AssertionError(f"no ready line but {line!r}; standard error: {err}")
+        yield Server(process, line.removeprefix(READY).split()[0], line.strip())
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a `greenroom` command that ends by itself."""
+    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=100, check=False)

@@ -1,0 +1,158 @@
+"""`greenroom serve` with the bundled model, as a user meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.processes import Server, run_command, serving
+
+QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving("--host-expert-memory", "25%") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+def test_the_ready_line_names_address_and_model(server: Server) -> None:
+    assert server.ready_line == f"Greenroom ready: {server.url} (model greenroom-demo)"
+
+
+def test_a_chat_turn_streams_and_ends_by_itself(client: openai.OpenAI) -> None:
+    with client.chat.completions.create(
+        model="greenroom-demo", messages=QUESTION, stream=True, temperature=0, max_tokens=600
+    ) as stream:
+        chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert len(chunks) > 20
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    assert "ingredients" in text.lower()
+    assert "<|im_end|>" not in text
+
+
+def test_streamed_and_whole_answers_are_the_same_text(client: openai.OpenAI) -> None:
+    options = {"model": "greenroom-demo", "prompt": "Once upon a time", "max_tokens": 40, "seed": 7}
+    whole = client.completions.create(**options)
+    pieces = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
+    assert "".join(pieces) == whole.choices[0].text
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 40
+
+
+def test_several_requests_at_once_are_all_answered(server: Server) -> None:
+    async def ask() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            requests = [
+                client.completions.create(model="greenroom-demo", prompt=f"Section {i}.", max_tokens=24, temperature=0)
+                for i in range(12)
+            ]
+            return [reply.choices[0].text for reply in await asyncio.gather(*requests)]
+
+    texts = asyncio.run(ask())
+    assert all(texts)
+
+
+def test_disk_look_ups_keep_rising_and_resident_bytes_stay_within_the_budget(
+    server: Server, client: openai.OpenAI
+) -> None:
+    seen = []
+    for prompt in ("import os", "SCENE I. A room.", "Mix the flour"):
+        client.completions.create(model="greenroom-demo", prompt=prompt, max_tokens=24)
+        seen.append(server.total("expert_lookups_total", 'tier="disk"'))
+        assert 0 < server.total("expert_resident_bytes") <= server.total("expert_budget_bytes")
+    assert seen == sorted(set(seen))
+    assert server.total("expert_resident") <= server.total("expert_slots") == 24
+
+
+def test_every_routed_token_is_counted(server: Server, client: openai.OpenAI) -> None:
+    """Prompt and generated tokens but the last, through two experts in each of six layers."""
+    before = {layer: server.total("expert_tokens_total", f'layer="{layer}"') for layer in range(6)}
+    usage = client.completions.create(
+        model="greenroom-demo", prompt="To be, or not to be", max_tokens=17, extra_body={"ignore_eos": True}
+    ).usage
+    assert usage is not None
+    rows = 2 * (usage.prompt_tokens + usage.completion_tokens - 1)
+    for layer in range(6):
+        assert server.total("expert_tokens_total", f'layer="{layer}"') - before[layer] == rows
+
+
+def test_a_client_that_leaves_stops_its_generation(server: Server) -> None:
+    body = {"prompt": "Once", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+    aborted = server.total("request_success_total", 'finished_reason="abort"')
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        assert next(response.iter_lines()).startswith("data: ")
+    while server.total("num_requests_running"):
+        threading.Event().wait(0.02)
+    assert server.total("request_success_total", 'finished_reason="abort"') == aborted + 1
+    assert server.total("kv_cache_usage_perc") == 0
+
+
+@pytest.mark.parametrize("budget", ["15%", "50%", "100%"])
+def test_the_budget_does_not_change_the_text(budget: str, client: openai.OpenAI) -> None:
+    """The server of this module runs at 25 %."""
+    options = {"model": "greenroom-demo", "prompt": "The Mayor shall", "max_tokens": 60, "temperature": 0}
+    expected = client.completions.create(**options).choices[0].text
+    with serving("--host-expert-memory", budget) as other:
+        text = httpx.post(f"{other.url}/v1/completions", json=options, timeout=60).json()["choices"][0]["text"]
+    assert text == expected
+
+
+def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
+    with serving("--shutdown-timeout", "1") as running:
+        body = {"prompt": "Once", "max_tokens": 2000, "stream": True, "ignore_eos": True}
+        with httpx.stream("POST", f"{running.url}/v1/completions", json=body, timeout=60) as response:
+            assert next(response.iter_lines()).startswith("data: ")
+            status, out, err = running.interrupt()
+    assert (status, out) == (0, "")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("serve", "./nowhere"), 1, "greenroom: there is no folder ./nowhere"),
+        (("serve", "--port", "70000"), 2, "greenroom: --port '70000'"),
+        (("serve", "--hots", "x"), 2, "unrecognized arguments: --hots x; see greenroom --help"),
+        (("serve", "--host-expert-memory", "lots"), 2, "is not a size; write it as 6GiB, 50% or auto"),
+        (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
+        (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
+        ((), 2, "the following arguments are required: COMMAND"),
+    ],
+)
+def test_wrong_use_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
+    result = run_command(*arguments)
+    last = result.stderr.splitlines()[-1]
+    assert (result.returncode, result.stdout) == (status, "")
+    assert message in last
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_command("serve", "--port", str(port))
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"greenroom: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port"
+    ]
+
+
+def test_a_budget_too_small_is_raised_with_a_warning() -> None:
+    with serving("--host-expert-memory", "1KB") as running:
+        assert running.total("expert_slots") == 2
+        status, _, err = running.interrupt()
+    assert status == 0
+    assert "--host-expert-memory 1KB is 1000 B; raised to" in err
