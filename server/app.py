@@ -34,9 +34,8 @@ def listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise SettingsError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
-        ) from error
+        reason = str(error.strerror).partition(" (")[0]
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
 
 
 async def serve(model: str | None, settings: ServeSettings) -> None:

@@ -21,10 +21,14 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="greenroom", description="Serve Mixture-of-Experts models larger than memory.")
+    parser = _Parser(
+        prog="greenroom", description="Serve Mixture-of-Experts models larger than memory.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"greenroom {version('greenroom')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="start the server", description="Serve a model over HTTP.")
+    serve = commands.add_parser(
+        "serve", help="start the server", description="Serve a model over HTTP.", allow_abbrev=False
+    )
     serve.add_argument(
         "model", nargs="?", metavar="MODEL", help="hub id or local checkpoint folder; none is the bundled model"
     )
@@ -42,7 +46,10 @@ def main() -> None:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    sys.exit(_serve(flags["model"], settings))
+    try:
+        sys.exit(_serve(flags["model"], settings))
+    except KeyboardInterrupt:  # Ctrl-C, before the server was up or once everything has ended
+        sys.exit(0)
 
 
 def _serve(model: str | None, settings: ServeSettings) -> int:
@@ -56,8 +63,6 @@ def _serve(model: str | None, settings: ServeSettings) -> int:
         asyncio.run(serve(model, settings))
     except (ModelError, ExpertStoreError, SettingsError) as error:
         return _complain(error, 1)
-    except KeyboardInterrupt:  # Ctrl-C, once everything has ended
-        return 0
     return 0
 
 

@@ -129,7 +129,8 @@ def _training(results: Results) -> str:
     return f"""## Training
 
 {run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs (domains taken more
-than once an epoch: {repeated}), rows of {settings["length"]} tokens, seed {settings["seed"]}.
+than once an epoch: {repeated}), seed {settings["seed"]}, in rows of {settings["length"]} tokens, the last
+{settings["final_share"]:.0%} in rows of {settings["final_length"]}.
 Matrices of attention and experts by Muon (peak rate {settings["muon_lr"]:g}), the rest by AdamW
 ({settings["lr"]:g}); the rate falls linearly over the last {settings["decay"]:.0%}.
 Each router has noise of deviation 1/{results["num_experts"]} in its logits, a load-balance loss
@@ -155,7 +156,9 @@ twelve words in a row with a held-out document of another domain is left out.
 
 
 def _data_settings(run: Results) -> list[Any]:
-    return [run["settings"][name] for name in ("batch_tokens", "length", "repeat", "seed")]
+    return [
+        run["settings"][name] for name in ("batch_tokens", "length", "final_length", "final_share", "repeat", "seed")
+    ]
 
 
 def _options(settings: Results) -> str:
@@ -186,8 +189,8 @@ def _perplexity(results: Results) -> str:
     mean, dense_mean = moe["mean_perplexity"], dense["mean_perplexity"]
     rows.append(["**mean**", f"{mean:.2f}", f"{dense_mean:.2f}", f"{mean / dense_mean - 1:+.1%}", "", ""])
     better = sum(moe["perplexity"][name] < dense["perplexity"][name] for name in results["domains"])
-    length = results["runs"]["moe"]["settings"]["length"]
-    longer = "; ".join(
+    length = results["runs"]["moe"]["settings"]["final_length"]
+    others = "; ".join(
         f"{value:.2f} in rows of {rows}" for rows, value in results["mean_perplexity_by_row_length"].items()
     )
     return f"""## Held-out perplexity
@@ -200,7 +203,7 @@ taken over the losses of the domains.
 
 {table(["domain", "MoE", "dense", "difference", "MoE bits/byte", "dense bits/byte"], rows)}
 
-Rows longer than the {length} tokens of training: mean perplexity {mean:.2f} in rows of {length}; {longer}."""
+Rows of other lengths: mean perplexity {others}."""
 
 
 def _experts(results: Results) -> str:

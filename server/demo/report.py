@@ -26,7 +26,7 @@ from .export import load_run
 from .picture import draw_shares
 from .readme import render
 
-LONGER_ROWS = (512, 1024)
+OTHER_LENGTHS = (256, 512, 2048)  # of rows
 
 
 def describe_run(run: Path) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def measure_domains(model: PreTrainedModel, domains: list[Domain], length: int) 
 def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, out: Path) -> None:
     """Measure both models on all held-out text and write the three files into ``out``."""
     runs = {"moe": describe_run(run), "dense": describe_run(dense_run)}
-    length = runs["moe"]["settings"]["length"]
+    length = runs["moe"]["settings"]["final_length"]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     domains = read_corpus(corpus, Tokenizer.from_file(str(model_folder / "tokenizer.json")))
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
@@ -113,15 +113,16 @@ def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, o
 
     held = measure_domains(model, domains, length)
     shares = measure.expert_shares(list(held.values()))  # (layers, domains, experts)
-    longer = {
-        str(rows): measure.mean_perplexity(list(measure_domains(model, domains, rows).values())) for rows in LONGER_ROWS
+    others = {
+        str(rows): measure.mean_perplexity(list(measure_domains(model, domains, rows).values()))
+        for rows in OTHER_LENGTHS
     }
     results = {
         "runs": runs,
         "domains": {domain.name: describe_domain(domain) for domain in domains},
         "moe": {**describe_model(model), **measure_loss(held)},
         "dense": {**describe_model(dense), **measure_loss(measure_domains(dense, domains, length))},
-        "mean_perplexity_by_row_length": longer,
+        "mean_perplexity_by_row_length": others,
         "num_experts": model.config.num_experts,
         "top_k": model.config.num_experts_per_tok,
         "experts": measure_experts(shares, model.config.num_experts_per_tok),

@@ -125,7 +125,7 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
     [
         (("serve", "./nowhere"), 1, "greenroom: there is no folder ./nowhere"),
         (("serve", "--port", "70000"), 2, "greenroom: --port '70000'"),
-        (("serve", "--hots", "x"), 2, "unrecognized arguments: --hots x; see greenroom --help"),
+        (("serve", "--hots", "x"), 2, "unrecognized arguments: --hots; see greenroom --help"),
         (("serve", "--host-expert-memory", "lots"), 2, "is not a size; write it as 6GiB, 50% or auto"),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),

@@ -23,7 +23,17 @@ TINY = Shape(
     num_experts=4,
     moe_intermediate_size=8,
 )
-SETTINGS = Settings(tokens=6 * 128, batch_tokens=128, length=16, final_length=32, final_share=0.3, micro_tokens=64, repeat={}, eval_every=4, threads=2)
+SETTINGS = Settings(
+    tokens=6 * 128,
+    batch_tokens=128,
+    length=16,
+    final_length=32,
+    final_share=0.3,
+    micro_tokens=64,
+    repeat={},
+    eval_every=4,
+    threads=2,
+)
 
 
 def write_domain(path, documents):

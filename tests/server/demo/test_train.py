@@ -68,7 +68,7 @@ def test_run_interrupted_at_any_step_goes_on_from_its_checkpoint(tmp_path, corpu
     train(corpus, tmp_path / "run", tokenizer_file, settings, shape=TINY)
     train(corpus, tmp_path / "whole", tokenizer_file, settings, shape=TINY)
     resumed, whole = (torch.load(tmp_path / name / "state.pt", weights_only=True) for name in ("run", "whole"))
-    assert resumed["state"] == whole["state"] == {"step": 6, "tokens": 6 * 128, "row": 6 * 8}
+    assert resumed["state"] == whole["state"] == {"step": 6, "tokens": 6 * 128}
     assert all(torch.equal(resumed["model"][name], weight) for name, weight in whole["model"].items())
 
 
@@ -124,9 +124,18 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, trainer_of):
         trainer_of(tmp_path, replace(SETTINGS, dense=True))
 
 
-def test_batch_smaller_than_a_row_is_refused():
-    with pytest.raises(RunError, match="less than one row of 256"):
+def test_batch_of_broken_rows_is_refused():
+    with pytest.raises(RunError, match="100 tokens is not whole rows of 256"):
         Settings(batch_tokens=100)
+
+
+def test_last_part_is_trained_in_long_rows(tmp_path, trainer_of):
+    trainer = trainer_of(tmp_path)
+    lengths = []
+    while not trainer.finished:
+        lengths.append(trainer._batch()[0].shape[1] - 1)
+        trainer.step()
+    assert lengths == [SETTINGS.length] * 5 + [SETTINGS.final_length]
 
 
 @pytest.mark.parametrize("case", ["missing", "empty"])
@@ -144,7 +153,7 @@ def test_unusable_corpus_is_one_line_of_error(tmp_path, tokenizer_file, monkeypa
 
 
 def test_learning_rate_warms_up_holds_and_falls():
-    settings = Settings(tokens=1_000_000, batch_tokens=1000, length=100)
+    settings = Settings(tokens=1_000_000, batch_tokens=1000, length=100, final_length=100)
     scales = [learning_rate_scale(done, settings) for done in (0, 100_000, 500_000, 750_000, 1_000_000)]
     assert scales == pytest.approx([1 / 30, 1, 1, 0.5, 0.03])
 
