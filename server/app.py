@@ -61,7 +61,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         try:
             if loading.done():
                 loaded = loading.result()
-                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec)
+                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults)
                 service.metrics = loaded.metrics.render
                 print(f"Greenroom ready: {_url(listener)} (model {loaded.name})", flush=True)  # noqa: T201
                 await serving

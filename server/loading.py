@@ -12,11 +12,13 @@ from expert_store import ExpertCatalog, ExpertStore, least_bytes
 from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
+from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.memory import available_bytes, format_bytes
 from server.model.checkpoint import find_checkpoint
 from server.model.dtype import compute_dtype
+from server.model.generation_config import read_generation_config
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
 from server.model.tokenizer import Tokenizer
@@ -38,6 +40,7 @@ class LoadedServer:
     name: str
     engine: Engine
     codec: Codec
+    defaults: SamplingDefaults
     metrics: Metrics
     store: ExpertStore
 
@@ -62,6 +65,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     dtype = compute_dtype(settings.dtype, read_config(folder))
     trunk = load_trunk(folder, dtype)
     tokenizer = Tokenizer(folder)
+    generation = read_generation_config(folder)
+    defaults = SamplingDefaults(**generation.sampling)
     max_model_len, num_blocks = plan_kv_cache(settings, trunk)
     host_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
     store = ExpertStore(trunk.catalog, host_bytes)
@@ -76,11 +81,11 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
             SchedulerLimits(settings.max_running_requests, settings.max_batched_tokens),
         ),
         trunk.vocab_size,
-        tokenizer.eos_token_ids,
+        generation.eos_token_ids | tokenizer.eos_token_ids,
         tokenizer.decode,
     )
     engine.start()
-    return LoadedServer(name, engine, Codec(tokenizer), Metrics(store, engine.statistics), store)
+    return LoadedServer(name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics), store)
 
 
 def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from server.api.errors import ModelNotFoundError, ServiceUnavailableError
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
-from server.engine.request import GenerationEngine, TextCodec
+from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
 
 
 class ServiceState(StrEnum):
@@ -27,6 +27,7 @@ class LoadedModel:
     name: str
     engine: GenerationEngine
     codec: TextCodec
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
 
 

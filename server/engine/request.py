@@ -59,6 +59,16 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """What a model wants where a request does not say."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to be continued once."""
 

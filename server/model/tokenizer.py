@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ class Tokenizer:
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
-        self.eos_token_ids = frozenset({*_eos_of_generation_config(folder), self._tokenizer.eos_token_id} - {None})
+        end = self._tokenizer.eos_token_id
+        self.eos_token_ids: frozenset[int] = frozenset(() if end is None else (end,))
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
@@ -53,12 +53,3 @@ class Tokenizer:
         """Text without special tokens."""
         text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-def _eos_of_generation_config(folder: Path) -> set[int]:
-    """A chat model often ends its turn with another token than its text."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return set()
-    value = json.loads(path.read_text("utf-8")).get("eos_token_id")
-    return set(value) if isinstance(value, list) else {value}

@@ -9,7 +9,14 @@ from uuid import uuid4
 from server.api.errors import ContextLengthError, InvalidRequestError
 from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
-from server.engine.request import EngineError, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+from server.engine.request import (
+    EngineError,
+    GenerationRequest,
+    SamplingDefaults,
+    SamplingParams,
+    TokenEvent,
+    TokenStream,
+)
 
 MAX_CHOICES = 128
 
@@ -80,7 +87,7 @@ def submit(
         for prompt, max_tokens in zip(prompts, limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, max_tokens, choice)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice)
                 streams.append(model.engine.submit(GenerationRequest(request_id, tuple(prompt), sampling)))
     except Exception:
         for stream in streams:
@@ -109,13 +116,13 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     )
 
 
-def sampling_params(body: GenerationBody, max_tokens: int, choice: int) -> SamplingParams:
+def sampling_params(body: GenerationBody, defaults: SamplingDefaults, max_tokens: int, choice: int) -> SamplingParams:
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        top_k=max(body.top_k, 0),
-        min_p=body.min_p,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
+        min_p=defaults.min_p if body.min_p is None else body.min_p,
         # The choices of one prompt must differ; xor keeps the seed within 64 bits.
         seed=None if body.seed is None else body.seed ^ choice,
         stop=tuple(body.stop),

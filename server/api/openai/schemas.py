@@ -27,10 +27,11 @@ class GenerationBody(BaseModel):
     n: int = Field(1, ge=1, le=16)
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
-    temperature: float = Field(1.0, ge=0, le=2)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(-1, ge=-1, le=MAX_INT32)
-    min_p: float = Field(0.0, ge=0, le=1)
+    # None is what the model wants.
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: Stops = []
     stop_token_ids: TokenIds = []

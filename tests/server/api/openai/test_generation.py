@@ -6,7 +6,14 @@ import anyio
 import pytest
 
 from server.api.openai.generation import Generation
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+from server.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    SamplingDefaults,
+    SamplingParams,
+    TokenEvent,
+    TokenStream,
+)
 
 ROOM = 60  # the fake model has 64 tokens, the prompt 4
 
@@ -40,6 +47,12 @@ def test_sampling_parameters_reach_the_engine(fake, complete):
 def test_null_and_nothing_are_openais_defaults(fake, complete, body):
     assert complete(**body).status_code == 200
     assert fake.engine.requests[0].sampling == SamplingParams(max_tokens=16)
+
+
+def test_what_a_request_leaves_open_is_the_models_wish(fake, complete):
+    fake.service.model.defaults = SamplingDefaults(temperature=0.3, top_p=0.8, top_k=9, min_p=0.1)
+    complete(top_p=0.5, top_k=-1)
+    assert fake.engine.requests[0].sampling == SamplingParams(16, temperature=0.3, top_p=0.5, top_k=0, min_p=0.1)
 
 
 @pytest.mark.parametrize(("given", "top_k"), [(-1, 0), (0, 0), (5, 5)])
