@@ -20,6 +20,7 @@ class WorkerState(threading.local):
 
 
 worker = WorkerState()
+counting = threading.Lock()  # guards the counts of all routers, which all threads add to
 
 
 class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
@@ -44,7 +45,8 @@ class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
         if self.norm_topk_prob:
             scores = scores / scores.sum(-1, keepdim=True)
         if self.training:
-            self.counts += torch.bincount(chosen.flatten(), minlength=self.num_experts)
+            with counting:
+                self.counts += torch.bincount(chosen.flatten(), minlength=self.num_experts)
             balance = self.num_experts * (self.usage * logits.softmax(-1).mean(0)).sum()
             z_loss = logits.logsumexp(-1).square().mean()
             worker.losses.append(self.balance_weight * balance + self.z_weight * z_loss)
