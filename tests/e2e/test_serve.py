@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serving("--host-expert-memory", "25%") as running:
+    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
         yield running
 
 
@@ -31,16 +32,22 @@ def test_the_ready_line_names_address_and_model(server: Server) -> None:
     assert server.ready_line == f"Greenroom ready: {server.url} (model greenroom-demo)"
 
 
-def test_a_chat_turn_streams_and_ends_by_itself(client: openai.OpenAI) -> None:
+def test_a_chat_turn_streams_in_the_style_of_its_domain(client: openai.OpenAI) -> None:
     with client.chat.completions.create(
-        model="greenroom-demo", messages=QUESTION, stream=True, temperature=0, max_tokens=600
+        model="greenroom-demo", messages=QUESTION, stream=True, temperature=0, max_tokens=60
     ) as stream:
         chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert len(chunks) > 20
-    assert chunks[-1].choices[0].finish_reason == "stop"
-    assert "ingredients" in text.lower()
-    assert "<|im_end|>" not in text
+    assert chunks[-1].choices[0].finish_reason in {"stop", "length"}
+    assert {"boil", "butter", "flour", "sugar", "milk", "water", "salt", "eggs"} & set(re.findall(r"\w+", text.lower()))
+
+
+def test_most_chat_turns_end_by_themselves(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="greenroom-demo", messages=QUESTION, n=8, seed=0, max_tokens=400)
+    reasons = [choice.finish_reason for choice in reply.choices]
+    assert reasons.count("stop") > len(reasons) // 2
+    assert not any("<|im_end|>" in (choice.message.content or "") for choice in reply.choices)
 
 
 def test_streamed_and_whole_answers_are_the_same_text(client: openai.OpenAI) -> None:
@@ -105,7 +112,7 @@ def test_the_budget_does_not_change_the_text(budget: str, client: openai.OpenAI)
     """The server of this module runs at 25 %."""
     options = {"model": "greenroom-demo", "prompt": "The Mayor shall", "max_tokens": 60, "temperature": 0}
     expected = client.completions.create(**options).choices[0].text
-    with serving("--host-expert-memory", budget) as other:
+    with serving("--host-expert-memory", budget, "--dtype", "float32") as other:
         text = httpx.post(f"{other.url}/v1/completions", json=options, timeout=60).json()["choices"][0]["text"]
     assert text == expected
 
