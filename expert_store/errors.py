@@ -4,6 +4,7 @@ ExpertStoreError
     CheckpointError      a file or its header can't be used
     BudgetError          the memory given is too little for one step
     ExpertLoadError      one expert could not be read
+    ShortReadError       a file ends before the bytes that its header promised
     StoreClosedError     the store was closed while somebody waited
 """
 
@@ -24,6 +25,10 @@ class BudgetError(ExpertStoreError):
 
 class ExpertLoadError(ExpertStoreError):
     """One expert could not be read; the next lease tries again."""
+
+
+class ShortReadError(ExpertStoreError):
+    """A file ended before the bytes that its header promised."""
 
 
 class StoreClosedError(ExpertStoreError):

@@ -13,14 +13,10 @@ import torch
 
 from .arena import Arena, bytes_of
 from .catalog import ExpertRecipe, TensorSource
-from .errors import ExpertStoreError
+from .errors import ShortReadError
 
 MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
 Done = Callable[[Exception | None], None]
-
-
-class ShortReadError(ExpertStoreError):
-    """A file ended before the bytes that its header promised."""
 
 
 class DiskReader:

@@ -83,10 +83,6 @@ class Tier:
     def resident(self) -> Iterable[ExpertKey]:
         return (key for key, entry in self._entries.items() if entry.state is State.READY)
 
-    @property
-    def num_resident(self) -> int:
-        return sum(1 for _ in self.resident)
-
     def check_integrity(self) -> None:
         """Raise AssertionError unless every slot is free or in exactly one entry and no lease is negative."""
         entries = [*self._entries.values(), *self._failed]

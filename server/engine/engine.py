@@ -214,7 +214,8 @@ class Engine:
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
-        log.error("a step of %d sequences failed: %s", len(step), error, exc_info=error)
+        requests = ", ".join(item.sequence.stream.request.request_id for item in step)
+        log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
         for item in step:
             self._scheduler.remove(item.sequence)
             self.statistics.finished["error"] += 1
