@@ -6,11 +6,14 @@ from .catalog import (
     ExpertLayout,
     Extent,
     LayerEntry,
+    PackedRecord,
     ParameterRecipe,
     ParameterSpec,
     TensorSource,
+    checksum_seed,
+    extents,
 )
-from .errors import BudgetError, CheckpointError, ExpertLoadError, ExpertStoreError, StoreClosedError
+from .errors import BudgetError, CheckpointError, ChecksumError, ExpertLoadError, ExpertStoreError, StoreClosedError
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, Phase, StoreStatistics
@@ -21,6 +24,7 @@ __all__ = [
     "PHASES",
     "BudgetError",
     "CheckpointError",
+    "ChecksumError",
     "ExpertCatalog",
     "ExpertKey",
     "ExpertLayout",
@@ -30,6 +34,7 @@ __all__ = [
     "Extent",
     "LayerEntry",
     "Lease",
+    "PackedRecord",
     "ParameterRecipe",
     "ParameterSpec",
     "Phase",
@@ -37,6 +42,8 @@ __all__ = [
     "StoreStatistics",
     "TensorSource",
     "Weights",
+    "checksum_seed",
+    "extents",
     "find_shards",
     "least_bytes",
     "read_index",

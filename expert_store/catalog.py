@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from .errors import CheckpointError
 
 TENSOR_ALIGNMENT = 64  # bytes; what vector loads like
+PAGE_BYTES = 4096  # what direct reads and pages of memory are multiples of
 
 
 class ExpertKey(NamedTuple):
@@ -81,7 +82,9 @@ class ExpertLayout:
 
     @cached_property
     def slot_bytes(self) -> int:
-        return sum(_aligned(parameter.nbytes) for parameter in self.parameters)
+        """Whole pages, so that a slot can be the target of a direct read and be given back to the system alone."""
+        used = sum(_aligned(parameter.nbytes) for parameter in self.parameters)
+        return -(-used // PAGE_BYTES) * PAGE_BYTES
 
 
 Assemble = Callable[[Sequence[torch.Tensor]], torch.Tensor]
@@ -99,7 +102,24 @@ class ParameterRecipe:
     assemble: Assemble | None = None
 
 
-ExpertRecipe = Mapping[str, ParameterRecipe]
+@dataclass(frozen=True)
+class PackedRecord:
+    """One expert as the packed format holds it: all bytes of a slot in one piece.
+
+    ``extent`` starts at a multiple of ``PAGE_BYTES`` and is ``layout.slot_bytes`` long. ``checksum`` is the XXH3 of
+    these bytes (64 bits), seeded by ``checksum_seed(key)``, so that a record in another's place is found out too.
+    """
+
+    extent: Extent
+    checksum: int
+
+
+ExpertRecipe = Mapping[str, ParameterRecipe] | PackedRecord
+
+
+def checksum_seed(key: ExpertKey) -> int:
+    """The seed of an expert's checksum."""
+    return key.layer << 32 | key.expert
 
 
 @dataclass(frozen=True)
@@ -152,14 +172,19 @@ class ExpertCatalog:
     @cached_property
     def paths(self) -> list[Path]:
         """Every file that holds a part of an expert."""
-        sources = (
-            source
-            for entry in self.layers.values()
-            for recipe in entry.experts
-            for parameter in recipe.values()
-            for source in parameter.sources
+        return sorted(
+            {extent.path for entry in self.layers.values() for recipe in entry.experts for extent in extents(recipe)}
         )
-        return sorted({source.extent.path for source in sources})
+
+
+def extents(recipe: ExpertRecipe) -> Iterator[Extent]:
+    """The runs of bytes that an expert is read from."""
+    if isinstance(recipe, PackedRecord):
+        yield recipe.extent
+        return
+    for parameter in recipe.values():
+        for source in parameter.sources:
+            yield source.extent
 
 
 def _aligned(nbytes: int) -> int:
@@ -167,6 +192,13 @@ def _aligned(nbytes: int) -> int:
 
 
 def _check_recipe(key: ExpertKey, layout: ExpertLayout, recipe: ExpertRecipe) -> None:
+    if isinstance(recipe, PackedRecord):
+        if recipe.extent.nbytes != layout.slot_bytes or recipe.extent.offset % PAGE_BYTES:
+            raise CheckpointError(
+                f"the record of {key} lies at {recipe.extent.offset} and is {recipe.extent.nbytes} bytes long; "
+                f"it should start on a page and be {layout.slot_bytes} bytes long"
+            )
+        return
     for parameter in layout.parameters:
         part = recipe.get(parameter.name)
         if part is None or not part.sources:

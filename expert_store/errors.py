@@ -5,6 +5,7 @@ ExpertStoreError
     BudgetError          the memory given is too little for one step
     ExpertLoadError      one expert could not be read
     ShortReadError       a file ends before the bytes that its header promised
+    ChecksumError        an expert's bytes are not those that were packed
     StoreClosedError     the store was closed while somebody waited
 """
 
@@ -29,6 +30,10 @@ class ExpertLoadError(ExpertStoreError):
 
 class ShortReadError(ExpertStoreError):
     """A file ended before the bytes that its header promised."""
+
+
+class ChecksumError(ExpertStoreError):
+    """An expert's bytes are not those that were packed; the expert is quarantined."""
 
 
 class StoreClosedError(ExpertStoreError):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from .arena import Arena, bytes_of
-from .catalog import ExpertRecipe, TensorSource
+from .catalog import ExpertRecipe, PackedRecord, TensorSource
 from .errors import ShortReadError
 
 MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
@@ -62,6 +62,8 @@ class DiskReader:
 
     def _load(self, recipe: ExpertRecipe, arena: Arena, slot: int, done: Done) -> None:
         try:
+            if isinstance(recipe, PackedRecord):
+                raise NotImplementedError("packed records")  # noqa: TRY301
             for parameter in arena.layout.parameters:
                 part = recipe[parameter.name]
                 if part.assemble is None:

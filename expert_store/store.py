@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from .arena import Arena
-from .catalog import ExpertCatalog, ExpertKey, ExpertLayout
+from .catalog import ExpertCatalog, ExpertKey, ExpertLayout, extents
 from .errors import BudgetError, ExpertLoadError, StoreClosedError
-from .policies import LruPolicy, Policy
+from .policies import LruPolicy, PolicyFactory
 from .reader import DiskReader
 from .statistics import Phase, StoreStatistics
 from .tier import Entry, State, Tier
@@ -55,12 +55,12 @@ class ExpertStore:
         host_bytes: int,
         *,
         num_readers: int = 2,
-        policy: Callable[[], Policy] = LruPolicy,
+        policy: PolicyFactory = LruPolicy,
     ):
         self.catalog = catalog
         self.host_bytes = host_bytes
         self._pools = {
-            layout: _Pool(Arena(layout, num_slots), Tier(num_slots, policy()))
+            layout: _Pool(Arena(layout, num_slots), Tier(num_slots, policy(num_slots)))
             for layout, num_slots in share_slots(catalog, host_bytes).items()
         }
         self._row = {layer: row for row, layer in enumerate(catalog.layers)}
@@ -113,7 +113,7 @@ class ExpertStore:
     def _start_read(self, entry: Entry, pool: _Pool) -> None:
         started = time.perf_counter()
         recipe = self.catalog.recipe(entry.key)
-        nbytes = sum(source.extent.nbytes for part in recipe.values() for source in part.sources)
+        nbytes = sum(extent.nbytes for extent in extents(recipe))
 
         def done(error: Exception | None) -> None:
             seconds = time.perf_counter() - started

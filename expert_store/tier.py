@@ -53,7 +53,7 @@ class Tier:
     def reserve(self, key: ExpertKey) -> Entry | None:
         """A leased slot for an expert that is about to be read; None while every slot is in use."""
         if not self._free:
-            victim = self._policy.victim(lambda candidate: self._entries[candidate].leases == 0)
+            victim = self._policy.victim(key, lambda candidate: self._entries[candidate].leases == 0)
             if victim is None:
                 return None
             self._evict(victim)

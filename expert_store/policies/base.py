@@ -9,7 +9,10 @@ from expert_store.catalog import ExpertKey
 
 
 class Policy(Protocol):
-    """Bookkeeping of resident keys, without torch and without locks: the store's lock guards it."""
+    """Bookkeeping of resident keys, without torch and without locks: the store's lock guards it.
+
+    Every method takes constant time, whatever the number of slots.
+    """
 
     def insert(self, key: ExpertKey) -> None:
         """A key became resident."""
@@ -18,7 +21,13 @@ class Policy(Protocol):
         """A resident key was asked for."""
 
     def remove(self, key: ExpertKey) -> None:
-        """A key is no longer resident."""
+        """A key is no longer resident, or no longer to be evicted; a policy may remember that it was."""
 
-    def victim(self, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
-        """The resident key to give up first among the evictable; None if none is."""
+    def victim(self, incoming: ExpertKey, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+        """The resident key to give up first among the evictable, for one that comes; None if none is."""
+
+    def resize(self, num_slots: int) -> None:
+        """The number of slots changed; what is resident stays until it is removed."""
+
+
+PolicyFactory = Callable[[int], Policy]  # from the number of slots

@@ -11,7 +11,8 @@ from expert_store.catalog import ExpertKey
 class LruPolicy:
     """Gives up the key that was asked for longest ago."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_slots: int) -> None:
+        del num_slots  # the order is the same at any size
         self._order: OrderedDict[ExpertKey, None] = OrderedDict()
 
     def insert(self, key: ExpertKey) -> None:
@@ -23,5 +24,9 @@ class LruPolicy:
     def remove(self, key: ExpertKey) -> None:
         del self._order[key]
 
-    def victim(self, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+    def victim(self, incoming: ExpertKey, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
+        del incoming
         return next((key for key in self._order if is_evictable(key)), None)
+
+    def resize(self, num_slots: int) -> None:
+        """Nothing depends on it."""

@@ -23,7 +23,7 @@ def load(tier: Tier, expert: int) -> Entry:
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    tier = Tier(2, LruPolicy())
+    tier = Tier(2, LruPolicy(2))
     for expert in (0, 1):
         tier.release(load(tier, expert))
     touched = tier.lease(key(0))
@@ -35,7 +35,7 @@ def test_the_least_recently_used_goes_first() -> None:
 
 
 def test_a_leased_slot_survives_eviction_pressure() -> None:
-    tier = Tier(2, LruPolicy())
+    tier = Tier(2, LruPolicy(2))
     load(tier, 0)
     for expert in range(1, 9):
         tier.release(load(tier, expert))
@@ -43,7 +43,7 @@ def test_a_leased_slot_survives_eviction_pressure() -> None:
 
 
 def test_no_slot_is_found_while_all_are_leased() -> None:
-    tier = Tier(1, LruPolicy())
+    tier = Tier(1, LruPolicy(2))
     entry = load(tier, 0)
     assert tier.reserve(key(1)) is None
     tier.release(entry)
@@ -51,7 +51,7 @@ def test_no_slot_is_found_while_all_are_leased() -> None:
 
 
 def test_a_slot_that_is_being_read_is_not_taken() -> None:
-    tier = Tier(1, LruPolicy())
+    tier = Tier(1, LruPolicy(2))
     entry = tier.reserve(key(0))
     assert entry is not None
     tier.release(entry)
@@ -61,13 +61,13 @@ def test_a_slot_that_is_being_read_is_not_taken() -> None:
 
 
 def test_waiters_share_one_entry() -> None:
-    tier = Tier(2, LruPolicy())
+    tier = Tier(2, LruPolicy(2))
     first = tier.reserve(key(0))
     assert tier.lease(key(0)) is first
 
 
 def test_a_failed_slot_returns_when_the_last_waiter_has_gone() -> None:
-    tier = Tier(1, LruPolicy())
+    tier = Tier(1, LruPolicy(2))
     entry = tier.reserve(key(0))
     assert entry is not None
     tier.lease(key(0))
@@ -82,7 +82,7 @@ def test_a_failed_slot_returns_when_the_last_waiter_has_gone() -> None:
 
 
 def test_double_release_is_an_error() -> None:
-    tier = Tier(1, LruPolicy())
+    tier = Tier(1, LruPolicy(2))
     entry = load(tier, 0)
     tier.release(entry)
     with pytest.raises(ValueError, match="expert 0 of layer 0 was released more often than leased"):
