@@ -1,5 +1,7 @@
 """Experts of a Mixture-of-Experts model as pages: on disk, in memory, leased while they compute."""
 
+from .arena import Weights
+from .budget import least_bytes
 from .catalog import (
     ExpertCatalog,
     ExpertKey,
@@ -14,14 +16,17 @@ from .catalog import (
     extents,
 )
 from .errors import BudgetError, CheckpointError, ChecksumError, ExpertLoadError, ExpertStoreError, StoreClosedError
+from .lease import Lease, Recorder
+from .pool import TierName
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
-from .statistics import LOAD_SECONDS_BUCKETS, PHASES, Phase, StoreStatistics
-from .store import ExpertStore, Lease, Weights, least_bytes
+from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
+from .store import ExpertStore, TierReport
 
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
     "PHASES",
+    "PREFETCH_OUTCOMES",
     "BudgetError",
     "CheckpointError",
     "ChecksumError",
@@ -34,13 +39,17 @@ __all__ = [
     "Extent",
     "LayerEntry",
     "Lease",
+    "LoadStatistics",
     "PackedRecord",
     "ParameterRecipe",
     "ParameterSpec",
     "Phase",
+    "Recorder",
     "StoreClosedError",
     "StoreStatistics",
     "TensorSource",
+    "TierName",
+    "TierReport",
     "Weights",
     "checksum_seed",
     "extents",

@@ -3,87 +3,140 @@
 from __future__ import annotations
 
 import os
-import queue
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+import xxhash
 
-from .arena import Arena, bytes_of
-from .catalog import ExpertRecipe, PackedRecord, TensorSource
-from .errors import ShortReadError
+from .arena import Bytes, HostArena
+from .catalog import ExpertKey, ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
+from .direct_io import MAX_READ_BYTES, DirectFile, Piece, bounce_buffer
+from .errors import ChecksumError, ShortReadError, StoreClosedError
 
-MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
 Done = Callable[[Exception | None], None]
+
+
+@dataclass(eq=False)
+class ReadJob:
+    """One expert to be read into one slot."""
+
+    key: ExpertKey
+    recipe: ExpertRecipe
+    arena: HostArena
+    slot: int
+    done: Done
+    is_prefetch: bool = False
 
 
 class DiskReader:
     """A pool of threads that sleep in the kernel while they read.
 
-    ``submit`` returns at once; ``done(None)`` or ``done(error)`` is called from a reader thread when the slot is
-    filled, or could not be. Safe to call from any thread.
+    ``submit`` returns at once; ``job.done(None)`` or ``job.done(error)`` is called from a reader thread when the slot
+    is filled, or could not be. What is demanded always goes before what is prefetched, and prefetches never take
+    the last thread. Safe to call from any thread.
 
     Raises:
         OSError: a file can't be opened.
     """
 
     def __init__(self, paths: Sequence[Path], num_threads: int):
-        self._files: dict[Path, int] = {}
-        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._files: dict[Path, DirectFile] = {}
+        self._demands: deque[ReadJob] = deque()
+        self._prefetches: deque[ReadJob] = deque()
+        self._num_prefetching = 0
+        self._is_closing = False
+        self._changed = threading.Condition()  # guards the four above; taken inside the store's lock, never around it
         self._threads = [
             threading.Thread(target=self._work, name=f"expert-reader-{index}", daemon=True)
             for index in range(num_threads)
         ]
+        self._most_prefetching = max(1, num_threads - 1)
         try:
             for path in paths:
-                self._files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[path] = DirectFile(path)
         except OSError:
             self._close_files()
             raise
         for thread in self._threads:
             thread.start()
 
-    def submit(self, recipe: ExpertRecipe, arena: Arena, slot: int, done: Done) -> None:
-        self._jobs.put(lambda: self._load(recipe, arena, slot, done))
+    @property
+    def takes_prefetches(self) -> bool:
+        """Whether a prefetch would find the disk idle, or soon."""
+        with self._changed:
+            return not self._demands and len(self._prefetches) + self._num_prefetching < len(self._threads)
+
+    def submit(self, job: ReadJob) -> None:
+        with self._changed:
+            (self._prefetches if job.is_prefetch else self._demands).append(job)
+            self._changed.notify()
+
+    def promote(self, job: ReadJob) -> None:
+        """Somebody waits for a prefetch: if it has not begun, it goes with the demands."""
+        with self._changed:
+            if job in self._prefetches:
+                self._prefetches.remove(job)
+                job.is_prefetch = False
+                self._demands.append(job)
+                self._changed.notify()
+
+    def cancel(self, job: ReadJob) -> bool:
+        """Forget a job that has not begun; False if it has. ``done`` is not called for one that is forgotten."""
+        with self._changed:
+            for jobs in (self._demands, self._prefetches):
+                if job in jobs:
+                    jobs.remove(job)
+                    return True
+            return False
 
     def close(self) -> None:
-        """Finish what was submitted, then stop the threads and close the files."""
-        for _ in self._threads:
-            self._jobs.put(None)
+        """Finish what has begun, refuse the rest, stop the threads and close the files."""
+        with self._changed:
+            self._is_closing = True
+            left = [*self._demands, *self._prefetches]
+            self._demands.clear()
+            self._prefetches.clear()
+            self._changed.notify_all()
+        for job in left:
+            job.done(StoreClosedError("the expert store was closed"))
         for thread in self._threads:
             thread.join()
         self._close_files()
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+        bounce = bounce_buffer()
+        while (job := self._next()) is not None:
+            error: Exception | None = None
+            try:
+                _read_expert(job, self._files, bounce)
+            except Exception as caught:  # noqa: BLE001  whatever it is, those who wait must hear of it
+                error = caught
+            if job.is_prefetch:
+                with self._changed:
+                    self._num_prefetching -= 1
+                    self._changed.notify()
+            job.done(error)
 
-    def _load(self, recipe: ExpertRecipe, arena: Arena, slot: int, done: Done) -> None:
-        try:
-            if isinstance(recipe, PackedRecord):
-                raise NotImplementedError("packed records")  # noqa: TRY301
-            for parameter in arena.layout.parameters:
-                part = recipe[parameter.name]
-                if part.assemble is None:
-                    buffer, offset = arena.buffer(slot, parameter.name), 0
-                    for source in part.sources:
-                        file = self._files[source.extent.path]
-                        _read_fully(file, source, buffer[offset : offset + source.extent.nbytes])
-                        offset += source.extent.nbytes
-                else:
-                    tensors = [_read_tensor(self._files[source.extent.path], source) for source in part.sources]
-                    arena.weights(slot)[parameter.name].copy_(part.assemble(tensors))
-        except Exception as error:  # noqa: BLE001  whatever it is, those who wait must hear of it
-            done(error)
-        else:
-            done(None)
+    def _next(self) -> ReadJob | None:
+        with self._changed:
+            while True:
+                if self._demands:
+                    return self._demands.popleft()
+                if self._prefetches and self._num_prefetching < self._most_prefetching:
+                    self._num_prefetching += 1
+                    return self._prefetches.popleft()
+                if self._is_closing:
+                    return None
+                self._changed.wait()
 
     def _close_files(self) -> None:
         for file in self._files.values():
-            with suppress(OSError):
-                os.close(file)
+            file.close()
         self._files.clear()
 
 
@@ -94,23 +147,66 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
         OSError: the file can't be read.
         ShortReadError: it ends too early.
     """
-    file = os.open(source.extent.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return _read_tensor(file, source)
-    finally:
-        os.close(file)
+    target = np.empty(source.extent.nbytes, dtype=np.uint8)
+    with source.extent.path.open("rb", buffering=0) as file:
+        done = 0
+        while done < len(target):
+            count = os.preadv(file.fileno(), [target[done : done + MAX_READ_BYTES].data], source.extent.offset + done)
+            if count == 0:
+                raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
+            done += count
+    return _as_tensor(target, source)
 
 
-def _read_tensor(file: int, source: TensorSource) -> torch.Tensor:
-    raw = torch.empty(source.extent.nbytes, dtype=torch.uint8)
-    _read_fully(file, source, bytes_of(raw))
-    return raw.view(source.dtype).view(source.shape)
+def _read_expert(job: ReadJob, files: Mapping[Path, DirectFile], bounce: Bytes) -> None:
+    if isinstance(job.recipe, PackedRecord):
+        _read_record(job, job.recipe, files, bounce)
+    else:
+        _read_parameters(job, job.recipe, files, bounce)
 
 
-def _read_fully(file: int, source: TensorSource, buffer: memoryview) -> None:
-    position = source.extent.offset
-    while buffer:
-        count = os.preadv(file, [buffer[:MAX_READ_BYTES]], position)
-        if count == 0:
-            raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-        buffer, position = buffer[count:], position + count
+def _read_record(job: ReadJob, record: PackedRecord, files: Mapping[Path, DirectFile], bounce: Bytes) -> None:
+    target = job.arena.bytes_of(job.slot)
+    for _ in range(2):  # a flip on the way is gone the second time, one on the disk is not
+        files[record.extent.path].read([Piece(record.extent.offset, target)], bounce)
+        found = xxhash.xxh3_64_intdigest(target.data, seed=checksum_seed(job.key))
+        if found == record.checksum:
+            return
+    raise ChecksumError(
+        f"the checksum of its record in {record.extent.path.name} is {found:016x}, not {record.checksum:016x}; "
+        "the file is damaged, pack the model again"
+    )
+
+
+def _read_parameters(
+    job: ReadJob, recipe: Mapping[str, ParameterRecipe], files: Mapping[Path, DirectFile], bounce: Bytes
+) -> None:
+    slot, layout = job.arena.bytes_of(job.slot), job.arena.layout
+    pieces: dict[Path, list[Piece]] = {}
+    aside: list[tuple[str, ParameterRecipe, list[Bytes]]] = []
+    for parameter in layout.parameters:
+        part, offset = recipe[parameter.name], layout.offsets[parameter.name]
+        targets = []
+        for source in part.sources:
+            if part.assemble is None:
+                target = slot[offset : offset + source.extent.nbytes]
+                offset += source.extent.nbytes
+            else:
+                target = np.empty(source.extent.nbytes, dtype=np.uint8)
+            targets.append(target)
+            pieces.setdefault(source.extent.path, []).append(Piece(source.extent.offset, target))
+        if part.assemble is not None:
+            aside.append((parameter.name, part, targets))
+    for path, parts in pieces.items():
+        files[path].read(parts, bounce)
+    for name, part, targets in aside:
+        if part.assemble is not None:
+            job.arena.weights(job.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))
+
+
+def _tensors(raw: Iterable[Bytes], sources: Iterable[TensorSource]) -> Iterable[torch.Tensor]:
+    return (_as_tensor(part, source) for part, source in zip(raw, sources, strict=True))
+
+
+def _as_tensor(raw: Bytes, source: TensorSource) -> torch.Tensor:
+    return torch.from_numpy(raw).view(source.dtype).view(source.shape)  # type: ignore[no-untyped-call,unused-ignore]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,9 +12,25 @@ import numpy.typing as npt
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+Way = tuple[str, str]  # source and target tier
 
+PREFETCH_OUTCOMES = ("used", "late", "wasted")
 # Upper bounds in seconds of the buckets of load times; one more bucket holds what took longer.
 LOAD_SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+
+
+@dataclass
+class LoadStatistics:
+    """Moves of experts from one tier to another."""
+
+    nbytes: int = 0
+    seconds: float = 0.0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(LOAD_SECONDS_BUCKETS) + 1))
+
+    def count(self, nbytes: int, seconds: float) -> None:
+        self.nbytes += nbytes
+        self.seconds += seconds
+        self.buckets[bisect_left(LOAD_SECONDS_BUCKETS, seconds)] += 1
 
 
 @dataclass
@@ -24,18 +41,17 @@ class StoreStatistics:
     """
 
     tokens: npt.NDArray[np.int64]
-    lookups: dict[tuple[str, Phase], int] = field(default_factory=dict)  # by tier where it was found
+    lookups: Counter[tuple[str, Phase]] = field(default_factory=Counter)  # by tier where it was found
     stall_seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    loads: dict[Way, LoadStatistics] = field(default_factory=dict)
     load_failures: int = 0
-    evictions: int = 0
-    loaded_bytes: int = 0
-    load_seconds: float = 0.0
-    load_buckets: list[int] = field(default_factory=lambda: [0] * (len(LOAD_SECONDS_BUCKETS) + 1))
+    evictions: dict[str, int] = field(default_factory=dict)  # by tier
+    prefetches: Counter[str] = field(default_factory=Counter)  # by outcome
 
-    def count_lookup(self, tier: str, phase: Phase) -> None:
-        self.lookups[tier, phase] = self.lookups.get((tier, phase), 0) + 1
+    def count_load(self, source: str, target: str, nbytes: int, seconds: float) -> None:
+        self.loads.setdefault((source, target), LoadStatistics()).count(nbytes, seconds)
 
-    def count_load(self, nbytes: int, seconds: float) -> None:
-        self.loaded_bytes += nbytes
-        self.load_seconds += seconds
-        self.load_buckets[bisect_left(LOAD_SECONDS_BUCKETS, seconds)] += 1
+    @property
+    def loaded_bytes(self) -> int:
+        """Bytes that were read from disk."""
+        return self.loads.get(("disk", "host"), LoadStatistics()).nbytes

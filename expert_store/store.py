@@ -1,51 +1,56 @@
-"""ExpertStore: experts by lease, from memory or from disk."""
+"""ExpertStore: experts by lease, from device, memory or disk."""
 
 from __future__ import annotations
 
 import copy
-import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
-import numpy as np
 import torch
 
-from .arena import Arena
-from .catalog import ExpertCatalog, ExpertKey, ExpertLayout, extents
-from .errors import BudgetError, ExpertLoadError, StoreClosedError
+from .backstage import Backstage
+from .budget import share_slots
+from .catalog import ExpertCatalog, ExpertKey, ExpertLayout
+from .errors import BudgetError
+from .lease import Lease, Recorder
 from .policies import LruPolicy, PolicyFactory
-from .reader import DiskReader
+from .pool import TierName
 from .statistics import Phase, StoreStatistics
-from .tier import Entry, State, Tier
 
-Weights = Mapping[str, torch.Tensor]
+NUM_READERS = 4  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class _Pool:
-    """The slots of one layout and what is known of them."""
+class TierReport:
+    """One tier of the store as it is now."""
 
-    arena: Arena
-    tier: Tier
+    name: TierName
+    budget_bytes: int
+    num_slots: int = 0
+    slot_bytes: int = 0  # that the slots take together
+    num_resident: int = 0
+    resident_bytes: int = 0
+    num_pinned: int = 0
 
 
 class ExpertStore:
-    """The experts of one model: a host tier of fixed slots over the checkpoint's files.
+    """The experts of one model: slots on a device over slots in memory over the checkpoint's files.
 
-    Any thread may lease. Weights that a lease yields stay untouched until the next one is asked for.
+    Any thread may lease. Without a device tier compute reads the host tier's slots in place.
 
     Args:
         catalog: where each expert's bytes are.
         host_bytes: budget of the host tier; slots never take more, however many are asked for.
+        device_bytes: budget of the device tier; 0 is none. On a CPU it is an emulation, of use for tests.
+        device: of the device tier.
         num_readers: threads that read from disk.
-        policy: makes the replacement policy of one pool of slots.
+        policy: makes the replacement policy of one tier of one layout, from its number of slots.
+        least_unpinned: slots of each layout that pins have to leave to others; a layer's top-k, say.
+        recorder: is told of every lease.
 
     Raises:
-        BudgetError: the budget has no room for one slot of each layout, or can't be allocated.
+        BudgetError: a budget has no room for one slot of each layout, or can't be allocated.
         OSError: a file can't be opened.
     """
 
@@ -54,186 +59,176 @@ class ExpertStore:
         catalog: ExpertCatalog,
         host_bytes: int,
         *,
-        num_readers: int = 2,
+        device_bytes: int = 0,
+        device: torch.device = CPU,
+        num_readers: int = NUM_READERS,
         policy: PolicyFactory = LruPolicy,
+        least_unpinned: int = 1,
+        recorder: Recorder | None = None,
     ):
         self.catalog = catalog
-        self.host_bytes = host_bytes
-        self._pools = {
-            layout: _Pool(Arena(layout, num_slots), Tier(num_slots, policy(num_slots)))
-            for layout, num_slots in share_slots(catalog, host_bytes).items()
-        }
-        self._row = {layer: row for row, layer in enumerate(catalog.layers)}
-        self._statistics = StoreStatistics(np.zeros((len(catalog.layers), catalog.num_experts), dtype=np.int64))
-        self._is_closed = False
-        # Guards tiers and statistics. Held for bookkeeping only, never while reading or computing.
-        self._changed = threading.Condition()
-        self._reader = DiskReader(catalog.paths, num_readers)
+        self._budgets: dict[TierName, int] = {"device": device_bytes, "host": host_bytes}
+        self._least_unpinned = least_unpinned
+        self._recorder = recorder
+        self._backstage = Backstage(catalog, host_bytes, device_bytes, device, num_readers, policy)
 
     def lease(self, layer: int, rows: Mapping[int, int], phase: Phase = "decode") -> Lease:
         """Lease experts of a layer: ``rows`` tells for each expert how many tokens will be run through it."""
-        return Lease(self, layer, rows, phase)
+        return Lease(self._backstage, layer, rows, phase, self._recorder)
+
+    def prefetch(self, layer: int, experts: Iterable[int]) -> int:
+        """Ask for experts that will be leased soon, the likeliest first; tells how many are on their way.
+
+        Only while the disk would be idle: demands come first. Nothing that is leased or pinned goes for them.
+        """
+        backstage, started = self._backstage, 0
+        with backstage.changed:
+            pool, keys = backstage.pool_of[layer], backstage.keys[layer]
+            for expert in experts:
+                if pool.top.find(keys[expert]) is not None or keys[expert] in backstage.quarantined:
+                    continue
+                if backstage.is_closed or not backstage.reader.takes_prefetches:
+                    break
+                entry = backstage.fetch(keys[expert], ahead=True)
+                if entry is None:
+                    break
+                pool.give_back(entry)
+                started += 1
+        return started
+
+    def pin(self, keys: Sequence[ExpertKey]) -> None:
+        """Keep experts in the fastest tier; those that are not there are asked for, and stay once they have come.
+
+        Raises:
+            BudgetError: too few slots would be left; nothing is pinned then.
+            ExpertLoadError: one is quarantined; nothing is pinned then.
+        """
+        backstage = self._backstage
+        with backstage.changed:
+            backstage.refuse_quarantined(keys)
+            for pool in backstage.pools:
+                asked = {key for key in keys if backstage.pool_of[key.layer] is pool}
+                _check_pins(pool.top.pinned | asked, pool.top.num_slots, self._least_unpinned)
+            for key in keys:
+                pool = backstage.pool_of[key.layer]
+                pool.top.pin(key)
+                entry = None if pool.top.find(key) else backstage.fetch(key)
+                if entry is not None:
+                    pool.give_back(entry)
+
+    def unpin(self, keys: Iterable[ExpertKey]) -> None:
+        """Let experts be evicted again."""
+        with self._backstage.changed:
+            for key in keys:
+                self._backstage.pool_of[key.layer].top.unpin(key)
+            self._backstage.wake()
+
+    def evict(self, keys: Iterable[ExpertKey]) -> int:
+        """Drop experts from all tiers; tells how many were there and neither in use nor pinned."""
+        with self._backstage.changed:
+            return sum(self._backstage.pool_of[key.layer].evict(key) for key in keys)
+
+    def resize(self, *, host_bytes: int | None = None, device_bytes: int | None = None) -> None:
+        """Change budgets while leases come and go.
+
+        The host tier grows and shrinks slot by slot; slots in use leave when their leases end. The device tier is
+        emptied and allocated anew as soon as nothing in it is in use.
+
+        Raises:
+            BudgetError: a budget has no room for one slot of each layout and the pins, or can't be allocated.
+        """
+        if host_bytes is not None:
+            slots = share_slots(self.catalog, host_bytes)
+            with self._backstage.changed:
+                self._check_pins("host", slots)
+                for pool in self._backstage.pools:
+                    pool.host.resize(slots[pool.layout])
+                self._budgets["host"] = host_bytes
+                self._backstage.wake()
+        if device_bytes is not None:
+            if not self._budgets["device"]:
+                raise BudgetError("the store was opened without a device tier; give --device-expert-memory at start")
+            slots = share_slots(self.catalog, device_bytes)
+            with self._backstage.changed:
+                self._check_pins("device", slots)
+                self._backstage.resize_device(slots)
+                self._budgets["device"] = device_bytes
+                self._backstage.wake()
 
     @property
-    def slot_bytes(self) -> int:
-        """Bytes that the slots of the host tier take."""
-        return sum(pool.arena.nbytes for pool in self._pools.values())
+    def slot_table(self) -> torch.Tensor:
+        """int32 ``(layers, experts)`` on the device: the slot of each expert in the arena of its layout, or -1."""
+        return self._backstage.slot_table
 
     @property
-    def num_slots(self) -> int:
-        return sum(pool.tier.num_slots for pool in self._pools.values())
+    def quarantined(self) -> dict[ExpertKey, str]:
+        """Experts whose bytes are damaged, and what is wrong with each."""
+        with self._backstage.changed:
+            return dict(self._backstage.quarantined)
 
-    def residents(self) -> set[ExpertKey]:
-        """The experts that are in the host tier now."""
-        with self._changed:
-            return {key for pool in self._pools.values() for key in pool.tier.resident}
+    def residents(self) -> dict[ExpertKey, TierName]:
+        """The experts that are in memory now, and the fastest tier of each."""
+        found: dict[ExpertKey, TierName] = {}
+        with self._backstage.changed:
+            for pool in self._backstage.pools:
+                for name, tier in pool.tiers:
+                    for key in tier.resident:
+                        found.setdefault(key, name)
+        return found
+
+    def tiers(self) -> dict[TierName, TierReport]:
+        """The tiers as they are now, fastest first."""
+        reports: dict[TierName, TierReport] = {}
+        with self._backstage.changed:
+            for pool in self._backstage.pools:
+                for name, tier in pool.tiers:
+                    slots, resident = tier.num_slots + tier.excess, len(list(tier.resident))
+                    old = reports.get(name) or TierReport(name, self._budgets[name])
+                    reports[name] = TierReport(
+                        name,
+                        self._budgets[name],
+                        old.num_slots + slots,
+                        old.slot_bytes + slots * pool.layout.slot_bytes,
+                        old.num_resident + resident,
+                        old.resident_bytes + resident * pool.layout.slot_bytes,
+                        old.num_pinned + len(tier.pinned),
+                    )
+        return reports
 
     def statistics(self) -> StoreStatistics:
         """A copy of the counters."""
-        with self._changed:
-            self._statistics.evictions = sum(pool.tier.evictions for pool in self._pools.values())
-            return copy.deepcopy(self._statistics)
+        backstage = self._backstage
+        with backstage.changed:
+            statistics = copy.deepcopy(backstage.statistics)
+            for row, tokens in enumerate(backstage.tokens.values()):
+                statistics.tokens[row, : len(tokens)] = tokens
+            for pool in backstage.pools:
+                for name, tier in pool.tiers:
+                    statistics.evictions[name] = statistics.evictions.get(name, 0) + tier.evictions
+                statistics.prefetches["wasted"] += pool.top.wasted
+        return statistics
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a slot is lost or used twice."""
-        with self._changed:
-            for pool in self._pools.values():
-                pool.tier.check_integrity()
+        with self._backstage.changed:
+            for pool in self._backstage.pools:
+                pool.check_integrity()
 
     def close(self) -> None:
         """Stop reading; whoever waits gets StoreClosedError."""
-        with self._changed:
-            self._is_closed = True
-            self._changed.notify_all()
-        self._reader.close()
+        with self._backstage.changed:
+            self._backstage.is_closed = True
+            self._backstage.wake()
+        self._backstage.close()
 
-    def _pool(self, layer: int) -> _Pool:
-        return self._pools[self.catalog.layout(layer)]
-
-    def _start_read(self, entry: Entry, pool: _Pool) -> None:
-        started = time.perf_counter()
-        recipe = self.catalog.recipe(entry.key)
-        nbytes = sum(extent.nbytes for extent in extents(recipe))
-
-        def done(error: Exception | None) -> None:
-            seconds = time.perf_counter() - started
-            with self._changed:
-                pool.tier.finish(entry, error)
-                if error is None:
-                    self._statistics.count_load(nbytes, seconds)
-                else:
-                    self._statistics.load_failures += 1
-                self._changed.notify_all()
-
-        self._reader.submit(recipe, pool.arena, entry.slot, done)
+    def _check_pins(self, tier: TierName, slots: Mapping[ExpertLayout, int]) -> None:
+        for pool in self._backstage.pools:
+            _check_pins(dict(pool.tiers)[tier].pinned, slots[pool.layout], self._least_unpinned)
 
 
-class Lease:
-    """A context manager whose iteration yields ``(expert, weights)``, ready ones first.
-
-    Every expert is yielded once, in an order that depends on what is resident. A layer that needs more experts than
-    there are slots is served in waves: what was yielded is given back when the next one is asked for.
-
-    Raises (while iterating):
-        ExpertLoadError: an expert could not be read; the message names it and says why.
-        StoreClosedError: the store was closed meanwhile.
-    """
-
-    def __init__(self, store: ExpertStore, layer: int, rows: Mapping[int, int], phase: Phase):
-        self._store, self._layer, self._phase = store, layer, phase
-        self._pool = store._pool(layer)  # noqa: SLF001  a lease is the store's other half
-        self._rows = rows
-        self._held: list[Entry] = []
-        self._wanted: deque[ExpertKey] = deque()
-
-    def __enter__(self) -> Self:
-        store, tier = self._store, self._pool.tier
-        with store._changed:  # noqa: SLF001
-            # All that is there is leased before anything is evicted, or one expert here would push out another.
-            for expert, rows in self._rows.items():
-                key = ExpertKey(self._layer, expert)
-                entry = tier.lease(key)
-                if entry is None:
-                    self._wanted.append(key)
-                else:
-                    self._held.append(entry)
-                is_hit = entry is not None and entry.state is State.READY
-                store._statistics.count_lookup("host" if is_hit else "disk", self._phase)  # noqa: SLF001
-                store._statistics.tokens[store._row[self._layer], expert] += rows  # noqa: SLF001
-            self._start_reads()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        with self._store._changed:  # noqa: SLF001
-            for entry in self._held:
-                self._pool.tier.release(entry)
-            self._held.clear()
-            self._wanted.clear()
-            self._store._changed.notify_all()  # noqa: SLF001
-
-    def __iter__(self) -> Iterator[tuple[int, Weights]]:
-        current: Entry | None = None
-        while True:
-            with self._store._changed:  # noqa: SLF001
-                if current is not None:
-                    self._give_back(current)
-                if not self._held and not self._wanted:
-                    return
-                current = self._wait_for_ready()
-            yield current.key.expert, self._pool.arena.weights(current.slot)
-
-    def _wait_for_ready(self) -> Entry:
-        """The first entry that can be used; the lock is held, and released only while waiting."""
-        store = self._store
-        while True:
-            self._start_reads()
-            for entry in self._held:
-                if entry.state is State.FAILED:
-                    raise ExpertLoadError(f"cannot read {entry.key}: {entry.error}") from entry.error
-                if entry.state is State.READY:
-                    return entry
-            if store._is_closed:  # noqa: SLF001
-                raise StoreClosedError("the expert store was closed")
-            started = time.perf_counter()
-            store._changed.wait()  # noqa: SLF001
-            store._statistics.stall_seconds[self._phase] += time.perf_counter() - started  # noqa: SLF001
-
-    def _start_reads(self) -> None:
-        """Reserve slots for what is still to come, as far as there are any; another lease may have fetched it."""
-        while self._wanted:
-            key = self._wanted[0]
-            entry = self._pool.tier.lease(key)
-            if entry is None:
-                entry = self._pool.tier.reserve(key)
-                if entry is None:
-                    return
-                self._store._start_read(entry, self._pool)  # noqa: SLF001
-            self._held.append(entry)
-            self._wanted.popleft()
-
-    def _give_back(self, entry: Entry) -> None:
-        self._held.remove(entry)
-        self._pool.tier.release(entry)
-        self._store._changed.notify_all()  # noqa: SLF001  another lease may wait for a slot
-
-
-def share_slots(catalog: ExpertCatalog, host_bytes: int) -> dict[ExpertLayout, int]:
-    """How many slots each layout gets, in proportion to the bytes of its experts; never more than it has experts.
-
-    Raises:
-        BudgetError: a layout would get no slot.
-    """
-    slots = {
-        layout: count * min(host_bytes, catalog.total_bytes) // catalog.total_bytes
-        for layout, count in catalog.layouts.items()
-    }
-    if not all(slots.values()):
-        raise BudgetError(f"{host_bytes} bytes hold no expert of every layer; give at least {least_bytes(catalog, 1)}")
-    return slots
-
-
-def least_bytes(catalog: ExpertCatalog, num_slots: int) -> int:
-    """The smallest budget that gives every layout ``num_slots`` slots, or as many as it has experts."""
-    return max(-(-min(num_slots, count) * catalog.total_bytes // count) for count in catalog.layouts.values())
+def _check_pins(pinned: frozenset[ExpertKey], num_slots: int, least_unpinned: int) -> None:
+    if pinned and num_slots - len(pinned) < least_unpinned:
+        raise BudgetError(
+            f"{len(pinned)} pinned experts leave fewer than {least_unpinned} of {num_slots} slots to the others; "
+            "unpin some or give more memory"
+        )

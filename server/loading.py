@@ -134,13 +134,14 @@ def describe(trunk: Trunk, store: ExpertStore, max_model_len: int, num_blocks: i
     catalog: ExpertCatalog = trunk.catalog
     kv_bytes = num_blocks * BLOCK_SIZE * trunk.facts.token_bytes
     num_experts = sum(catalog.layouts.values())
+    host = store.tiers()["host"]
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))
     log.info(
         "experts: %d in %d layers, %s on disk; slots for %d of them, %s of memory",
         num_experts,
         len(catalog.layers),
         format_bytes(catalog.total_bytes),
-        store.num_slots,
-        format_bytes(store.slot_bytes),
+        host.num_slots,
+        format_bytes(host.slot_bytes),
     )
     log.info("KV cache: %s for %d tokens; context %d", format_bytes(kv_bytes), num_blocks * BLOCK_SIZE, max_model_len)

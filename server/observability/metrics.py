@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from expert_store import LOAD_SECONDS_BUCKETS, PHASES, ExpertStore, StoreStatistics
+from expert_store import (
+    LOAD_SECONDS_BUCKETS,
+    PHASES,
+    PREFETCH_OUTCOMES,
+    ExpertStore,
+    LoadStatistics,
+    StoreStatistics,
+    TierReport,
+)
 
 from .statistics import EngineStatistics
 
-TIERS = ("host", "disk")
+WAYS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 
 
@@ -33,45 +41,55 @@ class _ServerCollector(Collector):
         self._store, self._engine = store, engine
 
     def collect(self) -> Iterator[Metric]:
-        statistics = self._store.statistics()
-        yield from _lookups(statistics)
-        yield from _loads(statistics)
-        yield from _residency(self._store)
+        statistics, tiers = self._store.statistics(), list(self._store.tiers().values())
+        yield from _lookups(statistics, [*(tier.name for tier in tiers), "disk"])
+        yield from _loads(statistics, len(tiers) > 1)
+        yield from _residency(tiers, len(self._store.quarantined))
         yield from _tokens(statistics, list(self._store.catalog.layers))
         yield from _engine(self._engine)
 
 
-def _lookups(statistics: StoreStatistics) -> Iterator[Metric]:
-    lookups = [((tier, phase), statistics.lookups.get((tier, phase), 0)) for tier in TIERS for phase in PHASES]
+def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
+    lookups = [((tier, phase), statistics.lookups[tier, phase]) for tier in tiers for phase in PHASES]
     yield _counter(
         "expert_lookups", "Experts asked for, by the tier where they were found.", ["tier", "phase"], lookups
     )
     stalls = [((phase,), statistics.stall_seconds[phase]) for phase in PHASES]
     yield _counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
+    prefetches = [((outcome,), statistics.prefetches[outcome]) for outcome in PREFETCH_OUTCOMES]
+    yield _counter("expert_prefetches", "Experts read ahead, by what became of them.", ["outcome"], prefetches)
 
 
-def _loads(statistics: StoreStatistics) -> Iterator[Metric]:
-    way = ["source", "target"]
-    host = [(("host",), statistics.evictions)]
+def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
+    evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
-    loaded = [(("disk", "host"), statistics.loaded_bytes)]
-    yield _counter("expert_evictions", "Experts that gave up their slot.", ["tier"], host)
+    yield _counter("expert_evictions", "Experts that gave up their slot.", ["tier"], evictions)
     yield _counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
-    yield _counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", way, loaded)
-    seconds = HistogramMetricFamily("greenroom_expert_load_seconds", "Seconds that one expert took.", labels=way)
+    loads = [(way, statistics.loads.get(way, LoadStatistics())) for way in WAYS if has_device or "device" not in way]
+    loaded = [(way, load.nbytes) for way, load in loads]
+    yield _counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
+    seconds = HistogramMetricFamily(
+        "greenroom_expert_load_seconds", "Seconds that one expert took.", labels=["source", "target"]
+    )
     bounds = [*map(str, LOAD_SECONDS_BUCKETS), "+Inf"]
-    counts = [sum(statistics.load_buckets[: end + 1]) for end in range(len(bounds))]
-    seconds.add_metric(["disk", "host"], list(zip(bounds, counts, strict=True)), statistics.load_seconds)
+    for way, load in loads:
+        counts = [sum(load.buckets[: end + 1]) for end in range(len(bounds))]
+        seconds.add_metric(list(way), list(zip(bounds, counts, strict=True)), load.seconds)
     yield seconds
 
 
-def _residency(store: ExpertStore) -> Iterator[Metric]:
-    residents = store.residents()
-    resident_bytes = sum(store.catalog.layout(key.layer).slot_bytes for key in residents)
-    yield _gauge("expert_slots", "Slots of a tier.", ["tier"], [(("host",), store.num_slots)])
-    yield _gauge("expert_resident", "Experts in a tier.", ["tier"], [(("host",), len(residents))])
-    yield _gauge("expert_resident_bytes", "Bytes of the experts in a tier.", ["tier"], [(("host",), resident_bytes)])
-    yield _gauge("expert_budget_bytes", "Bytes that a tier may take.", ["tier"], [(("host",), store.host_bytes)])
+def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Metric]:
+    def by_tier(name: str, text: str, value: Callable[[TierReport], int]) -> Metric:
+        return _gauge(name, text, ["tier"], [((tier.name,), value(tier)) for tier in tiers])
+
+    yield by_tier("expert_slots", "Slots of a tier.", lambda tier: tier.num_slots)
+    yield by_tier("expert_resident", "Experts in a tier.", lambda tier: tier.num_resident)
+    yield by_tier("expert_pinned", "Experts that are kept in a tier.", lambda tier: tier.num_pinned)
+    yield by_tier("expert_resident_bytes", "Bytes of the experts in a tier.", lambda tier: tier.resident_bytes)
+    yield by_tier("expert_budget_bytes", "Bytes that a tier may take.", lambda tier: tier.budget_bytes)
+    yield _gauge(
+        "expert_quarantined", "Experts that are refused because their bytes are damaged.", [], [((), num_quarantined)]
+    )
 
 
 def _tokens(statistics: StoreStatistics, layers: Sequence[int]) -> Iterator[Metric]:

@@ -83,8 +83,8 @@ def test_every_cache_size_gives_the_same_bits(checkpoint: Path) -> None:
     first = None
     for num_slots in range(trunk.facts.top_k, num_experts + 1):
         store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, num_slots))
-        assert store.num_slots == num_slots
-        assert store.slot_bytes <= store.host_bytes
+        assert store.tiers()["host"].num_slots == num_slots
+        assert store.tiers()["host"].slot_bytes <= store.tiers()["host"].budget_bytes
         result = generate(trunk, store, steps=3)
         store.check_integrity()
         store.close()
