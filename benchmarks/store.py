@@ -130,7 +130,9 @@ def throughput(folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
     packed = write_packed(packed_path, layout, num_experts)
     plain = write_plain(plain_path, layout, num_experts)
     raw = RawReads(packed_path, layout, num_experts)
-    stores = [ExpertStore(catalog, NUM_SLOTS * layout.slot_bytes, num_readers=NUM_READERS) for catalog in (packed, plain)]
+    stores = [
+        ExpertStore(catalog, NUM_SLOTS * layout.slot_bytes, num_readers=NUM_READERS) for catalog in (packed, plain)
+    ]
     ways: dict[str, Callable[[list[int]], None]] = {
         "raw": raw.read,
         "packed": lambda order: lease_all(stores[0], order),

@@ -48,6 +48,7 @@ class Trunk:
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
+        self.device = model.device
         self.facts = self._look()
 
     @property
@@ -68,7 +69,7 @@ class Trunk:
         """Run one ragged step.
 
         Returns:
-            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk.
+            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk, in CPU memory.
 
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
@@ -78,20 +79,23 @@ class Trunk:
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         lasts = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
         with running(seam):
-            return self._logits(torch.tensor([token_ids]), torch.tensor([positions]), lasts)
+            return self._logits(token_ids, positions, lasts)
 
-    def _logits(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        output = self._model(input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+        output = self._model(
+            input_ids=torch.tensor([token_ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            logits_to_keep=rows.to(self.device),
+        )
         logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        return logits.float().cpu()
 
     @torch.inference_mode()
     def _look(self) -> TrunkFacts:
         probe = _Probe()
         with running(probe):
-            self._logits(
-                torch.zeros((1, 1), dtype=torch.long), torch.zeros((1, 1), dtype=torch.long), torch.tensor([0])
-            )
+            self._logits([0], [0], torch.tensor([0]))
         if not probe.kv_shapes or not probe.top_k:
             name = type(self._model).__name__
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
