@@ -81,7 +81,7 @@ class DirectFile:
                     os.close(file)
 
     def _read_bounced(self, run: Sequence[Piece], bounce: Bytes) -> None:
-        position, end = run[0].offset // PAGE_BYTES * PAGE_BYTES, run[-1].end
+        position, end = run[0].offset // PAGE_BYTES * PAGE_BYTES, max(piece.end for piece in run)
         while position < end:
             needed = min(end - position, len(bounce))
             self._read_pages(bounce[: _pages(needed)], position, needed)

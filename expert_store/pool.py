@@ -109,15 +109,20 @@ class Pool:
         """A leased entry of the top tier for an expert that is not there, on its way; None while no slot is free."""
         if self._device is None:
             return self._fetch_to_host(key, ahead)
-        below = self.host.lease(key) or self._fetch_to_host(key, ahead)
-        if below is None:
-            return None
         entry = self.device.reserve(key)
         if entry is None:
-            self.host.release(below)
             return None
-        if entry.replaces is not None:
-            self._leave_device(entry)
+        victim = entry.replaces
+        if victim is not None:  # before the host looks for a slot: what it has of the victim is not spare any more
+            self._on_moved(victim, None)
+            self.host.mark_spare(victim, is_spare=False)
+        below = self.host.lease(key) or self._fetch_to_host(key, ahead)
+        if victim is not None and self.host.find(victim) is None:
+            self._write_back(victim, entry.slot)
+        if below is None:
+            self.device.release(entry)
+            self.device.abandon(entry)
+            return None
         if below.state is State.READY:
             self._copy_up(entry, below)
         else:
@@ -216,14 +221,8 @@ class Pool:
         source, target = self.host_arena.tensor_of(below.slot), self.device_arena.tensor_of(entry.slot)
         self._submit(source, target, entry.slot, queued, done)
 
-    def _leave_device(self, entry: Entry) -> None:
-        """What was in the slot of a new entry goes down, unless the host has it still."""
-        assert entry.replaces is not None
-        victim = entry.replaces
-        self._on_moved(victim, None)
-        self.host.mark_spare(victim, is_spare=False)
-        if self.host.find(victim) is not None:
-            return
+    def _write_back(self, victim: ExpertKey, device_slot: int) -> None:
+        """What is in a device slot goes down, before another expert enters it."""
         below = self.host.reserve(victim)
         if below is None:  # every host slot is in use; the disk has it
             return
@@ -235,8 +234,8 @@ class Pool:
             self._pass_on(below, error)
             self.host.release(below)
 
-        source, target = self.device_arena.tensor_of(entry.slot), self.host_arena.tensor_of(below.slot)
-        self._submit(source, target, entry.slot, lambda _: None, done)
+        source, target = self.device_arena.tensor_of(device_slot), self.host_arena.tensor_of(below.slot)
+        self._submit(source, target, device_slot, lambda _: None, done)
 
     def _submit(
         self,

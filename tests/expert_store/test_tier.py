@@ -87,3 +87,115 @@ def test_double_release_is_an_error() -> None:
     tier.release(entry)
     with pytest.raises(ValueError, match="expert 0 of layer 0 was released more often than leased"):
         tier.release(entry)
+
+
+def test_a_pinned_expert_survives_eviction_pressure() -> None:
+    tier = Tier(2, LruPolicy(2))
+    tier.pin(key(0))
+    for expert in range(9):
+        tier.release(load(tier, expert))
+    assert key(0) in set(tier.resident)
+    assert not tier.evict(key(0))
+    tier.unpin(key(0))
+    assert tier.evict(key(0))
+    tier.check_integrity()
+
+
+def test_pinning_what_is_pinned_and_unpinning_what_is_not_change_nothing() -> None:
+    tier = Tier(2, LruPolicy(2))
+    tier.release(load(tier, 0))
+    tier.unpin(key(0))
+    tier.pin(key(0))
+    tier.pin(key(0))
+    tier.unpin(key(0))
+    tier.unpin(key(0))
+    tier.release(load(tier, 1))
+    tier.release(load(tier, 2))
+    assert set(tier.resident) == {key(1), key(2)}
+
+
+def test_a_smaller_tier_gives_up_what_the_policy_would() -> None:
+    retired: list[int] = []
+    tier = Tier(4, LruPolicy(4), retired.append)
+    for expert in range(4):
+        tier.release(load(tier, expert))
+    tier.resize(2)
+    tier.check_integrity()
+    assert set(tier.resident) == {key(2), key(3)}
+    assert len(retired) == 2
+
+
+def test_leased_slots_leave_a_smaller_tier_when_they_are_given_back() -> None:
+    retired: list[int] = []
+    tier = Tier(3, LruPolicy(3), retired.append)
+    entries = [load(tier, expert) for expert in range(3)]
+    tier.resize(1)
+    assert (tier.excess, retired) == (2, [])
+    tier.release(entries[1])
+    assert retired == [entries[1].slot]
+    tier.release(entries[0])
+    assert sorted(retired) == sorted([entries[0].slot, entries[1].slot])
+    tier.check_integrity()
+    assert set(tier.resident) == {key(2)}
+
+
+def test_a_read_under_way_leaves_a_smaller_tier_once_it_has_ended() -> None:
+    tier = Tier(2, LruPolicy(2))
+    first, second = tier.reserve(key(0)), tier.reserve(key(1))
+    assert first is not None
+    assert second is not None
+    tier.release(first)
+    tier.release(second)
+    tier.resize(1)
+    assert tier.excess == 1
+    tier.finish(first)
+    tier.finish(second)
+    tier.check_integrity()
+    assert tier.excess == 0
+    assert len(list(tier.resident)) == 1
+
+
+def test_a_larger_tier_takes_retired_slots_again_and_then_new_ones() -> None:
+    revived: list[int] = []
+    tier = Tier(2, LruPolicy(2), on_revive=revived.append)
+    tier.resize(1)
+    tier.resize(4)
+    tier.check_integrity()
+    assert revived[1:] == [2, 3]
+    for expert in range(4):
+        load(tier, expert)
+    assert tier.reserve(key(9)) is None
+
+
+def test_spare_experts_go_before_all_others() -> None:
+    tier = Tier(3, LruPolicy(3))
+    for expert in range(3):
+        tier.release(load(tier, expert))
+    tier.mark_spare(key(2), is_spare=True)
+    tier.release(load(tier, 3))
+    assert set(tier.resident) == {key(0), key(1), key(3)}
+    tier.mark_spare(key(3), is_spare=True)
+    tier.mark_spare(key(3), is_spare=False)
+    tier.release(load(tier, 4))
+    assert set(tier.resident) == {key(1), key(3), key(4)}
+    tier.check_integrity()
+
+
+def test_an_abandoned_load_frees_its_slot() -> None:
+    tier = Tier(1, LruPolicy(1))
+    entry = tier.reserve(key(0))
+    assert entry is not None
+    tier.release(entry)
+    tier.abandon(entry)
+    tier.check_integrity()
+    assert tier.reserve(key(1)) is not None
+
+
+def test_what_was_fetched_ahead_and_never_used_counts_as_wasted() -> None:
+    tier = Tier(1, LruPolicy(1))
+    entry = load(tier, 0)
+    entry.is_ahead = True
+    tier.release(entry)
+    tier.release(load(tier, 1))
+    tier.release(load(tier, 2))
+    assert (tier.evictions, tier.wasted) == (2, 1)

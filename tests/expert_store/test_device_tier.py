@@ -1,0 +1,293 @@
+"""Three tiers: device over host over disk, on the emulated device and on one that tells what it was asked."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, device
+from expert_store.arena import HostArena
+from expert_store.device import EmulatedDevice
+from expert_store.direct_io import DirectFile
+from tests.expert_store.records import LAYOUT, make_records
+
+SLOT = LAYOUT.slot_bytes
+TIMEOUT = 30
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> ExpertCatalog:
+    return make_records(tmp_path)
+
+
+@pytest.fixture
+def stores(catalog: ExpertCatalog) -> Iterator[Any]:
+    made: list[ExpertStore] = []
+
+    def make(device_slots: int, host_slots: int) -> ExpertStore:
+        made.append(ExpertStore(catalog, host_slots * SLOT, device_bytes=device_slots * SLOT))
+        return made[-1]
+
+    yield make
+    for store in made:
+        store.close()
+        store.check_integrity()
+
+
+def use(store: ExpertStore, layer: int, *experts: int) -> None:
+    with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
+        found = {expert: int(weights["weight"][0]) for expert, weights in lease}
+    assert found == {expert: layer * 1000 + expert for expert in experts}
+
+
+def moved(store: ExpertStore) -> dict[tuple[str, str], int]:
+    """Experts moved each way, once all copies are over."""
+    settle(store)
+    return {way: load.nbytes // SLOT for way, load in store.statistics().loads.items()}
+
+
+def settle(store: ExpertStore) -> None:
+    """Until the copier has told everything: what was queued is ready before its end is counted."""
+    over = threading.Event()
+    store._backstage._copier._jobs.put(_Marker(over))  # type: ignore[union-attr,arg-type]
+    assert over.wait(TIMEOUT)
+
+
+class _Marker:
+    """A copy of nothing whose end is a sign."""
+
+    def __init__(self, over: threading.Event):
+        self.source = self.target = torch.empty(0, dtype=torch.uint8)
+        self.after = None
+        self.on_queued = lambda event: None
+        self.on_done = lambda error: over.set()
+
+
+def test_an_expert_passes_through_the_host_and_is_found_on_the_device(stores: Any) -> None:
+    store = stores(2, 4)
+    use(store, 0, 1)
+    use(store, 0, 1)
+    assert store.residents() == {ExpertKey(0, 1): "device"}
+    assert moved(store) == {("disk", "host"): 1, ("host", "device"): 1}
+    assert dict(store.statistics().lookups) == {("disk", "decode"): 1, ("device", "decode"): 1}
+
+
+def test_what_leaves_the_device_is_not_copied_down_while_the_host_has_it(stores: Any) -> None:
+    store = stores(1, 4)
+    use(store, 0, 0)
+    use(store, 0, 1)
+    use(store, 0, 0)
+    assert moved(store) == {("disk", "host"): 2, ("host", "device"): 3}
+    assert store.statistics().lookups["host", "decode"] == 1
+
+
+def test_both_tiers_together_hold_as_many_experts_as_they_have_slots(stores: Any) -> None:
+    """The host gives up first what the device has too, and takes it back when it leaves the device."""
+    store = stores(2, 3)
+    for _ in range(3):
+        for expert in range(4):
+            use(store, 0, expert)
+            settle(store)
+    assert set(store.residents()) == {ExpertKey(0, expert) for expert in range(4)}
+    ways = moved(store)
+    assert ways["disk", "host"] == 4
+    assert ways["device", "host"] < ways["host", "device"] == 12
+
+
+def test_a_layer_wider_than_the_device_is_served_in_waves(stores: Any) -> None:
+    store = stores(1, 2)
+    use(store, 0, *range(8))
+    use(store, 1, *range(8))
+    use(store, 0, *range(8))
+
+
+def test_a_failed_read_reaches_who_waits_for_the_device(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(2, 2)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DirectFile, "read", fail)
+        with pytest.raises(ExpertLoadError, match=r"expert 3 of layer 0: .*Input/output error"):
+            use(store, 0, 3)
+    store.check_integrity()
+    use(store, 0, 3)
+
+
+def test_a_failed_copy_reaches_who_waits_and_the_next_lease_tries_again(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores(2, 2)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the bus is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmulatedDevice, "copy", fail)
+        with pytest.raises(ExpertLoadError, match="expert 3 of layer 0: the bus is gone"):
+            use(store, 0, 3)
+    settle(store)
+    store.check_integrity()
+    use(store, 0, 3)
+
+
+def test_the_table_of_slots_follows_every_move(stores: Any) -> None:
+    store = stores(3, 3)
+    for expert in (0, 5, 7, 2, 5, 6, 1):
+        use(store, 1, expert)
+    settle(store)
+    table = store.slot_table
+    on_device = {key for key, tier in store.residents().items() if tier == "device"}
+    assert {ExpertKey(*place) for place in (table >= 0).nonzero().tolist()} == on_device
+    pool = store._backstage.pools[0]
+    for key in on_device:
+        weights = pool.device_arena.weights(int(table[key.layer, key.expert]))
+        assert int(weights["weight"][0]) == key.layer * 1000 + key.expert
+
+
+def test_a_device_tier_is_rebuilt_between_leases(stores: Any) -> None:
+    store = stores(2, 4)
+    use(store, 0, 0, 1)
+    store.resize(device_bytes=5 * SLOT)
+    assert store.tiers()["device"].num_slots == 5
+    use(store, 0, *range(8))
+    assert store.tiers()["device"].num_resident == 5
+    store.resize(device_bytes=SLOT)
+    use(store, 0, *range(8))
+    assert store.tiers()["device"].slot_bytes == SLOT
+    with pytest.raises(BudgetError, match="give at least"):
+        store.resize(device_bytes=1)
+
+
+def test_a_rebuild_waits_for_leases(stores: Any) -> None:
+    store = stores(2, 4)
+    with store.lease(0, {1: 1}) as lease:
+        for _, weights in lease:
+            rebuild = threading.Thread(target=store.resize, kwargs={"device_bytes": 3 * SLOT})
+            rebuild.start()
+            rebuild.join(0.05)
+            assert rebuild.is_alive()
+            assert int(weights["weight"][0]) == 1
+    rebuild.join(TIMEOUT)
+    assert not rebuild.is_alive()
+    assert store.tiers()["device"].num_slots == 3
+
+
+def test_a_store_without_a_device_tier_cannot_get_one(catalog: ExpertCatalog) -> None:
+    store = ExpertStore(catalog, 4 * SLOT)
+    with pytest.raises(BudgetError, match="without a device tier"):
+        store.resize(device_bytes=SLOT)
+    store.close()
+
+
+def test_pins_keep_experts_on_the_device_through_a_rebuild(stores: Any) -> None:
+    store = stores(3, 3)
+    store.pin([ExpertKey(0, 6), ExpertKey(1, 2)])
+    for layer in (0, 1):
+        for expert in range(8):
+            use(store, layer, expert)
+    assert store.residents()[ExpertKey(0, 6)] == store.residents()[ExpertKey(1, 2)] == "device"
+    store.resize(device_bytes=4 * SLOT)
+    use(store, 0, 6)
+    assert store.tiers()["device"].num_pinned == 2
+    with pytest.raises(BudgetError, match="2 pinned experts leave fewer than 1 of 2 slots"):
+        store.resize(device_bytes=2 * SLOT)
+    assert store.evict([ExpertKey(0, 6)]) <= 1
+    assert store.residents()[ExpertKey(0, 6)] == "device"
+
+
+class Recording(EmulatedDevice):
+    """Notes the order of what it is asked; its events are numbers."""
+
+    def __init__(self) -> None:
+        self.log: list[tuple[Any, ...]] = []
+        self._count = 0
+
+    def copy(self, source: torch.Tensor, target: torch.Tensor, after: Any) -> Any:
+        super().copy(source, target, after)
+        self._count += 1
+        self.log.append(("copy", self._count, after))
+        return self._count
+
+    def wait(self, event: Any) -> None:
+        self.log.append(("wait", event))
+
+    def order(self, event: Any) -> None:
+        self.log.append(("order", event))
+
+    def mark(self) -> Any:
+        self._count += 1
+        self.log.append(("mark", self._count))
+        return self._count
+
+    def pin(self, arena: HostArena, slot: int) -> None:
+        assert int(arena.weights(slot)["weight"][0]) >= 0
+        self.log.append(("pin", slot))
+
+    def unpin(self, arena: HostArena, slot: int) -> None:
+        self.log.append(("unpin", slot))
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
+    recording = Recording()
+    monkeypatch.setattr("expert_store.backstage.open_device", lambda _: recording)
+    return recording
+
+
+def test_events_fence_a_slot_before_compute_and_before_its_next_copy(stores: Any, recording: Recording) -> None:
+    """Compute is ordered after the copy of what it reads; a copy into a slot is ordered after its last use."""
+    store = stores(1, 4)
+    use(store, 0, 3)
+    settle(store)
+    use(store, 0, 4)
+    settle(store)
+    kinds = [entry[0] for entry in recording.log if entry[0] in {"copy", "order", "mark"}]
+    assert kinds[:3] == ["copy", "order", "mark"]
+    copies = [entry for entry in recording.log if entry[0] == "copy"]
+    marks = [entry[1] for entry in recording.log if entry[0] == "mark"]
+    orders = [entry[1] for entry in recording.log if entry[0] == "order"]
+    assert copies[0][2] is None
+    assert copies[1][2] == marks[0] or copies[2][2] == marks[0]
+    assert orders[0] == copies[0][1]
+
+
+def test_a_write_back_leaves_the_slot_before_the_next_expert_enters(stores: Any, recording: Recording) -> None:
+    store = stores(1, 1)
+    for expert in (0, 1, 2, 0):
+        use(store, 0, expert)
+        settle(store)
+    store.check_integrity()
+
+
+def test_host_slots_are_pinned_once_they_are_filled_and_unpinned_when_retired(
+    stores: Any, recording: Recording
+) -> None:
+    store = stores(1, 3)
+    for expert in range(3):
+        use(store, 0, expert)
+    settle(store)
+    assert {entry[1] for entry in recording.log if entry[0] == "pin"} == {0, 1, 2}
+    store.resize(host_bytes=SLOT)
+    assert len({entry[1] for entry in recording.log if entry[0] == "unpin"}) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_device_serves_what_the_disk_has(catalog: ExpertCatalog) -> None:
+    store = ExpertStore(catalog, 4 * SLOT, device_bytes=2 * SLOT, device=torch.device("cuda", 0))
+    for layer in (0, 1, 0):
+        use(store, layer, *range(8))
+    assert isinstance(store._backstage._device, device.CudaDevice)
+    store.resize(host_bytes=2 * SLOT, device_bytes=3 * SLOT)
+    for layer in (0, 1, 0):
+        use(store, layer, *range(8))
+    settle(store)
+    store.check_integrity()
+    store.close()
