@@ -109,7 +109,7 @@ class Pool:
         """A leased entry of the top tier for an expert that is not there, on its way; None while no slot is free."""
         if self._device is None:
             return self._fetch_to_host(key, ahead)
-        entry = self.device.reserve(key)
+        entry = self.device.reserve(key) if self.host.has_room(key) else None
         if entry is None:
             return None
         victim = entry.replaces

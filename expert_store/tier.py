@@ -82,6 +82,10 @@ class Tier:
                 self._policy.touch(key)
         return entry
 
+    def has_room(self, key: ExpertKey) -> bool:
+        """Whether an expert is here, on its way, or would get a slot."""
+        return key in self._entries or bool(self._free) or self._pick(key) is not None
+
     def reserve(self, key: ExpertKey) -> Entry | None:
         """A leased slot for an expert that is about to arrive; None while every slot is in use."""
         replaces = None

@@ -1,0 +1,199 @@
+"""Random use from many threads (leases, failures, evictions, pins, prefetches, resizes): the invariants hold."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
+from expert_store.direct_io import Bytes, DirectFile, Piece
+from expert_store.policies import make_policy
+from tests.expert_store.records import LAYOUT, make_records
+
+LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
+SLOT = LAYOUT.slot_bytes
+
+experts = st.sets(st.integers(0, EXPERTS - 1), min_size=1)
+keys = st.builds(ExpertKey, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
+requests = st.lists(st.tuples(st.integers(0, LAYERS - 1), experts), min_size=1, max_size=THREADS)
+slots = st.integers(2, LAYERS * EXPERTS + 2)
+
+
+class FaultyFile(DirectFile):
+    """A file some of whose experts can't be read."""
+
+    broken: ClassVar[set[ExpertKey]] = set()
+
+    def read(self, pieces: Sequence[Piece], bounce: Bytes) -> None:
+        layer = int(self._path.stem.removeprefix("layer"))
+        if any(ExpertKey(layer, piece.offset // SLOT) in self.broken for piece in pieces):
+            raise OSError(5, "Input/output error")
+        super().read(pieces, bounce)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One store; each step is done by several threads at once and is over before the next begins."""
+
+    device_slots = 0
+
+    @initialize(host_slots=slots, policy=st.sampled_from(["lru", "lfru", "slru", "lfu", "arc"]))
+    def open(self, host_slots: int, policy: str) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("expert_store.reader.DirectFile", FaultyFile)
+        FaultyFile.broken = set()
+        self.threads = ThreadPoolExecutor(THREADS + 1)
+        per_layer = dict.fromkeys(range(LAYERS), EXPERTS)
+        self.store = ExpertStore(
+            make_records(self.folder, LAYERS, EXPERTS),
+            host_slots * SLOT,
+            device_bytes=self.device_slots * SLOT,
+            num_readers=2,
+            policy=lambda num_slots: make_policy(policy, num_slots, per_layer),
+        )
+        self.held: list[Lease] = []
+
+    def use(self, layer: int, chosen: set[int]) -> None:
+        try:
+            with self.store.lease(layer, dict.fromkeys(chosen, 1)) as lease:
+                found = {expert: int(weights["weight"][0]) for expert, weights in lease}
+            assert found == {expert: layer * 1000 + expert for expert in chosen}
+        except ExpertLoadError as error:
+            assert error.key in FaultyFile.broken  # noqa: PT017  it may be raised or not
+
+    def together(self, batch: list[tuple[int, set[int]]], *others: Any) -> None:
+        jobs = [self.threads.submit(self.use, layer, chosen) for layer, chosen in batch]
+        jobs += [self.threads.submit(other) for other in others]
+        for job in jobs:
+            job.result(timeout=TIMEOUT)
+
+    @rule(batch=requests)
+    def lease(self, batch: list[tuple[int, set[int]]]) -> None:
+        self.together(batch)
+
+    @rule(batch=requests, broken=st.sets(keys, max_size=4))
+    def lease_while_reads_fail(self, batch: list[tuple[int, set[int]]], broken: set[ExpertKey]) -> None:
+        FaultyFile.broken = broken
+        self.together(batch)
+        self.settle()
+        FaultyFile.broken = set()
+
+    @rule(batch=requests, host_slots=slots)
+    def lease_while_resizing(self, batch: list[tuple[int, set[int]]], host_slots: int) -> None:
+        self.together(batch, lambda: self.resize(host_slots))
+
+    def resize(self, host_slots: int) -> None:
+        try:
+            self.store.resize(host_bytes=host_slots * SLOT)
+        except BudgetError as error:
+            assert "pinned" in str(error)  # noqa: PT017
+
+    @rule(batch=requests, chosen=st.lists(keys, max_size=5))
+    def lease_while_evicting(self, batch: list[tuple[int, set[int]]], chosen: list[ExpertKey]) -> None:
+        self.together(batch, lambda: self.store.evict(chosen))
+
+    @rule(batch=requests, layer=st.integers(0, LAYERS - 1), chosen=experts)
+    def lease_while_prefetching(self, batch: list[tuple[int, set[int]]], layer: int, chosen: set[int]) -> None:
+        self.together(batch, lambda: self.store.prefetch(layer, chosen))
+
+    @rule(batch=requests, chosen=st.lists(keys, max_size=3))
+    def lease_while_pinning(self, batch: list[tuple[int, set[int]]], chosen: list[ExpertKey]) -> None:
+        self.together(batch, lambda: self.pin(chosen))
+
+    def pin(self, chosen: list[ExpertKey]) -> None:
+        try:
+            self.store.pin(chosen)
+        except BudgetError as error:
+            assert "pinned" in str(error)  # noqa: PT017
+
+    @rule(chosen=st.lists(keys, max_size=6))
+    def unpin(self, chosen: list[ExpertKey]) -> None:
+        self.store.unpin(chosen)
+
+    @rule(batch=requests, layer=st.integers(0, LAYERS - 1), chosen=experts)
+    def leave_a_lease_at_once(self, batch: list[tuple[int, set[int]]], layer: int, chosen: set[int]) -> None:
+        def enter_and_leave() -> None:
+            with self.store.lease(layer, dict.fromkeys(chosen, 1)):
+                pass
+
+        self.together(batch, enter_and_leave)
+
+    @precondition(lambda self: not self.held)
+    @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
+    def hold(self, layer: int, expert: int) -> None:
+        """One expert in use for several steps."""
+        lease = self.store.lease(layer, {expert: 1})
+        lease.__enter__()
+        self.held.append(lease)
+        next(iter(lease))
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def let_go(self) -> None:
+        self.held.pop().__exit__(None, None, None)
+
+    def settle(self) -> None:
+        """Until no read and no copy is under way."""
+        backstage = self.store._backstage
+        while any(
+            entry.state.name == "LOADING"
+            for pool in backstage.pools
+            for _, tier in pool.tiers
+            for entry in list(tier._entries.values())
+        ):
+            threading.Event().wait(0.0005)
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        self.settle()
+        self.store.check_integrity()
+        for tier in self.store.tiers().values():
+            assert tier.num_resident <= tier.num_slots
+            if not self.held:
+                assert tier.slot_bytes <= tier.budget_bytes
+
+    def teardown(self) -> None:
+        if hasattr(self, "store"):
+            while self.held:
+                self.let_go()
+            self.store.close()
+            self.store.check_integrity()
+            self.threads.shutdown()
+            self.patch.undo()
+            shutil.rmtree(self.folder)
+
+
+class DeviceMachine(StoreMachine):
+    """The same with a device tier, which is rebuilt now and then."""
+
+    device_slots = 4
+
+    @precondition(lambda self: not self.held)
+    @rule(batch=requests, device_slots=st.integers(2, 9))
+    def lease_while_rebuilding_the_device_tier(self, batch: list[tuple[int, set[int]]], device_slots: int) -> None:
+        def rebuild() -> None:
+            try:
+                self.store.resize(device_bytes=device_slots * SLOT)
+            except BudgetError as error:
+                assert "pinned" in str(error)  # noqa: PT017
+
+        self.together(batch, rebuild)
+
+
+STEPS = settings(max_examples=40, stateful_step_count=25, deadline=None)
+TestHost = StoreMachine.TestCase
+TestHost.settings = STEPS
+TestDevice = DeviceMachine.TestCase
+TestDevice.settings = STEPS
