@@ -16,7 +16,7 @@ from .copier import Copier
 from .device import open_device
 from .errors import ChecksumError, ExpertLoadError, StoreClosedError
 from .keys import ExpertKey
-from .policies import PolicyFactory
+from .policies import PolicyFactory, make_policy
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
 from .statistics import Phase, StoreStatistics
@@ -37,7 +37,7 @@ class Backstage:
         device_bytes: int,
         device: torch.device,
         num_readers: int,
-        policy: PolicyFactory,
+        policy: str,
     ):
         self.catalog = catalog
         self.changed = threading.Condition()
@@ -62,7 +62,7 @@ class Backstage:
                 count,
                 host_slots[layout],
                 DeviceSlots(self._device, self._copier, device_slots[layout]) if self._copier else None,
-                policy,
+                _policy_factory(policy, catalog, layout),
                 self._start_read,
                 self._locked,
                 self.statistics.count_load,
@@ -190,3 +190,9 @@ class Backstage:
 
 def _residents_of(pool: Pool) -> Callable[[], frozenset[ExpertKey]]:
     return lambda: frozenset(key for _, tier in pool.tiers for key in tier.resident)
+
+
+def _policy_factory(name: str, catalog: ExpertCatalog, layout: ExpertLayout) -> PolicyFactory:
+    """Makes policies for a tier of one layout, from its number of slots."""
+    experts = {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout}
+    return lambda num_slots: make_policy(name, num_slots, experts)

@@ -14,7 +14,6 @@ from .catalog import ExpertCatalog, ExpertLayout
 from .errors import BudgetError
 from .keys import ExpertKey
 from .lease import Lease, Recorder
-from .policies import LruPolicy, PolicyFactory
 from .pool import TierName
 from .statistics import Phase, StoreStatistics
 
@@ -46,13 +45,14 @@ class ExpertStore:
         device_bytes: budget of the device tier; 0 is none. On a CPU it is an emulation, of use for tests.
         device: of the device tier.
         num_readers: threads that read from disk.
-        policy: makes the replacement policy of one tier of one layout, from its number of slots.
+        policy: which expert goes first; one of ``policies.POLICIES``.
         least_unpinned: slots of each layout that pins have to leave to others; a layer's top-k, say.
         recorder: is told of every lease.
 
     Raises:
         BudgetError: a budget has no room for one slot of each layout, or can't be allocated.
         OSError: a file can't be opened.
+        ValueError: there is no such policy.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ExpertStore:
         device_bytes: int = 0,
         device: torch.device = CPU,
         num_readers: int = NUM_READERS,
-        policy: PolicyFactory = LruPolicy,
+        policy: str = "lru",
         least_unpinned: int = 1,
         recorder: Recorder | None = None,
     ):

@@ -71,7 +71,12 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     max_model_len, num_blocks = plan_kv_cache(settings, trunk)
     host_bytes, device_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
     store = ExpertStore(
-        trunk.catalog, host_bytes, device_bytes=device_bytes, device=device, least_unpinned=trunk.facts.top_k
+        trunk.catalog,
+        host_bytes,
+        device_bytes=device_bytes,
+        device=device,
+        policy=settings.cache_policy,
+        least_unpinned=trunk.facts.top_k,
     )
     kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, max_model_len, num_blocks)

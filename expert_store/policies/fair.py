@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from expert_store.catalog import ExpertKey
+from expert_store.keys import ExpertKey
 
 from .base import Policy, PolicyFactory
 

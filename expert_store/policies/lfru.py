@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from math import log2
 
-from expert_store.catalog import ExpertKey
+from expert_store.keys import ExpertKey
 
 HALF_LIFE = 8.0  # look-ups a slot
 BUCKETS_PER_OCTAVE = 8

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from itertools import chain
 
-from expert_store.catalog import ExpertKey
+from expert_store.keys import ExpertKey
 
 PROTECTED_SHARE = 0.8
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
-from expert_store.direct_io import Bytes, DirectFile, Piece
-from expert_store.policies import make_policy
+from expert_store.arena import Bytes
+from expert_store.direct_io import DirectFile, Piece
+from expert_store.policies import POLICIES
 from tests.expert_store.records import LAYOUT, make_records
 
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
@@ -46,20 +47,19 @@ class StoreMachine(RuleBasedStateMachine):
 
     device_slots = 0
 
-    @initialize(host_slots=slots, policy=st.sampled_from(["lru", "lfru", "slru", "lfu", "arc"]))
+    @initialize(host_slots=slots, policy=st.sampled_from(POLICIES))
     def open(self, host_slots: int, policy: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr("expert_store.reader.DirectFile", FaultyFile)
         FaultyFile.broken = set()
         self.threads = ThreadPoolExecutor(THREADS + 1)
-        per_layer = dict.fromkeys(range(LAYERS), EXPERTS)
         self.store = ExpertStore(
             make_records(self.folder, LAYERS, EXPERTS),
             host_slots * SLOT,
             device_bytes=self.device_slots * SLOT,
             num_readers=2,
-            policy=lambda num_slots: make_policy(policy, num_slots, per_layer),
+            policy=policy,
         )
         self.held: list[Lease] = []
 
@@ -165,13 +165,14 @@ class StoreMachine(RuleBasedStateMachine):
                 assert tier.slot_bytes <= tier.budget_bytes
 
     def teardown(self) -> None:
+        if hasattr(self, "patch"):
+            self.patch.undo()
         if hasattr(self, "store"):
             while self.held:
                 self.let_go()
             self.store.close()
             self.store.check_integrity()
             self.threads.shutdown()
-            self.patch.undo()
             shutil.rmtree(self.folder)
 
 
