@@ -6,6 +6,7 @@ ExpertStoreError
     ExpertLoadError      one expert could not be read
     ShortReadError       a file ends before the bytes that its header promised
     ChecksumError        an expert's bytes are not those that were packed
+    TraceError           a recording of routing can't be read or written
     StoreClosedError     the store was closed while somebody waited
 """
 
@@ -40,6 +41,10 @@ class ShortReadError(ExpertStoreError):
 
 class ChecksumError(ExpertStoreError):
     """An expert's bytes are not those that were packed; the expert is quarantined."""
+
+
+class TraceError(ExpertStoreError):
+    """A recording of routing can't be written or read, or is not one."""
 
 
 class StoreClosedError(ExpertStoreError):

@@ -1,0 +1,187 @@
+"""What a policy, a size, or the best of all policies would have made of a recorded trace."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
+
+from .catalog import ExpertKey
+from .policies import make_policy
+from .statistics import PHASES, Phase
+from .tier import Entry, Tier
+from .trace import Trace, TracedLease, TraceHeader
+
+
+@dataclass
+class ReplayResult:
+    """Look-ups and hits of each phase, and what was read for the others."""
+
+    lookups: Counter[Phase] = field(default_factory=Counter)
+    hits: Counter[Phase] = field(default_factory=Counter)
+    bytes_loaded: int = 0
+
+    def hit_ratio(self, *phases: Phase) -> float | None:
+        """Hits for each look-up of some phases, or of all; None if there was none."""
+        phases = phases or PHASES
+        lookups = sum(self.lookups[phase] for phase in phases)
+        return sum(self.hits[phase] for phase in phases) / lookups if lookups else None
+
+    def count(self, lease: TracedLease, hits: int, slot_bytes: int) -> None:
+        self.lookups[lease.phase] += len(lease.experts)
+        self.hits[lease.phase] += hits
+        self.bytes_loaded += (len(lease.experts) - hits) * slot_bytes
+
+
+@dataclass(frozen=True)
+class SlotPool:
+    """Layers whose experts take slots of the same size, and how many slots they share."""
+
+    experts_per_layer: dict[int, int]
+    slot_bytes: int
+    num_slots: int
+
+
+def share_slots(header: TraceHeader, num_slots: int) -> list[SlotPool]:
+    """Pools of equal slots, each with its part of ``num_slots`` in proportion to its experts.
+
+    Raises:
+        ValueError: a pool would get none.
+    """
+    total = sum(header.layers.values())
+    pools = []
+    for slot_bytes in sorted(set(header.slot_bytes.values())):
+        layers = {layer: count for layer, count in header.layers.items() if header.slot_bytes[layer] == slot_bytes}
+        slots = sum(layers.values()) * min(num_slots, total) // total
+        if not slots:
+            raise ValueError(f"{num_slots} slots leave none for the experts of layer {next(iter(layers))}; give more")
+        pools.append(SlotPool(layers, slot_bytes, slots))
+    return pools
+
+
+def replay(trace: Trace, policy_name: str, num_slots: int) -> ReplayResult:
+    """Drive a tier through a trace, from empty slots.
+
+    Raises:
+        ValueError: no policy has this name, or there are too few slots.
+    """
+    result = ReplayResult()
+    of_layer = {}
+    for pool in share_slots(trace.header, num_slots):
+        policy = make_policy(policy_name, pool.num_slots, pool.experts_per_layer)
+        of_layer.update(dict.fromkeys(pool.experts_per_layer, (Tier(pool.num_slots, policy), pool.slot_bytes)))
+    for lease in trace.leases:
+        tier, slot_bytes = of_layer[lease.layer]
+        result.count(lease, run_lease(tier, lease), slot_bytes)
+    return result
+
+
+def replay_optimal(trace: Trace, num_slots: int) -> ReplayResult:
+    """The most hits that any policy could have had, from empty slots.
+
+    Raises:
+        ValueError: there are too few slots.
+    """
+    result = ReplayResult()
+    for pool in share_slots(trace.header, num_slots):
+        leases = [lease for lease in trace.leases if lease.layer in pool.experts_per_layer]
+        for lease, hits in zip(leases, optimal_by_lease(leases, pool.num_slots), strict=True):
+            result.count(lease, hits, pool.slot_bytes)
+    return result
+
+
+def run_lease(tier: Tier, lease: TracedLease) -> int:
+    """Take a lease as the store does, with reads that take no time; how many of its experts were resident."""
+    keys = [ExpertKey(lease.layer, expert) for expert in lease.experts]
+    found = [(key, tier.lease(key)) for key in keys]
+    held = [entry for _, entry in found if entry is not None]
+    hits = len(held)
+    loading: list[Entry] = []
+    for key, resident in found:
+        if resident is not None:
+            continue
+        entry = tier.reserve(key)
+        if entry is None:
+            _end_wave(tier, held, loading)
+            entry = tier.reserve(key)
+        if entry is None:
+            raise ValueError(f"{key} finds no slot though none is in use; a tier needs one at least")
+        loading.append(entry)
+    _end_wave(tier, held, loading)
+    return hits
+
+
+def _end_wave(tier: Tier, held: list[Entry], loading: list[Entry]) -> None:
+    for entry in loading:
+        tier.finish(entry)
+    for entry in (*held, *loading):
+        tier.release(entry)
+    held.clear()
+    loading.clear()
+
+
+def optimal(leases: Sequence[TracedLease], num_slots: int, initial_residents: Iterable[ExpertKey] = ()) -> int:
+    """The most hits that any policy can have: see ``optimal_by_lease``."""
+    return sum(optimal_by_lease(leases, num_slots, initial_residents))
+
+
+def optimal_by_lease(
+    leases: Sequence[TracedLease], num_slots: int, initial_residents: Iterable[ExpertKey] = ()
+) -> list[int]:
+    """Hits of each lease under Belady's MIN: the expert goes whose next use is the farthest away.
+
+    An expert of the running lease goes only when there are more of them than slots. What is read last then stays in
+    truth, whoever decides; here it may go too, so that for such leases this is a bound that may not be reached.
+    O(n log n). Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
+
+    Args:
+        leases: of layers that share slots, in their order.
+        num_slots: slots that they share.
+        initial_residents: what is in the slots before the first lease.
+
+    Raises:
+        ValueError: there is no slot, or more residents than slots.
+    """
+    never = len(leases)
+    initial = set(initial_residents)
+    if len(initial) > num_slots or num_slots < 1:
+        raise ValueError(f"{num_slots} slots can't hold {len(initial)} residents and serve a lease; give more slots")
+    highest = max((expert for lease in leases for expert in lease.experts), default=0)
+    stride = 1 + max(highest, *(key.expert for key in initial), 0)
+    next_use: dict[int, int] = {}  # by expert, as a number
+    uses: list[list[tuple[int, int]]] = []  # of each lease: its experts and the lease that needs them next
+    for index in range(len(leases) - 1, -1, -1):
+        layer, experts, _ = leases[index]
+        keys = [layer * stride + expert for expert in experts]
+        uses.append([(key, next_use.get(key, never)) for key in keys])
+        for key in keys:
+            next_use[key] = index
+    places = (key.layer * stride + key.expert for key in initial)
+    resident = {place: next_use.get(place, never) for place in places}
+    width = 1 + max((*next_use, *resident), default=0)
+    heap = _heap(resident, width)
+    result = []
+    for lease in reversed(uses):
+        result.append(sum(key in resident for key, _ in lease))
+        if len(lease) > num_slots:
+            resident = dict(sorted(lease, key=itemgetter(1))[:num_slots])
+            heap = _heap(resident, width)
+            continue
+        resident.update(lease)
+        while len(resident) > num_slots:
+            use, key = divmod(-heappop(heap), width)
+            # What the heap holds of an expert that was used since, or is in this lease, is no longer so.
+            if resident.get(key) == use:
+                del resident[key]
+        for key, use in lease:
+            heappush(heap, -(use * width + key))
+    return result
+
+
+def _heap(resident: Mapping[int, int], width: int) -> list[int]:
+    """Next use and expert as one number each, which compares quickly; the farthest use first."""
+    heap = [-(use * width + key) for key, use in resident.items()]
+    heapify(heap)
+    return heap

@@ -1,0 +1,177 @@
+"""Replay drives the real tier, and no policy beats Belady's optimum."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from expert_store import ExpertKey
+from expert_store.policies import POLICIES, LruPolicy
+from expert_store.replay import optimal, optimal_by_lease, replay, replay_optimal, run_lease, share_slots
+from expert_store.tier import Tier
+from expert_store.trace import Trace, TracedLease, TraceHeader
+
+Key = tuple[int, int]
+
+
+def decode(layer: int, *experts: int) -> TracedLease:
+    return TracedLease(layer, experts, "decode")
+
+
+def prefill(layer: int, *experts: int) -> TracedLease:
+    return TracedLease(layer, experts, "prefill")
+
+
+def one_layer(num_experts: int, *leases: TracedLease) -> Trace:
+    return Trace(TraceHeader("tiny", {0: num_experts}, {0: 4096}), list(leases))
+
+
+def lease_lists(layers: int, experts: int, most: int) -> st.SearchStrategy[list[TracedLease]]:
+    lease = st.builds(
+        lambda layer, chosen: decode(layer, *chosen),
+        st.integers(0, layers - 1),
+        st.lists(st.integers(0, experts - 1), min_size=1, max_size=experts, unique=True),
+    )
+    return st.lists(lease, max_size=most)
+
+
+def most_hits(leases: list[TracedLease], num_slots: int, initial: frozenset[Key] = frozenset()) -> int:
+    """Tries every order of reading and every victim at every miss, under the rules of a tier."""
+
+    @cache
+    def from_lease(index: int, resident: frozenset[Key]) -> int:
+        if index == len(leases):
+            return 0
+        wanted = frozenset((leases[index].layer, expert) for expert in leases[index].experts)
+        hits = wanted & resident
+        return len(hits) + max(from_lease(index + 1, after) for after in read(resident, hits, wanted - hits))
+
+    @cache
+    def read(resident: frozenset[Key], held: frozenset[Key], missing: frozenset[Key]) -> frozenset[frozenset[Key]]:
+        """Every set of residents that reading what is missing may end in."""
+        if not missing:
+            return frozenset([resident])
+        victims = resident - held
+        if len(resident) < num_slots:
+            rests = [resident]
+        elif victims:
+            rests = [resident - {victim} for victim in victims]
+        else:
+            return read(resident, frozenset(), missing)
+        return frozenset(
+            after for rest in rests for key in missing for after in read(rest | {key}, held | {key}, missing - {key})
+        )
+
+    return from_lease(0, initial)
+
+
+@settings(deadline=None)
+@given(leases=lease_lists(2, 3, 8), num_slots=st.integers(1, 5))
+def test_the_optimum_is_what_trying_everything_finds(leases: list[TracedLease], num_slots: int) -> None:
+    found = most_hits(leases, num_slots)
+    if all(len(lease.experts) <= num_slots for lease in leases):
+        assert optimal(leases, num_slots) == found
+    else:
+        assert optimal(leases, num_slots) >= found
+
+
+@settings(deadline=None)
+@given(
+    leases=lease_lists(2, 3, 6),
+    initial=st.sets(st.tuples(st.integers(0, 2), st.integers(0, 4)), max_size=4),
+    spare=st.integers(0, 2),
+)
+def test_the_optimum_from_given_residents_is_what_trying_everything_finds(
+    leases: list[TracedLease], initial: set[Key], spare: int
+) -> None:
+    num_slots = max(3, len(initial) + spare)
+    residents = [ExpertKey(*key) for key in initial]
+    assert optimal(leases, num_slots, residents) == most_hits(leases, num_slots, frozenset(initial))
+
+
+@settings(deadline=None, max_examples=60)
+@given(leases=lease_lists(3, 5, 40))
+def test_no_policy_beats_the_optimum_at_any_size(leases: list[TracedLease]) -> None:
+    trace = Trace(TraceHeader("tiny", dict.fromkeys(range(3), 5), dict.fromkeys(range(3), 4096)), leases)
+    for num_slots in range(1, 16):
+        best = replay_optimal(trace, num_slots)
+        for name in POLICIES:
+            result = replay(trace, name, num_slots)
+            assert result.hits.total() <= best.hits.total()
+            assert result.lookups == best.lookups
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_with_a_slot_for_each_expert_only_the_first_look_ups_miss(name: str) -> None:
+    trace = one_layer(4, *[decode(0, n % 4, (n + 1) % 4) for n in range(20)])
+    result = replay(trace, name, 4)
+    assert result.hits.total() == replay_optimal(trace, 4).hits.total() == 36
+    assert result.bytes_loaded == 4 * 4096
+
+
+def test_a_cycle_defeats_lru_and_not_the_optimum() -> None:
+    trace = one_layer(3, *[decode(0, n % 3) for n in range(30)])
+    assert replay(trace, "lru", 2).hits.total() == 0
+    assert replay_optimal(trace, 2).hits.total() == 14
+
+
+def test_phases_are_counted_apart() -> None:
+    trace = one_layer(4, prefill(0, 0, 1, 2), decode(0, 1, 2), decode(0, 1, 3))
+    result = replay(trace, "lru", 3)
+    assert result.lookups == {"prefill": 3, "decode": 4}
+    assert result.hits == {"prefill": 0, "decode": 3}
+    assert result.hit_ratio("decode") == 0.75
+    assert result.hit_ratio() == 3 / 7
+
+
+def test_a_phase_without_look_ups_has_no_ratio() -> None:
+    assert replay(one_layer(4, prefill(0, 1)), "lru", 1).hit_ratio("decode") is None
+
+
+def test_all_hits_of_a_lease_are_held_before_anything_goes() -> None:
+    """Expert 1 is the oldest and is asked for together with one that is missing."""
+    tier = Tier(2, LruPolicy(2))
+    run_lease(tier, decode(0, 1))
+    run_lease(tier, decode(0, 2))
+    assert run_lease(tier, decode(0, 3, 1)) == 1
+    tier.check_integrity()
+    assert {key.expert for key in tier.resident} == {1, 3}
+
+
+def test_a_lease_of_more_experts_than_slots_goes_in_waves() -> None:
+    tier = Tier(2, LruPolicy(2))
+    assert run_lease(tier, decode(0, 0, 1, 2, 3, 4)) == 0
+    tier.check_integrity()
+    assert {key.expert for key in tier.resident} == {3, 4}
+
+
+def test_layers_of_other_sizes_have_their_own_slots() -> None:
+    header = TraceHeader("tiny", {0: 8, 1: 8, 2: 4}, {0: 4096, 1: 4096, 2: 8192})
+    assert [(list(pool.experts_per_layer), pool.num_slots) for pool in share_slots(header, 10)] == [
+        ([0, 1], 8),
+        ([2], 2),
+    ]
+    trace = Trace(header, [decode(2, 0, 1), decode(0, 0, 1, 2, 3), decode(2, 0, 1), decode(0, 0, 1, 2, 3)])
+    for result in (replay(trace, "lru", 10), replay_optimal(trace, 10)):
+        assert result.hits.total() == 6
+        assert result.bytes_loaded == 4 * 4096 + 2 * 8192
+
+
+def test_too_few_slots_name_the_layer_that_gets_none() -> None:
+    header = TraceHeader("tiny", {0: 16, 1: 2}, {0: 4096, 1: 8192})
+    with pytest.raises(ValueError, match="5 slots leave none for the experts of layer 1"):
+        replay(Trace(header, []), "lru", 5)
+
+
+def test_more_residents_than_slots_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 slots can't hold 2 residents"):
+        optimal_by_lease([], 1, [ExpertKey(0, 0), ExpertKey(0, 1)])
+
+
+def test_subsets_of_a_lease_never_hit_more_than_its_experts() -> None:
+    leases = [decode(0, *chosen) for chosen in combinations(range(5), 2)]
+    assert all(0 <= hits <= 2 for hits in optimal_by_lease(leases, 3))
