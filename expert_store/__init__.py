@@ -14,14 +14,23 @@ from .catalog import (
     checksum_seed,
     extents,
 )
-from .errors import BudgetError, CheckpointError, ChecksumError, ExpertLoadError, ExpertStoreError, StoreClosedError
+from .errors import (
+    BudgetError,
+    CheckpointError,
+    ChecksumError,
+    ExpertLoadError,
+    ExpertStoreError,
+    StoreClosedError,
+    TraceError,
+)
 from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
-from .store import ExpertStore, TierReport
+from .store import ExpertStore, HitRatios, TierReport
+from .trace import TraceHeader, TraceWriter, read_trace
 
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
@@ -37,6 +46,7 @@ __all__ = [
     "ExpertStore",
     "ExpertStoreError",
     "Extent",
+    "HitRatios",
     "LayerEntry",
     "Lease",
     "LoadStatistics",
@@ -50,6 +60,9 @@ __all__ = [
     "TensorSource",
     "TierName",
     "TierReport",
+    "TraceError",
+    "TraceHeader",
+    "TraceWriter",
     "Weights",
     "checksum_seed",
     "extents",
@@ -57,4 +70,5 @@ __all__ = [
     "least_bytes",
     "read_index",
     "read_tensor",
+    "read_trace",
 ]

@@ -19,8 +19,9 @@ from .keys import ExpertKey
 from .policies import PolicyFactory, make_policy
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
-from .statistics import Phase, StoreStatistics
+from .statistics import StoreStatistics
 from .tier import Entry
+from .trace import TracedLease
 from .window import RecentWindow
 
 
@@ -118,18 +119,18 @@ class Backstage:
         for expert, count in rows.items():
             tokens[expert] += count
 
-    def count_lookups(self, pool: Pool, asked: Sequence[ExpertKey], ready: Sequence[Entry], phase: Phase) -> None:
+    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> None:
         """Count where experts were found; before anything of this lease moves."""
-        lookups, hits = self.statistics.lookups, len(ready)
-        lookups[pool.top_name, phase] += hits
-        if hits < len(asked):
-            found = {entry.key for entry in ready}
-            for key in asked:
-                if key not in found:
-                    where = pool.where(key)
-                    lookups[where, phase] += 1
+        pool, lookups, hits = self.pool_of[lease.layer], self.statistics.lookups, len(ready)
+        lookups[pool.top_name, lease.phase] += hits
+        if hits < len(lease.experts):
+            found = {entry.key.expert for entry in ready}
+            for expert in lease.experts:
+                if expert not in found:
+                    where = pool.where(self.keys[lease.layer][expert])
+                    lookups[where, lease.phase] += 1
                     hits += where != "disk"
-        self.windows[pool].record(asked, hits)
+        self.windows[pool].record(lease, hits)
 
     def count_ahead(self, entry: Entry, outcome: str) -> None:
         """A prefetched expert is asked for."""
@@ -148,6 +149,13 @@ class Backstage:
             while not pool.device.is_quiet:
                 self.wait()
             pool.rebuild_device(DeviceSlots(self._device, self._copier, slots[pool.layout]))
+            self.windows[pool].restart()
+
+    def resize_host(self, slots: Mapping[ExpertLayout, int]) -> None:
+        """Give each layout's host tier another number of slots; those in use leave when their leases end."""
+        for pool in self.pools:
+            pool.host.resize(slots[pool.layout])
+            self.windows[pool].restart()
 
     def close(self) -> None:
         """Without ``changed``: stop the threads, after what they have begun."""

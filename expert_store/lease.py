@@ -14,6 +14,7 @@ from .errors import ExpertLoadError
 from .keys import ExpertKey
 from .statistics import Phase
 from .tier import Entry, State
+from .trace import TracedLease
 
 
 class Recorder(Protocol):
@@ -49,8 +50,9 @@ class Lease:
         backstage, pool = self._backstage, self._pool
         keys = backstage.keys[self._layer]
         asked = [keys[expert] for expert in self._rows]
+        record = TracedLease(self._layer, tuple(self._rows), self._phase)
         if self._recorder is not None:
-            self._recorder.record(self._layer, self._rows, self._phase)
+            self._recorder.record(*record)
         with backstage.changed:
             backstage.refuse_quarantined(asked)
             backstage.count_tokens(self._layer, self._rows)
@@ -65,7 +67,7 @@ class Lease:
                 (self._ready if is_ready else self._coming).append(entry)
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
-            backstage.count_lookups(pool, asked, self._ready, self._phase)
+            backstage.count_lookups(record, self._ready)
             if self._wanted:
                 self._fetch()
         return self

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
 
-from .catalog import ExpertKey
+from .keys import ExpertKey
 from .policies import make_policy
 from .statistics import PHASES, Phase
 from .tier import Entry, Tier

@@ -15,6 +15,7 @@ from .errors import BudgetError
 from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
+from .replay import optimal
 from .statistics import Phase, StoreStatistics
 
 NUM_READERS = 4  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
@@ -32,6 +33,18 @@ class TierReport:
     num_resident: int = 0
     resident_bytes: int = 0
     num_pinned: int = 0
+
+
+@dataclass(frozen=True)
+class HitRatios:
+    """Part of some look-ups that was in memory, and the most that replacement on demand could have had, 0 to 1.
+
+    Prefetching is not replacement on demand: it may beat the optimum.
+    """
+
+    lookups: int
+    realised: float
+    optimal: float
 
 
 class ExpertStore:
@@ -142,8 +155,7 @@ class ExpertStore:
             slots = share_slots(self.catalog, host_bytes)
             with self._backstage.changed:
                 self._check_pins("host", slots)
-                for pool in self._backstage.pools:
-                    pool.host.resize(slots[pool.layout])
+                self._backstage.resize_host(slots)
                 self._budgets["host"] = host_bytes
                 self._backstage.wake()
         if device_bytes is not None:
@@ -155,6 +167,20 @@ class ExpertStore:
                 self._backstage.resize_device(slots)
                 self._budgets["device"] = device_bytes
                 self._backstage.wake()
+
+    def hit_ratios(self) -> HitRatios | None:
+        """The recent window's hit ratio beside Belady's optimum from the same start; None before the first lease."""
+        backstage = self._backstage
+        with backstage.changed:
+            windows = [
+                (window.recent, sum(tier.num_slots for _, tier in pool.tiers))
+                for pool, window in backstage.windows.items()
+            ]
+        lookups = sum(window.lookups for window, _ in windows)
+        if not lookups:
+            return None
+        best = sum(optimal(window.leases, num_slots, window.residents) for window, num_slots in windows)
+        return HitRatios(lookups, sum(window.hits for window, _ in windows) / lookups, best / lookups)
 
     @property
     def slot_table(self) -> torch.Tensor:

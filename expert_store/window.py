@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .keys import ExpertKey
+from .trace import TracedLease
 
 WINDOW_LOOKUPS = 4096
 
@@ -15,7 +16,7 @@ class Window:
     """Leases in their order, from a known state on."""
 
     residents: frozenset[ExpertKey]
-    leases: list[Sequence[ExpertKey]] = field(default_factory=list)
+    leases: list[TracedLease] = field(default_factory=list)
     lookups: int = 0
     hits: int = 0
 
@@ -25,19 +26,24 @@ class RecentWindow:
 
     def __init__(self, residents: Callable[[], frozenset[ExpertKey]]):
         self._residents = residents
-        self._current = Window(residents())
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the past: another number of slots makes it no guide."""
+        self._current = Window(self._residents())
         self._last: Window | None = None
 
-    def record(self, keys: Sequence[ExpertKey], hits: int) -> None:
-        """A lease; to be called before it changes what is resident."""
+    def record(self, lease: TracedLease, hits: int) -> None:
+        """Add a lease; to be called before it changes what is resident."""
         if self._current.lookups >= WINDOW_LOOKUPS:
             self._last, self._current = self._current, Window(self._residents())
         window = self._current
-        window.leases.append(keys)
-        window.lookups += len(keys)
+        window.leases.append(lease)
+        window.lookups += len(lease.experts)
         window.hits += hits
 
     @property
     def recent(self) -> Window:
-        """The last whole window, or what there is of the first. Whole windows do not change any more."""
-        return self._last or self._current
+        """A copy of the last whole window, or of what there is of the first."""
+        window = self._last or self._current
+        return Window(window.residents, list(window.leases), window.lookups, window.hits)

@@ -24,6 +24,7 @@ from server.model.loading import load_trunk, read_config
 from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 from server.observability.metrics import Metrics
+from server.routing_trace import RoutingTrace
 from server.settings import ServeSettings, SettingsError, parse_budget
 
 log = logging.getLogger(__name__)
@@ -43,10 +44,13 @@ class LoadedServer:
     defaults: SamplingDefaults
     metrics: Metrics
     store: ExpertStore
+    trace: RoutingTrace | None
 
     def close(self) -> None:
         self.engine.stop()
         self.store.close()
+        if self.trace is not None:
+            self.trace.close()
 
 
 def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
@@ -70,6 +74,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     defaults = SamplingDefaults(**generation.sampling)
     max_model_len, num_blocks = plan_kv_cache(settings, trunk)
     host_bytes, device_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
+    trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,
         host_bytes,
@@ -77,6 +82,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         device=device,
         policy=settings.cache_policy,
         least_unpinned=trunk.facts.top_k,
+        recorder=trace,
     )
     kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, max_model_len, num_blocks)
@@ -93,7 +99,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         tokenizer.decode,
     )
     engine.start()
-    return LoadedServer(name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics), store)
+    return LoadedServer(name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics), store, trace)
 
 
 def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:

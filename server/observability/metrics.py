@@ -13,6 +13,7 @@ from expert_store import (
     PHASES,
     PREFETCH_OUTCOMES,
     ExpertStore,
+    HitRatios,
     LoadStatistics,
     StoreStatistics,
     TierReport,
@@ -45,6 +46,7 @@ class _ServerCollector(Collector):
         yield from _lookups(statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
+        yield from _hit_ratios(self._store.hit_ratios())
         yield from _tokens(statistics, list(self._store.catalog.layers))
         yield from _engine(self._engine)
 
@@ -90,6 +92,13 @@ def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Me
     yield _gauge(
         "expert_quarantined", "Experts that are refused because their bytes are damaged.", [], [((), num_quarantined)]
     )
+
+
+def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
+    realised = [] if ratios is None else [((), ratios.realised)]
+    optimal = [] if ratios is None else [((), ratios.optimal)]
+    yield _gauge("expert_hit_ratio", "Part of recent look-ups that was in memory.", [], realised)
+    yield _gauge("expert_optimal_hit_ratio", "The same, had replacement on demand known the future.", [], optimal)
 
 
 def _tokens(statistics: StoreStatistics, layers: Sequence[int]) -> Iterator[Metric]:

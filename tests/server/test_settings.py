@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from expert_store.policies import POLICIES
 from server.settings import ServeSettings, SettingsError, load_settings, parse_budget
 
 
@@ -82,3 +84,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         ServeSettings().port = 1  # type: ignore[misc]
+
+
+def test_the_policies_on_offer_are_those_of_the_store() -> None:
+    """Settings know no other room, so the names stand twice."""
+    assert get_args(ServeSettings.model_fields["cache_policy"].annotation) == POLICIES
