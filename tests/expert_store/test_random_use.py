@@ -27,7 +27,7 @@ SLOT = LAYOUT.slot_bytes
 experts = st.sets(st.integers(0, EXPERTS - 1), min_size=1)
 keys = st.builds(ExpertKey, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
 requests = st.lists(st.tuples(st.integers(0, LAYERS - 1), experts), min_size=1, max_size=THREADS)
-slots = st.integers(2, LAYERS * EXPERTS + 2)
+slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be held
 
 
 class FaultyFile(DirectFile):
@@ -60,6 +60,7 @@ class StoreMachine(RuleBasedStateMachine):
             device_bytes=self.device_slots * SLOT,
             num_readers=2,
             policy=policy,
+            least_unpinned=2,
         )
         self.held: list[Lease] = []
 
@@ -182,7 +183,7 @@ class DeviceMachine(StoreMachine):
     device_slots = 4
 
     @precondition(lambda self: not self.held)
-    @rule(batch=requests, device_slots=st.integers(2, 9))
+    @rule(batch=requests, device_slots=st.integers(3, 9))
     def lease_while_rebuilding_the_device_tier(self, batch: list[tuple[int, set[int]]], device_slots: int) -> None:
         def rebuild() -> None:
             try:
