@@ -18,6 +18,7 @@ from .catalog import (
 from .errors import BudgetError, CheckpointError, ChecksumError, ExpertLoadError, ExpertStoreError, StoreClosedError
 from .lease import Lease, Recorder
 from .pool import TierName
+from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
@@ -26,6 +27,7 @@ from .store import ExpertStore, TierReport
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
     "PHASES",
+    "PREDICTORS",
     "PREFETCH_OUTCOMES",
     "BudgetError",
     "CheckpointError",
@@ -37,6 +39,7 @@ __all__ = [
     "ExpertStore",
     "ExpertStoreError",
     "Extent",
+    "Gate",
     "LayerEntry",
     "Lease",
     "LoadStatistics",
@@ -44,6 +47,9 @@ __all__ = [
     "ParameterRecipe",
     "ParameterSpec",
     "Phase",
+    "PrefetchMode",
+    "PrefetchStatistics",
+    "Prefetcher",
     "Recorder",
     "StoreClosedError",
     "StoreStatistics",
@@ -55,6 +61,7 @@ __all__ = [
     "extents",
     "find_shards",
     "least_bytes",
+    "make_prefetcher",
     "read_index",
     "read_tensor",
 ]

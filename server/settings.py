@@ -84,6 +84,9 @@ class ServeSettings(BaseModel):
     host_expert_memory: BudgetText = Field(
         "auto", description="budget of experts in memory: 6GiB, 50%% of all expert bytes, or auto"
     )
+    prefetch: Literal["auto", "off", "gate", "coactivation"] = Field(
+        "auto", description="how experts are predicted and read ahead, as far as that makes steps faster"
+    )
     kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
     max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")
     max_running_requests: int = Field(64, ge=1, description="requests in a batch")
