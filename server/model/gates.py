@@ -22,6 +22,8 @@ Scoring = Callable[[torch.Tensor], torch.Tensor]
 # What routers turn their logits into before a correction is added; without one, the order of the logits decides.
 SCORINGS: tuple[Scoring, ...] = (torch.sigmoid, lambda logits: logits.softmax(-1))
 
+LEAST_AGREEMENT = 0.5  # with the model's own choices, of a router that is worth applying ahead
+
 
 @dataclass(frozen=True)
 class RouterWeights:
@@ -32,6 +34,7 @@ class RouterWeights:
     correction: torch.Tensor | None  # (experts,), added to the scores to balance the experts' load
     scoring: Scoring
 
+    @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
         """``(tokens, hidden)`` to the ``k`` best experts of each token ``(tokens, k)``, best first.
 
@@ -57,7 +60,6 @@ class NextGate:
     def __init__(self, router: RouterWeights, k: int):
         self._router, self._k = router, k
 
-    @torch.inference_mode()
     def __call__(self, hidden_states: torch.Tensor) -> npt.NDArray[np.int64]:
         """``(tokens, hidden)`` to experts ``(tokens, k)``, likeliest first."""
         chosen: npt.NDArray[np.int64] = self._router.choose(hidden_states, self._k).cpu().numpy()
@@ -85,10 +87,11 @@ def find_next_gates(
 
 
 def find_router(model: nn.Module, name: str, sample: Routed) -> RouterWeights | None:
-    """The router of an experts module, by the shapes of its weights; None where nothing has them.
+    """The router of an experts module, by the shapes of its weights; None where nothing has them and chooses alike.
 
     It is looked for in the module that owns the experts, then in that one's owner, as long as no other experts are
-    in it. Routers with a correction score by sigmoid or softmax; the sample's choices tell by which.
+    in it. Routers with a correction score by sigmoid or softmax; the sample's choices tell by which. Some routers
+    do not see what the experts see, and can't be applied to it: these are found out by the sample too.
 
     Args:
         name: of the experts module in the model.
@@ -113,8 +116,8 @@ def find_router(model: nn.Module, name: str, sample: Routed) -> RouterWeights | 
     return None
 
 
-def _router(path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: Routed) -> RouterWeights:
-    """The router whose matrix is at ``path``, with what lies beside it."""
+def _router(path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: Routed) -> RouterWeights | None:
+    """The router whose matrix is at ``path``, with what lies beside it; None if the model chooses otherwise."""
     bias = tensors.get(f"{path.removesuffix('weight')}bias") if path.endswith("weight") else None
     correction = next(
         (
@@ -124,10 +127,13 @@ def _router(path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sa
         ),
         None,
     )
-    k = sample.top_k_index.shape[-1]
+    routers = [RouterWeights(tensors[path], bias, correction, scoring) for scoring in SCORINGS]
+    best = max(routers, key=lambda router: _agreement(router, sample))
+    return best if _agreement(best, sample) >= LEAST_AGREEMENT else None
 
-    def agreement(router: RouterWeights) -> int:
-        chosen = router.choose(sample.hidden_states, k).unsqueeze(-1) == sample.top_k_index.unsqueeze(-2)
-        return int(chosen.sum())
 
-    return max((RouterWeights(tensors[path], bias, correction, scoring) for scoring in SCORINGS), key=agreement)
+def _agreement(router: RouterWeights, sample: Routed) -> float:
+    """The part of what was chosen that the router finds from the same layer's input."""
+    index = sample.top_k_index  # (tokens, k)
+    found = router.choose(sample.hidden_states, index.shape[-1])
+    return float((found.unsqueeze(-1) == index.unsqueeze(-2)).sum()) / index.numel()
