@@ -4,7 +4,6 @@ from .arena import Weights
 from .budget import least_bytes
 from .catalog import (
     ExpertCatalog,
-    ExpertKey,
     ExpertLayout,
     Extent,
     LayerEntry,
@@ -16,6 +15,7 @@ from .catalog import (
     extents,
 )
 from .errors import BudgetError, CheckpointError, ChecksumError, ExpertLoadError, ExpertStoreError, StoreClosedError
+from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher

@@ -11,10 +11,11 @@ import torch
 
 from .arena import HostArena
 from .budget import share_slots
-from .catalog import ExpertCatalog, ExpertKey, ExpertLayout, extents
+from .catalog import ExpertCatalog, ExpertLayout, extents
 from .copier import Copier
 from .device import open_device
 from .errors import ChecksumError, ExpertLoadError, StoreClosedError
+from .keys import ExpertKey
 from .policies import PolicyFactory
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
@@ -79,7 +80,7 @@ class Backstage:
         if self.quarantined:
             for key in keys:
                 if key in self.quarantined:
-                    raise ExpertLoadError(f"cannot read {key}: {self.quarantined[key]}")
+                    raise ExpertLoadError(key, self.quarantined[key])
 
     def fetch(self, key: ExpertKey, *, ahead: bool = False) -> Entry | None:
         """A leased entry for an expert that is not in the top tier, on its way; None while no slot is free."""

@@ -12,21 +12,10 @@ from typing import NamedTuple
 import torch
 
 from .errors import CheckpointError
+from .keys import ExpertKey
 
 TENSOR_ALIGNMENT = 64  # bytes; what vector loads like
 PAGE_BYTES = 4096  # what direct reads and pages of memory are multiples of
-
-
-class ExpertKey(NamedTuple):
-    """One expert of one MoE layer; a variant is another set of weights for the same place."""
-
-    layer: int
-    expert: int
-    variant: str = "base"
-
-    def __str__(self) -> str:
-        suffix = "" if self.variant == "base" else f" ({self.variant})"
-        return f"expert {self.expert} of layer {self.layer}{suffix}"
 
 
 @dataclass(frozen=True)

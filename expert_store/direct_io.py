@@ -121,7 +121,9 @@ class DirectFile:
             os.posix_fadvise(self._buffered, offset, len(target), os.POSIX_FADV_DONTNEED)
 
     def _short(self, offset: int) -> ShortReadError:
-        return ShortReadError(f"{self._path} ends at byte {offset}, inside an expert; it was cut short or replaced")
+        return ShortReadError(
+            f"{self._path.name} ends at byte {offset}, inside an expert; it was cut short or replaced"
+        )
 
     def _give_up_direct(self, error: OSError) -> None:
         # The descriptor stays open: another thread may be reading through it.

@@ -11,6 +11,8 @@ ExpertStoreError
 
 from __future__ import annotations
 
+from .keys import ExpertKey
+
 
 class ExpertStoreError(Exception):
     """Any failure of the store."""
@@ -25,7 +27,11 @@ class BudgetError(ExpertStoreError):
 
 
 class ExpertLoadError(ExpertStoreError):
-    """One expert could not be read; the next lease tries again."""
+    """One expert could not be read. The next lease tries again, unless the expert is quarantined."""
+
+    def __init__(self, key: ExpertKey, reason: object):
+        super().__init__(f"cannot read {key}: {reason}")
+        self.key = key
 
 
 class ShortReadError(ExpertStoreError):

@@ -10,8 +10,8 @@ from typing import Protocol, Self
 
 from .arena import Weights
 from .backstage import Backstage
-from .catalog import ExpertKey
 from .errors import ExpertLoadError
+from .keys import ExpertKey
 from .statistics import Phase
 from .tier import Entry, State
 
@@ -113,7 +113,7 @@ class Lease:
         """Move what has arrived; the lock is held."""
         for entry in self._coming:
             if entry.state is State.FAILED:
-                raise ExpertLoadError(f"cannot read {entry.key}: {entry.error}") from entry.error
+                raise ExpertLoadError(entry.key, entry.error) from entry.error
         self._ready.extend(entry for entry in self._coming if entry.state is State.READY)
         self._coming = [entry for entry in self._coming if entry.state is State.LOADING]
 

@@ -16,9 +16,10 @@ from typing import Literal
 import torch
 
 from .arena import DeviceArena, HostArena, Weights
-from .catalog import ExpertKey, ExpertLayout
+from .catalog import ExpertLayout
 from .copier import Copier, CopyJob
 from .device import Device, Event
+from .keys import ExpertKey
 from .policies import PolicyFactory
 from .tier import Entry, State, Tier
 

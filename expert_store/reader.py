@@ -14,9 +14,10 @@ import torch
 import xxhash
 
 from .arena import Bytes, HostArena
-from .catalog import ExpertKey, ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
+from .catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
 from .direct_io import MAX_READ_BYTES, DirectFile, Piece, bounce_buffer
 from .errors import ChecksumError, ShortReadError, StoreClosedError
+from .keys import ExpertKey
 
 Done = Callable[[Exception | None], None]
 

@@ -10,8 +10,9 @@ import torch
 
 from .backstage import Backstage
 from .budget import share_slots
-from .catalog import ExpertCatalog, ExpertKey, ExpertLayout
+from .catalog import ExpertCatalog, ExpertLayout
 from .errors import BudgetError
+from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .policies import LruPolicy, PolicyFactory
 from .pool import TierName

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-from .catalog import ExpertKey
+from .keys import ExpertKey
 from .policies import Policy
 
 

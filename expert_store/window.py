@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from .catalog import ExpertKey
+from .keys import ExpertKey
 
 WINDOW_LOOKUPS = 4096
 

@@ -62,17 +62,20 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
     log.info("loading %s from %s", name, folder)
-    dtype = compute_dtype(settings.dtype, read_config(folder))
-    trunk = load_trunk(folder, dtype)
+    device = find_device(settings.device)
+    dtype = compute_dtype(settings.dtype, read_config(folder), device)
+    trunk = load_trunk(folder, dtype, device)
     tokenizer = Tokenizer(folder)
     generation = read_generation_config(folder)
     defaults = SamplingDefaults(**generation.sampling)
     max_model_len, num_blocks = plan_kv_cache(settings, trunk)
-    host_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
-    store = ExpertStore(trunk.catalog, host_bytes)
+    host_bytes, device_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
+    store = ExpertStore(
+        trunk.catalog, host_bytes, device_bytes=device_bytes, device=device, least_unpinned=trunk.facts.top_k
+    )
     experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
-    kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE)
+    kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, max_model_len, num_blocks)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher),
@@ -103,7 +106,7 @@ def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:
     block_bytes = BLOCK_SIZE * trunk.facts.token_bytes
     blocks_of_one = -(-longest // BLOCK_SIZE)
     most = blocks_of_one * settings.max_running_requests * block_bytes
-    auto = min(most, available_bytes() // KV_SHARE)
+    auto = min(most, free_bytes(trunk.device) // KV_SHARE)
     num_blocks = parse_budget(settings.kv_cache_memory).resolve(most, auto) // block_bytes
     if num_blocks < blocks_of_one:
         if settings.max_model_len is not None or num_blocks == 0:
@@ -114,16 +117,26 @@ def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:
     return longest, num_blocks
 
 
-def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> int:
-    """The budget of the host tier in bytes; one that is too little is raised, with a warning."""
-    catalog = trunk.catalog
-    auto = min(catalog.total_bytes, max(0, available_bytes() - kv_bytes - RESERVE_BYTES))
-    asked = parse_budget(settings.host_expert_memory).resolve(catalog.total_bytes, auto)
-    least = least_bytes(catalog, trunk.facts.top_k)
+def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> tuple[int, int]:
+    """The budgets of the host and the device tier in bytes; one that is too little is raised, with a warning."""
+    total, is_cuda = trunk.catalog.total_bytes, trunk.device.type == "cuda"
+    auto = min(total, max(0, free_bytes(trunk.device) - kv_bytes - RESERVE_BYTES)) if is_cuda else 0
+    device_bytes = parse_budget(settings.device_expert_memory).resolve(total, auto)
+    if device_bytes or is_cuda:
+        device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, trunk)
+    taken = RESERVE_BYTES if is_cuda else RESERVE_BYTES + kv_bytes + device_bytes
+    auto = min(total, max(0, available_bytes() - taken))
+    host_bytes = parse_budget(settings.host_expert_memory).resolve(total, auto)
+    return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, trunk), device_bytes
+
+
+def _at_least(flag: str, text: str, asked: int, trunk: Trunk) -> int:
+    least = least_bytes(trunk.catalog, trunk.facts.top_k)
     if asked < least:
         log.warning(
-            "--host-expert-memory %s is %s; raised to %s, the least that holds the %d experts of a token",
-            settings.host_expert_memory,
+            "%s %s is %s; raised to %s, the least that holds the %d experts of a token",
+            flag,
+            text,
             format_bytes(asked),
             format_bytes(least),
             trunk.facts.top_k,
@@ -131,19 +144,41 @@ def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> int:
     return max(asked, least)
 
 
+def find_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is CUDA where there is one.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise SettingsError(f"--device {name}: torch sees {count} CUDA devices; give cpu, or install a CUDA build")
+        return torch.device("cuda", device.index or 0)
+    return device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that may still be taken where compute runs."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+
+
 def describe(trunk: Trunk, store: ExpertStore, max_model_len: int, num_blocks: int) -> None:
     """Say what lies where."""
     catalog: ExpertCatalog = trunk.catalog
     kv_bytes = num_blocks * BLOCK_SIZE * trunk.facts.token_bytes
-    num_experts = sum(catalog.layouts.values())
-    host = store.tiers()["host"]
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))
     log.info(
-        "experts: %d in %d layers, %s on disk; slots for %d of them, %s of memory",
-        num_experts,
+        "experts: %d in %d layers, %s on disk",
+        sum(catalog.layouts.values()),
         len(catalog.layers),
         format_bytes(catalog.total_bytes),
-        host.num_slots,
-        format_bytes(host.slot_bytes),
     )
+    for tier in store.tiers().values():
+        log.info(
+            "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
+        )
     log.info("KV cache: %s for %d tokens; context %d", format_bytes(kv_bytes), num_blocks * BLOCK_SIZE, max_model_len)

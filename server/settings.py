@@ -64,8 +64,15 @@ def _check_bytes(text: str) -> str:
     return text
 
 
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError("write auto, cpu, cuda or cuda:N")
+    return text
+
+
 BudgetText = Annotated[str, AfterValidator(_check_budget)]
 BytesText = Annotated[str, AfterValidator(_check_bytes)]
+DeviceText = Annotated[str, AfterValidator(_check_device)]
 
 
 class ServeSettings(BaseModel):
@@ -77,16 +84,21 @@ class ServeSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks one and prints it")
     served_model_name: str | None = Field(None, description="name in /v1/models (repository id or folder name)")
     revision: str | None = Field(None, description="hub revision")
-    device: Literal["auto", "cpu"] = Field("auto", description="where to compute")
+    device: DeviceText = Field("auto", description="where to compute: auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of activations and trunk; auto is the checkpoint's where the processor is fast at it"
     )
     host_expert_memory: BudgetText = Field(
         "auto", description="budget of experts in memory: 6GiB, 50%% of all expert bytes, or auto"
     )
+    device_expert_memory: BudgetText = Field(
+        "auto", description="budget of experts on the device, same forms; auto on a CPU is 0, no tier of its own"
+    )
+    cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field("lru", description="which expert goes first")
     prefetch: Literal["auto", "off", "gate", "coactivation"] = Field(
         "auto", description="how experts are predicted and read ahead, as far as that makes steps faster"
     )
+    trace_file: Path | None = Field(None, description="record routing for greenroom replay; .gz is compressed")
     kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
     max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")
     max_running_requests: int = Field(64, ge=1, description="requests in a batch")

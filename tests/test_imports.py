@@ -77,6 +77,9 @@ def test_imports_run_one_way(module: str, path: Path) -> None:
 def test_bookkeeping_is_free_of_torch() -> None:
     torch_free = [
         "expert_store/tier.py",
+        "expert_store/coactivation.py",
+        "expert_store/governor.py",
+        "expert_store/prefetch.py",
         "expert_store/policies/lru.py",
         "server/engine/block_manager.py",
         "server/engine/scheduler.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from expert_store.catalog import ExpertKey
+from expert_store.keys import ExpertKey
 
 
 class Policy(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 
-from expert_store.catalog import ExpertKey
+from expert_store.keys import ExpertKey
 
 
 class LruPolicy:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from expert_store import ExpertStoreError
+from expert_store import ExpertLoadError, ExpertStoreError
 from server.model.trunk import SequenceChunk
 from server.observability.statistics import EngineStatistics
 
@@ -157,11 +157,25 @@ class Engine:
         self._drop_cancelled()
         step = self._scheduler.schedule()
         if step:
-            try:
-                self._postprocess(step, self._run(step))
-            except (ExpertStoreError, RuntimeError) as error:
-                self._fail(step, error)
+            self._attempt(step)
         self._take_stock()
+
+    def _attempt(self, step: AbstractSequence[Scheduled]) -> None:
+        """Run a step. If it fails, run its parts alone, so that only those fail that are to blame."""
+        try:
+            logits = self._run(step)
+        except (ExpertStoreError, RuntimeError) as error:
+            if len(step) == 1:
+                self._fail(step, error)
+                return
+            log.warning("a step of %d requests failed and is run one by one: %s", len(step), error)
+            for item in step:
+                self._attempt([item])
+            return
+        try:
+            self._postprocess(step, logits)
+        except RuntimeError as error:
+            self._fail(step, error)
 
     def _drop_cancelled(self) -> None:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
@@ -216,10 +230,13 @@ class Engine:
         """End the requests of a step that failed; all others go on."""
         requests = ", ".join(item.sequence.stream.request.request_id for item in step)
         log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
+        reason = "the model failed to compute this request"
+        if isinstance(error, ExpertLoadError):
+            reason = f"{error.key} can't be read"
         for item in step:
             self._scheduler.remove(item.sequence)
             self.statistics.finished["error"] += 1
-            item.sequence.stream.fail(GenerationFailedError("the model failed to compute this request; see the log"))
+            item.sequence.stream.fail(GenerationFailedError(f"{reason}; see the log"))
 
     def _take_stock(self) -> None:
         self.statistics.num_running = len(self._scheduler.running)

@@ -8,8 +8,8 @@ from transformers import PreTrainedConfig
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def compute_dtype(name: str, config: PreTrainedConfig) -> torch.dtype:
-    """The dtype of that name; ``auto`` is the checkpoint's, or float32 where the processor has no bfloat16 units.
+def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
+    """The dtype of that name; ``auto`` is the checkpoint's, or float32 where a processor has no bfloat16 units.
 
     Without AVX-512 a bfloat16 product takes ten times as long as one in float32 (docs/log.md); experts keep the
     checkpoint's dtype in their slots either way.
@@ -17,5 +17,7 @@ def compute_dtype(name: str, config: PreTrainedConfig) -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
     stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    if device.type == "cuda":
+        return stored
     is_fast = stored == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if is_fast else torch.float32

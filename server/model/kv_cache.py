@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class KVShape:
@@ -25,22 +27,22 @@ class KVShape:
 class KVCache:
     """Keys and values of all sequences. Who owns which block is the engine's affair."""
 
-    def __init__(self, shapes: Mapping[int, KVShape], num_blocks: int, block_size: int):
-        self.num_blocks, self.block_size = num_blocks, block_size
+    def __init__(self, shapes: Mapping[int, KVShape], num_blocks: int, block_size: int, device: torch.device = CPU):
+        self.num_blocks, self.block_size, self._device = num_blocks, block_size, device
         slots = num_blocks * block_size
         self._keys = {
-            layer: torch.zeros((slots, shape.kv_heads, shape.key_dim), dtype=shape.dtype)
+            layer: torch.zeros((slots, shape.kv_heads, shape.key_dim), dtype=shape.dtype, device=device)
             for layer, shape in shapes.items()
         }
         self._values = {
-            layer: torch.zeros((slots, shape.kv_heads, shape.value_dim), dtype=shape.dtype)
+            layer: torch.zeros((slots, shape.kv_heads, shape.value_dim), dtype=shape.dtype, device=device)
             for layer, shape in shapes.items()
         }
 
     def slots(self, block_table: Sequence[int], first: int, last: int) -> torch.Tensor:
         """Where the tokens ``first`` to ``last`` (exclusive) of a sequence lie, ``(last - first,)``."""
-        positions = torch.arange(first, last)
-        blocks = torch.tensor(block_table)
+        positions = torch.arange(first, last, device=self._device)
+        blocks = torch.tensor(block_table, device=self._device)
         return blocks[positions // self.block_size] * self.block_size + positions % self.block_size
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

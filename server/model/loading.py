@@ -23,9 +23,11 @@ from .trunk import Trunk
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 
-def load_trunk(folder: Path, dtype: torch.dtype) -> Trunk:
-    """Build a model on the meta device and load its trunk; the experts stay on disk.
+
+def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> Trunk:
+    """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
@@ -61,7 +63,7 @@ def load_trunk(folder: Path, dtype: torch.dtype) -> Trunk:
         raise ModelError(
             f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
         )
-    model.eval()
+    model.to(device).eval()
     return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
 
 

@@ -52,6 +52,7 @@ class Trunk:
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
+        self.device = model.device
         probe = self._look()
         self.facts = TrunkFacts(probe.kv_shapes, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
@@ -82,7 +83,7 @@ class Trunk:
         A step of decodes alone is shown to the prefetcher; one with a piece of a prompt asks for most experts anyway.
 
         Returns:
-            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk.
+            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk, in CPU memory.
 
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
@@ -97,24 +98,28 @@ class Trunk:
         if prefetcher is not None:
             prefetcher.begin_step()
         with running(seam):
-            logits = self._logits(torch.tensor([token_ids]), torch.tensor([positions]), lasts)
+            logits = self._logits(token_ids, positions, lasts)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         return logits
 
-    def _logits(self, token_ids: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        output = self._model(input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+        output = self._model(
+            input_ids=torch.tensor([token_ids], device=self.device),
+            position_ids=torch.tensor([positions], device=self.device),
+            use_cache=False,
+            logits_to_keep=rows.to(self.device),
+        )
         logits: torch.Tensor = output.logits[0]
-        return logits.float()
+        return logits.float().cpu()
 
     @torch.inference_mode()
     def _look(self) -> _Probe:
         probe = _Probe()
-        count = min(PROBE_TOKENS, self.max_model_len)
+        count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
+        spread = self.vocab_size // count
         with running(probe):
-            self._logits(
-                torch.arange(count)[None] * (self.vocab_size // count), torch.arange(count)[None], torch.tensor([0])
-            )
+            self._logits(range(0, count * spread, spread), range(count), torch.tensor([0]))
         if not probe.kv_shapes or not probe.routed:
             name = type(self._model).__name__
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")

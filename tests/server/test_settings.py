@@ -39,7 +39,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"host_expert_memory": "much"}, {}, "", "--host-expert-memory 'much': 'much' is not a size; write it as 6GiB"),
         ({"host_expert_memory": "150%"}, {}, "", "the most is 100%"),
         ({"kv_cache_memory": "10%"}, {}, "", "--kv-cache-memory '10%': '10%' is a percentage"),
-        ({"device": "tpu"}, {}, "", "--device 'tpu': Input should be 'auto' or 'cpu'"),
+        ({"device": "tpu"}, {}, "", "--device 'tpu': write auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_a_bad_value_is_named_with_its_place(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from collections.abc import Sequence
 
 import pytest
+import torch
 
-from expert_store import ExpertLoadError
+from expert_store import ExpertKey, ExpertLoadError
 from server.engine.request import (
     EngineUnavailableError,
     FinishReason,
@@ -16,6 +18,7 @@ from server.engine.request import (
     QueueFullError,
     RequestRefusedError,
 )
+from server.model.trunk import SequenceChunk
 from tests.server.engine.fakes import Rig, collect, continuation, next_token, run
 
 
@@ -182,7 +185,7 @@ def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int,
 
 def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on() -> None:
     rig = Rig()
-    failures = [ExpertLoadError("cannot read expert 3 of layer 1: /secret/path")]
+    failures = [ExpertLoadError(ExpertKey(1, 3), "/secret/path")]
 
     def fail_once() -> None:
         if failures:
@@ -193,11 +196,34 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on() -> None:
     async def scenario() -> None:
         with pytest.raises(GenerationFailedError) as failure:
             await collect(rig.submit(b"unlucky"))
-        assert "/secret" not in str(failure.value)
+        assert str(failure.value) == "expert 3 of layer 1 can't be read; see the log"
         assert await collect(rig.submit(b"lucky", 5)) == continuation(b"lucky", 5)
 
     run(rig, scenario)
     assert rig.engine.statistics.finished["error"] == 1
+
+
+def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
+    """The parts of a failed step are run alone."""
+    rig = Rig()
+    run_all = rig.model.run
+
+    def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+        if any(ord("!") in chunk.token_ids for chunk in chunks):
+            raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
+        return run_all(chunks)
+
+    rig.model.run = run_unless_unlucky  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        unlucky, lucky = rig.submit(b"bad!", 5), rig.submit(b"good", 5)
+        with pytest.raises(GenerationFailedError):
+            await collect(unlucky)
+        assert await collect(lucky) == continuation(b"good", 5)
+
+    run(rig, scenario)
+    assert rig.engine.statistics.finished["error"] == 1
+    assert rig.engine.statistics.finished["length"] == 1
 
 
 def test_a_dead_engine_ends_every_stream_and_takes_no_more() -> None:

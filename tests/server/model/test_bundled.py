@@ -21,7 +21,7 @@ NUM_BLOCKS, BLOCK_SIZE = 4, 32
 
 @pytest.fixture(scope="module")
 def trunk() -> Trunk:
-    return load_trunk(BUNDLED, compute_dtype("auto", read_config(BUNDLED)))
+    return load_trunk(BUNDLED, compute_dtype("auto", read_config(BUNDLED), torch.device("cpu")))
 
 
 def logits_of(trunk: Trunk, share: float) -> tuple[torch.Tensor, int]:

@@ -143,7 +143,7 @@ def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:
 def test_bfloat16_experts_keep_their_bytes_and_compute_as_asked(tmp_path: Path) -> None:
     """Slots hold the checkpoint's dtype; float32 arithmetic on them is stock's on the same weights."""
     folder = make_checkpoint("qwen3_moe", tmp_path / "bf16", torch.bfloat16)
-    assert compute_dtype("float32", read_config(folder)) == torch.float32
+    assert compute_dtype("float32", read_config(folder), torch.device("cpu")) == torch.float32
     trunk = load_trunk(folder, torch.float32)
     assert {p.dtype for layout in trunk.catalog.layouts for p in layout.parameters} == {torch.bfloat16}
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)

@@ -1,0 +1,250 @@
+"""The expert store beside raw direct reads: throughput of cold loads, cost of a lease, single flight, memory.
+
+Everything runs in one process on the same files, interleaved; medians over rounds. The last line is one JSON object.
+
+    python benchmarks/store.py --folder DIR     # DIR should lie on the disk in question; 3 GiB are written there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+import xxhash
+from safetensors.torch import save_file
+
+from expert_store import (
+    ExpertCatalog,
+    ExpertKey,
+    ExpertLayout,
+    ExpertStore,
+    Extent,
+    LayerEntry,
+    PackedRecord,
+    ParameterRecipe,
+    ParameterSpec,
+    checksum_seed,
+    read_index,
+)
+from expert_store.arena import HostArena
+
+NUM_READERS = 4
+NUM_SLOTS = 16
+FILE_BYTES = 768 << 20
+HIDDEN = {1: 1024, 3: 1024, 9: 2048}  # by megabytes of an expert
+
+
+def make_layout(megabytes: int) -> ExpertLayout:
+    """SwiGLU experts in bfloat16 of 1, 3 or 9 MiB."""
+    hidden = HIDDEN[megabytes]
+    intermediate = (megabytes << 20) // (3 * 2 * hidden)
+    return ExpertLayout(
+        (
+            ParameterSpec("gate_up_proj", torch.bfloat16, (2 * intermediate, hidden)),
+            ParameterSpec("down_proj", torch.bfloat16, (hidden, intermediate)),
+        )
+    )
+
+
+def write_packed(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCatalog:
+    rng = np.random.default_rng(0)
+    records = []
+    with path.open("wb") as file:
+        for expert in range(num_experts):
+            record = rng.integers(0, 256, layout.slot_bytes, dtype=np.uint8)
+            checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(ExpertKey(0, expert)))
+            records.append(PackedRecord(Extent(path, file.tell(), layout.slot_bytes), checksum))
+            file.write(record.data)
+        file.flush()
+        os.fsync(file.fileno())
+    return ExpertCatalog({0: LayerEntry(layout, tuple(records))})
+
+
+def write_plain(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCatalog:
+    """Safetensors as the hub has them: one tensor per expert and projection, at offsets that no page knows."""
+    gate_up, down = layout.parameters
+    half = (gate_up.shape[0] // 2, gate_up.shape[1])
+    tensors = {}
+    for expert in range(num_experts):
+        for name, shape in (("down", down.shape), ("gate", half), ("up", half)):
+            tensors[f"experts.{expert}.{name}"] = torch.randint(0, 2**15, shape, dtype=torch.int16).view(torch.bfloat16)
+    save_file(tensors, path)
+    os.sync()
+    index = read_index([path])
+    recipes = tuple(
+        {
+            "gate_up_proj": ParameterRecipe((index[f"experts.{expert}.gate"], index[f"experts.{expert}.up"])),
+            "down_proj": ParameterRecipe((index[f"experts.{expert}.down"],)),
+        }
+        for expert in range(num_experts)
+    )
+    return ExpertCatalog({0: LayerEntry(layout, recipes)})
+
+
+class RawReads:
+    """Direct reads of whole experts by as many threads as the store has, into slots like the store's."""
+
+    def __init__(self, path: Path, layout: ExpertLayout, num_experts: int):
+        self._file = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        self._arena = HostArena(layout, NUM_SLOTS, NUM_SLOTS)
+        self._nbytes, self._num_experts = layout.slot_bytes, num_experts
+
+    def read(self, order: list[int]) -> None:
+        def work(first: int) -> None:
+            for place in range(first, len(order), NUM_READERS):
+                target, done = self._arena.bytes_of(place % NUM_SLOTS), 0
+                while done < self._nbytes:
+                    done += os.preadv(self._file, [target[done:].data], order[place] * self._nbytes + done)
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(NUM_READERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def lease_all(store: ExpertStore, order: list[int]) -> None:
+    with store.lease(0, dict.fromkeys(order, 1)) as lease:
+        for _ in lease:
+            pass
+
+
+def throughput(folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
+    """GB/s of raw reads, of cold leases from a packed file and from safetensors, and the ratios."""
+    layout = make_layout(megabytes)
+    num_experts = FILE_BYTES // layout.slot_bytes
+    packed_path, plain_path = folder / "experts.pack", folder / "experts.safetensors"
+    packed = write_packed(packed_path, layout, num_experts)
+    plain = write_plain(plain_path, layout, num_experts)
+    raw = RawReads(packed_path, layout, num_experts)
+    stores = [
+        ExpertStore(catalog, NUM_SLOTS * layout.slot_bytes, num_readers=NUM_READERS) for catalog in (packed, plain)
+    ]
+    ways: dict[str, Callable[[list[int]], None]] = {
+        "raw": raw.read,
+        "packed": lambda order: lease_all(stores[0], order),
+        "safetensors": lambda order: lease_all(stores[1], order),
+    }
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    rng = np.random.default_rng(1)
+    for number in range(rounds + 1):
+        for way, read in ways.items():
+            order = rng.permutation(num_experts).tolist()
+            started = time.perf_counter()
+            read(order)
+            if number:  # the first round touches the slots' pages
+                seconds[way].append(time.perf_counter() - started)
+    raw.close()
+    for store in stores:
+        store.check_integrity()
+        store.close()
+    packed_path.unlink()
+    plain_path.unlink()
+    total = num_experts * layout.slot_bytes
+    speeds = {way: total / statistics.median(times) / 1e9 for way, times in seconds.items()}
+    ratios = {
+        f"{way}_of_raw": statistics.median(r / t for r, t in zip(seconds["raw"], seconds[way], strict=True))
+        for way in ("packed", "safetensors")
+    }
+    return {f"{way}_gb_per_s": round(speed, 3) for way, speed in speeds.items()} | {
+        name: round(ratio, 3) for name, ratio in ratios.items()
+    }
+
+
+def resident_lease(folder: Path) -> float:
+    """Microseconds of a lease of 8 resident experts, entered, iterated and given back; the median."""
+    layout = make_layout(1)
+    catalog = write_packed(folder / "experts.pack", layout, 16)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    rows = dict.fromkeys(range(8), 1)
+    times = []
+    for _ in range(5000):
+        started = time.perf_counter()
+        with store.lease(0, rows) as lease:
+            for _ in lease:
+                pass
+        times.append(time.perf_counter() - started)
+    store.close()
+    return statistics.median(times[100:]) * 1e6
+
+
+def reads_of_one_expert(folder: Path) -> int:
+    """Bytes read, in experts, when 64 threads ask for one cold expert at once."""
+    layout = make_layout(9)
+    catalog = write_packed(folder / "experts.pack", layout, 4)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    barrier = threading.Barrier(64)
+
+    def ask() -> None:
+        barrier.wait()
+        lease_all(store, [2])
+
+    threads = [threading.Thread(target=ask) for _ in range(64)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    nbytes = store.statistics().loaded_bytes
+    store.close()
+    return nbytes // layout.slot_bytes
+
+
+def memory(folder: Path) -> Iterator[dict[str, int]]:
+    """Resident bytes of the process beyond what it had before the store, at several budgets of one store."""
+    layout = make_layout(3)
+    catalog = write_packed(folder / "experts.pack", layout, 128)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    store = None
+    for share in (0.25, 0.75, 0.1):
+        budget = int(share * catalog.total_bytes)
+        if store is None:
+            store = ExpertStore(catalog, budget)
+        else:
+            store.resize(host_bytes=budget)
+        for _ in range(2):
+            lease_all(store, list(range(128)))
+        yield {"budget_bytes": budget, "resident_bytes": process.memory_info().rss - before}
+    if store is not None:
+        store.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="where to write the files (a temporary folder)")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        result: dict[str, object] = {"benchmark": "store", "readers": NUM_READERS, "slots": NUM_SLOTS}
+        sizes = list(memory(folder))
+        result["memory"] = sizes
+        result["memory_beyond_budget_bytes"] = max(size["resident_bytes"] - size["budget_bytes"] for size in sizes)
+        print("memory:", sizes)
+        result["resident_lease_us"] = round(resident_lease(folder), 1)
+        print("lease of 8 resident experts:", result["resident_lease_us"], "us")
+        result["reads_for_64_threads"] = reads_of_one_expert(folder)
+        print("reads of one cold expert asked for by 64 threads:", result["reads_for_64_threads"])
+        for megabytes in HIDDEN:
+            figures = throughput(folder, megabytes, options.rounds)
+            print(f"{megabytes} MiB an expert:", figures)
+            result[f"{megabytes}_mib"] = figures
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""What an expert is called."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class ExpertKey(NamedTuple):
+    """One expert of one MoE layer; a variant is another set of weights for the same place."""
+
+    layer: int
+    expert: int
+    variant: str = "base"
+
+    def __str__(self) -> str:
+        suffix = "" if self.variant == "base" else f" ({self.variant})"
+        return f"expert {self.expert} of layer {self.layer}{suffix}"
