@@ -26,6 +26,7 @@ from .errors import (
 from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
+from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
@@ -35,6 +36,7 @@ from .trace import TraceHeader, TraceWriter, read_trace
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
     "PHASES",
+    "PREDICTORS",
     "PREFETCH_OUTCOMES",
     "BudgetError",
     "CheckpointError",
@@ -46,6 +48,7 @@ __all__ = [
     "ExpertStore",
     "ExpertStoreError",
     "Extent",
+    "Gate",
     "HitRatios",
     "LayerEntry",
     "Lease",
@@ -54,6 +57,9 @@ __all__ = [
     "ParameterRecipe",
     "ParameterSpec",
     "Phase",
+    "PrefetchMode",
+    "PrefetchStatistics",
+    "Prefetcher",
     "Recorder",
     "StoreClosedError",
     "StoreStatistics",
@@ -68,6 +74,7 @@ __all__ = [
     "extents",
     "find_shards",
     "least_bytes",
+    "make_prefetcher",
     "read_index",
     "read_tensor",
     "read_trace",

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertStore, Prefetcher, least_bytes
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.trunk import SequenceChunk, Trunk
@@ -41,7 +41,11 @@ def stock(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
 
 
 def generate(
-    trunk: Trunk, store: ExpertStore, chunk: int = 64, steps: int = NEW_TOKENS
+    trunk: Trunk,
+    store: ExpertStore,
+    chunk: int = 64,
+    steps: int = NEW_TOKENS,
+    prefetcher: Prefetcher | None = None,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens."""
     blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
@@ -53,7 +57,7 @@ def generate(
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
         chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables[i]) for i in active]
-        result = trunk.forward(chunks, cache, store)
+        result = trunk.forward(chunks, cache, store, prefetcher)
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
             if cached[i] == len(texts[i]):
