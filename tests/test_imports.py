@@ -17,6 +17,7 @@ ALLOWED = {
     "server.memory": set(),
     "server.kernels": set(),
     "server.demo": set(),
+    "server.demo.traces": {"expert_store", "server.demo", "server.model"},
     "server.observability": {"expert_store"},
     "server.model": {"expert_store", "server.kernels"},
     "server.adapters": {"expert_store", "server.model", "server.kernels"},
