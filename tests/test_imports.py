@@ -18,6 +18,7 @@ ALLOWED = {
     "server.kernels": set(),
     "server.routing_trace": {"expert_store"},
     "server.demo": set(),
+    "server.demo.traces": {"expert_store", "server.demo", "server.model"},
     "server.observability": {"expert_store"},
     "server.model": {"expert_store", "server.kernels"},
     "server.adapters": {"expert_store", "server.model", "server.kernels"},
