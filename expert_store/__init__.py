@@ -20,11 +20,14 @@ from .errors import (
     ChecksumError,
     ExpertLoadError,
     ExpertStoreError,
+    PackError,
     StoreClosedError,
     TraceError,
 )
 from .keys import ExpertKey
 from .lease import Lease, Recorder
+from .packed import Manifest, Pack, is_pack, open_pack, read_manifest
+from .packed_writer import PackedLayer, PackSource, write_pack
 from .pool import TierName
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
@@ -50,6 +53,11 @@ __all__ = [
     "LayerEntry",
     "Lease",
     "LoadStatistics",
+    "Manifest",
+    "Pack",
+    "PackError",
+    "PackSource",
+    "PackedLayer",
     "PackedRecord",
     "ParameterRecipe",
     "ParameterSpec",
@@ -67,8 +75,12 @@ __all__ = [
     "checksum_seed",
     "extents",
     "find_shards",
+    "is_pack",
     "least_bytes",
+    "open_pack",
     "read_index",
+    "read_manifest",
     "read_tensor",
     "read_trace",
+    "write_pack",
 ]

@@ -33,7 +33,8 @@ ALLOWED = {
         "server.settings",
     },
     "server.app": {"server.api", "server.loading", "server.settings"},
-    "server.cli": {"expert_store", "server.app", "server.model.errors", "server.settings"},
+    "server.pack_command": {"expert_store", "server.model"},
+    "server.cli": {"server.pack_command", "expert_store", "server.app", "server.model.errors", "server.settings"},
 }
 OURS = ("client", "expert_store", "server")
 
