@@ -10,6 +10,7 @@ import sys
 from importlib.metadata import version
 from typing import NoReturn
 
+from server import pack_command
 from server.settings import ServeSettings, SettingsError, add_flags, load_settings
 
 
@@ -33,12 +34,22 @@ def build_parser() -> argparse.ArgumentParser:
         "model", nargs="?", metavar="MODEL", help="hub id or local checkpoint folder; none is the bundled model"
     )
     add_flags(serve)
+    pack = commands.add_parser(
+        "pack",
+        help="write a model in the packed format",
+        description="Write a model in the packed format, one record an expert; resumable.",
+        allow_abbrev=False,
+    )
+    pack_command.add_arguments(pack)
     return parser
 
 
 def main() -> None:
     """Run the command line; exits with 0, 1 for a failure, 2 for wrong usage."""
-    flags = vars(build_parser().parse_args())
+    arguments = build_parser().parse_args()
+    if arguments.command == "pack":
+        sys.exit(pack_command.run(arguments))
+    flags = vars(arguments)
     try:
         settings = load_settings(flags, os.environ, flags["config"])
     except SettingsError as error:

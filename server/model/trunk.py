@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase
-from server.kernels.dense import ExpertsModule
+from server.kernels.expert import ExpertsModule
 
 from .attention import attend_sequence
 from .errors import ModelError
