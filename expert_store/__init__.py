@@ -20,11 +20,14 @@ from .errors import (
     ChecksumError,
     ExpertLoadError,
     ExpertStoreError,
+    PackError,
     StoreClosedError,
     TraceError,
 )
 from .keys import ExpertKey
 from .lease import Lease, Recorder
+from .packed import Manifest, Pack, is_pack, open_pack, read_manifest
+from .packed_writer import PackedLayer, PackSource, write_pack
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
@@ -53,6 +56,11 @@ __all__ = [
     "LayerEntry",
     "Lease",
     "LoadStatistics",
+    "Manifest",
+    "Pack",
+    "PackError",
+    "PackSource",
+    "PackedLayer",
     "PackedRecord",
     "ParameterRecipe",
     "ParameterSpec",
@@ -73,9 +81,13 @@ __all__ = [
     "checksum_seed",
     "extents",
     "find_shards",
+    "is_pack",
     "least_bytes",
     "make_prefetcher",
+    "open_pack",
     "read_index",
+    "read_manifest",
     "read_tensor",
     "read_trace",
+    "write_pack",
 ]

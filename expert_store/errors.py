@@ -6,6 +6,7 @@ ExpertStoreError
     ExpertLoadError      one expert could not be read
     ShortReadError       a file ends before the bytes that its header promised
     ChecksumError        an expert's bytes are not those that were packed
+    PackError            a packed model can't be written
     TraceError           a recording of routing can't be read or written
     StoreClosedError     the store was closed while somebody waited
 """
@@ -41,6 +42,10 @@ class ShortReadError(ExpertStoreError):
 
 class ChecksumError(ExpertStoreError):
     """An expert's bytes are not those that were packed; the expert is quarantined."""
+
+
+class PackError(ExpertStoreError):
+    """A packed model can't be written; what was there before still is."""
 
 
 class TraceError(ExpertStoreError):

@@ -24,6 +24,12 @@ class Subcommand:
 SUBCOMMANDS = (
     Subcommand("serve", "server.serve_command", "start the server", "Serve a model over HTTP."),
     Subcommand(
+        "pack",
+        "server.pack_command",
+        "write a model in the packed format",
+        "Write a model in the packed format, one aligned record an expert; resumable.",
+    ),
+    Subcommand(
         "replay",
         "server.replay.command",
         "compare cache policies and sizes on recorded routing",

@@ -16,7 +16,7 @@ from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.memory import available_bytes, format_bytes
-from server.model.checkpoint import find_checkpoint
+from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
 from server.model.kv_cache import KVCache
@@ -66,11 +66,11 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
     log.info("loading %s from %s", name, folder)
-    device = find_device(settings.device)
+    device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     trunk = load_trunk(folder, dtype, device)
-    tokenizer = Tokenizer(folder)
-    generation = read_generation_config(folder)
+    tokenizer = Tokenizer(config)
+    generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     max_model_len, num_blocks = plan_kv_cache(settings, trunk)
     host_bytes, device_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)

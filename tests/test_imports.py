@@ -35,6 +35,7 @@ ALLOWED = {
     },
     "server.app": {"server.api", "server.loading", "server.settings"},
     "server.complaint": set(),
+    "server.pack_command": {"expert_store", "server.complaint", "server.model"},
     "server.replay": {"expert_store", "server.complaint", "server.settings"},
     "server.serve_command": {
         "expert_store",

@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 import torch
 from torch.nn import functional as F
 
 
-class ExpertsModule(Protocol):
-    """What transformers' experts classes tell of themselves (``transformers.integrations.moe``)."""
-
-    num_experts: int
-    has_gate: bool
-    has_bias: bool
-    has_post_expert_norm: bool
-    is_transposed: bool  # matrices lie (in, out)
-
-    def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor: ...
-
-    def act_fn(self, up: torch.Tensor) -> torch.Tensor: ...
-
-    def post_expert_norm(self, output: torch.Tensor) -> torch.Tensor: ...
-
-
-def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
-    """One expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
-
-    Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights of another dtype are converted
-    here, one expert at a time, so that a slot keeps the checkpoint's bytes.
-    """
-    dtype = hidden_states.dtype
-
-    def project(rows: torch.Tensor, name: str) -> torch.Tensor:
-        matrix = weights[name].to(dtype)
-        bias = weights[f"{name}_bias"].to(dtype) if module.has_bias else None
-        return F.linear(rows, matrix.mT if module.is_transposed else matrix, bias)
-
-    if module.has_gate:
-        hidden = module._apply_gate(project(hidden_states, "gate_up_proj"))  # noqa: SLF001  (rows, intermediate)
-    else:
-        hidden = module.act_fn(project(hidden_states, "up_proj"))  # (rows, intermediate)
-    output = project(hidden, "down_proj")  # (rows, hidden)
-    return module.post_expert_norm(output) if module.has_post_expert_norm else output
+def project(
+    weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None, is_transposed: bool
+) -> torch.Tensor:
+    """``(rows, in)`` to ``(rows, out)``. A matrix of another dtype than the rows is converted here, for this use."""
+    matrix = weights[name].to(rows.dtype)
+    return F.linear(rows, matrix.mT if is_transposed else matrix, bias)

@@ -14,6 +14,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from expert_store import is_pack, read_manifest
+
 from .errors import ModelError
 
 BUNDLED = Path(__file__).resolve().parent.parent / "demo" / "model"
@@ -24,21 +26,33 @@ HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "
 
 
 def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]:
-    """The folder of a model and its name: the bundled one, a local folder, or a download from the hub.
+    """The folder of a model and its name: the bundled one, a local or packed folder, or a download from the hub.
 
     Raises:
         ModelError: there is no such folder or repository, or it can't be reached.
+        CheckpointError: it is packed, and its manifest is damaged.
     """
     if model is None:
         return BUNDLED, BUNDLED_NAME
     folder = Path(model)
+    if folder.resolve() == BUNDLED:
+        return BUNDLED, BUNDLED_NAME
     if folder.is_dir():
-        return folder, folder.resolve().name
+        return folder, read_manifest(folder).model if is_pack(folder) else folder.resolve().name
     if folder.exists():
         raise ModelError(f"{model} is a file; give the folder that holds config.json and the .safetensors files")
     if not HUB_ID.fullmatch(model):
         raise ModelError(f"there is no folder {model}, and a hub model is named OWNER/NAME")
     return _download(model, revision), model
+
+
+def config_folder(folder: Path) -> Path:
+    """Where ``config.json`` and the tokenizer's files of a model are: in its folder, or where a pack keeps them.
+
+    Raises:
+        CheckpointError: the folder is packed, and its manifest is damaged.
+    """
+    return folder / read_manifest(folder).data if is_pack(folder) else folder
 
 
 def _download(model: str, revision: str | None) -> Path:

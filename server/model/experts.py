@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from expert_store import ExpertStore, Phase, Prefetcher
-from server.kernels.dense import ExpertsModule, run_expert
+from server.kernels.expert import ExpertsModule, run_expert
 
 
 def run_paged_experts(

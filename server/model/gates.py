@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from server.kernels.dense import ExpertsModule
+from server.kernels.expert import ExpertsModule
 
 log = logging.getLogger(__name__)
 

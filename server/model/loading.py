@@ -14,10 +14,12 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import ContextManagers
 
-from expert_store import find_shards, read_index, read_tensor
+from expert_store import find_shards, is_pack, open_pack, read_index, read_tensor
 
+from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .packing import map_pack
 from .seam import IMPLEMENTATION
 from .trunk import Trunk
 
@@ -29,13 +31,17 @@ CPU = torch.device("cpu")
 def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> Trunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
+    Args:
+        folder: of a hub checkpoint, or packed.
+
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
-    config = read_config(folder)
-    model = _build(config, dtype)
-    places = map_checkpoint(model, read_index(find_shards(folder)))
+    pack = open_pack(folder) if is_pack(folder) else None
+    config = read_config(pack.data_folder if pack else folder)
+    model = build_model(config, dtype)
+    places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
     for module in modules.values():
@@ -68,11 +74,12 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> 
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
-    """The config of a checkpoint that Greenroom can serve.
+    """The config of a checkpoint that Greenroom can serve, packed or not.
 
     Raises:
         ModelError: there is none, it is not for a known causal language model, or its weights are quantised.
     """
+    folder = config_folder(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; give a folder of a Hugging Face checkpoint")
     try:
@@ -90,7 +97,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def _build(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """A model of no weights on the meta device, whose attention and experts come to us."""
     config._attn_implementation = IMPLEMENTATION  # noqa: SLF001
     config._experts_implementation = IMPLEMENTATION  # noqa: SLF001
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from server.kernels.dense import ExpertsModule
+from server.kernels.expert import ExpertsModule
 
 IMPLEMENTATION = "greenroom"
 

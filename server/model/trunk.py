@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
-from server.kernels.dense import ExpertsModule
+from server.kernels.expert import ExpertsModule
 
 from .attention import attend_sequence
 from .errors import ModelError

@@ -1,0 +1,264 @@
+"""The packed format: a folder whose manifest names one aligned, checksummed record per expert.
+
+``FOLDER/manifest.json`` is the one pointer. It names a data folder beside it, which holds ``config.json`` and the
+tokenizer's files as they were, ``trunk.safetensors`` under the hub's names, and records back to back in
+``experts-NNNNN.pack``. A record is all bytes of a slot, so that one direct read fills it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import xxhash
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from .catalog import PAGE_BYTES, ExpertCatalog, ExpertLayout, Extent, LayerEntry, PackedRecord, ParameterSpec
+from .errors import CheckpointError
+from .safetensors_index import DTYPES
+
+FORMAT = "greenroom-pack"
+VERSION = 1
+MANIFEST_NAME = "manifest.json"
+TRUNK_NAME = "trunk.safetensors"
+PACK_SUFFIX = ".pack"
+DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
+CHUNK_BYTES = 8 << 20
+
+
+def _file_name(name: str) -> str:
+    if name in {"", ".", ".."} or any(character in name for character in "/\\\0"):
+        raise ValueError(f"{name!r} is not a plain file name")
+    return name
+
+
+def _dtype_name(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"{name!r} is not a dtype")
+    return name
+
+
+Count = Annotated[int, Field(ge=0)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+FileName = Annotated[str, AfterValidator(_file_name)]
+DtypeName = Annotated[str, AfterValidator(_dtype_name)]
+
+
+class ManifestParameter(NamedTuple):
+    """One tensor of an expert, in the order of the record."""
+
+    name: str
+    dtype: DtypeName
+    shape: tuple[Annotated[int, Field(ge=1)], ...]
+
+
+class ManifestRecord(NamedTuple):
+    """Where one expert's record lies, and the XXH3 of its bytes under the seed of its place."""
+
+    file: FileName
+    offset: Count
+    checksum: Digest
+
+
+class ManifestLayer(BaseModel):
+    """One MoE layer, its experts in their order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    layout: Count
+    records: Annotated[tuple[ManifestRecord, ...], Field(min_length=1)]
+
+
+class ManifestFile(NamedTuple):
+    """A file of the data folder; those of records have their checksums record by record."""
+
+    nbytes: Count
+    checksum: Digest | None
+
+
+class Manifest(BaseModel):
+    """What ``manifest.json`` says."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    model: str  # the name it is served under
+    weights: str  # format of the experts: bfloat16, int8, int4
+    source: str  # fingerprint of the checkpoint it was made from
+    data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
+    layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
+    layers: Annotated[dict[Count, ManifestLayer], Field(min_length=1)]
+    files: dict[FileName, ManifestFile]
+
+    def to_bytes(self) -> bytes:
+        """JSON with format, version and a checksum over all else."""
+        content = {"format": FORMAT, "version": VERSION, **self.model_dump(mode="json")}
+        return _canonical(content | {"checksum": _self_checksum(content)}) + b"\n"
+
+    def expert_layouts(self) -> list[ExpertLayout]:
+        return [
+            ExpertLayout(tuple(ParameterSpec(name, DTYPES[dtype], shape) for name, dtype, shape in layout))
+            for layout in self.layouts
+        ]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A packed model whose files are all there."""
+
+    folder: Path
+    manifest: Manifest
+    catalog: ExpertCatalog
+
+    @property
+    def data_folder(self) -> Path:
+        """Where ``config.json``, the tokenizer's files and the records are."""
+        return self.folder / self.manifest.data
+
+    @property
+    def trunk(self) -> Path:
+        """The trunk's tensors, by their names on the hub."""
+        return self.data_folder / TRUNK_NAME
+
+
+def is_pack(folder: Path) -> bool:
+    """Whether a folder is meant to be a packed model; ``open_pack`` says whether it is a sound one."""
+    return (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists()
+
+
+def open_pack(folder: Path) -> Pack:
+    """Read a packed model's manifest and check every file against it, but for the bytes of records.
+
+    Those are checked when they are read.
+
+    Raises:
+        CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size or
+            changed; the message names it.
+    """
+    manifest = read_manifest(folder)
+    data = folder / manifest.data
+    for name, file in manifest.files.items():
+        _check_file(folder, data / name, file)
+    try:
+        catalog = ExpertCatalog(_layers(data, manifest))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / MANIFEST_NAME}: {error}; pack the model again") from error
+    return Pack(folder, manifest, catalog)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a packed model, checked by itself alone.
+
+    Raises:
+        CheckpointError: it can't be read, is damaged, contradicts itself, or is of another version.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is damaged: it is not JSON; pack the model again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not the manifest of a packed model; pack the model again")
+    if content.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} has version {content.get('version')!r} and this Greenroom reads version {VERSION}; "
+            "pack the model again"
+        )
+    checksum = content.pop("checksum", None)
+    if checksum != _self_checksum(content):
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit; pack the model again")
+    del content["format"], content["version"]
+    try:
+        manifest = Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{path}: {where}: {first['msg']}; pack the model again") from error
+    _check_records(path, manifest)
+    return manifest
+
+
+def file_checksum(path: Path) -> str:
+    """XXH3 of a file's bytes, 64 bits in hexadecimal."""
+    digest = xxhash.xxh3_64()
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _self_checksum(content: Mapping[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(_canonical(content))
+
+
+def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
+    layouts = manifest.expert_layouts()
+    return {
+        index: LayerEntry(
+            layouts[layer.layout],
+            tuple(
+                PackedRecord(
+                    Extent(data / record.file, record.offset, layouts[layer.layout].slot_bytes),
+                    int(record.checksum, 16),
+                )
+                for record in layer.records
+            ),
+        )
+        for index, layer in manifest.layers.items()
+    }
+
+
+def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path} leads out of {folder}; pack the model again")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; pack the model again")
+    try:
+        nbytes = path.stat().st_size
+        if nbytes != file.nbytes:
+            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; pack the model again")
+        if file.checksum is not None and file_checksum(path) != file.checksum:
+            raise CheckpointError(f"{path} is not what was packed: its checksum differs; pack the model again")
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} can't be read; change its permissions")
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_records(path: Path, manifest: Manifest) -> None:
+    for name in ("config.json", TRUNK_NAME):
+        if name not in manifest.files:
+            raise CheckpointError(f"{path} names no {name}; pack the model again")
+    extents: dict[str, list[tuple[int, int]]] = {}
+    for index, offset, nbytes, file in _record_extents(path, manifest):
+        known = manifest.files.get(file)
+        if known is None or not file.endswith(PACK_SUFFIX):
+            raise CheckpointError(f"{path}: a record of layer {index} lies in {file!r}, not a file of records")
+        if offset % PAGE_BYTES or offset + nbytes > known.nbytes:
+            raise CheckpointError(
+                f"{path}: a record of layer {index} lies at {offset} of the {known.nbytes} bytes of {file}, "
+                "off the pages or past the end; pack the model again"
+            )
+        extents.setdefault(file, []).append((offset, offset + nbytes))
+    for file, runs in extents.items():
+        runs.sort()
+        for (_, end), (start, _) in pairwise(runs):
+            if start < end:
+                raise CheckpointError(f"{path}: two records overlap at {start} of {file}; pack the model again")
+
+
+def _record_extents(path: Path, manifest: Manifest) -> Iterator[tuple[int, int, int, str]]:
+    layouts = manifest.expert_layouts()
+    for index, layer in manifest.layers.items():
+        if layer.layout >= len(layouts):
+            raise CheckpointError(f"{path}: layer {index} has layout {layer.layout} of {len(layouts)}")
+        for record in layer.records:
+            yield index, record.offset, layouts[layer.layout].slot_bytes, record.file

@@ -1,0 +1,309 @@
+"""Write a packed model: experts in parallel, resumable after any interruption."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
+
+import numpy as np
+import torch
+import xxhash
+
+from .arena import Bytes, Weights, slot_views
+from .catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
+from .errors import CheckpointError, PackError
+from .fingerprint import source_fingerprint
+from .journal import Journal
+from .keys import ExpertKey
+from .pack_folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
+from .packed import (
+    CHUNK_BYTES,
+    PACK_SUFFIX,
+    TRUNK_NAME,
+    VERSION,
+    Manifest,
+    ManifestFile,
+    ManifestLayer,
+    ManifestParameter,
+    ManifestRecord,
+    file_checksum,
+    open_pack,
+)
+from .safetensors_writer import DTYPE_NAMES, write_at, write_safetensors
+
+MAX_FILE_BYTES = 4 << 30
+SPARE_BYTES = 16 << 20  # for what a file system needs besides
+FULL = {errno.ENOSPC, errno.EDQUOT}
+BLOCK_BYTES = 512  # what st_blocks counts in
+Report = Callable[[int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """The experts of one layer as they will lie in slots."""
+
+    layout: ExpertLayout
+    num_experts: int
+
+
+@dataclass(frozen=True)
+class PackSource:
+    """What is to be packed.
+
+    Args:
+        model: the name that the pack is served under.
+        weights: the experts' format.
+        layers: by number.
+        encode: reads an expert and gives its tensors as the layout of its layer has them; called from many threads.
+        trunk: the tensors to be kept as they are.
+        files: small files to be kept as they are, ``config.json`` among them.
+        shards: the checkpoint's files of tensors.
+    """
+
+    model: str
+    weights: str
+    layers: Mapping[int, PackedLayer]
+    encode: Callable[[ExpertKey], Weights]
+    trunk: Sequence[TensorSource]
+    files: Sequence[Path]
+    shards: Sequence[Path]
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of all records."""
+        return sum(layer.num_experts * layer.layout.slot_bytes for layer in self.layers.values())
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes that the pack takes on disk."""
+        others = sum(source.extent.nbytes for source in self.trunk) + sum(path.stat().st_size for path in self.files)
+        return self.record_bytes + others
+
+
+def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_file_bytes: int = MAX_FILE_BYTES) -> bool:
+    """Pack a model into a folder; False if it holds this very pack already, with every record sound.
+
+    Whenever this is interrupted, the folder holds the old pack or the new one, and the next call goes on from there.
+
+    Args:
+        jobs: threads, each of which holds one expert.
+        report: is told the bytes of each record that is done, from any thread; of those found done, too.
+        max_file_bytes: a new file is begun before one grows beyond it.
+
+    Raises:
+        PackError: the folder holds something else, another writer is at it, the disk is full, or a file can't be
+            written. A full disk ends with the temporary files removed.
+        CheckpointError: the source can't be read.
+    """
+    folder = PackFolder(out)
+    try:
+        with folder.locked():
+            return _Writer(source, folder, jobs, report, max_file_bytes).run()
+    except OSError as error:
+        where = error.filename or out
+        if error.errno not in FULL:
+            raise PackError(f"cannot pack into {out}: {where}: {error.strerror}") from error
+        with suppress(OSError):
+            folder.tidy()
+        raise _disk_full(source, out) from error
+
+
+def _disk_full(source: PackSource, out: Path) -> PackError:
+    need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(out).free
+    return PackError(
+        f"the disk of {out} is full: this pack takes {need / 1e9:.2f} GB beside what is there, {free / 1e9:.2f} GB "
+        "are free; make room and run the same command again"
+    )
+
+
+class _Place(NamedTuple):
+    """Where a record goes."""
+
+    file: str
+    offset: int
+    nbytes: int
+
+
+class _Writer:
+    """One run of packing into a locked folder."""
+
+    def __init__(self, source: PackSource, folder: PackFolder, jobs: int, report: Report, max_file_bytes: int):
+        self._source, self._folder, self._jobs, self._report = source, folder, jobs, report
+        self._places = _place_records(source.layers, max_file_bytes)
+        self._layouts = list(dict.fromkeys(layer.layout for layer in source.layers.values()))
+        self._fingerprint = source_fingerprint(source.files, source.shards)
+        plan = [
+            VERSION,
+            self._fingerprint,
+            source.model,
+            source.weights,
+            [_describe(layout) for layout in self._layouts],
+            [[key.layer, key.expert, *place] for key, place in self._places.items()],
+        ]
+        self._identity = hashlib.blake2b(json.dumps(plan).encode(), digest_size=8).hexdigest()
+
+    def run(self) -> bool:
+        if self._is_done():
+            self._folder.tidy()
+            return False
+        partial = self._folder.partial(self._identity)
+        self._check_space(partial)
+        checksums = self._write_records(partial)
+        names = self._write_others(partial)
+        if source_fingerprint(self._source.files, self._source.shards) != self._fingerprint:
+            raise PackError(f"the checkpoint of {self._source.model} changed while it was packed; run it again")
+        self._folder.publish(partial, self._manifest(partial, checksums, names))
+        return True
+
+    def _is_done(self) -> bool:
+        """Whether the folder holds this pack already, with every record sound."""
+        named = self._folder.manifest
+        if named is None or named.data.partition("-")[0] != self._identity:
+            return False
+        try:
+            pack = open_pack(self._folder.path)
+        except CheckpointError:
+            return False
+        with _RecordFiles(pack.data_folder, self._places, os.O_RDONLY) as files:
+
+            def is_sound(key: ExpertKey) -> bool:
+                record = pack.catalog.recipe(key)
+                assert isinstance(record, PackedRecord)
+                return files.checksum(key) == record.checksum
+
+            return all(self._map(is_sound))
+
+    def _check_space(self, partial: Path) -> None:
+        there = sum(path.stat().st_blocks * BLOCK_BYTES for path in partial.iterdir())
+        if shutil.disk_usage(partial).free + there < self._source.total_bytes + SPARE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
+
+    def _write_records(self, partial: Path) -> dict[ExpertKey, int]:
+        with Journal(partial / JOURNAL_NAME) as journal, _RecordFiles(partial, self._places, os.O_RDWR) as files:
+
+            def write(key: ExpertKey) -> int:
+                checksum = journal.finished.get(key)
+                if checksum is None or files.checksum(key) != checksum:
+                    checksum = files.write(key, self._record(key))
+                    journal.add(key, checksum)
+                return checksum
+
+            return dict(zip(self._places, self._map(write), strict=True))
+
+    def _record(self, key: ExpertKey) -> Bytes:
+        layout = self._source.layers[key.layer].layout
+        record = np.zeros(layout.slot_bytes, dtype=np.uint8)
+        tensors = self._source.encode(key)
+        for name, view in slot_views(layout, torch.from_numpy(record)).items():
+            view.copy_(tensors[name])
+        return record
+
+    def _map(self, work: Callable[[ExpertKey], T]) -> list[T]:
+        """Do something to every expert, in many threads, telling of each that is done."""
+        pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="pack")
+        futures = {pool.submit(work, key): place.nbytes for key, place in self._places.items()}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                self._report(futures[future])
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return [future.result() for future in futures]
+
+    def _write_others(self, partial: Path) -> list[str]:
+        """The trunk and the small files; their names."""
+        write_safetensors(partial / TRUNK_NAME, self._source.trunk)
+        for path in self._source.files:
+            shutil.copyfile(path, partial / path.name)
+        return [TRUNK_NAME, *(path.name for path in self._source.files)]
+
+    def _manifest(self, partial: Path, checksums: Mapping[ExpertKey, int], others: Sequence[str]) -> Manifest:
+        def record(key: ExpertKey) -> ManifestRecord:
+            return ManifestRecord(self._places[key].file, self._places[key].offset, f"{checksums[key]:016x}")
+
+        def file(name: str, checksum: str | None) -> ManifestFile:
+            return ManifestFile((partial / name).stat().st_size, checksum)
+
+        files = {name: file(name, None) for name in sorted({place.file for place in self._places.values()})}
+        files |= {name: file(name, file_checksum(partial / name)) for name in others}
+        return Manifest(
+            model=self._source.model,
+            weights=self._source.weights,
+            source=self._fingerprint,
+            data=partial.name.removesuffix(PARTIAL_SUFFIX),
+            layouts=tuple(_describe(layout) for layout in self._layouts),
+            layers={
+                index: ManifestLayer(
+                    layout=self._layouts.index(layer.layout),
+                    records=tuple(record(ExpertKey(index, expert)) for expert in range(layer.num_experts)),
+                )
+                for index, layer in self._source.layers.items()
+            },
+            files=files,
+        )
+
+
+class _RecordFiles:
+    """The files of records, open."""
+
+    def __init__(self, folder: Path, places: Mapping[ExpertKey, _Place], flags: int):
+        self._folder, self._places, self._flags = folder, places, flags
+        self._files: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        sizes: dict[str, int] = {}
+        for place in self._places.values():
+            sizes[place.file] = max(sizes.get(place.file, 0), place.offset + place.nbytes)
+        with ExitStack() as stack:
+            for name, nbytes in sizes.items():
+                create = os.O_CREAT if self._flags & os.O_RDWR else 0
+                file = os.open(self._folder / name, self._flags | create | os.O_CLOEXEC, 0o644)
+                stack.callback(os.close, file)
+                if create:
+                    os.ftruncate(file, nbytes)
+                self._files[name] = file
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def checksum(self, key: ExpertKey) -> int:
+        """The checksum of the bytes that lie where a record belongs."""
+        place = self._places[key]
+        digest, end = xxhash.xxh3_64(seed=checksum_seed(key)), place.offset + place.nbytes
+        for start in range(place.offset, end, CHUNK_BYTES):
+            digest.update(os.pread(self._files[place.file], min(CHUNK_BYTES, end - start), start))
+        return digest.intdigest()
+
+    def write(self, key: ExpertKey, record: Bytes) -> int:
+        """Put a record in its place; its checksum."""
+        place = self._places[key]
+        write_at(self._files[place.file], record, place.offset)
+        return xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(key))
+
+
+def _place_records(layers: Mapping[int, PackedLayer], max_file_bytes: int) -> dict[ExpertKey, _Place]:
+    places, number, end = {}, 0, 0
+    for index, layer in sorted(layers.items()):
+        nbytes = layer.layout.slot_bytes
+        for expert in range(layer.num_experts):
+            if end and end + nbytes > max_file_bytes:
+                number, end = number + 1, 0
+            places[ExpertKey(index, expert)] = _Place(f"experts-{number:05d}{PACK_SUFFIX}", end, nbytes)
+            end += nbytes
+    return places
+
+
+def _describe(layout: ExpertLayout) -> tuple[ManifestParameter, ...]:
+    return tuple(ManifestParameter(name, DTYPE_NAMES[dtype], shape) for name, dtype, shape in layout.parameters)

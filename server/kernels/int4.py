@@ -1,0 +1,183 @@
+"""Matrices of 4 bits, asymmetric, in groups of 128 inputs.
+
+A weight is ``(code - 8) * scale + centre``. Output channels lie in blocks, the last of which may be filled up:
+
+- ``NAME`` is uint8 ``(blocks, in, block / 2)``: at each input the low halves of the bytes are the codes of the first
+  half of the block's channels, the high halves those of the second.
+- ``NAME_scale`` is bfloat16 ``(groups, out, 2)``: scale and centre of each group of inputs (the last may be shorter)
+  and channel.
+
+With blocks of 64 that is what ``aten::_weight_int4pack_mm_for_cpu`` wants on a processor with AVX-512, with blocks of
+32 on one with AVX2. The fused product is used where the blocks are those of this processor; elsewhere, for rows that
+are not bfloat16, and for many rows, the matrix is dequantised block by block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+LARGEST = 15
+MIDDLE = 8
+GROUP = 128  # inputs
+BLOCKS = (64, 32)  # output channels
+SCALE = "_scale"
+MOST_FUSED_ROWS = 48  # from there on dequantising costs less than a slower product (docs/log.md)
+FUSED_GROUPS = (128, 64, 32)  # that the fused product knows
+CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+NUM_REFITS = 2
+CHUNK = 1 << 20  # weights that are quantised at a time, which bounds the memory it takes
+
+
+def specs(name: str, out_features: int, in_features: int, block: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor of a matrix."""
+    return [
+        (name, torch.uint8, (-(-out_features // block), in_features, block // 2)),
+        (name + SCALE, torch.bfloat16, (-(-in_features // GROUP), out_features, 2)),
+    ]
+
+
+def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
+    return weights[name].dtype == torch.uint8
+
+
+def quantise(name: str, matrix: torch.Tensor, block: int) -> dict[str, torch.Tensor]:
+    """The tensors of a float32 matrix ``(out, in)``."""
+    rows = max(block, CHUNK // matrix.shape[1] // block * block)
+    codes, scales = [], []
+    for chunk in torch.split(matrix, rows):
+        found, scale = _quantise_rows(chunk)
+        codes.append(_to_blocks(found, block))
+        scales.append(scale)
+    return {name: torch.cat(codes), name + SCALE: torch.cat(scales, 1)}
+
+
+def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The float32 matrix ``(out, in)``."""
+    blocks = [block.mT for block in _dequantised_blocks(weights[name], weights[name + SCALE])]
+    return torch.cat(blocks)[: weights[name + SCALE].shape[1]]
+
+
+def project(
+    weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
+    blocks, scale = weights[name], weights[name + SCALE]
+    if _can_be_fused(blocks, scale, rows):
+        output = _fused(blocks, scale, rows)
+    else:
+        parts = [rows @ block.to(rows.dtype) for block in _dequantised_blocks(blocks, scale)]
+        output = torch.cat(parts, 1)[:, : scale.shape[1]]
+    return output if bias is None else output + bias
+
+
+@cache
+def native_block() -> int | None:
+    """The size of blocks that the fused product takes on this processor; None if it takes neither, or is not there."""
+    codes = (torch.arange(64 * GROUP) * 7 // 5 % 16).view(64, GROUP)
+    scale = torch.linspace(0.5, 1.5, 128).bfloat16().view(1, 64, 2)
+    rows = torch.linspace(-1, 1, GROUP).bfloat16().unsqueeze(0)
+    try:
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.int(), 1).flatten()  # noqa: SLF001
+        for block in BLOCKS:
+            blocks = _to_blocks(codes.to(torch.uint8), block)
+            if torch.equal(packed, blocks.flatten()):
+                wanted = rows.float() @ torch.cat(list(_dequantised_blocks(blocks, scale)), 1)
+                return block if torch.allclose(_fused(blocks, scale, rows).float(), wanted, rtol=0.02) else None
+    except (RuntimeError, AttributeError):  # another build of torch
+        return None
+    return None
+
+
+def _can_be_fused(blocks: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> bool:
+    is_few = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and len(rows) <= MOST_FUSED_ROWS
+    num_blocks, in_features, half = blocks.shape
+    is_whole = num_blocks * 2 * half == scale.shape[1] and in_features % FUSED_GROUPS[-1] == 0
+    return is_few and is_whole and native_block() == 2 * half
+
+
+def _fused(blocks: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    num_blocks, in_features, half = blocks.shape
+    group = next(size for size in FUSED_GROUPS if in_features % size == 0)
+    if group != GROUP:  # the last group is shorter
+        scale = scale.repeat_interleave(GROUP // group, 0)[: in_features // group].contiguous()
+    packed = blocks.view(num_blocks * 2 * half, in_features // 2)
+    output: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, group, scale)  # noqa: SLF001
+    return output
+
+
+def _dequantised_blocks(blocks: torch.Tensor, scale: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The blocks of the matrix, float32 ``(in, block)``."""
+    num_blocks, in_features, half = blocks.shape
+    factor, centre = scale.float().unbind(-1)  # (groups, out)
+    filling = (0, num_blocks * 2 * half - factor.shape[1])
+    shape = (len(scale), num_blocks, 2 * half)
+    factors = F.pad(factor, filling).reshape(shape).unbind(1)
+    offsets = F.pad(centre - MIDDLE * factor, filling).reshape(shape).unbind(1)
+    whole = in_features // GROUP
+    for block, by, plus in zip(blocks, factors, offsets, strict=True):
+        values = torch.cat((block & LARGEST, block >> 4), 1).float()  # (in, block)
+        groups = values[: whole * GROUP].view(whole, GROUP, 2 * half)
+        groups.mul_(by[:whole].unsqueeze(1)).add_(plus[:whole].unsqueeze(1))
+        if in_features % GROUP:
+            values[whole * GROUP :].mul_(by[whole]).add_(plus[whole])
+        yield values
+
+
+def _to_blocks(codes: torch.Tensor, block: int) -> torch.Tensor:
+    """Codes uint8 ``(out, in)`` to ``(blocks, in, block / 2)``, filled up with zeros."""
+    filled = F.pad(codes, (0, 0, 0, -len(codes) % block))
+    low, high = filled.view(-1, 2, block // 2, codes.shape[1]).unbind(1)
+    return (low | high << 4).mT.contiguous()
+
+
+def _quantise_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes uint8 ``(out, in)``, scales and centres bfloat16 ``(groups, out, 2)``."""
+    whole = matrix.shape[1] // GROUP * GROUP
+    parts = [matrix[:, :whole].reshape(len(matrix), -1, GROUP), matrix[:, whole:].unsqueeze(1)]
+    found = [_quantise_groups(part) for part in parts if part.numel()]
+    codes = torch.cat([codes.flatten(1) for codes, _ in found], 1)
+    return codes, torch.cat([scale for _, scale in found], 1).transpose(0, 1)
+
+
+def _quantise_groups(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of groups ``(..., size)``, of the least squared error that a small search finds.
+
+    The range is clipped by several ratios; then scale and centre are fitted to the best codes, and the codes to them.
+    """
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    best = _Best(values)
+    for ratio in CLIP_RATIOS:
+        scale = (high - low) * (ratio / LARGEST)
+        best.offer(scale, low * ratio + MIDDLE * scale)
+    for _ in range(NUM_REFITS):
+        codes = best.codes - best.codes.mean(-1, keepdim=True)
+        spread = codes.square().sum(-1, keepdim=True).clamp_min(math.ulp(1.0))
+        scale = (codes * values).sum(-1, keepdim=True) / spread
+        best.offer(scale, values.mean(-1, keepdim=True) - (best.codes.mean(-1, keepdim=True) - MIDDLE) * scale)
+    return best.codes.to(torch.uint8), torch.cat((best.scale, best.centre), -1).bfloat16()
+
+
+class _Best:
+    """The codes of least squared error so far, group by group."""
+
+    def __init__(self, values: torch.Tensor):
+        self._values = values
+        self.codes = torch.zeros_like(values)
+        self.scale = self.centre = values.new_zeros((*values.shape[:-1], 1))
+        self._error = torch.full_like(self.scale, math.inf)
+
+    def offer(self, scale: torch.Tensor, centre: torch.Tensor) -> None:
+        scale, centre = scale.bfloat16().float(), centre.bfloat16().float()
+        steps = torch.where(scale > 0, scale, 1.0)
+        codes = ((self._values - centre) / steps).round_().add_(MIDDLE).clamp_(0, LARGEST)
+        error = ((codes - MIDDLE) * scale + centre - self._values).square_().sum(-1, keepdim=True)
+        is_better = error < self._error
+        self.codes = torch.where(is_better, codes, self.codes)
+        self.scale = torch.where(is_better, scale, self.scale)
+        self.centre = torch.where(is_better, centre, self.centre)
+        self._error = torch.where(is_better, error, self._error)

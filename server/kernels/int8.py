@@ -1,0 +1,54 @@
+"""Matrices of int8, symmetric, with one scale an output channel.
+
+``NAME`` is int8 ``(out, in)`` whatever the module's orientation, ``NAME_scale`` float32 ``(out,)``; the weight is
+``NAME * NAME_scale``. Scales are numbers that bfloat16 has, too, so that the fused product loses nothing on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch.nn import functional as F
+
+LARGEST = 127
+SCALE = "_scale"
+FUSED_INPUTS = 32  # the fused product reads beyond the rows of a matrix whose width is no multiple of its vectors
+MOST_FUSED_ROWS = 8  # from there on one conversion of the matrix costs less than a slower product (docs/log.md)
+
+
+def specs(name: str, out_features: int, in_features: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
+    """Name, dtype and shape of each tensor of a matrix."""
+    return [(name, torch.int8, (out_features, in_features)), (name + SCALE, torch.float32, (out_features,))]
+
+
+def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
+    return name + SCALE in weights
+
+
+def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a float32 matrix ``(out, in)``."""
+    scale = (matrix.abs().amax(1) / LARGEST).bfloat16().float()  # (out,)
+    steps = torch.where(scale > 0, scale, 1.0)
+    codes = (matrix / steps.unsqueeze(1)).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+    return {name: codes, name + SCALE: scale}
+
+
+def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The float32 matrix ``(out, in)``."""
+    return weights[name].float() * weights[name + SCALE].unsqueeze(1)
+
+
+def project(
+    weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
+    codes, scale = weights[name], weights[name + SCALE]
+    is_few = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and len(rows) <= MOST_FUSED_ROWS
+    if is_few and codes.shape[1] % FUSED_INPUTS == 0:
+        output = torch._weight_int8pack_mm(rows, codes, scale.bfloat16())  # noqa: SLF001
+    elif rows.dtype == torch.float16:  # a sum of codes may be more than float16 holds
+        output = F.linear(rows, dequantise(weights, name).half())
+    else:
+        output = (F.linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these hold a code exactly
+    return output if bias is None else output + bias

@@ -1,0 +1,139 @@
+"""From a checkpoint to what is packed, and from a packed model to what is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from expert_store import (
+    CheckpointError,
+    ExpertKey,
+    ExpertLayout,
+    Pack,
+    PackedLayer,
+    PackedRecord,
+    PackSource,
+    ParameterRecipe,
+    Weights,
+    find_shards,
+    is_pack,
+    read_index,
+    read_tensor,
+)
+from server.kernels import int4
+
+from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
+from .errors import ModelError
+from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout
+
+FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, tokenizer, generation
+NOT_FILES = ("*.index.json", "LICENSE*", "README*")
+
+
+def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+    """What has to be packed of a checkpoint.
+
+    Args:
+        model: on the meta device, its experts' parameters still in place.
+        name: what the pack will be served as.
+
+    Raises:
+        ModelError: the checkpoint can't be packed.
+        CheckpointError: its files are damaged or incomplete.
+    """
+    if is_pack(folder):
+        raise ModelError(f"{folder} is packed already; give the checkpoint that it was made from")
+    shards = find_shards(folder)
+    places = map_checkpoint(model, read_index(shards))
+    modules = {number: module for number, _, module in _numbered(model)}
+    block = int4.native_block() or int4.BLOCKS[0]
+
+    def encode_expert(key: ExpertKey) -> Weights:
+        recipe = places.catalog.recipe(key)
+        if isinstance(recipe, PackedRecord):
+            raise ModelError(f"{key} is packed already")
+        parameters = _read_expert(recipe, places.catalog.layout(key.layer))
+        try:
+            return encode(parameters, modules[key.layer].is_transposed, weights, block)
+        except ModelError as error:
+            raise ModelError(f"{key}: {error}") from error
+
+    return PackSource(
+        model=name,
+        weights=weights,
+        layers={
+            number: PackedLayer(
+                packed_layout(_shapes(module), module.is_transposed, weights, block), module.num_experts
+            )
+            for number, module in modules.items()
+        },
+        encode=encode_expert,
+        trunk=list(places.trunk.values()),
+        files=_small_files(folder),
+        shards=shards,
+    )
+
+
+def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
+    """Where everything in a packed model belongs.
+
+    Args:
+        model: as its ``config.json`` says, on the meta device, its experts' parameters still in place.
+
+    Raises:
+        CheckpointError: its layers, experts or their tensors are not the model's.
+    """
+    manifest, name = pack.manifest, pack.folder.name
+    if manifest.weights not in WEIGHT_FORMATS:
+        raise CheckpointError(f"{name} has the unknown weights {manifest.weights!r}; pack the model again")
+    numbered = _numbered(model)
+    if set(pack.catalog.layers) != {number for number, _, _ in numbered}:
+        raise CheckpointError(
+            f"{name} has experts of the layers {sorted(pack.catalog.layers)}, its model of "
+            f"{sorted(number for number, _, _ in numbered)}; pack the model again"
+        )
+    for number, _, module in numbered:
+        layer = pack.catalog.layers[number]
+        if len(layer.experts) != module.num_experts:
+            raise CheckpointError(
+                f"{name} has {len(layer.experts)} experts in layer {number}, its model {module.num_experts}; "
+                "pack the model again"
+            )
+        shapes = _shapes(module)
+        wanted = [packed_layout(shapes, module.is_transposed, manifest.weights, block) for block in int4.BLOCKS]
+        if layer.layout not in wanted:
+            raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
+    return CheckpointMap(read_index([pack.trunk]), pack.catalog, [])
+
+
+def _numbered(model: nn.Module) -> list[tuple[int, str, Any]]:
+    """Number, name and module of every layer's experts."""
+    modules = experts_modules(model)
+    numbers = layer_numbers(list(modules))
+    return [(numbers[name], name, module) for name, module in modules.items()]
+
+
+def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape[1:]) for name, value in module.named_parameters(recurse=False)}
+
+
+def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) -> Weights:
+    """An expert's parameters as the module has them."""
+    parameters = {}
+    for spec in layout.parameters:
+        part = recipe[spec.name]
+        tensors = [read_tensor(source) for source in part.sources]
+        if part.assemble is None:
+            parameters[spec.name] = torch.cat([tensor.flatten() for tensor in tensors]).view(spec.shape)
+        else:
+            parameters[spec.name] = part.assemble(tensors)
+    return parameters
+
+
+def _small_files(folder: Path) -> list[Path]:
+    found = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found - {path for pattern in NOT_FILES for path in folder.glob(pattern)})
