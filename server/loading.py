@@ -101,7 +101,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         tokenizer.decode,
     )
     engine.start()
-    return LoadedServer(name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics), store, trace)
+    return LoadedServer(
+        name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics, prefetcher), store, trace
+    )
 
 
 def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:
