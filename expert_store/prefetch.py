@@ -51,7 +51,7 @@ class _Prediction:
     predictor: Predictor
     layer: int
     experts: list[int]  # likeliest first
-    worthwhile: list[int]  # of these
+    worthwhile: list[int]  # of these, as long as it makes sense to ask for them
 
 
 class _RankPrecision:
@@ -106,7 +106,7 @@ class Prefetcher:
         self._prediction: _Prediction | None = None
         self._precision = {layer: _RankPrecision() for layer in layers}
         self._num_steps = self._num_lookups = 0
-        self._is_asking = self._is_predicting = False
+        self._is_asking = self._is_predicting = self._has_admitted = False
         self._predicted = dict.fromkeys(PREDICTORS, 0)
         self._correct = dict.fromkeys(PREDICTORS, 0)
         self._chosen_by_layer = dict.fromkeys(layers, 0)
@@ -134,8 +134,12 @@ class Prefetcher:
 
     def ask(self) -> None:
         """Ask the store for what is expected next; it admits what the disk has time for, so ask again later."""
-        if self._is_asking and self._prediction is not None and self._prediction.worthwhile:
-            self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        if not self._is_asking or self._prediction is None or not self._prediction.worthwhile:
+            return
+        admitted = self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        if self._has_admitted and not admitted:  # the rest is there by now, or the queue is full for long
+            self._prediction.worthwhile.clear()
+        self._has_admitted = self._has_admitted or admitted > 0
 
     def end_step(self, seconds: float) -> None:
         """A decode step is over and took ``seconds``."""
@@ -167,7 +171,7 @@ class Prefetcher:
         else:
             return
         worthwhile = self._precision[following].worthwhile(experts)
-        self._prediction = _Prediction(predictor, following, experts, worthwhile)
+        self._prediction, self._has_admitted = _Prediction(predictor, following, experts, worthwhile), False
 
     def statistics(self) -> PrefetchStatistics:
         recall = {
