@@ -13,6 +13,10 @@ from .governor import Governor
 PrefetchMode = Literal["auto", "off", "gate", "coactivation"]
 Predictor = Literal["gate", "coactivation"]
 PREDICTORS: tuple[Predictor, ...] = ("gate", "coactivation")
+NUM_RANKS = 8  # parts of a prediction, likeliest first, whose precision is known one by one
+LEAST_PRECISION = 0.7  # of a rank that is asked for; what is read in vain also evicts
+MEMORY = 64  # predictions that a rank's precision looks back on, about
+TRUST = 4  # right predictions that a rank is credited with before any is known
 SAMPLING_INTERVAL = 16  # steps; while switched off, one in so many still predicts, so that recall stays known
 
 # A layer's MoE input ``(tokens, hidden)`` to experts of the next layer ``(tokens, k)``, most likely first.
@@ -47,10 +51,34 @@ class _Prediction:
     predictor: Predictor
     layer: int
     experts: list[int]  # likeliest first
+    worthwhile: list[int]  # of these, as long as it makes sense to ask for them
+
+
+class _RankPrecision:
+    """How often predictions for a layer come true, by rank; taken for right until they are known."""
+
+    def __init__(self) -> None:
+        self._mean = [1.0] * NUM_RANKS
+        self._num = [TRUST] * NUM_RANKS
+
+    def learn(self, experts: Sequence[int], chosen: set[int]) -> None:
+        for place, expert in enumerate(experts):
+            rank = place * NUM_RANKS // len(experts)
+            self._num[rank] = min(self._num[rank] + 1, MEMORY)
+            self._mean[rank] += ((expert in chosen) - self._mean[rank]) / self._num[rank]
+
+    def worthwhile(self, experts: Sequence[int]) -> list[int]:
+        return [
+            expert
+            for place, expert in enumerate(experts)
+            if self._mean[place * NUM_RANKS // len(experts)] >= LEAST_PRECISION
+        ]
 
 
 class Prefetcher:
     """Predicts the next layer's experts and asks the store for them, in decode steps, while that pays.
+
+    A prediction is ranked. Only ranks that came true often enough of late are asked for.
 
     A step calls ``begin_step``, then ``observe`` and ``ask`` at each MoE layer, then ``end_step``. The engine's thread
     calls these; ``statistics`` may be called from any.
@@ -76,8 +104,9 @@ class Prefetcher:
         self._num_experts = experts_per_layer
         self._next = dict(pairwise([*layers, layers[0]]))
         self._prediction: _Prediction | None = None
+        self._precision = {layer: _RankPrecision() for layer in layers}
         self._num_steps = self._num_lookups = 0
-        self._is_asking = self._is_predicting = False
+        self._is_asking = self._is_predicting = self._has_admitted = False
         self._predicted = dict.fromkeys(PREDICTORS, 0)
         self._correct = dict.fromkeys(PREDICTORS, 0)
         self._chosen_by_layer = dict.fromkeys(layers, 0)
@@ -105,8 +134,12 @@ class Prefetcher:
 
     def ask(self) -> None:
         """Ask the store for what is expected next; it admits what the disk has time for, so ask again later."""
-        if self._is_asking and self._prediction is not None:
-            self._store.prefetch(self._prediction.layer, self._prediction.experts)
+        if not self._is_asking or self._prediction is None or not self._prediction.worthwhile:
+            return
+        admitted = self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        if self._has_admitted and not admitted:  # the rest is there by now, or the queue is full for long
+            self._prediction.worthwhile.clear()
+        self._has_admitted = self._has_admitted or admitted > 0
 
     def end_step(self, seconds: float) -> None:
         """A decode step is over and took ``seconds``."""
@@ -123,18 +156,22 @@ class Prefetcher:
         self._correct[prediction.predictor] += correct
         self._chosen_by_layer[layer] += len(chosen)
         self._correct_by_layer[layer] += correct
+        self._precision[layer].learn(prediction.experts, chosen)
 
     def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, count: int) -> None:
-        gate = self._gates.get(layer)
         if not self._is_predicting:
             return
+        gate, following = self._gates.get(layer), self._next[layer]
+        predictor: Predictor
         if gate is not None:
             # First choices of all tokens, then second ones, and so on.
-            experts = list(dict.fromkeys(gate(hidden_states).T.ravel().tolist()))
-            self._prediction = _Prediction("gate", self._next[layer], experts)
+            predictor, experts = "gate", list(dict.fromkeys(gate(hidden_states).T.ravel().tolist()))
         elif self._coactivation is not None:
-            experts = self._coactivation.predict(layer, top_k_index, count)
-            self._prediction = _Prediction("coactivation", self._next[layer], experts)
+            predictor, experts = "coactivation", self._coactivation.predict(layer, top_k_index, count)
+        else:
+            return
+        worthwhile = self._precision[following].worthwhile(experts)
+        self._prediction, self._has_admitted = _Prediction(predictor, following, experts, worthwhile), False
 
     def statistics(self) -> PrefetchStatistics:
         recall = {

@@ -15,14 +15,15 @@ LAYERS = {0: 8, 2: 8, 4: 8}
 
 
 class FakeStore:
-    """Admits everything, and remembers it."""
+    """Admits everything, or what it is told to, and remembers what it was asked for."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, list[int]]] = []
+        self.admits: list[int] = []
 
     def prefetch(self, layer: int, experts: Sequence[int]) -> int:
         self.asked.append((layer, list(experts)))
-        return len(experts)
+        return self.admits.pop(0) if self.admits else len(experts)
 
 
 class FixedGovernor(Governor):
@@ -102,13 +103,26 @@ def test_the_likeliest_of_all_tokens_come_first() -> None:
     assert store.asked == [(2, [7, 6, 3])]
 
 
-def test_asking_again_asks_for_the_same() -> None:
+@pytest.mark.parametrize(("admits", "asks"), [([0, 0, 0, 0], 4), ([0, 2, 1, 1], 4), ([0, 2, 0, 1], 3), ([2, 0, 0], 2)])
+def test_asking_goes_on_until_the_store_has_had_enough(admits: list[int], asks: int) -> None:
+    """It refuses at first, while demands wait; once it has admitted some and then none, nothing is left to ask."""
     prefetcher, store = make("gate")
+    store.admits = list(admits)
     prefetcher.begin_step()
     prefetcher.observe(0, np.array([[0, 1]]), [[2, 3]])
-    prefetcher.ask()
-    prefetcher.ask()
-    assert store.asked == [(2, [2, 3])] * 2
+    for _ in admits:
+        prefetcher.ask()
+    assert [layer for layer, _ in store.asked] == [2] * asks
+
+
+def test_ranks_that_are_mostly_wrong_are_not_asked_for() -> None:
+    """Of two predictions the second one never comes true; it still counts for recall."""
+    prefetcher, store = make("gate")
+    for _ in range(8):
+        run_step(prefetcher, ([[0, 1]], [[2, 3]]), ([[2, 4]], [[5, 6]]), ([[5, 6]], [[0, 1]]))
+    assert store.asked[0] == (2, [2, 3])
+    assert store.asked[-2:] == [(2, [2]), (4, [5, 6])]
+    assert prefetcher.statistics().recall[2] == 0.5
 
 
 def test_nothing_is_asked_for_while_switched_off() -> None:
