@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from pathlib import Path
 
 WEIGHTS = ("bfloat16", "int8", "int4")
@@ -40,14 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
         folder, name = find_checkpoint(arguments.model, arguments.revision)
         model = build_model(read_config(folder), torch.bfloat16)
         source = pack_source(model, folder, name, arguments.weights)
-        lock = threading.Lock()
         with tqdm(total=source.record_bytes, unit="B", unit_scale=True, desc=f"{name} {arguments.weights}") as bar:
-
-            def report(nbytes: int) -> None:
-                with lock:
-                    bar.update(nbytes)
-
-            is_new = write_pack(source, arguments.out, arguments.jobs, report)
+            is_new = write_pack(source, arguments.out, arguments.jobs, bar.update)
     except (ModelError, ExpertStoreError) as error:
         return _say(" ".join(str(error).split()), 1)
     except KeyboardInterrupt:
