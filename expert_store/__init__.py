@@ -29,6 +29,7 @@ from .lease import Lease, Recorder
 from .packed import Manifest, Pack, is_pack, open_pack, read_manifest
 from .packed_writer import PackedLayer, PackSource, write_pack
 from .pool import TierName
+from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
 from .safetensors_index import find_shards, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
@@ -38,6 +39,7 @@ from .trace import TraceHeader, TraceWriter, read_trace
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
     "PHASES",
+    "PREDICTORS",
     "PREFETCH_OUTCOMES",
     "BudgetError",
     "CheckpointError",
@@ -49,6 +51,7 @@ __all__ = [
     "ExpertStore",
     "ExpertStoreError",
     "Extent",
+    "Gate",
     "HitRatios",
     "LayerEntry",
     "Lease",
@@ -62,6 +65,9 @@ __all__ = [
     "ParameterRecipe",
     "ParameterSpec",
     "Phase",
+    "PrefetchMode",
+    "PrefetchStatistics",
+    "Prefetcher",
     "Recorder",
     "StoreClosedError",
     "StoreStatistics",
@@ -77,6 +83,7 @@ __all__ = [
     "find_shards",
     "is_pack",
     "least_bytes",
+    "make_prefetcher",
     "open_pack",
     "read_index",
     "read_manifest",

@@ -76,7 +76,7 @@ class ExpertStore:
         device_bytes: int = 0,
         device: torch.device = CPU,
         num_readers: int = NUM_READERS,
-        policy: str = "lru",
+        policy: str = "lfru",
         least_unpinned: int = 1,
         recorder: Recorder | None = None,
     ):

@@ -67,9 +67,11 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 await serving
         finally:
             server.should_exit = True
-            await serving
-            if loaded is not None:
-                loaded.close()
+            try:
+                await serving  # after Ctrl-C it is cancelled, and says so here
+            finally:
+                if loaded is not None:
+                    loaded.close()
 
 
 def _load_in_thread(model: str | None, settings: ServeSettings) -> asyncio.Future[LoadedServer]:

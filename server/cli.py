@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import logging
-import os
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
-from server import pack_command
-from server.settings import ServeSettings, SettingsError, add_flags, load_settings
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A module with ``add_arguments(parser)`` and ``run(arguments) -> int``, imported only when it is asked for."""
+
+    name: str
+    module: str
+    summary: str
+    description: str
+
+
+SUBCOMMANDS = (
+    Subcommand("serve", "server.serve_command", "start the server", "Serve a model over HTTP."),
+    Subcommand(
+        "pack",
+        "server.pack_command",
+        "write a model in the packed format",
+        "Write a model in the packed format, one aligned record an expert; resumable.",
+    ),
+    Subcommand(
+        "replay",
+        "server.replay.command",
+        "compare cache policies and sizes on recorded routing",
+        "Replay recorded routing against cache policies and sizes; the last row is Belady's optimum.",
+    ),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,63 +45,33 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line: of its subcommands, only the one that is named has its arguments."""
     parser = _Parser(
         prog="greenroom", description="Serve Mixture-of-Experts models larger than memory.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"greenroom {version('greenroom')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve", help="start the server", description="Serve a model over HTTP.", allow_abbrev=False
-    )
-    serve.add_argument(
-        "model", nargs="?", metavar="MODEL", help="hub id or local checkpoint folder; none is the bundled model"
-    )
-    add_flags(serve)
-    pack = commands.add_parser(
-        "pack",
-        help="write a model in the packed format",
-        description="Write a model in the packed format, one record an expert; resumable.",
-        allow_abbrev=False,
-    )
-    pack_command.add_arguments(pack)
+    for subcommand in SUBCOMMANDS:
+        subparser = commands.add_parser(
+            subcommand.name, help=subcommand.summary, description=subcommand.description, allow_abbrev=False
+        )
+        if subcommand.name in words[:1]:
+            module = import_module(subcommand.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
     return parser
 
 
 def main() -> None:
     """Run the command line; exits with 0, 1 for a failure, 2 for wrong usage."""
-    arguments = build_parser().parse_args()
-    if arguments.command == "pack":
-        sys.exit(pack_command.run(arguments))
-    flags = vars(arguments)
+    words = sys.argv[1:]
+    arguments = build_parser(words).parse_args(words)
     try:
-        settings = load_settings(flags, os.environ, flags["config"])
-    except SettingsError as error:
-        sys.exit(_complain(error, 2))
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    try:
-        sys.exit(_serve(flags["model"], settings))
-    except KeyboardInterrupt:  # Ctrl-C, before the server was up or once everything has ended
-        sys.exit(0)
+        sys.exit(arguments.run(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)  # what a shell gives a command that Ctrl-C ended
 
 
-def _serve(model: str | None, settings: ServeSettings) -> int:
-    # Before torch is imported: threads that spin while they wait take the cores from those that compute.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not
-    from server.app import serve  # noqa: PLC0415
-    from server.model.errors import ModelError  # noqa: PLC0415
-
-    try:
-        asyncio.run(serve(model, settings))
-    except (ModelError, ExpertStoreError, SettingsError) as error:
-        return _complain(error, 1)
-    return 0
-
-
-def _complain(error: Exception, status: int) -> int:
-    line = " ".join(str(error).split())
-    print(f"greenroom: {line}", file=sys.stderr)
-    return status
+if __name__ == "__main__":
+    main()

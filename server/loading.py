@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers.utils import logging as transformers_logging
 
-from expert_store import ExpertCatalog, ExpertStore, least_bytes
+from expert_store import ExpertCatalog, ExpertStore, least_bytes, make_prefetcher
 from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
@@ -84,10 +84,12 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         least_unpinned=trunk.facts.top_k,
         recorder=trace,
     )
+    experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, max_model_len, num_blocks)
     engine = Engine(
-        PagedModelRunner(trunk, kv_cache, store),
+        PagedModelRunner(trunk, kv_cache, store, prefetcher),
         BlockManager(num_blocks, BLOCK_SIZE),
         EngineLimits(
             max_model_len,
@@ -99,7 +101,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         tokenizer.decode,
     )
     engine.start()
-    return LoadedServer(name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics), store, trace)
+    return LoadedServer(
+        name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics, prefetcher), store, trace
+    )
 
 
 def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:

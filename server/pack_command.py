@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from server.complaint import FAILURE, complain
+
 WEIGHTS = ("bfloat16", "int8", "int4")
 
 
@@ -42,9 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         with tqdm(total=source.record_bytes, unit="B", unit_scale=True, desc=f"{name} {arguments.weights}") as bar:
             is_new = write_pack(source, arguments.out, arguments.jobs, bar.update)
     except (ModelError, ExpertStoreError) as error:
-        return _say(" ".join(str(error).split()), 1)
+        return complain(error, FAILURE)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from here", 1)
+        return _say("interrupted; the same command goes on from here", FAILURE)
     if not is_new:
         return _say(f"{arguments.out} holds this pack already, and every record of it is sound", 0)
     return _say(f"packed {name} as {arguments.weights} into {arguments.out}", 0)

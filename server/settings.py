@@ -94,7 +94,10 @@ class ServeSettings(BaseModel):
     device_expert_memory: BudgetText = Field(
         "auto", description="budget of experts on the device, same forms; auto on a CPU is 0, no tier of its own"
     )
-    cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field("lru", description="which expert goes first")
+    cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field("lfru", description="which expert goes first")
+    prefetch: Literal["auto", "off", "gate", "coactivation"] = Field(
+        "auto", description="how experts are predicted and read ahead, as far as that makes steps faster"
+    )
     trace_file: Path | None = Field(None, description="record routing for greenroom replay; .gz is compressed")
     kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
     max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")

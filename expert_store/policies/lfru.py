@@ -10,6 +10,7 @@ from math import log2
 from expert_store.keys import ExpertKey
 
 HALF_LIFE = 8.0  # look-ups a slot
+GHOSTS_A_SLOT = 8
 BUCKETS_PER_OCTAVE = 8
 SLACK = 64  # buckets that are gone and may stay in the heap
 
@@ -19,7 +20,7 @@ class LfruPolicy:
 
     The sum of a key, seen from a fixed time, is ``log2(sum(2 ** (time / half_life)))`` and does not change as time goes
     on, so neither does the order of keys. It is cut into whole buckets, each in order of recency. The sums of keys that
-    were given up lately are kept, as many as there are slots. LRFU: Lee et al., "LRFU: a spectrum of policies that
+    were given up lately are kept, ``GHOSTS_A_SLOT`` for each slot. LRFU: Lee et al., "LRFU: a spectrum of policies that
     subsumes the least recently used and least frequently used policies", 2001.
     """
 
@@ -86,5 +87,5 @@ class LfruPolicy:
         return score
 
     def _trim(self) -> None:
-        while len(self._ghosts) > self._num_slots:
+        while len(self._ghosts) > GHOSTS_A_SLOT * self._num_slots:
             self._ghosts.popitem(last=False)

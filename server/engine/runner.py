@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from expert_store import ExpertStore
+from expert_store import ExpertStore, Prefetcher
 from server.model.kv_cache import KVCache
 from server.model.trunk import SequenceChunk, Trunk
 
@@ -20,10 +20,10 @@ class ModelRunner(Protocol):
 
 
 class PagedModelRunner:
-    """A trunk with its cache and its store of experts."""
+    """A trunk with its cache, its store of experts, and what asks the store for experts ahead of time."""
 
-    def __init__(self, trunk: Trunk, kv_cache: KVCache, store: ExpertStore):
-        self._trunk, self._kv_cache, self._store = trunk, kv_cache, store
+    def __init__(self, trunk: Trunk, kv_cache: KVCache, store: ExpertStore, prefetcher: Prefetcher | None = None):
+        self._trunk, self._kv_cache, self._store, self._prefetcher = trunk, kv_cache, store, prefetcher
 
     def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
-        return self._trunk.forward(chunks, self._kv_cache, self._store)
+        return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher)

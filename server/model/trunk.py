@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from expert_store import ExpertCatalog, ExpertStore, Phase
+from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.expert import ExpertsModule
 
 from .attention import attend_sequence
 from .errors import ModelError
 from .experts import run_paged_experts
+from .gates import Routed, find_next_gates
 from .kv_cache import KVCache, KVShape
 from .seam import AttentionOptions, running
+
+PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class SequenceChunk:
 
 @dataclass(frozen=True)
 class TrunkFacts:
-    """What a first pass over one token shows of a model."""
+    """What a first pass over some tokens shows of a model."""
 
     kv_shapes: dict[int, KVShape]  # by attention layer
     top_k: int  # experts a token, of the widest layer
@@ -49,7 +53,9 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
-        self.facts = self._look()
+        probe = self._look()
+        self.facts = TrunkFacts(probe.kv_shapes, probe.top_k)
+        self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
     def vocab_size(self) -> int:
@@ -65,8 +71,16 @@ class Trunk:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[SequenceChunk], kv_cache: KVCache, store: ExpertStore) -> torch.Tensor:
+    def forward(
+        self,
+        chunks: Sequence[SequenceChunk],
+        kv_cache: KVCache,
+        store: ExpertStore,
+        prefetcher: Prefetcher | None = None,
+    ) -> torch.Tensor:
         """Run one ragged step.
+
+        A step of decodes alone is shown to the prefetcher; one with a piece of a prompt asks for most experts anyway.
 
         Returns:
             float32 logits ``(chunks, vocabulary)`` of the last token of each chunk, in CPU memory.
@@ -74,12 +88,20 @@ class Trunk:
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
         """
-        seam = _PagedStep(chunks, kv_cache, store, self._layers)
+        started = time.perf_counter()
+        if any(len(chunk.token_ids) > 1 for chunk in chunks):
+            prefetcher = None
+        seam = _PagedStep(chunks, kv_cache, store, self._layers, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         lasts = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
+        if prefetcher is not None:
+            prefetcher.begin_step()
         with running(seam):
-            return self._logits(token_ids, positions, lasts)
+            logits = self._logits(token_ids, positions, lasts)
+        if prefetcher is not None:
+            prefetcher.end_step(time.perf_counter() - started)
+        return logits
 
     def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
         output = self._model(
@@ -92,14 +114,16 @@ class Trunk:
         return logits.float().cpu()
 
     @torch.inference_mode()
-    def _look(self) -> TrunkFacts:
+    def _look(self) -> _Probe:
         probe = _Probe()
+        count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
+        spread = self.vocab_size // count
         with running(probe):
-            self._logits([0], [0], torch.tensor([0]))
-        if not probe.kv_shapes or not probe.top_k:
+            self._logits(range(0, count * spread, spread), range(count), torch.tensor([0]))
+        if not probe.kv_shapes or not probe.routed:
             name = type(self._model).__name__
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
-        return TrunkFacts(probe.kv_shapes, probe.top_k)
+        return probe
 
 
 class _PagedStep:
@@ -111,8 +135,9 @@ class _PagedStep:
         kv_cache: KVCache,
         store: ExpertStore,
         layers: Mapping[ExpertsModule, int],
+        prefetcher: Prefetcher | None,
     ):
-        self._cache, self._store, self._layers = kv_cache, store, layers
+        self._cache, self._store, self._layers, self._prefetcher = kv_cache, store, layers, prefetcher
         self._lengths = [len(chunk.token_ids) for chunk in chunks]
         self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
         # Where all tokens of each sequence lie, the new ones at its end.
@@ -139,15 +164,21 @@ class _PagedStep:
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         layer = self._layers[module]
-        return run_paged_experts(module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights)
+        return run_paged_experts(
+            module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights, self._prefetcher
+        )
 
 
 class _Probe:
-    """A step over one token that runs no expert and only notes what it is given."""
+    """A step that runs no expert and only notes what it is given."""
 
     def __init__(self) -> None:
         self.kv_shapes: dict[int, KVShape] = {}
-        self.top_k = 0
+        self.routed: dict[ExpertsModule, Routed] = {}
+
+    @property
+    def top_k(self) -> int:
+        return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -158,6 +189,6 @@ class _Probe:
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
-        del module, top_k_weights
-        self.top_k = max(self.top_k, top_k_index.shape[-1])
+        del top_k_weights
+        self.routed[module] = Routed(hidden_states, top_k_index)
         return torch.zeros_like(hidden_states)

@@ -11,10 +11,13 @@ from prometheus_client.registry import Collector
 from expert_store import (
     LOAD_SECONDS_BUCKETS,
     PHASES,
+    PREDICTORS,
     PREFETCH_OUTCOMES,
     ExpertStore,
     HitRatios,
     LoadStatistics,
+    Prefetcher,
+    PrefetchStatistics,
     StoreStatistics,
     TierReport,
 )
@@ -28,9 +31,9 @@ Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 class Metrics:
     """The metrics of one server."""
 
-    def __init__(self, store: ExpertStore, engine: EngineStatistics):
+    def __init__(self, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
         self._registry = CollectorRegistry()
-        self._registry.register(_ServerCollector(store, engine))
+        self._registry.register(_ServerCollector(store, engine, prefetcher))
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format."""
@@ -38,8 +41,8 @@ class Metrics:
 
 
 class _ServerCollector(Collector):
-    def __init__(self, store: ExpertStore, engine: EngineStatistics):
-        self._store, self._engine = store, engine
+    def __init__(self, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None):
+        self._store, self._engine, self._prefetcher = store, engine, prefetcher
 
     def collect(self) -> Iterator[Metric]:
         statistics, tiers = self._store.statistics(), list(self._store.tiers().values())
@@ -47,6 +50,8 @@ class _ServerCollector(Collector):
         yield from _loads(statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
         yield from _hit_ratios(self._store.hit_ratios())
+        if self._prefetcher is not None:
+            yield from _prefetching(self._prefetcher.statistics())
         yield from _tokens(statistics, list(self._store.catalog.layers))
         yield from _engine(self._engine)
 
@@ -99,6 +104,14 @@ def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
     optimal = [] if ratios is None else [((), ratios.optimal)]
     yield _gauge("expert_hit_ratio", "Part of recent look-ups that was in memory.", [], realised)
     yield _gauge("expert_optimal_hit_ratio", "The same, had replacement on demand known the future.", [], optimal)
+
+
+def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
+    predicted = [((predictor,), prefetching.predicted[predictor]) for predictor in PREDICTORS]
+    correct = [((predictor,), prefetching.correct[predictor]) for predictor in PREDICTORS]
+    yield _gauge("expert_prefetch_active", "1 while prefetching pays.", [], [((), prefetching.is_active)])
+    yield _counter("expert_predictions", "Experts predicted for the next layer.", ["predictor"], predicted)
+    yield _counter("expert_correct_predictions", "Of these, the ones it chose.", ["predictor"], correct)
 
 
 def _tokens(statistics: StoreStatistics, layers: Sequence[int]) -> Iterator[Metric]:

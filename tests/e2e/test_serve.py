@@ -7,11 +7,13 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
+from expert_store import read_trace
 from tests.e2e.processes import Server, run_command, serving
 
 QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
@@ -117,6 +119,24 @@ def test_the_budget_does_not_change_the_text(budget: str, client: openai.OpenAI)
     assert text == expected
 
 
+def test_a_device_tier_and_another_policy_do_not_change_the_text_and_routing_is_recorded(
+    client: openai.OpenAI, tmp_path: Path
+) -> None:
+    options = {"model": "greenroom-demo", "prompt": "The Mayor shall", "max_tokens": 60, "temperature": 0}
+    expected = client.completions.create(**options).choices[0].text
+    trace = tmp_path / "routing.jsonl.gz"
+    flags = ("--device-expert-memory", "20%", "--host-expert-memory", "30%", "--cache-policy", "lfru")
+    with serving(*flags, "--dtype", "float32", "--trace-file", str(trace)) as other:
+        text = httpx.post(f"{other.url}/v1/completions", json=options, timeout=60).json()["choices"][0]["text"]
+        assert other.total("expert_loaded_bytes_total", 'target="device"') > 0
+        assert 0 < other.total("expert_hit_ratio") <= 1
+        assert 0 < other.total("expert_optimal_hit_ratio") <= 1
+        lookups = other.total("expert_lookups_total")
+        assert other.interrupt()[0] == 0
+    assert text == expected
+    assert sum(len(lease.experts) for lease in read_trace(trace).leases) == lookups
+
+
 def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
     with serving("--shutdown-timeout", "1") as running:
         body = {"prompt": "Once", "max_tokens": 2000, "stream": True, "ignore_eos": True}
@@ -134,6 +154,9 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
         (("serve", "--port", "70000"), 2, "greenroom: --port '70000'"),
         (("serve", "--hots", "x"), 2, "unrecognized arguments: --hots; see greenroom --help"),
         (("serve", "--host-expert-memory", "lots"), 2, "is not a size; write it as 6GiB, 50% or auto"),
+        (("serve", "--cache-policy", "fifo"), 2, "greenroom: --cache-policy 'fifo': Input should be 'lru'"),
+        (("serve", "--device", "cuda:7"), 1, "--device cuda:7: torch sees"),
+        (("serve", "--trace-file", "/nowhere/t"), 1, "cannot write the trace /nowhere/t: No such file or directory"),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
         ((), 2, "the following arguments are required: COMMAND"),

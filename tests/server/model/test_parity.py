@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertStore, Prefetcher, least_bytes
+from expert_store.policies import POLICIES
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.trunk import SequenceChunk, Trunk
@@ -41,7 +42,11 @@ def stock(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
 
 
 def generate(
-    trunk: Trunk, store: ExpertStore, chunk: int = 64, steps: int = NEW_TOKENS
+    trunk: Trunk,
+    store: ExpertStore,
+    chunk: int = 64,
+    steps: int = NEW_TOKENS,
+    prefetcher: Prefetcher | None = None,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens."""
     blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
@@ -53,7 +58,7 @@ def generate(
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
         chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables[i]) for i in active]
-        result = trunk.forward(chunks, cache, store)
+        result = trunk.forward(chunks, cache, store, prefetcher)
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
             if cached[i] == len(texts[i]):
@@ -90,6 +95,25 @@ def test_every_cache_size_gives_the_same_bits(checkpoint: Path) -> None:
         store.close()
         first = first or result
         assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result, first, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("device_slots", [0, 3, 7])
+def test_every_policy_and_a_device_tier_give_the_same_bits(checkpoint: Path, policy: str, device_slots: int) -> None:
+    trunk = load_trunk(checkpoint, torch.float32)
+    whole = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    expected = generate(trunk, whole, steps=3)
+    whole.close()
+    store = ExpertStore(
+        trunk.catalog,
+        least_bytes(trunk.catalog, 4),
+        device_bytes=least_bytes(trunk.catalog, device_slots) if device_slots else 0,
+        policy=policy,
+    )
+    result = generate(trunk, store, steps=3)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(result, expected, strict=True))
+    store.check_integrity()
+    store.close()
 
 
 def test_chunked_prefill_gives_the_stock_tokens(checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]) -> None:

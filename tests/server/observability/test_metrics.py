@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from expert_store import ExpertStore
+from expert_store import ExpertKey, ExpertLoadError, ExpertStore
 from server.observability.metrics import Metrics
 from server.observability.statistics import EngineStatistics
 from tests.expert_store.files import make_catalog
+from tests.expert_store.records import make_records
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[str]], float]:
@@ -44,6 +46,56 @@ def test_known_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     assert value(metrics, "expert_stall_seconds_total", "decode") > 0
     assert value(metrics, "expert_slots", "host") == value(metrics, "expert_resident", "host") == 4
     assert value(metrics, "expert_resident_bytes", "host") == value(metrics, "expert_budget_bytes", "host")
+
+
+def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
+    catalog = make_records(tmp_path)
+    slot_bytes = catalog.layout(0).slot_bytes
+    store = ExpertStore(catalog, 3 * slot_bytes, device_bytes=2 * slot_bytes)
+    metrics = Metrics(store, EngineStatistics())
+    assert ("greenroom_expert_hit_ratio", frozenset()) not in samples(metrics)
+
+    def use(*experts: int) -> None:
+        with store.lease(0, dict.fromkeys(experts, 1)) as lease:
+            for _ in lease:
+                pass
+
+    use(0)
+    use(0)
+    store.prefetch(0, [1])
+    use(1)
+    store.pin([ExpertKey(0, 0)])
+    for expert in range(2, 6):
+        use(expert)
+    store.close()
+    assert (
+        value(metrics, "expert_lookups_total", "device", "decode")
+        + value(metrics, "expert_lookups_total", "host", "decode")
+        + value(metrics, "expert_lookups_total", "disk", "decode")
+        == 7
+    )
+    assert value(metrics, "expert_loaded_bytes_total", "disk", "host") == 6 * slot_bytes
+    text = metrics.render().decode()
+    assert f'greenroom_expert_loaded_bytes_total{{source="host",target="device"}} {6.0 * slot_bytes}\n' in text
+    assert 'greenroom_expert_load_seconds_count{source="host",target="device"} 6.0\n' in text
+    assert value(metrics, "expert_pinned", "device") == 1
+    assert value(metrics, "expert_slots", "device") == value(metrics, "expert_resident", "device") == 2
+    outcomes = [value(metrics, "expert_prefetches_total", outcome) for outcome in ("used", "late", "wasted")]
+    assert sum(outcomes) == 1
+    assert 0 < value(metrics, "expert_hit_ratio") <= 2 / 7
+    assert value(metrics, "expert_optimal_hit_ratio") >= 1 / 7
+
+
+def test_damaged_experts_are_counted(tmp_path: Path) -> None:
+    catalog = make_records(tmp_path)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    metrics = Metrics(store, EngineStatistics())
+    (tmp_path / "layer0.pack").write_bytes(bytes(8 * catalog.layout(0).slot_bytes))
+    with pytest.raises(ExpertLoadError), store.lease(0, {3: 1}) as lease:
+        next(iter(lease))
+    store.close()
+    assert value(metrics, "expert_quarantined") == 1
+    assert value(metrics, "expert_load_failures_total", "host") == 1
 
 
 def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements: each ends with one JSON object on its last line."""

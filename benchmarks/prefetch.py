@@ -1,0 +1,239 @@
+"""Prefetching off, by gate, by co-activation and governed (auto), interleaved; the last line is one JSON object.
+
+    python benchmarks/prefetch.py --checkpoint DIR          # 3.3 GB are written there, or found there
+    python benchmarks/prefetch.py --model bundled
+
+Each way has its own store, and all of them run the same tokens, a segment of steps at a time in turns, the order
+turned round at every segment. ``gate`` and ``coactivation`` prefetch in every step; ``auto`` leaves it to the governor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from skewed_checkpoint import skew, topical_tokens, write_skewed_checkpoint
+
+from expert_store import ExpertStore, Prefetcher, PrefetchMode, make_prefetcher
+from expert_store.direct_io import DirectFile
+from expert_store.governor import Governor
+from server.model.checkpoint import BUNDLED
+from server.model.dtype import compute_dtype
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk, read_config
+from server.model.tokenizer import Tokenizer
+from server.model.trunk import SequenceChunk, Trunk
+
+MODES: tuple[PrefetchMode, ...] = ("off", "gate", "coactivation", "auto")
+BLOCK_SIZE = 16
+WARM_UP = 32  # steps that fill the caches, and are not counted
+PROMPT = "Once upon a time"
+TEMPERATURE = 0.7
+
+
+class AlwaysOn(Governor):
+    """Prefetches in every step."""
+
+    @property
+    def is_active(self) -> bool:
+        return True
+
+
+class IndexRecorder:
+    """Stands for a prefetcher and keeps what layers choose."""
+
+    def __init__(self) -> None:
+        self.chosen: dict[int, list[np.ndarray]] = {}
+
+    def observe(self, layer: int, top_k_index: np.ndarray, hidden_states: torch.Tensor) -> None:
+        del hidden_states
+        self.chosen.setdefault(layer, []).append(top_k_index.copy())
+
+    def begin_step(self) -> None:
+        """Nothing to prepare."""
+
+    def ask(self) -> None:
+        """Nothing to ask for."""
+
+    def end_step(self, seconds: float) -> None:
+        """Time does not matter here."""
+
+    @property
+    def index(self) -> np.ndarray:
+        """``(layers, tokens, k)``."""
+        return np.stack([np.concatenate(rows) for rows in self.chosen.values()])
+
+
+@dataclass
+class Way:
+    """One way to prefetch: its own store, cache and place in the text."""
+
+    trunk: Trunk
+    store: ExpertStore
+    prefetcher: Any
+    cache: KVCache
+    table: Sequence[int]
+    position: int = 0
+    rates: list[float] = field(default_factory=list)  # tokens/s by segment
+    stalls: list[float] = field(default_factory=list)  # seconds a token by segment
+
+    def run(self, streams: Sequence[Sequence[int]], steps: int) -> float:
+        """Seconds of some steps, one token of each stream at a time."""
+        started = time.perf_counter()
+        blocks = len(self.table) // len(streams)
+        for _ in range(steps):
+            chunks = [
+                SequenceChunk([stream[self.position]], self.position, self.table[blocks * row : blocks * (row + 1)])
+                for row, stream in enumerate(streams)
+            ]
+            self.trunk.forward(chunks, self.cache, self.store, self.prefetcher)
+            self.position += 1
+        return time.perf_counter() - started
+
+
+def open_way(trunk: Trunk, mode: PrefetchMode, share: float, num_streams: int, length: int) -> Way:
+    store = ExpertStore(trunk.catalog, int(share * trunk.catalog.total_bytes))
+    experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    prefetcher = make_prefetcher(mode, store, experts_per_layer, trunk.gates)
+    if prefetcher is not None and mode != "auto":
+        prefetcher._governor = AlwaysOn()  # noqa: SLF001
+    num_blocks = num_streams * -(-length // BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE)
+    return Way(trunk, store, prefetcher, cache, range(num_blocks))
+
+
+def sampled_streams(trunk: Trunk, num_streams: int, length: int) -> list[list[int]]:
+    """Texts of the bundled model, at temperature, each by a seed of its own."""
+    streams = []
+    for seed in range(num_streams):
+        random = torch.Generator().manual_seed(seed)
+        way = open_way(trunk, "off", 1.0, 1, length)
+        tokens = Tokenizer(BUNDLED).encode(PROMPT)
+        for position in range(length - 1):
+            chunk = SequenceChunk([tokens[position]], position, way.table)
+            logits = trunk.forward([chunk], way.cache, way.store)
+            if position + 1 == len(tokens):
+                tokens.append(int(torch.multinomial((logits[0] / TEMPERATURE).softmax(-1), 1, generator=random)))
+        way.store.close()
+        streams.append(tokens)
+    return streams
+
+
+def measure(
+    trunk: Trunk, streams: Sequence[Sequence[int]], share: float, segments: int, segment_steps: int
+) -> dict[str, Any]:
+    length = len(streams[0])
+    ways = {mode: open_way(trunk, mode, share, len(streams), length) for mode in MODES}
+    for way in ways.values():
+        way.run(streams, WARM_UP)
+    before = {mode: way.store.statistics() for mode, way in ways.items()}
+    for segment in range(segments):
+        for mode in MODES if segment % 2 == 0 else MODES[::-1]:
+            way = ways[mode]
+            stalled = way.store.statistics().stall_seconds["decode"]
+            seconds = way.run(streams, segment_steps)
+            tokens = segment_steps * len(streams)
+            way.rates.append(tokens / seconds)
+            way.stalls.append((way.store.statistics().stall_seconds["decode"] - stalled) / tokens)
+    results = {mode: report(way, before[mode]) for mode, way in ways.items()}
+    for way in ways.values():
+        way.store.close()
+    return results
+
+
+def report(way: Way, before: Any) -> dict[str, Any]:
+    after = way.store.statistics()
+    lookups = after.lookups - before.lookups
+    total = sum(lookups.values())
+    result = {
+        "tokens_per_second": round(statistics.median(way.rates), 2),
+        "stall_seconds_per_token": round(statistics.median(way.stalls), 5),
+        "hit_ratio": round(1 - lookups["disk", "decode"] / total, 3),
+        "megabytes_read_per_lookup": round((after.loaded_bytes - before.loaded_bytes) / total / 1e6, 4),
+        "prefetches": {name: after.prefetches[name] - before.prefetches[name] for name in ("used", "late", "wasted")},
+        "prefetches_per_lookup": round(
+            sum((after.prefetches - before.prefetches)[name] for name in ("used", "late", "wasted")) / total, 3
+        ),
+    }
+    if isinstance(way.prefetcher, Prefetcher):
+        found = way.prefetcher.statistics()
+        recall = list(found.recall.values())
+        result["recall"] = round(sum(recall) / len(recall), 3) if recall else None
+        result["recall_by_predictor"] = {
+            name: round(found.correct[name] / count, 3) for name, count in found.predicted.items() if count
+        }
+        if not isinstance(way.prefetcher._governor, AlwaysOn):  # noqa: SLF001
+            result["is_active"] = found.is_active
+            result["seconds_with"], result["seconds_without"] = found.seconds_with, found.seconds_without
+    return result
+
+
+def routing_skew(trunk: Trunk, stream: Sequence[int]) -> dict[str, float]:
+    way = open_way(trunk, "off", 1.0, 1, len(stream))
+    way.prefetcher = recorder = IndexRecorder()
+    way.run([stream], min(256, len(stream)))
+    way.store.close()
+    return skew(recorder.index, trunk.catalog.num_experts)
+
+
+def slow_the_disk(seconds: float) -> None:
+    """Let every read of an expert take longer by so much, to study slower disks."""
+    read = DirectFile.read
+
+    def slowed(*arguments: Any) -> None:
+        read(*arguments)
+        time.sleep(seconds)
+
+    DirectFile.read = slowed  # type: ignore[method-assign]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=("bundled", "skewed"), default="skewed")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the skewed model; a temporary one if none is given")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5], help="of the experts in memory")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded together")
+    parser.add_argument("--segments", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=48, help="of a segment")
+    parser.add_argument("--read-delay", type=float, default=0.0, help="seconds that every read takes longer")
+    arguments = parser.parse_args()
+    logging.basicConfig(level="INFO")
+    torch.set_num_threads(1)
+    length = WARM_UP + arguments.segments * arguments.steps
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = BUNDLED
+        if arguments.model == "skewed":
+            folder = arguments.checkpoint or Path(temporary)
+            write_skewed_checkpoint(folder)
+        trunk = load_trunk(folder, compute_dtype("auto", read_config(folder), torch.device("cpu")))
+        if arguments.model == "bundled":
+            streams = sampled_streams(trunk, arguments.batch, length)
+        else:
+            streams = [topical_tokens(length, seed) for seed in range(arguments.batch)]
+        result: dict[str, Any] = {
+            "model": arguments.model,
+            "batch": arguments.batch,
+            "read_delay": arguments.read_delay,
+            **routing_skew(trunk, streams[0]),
+        }
+        if arguments.read_delay:
+            slow_the_disk(arguments.read_delay)
+        for share in arguments.shares:
+            result[f"{share:.0%}"] = found = measure(trunk, streams, share, arguments.segments, arguments.steps)
+            for mode, row in found.items():
+                print(f"{share:.0%} {mode:13}", row)
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

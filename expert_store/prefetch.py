@@ -1,0 +1,197 @@
+"""Ask for the next layer's experts while this layer's are read and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+from .coactivation import CoactivationPredictor, IntArray
+from .governor import Governor
+
+PrefetchMode = Literal["auto", "off", "gate", "coactivation"]
+Predictor = Literal["gate", "coactivation"]
+PREDICTORS: tuple[Predictor, ...] = ("gate", "coactivation")
+NUM_RANKS = 8  # parts of a prediction, likeliest first, whose precision is known one by one
+LEAST_PRECISION = 0.7  # of a rank that is asked for; what is read in vain also evicts
+MEMORY = 64  # predictions that a rank's precision looks back on, about
+TRUST = 4  # right predictions that a rank is credited with before any is known
+SAMPLING_INTERVAL = 16  # steps; while switched off, one in so many still predicts, so that recall stays known
+
+# A layer's MoE input ``(tokens, hidden)`` to experts of the next layer ``(tokens, k)``, most likely first.
+Gate = Callable[[Any], IntArray]
+
+
+class PrefetchTarget(Protocol):
+    """The part of a store that prefetching needs."""
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
+        """Ask for what is neither resident nor on its way; returns how many were admitted."""
+
+
+@dataclass(frozen=True)
+class PrefetchStatistics:
+    """Counters since the start, and what the last trial found.
+
+    ``recall`` is the part of a layer's chosen experts that were predicted from the layer before, with about as many
+    predictions as choices; ``predicted`` less ``correct`` were in vain.
+    """
+
+    is_active: bool
+    predicted: dict[Predictor, int]  # experts by predictor
+    correct: dict[Predictor, int]
+    recall: dict[int, float]  # by layer; those that were never predicted are left out
+    seconds_with: float | None  # a decode step
+    seconds_without: float | None
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    predictor: Predictor
+    layer: int
+    experts: list[int]  # likeliest first
+    worthwhile: list[int]  # of these, as long as it makes sense to ask for them
+
+
+class _RankPrecision:
+    """How often predictions for a layer come true, by rank; taken for right until they are known."""
+
+    def __init__(self) -> None:
+        self._mean = [1.0] * NUM_RANKS
+        self._num = [TRUST] * NUM_RANKS
+
+    def learn(self, experts: Sequence[int], chosen: set[int]) -> None:
+        for place, expert in enumerate(experts):
+            rank = place * NUM_RANKS // len(experts)
+            self._num[rank] = min(self._num[rank] + 1, MEMORY)
+            self._mean[rank] += ((expert in chosen) - self._mean[rank]) / self._num[rank]
+
+    def worthwhile(self, experts: Sequence[int]) -> list[int]:
+        return [
+            expert
+            for place, expert in enumerate(experts)
+            if self._mean[place * NUM_RANKS // len(experts)] >= LEAST_PRECISION
+        ]
+
+
+class Prefetcher:
+    """Predicts the next layer's experts and asks the store for them, in decode steps, while that pays.
+
+    A prediction is ranked. Only ranks that came true often enough of late are asked for.
+
+    A step calls ``begin_step``, then ``observe`` and ``ask`` at each MoE layer, then ``end_step``. The engine's thread
+    calls these; ``statistics`` may be called from any.
+
+    Args:
+        store: where experts are asked for.
+        experts_per_layer: number of experts of each MoE layer, in the order in which layers run.
+        gates: by layer, how the next layer's experts follow from its input.
+        coactivation: predicts where there is no gate.
+        governor: decides whether prefetching pays.
+    """
+
+    def __init__(
+        self,
+        store: PrefetchTarget,
+        experts_per_layer: Mapping[int, int],
+        gates: Mapping[int, Gate],
+        coactivation: CoactivationPredictor | None,
+        governor: Governor,
+    ):
+        self._store, self._gates, self._coactivation, self._governor = store, gates, coactivation, governor
+        layers = list(experts_per_layer)
+        self._num_experts = experts_per_layer
+        self._next = dict(pairwise([*layers, layers[0]]))
+        self._prediction: _Prediction | None = None
+        self._precision = {layer: _RankPrecision() for layer in layers}
+        self._num_steps = self._num_lookups = 0
+        self._is_asking = self._is_predicting = self._has_admitted = False
+        self._predicted = dict.fromkeys(PREDICTORS, 0)
+        self._correct = dict.fromkeys(PREDICTORS, 0)
+        self._chosen_by_layer = dict.fromkeys(layers, 0)
+        self._correct_by_layer = dict.fromkeys(layers, 0)
+
+    def begin_step(self) -> None:
+        self._is_asking = self._governor.is_active
+        self._is_predicting = self._is_asking or self._num_steps % SAMPLING_INTERVAL == 0
+        self._num_lookups = 0
+
+    def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any) -> None:
+        """A layer chose its experts; learn from it and predict the next layer's.
+
+        Args:
+            top_k_index: ``(tokens, k)``; choices beyond the last expert are no expert.
+            hidden_states: ``(tokens, hidden)``, the layer's MoE input, as its gate takes it.
+        """
+        num_experts = self._num_experts[layer]
+        chosen = {expert for expert in top_k_index.ravel().tolist() if expert < num_experts}
+        self._num_lookups += len(chosen)
+        self._score(layer, chosen)
+        if self._coactivation is not None:
+            self._coactivation.observe(layer, top_k_index)
+        self._predict(layer, top_k_index, hidden_states, len(chosen))
+
+    def ask(self) -> None:
+        """Ask the store for what is expected next; it admits what the disk has time for, so ask again later."""
+        if not self._is_asking or self._prediction is None or not self._prediction.worthwhile:
+            return
+        admitted = self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        if self._has_admitted and not admitted:  # the rest is there by now, or the queue is full for long
+            self._prediction.worthwhile.clear()
+        self._has_admitted = self._has_admitted or admitted > 0
+
+    def end_step(self, seconds: float) -> None:
+        """A decode step is over and took ``seconds``."""
+        self._num_steps += 1
+        self._governor.record(seconds, self._num_lookups)
+
+    def _score(self, layer: int, chosen: set[int]) -> None:
+        """Hold the prediction against what came."""
+        prediction, self._prediction = self._prediction, None
+        if prediction is None or prediction.layer != layer:
+            return
+        correct = len(chosen.intersection(prediction.experts))
+        self._predicted[prediction.predictor] += len(prediction.experts)
+        self._correct[prediction.predictor] += correct
+        self._chosen_by_layer[layer] += len(chosen)
+        self._correct_by_layer[layer] += correct
+        self._precision[layer].learn(prediction.experts, chosen)
+
+    def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, count: int) -> None:
+        if not self._is_predicting:
+            return
+        gate, following = self._gates.get(layer), self._next[layer]
+        predictor: Predictor
+        if gate is not None:
+            # First choices of all tokens, then second ones, and so on.
+            predictor, experts = "gate", list(dict.fromkeys(gate(hidden_states).T.ravel().tolist()))
+        elif self._coactivation is not None:
+            predictor, experts = "coactivation", self._coactivation.predict(layer, top_k_index, count)
+        else:
+            return
+        worthwhile = self._precision[following].worthwhile(experts)
+        self._prediction, self._has_admitted = _Prediction(predictor, following, experts, worthwhile), False
+
+    def statistics(self) -> PrefetchStatistics:
+        recall = {
+            layer: self._correct_by_layer[layer] / chosen for layer, chosen in self._chosen_by_layer.items() if chosen
+        }
+        return PrefetchStatistics(
+            self._governor.is_active,
+            dict(self._predicted),
+            dict(self._correct),
+            recall,
+            self._governor.seconds_with,
+            self._governor.seconds_without,
+        )
+
+
+def make_prefetcher(
+    mode: PrefetchMode, store: PrefetchTarget, experts_per_layer: Mapping[int, int], gates: Mapping[int, Gate]
+) -> Prefetcher | None:
+    """The prefetcher of a mode: ``auto`` takes gates where there are any, and co-activation elsewhere."""
+    if mode == "off":
+        return None
+    coactivation = None if mode == "gate" else CoactivationPredictor(experts_per_layer)
+    return Prefetcher(store, experts_per_layer, {} if mode == "coactivation" else gates, coactivation, Governor())

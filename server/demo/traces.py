@@ -1,0 +1,147 @@
+"""Record the routing of the bundled model: ``python -m server.demo.traces --corpus DIR``.
+
+One trace a domain, decoding held-out text as it stands; ``chat``, whose answers the model writes; and ``mixed``, four
+streams of different domains in one batch. They are what ``greenroom replay`` and the choice of policies are judged on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+
+from expert_store import ExpertCatalog, ExpertStore, Lease, Phase
+from expert_store.trace import TraceHeader, TraceWriter
+from server.model.checkpoint import BUNDLED, BUNDLED_NAME
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.tokenizer import Tokenizer
+from server.model.trunk import SequenceChunk, Trunk
+
+from .corpus import find_domains, read_documents, split_documents
+from .errors import DemoError
+from .samples import first_turn
+
+FOLDER = Path(__file__).resolve().parent / "traces"
+DECODE_STEPS = 400  # of a trace
+PROMPT_TOKENS = 32  # of a text; a chat has its own
+LONGEST = 232  # tokens of one sequence, so that a trace goes over several documents
+CHARACTERS_A_TOKEN = 8  # more than there are
+BATCH = 4  # streams of the mixed trace
+BLOCK_SIZE = 16
+CHAT = "chat"
+TEMPERATURE = 0.7
+END_TOKENS = (0, 2)
+
+
+class TracingStore(ExpertStore):
+    """Records every lease."""
+
+    def __init__(self, catalog: ExpertCatalog, writer: TraceWriter):
+        super().__init__(catalog, catalog.total_bytes)
+        self._writer = writer
+
+    def lease(self, layer: int, rows: Mapping[int, int], phase: Phase = "decode") -> Lease:
+        self._writer.record(layer, rows, phase)
+        return super().lease(layer, rows, phase)
+
+
+class Stream:
+    """A sequence whose continuation is given, or drawn from the model where it is not."""
+
+    def __init__(self, prompt: Sequence[int], continuation: Sequence[int] | None, draw: torch.Generator):
+        self._continuation = None if continuation is None else list(continuation)
+        self._draw = draw
+        self.new = list(prompt)
+        self.num_cached = 0
+
+    def advance(self, logits: torch.Tensor) -> bool:
+        """Take the next token, from logits ``(vocabulary,)`` if need be; False where the sequence has ended."""
+        self.num_cached += len(self.new)
+        if self._continuation is None:
+            token = int(torch.multinomial((logits / TEMPERATURE).softmax(-1), 1, generator=self._draw))
+            has_ended = token in END_TOKENS
+        else:
+            has_ended = not self._continuation
+            token = 0 if has_ended else self._continuation.pop(0)
+        self.new = [token]
+        return not has_ended and self.num_cached < LONGEST
+
+
+def text_streams(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Stream]:
+    draw = torch.Generator()
+    for text in texts:
+        tokens = tokenizer.encode(text[: LONGEST * CHARACTERS_A_TOKEN])[:LONGEST]
+        cut = min(PROMPT_TOKENS, len(tokens) // 2)
+        if cut:
+            yield Stream(tokens[:cut], tokens[cut:], draw)
+
+
+def chat_streams(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Stream]:
+    draw = torch.Generator().manual_seed(1)
+    for messages in filter(None, map(first_turn, texts)):
+        tokens = tokenizer.encode_chat(messages)
+        if len(tokens) < LONGEST // 2:
+            yield Stream(tokens, None, draw)
+
+
+def in_turn(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
+    """One stream of each domain after the other."""
+    return chain.from_iterable(zip(*domains, strict=False))
+
+
+def record(trunk: Trunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
+    """Run streams, ``batch`` at a time, until ``DECODE_STEPS`` steps were pure decoding."""
+    blocks = -(-2 * LONGEST // BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_shapes, blocks * batch, BLOCK_SIZE)
+    tables = [list(range(blocks * place, blocks * (place + 1))) for place in range(batch)]
+    layers = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    slot_bytes = {layer: entry.layout.slot_bytes for layer, entry in trunk.catalog.layers.items()}
+    running = list(islice(streams, batch))
+    decoded = 0
+    with TraceWriter(path, TraceHeader(BUNDLED_NAME, layers, slot_bytes)) as writer:
+        store = TracingStore(trunk.catalog, writer)
+        while decoded < DECODE_STEPS:
+            decoded += all(len(stream.new) == 1 for stream in running)
+            chunks = [
+                SequenceChunk(stream.new, stream.num_cached, table)
+                for stream, table in zip(running, tables, strict=True)
+            ]
+            logits = trunk.forward(chunks, cache, store)
+            running = [
+                stream if stream.advance(row) else next(streams) for stream, row in zip(running, logits, strict=True)
+            ]
+        store.close()
+    print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+def record_all(corpus: Path, out: Path) -> None:
+    """Write every trace."""
+    held_out = {name: split_documents(name, read_documents(path))[1] for name, path in find_domains(corpus).items()}
+    out.mkdir(exist_ok=True)
+    trunk, tokenizer = load_trunk(BUNDLED, torch.float32), Tokenizer(BUNDLED)
+    kinds = {name: chat_streams if name == CHAT else text_streams for name in held_out}
+    for name, texts in held_out.items():
+        record(trunk, kinds[name](texts, tokenizer), 1, out / f"{name}.jsonl.gz")
+    streams = in_turn([kinds[name](texts, tokenizer) for name, texts in held_out.items()])
+    record(trunk, streams, BATCH, out / "mixed.jsonl.gz")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=FOLDER)
+    args = parser.parse_args()
+    try:
+        record_all(args.corpus, args.out)
+    except DemoError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

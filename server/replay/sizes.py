@@ -1,0 +1,49 @@
+"""Memory for experts, as a user gives it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.settings import parse_budget
+
+
+class UsageError(Exception):
+    """An argument that can't be used; the message names it."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Memory for experts, as it was asked for."""
+
+    text: str
+    nbytes: int | None
+    share: float | None  # 0 to 1
+
+    def num_slots(self, num_experts: int, total_bytes: int) -> int:
+        """Slots of a model whose experts take ``total_bytes`` together."""
+        if self.nbytes is not None:
+            return min(num_experts, num_experts * self.nbytes // total_bytes)
+        assert self.share is not None
+        return int(self.share * num_experts + 1e-9)  # 29 % of 100 are 28.999... in binary
+
+
+def parse_sizes(text: str) -> list[Size]:
+    """Sizes with commas between them.
+
+    Raises:
+        UsageError: one of them is not a size.
+    """
+    sizes = []
+    for part in dict.fromkeys(text.split(",")):
+        try:
+            budget = parse_budget(part)
+        except ValueError as error:
+            raise _not_a_size(part) from error
+        if budget.nbytes is None and budget.share is None:
+            raise _not_a_size(part)
+        sizes.append(Size(part, budget.nbytes, budget.share))
+    return sizes
+
+
+def _not_a_size(text: str) -> UsageError:
+    return UsageError(f"--sizes: {text!r} is not a size; write it as 6GiB, or as a part up to 100%")

@@ -1,0 +1,48 @@
+"""`greenroom serve`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+
+from server.complaint import FAILURE, WRONG_USAGE, complain
+from server.settings import ServeSettings, SettingsError, add_flags, load_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="hub id or local checkpoint folder; none is the bundled model"
+    )
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes; the exit status."""
+    try:
+        settings = load_settings(vars(arguments), os.environ, arguments.config)
+    except SettingsError as error:
+        return complain(error, WRONG_USAGE)
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return _serve(arguments.model, settings)
+    except KeyboardInterrupt:  # Ctrl-C, before the server was up or once everything has ended
+        return 0
+
+
+def _serve(model: str | None, settings: ServeSettings) -> int:
+    # Before torch is imported: threads that spin while they wait take the cores from those that compute.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not
+    from server.app import serve  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    try:
+        asyncio.run(serve(model, settings))
+    except (ModelError, ExpertStoreError, SettingsError) as error:
+        return complain(error, FAILURE)
+    return 0

@@ -1,0 +1,44 @@
+"""Trunk, KV cache and device tier on a CUDA device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.trunk import SequenceChunk
+from tests.checkpoints import CONFIGS, make_checkpoint
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_a_cuda_device_gives_the_logits_of_the_cpu(name: str, tmp_path: Path) -> None:
+    folder = make_checkpoint(name, tmp_path)
+    results = []
+    for device, device_slots in (("cpu", 0), ("cuda:0", 3), ("cuda:0", 1000)):
+        trunk = load_trunk(folder, torch.float32, torch.device(device))
+        store = ExpertStore(
+            trunk.catalog,
+            least_bytes(trunk.catalog, 5),
+            device_bytes=least_bytes(trunk.catalog, device_slots),
+            device=torch.device(device),
+        )
+        cache = KVCache(trunk.facts.kv_shapes, 8, 4, torch.device(device))
+        logits = []
+        for first, length in ((0, 9), (9, 1), (10, 1)):
+            chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [3, 1, 2])
+            logits.append(trunk.forward([chunk], cache, store))
+        results.append(torch.cat(logits))
+        store.check_integrity()
+        store.close()
+    span = float(results[0].max() - results[0].min())
+    assert float((results[1] - results[0]).abs().max()) < 1e-3 * span
+    assert torch.equal(results[1], results[2])
