@@ -10,6 +10,7 @@ from pathlib import Path
 from server.complaint import FAILURE, complain
 
 WEIGHTS = ("bfloat16", "int8", "int4")
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
