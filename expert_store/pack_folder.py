@@ -84,12 +84,14 @@ class PackFolder:
         sync(new)
         new.replace(self.path / MANIFEST_NAME)
         sync(self.path)
-        (self.path / manifest.data / JOURNAL_NAME).unlink(missing_ok=True)
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove every data folder that is not in use, finished or not."""
-        self._remove_all_but(self._in_use())
+        """Remove every data folder that is not in use, finished or not, and the journal of the one that is."""
+        in_use = self._in_use()
+        self._remove_all_but(in_use)
+        for name in in_use:
+            (self.path / name / JOURNAL_NAME).unlink(missing_ok=True)
 
     def _in_use(self) -> set[str]:
         """The data folder that the manifest names; if it is there but can't be read, all that it might name."""

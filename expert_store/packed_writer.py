@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -97,7 +97,7 @@ def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_fil
 
     Args:
         jobs: threads, each of which holds one expert.
-        report: is told the bytes of each record that is done, from any thread; of those found done, too.
+        report: is told the bytes of each record that is done; of those found done, too.
         max_file_bytes: a new file is begun before one grows beyond it.
 
     Raises:
@@ -108,14 +108,16 @@ def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_fil
     folder = PackFolder(out)
     try:
         with folder.locked():
-            return _Writer(source, folder, jobs, report, max_file_bytes).run()
+            try:
+                return _Writer(source, folder, jobs, report, max_file_bytes).run()
+            except OSError as error:
+                if error.errno in FULL:
+                    folder.tidy()
+                raise
     except OSError as error:
-        where = error.filename or out
-        if error.errno not in FULL:
-            raise PackError(f"cannot pack into {out}: {where}: {error.strerror}") from error
-        with suppress(OSError):
-            folder.tidy()
-        raise _disk_full(source, out) from error
+        if error.errno in FULL:
+            raise _disk_full(source, out) from error
+        raise PackError(f"cannot pack into {out}: {error.filename or out}: {error.strerror}") from error
 
 
 def _disk_full(source: PackSource, out: Path) -> PackError:

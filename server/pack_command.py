@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
 from pathlib import Path
 
 from server.complaint import FAILURE, complain
 
 WEIGHTS = ("bfloat16", "int8", "int4")
+INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,14 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         folder, name = find_checkpoint(arguments.model, arguments.revision)
         model = build_model(read_config(folder), torch.bfloat16)
         source = pack_source(model, folder, name, arguments.weights)
-        lock = threading.Lock()
         with tqdm(total=source.record_bytes, unit="B", unit_scale=True, desc=f"{name} {arguments.weights}") as bar:
-
-            def report(nbytes: int) -> None:
-                with lock:
-                    bar.update(nbytes)
-
-            is_new = write_pack(source, arguments.out, arguments.jobs, report)
+            is_new = write_pack(source, arguments.out, arguments.jobs, bar.update)
     except (ModelError, ExpertStoreError) as error:
         return complain(error, FAILURE)
     except KeyboardInterrupt:

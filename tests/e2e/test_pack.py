@@ -1,0 +1,55 @@
+"""`greenroom pack`, then `greenroom serve` of what it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from server.model.checkpoint import BUNDLED
+from tests.e2e.processes import run_command, serving
+
+
+def complete(url: str) -> str:
+    body = {"model": "greenroom-demo", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}
+    text: str = (
+        httpx.post(f"{url}/v1/completions", json=body, timeout=60).raise_for_status().json()["choices"][0]["text"]
+    )
+    return text
+
+
+@pytest.fixture(scope="module")
+def unpacked_text() -> str:
+    with serving("--dtype", "float32") as server:
+        return complete(server.url)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int4"])
+def test_a_packed_model_is_served_under_its_name(tmp_path: Path, unpacked_text: str, weights: str) -> None:
+    out = str(tmp_path / "out")
+    packed = run_command("pack", str(BUNDLED), out, "--weights", weights, "--jobs", "2")
+    assert packed.returncode == 0, packed.stderr
+    assert packed.stdout == ""
+    assert f"packed greenroom-demo as {weights} into {out}" in packed.stderr
+    with serving(out, "--host-expert-memory", "25%", "--dtype", "float32") as server:
+        assert server.ready_line.endswith("(model greenroom-demo)")
+        text = complete(server.url)
+    assert text == unpacked_text if weights == "bfloat16" else text
+    again = run_command("pack", str(BUNDLED), out, "--weights", weights)
+    assert again.returncode == 0
+    assert "holds this pack already" in again.stderr
+
+
+def test_failures_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    failed = run_command("pack", str(BUNDLED), str(tmp_path))
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("greenroom: ")
+    assert "holds mine.txt" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.parametrize("arguments", [("x",), ("x", "y", "--weights", "int2"), ("x", "y", "--jobs", "0")])
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+    assert run_command("pack", *arguments).returncode == 2

@@ -1,0 +1,92 @@
+"""Small models to pack: two layers of four experts, whose every number tells where it belongs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from expert_store import (
+    ExpertKey,
+    ExpertLayout,
+    ExpertStore,
+    Pack,
+    PackedLayer,
+    PackSource,
+    ParameterSpec,
+    Weights,
+    open_pack,
+    read_index,
+    write_pack,
+)
+
+NUM_LAYERS, NUM_EXPERTS = 2, 4
+LAYOUT = ExpertLayout((ParameterSpec("weight", torch.float32, (30, 50)), ParameterSpec("bias", torch.bfloat16, (30,))))
+RECORDS_A_FILE = 3
+
+
+def weights(key: ExpertKey, shift: float = 0.0) -> Weights:
+    return {
+        "weight": torch.full((30, 50), key.layer * 100 + key.expert + shift),
+        "bias": torch.full((30,), -float(key.expert), dtype=torch.bfloat16),
+    }
+
+
+def make_source(folder: Path, shift: float = 0.0, model: str = "tiny") -> PackSource:
+    """A model of one shard; ``shift`` makes it another of the same shapes."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
+    keys = [ExpertKey(layer, expert) for layer in range(NUM_LAYERS) for expert in range(NUM_EXPERTS)]
+    experts = {f"{key.layer}.{key.expert}": weights(key, shift)["weight"] for key in keys}
+    trunk = {"embed": torch.arange(12.0).view(3, 4) + shift, "norm": torch.ones(5, dtype=torch.bfloat16)}
+    save_file(experts | trunk, folder / "model.safetensors")
+    index = read_index([folder / "model.safetensors"])
+    return PackSource(
+        model=model,
+        weights="float32",
+        layers={layer: PackedLayer(LAYOUT, NUM_EXPERTS) for layer in range(NUM_LAYERS)},
+        encode=lambda key: weights(key, shift),
+        trunk=[index[name] for name in trunk],
+        files=[folder / "config.json"],
+        shards=[folder / "model.safetensors"],
+    )
+
+
+def pack(source: PackSource, out: Path, jobs: int = 1) -> bool:
+    return write_pack(source, out, jobs, lambda _: None, max_file_bytes=RECORDS_A_FILE * LAYOUT.slot_bytes)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A digest of every file below a folder by its path."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def served(opened: Pack) -> dict[ExpertKey, float]:
+    """One number of every expert, as a store reads it."""
+    store = ExpertStore(opened.catalog, opened.catalog.total_bytes)
+    try:
+        found = {}
+        for layer in opened.catalog.layers:
+            with store.lease(layer, dict.fromkeys(range(NUM_EXPERTS), 1)) as lease:
+                for expert, tensors in lease:
+                    found[ExpertKey(layer, expert)] = float(tensors["weight"][7, 9])
+        return found
+    finally:
+        store.close()
+
+
+def state(out: Path) -> float | None:
+    """The shift of the model that a folder serves, or None if it serves none; an error if it is half one."""
+    if not (out / "manifest.json").exists():
+        return None
+    found = served(open_pack(out))
+    shifts = {value - key.layer * 100 - key.expert for key, value in found.items()}
+    assert len(shifts) == 1
+    return shifts.pop()
