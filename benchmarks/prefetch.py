@@ -3,8 +3,10 @@
     python benchmarks/prefetch.py --checkpoint DIR          # 3.3 GB are written there, or found there
     python benchmarks/prefetch.py --model bundled
 
-Each way has its own store, and all of them run the same tokens, a segment of steps at a time in turns, the order
-turned round at every segment. ``gate`` and ``coactivation`` prefetch in every step; ``auto`` leaves it to the governor.
+Each way has its own store, and all of them run the same tokens, a segment of steps at a time in turns; each segment
+begins with another way. ``gate`` and ``coactivation`` prefetch in every step; ``auto`` leaves it to the governor.
+``control`` is ``off`` once more: a difference in tokens/s means nothing unless it is well beyond that of these two.
+The CPU seconds of the computing thread, hits and reads hardly depend on what else the machine does.
 """
 
 from __future__ import annotations
@@ -34,7 +36,13 @@ from server.model.loading import load_trunk, read_config
 from server.model.tokenizer import Tokenizer
 from server.model.trunk import SequenceChunk, Trunk
 
-MODES: tuple[PrefetchMode, ...] = ("off", "gate", "coactivation", "auto")
+WAYS: dict[str, PrefetchMode] = {
+    "off": "off",
+    "gate": "gate",
+    "coactivation": "coactivation",
+    "auto": "auto",
+    "control": "off",
+}
 BLOCK_SIZE = 16
 WARM_UP = 32  # steps that fill the caches, and are not counted
 PROMPT = "Once upon a time"
@@ -86,6 +94,7 @@ class Way:
     position: int = 0
     rates: list[float] = field(default_factory=list)  # tokens/s by segment
     stalls: list[float] = field(default_factory=list)  # seconds a token by segment
+    cpu: list[float] = field(default_factory=list)  # seconds of the computing thread a token by segment
 
     def run(self, streams: Sequence[Sequence[int]], steps: int) -> float:
         """Seconds of some steps, one token of each stream at a time."""
@@ -133,19 +142,21 @@ def measure(
     trunk: Trunk, streams: Sequence[Sequence[int]], share: float, segments: int, segment_steps: int
 ) -> dict[str, Any]:
     length = len(streams[0])
-    ways = {mode: open_way(trunk, mode, share, len(streams), length) for mode in MODES}
+    ways = {name: open_way(trunk, mode, share, len(streams), length) for name, mode in WAYS.items()}
     for way in ways.values():
         way.run(streams, WARM_UP)
-    before = {mode: way.store.statistics() for mode, way in ways.items()}
+    before = {name: way.store.statistics() for name, way in ways.items()}
     for segment in range(segments):
-        for mode in MODES if segment % 2 == 0 else MODES[::-1]:
-            way = ways[mode]
+        first = segment % len(ways)
+        for way in [*ways.values()][first:] + [*ways.values()][:first]:
             stalled = way.store.statistics().stall_seconds["decode"]
+            computed = time.thread_time()
             seconds = way.run(streams, segment_steps)
             tokens = segment_steps * len(streams)
+            way.cpu.append((time.thread_time() - computed) / tokens)
             way.rates.append(tokens / seconds)
             way.stalls.append((way.store.statistics().stall_seconds["decode"] - stalled) / tokens)
-    results = {mode: report(way, before[mode]) for mode, way in ways.items()}
+    results = {name: report(way, before[name]) for name, way in ways.items()}
     for way in ways.values():
         way.store.close()
     return results
@@ -157,6 +168,7 @@ def report(way: Way, before: Any) -> dict[str, Any]:
     total = sum(lookups.values())
     result = {
         "tokens_per_second": round(statistics.median(way.rates), 2),
+        "cpu_seconds_per_token": round(statistics.median(way.cpu), 5),
         "stall_seconds_per_token": round(statistics.median(way.stalls), 5),
         "hit_ratio": round(1 - lookups["disk", "decode"] / total, 3),
         "megabytes_read_per_lookup": round((after.loaded_bytes - before.loaded_bytes) / total / 1e6, 4),

@@ -2,7 +2,7 @@
 
 Everything runs in one process on the same files, interleaved; medians over rounds. The last line is one JSON object.
 
-    python benchmarks/store.py --folder DIR     # DIR should lie on the disk in question; 3 GiB are written there
+    python -m benchmarks.store --folder DIR     # on the disk in question; up to 1.5 GiB are written there
 """
 
 from __future__ import annotations

@@ -46,12 +46,13 @@ class _Texts:
     def step(self) -> npt.NDArray[np.float64]:
         """States ``(streams, latent)`` of the next token of each."""
         shape = self._states.shape
-        changes = self._rng.random(shape[0]) < 1 / SUBJECT_TOKENS
-        self._subjects[changes] = self._rng.standard_normal((int(changes.sum()), LATENT))
+        changes = np.flatnonzero(self._rng.random(shape[0]) < 1 / SUBJECT_TOKENS)
+        self._subjects[changes] = self._rng.standard_normal((len(changes), LATENT))
         fresh = self._rng.standard_normal(shape)
         self._states = PERSISTENCE * self._states + np.sqrt(1 - PERSISTENCE**2) * fresh
-        mixed: npt.NDArray[np.float64] = SUBJECT_WEIGHT * self._subjects + (1 - SUBJECT_WEIGHT) * self._states
-        return mixed / np.hypot(SUBJECT_WEIGHT, 1 - SUBJECT_WEIGHT)
+        mixed = SUBJECT_WEIGHT * self._subjects + (1 - SUBJECT_WEIGHT) * self._states
+        scaled: npt.NDArray[np.float64] = mixed / np.hypot(SUBJECT_WEIGHT, 1 - SUBJECT_WEIGHT)
+        return scaled
 
 
 def synthetic_trace(num_steps: int, num_streams: int, seed: int, shape: Shape | None = None) -> Trace:
@@ -63,16 +64,15 @@ def synthetic_trace(num_steps: int, num_streams: int, seed: int, shape: Shape | 
     by_rank = -ZIPF * np.log(np.arange(1, shape.num_experts + 1))
     bias = np.stack([rng.permutation(by_rank) for _ in range(shape.num_layers)])  # (layers, experts)
     texts = _Texts(num_streams, rng)
-    leases = []
+    leases: list[TracedLease] = []
     for _ in range(num_steps):
-        for layer in np.flatnonzero(rng.random(shape.num_layers) < SWAPS_A_STEP):
+        for layer in np.flatnonzero(rng.random(shape.num_layers) < SWAPS_A_STEP).tolist():
             one, other = rng.choice(shape.num_experts, 2, replace=False)
             bias[layer, [one, other]] = bias[layer, [other, one]]
         logits = np.einsum("led,sd->lse", STATE_WEIGHT * routers, texts.step()) + bias[:, None]
         logits += NOISE * rng.standard_normal(logits.shape)
         chosen = np.argpartition(-logits, shape.top_k, axis=-1)[..., : shape.top_k]  # (layers, streams, k)
-        for layer, experts in enumerate(chosen):
-            leases.append(TracedLease(layer, tuple(np.unique(experts).tolist()), "decode"))
+        leases += [TracedLease(row, tuple(np.unique(experts).tolist()), "decode") for row, experts in enumerate(chosen)]
     layers = range(shape.num_layers)
     header = TraceHeader(
         f"synthetic-{num_streams}", dict.fromkeys(layers, shape.num_experts), dict.fromkeys(layers, shape.slot_bytes)

@@ -81,6 +81,10 @@ class CoactivationPredictor:
             return
         self._transitions[previous[0]].observe(previous[1], chosen)
 
+    def interrupt(self) -> None:
+        """What is observed next does not follow what was observed last."""
+        self._previous = None
+
     def predict(self, layer: int, chosen: IntArray, count: int) -> list[int]:
         """The ``count`` most likely experts of the layer after ``layer``, most likely first.
 

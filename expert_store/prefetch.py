@@ -17,7 +17,7 @@ NUM_RANKS = 8  # parts of a prediction, likeliest first, whose precision is know
 LEAST_PRECISION = 0.7  # of a rank that is asked for; what is read in vain also evicts
 MEMORY = 64  # predictions that a rank's precision looks back on, about
 TRUST = 4  # right predictions that a rank is credited with before any is known
-SAMPLING_INTERVAL = 16  # steps; while switched off, one in so many still predicts, so that recall stays known
+SAMPLING_INTERVAL = 32  # steps; while switched off, two of so many still learn and predict, so that recall stays known
 
 # A layer's MoE input ``(tokens, hidden)`` to experts of the next layer ``(tokens, k)``, most likely first.
 Gate = Callable[[Any], IntArray]
@@ -104,6 +104,8 @@ class Prefetcher:
         self._num_experts = experts_per_layer
         self._next = dict(pairwise([*layers, layers[0]]))
         self._prediction: _Prediction | None = None
+        ungated = [layer for layer in layers if layer not in gates]
+        self._learnt = {*ungated, *(self._next[layer] for layer in ungated)}  # layers whose habits are of use
         self._precision = {layer: _RankPrecision() for layer in layers}
         self._num_steps = self._num_lookups = 0
         self._is_asking = self._is_predicting = self._has_admitted = False
@@ -114,7 +116,12 @@ class Prefetcher:
 
     def begin_step(self) -> None:
         self._is_asking = self._governor.is_active
-        self._is_predicting = self._is_asking or self._num_steps % SAMPLING_INTERVAL == 0
+        # Two steps in a row, for the last layer is followed by the first one of the next step.
+        self._is_predicting = self._is_asking or self._num_steps % SAMPLING_INTERVAL < 2  # noqa: PLR2004
+        if not self._is_predicting:
+            self._prediction = None
+            if self._coactivation is not None:
+                self._coactivation.interrupt()
         self._num_lookups = 0
 
     def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any) -> None:
@@ -127,8 +134,10 @@ class Prefetcher:
         num_experts = self._num_experts[layer]
         chosen = {expert for expert in top_k_index.ravel().tolist() if expert < num_experts}
         self._num_lookups += len(chosen)
+        if not self._is_predicting:
+            return
         self._score(layer, chosen)
-        if self._coactivation is not None:
+        if self._coactivation is not None and layer in self._learnt:
             self._coactivation.observe(layer, top_k_index)
         self._predict(layer, top_k_index, hidden_states, len(chosen))
 
@@ -159,8 +168,6 @@ class Prefetcher:
         self._precision[layer].learn(prediction.experts, chosen)
 
     def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, count: int) -> None:
-        if not self._is_predicting:
-            return
         gate, following = self._gates.get(layer), self._next[layer]
         predictor: Predictor
         if gate is not None:

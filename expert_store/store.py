@@ -155,6 +155,10 @@ class ExpertStore:
             slots = share_slots(self.catalog, host_bytes)
             with self._backstage.changed:
                 self._check_pins("host", slots)
+                for pool in self._backstage.pools:
+                    capacity = pool.host_arena.capacity
+                    if slots[pool.layout] > capacity:
+                        raise BudgetError(f"no more than {capacity} slots could be reserved when the store was opened")
                 self._backstage.resize_host(slots)
                 self._budgets["host"] = host_bytes
                 self._backstage.wake()

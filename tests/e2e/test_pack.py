@@ -53,3 +53,30 @@ def test_failures_are_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("arguments", [("x",), ("x", "y", "--weights", "int2"), ("x", "y", "--jobs", "0")])
 def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
     assert run_command("pack", *arguments).returncode == 2
+
+
+def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_path: Path) -> None:
+    """Expert 0 of layer 0 is damaged; texts differ in whether they need it."""
+    out = tmp_path / "out"
+    assert run_command("pack", str(BUNDLED), str(out), "--weights", "int8").returncode == 0
+    (records,) = out.glob("*/experts-00000.pack")
+    with records.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)[0]
+        file.seek(1000)
+        file.write(bytes([byte ^ 1]))
+    failures, texts = [], []
+    with serving(str(out), "--host-expert-memory", "25%", "--dtype", "float32") as server:
+        for prompt in ("import os", "SCENE I.", "Mix the flour", "Section 1.", "A dog is", "tar -x", "Q", "a", "The"):
+            body = {"model": "greenroom-demo", "prompt": prompt, "max_tokens": 1, "temperature": 0}
+            reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+            if reply.status_code == 200:
+                texts.append(reply.json()["choices"][0]["text"])
+            else:
+                failures.append(reply.json()["error"]["message"])
+        assert server.total("expert_quarantined") == 1
+        assert server.total("expert_load_failures_total") == 1
+        assert httpx.get(f"{server.url}/health").status_code == 200
+    assert texts
+    assert failures
+    assert set(failures) == {"expert 0 of layer 0 can't be read; see the log"}

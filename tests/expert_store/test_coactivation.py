@@ -91,6 +91,14 @@ def test_a_layer_that_was_left_out_breaks_the_chain() -> None:
     assert not any(transition._together.any() for transition in predictor._transitions.values())
 
 
+def test_an_interruption_breaks_the_chain() -> None:
+    predictor = CoactivationPredictor(LAYERS)
+    predictor.observe(3, index((0, 1)))
+    predictor.interrupt()
+    predictor.observe(5, index((4, 5)))
+    assert not predictor._transitions[3]._together.any()
+
+
 def test_no_expert_is_never_predicted() -> None:
     predictor = CoactivationPredictor(LAYERS)
     run(predictor, index((0, 8)), index((6, 6)), 3)

@@ -137,8 +137,29 @@ def test_recall_stays_known_while_switched_off() -> None:
     for _ in range(SAMPLING_INTERVAL + 1):
         run_step(prefetcher, *STEP)
     statistics = prefetcher.statistics()
-    assert statistics.predicted["gate"] == 2 * 4
+    assert statistics.predicted["gate"] == 3 * 4
     assert statistics.recall == {2: 0.5, 4: 1.0}
+
+
+def test_a_step_that_only_counts_neither_learns_nor_predicts() -> None:
+    """Switched off, most steps cost next to nothing; look-ups are still counted for the governor."""
+    prefetcher, _ = make("auto", is_active=False)
+    for _ in range(SAMPLING_INTERVAL):
+        run_step(prefetcher, *STEP)
+    assert prefetcher.statistics().predicted == {"gate": 8, "coactivation": 2}
+    governor = prefetcher._governor
+    assert isinstance(governor, FixedGovernor)
+    assert governor.recorded == [(0.1, 6)] * SAMPLING_INTERVAL
+
+
+def test_habits_are_learnt_only_where_there_is_no_gate() -> None:
+    prefetcher, _ = make("auto")
+    for _ in range(3):
+        run_step(prefetcher, *STEP)
+    coactivation = prefetcher._coactivation
+    assert coactivation is not None
+    learnt = [layer for layer, table in coactivation._transitions.items() if table._together.any()]
+    assert learnt == [4]
 
 
 def test_what_is_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import threading
@@ -227,3 +228,155 @@ def test_random_leases_from_many_threads_always_see_the_right_weights(make_store
         for user in [pool.submit(work, seed) for seed in range(4)]:
             user.result(timeout=60)
     assert set(store.residents()) <= {ExpertKey(layer, expert) for layer in range(2) for expert in range(8)}
+
+
+def test_a_lease_that_leaves_calls_off_reads_that_have_not_begun(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = GatedReads(monkeypatch)
+    store = make_store(8, num_readers=1)
+    with store.lease(0, dict.fromkeys(range(6), 1)):
+        reads.wait_until_started()
+    reads.is_open.set()
+    use(store, 1, 0)
+    assert reads.count == 2
+    assert len(store.residents()) == 2
+
+
+def test_reads_go_on_for_those_who_stay(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = GatedReads(monkeypatch)
+    store = make_store(8, num_readers=1)
+    with ThreadPoolExecutor(1) as pool:
+        with store.lease(0, dict.fromkeys(range(6), 1)):
+            reads.wait_until_started()
+            stays = pool.submit(use, store, 0, 4, 5)
+            while sum(lookups(store).values()) < 8:
+                threading.Event().wait(0.001)
+        reads.is_open.set()
+        stays.result(timeout=30)
+    assert {key.expert for key in store.residents()} == {0, 4, 5}
+
+
+def test_pins_stay_and_leave_slots_to_others(make_store: MakeStore) -> None:
+    store = make_store(4, least_unpinned=2)
+    store.pin([ExpertKey(0, 3), ExpertKey(1, 3)])
+    for layer in (0, 1):
+        use(store, layer, *range(8))
+    assert {ExpertKey(0, 3), ExpertKey(1, 3)} <= store.residents().keys()
+    with pytest.raises(BudgetError, match="3 pinned experts leave fewer than 2 of 4 slots to the others; unpin some"):
+        store.pin([ExpertKey(0, 4)])
+    with pytest.raises(BudgetError, match="2 pinned experts leave fewer than 2 of 3 slots"):
+        store.resize(host_bytes=3 * store.catalog.layout(0).slot_bytes)
+    assert store.tiers()["host"].num_pinned == 2
+    store.unpin([ExpertKey(0, 3), ExpertKey(1, 3)])
+    assert store.evict([ExpertKey(0, 3), ExpertKey(1, 3), ExpertKey(0, 0)]) >= 2
+    assert ExpertKey(0, 3) not in store.residents()
+
+
+def test_a_pinned_expert_that_is_not_there_is_asked_for(make_store: MakeStore) -> None:
+    store = make_store(4)
+    store.pin([ExpertKey(0, 3)])
+    use(store, 0, 3)
+    assert store.statistics().loaded_bytes == 192
+
+
+def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
+    store = make_store(4)
+    with store.lease(0, {3: 1}) as lease:
+        for _, weights in lease:
+            assert store.evict([ExpertKey(0, 3)]) == 0
+            assert torch.equal(weights["gate_up"], expected(0, 3))
+
+
+def test_a_budget_changes_while_leases_are_open(make_store: MakeStore) -> None:
+    store = make_store(6)
+    slot_bytes = store.catalog.layout(0).slot_bytes
+    with store.lease(0, dict.fromkeys(range(6), 1)) as lease:
+        for seen, (expert, weights) in enumerate(lease):
+            if seen == 0:
+                store.resize(host_bytes=2 * slot_bytes)
+            assert torch.equal(weights["gate_up"], expected(0, expert))
+        assert store.tiers()["host"].num_slots == 6
+    assert store.tiers()["host"].num_slots == 2
+    use(store, 1, *range(8))
+    store.resize(host_bytes=9 * slot_bytes)
+    use(store, 0, *range(8))
+    assert store.tiers()["host"].num_resident == 9
+    with pytest.raises(BudgetError, match="give at least"):
+        store.resize(host_bytes=1)
+
+
+def test_a_budget_beyond_the_addresses_that_could_be_reserved_is_refused(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = mmap.mmap
+    slot_bytes = 4096
+
+    def reserve(file: int, nbytes: int, **options: Any) -> mmap.mmap:
+        if nbytes > 3 * slot_bytes and file == -1 and not nbytes % (16 * slot_bytes):
+            raise OSError(12, "Cannot allocate memory")
+        return real(file, nbytes, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mmap, "mmap", reserve)
+        patch.setattr("expert_store.direct_io.BOUNCE_BYTES", 2 * slot_bytes)
+        store = make_store(3)
+    with pytest.raises(BudgetError, match="no more than 3 slots could be reserved"):
+        store.resize(host_bytes=4 * slot_bytes)
+    use(store, 0, *range(8))
+
+
+def test_what_is_read_ahead_is_used_late_or_wasted(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(4, num_readers=2)
+    assert store.prefetch(0, [1]) == 1
+    assert store.prefetch(0, [1]) == 0
+    while not store.residents():
+        threading.Event().wait(0.001)
+    use(store, 0, 1)
+    use(store, 0, 1)
+    reads = GatedReads(monkeypatch)
+    assert store.prefetch(0, [2]) == 1
+    reads.wait_until_started()
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(use, store, 0, 2)
+        while sum(lookups(store).values()) < 3:
+            threading.Event().wait(0.001)
+        reads.is_open.set()
+        late.result(timeout=30)
+    assert store.prefetch(0, [3]) == 1
+    use(store, 1, *range(8))
+    use(store, 0, *range(4, 8))
+    assert dict(store.statistics().prefetches) == {"used": 1, "late": 1, "wasted": 1}
+
+
+def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(3, num_readers=1)
+    with store.lease(0, {0: 1, 1: 1, 2: 1}) as lease:
+        assert len(list(lease)) == 3
+        assert store.prefetch(0, [5]) == 0
+    reads = GatedReads(monkeypatch)
+    with store.lease(1, {0: 1, 1: 1}):
+        reads.wait_until_started()
+        assert store.prefetch(0, [5]) == 0
+        reads.is_open.set()
+
+
+def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("expert_store.window.WINDOW_LOOKUPS", 40)
+    store = make_store(5)
+    assert store.hit_ratios() is None
+    rng = random.Random(0)
+    for number in range(100):
+        use(store, number % 2, *rng.sample(range(8), 2))
+        ratios = store.hit_ratios()
+        assert ratios is not None
+        assert ratios.lookups <= 40
+        assert 0 <= ratios.realised <= ratios.optimal <= 1
+    assert ratios.realised < ratios.optimal
+
+
+def test_an_unknown_policy_is_named(make_store: MakeStore) -> None:
+    with pytest.raises(ValueError, match="'fifo' is not a cache policy; choose one of lru, "):
+        make_store(4, policy="fifo")

@@ -1,0 +1,66 @@
+"""Slots in one allocation, given back and taken again one by one."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from expert_store import BudgetError, ExpertLayout, ParameterSpec
+from expert_store.arena import DeviceArena, HostArena
+
+LAYOUT = ExpertLayout((ParameterSpec("a", torch.bfloat16, (3, 5)), ParameterSpec("b", torch.float32, (2, 700))))
+
+
+def test_tensors_of_a_slot_are_views_of_its_bytes() -> None:
+    arena = HostArena(LAYOUT, 2, 3)
+    arena.bytes_of(1)[:] = 0
+    arena.weights(1)["b"][1, 699] = 7.5
+    assert arena.bytes_of(1)[64 + 1399 * 4 :][:4].view(np.float32)[0] == 7.5
+    assert arena.weights(1)["a"].dtype == torch.bfloat16
+    assert arena.tensor_of(1).data_ptr() % mmap.PAGESIZE == 0
+    assert arena.weights(1) is arena.weights(1)
+
+
+def test_a_retired_slot_is_empty_and_its_neighbours_are_not() -> None:
+    arena = HostArena(LAYOUT, 3, 3)
+    for slot in range(3):
+        arena.bytes_of(slot)[:] = slot + 1
+    arena.retire(1)
+    assert [int(arena.bytes_of(slot).max()) for slot in range(3)] == [1, 0, 3]
+    arena.revive(1)
+    arena.bytes_of(1)[:] = 9
+    assert [int(arena.bytes_of(slot).min()) for slot in range(3)] == [1, 9, 3]
+
+
+def refuse_beyond(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = mmap.mmap
+
+    def reserve(file: int, nbytes: int, **options: Any) -> mmap.mmap:
+        if nbytes > limit:
+            raise OSError(12, "Cannot allocate memory")
+        return real(file, nbytes, **options)
+
+    monkeypatch.setattr(mmap, "mmap", reserve)
+
+
+def test_an_arena_that_may_not_reserve_room_to_grow_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_beyond(2 * LAYOUT.slot_bytes, monkeypatch)
+    assert HostArena(LAYOUT, 2, 100).capacity == 2
+
+
+def test_memory_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_beyond(LAYOUT.slot_bytes, monkeypatch)
+    with pytest.raises(BudgetError, match=rf"cannot reserve {2 * LAYOUT.slot_bytes} bytes .* smaller budget"):
+        HostArena(LAYOUT, 2, 100)
+
+
+def test_slots_of_a_device_share_one_tensor() -> None:
+    memory = torch.zeros(2 * LAYOUT.slot_bytes, dtype=torch.uint8)
+    arena = DeviceArena(LAYOUT, memory)
+    arena.weights(1)["a"].fill_(1)
+    assert int(memory[: LAYOUT.slot_bytes].max()) == 0
+    assert torch.equal(arena.tensor_of(1), memory[LAYOUT.slot_bytes :])
