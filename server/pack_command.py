@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     except (ModelError, ExpertStoreError) as error:
         return complain(error, FAILURE)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from here", FAILURE)
+        return _say("interrupted; the same command goes on from here", INTERRUPTED)
     if not is_new:
         return _say(f"{arguments.out} holds this pack already, and every record of it is sound", 0)
     return _say(f"packed {name} as {arguments.weights} into {arguments.out}", 0)

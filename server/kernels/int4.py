@@ -30,6 +30,7 @@ MOST_FUSED_ROWS = 48  # from there on dequantising costs less than a slower prod
 FUSED_GROUPS = (128, 64, 32)  # that the fused product knows
 CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 NUM_REFITS = 2
+PIECE = 1 << 20  # weights that are dequantised at a time
 CHUNK = 1 << 20  # weights that are quantised at a time, which bounds the memory it takes
 
 
@@ -58,8 +59,8 @@ def quantise(name: str, matrix: torch.Tensor, block: int) -> dict[str, torch.Ten
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """The float32 matrix ``(out, in)``."""
-    blocks = [block.mT for block in _dequantised_blocks(weights[name], weights[name + SCALE])]
-    return torch.cat(blocks)[: weights[name + SCALE].shape[1]]
+    pieces = [piece.mT.flatten(0, 1) for piece in _dequantised_pieces(weights[name], weights[name + SCALE])]
+    return torch.cat(pieces)[: weights[name + SCALE].shape[1]]
 
 
 def project(
@@ -70,8 +71,8 @@ def project(
     if _can_be_fused(blocks, scale, rows):
         output = _fused(blocks, scale, rows)
     else:
-        parts = [rows @ block.to(rows.dtype) for block in _dequantised_blocks(blocks, scale)]
-        output = torch.cat(parts, 1)[:, : scale.shape[1]]
+        parts = [rows @ piece.to(rows.dtype) for piece in _dequantised_pieces(blocks, scale)]  # (blocks, rows, block)
+        output = torch.cat(parts).transpose(0, 1).flatten(1)[:, : scale.shape[1]]
     return output if bias is None else output + bias
 
 
@@ -86,7 +87,7 @@ def native_block() -> int | None:
         for block in BLOCKS:
             blocks = _to_blocks(codes.to(torch.uint8), block)
             if torch.equal(packed, blocks.flatten()):
-                wanted = rows.float() @ torch.cat(list(_dequantised_blocks(blocks, scale)), 1)
+                wanted = rows.float() @ dequantise({"w": blocks, "w" + SCALE: scale}, "w").mT
                 return block if torch.allclose(_fused(blocks, scale, rows).float(), wanted, rtol=0.02) else None
     except (RuntimeError, AttributeError):  # another build of torch
         return None
@@ -110,21 +111,23 @@ def _fused(blocks: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> tor
     return output
 
 
-def _dequantised_blocks(blocks: torch.Tensor, scale: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The blocks of the matrix, float32 ``(in, block)``."""
+def _dequantised_pieces(blocks: torch.Tensor, scale: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Some blocks of the matrix after the other, float32 ``(blocks, in, block)``."""
     num_blocks, in_features, half = blocks.shape
     factor, centre = scale.float().unbind(-1)  # (groups, out)
     filling = (0, num_blocks * 2 * half - factor.shape[1])
     shape = (len(scale), num_blocks, 2 * half)
-    factors = F.pad(factor, filling).reshape(shape).unbind(1)
-    offsets = F.pad(centre - MIDDLE * factor, filling).reshape(shape).unbind(1)
+    factors = F.pad(factor, filling).reshape(shape).transpose(0, 1).unsqueeze(2)  # (blocks, groups, 1, block)
+    offsets = F.pad(centre - MIDDLE * factor, filling).reshape(shape).transpose(0, 1).unsqueeze(2)
     whole = in_features // GROUP
-    for block, by, plus in zip(blocks, factors, offsets, strict=True):
-        values = torch.cat((block & LARGEST, block >> 4), 1).float()  # (in, block)
-        groups = values[: whole * GROUP].view(whole, GROUP, 2 * half)
-        groups.mul_(by[:whole].unsqueeze(1)).add_(plus[:whole].unsqueeze(1))
+    count = max(1, PIECE // (in_features * 2 * half))
+    for start in range(0, num_blocks, count):
+        piece, by, plus = (values[start : start + count] for values in (blocks, factors, offsets))
+        values = torch.cat((piece & LARGEST, piece >> 4), 2).float()  # (blocks, in, block)
+        groups = values[:, : whole * GROUP].unflatten(1, (whole, GROUP))  # type: ignore[no-untyped-call]
+        groups.mul_(by[:, :whole]).add_(plus[:, :whole])
         if in_features % GROUP:
-            values[whole * GROUP :].mul_(by[whole]).add_(plus[whole])
+            values[:, whole * GROUP :].mul_(by[:, whole]).add_(plus[:, whole])
         yield values
 
 
