@@ -27,7 +27,7 @@ def replay_global(trace: Trace, make: Callable[[int], Policy], num_slots: int) -
     """One policy over all layers."""
     tier, result = Tier(num_slots, make(num_slots)), ReplayResult()
     for lease in trace.leases:
-        result.count(lease, run_lease(tier, lease), 1)
+        result.count(lease, run_lease(tier, lease, num_slots), 1)
     return result
 
 

@@ -16,7 +16,6 @@ from .copier import Copier
 from .device import open_device
 from .errors import ChecksumError, ExpertLoadError, StoreClosedError
 from .keys import ExpertKey
-from .policies import PolicyFactory, make_policy
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
 from .statistics import StoreStatistics
@@ -60,16 +59,16 @@ class Backstage:
         self.pools = [
             Pool(
                 layout,
-                count,
+                {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout},
                 host_slots[layout],
                 DeviceSlots(self._device, self._copier, device_slots[layout]) if self._copier else None,
-                _policy_factory(policy, catalog, layout),
+                policy,
                 self._start_read,
                 self._locked,
                 self.statistics.count_load,
                 self._note_slot,
             )
-            for layout, count in catalog.layouts.items()
+            for layout in catalog.layouts
         ]
         by_layout = {pool.layout: pool for pool in self.pools}
         self.pool_of = {layer: by_layout[entry.layout] for layer, entry in catalog.layers.items()}
@@ -154,11 +153,14 @@ class Backstage:
     def resize_host(self, slots: Mapping[ExpertLayout, int]) -> None:
         """Give each layout's host tier another number of slots; those in use leave when their leases end."""
         for pool in self.pools:
-            pool.host.resize(slots[pool.layout])
+            pool.resize_host(slots[pool.layout])
             self.windows[pool].restart()
 
     def close(self) -> None:
-        """Without ``changed``: stop the threads, after what they have begun."""
+        """Without ``changed``: wake who waits, and stop the threads after what they have begun."""
+        with self.changed:
+            self.is_closed = True
+            self.wake()
         self.reader.close()
         if self._copier is not None:
             self._copier.close()
@@ -198,9 +200,3 @@ class Backstage:
 
 def _residents_of(pool: Pool) -> Callable[[], frozenset[ExpertKey]]:
     return lambda: frozenset(key for _, tier in pool.tiers for key in tier.resident)
-
-
-def _policy_factory(name: str, catalog: ExpertCatalog, layout: ExpertLayout) -> PolicyFactory:
-    """Makes policies for a tier of one layout, from its number of slots."""
-    experts = {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout}
-    return lambda num_slots: make_policy(name, num_slots, experts)

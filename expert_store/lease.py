@@ -27,8 +27,8 @@ class Lease:
     """A context manager whose iteration yields ``(expert, weights)``, ready ones first.
 
     Every expert is yielded once, in an order that depends on what is resident. Weights may be used until the next
-    expert is asked for. A layer that needs more experts than there are slots is served in waves: then what was
-    yielded is given back when the next one is asked for, else when the lease ends.
+    expert is asked for. A lease of more experts than its layer has slots is served in waves: then what was yielded is
+    given back when the next one is asked for, else when the lease ends.
 
     Raises (when entered or while iterating):
         ExpertLoadError: an expert could not be read; the message names it and says why.
@@ -68,6 +68,7 @@ class Lease:
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
             backstage.count_lookups(record, self._ready)
+            self._most_held = pool.most_held(self._layer, len(self._held))
             if self._wanted:
                 self._fetch()
         return self
@@ -120,8 +121,8 @@ class Lease:
         self._coming = [entry for entry in self._coming if entry.state is State.LOADING]
 
     def _fetch(self) -> None:
-        """Get slots for what is still to come, as far as there are any; another lease may have fetched it."""
-        while self._wanted:
+        """Get slots for what is still to come, as far as there are any to take; another lease may have fetched it."""
+        while self._wanted and len(self._held) < self._most_held:
             key = self._wanted[0]
             entry = self._pool.top.lease(key) or self._backstage.fetch(key)
             if entry is None:

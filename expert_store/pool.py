@@ -9,7 +9,7 @@ copied down that is there already. `docs/log.md` has the bytes moved by this and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +20,9 @@ from .catalog import ExpertLayout
 from .copier import Copier, CopyJob
 from .device import Device, Event
 from .keys import ExpertKey
-from .policies import PolicyFactory
-from .tier import Entry, State, Tier
+from .policies import Policy, make_policy
+from .policies.fair import share_out
+from .tier import Entry, State, Tier, most_held
 
 TierName = Literal["device", "host", "disk"]
 
@@ -40,10 +41,10 @@ class Pool:
 
     Args:
         layout: of the experts.
-        num_experts: that have it.
+        experts_per_layer: the layers whose experts have it.
         host_slots: slots of the host tier.
         device: slots of the device tier, if there is one.
-        policy: makes the replacement policy of a tier.
+        policy: name of the replacement policy of a tier.
         start_read: reads a host entry from disk, ahead of its use or not, then calls ``read_done``.
         locked: wraps a callback so that it runs under the store's lock and wakes who waits.
         on_copied: is told of each copy that ended: source and target tier, bytes, and seconds since it was asked for.
@@ -53,26 +54,27 @@ class Pool:
     def __init__(
         self,
         layout: ExpertLayout,
-        num_experts: int,
+        experts_per_layer: Mapping[int, int],
         host_slots: int,
         device: DeviceSlots | None,
-        policy: PolicyFactory,
+        policy: str,
         start_read: Callable[[Entry, HostArena, bool], None],
         locked: Callable[[Callable[[], None]], None],
         on_copied: Callable[[TierName, TierName, int, float], None],
         on_moved: Callable[[ExpertKey, int | None], None],
     ):
         self.layout = layout
-        self._policy = policy
+        self._experts_per_layer, self._policy = experts_per_layer, policy
         self._start_read, self._locked, self._on_copied, self._on_moved = start_read, locked, on_copied, on_moved
-        self.host_arena = HostArena(layout, host_slots, num_experts)
-        self.host = Tier(host_slots, policy(host_slots), self._retire, self.host_arena.revive)
+        self.host_arena = HostArena(layout, host_slots, sum(experts_per_layer.values()))
+        self.host = Tier(host_slots, self._make_policy(host_slots), self._retire, self.host_arena.revive)
         self._device = device
         self._arriving: dict[ExpertKey, Entry] = {}  # device entries that wait for their bytes to reach the host
         self._last_use: dict[int, Event] = {}  # by device slot: it is not overwritten before
         if device is not None:
             self.device_arena = DeviceArena(layout, device.device.allocate(device.num_slots * layout.slot_bytes))
-            self.device = Tier(device.num_slots, policy(device.num_slots))
+            self.device = Tier(device.num_slots, self._make_policy(device.num_slots))
+        self._count_shares()
 
     @property
     def top(self) -> Tier:
@@ -174,15 +176,31 @@ class Pool:
         finally:
             self.device_arena = DeviceArena(self.layout, memory)
             evictions, wasted = self.device.evictions, self.device.wasted
-            self.device = Tier(num_slots, self._policy(num_slots))
+            self.device = Tier(num_slots, self._make_policy(num_slots))
+            self._count_shares()
             self._last_use.clear()
             self.device.evictions, self.device.wasted = evictions, wasted
             for key in pinned:
                 self.device.pin(key)
 
+    def resize_host(self, num_slots: int) -> None:
+        """Another number of host slots; those in use leave when their leases end."""
+        self.host.resize(num_slots)
+        self._count_shares()
+
+    def most_held(self, layer: int, hits: int) -> int:
+        """Slots that a lease of a layer takes at once."""
+        return most_held(self._shares[layer], hits)
+
     def check_integrity(self) -> None:
         for _, tier in self.tiers:
             tier.check_integrity()
+
+    def _make_policy(self, num_slots: int) -> Policy:
+        return make_policy(self._policy, num_slots, self._experts_per_layer)
+
+    def _count_shares(self) -> None:
+        self._shares = share_out(self.top.num_slots, self._experts_per_layer)
 
     def _fetch_to_host(self, key: ExpertKey, ahead: bool) -> Entry | None:
         entry = self.host.reserve(key)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from operator import itemgetter
 
 from .keys import ExpertKey
 from .policies import make_policy
+from .policies.fair import share_out
 from .statistics import PHASES, Phase
-from .tier import Entry, Tier
+from .tier import Entry, Tier, most_held
 from .trace import Trace, TracedLease, TraceHeader
 
 
@@ -70,11 +70,12 @@ def replay(trace: Trace, policy_name: str, num_slots: int) -> ReplayResult:
     result = ReplayResult()
     of_layer = {}
     for pool in share_slots(trace.header, num_slots):
-        policy = make_policy(policy_name, pool.num_slots, pool.experts_per_layer)
-        of_layer.update(dict.fromkeys(pool.experts_per_layer, (Tier(pool.num_slots, policy), pool.slot_bytes)))
+        tier = Tier(pool.num_slots, make_policy(policy_name, pool.num_slots, pool.experts_per_layer))
+        for layer, share in share_out(pool.num_slots, pool.experts_per_layer).items():
+            of_layer[layer] = (tier, share, pool.slot_bytes)
     for lease in trace.leases:
-        tier, slot_bytes = of_layer[lease.layer]
-        result.count(lease, run_lease(tier, lease), slot_bytes)
+        tier, share, slot_bytes = of_layer[lease.layer]
+        result.count(lease, run_lease(tier, lease, share), slot_bytes)
     return result
 
 
@@ -92,34 +93,40 @@ def replay_optimal(trace: Trace, num_slots: int) -> ReplayResult:
     return result
 
 
-def run_lease(tier: Tier, lease: TracedLease) -> int:
-    """Take a lease as the store does, with reads that take no time; how many of its experts were resident."""
-    keys = [ExpertKey(lease.layer, expert) for expert in lease.experts]
-    found = [(key, tier.lease(key)) for key in keys]
-    held = [entry for _, entry in found if entry is not None]
-    hits = len(held)
-    loading: list[Entry] = []
-    for key, resident in found:
-        if resident is not None:
-            continue
-        entry = tier.reserve(key)
-        if entry is None:
-            _end_wave(tier, held, loading)
-            entry = tier.reserve(key)
-        if entry is None:
-            raise ValueError(f"{key} finds no slot though none is in use; a tier needs one at least")
-        loading.append(entry)
-    _end_wave(tier, held, loading)
-    return hits
+def run_lease(tier: Tier, lease: TracedLease, share: int) -> int:
+    """Take a lease as the store does, with reads that end when they are waited for; how many experts were resident.
 
-
-def _end_wave(tier: Tier, held: list[Entry], loading: list[Entry]) -> None:
-    for entry in loading:
-        tier.finish(entry)
-    for entry in (*held, *loading):
+    Args:
+        share: slots of the lease's layer; see ``most_held``.
+    """
+    ready: deque[Entry] = deque()
+    loading: deque[Entry] = deque()
+    wanted: deque[ExpertKey] = deque()
+    for expert in lease.experts:
+        key = ExpertKey(lease.layer, expert)
+        entry = tier.lease(key)
+        if entry is None:
+            wanted.append(key)
+        else:
+            ready.append(entry)
+    hits = len(ready)
+    most = most_held(share, hits)
+    used: list[Entry] = []
+    while ready or wanted or loading:
+        while wanted and len(ready) + len(loading) < most and (entry := tier.reserve(wanted[0])) is not None:
+            loading.append(entry)
+            wanted.popleft()
+        if not ready and not loading:
+            raise ValueError(f"{wanted[0]} finds no slot though none is in use; a tier needs one at least")
+        if not ready:
+            ready.append(loading.popleft())
+            tier.finish(ready[0])
+        used.append(ready.popleft())
+        if wanted:
+            tier.release(used.pop())
+    for entry in used:
         tier.release(entry)
-    held.clear()
-    loading.clear()
+    return hits
 
 
 def optimal(leases: Sequence[TracedLease], num_slots: int, initial_residents: Iterable[ExpertKey] = ()) -> int:
@@ -132,8 +139,8 @@ def optimal_by_lease(
 ) -> list[int]:
     """Hits of each lease under Belady's MIN: the expert goes whose next use is the farthest away.
 
-    An expert of the running lease goes only when there are more of them than slots. What is read last then stays in
-    truth, whoever decides; here it may go too, so that for such leases this is a bound that may not be reached.
+    Experts of the running lease may go too, once they have been used, but what is read last stays. Where several
+    are read, which is last is left open, so that for such leases this is a bound that may not be quite reached.
     O(n log n). Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
 
     Args:
@@ -164,19 +171,19 @@ def optimal_by_lease(
     heap = _heap(resident, width)
     result = []
     for lease in reversed(uses):
-        result.append(sum(key in resident for key, _ in lease))
-        if len(lease) > num_slots:
-            resident = dict(sorted(lease, key=itemgetter(1))[:num_slots])
-            heap = _heap(resident, width)
-            continue
+        missing = [key for key, _ in lease if key not in resident]
+        result.append(len(lease) - len(missing))
+        stays = missing[0] if len(missing) == 1 else None
         resident.update(lease)
+        for key, use in lease:
+            if key != stays:
+                heappush(heap, -(use * width + key))
         while len(resident) > num_slots:
             use, key = divmod(-heappop(heap), width)
-            # What the heap holds of an expert that was used since, or is in this lease, is no longer so.
-            if resident.get(key) == use:
+            if resident.get(key) == use:  # else it was used since, and has another entry
                 del resident[key]
-        for key, use in lease:
-            heappush(heap, -(use * width + key))
+        if stays is not None:
+            heappush(heap, -(resident[stays] * width + stays))
     return result
 
 

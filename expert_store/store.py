@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,8 @@ class ExpertStore:
         self._least_unpinned = least_unpinned
         self._recorder = recorder
         self._backstage = Backstage(catalog, host_bytes, device_bytes, device, num_readers, policy)
+        # A store that is forgotten stops its threads, too; at the program's end they would bring it down.
+        self._finalizer = weakref.finalize(self, self._backstage.close)
 
     def lease(self, layer: int, rows: Mapping[int, int], phase: Phase = "decode") -> Lease:
         """Lease experts of a layer: ``rows`` tells for each expert how many tokens will be run through it."""
@@ -247,10 +250,7 @@ class ExpertStore:
 
     def close(self) -> None:
         """Stop reading; whoever waits gets StoreClosedError."""
-        with self._backstage.changed:
-            self._backstage.is_closed = True
-            self._backstage.wake()
-        self._backstage.close()
+        self._finalizer()
 
     def _check_pins(self, tier: TierName, slots: Mapping[ExpertLayout, int]) -> None:
         for pool in self._backstage.pools:

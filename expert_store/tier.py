@@ -32,6 +32,17 @@ class Entry:
     arrival: Any = None  # on a device: the event after which the slot may be read
 
 
+READS_BEYOND_SHARE = 2  # keep the disk busy while experts that were found are run
+
+
+def most_held(share: int, hits: int) -> int:
+    """Slots that a lease takes at once: its layer's share, so that one wide lease does not push out other layers'.
+
+    It always has reads under way beside what it found; beyond that it goes in waves, as it gives experts back.
+    """
+    return max(share, hits + READS_BEYOND_SHARE)
+
+
 def _ignore(slot: int) -> None:
     del slot
 

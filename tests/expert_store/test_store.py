@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import random
@@ -289,7 +290,7 @@ def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
 
 
 def test_a_budget_changes_while_leases_are_open(make_store: MakeStore) -> None:
-    store = make_store(6)
+    store = make_store(12)
     slot_bytes = store.catalog.layout(0).slot_bytes
     with store.lease(0, dict.fromkeys(range(6), 1)) as lease:
         for seen, (expert, weights) in enumerate(lease):
@@ -352,12 +353,12 @@ def test_what_is_read_ahead_is_used_late_or_wasted(make_store: MakeStore, monkey
 def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = make_store(3, num_readers=1)
-    with store.lease(0, {0: 1, 1: 1, 2: 1}) as lease:
-        assert len(list(lease)) == 3
+    store = make_store(4, num_readers=1)
+    with store.lease(0, {0: 1, 1: 1}) as first, store.lease(1, {0: 1, 1: 1}) as second:
+        assert len([*first, *second]) == 4
         assert store.prefetch(0, [5]) == 0
     reads = GatedReads(monkeypatch)
-    with store.lease(1, {0: 1, 1: 1}):
+    with store.lease(1, {2: 1, 3: 1}):
         reads.wait_until_started()
         assert store.prefetch(0, [5]) == 0
         reads.is_open.set()
@@ -375,6 +376,27 @@ def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monk
         assert ratios.lookups <= 40
         assert 0 <= ratios.realised <= ratios.optimal <= 1
     assert ratios.realised < ratios.optimal
+
+
+def test_a_wide_lease_leaves_other_layers_their_slots(make_store: MakeStore) -> None:
+    store = make_store(6)
+    use(store, 0, 1, 2, 3)
+    use(store, 1, *range(8))
+    use(store, 0, 1, 2, 3)
+    assert lookups(store) == {"host": 3, "disk": 11}
+
+
+def test_a_store_that_is_forgotten_stops_its_threads(tmp_path: Path) -> None:
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("expert-reader")]
+
+    before = len(readers())
+    store = ExpertStore(make_catalog(tmp_path), 4096 * 4)
+    use(store, 0, 1)
+    assert len(readers()) > before
+    del store
+    gc.collect()
+    assert len(readers()) == before
 
 
 def test_an_unknown_policy_is_named(make_store: MakeStore) -> None:
