@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -27,8 +27,8 @@ class Lease:
     """A context manager whose iteration yields ``(expert, weights)``, ready ones first.
 
     Every expert is yielded once, in an order that depends on what is resident. Weights may be used until the next
-    expert is asked for. A lease of more experts than its layer has slots is served in waves: then what was yielded is
-    given back when the next one is asked for, else when the lease ends.
+    expert is asked for. A lease of more experts than its layer's share of slots is served in waves: those that were
+    found stay till its end, the others are given back when the next one is asked for.
 
     Raises (when entered or while iterating):
         ExpertLoadError: an expert could not be read; the message names it and says why.
@@ -68,7 +68,8 @@ class Lease:
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
             backstage.count_lookups(record, self._ready)
-            self._most_held = pool.most_held(self._layer, len(self._held))
+            self._found = frozenset(self._held)
+            self._most_held = pool.most_held(self._layer, len(asked), len(self._held))
             if self._wanted:
                 self._fetch()
         return self
@@ -93,8 +94,8 @@ class Lease:
             while self._ready:
                 entry = self._ready.popleft()
                 yield entry.key.expert, weights(entry)
-                if self._wanted:
-                    self._give_back(entry)
+                if self._wanted and entry not in self._found:
+                    self._give_back([entry])
             if not self._coming and not self._wanted:
                 return
             self._wait()
@@ -108,6 +109,9 @@ class Lease:
                 self._sort()
                 if self._ready:
                     return
+                if not self._coming and self._held:  # every slot is in use: what was found has been used, and may go
+                    self._give_back(list(self._held))
+                    continue
                 started = time.perf_counter()
                 backstage.wait()
                 backstage.statistics.stall_seconds[self._phase] += time.perf_counter() - started
@@ -131,10 +135,12 @@ class Lease:
             self._coming.append(entry)
             self._wanted.popleft()
 
-    def _give_back(self, entry: Entry) -> None:
+    def _give_back(self, entries: Sequence[Entry]) -> None:
+        """Before the end, so that others can come in their place."""
         last_use = self._pool.mark_use()
         with self._backstage.changed:
-            self._held.remove(entry)
-            self._pool.give_back(entry, last_use)
+            for entry in entries:
+                self._held.remove(entry)
+                self._pool.give_back(entry, last_use)
             self._fetch()
             self._backstage.wake()

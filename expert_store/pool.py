@@ -188,9 +188,9 @@ class Pool:
         self.host.resize(num_slots)
         self._count_shares()
 
-    def most_held(self, layer: int, hits: int) -> int:
+    def most_held(self, layer: int, num_asked: int, hits: int) -> int:
         """Slots that a lease of a layer takes at once."""
-        return most_held(self._shares[layer], hits)
+        return most_held(num_asked, self._shares[layer], hits)
 
     def check_integrity(self) -> None:
         for _, tier in self.tiers:

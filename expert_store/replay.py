@@ -93,40 +93,57 @@ def replay_optimal(trace: Trace, num_slots: int) -> ReplayResult:
     return result
 
 
+class _Replayed:
+    """A lease as the store takes it, with reads that end when they are waited for."""
+
+    def __init__(self, tier: Tier, lease: TracedLease, share: int):
+        keys = [ExpertKey(lease.layer, expert) for expert in lease.experts]
+        entries = [(key, tier.lease(key)) for key in keys]
+        self._tier = tier
+        self._held = [entry for _, entry in entries if entry is not None]
+        self._loading: deque[Entry] = deque()
+        self._wanted = deque(key for key, entry in entries if entry is None)
+        self.hits = len(self._held)
+        self._most_held = most_held(len(keys), share, self.hits)
+
+    def run(self) -> None:
+        while self._wanted or self._loading:
+            self._fetch()
+            if self._loading:
+                entry = self._loading.popleft()
+                self._tier.finish(entry)
+                self._held.append(entry)
+                if self._wanted:
+                    self._give_back([entry])
+            elif self._held:  # every slot is in use
+                self._give_back(list(self._held))
+            else:
+                raise ValueError(f"{self._wanted[0]} finds no slot though none is in use; a tier needs one at least")
+        self._give_back(list(self._held))
+
+    def _fetch(self) -> None:
+        while self._wanted and len(self._held) + len(self._loading) < self._most_held:
+            entry = self._tier.reserve(self._wanted[0])
+            if entry is None:
+                return
+            self._loading.append(entry)
+            self._wanted.popleft()
+
+    def _give_back(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self._held.remove(entry)
+            self._tier.release(entry)
+
+
 def run_lease(tier: Tier, lease: TracedLease, share: int) -> int:
-    """Take a lease as the store does, with reads that end when they are waited for; how many experts were resident.
+    """Take a lease as the store does; how many of its experts were resident.
 
     Args:
         share: slots of the lease's layer; see ``most_held``.
     """
-    ready: deque[Entry] = deque()
-    loading: deque[Entry] = deque()
-    wanted: deque[ExpertKey] = deque()
-    for expert in lease.experts:
-        key = ExpertKey(lease.layer, expert)
-        entry = tier.lease(key)
-        if entry is None:
-            wanted.append(key)
-        else:
-            ready.append(entry)
-    hits = len(ready)
-    most = most_held(share, hits)
-    used: list[Entry] = []
-    while ready or wanted or loading:
-        while wanted and len(ready) + len(loading) < most and (entry := tier.reserve(wanted[0])) is not None:
-            loading.append(entry)
-            wanted.popleft()
-        if not ready and not loading:
-            raise ValueError(f"{wanted[0]} finds no slot though none is in use; a tier needs one at least")
-        if not ready:
-            ready.append(loading.popleft())
-            tier.finish(ready[0])
-        used.append(ready.popleft())
-        if wanted:
-            tier.release(used.pop())
-    for entry in used:
-        tier.release(entry)
-    return hits
+    replayed = _Replayed(tier, lease, share)
+    replayed.run()
+    return replayed.hits
 
 
 def optimal(leases: Sequence[TracedLease], num_slots: int, initial_residents: Iterable[ExpertKey] = ()) -> int:

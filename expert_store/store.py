@@ -96,21 +96,27 @@ class ExpertStore:
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
         """Ask for experts that will be leased soon, the likeliest first; tells how many are on their way.
 
-        Only while the disk would be idle: demands come first. Nothing that is leased or pinned goes for them.
+        Only while the disk would be idle: demands come first. Nothing that is leased, pinned or among these experts
+        goes for them.
         """
         backstage, started = self._backstage, 0
         with backstage.changed:
-            pool, keys = backstage.pool_of[layer], backstage.keys[layer]
-            for expert in experts:
-                if pool.top.find(keys[expert]) is not None or keys[expert] in backstage.quarantined:
+            pool = backstage.pool_of[layer]
+            keys = [backstage.keys[layer][expert] for expert in experts]
+            held = [pool.top.hold(key) for key in keys]
+            for key, entry in zip(keys, held, strict=True):
+                if entry is not None or key in backstage.quarantined:
                     continue
                 if backstage.is_closed or not backstage.reader.takes_prefetches:
                     break
-                entry = backstage.fetch(keys[expert], ahead=True)
-                if entry is None:
+                fetched = backstage.fetch(key, ahead=True)
+                if fetched is None:
                     break
-                pool.give_back(entry)
+                pool.give_back(fetched)
                 started += 1
+            for entry in held:
+                if entry is not None:
+                    pool.give_back(entry)
         return started
 
     def pin(self, keys: Sequence[ExpertKey]) -> None:

@@ -32,15 +32,16 @@ class Entry:
     arrival: Any = None  # on a device: the event after which the slot may be read
 
 
-READS_BEYOND_SHARE = 2  # keep the disk busy while experts that were found are run
+READS_OF_WIDE_LEASE = 2  # at a time; they keep the disk busy
 
 
-def most_held(share: int, hits: int) -> int:
-    """Slots that a lease takes at once: its layer's share, so that one wide lease does not push out other layers'.
+def most_held(num_asked: int, share: int, hits: int) -> int:
+    """Slots that a lease takes at once.
 
-    It always has reads under way beside what it found; beyond that it goes in waves, as it gives experts back.
+    One that asks for more experts than its layer's share keeps those that it found and reads the others through a few
+    slots, in waves: else it would push out other layers' experts, and the popular ones of its own.
     """
-    return max(share, hits + READS_BEYOND_SHARE)
+    return num_asked if num_asked <= share else hits + READS_OF_WIDE_LEASE
 
 
 def _ignore(slot: int) -> None:
@@ -91,6 +92,13 @@ class Tier:
             entry.leases += 1
             if entry.state is State.READY and key not in self._pinned:
                 self._policy.touch(key)
+        return entry
+
+    def hold(self, key: ExpertKey) -> Entry | None:
+        """Lease an expert without counting it as asked for, so that what is fetched now does not push it out."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.leases += 1
         return entry
 
     def has_room(self, key: ExpertKey) -> bool:

@@ -350,6 +350,16 @@ def test_what_is_read_ahead_is_used_late_or_wasted(make_store: MakeStore, monkey
     assert dict(store.statistics().prefetches) == {"used": 1, "late": 1, "wasted": 1}
 
 
+def test_what_is_expected_and_there_is_not_pushed_out_by_what_is_read_ahead(make_store: MakeStore) -> None:
+    store = make_store(2, policy="lru")
+    use(store, 0, 1)
+    use(store, 0, 2)
+    assert store.prefetch(0, [3, 1]) == 1  # expert 1 is the oldest
+    assert store.residents().keys() <= {ExpertKey(0, 1), ExpertKey(0, 3)}
+    use(store, 0, 1)
+    assert lookups(store) == {"host": 1, "disk": 2}
+
+
 def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
