@@ -15,9 +15,9 @@ from expert_store.arena import HostArena
 from expert_store.device import EmulatedDevice
 from expert_store.direct_io import DirectFile
 from tests.expert_store.records import LAYOUT, make_records
+from tests.expert_store.settling import TIMEOUT, settle
 
 SLOT = LAYOUT.slot_bytes
-TIMEOUT = 30
 
 
 @pytest.fixture
@@ -49,23 +49,6 @@ def moved(store: ExpertStore) -> dict[tuple[str, str], int]:
     """Experts moved each way, once all copies are over."""
     settle(store)
     return {way: load.nbytes // SLOT for way, load in store.statistics().loads.items()}
-
-
-def settle(store: ExpertStore) -> None:
-    """Until the copier has told everything: what was queued is ready before its end is counted."""
-    over = threading.Event()
-    store._backstage._copier._jobs.put(_Marker(over))  # type: ignore[union-attr,arg-type]
-    assert over.wait(TIMEOUT)
-
-
-class _Marker:
-    """A copy of nothing whose end is a sign."""
-
-    def __init__(self, over: threading.Event):
-        self.source = self.target = torch.empty(0, dtype=torch.uint8)
-        self.after = None
-        self.on_queued = lambda event: None
-        self.on_done = lambda error: over.set()
 
 
 def test_an_expert_passes_through_the_host_and_is_found_on_the_device(stores: Any) -> None:

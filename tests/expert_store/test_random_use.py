@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from expert_store.arena import Bytes
 from expert_store.direct_io import DirectFile, Piece
 from expert_store.policies import POLICIES
 from tests.expert_store.records import LAYOUT, make_records
+from tests.expert_store.settling import settle
 
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
 SLOT = LAYOUT.slot_bytes
@@ -86,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
     def lease_while_reads_fail(self, batch: list[tuple[int, set[int]]], broken: set[ExpertKey]) -> None:
         FaultyFile.broken = broken
         self.together(batch)
-        self.settle()
+        settle(self.store)
         FaultyFile.broken = set()
 
     @rule(batch=requests, host_slots=slots)
@@ -143,22 +143,11 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go(self) -> None:
         self.held.pop().__exit__(None, None, None)
 
-    def settle(self) -> None:
-        """Until no read and no copy is under way."""
-        backstage = self.store._backstage
-        while any(
-            entry.state.name == "LOADING"
-            for pool in backstage.pools
-            for _, tier in pool.tiers
-            for entry in list(tier._entries.values())
-        ):
-            threading.Event().wait(0.0005)
-
     @invariant()
     def nothing_is_lost(self) -> None:
         if not hasattr(self, "store"):
             return
-        self.settle()
+        settle(self.store)
         self.store.check_integrity()
         for tier in self.store.tiers().values():
             assert tier.num_resident <= tier.num_slots
