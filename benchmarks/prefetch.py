@@ -1,7 +1,7 @@
 """Prefetching off, by gate, by co-activation and governed (auto), interleaved; the last line is one JSON object.
 
-    python benchmarks/prefetch.py --checkpoint DIR          # 3.3 GB are written there, or found there
-    python benchmarks/prefetch.py --model bundled
+    python -m benchmarks.prefetch --checkpoint DIR          # 3.3 GB are written there, or found there
+    python -m benchmarks.prefetch --model bundled
 
 Each way has its own store, and all of them run the same tokens, a segment of steps at a time in turns; each segment
 begins with another way. ``gate`` and ``coactivation`` prefetch in every step; ``auto`` leaves it to the governor.
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from skewed_checkpoint import skew, topical_tokens, write_skewed_checkpoint
 
+from benchmarks.skewed_checkpoint import skew, topical_tokens, write_skewed_checkpoint
 from expert_store import ExpertStore, Prefetcher, PrefetchMode, make_prefetcher
 from expert_store.direct_io import DirectFile
 from expert_store.governor import Governor

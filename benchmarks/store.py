@@ -38,7 +38,7 @@ from expert_store import (
 )
 from expert_store.arena import HostArena
 
-NUM_READERS = 4
+NUM_READERS = 6
 NUM_SLOTS = 16
 FILE_BYTES = 768 << 20
 HIDDEN = {1: 1024, 3: 1024, 9: 2048}  # by megabytes of an expert

@@ -100,8 +100,10 @@ def slot_views(layout: ExpertLayout, raw: torch.Tensor) -> Weights:
 
 
 def page_aligned(nbytes: int) -> Bytes:
-    """Writable bytes that start on a page."""
+    """Writable bytes that start on a page; huge ones if they can, which direct reads are much faster into."""
     memory: Any = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(memory, dtype=np.uint8)
 
 

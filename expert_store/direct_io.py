@@ -19,7 +19,7 @@ from .errors import ShortReadError
 log = logging.getLogger(__name__)
 
 MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
-BOUNCE_BYTES = 1 << 20
+BOUNCE_BYTES = 2 << 20  # one huge page
 MAX_GAP_BYTES = 64 << 10  # reading so much that nobody wants costs less than another call
 
 

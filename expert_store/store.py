@@ -19,7 +19,7 @@ from .pool import TierName
 from .replay import optimal
 from .statistics import Phase, StoreStatistics
 
-NUM_READERS = 4  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
+NUM_READERS = 6  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
 CPU = torch.device("cpu")
 
 
