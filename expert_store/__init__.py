@@ -26,8 +26,7 @@ from .errors import (
 )
 from .keys import ExpertKey
 from .lease import Lease, Recorder
-from .packed import Manifest, Pack, is_pack, open_pack, read_manifest
-from .packed_writer import PackedLayer, PackSource, write_pack
+from .packed import Manifest, Pack, PackedLayer, PackSource, is_pack, open_pack, read_manifest, write_pack
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor

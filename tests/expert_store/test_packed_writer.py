@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from expert_store import ExpertKey, PackError, Weights, open_pack
-from expert_store.pack_folder import LOCK_NAME
+from expert_store.packed.folder import LOCK_NAME
 from tests.expert_store.packs import (
     LAYOUT,
     NUM_EXPERTS,

@@ -18,9 +18,17 @@ from typing import Annotated, Any, NamedTuple
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from .catalog import PAGE_BYTES, ExpertCatalog, ExpertLayout, Extent, LayerEntry, PackedRecord, ParameterSpec
-from .errors import CheckpointError
-from .safetensors_index import DTYPES
+from expert_store.catalog import (
+    PAGE_BYTES,
+    ExpertCatalog,
+    ExpertLayout,
+    Extent,
+    LayerEntry,
+    PackedRecord,
+    ParameterSpec,
+)
+from expert_store.errors import CheckpointError
+from expert_store.safetensors_index import DTYPES
 
 FORMAT = "greenroom-pack"
 VERSION = 1

@@ -18,14 +18,15 @@ import numpy as np
 import torch
 import xxhash
 
-from .arena import Bytes, Weights, slot_views
-from .catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
-from .errors import CheckpointError, PackError
+from expert_store.arena import Bytes, Weights, slot_views
+from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
+from expert_store.errors import CheckpointError, PackError
+from expert_store.keys import ExpertKey
+
 from .fingerprint import source_fingerprint
+from .folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
 from .journal import Journal
-from .keys import ExpertKey
-from .pack_folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
-from .packed import (
+from .manifest import (
     CHUNK_BYTES,
     PACK_SUFFIX,
     TRUNK_NAME,

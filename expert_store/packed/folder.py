@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import CheckpointError, PackError
-from .packed import DATA_FOLDER, MANIFEST_NAME, Manifest, read_manifest
+from expert_store.errors import CheckpointError, PackError
+
+from .manifest import DATA_FOLDER, MANIFEST_NAME, Manifest, read_manifest
 
 LOCK_NAME = ".lock"
 JOURNAL_NAME = "journal"

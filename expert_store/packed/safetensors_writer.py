@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .catalog import TensorSource
-from .errors import ShortReadError
-from .safetensors_index import DTYPES
+from expert_store.catalog import TensorSource
+from expert_store.errors import ShortReadError
+from expert_store.safetensors_index import DTYPES
 
 CHUNK_BYTES = 8 << 20
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from .keys import ExpertKey
+from expert_store.keys import ExpertKey
 
 
 class Journal:
