@@ -95,7 +95,7 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "expert_store/trace.py",
         "expert_store/packed/fingerprint.py",
         "expert_store/packed/journal.py",
-        "expert_store.packed.folder.py",
+        "expert_store/packed/folder.py",
         "expert_store/replay.py",
         *(f"expert_store/policies/{path.name}" for path in (ROOT / "expert_store/policies").glob("*.py")),
         "expert_store/coactivation.py",
