@@ -19,6 +19,7 @@ from .arena import DeviceArena, HostArena, Weights
 from .catalog import ExpertLayout
 from .copier import Copier, CopyJob
 from .device import Device, Event
+from .errors import BudgetError
 from .keys import ExpertKey
 from .policies import Policy, make_policy
 from .policies.fair import share_out
@@ -72,8 +73,7 @@ class Pool:
         self._arriving: dict[ExpertKey, Entry] = {}  # device entries that wait for their bytes to reach the host
         self._last_use: dict[int, Event] = {}  # by device slot: it is not overwritten before
         if device is not None:
-            self.device_arena = DeviceArena(layout, device.device.allocate(device.num_slots * layout.slot_bytes))
-            self.device = Tier(device.num_slots, self._make_policy(device.num_slots))
+            self._make_device_tier(device)
         self._count_shares()
 
     @property
@@ -160,26 +160,18 @@ class Pool:
         Raises:
             BudgetError: the memory could not be allocated; the tier has its old size then, and is empty.
         """
-        old = self._device.num_slots if self._device else 0
-        pinned = self.device.pinned
+        assert self._device is not None
+        old, pinned, counts = self._device, self.device.pinned, (self.device.evictions, self.device.wasted)
         for key in list(self.device.resident):
             self._on_moved(key, None)
             self.host.mark_spare(key, is_spare=False)
         del self.device_arena  # before the new one is allocated
-        num_slots = old
         try:
-            memory = device.device.allocate(device.num_slots * self.layout.slot_bytes)
-            num_slots, self._device = device.num_slots, device
-        except Exception:
-            memory = device.device.allocate(old * self.layout.slot_bytes)
+            self._make_device_tier(device, *counts)
+        except BudgetError:
+            self._make_device_tier(old, *counts)
             raise
         finally:
-            self.device_arena = DeviceArena(self.layout, memory)
-            evictions, wasted = self.device.evictions, self.device.wasted
-            self.device = Tier(num_slots, self._make_policy(num_slots))
-            self._count_shares()
-            self._last_use.clear()
-            self.device.evictions, self.device.wasted = evictions, wasted
             for key in pinned:
                 self.device.pin(key)
 
@@ -195,6 +187,15 @@ class Pool:
     def check_integrity(self) -> None:
         for _, tier in self.tiers:
             tier.check_integrity()
+
+    def _make_device_tier(self, device: DeviceSlots, evictions: int = 0, wasted: int = 0) -> None:
+        memory = device.device.allocate(device.num_slots * self.layout.slot_bytes)
+        self.device_arena = DeviceArena(self.layout, memory)
+        self.device = Tier(device.num_slots, self._make_policy(device.num_slots))
+        self.device.evictions, self.device.wasted = evictions, wasted
+        self._device = device
+        self._last_use.clear()
+        self._count_shares()
 
     def _make_policy(self, num_slots: int) -> Policy:
         return make_policy(self._policy, num_slots, self._experts_per_layer)

@@ -148,6 +148,25 @@ def test_a_device_tier_is_rebuilt_between_leases(stores: Any) -> None:
         store.resize(device_bytes=1)
 
 
+def test_a_device_without_the_memory_keeps_its_old_size(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(2, 4)
+    store.pin([ExpertKey(0, 1)])
+    allocate = EmulatedDevice.allocate
+
+    def refuse_more(self: EmulatedDevice, nbytes: int) -> torch.Tensor:
+        if nbytes > 2 * SLOT:
+            raise BudgetError("cannot allocate")
+        return allocate(self, nbytes)
+
+    monkeypatch.setattr(EmulatedDevice, "allocate", refuse_more)
+    with pytest.raises(BudgetError, match="cannot allocate"):
+        store.resize(device_bytes=5 * SLOT)
+    assert store.tiers()["device"].num_slots == 2
+    assert store.tiers()["device"].budget_bytes == 2 * SLOT
+    use(store, 0, *range(8))
+    assert store.tiers()["device"].num_pinned == 1
+
+
 def test_a_rebuild_waits_for_leases(stores: Any) -> None:
     store = stores(2, 4)
     with store.lease(0, {1: 1}) as lease:
