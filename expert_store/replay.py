@@ -156,8 +156,8 @@ def optimal_by_lease(
 ) -> list[int]:
     """Hits of each lease under Belady's MIN: the expert goes whose next use is the farthest away.
 
-    Experts of the running lease may go too, once they have been used, but what is read last stays. Where several
-    are read, which is last is left open, so that for such leases this is a bound that may not be quite reached.
+    Experts of the running lease may go too, once they have been used. The one that is read last stays; where a lease
+    asks for several, which that is is left open, so that for such leases this is a bound that may not be quite reached.
     O(n log n). Belady, "A study of replacement algorithms for a virtual-storage computer", 1966.
 
     Args:
@@ -188,9 +188,8 @@ def optimal_by_lease(
     heap = _heap(resident, width)
     result = []
     for lease in reversed(uses):
-        missing = [key for key, _ in lease if key not in resident]
-        result.append(len(lease) - len(missing))
-        stays = missing[0] if len(missing) == 1 else None
+        result.append(sum(key in resident for key, _ in lease))
+        stays = lease[0][0] if len(lease) == 1 else None
         resident.update(lease)
         for key, use in lease:
             if key != stays:
