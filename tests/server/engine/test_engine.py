@@ -35,9 +35,13 @@ def test_requests_together_write_what_each_writes_alone() -> None:
 
 def test_a_long_prompt_goes_in_by_chunks_beside_running_decodes() -> None:
     rig = Rig(max_batched_tokens=8)
+    both_are_there = threading.Event()
+    rig.model.before_step = lambda: None if both_are_there.wait(30) else pytest.fail("nobody came")
 
     async def scenario() -> list[str]:
-        return await asyncio.gather(collect(rig.submit(b"ab", 12)), collect(rig.submit(b"x" * 50, 4)))
+        requests = [collect(rig.submit(b"ab", 12)), collect(rig.submit(b"x" * 50, 4))]
+        both_are_there.set()
+        return await asyncio.gather(*requests)
 
     assert run(rig, scenario) == [continuation(b"ab", 12), continuation(b"x" * 50, 4)]
     assert max(sum(step) for step in rig.model.steps) == 8
