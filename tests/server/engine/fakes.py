@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -93,6 +95,15 @@ class Rig:
 
 async def collect(stream: TokenStream) -> str:
     return "".join([event.text async for event in stream])
+
+
+async def collect_together(rig: Rig, *requests: tuple[bytes, int]) -> list[str]:
+    """The texts of some prompts and their numbers of tokens, all submitted before the first step."""
+    are_there = threading.Event()
+    rig.model.before_step = lambda: None if are_there.wait(30) else sys.exit("the requests never came")
+    texts = [collect(rig.submit(prompt, max_tokens)) for prompt, max_tokens in requests]
+    are_there.set()
+    return await asyncio.gather(*texts)
 
 
 def run(rig: Rig, scenario: Callable[[], Any]) -> Any:

@@ -19,7 +19,7 @@ from server.engine.request import (
     RequestRefusedError,
 )
 from server.model.trunk import SequenceChunk
-from tests.server.engine.fakes import Rig, collect, continuation, next_token, run
+from tests.server.engine.fakes import Rig, collect, collect_together, continuation, next_token, run
 
 
 def test_requests_together_write_what_each_writes_alone() -> None:
@@ -27,7 +27,7 @@ def test_requests_together_write_what_each_writes_alone() -> None:
     prompts = [bytes([65 + i] * (1 + 7 * i)) for i in range(6)]
 
     async def scenario() -> list[str]:
-        return await asyncio.gather(*[collect(rig.submit(prompt, 20)) for prompt in prompts])
+        return await collect_together(rig, *[(prompt, 20) for prompt in prompts])
 
     assert run(rig, scenario) == [continuation(prompt, 20) for prompt in prompts]
     assert max(map(len, rig.model.steps)) > 1
@@ -35,13 +35,9 @@ def test_requests_together_write_what_each_writes_alone() -> None:
 
 def test_a_long_prompt_goes_in_by_chunks_beside_running_decodes() -> None:
     rig = Rig(max_batched_tokens=8)
-    both_are_there = threading.Event()
-    rig.model.before_step = lambda: None if both_are_there.wait(30) else pytest.fail("nobody came")
 
     async def scenario() -> list[str]:
-        requests = [collect(rig.submit(b"ab", 12)), collect(rig.submit(b"x" * 50, 4))]
-        both_are_there.set()
-        return await asyncio.gather(*requests)
+        return await collect_together(rig, (b"ab", 12), (b"x" * 50, 4))
 
     assert run(rig, scenario) == [continuation(b"ab", 12), continuation(b"x" * 50, 4)]
     assert max(sum(step) for step in rig.model.steps) == 8
@@ -53,7 +49,7 @@ def test_more_text_than_cache_is_served_by_preemption() -> None:
     prompts = [bytes([65 + i] * 8) for i in range(5)]
 
     async def scenario() -> list[str]:
-        return await asyncio.gather(*[collect(rig.submit(prompt, 24)) for prompt in prompts])
+        return await collect_together(rig, *[(prompt, 24) for prompt in prompts])
 
     assert run(rig, scenario) == [continuation(prompt, 24) for prompt in prompts]
     assert rig.engine.statistics.preemptions > 0
@@ -116,6 +112,8 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it() -> None:
 
 def test_a_cancelled_request_stops_within_one_step_and_frees_its_blocks() -> None:
     rig = Rig()
+    is_cancelled = threading.Event()
+    rig.model.before_step = lambda: len(rig.model.steps) < 20 or is_cancelled.wait(30)  # or all is over before
 
     async def scenario() -> int:
         stream = rig.submit(b"gone", 200)
@@ -124,6 +122,7 @@ def test_a_cancelled_request_stops_within_one_step_and_frees_its_blocks() -> Non
                 break
         stream.cancel()
         steps = len(rig.model.steps)
+        is_cancelled.set()
         while rig.engine.statistics.num_running:
             await asyncio.sleep(0)
         return len(rig.model.steps) - steps
