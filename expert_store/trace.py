@@ -158,7 +158,8 @@ def _lines(path: Path) -> Iterator[bytes]:
         rest = rest or b"?"
     except (OSError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise TraceError(f"cannot read the trace {path} behind line {number}: {reason}") from error
+        place = f" behind line {number}" if number else ""
+        raise TraceError(f"cannot read the trace {path}{place}: {reason}") from error
     if rest:
         log.warning("%s breaks off behind line %d; what comes before is used", path, number)
 
