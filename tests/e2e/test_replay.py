@@ -66,7 +66,7 @@ def test_a_trace_that_breaks_off_is_replayed_with_a_warning(tmp_path: Path) -> N
     ("arguments", "status", "message"),
     [
         ((), 2, "the following arguments are required: TRACE; see greenroom replay --help"),
-        (("nowhere.jsonl",), 1, "cannot read the trace nowhere.jsonl behind line 0: No such file or directory"),
+        (("nowhere.jsonl",), 1, "cannot read the trace nowhere.jsonl: No such file or directory"),
         ((__file__,), 1, "test_replay.py line 1 is not JSON"),
         ((CHAT, "--policies", "lru,fifo"), 2, "--policies: 'fifo' is not a cache policy; choose from lru, lfru,"),
         ((CHAT, "--sizes", "10%,lots"), 2, "--sizes: 'lots' is not a size; write it as 6GiB, or as a part up to 100%"),

@@ -143,7 +143,7 @@ def test_flipped_bytes_in_a_compressed_trace_are_found(tmp_path: Path) -> None:
 
 
 def test_files_that_can_not_be_opened_are_named(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match=r"cannot read the trace .*nowhere.jsonl behind line 0: No such file"):
+    with pytest.raises(TraceError, match=r"cannot read the trace .*nowhere.jsonl: No such file"):
         read_trace(tmp_path / "nowhere.jsonl")
     with pytest.raises(TraceError, match=r"cannot write the trace .*: No such file or directory"):
         TraceWriter(tmp_path / "no" / "where.jsonl", HEADER)
