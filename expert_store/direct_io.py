@@ -111,12 +111,9 @@ class DirectFile:
             done += count
 
     def _read_buffered(self, target: Bytes, offset: int) -> None:
-        done = 0
-        while done < len(target):
-            count = os.preadv(self._buffered, [target[done : done + MAX_READ_BYTES].data], offset + done)
-            if count == 0:
-                raise self._short(offset + done)
-            done += count
+        done = read_fully(self._buffered, target, offset)
+        if done < len(target):
+            raise self._short(offset + done)
         with suppress(OSError):  # a hint
             os.posix_fadvise(self._buffered, offset, len(target), os.POSIX_FADV_DONTNEED)
 
@@ -129,6 +126,17 @@ class DirectFile:
         # The descriptor stays open: another thread may be reading through it.
         self._direct = None
         log.warning("%s does not take direct reads (%s); reading it through the page cache", self._path, error.strerror)
+
+
+def read_fully(file: int, target: Bytes, offset: int) -> int:
+    """Read through the page cache until the target is full or the file ends; the number of bytes."""
+    done = 0
+    while done < len(target):
+        count = os.preadv(file, [target[done : done + MAX_READ_BYTES].data], offset + done)
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 def bounce_buffer() -> Bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ import xxhash
 
 from .arena import Bytes, HostArena
 from .catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
-from .direct_io import MAX_READ_BYTES, DirectFile, Piece, bounce_buffer
+from .direct_io import DirectFile, Piece, bounce_buffer, read_fully
 from .errors import ChecksumError, ShortReadError, StoreClosedError
 from .keys import ExpertKey
 
@@ -150,12 +149,8 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
     """
     target = np.empty(source.extent.nbytes, dtype=np.uint8)
     with source.extent.path.open("rb", buffering=0) as file:
-        done = 0
-        while done < len(target):
-            count = os.preadv(file.fileno(), [target[done : done + MAX_READ_BYTES].data], source.extent.offset + done)
-            if count == 0:
-                raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-            done += count
+        if read_fully(file.fileno(), target, source.extent.offset) < len(target):
+            raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
     return _as_tensor(target, source)
 
 
