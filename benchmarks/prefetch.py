@@ -33,8 +33,9 @@ from server.model.checkpoint import BUNDLED
 from server.model.dtype import compute_dtype
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
+from server.model.step import SequenceChunk
 from server.model.tokenizer import Tokenizer
-from server.model.trunk import SequenceChunk, Trunk
+from server.model.trunk import Trunk
 
 WAYS: dict[str, PrefetchMode] = {
     "off": "off",
@@ -102,7 +103,7 @@ class Way:
         blocks = len(self.table) // len(streams)
         for _ in range(steps):
             chunks = [
-                SequenceChunk([stream[self.position]], self.position, self.table[blocks * row : blocks * (row + 1)])
+                SequenceChunk([stream[self.position]], self.position, [self.table[blocks * row : blocks * (row + 1)]])
                 for row, stream in enumerate(streams)
             ]
             self.trunk.forward(chunks, self.cache, self.store, self.prefetcher)
@@ -129,8 +130,8 @@ def sampled_streams(trunk: Trunk, num_streams: int, length: int) -> list[list[in
         way = open_way(trunk, "off", 1.0, 1, length)
         tokens = Tokenizer(BUNDLED).encode(PROMPT)
         for position in range(length - 1):
-            chunk = SequenceChunk([tokens[position]], position, way.table)
-            logits = trunk.forward([chunk], way.cache, way.store)
+            chunk = SequenceChunk([tokens[position]], position, [way.table])
+            logits = trunk.forward([chunk], way.cache, way.store).logits
             if position + 1 == len(tokens):
                 tokens.append(int(torch.multinomial((logits[0] / TEMPERATURE).softmax(-1), 1, generator=random)))
         way.store.close()

@@ -19,8 +19,9 @@ from expert_store.trace import TraceHeader, TraceWriter
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
+from server.model.step import SequenceChunk
 from server.model.tokenizer import Tokenizer
-from server.model.trunk import SequenceChunk, Trunk
+from server.model.trunk import Trunk
 
 from .corpus import find_domains, read_documents, split_documents
 from .errors import DemoError
@@ -108,10 +109,10 @@ def record(trunk: Trunk, streams: Iterator[Stream], batch: int, path: Path) -> N
         while decoded < DECODE_STEPS:
             decoded += all(len(stream.new) == 1 for stream in running)
             chunks = [
-                SequenceChunk(stream.new, stream.num_cached, table)
+                SequenceChunk(stream.new, stream.num_cached, [table])
                 for stream, table in zip(running, tables, strict=True)
             ]
-            logits = trunk.forward(chunks, cache, store)
+            logits = trunk.forward(chunks, cache, store).logits
             running = [
                 stream if stream.advance(row) else next(streams) for stream, row in zip(running, logits, strict=True)
             ]

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import secrets
 import threading
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
-import torch
-
 from expert_store import ExpertLoadError, ExpertStoreError
-from server.model.trunk import SequenceChunk
+from server.model.step import SequenceChunk, StepOutput
 from server.observability.statistics import EngineStatistics
 
+from .advance import advance
 from .block_manager import BlockManager
 from .request import (
     EngineError,
     EngineUnavailableError,
-    FinishReason,
     GenerationFailedError,
     GenerationRequest,
     QueueFullError,
     RequestRefusedError,
-    TokenEvent,
     TokenStream,
+    publish,
 )
 from .runner import ModelRunner
-from .sampler import sample
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .text import Decode, Detokenizer, TextAssembler
@@ -163,7 +159,7 @@ class Engine:
     def _attempt(self, step: AbstractSequence[Scheduled]) -> None:
         """Run a step. If it fails, run its parts alone, so that only those fail that are to blame."""
         try:
-            logits = self._run(step)
+            output = self._run(step)
         except (ExpertStoreError, RuntimeError) as error:
             if len(step) == 1:
                 self._fail(step, error)
@@ -173,7 +169,7 @@ class Engine:
                 self._attempt([item])
             return
         try:
-            self._postprocess(step, logits)
+            self._postprocess(step, output)
         except RuntimeError as error:
             self._fail(step, error)
 
@@ -183,48 +179,30 @@ class Engine:
                 self._scheduler.remove(sequence)
                 self.statistics.finished["abort"] += 1
 
-    def _run(self, step: AbstractSequence[Scheduled]) -> torch.Tensor:
+    def _run(self, step: AbstractSequence[Scheduled]) -> StepOutput:
         chunks = []
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
-            chunks.append(
-                SequenceChunk(sequence.token_ids[first : first + item.num_tokens], first, sequence.block_table)
-            )
+            tokens = sequence.token_ids[first : first + item.num_tokens]
+            chunks.append(SequenceChunk(tokens, first, [sequence.block_table], int(item.reaches_end)))
         return self._runner.run(chunks)
 
-    def _postprocess(self, step: AbstractSequence[Scheduled], logits: torch.Tensor) -> None:
-        rows = [row for row, item in enumerate(step) if item.reaches_end]
+    def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
+        sequences = []
         for item in step:
-            generated_before = item.sequence.num_generated
-            if generated_before == 0:
+            sequence = item.sequence
+            if sequence.num_generated == 0:
                 self.statistics.prompt_tokens += item.num_tokens
-            item.sequence.num_cached += item.num_tokens
-        sequences = [step[row].sequence for row in rows]
-        tokens = sample(
-            logits[rows],
-            [sequence.stream.request.sampling for sequence in sequences],
-            [_draw(sequence) for sequence in sequences],
-        )
-        for sequence, token in zip(sequences, tokens, strict=True):
-            self._append(sequence, token)
-
-    def _append(self, sequence: Sequence, token: int) -> None:
-        """Take a sampled token: publish its text, and end the sequence if it is the last."""
-        sequence.token_ids.append(token)
-        self.statistics.generation_tokens += 1
-        sampling = sequence.stream.request.sampling
-        ends = token in sampling.stop_token_ids or (token in self._eos_token_ids and not sampling.ignore_eos)
-        text = "" if ends else sequence.text.push(token)
-        reason = None
-        if ends or sequence.text.is_stopped:
-            reason = FinishReason.STOP
-        elif sequence.num_generated == sampling.max_tokens:
-            reason = FinishReason.LENGTH
-        if reason is not None:
-            text += sequence.text.flush()
-            self._scheduler.remove(sequence)
-            self.statistics.finished[reason.value] += 1
-        sequence.stream.publish(TokenEvent(text, sequence.num_generated, reason))
+            if item.reaches_end:
+                sequences.append(sequence)
+            sequence.num_cached += item.num_tokens
+        events = advance(sequences, output.logits, self._eos_token_ids)
+        for sequence, event in zip(sequences, events, strict=True):
+            if event.finish_reason is not None:
+                self._scheduler.remove(sequence)
+                self.statistics.finished[event.finish_reason.value] += 1
+        self.statistics.generation_tokens += len(events)
+        publish([(sequence.stream, event) for sequence, event in zip(sequences, events, strict=True)])
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
@@ -243,8 +221,3 @@ class Engine:
         self.statistics.num_waiting = len(self._scheduler.waiting)
         self.statistics.preemptions = self._scheduler.num_preemptions
         self.statistics.kv_cache_usage = 1 - self._blocks.num_free / self._blocks.num_blocks
-
-
-def _draw(sequence: Sequence) -> float:
-    """The uniform number for a sequence's next token; depends on its seed and position alone."""
-    return random.Random(f"{sequence.seed}:{sequence.num_generated}").random()  # noqa: S311  not for secrets

@@ -56,6 +56,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
+    prompt_logprobs: int | None = None  # of each prompt token, and so many of the likeliest beside it
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class GenerationRequest:
     request_id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    priority: int = 0  # lower goes first, as in vLLM
+    deadline_seconds: float | None = None  # from submission; then it ends with an error
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,9 @@ class TokenEvent:
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
 
-    ``publish`` and ``fail`` are called by the engine thread; all else by the loop. Iteration ends after the event
-    that carries a finish reason, or raises the error that ended the request. ``cancel`` may be called at any time,
-    also when the stream is over.
+    ``fail`` and what ``publish`` hands out come from the engine thread; all else is for the loop. Iteration ends after
+    the event that carries a finish reason, or raises the error that ended the request. ``cancel`` may be called at any
+    time, also when the stream is over.
     """
 
     request: GenerationRequest
@@ -100,11 +103,8 @@ class TokenStream:
     is_cancelled: bool = False
     _queue: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
 
-    def publish(self, event: TokenEvent) -> None:
-        self._send(event)
-
     def fail(self, error: EngineError) -> None:
-        self._send(error)
+        publish([(self, error)])
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -118,9 +118,24 @@ class TokenStream:
             if item.finish_reason is not None:
                 return
 
-    def _send(self, item: TokenEvent | EngineError) -> None:
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(self._queue.put_nowait, item)
+    def receive(self, item: TokenEvent | EngineError) -> None:
+        """Take what was published; in the loop's thread."""
+        self._queue.put_nowait(item)
+
+
+def publish(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
+    """Hand out the events of a step, waking each event loop once; from any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent | EngineError]]] = {}
+    for stream, item in items:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, mine in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_hand_out, mine)
+
+
+def _hand_out(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
+    for stream, item in items:
+        stream.receive(item)
 
 
 class GenerationEngine(Protocol):

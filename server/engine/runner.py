@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
-
 from expert_store import ExpertStore, Prefetcher
 from server.model.kv_cache import KVCache
-from server.model.trunk import SequenceChunk, Trunk
+from server.model.step import SequenceChunk, StepOutput
+from server.model.trunk import Trunk
 
 
 class ModelRunner(Protocol):
     """A model with its KV cache."""
 
-    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
-        """float32 logits ``(chunks, vocabulary)`` after the last token of each chunk."""
+    def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
+        """One ragged step; see ``StepOutput``."""
 
 
 class PagedModelRunner:
@@ -25,5 +24,5 @@ class PagedModelRunner:
     def __init__(self, trunk: Trunk, kv_cache: KVCache, store: ExpertStore, prefetcher: Prefetcher | None = None):
         self._trunk, self._kv_cache, self._store, self._prefetcher = trunk, kv_cache, store, prefetcher
 
-    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+    def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
@@ -18,17 +21,9 @@ from .experts import run_paged_experts
 from .gates import Routed, find_next_gates
 from .kv_cache import KVCache, KVShape
 from .seam import AttentionOptions, running
+from .step import SequenceChunk, StepOutput
 
 PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
-
-
-@dataclass(frozen=True)
-class SequenceChunk:
-    """Some new tokens of one sequence; its earlier ones are in the cache."""
-
-    token_ids: Sequence[int]
-    num_cached: int
-    block_table: Sequence[int]  # blocks for cached and new tokens together
 
 
 @dataclass(frozen=True)
@@ -77,38 +72,36 @@ class Trunk:
         kv_cache: KVCache,
         store: ExpertStore,
         prefetcher: Prefetcher | None = None,
-    ) -> torch.Tensor:
+    ) -> StepOutput:
         """Run one ragged step.
 
         A step of decodes alone is shown to the prefetcher; one with a piece of a prompt asks for most experts anyway.
-
-        Returns:
-            float32 logits ``(chunks, vocabulary)`` of the last token of each chunk, in CPU memory.
 
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
         """
         started = time.perf_counter()
-        if any(len(chunk.token_ids) > 1 for chunk in chunks):
+        if any(chunk.num_tokens > 1 for chunk in chunks):
             prefetcher = None
         seam = _PagedStep(chunks, kv_cache, store, self._layers, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
-        lasts = torch.tensor([len(chunk.token_ids) for chunk in chunks]).cumsum(0) - 1
+        ends = list(accumulate(chunk.num_tokens for chunk in chunks))
+        rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
         with running(seam):
-            logits = self._logits(token_ids, positions, lasts)
+            logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return logits
+        return StepOutput(logits, seam.routing)
 
-    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: torch.Tensor) -> torch.Tensor:
+    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
         output = self._model(
             input_ids=torch.tensor([token_ids], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
-            logits_to_keep=rows.to(self.device),
+            logits_to_keep=torch.tensor(rows, dtype=torch.long, device=self.device),
         )
         logits: torch.Tensor = output.logits[0]
         return logits.float().cpu()
@@ -119,7 +112,7 @@ class Trunk:
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
         with running(probe):
-            self._logits(range(0, count * spread, spread), range(count), torch.tensor([0]))
+            self._logits(range(0, count * spread, spread), range(count), [0])
         if not probe.kv_shapes or not probe.routed:
             name = type(self._model).__name__
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
@@ -138,11 +131,12 @@ class _PagedStep:
         prefetcher: Prefetcher | None,
     ):
         self._cache, self._store, self._layers, self._prefetcher = kv_cache, store, layers, prefetcher
-        self._lengths = [len(chunk.token_ids) for chunk in chunks]
+        self.routing: dict[int, npt.NDArray[np.int64]] = {}
+        self._lengths = [chunk.num_tokens for chunk in chunks]
         self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
         # Where all tokens of each sequence lie, the new ones at its end.
         self._slots = [
-            kv_cache.slots(chunk.block_table, 0, chunk.num_cached + length)
+            kv_cache.slots(chunk.block_tables[0], 0, chunk.num_cached + length)
             for chunk, length in zip(chunks, self._lengths, strict=True)
         ]
         self._new_slots = torch.cat([slots[-length:] for slots, length in zip(self._slots, self._lengths, strict=True)])
@@ -164,6 +158,7 @@ class _PagedStep:
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         layer = self._layers[module]
+        self.routing[layer] = top_k_index.cpu().numpy()
         return run_paged_experts(
             module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights, self._prefetcher
         )

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
-from server.engine.request import EngineError, FinishReason, GenerationRequest, TokenEvent, TokenStream
+from server.engine.request import EngineError, FinishReason, GenerationRequest, TokenEvent, TokenStream, publish
 
 MODEL = "org/tiny"
 WAIT_SECONDS = 30  # how long a test waits for what must happen at once
@@ -51,7 +51,7 @@ class FakeEngine:
         stream = WatchedStream(request, asyncio.get_running_loop())
         self.streams.append(stream)
         for event in self._events(request.sampling.max_tokens):
-            stream.publish(event)
+            publish([(stream, event)])
         if self.failure is not None:
             stream.fail(self.failure)
         self.submitted.set()

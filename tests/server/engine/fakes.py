@@ -16,7 +16,7 @@ from server.engine.block_manager import BlockManager
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
-from server.model.trunk import SequenceChunk
+from server.model.step import SequenceChunk, StepOutput
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -43,22 +43,25 @@ class FakeModel:
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
 
-    def run(self, chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+    def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
         self.steps.append([len(chunk.token_ids) for chunk in chunks])
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
                 self._slots[self._slot(chunk, chunk.num_cached + offset)] = token
-        logits = torch.zeros((len(chunks), VOCABULARY))
-        for row, chunk in enumerate(chunks):
-            length = chunk.num_cached + len(chunk.token_ids)
+        logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), VOCABULARY))
+        row = 0
+        for chunk in chunks:
+            length = chunk.num_cached + chunk.num_tokens
             tokens = [self._slots[self._slot(chunk, position)] for position in range(length)]
-            logits[row, next_token(tokens)] = 1.0
-        return logits
+            for end in range(length - chunk.num_logits, length):
+                logits[row, next_token(tokens[: end + 1])] = 1.0
+                row += 1
+        return StepOutput(logits, {})
 
     @staticmethod
     def _slot(chunk: SequenceChunk, position: int) -> int:
-        return chunk.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        return chunk.block_tables[0][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
 
 def decode(token_ids: list[int]) -> str:

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-import torch
 
 from expert_store import ExpertKey, ExpertLoadError
 from server.engine.request import (
@@ -18,7 +17,7 @@ from server.engine.request import (
     QueueFullError,
     RequestRefusedError,
 )
-from server.model.trunk import SequenceChunk
+from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, next_token, run
 
 
@@ -211,7 +210,7 @@ def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
     rig = Rig()
     run_all = rig.model.run
 
-    def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+    def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> StepOutput:
         if any(ord("!") in chunk.token_ids for chunk in chunks):
             raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
         return run_all(chunks)

@@ -11,8 +11,9 @@ from server.model.checkpoint import BUNDLED
 from server.model.dtype import compute_dtype
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
+from server.model.step import SequenceChunk
 from server.model.tokenizer import Tokenizer
-from server.model.trunk import SequenceChunk, Trunk
+from server.model.trunk import Trunk
 
 PROMPTS = ["Once upon a time there was a", "def main(", "Section 1-204. The Mayor shall"]
 STEPS = 24
@@ -33,8 +34,10 @@ def logits_of(trunk: Trunk, share: float) -> tuple[torch.Tensor, int]:
     cached = [0] * len(PROMPTS)
     rows = []
     for _ in range(STEPS):
-        chunks = [SequenceChunk(*parts) for parts in zip(new, cached, tables, strict=True)]
-        rows.append(trunk.forward(chunks, cache, store))
+        chunks = [
+            SequenceChunk(tokens, first, [table]) for tokens, first, table in zip(new, cached, tables, strict=True)
+        ]
+        rows.append(trunk.forward(chunks, cache, store).logits)
         cached = [count + len(tokens) for count, tokens in zip(cached, new, strict=True)]
         new = [[int(token)] for token in rows[-1].argmax(-1)]
     store.close()

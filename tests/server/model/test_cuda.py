@@ -10,7 +10,7 @@ import torch
 from expert_store import ExpertStore, least_bytes
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
-from server.model.trunk import SequenceChunk
+from server.model.step import SequenceChunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 pytestmark = [
@@ -34,8 +34,8 @@ def test_a_cuda_device_gives_the_logits_of_the_cpu(name: str, tmp_path: Path) ->
         cache = KVCache(trunk.facts.kv_shapes, 8, 4, torch.device(device))
         logits = []
         for first, length in ((0, 9), (9, 1), (10, 1)):
-            chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [3, 1, 2])
-            logits.append(trunk.forward([chunk], cache, store))
+            chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [[3, 1, 2]])
+            logits.append(trunk.forward([chunk], cache, store).logits)
         results.append(torch.cat(logits))
         store.check_integrity()
         store.close()

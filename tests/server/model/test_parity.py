@@ -12,7 +12,8 @@ from expert_store import ExpertStore, Prefetcher, least_bytes
 from expert_store.policies import POLICIES
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
-from server.model.trunk import SequenceChunk, Trunk
+from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE = 4
@@ -57,8 +58,8 @@ def generate(
     logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
-        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables[i]) for i in active]
-        result = trunk.forward(chunks, cache, store, prefetcher)
+        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], [tables[i]]) for i in active]
+        result = trunk.forward(chunks, cache, store, prefetcher).logits
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
             if cached[i] == len(texts[i]):

@@ -13,6 +13,7 @@ from server.engine.request import (
     SamplingParams,
     TokenEvent,
     TokenStream,
+    publish,
 )
 
 ROOM = 60  # the fake model has 64 tokens, the prompt 4
@@ -126,7 +127,7 @@ def test_events_of_choices_come_in_the_order_of_the_engine():
         events = Generation("a", "m", 1, streams).events()
         order = []
         for index, reason in ((1, None), (0, None), (1, FinishReason.STOP), (0, FinishReason.LENGTH)):
-            streams[index].publish(TokenEvent("x", 1, reason))
+            publish([(streams[index], TokenEvent("x", 1, reason))])
             order.append((await anext(events))[0])
         return [*order, [event async for event in events]]
 

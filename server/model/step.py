@@ -1,0 +1,32 @@
+"""What goes into one step of the model, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+@dataclass(frozen=True)
+class SequenceChunk:
+    """Some new tokens of one sequence; its earlier ones are in the cache."""
+
+    token_ids: Sequence[int]
+    num_cached: int
+    block_tables: Sequence[Sequence[int]]  # of each group of layers, blocks for cached and new tokens together
+    num_logits: int = 1  # of the last tokens, how many want logits
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step gives."""
+
+    logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
+    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer, the experts of each token (tokens, k)
