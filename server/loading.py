@@ -9,7 +9,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from expert_store import ExpertCatalog, ExpertStore, least_bytes, make_prefetcher
-from server.engine.block_manager import BlockManager
+from server.engine.block_manager import BlockGroup, BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import SamplingDefaults
@@ -90,7 +90,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     describe(trunk, store, max_model_len, num_blocks)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher),
-        BlockManager(num_blocks, BLOCK_SIZE),
+        BlockManager([BlockGroup(num_blocks)], BLOCK_SIZE),
         EngineLimits(
             max_model_len,
             settings.max_queued_requests,

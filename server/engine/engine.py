@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from server.observability.statistics import EngineStatistics
 from .advance import advance
 from .block_manager import BlockManager
 from .request import (
+    DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
     GenerationFailedError,
@@ -64,12 +66,14 @@ class Engine:
         decode: Decode,
     ):
         self.statistics = EngineStatistics()
+        self.clock = time.monotonic  # for deadlines
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
         self._scheduler = Scheduler(blocks, limits.scheduler)
         self._inbox: list[Sequence] = []
+        self._num_submitted = 0
         self._is_stopping = False
-        self._changed = threading.Condition()  # guards _inbox and _is_stopping
+        self._changed = threading.Condition()  # guards _inbox, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -102,7 +106,9 @@ class Engine:
                 raise EngineUnavailableError("the engine is not running")
             if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
-            self._inbox.append(Sequence(stream, text, seed))
+            self._num_submitted += 1
+            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())
+            self._inbox.append(sequence)
             self._changed.notify()
         return stream
 
@@ -150,7 +156,7 @@ class Engine:
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""
-        self._drop_cancelled()
+        self._drop_ended()
         step = self._scheduler.schedule()
         if step:
             self._attempt(step)
@@ -173,18 +179,25 @@ class Engine:
         except RuntimeError as error:
             self._fail(step, error)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
+        """Those whose client left, and those that took too long."""
+        now = self.clock()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             if sequence.stream.is_cancelled:
                 self._scheduler.remove(sequence)
                 self.statistics.finished["abort"] += 1
+            elif sequence.is_late(now):
+                self._scheduler.remove(sequence)
+                self.statistics.finished["deadline"] += 1
+                seconds = sequence.request.deadline_seconds
+                sequence.stream.fail(DeadlineExceededError(f"the request was not done within {seconds:g} seconds"))
 
     def _run(self, step: AbstractSequence[Scheduled]) -> StepOutput:
         chunks = []
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            chunks.append(SequenceChunk(tokens, first, [sequence.block_table], int(item.reaches_end)))
+            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits))
         return self._runner.run(chunks)
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
@@ -196,6 +209,7 @@ class Engine:
             if item.reaches_end:
                 sequences.append(sequence)
             sequence.num_cached += item.num_tokens
+            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
         events = advance(sequences, output.logits, self._eos_token_ids)
         for sequence, event in zip(sequences, events, strict=True):
             if event.finish_reason is not None:
@@ -206,7 +220,7 @@ class Engine:
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
-        requests = ", ".join(item.sequence.stream.request.request_id for item in step)
+        requests = ", ".join(item.sequence.request.request_id for item in step)
         log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
         reason = "the model failed to compute this request"
         if isinstance(error, ExpertLoadError):
@@ -220,4 +234,6 @@ class Engine:
         self.statistics.num_running = len(self._scheduler.running)
         self.statistics.num_waiting = len(self._scheduler.waiting)
         self.statistics.preemptions = self._scheduler.num_preemptions
-        self.statistics.kv_cache_usage = 1 - self._blocks.num_free / self._blocks.num_blocks
+        self.statistics.prefix_cache_queries = self._scheduler.num_queried_tokens
+        self.statistics.prefix_cache_hits = self._scheduler.num_reused_tokens
+        self.statistics.kv_cache_usage = self._blocks.usage

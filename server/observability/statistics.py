@@ -16,4 +16,6 @@ class EngineStatistics:
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the KV cache
+    prefix_cache_hits: int = 0  # of these, the ones that were there
     finished: Counter[str] = field(default_factory=Counter)  # requests by reason
