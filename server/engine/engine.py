@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from expert_store import ExpertLoadError, ExpertStoreError
 from server.model.step import SequenceChunk, StepOutput
@@ -201,16 +202,17 @@ class Engine:
         return self._runner.run(chunks)
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        sequences = []
-        for item in step:
+        sequences, rows = [], []
+        for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
             if sequence.num_generated == 0:
                 self.statistics.prompt_tokens += item.num_tokens
             if item.reaches_end:
                 sequences.append(sequence)
+                rows.append(end - 1)
             sequence.num_cached += item.num_tokens
             self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
-        events = advance(sequences, output.logits, self._eos_token_ids)
+        events = advance(sequences, output.logits[rows], self._eos_token_ids)
         for sequence, event in zip(sequences, events, strict=True):
             if event.finish_reason is not None:
                 self._scheduler.remove(sequence)
