@@ -19,6 +19,7 @@ from expert_store import find_shards, is_pack, open_pack, read_index, read_tenso
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .linear import speed_up_linears
 from .packing import map_pack
 from .seam import IMPLEMENTATION
 from .trunk import Trunk
@@ -70,6 +71,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> 
             f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
         )
     model.to(device).eval()
+    speed_up_linears(model)
     return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
 
 
