@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.utils import logging as transformers_logging
 
@@ -15,6 +18,8 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
+from server.engine.stage import WorkingSetStage
+from server.engine.working_set import WorkingSets
 from server.memory import available_bytes, format_bytes
 from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
@@ -99,11 +104,23 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         trunk.vocab_size,
         generation.eos_token_ids | tokenizer.eos_token_ids,
         tokenizer.decode,
+        make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
     )
     engine.start()
     return LoadedServer(
         name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics, prefetcher), store, trace
     )
+
+
+def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> WorkingSetStage:
+    """What lets requests decode in turns when their experts do not fit the store together."""
+    working_sets = WorkingSets(experts_per_layer)
+
+    def layer_slots() -> npt.NDArray[np.int64]:
+        slots = store.layer_slots()
+        return np.array([slots[layer] for layer in working_sets.layers])
+
+    return WorkingSetStage(working_sets, layer_slots)
 
 
 def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:

@@ -31,6 +31,7 @@ from .request import (
 from .runner import ModelRunner
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
+from .stage import WorkingSetStage
 from .text import Decode, Detokenizer, TextAssembler
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Engine:
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
         decode: token ids to text.
+        stage: says who decodes where not all experts fit; none is everybody.
     """
 
     def __init__(
@@ -65,12 +67,14 @@ class Engine:
         vocab_size: int,
         eos_token_ids: frozenset[int],
         decode: Decode,
+        stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
-        self._scheduler = Scheduler(blocks, limits.scheduler)
+        self._stage = stage
+        self._scheduler = Scheduler(blocks, limits.scheduler, stage)
         self._inbox: list[Sequence] = []
         self._num_submitted = 0
         self._is_stopping = False
@@ -199,7 +203,11 @@ class Engine:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
             chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits))
-        return self._runner.run(chunks)
+        started = time.perf_counter()
+        output = self._runner.run(chunks)
+        if self._stage is not None:
+            self._stage.note(step, output, time.perf_counter() - started)
+        return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
         sequences, rows = [], []
@@ -239,3 +247,7 @@ class Engine:
         self.statistics.prefix_cache_queries = self._scheduler.num_queried_tokens
         self.statistics.prefix_cache_hits = self._scheduler.num_reused_tokens
         self.statistics.kv_cache_usage = self._blocks.usage
+        if self._stage is not None:
+            self.statistics.num_held = self._stage.num_held if self._scheduler.running else 0
+            self.statistics.num_turns = self._stage.num_turns
+            self.statistics.stall_share = self._stage.stall_share

@@ -38,7 +38,9 @@ class Scheduled:
 
 
 class Stage(Protocol):
-    """Says which of the sequences that could go on shall do so in this step."""
+    """Says which of the sequences that decode go on in this step, and whether new ones may begin."""
+
+    admits: bool
 
     def choose(self, sequences: list[Sequence]) -> list[Sequence]:
         """Some of them, at least one, in their order."""
@@ -64,29 +66,15 @@ class Scheduler:
 
     def schedule(self) -> list[Scheduled]:
         """The next step: decodes, then what is left of prompts, then who waits, as far as tokens and blocks reach."""
-        budget = self._limits.max_batched_tokens
         step: list[Scheduled] = []
         preempted_before = self.num_preemptions
+        budget = self._limits.max_batched_tokens
         for sequence in self._in_turn():
             if budget and sequence in self.running:  # else preempted by an earlier one
                 budget -= self._continue(sequence, budget, step)
-        if self.num_preemptions > preempted_before:  # who waits would be next
-            return step
-        for sequence in list(self.waiting):
-            if not budget or not self._has_place(sequence, step):
-                break
-            num_reusable = 0
-            if not sequence.wants_prompt_logits:
-                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
-                if self._blocks.is_promised(sequence.blocks, num_reusable):
-                    continue
-            count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)
-            while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
-                if not self._preempt_for(sequence, step):
-                    return step
-            self._admit(sequence, num_reusable, count)
-            step.append(Scheduled(sequence, count))
-            budget -= count
+        # Who was preempted would be next, and meet the same lack of blocks.
+        if self.num_preemptions == preempted_before and (not step or self._stage is None or self._stage.admits):
+            self._begin_waiting(step, budget)
         return step
 
     def remove(self, sequence: Sequence) -> None:
@@ -104,6 +92,23 @@ class Scheduler:
         if self._stage is not None and decodes:
             decodes = self._stage.choose(decodes)
         return [*decodes, *prefills]
+
+    def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
+        for sequence in list(self.waiting):
+            if not budget or not self._has_place(sequence, step):
+                return
+            num_reusable = 0
+            if not sequence.wants_prompt_logits:
+                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
+                if self._blocks.is_promised(sequence.blocks, num_reusable):
+                    continue
+            count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)
+            while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
+                if not self._preempt_for(sequence, step):
+                    return
+            self._admit(sequence, num_reusable, count)
+            step.append(Scheduled(sequence, count))
+            budget -= count
 
     def _has_place(self, sequence: Sequence, step: list[Scheduled]) -> bool:
         """Whether one more may run; a request of better priority takes the place of the last."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from .block_manager import SequenceBlocks
 from .request import GenerationRequest, TokenStream
 from .text import TextAssembler
+from .working_set import ExpertUse
 
 
 @dataclass(eq=False)
@@ -21,6 +22,7 @@ class Sequence:
     submitted_at: float  # on the engine's clock, in seconds
     token_ids: list[int] = field(init=False)  # prompt and generated
     num_cached: int = 0
+    expert_use: ExpertUse | None = None  # what it chose, as far as that matters
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)

@@ -9,12 +9,15 @@ import torch
 from expert_store import ExpertStore, Phase, Prefetcher
 from server.kernels.expert import ExpertsModule, run_expert
 
+from .step import ExpertCost
+
 
 def run_paged_experts(
     module: ExpertsModule,
     layer: int,
     store: ExpertStore,
     phase: Phase,
+    cost: ExpertCost,
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
@@ -27,6 +30,7 @@ def run_paged_experts(
     route to "no expert") add nothing.
 
     Args:
+        cost: is added to.
         hidden_states: ``(tokens, hidden)``.
         top_k_index: ``(tokens, k)``, integer.
         top_k_weights: ``(tokens, k)``.
@@ -49,6 +53,9 @@ def run_paged_experts(
                 prefetcher.ask()
             span = slice(ends[expert] - counts[expert], ends[expert])
             outputs[span] = run_expert(module, weights, rows[span])
+    cost.num_lookups += lease.num_lookups
+    cost.num_misses += lease.num_misses
+    cost.stall_seconds += lease.stall_seconds
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
     weighted = outputs[places].view(tokens, k, -1) * top_k_weights.unsqueeze(-1)  # (tokens, k, hidden)

@@ -21,7 +21,7 @@ from .experts import run_paged_experts
 from .gates import Routed, find_next_gates
 from .kv_cache import KVCache, KVShape
 from .seam import AttentionOptions, running
-from .step import SequenceChunk, StepOutput
+from .step import ExpertCost, SequenceChunk, StepOutput
 
 PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
 
@@ -94,7 +94,7 @@ class Trunk:
             logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, seam.routing)
+        return StepOutput(logits, seam.routing, seam.cost)
 
     def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
         output = self._model(
@@ -131,6 +131,7 @@ class _PagedStep:
         prefetcher: Prefetcher | None,
     ):
         self._cache, self._store, self._layers, self._prefetcher = kv_cache, store, layers, prefetcher
+        self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}
         self._lengths = [chunk.num_tokens for chunk in chunks]
         self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
@@ -160,7 +161,15 @@ class _PagedStep:
         layer = self._layers[module]
         self.routing[layer] = top_k_index.cpu().numpy()
         return run_paged_experts(
-            module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights, self._prefetcher
+            module,
+            layer,
+            self._store,
+            self._phase,
+            self.cost,
+            hidden_states,
+            top_k_index,
+            top_k_weights,
+            self._prefetcher,
         )
 
 

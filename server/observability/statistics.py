@@ -12,6 +12,9 @@ class EngineStatistics:
 
     num_running: int = 0
     num_waiting: int = 0
+    num_held: int = 0  # of those that run, the ones that wait for their turn on stage
+    num_turns: int = 0
+    stall_share: float = 0.0  # of recent decode time, 0 to 1
     kv_cache_usage: float = 0.0  # 0 to 1
     prompt_tokens: int = 0
     generation_tokens: int = 0

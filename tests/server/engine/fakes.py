@@ -16,7 +16,7 @@ from server.engine.block_manager import BlockGroup, BlockManager
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
-from server.model.step import SequenceChunk, StepOutput
+from server.model.step import ExpertCost, SequenceChunk, StepOutput
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -60,7 +60,7 @@ class FakeModel:
             for end in range(length - chunk.num_logits, length):
                 logits[row, next_token(tokens[: end + 1])] = 1.0
                 row += 1
-        return StepOutput(logits, {})
+        return StepOutput(logits, {}, ExpertCost())
 
     def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
         """Groups with a window hold what the chunk's tokens see."""
