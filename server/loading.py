@@ -86,7 +86,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
-    kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
+    groups = trunk.facts.kv_groups
+    kv_cache = KVCache(groups, [num_blocks] * len(groups), BLOCK_SIZE, device)
     describe(trunk, store, max_model_len, num_blocks)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher),

@@ -51,14 +51,17 @@ def generate(
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens."""
     blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
-    cache = KVCache(trunk.facts.kv_shapes, blocks * len(PROMPTS), BLOCK_SIZE)
+    groups = trunk.facts.kv_groups
+    cache = KVCache(groups, [blocks * len(PROMPTS)] * len(groups), BLOCK_SIZE)
     tables = [[len(PROMPTS) * i + n for i in range(blocks)] for n in range(len(PROMPTS))]
     texts = [list(prompt) for prompt in PROMPTS]
     cached = [0] * len(PROMPTS)
     logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
-        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], [tables[i]]) for i in active]
+        chunks = [
+            SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], [tables[i]] * len(groups)) for i in active
+        ]
         result = trunk.forward(chunks, cache, store, prefetcher).logits
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
