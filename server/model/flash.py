@@ -13,6 +13,8 @@ import torch
 
 from .runs import Band
 
+FLASH_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
+FLASH_CUDA = torch.ops.aten._scaled_dot_product_efficient_attention.default  # noqa: SLF001
 FOLDED_ROWS = 128  # queries of one key head that are worth putting under each other
 
 
@@ -55,27 +57,15 @@ def _attend_cpu(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The fused function of torch, which reads each key once for all rows of one head.
 
-    So the query heads of a key head go under each other where that is possible. A single row of 16 bits has a faster
-    way through it, which is the better one up to two heads.
+    So the query heads of a key head go under each other where that is possible.
     """
-    _, heads, queries, dim = query.shape
+    heads, queries, dim = query.shape[1:]
     kv_heads = key.shape[1]
-    groups = heads // kv_heads
-    is_folded = (
-        groups > 1
-        and mask is None
-        and not is_causal
-        and groups * queries <= FOLDED_ROWS
-        and (queries > 1 or groups > 2 or query.dtype == torch.float32)  # noqa: PLR2004
-    )
-    if is_folded:
-        query = query.reshape(1, kv_heads, groups * queries, dim)
-    output, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # noqa: SLF001
-        query, key, value, 0.0, is_causal, attn_mask=mask, scale=scaling
-    )
-    if is_folded:
-        return output.reshape(1, heads, queries, dim), lse.reshape(1, heads, queries)
-    return output, lse
+    if heads == kv_heads or mask is not None or is_causal or heads * queries > FOLDED_ROWS * kv_heads:
+        output, lse = FLASH_CPU(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scaling)
+        return output, lse
+    output, lse = FLASH_CPU(query.reshape(1, kv_heads, -1, dim), key, value, scale=scaling)
+    return output.reshape(1, heads, queries, dim), lse.reshape(1, heads, queries)
 
 
 def _attend_cuda(
@@ -85,7 +75,7 @@ def _attend_cuda(
     _, heads, queries, dim = query.shape
     kv_heads, keys = key.shape[1:3]
     groups = heads // kv_heads
-    output, lse, _, _ = torch.ops.aten._scaled_dot_product_efficient_attention(  # noqa: SLF001
+    output, lse, _, _ = FLASH_CUDA(
         query.view(kv_heads, groups, queries, dim),
         key.view(kv_heads, 1, keys, dim).expand(-1, groups, -1, -1),
         value.view(kv_heads, 1, keys, dim).expand(-1, groups, -1, -1),
