@@ -99,7 +99,7 @@ class _Round:
         kv_heads, tokens = cache.shape.kv_heads, query.shape[1]
         groups = len(query) // kv_heads
         grouped = query.view(kv_heads, groups, tokens, -1).permute(2, 0, 1, 3)
-        rows = grouped.split(1) if any(span.num_rows == 1 for span in spans) else ()
+        rows = torch.split(grouped, 1) if any(span.num_rows == 1 for span in spans) else ()
         whole = query.unsqueeze(0)
         scaling, softcap = options.scaling, options.softcap
         for span in spans:

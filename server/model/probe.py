@@ -10,6 +10,7 @@ from .errors import ModelError
 from .flash import attend_plainly, band_mask
 from .gates import Routed
 from .kv_cache import KVGroup, KVShape, group_layers
+from .mla import LatentProjection
 from .runs import Band
 from .seam import AttentionOptions
 
@@ -21,6 +22,7 @@ class Probe:
         self.routed: dict[ExpertsModule, Routed] = {}
         self._shapes: dict[int, KVShape] = {}
         self._windows: dict[int, int | None] = {}
+        self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
@@ -36,8 +38,18 @@ class Probe:
         if layer in self._shapes:
             raise ModelError(f"layer {layer} calls attention twice in one pass, which is not supported")
         self._shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
+        if layer in self._latents:
+            projection, latent = self._latents[layer]
+            if projection.makes(latent, key, value):
+                self._shapes[layer] = projection.shape(key)
+            else:
+                projection.restore()
         self._windows[layer] = options.sliding_window
         return attend_alone(query, key, value, options)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        self._latents[projection.layer] = projection, latent
+        return projection.expand(latent)
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -55,6 +67,9 @@ class Isolation:
     ) -> torch.Tensor:
         del layer, key, options
         return value.repeat_interleave(len(query) // len(value), 0).transpose(0, 1)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        return projection.expand(latent)
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from server.kernels.expert import ExpertsModule
+
+if TYPE_CHECKING:
+    from .mla import LatentProjection
 
 IMPLEMENTATION = "greenroom"
 
@@ -43,6 +46,12 @@ class Seam(Protocol):
         give ``(tokens, heads, value_dim)``.
         """
 
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        """What an MLA layer takes for its keys and values; it calls ``attend`` with them next.
+
+        ``(..., rank)`` gives ``(..., heads * (nope_dim + value_dim))``.
+        """
+
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -62,6 +71,10 @@ def running(seam: Seam) -> Iterator[None]:
         _current.reset(token)
 
 
+def current_seam() -> Seam:
+    return _current.get()
+
+
 def _attention(
     module: Any,
     query: torch.Tensor,
@@ -77,14 +90,14 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
     )
-    output = _current.get().attend(module.layer_idx, query[0], key[0], value[0], options)
+    output = current_seam().attend(module.layer_idx, query[0], key[0], value[0], options)
     return output.unsqueeze(0), None
 
 
 def _experts(
     module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    return _current.get().run_experts(module, hidden_states, top_k_index, top_k_weights)
+    return current_seam().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
 AttentionInterface.register(IMPLEMENTATION, _attention)

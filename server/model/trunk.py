@@ -20,6 +20,7 @@ from .errors import ModelError
 from .experts import run_paged_experts
 from .gates import find_next_gates
 from .kv_cache import KVCache, KVGroup
+from .mla import LatentAttention, replace_projections
 from .probe import Isolation, Probe
 from .seam import running
 from .step import SequenceChunk, StepOutput
@@ -50,6 +51,7 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        replace_projections(model)
         probe = self._look()
         self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
@@ -146,7 +148,8 @@ class _PagedStep:
         self._store, self._layers, self._prefetcher = store, layers, prefetcher
         self.routing: dict[int, npt.NDArray[np.int64]] = {}
         self._phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        self.attend = StepAttention(chunks, kv_cache).attend
+        attention = LatentAttention(StepAttention(chunks, kv_cache))
+        self.attend, self.expand = attention.attend, attention.expand
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
