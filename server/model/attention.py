@@ -67,7 +67,7 @@ class _GroupAttention:
                 output[rows], lse[rows] = merge(output[rows], lse[rows], further.output(), further.lse())
             if options.sinks is not None:
                 output *= (lse - options.sinks.float()).sigmoid().unsqueeze(-1)
-        return output[..., : shape.value_dim].to(query.dtype).contiguous()
+        return output[..., : shape.value_dim].to(query.dtype)
 
     def mask(self, band: Band | None, dtype: torch.dtype) -> torch.Tensor | None:
         if band is None:

@@ -21,6 +21,7 @@ from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
 from .packing import map_pack
 from .seam import IMPLEMENTATION
+from .support import check_layers
 from .trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> 
     pack = open_pack(folder) if is_pack(folder) else None
     config = read_config(pack.data_folder if pack else folder)
     model = build_model(config, dtype)
+    check_layers(model)
     places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))

@@ -71,7 +71,7 @@ class LatentProjection(nn.Module):
     def makes(self, latent: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Whether keys and values are what this class takes them for: the expanded latent, and one rotated key."""
         expanded = self.expand(latent.reshape(-1, self.rank)).view(len(value[0]), len(value), -1).transpose(0, 1)
-        made_key, made_value = expanded.split([self.nope_dim, self.value_dim], -1)
+        made_key, made_value = torch.split(expanded, [self.nope_dim, self.value_dim], -1)
         rotated = key[..., self.nope_dim :]
         return (
             torch.equal(key[..., : self.nope_dim], made_key)

@@ -75,7 +75,7 @@ def current_seam() -> Seam:
     return _current.get()
 
 
-def _attention(
+def attention_function(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -83,6 +83,7 @@ def _attention(
     attention_mask: torch.Tensor | None = None,  # noqa: ARG001  causality is the seam's own affair
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """What models call by the name that is registered below."""
     scaling = kwargs.get("scaling")
     options = AttentionOptions(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -91,7 +92,7 @@ def _attention(
         softcap=kwargs.get("softcap"),
     )
     output = current_seam().attend(module.layer_idx, query[0], key[0], value[0], options)
-    return output.unsqueeze(0), None
+    return output.contiguous().unsqueeze(0), None
 
 
 def _experts(
@@ -100,5 +101,5 @@ def _experts(
     return current_seam().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
-AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionInterface.register(IMPLEMENTATION, attention_function)
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts)

@@ -20,13 +20,14 @@ from .errors import ModelError
 from .experts import run_paged_experts
 from .gates import find_next_gates
 from .kv_cache import KVCache, KVGroup
+from .masks import with_masks
 from .mla import LatentAttention, replace_projections
 from .probe import Isolation, Probe
 from .seam import running
 from .step import SequenceChunk, StepOutput
+from .support import find_leak
 
 PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
-MOST_LEAKED = 1e-3  # of the range of the logits that may depend on other tokens when none is attended to: rounding
 
 
 @dataclass(frozen=True)
@@ -116,19 +117,16 @@ class Trunk:
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
         tokens = range(0, count * spread, spread)
-        with running(probe):
+        with running(probe), with_masks(self._model.config):
             self._logits(tokens, range(count), [0])
         name = type(self._model).__name__
         if not probe.kv_groups or not probe.routed:
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
         with running(Isolation()):
-            last, same = (
-                self._logits([*company, tokens[-1]], range(count), [count - 1])
-                for company in (tokens[:-1], tokens[:-1][::-1])
-            )
-        if not float((last - same).abs().max()) <= MOST_LEAKED * float(last.max() - last.min()):
+            leak = find_leak(self._model, tokens, lambda company: self._logits(company, range(count), range(count)))
+        if leak is not None:
             raise ModelError(
-                f"{name} mixes tokens outside of its attention (by recurrence, convolution or other means), "
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
                 "which is not supported yet"
             )
         return probe
