@@ -27,7 +27,7 @@ from .seam import running
 from .step import SequenceChunk, StepOutput
 from .support import find_leak
 
-PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
+PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
 
 
 @dataclass(frozen=True)
