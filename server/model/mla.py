@@ -8,11 +8,11 @@ is absorbed into the queries on one side of attention and applied to its output 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .attention import StepAttention
 from .kv_cache import KVShape
@@ -20,9 +20,15 @@ from .seam import AttentionOptions, current_seam
 
 
 class LatentProjection(nn.Module):
-    """In the place of one layer's ``kv_b_proj``, with its weight."""
+    """In the place of one layer's ``kv_b_proj``.
 
-    weight: nn.Parameter  # (heads * (nope_dim + value_dim), rank)
+    It has the same weight, at first as it is, to expand latents while the model is looked at. After ``split``, it has
+    what makes keys and what makes values apart: products with parts of a tensor copy them first.
+    """
+
+    linear: nn.Linear  # until split
+    to_keys: nn.Parameter  # (heads, nope_dim, rank)
+    to_values: nn.Parameter  # (heads, value_dim, rank)
 
     def __init__(self, attention: Any):
         super().__init__()
@@ -30,25 +36,28 @@ class LatentProjection(nn.Module):
         self.rank: int = attention.kv_lora_rank
         self.nope_dim: int = attention.qk_nope_head_dim  # of a key, what is not rotated
         self.value_dim: int = attention.v_head_dim
-        self.weight = attention.kv_b_proj.weight
-        self._attention = [attention]  # in a list, or it would be a child of its child
-        self._linear = [attention.kv_b_proj]
+        self.linear = attention.kv_b_proj
+        self._expanded_dim = self.linear.out_features
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """``(..., rank)`` to what the model takes for keys and values, ``(..., heads * (nope_dim + value_dim))``."""
         return current_seam().expand(self, latent)
 
-    def restore(self) -> None:
-        """Put back what this stands in the place of."""
-        self._attention[0].kv_b_proj = self._linear[0]
-
     def expand(self, latent: torch.Tensor) -> torch.Tensor:
         """What ``kv_b_proj`` gives."""
-        return F.linear(latent, self.weight)
+        expanded: torch.Tensor = self.linear(latent)
+        return expanded
+
+    def split(self) -> None:
+        """Make ready for ``absorb`` and ``values``; ``expand`` is no more."""
+        weight = self.linear.weight.detach().view(-1, self.nope_dim + self.value_dim, self.rank)
+        self.to_keys = nn.Parameter(weight[:, : self.nope_dim].contiguous(), requires_grad=False)
+        self.to_values = nn.Parameter(weight[:, self.nope_dim :].contiguous(), requires_grad=False)
+        del self.linear
 
     def hollow(self, latent: torch.Tensor) -> torch.Tensor:
         """Zeros of the shape of what ``kv_b_proj`` gives, which take no memory."""
-        return latent.new_zeros(()).expand(*latent.shape[:-1], len(self.weight))
+        return latent.new_zeros(()).expand(*latent.shape[:-1], self._expanded_dim)
 
     def shape(self, key: torch.Tensor) -> KVShape:
         """What is kept of a token whose keys are ``key (heads, tokens, key_dim)``."""
@@ -60,13 +69,11 @@ class LatentProjection(nn.Module):
 
     def absorb(self, query: torch.Tensor) -> torch.Tensor:
         """Queries to compare with rows: ``(heads, tokens, key_dim)`` to ``(heads, tokens, rank + rotated)``."""
-        keys, _ = self._by_head()
-        return torch.cat([query[..., : self.nope_dim] @ keys, query[..., self.nope_dim :]], -1)
+        return torch.cat([query[..., : self.nope_dim] @ self.to_keys, query[..., self.nope_dim :]], -1)
 
     def values(self, output: torch.Tensor) -> torch.Tensor:
         """Weighted latents ``(tokens, heads, rank)`` to weighted values ``(tokens, heads, value_dim)``."""
-        _, values = self._by_head()
-        return (output.transpose(0, 1) @ values.mT).transpose(0, 1)
+        return (output.transpose(0, 1) @ self.to_values.mT).transpose(0, 1)
 
     def makes(self, latent: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Whether keys and values are what this class takes them for: the expanded latent, and one rotated key."""
@@ -78,11 +85,6 @@ class LatentProjection(nn.Module):
             and torch.equal(value, made_value)
             and torch.equal(rotated, rotated[:1].expand_as(rotated))
         )
-
-    def _by_head(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """What makes keys ``(heads, nope_dim, rank)`` and what makes values ``(heads, value_dim, rank)``."""
-        weight = self.weight.view(-1, self.nope_dim + self.value_dim, self.rank)
-        return weight[:, : self.nope_dim], weight[:, self.nope_dim :]
 
 
 class LatentAttention:
@@ -114,3 +116,15 @@ def replace_projections(model: nn.Module) -> None:
             continue
         if all(isinstance(getattr(module, name, None), int) for name in ("layer_idx", *sizes)):
             module.kv_b_proj = LatentProjection(module)
+
+
+def settle_projections(model: nn.Module, latent_layers: Collection[int]) -> None:
+    """Split the projections of layers that keep latents, and put back what the others were."""
+    for module in list(model.modules()):
+        projection = getattr(module, "kv_b_proj", None)
+        if not isinstance(projection, LatentProjection):
+            continue
+        if projection.layer in latent_layers:
+            projection.split()
+        else:
+            module.kv_b_proj = projection.linear

@@ -29,6 +29,10 @@ class Probe:
         return group_layers(self._shapes, self._windows)
 
     @property
+    def latent_layers(self) -> set[int]:
+        return {layer for layer, shape in self._shapes.items() if shape.is_latent}
+
+    @property
     def top_k(self) -> int:
         return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
 
@@ -42,8 +46,6 @@ class Probe:
             projection, latent = self._latents[layer]
             if projection.makes(latent, key, value):
                 self._shapes[layer] = projection.shape(key)
-            else:
-                projection.restore()
         self._windows[layer] = options.sliding_window
         return attend_alone(query, key, value, options)
 

@@ -21,7 +21,7 @@ from .experts import run_paged_experts
 from .gates import find_next_gates
 from .kv_cache import KVCache, KVGroup
 from .masks import with_masks
-from .mla import LatentAttention, replace_projections
+from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .seam import running
 from .step import SequenceChunk, StepOutput
@@ -54,6 +54,7 @@ class Trunk:
         self.device = model.device
         replace_projections(model)
         probe = self._look()
+        settle_projections(model, probe.latent_layers)
         self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
 
