@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
@@ -150,10 +151,13 @@ class Engine:
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""
+        started = time.perf_counter()
         self._drop_cancelled()
         step = self._scheduler.schedule()
         if step:
             self._attempt(step)
+            is_decode = all(item.num_tokens == 1 for item in step)
+            self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._take_stock()
 
     def _attempt(self, step: AbstractSequence[Scheduled]) -> None:
