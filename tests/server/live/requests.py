@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 
@@ -16,3 +19,19 @@ def post(path: str, **body: Any) -> bytes:
 def complete(prompt: bytes, **body: Any) -> bytes:
     """A completion of the fake model, whose tokens are bytes."""
     return post("/v1/completions", prompt=list(prompt), temperature=0, **body)
+
+
+def ask(port: int, request: bytes) -> bytes:
+    """Send a request; the whole answer, headers included."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request)
+        answer = b""
+        while more := connection.recv(1 << 16):
+            answer += more
+    return answer
+
+
+def ask_together(port: int, requests: Sequence[bytes]) -> list[bytes]:
+    """Send all of them at once."""
+    with ThreadPoolExecutor(len(requests)) as clients:
+        return list(clients.map(lambda request: ask(port, request), requests))

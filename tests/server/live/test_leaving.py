@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 import random
-import socket
 import threading
 
 import pytest
 
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import LiveServer
-from tests.server.live.requests import complete
+from tests.server.live.requests import ask, complete
 
 NUM_CLIENTS = 64
-
-
-def read_all(connection: socket.socket) -> bytes:
-    data = b""
-    while more := connection.recv(1 << 16):
-        data += more
-    return data
 
 
 def leave_at_random(live: LiveServer, seed: int) -> None:
@@ -52,7 +44,5 @@ def test_nothing_is_left_of_clients_that_leave_at_random_moments(live: LiveServe
     live.wait_until_idle()
     assert live.rig.engine.statistics.finished["abort"] > 0
     assert live.rig.engine.statistics.kv_cache_usage == 0
-    with live.connect() as connection:
-        connection.sendall(complete(b"who is left?", max_tokens=9))
-        body = json.loads(read_all(connection).partition(b"\r\n\r\n")[2])
+    body = json.loads(ask(live.port, complete(b"who is left?", max_tokens=9)).partition(b"\r\n\r\n")[2])
     assert body["choices"][0]["text"] == continuation(b"who is left?", 9)
