@@ -1,8 +1,8 @@
 """The engine without a server in front of it: what its steps take when no event loop shares its cores.
 
 ``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{}`` once the model is loaded, then
-answers each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, with the steps that these took
-together: ``{"steps": {phase: number}, "seconds": {phase: seconds}}``.
+answers each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, with the decode steps that these took
+together, their seconds, and the CPU time of all: ``{"steps": ..., "seconds": ..., "cpu_seconds": ...}``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from dataclasses import asdict
 
 from server.engine.request import GenerationRequest, SamplingParams
@@ -24,10 +23,10 @@ from server.settings import load_settings
 POLL_SECONDS = 0.02
 
 
-async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[str, dict[str, float]]:
+async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[str, float]:
     """Generate all of it at once; the event loop stands still until the last token is there."""
     statistics = loaded.engine.statistics
-    steps, seconds = Counter(statistics.steps), dict(statistics.step_seconds)
+    steps, seconds, cpu = statistics.steps["decode"], statistics.step_seconds["decode"], time.process_time()
     num_finished = statistics.finished.total() + len(work)
     for number, (prompt_ids, max_tokens) in enumerate(work):
         sampling = SamplingParams(max_tokens, ignore_eos=True, **asdict(loaded.defaults))
@@ -35,8 +34,9 @@ async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[s
     while statistics.finished.total() < num_finished or statistics.num_running:
         time.sleep(POLL_SECONDS)  # noqa: ASYNC251  the loop is to do nothing meanwhile
     return {
-        "steps": {phase: statistics.steps[phase] - steps[phase] for phase in seconds},
-        "seconds": {phase: statistics.step_seconds[phase] - seconds[phase] for phase in seconds},
+        "steps": statistics.steps["decode"] - steps,
+        "seconds": statistics.step_seconds["decode"] - seconds,
+        "cpu_seconds": time.process_time() - cpu,
     }
 
 

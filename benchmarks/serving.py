@@ -13,8 +13,10 @@ Figures are medians over the rounds. ``step_ms`` is the engine's time for a deco
 ``alone_step_ms`` the same in a process without server or event loop, on the same prompts; ``seen_step_ms`` the time
 from token to token over HTTP. ``overhead_percent`` is how much longer than ``alone`` this last is; of it,
 ``outside_percent`` passes between steps, and the rest are the steps themselves, slower by what the event loop and the
-load generator take of cores and interpreter. ``loop_us_per_token`` is CPU time of the event loop's thread,
-``generator_us_per_token`` that of this process. The last line is one JSON object.
+load generator take of cores and interpreter. ``cpu_overhead_percent`` is how much more CPU time the server takes for a
+burst than the engine alone: on a machine that is not quiet, go by this. ``loop_us_per_token`` is CPU time of the event
+loop's thread, what a request costs included, ``generator_us_per_token`` that of this process. The last line is one JSON
+object.
 
 Prompts are the openings of held-out documents of ``--corpus``, else random token ids.
 """
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 import time
@@ -51,6 +54,7 @@ SHOWN = (
     "alone_step_ms",
     "outside_percent",
     "overhead_percent",
+    "cpu_overhead_percent",
     "loop_us_per_token",
     "generator_us_per_token",
 )
@@ -118,20 +122,22 @@ def latencies(timings: Sequence[Timing]) -> dict[str, float]:
 
 def run_burst(server: Server, alone: EngineAlone | None, work: Sequence[Completion]) -> dict[str, float]:
     """Generate some completions at once, over HTTP and in the engine alone."""
-    before, loop, generator = server.decode_steps(), server.loop_seconds(), time.process_time()
+    before, cpu, generator = server.decode_steps(), server.cpu_seconds(), time.process_time()
     timings = asyncio.run(burst(server.url, work))
-    generator, loop = time.process_time() - generator, server.loop_seconds() - loop
+    generator = time.process_time() - generator
+    loop, everything = (now - then for now, then in zip(server.cpu_seconds(), cpu, strict=True))
     steps, seconds = (now - then for now, then in zip(server.decode_steps(), before, strict=True))
     num_tokens = sum(timing.num_tokens for timing in timings)
     seen, step = statistics.mean(timing.step_seconds for timing in timings), seconds / steps
-    alone_step = step if alone is None else alone.step_seconds(work)
+    alone_step, alone_cpu = (math.nan, math.nan) if alone is None else alone.run(work)
     return {
         **latencies(timings),
         "seen_step_ms": 1e3 * seen,
         "step_ms": 1e3 * step,
         "alone_step_ms": 1e3 * alone_step,
-        "outside_percent": 100 * (seen - step) / alone_step,
+        "outside_percent": 100 * (seen - step) / step,
         "overhead_percent": 100 * (seen / alone_step - 1),
+        "cpu_overhead_percent": 100 * (everything / alone_cpu - 1),
         "loop_us_per_token": 1e6 * loop / num_tokens,
         "generator_us_per_token": 1e6 * generator / num_tokens,
     }
@@ -143,6 +149,10 @@ class Bench:
     def __init__(self, server: Server, alone: EngineAlone | None, arguments: argparse.Namespace):
         self._server, self._alone, self._arguments = server, alone, arguments
         self._prompts = Prompts(arguments.corpus)
+
+    def warm_up(self) -> None:
+        """Fill the caches of experts."""
+        run_burst(self._server, self._alone, self._completions(max(self._arguments.streams)))
 
     def run_round(self, rounds: Rounds, number: int) -> None:
         """All kinds of load; each round begins with another number of streams."""
@@ -207,7 +217,7 @@ def main() -> None:
             server = stack.enter_context(serving([*model, *flags]))
             alone = stack.enter_context(engine_alone([*model, *flags]))
         bench = Bench(server, alone, arguments)
-        bench.run_round(Rounds(), 0)  # to warm up
+        bench.warm_up()
         for number in range(arguments.rounds):
             bench.run_round(rounds, number)
             print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)

@@ -35,11 +35,13 @@ class Server:
         )
         return steps, seconds
 
-    def loop_seconds(self) -> float:
-        """CPU time of the thread that the event loop runs in; nan for a server that is not ours."""
+    def cpu_seconds(self) -> tuple[float, float]:
+        """CPU time of the event loop's thread, and of all threads; nan for a server that is not ours."""
         if self.pid is None:
-            return float("nan")
-        return int(Path(f"/proc/{self.pid}/task/{self.pid}/schedstat").read_text().split()[0]) / 1e9
+            return float("nan"), float("nan")
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        seconds = {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e9 for thread in threads}
+        return seconds[str(self.pid)], sum(seconds.values())
 
 
 @contextmanager
@@ -67,14 +69,13 @@ class EngineAlone:
         if self._answers.readline().strip() != "{}":
             sys.exit("the engine did not start")
 
-    def step_seconds(self, completions: Sequence[Completion]) -> float:
-        """Mean time of a decode step while it generates some completions at once."""
+    def run(self, completions: Sequence[Completion]) -> tuple[float, float]:
+        """Generate some completions at once; mean time of a decode step, and CPU time of all."""
         work = [[list(one.prompt_ids), one.max_tokens] for one in completions]
         self._questions.write(json.dumps(work) + "\n")
         self._questions.flush()
         found = json.loads(self._answers.readline())
-        seconds: float = found["seconds"]["decode"] / found["steps"]["decode"]
-        return seconds
+        return found["seconds"] / found["steps"], found["cpu_seconds"]
 
 
 @contextmanager
