@@ -34,9 +34,10 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
     """
     texts: list[list[str]] = [[] for _ in generation.streams]
     last: dict[int, TokenEvent] = {}
-    async for index, event in generation.events():
-        texts[index].append(event.text)
-        last[index] = event
+    async for arrived in generation.events():
+        for index, event in arrived:
+            texts[index].append(event.text)
+            last[index] = event
     return {
         "id": generation.id,
         "object": style.object,
