@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
+from .linear import linear
+
 LARGEST = 127
 SCALE = "_scale"
 FUSED_INPUTS = 32  # the fused product reads beyond the rows of a matrix whose width is no multiple of its vectors
@@ -50,5 +52,5 @@ def project(
     elif rows.dtype == torch.float16:  # a sum of codes may be more than float16 holds
         output = F.linear(rows, dequantise(weights, name).half())
     else:
-        output = (F.linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these hold a code exactly
+        output = (linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these hold a code exactly
     return output if bias is None else output + bias
