@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -13,12 +14,14 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
+from server.kernels.batch_invariant import batch_invariant, is_batch_invariant
 from server.kernels.expert import ExpertsModule
 
 from .attention import attend_sequence
 from .errors import ModelError
 from .experts import run_paged_experts
 from .gates import Routed, find_next_gates
+from .invariant_attention import attend_invariant
 from .kv_cache import KVCache, KVShape
 from .seam import AttentionOptions, running
 from .step import SequenceChunk, StepOutput
@@ -40,10 +43,23 @@ class TrunkFacts:
 
 
 class Trunk:
-    """Everything of a model but its routed experts, resident and ready to run."""
+    """Everything of a model but its routed experts, resident and ready to run.
 
-    def __init__(self, model: PreTrainedModel, catalog: ExpertCatalog, layers: Mapping[ExpertsModule, int]):
+    Args:
+        layers: the experts modules and their layers, in the order in which they run.
+        is_deterministic: run steps with batch-invariant arithmetic, so that a sequence's logits do not depend on what
+            else is in them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        catalog: ExpertCatalog,
+        layers: Mapping[ExpertsModule, int],
+        is_deterministic: bool = False,
+    ):
         self.catalog = catalog
+        self._arithmetic = batch_invariant if is_deterministic else nullcontext
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
@@ -90,7 +106,7 @@ class Trunk:
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
-        with running(seam):
+        with running(seam), self._arithmetic():
             logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
@@ -146,12 +162,13 @@ class _PagedStep:
     ) -> torch.Tensor:
         self._cache.write(layer, self._new_slots, key.transpose(0, 1), value.transpose(0, 1))
         outputs = []
+        attend = attend_invariant if is_batch_invariant() else attend_sequence
         parts = torch.split(query, self._lengths, dim=1)
         for part, slots, length in zip(parts, self._slots, self._lengths, strict=True):
             window = options.sliding_window
             first = max(0, len(slots) - length - window + 1) if window else 0
             keys, values = self._cache.read(layer, slots[first:])
-            outputs.append(attend_sequence(part, keys, values, first, options).transpose(0, 1))
+            outputs.append(attend(part, keys, values, first, options).transpose(0, 1))
         return torch.cat(outputs)
 
     def run_experts(
