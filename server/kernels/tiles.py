@@ -36,9 +36,12 @@ def product(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     Raises:
         NotInvariantError: even tiles of one size do not give that here.
     """
+    count = rows.shape[-2]
+    if count == 0:
+        return rows.new_zeros((*rows.shape[:-1], matrix.shape[-2]))
     sizes = _sizes(matrix)
     rows = rows.contiguous()
-    parts, start, count = [], 0, rows.shape[-2]
+    parts, start = [], 0
     while start < count:
         left = count - start
         size = next((size for size in sizes if size >= left), sizes[-1])

@@ -123,8 +123,9 @@ def test_quantised_experts_change_no_bit_either(
 
 
 def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None:
-    usual, deterministic = load_trunk(checkpoint, torch.float32), load_trunk(
-        checkpoint, torch.float32, is_deterministic=True
+    usual, deterministic = (
+        load_trunk(checkpoint, torch.float32),
+        load_trunk(checkpoint, torch.float32, is_deterministic=True),
     )
     store = ExpertStore(usual.catalog, usual.catalog.total_bytes)
     for (tokens, logits), (usual_tokens, usual_logits) in zip(
