@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .tiles import product
+from .tiles import batched_product, product
 
 VECTORS = 64  # numbers; a multiple of what any processor's unrolled loop takes at a time
 PIECE = 1 << 14  # numbers that torch gives to one thread whatever the function, so that no split falls between vectors
@@ -74,9 +74,10 @@ def _matmul(func: Callable[..., Any], rows: torch.Tensor, matrix: torch.Tensor, 
         if rows.ndim == MATRIX_DIMENSIONS:
             rows = rows.expand(*matrix.shape[:-2], *rows.shape)
         if matrix.shape[:-2] == rows.shape[:-2]:
-            return product(matrix.mT, rows)
-    output: torch.Tensor = func(rows, matrix, **kwargs)
-    return output
+            output = batched_product(matrix.mT.flatten(0, -3), rows.flatten(0, -3))
+            return output.view(*rows.shape[:-1], -1)
+    usual: torch.Tensor = func(rows, matrix, **kwargs)
+    return usual
 
 
 def _addmm(

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 SIZES = (16, 32, 64, 128, 256)  # rows of a tile; the first is always used, the others where they agree with it
 MOST_TRIED = 1 << 26  # elements of a matrix; a larger one is multiplied by the smallest tiles without a trial
+MOST_MATRICES = 32  # that are multiplied at once
 TRIAL_ROWS = 64  # of the trial's matrix, which repeat
 
 
@@ -27,58 +28,69 @@ def product(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """``rows @ matrix.mT``, each row's bits independent of the number and content of the others.
 
     Args:
-        matrix: ``(..., out, in)``, the same layout at every call.
-        rows: ``(..., rows, in)`` with the same leading sizes.
+        matrix: ``(out, in)`` in the same layout at every call.
+        rows: ``(rows, in)``.
 
     Returns:
-        ``(..., rows, out)``.
+        ``(rows, out)``.
 
     Raises:
         NotInvariantError: even tiles of one size do not give that here.
     """
-    count = rows.shape[-2]
-    if count == 0:
-        return rows.new_zeros((*rows.shape[:-1], matrix.shape[-2]))
-    sizes = _sizes(matrix)
-    rows = rows.contiguous()
+    if matrix.numel() > MOST_TRIED:
+        return _by_tiles(matrix, rows, SIZES[:1])
+    shape, stride = (matrix.shape[0], matrix.shape[1]), (matrix.stride(0), matrix.stride(1))
+    return _by_tiles(matrix, rows, _sizes(shape, stride, matrix.dtype, matrix.device, torch.get_num_threads()))
+
+
+def batched_product(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``rows @ matrices.mT`` for each of several matrices, whose number changes no bit either.
+
+    Args:
+        matrices: ``(matrices, out, in)``, each in the same layout at every call.
+        rows: ``(matrices, rows, in)``.
+
+    Returns:
+        ``(matrices, rows, out)``.
+    """
     parts, start = [], 0
+    while start < len(matrices):
+        sizes, count = _batch(matrices, len(matrices) - start)
+        end = start + count
+        parts.append(_by_tiles(matrices[start:end], rows[start:end], sizes))
+        start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _by_tiles(matrix: torch.Tensor, rows: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    rows = rows.contiguous()
+    parts, start, count = [], 0, rows.shape[-2]
     while start < count:
         left = count - start
         size = next((size for size in sizes if size >= left), sizes[-1])
-        parts.append(_tile_product(matrix, rows[..., start : start + size, :], size))
+        parts.append(_by_tile(matrix, rows[..., start : start + size, :], size))
         start += size
-    return torch.cat(parts, -2) if len(parts) != 1 else parts[0].contiguous()
+    if not parts:
+        return rows.new_zeros((*rows.shape[:-1], matrix.shape[-2]))
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -2)
 
 
-def in_usual_layout(matrix: torch.Tensor) -> torch.Tensor:
-    """The matrix itself where its layout in memory changes no bit of a product, else a contiguous copy."""
-    key = (tuple(matrix.shape), matrix.stride(), matrix.dtype, matrix.device, torch.get_num_threads())
-    return matrix if matrix.is_contiguous() or _is_layout_free(*key) else matrix.contiguous()
-
-
-def _tile_product(matrix: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+def _by_tile(matrix: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
     count = rows.shape[-2]
     if count < size:
         rows = F.pad(rows, (0, 0, 0, size - count))
     return torch.matmul(matrix, rows.mT).mT[..., :count, :]
 
 
-def _sizes(matrix: torch.Tensor) -> tuple[int, ...]:
-    if matrix.numel() > MOST_TRIED:
-        return SIZES[:1]
-    return _agreeing_sizes(tuple(matrix.shape), matrix.stride(), matrix.dtype, matrix.device, torch.get_num_threads())
-
-
 @cache
-def _agreeing_sizes(
-    shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device, num_threads: int
+def _sizes(
+    shape: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype, device: torch.device, num_threads: int
 ) -> tuple[int, ...]:
     """The sizes of tiles that add in the order of the smallest, whatever place a row has in them."""
-    matrix, row = _cancelling(shape, dtype, device)
-    matrix = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(matrix)
-    results = {size: _results(matrix, row, size) for size in SIZES}
-    wanted = results[SIZES[0]][0]
-    agreeing = tuple(size for size in SIZES if all(torch.equal(found, wanted) for found in results[size]))
+    usual, row = _cancelling(shape, dtype, device)
+    matrix = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
+    wanted = _results(matrix, row, SIZES[0])[0]
+    agreeing = tuple(size for size in SIZES if all(torch.equal(wanted, found) for found in _results(matrix, row, size)))
     if agreeing[:1] != SIZES[:1]:
         raise NotInvariantError(
             f"a product with a matrix of {list(shape)} in {dtype} depends on the place of a row, "
@@ -87,15 +99,36 @@ def _agreeing_sizes(
     return agreeing
 
 
+def _batch(matrices: torch.Tensor, left: int) -> tuple[tuple[int, ...], int]:
+    """How many of the matrices to multiply at once, a power of two, and by which tiles."""
+    shape, stride = (matrices.shape[1], matrices.shape[2]), matrices.stride()
+    where, num_threads = (matrices.dtype, matrices.device), torch.get_num_threads()
+    alone = _sizes(shape, (stride[1], stride[2]), *where, num_threads)
+    count = min(MOST_MATRICES, 1 << left.bit_length() - 1)
+    if count > 1 and (sizes := _sizes_in_batch((count, *shape), stride, alone, *where, num_threads)):
+        return sizes, count
+    return alone, 1
+
+
 @cache
-def _is_layout_free(
-    shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device, num_threads: int
-) -> bool:
+def _sizes_in_batch(
+    shape: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    num_threads: int,
+) -> tuple[int, ...]:
+    """Those sizes of tiles that give with several matrices at once what they give with one."""
     del num_threads  # a key of the cache
-    matrix, row = _cancelling(shape, dtype, device)
-    strided = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(matrix)
-    wanted = _results(matrix, row, SIZES[0])
-    return all(torch.equal(one, other) for one, other in zip(_results(strided, row, SIZES[0]), wanted, strict=True))
+    usual, row = _cancelling(shape[1:], dtype, device)
+    matrices = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
+    wanted = _results(matrices[:1], row, SIZES[0])[0]
+    return tuple(
+        size
+        for size in sizes
+        if all(torch.equal(wanted.expand_as(found), found) for found in _results(matrices, row, size))
+    )
 
 
 def _results(matrix: torch.Tensor, row: torch.Tensor, size: int) -> list[torch.Tensor]:
@@ -106,7 +139,7 @@ def _results(matrix: torch.Tensor, row: torch.Tensor, size: int) -> list[torch.T
     for place in (0, size // 2, size - 1):
         tile = company.clone()
         tile[..., place, :] = row
-        results.append(_tile_product(matrix, tile, size)[..., place, :])
+        results.append(_by_tile(matrix, tile, size)[..., place, :])
     return results
 
 
@@ -115,7 +148,7 @@ def _cancelling(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
     What is left shows the order of the additions undisguised, even after it was rounded to bfloat16.
     """
-    out_features, in_features = shape[-2:]
+    out_features, in_features = shape
     random = torch.Generator().manual_seed(in_features)
     pattern = torch.randn((TRIAL_ROWS, in_features), generator=random)
     row = torch.randn(in_features, generator=random)
@@ -125,5 +158,5 @@ def _cancelling(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     row[second] = row[first[: len(second)]]
     pattern[:, second] = -pattern[:, first[: len(second)]]
     repeats = math.ceil(out_features / TRIAL_ROWS)
-    matrix = pattern.to(device, dtype).repeat(repeats, 1)[:out_features].expand(shape).contiguous()
+    matrix = pattern.to(device, dtype).repeat(repeats, 1)[:out_features].contiguous()
     return matrix, row.to(device, dtype)

@@ -148,11 +148,11 @@ def test_no_rows_give_no_rows() -> None:
 
 
 def test_tiles_whose_places_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = tiles._tile_product
+    plain = tiles._by_tile
 
     def depends_on_place(matrix: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
         return plain(matrix, rows, size) + torch.arange(size).unsqueeze(1)
 
-    monkeypatch.setattr(tiles, "_tile_product", depends_on_place)
+    monkeypatch.setattr(tiles, "_by_tile", depends_on_place)
     with pytest.raises(tiles.NotInvariantError, match=r"\[11, 13\] in torch.float32 depends on the place of a row"):
         tiles.product(torch.zeros(11, 13), torch.zeros(1, 13))
