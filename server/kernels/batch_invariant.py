@@ -41,6 +41,13 @@ def batch_invariant() -> Iterator[None]:
         _is_active.reset(token)
 
 
+@contextmanager
+def usual_functions() -> Iterator[None]:
+    """Within ``batch_invariant()``, leave to torch what is invariant by its own care."""
+    with torch._C.DisableTorchFunction():  # noqa: SLF001  there is no public name
+        yield
+
+
 def is_batch_invariant() -> bool:
     """Whether this thread is within ``batch_invariant()``."""
     return _is_active.get()

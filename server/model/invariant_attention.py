@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from server.kernels.batch_invariant import usual_functions
 from server.kernels.tiles import batched_product
 
 from .seam import AttentionOptions
@@ -17,6 +18,7 @@ SEGMENT = 128  # keys
 MOST_SCORES = 1 << 19  # that are held at a time, so that they stay in the processor's cache
 
 
+@usual_functions()
 def attend_invariant(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_key: int, options: AttentionOptions
 ) -> torch.Tensor:
@@ -32,7 +34,7 @@ def attend_invariant(
     for part in torch.split(query, most, 1):
         outputs.append(_attend(part, keys, values, first_key // SEGMENT * SEGMENT, position, options))
         position += part.shape[1]
-    return torch.cat(outputs, 1)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
 
 def _attend(
