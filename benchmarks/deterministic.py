@@ -35,7 +35,8 @@ class Timed:
 
     def __init__(self, trunk: Trunk, store: ExpertStore):
         self._trunk, self._store = trunk, store
-        self._cache = KVCache(trunk.facts.kv_shapes, BLOCKS * MOST_STREAMS, BLOCK_SIZE)
+        groups = trunk.facts.kv_groups
+        self._cache = KVCache(groups, [BLOCKS * MOST_STREAMS] * len(groups), BLOCK_SIZE)
         random = np.random.default_rng(0)
         self._texts = random.integers(trunk.vocab_size, size=(MOST_STREAMS, CONTEXT + 1)).tolist()
         for stream in range(MOST_STREAMS):
@@ -49,7 +50,7 @@ class Timed:
 
     def _chunk(self, stream: int, first: int, last: int) -> SequenceChunk:
         blocks = list(range(stream * BLOCKS, (stream + 1) * BLOCKS))
-        return SequenceChunk(self._texts[stream][first:last], first, [blocks])
+        return SequenceChunk(self._texts[stream][first:last], first, [blocks] * len(self._cache.groups))
 
     def _run(self, chunks: Sequence[SequenceChunk]) -> float:
         started = time.thread_time()

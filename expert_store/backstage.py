@@ -118,8 +118,8 @@ class Backstage:
         for expert, count in rows.items():
             tokens[expert] += count
 
-    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> None:
-        """Count where experts were found; before anything of this lease moves."""
+    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> int:
+        """Count where experts were found, before anything of this lease moves; how many were in no tier."""
         pool, lookups, hits = self.pool_of[lease.layer], self.statistics.lookups, len(ready)
         lookups[pool.top_name, lease.phase] += hits
         if hits < len(lease.experts):
@@ -130,6 +130,7 @@ class Backstage:
                     lookups[where, lease.phase] += 1
                     hits += where != "disk"
         self.windows[pool].record(lease, hits)
+        return len(lease.experts) - hits
 
     def count_ahead(self, entry: Entry, outcome: str) -> None:
         """A prefetched expert is asked for."""

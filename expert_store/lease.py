@@ -45,6 +45,12 @@ class Lease:
         self._ready: deque[Entry] = deque()  # of those that are held, and not yet yielded
         self._coming: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
+        self.num_misses = 0  # experts that were in no tier
+        self.stall_seconds = 0.0  # of waiting for experts
+
+    @property
+    def num_lookups(self) -> int:
+        return len(self._rows)
 
     def __enter__(self) -> Self:
         backstage, pool = self._backstage, self._pool
@@ -67,7 +73,7 @@ class Lease:
                 (self._ready if is_ready else self._coming).append(entry)
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
-            backstage.count_lookups(record, self._ready)
+            self.num_misses = backstage.count_lookups(record, self._ready)
             self._found = frozenset(self._held)
             self._most_held = pool.most_held(self._layer, len(asked), len(self._held))
             if self._wanted:
@@ -114,7 +120,9 @@ class Lease:
                     continue
                 started = time.perf_counter()
                 backstage.wait()
-                backstage.statistics.stall_seconds[self._phase] += time.perf_counter() - started
+                seconds = time.perf_counter() - started
+                self.stall_seconds += seconds
+                backstage.statistics.stall_seconds[self._phase] += seconds
 
     def _sort(self) -> None:
         """Move what has arrived; the lock is held."""

@@ -235,6 +235,18 @@ class ExpertStore:
                     )
         return reports
 
+    def layer_slots(self) -> dict[int, int]:
+        """How many experts of each layer all tiers hold together, when every layer has its share."""
+        with self._backstage.changed:
+            slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._backstage.pools}
+            pool_of = dict(self._backstage.pool_of)
+        return {
+            layer: min(
+                len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // self.catalog.layouts[entry.layout]
+            )
+            for layer, entry in self.catalog.layers.items()
+        }
+
     def statistics(self) -> StoreStatistics:
         """A copy of the counters."""
         backstage = self._backstage

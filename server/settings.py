@@ -98,6 +98,9 @@ class ServeSettings(BaseModel):
     prefetch: Literal["auto", "off", "gate", "coactivation"] = Field(
         "auto", description="how experts are predicted and read ahead, as far as that makes steps faster"
     )
+    admission: Literal["auto", "off"] = Field(
+        "auto", description="requests whose experts do not fit together decode in turns where that is faster, or never"
+    )
     trace_file: Path | None = Field(None, description="record routing for greenroom replay; .gz is compressed")
     kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
     max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")

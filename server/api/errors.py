@@ -7,6 +7,7 @@ APIError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
+├── TimeLimitError
 └── InternalError
 """
 
@@ -18,7 +19,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from server.api.validation import first_problem
-from server.engine.request import EngineError, EngineUnavailableError, QueueFullError, RequestRefusedError
+from server.engine.request import (
+    DeadlineExceededError,
+    EngineError,
+    EngineUnavailableError,
+    QueueFullError,
+    RequestRefusedError,
+)
 
 RETRY_AFTER_SECONDS = 1
 
@@ -86,6 +93,18 @@ class ServiceUnavailableError(APIError):
     code = "service_unavailable"
 
 
+class TimeLimitError(APIError):
+    """The request was not done within the time that it gave itself."""
+
+    status_code = status.HTTP_504_GATEWAY_TIMEOUT
+    type = "timeout_error"
+    code = "timeout"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"x-should-retry": "false"}  # OpenAI's clients would, and meet the same limit
+
+
 class InternalError(APIError):
     """A fault of the server."""
 
@@ -103,6 +122,8 @@ def api_error(exc: Exception) -> APIError:
             error = InvalidRequestError(str(exc), exc.param)
         case QueueFullError():
             error = RateLimitError(str(exc))
+        case DeadlineExceededError():
+            error = TimeLimitError(str(exc))
         case EngineUnavailableError():
             error = ServiceUnavailableError(str(exc))
         case EngineError():

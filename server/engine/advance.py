@@ -26,7 +26,7 @@ def advance(
     """
     tokens = sample(
         logits,
-        [sequence.stream.request.sampling for sequence in sequences],
+        [sequence.request.sampling for sequence in sequences],
         [_draw(sequence) for sequence in sequences],
     )
     return [_append(sequence, token, eos_token_ids) for sequence, token in zip(sequences, tokens, strict=True)]
@@ -34,7 +34,7 @@ def advance(
 
 def _append(sequence: Sequence, token: int, eos_token_ids: frozenset[int]) -> TokenEvent:
     sequence.token_ids.append(token)
-    sampling = sequence.stream.request.sampling
+    sampling = sequence.request.sampling
     ends = token in sampling.stop_token_ids or (token in eos_token_ids and not sampling.ignore_eos)
     text = "" if ends else sequence.text.push(token)
     reason = None

@@ -1,37 +1,187 @@
-"""Who owns which block of the KV cache. Torch-free."""
+"""Who owns which blocks of the KV cache, and which prompt begins with what is in it already. Torch-free."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import numpy as np
+
+from .block_pool import BlockPool
+
+GONE = -1  # in a table: a block that lies before the window
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class BlockGroup:
+    """The blocks of the layers that see equally far back."""
+
+    num_blocks: int
+    window: int | None = None  # tokens that a query sees, its own included; None is all
+
+
+@dataclass(eq=False)
+class SequenceBlocks:
+    """What one sequence has of the cache."""
+
+    tables: list[list[int]]  # by group; entry i is where tokens from i * block_size on lie, or GONE
+    hashes: list[bytes] = field(default_factory=list)  # of its full blocks, each with all that is before it
+    num_named: int = 0  # full blocks that others can find
+    num_promised: int = 0  # blocks of its prompt that it is expected to fill
+
 
 class BlockManager:
-    """Hands out blocks of ``block_size`` tokens; a table is the list of blocks of one sequence."""
+    """Hands out blocks of ``block_size`` tokens to sequences, in every group.
 
-    def __init__(self, num_blocks: int, block_size: int):
-        self.num_blocks, self.block_size = num_blocks, block_size
-        self._free = list(range(num_blocks))[::-1]
+    A full block is known by the hash of its tokens and of all tokens before them, so that a sequence that begins as
+    another did uses the other's blocks, also long after it ended. Groups with a window give up blocks that no later
+    token sees, and can be continued where the blocks of one window are there.
+    """
+
+    def __init__(self, groups: Sequence[BlockGroup], block_size: int):
+        self.groups, self.block_size = tuple(groups), block_size
+        self._pools = [BlockPool(group.num_blocks) for group in groups]
+        self._promised: Counter[bytes] = Counter()  # blocks that running sequences are about to fill
 
     @property
-    def num_free(self) -> int:
-        return len(self._free)
+    def usage(self) -> float:
+        """Part of the fullest group's blocks that sequences use, 0 to 1."""
+        return max(1 - pool.num_available / pool.num_blocks for pool in self._pools)
 
-    def can_hold(self, table: list[int], num_tokens: int) -> bool:
-        """Whether a table can grow to hold so many tokens."""
-        return self._missing(table, num_tokens) <= len(self._free)
+    def new_blocks(self) -> SequenceBlocks:
+        return SequenceBlocks([[] for _ in self.groups])
 
-    def hold(self, table: list[int], num_tokens: int) -> None:
-        """Grow a table to hold so many tokens; ``can_hold`` must have said yes."""
-        table.extend(self._free.pop() for _ in range(self._missing(table, num_tokens)))
+    def num_reusable(self, blocks: SequenceBlocks, token_ids: Sequence[int]) -> int:
+        """How many of a sequence's first tokens are in the cache; one at least is always left to compute."""
+        num_blocks = (len(token_ids) - 1) // self.block_size
+        hashes = self._hashes(blocks, token_ids, num_blocks)
+        return self.block_size * self._longest_prefix(hashes)
 
-    def free(self, table: list[int]) -> None:
-        """Take back all blocks of a table and empty it."""
-        self._free.extend(reversed(table))
-        table.clear()
+    def is_promised(self, blocks: SequenceBlocks, num_reusable: int) -> bool:
+        """Whether a running sequence is about to fill the block that follows the reusable ones."""
+        index = num_reusable // self.block_size
+        return index < len(blocks.hashes) and blocks.hashes[index] in self._promised
 
-    def check_integrity(self, tables: list[list[int]]) -> None:
-        """Raise AssertionError unless every block is free or in exactly one of the tables."""
-        blocks = sorted([*self._free, *(block for table in tables for block in table)])
-        if blocks != list(range(self.num_blocks)):
-            raise AssertionError(f"blocks are lost or used twice: {blocks}")
+    def can_hold(self, blocks: SequenceBlocks, num_tokens: int, num_reusable: int = 0) -> bool:
+        """Whether a sequence can have room for so many tokens.
 
-    def _missing(self, table: list[int], num_tokens: int) -> int:
-        return max(0, -(-num_tokens // self.block_size) - len(table))
+        Args:
+            num_reusable: of them, how many ``adopt`` will take from the cache first.
+        """
+        num_blocks, num_reused = -(-num_tokens // self.block_size), num_reusable // self.block_size
+        for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
+            have, first = max(len(table), num_reused), self._first_seen(group, num_reusable)
+            # Reused blocks that nobody uses are available until they are adopted.
+            found = [pool.find(content) for content in blocks.hashes[first:num_reused]]
+            spoken_for = sum(pool.is_unused(block) for block in found if block is not None)
+            if num_blocks - have > pool.num_available - spoken_for:
+                return False
+        return True
+
+    def adopt(self, blocks: SequenceBlocks, num_tokens: int) -> None:
+        """Begin a sequence with tokens that are in the cache, as many as ``num_reusable`` said."""
+        count = num_tokens // self.block_size
+        for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
+            first = self._first_seen(group, num_tokens)
+            table.extend([GONE] * first)
+            for content in blocks.hashes[first:count]:
+                block = pool.find(content)
+                if block is None:
+                    raise KeyError("a block that was in the cache is gone")
+                pool.use(block)
+                table.append(block)
+        blocks.num_named = count
+
+    def promise(self, blocks: SequenceBlocks) -> None:
+        """Tell that a sequence is about to fill the blocks of its prompt, so that others may wait for them."""
+        self._promised.update(blocks.hashes[blocks.num_named :])
+        blocks.num_promised = len(blocks.hashes)
+
+    def hold(self, blocks: SequenceBlocks, num_tokens: int) -> None:
+        """Give a sequence room for so many tokens; ``can_hold`` must have said yes."""
+        for pool, table in zip(self._pools, blocks.tables, strict=True):
+            missing = -(-num_tokens // self.block_size) - len(table)
+            if missing > 0:
+                after = table[-1] if table and table[-1] != GONE else None
+                table.extend(pool.take(after, missing))
+
+    def keep(self, blocks: SequenceBlocks, token_ids: Sequence[int], num_cached: int) -> None:
+        """After a step: full blocks can be found from now on, and those before a window are given up."""
+        num_full = num_cached // self.block_size
+        hashes = self._hashes(blocks, token_ids, num_full)
+        for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
+            for index in range(blocks.num_named, num_full):
+                if table[index] != GONE:
+                    pool.name(table[index], hashes[index])
+            self._give_up(pool, table, self._first_seen(group, num_cached))
+        self._redeem(blocks, num_full)
+        blocks.num_named = max(blocks.num_named, num_full)
+
+    def free(self, blocks: SequenceBlocks) -> None:
+        """Take back all blocks of a sequence; what is in them can be found until they are needed."""
+        self._redeem(blocks, blocks.num_promised)
+        for pool, table in zip(self._pools, blocks.tables, strict=True):
+            pool.release([block for block in table if block != GONE])
+            table.clear()
+        blocks.num_named = blocks.num_promised = 0
+
+    def check_integrity(self, sequences: Iterable[SequenceBlocks]) -> None:
+        """Raise AssertionError unless every block is accounted for by these sequences."""
+        tables = [blocks.tables for blocks in sequences]
+        for index, pool in enumerate(self._pools):
+            pool.check_integrity([[block for block in table[index] if block != GONE] for table in tables])
+        if not tables and self._promised:
+            raise AssertionError("blocks are promised by nobody")
+
+    def _first_seen(self, group: BlockGroup, num_tokens: int) -> int:
+        """The first block that the token after so many tokens sees."""
+        return 0 if group.window is None else max(0, num_tokens - group.window + 1) // self.block_size
+
+    def _hashes(self, blocks: SequenceBlocks, token_ids: Sequence[int], count: int) -> list[bytes]:
+        """Hashes of the first blocks, each of which has that of the one before in it."""
+        size = self.block_size
+        for index in range(len(blocks.hashes), count):
+            before = blocks.hashes[-1] if blocks.hashes else b""
+            tokens = np.asarray(token_ids[index * size : (index + 1) * size], dtype=np.int64)
+            blocks.hashes.append(blake2b(before + tokens.tobytes(), digest_size=DIGEST_BYTES).digest())
+        return blocks.hashes[:count]
+
+    def _longest_prefix(self, hashes: Sequence[bytes]) -> int:
+        """The most blocks a sequence of these can begin with."""
+        most = len(hashes)
+        windows: list[tuple[BlockGroup, list[int]]] = []
+        for group, pool in zip(self.groups, self._pools, strict=True):
+            if group.window is None:
+                most = next((index for index in range(most) if pool.find(hashes[index]) is None), most)
+            else:
+                lengths = [0]  # how many blocks up to here are there without a gap
+                for content in hashes[:most]:
+                    lengths.append(0 if pool.find(content) is None else lengths[-1] + 1)
+                windows.append((group, lengths))
+
+        def can_continue(count: int) -> bool:
+            last = count * self.block_size
+            return all(lengths[count] >= count - self._first_seen(group, last) for group, lengths in windows)
+
+        return next((count for count in range(most, 0, -1) if can_continue(count)), 0)
+
+    def _redeem(self, blocks: SequenceBlocks, count: int) -> None:
+        """Take back promises of blocks that are filled, or never will be."""
+        for content in blocks.hashes[blocks.num_named : min(count, blocks.num_promised)]:
+            self._promised[content] -= 1
+            if not self._promised[content]:
+                del self._promised[content]
+
+    @staticmethod
+    def _give_up(pool: BlockPool, table: list[int], first: int) -> None:
+        gone = []
+        for index in range(first - 1, -1, -1):
+            if table[index] == GONE:
+                break
+            gone.append(table[index])
+            table[index] = GONE
+        if gone:
+            pool.release(gone[::-1])

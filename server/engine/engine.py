@@ -6,8 +6,10 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from expert_store import ExpertLoadError, ExpertStoreError
 from server.model.step import SequenceChunk, StepOutput
@@ -16,6 +18,7 @@ from server.observability.statistics import EngineStatistics
 from .advance import advance
 from .block_manager import BlockManager
 from .request import (
+    DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
     GenerationFailedError,
@@ -28,6 +31,7 @@ from .request import (
 from .runner import ModelRunner
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
+from .stage import WorkingSetStage
 from .text import Decode, Detokenizer, TextAssembler
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class Engine:
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
         decode: token ids to text.
+        stage: says who decodes where not all experts fit; none is everybody.
     """
 
     def __init__(
@@ -62,14 +67,18 @@ class Engine:
         vocab_size: int,
         eos_token_ids: frozenset[int],
         decode: Decode,
+        stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
+        self.clock = time.monotonic  # for deadlines
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
-        self._scheduler = Scheduler(blocks, limits.scheduler)
+        self._stage = stage
+        self._scheduler = Scheduler(blocks, limits.scheduler, stage)
         self._inbox: list[Sequence] = []
+        self._num_submitted = 0
         self._is_stopping = False
-        self._changed = threading.Condition()  # guards _inbox and _is_stopping
+        self._changed = threading.Condition()  # guards _inbox, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -102,7 +111,9 @@ class Engine:
                 raise EngineUnavailableError("the engine is not running")
             if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
-            self._inbox.append(Sequence(stream, text, seed))
+            self._num_submitted += 1
+            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())
+            self._inbox.append(sequence)
             self._changed.notify()
         return stream
 
@@ -150,7 +161,7 @@ class Engine:
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""
-        self._drop_cancelled()
+        self._drop_ended()
         step = self._scheduler.schedule()
         if step:
             self._attempt(step)
@@ -173,30 +184,43 @@ class Engine:
         except RuntimeError as error:
             self._fail(step, error)
 
-    def _drop_cancelled(self) -> None:
+    def _drop_ended(self) -> None:
+        """Those whose client left, and those that took too long."""
+        now = self.clock()
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             if sequence.stream.is_cancelled:
                 self._scheduler.remove(sequence)
                 self.statistics.finished["abort"] += 1
+            elif sequence.is_late(now):
+                self._scheduler.remove(sequence)
+                self.statistics.finished["deadline"] += 1
+                seconds = sequence.request.deadline_seconds
+                sequence.stream.fail(DeadlineExceededError(f"the request was not done within {seconds:g} seconds"))
 
     def _run(self, step: AbstractSequence[Scheduled]) -> StepOutput:
         chunks = []
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            chunks.append(SequenceChunk(tokens, first, [sequence.block_table], int(item.reaches_end)))
-        return self._runner.run(chunks)
+            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits))
+        started = time.perf_counter()
+        output = self._runner.run(chunks)
+        if self._stage is not None:
+            self._stage.note(step, output, time.perf_counter() - started)
+        return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        sequences = []
-        for item in step:
+        sequences, rows = [], []
+        for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
             if sequence.num_generated == 0:
                 self.statistics.prompt_tokens += item.num_tokens
             if item.reaches_end:
                 sequences.append(sequence)
+                rows.append(end - 1)
             sequence.num_cached += item.num_tokens
-        events = advance(sequences, output.logits, self._eos_token_ids)
+            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
+        events = advance(sequences, output.logits[rows], self._eos_token_ids)
         for sequence, event in zip(sequences, events, strict=True):
             if event.finish_reason is not None:
                 self._scheduler.remove(sequence)
@@ -206,7 +230,7 @@ class Engine:
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
-        requests = ", ".join(item.sequence.stream.request.request_id for item in step)
+        requests = ", ".join(item.sequence.request.request_id for item in step)
         log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
         reason = "the model failed to compute this request"
         if isinstance(error, ExpertLoadError):
@@ -220,4 +244,10 @@ class Engine:
         self.statistics.num_running = len(self._scheduler.running)
         self.statistics.num_waiting = len(self._scheduler.waiting)
         self.statistics.preemptions = self._scheduler.num_preemptions
-        self.statistics.kv_cache_usage = 1 - self._blocks.num_free / self._blocks.num_blocks
+        self.statistics.prefix_cache_queries = self._scheduler.num_queried_tokens
+        self.statistics.prefix_cache_hits = self._scheduler.num_reused_tokens
+        self.statistics.kv_cache_usage = self._blocks.usage
+        if self._stage is not None:
+            self.statistics.num_held = self._stage.num_held if self._scheduler.running else 0
+            self.statistics.num_turns = self._stage.num_turns
+            self.statistics.stall_share = self._stage.stall_share

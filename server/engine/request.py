@@ -32,6 +32,10 @@ class EngineUnavailableError(EngineError):
     """The engine is stopping or has died."""
 
 
+class DeadlineExceededError(EngineError):
+    """The request took longer than it may; what it wrote so far was sent."""
+
+
 class GenerationFailedError(EngineError):
     """An accepted request failed; its stream ends with this."""
 

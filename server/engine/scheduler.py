@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
+from typing import Protocol
 
 from .block_manager import BlockManager
 from .sequence import Sequence
+
+MOST_ROWS_OF_LOGITS = 64  # of a step that gives logits of a prompt's tokens, which take the vocabulary's size each
 
 
 @dataclass(frozen=True)
@@ -29,42 +32,49 @@ class Scheduled:
         """Whether the step computes the sequence's last token, and so its next one can be sampled."""
         return self.num_tokens == self.sequence.num_uncached
 
+    @property
+    def num_logits(self) -> int:
+        return self.num_tokens if self.sequence.wants_prompt_logits else int(self.reaches_end)
+
+
+class Stage(Protocol):
+    """Says which of the sequences that decode go on in this step, and whether new ones may begin."""
+
+    admits: bool
+
+    def choose(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Some of them, at least one, in their order."""
+
 
 class Scheduler:
-    """First come, first served, with chunked prefill and preemption by recomputation.
+    """By priority, then first come, first served, with chunked prefill and preemption by recomputation.
 
-    The oldest sequence always goes on: it may take the blocks of every younger one.
+    The first sequence always goes on: it may take the blocks of every later one. A sequence whose prompt begins with
+    what a running one is about to compute waits for that instead of computing it, too.
     """
 
-    def __init__(self, blocks: BlockManager, limits: SchedulerLimits):
-        self._blocks = blocks
-        self._limits = limits
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
+    def __init__(self, blocks: BlockManager, limits: SchedulerLimits, stage: Stage | None = None):
+        self._blocks, self._limits, self._stage = blocks, limits, stage
+        self.waiting: list[Sequence] = []  # first to go first, as in running
+        self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.num_queried_tokens = 0  # of prompts that were looked for in the cache
+        self.num_reused_tokens = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step: what runs already, then what waits, as far as tokens and blocks reach."""
-        budget = self._limits.max_batched_tokens
+        """The next step: decodes, then what is left of prompts, then who waits, as far as tokens and blocks reach."""
         step: list[Scheduled] = []
-        for sequence in list(self.running):
-            if budget == 0:
-                break
-            if sequence not in self.running:
-                continue  # preempted by an older one
-            budget -= self._continue(sequence, budget, step)
-        while budget and self.waiting and len(self.running) < self._limits.max_running:
-            sequence = self.waiting[0]
-            count = min(sequence.num_uncached, budget)
-            if not self._blocks.can_hold(sequence.block_table, sequence.num_cached + count):
-                break
-            self._blocks.hold(sequence.block_table, sequence.num_cached + count)
-            self.running.append(self.waiting.popleft())
-            step.append(Scheduled(sequence, count))
-            budget -= count
+        preempted_before = self.num_preemptions
+        budget = self._limits.max_batched_tokens
+        for sequence in self._in_turn():
+            if budget and sequence in self.running:  # else preempted by an earlier one
+                budget -= self._continue(sequence, budget, step)
+        # Who was preempted would be next, and meet the same lack of blocks.
+        if self.num_preemptions == preempted_before and (not step or self._stage is None or self._stage.admits):
+            self._begin_waiting(step, budget)
         return step
 
     def remove(self, sequence: Sequence) -> None:
@@ -73,23 +83,80 @@ class Scheduler:
             self.running.remove(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
-        self._blocks.free(sequence.block_table)
+        self._blocks.free(sequence.blocks)
+
+    def _in_turn(self) -> list[Sequence]:
+        """The running ones, decodes first, so that no long prompt holds them up."""
+        decodes = [sequence for sequence in self.running if sequence.num_uncached == 1]
+        prefills = [sequence for sequence in self.running if sequence.num_uncached > 1]
+        if self._stage is not None and decodes:
+            decodes = self._stage.choose(decodes)
+        return [*decodes, *prefills]
+
+    def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
+        for sequence in list(self.waiting):
+            if not budget or not self._has_place(sequence, step):
+                return
+            num_reusable = 0
+            if not sequence.wants_prompt_logits:
+                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
+                if self._blocks.is_promised(sequence.blocks, num_reusable):
+                    continue
+            count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)
+            while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
+                if not self._preempt_for(sequence, step):
+                    return
+            self._admit(sequence, num_reusable, count)
+            step.append(Scheduled(sequence, count))
+            budget -= count
+
+    def _has_place(self, sequence: Sequence, step: list[Scheduled]) -> bool:
+        """Whether one more may run; a request of better priority takes the place of the last."""
+        return len(self.running) < self._limits.max_running or self._preempt_for(sequence, step)
+
+    def _preempt_for(self, sequence: Sequence, step: list[Scheduled]) -> bool:
+        """Preempt the last running sequence if a waiting one is of better priority; whether it was."""
+        if not self.running or self.running[-1].request.priority <= sequence.request.priority:
+            return False
+        self._preempt(self.running[-1], step)
+        return True
+
+    def _admit(self, sequence: Sequence, num_reusable: int, count: int) -> None:
+        if not sequence.wants_prompt_logits:
+            self.num_queried_tokens += len(sequence.token_ids)
+            self.num_reused_tokens += num_reusable
+        self._blocks.adopt(sequence.blocks, num_reusable)
+        self._blocks.promise(sequence.blocks)
+        self._blocks.hold(sequence.blocks, num_reusable + count)
+        sequence.num_cached = num_reusable
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_order)
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
-        count = min(sequence.num_uncached, budget)
-        while not self._blocks.can_hold(sequence.block_table, sequence.num_cached + count):
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            if youngest is sequence:
+        count = _most_tokens(sequence, sequence.num_uncached, budget)
+        while not self._blocks.can_hold(sequence.blocks, sequence.num_cached + count):
+            last = self.running[-1]
+            self._preempt(last, step)
+            if last is sequence:
                 return 0
-        self._blocks.hold(sequence.block_table, sequence.num_cached + count)
+        self._blocks.hold(sequence.blocks, sequence.num_cached + count)
         step.append(Scheduled(sequence, count))
         return count
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Send a running sequence back to the head of the queue; its tokens stay, its cache goes."""
+    def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
+        """Send a running sequence back to the queue, also out of the step; its tokens stay, its blocks go."""
+        step[:] = [item for item in step if item.sequence is not sequence]
         self.running.remove(sequence)
-        self._blocks.free(sequence.block_table)
+        self._blocks.free(sequence.blocks)
         sequence.num_cached = 0
-        self.waiting.appendleft(sequence)
+        insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
+
+
+def _most_tokens(sequence: Sequence, num_left: int, budget: int) -> int:
+    most = min(num_left, budget)
+    return min(most, MOST_ROWS_OF_LOGITS) if sequence.wants_prompt_logits else most
+
+
+def _order(sequence: Sequence) -> tuple[int, int]:
+    return sequence.order

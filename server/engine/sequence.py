@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .request import TokenStream
+from .block_manager import SequenceBlocks
+from .request import GenerationRequest, TokenStream
 from .text import TextAssembler
+from .working_set import ExpertUse
 
 
 @dataclass(eq=False)
@@ -15,17 +17,39 @@ class Sequence:
     stream: TokenStream
     text: TextAssembler
     seed: int
+    blocks: SequenceBlocks
+    arrival: int  # among all requests
+    submitted_at: float  # on the engine's clock, in seconds
     token_ids: list[int] = field(init=False)  # prompt and generated
     num_cached: int = 0
-    block_table: list[int] = field(default_factory=list)
+    expert_use: ExpertUse | None = None  # what it chose, as far as that matters
 
     def __post_init__(self) -> None:
-        self.token_ids = list(self.stream.request.prompt_ids)
+        self.token_ids = list(self.request.prompt_ids)
+
+    @property
+    def request(self) -> GenerationRequest:
+        return self.stream.request
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first: by priority, then by arrival."""
+        return self.request.priority, self.arrival
 
     @property
     def num_generated(self) -> int:
-        return len(self.token_ids) - len(self.stream.request.prompt_ids)
+        return len(self.token_ids) - len(self.request.prompt_ids)
 
     @property
     def num_uncached(self) -> int:
         return len(self.token_ids) - self.num_cached
+
+    @property
+    def wants_prompt_logits(self) -> bool:
+        """Whether logits of its prompt's tokens are asked for and still to come."""
+        return self.request.sampling.prompt_logprobs is not None and not self.num_generated
+
+    def is_late(self, now: float) -> bool:
+        """Whether its deadline has passed."""
+        seconds = self.request.deadline_seconds
+        return seconds is not None and now - self.submitted_at > seconds

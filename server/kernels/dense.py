@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch.nn import functional as F
+
+from .linear import linear
 
 
 def project(
@@ -13,4 +14,4 @@ def project(
 ) -> torch.Tensor:
     """``(rows, in)`` to ``(rows, out)``. A matrix of another dtype than the rows is converted here, for this use."""
     matrix = weights[name].to(rows.dtype)
-    return F.linear(rows, matrix.mT if is_transposed else matrix, bias)
+    return linear(rows, matrix.mT if is_transposed else matrix, bias)

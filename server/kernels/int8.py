@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from .batch_invariant import is_batch_invariant
+from .linear import linear
 
 LARGEST = 127
 SCALE = "_scale"
@@ -56,5 +57,5 @@ def project(
     elif rows.dtype == torch.float16:  # a sum of codes may be more than float16 holds
         output = F.linear(rows, dequantise(weights, name).half())
     else:
-        output = (F.linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these hold a code exactly
+        output = (linear(rows, codes.to(rows.dtype)) * scale).to(rows.dtype)  # these hold a code exactly
     return output if bias is None else output + bias

@@ -6,25 +6,94 @@ what the segments give is added up in order. A segment that a query does not see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch.nn import functional as F
 
 from server.kernels.batch_invariant import usual_functions
 from server.kernels.tiles import batched_product
 
+from .kv_cache import KVCache
+from .runs import find_runs
 from .seam import AttentionOptions
+from .step import SequenceChunk
 
 SEGMENT = 128  # keys
 MOST_SCORES = 1 << 19  # that are held at a time, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the cache has what one chunk attends to."""
+
+    num_tokens: int  # of the chunk
+    first_key: int  # position of the first that any of them sees
+    runs: Sequence[tuple[int, int]]  # slot and length of each stretch
+
+
+class InvariantAttention:
+    """The attention of all layers in one step, as ``StepAttention`` has it, sequence by sequence.
+
+    All that a chunk sees is copied from the cache first.
+    """
+
+    def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache):
+        self._cache = cache
+        self._places: list[list[_Place]] = []  # by group of layers
+        self._slots: list[torch.Tensor] = []
+        for index, group in enumerate(cache.groups):
+            places: list[_Place] = []
+            slots: list[int] = []
+            for chunk in chunks:
+                table, first, end = chunk.block_tables[index], chunk.num_cached, chunk.num_cached + chunk.num_tokens
+                oldest = 0 if group.window is None else max(0, first - group.window + 1)
+                places.append(_Place(chunk.num_tokens, oldest, find_runs(table, cache.block_size, oldest, end)))
+                for start, length in find_runs(table, cache.block_size, first, end):
+                    slots.extend(range(start, start + length))
+            self._places.append(places)
+            self._slots.append(torch.tensor(slots, device=cache.device))
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """See ``StepAttention.attend``."""
+        index, cache = self._cache.group_of[layer], self._cache.layers[layer]
+        cache.write(self._slots[index], key, value)
+        options = replace(options, sliding_window=self._cache.groups[index].window)
+        places = self._places[index]
+        outputs = []
+        for part, place in zip(torch.split(query, [place.num_tokens for place in places], 1), places, strict=True):
+            keys = _read(cache.keys, place.runs, cache.shape.key_dim)
+            values = _read(cache.values, place.runs, cache.shape.value_dim)
+            outputs.append(attend_invariant(part, keys, values, place.first_key, options).transpose(0, 1))
+        return torch.cat(outputs)
+
+
+def _read(tensor: torch.Tensor, runs: Sequence[tuple[int, int]], dim: int) -> torch.Tensor:
+    """``(1, kv_heads, slots, width)`` to ``(kv_heads, kept, dim)``."""
+    parts = [tensor[0, :, start : start + length, :dim] for start, length in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 @usual_functions()
 def attend_invariant(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_key: int, options: AttentionOptions
 ) -> torch.Tensor:
-    """As ``attend_sequence``, with the same bits for a token however its sequence is cut into steps.
+    """Causal attention of the last tokens of a sequence.
 
     Scores and products with values are rounded to the dtype of the query, segment by segment; the rest is float32.
+
+    Args:
+        query: ``(heads, new, key_dim)``.
+        key: ``(kv_heads, kept, key_dim)``, of the tokens from ``first_key`` to the last new one.
+        value: ``(kv_heads, kept, value_dim)``.
+        first_key: a position.
+        options: scaling, window, sinks and soft cap, as transformers' eager functions define them.
+
+    Returns:
+        ``(heads, new, value_dim)``.
     """
     heads, new = query.shape[:2]
     last = first_key + key.shape[1]

@@ -19,8 +19,10 @@ from expert_store import find_shards, is_pack, open_pack, read_index, read_tenso
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .linear import speed_up_linears
 from .packing import map_pack
 from .seam import IMPLEMENTATION
+from .support import check_layers
 from .trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU, is_
     pack = open_pack(folder) if is_pack(folder) else None
     config = read_config(pack.data_folder if pack else folder)
     model = build_model(config, dtype)
+    check_layers(model)
     places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
@@ -71,6 +74,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU, is_
             f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
         )
     model.to(device).eval()
+    speed_up_linears(model)
     return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()}, is_deterministic)
 
 

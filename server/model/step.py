@@ -24,9 +24,19 @@ class SequenceChunk:
         return len(self.token_ids)
 
 
+@dataclass
+class ExpertCost:
+    """What the experts of a step cost."""
+
+    num_lookups: int = 0
+    num_misses: int = 0  # of these, the ones that had to be read from disk
+    stall_seconds: float = 0.0  # that compute waited for them
+
+
 @dataclass(frozen=True)
 class StepOutput:
     """What a step gives."""
 
     logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
     routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer, the experts of each token (tokens, k)
+    experts: ExpertCost

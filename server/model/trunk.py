@@ -14,32 +14,37 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
-from server.kernels.batch_invariant import batch_invariant, is_batch_invariant
+from server.kernels.batch_invariant import batch_invariant
 from server.kernels.expert import ExpertsModule
+from server.kernels.tiles import NotInvariantError
 
-from .attention import attend_sequence
+from .attention import StepAttention
 from .errors import ModelError
 from .experts import run_paged_experts
-from .gates import Routed, find_next_gates
-from .invariant_attention import attend_invariant
-from .kv_cache import KVCache, KVShape
-from .seam import AttentionOptions, running
-from .step import SequenceChunk, StepOutput
+from .gates import find_next_gates
+from .invariant_attention import InvariantAttention
+from .kv_cache import KVCache, KVGroup
+from .masks import with_masks
+from .mla import LatentAttention, replace_projections, settle_projections
+from .probe import Isolation, Probe
+from .seam import running
+from .step import ExpertCost, SequenceChunk, StepOutput
+from .support import depends_on_company, find_leak
 
-PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
+PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
 
 
 @dataclass(frozen=True)
 class TrunkFacts:
     """What a first pass over some tokens shows of a model."""
 
-    kv_shapes: dict[int, KVShape]  # by attention layer
+    kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of KV cache a token."""
-        return sum(shape.token_bytes for shape in self.kv_shapes.values())
+        """Bytes of KV cache a token, in all groups together."""
+        return sum(group.token_bytes for group in self.kv_groups)
 
 
 class Trunk:
@@ -47,8 +52,8 @@ class Trunk:
 
     Args:
         layers: the experts modules and their layers, in the order in which they run.
-        is_deterministic: run steps with batch-invariant arithmetic, so that a sequence's logits do not depend on what
-            else is in them.
+        is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
+            sequence's logits.
     """
 
     def __init__(
@@ -59,13 +64,15 @@ class Trunk:
         is_deterministic: bool = False,
     ):
         self.catalog = catalog
-        self._arithmetic = batch_invariant if is_deterministic else nullcontext
+        self._is_deterministic = is_deterministic
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        replace_projections(model)
         probe = self._look()
-        self.facts = TrunkFacts(probe.kv_shapes, probe.top_k)
+        settle_projections(model, probe.latent_layers)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -99,18 +106,19 @@ class Trunk:
         started = time.perf_counter()
         if any(chunk.num_tokens > 1 for chunk in chunks):
             prefetcher = None
-        seam = _PagedStep(chunks, kv_cache, store, self._layers, prefetcher)
+        attention = InvariantAttention(chunks, kv_cache) if self._is_deterministic else StepAttention(chunks, kv_cache)
+        seam = _PagedStep(chunks, LatentAttention(attention), store, self._layers, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
-        with running(seam), self._arithmetic():
+        with running(seam), batch_invariant() if self._is_deterministic else nullcontext():
             logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, seam.routing)
+        return StepOutput(logits, seam.routing, seam.cost)
 
     def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
         output = self._model(
@@ -123,16 +131,40 @@ class Trunk:
         return logits.float().cpu()
 
     @torch.inference_mode()
-    def _look(self) -> _Probe:
-        probe = _Probe()
+    def _look(self) -> Probe:
+        probe = Probe()
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
-        with running(probe):
-            self._logits(range(0, count * spread, spread), range(count), [0])
-        if not probe.kv_shapes or not probe.routed:
-            name = type(self._model).__name__
+        tokens = range(0, count * spread, spread)
+        with running(probe), with_masks(self._model.config):
+            self._logits(tokens, range(count), [0])
+        name = type(self._model).__name__
+        if not probe.kv_groups or not probe.routed:
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+        with running(Isolation()):
+            leak = find_leak(self._model, tokens, lambda company: self._logits(company, range(count), range(count)))
+        if leak is not None:
+            raise ModelError(
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
+                "which is not supported yet"
+            )
+        if self._is_deterministic:
+            self._check_invariance(tokens)
         return probe
+
+    def _check_invariance(self, tokens: Sequence[int]) -> None:
+        name = type(self._model).__name__
+        try:
+            with running(Isolation()), batch_invariant():
+                depends = depends_on_company(
+                    tokens, lambda company, places: self._logits(company, places, range(len(company)))
+                )
+        except NotInvariantError as error:
+            raise ModelError(str(error)) from error
+        if depends:
+            raise ModelError(
+                f"{name} computes a token in another way in other company; serve it without --deterministic"
+            )
 
 
 class _PagedStep:
@@ -141,35 +173,16 @@ class _PagedStep:
     def __init__(
         self,
         chunks: Sequence[SequenceChunk],
-        kv_cache: KVCache,
+        attention: LatentAttention,
         store: ExpertStore,
         layers: Mapping[ExpertsModule, int],
         prefetcher: Prefetcher | None,
     ):
-        self._cache, self._store, self._layers, self._prefetcher = kv_cache, store, layers, prefetcher
+        self._store, self._layers, self._prefetcher = store, layers, prefetcher
+        self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}
-        self._lengths = [chunk.num_tokens for chunk in chunks]
-        self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
-        # Where all tokens of each sequence lie, the new ones at its end.
-        self._slots = [
-            kv_cache.slots(chunk.block_tables[0], 0, chunk.num_cached + length)
-            for chunk, length in zip(chunks, self._lengths, strict=True)
-        ]
-        self._new_slots = torch.cat([slots[-length:] for slots, length in zip(self._slots, self._lengths, strict=True)])
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self._cache.write(layer, self._new_slots, key.transpose(0, 1), value.transpose(0, 1))
-        outputs = []
-        attend = attend_invariant if is_batch_invariant() else attend_sequence
-        parts = torch.split(query, self._lengths, dim=1)
-        for part, slots, length in zip(parts, self._slots, self._lengths, strict=True):
-            window = options.sliding_window
-            first = max(0, len(slots) - length - window + 1) if window else 0
-            keys, values = self._cache.read(layer, slots[first:])
-            outputs.append(attend(part, keys, values, first, options).transpose(0, 1))
-        return torch.cat(outputs)
+        self._phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
+        self.attend, self.expand = attention.attend, attention.expand
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -177,30 +190,13 @@ class _PagedStep:
         layer = self._layers[module]
         self.routing[layer] = top_k_index.cpu().numpy()
         return run_paged_experts(
-            module, layer, self._store, self._phase, hidden_states, top_k_index, top_k_weights, self._prefetcher
+            module,
+            layer,
+            self._store,
+            self._phase,
+            self.cost,
+            hidden_states,
+            top_k_index,
+            top_k_weights,
+            self._prefetcher,
         )
-
-
-class _Probe:
-    """A step that runs no expert and only notes what it is given."""
-
-    def __init__(self) -> None:
-        self.kv_shapes: dict[int, KVShape] = {}
-        self.routed: dict[ExpertsModule, Routed] = {}
-
-    @property
-    def top_k(self) -> int:
-        return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self.kv_shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
-        return attend_sequence(query, key, value, 0, options).transpose(0, 1)
-
-    def run_experts(
-        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        del top_k_weights
-        self.routed[module] = Routed(hidden_states, top_k_index)
-        return torch.zeros_like(hidden_states)

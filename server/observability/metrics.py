@@ -126,11 +126,17 @@ def _tokens(statistics: StoreStatistics, layers: Sequence[int]) -> Iterator[Metr
 def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield _gauge("num_requests_running", "Requests in the batch.", [], [((), engine.num_running)])
     yield _gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
+    yield _gauge("num_requests_held", "Requests in the batch that wait for their turn.", [], [((), engine.num_held)])
+    yield _counter("expert_turns", "Groups of requests that went on while others waited.", [], [((), engine.num_turns)])
+    yield _gauge("expert_stall_share", "Part of recent decode time spent waiting.", [], [((), engine.stall_share)])
     yield _gauge("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", [], [((), engine.kv_cache_usage)])
     yield _counter("prompt_tokens", "Prompt tokens computed.", [], [((), engine.prompt_tokens)])
     yield _counter("generation_tokens", "Tokens generated.", [], [((), engine.generation_tokens)])
+    queries, hits = engine.prefix_cache_queries, engine.prefix_cache_hits
+    yield _counter("prefix_cache_queries", "Prompt tokens looked for in the KV cache.", [], [((), queries)])
+    yield _counter("prefix_cache_hits", "Of these, the ones that were there.", [], [((), hits)])
     yield _counter("num_preemptions", "Requests sent back to the queue.", [], [((), engine.preemptions)])
-    finished = [((reason,), engine.finished[reason]) for reason in ("stop", "length", "abort", "error")]
+    finished = [((reason,), engine.finished[reason]) for reason in ("stop", "length", "abort", "error", "deadline")]
     yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from server.engine.block_manager import BlockManager
+from server.engine.block_manager import BlockGroup, BlockManager
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
-from server.model.step import SequenceChunk, StepOutput
+from server.model.step import ExpertCost, SequenceChunk, StepOutput
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -38,8 +38,9 @@ def continuation(prompt: Sequence[int], count: int) -> str:
 class FakeModel:
     """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
 
-    def __init__(self, num_blocks: int):
-        self._slots = [-1] * (num_blocks * BLOCK_SIZE)
+    def __init__(self, groups: Sequence[BlockGroup]):
+        self._groups = groups
+        self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
 
@@ -48,20 +49,30 @@ class FakeModel:
         self.steps.append([len(chunk.token_ids) for chunk in chunks])
         for chunk in chunks:
             for offset, token in enumerate(chunk.token_ids):
-                self._slots[self._slot(chunk, chunk.num_cached + offset)] = token
+                for slots, table in zip(self._slots, chunk.block_tables, strict=True):
+                    slots[self._slot(table, chunk.num_cached + offset)] = token
         logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), VOCABULARY))
         row = 0
         for chunk in chunks:
             length = chunk.num_cached + chunk.num_tokens
-            tokens = [self._slots[self._slot(chunk, position)] for position in range(length)]
+            tokens = [self._slots[0][self._slot(chunk.block_tables[0], position)] for position in range(length)]
+            self._check_windows(chunk, tokens)
             for end in range(length - chunk.num_logits, length):
                 logits[row, next_token(tokens[: end + 1])] = 1.0
                 row += 1
-        return StepOutput(logits, {})
+        return StepOutput(logits, {}, ExpertCost())
+
+    def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
+        """Groups with a window hold what the chunk's tokens see."""
+        for group, slots, table in zip(self._groups[1:], self._slots[1:], chunk.block_tables[1:], strict=True):
+            assert group.window is not None
+            for position in range(max(0, chunk.num_cached - group.window + 1), len(tokens)):
+                assert slots[self._slot(table, position)] == tokens[position]
 
     @staticmethod
-    def _slot(chunk: SequenceChunk, position: int) -> int:
-        return chunk.block_tables[0][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+    def _slot(table: Sequence[int], position: int) -> int:
+        assert table[position // BLOCK_SIZE] >= 0
+        return table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
 
 
 def decode(token_ids: list[int]) -> str:
@@ -77,13 +88,15 @@ class Rig:
     max_batched_tokens: int = 32
     max_queued: int = 100
     eos_token_ids: frozenset[int] = frozenset()
+    window_groups: Sequence[BlockGroup] = ()  # beside one that sees everything
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.model = FakeModel(self.num_blocks)
-        self.blocks = BlockManager(self.num_blocks, BLOCK_SIZE)
+        groups = [BlockGroup(self.num_blocks), *self.window_groups]
+        self.model = FakeModel(groups)
+        self.blocks = BlockManager(groups, BLOCK_SIZE)
         limits = EngineLimits(
             max_model_len=self.num_blocks * BLOCK_SIZE,
             max_queued=self.max_queued,
@@ -91,9 +104,17 @@ class Rig:
         )
         self.engine = Engine(self.model, self.blocks, limits, VOCABULARY, self.eos_token_ids, decode)
 
-    def submit(self, prompt: Sequence[int] | bytes, max_tokens: int = 8, **sampling: Any) -> TokenStream:
+    def submit(
+        self,
+        prompt: Sequence[int] | bytes,
+        max_tokens: int = 8,
+        *,
+        priority: int = 0,
+        deadline_seconds: float | None = None,
+        **sampling: Any,
+    ) -> TokenStream:
         params = SamplingParams(max_tokens, temperature=0.0, **sampling)
-        return self.engine.submit(GenerationRequest("test", tuple(prompt), params))
+        return self.engine.submit(GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds))
 
 
 async def collect(stream: TokenStream) -> str:

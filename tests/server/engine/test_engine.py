@@ -6,11 +6,14 @@ import asyncio
 import random
 import threading
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
 from expert_store import ExpertKey, ExpertLoadError
+from server.engine.block_manager import BlockGroup
 from server.engine.request import (
+    DeadlineExceededError,
     EngineUnavailableError,
     FinishReason,
     GenerationFailedError,
@@ -295,3 +298,137 @@ def test_random_traces_give_each_request_its_own_text(seed: int) -> None:
             await asyncio.sleep(0)
 
     run(rig, scenario)
+
+
+def test_a_repeated_prompt_is_computed_once_and_continued_alike() -> None:
+    rig = Rig()
+
+    async def scenario() -> list[str]:
+        return [await collect(rig.submit(b"p" * 50, 6)) for _ in range(2)]
+
+    assert run(rig, scenario) == [continuation(b"p" * 50, 6)] * 2
+    assert sum(map(sum, rig.model.steps)) == (50 + 5) + (2 + 5)
+    assert rig.engine.statistics.prefix_cache_queries == 100
+    assert rig.engine.statistics.prefix_cache_hits == 48
+
+
+def test_prompts_that_begin_alike_and_come_together_compute_their_beginning_once() -> None:
+    """As the choices of one request do."""
+    rig = Rig(max_batched_tokens=16)
+    prompts = [b"s" * 40 + end for end in (b"a", b"b", b"c")]
+
+    async def scenario() -> list[str]:
+        return await collect_together(rig, *[(prompt, 4) for prompt in prompts])
+
+    assert run(rig, scenario) == [continuation(prompt, 4) for prompt in prompts]
+    assert sum(map(sum, rig.model.steps)) == 41 + 1 + 1 + 3 * 3
+
+
+def test_who_waits_for_a_beginning_goes_on_when_its_writer_leaves() -> None:
+    rig = Rig(max_batched_tokens=8)
+    gate = threading.Event()
+    rig.model.before_step = lambda: gate.wait(30)
+
+    async def scenario() -> str:
+        first, second = rig.submit(b"s" * 40, 4), rig.submit(b"s" * 40, 4)
+        first.cancel()
+        gate.set()
+        return await collect(second)
+
+    assert run(rig, scenario) == continuation(b"s" * 40, 4)
+
+
+def test_running_decodes_go_before_a_long_prompt_of_better_priority() -> None:
+    rig = Rig(max_batched_tokens=8)
+    is_there = threading.Event()
+    rig.model.before_step = lambda: None if len(rig.model.steps) < 2 else is_there.wait(30)
+
+    async def scenario() -> None:
+        short = rig.submit(b"s", 20)
+        await anext(aiter(short))
+        long = rig.submit(b"l" * 60, 2, priority=-1)
+        is_there.set()
+        await asyncio.gather(collect(short), collect(long))
+
+    run(rig, scenario)
+    assert [1, 7] in rig.model.steps
+
+
+def test_layers_with_a_window_keep_only_that() -> None:
+    rig = Rig(window_groups=[BlockGroup(20, 6), BlockGroup(24, 11)], max_batched_tokens=8)
+    prompts = [bytes([65 + i] * (1 + 9 * i)) for i in range(4)]
+
+    async def scenario() -> list[str]:
+        return await collect_together(rig, *[(prompt, 40) for prompt in prompts])
+
+    assert run(rig, scenario) == [continuation(prompt, 40) for prompt in prompts]
+
+
+@pytest.mark.parametrize("limits", [{"max_running": 1}, {"num_blocks": 8}])
+def test_a_request_of_better_priority_goes_first_and_the_other_still_ends(limits: dict[str, int]) -> None:
+    rig = Rig(**limits)
+    ends: list[str] = []
+    gate = threading.Event()
+
+    def wait_in_the_middle(loop: asyncio.AbstractEventLoop) -> None:
+        if len(rig.model.steps) == 3:
+            gate.wait(30)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)  # all events so far have been seen
+
+    async def one(name: str, prompt: bytes, count: int, priority: int) -> str:
+        text = await collect(rig.submit(prompt, count, priority=priority))
+        ends.append(name)
+        return text
+
+    async def scenario() -> None:
+        rig.model.before_step = partial(wait_in_the_middle, asyncio.get_running_loop())
+        late = asyncio.create_task(one("patient", b"x" * 10, 20, 5))
+        while len(rig.model.steps) < 3:
+            await asyncio.sleep(0)
+        urgent = asyncio.create_task(one("urgent", b"y" * 10, 10, -1))
+        await asyncio.sleep(0)
+        gate.set()
+        assert await urgent == continuation(b"y" * 10, 10)
+        assert await late == continuation(b"x" * 10, 20)
+
+    run(rig, scenario)
+    assert ends == ["urgent", "patient"]
+
+
+def test_a_request_past_its_deadline_ends_with_an_error_and_the_others_go_on() -> None:
+    rig = Rig()
+    now = [0.0]
+    rig.engine.clock = lambda: now[0]
+
+    async def scenario() -> None:
+        late = rig.submit(b"long", 240, deadline_seconds=5)
+        reader = aiter(late)
+        for _ in range(3):
+            await anext(reader)
+        now[0] = 6.0
+        with pytest.raises(DeadlineExceededError, match="not done within 5 seconds"):
+            await collect(late)
+        assert await collect(rig.submit(b"next", 3, deadline_seconds=5)) == continuation(b"next", 3)
+
+    run(rig, scenario)
+    assert rig.engine.statistics.finished["deadline"] == 1
+
+
+def test_a_prompt_whose_logits_are_wanted_is_computed_whole_and_in_small_chunks() -> None:
+    rig = Rig(max_batched_tokens=100)
+    wanted: list[int] = []
+    run_all = rig.model.run
+
+    def note(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        wanted.extend(chunk.num_logits for chunk in chunks)
+        return run_all(chunks)
+
+    rig.model.run = note  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        await collect(rig.submit(b"e" * 90, 1))
+        wanted.clear()
+        await collect(rig.submit(b"e" * 90, 2, prompt_logprobs=0))
+
+    run(rig, scenario)
+    assert wanted == [64, 26, 1]

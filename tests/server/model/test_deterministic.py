@@ -48,7 +48,8 @@ class Requests:
         self._trunk = trunk
         size = least_bytes(trunk.catalog, num_slots) if num_slots else trunk.catalog.total_bytes
         self._store = ExpertStore(trunk.catalog, size)
-        self._cache = KVCache(trunk.facts.kv_shapes, 8 * BLOCKS, BLOCK_SIZE)
+        groups = trunk.facts.kv_groups
+        self._cache = KVCache(groups, [8 * BLOCKS] * len(groups), BLOCK_SIZE)
         self._random = random.Random(seed)
         self._tables = list(range(8 * BLOCKS))
         self._random.shuffle(self._tables)
@@ -74,13 +75,20 @@ class Requests:
         texts, cached = [list(prompt) for prompt in prompts], [0] * len(prompts)
         tables = [self._tables[i * BLOCKS : (i + 1) * BLOCKS] for i in range(len(prompts))]
         rows: list[list[torch.Tensor]] = [[] for _ in prompts]
+
+        def tables_of(i: int) -> list[list[int]]:
+            """Blocks that all layers' windows have left are given back."""
+            windows = [group.window for group in self._trunk.facts.kv_groups]
+            gone = [max(0, cached[i] - window + 1) // BLOCK_SIZE if window else 0 for window in windows]
+            return [[-1] * count + tables[i][count:] for count in gone]
+
         for _ in count():
             active = [i for i in range(len(prompts)) if len(rows[i]) < STEPS]
             if not active:
                 break
             self._random.shuffle(active)
             chunks = [
-                SequenceChunk(texts[i][cached[i] : cached[i] + self._random.choice(pieces)], cached[i], [tables[i]])
+                SequenceChunk(texts[i][cached[i] : cached[i] + self._random.choice(pieces)], cached[i], tables_of(i))
                 for i in active
             ]
             logits = self._trunk.forward(chunks, self._cache, self._store).logits

@@ -1,0 +1,140 @@
+"""The blocks of one group of layers: free, in use, or unused but kept because their content may be wanted again.
+
+Torch-free. A block is in use by any number of sequences. One that nobody uses stays findable by the hash of its content
+until it is needed for something else; those unused longest go first. A sequence's next block is the neighbour of its
+last one where that may be had, so that attention reads long runs instead of single blocks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+LEAST_RUN = 16  # blocks that are given up together where a new run begins among kept ones
+
+
+class BlockPool:
+    """Blocks ``0 .. num_blocks - 1``."""
+
+    def __init__(self, num_blocks: int):
+        self.num_blocks = num_blocks
+        self._users = [0] * num_blocks
+        self._hashes: list[bytes | None] = [None] * num_blocks
+        self._found: dict[bytes, int] = {}
+        self._unused: OrderedDict[int, None] = OrderedDict()  # kept for their content, longest unused first
+        self._released_at = [0] * num_blocks  # a count of releases, of those in _unused
+        self._num_releases = 0
+        self._is_free = np.ones(num_blocks, dtype=bool)
+        self._num_free = num_blocks
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that ``take`` may hand out, kept ones included."""
+        return self._num_free + len(self._unused)
+
+    def find(self, content: bytes) -> int | None:
+        """The block of that content."""
+        return self._found.get(content)
+
+    def is_unused(self, block: int) -> bool:
+        return self._users[block] == 0
+
+    def use(self, block: int) -> None:
+        """One more sequence uses a block that ``find`` gave."""
+        if self._users[block] == 0:
+            del self._unused[block]
+        self._users[block] += 1
+
+    def take(self, after: int | None, count: int) -> list[int]:
+        """Blocks for new content, in order, next to ``after`` where possible.
+
+        At most ``num_available``; more is a fault of the caller.
+        """
+        taken: list[int] = []
+        while len(taken) < count:
+            block = self._neighbour(after)
+            if block is None:
+                block = self._new_run(count - len(taken))
+            self._forget(block)
+            self._users[block] = 1
+            taken.append(block)
+            after = block
+        return taken
+
+    def name(self, block: int, content: bytes) -> None:
+        """From now on the block can be found by its content, unless another of the same content is."""
+        if content not in self._found:
+            self._found[content] = block
+            self._hashes[block] = content
+
+    def release(self, blocks: list[int]) -> None:
+        """One sequence no longer uses these; where they end unused together, the last goes first."""
+        self._num_releases += 1
+        for block in reversed(blocks):
+            self._users[block] -= 1
+            if self._users[block]:
+                continue
+            if self._hashes[block] is None:
+                self._is_free[block] = True
+                self._num_free += 1
+            else:
+                self._unused[block] = None
+                self._released_at[block] = self._num_releases
+
+    def check_integrity(self, tables: list[list[int]]) -> None:
+        """Raise AssertionError unless the tables are all that is in use."""
+        users = [0] * self.num_blocks
+        for table in tables:
+            for block in table:
+                users[block] += 1
+        if users != self._users:
+            raise AssertionError(f"users of blocks are {self._users}, not {users}")
+        unused = {block for block in range(self.num_blocks) if not users[block] and not self._is_free[block]}
+        if unused != set(self._unused) or self._num_free != int(self._is_free.sum()):
+            raise AssertionError("blocks are neither free nor in use nor kept")
+        named = {block: content for content, block in self._found.items()}
+        if any(self._hashes[block] != content for block, content in named.items()) or unused - set(named):
+            raise AssertionError("blocks are kept that can't be found")
+
+    def _neighbour(self, after: int | None) -> int | None:
+        """The next block, if it is free or has been unused for longer than most."""
+        if after is None or after + 1 >= self.num_blocks:
+            return None
+        block = after + 1
+        if self._is_free[block]:
+            return block
+        if block not in self._unused:
+            return None
+        oldest = self._released_at[next(iter(self._unused))]
+        return block if self._released_at[block] <= (oldest + self._num_releases) // 2 else None
+
+    def _new_run(self, count: int) -> int:
+        """Where to begin a run of about so many blocks, with room to grow."""
+        if self._num_free:
+            edges = np.flatnonzero(np.diff(self._is_free, prepend=False, append=False))
+            starts, ends = edges[::2], edges[1::2]
+            longest = int((ends - starts).argmax())
+            start, end = int(starts[longest]), int(ends[longest])
+            # In the middle, for the sequence whose run ends before it wants to grow, too.
+            return start if start == 0 else min((start + end) // 2, max(start, end - count))
+        last = next(iter(self._unused))
+        first, moment = last, self._released_at[last]
+        while last - first + 1 < max(count, LEAST_RUN) and first and self._is_of(first - 1, moment):
+            first -= 1
+        return first
+
+    def _is_of(self, block: int, moment: int) -> bool:
+        """Whether a kept block was released at that moment."""
+        return block in self._unused and self._released_at[block] == moment
+
+    def _forget(self, block: int) -> None:
+        if self._is_free[block]:
+            self._is_free[block] = False
+            self._num_free -= 1
+            return
+        del self._unused[block]
+        content = self._hashes[block]
+        if content is not None:
+            del self._found[content]
+            self._hashes[block] = None

@@ -1,0 +1,30 @@
+"""Rows times a matrix, the way that is fastest for few rows.
+
+With bfloat16 on a CPU the matrix goes on the left: oneDNN then packs the few rows instead of the matrix, which takes
+0.6 to 0.8 of the time up to some hundred rows (docs/log.md). One row is computed as two, for a product with a vector
+is slower than with two of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from .batch_invariant import is_batch_invariant
+
+MOST_ROWS = 256  # from there on both ways take the same time
+
+
+def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """``rows (rows, in)`` times ``matrix (out, in)``: ``(rows, out)``, perhaps transposed in memory."""
+    if not is_few(rows, MOST_ROWS):
+        return F.linear(rows, matrix, bias)
+    pair = rows if len(rows) > 1 else rows.expand(2, -1)
+    output = (matrix @ pair.mT)[:, : len(rows)].mT
+    return output if bias is None else output + bias
+
+
+def is_few(rows: torch.Tensor, most: int) -> bool:
+    """Whether these rows are better on the right; where bits must not depend on their number it is never asked for."""
+    is_fast = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most
+    return is_fast and not is_batch_invariant()

@@ -1,0 +1,123 @@
+"""Which prompt begins with what is in the cache, with and without windows."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.block_manager import GONE, BlockGroup, BlockManager, SequenceBlocks
+
+SIZE = 4
+
+
+def manager(*groups: tuple[int, int | None]) -> BlockManager:
+    return BlockManager([BlockGroup(num_blocks, window) for num_blocks, window in groups], SIZE)
+
+
+def fill(blocks: BlockManager, tokens: list[int], *, step: int = 100) -> SequenceBlocks:
+    """Run a sequence through the cache, a step of tokens at a time."""
+    sequence = blocks.new_blocks()
+    num_cached = blocks.num_reusable(sequence, tokens)
+    blocks.adopt(sequence, num_cached)
+    while num_cached < len(tokens):
+        count = min(step, len(tokens) - num_cached)
+        assert blocks.can_hold(sequence, num_cached + count)
+        blocks.hold(sequence, num_cached + count)
+        num_cached += count
+        blocks.keep(sequence, tokens, num_cached)
+    return sequence
+
+
+def test_a_prompt_that_begins_alike_reuses_whole_blocks_and_computes_at_least_one_token() -> None:
+    blocks = manager((16, None))
+    first = fill(blocks, list(range(12)))
+    again = blocks.new_blocks()
+    assert blocks.num_reusable(again, list(range(12))) == 8
+    assert blocks.num_reusable(blocks.new_blocks(), list(range(13))) == 12
+    assert blocks.num_reusable(blocks.new_blocks(), [0, 1, 2, 3, 4, 5, 6, 99, 8, 9]) == 4
+    assert blocks.num_reusable(blocks.new_blocks(), [99, *range(1, 12)]) == 0
+    blocks.adopt(again, 8)
+    assert again.tables[0] == first.tables[0][:2]
+    blocks.check_integrity([first, again])
+
+
+def test_the_same_block_after_another_beginning_is_another_block() -> None:
+    blocks = manager((16, None))
+    fill(blocks, [1, 1, 1, 1, 5, 5, 5, 5, 0])
+    assert blocks.num_reusable(blocks.new_blocks(), [2, 2, 2, 2, 5, 5, 5, 5, 0]) == 0
+
+
+def test_what_a_sequence_leaves_is_reused_and_what_it_wrote_itself_too() -> None:
+    blocks = manager((16, None))
+    blocks.free(fill(blocks, list(range(20)), step=1))
+    assert blocks.num_reusable(blocks.new_blocks(), list(range(30))) == 20
+
+
+def test_reused_blocks_are_not_counted_as_room() -> None:
+    blocks = manager((4, None))
+    blocks.free(fill(blocks, list(range(16))))
+    sequence = blocks.new_blocks()
+    tokens = [*range(12), 99, 98, 97, 96, 95]
+    assert blocks.num_reusable(sequence, tokens) == 12
+    assert blocks.can_hold(sequence, 16, 12)
+    assert not blocks.can_hold(sequence, 17, 12)
+
+
+def test_a_window_gives_up_blocks_that_no_later_token_sees() -> None:
+    blocks = manager((16, None), (16, 6))
+    sequence = fill(blocks, list(range(30)), step=1)
+    # Position 30 sees 25 and later.
+    assert [block == GONE for block in sequence.tables[1]] == [True] * 6 + [False] * 2
+    assert GONE not in sequence.tables[0]
+    blocks.check_integrity([sequence])
+
+
+def test_a_window_needs_few_blocks_for_any_length() -> None:
+    blocks = manager((16, None), (4, 6))
+    blocks.free(fill(blocks, list(range(60)), step=4))
+    blocks.check_integrity([])
+
+
+def test_a_prefix_is_reused_where_the_blocks_of_one_window_are_left() -> None:
+    blocks = manager((32, None), (32, 6))
+    tokens = list(range(41))
+    leader = fill(blocks, tokens, step=4)
+    sequence = blocks.new_blocks()
+    assert blocks.num_reusable(sequence, tokens) == 40
+    blocks.adopt(sequence, 40)
+    assert sequence.tables[1][:8] == [GONE] * 8
+    assert sequence.tables[1][9] == leader.tables[1][9]
+    blocks.check_integrity([leader, sequence])
+
+
+def test_a_prefix_whose_window_is_gone_is_shorter_or_none() -> None:
+    blocks = manager((64, None), (8, 6))
+    blocks.free(fill(blocks, list(range(41)), step=4))
+    blocks.free(fill(blocks, [99] * 33, step=4))  # takes the window's blocks
+    assert blocks.num_reusable(blocks.new_blocks(), list(range(41))) < 40
+
+
+def test_promises_end_when_they_are_kept_or_broken() -> None:
+    blocks = manager((16, None))
+    tokens = list(range(13))
+    for is_kept in (True, False):
+        leader, follower = blocks.new_blocks(), blocks.new_blocks()
+        for sequence in (leader, follower):
+            assert blocks.num_reusable(sequence, tokens) == 0
+        assert not blocks.is_promised(follower, 0)
+        blocks.promise(leader)
+        assert blocks.is_promised(follower, 0)
+        blocks.hold(leader, 13)
+        if is_kept:
+            blocks.keep(leader, tokens, 8)
+            assert blocks.num_reusable(follower, tokens) == 8
+            assert blocks.is_promised(follower, 8)
+        blocks.free(leader)
+        assert not blocks.is_promised(follower, 8)
+        blocks = manager((16, None))
+
+
+def test_integrity_sees_a_block_that_is_nobodys() -> None:
+    blocks = manager((4, None))
+    fill(blocks, list(range(6)))
+    with pytest.raises(AssertionError, match="users of blocks"):
+        blocks.check_integrity([])
