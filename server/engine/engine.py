@@ -17,6 +17,7 @@ from server.observability.statistics import EngineStatistics
 
 from .advance import advance
 from .block_manager import BlockManager
+from .logprobs import collect_prompt_logprobs
 from .request import (
     DeadlineExceededError,
     EngineError,
@@ -25,7 +26,9 @@ from .request import (
     GenerationRequest,
     QueueFullError,
     RequestRefusedError,
+    TokenEvent,
     TokenStream,
+    check_sampling,
     publish,
 )
 from .runner import ModelRunner
@@ -125,12 +128,13 @@ class Engine:
         if unknown is not None:
             raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
         total = len(prompt) + request.sampling.max_tokens
-        if request.sampling.max_tokens < 1 or total > self._limits.max_model_len:
+        if request.sampling.max_tokens < 0 or total > self._limits.max_model_len:
             raise RequestRefusedError(
                 f"{len(prompt)} prompt tokens and max_tokens {request.sampling.max_tokens} do not fit the context of "
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
         error: EngineError = EngineUnavailableError("the server is stopping")
@@ -210,23 +214,37 @@ class Engine:
         return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        sequences, rows = [], []
+        items: list[tuple[Sequence, TokenEvent | EngineError]] = []
+        ended, rows = [], []  # the sequences whose next token can be sampled, and where their logits are
         for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
             if sequence.num_generated == 0:
                 self.statistics.prompt_tokens += item.num_tokens
+            try:
+                if sequence.wants_prompt_logits:
+                    collect_prompt_logprobs(sequence, output.logits[end - item.num_logits : end])
+            except GenerationFailedError as error:
+                items.append((sequence, error))
+                continue
             if item.reaches_end:
-                sequences.append(sequence)
+                ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
             self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
-        events = advance(sequences, output.logits[rows], self._eos_token_ids)
-        for sequence, event in zip(sequences, events, strict=True):
+        are_all = len(rows) == len(output.logits)
+        events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
+        items += zip(ended, events, strict=True)
+        for sequence, event in items:
+            if isinstance(event, EngineError):
+                self._scheduler.remove(sequence)
+                self.statistics.finished["error"] += 1
+                log.error("%s failed: %s", sequence.request.request_id, event)
+                continue
+            self.statistics.generation_tokens += event.num_generated > 0
             if event.finish_reason is not None:
                 self._scheduler.remove(sequence)
                 self.statistics.finished[event.finish_reason.value] += 1
-        self.statistics.generation_tokens += len(events)
-        publish([(sequence.stream, event) for sequence, event in zip(sequences, events, strict=True)])
+        publish([(sequence.stream, event) for sequence, event in items])
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
