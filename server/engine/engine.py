@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,6 +18,7 @@ from server.observability.statistics import EngineStatistics
 
 from .advance import advance
 from .block_manager import BlockManager
+from .detokenizer import Detokenizer
 from .logprobs import collect_prompt_logprobs
 from .request import (
     DeadlineExceededError,
@@ -35,7 +37,7 @@ from .runner import ModelRunner
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
-from .text import Decode, Detokenizer, TextAssembler
+from .text import TextAssembler
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Engine:
         limits: what is accepted.
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
-        decode: token ids to text.
+        detokenizer: for the text that follows a prompt.
         stage: says who decodes where not all experts fit; none is everybody.
     """
 
@@ -69,13 +71,13 @@ class Engine:
         limits: EngineLimits,
         vocab_size: int,
         eos_token_ids: frozenset[int],
-        decode: Decode,
+        detokenizer: Callable[[tuple[int, ...]], Detokenizer],
         stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines
         self._runner, self._blocks, self._limits = runner, blocks, limits
-        self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
+        self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
         self._stage = stage
         self._scheduler = Scheduler(blocks, limits.scheduler, stage)
         self._inbox: list[Sequence] = []
@@ -107,7 +109,7 @@ class Engine:
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        text = TextAssembler(Detokenizer(self._decode, request.prompt_ids), sampling.stop)
+        text = TextAssembler(self._detokenizer(request.prompt_ids), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:

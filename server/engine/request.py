@@ -218,3 +218,9 @@ class TextCodec(Protocol):
         Raises:
             RequestRefusedError: the model has no chat template, or the template refuses the messages.
         """
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, also where they are only a part of a character; quick."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text that each token adds to those before it; special tokens are written out."""

@@ -1,43 +1,10 @@
-"""Tokens to text as they come: never half a character, never a part of a stop string."""
+"""Text that may be sent: never a part of a stop string."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-Decode = Callable[[list[int]], str]
-REPLACEMENT = "\ufffd"  # what a decoder gives for bytes that are not yet a character
-PROMPT_TAIL = 6  # tokens of the prompt that the first generated ones are decoded with
-
-
-class Detokenizer:
-    """Decodes one sequence token by token.
-
-    Text depends on neighbours (leading spaces, characters of several bytes), so a short window is decoded with and
-    without the new tokens, and the difference is what is new.
-    """
-
-    def __init__(self, decode: Decode, prompt_ids: Sequence[int]):
-        self._decode = decode
-        self._window = list(prompt_ids[-PROMPT_TAIL:])
-        self._num_emitted = len(self._window)  # tokens of the window whose text is out
-
-    def push(self, token_id: int) -> str:
-        """The text that a new token completes; empty while a character is incomplete."""
-        self._window.append(token_id)
-        return self._new_text(is_last=False)
-
-    def flush(self) -> str:
-        """What is left at the end, an incomplete character as it decodes."""
-        return self._new_text(is_last=True)
-
-    def _new_text(self, *, is_last: bool) -> str:
-        before = self._decode(self._window[: self._num_emitted])
-        after = self._decode(self._window)
-        if after.endswith(REPLACEMENT) and not is_last:
-            return ""
-        self._window = self._window[max(0, self._num_emitted - PROMPT_TAIL) :]
-        self._num_emitted = len(self._window)
-        return after[len(before) :]
+from .detokenizer import Detokenizer
 
 
 class TextAssembler:
