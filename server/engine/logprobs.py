@@ -40,7 +40,7 @@ def collect_prompt_logprobs(sequence: Sequence, logits: torch.Tensor) -> None:
 def token_logprobs(
     logits: torch.Tensor, token_ids: AbstractSequence[int], num_top: AbstractSequence[int]
 ) -> list[TokenLogprobs]:
-    """The log-softmax of one token of each row, and its likeliest tokens; of equals the smaller id is first.
+    """The log-softmax of one token of each row, and its likeliest tokens; of equals among them the smaller id is first.
 
     Args:
         logits: float32 ``(rows, vocabulary)``.
