@@ -1,8 +1,8 @@
 """The sampler: ``python -m benchmarks.sampler``.
 
-Microseconds a step (not a row) by rows, vocabulary and parameters, medians over the rounds, all cases in turns. Logits
-are Gaussian: spread 3 has a nucleus of some thousand tokens in 150,000, spread 6 one of some dozen as a trained model
-has. Threads are those of OMP_NUM_THREADS. The last line is one JSON object.
+Microseconds of processor time a step (not a row) by rows, vocabulary and parameters, medians over the rounds, all cases
+in turns. Logits are Gaussian: spread 3 has a nucleus of some thousand tokens in 150,000, spread 6 one of some dozen as
+a trained model has. Run it with OMP_NUM_THREADS=1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from server.engine.logprobs import token_logprobs
 from server.engine.request import SamplingParams
 from server.engine.sampler import sample
 from server.engine.sampling_state import SamplingState
@@ -44,10 +45,11 @@ def main() -> None:
         token_ids = torch.randint(size, (PROMPT + GENERATED,), generator=generator).tolist()
         for rows in ROWS:
             for spread in SPREADS:
-                logits = torch.randn((rows, size), generator=generator) * spread
-                times: dict[str, list[float]] = {name: [] for name in CASES}
+                original = torch.randn((rows, size), generator=generator) * spread
+                times: dict[str, list[float]] = {name: [] for name in (*CASES, "logprobs")}
                 for _ in range(options.rounds):
                     for name, params in CASES.items():
+                        logits = original.clone()
                         states = [
                             SamplingState(SamplingParams(1, **params), row, list(token_ids), PROMPT)
                             for row in range(rows)
@@ -57,6 +59,9 @@ def main() -> None:
                         start = time.thread_time()
                         sample(logits, states)
                         times[name].append(time.thread_time() - start)
+                    start = time.thread_time()
+                    token_logprobs(original, [0] * rows, [5] * rows)
+                    times["logprobs"].append(time.thread_time() - start)
                 figures = {name: round(statistics.median(taken) * 1e6) for name, taken in times.items()}
                 result[f"vocabulary_{size}_rows_{rows}_spread_{spread}"] = figures
                 print(f"{size} tokens, {rows} rows, spread {spread}:", figures, flush=True)

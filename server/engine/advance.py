@@ -25,8 +25,10 @@ def advance(
     Returns:
         The event of each sequence; one with a finish reason is its last, and so is an error.
     """
+    if not sequences:
+        return []
     listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
-    own_logits = logits[listed]  # a copy, as the sampler changes them
+    own_logits = logits[listed]  # a copy, for the sampler changes them
     tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
     logprobs = _logprobs(sequences, tokens, listed, own_logits)
     return [

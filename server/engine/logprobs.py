@@ -51,7 +51,7 @@ def token_logprobs(
         GenerationFailedError: logits are not finite.
     """
     vocabulary = Vocabulary(logits)
-    if not vocabulary.is_finite.all():
+    if not all(vocabulary.are_finite()):
         raise GenerationFailedError(NOT_FINITE)
     rows = torch.arange(len(logits), device=logits.device)
     weights = vocabulary.block_weights(rows, torch.ones(len(rows), device=logits.device))

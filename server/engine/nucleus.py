@@ -38,7 +38,7 @@ def lowest_scores(vocabulary: Vocabulary, rows: torch.Tensor, filters: Filters) 
     """
     lowest = torch.full_like(filters.temperatures, -torch.inf)
     is_open = (filters.top_k > 0) | filters.top_p.isfinite()
-    if vocabulary.size > HEAD * HEAD:
+    if vocabulary.size > HEAD * HEAD:  # a smaller one is sorted before its head is found
         places = (is_open & (filters.top_k < HEAD)).nonzero()[:, 0]
         for tile in vocabulary.tiles(places, HEAD * BLOCK):
             part, head = filters.of(tile), vocabulary.largest(rows[tile], HEAD)[0]

@@ -12,6 +12,7 @@ from .penalties import adjust
 from .sampling_state import SamplingState
 from .vocabulary import BLOCK, Vocabulary
 
+LEAST_TEMPERATURE = 1e-3  # as good as greedy; quotients of logits stay finite
 Choice = Callable[[Vocabulary, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
 
 
@@ -31,13 +32,13 @@ def sample(
         eos_token_ids: impossible before ``min_tokens``.
 
     Returns:
-        The tokens; None where the logits are not finite.
+        The tokens; None where the logits are not finite or leave no token possible.
     """
     vocabulary = Vocabulary(logits)
-    finite = vocabulary.is_finite.tolist()
     adjusted = adjust(vocabulary.logits, states, eos_token_ids)
     if adjusted:
         vocabulary.measure(_indices(logits, adjusted))
+    finite = vocabulary.are_finite()
     chosen: list[int | None] = [None] * len(states)
     for choose, rows in _by_way(states, finite).items():
         tokens = choose(vocabulary, _indices(logits, rows), [states[row] for row in rows])
@@ -62,13 +63,13 @@ def _most_likely(vocabulary: Vocabulary, rows: torch.Tensor, _states: Sequence[S
 
 
 def _draw(vocabulary: Vocabulary, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
-    return _place(vocabulary, rows, states, _column(rows, [state.params.temperature for state in states]))
+    return _place(vocabulary, rows, states, _temperatures(rows, states))
 
 
 def _draw_filtered(vocabulary: Vocabulary, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
     params = [state.params for state in states]
     filters = Filters(
-        temperatures=_column(rows, [param.temperature for param in params]),
+        temperatures=_temperatures(rows, states),
         top_k=torch.tensor([param.top_k for param in params], device=rows.device),
         top_p=_column(rows, [param.top_p if param.top_p < 1 else torch.inf for param in params]),
         min_p=_column(rows, [param.min_p for param in params]),
@@ -111,6 +112,10 @@ def _fall(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
 
 def _indices(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     return torch.tensor(rows, dtype=torch.long, device=logits.device)
+
+
+def _temperatures(rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    return _column(rows, [max(state.params.temperature, LEAST_TEMPERATURE) for state in states])
 
 
 def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:

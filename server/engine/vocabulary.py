@@ -29,13 +29,16 @@ class Vocabulary:
         padding = -self.size % BLOCK
         self.logits = F.pad(logits, (0, padding), value=-torch.inf) if padding else logits  # (rows, padded)
         self._blocks = self.logits.view(num_rows, self.logits.shape[-1] // BLOCK, BLOCK)
-        self.block_maxima = torch.empty(self._blocks.shape[:2], device=logits.device)
-        self.maxima = torch.empty(num_rows, device=logits.device)
-        self.is_finite = torch.empty(num_rows, dtype=torch.bool, device=logits.device)
-        for rows in self.tiles(torch.arange(num_rows, device=logits.device)):
-            self.measure(rows)
-            lowest = taken(logits, rows).amin(-1)
-            self.is_finite[rows] = self.maxima[rows].isfinite() & lowest.isfinite()
+        most = self._rows_of_a_tile(self.size)
+        tiles = zip(torch.split(self._blocks, most), torch.split(logits, most), strict=True)
+        measures = [(blocks.amax(-1), values.amin(-1)) for blocks, values in tiles]
+        self.block_maxima, self._minima = (torch.cat(parts) for parts in zip(*measures, strict=True))
+        self.maxima = self.block_maxima.amax(-1)
+
+    def are_finite(self) -> list[bool]:
+        """Of each row, whether all logits that were given are, and the largest still is."""
+        extremes = zip(self._minima.tolist(), self.maxima.tolist(), strict=True)
+        return [math.isfinite(low) and math.isfinite(high) for low, high in extremes]
 
     def measure(self, rows: torch.Tensor) -> None:
         """Find the maxima anew, after logits have changed."""
@@ -90,8 +93,11 @@ class Vocabulary:
 
         On a GPU they are one part.
         """
-        step = len(rows) if rows.is_cuda else max(1, TILE // (width or self.size))
-        return (rows[start : start + step] for start in range(0, len(rows), max(1, step)))
+        most = self._rows_of_a_tile(width or self.size)
+        return (rows[start : start + most] for start in range(0, len(rows), most))
+
+    def _rows_of_a_tile(self, width: int) -> int:
+        return max(1, len(self.logits) if self.logits.is_cuda else TILE // width)
 
 
 def _weights(

@@ -44,7 +44,7 @@ class GenerationBody(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=2)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=2)
     presence_penalty: float = Field(0, ge=-2, le=2)
     frequency_penalty: float = Field(0, ge=-2, le=2)
     logit_bias: LogitBias = {}
@@ -76,7 +76,7 @@ class GenerationBody(BaseModel):
     @property
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are to stand beside each generated one; None without logprobs."""
-        raise NotImplementedError
+        return None
 
     @property
     def num_prompt_logprobs(self) -> int | None:

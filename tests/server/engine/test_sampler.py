@@ -208,6 +208,19 @@ def test_logits_that_are_not_finite_choose_nothing_and_harm_no_other_row() -> No
     assert tokens[1:2] == expected
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-30, 1e-4])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 1e-300, "min_p": 1e-300}], ids=str)
+def test_a_temperature_next_to_zero_is_greedy(temperature: float, filters: dict[str, Any]) -> None:
+    logits = normal(1) * 100
+    assert sample(logits.clone(), [state(temperature=temperature, **filters)]) == logits.argmax(-1).tolist()
+
+
+def test_a_row_without_a_possible_token_chooses_nothing() -> None:
+    logits = normal(2)
+    rows = [state(min_tokens=1, stop_token_ids=frozenset(range(VOCABULARY))), state(temperature=0.0)]
+    assert sample(logits, rows) == [None, int(logits[1].argmax())]
+
+
 @pytest.mark.parametrize("size", [50, 4096, 50257])
 def test_a_row_does_not_depend_on_its_company(size: int) -> None:
     """Bit by bit: tokens of many draws are the same alone, in pairs and in a batch, in any order."""

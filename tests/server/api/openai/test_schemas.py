@@ -12,7 +12,7 @@ NAN, INF = float("nan"), float("inf")
         *[("top_p", value) for value in (0, 1.1, NAN, "1", False)],
         *[("min_p", value) for value in (-0.1, 1.1, NAN, True)],
         *[("top_k", value) for value in (-2, 1.0, 1.5, True, "5", 10**30)],
-        *[("repetition_penalty", value) for value in (0, -0.5, 2.1, NAN, True, "1")],
+        *[("repetition_penalty", value) for value in (0, 1e-9, -0.5, 2.1, NAN, True, "1")],
         *[
             (name, value)
             for name in ("presence_penalty", "frequency_penalty")
