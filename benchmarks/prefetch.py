@@ -118,7 +118,7 @@ def open_way(trunk: Trunk, mode: PrefetchMode, share: float, num_streams: int, l
     if prefetcher is not None and mode != "auto":
         prefetcher._governor = AlwaysOn()  # noqa: SLF001
     num_blocks = num_streams * -(-length // BLOCK_SIZE)
-    cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_groups, [num_blocks], BLOCK_SIZE)
     return Way(trunk, store, prefetcher, cache, range(num_blocks))
 
 

@@ -7,14 +7,15 @@ layer adds little to the residual stream, so that what layers choose hangs toget
 
 from __future__ import annotations
 
-import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import save_file
 from transformers import Qwen3MoeConfig
+
+from benchmarks.qwen3_moe import Tensors, layer_matrices, layer_norms, write_checkpoint
 
 CONFIG = {
     "vocab_size": 1024,
@@ -43,22 +44,9 @@ TOPIC_STAYS = 0.98  # that the next token is of the same topic
 
 def write_skewed_checkpoint(folder: Path) -> None:
     """Write it, unless the folder holds it already; 3.3 GB in bfloat16."""
-    if (folder / "config.json").exists():
-        return
-    folder.mkdir(parents=True, exist_ok=True)
     random = torch.Generator().manual_seed(0)
     config = Qwen3MoeConfig(**CONFIG, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16")
-    weight_map: dict[str, str] = {}
-
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_file({key: tensor.to(torch.bfloat16) for key, tensor in tensors.items()}, folder / name)
-        weight_map.update(dict.fromkeys(tensors, name))
-
-    save("trunk.safetensors", _outside(random))
-    for layer in range(config.num_hidden_layers):
-        save(f"layer-{layer:02}.safetensors", _layer(layer, random))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    config.save_pretrained(folder)
+    write_checkpoint(folder, config, partial(_outside, random), lambda _: _layer(config, random))
 
 
 def topical_tokens(num_tokens: int, seed: int) -> list[int]:
@@ -86,7 +74,7 @@ def skew(index: npt.NDArray[np.integer], num_experts: int) -> dict[str, float]:
     return {"top_quarter_share": float(top.sum() / counts.sum()), "repeated_share": float(repeated.mean())}
 
 
-def _outside(random: torch.Generator) -> dict[str, torch.Tensor]:
+def _outside(random: torch.Generator) -> Tensors:
     vocab, hidden = CONFIG["vocab_size"], CONFIG["hidden_size"]
     topics = torch.randn((NUM_TOPICS, hidden), generator=random).repeat_interleave(vocab // NUM_TOPICS, 0)
     embeddings = COMMON * torch.randn((1, hidden), generator=random) + TOPIC * topics
@@ -98,32 +86,14 @@ def _outside(random: torch.Generator) -> dict[str, torch.Tensor]:
     }
 
 
-def _layer(layer: int, random: torch.Generator) -> dict[str, torch.Tensor]:
-    hidden, heads, kv_heads, head_dim = (
-        CONFIG[name] for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
-    )
-    num_experts, intermediate = CONFIG["num_experts"], CONFIG["moe_intermediate_size"]
+def _layer(config: Qwen3MoeConfig, random: torch.Generator) -> Tensors:
+    lengths = torch.arange(1, config.num_experts + 1) ** -ZIPF_EXPONENT  # in random order
+    lengths = lengths[torch.randperm(config.num_experts, generator=random)]
+    # Half of what gate and up give is left after SiLU, and the mean of eight experts is a third of one.
+    scales = {"o_proj": UPDATE, "gate": ROUTER_SCALE, "down_proj": 6 * UPDATE}
 
-    def matrix(rows: int, columns: int, scale: float = 1.0) -> torch.Tensor:
-        return torch.randn((rows, columns), generator=random) * (scale * columns**-0.5)
+    def matrix(name: str, rows: int, columns: int) -> torch.Tensor:
+        weights = torch.randn((rows, columns), generator=random) * (scales.get(name, 1.0) * columns**-0.5)
+        return weights * lengths[:, None] if name == "gate" else weights
 
-    lengths = torch.arange(1, num_experts + 1) ** -ZIPF_EXPONENT  # in random order
-    lengths = lengths[torch.randperm(num_experts, generator=random)]
-    tensors = {
-        "input_layernorm.weight": torch.ones(hidden),
-        "post_attention_layernorm.weight": torch.ones(hidden),
-        "self_attn.q_proj.weight": matrix(heads * head_dim, hidden),
-        "self_attn.k_proj.weight": matrix(kv_heads * head_dim, hidden),
-        "self_attn.v_proj.weight": matrix(kv_heads * head_dim, hidden),
-        "self_attn.o_proj.weight": matrix(hidden, heads * head_dim, UPDATE),
-        "self_attn.q_norm.weight": torch.ones(head_dim),
-        "self_attn.k_norm.weight": torch.ones(head_dim),
-        "mlp.gate.weight": matrix(num_experts, hidden, ROUTER_SCALE) * lengths[:, None],
-    }
-    for expert in range(num_experts):
-        prefix = f"mlp.experts.{expert}"
-        tensors[f"{prefix}.gate_proj.weight"] = matrix(intermediate, hidden)
-        tensors[f"{prefix}.up_proj.weight"] = matrix(intermediate, hidden)
-        # Half of what gate and up give is left after SiLU, and the mean of eight experts is a third of one.
-        tensors[f"{prefix}.down_proj.weight"] = matrix(hidden, intermediate, 6 * UPDATE)
-    return {f"model.layers.{layer}.{name}": tensor for name, tensor in tensors.items()}
+    return layer_norms(config) | layer_matrices(config, matrix)

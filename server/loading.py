@@ -12,7 +12,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from expert_store import ExpertCatalog, ExpertStore, least_bytes, make_prefetcher
-from server.engine.block_manager import BlockGroup, BlockManager
+from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import SamplingDefaults
@@ -20,6 +20,7 @@ from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
+from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import available_bytes, format_bytes
 from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
@@ -34,9 +35,7 @@ from server.settings import ServeSettings, SettingsError, parse_budget
 
 log = logging.getLogger(__name__)
 
-BLOCK_SIZE = 16  # tokens
 RESERVE_BYTES = 1 << 30  # left to the system, and for the tensors of a step
-KV_SHARE = 8  # one part in so many of the free memory, at most
 
 
 @dataclass
@@ -77,8 +76,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
-    max_model_len, num_blocks = plan_kv_cache(settings, trunk)
-    host_bytes, device_bytes = plan_experts(settings, trunk, num_blocks * BLOCK_SIZE * trunk.facts.token_bytes)
+    plan = plan_kv_cache(settings, trunk.facts.kv_groups, trunk.max_model_len, free_bytes(trunk.device))
+    host_bytes, device_bytes = plan_experts(settings, trunk, plan.nbytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,
@@ -91,14 +90,14 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
-    kv_cache = KVCache(trunk.facts.kv_shapes, num_blocks, BLOCK_SIZE, device)
-    describe(trunk, store, max_model_len, num_blocks)
+    kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
+    describe(trunk, store, plan)
     codec = Codec(tokenizer)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher),
-        BlockManager([BlockGroup(num_blocks)], BLOCK_SIZE),
+        BlockManager(plan.block_groups, BLOCK_SIZE),
         EngineLimits(
-            max_model_len,
+            plan.max_model_len,
             settings.max_queued_requests,
             SchedulerLimits(settings.max_running_requests, settings.max_batched_tokens),
         ),
@@ -120,30 +119,6 @@ def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> Work
         return np.array([slots[layer] for layer in working_sets.layers])
 
     return WorkingSetStage(working_sets, layer_slots)
-
-
-def plan_kv_cache(settings: ServeSettings, trunk: Trunk) -> tuple[int, int]:
-    """The longest sequence in tokens, and the blocks of the cache.
-
-    Raises:
-        SettingsError: the cache can't hold one sequence of the length that was asked for.
-    """
-    longest = trunk.max_model_len
-    if settings.max_model_len is not None and settings.max_model_len > longest:
-        raise SettingsError(f"--max-model-len {settings.max_model_len}: the model's context is {longest} tokens")
-    longest = settings.max_model_len or longest
-    block_bytes = BLOCK_SIZE * trunk.facts.token_bytes
-    blocks_of_one = -(-longest // BLOCK_SIZE)
-    most = blocks_of_one * settings.max_running_requests * block_bytes
-    auto = min(most, free_bytes(trunk.device) // KV_SHARE)
-    num_blocks = parse_budget(settings.kv_cache_memory).resolve(most, auto) // block_bytes
-    if num_blocks < blocks_of_one:
-        if settings.max_model_len is not None or num_blocks == 0:
-            need = format_bytes(blocks_of_one * block_bytes)
-            raise SettingsError(f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}")
-        longest = num_blocks * BLOCK_SIZE
-        log.warning("the KV cache holds %d tokens, so longer prompts are refused; see --kv-cache-memory", longest)
-    return longest, num_blocks
 
 
 def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> tuple[int, int]:
@@ -195,10 +170,9 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
-def describe(trunk: Trunk, store: ExpertStore, max_model_len: int, num_blocks: int) -> None:
+def describe(trunk: Trunk, store: ExpertStore, plan: KVPlan) -> None:
     """Say what lies where."""
     catalog: ExpertCatalog = trunk.catalog
-    kv_bytes = num_blocks * BLOCK_SIZE * trunk.facts.token_bytes
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))
     log.info(
         "experts: %d in %d layers, %s on disk",
@@ -210,4 +184,4 @@ def describe(trunk: Trunk, store: ExpertStore, max_model_len: int, num_blocks: i
         log.info(
             "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
         )
-    log.info("KV cache: %s for %d tokens; context %d", format_bytes(kv_bytes), num_blocks * BLOCK_SIZE, max_model_len)
+    log.info("KV cache: %s for %d tokens; context %d", format_bytes(plan.nbytes), plan.num_tokens, plan.max_model_len)

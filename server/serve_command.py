@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
+
+import uvloop
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.settings import ServeSettings, SettingsError, add_flags, load_settings
@@ -42,7 +43,7 @@ def _serve(model: str | None, settings: ServeSettings) -> int:
     from server.model.errors import ModelError  # noqa: PLC0415
 
     try:
-        asyncio.run(serve(model, settings))
+        uvloop.run(serve(model, settings))
     except (ModelError, ExpertStoreError, SettingsError) as error:
         return complain(error, FAILURE)
     return 0

@@ -19,6 +19,22 @@ COMMON = {
     "pad_token_id": 0,
 }
 
+LATENT = {
+    **COMMON,
+    "num_key_value_heads": 4,
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+}
+
 CONFIGS = {
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
         **COMMON,
@@ -42,29 +58,34 @@ CONFIGS = {
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
-    "deepseek_v3": lambda: transformers.DeepseekV3Config(
-        **{**COMMON, "num_key_value_heads": 4},
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT, n_group=2, topk_group=1),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(**LATENT, topk_method="greedy"),
+    "mimo_v2_flash": lambda: transformers.MiMoV2FlashConfig(
+        **COMMON,
+        head_dim=16,
+        v_head_dim=12,
         intermediate_size=48,
         moe_intermediate_size=24,
         n_routed_experts=8,
         num_experts_per_tok=2,
-        n_group=2,
+        n_group=1,
         topk_group=1,
-        n_shared_experts=1,
-        first_k_dense_replace=1,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=12,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        mlp_layer_types=["dense", "sparse", "sparse"],
     ),
 }
 
 
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Save a random model of one of the architectures above."""
+    return save_checkpoint(CONFIGS[name](), folder, dtype)
+
+
+def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save a random model whose weights are large enough for its layers to matter."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name]())
+    model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

@@ -98,7 +98,7 @@ def in_turn(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
 def record(trunk: Trunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
     """Run streams, ``batch`` at a time, until ``DECODE_STEPS`` steps were pure decoding."""
     blocks = -(-2 * LONGEST // BLOCK_SIZE)
-    cache = KVCache(trunk.facts.kv_shapes, blocks * batch, BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_groups, [blocks * batch], BLOCK_SIZE)
     tables = [list(range(blocks * place, blocks * (place + 1))) for place in range(batch)]
     layers = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
     slot_bytes = {layer: entry.layout.slot_bytes for layer, entry in trunk.catalog.layers.items()}

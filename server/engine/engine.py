@@ -167,10 +167,13 @@ class Engine:
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""
+        started = time.perf_counter()
         self._drop_ended()
         step = self._scheduler.schedule()
         if step:
             self._attempt(step)
+            is_decode = all(item.num_tokens == 1 for item in step)
+            self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._take_stock()
 
     def _attempt(self, step: AbstractSequence[Scheduled]) -> None:

@@ -121,6 +121,53 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
 
 
+MAX_UNREAD = 1024  # events of a stream that nobody has taken
+
+
+class EventQueue:
+    """What happened in some streams, in the order of its coming, for one reader; all of it in the loop's thread.
+
+    It is bounded: a reader that falls too far behind gets an error instead of what it has missed.
+    """
+
+    def __init__(self, num_streams: int = 1):
+        self._events: list[tuple[int, TokenEvent]] = []
+        self._max_events = MAX_UNREAD * num_streams
+        self._error: EngineError | None = None
+        self._has_come = asyncio.Event()
+
+    def put(self, index: int, item: TokenEvent | EngineError) -> bool:
+        """Add what happened in one of the streams; False if nobody will read it any more."""
+        if self._error is not None:
+            return False
+        self._has_come.set()
+        if isinstance(item, EngineError):
+            self._error = item
+            return True
+        if len(self._events) == self._max_events:
+            self._events.clear()
+            self._error = GenerationFailedError(
+                f"the request was cancelled: {self._max_events} tokens of the reply were waiting to be read"
+            )
+            return False
+        self._events.append((index, item))
+        return True
+
+    async def take(self) -> list[tuple[int, TokenEvent]]:
+        """All events that have come, at least one, each with the number of its stream.
+
+        Raises:
+            EngineError: one of the streams has failed; its earlier events were taken before.
+        """
+        await self._has_come.wait()
+        events, self._events = self._events, []
+        if self._error is None:
+            self._has_come.clear()
+        elif not events:
+            raise self._error
+        return events
+
+
 @dataclass
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
@@ -133,7 +180,8 @@ class TokenStream:
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
     is_cancelled: bool = False
-    _queue: asyncio.Queue[TokenEvent | EngineError] = field(default_factory=asyncio.Queue)
+    _queue: EventQueue = field(default_factory=EventQueue)
+    _index: int = 0  # in a queue of several
 
     def fail(self, error: EngineError) -> None:
         publish([(self, error)])
@@ -143,16 +191,27 @@ class TokenStream:
 
     async def __aiter__(self) -> AsyncIterator[TokenEvent]:
         while True:
-            item = await self._queue.get()
-            if isinstance(item, EngineError):
-                raise item
-            yield item
-            if item.finish_reason is not None:
-                return
+            for _, event in await self._queue.take():
+                yield event
+                if event.finish_reason is not None:
+                    return
 
     def receive(self, item: TokenEvent | EngineError) -> None:
         """Take what was published; in the loop's thread."""
-        self._queue.put_nowait(item)
+        if not self._queue.put(self._index, item):
+            self.cancel()
+
+    def join(self, queue: EventQueue, index: int) -> None:
+        """From now on put everything into a queue of several streams, where this one has a number."""
+        self._queue, self._index = queue, index
+
+
+def merge(streams: Sequence[TokenStream]) -> EventQueue:
+    """One queue for the events of streams that were just submitted; iterate over none of them any more."""
+    queue = EventQueue(len(streams))
+    for index, stream in enumerate(streams):
+        stream.join(queue, index)
+    return queue
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

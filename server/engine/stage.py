@@ -24,10 +24,10 @@ from .sequence import Sequence
 from .working_set import StepCosts, WorkingSets
 
 LEAST_STALL_SHARE = 0.25  # of decode time, from which on groups are thought of
-GAIN_TO_BEGIN, GAIN_TO_GO_ON = 1.25, 1.1  # in tokens a second, as expected
+GAIN_TO_BEGIN, GAIN_TO_GO_ON = 1.15, 1.0  # in tokens a second, as expected
 GAIN_TO_KEEP = 1.05  # as measured
-PLAN_STEPS = 16  # decode steps between two thoughts of beginning
-REFILLS_A_TURN = 4  # a turn lasts so many times as long as fetching the experts of a full cache
+PLAN_STEPS = 8  # decode steps between two thoughts of beginning
+REFILLS_A_TURN = 6  # a turn lasts so many times as long as fetching the experts of a full cache
 LEAST_TURN_SECONDS, MOST_TURN_SECONDS = 0.5, 3.0
 ROUNDS_UNTIL_CHECK = 8  # then everybody is on stage for one turn, to compare
 FIRST_PAUSE_SECONDS, MOST_PAUSE_SECONDS = 15.0, 600.0  # after it did not pay
@@ -120,10 +120,11 @@ class WorkingSetStage:
         if not cost.num_misses and not self.stall_share:
             return  # all experts are in memory
         chosen = _stack(output, self._sets.layers)
+        self._sets.add(chosen)
         start = 0
         for item in step:
             use = item.sequence.expert_use = item.sequence.expert_use or self._sets.new_use()
-            self._sets.add(use, chosen[:, start : start + item.num_tokens])
+            use.add(chosen[:, start : start + item.num_tokens])
             start += item.num_tokens
         if any(item.num_tokens > 1 for item in step):
             return

@@ -11,7 +11,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float32]
 
 MEMORY_TOKENS = 64  # the past of a sequence weighs as much as so many tokens
-PRIOR_TOKENS = 8  # and what all sequences use as much as so many
+PRIOR_TOKENS = 2  # and what all sequences use as much as so many
 FORGETTING = 0.98  # of what steps cost, a step
 LEAST_FIXED_SHARE = 0.1  # of a step's compute that does not depend on how many experts it touches
 
@@ -46,8 +46,8 @@ class WorkingSets:
     def new_use(self) -> ExpertUse:
         return ExpertUse(np.zeros(self._shape, np.float32))
 
-    def add(self, use: ExpertUse, chosen: npt.NDArray[np.int64]) -> None:
-        use.add(chosen)
+    def add(self, chosen: npt.NDArray[np.int64]) -> None:
+        """Take note of what a step chose, whoever it was, ``(layers, tokens, k)``."""
         self._all.add(chosen)
 
     def chances(self, uses: Sequence[ExpertUse]) -> Floats:

@@ -1,4 +1,4 @@
-"""The tensors of the KV cache: fixed blocks of tokens, one pair of tensors a layer."""
+"""The tensors of the KV cache: fixed blocks of tokens, in groups of layers that see as far back as each other."""
 
 from __future__ import annotations
 
@@ -18,38 +18,77 @@ class KVShape:
     key_dim: int
     value_dim: int
     dtype: torch.dtype
+    is_latent: bool = False  # one row a token, whose first ``value_dim`` numbers are also the value (MLA)
+
+    @property
+    def dim(self) -> int:
+        """The width of a row. Keys and values are attended at one width; the narrower is padded with zeros."""
+        return max(self.key_dim, self.value_dim)
 
     @property
     def token_bytes(self) -> int:
-        return self.kv_heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+        return self.kv_heads * self.dim * (1 if self.is_latent else 2) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class KVGroup:
+    """Attention layers that see as far back as each other, and so need the same blocks."""
+
+    window: int | None  # tokens a query sees, its own included; None for all
+    shapes: Mapping[int, KVShape]  # by attention layer
+
+    @property
+    def token_bytes(self) -> int:
+        return sum(shape.token_bytes for shape in self.shapes.values())
+
+
+def group_layers(shapes: Mapping[int, KVShape], windows: Mapping[int, int | None]) -> tuple[KVGroup, ...]:
+    """Layers by their window: full attention first, then the narrowest."""
+    return tuple(
+        KVGroup(window, {layer: shape for layer, shape in shapes.items() if windows[layer] == window})
+        for window in sorted(set(windows.values()), key=lambda window: window or 0)
+    )
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """One layer's tensors: ``keys`` and ``values`` ``(1, kv_heads, slots, dim)``, the same tensor for a latent."""
+
+    shape: KVShape
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def write(self, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keep ``key (kv_heads, tokens, key_dim)`` and, but for a latent, ``value (kv_heads, tokens, value_dim)``.
+
+        Args:
+            slots: where the tokens go, ``(tokens,)``.
+        """
+        self.keys[0, ..., : self.shape.key_dim].index_copy_(1, slots, key)
+        if not self.shape.is_latent:
+            self.values[0, ..., : self.shape.value_dim].index_copy_(1, slots, value)
 
 
 class KVCache:
-    """Keys and values of all sequences. Who owns which block is the engine's affair."""
+    """Keys and values of all sequences. Who owns which block is the engine's affair.
 
-    def __init__(self, shapes: Mapping[int, KVShape], num_blocks: int, block_size: int, device: torch.device = CPU):
-        self.num_blocks, self.block_size, self._device = num_blocks, block_size, device
-        slots = num_blocks * block_size
-        self._keys = {
-            layer: torch.zeros((slots, shape.kv_heads, shape.key_dim), dtype=shape.dtype, device=device)
-            for layer, shape in shapes.items()
-        }
-        self._values = {
-            layer: torch.zeros((slots, shape.kv_heads, shape.value_dim), dtype=shape.dtype, device=device)
-            for layer, shape in shapes.items()
-        }
+    A head's rows lie one after the other, so that a run of neighbouring blocks is one strided view for attention.
 
-    def slots(self, block_table: Sequence[int], first: int, last: int) -> torch.Tensor:
-        """Where the tokens ``first`` to ``last`` (exclusive) of a sequence lie, ``(last - first,)``."""
-        positions = torch.arange(first, last, device=self._device)
-        blocks = torch.tensor(block_table, device=self._device)
-        return blocks[positions // self.block_size] * self.block_size + positions % self.block_size
+    Args:
+        groups: layers by how far back they see; each group has blocks of its own.
+        num_blocks: of each group.
+        block_size: tokens a block.
+    """
 
-    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Keep ``key (tokens, kv_heads, key_dim)`` and ``value (tokens, kv_heads, value_dim)``."""
-        self._keys[layer][slots] = key
-        self._values[layer][slots] = value
-
-    def read(self, layer: int, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values at some slots, each ``(kv_heads, tokens, dim)``."""
-        return self._keys[layer][slots].transpose(0, 1), self._values[layer][slots].transpose(0, 1)
+    def __init__(
+        self, groups: Sequence[KVGroup], num_blocks: Sequence[int], block_size: int, device: torch.device = CPU
+    ):
+        self.groups, self.num_blocks, self.block_size, self.device = groups, num_blocks, block_size, device
+        self.group_of = {layer: index for index, group in enumerate(groups) for layer in group.shapes}
+        self.layers: dict[int, LayerCache] = {}
+        for group, blocks in zip(groups, num_blocks, strict=True):
+            for layer, shape in group.shapes.items():
+                size = (1, shape.kv_heads, blocks * block_size, shape.dim)
+                keys = torch.zeros(size, dtype=shape.dtype, device=device)
+                values = keys if shape.is_latent else torch.zeros_like(keys)
+                self.layers[layer] = LayerCache(shape, keys, values)

@@ -22,6 +22,7 @@ from .errors import ModelError
 from .linear import speed_up_linears
 from .packing import map_pack
 from .seam import IMPLEMENTATION
+from .support import check_layers
 from .trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> 
     pack = open_pack(folder) if is_pack(folder) else None
     config = read_config(pack.data_folder if pack else folder)
     model = build_model(config, dtype)
+    check_layers(model)
     places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))

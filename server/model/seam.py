@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from server.kernels.expert import ExpertsModule
+
+if TYPE_CHECKING:
+    from .mla import LatentProjection
 
 IMPLEMENTATION = "greenroom"
 
@@ -43,6 +46,12 @@ class Seam(Protocol):
         give ``(tokens, heads, value_dim)``.
         """
 
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        """What an MLA layer takes for its keys and values; it calls ``attend`` with them next.
+
+        ``(..., rank)`` gives ``(..., heads * (nope_dim + value_dim))``.
+        """
+
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
@@ -62,7 +71,11 @@ def running(seam: Seam) -> Iterator[None]:
         _current.reset(token)
 
 
-def _attention(
+def current_seam() -> Seam:
+    return _current.get()
+
+
+def attention_function(
     module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -70,6 +83,7 @@ def _attention(
     attention_mask: torch.Tensor | None = None,  # noqa: ARG001  causality is the seam's own affair
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
+    """What models call by the name that is registered below."""
     scaling = kwargs.get("scaling")
     options = AttentionOptions(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
@@ -77,15 +91,15 @@ def _attention(
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
     )
-    output = _current.get().attend(module.layer_idx, query[0], key[0], value[0], options)
-    return output.unsqueeze(0), None
+    output = current_seam().attend(module.layer_idx, query[0], key[0], value[0], options)
+    return output.contiguous().unsqueeze(0), None
 
 
 def _experts(
     module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
 ) -> torch.Tensor:
-    return _current.get().run_experts(module, hidden_states, top_k_index, top_k_weights)
+    return current_seam().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
-AttentionInterface.register(IMPLEMENTATION, _attention)
+AttentionInterface.register(IMPLEMENTATION, attention_function)
 ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _experts)

@@ -15,28 +15,32 @@ from transformers import PreTrainedModel
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.expert import ExpertsModule
 
-from .attention import attend_sequence
+from .attention import StepAttention
 from .errors import ModelError
 from .experts import run_paged_experts
-from .gates import Routed, find_next_gates
-from .kv_cache import KVCache, KVShape
-from .seam import AttentionOptions, running
+from .gates import find_next_gates
+from .kv_cache import KVCache, KVGroup
+from .masks import with_masks
+from .mla import LatentAttention, replace_projections, settle_projections
+from .probe import Isolation, Probe
+from .seam import running
 from .step import ExpertCost, SequenceChunk, StepOutput
+from .support import find_leak
 
-PROBE_TOKENS = 16  # enough to tell by which scores a router chooses
+PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
 
 
 @dataclass(frozen=True)
 class TrunkFacts:
     """What a first pass over some tokens shows of a model."""
 
-    kv_shapes: dict[int, KVShape]  # by attention layer
+    kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of KV cache a token."""
-        return sum(shape.token_bytes for shape in self.kv_shapes.values())
+        """Bytes of KV cache a token, in all groups together."""
+        return sum(group.token_bytes for group in self.kv_groups)
 
 
 class Trunk:
@@ -48,8 +52,10 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        replace_projections(model)
         probe = self._look()
-        self.facts = TrunkFacts(probe.kv_shapes, probe.top_k)
+        settle_projections(model, probe.latent_layers)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -107,15 +113,23 @@ class Trunk:
         return logits.float().cpu()
 
     @torch.inference_mode()
-    def _look(self) -> _Probe:
-        probe = _Probe()
+    def _look(self) -> Probe:
+        probe = Probe()
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
-        with running(probe):
-            self._logits(range(0, count * spread, spread), range(count), [0])
-        if not probe.kv_shapes or not probe.routed:
-            name = type(self._model).__name__
+        tokens = range(0, count * spread, spread)
+        with running(probe), with_masks(self._model.config):
+            self._logits(tokens, range(count), [0])
+        name = type(self._model).__name__
+        if not probe.kv_groups or not probe.routed:
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+        with running(Isolation()):
+            leak = find_leak(self._model, tokens, lambda company: self._logits(company, range(count), range(count)))
+        if leak is not None:
+            raise ModelError(
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
+                "which is not supported yet"
+            )
         return probe
 
 
@@ -130,30 +144,12 @@ class _PagedStep:
         layers: Mapping[ExpertsModule, int],
         prefetcher: Prefetcher | None,
     ):
-        self._cache, self._store, self._layers, self._prefetcher = kv_cache, store, layers, prefetcher
+        self._store, self._layers, self._prefetcher = store, layers, prefetcher
         self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}
-        self._lengths = [chunk.num_tokens for chunk in chunks]
-        self._phase: Phase = "decode" if all(length == 1 for length in self._lengths) else "prefill"
-        # Where all tokens of each sequence lie, the new ones at its end.
-        self._slots = [
-            kv_cache.slots(chunk.block_tables[0], 0, chunk.num_cached + length)
-            for chunk, length in zip(chunks, self._lengths, strict=True)
-        ]
-        self._new_slots = torch.cat([slots[-length:] for slots, length in zip(self._slots, self._lengths, strict=True)])
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self._cache.write(layer, self._new_slots, key.transpose(0, 1), value.transpose(0, 1))
-        outputs = []
-        parts = torch.split(query, self._lengths, dim=1)
-        for part, slots, length in zip(parts, self._slots, self._lengths, strict=True):
-            window = options.sliding_window
-            first = max(0, len(slots) - length - window + 1) if window else 0
-            keys, values = self._cache.read(layer, slots[first:])
-            outputs.append(attend_sequence(part, keys, values, first, options).transpose(0, 1))
-        return torch.cat(outputs)
+        self._phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
+        attention = LatentAttention(StepAttention(chunks, kv_cache))
+        self.attend, self.expand = attention.attend, attention.expand
 
     def run_experts(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -171,28 +167,3 @@ class _PagedStep:
             top_k_weights,
             self._prefetcher,
         )
-
-
-class _Probe:
-    """A step that runs no expert and only notes what it is given."""
-
-    def __init__(self) -> None:
-        self.kv_shapes: dict[int, KVShape] = {}
-        self.routed: dict[ExpertsModule, Routed] = {}
-
-    @property
-    def top_k(self) -> int:
-        return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
-
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self.kv_shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
-        return attend_sequence(query, key, value, 0, options).transpose(0, 1)
-
-    def run_experts(
-        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        del top_k_weights
-        self.routed[module] = Routed(hidden_states, top_k_index)
-        return torch.zeros_like(hidden_states)

@@ -22,7 +22,7 @@ from expert_store import (
     TierReport,
 )
 
-from .statistics import EngineStatistics
+from .statistics import STEP_PHASES, EngineStatistics
 
 WAYS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
@@ -136,6 +136,10 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield _counter("prefix_cache_queries", "Prompt tokens looked for in the KV cache.", [], [((), queries)])
     yield _counter("prefix_cache_hits", "Of these, the ones that were there.", [], [((), hits)])
     yield _counter("num_preemptions", "Requests sent back to the queue.", [], [((), engine.preemptions)])
+    steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
+    yield _counter("engine_steps", "Steps of the engine.", ["phase"], steps)
+    seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]
+    yield _counter("engine_step_seconds", "Seconds that they took, from scheduling to publishing.", ["phase"], seconds)
     finished = [((reason,), engine.finished[reason]) for reason in ("stop", "length", "abort", "error", "deadline")]
     yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Literal
+
+StepPhase = Literal["prefill", "decode"]  # decode: one token of each sequence, and nothing else
+STEP_PHASES: tuple[StepPhase, ...] = ("prefill", "decode")
 
 
 @dataclass
@@ -22,3 +26,9 @@ class EngineStatistics:
     prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the KV cache
     prefix_cache_hits: int = 0  # of these, the ones that were there
     finished: Counter[str] = field(default_factory=Counter)  # requests by reason
+    steps: Counter[StepPhase] = field(default_factory=Counter)
+    step_seconds: dict[StepPhase, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
+
+    def count_step(self, phase: StepPhase, seconds: float) -> None:
+        self.steps[phase] += 1
+        self.step_seconds[phase] += seconds

@@ -1,6 +1,5 @@
 """From the prompts of a request to the streams that answer it."""
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -10,18 +9,18 @@ from server.api.errors import ContextLengthError, InvalidRequestError
 from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
 from server.engine.request import (
-    EngineError,
     GenerationRequest,
     SamplingDefaults,
     SamplingParams,
     TokenEvent,
     TokenStream,
+    merge,
 )
 
 MAX_CHOICES = 128
 
 
-@dataclass(frozen=True)
+@dataclass
 class Generation:
     """An accepted request: ``n`` streams for each prompt, prompt after prompt, one for each choice."""
 
@@ -31,38 +30,25 @@ class Generation:
     streams: Sequence[TokenStream]
     created: int = field(default_factory=lambda: int(time.time()))
 
+    def __post_init__(self) -> None:
+        self._queue = merge(self.streams)
+
     def cancel(self) -> None:
         for stream in self.streams:
             stream.cancel()
 
-    async def events(self) -> AsyncGenerator[tuple[int, TokenEvent], None]:
-        """The events of all choices as they come, each with the index of its choice.
+    async def events(self) -> AsyncGenerator[list[tuple[int, TokenEvent]], None]:
+        """The events of all choices, as many at a time as have come, each with the index of its choice.
 
         Raises:
             EngineError: one of the choices failed.
 
         """
-        arrived: asyncio.Queue[tuple[int, TokenEvent | EngineError]] = asyncio.Queue()
-
-        async def forward(index: int, stream: TokenStream) -> None:
-            try:
-                async for event in stream:
-                    arrived.put_nowait((index, event))
-            except EngineError as error:
-                arrived.put_nowait((index, error))
-
-        forwarders = [asyncio.create_task(forward(index, stream)) for index, stream in enumerate(self.streams)]
-        num_running = len(forwarders)
-        try:
-            while num_running:
-                index, item = await arrived.get()
-                if isinstance(item, EngineError):
-                    raise item
-                yield index, item
-                num_running -= item.finish_reason is not None
-        finally:
-            for forwarder in forwarders:
-                forwarder.cancel()
+        num_running = len(self.streams)
+        while num_running:
+            arrived = await self._queue.take()
+            yield arrived
+            num_running -= sum(event.finish_reason is not None for _, event in arrived)
 
 
 def submit(

@@ -33,8 +33,9 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
 
     """
     events: list[list[TokenEvent]] = [[] for _ in generation.streams]
-    async for index, event in generation.events():
-        events[index].append(event)
+    async for arrived in generation.events():
+        for index, event in arrived:
+            events[index].append(event)
     return {
         "id": generation.id,
         "object": style.object,

@@ -1,8 +1,7 @@
 """Replies as server-sent events."""
 
 import json
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -11,11 +10,13 @@ from starlette.types import Receive, Scope, Send
 from server.api.disconnect import unless_client_leaves
 from server.api.errors import ClientDisconnectedError, api_error
 from server.api.openai.generation import Generation
-from server.api.openai.replies import ReplyStyle, chunk, usage
+from server.api.openai.replies import JsonObject, ReplyStyle, chunk, usage
 from server.engine.request import EngineError
 
-DONE = "data: [DONE]\n\n"
+DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second keeps nginx from holding events back
+
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class GenerationStream(StreamingResponse):
@@ -38,28 +39,43 @@ class GenerationStream(StreamingResponse):
             await self.events.aclose()
 
 
-async def reply_events(generation: Generation, style: ReplyStyle, *, include_usage: bool) -> AsyncGenerator[str, None]:
-    """The chunks of a reply, then ``[DONE]``; a failure of the engine is a chunk too, for the status is sent."""
+async def reply_events(
+    generation: Generation, style: ReplyStyle, *, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a reply, as many at a time as there are; a failure of the engine is a chunk too."""
     num_generated = [0] * len(generation.streams)
-    # OpenAI's chunks have a null usage up to the one that has it.
-    no_usage = {"usage": None} if include_usage else {}
+    render = chunk_renderer(generation, style, include_usage=include_usage)
+    opening = [render(choice) for index in range(len(generation.streams)) for choice in style.opening(index)]
+    if opening:
+        yield b"".join(opening)
     try:
-        for index in range(len(generation.streams)):
-            for choice in style.opening(index):
-                yield sse(chunk(generation, style, [choice]) | no_usage)
-        async with aclosing(generation.events()) as events:
-            async for index, event in events:
+        async for arrived in generation.events():
+            chunks = []
+            for index, event in arrived:
                 num_generated[index] = event.num_generated
-                for choice in style.delta(index, event):
-                    yield sse(chunk(generation, style, [choice]) | no_usage)
+                chunks += [render(choice) for choice in style.delta(index, event)]
+            if chunks:
+                yield b"".join(chunks)
     except EngineError as error:
-        yield sse(api_error(error).body)
+        end = sse(api_error(error).body)
     else:
-        if include_usage:
-            yield sse(chunk(generation, style, []) | {"usage": usage(generation, num_generated)})
-    yield DONE
+        total = {"usage": usage(generation, num_generated)}
+        end = sse(chunk(generation, style, []) | total) if include_usage else b""
+    yield end + DONE
 
 
-def sse(data: Mapping[str, Any]) -> str:
+def chunk_renderer(generation: Generation, style: ReplyStyle, *, include_usage: bool) -> Callable[[JsonObject], bytes]:
+    """Makes the event of a choice; what all events of a reply share is rendered once."""
+    # OpenAI's chunks have a null usage up to the one that has it.
+    shared = chunk(generation, style, []) | ({"usage": None} if include_usage else {})
+    before, _, after = sse(shared).decode().partition('"choices":[]')  # which no string in JSON can hold
+
+    def render(choice: JsonObject) -> bytes:
+        return f'{before}"choices":[{encode_json(choice)}]{after}'.encode()
+
+    return render
+
+
+def sse(data: Mapping[str, Any]) -> bytes:
     """One event. It is ASCII, because some clients take U+2028 and its like for the end of a line."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
+    return f"data: {encode_json(data)}\n\n".encode()

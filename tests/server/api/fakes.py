@@ -73,7 +73,7 @@ class FakeEngine:
         is_open = self.holds or self.failure is not None
         prompt_logprobs = self._prompt_logprobs(request)
         if not texts:
-            return [TokenEvent("", 0, reason, prompt_logprobs=prompt_logprobs)]
+            return [] if is_open else [TokenEvent("", 0, reason, prompt_logprobs=prompt_logprobs)]
         return [
             TokenEvent(
                 text,

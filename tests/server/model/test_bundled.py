@@ -28,7 +28,7 @@ def trunk() -> Trunk:
 def logits_of(trunk: Trunk, share: float) -> tuple[torch.Tensor, int]:
     """Logits of some greedy steps over a ragged batch, and how many experts came from disk."""
     store = ExpertStore(trunk.catalog, int(share * trunk.catalog.total_bytes))
-    cache = KVCache(trunk.facts.kv_shapes, NUM_BLOCKS * len(PROMPTS), BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_groups, [NUM_BLOCKS * len(PROMPTS)], BLOCK_SIZE)
     tables = [list(range(NUM_BLOCKS * i, NUM_BLOCKS * (i + 1))) for i in range(len(PROMPTS))]
     new = [Tokenizer(BUNDLED).encode(prompt) for prompt in PROMPTS]
     cached = [0] * len(PROMPTS)

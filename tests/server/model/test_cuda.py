@@ -31,10 +31,11 @@ def test_a_cuda_device_gives_the_logits_of_the_cpu(name: str, tmp_path: Path) ->
             device_bytes=least_bytes(trunk.catalog, device_slots),
             device=torch.device(device),
         )
-        cache = KVCache(trunk.facts.kv_shapes, 8, 4, torch.device(device))
+        groups = trunk.facts.kv_groups
+        cache = KVCache(groups, [8] * len(groups), 4, torch.device(device))
         logits = []
         for first, length in ((0, 9), (9, 1), (10, 1)):
-            chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [[3, 1, 2]])
+            chunk = SequenceChunk([7 * (first + i) % 128 for i in range(length)], first, [[3, 1, 2]] * len(groups))
             logits.append(trunk.forward([chunk], cache, store).logits)
         results.append(torch.cat(logits))
         store.check_integrity()

@@ -12,23 +12,9 @@ import transformers
 from server.model.checkpoint_map import experts_modules, layer_numbers
 from server.model.gates import Routed, find_next_gates, find_router
 from server.model.seam import IMPLEMENTATION, AttentionOptions, running
-from tests.checkpoints import COMMON, CONFIGS
+from tests.checkpoints import COMMON, CONFIGS, LATENT
 
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
-DEEPSEEK = {
-    **COMMON,
-    **MOE,
-    "num_key_value_heads": 4,
-    "intermediate_size": 48,
-    "n_routed_experts": 8,
-    "n_shared_experts": 1,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-}
 FURTHER: dict[str, Any] = {
     "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
         **COMMON, **MOE, intermediate_size=48, shared_expert_intermediate_size=24, num_experts=8
@@ -48,8 +34,7 @@ FURTHER: dict[str, Any] = {
     "hunyuan_v1_moe": lambda: transformers.HunYuanMoEV1Config(
         **COMMON, head_dim=8, intermediate_size=24, num_experts=8, moe_topk=2
     ),
-    "deepseek_v2": lambda: transformers.DeepseekV2Config(**DEEPSEEK, topk_method="greedy"),
-    "deepseek_v3_ungrouped": lambda: transformers.DeepseekV3Config(**DEEPSEEK, n_group=1, topk_group=1),
+    "deepseek_v3_ungrouped": lambda: transformers.DeepseekV3Config(**LATENT, n_group=1, topk_group=1),
     "dots1": lambda: transformers.Dots1Config(
         **COMMON, **MOE, intermediate_size=48, n_routed_experts=8, n_shared_experts=1, n_group=1, topk_group=1
     ),

@@ -148,7 +148,7 @@ def test_bfloat16_experts_keep_their_bytes_and_compute_as_asked(tmp_path: Path) 
     assert {p.dtype for layout in trunk.catalog.layouts for p in layout.parameters} == {torch.bfloat16}
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     prompt = [3, 1, 4, 1, 5]
-    logits = trunk.forward([SequenceChunk(prompt, 0, [[0]])], KVCache(trunk.facts.kv_shapes, 1, 8), store).logits
+    logits = trunk.forward([SequenceChunk(prompt, 0, [[0]])], KVCache(trunk.facts.kv_groups, [1], 8), store).logits
     store.close()
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     expected = stock(torch.tensor([prompt])).logits[0, -1].detach()

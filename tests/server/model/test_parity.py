@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -48,17 +50,29 @@ def generate(
     chunk: int = 64,
     steps: int = NEW_TOKENS,
     prefetcher: Prefetcher | None = None,
+    order: Callable[[int], Sequence[int]] = range,
 ) -> list[tuple[list[int], torch.Tensor]]:
-    """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens."""
+    """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens.
+
+    Each group of layers has as many blocks as hold all sequences, given to them in an order; those before the window
+    are given back.
+    """
     blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
-    cache = KVCache(trunk.facts.kv_shapes, blocks * len(PROMPTS), BLOCK_SIZE)
-    tables = [[len(PROMPTS) * i + n for i in range(blocks)] for n in range(len(PROMPTS))]
+    groups = trunk.facts.kv_groups
+    cache = KVCache(groups, [blocks * len(PROMPTS)] * len(groups), BLOCK_SIZE)
+    pool = list(order(blocks * len(PROMPTS)))
+    tables = [pool[blocks * n : blocks * (n + 1)] for n in range(len(PROMPTS))]
+
+    def tables_of(i: int) -> list[list[int]]:
+        gone = [max(0, cached[i] - group.window + 1) // BLOCK_SIZE if group.window else 0 for group in groups]
+        return [[-1] * count + tables[i][count:] for count in gone]
+
     texts = [list(prompt) for prompt in PROMPTS]
     cached = [0] * len(PROMPTS)
     logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
-        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], [tables[i]]) for i in active]
+        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables_of(i)) for i in active]
         result = trunk.forward(chunks, cache, store, prefetcher).logits
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
@@ -123,6 +137,34 @@ def test_chunked_prefill_gives_the_stock_tokens(checkpoint: Path, stock: list[tu
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     assert [tokens for tokens, _ in generate(trunk, store, chunk=3)] == [tokens for tokens, _ in stock]
     store.close()
+
+
+def test_scattered_blocks_give_the_same_logits(checkpoint: Path) -> None:
+    trunk = load_trunk(checkpoint, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    for chunk in (5, 64):
+        together = generate(trunk, store, chunk)
+        scattered = generate(trunk, store, chunk, order=lambda count: random.Random(1).sample(range(count), count))
+        for (tokens, logits), (same_tokens, same) in zip(scattered, together, strict=True):
+            assert tokens == same_tokens
+            assert float((logits - same).abs().max()) < 1e-5 * float(same.max() - same.min())
+    store.close()
+
+
+def test_a_prefix_that_is_in_place_is_not_computed_again(
+    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
+) -> None:
+    """A sequence goes on from blocks that another sequence wrote."""
+    trunk = load_trunk(checkpoint, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    groups = trunk.facts.kv_groups
+    cache = KVCache(groups, [8] * len(groups), BLOCK_SIZE)
+    prompt, shared = PROMPTS[2], 2 * BLOCK_SIZE
+    trunk.forward([SequenceChunk([*prompt[:shared], 50, 51], 0, [[3, 1, 6]] * len(groups))], cache, store)
+    result = trunk.forward([SequenceChunk(prompt[shared:], shared, [[3, 1, 5]] * len(groups))], cache, store)
+    store.close()
+    expected = stock[2][1][0]
+    assert float((result.logits[0] - expected).abs().max()) < TOLERANCE * float(expected.max() - expected.min())
 
 
 def test_experts_are_never_in_the_module(checkpoint: Path) -> None:

@@ -158,7 +158,7 @@ def test_events_of_choices_come_in_the_order_of_the_engine():
         order = []
         for index, reason in ((1, None), (0, None), (1, FinishReason.STOP), (0, FinishReason.LENGTH)):
             publish([(streams[index], TokenEvent("x", 1, reason))])
-            order.append((await anext(events))[0])
+            order += [index for index, _ in await anext(events)]
         return [*order, [event async for event in events]]
 
     assert anyio.run(indices) == [1, 0, 1, 0, []]

@@ -1,13 +1,15 @@
 """On a real socket: the openai package, and clients that leave."""
 
 import socket
+import threading
+from functools import partial
 from urllib.parse import urlsplit
 
 import httpx
 import openai
 import pytest
 
-from server.engine.request import QueueFullError
+from server.engine.request import MAX_UNREAD, QueueFullError, TokenEvent, publish
 from tests.server.api.fakes import MODEL, WAIT_SECONDS
 
 MESSAGES = [{"role": "user", "content": "Tell me a story"}]
@@ -87,3 +89,37 @@ def test_client_that_leaves_a_whole_reply_cancels_every_choice(fake, url):
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
         assert fake.engine.submitted.wait(WAIT_SECONDS)
     assert all(stream.cancelled.wait(WAIT_SECONDS) for stream in fake.engine.streams)
+
+
+def test_client_that_never_reads_loses_its_request_and_holds_up_nobody(fake, url, client):
+    """What it has not read is bounded; once it reads, it is told."""
+    fake.engine.texts, fake.engine.holds = (), True
+    address = urlsplit(url)
+    content = b'{"prompt": "a", "stream": true}'
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {len(content)}\r\n"
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + content)
+        assert fake.engine.submitted.wait(WAIT_SECONDS)
+        stream = fake.engine.streams[0]
+        num_sent = 0
+        while not stream.is_cancelled:
+            step_is_out = threading.Event()
+            publish([(stream, TokenEvent("token" * 100, number)) for number in range(num_sent, num_sent + 100)])
+            stream.loop.call_soon_threadsafe(step_is_out.set)
+            assert step_is_out.wait(WAIT_SECONDS)
+            num_sent += 100
+        fake.engine.texts, fake.engine.holds = ("Hello",), False
+        assert client.completions.create(model=MODEL, prompt="b").choices[0].text == "Hello"
+        reply = b"".join(iter(partial(connection.recv, 1 << 20), b""))
+    assert reply.count(b'"index":0') <= num_sent - MAX_UNREAD
+    assert b"1024 tokens of the reply were waiting to be read" in reply
+    assert reply.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("num_events", [MAX_UNREAD, 2 * MAX_UNREAD])
+def test_client_that_reads_gets_what_came_at_once(fake, client, num_events):
+    """Several choices may have as many more unread tokens."""
+    fake.engine.texts, fake.engine.max_model_len = ("a",) * MAX_UNREAD, 10 * MAX_UNREAD
+    n = num_events // MAX_UNREAD
+    chunks = list(client.completions.create(model=MODEL, prompt="Once", n=n, max_tokens=MAX_UNREAD, stream=True))
+    assert len(chunks) == num_events

@@ -87,4 +87,4 @@ def test_failure_after_the_first_token_is_the_last_chunk(fake, complete):
 
 
 def test_events_are_ascii():
-    assert sse({"text": "é\u2028"}) == 'data: {"text":"\\u00e9\\u2028"}\n\n'
+    assert sse({"text": "é\u2028"}) == b'data: {"text":"\\u00e9\\u2028"}\n\n'

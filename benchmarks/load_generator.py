@@ -1,0 +1,124 @@
+"""Streamed completions over raw sockets: the load generator shares the cores with the server that it measures."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A prompt and exactly how many tokens to write after it."""
+
+    prompt_ids: Sequence[int]
+    max_tokens: int
+
+
+@dataclass
+class Timing:
+    """When a completion was asked for, and when its pieces came; seconds of ``time.perf_counter``."""
+
+    sent: float
+    arrivals: list[float] = field(default_factory=list)  # of each chunk with text
+    num_tokens: int = 0
+
+    @property
+    def first_token_seconds(self) -> float:
+        return self.arrivals[0] - self.sent
+
+    @property
+    def between_tokens_seconds(self) -> list[float]:
+        return np.diff(self.arrivals).tolist()
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean time from one token to the next; tokens that complete no character have no chunk of their own."""
+        return (self.arrivals[-1] - self.arrivals[0]) / (self.num_tokens - 1)
+
+
+async def complete(url: str, completion: Completion) -> Timing:
+    """Ask for one completion on a connection of its own.
+
+    Raises:
+        RuntimeError: the server refused it, or ended its stream before the end.
+    """
+    address = urlsplit(url)
+    reply = _Reply(Timing(time.perf_counter()))
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(lambda: reply, address.hostname, address.port)
+    transport.write(_request(completion))
+    try:
+        return await reply.done
+    finally:
+        transport.close()
+
+
+async def burst(url: str, completions: Sequence[Completion]) -> list[Timing]:
+    """Ask for all of them at once."""
+    return await asyncio.gather(*(complete(url, completion) for completion in completions))
+
+
+async def poisson(url: str, completions: Sequence[Completion], rate: float, seed: int) -> list[Timing]:
+    """Ask for one after the other at random moments, ``rate`` a second, whatever is still running."""
+    moments = np.random.default_rng(seed).exponential(1 / rate, len(completions)).cumsum()
+    start = time.perf_counter()
+    tasks = []
+    for completion, moment in zip(completions, moments.tolist(), strict=True):
+        await asyncio.sleep(start + moment - time.perf_counter())
+        tasks.append(asyncio.create_task(complete(url, completion)))
+    return await asyncio.gather(*tasks)
+
+
+def _request(completion: Completion) -> bytes:
+    body = {
+        "prompt": list(completion.prompt_ids),
+        "max_tokens": completion.max_tokens,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    content = json.dumps(body).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: greenroom\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
+    return head.encode() + content
+
+
+class _Reply(asyncio.Protocol):
+    """Server-sent events of one reply. Neither headers nor chunked framing hold two newlines in a row, JSON none."""
+
+    def __init__(self, timing: Timing):
+        self._timing = timing
+        self._rest = b""
+        self.done: asyncio.Future[Timing] = asyncio.get_running_loop().create_future()
+
+    def data_received(self, data: bytes) -> None:
+        now = time.perf_counter()
+        *events, self._rest = (self._rest + data).split(b"\n\n")
+        for event in events:
+            payload = event.partition(b"data: ")[2]
+            if self.done.done():
+                return
+            if payload.startswith(b"[DONE]"):
+                self.done.set_result(self._timing)
+            elif b'"usage":null' in payload:
+                self._timing.arrivals.append(now)
+            else:
+                self._end(json.loads(payload))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or RuntimeError(f"the stream ended early: {self._rest.decode()!r}"))
+
+    def _end(self, chunk: dict[str, dict[str, int]]) -> None:
+        if "usage" not in chunk:
+            self.done.set_exception(RuntimeError(f"the request failed: {chunk}"))
+            return
+        self._timing.num_tokens = chunk["usage"]["completion_tokens"]

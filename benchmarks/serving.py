@@ -1,0 +1,231 @@
+"""Serving over real HTTP: latency and tokens/s by number of streams, and what the server adds to its engine.
+
+    python -m benchmarks.serving [MODEL] [--corpus DIR] [flags of greenroom serve]
+
+A server of its own is started; ``--url`` takes one that runs. Each round gives it load in three ways:
+
+- bursts of 1, 4, 8 and 16 streams, each with a prompt and a completion of fixed length: all are decoded together, so
+  that the time from token to token is that of one step and of all that the server adds to it;
+- Poisson arrivals, at a rate that keeps about four streams busy unless ``--rate`` says otherwise;
+- a prompt of 1,000 tokens, then the same again: what prefix reuse saves.
+
+Figures are medians over the rounds. ``step_ms`` is the engine's time for a decode step, by the server's own metrics;
+``alone_step_ms`` the same in a process without server or event loop, on the same prompts; ``seen_step_ms`` the time
+from token to token over HTTP. ``overhead_percent`` is how much longer than ``alone`` this last is; of it,
+``outside_percent`` passes between steps, and the rest are the steps themselves, slower by what the event loop and the
+load generator take of cores and interpreter. ``cpu_overhead_percent`` is how much more CPU time the server takes for a
+burst than the engine alone: on a machine that is not quiet, go by this. ``loop_us_per_token`` is CPU time of the event
+loop's thread, what a request costs included, ``generator_us_per_token`` that of this process. The last line is one JSON
+object.
+
+Prompts are the openings of held-out documents of ``--corpus``, else random token ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.load_generator import Completion, Timing, burst, poisson
+from benchmarks.serving_processes import EngineAlone, Server, engine_alone, serving
+
+LONG_PROMPT_TOKENS = 1000
+BUSY_STREAMS = 4
+RANDOM_IDS = (3, 4000)  # from, below: in any vocabulary, and no special tokens of the bundled one
+TOKENIZER = Path(__file__).parent.parent / "server" / "demo" / "model" / "tokenizer.json"
+SHOWN = (
+    "tokens_per_second",
+    "ttft_p50_ms",
+    "ttft_p99_ms",
+    "itl_p50_ms",
+    "itl_p99_ms",
+    "step_ms",
+    "alone_step_ms",
+    "outside_percent",
+    "overhead_percent",
+    "cpu_overhead_percent",
+    "loop_us_per_token",
+    "generator_us_per_token",
+)
+
+
+class Prompts:
+    """Prompts of any length, no two alike."""
+
+    def __init__(self, corpus: Path | None):
+        self._random = np.random.default_rng(0)
+        self._documents = None if corpus is None else held_out(corpus)
+
+    def draw(self, num_tokens: int) -> list[int]:
+        """Token ids."""
+        if self._documents is None:
+            return self._random.integers(*RANDOM_IDS, num_tokens).tolist()
+        ids: list[int] = []
+        while len(ids) < num_tokens:
+            ids += self._documents[self._random.integers(len(self._documents))]
+        return ids[:num_tokens]
+
+
+def held_out(corpus: Path) -> list[list[int]]:
+    """Token ids of the documents that the bundled model was not trained on."""
+    from tokenizers import Tokenizer  # noqa: PLC0415  of the training extra, which random ids do without
+
+    from server.demo.corpus import find_domains, read_documents, split_documents  # noqa: PLC0415
+
+    domains = find_domains(corpus).items()
+    texts = [text for name, path in domains for text in split_documents(name, read_documents(path))[1]]
+    return [encoding.ids for encoding in Tokenizer.from_file(str(TOKENIZER)).encode_batch(texts)]
+
+
+class Rounds:
+    """The figures of each round by kind of load, and their medians."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, load: str, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            self._values[load][name].append(value)
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """By kind of load and name, to four digits."""
+        return {
+            load: {name: float(f"{statistics.median(values):.4g}") for name, values in figures.items()}
+            for load, figures in self._values.items()
+        }
+
+
+def latencies(timings: Sequence[Timing]) -> dict[str, float]:
+    """Tokens/s, and milliseconds to the first token and between tokens."""
+    start, end = min(timing.sent for timing in timings), max(timing.arrivals[-1] for timing in timings)
+    first = [1e3 * timing.first_token_seconds for timing in timings]
+    between = [1e3 * seconds for timing in timings for seconds in timing.between_tokens_seconds]
+    return {
+        "tokens_per_second": sum(timing.num_tokens for timing in timings) / (end - start),
+        "ttft_p50_ms": float(np.quantile(first, 0.5)),
+        "ttft_p99_ms": float(np.quantile(first, 0.99)),
+        "itl_p50_ms": float(np.quantile(between, 0.5)),
+        "itl_p99_ms": float(np.quantile(between, 0.99)),
+    }
+
+
+def run_burst(server: Server, alone: EngineAlone | None, work: Sequence[Completion]) -> dict[str, float]:
+    """Generate some completions at once, over HTTP and in the engine alone."""
+    before, cpu, generator = server.decode_steps(), server.cpu_seconds(), time.process_time()
+    timings = asyncio.run(burst(server.url, work))
+    generator = time.process_time() - generator
+    loop, everything = (now - then for now, then in zip(server.cpu_seconds(), cpu, strict=True))
+    steps, seconds = (now - then for now, then in zip(server.decode_steps(), before, strict=True))
+    num_tokens = sum(timing.num_tokens for timing in timings)
+    seen, step = statistics.mean(timing.step_seconds for timing in timings), seconds / steps
+    alone_step, alone_cpu = (math.nan, math.nan) if alone is None else alone.run(work)
+    return {
+        **latencies(timings),
+        "seen_step_ms": 1e3 * seen,
+        "step_ms": 1e3 * step,
+        "alone_step_ms": 1e3 * alone_step,
+        "outside_percent": 100 * (seen - step) / step,
+        "overhead_percent": 100 * (seen / alone_step - 1),
+        "cpu_overhead_percent": 100 * (everything / alone_cpu - 1),
+        "loop_us_per_token": 1e6 * loop / num_tokens,
+        "generator_us_per_token": 1e6 * generator / num_tokens,
+    }
+
+
+class Bench:
+    """What to ask of a server, round by round."""
+
+    def __init__(self, server: Server, alone: EngineAlone | None, arguments: argparse.Namespace):
+        self._server, self._alone, self._arguments = server, alone, arguments
+        self._prompts = Prompts(arguments.corpus)
+
+    def warm_up(self) -> None:
+        """Fill the caches of experts."""
+        run_burst(self._server, self._alone, self._completions(max(self._arguments.streams)))
+
+    def run_round(self, rounds: Rounds, number: int) -> None:
+        """All kinds of load; each round begins with another number of streams."""
+        streams: list[int] = self._arguments.streams
+        first = number % len(streams)
+        step_seconds = 0.0
+        for count in streams[first:] + streams[:first]:
+            found = run_burst(self._server, self._alone, self._completions(count))
+            rounds.add(f"burst of {count}", found)
+            if count <= BUSY_STREAMS:
+                step_seconds = max(step_seconds, found["seen_step_ms"] / 1e3)
+        rate = self._arguments.rate or BUSY_STREAMS / (step_seconds * self._arguments.max_tokens)
+        work = self._completions(self._arguments.requests)
+        rounds.add("poisson", {"rate": rate, **latencies(asyncio.run(poisson(self._server.url, work, rate, number)))})
+        rounds.add("prompt of 1,000 tokens", self._ask_twice())
+
+    def _completions(self, count: int) -> list[Completion]:
+        prompts = (self._prompts.draw(self._arguments.prompt_tokens) for _ in range(count))
+        return [Completion(prompt, self._arguments.max_tokens) for prompt in prompts]
+
+    def _ask_twice(self) -> dict[str, float]:
+        work = [Completion(self._prompts.draw(LONG_PROMPT_TOKENS), 2)]
+        first, again = (1e3 * asyncio.run(burst(self._server.url, work))[0].first_token_seconds for _ in range(2))
+        return {"first_ttft_ms": first, "again_ttft_ms": again, "ratio": first / again}
+
+
+def report(medians: dict[str, dict[str, float]], streams: Sequence[int]) -> None:
+    """Print a table of the bursts, with tokens/s relative to the fewest streams."""
+    least = medians[f"burst of {min(streams)}"]["tokens_per_second"]
+    print("| streams |", " | ".join(SHOWN), "| ratio |")
+    print("| --- " * (len(SHOWN) + 2) + "|")
+    for count in streams:
+        found = medians[f"burst of {count}"]
+        found["ratio"] = round(found["tokens_per_second"] / least, 3)
+        print(f"| {count} |", " | ".join(str(found[name]) for name in SHOWN), f"| {found['ratio']} |")
+    for load, figures in medians.items():
+        if not load.startswith("burst"):
+            print(f"{load}:", ", ".join(f"{name} {value}" for name, value in figures.items()))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for greenroom serve; none is the bundled model")
+    parser.add_argument("--url", help="of a server that runs, with the bundled model or any that has ids below 4,000")
+    parser.add_argument("--corpus", type=Path, help="folder of the bundled model's texts")
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=24, help="that arrive at random moments, in a round")
+    parser.add_argument("--rate", type=float, help="of their arrival, a second")
+    arguments, flags = parser.parse_known_args()
+    rounds = Rounds()
+    with ExitStack() as stack:
+        if arguments.url:
+            server, alone = Server(arguments.url), None
+        else:
+            model = [arguments.model] if arguments.model else []
+            server = stack.enter_context(serving([*model, *flags]))
+            alone = stack.enter_context(engine_alone([*model, *flags]))
+        bench = Bench(server, alone, arguments)
+        bench.warm_up()
+        for number in range(arguments.rounds):
+            bench.run_round(rounds, number)
+            print(f"round {number + 1} of {arguments.rounds}", file=sys.stderr)
+    medians = rounds.medians()
+    report(medians, arguments.streams)
+    setting = {name: getattr(arguments, name) for name in ("rounds", "prompt_tokens", "max_tokens", "requests")}
+    print(json.dumps({"benchmark": "serving", "model": arguments.model or "bundled", **setting, "medians": medians}))
+
+
+if __name__ == "__main__":
+    main()

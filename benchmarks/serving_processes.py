@@ -1,0 +1,90 @@
+"""The processes that ``benchmarks.serving`` measures: a server, and an engine without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.load_generator import Completion
+
+READY = "Greenroom ready: "
+ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server and, if it is a child of ours, its process id."""
+
+    url: str
+    pid: int | None = None
+
+    def decode_steps(self) -> tuple[float, float]:
+        """Decode steps since the start, and their seconds."""
+        samples = (line.rpartition(" ") for line in httpx.get(f"{self.url}/metrics").text.splitlines())
+        values = {name: value for name, _, value in samples}
+        steps, seconds = (
+            float(values[f'greenroom_engine_{name}_total{{phase="decode"}}']) for name in ("steps", "step_seconds")
+        )
+        return steps, seconds
+
+    def cpu_seconds(self) -> tuple[float, float]:
+        """CPU time of the event loop's thread, and of all threads; nan for a server that is not ours."""
+        if self.pid is None:
+            return float("nan"), float("nan")
+        threads = Path(f"/proc/{self.pid}/task").iterdir()
+        seconds = {thread.name: int((thread / "schedstat").read_text().split()[0]) / 1e9 for thread in threads}
+        return seconds[str(self.pid)], sum(seconds.values())
+
+
+@contextmanager
+def serving(arguments: Sequence[str]) -> Iterator[Server]:
+    """`greenroom serve` on a port of its own."""
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--log-level", "warning", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line.startswith(READY):
+            sys.exit("the server did not start")
+        try:
+            yield Server(line.removeprefix(READY).split()[0], process.pid)
+        finally:
+            process.terminate()
+
+
+class EngineAlone:
+    """``benchmarks.engine_alone`` in a process that is idle unless it is asked."""
+
+    def __init__(self, process: subprocess.Popen[str]):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._questions, self._answers = process.stdin, process.stdout
+        if self._answers.readline().strip() != "{}":
+            sys.exit("the engine did not start")
+
+    def run(self, completions: Sequence[Completion]) -> tuple[float, float]:
+        """Generate some completions at once; mean time of a decode step, and CPU time of all."""
+        work = [[list(one.prompt_ids), one.max_tokens] for one in completions]
+        self._questions.write(json.dumps(work) + "\n")
+        self._questions.flush()
+        found = json.loads(self._answers.readline())
+        return found["seconds"] / found["steps"], found["cpu_seconds"]
+
+
+@contextmanager
+def engine_alone(arguments: Sequence[str]) -> Iterator[EngineAlone]:
+    """An engine with the same flags as the server."""
+    command = [sys.executable, "-m", "benchmarks.engine_alone", "--log-level", "warning", *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdin is not None
+        yield EngineAlone(process)
+        process.stdin.close()

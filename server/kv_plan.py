@@ -1,0 +1,94 @@
+"""How the memory of the KV cache is shared out among groups of layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from server.engine.block_manager import BlockGroup
+from server.memory import format_bytes
+from server.model.kv_cache import KVGroup
+from server.settings import ServeSettings, SettingsError, parse_budget
+
+log = logging.getLogger(__name__)
+
+BLOCK_SIZE = 16  # tokens
+KV_SHARE = 8  # one part in so many of the free memory, at most
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """Blocks for every group, and the longest sequence."""
+
+    groups: Sequence[KVGroup]
+    num_blocks: Sequence[int]  # of each group
+    max_model_len: int
+
+    @property
+    def nbytes(self) -> int:
+        return sum(
+            count * BLOCK_SIZE * group.token_bytes for count, group in zip(self.num_blocks, self.groups, strict=True)
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences together."""
+        return max(self.num_blocks) * BLOCK_SIZE
+
+    @property
+    def block_groups(self) -> list[BlockGroup]:
+        pairs = zip(self.num_blocks, self.groups, strict=True)
+        return [BlockGroup(count, group.window) for count, group in pairs]
+
+
+def plan_kv_cache(settings: ServeSettings, groups: Sequence[KVGroup], longest: int, free_bytes: int) -> KVPlan:
+    """Share out the budget.
+
+    Groups that see everything get blocks for as many tokens as fit. One with a window gets as many, or what all
+    running sequences need at most: a window and the tokens of a step each.
+
+    Args:
+        longest: the model's context, in tokens.
+        free_bytes: of which a part is taken when no budget is given.
+
+    Raises:
+        SettingsError: the cache can't hold one sequence of the length that was asked for.
+    """
+    if settings.max_model_len is not None and settings.max_model_len > longest:
+        raise SettingsError(f"--max-model-len {settings.max_model_len}: the model's context is {longest} tokens")
+    longest = settings.max_model_len or longest
+    blocks_of_one = -(-longest // BLOCK_SIZE)
+    most = blocks_of_one * settings.max_running_requests
+    limits = [_most_blocks(group, settings) or most for group in groups]
+
+    def plan(num_blocks: int) -> KVPlan:
+        return KVPlan(groups, [min(num_blocks, limit) for limit in limits], longest)
+
+    auto = min(plan(most).nbytes, free_bytes // KV_SHARE)
+    budget = parse_budget(settings.kv_cache_memory).resolve(plan(most).nbytes, auto)
+    num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
+    if num_blocks < blocks_of_one:
+        if settings.max_model_len is not None or num_blocks == 0:
+            need = format_bytes(plan(max(1, blocks_of_one)).nbytes)
+            raise SettingsError(f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}")
+        longest = num_blocks * BLOCK_SIZE
+        log.warning("the KV cache holds %d tokens, so longer prompts are refused; see --kv-cache-memory", longest)
+    return plan(num_blocks)
+
+
+def _most_blocks(group: KVGroup, settings: ServeSettings) -> int | None:
+    """What all running sequences need at most; None without a window."""
+    if group.window is None:
+        return None
+    of_one = -(-(group.window + settings.max_batched_tokens) // BLOCK_SIZE) + 1
+    return of_one * settings.max_running_requests
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to ``most`` that fits, where all below it do."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low

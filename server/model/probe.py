@@ -1,0 +1,92 @@
+"""A first pass over some tokens: what a model asks of attention and experts, and whether it asks for all it does."""
+
+from __future__ import annotations
+
+import torch
+
+from server.kernels.expert import ExpertsModule
+
+from .errors import ModelError
+from .flash import attend_plainly, band_mask
+from .gates import Routed
+from .kv_cache import KVGroup, KVShape, group_layers
+from .mla import LatentProjection
+from .runs import Band
+from .seam import AttentionOptions
+
+
+class Probe:
+    """A step that runs no expert, keeps nothing, and notes what it is given."""
+
+    def __init__(self) -> None:
+        self.routed: dict[ExpertsModule, Routed] = {}
+        self._shapes: dict[int, KVShape] = {}
+        self._windows: dict[int, int | None] = {}
+        self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        return group_layers(self._shapes, self._windows)
+
+    @property
+    def latent_layers(self) -> set[int]:
+        return {layer for layer, shape in self._shapes.items() if shape.is_latent}
+
+    @property
+    def top_k(self) -> int:
+        return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        if layer in self._shapes:
+            raise ModelError(f"layer {layer} calls attention twice in one pass, which is not supported")
+        self._shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
+        if layer in self._latents:
+            projection, latent = self._latents[layer]
+            if projection.makes(latent, key, value):
+                self._shapes[layer] = projection.shape(key)
+        self._windows[layer] = options.sliding_window
+        return attend_alone(query, key, value, options)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        self._latents[projection.layer] = projection, latent
+        return projection.expand(latent)
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del top_k_weights
+        self.routed[module] = Routed(hidden_states, top_k_index)
+        return torch.zeros_like(hidden_states)
+
+
+class Isolation:
+    """A step in which each token attends to nothing but itself, so that no token should know of any other."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        del layer, key, options
+        return value.repeat_interleave(len(query) // len(value), 0).transpose(0, 1)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        return projection.expand(latent)
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del module, top_k_index, top_k_weights
+        return torch.zeros_like(hidden_states)
+
+
+def attend_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+) -> torch.Tensor:
+    """Attention of a whole sequence, ``(heads, tokens, dim)`` to ``(tokens, heads, value_dim)``."""
+    tokens = query.shape[1]
+    mask = band_mask(Band(tokens, tokens, 0, options.sliding_window or tokens), torch.float32, query.device)
+    output, lse = attend_plainly(query[None], key[None], value[None], options.scaling, options.softcap, mask=mask)
+    if options.sinks is not None:
+        output = output * (lse - options.sinks.float()[:, None]).sigmoid().unsqueeze(-1).to(output.dtype)
+    return output[0].transpose(0, 1)

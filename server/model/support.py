@@ -1,0 +1,88 @@
+"""Kinds of layers that can't be served yet: refused by name, rather than computed wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .errors import ModelError
+
+SERVED = {"full_attention", "sliding_attention", "attention", "moe", "mlp"}
+KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
+    "linear_attention": "linear-attention or Mamba layers",
+    "mamba": "Mamba layers",
+    "conv": "convolution layers",
+    "hybrid": "layers of attention and recurrence together",
+    "hybrid_sliding": "layers of attention and recurrence together",
+    "chunked_attention": "chunked-attention layers",
+    "indexed_attention": "sparse-attention layers with an indexer",
+    "minimax_m3_sparse": "sparse-attention layers with an indexer",
+    "compressed_sparse_attention": "compressed-attention layers",
+    "heavily_compressed_attention": "compressed-attention layers",
+}
+SUFFIX = ", which are not supported yet"
+ROUNDING = 1e-3  # of the range of an output
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Refuse a model by what its config and its modules are called; it needs no weights yet.
+
+    Raises:
+        ModelError: some layers are of a kind that is not supported.
+    """
+    config = model.config.get_text_config()
+    for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
+        if kind not in SERVED:
+            raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] == "indexer":
+            raise ModelError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name}){SUFFIX}")
+        if isinstance(module, nn.Conv1d):
+            raise ModelError(f"{type(model).__name__} has {KINDS['conv']} ({name}){SUFFIX}")
+
+
+def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:
+    """The first module in which a token depends on the tokens before it, though none attends to another.
+
+    Two runs differ in all tokens but the last, and nothing of the last may differ. This tells recurrence, convolutions
+    and attention that does not come to us from what is safe to run on many sequences at once, whatever it is called.
+
+    Args:
+        run: runs the model on as many tokens as there are here, with attention of each token to itself alone.
+
+    Returns:
+        The module's name; None if there is none.
+    """
+    company, last = list(tokens[:-1]), tokens[-1]
+    outputs = [_outputs_of_last(model, [*others, last], run) for others in (company, company[::-1])]
+    return next((name for name, row in outputs[0].items() if not _is_same(row, outputs[1][name])), None)
+
+
+def _outputs_of_last(
+    model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]
+) -> dict[str, torch.Tensor]:
+    """What each module that gives something for each token gives for the last, in the order of running."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.is_floating_point() and len(tokens) in output.shape:
+                outputs[name] = output.select(output.shape.index(len(tokens)), -1).clone()
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        run(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _is_same(row: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((row - other).abs().max()) <= ROUNDING * float(row.max() - row.min())

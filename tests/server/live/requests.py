@@ -1,0 +1,37 @@
+"""Requests as bytes, for clients that do what no library would."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def post(path: str, **body: Any) -> bytes:
+    """A whole HTTP/1.1 request, after whose answer the connection ends."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
+
+
+def complete(prompt: bytes, **body: Any) -> bytes:
+    """A completion of the fake model, whose tokens are bytes."""
+    return post("/v1/completions", prompt=list(prompt), temperature=0, **body)
+
+
+def ask(port: int, request: bytes) -> bytes:
+    """Send a request; the whole answer, headers included."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request)
+        answer = b""
+        while more := connection.recv(1 << 16):
+            answer += more
+    return answer
+
+
+def ask_together(port: int, requests: Sequence[bytes]) -> list[bytes]:
+    """Send all of them at once."""
+    with ThreadPoolExecutor(len(requests)) as clients:
+        return list(clients.map(lambda request: ask(port, request), requests))

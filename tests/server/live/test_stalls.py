@@ -1,0 +1,68 @@
+"""The event loop comes round at once, whatever is generated, tokenised or rendered."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+
+from tests.server.live.conftest import LiveServer
+from tests.server.live.requests import ask_together, complete, post
+from tests.server.live.stalls import StallWatch
+
+LIMIT_SECONDS = 0.05
+ATTEMPTS = 5  # what the code does wrong it does each time; a machine that is busy elsewhere does not
+NUM_STREAMS = 64
+LONG_TEXT = "The quick brown fox jumps over the lazy dog.\n" * 10_000  # 450 kB
+
+
+@pytest.fixture
+def quiet_collector() -> Iterator[None]:
+    """Keep the collector from walking through what other tests have left, as ``greenroom serve`` does once it is up."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def hold_up() -> None:
+    time.sleep(4 * LIMIT_SECONDS)
+
+
+def test_a_loop_that_is_held_up_is_seen(live: LiveServer) -> None:
+    is_over = threading.Event()
+    with StallWatch(live.loop) as watch:
+        live.loop.call_soon_threadsafe(hold_up)
+        live.loop.call_soon_threadsafe(is_over.set)
+        is_over.wait()
+    assert watch.seconds > 3 * LIMIT_SECONDS
+    assert "hold_up" in watch.place
+
+
+def test_nothing_stalls_64_streams(live: LiveServer, quiet_collector: None) -> None:
+    """Prompts as long as a book come meanwhile, and conversations of thousands of messages."""
+    streams = [complete(b"stream %d" % number, max_tokens=60, stream=True) for number in range(NUM_STREAMS)]
+    messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."}] * 1000
+    too_long = [
+        post("/v1/completions", prompt=LONG_TEXT),
+        post("/v1/chat/completions", messages=[{"role": "user", "content": LONG_TEXT}]),
+        post("/v1/chat/completions", messages=messages),
+    ]
+    worst = []
+    # Clients in a process of their own do not take the interpreter's lock from the loop.
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients:
+        for _ in range(ATTEMPTS):
+            with StallWatch(live.loop) as watch:
+                replies = clients.submit(ask_together, live.port, streams + too_long).result()
+            assert all(reply.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for reply in replies[:NUM_STREAMS])
+            assert all(b"context_length_exceeded" in reply for reply in replies[NUM_STREAMS:])
+            worst.append((watch.seconds, watch.place))
+            if watch.seconds < LIMIT_SECONDS:
+                break
+    seconds, place = min(worst)
+    assert seconds < LIMIT_SECONDS, place

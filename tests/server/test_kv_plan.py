@@ -1,0 +1,81 @@
+"""The KV cache's budget among groups of layers."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
+from server.model.kv_cache import KVGroup, KVShape
+from server.settings import ServeSettings, SettingsError
+
+SHAPE = KVShape(2, 8, 8, torch.bfloat16)  # 64 bytes a token and layer
+
+
+def group(window: int | None, num_layers: int) -> KVGroup:
+    return KVGroup(window, dict.fromkeys(range(num_layers), SHAPE))
+
+
+def plan(*groups: KVGroup, longest: int = 1024, free_bytes: int = 1 << 40, **settings: object) -> KVPlan:
+    return plan_kv_cache(ServeSettings.model_validate(settings), groups, longest, free_bytes)
+
+
+def test_without_a_window_the_budget_is_spent_on_tokens() -> None:
+    made = plan(group(None, 4), kv_cache_memory=str(256 * 5000))
+    assert made.num_blocks == [5000 // BLOCK_SIZE]
+    assert made.nbytes <= 256 * 5000
+    assert made.max_model_len == 1024
+
+
+def test_auto_holds_every_running_request_or_an_eighth_of_what_is_free() -> None:
+    assert plan(group(None, 4), max_running_requests=3).num_tokens == 3 * 1024
+    assert plan(group(None, 4), free_bytes=8 * 256 * 2048).num_tokens == 2048
+
+
+def test_a_window_takes_no_more_than_running_requests_need() -> None:
+    made = plan(group(None, 2), group(100, 2), max_running_requests=2, max_batched_tokens=60, longest=100_000)
+    assert made.num_blocks == [2 * 100_000 // BLOCK_SIZE, 2 * 11]
+    assert [each.window for each in made.block_groups] == [None, 100]
+
+
+def test_what_a_window_saves_goes_to_the_other_layers() -> None:
+    budget = 4 * 64 * 20_000
+    whole = plan(group(None, 4), longest=10_000, max_running_requests=4, kv_cache_memory=str(budget))
+    half = plan(
+        group(None, 2),
+        group(64, 2),
+        longest=10_000,
+        max_running_requests=4,
+        max_batched_tokens=64,
+        kv_cache_memory=str(budget),
+    )
+    assert half.nbytes <= budget
+    assert half.num_tokens > 1.8 * whole.num_tokens
+
+
+def test_a_model_of_windows_alone_needs_no_more_than_these() -> None:
+    made = plan(group(64, 2), longest=100_000, max_running_requests=2, max_batched_tokens=64)
+    assert made.num_blocks == [2 * 9]
+    assert made.max_model_len == 100_000
+
+
+def test_a_cache_too_small_for_the_context_shortens_it_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        made = plan(group(None, 4), kv_cache_memory=str(256 * 500))
+    assert made.max_model_len == 496
+    assert "holds 496 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_model_len": 2048}, "--max-model-len 2048: the model's context is 1024 tokens"),
+        ({"max_model_len": 1000, "kv_cache_memory": "100KB"}, "--kv-cache-memory 100KB: 1000 tokens need 252"),
+        ({"kv_cache_memory": "1KB"}, "--kv-cache-memory 1KB: 1024 tokens need 256"),
+    ],
+)
+def test_what_can_not_be_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        plan(group(None, 4), **settings)
