@@ -92,6 +92,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
+    codec = Codec(tokenizer)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher),
         BlockManager(plan.block_groups, BLOCK_SIZE),
@@ -102,13 +103,11 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         ),
         trunk.vocab_size,
         generation.eos_token_ids | tokenizer.eos_token_ids,
-        tokenizer.decode,
+        codec.detokenizer,
         make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
     )
     engine.start()
-    return LoadedServer(
-        name, engine, Codec(tokenizer), defaults, Metrics(store, engine.statistics, prefetcher), store, trace
-    )
+    return LoadedServer(name, engine, codec, defaults, Metrics(store, engine.statistics, prefetcher), store, trace)
 
 
 def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> WorkingSetStage:

@@ -2,51 +2,78 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
 
 import torch
 
-from .request import FinishReason, TokenEvent
+from .logprobs import NOT_FINITE, token_logprobs
+from .request import FinishReason, GenerationFailedError, TokenEvent, TokenLogprobs
 from .sampler import sample
 from .sequence import Sequence
 
 
 def advance(
     sequences: AbstractSequence[Sequence], logits: torch.Tensor, eos_token_ids: frozenset[int]
-) -> list[TokenEvent]:
+) -> list[TokenEvent | GenerationFailedError]:
     """Give each sequence its next token.
 
     Args:
-        logits: float32 ``(sequences, vocabulary)``.
+        logits: float32 ``(sequences, vocabulary)``; they are changed.
         eos_token_ids: tokens that end a sequence.
 
     Returns:
-        The event of each sequence; one with a finish reason is its last.
+        The event of each sequence; one with a finish reason is its last, and so is an error.
     """
-    tokens = sample(
-        logits,
-        [sequence.request.sampling for sequence in sequences],
-        [_draw(sequence) for sequence in sequences],
-    )
-    return [_append(sequence, token, eos_token_ids) for sequence, token in zip(sequences, tokens, strict=True)]
+    if not sequences:
+        return []
+    listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
+    own_logits = logits[listed]  # a copy, for the sampler changes them
+    tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
+    logprobs = _logprobs(sequences, tokens, listed, own_logits)
+    return [
+        GenerationFailedError(NOT_FINITE)
+        if token is None
+        else _append(sequence, token, logprobs.get(row), eos_token_ids)
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+    ]
 
 
-def _append(sequence: Sequence, token: int, eos_token_ids: frozenset[int]) -> TokenEvent:
+def _logprobs(
+    sequences: AbstractSequence[Sequence],
+    tokens: AbstractSequence[int | None],
+    listed: AbstractSequence[int],
+    logits: torch.Tensor,
+) -> dict[int, TokenLogprobs]:
+    """The logprobs of the chosen tokens by row, of the rows ``listed`` that chose one."""
+    chosen = [(place, row, token) for place, row in enumerate(listed) if (token := tokens[row]) is not None]
+    if not chosen:
+        return {}
+    places, rows, token_ids = zip(*chosen, strict=True)
+    counts = [sequences[row].sampling.params.logprobs or 0 for row in rows]
+    return dict(zip(rows, token_logprobs(logits[list(places)], token_ids, counts), strict=True))
+
+
+def _append(
+    sequence: Sequence, token: int, logprobs: TokenLogprobs | None, eos_token_ids: frozenset[int]
+) -> TokenEvent:
+    params = sequence.sampling.params
+    is_first = sequence.num_generated == 0
+    prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
+    if params.max_tokens == 0:
+        return TokenEvent("", 0, FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
     sequence.token_ids.append(token)
-    sampling = sequence.request.sampling
-    ends = token in sampling.stop_token_ids or (token in eos_token_ids and not sampling.ignore_eos)
-    text = "" if ends else sequence.text.push(token)
+    ends = token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
+    text = ""
+    listed: tuple[TokenLogprobs, ...] = ()
+    if not ends:
+        listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
+        text = sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
     reason = None
     if ends or sequence.text.is_stopped:
         reason = FinishReason.STOP
-    elif sequence.num_generated == sampling.max_tokens:
+    elif sequence.num_generated == params.max_tokens:
         reason = FinishReason.LENGTH
     if reason is not None:
         text += sequence.text.flush()
-    return TokenEvent(text, sequence.num_generated, reason)
-
-
-def _draw(sequence: Sequence) -> float:
-    """The uniform number for a sequence's next token; depends on its seed and position alone."""
-    return random.Random(f"{sequence.seed}:{sequence.num_generated}").random()  # noqa: S311  not for secrets
+    return TokenEvent(text, sequence.num_generated, reason, listed, prompt_logprobs)

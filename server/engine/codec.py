@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from server.model.tokenizer import ChatTemplateError, Tokenizer
 
+from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .request import RequestRefusedError
 
 
@@ -24,3 +26,23 @@ class Codec:
             return self._tokenizer.encode_chat(messages)
         except ChatTemplateError as error:
             raise RequestRefusedError(str(error), "messages") from error
+
+    def token_bytes(self, token_id: int) -> bytes:
+        tokens = self._tokenizer.token_bytes
+        if tokens is None:
+            return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        return tokens.written(token_id)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        detokenizer = self.detokenizer((), writes_special=True)
+        pieces = [detokenizer.push(token_id) for token_id in token_ids]
+        return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
+
+    def detokenizer(self, prompt_ids: Sequence[int], *, writes_special: bool = False) -> Detokenizer:
+        """A detokenizer for what follows a prompt; special tokens are no text, unless they are to be written."""
+        tokens = self._tokenizer.token_bytes
+        if tokens is not None:
+            return ByteDetokenizer(tokens, prompt_ids, writes_special=writes_special)
+        silent = frozenset() if writes_special else self._tokenizer.special_token_ids
+        decode = partial(self._tokenizer.decode, skip_special_tokens=not writes_special)
+        return WindowDetokenizer(decode, silent, prompt_ids)

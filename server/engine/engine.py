@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,6 +18,8 @@ from server.observability.statistics import EngineStatistics
 
 from .advance import advance
 from .block_manager import BlockManager
+from .detokenizer import Detokenizer
+from .logprobs import collect_prompt_logprobs
 from .request import (
     DeadlineExceededError,
     EngineError,
@@ -25,14 +28,16 @@ from .request import (
     GenerationRequest,
     QueueFullError,
     RequestRefusedError,
+    TokenEvent,
     TokenStream,
+    check_sampling,
     publish,
 )
 from .runner import ModelRunner
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
-from .text import Decode, Detokenizer, TextAssembler
+from .text import TextAssembler
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ class Engine:
         limits: what is accepted.
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
-        decode: token ids to text.
+        detokenizer: for the text that follows a prompt.
         stage: says who decodes where not all experts fit; none is everybody.
     """
 
@@ -66,13 +71,13 @@ class Engine:
         limits: EngineLimits,
         vocab_size: int,
         eos_token_ids: frozenset[int],
-        decode: Decode,
+        detokenizer: Callable[[tuple[int, ...]], Detokenizer],
         stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines
         self._runner, self._blocks, self._limits = runner, blocks, limits
-        self._vocab_size, self._eos_token_ids, self._decode = vocab_size, eos_token_ids, decode
+        self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
         self._stage = stage
         self._scheduler = Scheduler(blocks, limits.scheduler, stage)
         self._inbox: list[Sequence] = []
@@ -104,7 +109,7 @@ class Engine:
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        text = TextAssembler(Detokenizer(self._decode, request.prompt_ids), sampling.stop)
+        text = TextAssembler(self._detokenizer(request.prompt_ids), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
@@ -125,12 +130,13 @@ class Engine:
         if unknown is not None:
             raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
         total = len(prompt) + request.sampling.max_tokens
-        if request.sampling.max_tokens < 1 or total > self._limits.max_model_len:
+        if request.sampling.max_tokens < 0 or total > self._limits.max_model_len:
             raise RequestRefusedError(
                 f"{len(prompt)} prompt tokens and max_tokens {request.sampling.max_tokens} do not fit the context of "
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
         error: EngineError = EngineUnavailableError("the server is stopping")
@@ -213,23 +219,37 @@ class Engine:
         return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        sequences, rows = [], []
+        items: list[tuple[Sequence, TokenEvent | EngineError]] = []
+        ended, rows = [], []  # the sequences whose next token can be sampled, and where their logits are
         for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
             if sequence.num_generated == 0:
                 self.statistics.prompt_tokens += item.num_tokens
+            try:
+                if sequence.wants_prompt_logits:
+                    collect_prompt_logprobs(sequence, output.logits[end - item.num_logits : end])
+            except GenerationFailedError as error:
+                items.append((sequence, error))
+                continue
             if item.reaches_end:
-                sequences.append(sequence)
+                ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
             self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
-        events = advance(sequences, output.logits[rows], self._eos_token_ids)
-        for sequence, event in zip(sequences, events, strict=True):
+        are_all = len(rows) == len(output.logits)
+        events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
+        items += zip(ended, events, strict=True)
+        for sequence, event in items:
+            if isinstance(event, EngineError):
+                self._scheduler.remove(sequence)
+                self.statistics.finished["error"] += 1
+                log.error("%s failed: %s", sequence.request.request_id, event)
+                continue
+            self.statistics.generation_tokens += event.num_generated > 0
             if event.finish_reason is not None:
                 self._scheduler.remove(sequence)
                 self.statistics.finished[event.finish_reason.value] += 1
-        self.statistics.generation_tokens += len(events)
-        publish([(sequence.stream, event) for sequence, event in zip(sequences, events, strict=True)])
+        publish([(sequence.stream, event) for sequence, event in items])
 
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""

@@ -56,11 +56,26 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0  # 0 is all
     min_p: float = 0.0
+    presence_penalty: float = 0.0  # over generated tokens, as is the next
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0  # over prompt and generated tokens
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what is added to its logit, each token once
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     ignore_eos: bool = False
-    prompt_logprobs: int | None = None  # of each prompt token, and so many of the likeliest beside it
+    min_tokens: int = 0  # generated before anything but max_tokens may end the sequence
+    logprobs: int | None = None  # of each generated token, and so many of the likeliest beside it
+    prompt_logprobs: int | None = None  # the same of each prompt token
+
+    @property
+    def has_penalties(self) -> bool:
+        return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def has_filters(self) -> bool:
+        """Whether some tokens are impossible because others are likelier."""
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class SamplingDefaults:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -85,12 +101,24 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token was in the model's own distribution, before penalties and temperature."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and their logprobs, likeliest first
+    text_offset: int = 0  # characters of the completion before the token; 0 for a token of the prompt
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One step of a stream: new text (perhaps empty, while a character or stop string is incomplete)."""
 
     text: str
     num_generated: int  # tokens generated so far, the one that stopped it included
     finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -186,6 +214,21 @@ def merge(streams: Sequence[TokenStream]) -> EventQueue:
     return queue
 
 
+def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
+    """Refuse token ids that the model does not have.
+
+    Raises:
+        RequestRefusedError: with the parameter that holds one.
+    """
+    for param, token_ids in (
+        ("logit_bias", [token for token, _ in sampling.logit_bias]),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        unknown = next((token for token in token_ids if not 0 <= token < vocab_size), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"'{param}' holds token id {unknown}, which is not below {vocab_size}", param)
+
+
 def publish(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
     """Hand out the events of a step, waking each event loop once; from any thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent | EngineError]]] = {}
@@ -234,3 +277,9 @@ class TextCodec(Protocol):
         Raises:
             RequestRefusedError: the model has no chat template, or the template refuses the messages.
         """
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for, also where they are only a part of a character; quick."""
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text that each token adds to those before it; special tokens are written out."""

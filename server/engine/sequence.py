@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .block_manager import SequenceBlocks
-from .request import GenerationRequest, TokenStream
+from .request import GenerationRequest, TokenLogprobs, TokenStream
+from .sampling_state import SamplingState
 from .text import TextAssembler
 from .working_set import ExpertUse
 
@@ -21,11 +22,14 @@ class Sequence:
     arrival: int  # among all requests
     submitted_at: float  # on the engine's clock, in seconds
     token_ids: list[int] = field(init=False)  # prompt and generated
+    sampling: SamplingState = field(init=False)
     num_cached: int = 0
     expert_use: ExpertUse | None = None  # what it chose, as far as that matters
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
 
     def __post_init__(self) -> None:
         self.token_ids = list(self.request.prompt_ids)
+        self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
 
     @property
     def request(self) -> GenerationRequest:

@@ -10,7 +10,13 @@ from typing import Any
 from .errors import ModelError
 
 # The settings that are taken over, as vLLM does, and the values that they may have.
-RANGES = {"temperature": (0, 2), "top_p": (1e-6, 1), "top_k": (0, 2**31 - 1), "min_p": (0, 1)}
+RANGES = {
+    "temperature": (0, 2),
+    "top_p": (1e-6, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 2),
+}
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import ModelError
+from .token_bytes import TokenBytes, decoder_rules
 
 
 class ChatTemplateError(ModelError):
@@ -18,6 +19,8 @@ class ChatTemplateError(ModelError):
 
 class Tokenizer:
     """Text to token ids and back, as the checkpoint defines it.
+
+    ``token_bytes`` is None where the bytes of a token can't be told from the token alone.
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
@@ -31,6 +34,11 @@ class Tokenizer:
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
         end = self._tokenizer.eos_token_id
         self.eos_token_ids: frozenset[int] = frozenset(() if end is None else (end,))
+        self.special_token_ids: frozenset[int] = frozenset(
+            [*self._tokenizer.all_special_ids]
+            + [token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special]
+        )
+        self.token_bytes = _token_bytes(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
@@ -49,7 +57,19 @@ class Tokenizer:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text without special tokens."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Text, by default without special tokens."""
+        text: str = self._tokenizer.decode(
+            token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
         return text
+
+
+def _token_bytes(tokenizer: Any) -> TokenBytes | None:
+    """The bytes of a tokenizer's tokens, if it decodes as the tokenizers library does and by rules that are known."""
+    kind = type(tokenizer)
+    is_plain = isinstance(tokenizer, PreTrainedTokenizerFast) and (
+        kind.decode is PreTrainedTokenizerBase.decode and kind._decode is PreTrainedTokenizerFast._decode  # noqa: SLF001
+    )
+    rules = decoder_rules(tokenizer.backend_tokenizer.decoder) if is_plain else None
+    return None if rules is None else TokenBytes(tokenizer.backend_tokenizer, rules)

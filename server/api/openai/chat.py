@@ -1,6 +1,7 @@
 """``/v1/chat/completions``: a conversation, continued by the assistant."""
 
 import asyncio
+from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
@@ -8,9 +9,10 @@ from fastapi.responses import Response
 from server.api.dependencies import ServiceDep
 from server.api.openai.answer import answer
 from server.api.openai.generation import submit
+from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
-from server.engine.request import FinishReason, TokenEvent
+from server.engine.request import FinishReason, TextCodec, TokenEvent
 
 router = APIRouter(tags=["chat"])
 
@@ -21,15 +23,27 @@ class ChatStyle:
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def choice(self, index: int, text: str, finish_reason: FinishReason | None) -> JsonObject:
+    def __init__(self, codec: TextCodec, *, has_logprobs: bool) -> None:
+        self._codec = codec
+        self._has_logprobs = has_logprobs
+
+    def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
+        text = "".join(event.text for event in events)
         message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish_reason}
+        tokens = [each for event in events for each in event.logprobs]
+        logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": events[-1].finish_reason}
 
     def opening(self, index: int) -> list[JsonObject]:
         return [self._piece(index, {"role": "assistant", "content": ""})]
 
     def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
-        pieces = [self._piece(index, {"content": event.text})] if event.text else []
+        pieces = []
+        if event.text or event.logprobs:
+            piece = self._piece(index, {"content": event.text})
+            if self._has_logprobs:
+                piece["logprobs"] = chat_logprobs(self._codec, event.logprobs)
+            pieces.append(piece)
         if event.finish_reason is not None:
             pieces.append(self._piece(index, {}, event.finish_reason))
         return pieces
@@ -45,4 +59,4 @@ async def create_chat_completion(request: Request, body: ChatBody, service: Serv
     messages = [message.for_template() for message in body.messages]
     prompt = await asyncio.to_thread(model.codec.encode_chat, messages)
     generation = submit(model, body, [prompt], "chatcmpl", "messages")
-    return await answer(request, body, generation, ChatStyle())
+    return await answer(request, body, generation, ChatStyle(model.codec, has_logprobs=body.logprobs))

@@ -7,9 +7,14 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
 
+from server.api.validation import quote
+
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_STOPS = 16
+MAX_BIASES = 1024
+MAX_BIAS = 100
+MAX_LOGPROBS = 20
 
 Prompt = str | list[int]
 
@@ -67,6 +72,22 @@ def joined_parts(content: object) -> object:
     return "\n".join(texts)
 
 
+def biases_by_token(value: object) -> dict[int, float]:
+    """JSON has texts for keys; the tokens are numbers."""
+    if not isinstance(value, dict) or len(value) > MAX_BIASES:
+        raise ValueError(f"must be an object of at most {MAX_BIASES} token ids and their biases")
+    biases: dict[int, float] = {}
+    for token, bias in value.items():
+        if not (token.isascii() and token.isdecimal() and int(token) <= MAX_INT32):
+            raise ValueError(f"must have token ids for keys, but {quote(token)} is none")
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise ValueError(
+                f"must hold numbers from -{MAX_BIAS} to {MAX_BIAS}, but that of {quote(token)} is {quote(bias)}"
+            )
+        biases[int(token)] = float(bias)
+    return biases
+
+
 def only(*neutral: object) -> PlainValidator:
     """For a parameter that this version knows but does not follow: a value that asks for nothing passes."""
     passes = [(type(value), value) for value in neutral]
@@ -83,4 +104,5 @@ Text = Annotated[str, AfterValidator(encodable)]
 Prompts = Annotated[list[Prompt], PlainValidator(list_of_prompts)]
 Stops = Annotated[list[str], PlainValidator(list_of_stops)]
 Content = Annotated[Text, BeforeValidator(joined_parts)]
+LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True)]

@@ -74,7 +74,8 @@ def submit(
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice)
-                streams.append(model.engine.submit(GenerationRequest(request_id, tuple(prompt), sampling)))
+                request = GenerationRequest(request_id, tuple(prompt), sampling, body.priority, body.timeout)
+                streams.append(model.engine.submit(request))
     except Exception:
         for stream in streams:
             stream.cancel()
@@ -91,9 +92,11 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     """
     room = max_model_len - num_prompt_tokens
     wish = body.wanted_tokens
-    if room >= 1 and (wish is None or wish <= room):
-        return wish or min(room, body.default_max_tokens or room)
-    num_wanted = wish or 1
+    if wish is None and room >= 1:
+        return min(room, body.default_max_tokens or room)
+    if wish is not None and wish <= room:
+        return wish
+    num_wanted = 1 if wish is None else wish
     raise ContextLengthError(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested "
         f"{num_prompt_tokens + num_wanted} tokens ({num_prompt_tokens} in the prompt, {num_wanted} in the completion). "
@@ -103,15 +106,33 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
 
 
 def sampling_params(body: GenerationBody, defaults: SamplingDefaults, max_tokens: int, choice: int) -> SamplingParams:
+    """How to sample one of the choices of a prompt.
+
+    Raises:
+        InvalidRequestError: the least number of tokens is above the greatest.
+
+    """
+    if body.min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"'min_tokens' is {body.min_tokens}, but no more than {max_tokens} tokens may be generated.", "min_tokens"
+        )
+    repetition_penalty = body.repetition_penalty
     return SamplingParams(
         max_tokens=max_tokens,
         temperature=defaults.temperature if body.temperature is None else body.temperature,
         top_p=defaults.top_p if body.top_p is None else body.top_p,
         top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
         min_p=defaults.min_p if body.min_p is None else body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
+        logit_bias=tuple(body.logit_bias.items()),
         # The choices of one prompt must differ; xor keeps the seed within 64 bits.
         seed=None if body.seed is None else body.seed ^ choice,
         stop=tuple(body.stop),
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        logprobs=body.num_logprobs,
+        prompt_logprobs=body.num_prompt_logprobs,
     )

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.api.openai.generation import Generation
-from server.engine.request import FinishReason, TokenEvent
+from server.engine.request import TokenEvent
 
 JsonObject = dict[str, Any]
 
@@ -15,8 +15,8 @@ class ReplyStyle(Protocol):
     object: str
     chunk_object: str
 
-    def choice(self, index: int, text: str, finish_reason: FinishReason | None) -> JsonObject:
-        """A choice of a whole reply."""
+    def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
+        """A choice of a whole reply, of all its events."""
 
     def opening(self, index: int) -> list[JsonObject]:
         """Chunk choices to send before the first event."""
@@ -32,19 +32,17 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
         EngineError: one of the choices failed.
 
     """
-    texts: list[list[str]] = [[] for _ in generation.streams]
-    last: dict[int, TokenEvent] = {}
+    events: list[list[TokenEvent]] = [[] for _ in generation.streams]
     async for arrived in generation.events():
         for index, event in arrived:
-            texts[index].append(event.text)
-            last[index] = event
+            events[index].append(event)
     return {
         "id": generation.id,
         "object": style.object,
         "created": generation.created,
         "model": generation.model,
-        "choices": [style.choice(index, "".join(text), last[index].finish_reason) for index, text in enumerate(texts)],
-        "usage": usage(generation, [event.num_generated for event in last.values()]),
+        "choices": [style.choice(index, of_choice) for index, of_choice in enumerate(events)],
+        "usage": usage(generation, [of_choice[-1].num_generated for of_choice in events]),
     }
 
 

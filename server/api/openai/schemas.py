@@ -4,7 +4,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from server.api.openai.fields import MAX_INT32, MAX_INT64, Content, Prompts, Stops, Text, TokenIds, only
+from server.api.openai.fields import (
+    MAX_INT32,
+    MAX_INT64,
+    MAX_LOGPROBS,
+    Content,
+    LogitBias,
+    Prompts,
+    Stops,
+    Text,
+    TokenIds,
+    only,
+)
 
 
 class StreamOptions(BaseModel):
@@ -24,7 +35,8 @@ class GenerationBody(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
 
-    n: int = Field(1, ge=1, le=16)
+    echo: bool = False  # before max_tokens, which is checked against it
+    n: int = Field(1, ge=1, le=128)
     max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
     # None is what the model wants.
@@ -32,20 +44,20 @@ class GenerationBody(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=2)
+    presence_penalty: float = Field(0, ge=-2, le=2)
+    frequency_penalty: float = Field(0, ge=-2, le=2)
+    logit_bias: LogitBias = {}
     seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: Stops = []
     stop_token_ids: TokenIds = []
     ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
 
     user: Any = None
-    priority: Any = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    timeout: float | None = Field(None, gt=0)  # seconds
 
-    echo: Annotated[Any, only(False)] = None
-    presence_penalty: Annotated[Any, only(0, 0.0)] = None
-    frequency_penalty: Annotated[Any, only(0, 0.0)] = None
-    repetition_penalty: Annotated[Any, only(1, 1.0)] = None
-    logit_bias: Annotated[Any, only({})] = None
-    min_tokens: Annotated[Any, only(0)] = None
     response_format: Annotated[Any, only({"type": "text"})] = None
     return_experts: Annotated[Any, only(False)] = None
 
@@ -62,9 +74,19 @@ class GenerationBody(BaseModel):
         return options
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are to stand beside each generated one; None without logprobs."""
+        return None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The same of the prompt's tokens."""
+        return None
+
+    @property
     def wanted_tokens(self) -> int | None:
         """The limit that was asked for, under its newer name first."""
-        return self.max_completion_tokens or self.max_tokens
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
     def include_usage(self) -> bool:
@@ -76,7 +98,24 @@ class CompletionBody(GenerationBody):
     default_max_tokens: ClassVar[int | None] = 16
 
     prompt: Prompts
-    logprobs: Annotated[Any, only()] = None
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @field_validator("max_tokens")
+    @classmethod
+    def say_something(cls, max_tokens: int, info: ValidationInfo) -> int:
+        """Nothing may be generated where the prompt is the answer."""
+        if max_tokens == 0 and not info.data.get("echo"):
+            raise ValueError("must be above 0, unless 'echo' is true")
+        return max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
 
 
 class Message(BaseModel):
@@ -93,7 +132,19 @@ class Message(BaseModel):
 
 class ChatBody(GenerationBody):
     messages: list[Message] = Field(min_length=1, fail_fast=True)
-    logprobs: Annotated[Any, only(False)] = None
-    top_logprobs: Annotated[Any, only(0)] = None
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    echo: Annotated[Any, only(False)] = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def need_logprobs(cls, top_logprobs: int, info: ValidationInfo) -> int:
+        if top_logprobs and not info.data.get("logprobs"):
+            raise ValueError("is for logprobs only: set 'logprobs' to true or leave it out")
+        return top_logprobs
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None

@@ -11,9 +11,18 @@ from fastapi import FastAPI
 
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
-from server.engine.request import EngineError, FinishReason, GenerationRequest, TokenEvent, TokenStream, publish
+from server.engine.request import (
+    EngineError,
+    FinishReason,
+    GenerationRequest,
+    TokenEvent,
+    TokenLogprobs,
+    TokenStream,
+    publish,
+)
 
 MODEL = "org/tiny"
+ENGINE_TEXTS = ("Once", " upon", "", " a", " time")
 WAIT_SECONDS = 30  # how long a test waits for what must happen at once
 
 
@@ -32,7 +41,7 @@ class WatchedStream(TokenStream):
 class FakeEngine:
     """Answers each request with ``texts``, cut to its max_tokens, then as ``failure`` and ``holds`` say."""
 
-    texts: tuple[str, ...] = ("Once", " upon", "", " a", " time")
+    texts: tuple[str, ...] = ENGINE_TEXTS
     max_model_len: int = 64
     is_alive: bool = True
     failure: EngineError | None = None  # fails each stream after its texts
@@ -50,21 +59,46 @@ class FakeEngine:
             raise refusal
         stream = WatchedStream(request, asyncio.get_running_loop())
         self.streams.append(stream)
-        for event in self._events(request.sampling.max_tokens):
+        for event in self._events(request):
             publish([(stream, event)])
         if self.failure is not None:
             stream.fail(self.failure)
         self.submitted.set()
         return stream
 
-    def _events(self, max_tokens: int) -> list[TokenEvent]:
-        texts = self.texts[:max_tokens]
-        reason = FinishReason.LENGTH if len(texts) == max_tokens else FinishReason.STOP
+    def _events(self, request: GenerationRequest) -> list[TokenEvent]:
+        sampling = request.sampling
+        texts = self.texts[: sampling.max_tokens]
+        reason = FinishReason.LENGTH if len(texts) == sampling.max_tokens else FinishReason.STOP
         is_open = self.holds or self.failure is not None
+        prompt_logprobs = self._prompt_logprobs(request)
+        if not texts:
+            return [] if is_open else [TokenEvent("", 0, reason, prompt_logprobs=prompt_logprobs)]
         return [
-            TokenEvent(text, number, reason if number == len(texts) and not is_open else None)
+            TokenEvent(
+                text,
+                number,
+                reason if number == len(texts) and not is_open else None,
+                self._logprobs(number, len("".join(texts[: number - 1])), sampling.logprobs),
+                prompt_logprobs if number == 1 else None,
+            )
             for number, text in enumerate(texts, start=1)
         ]
+
+    @staticmethod
+    def _logprobs(number: int, offset: int, num_top: int | None) -> tuple[TokenLogprobs, ...]:
+        """Token 100 is written first, then 101; each is half as likely as the one before, and 200 as likely as it."""
+        if num_top is None:
+            return ()
+        top = ((99 + number, -number / 2), (200, -number / 2))[:num_top]
+        return (TokenLogprobs(99 + number, -number / 2, top, offset),)
+
+    @staticmethod
+    def _prompt_logprobs(request: GenerationRequest) -> tuple[TokenLogprobs, ...] | None:
+        num_top = request.sampling.prompt_logprobs
+        if num_top is None:
+            return None
+        return tuple(TokenLogprobs(token, -1.0, ((token, -1.0),)[:num_top]) for token in request.prompt_ids[1:])
 
 
 @dataclass
@@ -84,6 +118,15 @@ class FakeCodec:
             raise self.refusal
         self.conversations.append(list(messages))
         return [*self.encode(" ".join(message["content"] for message in messages)), 0]
+
+    def token_bytes(self, token_id):
+        """What the engine writes from 100 on; 200 is a part of a character, and others are as long as their number."""
+        if token_id == 200:
+            return b"\xe2\x82"
+        return ENGINE_TEXTS[token_id - 100].encode() if token_id >= 100 else b"x" * token_id
+
+    def pieces(self, token_ids):
+        return [" " * (place > 0) + "x" * token_id for place, token_id in enumerate(token_ids)]
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from server.engine.block_manager import BlockGroup, BlockManager
+from server.engine.detokenizer import WindowDetokenizer
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
@@ -79,6 +80,10 @@ def decode(token_ids: list[int]) -> str:
     return bytes(token_ids).decode("utf-8", errors="replace")
 
 
+def detokenizer(prompt_ids: Sequence[int]) -> WindowDetokenizer:
+    return WindowDetokenizer(decode, (), prompt_ids)
+
+
 @dataclass
 class Rig:
     """An engine over a fake model."""
@@ -102,7 +107,7 @@ class Rig:
             max_queued=self.max_queued,
             scheduler=SchedulerLimits(self.max_running, self.max_batched_tokens),
         )
-        self.engine = Engine(self.model, self.blocks, limits, VOCABULARY, self.eos_token_ids, decode)
+        self.engine = Engine(self.model, self.blocks, limits, VOCABULARY, self.eos_token_ids, detokenizer)
 
     def submit(
         self,

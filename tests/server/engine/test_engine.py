@@ -174,7 +174,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         ((1, 256), 4, "token id 256 is not below 256", "prompt"),
         ((-1,), 4, "token id -1", "prompt"),
         ((1,) * 250, 7, "do not fit the context of 256 tokens", "max_tokens"),
-        ((1,), 0, "max_tokens 0", "max_tokens"),
+        ((1,), -1, "max_tokens -1", "max_tokens"),
     ],
 )
 def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int, message: str, param: str) -> None:

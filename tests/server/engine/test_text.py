@@ -1,52 +1,34 @@
-"""Text comes as it can be shown: whole characters, no piece of a stop string."""
+"""Text comes as it may be sent: no piece of a stop string."""
 
 from __future__ import annotations
 
 import random
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from server.engine.text import Detokenizer, TextAssembler
+from server.engine.detokenizer import WindowDetokenizer
+from server.engine.text import TextAssembler
+from tests.server.engine.fakes import decode
 
 TEXT = "naïve café — 東京 🎭🎟️ fin"
 
 
-def decode_bytes(token_ids: list[int]) -> str:
-    return bytes(token_ids).decode("utf-8", errors="replace")
-
-
-def pieces(text: str, stop: tuple[str, ...] = ()) -> tuple[list[str], TextAssembler]:
+def pieces(text: str, stop: tuple[str, ...] = (), min_tokens: int = 0) -> tuple[list[str], TextAssembler]:
     """What is sent for each byte of a text, and the assembler after it."""
-    assembler = TextAssembler(Detokenizer(decode_bytes, b"prompt "), stop)
+    assembler = TextAssembler(WindowDetokenizer(decode, (), b"prompt "), stop)
     out = []
-    for byte in text.encode():
-        out.append(assembler.push(byte))
+    for number, byte in enumerate(text.encode(), start=1):
+        out.append(assembler.push(byte, may_stop=number > min_tokens))
         if assembler.is_stopped:
             break
     return [*out, assembler.flush()], assembler
 
 
 def test_half_characters_are_never_sent() -> None:
-    sent, _ = pieces(TEXT)
+    sent, assembler = pieces(TEXT)
     assert "".join(sent) == TEXT
     assert not any("\ufffd" in piece for piece in sent)
-
-
-def test_an_incomplete_character_at_the_end_is_sent_as_it_decodes() -> None:
-    assembler = TextAssembler(Detokenizer(decode_bytes, b""), ())
-    assert assembler.push("é".encode()[0]) == ""
-    assert assembler.flush() == "\ufffd"
-
-
-def test_spaces_between_words_survive_a_decoder_that_strips_the_first() -> None:
-    """SentencePiece-like decoders drop the space of the first token they are given."""
-    vocabulary = {"▁the": 0, "▁green": 1, "room": 2, "▁door": 3, "<unk>": 4}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    detokenizer = Detokenizer(tokenizer.decode, [0])
-    assert [detokenizer.push(token) for token in (1, 2, 3)] == [" green", "room", " door"]
+    assert assembler.num_characters == len(TEXT)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +46,21 @@ def test_stop_strings(text: str, stop: tuple[str, ...], expected: str) -> None:
     sent, assembler = pieces(text, stop)
     assert "".join(sent) == expected
     assert assembler.is_stopped == (expected != text)
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "expected"),
+    [(3, "xx"), (4, "xxabx"), (5, "xxabx"), (6, "xxabx"), (7, "xxabxabz"), (9, "xxabxabz")],
+)
+def test_a_stop_string_that_is_complete_too_early_is_text(min_tokens: int, expected: str) -> None:
+    """The first is complete with token 4, the second with token 7; either may begin before it may stop."""
+    sent, _ = pieces("xxabxabz", ("ab", "abxq"), min_tokens)
+    assert "".join(sent) == expected
+
+
+def test_the_stop_string_that_is_complete_first_ends_the_text_however_it_is_cut_into_tokens() -> None:
+    assembler = TextAssembler(WindowDetokenizer(lambda ids: "xaby" * len(ids), (), ()), ("xaby", "ab"))
+    assert assembler.push(0) == "x"
 
 
 def test_random_texts_and_stops_agree_with_a_plain_search() -> None:

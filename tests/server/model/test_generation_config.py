@@ -27,8 +27,9 @@ def test_end_tokens_are_one_or_several(tmp_path: Path, end: Any, expected: set[i
 
 
 def test_what_is_known_is_taken_over(tmp_path: Path) -> None:
-    values = {"temperature": 0.6, "top_k": 20, "top_p": None, "max_length": 9}
-    assert read_generation_config(write(tmp_path, values)).sampling == {"temperature": 0.6, "top_k": 20}
+    values = {"temperature": 0.6, "top_k": 20, "top_p": None, "max_length": 9, "repetition_penalty": 1.05}
+    expected = {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
+    assert read_generation_config(write(tmp_path, values)).sampling == expected
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ def test_sampling_parameters_reach_the_engine(fake, complete):
         stop="end",
         stop_token_ids=[1, 2],
         ignore_eos=True,
+        presence_penalty=1,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias={"7": -100, "8": 2.5},
+        min_tokens=2,
+        logprobs=4,
     )
     assert fake.engine.requests[0].sampling == SamplingParams(
         max_tokens=3,
@@ -41,7 +47,28 @@ def test_sampling_parameters_reach_the_engine(fake, complete):
         stop=("end",),
         stop_token_ids=frozenset({1, 2}),
         ignore_eos=True,
+        presence_penalty=1.0,
+        frequency_penalty=-0.5,
+        repetition_penalty=1.2,
+        logit_bias=((7, -100.0), (8, 2.5)),
+        min_tokens=2,
+        logprobs=4,
     )
+
+
+def test_logprobs_of_the_prompt_are_asked_for_with_an_echo(fake, complete, chat):
+    complete(logprobs=3, echo=True)
+    complete(echo=True)
+    chat(logprobs=True, top_logprobs=5)
+    chat(logprobs=True)
+    asked = [(request.sampling.logprobs, request.sampling.prompt_logprobs) for request in fake.engine.requests]
+    assert asked == [(3, 3), (None, None), (5, None), (0, None)]
+
+
+def test_priority_and_time_limit_reach_the_engine(fake, complete):
+    complete(priority=-3, timeout=1.5)
+    complete()
+    assert [(each.priority, each.deadline_seconds) for each in fake.engine.requests] == [(-3, 1.5), (0, None)]
 
 
 @pytest.mark.parametrize("body", [{}, dict.fromkeys(["temperature", "top_p", "top_k", "stop", "seed", "n", "model"])])
@@ -51,9 +78,12 @@ def test_null_and_nothing_are_openais_defaults(fake, complete, body):
 
 
 def test_what_a_request_leaves_open_is_the_models_wish(fake, complete):
-    fake.service.model.defaults = SamplingDefaults(temperature=0.3, top_p=0.8, top_k=9, min_p=0.1)
+    fake.service.model.defaults = SamplingDefaults(0.3, top_p=0.8, top_k=9, min_p=0.1, repetition_penalty=1.05)
     complete(top_p=0.5, top_k=-1)
-    assert fake.engine.requests[0].sampling == SamplingParams(16, temperature=0.3, top_p=0.5, top_k=0, min_p=0.1)
+    complete(repetition_penalty=1)
+    mine = SamplingParams(16, temperature=0.3, top_p=0.5, top_k=0, min_p=0.1, repetition_penalty=1.05)
+    assert fake.engine.requests[0].sampling == mine
+    assert fake.engine.requests[1].sampling.repetition_penalty == 1
 
 
 @pytest.mark.parametrize(("given", "top_k"), [(-1, 0), (0, 0), (5, 5)])

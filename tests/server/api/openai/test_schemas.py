@@ -12,7 +12,19 @@ NAN, INF = float("nan"), float("inf")
         *[("top_p", value) for value in (0, 1.1, NAN, "1", False)],
         *[("min_p", value) for value in (-0.1, 1.1, NAN, True)],
         *[("top_k", value) for value in (-2, 1.0, 1.5, True, "5", 10**30)],
-        *[("n", value) for value in (0, 17, -1, True, 1.0, "1", 10**4000)],
+        *[("repetition_penalty", value) for value in (0, 1e-9, -0.5, 2.1, NAN, True, "1")],
+        *[
+            (name, value)
+            for name in ("presence_penalty", "frequency_penalty")
+            for value in (-2.1, 2.1, NAN, False, "1")
+        ],
+        *[("logit_bias", value) for value in ([], "5", {"a": 1}, {"-1": 1}, {"1.5": 1}, {"\u0664": 1}, {"": 1})],
+        *[("logit_bias", {"5": value}) for value in (100.1, -101, NAN, INF, True, "1", None, [])],
+        *[("logit_bias", value) for value in ({str(2**31): 1}, {str(token): 1 for token in range(1025)})],
+        *[("min_tokens", value) for value in (-1, 1.5, "1", True, 17)],
+        *[("priority", value) for value in (1.5, "1", True, 2**31)],
+        *[("timeout", value) for value in (0, -1, "1", True, NAN, INF)],
+        *[("n", value) for value in (0, 129, -1, True, 1.0, "1", 10**4000)],
         *[("max_tokens", value) for value in (0, -1, 1.5, "16", True, 10**30)],
         *[("max_completion_tokens", value) for value in (0, "16", 10**30)],
         *[("seed", value) for value in (2**63, -(2**63) - 1, 0.5, "1", True)],
@@ -47,21 +59,12 @@ def test_bad_stop_token_is_named(complete, token):
 
 
 UNSUPPORTED = [
-    ("echo", True),
-    ("echo", 0),
-    ("presence_penalty", 0.5),
-    ("presence_penalty", False),
-    ("frequency_penalty", -1),
-    ("repetition_penalty", 1.1),
-    ("repetition_penalty", 0),
-    ("logit_bias", {"5": 1}),
-    ("min_tokens", 1),
     ("response_format", {"type": "json_object"}),
     ("return_experts", True),
 ]
 
 
-@pytest.mark.parametrize(("field", "value"), [*UNSUPPORTED, ("logprobs", 0), ("logprobs", 5)])
+@pytest.mark.parametrize(("field", "value"), UNSUPPORTED)
 def test_unsupported_parameter_of_completions_is_refused(complete, field, value):
     response = complete(**{field: value})
     assert response.status_code == 400
@@ -74,8 +77,7 @@ def test_unsupported_parameter_of_completions_is_refused(complete, field, value)
     ("field", "value"),
     [
         *UNSUPPORTED,
-        ("logprobs", True),
-        ("top_logprobs", 2),
+        ("echo", True),
         ("tools", [{"type": "function"}]),
         ("tool_choice", "required"),
         ("tool_choice", {"type": "function"}),
@@ -104,3 +106,40 @@ def test_parameters_that_ask_for_nothing_pass(complete, chat):
     assert complete(**neutral, logprobs=None).status_code == 200
     assert chat(**neutral, logprobs=False, top_logprobs=0, tools=[], tool_choice="none").status_code == 200
     assert chat(tool_choice="auto").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [*[("logprobs", value) for value in (-1, 21, True, "1", 1.5)], ("max_tokens", 0), ("echo", 1), ("echo", "true")],
+)
+def test_bad_value_of_completions_is_named(complete, field, value):
+    response = complete(**{field: value})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        *[({"logprobs": value}, "logprobs") for value in (1, 0, "true")],
+        *[({"logprobs": True, "top_logprobs": value}, "top_logprobs") for value in (-1, 21, True, "1")],
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": False, "top_logprobs": 2}, "top_logprobs"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_bad_value_of_chat_is_named(chat, body, field):
+    response = chat(**body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+
+
+def test_more_tokens_at_least_than_at_most_are_refused(complete):
+    error = complete(max_tokens=5, min_tokens=6).json()["error"]
+    assert error["message"] == "'min_tokens' is 6, but no more than 5 tokens may be generated."
+    assert error["param"] == "min_tokens"
+
+
+def test_a_bias_out_of_range_is_quoted(complete):
+    error = complete(logit_bias={"5": 1000}).json()["error"]
+    assert error["message"] == "'logit_bias' must hold numbers from -100 to 100, but that of '5' is 1000."

@@ -1,0 +1,97 @@
+"""Logprobs in the two forms of OpenAI's, and prompts that are echoed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from server.engine.request import TextCodec, TokenLogprobs
+
+
+def chat_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
+    """Of chat completions. ``bytes`` are exact; ``token`` has U+FFFD where they are no characters."""
+    content = [
+        _chat_token(codec, each.token_id, each.logprob)
+        | {"top_logprobs": [_chat_token(codec, token_id, logprob) for token_id, logprob in each.top]}
+        for each in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def _chat_token(codec: TextCodec, token_id: int, logprob: float) -> dict[str, Any]:
+    data = codec.token_bytes(token_id)
+    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+@dataclass(frozen=True)
+class Echo:
+    """A prompt that stands before its completions."""
+
+    text: str
+    token_ids: Sequence[int]
+    offsets: Sequence[int]  # in the text, of each token
+
+    @classmethod
+    def of(cls, prompt: str | list[int], token_ids: Sequence[int], codec: TextCodec) -> "Echo":
+        """Text is echoed as it came, token ids as their text with special tokens written out; may block.
+
+        Special tokens that the tokenizer puts before a text are not part of it and lie at its beginning.
+        """
+        pieces = codec.pieces(token_ids)
+        written = "".join(pieces)
+        text = prompt if isinstance(prompt, str) else written
+        num_before = len(written) - len(text) if written.endswith(text) else 0
+        starts = accumulate(map(len, pieces[:-1]), initial=0)
+        return cls(text, token_ids, [max(0, start - num_before) for start in starts])
+
+
+class CompletionLogprobs:
+    """The lists of completions, which grow token by token.
+
+    A token that is no text by itself is written as ``bytes:`` and its bytes, as OpenAI does.
+    """
+
+    def __init__(self, codec: TextCodec):
+        self._codec = codec
+        self.tokens: list[str] = []
+        self.token_logprobs: list[float | None] = []
+        self.top_logprobs: list[dict[str, float] | None] = []
+        self.text_offset: list[int] = []
+
+    def add_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> None:
+        """Add a prompt's tokens; nothing predicts the first."""
+        self.tokens.append(self._text(echo.token_ids[0]))
+        self.token_logprobs.append(None)
+        self.top_logprobs.append(None)
+        self.text_offset.append(0)
+        for each, offset in zip(logprobs, echo.offsets[1:], strict=True):
+            self._add(each, offset)
+
+    def add(self, logprobs: Sequence[TokenLogprobs], num_echoed: int) -> None:
+        """Add tokens of a completion that stands behind so many characters."""
+        for each in logprobs:
+            self._add(each, num_echoed + each.text_offset)
+
+    def body(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "token_logprobs": self.token_logprobs,
+            "top_logprobs": self.top_logprobs,
+            "text_offset": self.text_offset,
+        }
+
+    def _add(self, each: TokenLogprobs, offset: int) -> None:
+        top: dict[str, float] = {}
+        for token_id, logprob in (*each.top, (each.token_id, each.logprob)):
+            top.setdefault(self._text(token_id), logprob)
+        self.tokens.append(self._text(each.token_id))
+        self.token_logprobs.append(each.logprob)
+        self.top_logprobs.append(top)
+        self.text_offset.append(offset)
+
+    def _text(self, token_id: int) -> str:
+        data = self._codec.token_bytes(token_id)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

@@ -1,0 +1,81 @@
+"""What the sampler knows of a sequence. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from .request import SamplingParams
+
+
+class TokenCounts:
+    """How often each token was generated; tokens of the prompt may stand among them with a count of 0.
+
+    Two arrays grow with the text, so that a step copies them instead of walking over all tokens.
+    """
+
+    def __init__(self, prompt_ids: list[int]):
+        self._ids = np.unique(np.array(prompt_ids, np.int64))
+        self._counts = np.zeros(len(self._ids), np.float32)
+        self._size = len(self._ids)
+        self._places: dict[int, int] = {token: place for place, token in enumerate(self._ids.tolist())}
+
+    def add(self, token_id: int) -> None:
+        """Count a generated token."""
+        place = self._places.get(token_id)
+        if place is None:
+            place = self._places[token_id] = self._size
+            if place == len(self._ids):
+                room = max(16, place)
+                self._ids = np.concatenate([self._ids, np.empty(room, np.int64)])
+                self._counts = np.concatenate([self._counts, np.empty(room, np.float32)])
+            self._ids[place], self._counts[place] = token_id, 0
+            self._size += 1
+        self._counts[place] += 1
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """Tokens ``(distinct,)``, each once."""
+        return self._ids[: self._size]
+
+    @property
+    def counts(self) -> npt.NDArray[np.float32]:
+        """How often each was generated ``(distinct,)``."""
+        return self._counts[: self._size]
+
+
+@dataclass
+class SamplingState:
+    """Parameters, and what of a sequence's past they need; ``token_ids`` is the sequence's own list, which grows."""
+
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]  # prompt and generated
+    num_prompt_tokens: int
+    _counts: TokenCounts | None = field(default=None, init=False)
+    _num_counted: int = field(default=0, init=False)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @cached_property
+    def biases(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The tokens of ``logit_bias``, each once, and what is added to their logits."""
+        token_ids, values = zip(*self.params.logit_bias, strict=True)
+        return np.array(token_ids, np.int64), np.array(values, np.float32)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Counts of the generated tokens; the prompt's are beside them where repetition is penalised."""
+        if self._counts is None:
+            is_prompt_counted = self.params.repetition_penalty != 1
+            self._counts = TokenCounts(self.token_ids[: self.num_prompt_tokens] if is_prompt_counted else [])
+            self._num_counted = self.num_prompt_tokens
+        for token_id in self.token_ids[self._num_counted :]:
+            self._counts.add(token_id)
+        self._num_counted = len(self.token_ids)
+        return self._counts
