@@ -8,8 +8,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
@@ -20,7 +18,7 @@ from server.kernels.tiles import NotInvariantError
 
 from .attention import StepAttention
 from .errors import ModelError
-from .experts import run_paged_experts
+from .experts import StepExperts
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
@@ -28,7 +26,7 @@ from .masks import with_masks
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .seam import running
-from .step import ExpertCost, SequenceChunk, StepOutput
+from .step import SequenceChunk, StepOutput
 from .support import depends_on_company, find_leak
 
 PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
@@ -104,21 +102,25 @@ class Trunk:
             ExpertLoadError: an expert that the step needs can't be read.
         """
         started = time.perf_counter()
-        if any(chunk.num_tokens > 1 for chunk in chunks):
-            prefetcher = None
         attention = InvariantAttention(chunks, kv_cache) if self._is_deterministic else StepAttention(chunks, kv_cache)
-        seam = _PagedStep(chunks, LatentAttention(attention), store, self._layers, prefetcher)
+        phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
+        if phase == "prefill":
+            prefetcher = None
+        experts = StepExperts(store, self._layers, phase, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
-        with running(seam), batch_invariant() if self._is_deterministic else nullcontext():
+        with (
+            running(_PagedStep(LatentAttention(attention), experts)),
+            batch_invariant() if self._is_deterministic else nullcontext(),
+        ):
             logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, seam.routing, seam.cost)
+        return StepOutput(logits, experts.routing, experts.cost)
 
     def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
         output = self._model(
@@ -170,33 +172,5 @@ class Trunk:
 class _PagedStep:
     """A step whose attention goes over the KV cache and whose experts come from the store."""
 
-    def __init__(
-        self,
-        chunks: Sequence[SequenceChunk],
-        attention: LatentAttention,
-        store: ExpertStore,
-        layers: Mapping[ExpertsModule, int],
-        prefetcher: Prefetcher | None,
-    ):
-        self._store, self._layers, self._prefetcher = store, layers, prefetcher
-        self.cost = ExpertCost()
-        self.routing: dict[int, npt.NDArray[np.int64]] = {}
-        self._phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        self.attend, self.expand = attention.attend, attention.expand
-
-    def run_experts(
-        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        layer = self._layers[module]
-        self.routing[layer] = top_k_index.cpu().numpy()
-        return run_paged_experts(
-            module,
-            layer,
-            self._store,
-            self._phase,
-            self.cost,
-            hidden_states,
-            top_k_index,
-            top_k_weights,
-            self._prefetcher,
-        )
+    def __init__(self, attention: LatentAttention, experts: StepExperts):
+        self.attend, self.expand, self.run_experts = attention.attend, attention.expand, experts.run
