@@ -69,7 +69,7 @@ class _BatchInvariantMode(TorchFunctionMode):
 
 def _linear(func: Callable[..., Any], rows: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:
     del func
-    output = product(weight, rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], len(weight))
+    output = product(weight, rows.reshape(-1, rows.shape[-1])).view(*rows.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias
 
 

@@ -26,5 +26,6 @@ def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
 
 def is_few(rows: torch.Tensor, most: int) -> bool:
     """Whether these rows are better on the right; where bits must not depend on their number it is never asked for."""
-    is_fast = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most
-    return is_fast and not is_batch_invariant()
+    if is_batch_invariant():
+        return False
+    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most

@@ -53,9 +53,9 @@ def batched_product(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     Returns:
         ``(matrices, rows, out)``.
     """
-    parts, start = [], 0
-    while start < len(matrices):
-        sizes, count = _batch(matrices, len(matrices) - start)
+    parts, start, total = [], 0, matrices.shape[0]
+    while start < total:
+        sizes, count = _batch(matrices, total - start)
         end = start + count
         parts.append(_by_tiles(matrices[start:end], rows[start:end], sizes))
         start = end

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -186,3 +187,17 @@ def test_a_budget_too_small_is_raised_with_a_warning() -> None:
         status, _, err = running.interrupt()
     assert status == 0
     assert "--host-expert-memory 1KB is 1000 B; raised to" in err
+
+
+def test_deterministic_text_is_the_same_alone_and_in_company() -> None:
+    with serving("--deterministic", "--host-expert-memory", "25%") as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+
+        def ask(prompt: str, seed: int) -> str:
+            options = {"model": "greenroom-demo", "prompt": prompt, "seed": seed, "max_tokens": 24, "temperature": 1.2}
+            return client.completions.create(**options).choices[0].text
+
+        requests = [(f"Chapter {number}. The " + "story " * number, number) for number in range(8)]
+        alone = [ask(*request) for request in requests]
+        with ThreadPoolExecutor(len(requests)) as together:
+            assert list(together.map(lambda request: ask(*request), requests)) == alone

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
 from expert_store.policies import POLICIES
-from server.settings import ServeSettings, SettingsError, load_settings, parse_budget
+from server.settings import ServeSettings, SettingsError, add_flags, load_settings, parse_budget
 
 
 def write(path: Path, text: str) -> Path:
@@ -89,3 +90,15 @@ def test_settings_do_not_change() -> None:
 def test_the_policies_on_offer_are_those_of_the_store() -> None:
     """Settings know no other room, so the names stand twice."""
     assert get_args(ServeSettings.model_fields["cache_policy"].annotation) == POLICIES
+
+
+def test_a_switch_takes_no_value_on_the_command_line_and_one_elsewhere(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    flags = vars(parser.parse_args(["--deterministic", "--port", "1"]))
+    assert load_settings(flags, {}, None).deterministic
+    assert not load_settings(vars(parser.parse_args([])), {}, None).deterministic
+    assert load_settings({}, {"GREENROOM_DETERMINISTIC": "1"}, None).deterministic
+    assert load_settings({}, {}, write(tmp_path / "g.toml", "deterministic = true")).deterministic
+    with pytest.raises(SettingsError, match="GREENROOM_DETERMINISTIC 'perhaps'"):
+        load_settings({}, {"GREENROOM_DETERMINISTIC": "perhaps"}, None)

@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from expert_store import ExpertStore, least_bytes
+from server.kernels.tiles import NotInvariantError
+from server.model import trunk as trunk_module
+from server.model.errors import ModelError
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.step import SequenceChunk
+from server.model.support import depends_on_company
 from server.model.trunk import Trunk
 from server.model.weight_formats import WeightFormat
 from tests.checkpoints import CONFIGS, make_checkpoint
@@ -142,3 +146,32 @@ def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None
         assert tokens == usual_tokens
         torch.testing.assert_close(logits, usual_logits, atol=1e-4, rtol=1e-4)
     store.close()
+
+
+def test_a_model_whose_tokens_depend_on_company_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    monkeypatch.setattr(trunk_module, "depends_on_company", lambda *_: True)
+    load_trunk(folder, torch.float32)
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM .* in other company; serve it without --deterministic"):
+        load_trunk(folder, torch.float32, is_deterministic=True)
+
+
+def test_a_processor_whose_products_depend_on_company_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> bool:
+        raise NotInvariantError("a product depends on the place of a row")
+
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    monkeypatch.setattr(trunk_module, "depends_on_company", refuse)
+    with pytest.raises(ModelError, match="depends on the place of a row"):
+        load_trunk(folder, torch.float32, is_deterministic=True)
+
+
+@pytest.mark.parametrize("effect", [0.0, 1e-7])
+def test_one_bit_of_company_is_found(effect: float) -> None:
+    def run(tokens: list[int], places: list[int]) -> torch.Tensor:
+        rows = torch.tensor(tokens).float() / 7 + torch.tensor(places)
+        return (rows * (1 + effect * len(tokens))).unsqueeze(1)
+
+    assert depends_on_company(range(3, 9), run) == (effect > 0)
