@@ -1,7 +1,8 @@
-"""Attention of decoding sequences over the KV cache, old way and new: ``python -m benchmarks.attention``.
+"""Attention of decoding sequences over the KV cache, by gathering and in runs: ``python -m benchmarks.attention``.
 
-The old way gathered the keys and values of each sequence at every layer. Microseconds for one layer of one sequence (a
-step's time, its planning included, over sequences and layers), in turns, medians over the rounds. With one thread it
+Gathering copies the keys and values of each sequence at every layer, and keeps those of all heads where a model has
+latents; the products that expand latents, or stand in for that, are counted. Microseconds for one layer of one sequence
+(a step's time, its planning included, over sequences and layers), in turns, medians over the rounds. With one thread it
 is the processor's time, which other processes do not change much, else the clock's. Threads are those of
 OMP_NUM_THREADS. The last line is one JSON object.
 """
@@ -12,7 +13,9 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ from torch.nn import functional as F
 
 from server.model.attention import StepAttention
 from server.model.kv_cache import KVCache, KVGroup, KVShape
+from server.model.mla import LatentAttention, LatentProjection
 from server.model.seam import AttentionOptions
 from server.model.step import SequenceChunk
 
@@ -34,41 +38,100 @@ class Model:
     num_layers: int
     heads: int
     kv_heads: int
-    dim: int
+    key_dim: int
+    value_dim: int
+    rank: int = 0  # of the latents, for MLA; rotated keys have ROTATED of the key_dim
+
+    def shape(self, dtype: torch.dtype) -> KVShape:
+        if self.rank:
+            return KVShape(1, self.rank + ROTATED, self.rank, dtype, is_latent=True)
+        return KVShape(self.kv_heads, self.key_dim, self.value_dim, dtype)
 
 
-MODELS = {"large": Model(16, 16, 4, 64), "bundled": Model(6, 3, 1, 64)}
+ROTATED = 64
+MODELS = {
+    "large": Model(16, 16, 4, 64, 64),  # of benchmarks/large_checkpoint.py
+    "bundled": Model(6, 3, 1, 64, 64),
+    "latent": Model(4, 16, 16, 192, 128, rank=512),  # some layers of DeepSeek-V2-Lite
+}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one layer of a model hands to attention for a step, as models lay it out: heads within tokens."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    latent: torch.Tensor
+    options: AttentionOptions
+
+
+def make_inputs(model: Model, sequences: int, dtype: torch.dtype) -> Inputs:
+    def draw(heads: int, dim: int) -> torch.Tensor:
+        return torch.randn((sequences, heads, dim)).to(dtype).transpose(0, 1)
+
+    return Inputs(
+        draw(model.heads, model.key_dim),
+        draw(model.kv_heads, model.key_dim),
+        draw(model.kv_heads, model.value_dim),
+        draw(1, model.rank),
+        AttentionOptions(model.key_dim**-0.5),
+    )
 
 
 class Gathering:
-    """The old way: a cache of tokens after each other, gathered sequence by sequence."""
+    """A cache of tokens after each other, gathered sequence by sequence."""
 
-    def __init__(self, model: Model, slots: int, dtype: torch.dtype):
-        size = (slots, model.kv_heads, model.dim)
-        self._keys = [torch.zeros(size, dtype=dtype) for _ in range(model.num_layers)]
-        self._values = [torch.zeros(size, dtype=dtype) for _ in range(model.num_layers)]
+    def __init__(self, model: Model, num_blocks: int, dtype: torch.dtype):
+        size, layers = (num_blocks * BLOCK_SIZE, model.kv_heads), range(model.num_layers)
+        self._keys = [torch.zeros((*size, model.key_dim), dtype=dtype) for _ in layers]
+        self._values = [torch.zeros((*size, model.value_dim), dtype=dtype) for _ in layers]
+        self._projection = make_projection(model, dtype) if model.rank else None
 
-    def plan(self, chunks: list[SequenceChunk]) -> None:
-        self._slots = []
+    def step(self, chunks: Sequence[SequenceChunk], inputs: Inputs) -> None:
+        slots = []
         for chunk in chunks:
             positions = torch.arange(chunk.num_cached + 1)
             blocks = torch.tensor(chunk.block_tables[0])
-            self._slots.append(blocks[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
-        self._new = torch.cat([slots[-1:] for slots in self._slots])
+            slots.append(blocks[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE)
+        new = torch.cat([of_sequence[-1:] for of_sequence in slots])
+        for keys, values in zip(self._keys, self._values, strict=True):
+            if self._projection is not None:
+                self._projection.expand(inputs.latent)
+            keys[new] = inputs.key.transpose(0, 1)
+            values[new] = inputs.value.transpose(0, 1)
+            outputs = []
+            for query, of_sequence in zip(inputs.query.split(1, 1), slots, strict=True):
+                output = F.scaled_dot_product_attention(
+                    query[None],
+                    keys[of_sequence].transpose(0, 1)[None],
+                    values[of_sequence].transpose(0, 1)[None],
+                    scale=inputs.options.scaling,
+                    enable_gqa=len(inputs.query) != len(inputs.key),
+                )
+                outputs.append(output[0].transpose(0, 1))
+            torch.cat(outputs)
 
-    def attend(
-        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
-    ) -> torch.Tensor:
-        self._keys[layer][self._new] = key.transpose(0, 1)
-        self._values[layer][self._new] = value.transpose(0, 1)
-        outputs = []
-        for part, slots in zip(query.split(1, 1), self._slots, strict=True):
-            keys, values = self._keys[layer][slots].transpose(0, 1), self._values[layer][slots].transpose(0, 1)
-            output = F.scaled_dot_product_attention(
-                part[None], keys[None], values[None], scale=options.scaling, enable_gqa=len(query) != len(key)
-            )
-            outputs.append(output[0].transpose(0, 1))
-        return torch.cat(outputs)
+
+class InRuns:
+    """The server's own way."""
+
+    def __init__(self, model: Model, num_blocks: int, dtype: torch.dtype):
+        self._layers = range(model.num_layers)
+        shapes = dict.fromkeys(self._layers, model.shape(dtype))
+        self._cache = KVCache([KVGroup(None, shapes)], [num_blocks], BLOCK_SIZE)
+        self._projection = make_projection(model, dtype) if model.rank else None
+        if self._projection is not None:
+            self._projection.split()
+
+    def step(self, chunks: Sequence[SequenceChunk], inputs: Inputs) -> None:
+        step = LatentAttention(StepAttention(chunks, self._cache))
+        for layer in self._layers:
+            if self._projection is not None:
+                self._projection.layer = layer
+                step.expand(self._projection, inputs.latent)
+            step.attend(layer, inputs.query, inputs.key, inputs.value, inputs.options)
 
 
 def make_chunks(sequences: int, context: int, runs: int) -> list[SequenceChunk]:
@@ -85,33 +148,30 @@ def make_chunks(sequences: int, context: int, runs: int) -> list[SequenceChunk]:
     return chunks
 
 
+def make_projection(model: Model, dtype: torch.dtype) -> LatentProjection:
+    nope_dim = model.key_dim - ROTATED
+    linear = torch.nn.Linear(model.rank, model.heads * (nope_dim + model.value_dim), bias=False, dtype=dtype)
+    return LatentProjection(
+        SimpleNamespace(
+            layer_idx=0,
+            kv_lora_rank=model.rank,
+            qk_nope_head_dim=nope_dim,
+            v_head_dim=model.value_dim,
+            kv_b_proj=linear,
+        )
+    )
+
+
 def measure(model: Model, dtype: torch.dtype, sequences: int, context: int, runs: int, rounds: int) -> dict[str, float]:
     num_blocks = (-(-context // BLOCK_SIZE) + runs) * sequences
-    shape = KVShape(model.kv_heads, model.dim, model.dim, dtype)
-    cache = KVCache([KVGroup(None, dict.fromkeys(range(model.num_layers), shape))], [num_blocks], BLOCK_SIZE)
-    gathering = Gathering(model, num_blocks * BLOCK_SIZE, dtype)
-    chunks = make_chunks(sequences, context, runs)
-    # As models give them: tokens after each other, heads within.
-    query = torch.randn((sequences, model.heads, model.dim)).to(dtype).transpose(0, 1)
-    key, value = torch.randn((2, sequences, model.kv_heads, model.dim)).to(dtype).transpose(1, 2)
-    options = AttentionOptions(model.dim**-0.5)
-
-    def gather() -> None:
-        gathering.plan(chunks)
-        for layer in range(model.num_layers):
-            gathering.attend(layer, query, key, value, options)
-
-    def in_runs() -> None:
-        step = StepAttention(chunks, cache)
-        for layer in range(model.num_layers):
-            step.attend(layer, query, key, value, options)
-
+    ways = {"gather": Gathering(model, num_blocks, dtype), "runs": InRuns(model, num_blocks, dtype)}
+    chunks, inputs = make_chunks(sequences, context, runs), make_inputs(model, sequences, dtype)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {"gather": [], "runs": []}
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
-        for name, step in (("gather", gather), ("runs", in_runs)):
+        for name, way in ways.items():
             started = clock()
-            step()
+            way.step(chunks, inputs)
             if turn:
                 times[name].append(clock() - started)
     calls = sequences * model.num_layers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ class Completion:
 
     prompt_ids: Sequence[int]
     max_tokens: int
+    more: Mapping[str, object] = field(default_factory=dict)  # fields of the request
 
 
 @dataclass
@@ -82,6 +83,7 @@ def _request(completion: Completion) -> bytes:
         "ignore_eos": True,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **completion.more,
     }
     content = json.dumps(body).encode()
     head = (

@@ -1,4 +1,4 @@
-"""Serving over real HTTP: latency and tokens/s by number of streams, and what the server adds to its engine.
+r"""Serving over real HTTP: latency and tokens/s by number of streams, and what the server adds to its engine.
 
     python -m benchmarks.serving [MODEL] [--corpus DIR] [flags of greenroom serve]
 
@@ -19,6 +19,12 @@ loop's thread, what a request costs included, ``generator_us_per_token`` that of
 object.
 
 Prompts are the openings of held-out documents of ``--corpus``, else random token ids.
+
+GuideLLM 0.8 measures a running server as it is, for a second opinion:
+
+    guidellm run --backend kind=openai_http,target=http://127.0.0.1:8000 --profile kind=concurrent,streams=8 \
+        --constraint kind=max_duration,seconds=15 --data kind=synthetic_text,prompt_tokens=32,output_tokens=64 \
+        --tokenizer kind=hf_auto,model=server/demo/model
 """
 
 from __future__ import annotations
@@ -33,12 +39,15 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.load_generator import Completion, Timing, burst, poisson
 from benchmarks.serving_processes import EngineAlone, Server, engine_alone, serving
+from server.serve_command import add_arguments
+from server.settings import ServeSettings, flag_name
 
 LONG_PROMPT_TOKENS = 1000
 BUSY_STREAMS = 4
@@ -198,7 +207,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="as for greenroom serve; none is the bundled model")
+    add_arguments(parser)
     parser.add_argument("--url", help="of a server that runs, with the bundled model or any that has ids below 4,000")
     parser.add_argument("--corpus", type=Path, help="folder of the bundled model's texts")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8, 16])
@@ -207,15 +216,16 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--requests", type=int, default=24, help="that arrive at random moments, in a round")
     parser.add_argument("--rate", type=float, help="of their arrival, a second")
-    arguments, flags = parser.parse_known_args()
+    arguments = parser.parse_args()
+    given = {flag_name(name): getattr(arguments, name) for name in ServeSettings.model_fields if name in arguments}
+    flags = [*([arguments.model] if arguments.model else []), *chain.from_iterable(given.items())]
     rounds = Rounds()
     with ExitStack() as stack:
         if arguments.url:
             server, alone = Server(arguments.url), None
         else:
-            model = [arguments.model] if arguments.model else []
-            server = stack.enter_context(serving([*model, *flags]))
-            alone = stack.enter_context(engine_alone([*model, *flags]))
+            server = stack.enter_context(serving(flags))
+            alone = stack.enter_context(engine_alone(flags))
         bench = Bench(server, alone, arguments)
         bench.warm_up()
         for number in range(arguments.rounds):

@@ -26,14 +26,18 @@ class Server:
     url: str
     pid: int | None = None
 
+    def metric(self, name: str, labels: str = "") -> float:
+        """The sum of all samples of a metric whose labels contain some text."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        samples = (
+            line.rpartition(" ") for line in lines if line.partition("{")[0].partition(" ")[0] == f"greenroom_{name}"
+        )
+        return sum(float(value) for key, _, value in samples if labels in key)
+
     def decode_steps(self) -> tuple[float, float]:
         """Decode steps since the start, and their seconds."""
-        samples = (line.rpartition(" ") for line in httpx.get(f"{self.url}/metrics").text.splitlines())
-        values = {name: value for name, _, value in samples}
-        steps, seconds = (
-            float(values[f'greenroom_engine_{name}_total{{phase="decode"}}']) for name in ("steps", "step_seconds")
-        )
-        return steps, seconds
+        phase = 'phase="decode"'
+        return self.metric("engine_steps_total", phase), self.metric("engine_step_seconds_total", phase)
 
     def cpu_seconds(self) -> tuple[float, float]:
         """CPU time of the event loop's thread, and of all threads; nan for a server that is not ours."""

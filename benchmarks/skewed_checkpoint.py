@@ -46,7 +46,7 @@ def write_skewed_checkpoint(folder: Path) -> None:
     """Write it, unless the folder holds it already; 3.3 GB in bfloat16."""
     random = torch.Generator().manual_seed(0)
     config = Qwen3MoeConfig(**CONFIG, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16")
-    write_checkpoint(folder, config, partial(_outside, random), lambda _: _layer(config, random))
+    write_checkpoint(folder, config, partial(outside, random), lambda _: layer(config, random))
 
 
 def topical_tokens(num_tokens: int, seed: int) -> list[int]:
@@ -74,9 +74,15 @@ def skew(index: npt.NDArray[np.integer], num_experts: int) -> dict[str, float]:
     return {"top_quarter_share": float(top.sum() / counts.sum()), "repeated_share": float(repeated.mean())}
 
 
-def _outside(random: torch.Generator) -> Tensors:
+def topic_directions(random: torch.Generator) -> torch.Tensor:
+    """What the embeddings of each topic's tokens share, ``(topics, hidden)``; the first that is drawn."""
+    return torch.randn((NUM_TOPICS, CONFIG["hidden_size"]), generator=random)
+
+
+def outside(random: torch.Generator) -> Tensors:
+    """The tensors that belong to no layer."""
     vocab, hidden = CONFIG["vocab_size"], CONFIG["hidden_size"]
-    topics = torch.randn((NUM_TOPICS, hidden), generator=random).repeat_interleave(vocab // NUM_TOPICS, 0)
+    topics = topic_directions(random).repeat_interleave(vocab // NUM_TOPICS, 0)
     embeddings = COMMON * torch.randn((1, hidden), generator=random) + TOPIC * topics
     embeddings = embeddings + TOKEN * torch.randn((vocab, hidden), generator=random)
     return {
@@ -86,7 +92,8 @@ def _outside(random: torch.Generator) -> Tensors:
     }
 
 
-def _layer(config: Qwen3MoeConfig, random: torch.Generator) -> Tensors:
+def layer(config: Qwen3MoeConfig, random: torch.Generator) -> Tensors:
+    """The tensors of a layer."""
     lengths = torch.arange(1, config.num_experts + 1) ** -ZIPF_EXPONENT  # in random order
     lengths = lengths[torch.randperm(config.num_experts, generator=random)]
     # Half of what gate and up give is left after SiLU, and the mean of eight experts is a third of one.

@@ -72,7 +72,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     log.info("loading %s from %s", name, folder)
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
-    trunk = load_trunk(folder, dtype, device)
+    trunk = load_trunk(folder, dtype, device, settings.deterministic)
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)

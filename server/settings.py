@@ -107,6 +107,9 @@ class ServeSettings(BaseModel):
     max_running_requests: int = Field(64, ge=1, description="requests in a batch")
     max_queued_requests: int = Field(256, ge=1, description="requests that may wait")
     max_batched_tokens: int = Field(512, ge=1, description="tokens of one step")
+    deterministic: bool = Field(
+        False, description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; slower"
+    )
     threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
@@ -115,6 +118,9 @@ class ServeSettings(BaseModel):
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """One flag a setting, named after it; values stay text until they are validated together."""
     for name, field in ServeSettings.model_fields.items():
+        if field.annotation is bool:
+            parser.add_argument(flag_name(name), action="store_true", default=argparse.SUPPRESS, help=field.description)
+            continue
         default = "" if field.default is None else f" (default {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
         metavar = "{" + ",".join(choices) + "}" if choices else name.split("_")[-1].upper()

@@ -7,7 +7,8 @@ from fastapi import Depends, Request
 from server.api.service import Service
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
+    """A coroutine, because FastAPI would take a plain function to a thread of its own."""
     return cast("Service", request.app.state.service)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol
 
 from expert_store import ExpertStore, Prefetcher
@@ -26,6 +25,4 @@ class PagedModelRunner:
         self._trunk, self._kv_cache, self._store, self._prefetcher = trunk, kv_cache, store, prefetcher
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
-        groups = len(self._kv_cache.groups)
-        chunks = [replace(chunk, block_tables=[*chunk.block_tables] * groups) for chunk in chunks]
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher)

@@ -21,6 +21,8 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
+from .batch_invariant import is_batch_invariant
+
 LARGEST = 15
 MIDDLE = 8
 GROUP = 128  # inputs
@@ -95,10 +97,11 @@ def native_block() -> int | None:
 
 
 def _can_be_fused(blocks: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> bool:
-    is_few = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and len(rows) <= MOST_FUSED_ROWS
+    is_few = len(rows) <= MOST_FUSED_ROWS or is_batch_invariant()
+    is_fit = rows.dtype == torch.bfloat16 and rows.device.type == "cpu"
     num_blocks, in_features, half = blocks.shape
     is_whole = num_blocks * 2 * half == scale.shape[1] and in_features % FUSED_GROUPS[-1] == 0
-    return is_few and is_whole and native_block() == 2 * half
+    return is_few and is_fit and is_whole and native_block() == 2 * half
 
 
 def _fused(blocks: torch.Tensor, scale: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

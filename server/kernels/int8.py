@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional as F
 
+from .batch_invariant import is_batch_invariant
 from .linear import linear
 
 LARGEST = 127
@@ -44,10 +45,14 @@ def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
 def project(
     weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
+    """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows.
+
+    The fused product gives a row the same bits however many there are; where they must not change, it is taken for
+    any number.
+    """
     codes, scale = weights[name], weights[name + SCALE]
-    is_few = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and len(rows) <= MOST_FUSED_ROWS
-    if is_few and codes.shape[1] % FUSED_INPUTS == 0:
+    can_be_fused = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and codes.shape[1] % FUSED_INPUTS == 0
+    if can_be_fused and (len(rows) <= MOST_FUSED_ROWS or is_batch_invariant()):
         output = torch._weight_int8pack_mm(rows, codes, scale.bfloat16())  # noqa: SLF001
     elif rows.dtype == torch.float16:  # a sum of codes may be more than float16 holds
         output = F.linear(rows, dequantise(weights, name).half())

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from .batch_invariant import is_batch_invariant
+
 MOST_ROWS = 256  # from there on both ways take the same time
 
 
@@ -23,5 +25,6 @@ def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
 
 
 def is_few(rows: torch.Tensor, most: int) -> bool:
-    """Whether these rows are better on the right."""
-    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most
+    """Whether these rows are better on the right; where bits must not depend on their number it is never asked for."""
+    is_fast = rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most
+    return is_fast and not is_batch_invariant()

@@ -30,11 +30,12 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
-def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> Trunk:
+def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU, is_deterministic: bool = False) -> Trunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
     Args:
         folder: of a hub checkpoint, or packed.
+        is_deterministic: whether steps run with batch-invariant arithmetic.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
@@ -74,7 +75,7 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU) -> 
         )
     model.to(device).eval()
     speed_up_linears(model)
-    return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()})
+    return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()}, is_deterministic)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

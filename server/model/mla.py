@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .attention import StepAttention
+from .invariant_attention import InvariantAttention
 from .kv_cache import KVShape
 from .seam import AttentionOptions, current_seam
 
@@ -90,7 +91,7 @@ class LatentProjection(nn.Module):
 class LatentAttention:
     """The attention of a step, of layers with latents and without."""
 
-    def __init__(self, attention: StepAttention):
+    def __init__(self, attention: StepAttention | InvariantAttention):
         self._attention = attention
         self._given: dict[int, tuple[LatentProjection, torch.Tensor]] = {}  # by layers that have yet to attend
 

@@ -30,7 +30,7 @@ class Span:
     num_rows: int
     start: int  # a slot of the cache, or a row of the step's own keys
     length: int
-    is_new: bool = False  # the keys are the step's own, not yet read back from the cache
+    is_new: bool = False  # the keys are the step's own, as they come from the model
     is_causal: bool = False  # query i sees keys 0 to i; else all of them, or a band
     band: Band | None = None
 
@@ -48,7 +48,7 @@ class GroupPlan:
 
     @property
     def has_new(self) -> bool:
-        """Whether keys are attended to before they are read back from the cache."""
+        """Whether keys are attended to as they come from the model."""
         return any(span.is_new for span in self.rounds[0])
 
     def add(self, spans: Sequence[Span]) -> None:
@@ -80,8 +80,8 @@ def find_runs(table: Sequence[int], block_size: int, first: int, last: int) -> l
 def plan_group(chunks: Sequence[SequenceChunk], group: int, window: int | None, block_size: int) -> GroupPlan:
     """The plan of one group of layers, whose blocks are in ``block_tables[group]`` of each chunk.
 
-    A decode reads all it sees from the cache. New tokens of a prompt attend to each other before they are read back,
-    and to what was there before in as many stretches as it lies in.
+    What lies in one stretch is read from the cache at once. Else new tokens of a prompt attend to each other as they
+    come from the model, and to what was there before stretch by stretch.
     """
     plan, row = GroupPlan(), 0
     for chunk in chunks:
@@ -114,6 +114,11 @@ def _prefill(
     for begin in range(0, count, size):
         piece = min(size, count - begin)
         oldest = max(0, first + begin - window + 1)  # the position that the piece's first token still sees
+        runs = find_runs(table, block_size, oldest, first + begin + piece)
+        if len(runs) == 1:  # all keys have been written by now
+            start, length = runs[0]
+            yield [Span(row + begin, piece, start, length, band=Band(piece, length, first + begin - oldest, window))]
+            continue
         key = max(0, oldest - first)  # the first of the step's own keys
         length = begin + piece - key
         if key == begin and length <= window:

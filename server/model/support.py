@@ -25,6 +25,7 @@ KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LA
     "heavily_compressed_attention": "compressed-attention layers",
 }
 SUFFIX = ", which are not supported yet"
+CROWD = 5  # times some tokens are a company of another size
 ROUNDING = 1e-3  # of the range of an output
 
 
@@ -60,6 +61,20 @@ def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[i
     company, last = list(tokens[:-1]), tokens[-1]
     outputs = [_outputs_of_last(model, [*others, last], run) for others in (company, company[::-1])]
     return next((name for name, row in outputs[0].items() if not _is_same(row, outputs[1][name])), None)
+
+
+def depends_on_company(tokens: Sequence[int], run: Callable[[Sequence[int], Sequence[int]], torch.Tensor]) -> bool:
+    """Whether one bit of what a token gives is another alone, or in a larger company.
+
+    Args:
+        tokens: some tokens, whose positions are their places here.
+        run: tokens and positions to one row of results a token, with attention of each to itself alone.
+    """
+    places = range(len(tokens))
+    together = run(tokens, places)
+    crowd = run([*tokens] * CROWD, [*places] * CROWD)
+    alone = torch.cat([run([token], [place]) for token, place in zip(tokens, places, strict=True)])
+    return not (torch.equal(alone, together) and torch.equal(crowd, together.repeat(CROWD, 1)))
 
 
 def _outputs_of_last(

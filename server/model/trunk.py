@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -13,19 +14,22 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
+from server.kernels.batch_invariant import batch_invariant
 from server.kernels.expert import ExpertsModule
+from server.kernels.tiles import NotInvariantError
 
 from .attention import StepAttention
 from .errors import ModelError
 from .experts import run_paged_experts
 from .gates import find_next_gates
+from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
 from .masks import with_masks
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .seam import running
 from .step import ExpertCost, SequenceChunk, StepOutput
-from .support import find_leak
+from .support import depends_on_company, find_leak
 
 PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
 
@@ -44,10 +48,23 @@ class TrunkFacts:
 
 
 class Trunk:
-    """Everything of a model but its routed experts, resident and ready to run."""
+    """Everything of a model but its routed experts, resident and ready to run.
 
-    def __init__(self, model: PreTrainedModel, catalog: ExpertCatalog, layers: Mapping[ExpertsModule, int]):
+    Args:
+        layers: the experts modules and their layers, in the order in which they run.
+        is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
+            sequence's logits.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        catalog: ExpertCatalog,
+        layers: Mapping[ExpertsModule, int],
+        is_deterministic: bool = False,
+    ):
         self.catalog = catalog
+        self._is_deterministic = is_deterministic
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
@@ -89,14 +106,15 @@ class Trunk:
         started = time.perf_counter()
         if any(chunk.num_tokens > 1 for chunk in chunks):
             prefetcher = None
-        seam = _PagedStep(chunks, kv_cache, store, self._layers, prefetcher)
+        attention = InvariantAttention(chunks, kv_cache) if self._is_deterministic else StepAttention(chunks, kv_cache)
+        seam = _PagedStep(chunks, LatentAttention(attention), store, self._layers, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
-        with running(seam):
+        with running(seam), batch_invariant() if self._is_deterministic else nullcontext():
             logits = self._logits(token_ids, positions, rows)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
@@ -130,7 +148,23 @@ class Trunk:
                 f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
                 "which is not supported yet"
             )
+        if self._is_deterministic:
+            self._check_invariance(tokens)
         return probe
+
+    def _check_invariance(self, tokens: Sequence[int]) -> None:
+        name = type(self._model).__name__
+        try:
+            with running(Isolation()), batch_invariant():
+                depends = depends_on_company(
+                    tokens, lambda company, places: self._logits(company, places, range(len(company)))
+                )
+        except NotInvariantError as error:
+            raise ModelError(str(error)) from error
+        if depends:
+            raise ModelError(
+                f"{name} computes a token in another way in other company; serve it without --deterministic"
+            )
 
 
 class _PagedStep:
@@ -139,7 +173,7 @@ class _PagedStep:
     def __init__(
         self,
         chunks: Sequence[SequenceChunk],
-        kv_cache: KVCache,
+        attention: LatentAttention,
         store: ExpertStore,
         layers: Mapping[ExpertsModule, int],
         prefetcher: Prefetcher | None,
@@ -148,7 +182,6 @@ class _PagedStep:
         self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}
         self._phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        attention = LatentAttention(StepAttention(chunks, kv_cache))
         self.attend, self.expand = attention.attend, attention.expand
 
     def run_experts(

@@ -1,0 +1,162 @@
+"""Matrix products that give a row the same bits in any company.
+
+A library picks its kernel, and with it the order of additions, by the shapes it is given. So rows are multiplied in
+tiles of a fixed number, filled up with zeros. The matrix is the left operand and the rows are its right one, because
+that order depends least on how many there are, and because packing the right operand for the processor's tiles then
+costs little. Larger tiles are used where a trial shows that they add in the same order as the smallest.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch.nn import functional as F
+
+SIZES = (16, 32, 64, 128, 256)  # rows of a tile; the first is always used, the others where they agree with it
+MOST_TRIED = 1 << 26  # elements of a matrix; a larger one is multiplied by the smallest tiles without a trial
+MOST_MATRICES = 32  # that are multiplied at once
+TRIAL_ROWS = 64  # of the trial's matrix, which repeat
+
+
+class NotInvariantError(RuntimeError):
+    """Arithmetic of this processor and build of torch depends on where a row stands."""
+
+
+def product(matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``rows @ matrix.mT``, each row's bits independent of the number and content of the others.
+
+    Args:
+        matrix: ``(out, in)`` in the same layout at every call.
+        rows: ``(rows, in)``.
+
+    Returns:
+        ``(rows, out)``.
+
+    Raises:
+        NotInvariantError: even tiles of one size do not give that here.
+    """
+    if matrix.numel() > MOST_TRIED:
+        return _by_tiles(matrix, rows, SIZES[:1])
+    shape, stride = (matrix.shape[0], matrix.shape[1]), (matrix.stride(0), matrix.stride(1))
+    return _by_tiles(matrix, rows, _sizes(shape, stride, matrix.dtype, matrix.device, torch.get_num_threads()))
+
+
+def batched_product(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``rows @ matrices.mT`` for each of several matrices, whose number changes no bit either.
+
+    Args:
+        matrices: ``(matrices, out, in)``, each in the same layout at every call.
+        rows: ``(matrices, rows, in)``.
+
+    Returns:
+        ``(matrices, rows, out)``.
+    """
+    parts, start = [], 0
+    while start < len(matrices):
+        sizes, count = _batch(matrices, len(matrices) - start)
+        end = start + count
+        parts.append(_by_tiles(matrices[start:end], rows[start:end], sizes))
+        start = end
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _by_tiles(matrix: torch.Tensor, rows: torch.Tensor, sizes: tuple[int, ...]) -> torch.Tensor:
+    rows = rows.contiguous()
+    parts, start, count = [], 0, rows.shape[-2]
+    while start < count:
+        left = count - start
+        size = next((size for size in sizes if size >= left), sizes[-1])
+        parts.append(_by_tile(matrix, rows[..., start : start + size, :], size))
+        start += size
+    if not parts:
+        return rows.new_zeros((*rows.shape[:-1], matrix.shape[-2]))
+    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def _by_tile(matrix: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
+    count = rows.shape[-2]
+    if count < size:
+        rows = F.pad(rows, (0, 0, 0, size - count))
+    return torch.matmul(matrix, rows.mT).mT[..., :count, :]
+
+
+@cache
+def _sizes(
+    shape: tuple[int, int], stride: tuple[int, int], dtype: torch.dtype, device: torch.device, num_threads: int
+) -> tuple[int, ...]:
+    """The sizes of tiles that add in the order of the smallest, whatever place a row has in them."""
+    usual, row = _cancelling(shape, dtype, device)
+    matrix = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
+    wanted = _results(matrix, row, SIZES[0])[0]
+    agreeing = tuple(size for size in SIZES if all(torch.equal(wanted, found) for found in _results(matrix, row, size)))
+    if agreeing[:1] != SIZES[:1]:
+        raise NotInvariantError(
+            f"a product with a matrix of {list(shape)} in {dtype} depends on the place of a row, "
+            f"with {num_threads} threads on this processor; deterministic arithmetic needs another dtype or device"
+        )
+    return agreeing
+
+
+def _batch(matrices: torch.Tensor, left: int) -> tuple[tuple[int, ...], int]:
+    """How many of the matrices to multiply at once, a power of two, and by which tiles."""
+    shape, stride = (matrices.shape[1], matrices.shape[2]), matrices.stride()
+    where, num_threads = (matrices.dtype, matrices.device), torch.get_num_threads()
+    alone = _sizes(shape, (stride[1], stride[2]), *where, num_threads)
+    count = min(MOST_MATRICES, 1 << left.bit_length() - 1)
+    if count > 1 and (sizes := _sizes_in_batch((count, *shape), stride, alone, *where, num_threads)):
+        return sizes, count
+    return alone, 1
+
+
+@cache
+def _sizes_in_batch(
+    shape: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    sizes: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    num_threads: int,
+) -> tuple[int, ...]:
+    """Those sizes of tiles that give with several matrices at once what they give with one."""
+    del num_threads  # a key of the cache
+    usual, row = _cancelling(shape[1:], dtype, device)
+    matrices = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
+    wanted = _results(matrices[:1], row, SIZES[0])[0]
+    return tuple(
+        size
+        for size in sizes
+        if all(torch.equal(wanted.expand_as(found), found) for found in _results(matrices, row, size))
+    )
+
+
+def _results(matrix: torch.Tensor, row: torch.Tensor, size: int) -> list[torch.Tensor]:
+    """The products of a row at the first, a middle and the last place of random rows, some oddly placed in memory."""
+    random = torch.Generator().manual_seed(size)
+    company = torch.randn((*matrix.shape[:-2], size, len(row)), generator=random).to(row)
+    results = []
+    for place in (0, size // 2, size - 1):
+        tile = company.new_empty(company.numel() + place)[place:].view(company.shape).copy_(company)
+        tile[..., place, :] = row
+        results.append(_by_tile(matrix, tile, size)[..., place, :])
+    return results
+
+
+def _cancelling(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """A matrix ``shape`` and a row ``(in,)`` whose products sum to zero but for rounding.
+
+    What is left shows the order of the additions undisguised, even after it was rounded to bfloat16.
+    """
+    out_features, in_features = shape
+    random = torch.Generator().manual_seed(in_features)
+    pattern = torch.randn((TRIAL_ROWS, in_features), generator=random)
+    row = torch.randn(in_features, generator=random)
+    first, second = torch.split(torch.randperm(in_features, generator=random), [-(-in_features // 2), in_features // 2])
+    if len(first) > len(second):
+        row[first[-1]] = 0
+    row[second] = row[first[: len(second)]]
+    pattern[:, second] = -pattern[:, first[: len(second)]]
+    repeats = math.ceil(out_features / TRIAL_ROWS)
+    matrix = pattern.to(device, dtype).repeat(repeats, 1)[:out_features].contiguous()
+    return matrix, row.to(device, dtype)

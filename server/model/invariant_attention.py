@@ -1,0 +1,165 @@
+"""Attention whose bits depend on a query and the keys it sees, not on how the step was cut.
+
+Keys are taken in segments that begin at fixed positions of the sequence, each multiplied in tiles of fixed size, and
+what the segments give is added up in order. A segment that a query does not see counts exactly nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch.nn import functional as F
+
+from server.kernels.batch_invariant import usual_functions
+from server.kernels.tiles import batched_product
+
+from .kv_cache import KVCache
+from .runs import find_runs
+from .seam import AttentionOptions
+from .step import SequenceChunk
+
+SEGMENT = 128  # keys
+MOST_SCORES = 1 << 19  # that are held at a time, so that they stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the cache has what one chunk attends to."""
+
+    num_tokens: int  # of the chunk
+    first_key: int  # position of the first that any of them sees
+    runs: Sequence[tuple[int, int]]  # slot and length of each stretch
+
+
+class InvariantAttention:
+    """The attention of all layers in one step, as ``StepAttention`` has it, sequence by sequence.
+
+    All that a chunk sees is copied from the cache first.
+    """
+
+    def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache):
+        self._cache = cache
+        self._places: list[list[_Place]] = []  # by group of layers
+        self._slots: list[torch.Tensor] = []
+        for index, group in enumerate(cache.groups):
+            places: list[_Place] = []
+            slots: list[int] = []
+            for chunk in chunks:
+                table, first, end = chunk.block_tables[index], chunk.num_cached, chunk.num_cached + chunk.num_tokens
+                oldest = 0 if group.window is None else max(0, first - group.window + 1)
+                places.append(_Place(chunk.num_tokens, oldest, find_runs(table, cache.block_size, oldest, end)))
+                for start, length in find_runs(table, cache.block_size, first, end):
+                    slots.extend(range(start, start + length))
+            self._places.append(places)
+            self._slots.append(torch.tensor(slots, device=cache.device))
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        """See ``StepAttention.attend``."""
+        index, cache = self._cache.group_of[layer], self._cache.layers[layer]
+        cache.write(self._slots[index], key, value)
+        options = replace(options, sliding_window=self._cache.groups[index].window)
+        places = self._places[index]
+        outputs = []
+        for part, place in zip(torch.split(query, [place.num_tokens for place in places], 1), places, strict=True):
+            keys = _read(cache.keys, place.runs, cache.shape.key_dim)
+            values = _read(cache.values, place.runs, cache.shape.value_dim)
+            outputs.append(attend_invariant(part, keys, values, place.first_key, options).transpose(0, 1))
+        return torch.cat(outputs)
+
+
+def _read(tensor: torch.Tensor, runs: Sequence[tuple[int, int]], dim: int) -> torch.Tensor:
+    """``(1, kv_heads, slots, width)`` to ``(kv_heads, kept, dim)``."""
+    parts = [tensor[0, :, start : start + length, :dim] for start, length in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+@usual_functions()
+def attend_invariant(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_key: int, options: AttentionOptions
+) -> torch.Tensor:
+    """Causal attention of the last tokens of a sequence.
+
+    Scores and products with values are rounded to the dtype of the query, segment by segment; the rest is float32.
+
+    Args:
+        query: ``(heads, new, key_dim)``.
+        key: ``(kv_heads, kept, key_dim)``, of the tokens from ``first_key`` to the last new one.
+        value: ``(kv_heads, kept, value_dim)``.
+        first_key: a position.
+        options: scaling, window, sinks and soft cap, as transformers' eager functions define them.
+
+    Returns:
+        ``(heads, new, value_dim)``.
+    """
+    heads, new = query.shape[:2]
+    last = first_key + key.shape[1]
+    keys, values = _segments(key, first_key), _segments(value, first_key)
+    most = max(1, MOST_SCORES // (heads * keys.shape[1] * SEGMENT))
+    outputs, position = [], last - new
+    for part in torch.split(query, most, 1):
+        outputs.append(_attend(part, keys, values, first_key // SEGMENT * SEGMENT, position, options))
+        position += part.shape[1]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+
+
+def _attend(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    first_key: int,
+    first_query: int,
+    options: AttentionOptions,
+) -> torch.Tensor:
+    """Attention over whole segments, ``(kv_heads, segments, SEGMENT, ...)``."""
+    heads, new = query.shape[:2]
+    kv_heads, segments = keys.shape[:2]
+    columns = heads // kv_heads * new  # queries that share keys
+    queries = query.reshape(kv_heads, 1, columns, -1).expand(-1, segments, -1, -1)
+    scores = _product(keys, queries).float() * options.scaling  # (kv_heads, segments, columns, SEGMENT)
+    if options.softcap is not None:
+        scores = torch.tanh(scores / options.softcap) * options.softcap
+    seen = _seen(new, segments, first_key, first_query, options.sliding_window, query.device)
+    scores.view(kv_heads, segments, -1, new, SEGMENT).masked_fill_(~seen, -torch.inf)
+    largest = scores.amax((1, 3))  # (kv_heads, columns)
+    if options.sinks is not None:
+        sinks = options.sinks.float().view(kv_heads, -1, 1).expand(-1, -1, new).reshape(kv_heads, columns)
+        largest = torch.maximum(largest, sinks)
+    weights = torch.exp(scores - largest[:, None, :, None])
+    total = _in_order(weights.sum(-1))  # (kv_heads, columns)
+    if options.sinks is not None:
+        total = total + torch.exp(sinks - largest)
+    output = _in_order(_product(values.mT, weights.to(values.dtype)).float())  # (kv_heads, columns, value_dim)
+    return (output / total.unsqueeze(-1)).to(query.dtype).view(heads, new, -1)
+
+
+def _product(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    output = batched_product(matrices.flatten(0, 1), rows.flatten(0, 1))
+    return output.view(*rows.shape[:-1], -1)
+
+
+def _in_order(parts: torch.Tensor) -> torch.Tensor:
+    """The sum over segments ``(kv_heads, segments, ...)``, one after the other."""
+    first, *others = parts.unbind(1)
+    for part in others:
+        first = first + part
+    return first
+
+
+def _segments(tensor: torch.Tensor, first: int) -> torch.Tensor:
+    """``(kv_heads, kept, dim)`` filled up with zeros to whole segments, ``(kv_heads, segments, SEGMENT, dim)``."""
+    before, after = first % SEGMENT, -(first + tensor.shape[1]) % SEGMENT
+    return F.pad(tensor, (0, 0, before, after)).view(len(tensor), -1, SEGMENT, tensor.shape[-1])
+
+
+def _seen(
+    new: int, segments: int, first_key: int, first_query: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """Which keys each query sees, ``(segments, 1, new, SEGMENT)``."""
+    queries = torch.arange(first_query, first_query + new, device=device).unsqueeze(-1)
+    keys = torch.arange(first_key, first_key + segments * SEGMENT, device=device).view(segments, 1, 1, SEGMENT)
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)

@@ -1,0 +1,144 @@
+"""Deterministic steps: a sequence's logits are the same bits in any company, however its prompt is cut."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
+from server.model.weight_formats import WeightFormat
+from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.server.model.test_packing import pack
+from tests.server.model.test_parity import generate
+
+BLOCK_SIZE = 4
+LONGEST = 160
+BLOCKS = LONGEST // BLOCK_SIZE
+PROMPT_LENGTHS = (1, 9, 140)  # the last goes over a segment of attention
+STEPS = 4
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+@pytest.fixture(scope="module", params=list(CONFIGS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp("checkpoints") / request.param, torch.bfloat16)
+
+
+@pytest.fixture(params=[1, 2], ids=lambda count: f"{count} threads")
+def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class Requests:
+    """Sequences that are started and stepped by hand; each remembers its own logits."""
+
+    def __init__(self, trunk: Trunk, num_slots: int | None, seed: int):
+        self._trunk = trunk
+        size = least_bytes(trunk.catalog, num_slots) if num_slots else trunk.catalog.total_bytes
+        self._store = ExpertStore(trunk.catalog, size)
+        groups = trunk.facts.kv_groups
+        self._cache = KVCache(groups, [8 * BLOCKS] * len(groups), BLOCK_SIZE)
+        self._random = random.Random(seed)
+        self._tables = list(range(8 * BLOCKS))
+        self._random.shuffle(self._tables)
+
+    def alone(self, prompt: list[int]) -> torch.Tensor:
+        """Logits of greedy steps, the prompt in one piece."""
+        return self._run([prompt], [LONGEST])[0]
+
+    def in_company(self, prompt: list[int]) -> torch.Tensor:
+        """The same with others in every step, at a random place among them, all prompts in random pieces."""
+        others = [self._prompt(self._random.choice([1, 2, 5, 17, 40])) for _ in range(self._random.randint(1, 6))]
+        place = self._random.randint(0, len(others))
+        prompts = [*others[:place], prompt, *others[place:]]
+        return self._run(prompts, [1, 2, 3, 7, 16, 33, LONGEST])[place]
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _prompt(self, length: int) -> list[int]:
+        return [self._random.randrange(3, 128) for _ in range(length)]
+
+    def _run(self, prompts: list[list[int]], pieces: list[int]) -> list[torch.Tensor]:
+        texts, cached = [list(prompt) for prompt in prompts], [0] * len(prompts)
+        tables = [self._tables[i * BLOCKS : (i + 1) * BLOCKS] for i in range(len(prompts))]
+        rows: list[list[torch.Tensor]] = [[] for _ in prompts]
+
+        def tables_of(i: int) -> list[list[int]]:
+            """Blocks that all layers' windows have left are given back."""
+            windows = [group.window for group in self._trunk.facts.kv_groups]
+            gone = [max(0, cached[i] - window + 1) // BLOCK_SIZE if window else 0 for window in windows]
+            return [[-1] * count + tables[i][count:] for count in gone]
+
+        for _ in count():
+            active = [i for i in range(len(prompts)) if len(rows[i]) < STEPS]
+            if not active:
+                break
+            self._random.shuffle(active)
+            chunks = [
+                SequenceChunk(texts[i][cached[i] : cached[i] + self._random.choice(pieces)], cached[i], tables_of(i))
+                for i in active
+            ]
+            logits = self._trunk.forward(chunks, self._cache, self._store).logits
+            for i, chunk, row in zip(active, chunks, logits, strict=True):
+                cached[i] += chunk.num_tokens
+                if cached[i] == len(texts[i]):
+                    rows[i].append(row)
+                    texts[i].append(int(row.argmax()))
+        return [torch.stack(found) for found in rows]
+
+
+def check(trunk: Trunk, num_rounds: int) -> None:
+    """Alone with all experts in memory, and in random company from the smallest to the whole cache."""
+    prompts = [[random.Random(length).randrange(3, 128) for _ in range(length)] for length in PROMPT_LENGTHS]
+    requests = Requests(trunk, None, 0)
+    alone = [requests.alone(prompt) for prompt in prompts]
+    requests.close()
+    for num_slots in (trunk.facts.top_k, None):
+        requests = Requests(trunk, num_slots, 1)
+        for prompt, wanted in zip(prompts, alone, strict=True):
+            for _ in range(num_rounds):
+                assert torch.equal(requests.in_company(prompt), wanted)
+        requests.close()
+
+
+@DTYPES
+def test_company_order_chunks_and_cache_size_change_no_bit(
+    checkpoint: Path, dtype: torch.dtype, num_threads: int
+) -> None:
+    check(load_trunk(checkpoint, dtype, is_deterministic=True), num_rounds=2)
+
+
+@DTYPES
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantised_experts_change_no_bit_either(
+    checkpoint: Path, dtype: torch.dtype, weights: WeightFormat, tmp_path: Path
+) -> None:
+    folder = pack(checkpoint, tmp_path / "packed", weights)
+    check(load_trunk(folder, dtype, is_deterministic=True), num_rounds=1)
+
+
+def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None:
+    usual, deterministic = (
+        load_trunk(checkpoint, torch.float32),
+        load_trunk(checkpoint, torch.float32, is_deterministic=True),
+    )
+    store = ExpertStore(usual.catalog, usual.catalog.total_bytes)
+    for (tokens, logits), (usual_tokens, usual_logits) in zip(
+        generate(deterministic, store), generate(usual, store), strict=True
+    ):
+        assert tokens == usual_tokens
+        torch.testing.assert_close(logits, usual_logits, atol=1e-4, rtol=1e-4)
+    store.close()
