@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as AbstractSequence
 
 import torch
@@ -55,7 +56,8 @@ def token_logprobs(
         raise GenerationFailedError(NOT_FINITE)
     rows = torch.arange(len(logits), device=logits.device)
     weights = vocabulary.block_weights(rows, torch.ones(len(rows), device=logits.device))
-    total = (vocabulary.maxima.double() + weights.cumsum(-1)[:, -1].log())[:, None]
+    logs = [math.log(weight) for weight in weights.cumsum(-1)[:, -1].tolist()]  # torch's depends on the place in a row
+    total = (vocabulary.maxima.double() + torch.tensor(logs, device=logits.device, dtype=torch.float64))[:, None]
     chosen = logits.gather(1, torch.tensor(token_ids, device=logits.device)[:, None]) - total
     _, tokens = vocabulary.largest(rows, min(HEAD, vocabulary.size))
     tokens = tokens.sort(-1).values

@@ -19,10 +19,10 @@ class Filters:
     temperatures: torch.Tensor  # float32, above 0
     top_k: torch.Tensor  # int64, 0 for all
     top_p: torch.Tensor  # float32, infinite for all
-    min_p: torch.Tensor  # float32
+    log_min_p: torch.Tensor  # float32
 
     def of(self, places: torch.Tensor) -> Filters:
-        return Filters(self.temperatures[places], self.top_k[places], self.top_p[places], self.min_p[places])
+        return Filters(self.temperatures[places], self.top_k[places], self.top_p[places], self.log_min_p[places])
 
 
 def lowest_scores(vocabulary: Vocabulary, rows: torch.Tensor, filters: Filters) -> torch.Tensor:
@@ -46,10 +46,10 @@ def lowest_scores(vocabulary: Vocabulary, rows: torch.Tensor, filters: Filters) 
             lowest[tile], is_certain = _search(vocabulary, rows[tile], part, head, total)
             is_open[tile] = ~is_certain
     for tile in vocabulary.tiles(is_open.nonzero()[:, 0]):
-        ordered = _descending(taken(vocabulary.logits, rows[tile])[:, : vocabulary.size])
+        ordered = _descending(taken(vocabulary.logits, rows[tile]))
         lowest[tile], _ = _search(vocabulary, rows[tile], filters.of(tile), ordered, None)
     highest = vocabulary.maxima[rows] / filters.temperatures
-    return lowest.maximum(highest + filters.min_p.log())
+    return lowest.maximum(highest + filters.log_min_p)
 
 
 def _search(
@@ -79,7 +79,7 @@ def _search(
     lowest = scores.gather(1, num_left[:, None] - 1)
     following = scores.gather(1, num_left.clamp(max=count - 1)[:, None])
     is_cut = ((following == lowest)[:, 0] & (num_left < count)).nonzero()[:, 0]  # between equals
-    is_certain = (scores[:, -1:] < lowest)[:, 0] | (count == vocabulary.size)
+    is_certain = (scores[:, -1:] < lowest)[:, 0] | (count >= vocabulary.size)
     is_cut = is_cut[is_certain[is_cut]]
     if len(is_cut):
         num_higher = (scores[is_cut] > lowest[is_cut]).sum(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -71,8 +72,8 @@ def _draw_filtered(vocabulary: Vocabulary, rows: torch.Tensor, states: Sequence[
     filters = Filters(
         temperatures=_temperatures(rows, states),
         top_k=torch.tensor([param.top_k for param in params], device=rows.device),
-        top_p=_column(rows, [param.top_p if param.top_p < 1 else torch.inf for param in params]),
-        min_p=_column(rows, [param.min_p for param in params]),
+        top_p=_column(rows, [param.top_p if param.top_p < 1 else math.inf for param in params]),
+        log_min_p=_column(rows, [math.log(param.min_p) if param.min_p > 0 else -math.inf for param in params]),
     )
     return _place(vocabulary, rows, states, filters.temperatures, lowest_scores(vocabulary, rows, filters))
 

@@ -42,7 +42,7 @@ def test_values_are_log_softmax_and_the_likeliest_come_first(size: int) -> None:
 
 
 def test_values_do_not_depend_on_the_company_and_of_equals_the_smaller_id_is_first() -> None:
-    logits = (torch.randn((9, 20000), generator=torch.Generator().manual_seed(2)) * 4).round()
+    logits = (torch.randn((9, 20011), generator=torch.Generator().manual_seed(2)) * 4).round()
     chosen = list(range(9))
     together = token_logprobs(logits, chosen, [20] * 9)
     assert together == [token_logprobs(logits[i : i + 1], [i], [20])[0] for i in range(9)]

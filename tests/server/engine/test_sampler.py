@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -240,7 +241,43 @@ def test_a_row_does_not_depend_on_its_company(size: int) -> None:
     assert sample(logits[half].clone(), [rows[i] for i in half], EOS) == [together[i] for i in half]
 
 
-@pytest.mark.parametrize("shape", [(1, 384), (1, 152064), (2, 50257), (3, 100)])
+@pytest.fixture(params=[1, 7])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("threads")
+def test_exponentials_do_not_depend_on_the_place_in_a_tensor() -> None:
+    """No thread computes a part of a vector."""
+    values = torch.rand(64 * 5003, generator=torch.Generator().manual_seed(3)) * -60
+    together = vocabulary.exponentials(values.clone())
+    alone = torch.cat([vocabulary.exponentials(part.clone()) for part in values.split(64)])
+    assert torch.equal(together, alone)
+    assert torch.allclose(together, values.exp(), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("size", [50, 32064, 50257])
+def test_a_nucleus_does_not_depend_on_the_company(size: int) -> None:
+    """Bit by bit, where whole vocabularies are ordered."""
+    logits = normal(9, size, seed=8)
+    filters = nucleus.Filters(
+        temperatures=torch.linspace(0.3, 2.0, 9),
+        top_k=torch.tensor([0, 200, 3, 0, 0, 0, 500, 0, 0]),
+        top_p=torch.linspace(0.5, 0.999, 9),
+        log_min_p=torch.full((9,), -torch.inf),
+    )
+    together = nucleus.lowest_scores(vocabulary.Vocabulary(logits.clone()), torch.arange(9), filters)
+    for row in range(9):
+        alone = vocabulary.Vocabulary(logits[row : row + 1].clone())
+        assert together[row] == nucleus.lowest_scores(alone, torch.tensor([0]), filters.of(torch.tensor([row])))
+
+
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("shape", [(1, 384), (1, 152064), (5, 4096), (2, 50257), (3, 100)])
 def test_sums_of_weights_do_not_depend_on_the_number_of_rows(shape: tuple[int, int]) -> None:
     logits = normal(9, shape[1], seed=7)
     temperatures = torch.linspace(0.3, 2.0, 9)
