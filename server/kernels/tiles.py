@@ -9,6 +9,7 @@ costs little. Larger tiles are used where a trial shows that they add in the sam
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -52,6 +53,9 @@ def batched_product(matrices: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
     Returns:
         ``(matrices, rows, out)``.
+
+    Raises:
+        NotInvariantError: see ``product``.
     """
     parts, start, total = [], 0, matrices.shape[0]
     while start < total:
@@ -89,45 +93,50 @@ def _sizes(
     """The sizes of tiles that add in the order of the smallest, whatever place a row has in them."""
     usual, row = _cancelling(shape, dtype, device)
     matrix = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
-    wanted = _results(matrix, row, SIZES[0])[0]
-    agreeing = tuple(size for size in SIZES if all(torch.equal(wanted, found) for found in _results(matrix, row, size)))
-    if agreeing[:1] != SIZES[:1]:
-        raise NotInvariantError(
-            f"a product with a matrix of {list(shape)} in {dtype} depends on the place of a row, "
-            f"with {num_threads} threads on this processor; deterministic arithmetic needs another dtype or device"
-        )
-    return agreeing
+    sizes = _agreeing_sizes(matrix, row, _results(matrix, row, SIZES[0])[0])
+    if SIZES[0] not in sizes:
+        raise _not_invariant(shape, dtype, num_threads)
+    return sizes
 
 
 def _batch(matrices: torch.Tensor, left: int) -> tuple[tuple[int, ...], int]:
     """How many of the matrices to multiply at once, a power of two, and by which tiles."""
-    shape, stride = (matrices.shape[1], matrices.shape[2]), matrices.stride()
-    where, num_threads = (matrices.dtype, matrices.device), torch.get_num_threads()
-    alone = _sizes(shape, (stride[1], stride[2]), *where, num_threads)
-    count = min(MOST_MATRICES, 1 << left.bit_length() - 1)
-    if count > 1 and (sizes := _sizes_in_batch((count, *shape), stride, alone, *where, num_threads)):
-        return sizes, count
-    return alone, 1
+    _, *shape = matrices.shape
+    num_threads = torch.get_num_threads()
+    for count in (min(MOST_MATRICES, 1 << left.bit_length() - 1), 1):
+        key = (count, shape[0], shape[1]), matrices.stride(), matrices.dtype, matrices.device, num_threads
+        if sizes := _sizes_in_batch(*key):
+            return sizes, count
+    raise _not_invariant(shape, matrices.dtype, num_threads)
 
 
 @cache
 def _sizes_in_batch(
     shape: tuple[int, int, int],
     stride: tuple[int, int, int],
-    sizes: tuple[int, ...],
     dtype: torch.dtype,
     device: torch.device,
     num_threads: int,
 ) -> tuple[int, ...]:
-    """Those sizes of tiles that give with several matrices at once what they give with one."""
+    """The sizes of tiles that give with several matrices at once what the smallest gives with one."""
     del num_threads  # a key of the cache
     usual, row = _cancelling(shape[1:], dtype, device)
     matrices = torch.empty_strided(shape, stride, dtype=dtype, device=device).copy_(usual)
-    wanted = _results(matrices[:1], row, SIZES[0])[0]
+    return _agreeing_sizes(matrices, row, _results(matrices[:1], row, SIZES[0])[0])
+
+
+def _agreeing_sizes(matrix: torch.Tensor, row: torch.Tensor, wanted: torch.Tensor) -> tuple[int, ...]:
     return tuple(
         size
-        for size in sizes
-        if all(torch.equal(wanted.expand_as(found), found) for found in _results(matrices, row, size))
+        for size in SIZES
+        if all(torch.equal(wanted.expand_as(found), found) for found in _results(matrix, row, size))
+    )
+
+
+def _not_invariant(shape: Sequence[int], dtype: torch.dtype, num_threads: int) -> NotInvariantError:
+    return NotInvariantError(
+        f"a product with a matrix of {list(shape)} in {dtype} depends on the place of a row, "
+        f"with {num_threads} threads on this processor; deterministic arithmetic needs another dtype or device"
     )
 
 

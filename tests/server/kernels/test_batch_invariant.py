@@ -156,3 +156,12 @@ def test_tiles_whose_places_differ_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tiles, "_by_tile", depends_on_place)
     with pytest.raises(tiles.NotInvariantError, match=r"\[11, 13\] in torch.float32 depends on the place of a row"):
         tiles.product(torch.zeros(11, 13), torch.zeros(1, 13))
+    with pytest.raises(tiles.NotInvariantError, match=r"\[11, 17\] in torch.float32 depends on the place of a row"):
+        tiles.batched_product(torch.zeros(3, 11, 17), torch.zeros(3, 1, 17))
+
+
+def test_matrices_that_differ_in_company_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, matrices, rows = tiles._by_tile, torch.randn(5, 12, 19), torch.randn(5, 3, 19)
+    wanted = rows @ matrices.mT
+    monkeypatch.setattr(tiles, "_by_tile", lambda m, r, size: plain(m, r, size) + (m.shape[0] - 1))
+    torch.testing.assert_close(tiles.batched_product(matrices, rows), wanted)
