@@ -19,8 +19,7 @@ def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
     """``rows (rows, in)`` times ``matrix (out, in)``: ``(rows, out)``, perhaps transposed in memory."""
     if not is_few(rows, MOST_ROWS):
         return F.linear(rows, matrix, bias)
-    pair = rows if len(rows) > 1 else rows.expand(2, -1)
-    output = (matrix @ pair.mT)[:, : len(rows)].mT
+    output = (matrix @ rows.expand(2, -1).mT)[:, :1].mT if rows.shape[0] == 1 else (matrix @ rows.mT).mT
     return output if bias is None else output + bias
 
 
@@ -28,4 +27,4 @@ def is_few(rows: torch.Tensor, most: int) -> bool:
     """Whether these rows are better on the right; where bits must not depend on their number it is never asked for."""
     if is_batch_invariant():
         return False
-    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < len(rows) <= most
+    return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < rows.shape[0] <= most
