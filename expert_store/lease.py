@@ -27,8 +27,9 @@ class Lease:
     """A context manager whose iteration yields ``(expert, weights)``, ready ones first.
 
     Every expert is yielded once, in an order that depends on what is resident. Weights may be used until the next
-    expert is asked for. A lease of more experts than its layer's share of slots is served in waves: those that were
-    found stay till its end, the others are given back when the next one is asked for.
+    expert is asked for, and while ``gives_back`` is False until the end of the lease. A lease of more experts than its
+    layer's share of slots is served in waves: those that were found stay till its end, the others are given back when
+    the next one is asked for.
 
     Raises (when entered or while iterating):
         ExpertLoadError: an expert could not be read; the message names it and says why.
@@ -51,6 +52,11 @@ class Lease:
     @property
     def num_lookups(self) -> int:
         return len(self._rows)
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether asking for the next expert may take away the weights of those that came before."""
+        return bool(self._wanted)
 
     def __enter__(self) -> Self:
         backstage, pool = self._backstage, self._pool

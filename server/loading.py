@@ -20,6 +20,7 @@ from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
+from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import available_bytes, format_bytes
 from server.model.checkpoint import config_folder, find_checkpoint
@@ -66,13 +67,14 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    num_threads = settings.threads or torch.get_num_threads()
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
     log.info("loading %s from %s", name, folder)
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
-    trunk = load_trunk(folder, dtype, device, settings.deterministic)
+    pool = ComputePool(num_threads if device.type == "cpu" else 1)
+    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool)
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
@@ -106,6 +108,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         codec.detokenizer,
         make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
     )
+    torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
     return LoadedServer(name, engine, codec, defaults, Metrics(store, engine.statistics, prefetcher), store, trace)
 

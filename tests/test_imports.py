@@ -28,6 +28,7 @@ ALLOWED = {
     "server.loading": {
         "expert_store",
         "server.engine",
+        "server.kernels",
         "server.kv_plan",
         "server.model",
         "server.observability",

@@ -10,7 +10,7 @@ the rows', and norms over 32,768 numbers or more, which several threads share if
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -46,6 +46,11 @@ def usual_functions() -> Iterator[None]:
     """Within ``batch_invariant()``, leave to torch what is invariant by its own care."""
     with torch._C.DisableTorchFunction():  # noqa: SLF001  there is no public name
         yield
+
+
+def keep_arithmetic(is_invariant: bool) -> AbstractContextManager[None]:
+    """For another thread: arithmetic as it was where ``is_batch_invariant`` said so."""
+    return batch_invariant() if is_invariant and not is_batch_invariant() else nullcontext()
 
 
 def is_batch_invariant() -> bool:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertStore, Phase, Prefetcher
+from expert_store import ExpertStore, Phase, Prefetcher, Weights
+from server.kernels.batch_invariant import is_batch_invariant, keep_arithmetic
 from server.kernels.expert import ExpertsModule, run_expert
+from server.kernels.pool import ComputePool, Task
 
 from .step import ExpertCost
+
+LEAST_SHARED_BYTES = 384 << 10  # of an expert, below which threads cost more than they bring (docs/log.md)
+ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply as the matrix to read
 
 
 class StepExperts:
@@ -20,14 +26,21 @@ class StepExperts:
 
     Args:
         layers: the experts modules and their layers.
+        pool: runs experts side by side.
         prefetcher: is told what was chosen once a layer's own reads are under way, and before each expert runs whether
             the disk has time for the next layer's is asked again.
     """
 
     def __init__(
-        self, store: ExpertStore, layers: Mapping[ExpertsModule, int], phase: Phase, prefetcher: Prefetcher | None
+        self,
+        store: ExpertStore,
+        layers: Mapping[ExpertsModule, int],
+        phase: Phase,
+        pool: ComputePool,
+        prefetcher: Prefetcher | None = None,
     ):
-        self._store, self._layers, self._phase, self._prefetcher = store, layers, phase, prefetcher
+        self._store, self._layers, self._phase, self._pool = store, layers, phase, pool
+        self._prefetcher = prefetcher
         self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}  # by layer (tokens, k)
 
@@ -55,14 +68,26 @@ class StepExperts:
         outputs = torch.empty_like(rows)
         outputs[ends[-1] :] = 0  # of choices beyond the last expert
         wanted = {expert: count for expert, count in enumerate(counts) if count}
+        start = self._pool.start if wanted and self._is_worth_sharing(layer, len(order) / len(wanted)) else _at_once
+        is_deterministic = is_batch_invariant()
+
+        def compute(expert: int, weights: Weights) -> None:
+            span = slice(ends[expert] - counts[expert], ends[expert])
+            with keep_arithmetic(is_deterministic):
+                outputs[span] = run_expert(module, weights, rows[span])
+
         with self._store.lease(layer, wanted, self._phase) as lease:
             if self._prefetcher is not None:
                 self._prefetcher.observe(layer, self.routing[layer], hidden_states)
-            for expert, weights in lease:
-                if self._prefetcher is not None:
-                    self._prefetcher.ask()
-                span = slice(ends[expert] - counts[expert], ends[expert])
-                outputs[span] = run_expert(module, weights, rows[span])
+            try:
+                for expert, weights in lease:
+                    if self._prefetcher is not None:
+                        self._prefetcher.ask()
+                    start(partial(compute, expert, weights))
+                    if lease.gives_back:
+                        self._pool.finish()
+            finally:
+                self._pool.finish()
         self.cost.num_lookups += lease.num_lookups
         self.cost.num_misses += lease.num_misses
         self.cost.stall_seconds += lease.stall_seconds
@@ -70,3 +95,12 @@ class StepExperts:
         places[order] = torch.arange(len(order), device=order.device)
         weighted = outputs[places].view(tokens, k, -1) * top_k_weights.unsqueeze(-1)  # (tokens, k, hidden)
         return weighted.sum(1).to(hidden_states.dtype)
+
+    def _is_worth_sharing(self, layer: int, rows_per_expert: float) -> bool:
+        """Whether an expert takes longer than it takes to hand it to another thread."""
+        nbytes = self._store.catalog.layers[layer].layout.slot_bytes
+        return nbytes * (1 + rows_per_expert / ROWS_LIKE_A_READ) >= LEAST_SHARED_BYTES
+
+
+def _at_once(task: Task) -> None:
+    task()

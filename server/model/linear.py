@@ -1,30 +1,63 @@
-"""The trunk's linear layers, computed as the kernels do."""
+"""The trunk's linear layers, computed as the kernels do, and large ones by several threads."""
 
 from __future__ import annotations
+
+from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
 
+from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.linear import is_few, linear
+from server.kernels.pool import ComputePool
 
 MOST_ROWS = 64  # from there on copying the result into the order that modules expect takes what was gained
+LEAST_WEIGHTS = 1 << 18  # of a layer that is worth another call
+LEAST_SHARED_BYTES = 6 << 20  # read, or multiplied instead, below which threads cost more than they bring
+ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply as the matrix to read
 
-LEAST_WEIGHTS = 1 << 18
 
+class FastLinear(nn.Linear):
+    """A linear layer that is fast for the few rows of a decode, and shares out what is much."""
 
-class FewRowsLinear(nn.Linear):
-    """A linear layer that is fast for the few rows of a decode."""
+    pool: ComputePool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         rows = input.flatten(0, -2)
-        if not is_few(rows, MOST_ROWS):
+        count, weight = rows.shape[0], self.weight
+        if not rows.is_cpu or is_batch_invariant():
             return super().forward(input)
-        output = linear(rows, self.weight, self.bias)
-        return output.contiguous().view(*input.shape[:-1], -1)
+        work = weight.numel() * weight.element_size() * (1 + count / ROWS_LIKE_A_READ)
+        if self.pool.num_threads > 1 and work >= LEAST_SHARED_BYTES and count:
+            output = self._share(rows)
+        elif is_few(rows, MOST_ROWS):
+            output = linear(rows, weight, self.bias).contiguous()
+        else:
+            return super().forward(input)
+        return output.view(*input.shape[:-1], -1)
+
+    def _share(self, rows: torch.Tensor) -> torch.Tensor:
+        """Parts of the rows if they are many, else of the outputs, each by another thread."""
+        weight, bias, threads = self.weight, self.bias, self.pool.num_threads
+        output = rows.new_empty((rows.shape[0], weight.shape[0]))
+
+        def compute(of_rows: slice, of_outputs: slice) -> None:
+            part = None if bias is None else bias[of_outputs]
+            output[of_rows, of_outputs] = linear(rows[of_rows], weight[of_outputs], part)
+
+        is_by_rows = rows.shape[0] > MOST_ROWS
+        size = -(-(rows.shape[0] if is_by_rows else weight.shape[0]) // threads)
+        for number in range(threads):
+            part, whole = slice(number * size, (number + 1) * size), slice(None)
+            self.pool.start(partial(compute, part, whole) if is_by_rows else partial(compute, whole, part))
+        self.pool.finish()
+        return output
 
 
-def speed_up_linears(model: nn.Module) -> None:
-    """Let every plain linear layer of a model be one for few rows, but small ones, whose calls cost more."""
+def speed_up_linears(model: nn.Module, pool: ComputePool) -> None:
+    """Let every plain linear layer of a model be a fast one, but small ones, whose calls cost more."""
     for module in model.modules():
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
-            module.__class__ = FewRowsLinear
+            module.__class__ = FastLinear
+            cast("FastLinear", module).pool = pool

@@ -15,11 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import ContextManagers
 
 from expert_store import find_shards, is_pack, open_pack, read_index, read_tensor
+from server.kernels.pool import ComputePool
 
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
-from .linear import speed_up_linears
 from .packing import map_pack
 from .seam import IMPLEMENTATION
 from .support import check_layers
@@ -30,12 +30,19 @@ log = logging.getLogger(__name__)
 CPU = torch.device("cpu")
 
 
-def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU, is_deterministic: bool = False) -> Trunk:
+def load_trunk(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    is_deterministic: bool = False,
+    pool: ComputePool | None = None,
+) -> Trunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
     Args:
         folder: of a hub checkpoint, or packed.
         is_deterministic: whether steps run with batch-invariant arithmetic.
+        pool: threads that steps are computed by; none is the caller's alone.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
@@ -74,8 +81,8 @@ def load_trunk(folder: Path, dtype: torch.dtype, device: torch.device = CPU, is_
             f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
         )
     model.to(device).eval()
-    speed_up_linears(model)
-    return Trunk(model, places.catalog, {module: numbers[name] for name, module in modules.items()}, is_deterministic)
+    layers = {module: numbers[name] for name, module in modules.items()}
+    return Trunk(model, places.catalog, layers, is_deterministic, pool)
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

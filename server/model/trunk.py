@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.batch_invariant import batch_invariant
 from server.kernels.expert import ExpertsModule
+from server.kernels.pool import ComputePool
 from server.kernels.tiles import NotInvariantError
 
 from .attention import StepAttention
@@ -22,6 +23,7 @@ from .experts import StepExperts
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
+from .linear import speed_up_linears
 from .masks import with_masks
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
@@ -52,6 +54,7 @@ class Trunk:
         layers: the experts modules and their layers, in the order in which they run.
         is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
             sequence's logits.
+        pool: threads that compute side by side; none is the caller's alone.
     """
 
     def __init__(
@@ -60,8 +63,10 @@ class Trunk:
         catalog: ExpertCatalog,
         layers: Mapping[ExpertsModule, int],
         is_deterministic: bool = False,
+        pool: ComputePool | None = None,
     ):
         self.catalog = catalog
+        self._pool = pool or ComputePool(1)
         self._is_deterministic = is_deterministic
         self._model = model
         self._layers = layers
@@ -70,6 +75,7 @@ class Trunk:
         replace_projections(model)
         probe = self._look()
         settle_projections(model, probe.latent_layers)
+        speed_up_linears(model, self._pool)
         self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
         self.gates = find_next_gates(model, layers, probe.routed)
 
@@ -106,7 +112,7 @@ class Trunk:
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill":
             prefetcher = None
-        experts = StepExperts(store, self._layers, phase, prefetcher)
+        experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))

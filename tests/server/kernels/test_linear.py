@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from server.kernels.linear import MOST_ROWS, linear
-from server.model.linear import LEAST_WEIGHTS, FewRowsLinear, speed_up_linears
+from server.kernels.pool import ComputePool
+from server.model.linear import LEAST_SHARED_BYTES, LEAST_WEIGHTS, FastLinear, speed_up_linears
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float16])
@@ -24,18 +25,24 @@ def test_the_product_is_that_of_torch(dtype: torch.dtype, rows: int, has_bias: b
     torch.testing.assert_close(output.float(), expected, rtol=0.02, atol=0.1 if dtype == torch.bfloat16 else 0.02)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (1, 80), (1, 0)])
-def test_linear_layers_keep_shape_order_and_result(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (2, 3), (1, 80), (1, 601), (1, 0)])
+@pytest.mark.parametrize("num_outputs", [LEAST_WEIGHTS // 512, LEAST_SHARED_BYTES // 1024 + 1])
+def test_linear_layers_keep_shape_order_and_result(
+    num_threads: int, dtype: torch.dtype, shape: tuple[int, int], num_outputs: int
+) -> None:
     torch.manual_seed(1)
-    layer = nn.Linear(512, LEAST_WEIGHTS // 512, dtype=torch.bfloat16)
-    inputs = torch.randn(*shape, 512).bfloat16()
+    layer = nn.Linear(512, num_outputs, dtype=dtype)
+    inputs = torch.randn(*shape, 512).to(dtype)
     with torch.inference_mode():
         expected = layer(inputs)
-        speed_up_linears(layer)
+        speed_up_linears(layer, ComputePool(num_threads))
         output = layer(inputs)
-    assert type(layer) is FewRowsLinear
+    assert type(layer) is FastLinear
     assert output.is_contiguous()
-    torch.testing.assert_close(output, expected, rtol=0.02, atol=0.02)
+    tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
 
 
 def test_small_layers_and_those_with_a_forward_of_their_own_stay_as_they_are() -> None:
@@ -43,5 +50,5 @@ def test_small_layers_and_those_with_a_forward_of_their_own_stay_as_they_are() -
         pass
 
     model = nn.Sequential(nn.Linear(8, 8), Scaled(1024, 1024))
-    speed_up_linears(model)
+    speed_up_linears(model, ComputePool(1))
     assert [type(module) for module in model] == [nn.Linear, Scaled]

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from expert_store import ExpertStore
+from server.model import linear
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.step import SequenceChunk
@@ -65,6 +66,14 @@ def test_what_is_kept_of_a_token_is_its_latent_and_one_rotated_key(checkpoint: P
     assert all(shape.is_latent for shape in group.shapes.values())
     cache = KVCache([group], [2], 4)
     assert all(layer.values is layer.keys for layer in cache.layers.values())
+
+
+def test_latents_are_kept_also_of_models_large_enough_for_fast_linear_layers(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 1)
+    [group] = load_trunk(checkpoint, torch.float32).facts.kv_groups
+    assert all(shape.is_latent for shape in group.shapes.values())
 
 
 def test_16_bits_choose_the_same_tokens_nearly_always(checkpoint: Path) -> None:
