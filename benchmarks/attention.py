@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from server.kernels.pool import ComputePool
 from server.model.attention import StepAttention
 from server.model.kv_cache import KVCache, KVGroup, KVShape
 from server.model.mla import LatentAttention, LatentProjection
@@ -126,7 +127,7 @@ class InRuns:
             self._projection.split()
 
     def step(self, chunks: Sequence[SequenceChunk], inputs: Inputs) -> None:
-        step = LatentAttention(StepAttention(chunks, self._cache))
+        step = LatentAttention(StepAttention(chunks, self._cache, ComputePool(1)))
         for layer in self._layers:
             if self._projection is not None:
                 self._projection.layer = layer

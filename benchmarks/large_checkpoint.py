@@ -8,14 +8,12 @@ be given text.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
 from transformers import Qwen3MoeConfig
 
 from benchmarks.qwen3_moe import Tensors, layer_matrices, layer_norms, write_checkpoint
-from server.model.checkpoint import BUNDLED
 
 CONFIG = {
     "vocab_size": 4096,
@@ -36,7 +34,6 @@ CONFIG = {
     "pad_token_id": 0,
 }
 DEVIATION = 0.02  # of every matrix
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def write_large_checkpoint(folder: Path) -> None:
@@ -55,8 +52,6 @@ def write_large_checkpoint(folder: Path) -> None:
         }
 
     write_checkpoint(folder, config, outside, lambda _: layer_norms(config) | layer_matrices(config, matrix))
-    for name in TOKENIZER_FILES:
-        shutil.copy(BUNDLED / name, folder / name)
 
 
 def main() -> None:

@@ -1,8 +1,12 @@
-"""Random Qwen3-MoE checkpoints, written a layer at a time as the hub has them: one tensor per expert and projection."""
+"""Random Qwen3-MoE checkpoints, written a layer at a time as the hub has them: one tensor per expert and projection.
+
+The tokenizer is the bundled model's, of whose vocabulary a checkpoint may have only the beginning.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +15,9 @@ from safetensors.torch import save_file
 from transformers import Qwen3MoeConfig
 
 Tensors = dict[str, torch.Tensor]
+
+BUNDLED = Path(__file__).parent.parent / "server" / "demo" / "model"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 def write_checkpoint(
@@ -35,6 +42,8 @@ def write_checkpoint(
     for index in range(config.num_hidden_layers):
         tensors = {f"model.layers.{index}.{name}": tensor for name, tensor in layer(index).items()}
         save(f"layer-{index:02}.safetensors", tensors)
+    for file in TOKENIZER_FILES:
+        shutil.copy(BUNDLED / file, folder / file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     config.save_pretrained(folder)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch.nn import functional as F
+
+from server.kernels.pool import ComputePool
 
 from .flash import attend_span, band_mask, merge
 from .kv_cache import KVCache, LayerCache
@@ -13,14 +16,18 @@ from .runs import Band, GroupPlan, Span, plan_group
 from .seam import AttentionOptions
 from .step import SequenceChunk
 
+LEAST_SHARED_BYTES = 2 << 20  # of keys and values, below which threads cost more than they bring
+ROWS_LIKE_A_READ = 32  # so many queries take as long to multiply as the keys to read
+TASKS_A_THREAD = 2  # where there are more spans than threads
+
 
 class StepAttention:
     """The attention of all layers in one step. What is the same for a group of layers is computed once."""
 
-    def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache):
+    def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
         self._cache = cache
         self._groups = [
-            _GroupAttention(plan_group(chunks, index, group.window, cache.block_size), cache.device)
+            _GroupAttention(plan_group(chunks, index, group.window, cache.block_size), cache.device, pool)
             for index, group in enumerate(cache.groups)
         ]
 
@@ -39,8 +46,8 @@ class StepAttention:
 class _GroupAttention:
     """The attention of a group of layers."""
 
-    def __init__(self, plan: GroupPlan, device: torch.device):
-        self._plan, self._device = plan, device
+    def __init__(self, plan: GroupPlan, device: torch.device, pool: ComputePool):
+        self._plan, self._device, self.pool = plan, device, pool
         self._slots = torch.tensor(plan.slots, device=device)
         self._further_rows = [
             torch.tensor(
@@ -81,7 +88,8 @@ class _Round:
     """What the spans of one round give in one layer.
 
     A single row's query heads are put under each other by their key heads beforehand, for all rows at once: decodes
-    are many small calls, and what is done for each of them counts.
+    are many small calls, and what is done for each of them counts. Where there is much to do, threads share the spans,
+    or the key heads of a few long ones.
     """
 
     def __init__(
@@ -94,35 +102,69 @@ class _Round:
         value: torch.Tensor,
         options: AttentionOptions,
     ):
-        self._outputs: list[torch.Tensor] = []  # each (rows, kv_heads, groups, dim)
-        self._lses: list[torch.Tensor] = []  # each (rows, kv_heads, groups)
-        kv_heads, tokens = cache.shape.kv_heads, query.shape[1]
-        groups = len(query) // kv_heads
-        grouped = query.view(kv_heads, groups, tokens, -1).permute(2, 0, 1, 3)
-        rows = torch.split(grouped, 1) if any(span.num_rows == 1 for span in spans) else ()
-        whole = query.unsqueeze(0)
-        scaling, softcap = options.scaling, options.softcap
-        for span in spans:
-            keys, values = (key, value) if span.is_new else (cache.keys, cache.values)
-            keys, values = keys.narrow(2, span.start, span.length), values.narrow(2, span.start, span.length)
-            if span.num_rows == 1:
-                output, lse = attend_span(rows[span.first_row], keys, values, scaling, softcap)
-            else:
-                part = whole if span.num_rows == tokens else whole.narrow(2, span.first_row, span.num_rows)
-                mask = group.mask(span.band, query.dtype)
-                output, lse = attend_span(part, keys, values, scaling, softcap, is_causal=span.is_causal, mask=mask)
-                output = output[0].transpose(0, 1).view(span.num_rows, kv_heads, groups, -1)
-                lse = lse[0].transpose(0, 1).view(span.num_rows, kv_heads, groups)
-            self._outputs.append(output)
-            self._lses.append(lse)
+        self._group, self._spans, self._cache, self._options = group, spans, cache, options
+        self._new = key, value
+        self._kv_heads, self._groups = cache.shape.kv_heads, len(query) // cache.shape.kv_heads
+        grouped = query.view(self._kv_heads, self._groups, query.shape[1], -1).permute(2, 0, 1, 3)
+        self._rows = torch.split(grouped, 1) if any(span.num_rows == 1 for span in spans) else ()
+        self._whole = query.unsqueeze(0)  # (1, heads, tokens, dim)
+        self._results: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}  # by span and first key head
+        if group.pool.num_threads > 1 and self._num_bytes() >= LEAST_SHARED_BYTES:
+            self._share()
+        else:
+            self._attend(range(len(spans)), 0, self._kv_heads)
 
     def output(self) -> torch.Tensor:
         """``(rows, heads, dim)``, span after span."""
-        return torch.cat(self._outputs).flatten(1, 2)
+        return torch.cat([self._of_span(index, 0) for index in range(len(self._spans))]).flatten(1, 2)
 
     def lse(self) -> torch.Tensor:
         """``(rows, heads)``, in float32."""
-        return torch.cat(self._lses).flatten(1, 2)
+        return torch.cat([self._of_span(index, 1) for index in range(len(self._spans))]).flatten(1, 2)
+
+    def _of_span(self, index: int, which: int) -> torch.Tensor:
+        """A span's outputs ``(rows, kv_heads, groups, dim)`` or lses ``(rows, kv_heads, groups)``."""
+        parts = [self._results[key][which] for key in sorted(self._results) if key[0] == index]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _num_bytes(self) -> float:
+        """That are read, or multiplied instead."""
+        tokens = sum(span.length * (1 + span.num_rows / ROWS_LIKE_A_READ) for span in self._spans)
+        return tokens * self._cache.shape.token_bytes
+
+    def _share(self) -> None:
+        pool, spans = self._group.pool, self._spans
+        if len(spans) >= pool.num_threads:
+            size = -(-len(spans) // (TASKS_A_THREAD * pool.num_threads))
+            for first in range(0, len(spans), size):
+                part = range(first, min(first + size, len(spans)))
+                pool.start(partial(self._attend, part, 0, self._kv_heads))
+        else:
+            size = -(-self._kv_heads // pool.num_threads)
+            for first in range(0, self._kv_heads, size):
+                last = min(first + size, self._kv_heads)
+                pool.start(partial(self._attend, range(len(spans)), first, last))
+        pool.finish()
+
+    def _attend(self, indices: Iterable[int], first: int, last: int) -> None:
+        """Some of the spans, for the key heads ``first`` to ``last`` (exclusive)."""
+        for index in indices:
+            self._results[index, first] = self._attend_span(self._spans[index], first, last - first)
+
+    def _attend_span(self, span: Span, first: int, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self._new if span.is_new else (self._cache.keys, self._cache.values)
+        keys, values = keys.narrow(2, span.start, span.length), values.narrow(2, span.start, span.length)
+        if num_heads < self._kv_heads:
+            keys, values = keys.narrow(1, first, num_heads), values.narrow(1, first, num_heads)
+        scaling, softcap, groups = self._options.scaling, self._options.softcap, self._groups
+        if span.num_rows == 1:
+            row = self._rows[span.first_row]
+            return attend_span(row.narrow(1, first, num_heads), keys, values, scaling, softcap)
+        part = self._whole.narrow(2, span.first_row, span.num_rows).narrow(1, first * groups, num_heads * groups)
+        mask = self._group.mask(span.band, part.dtype)
+        output, lse = attend_span(part, keys, values, scaling, softcap, is_causal=span.is_causal, mask=mask)
+        shape = span.num_rows, num_heads, groups
+        return output[0].transpose(0, 1).reshape(*shape, -1), lse[0].transpose(0, 1).reshape(shape)
 
 
 def _pad(tensor: torch.Tensor, dim: int) -> torch.Tensor:

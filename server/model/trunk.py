@@ -108,7 +108,11 @@ class Trunk:
             ExpertLoadError: an expert that the step needs can't be read.
         """
         started = time.perf_counter()
-        attention = InvariantAttention(chunks, kv_cache) if self._is_deterministic else StepAttention(chunks, kv_cache)
+        attention = (
+            InvariantAttention(chunks, kv_cache)
+            if self._is_deterministic
+            else StepAttention(chunks, kv_cache, self._pool)
+        )
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill":
             prefetcher = None

@@ -20,6 +20,8 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
+from server.kernels.pool import ComputePool
+from server.model import attention, experts, linear
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.trunk import Trunk
@@ -87,8 +89,19 @@ def some_prompts(seed: int) -> list[list[int]]:
     return [*prompts, prompts[1], [*prompts[1][:30], 5, 6]]
 
 
+@pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
+def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ComputePool]:
+    """Threads that share out experts, linear layers and attention, however small."""
+    for module in (attention, experts, linear):
+        monkeypatch.setattr(module, "LEAST_SHARED_BYTES", 0)
+    monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
+    pool = ComputePool(request.param)
+    yield pool
+    pool.close()
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_requests_in_company_write_what_stock_generates(name: str, tmp_path: Path) -> None:
+def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
     """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
     folder = make_checkpoint(name, tmp_path)
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -99,7 +112,7 @@ def test_requests_in_company_write_what_stock_generates(name: str, tmp_path: Pat
             torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         expected.append(ids[0, len(prompt) :].tolist())
-    trunk = load_trunk(folder, torch.float32)
+    trunk = load_trunk(folder, torch.float32, pool=pool)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
     with engine_over(trunk, store, num_blocks=40) as (engine, _):
         written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
@@ -113,10 +126,10 @@ def test_requests_in_company_write_what_stock_generates(name: str, tmp_path: Pat
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_deterministic_requests_write_the_same_in_any_company_and_cache(
-    name: str, dtype: torch.dtype, tmp_path: Path
+    name: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
 ) -> None:
     """Tokens and logprobs to the last bit: alone, together, in other orders, with small caches and with large ones."""
-    trunk = load_trunk(make_checkpoint(name, tmp_path, dtype), dtype, is_deterministic=True)
+    trunk = load_trunk(make_checkpoint(name, tmp_path, dtype), dtype, is_deterministic=True, pool=pool)
     prompts = some_prompts(2)
     sampling = SamplingParams(NUM_TOKENS, temperature=1.0, seed=7, logprobs=0)
     found: list[list[Written]] = []

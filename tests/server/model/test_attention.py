@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
 import torch
 
+from server.kernels.pool import ComputePool
+from server.model import attention
 from server.model.attention import StepAttention
 from server.model.kv_cache import KVCache, KVShape, group_layers
 from server.model.probe import attend_alone
@@ -15,6 +18,7 @@ from server.model.step import SequenceChunk
 from tests.server.model.test_flash import DEVICES, TOLERANCES
 
 BLOCK_SIZE = 4
+POOL = ComputePool(3)
 LENGTHS = (61, 3, 130, 17)  # of the sequences
 HEADS = 6
 SHAPES = {
@@ -24,6 +28,12 @@ SHAPES = {
     "wide_values": KVShape(6, 8, 20, torch.float32),
     "latent": KVShape(1, 24, 16, torch.float32, is_latent=True),
 }
+
+
+@pytest.fixture(params=[False, True], ids=["one thread", "three threads"], autouse=True)
+def _shared(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share out the spans and heads of every step, or of none."""
+    monkeypatch.setattr(attention, "LEAST_SHARED_BYTES", 0 if request.param else math.inf)
 
 
 class Sequences:
@@ -72,7 +82,7 @@ class Sequences:
                 torch.cat([tensors[i][:, part] for i, part in parts], 1)
                 for tensors in (self.queries, self.keys, self.values)
             )
-            result = StepAttention(chunks, cache).attend(5, query, key, value, self.options)
+            result = StepAttention(chunks, cache, POOL).attend(5, query, key, value, self.options)
             pieces = torch.split(result, [chunk.num_tokens for chunk in chunks])
             for (i, _), piece in zip(parts, pieces, strict=True):
                 outputs[i].append(piece)
@@ -150,7 +160,7 @@ def test_a_prefix_is_read_where_another_sequence_wrote_it() -> None:
     for table, start in ((first, 0), (second, 40)):
         chunk = SequenceChunk([0] * (61 - start), start, [table])
         part = slice(start, None)
-        step = StepAttention([chunk], cache)
+        step = StepAttention([chunk], cache, POOL)
         found = step.attend(0, query[:, part], key[:, part], value[:, part], sequences.options)
         assert torch.allclose(found, sequences.alone()[0][start:], atol=1e-5)
 
