@@ -123,6 +123,7 @@ def test_requests_in_company_write_what_stock_generates(name: str, pool: Compute
     assert statistics.prefix_cache_hits > 0
 
 
+@pytest.mark.parametrize("pool", [3], ids=["3 threads"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
 def test_deterministic_requests_write_the_same_in_any_company_and_cache(
@@ -130,11 +131,11 @@ def test_deterministic_requests_write_the_same_in_any_company_and_cache(
 ) -> None:
     """Tokens and logprobs to the last bit: alone, together, in other orders, with small caches and with large ones."""
     trunk = load_trunk(make_checkpoint(name, tmp_path, dtype), dtype, is_deterministic=True, pool=pool)
-    prompts = some_prompts(2)
-    sampling = SamplingParams(NUM_TOKENS, temperature=1.0, seed=7, logprobs=0)
+    prompts = [some_prompts(2)[place] for place in (0, 1, 2, 6)]
+    sampling = SamplingParams(NUM_TOKENS // 3, temperature=1.0, seed=7, logprobs=0)
     found: list[list[Written]] = []
     least, most = least_bytes(trunk.catalog, trunk.facts.top_k), trunk.catalog.total_bytes
-    for expert_bytes, num_blocks, order in ((most, 400, None), (least, 40, 1), (least, 60, 2)):
+    for expert_bytes, num_blocks, order in ((most, 400, None), (least, 24, 1), (least, 40, 2)):
         store = ExpertStore(trunk.catalog, expert_bytes)
         with engine_over(trunk, store, num_blocks) as (engine, _):
             if order is None:

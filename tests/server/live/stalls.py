@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,14 +22,14 @@ LOOK_SECONDS = 0.01  # how often a thread looks where a loop is that does not co
 
 
 class StallWatch:
-    """The longest stall of a loop while the context lasts, and where the loop was at that time."""
+    """The longest stall of a loop while the context lasts, and where the loop was for most of that time."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop):
         self._loop = loop
         self._is_over = threading.Event()
         self._thread_id = 0
         self._last_beat = self._last_waited = 0.0
-        self._seen = ""  # where the loop was, if this beat is late
+        self._seen: Counter[str] = Counter()  # where the loop was, if this beat is late
         self.seconds = 0.0
         self.place = ""
 
@@ -67,13 +68,13 @@ class StallWatch:
         now, waited = time.perf_counter(), waited_seconds()
         stalled = now - self._last_beat - PERIOD_SECONDS - (waited - self._last_waited)
         if stalled > self.seconds:
-            self.seconds, self.place = stalled, self._seen
-        self._last_beat, self._last_waited, self._seen = now, waited, ""
+            self.seconds, self.place = stalled, max(self._seen, key=self._seen.__getitem__, default="")
+        self._last_beat, self._last_waited, self._seen = now, waited, Counter()
 
     def _look(self) -> None:
         while not self._is_over.wait(LOOK_SECONDS):
             if time.perf_counter() - self._last_beat > 2 * LOOK_SECONDS:
-                self._seen = "".join(traceback.format_stack(sys._current_frames()[self._thread_id]))
+                self._seen["".join(traceback.format_stack(sys._current_frames()[self._thread_id]))] += 1
 
 
 def waited_seconds() -> float:
