@@ -132,7 +132,9 @@ FAMILIES = {  # by the model type of its text
     "lara_mini": Family({}, RECURRENT),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}, CONVOLUTION),
     "llama4_text": Family({"intermediate_size_mlp": 48}, CHUNKED),
-    "longcat_flash": Family({"ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2}, ELSEWHERE),
+    "longcat_flash": Family(
+        {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
+    ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
     "minimax": Family(HYBRID, RECURRENT),
