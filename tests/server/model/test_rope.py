@@ -23,6 +23,7 @@ LONG = {"rope_type": "longrope", "original_max_position_embeddings": FIRST_LENGT
 KINDS: dict[str, tuple[str, dict[str, Any], int]] = {  # model type, parameters, the longest sequence
     "linear": ("qwen3_moe", {"rope_type": "linear", "factor": 4.0}, 256),
     "dynamic": ("qwen3_moe", {"rope_type": "dynamic", "factor": 4.0}, 256),
+    "dynamic of HunYuan": ("hunyuan_v1_moe", {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0}, 256),
     "yarn": (
         "qwen3_moe",
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": FIRST_LENGTH},
