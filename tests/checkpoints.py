@@ -87,10 +87,10 @@ def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: 
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim >= 2:
-                parameter.normal_(std=parameter.shape[-1] ** -0.5)
-            elif parameter.ndim == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+        for tensor in model.state_dict().values():
+            if tensor.ndim >= 2:
+                tensor.normal_(std=tensor.shape[-1] ** -0.5)
+            elif tensor.ndim == 1:
+                tensor.add_(torch.randn_like(tensor) * 0.1)
     model.to(dtype).save_pretrained(folder)
     return folder

@@ -17,6 +17,7 @@ from transformers.utils.generic import ContextManagers
 from expert_store import find_shards, is_pack, open_pack, read_index, read_tensor
 from server.kernels.pool import ComputePool
 
+from .adopted import adopt_experts
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
@@ -116,4 +117,5 @@ def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
         model: PreTrainedModel = model_class(config)
+        adopt_experts(model)
     return model

@@ -27,6 +27,7 @@ from .linear import speed_up_linears
 from .masks import with_masks
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
+from .rope import longest_of_one_rope
 from .seam import running
 from .step import SequenceChunk, StepOutput
 from .support import depends_on_company, find_leak
@@ -85,7 +86,8 @@ class Trunk:
 
     @property
     def max_model_len(self) -> int:
-        return int(self.config.max_position_embeddings)
+        """Tokens of the longest sequence that can be served beside others."""
+        return longest_of_one_rope(self.config)
 
     @property
     def nbytes(self) -> int:

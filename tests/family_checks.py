@@ -1,0 +1,107 @@
+"""One family against stock transformers, and the line that docs/models.md has of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from expert_store import ExpertCatalog, ExpertStore, find_shards, least_bytes, read_index
+from server.model.checkpoint_map import map_checkpoint
+from server.model.errors import ModelError
+from server.model.loading import build_model, load_trunk
+from server.model.trunk import TrunkFacts
+from tests.checkpoints import save_checkpoint
+from tests.families import FAMILIES, make_config
+from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
+
+CHUNK = 3
+
+
+@dataclass(frozen=True)
+class Served:
+    """A family whose tokens and logits are stock's."""
+
+    model_type: str
+    architecture: str
+    attention: str
+    tensors: str
+
+    def __str__(self) -> str:
+        return f"| `{self.model_type}` | {self.architecture} | {self.attention} | {self.tensors} |"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A family that is not served, and what it is refused with."""
+
+    model_type: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"| `{self.model_type}` | {self.reason} |"
+
+
+def examine(model_type: str, folder: Path) -> Served | Refused:
+    """Compare a tiny random checkpoint with stock transformers, or see it refused by its config alone.
+
+    Prompts of several lengths go in three tokens at a time, together with decodes, over the fewest experts that a step
+    can do with.
+
+    Raises:
+        AssertionError: the family does not give what stock gives, or is not refused for what the table says.
+    """
+    refusal = FAMILIES[model_type].refusal
+    return _see_served(model_type, folder) if refusal is None else _see_refused(model_type, folder, refusal)
+
+
+def _see_served(model_type: str, folder: Path) -> Served:
+    config = make_config(model_type)
+    save_checkpoint(config, folder)
+    unused = map_checkpoint(build_model(config, torch.float32), read_index(find_shards(folder))).unused
+    assert not unused, f"{model_type} has no place for {unused[0]}"
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    written = generate(trunk, store, CHUNK)
+    store.close()
+    stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for prompt, (tokens, logits) in zip(PROMPTS, written, strict=True):
+        text = stock.generate(
+            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert tokens == text[0, len(prompt) :].tolist(), f"{model_type} writes another text than stock"
+        with torch.inference_mode():
+            expected = stock(text[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
+        span = float(expected.max() - expected.min())
+        error = float((logits - expected).abs().max()) / span
+        assert error < TOLERANCE, f"{model_type}: logits differ by {error:.1e} of their range"
+    return Served(model_type, type(stock).__name__, _attention(trunk.facts), _tensors(trunk.catalog))
+
+
+def _see_refused(model_type: str, folder: Path, refusal: str) -> Refused:
+    make_config(model_type).save_pretrained(folder)
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=re.escape(refusal)) as raised:
+        load_trunk(folder, torch.float32)
+    return Refused(model_type, str(raised.value))
+
+
+def _attention(facts: TrunkFacts) -> str:
+    kinds = []
+    for group in facts.kv_groups:
+        window = "full" if group.window is None else "sliding window"
+        kinds += [f"{window}, latent (MLA)" if shape.is_latent else window for shape in group.shapes.values()]
+    return " and ".join(sorted(set(kinds)))
+
+
+def _tensors(catalog: ExpertCatalog) -> str:
+    """The names of the tensors that an expert of the last layer is read from, after its layer's."""
+    recipe = catalog.layers[max(catalog.layers)].experts[0]
+    names = {source.name for part in recipe.values() for source in part.sources}
+    within = [re.sub(r"^.*?layers\.\d+\.", "", name) for name in sorted(names)]
+    return ", ".join(f"`{re.sub(r'[.]0[.]', '.*.', name)}`" for name in within)

@@ -1,0 +1,67 @@
+"""Writes docs/models.md from what every family gives: ``python -m tests.models_page``."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import transformers
+
+from tests.families import FAMILIES
+from tests.family_checks import Refused, Served, examine
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
+TEXT = """# Models
+
+Every Mixture-of-Experts family that transformers {version} has a causal language model of, by the `model_type` in its
+`config.json`. `python -m tests.models_page` writes this page from what it finds, and
+`tests/server/model/test_families.py` checks each line of it.
+
+## Served: {served}
+
+A tiny random checkpoint of each, saved with the names and shapes that transformers publishes, gives stock
+transformers' logits (to 1e-4 of their range, in float32) and stock's greedy text: prompts of 1 to 11 tokens in one
+ragged batch, that go in three tokens at a time beside decodes, over a cache of as few experts as a token chooses.
+
+Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
+name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
+
+| model type | class | attention | tensors of an expert |
+| --- | --- | --- | --- |
+{served_rows}
+
+## Refused: {refused}
+
+Each is refused by its `config.json` alone, before any weight is read.
+
+| model type | reason |
+| --- | --- |
+{refused_rows}
+"""
+
+
+def compose(results: Sequence[Served | Refused]) -> str:
+    """The page of some results."""
+    served = [str(result) for result in results if isinstance(result, Served)]
+    refused = [str(result) for result in results if isinstance(result, Refused)]
+    return TEXT.format(
+        version=transformers.__version__,
+        served=len(served),
+        served_rows="\n".join(served),
+        refused=len(refused),
+        refused_rows="\n".join(refused),
+    )
+
+
+def main() -> None:
+    """Examine every family and write the page."""
+    results = []
+    for model_type in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(examine(model_type, Path(folder)))
+    PAGE.write_text(compose(results), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

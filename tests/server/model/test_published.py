@@ -1,0 +1,70 @@
+"""Checkpoints as they are published: in many files, with tied embeddings, with tensors that have no place."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from expert_store import ExpertStore, find_shards, least_bytes
+from server.model.loading import load_trunk
+from tests.checkpoints import make_checkpoint, save_checkpoint
+from tests.families import make_config
+from tests.server.model.test_parity import generate
+
+
+def logits(folder: Path) -> torch.Tensor:
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    rows = torch.cat([row for _, row in generate(trunk, store, steps=3)])
+    store.close()
+    return rows
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3"])
+def test_many_files_are_as_good_as_one(name: str, tmp_path: Path) -> None:
+    """Experts' tensors are spread over files wherever the limit of their size falls."""
+    whole = make_checkpoint(name, tmp_path / "whole")
+    model = transformers.AutoModelForCausalLM.from_pretrained(whole, dtype=torch.float32)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(find_shards(tmp_path / "parts")) > 5
+    assert torch.equal(logits(tmp_path / "parts"), logits(whole))
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "olmoe", "cohere2_moe"])
+def test_the_output_layer_may_be_the_embeddings(name: str, tmp_path: Path) -> None:
+    config = make_config(name)
+    config.tie_word_embeddings = True
+    save_checkpoint(config, tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    trunk = load_trunk(tmp_path, torch.float32)
+    assert trunk._model.lm_head.weight is trunk._model.model.embed_tokens.weight
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    tokens, found = generate(trunk, store, steps=1)[0]
+    store.close()
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = stock(torch.tensor([[5, 17, 99, 3, 42, 8, 64]]), use_cache=False).logits[0, -1]
+    assert tokens == [int(expected.argmax())]
+    assert float((found[0] - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "glm4_moe"])
+def test_a_layer_that_predicts_further_tokens_is_left_alone(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """DeepSeek's and GLM's lies behind the last layer, and has experts of its own."""
+    save_checkpoint(make_config(name), tmp_path)
+    expected = logits(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    last = {name: tensor.clone() for name, tensor in tensors.items() if name.startswith("model.layers.2.")}
+    further = {re.sub(r"layers\.2\.", "layers.3.", name): tensor for name, tensor in last.items()}
+    further["model.layers.3.eh_proj.weight"] = torch.zeros(32, 64)
+    save_file({**tensors, **further}, tmp_path / "model.safetensors", {"format": "pt"})
+    caplog.clear()
+    assert torch.equal(logits(tmp_path), expected)
+    assert f"{len(further)} tensors have no place in {name}, model.layers.3." in caplog.text

@@ -1,0 +1,70 @@
+"""Rotary embeddings of every kind give what stock gives, whatever the length of a sequence's company."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from expert_store import ExpertStore
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.step import SequenceChunk
+from tests.checkpoints import save_checkpoint
+from tests.families import make_config
+
+BLOCK_SIZE = 16
+FIRST_LENGTH = 64  # of the training before positions were scaled
+FACTORS = {"short_factor": [1.0, 1.5, 2.0, 3.0], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+LONG = {"rope_type": "longrope", "original_max_position_embeddings": FIRST_LENGTH, "factor": 4.0, **FACTORS}
+KINDS: dict[str, tuple[str, dict[str, Any], int]] = {  # model type, parameters, the longest sequence
+    "linear": ("qwen3_moe", {"rope_type": "linear", "factor": 4.0}, 256),
+    "dynamic": ("qwen3_moe", {"rope_type": "dynamic", "factor": 4.0}, 256),
+    "dynamic of HunYuan": ("hunyuan_v1_moe", {"rope_type": "dynamic", "factor": 1.0, "alpha": 1000.0}, 256),
+    "yarn": (
+        "qwen3_moe",
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": FIRST_LENGTH},
+        256,
+    ),
+    "llama3": (
+        "mixtral",
+        {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "original_max_position_embeddings": FIRST_LENGTH,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+        256,
+    ),
+    "partial": ("glm4_moe", {"rope_type": "default", "partial_rotary_factor": 0.5}, 256),
+    "longrope": ("qwen3_moe", LONG, FIRST_LENGTH),
+    "longrope of PhiMoE": ("phimoe", {**LONG, "short_mscale": 1.2, "long_mscale": 1.4}, FIRST_LENGTH),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_sequence_and_a_short_one_beside_it_give_the_stock_logits(kind: str, tmp_path: Path) -> None:
+    model_type, parameters, longest = KINDS[kind]
+    config = make_config(model_type)
+    config.rope_parameters = {"rope_theta": 10000.0, **parameters}
+    save_checkpoint(config, tmp_path)
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    trunk = load_trunk(tmp_path, torch.float32)
+    assert trunk.max_model_len == longest
+    prompts = [[(7 * place + 3) % 128 for place in range(length)] for length in (longest, 9)]
+    expected = []
+    for prompt in prompts:
+        with torch.inference_mode():
+            expected.append(stock(torch.tensor([prompt]), use_cache=False).logits[0])
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    blocks = longest // BLOCK_SIZE
+    tables = [[list(range(blocks))], [[blocks]]]
+    chunks = [SequenceChunk(prompt, 0, table, len(prompt)) for prompt, table in zip(prompts, tables, strict=True)]
+    found = trunk.forward(chunks, KVCache(trunk.facts.kv_groups, [blocks + 1], BLOCK_SIZE), store).logits
+    store.close()
+    for logits, stock_logits in zip(found.split([len(prompt) for prompt in prompts]), expected, strict=True):
+        assert float((logits - stock_logits).abs().max()) < 1e-4 * float(stock_logits.max() - stock_logits.min())
