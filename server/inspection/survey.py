@@ -34,7 +34,7 @@ from server.model.outline import Outline, outline
 from server.model.packing import map_pack
 from server.settings import ServeSettings
 
-from .hub import fetch_headers
+from .hub import find_hub_model
 
 Source = Literal["checkpoint", "packed", "headers", "config"]
 PICKLES = ("*.bin", "*.pt", "*.pth")
@@ -87,9 +87,9 @@ def survey(model: str | None, settings: ServeSettings, device: torch.device) -> 
     if found is not None:
         return _survey_folder(*found, settings, device)
     assert model is not None
-    with TemporaryDirectory(prefix="greenroom-") as folder:
-        fetch_headers(model, settings.revision, Path(folder))
-        return _survey_folder(Path(folder), model, settings, device)
+    with TemporaryDirectory(prefix="greenroom-") as scratch:
+        folder = find_hub_model(model, settings.revision, Path(scratch))
+        return _survey_folder(folder, model, settings, device)
 
 
 def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
