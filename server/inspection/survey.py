@@ -27,8 +27,9 @@ from expert_store import (
 from server.expert_plan import FreeMemory, plan_experts
 from server.kv_plan import KVPlan, plan_kv_cache
 from server.model.checkpoint import find_local
-from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint
+from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint, missing_parameters
 from server.model.dtype import compute_dtype
+from server.model.errors import ModelError
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
 from server.model.packing import map_pack
@@ -88,8 +89,9 @@ def survey(model: str | None, settings: ServeSettings, device: torch.device) -> 
         return _survey_folder(*found, settings, device)
     assert model is not None
     with TemporaryDirectory(prefix="greenroom-") as scratch:
-        folder = find_hub_model(model, settings.revision, Path(scratch))
-        return _survey_folder(folder, model, settings, device)
+        folder = Path(scratch) / Path(model).name  # by whose name a refusal tells of the model
+        folder.mkdir()
+        return _survey_folder(find_hub_model(model, settings.revision, folder), model, settings, device)
 
 
 def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
@@ -119,6 +121,11 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     shards = find_shards(folder)
     are_headers = all(is_header_alone(path) for path in shards)
     places = map_checkpoint(shape.model, read_index(shards, is_whole=not are_headers))
+    missing = missing_parameters(shape.model, places.trunk)
+    if missing:
+        raise ModelError(
+            f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
+        )
     return Survey(name, "headers" if are_headers else "checkpoint", shape, places.catalog, len(places.unused))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
 from server.inspection import inspect as inspection
@@ -147,12 +148,23 @@ def edit_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
 
 
+def drop(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (lambda folder: edit_config(folder, quantization_config={"quant_method": "nonesuch"}), "nonesuch"),
         (lambda folder: edit_config(folder, model_type="nonesuch"), "nonesuch"),
         (lambda folder: edit_config(folder, moe_intermediate_size=25), "bytes for|makes"),
+        (
+            lambda folder: drop(folder, "model.layers.1.self_attn.q_proj.weight"),
+            "lacks model.layers.1.self_attn.q_proj",
+        ),
+        (lambda folder: drop(folder, "model.layers.1.mlp.experts.3.up_proj.weight"), "bytes for gate_up_proj of|needs"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled checkpoints"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"?" * 100), "header"),
