@@ -1,7 +1,7 @@
 """Experts of a Mixture-of-Experts model as pages: on disk, in memory, leased while they compute."""
 
 from .arena import Weights
-from .budget import least_bytes
+from .budget import least_bytes, share_slots
 from .catalog import (
     ExpertCatalog,
     ExpertLayout,
@@ -30,7 +30,7 @@ from .packed import Manifest, Pack, PackedLayer, PackSource, is_pack, open_pack,
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
-from .safetensors_index import find_shards, read_index
+from .safetensors_index import find_shards, is_header_alone, read_index
 from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
 from .store import ExpertStore, HitRatios, TierReport
 from .trace import TraceHeader, TraceWriter, read_trace
@@ -80,6 +80,7 @@ __all__ = [
     "checksum_seed",
     "extents",
     "find_shards",
+    "is_header_alone",
     "is_pack",
     "least_bytes",
     "make_prefetcher",
@@ -88,5 +89,6 @@ __all__ = [
     "read_manifest",
     "read_tensor",
     "read_trace",
+    "share_slots",
     "write_pack",
 ]

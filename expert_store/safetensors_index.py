@@ -61,8 +61,11 @@ def find_shards(folder: Path) -> list[Path]:
     return sorted(folder / name for name in names)
 
 
-def read_index(paths: Iterable[Path]) -> dict[str, TensorSource]:
+def read_index(paths: Iterable[Path], *, is_whole: bool = True) -> dict[str, TensorSource]:
     """Every tensor of some safetensors files by its name.
+
+    Args:
+        is_whole: whether the tensors' bytes have to be there too; else headers are enough, to tell of shapes.
 
     Raises:
         CheckpointError: a header is damaged, or a tensor's offsets, shape and dtype contradict each other or the
@@ -70,14 +73,20 @@ def read_index(paths: Iterable[Path]) -> dict[str, TensorSource]:
     """
     sources: dict[str, TensorSource] = {}
     for path in paths:
-        for source in _read_header(path):
+        for source in _read_header(path, is_whole):
             if source.name in sources:
                 raise CheckpointError(f"{source.name} is in both {sources[source.name].extent.path} and {path}")
             sources[source.name] = source
     return sources
 
 
-def _read_header(path: Path) -> list[TensorSource]:
+def is_header_alone(path: Path) -> bool:
+    """Whether a safetensors file ends where its tensors' bytes should begin."""
+    with path.open("rb") as file:
+        return path.stat().st_size == 8 + int.from_bytes(file.read(8), "little")
+
+
+def _read_header(path: Path, is_whole: bool) -> list[TensorSource]:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -94,13 +103,13 @@ def _read_header(path: Path) -> list[TensorSource]:
         raise CheckpointError(f"cannot read the header of {path}: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is not a JSON object")
-    start, size = 8 + length, status.st_size - 8 - length
+    start, size = 8 + length, status.st_size - 8 - length if is_whole else None
     sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
     _check_tiling(path, sources, start, size)
     return sources
 
 
-def _source(path: Path, name: str, entry: Any, start: int, size: int) -> TensorSource:
+def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> TensorSource:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
@@ -110,7 +119,7 @@ def _source(path: Path, name: str, entry: Any, start: int, size: int) -> TensorS
     numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise CheckpointError(f"{path}: {name} has the shape {shape!r} and the offsets {begin!r} to {end!r}")
-    if not begin <= end <= size:
+    if not begin <= end <= (end if size is None else size):
         raise CheckpointError(f"{path}: {name} lies at {begin} to {end} of {size} bytes; the file is cut short")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
@@ -120,7 +129,7 @@ def _source(path: Path, name: str, entry: Any, start: int, size: int) -> TensorS
     return TensorSource(name, DTYPES[dtype], tuple(shape), Extent(path, start + begin, nbytes))
 
 
-def _check_tiling(path: Path, sources: list[TensorSource], start: int, size: int) -> None:
+def _check_tiling(path: Path, sources: list[TensorSource], start: int, size: int | None) -> None:
     """The format lets tensors neither overlap nor leave gaps."""
     expected = start
     for source in sorted(sources, key=lambda source: (source.extent.offset, source.extent.nbytes)):
@@ -128,5 +137,5 @@ def _check_tiling(path: Path, sources: list[TensorSource], start: int, size: int
             kind = "overlaps another tensor" if source.extent.offset < expected else "leaves a gap before it"
             raise CheckpointError(f"{path}: {source.name} {kind}")
         expected += source.extent.nbytes
-    if expected != start + size:
+    if size is not None and expected != start + size:
         raise CheckpointError(f"{path}: {start + size - expected} bytes behind the last tensor belong to none")

@@ -30,6 +30,12 @@ SUBCOMMANDS = (
         "Write a model in the packed format, one aligned record an expert; resumable.",
     ),
     Subcommand(
+        "inspect",
+        "server.inspect_command",
+        "what a model takes, what fits, and how fast it can be",
+        "Tell what a model takes in bytes, what of it fits the budgets, and the most tokens/s it can give here.",
+    ),
+    Subcommand(
         "replay",
         "server.replay.command",
         "compare cache policies and sizes on recorded routing",

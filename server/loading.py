@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging as transformers_logging
 
-from expert_store import ExpertCatalog, ExpertStore, least_bytes, make_prefetcher
+from expert_store import ExpertCatalog, ExpertStore, make_prefetcher
+from server.device import find_device
 from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
@@ -20,9 +21,10 @@ from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
+from server.expert_plan import FreeMemory, plan_experts
 from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
-from server.memory import available_bytes, format_bytes
+from server.memory import format_bytes
 from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
@@ -32,11 +34,9 @@ from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 from server.observability.metrics import Metrics
 from server.routing_trace import RoutingTrace
-from server.settings import ServeSettings, SettingsError, parse_budget
+from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
-
-RESERVE_BYTES = 1 << 30  # left to the system, and for the tensors of a step
 
 
 @dataclass
@@ -78,8 +78,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
-    plan = plan_kv_cache(settings, trunk.facts.kv_groups, trunk.max_model_len, free_bytes(trunk.device))
-    host_bytes, device_bytes = plan_experts(settings, trunk, plan.nbytes)
+    free = FreeMemory.beside_trunk(device)
+    plan = plan_kv_cache(settings, trunk.facts.kv_groups, trunk.max_model_len, free.device)
+    host_bytes, device_bytes = plan_experts(settings, trunk.catalog, trunk.facts.top_k, free, plan.nbytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,
@@ -122,55 +123,6 @@ def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> Work
         return np.array([slots[layer] for layer in working_sets.layers])
 
     return WorkingSetStage(working_sets, layer_slots)
-
-
-def plan_experts(settings: ServeSettings, trunk: Trunk, kv_bytes: int) -> tuple[int, int]:
-    """The budgets of the host and the device tier in bytes; one that is too little is raised, with a warning."""
-    total, is_cuda = trunk.catalog.total_bytes, trunk.device.type == "cuda"
-    auto = min(total, max(0, free_bytes(trunk.device) - kv_bytes - RESERVE_BYTES)) if is_cuda else 0
-    device_bytes = parse_budget(settings.device_expert_memory).resolve(total, auto)
-    if device_bytes or is_cuda:
-        device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, trunk)
-    taken = RESERVE_BYTES if is_cuda else RESERVE_BYTES + kv_bytes + device_bytes
-    auto = min(total, max(0, available_bytes() - taken))
-    host_bytes = parse_budget(settings.host_expert_memory).resolve(total, auto)
-    return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, trunk), device_bytes
-
-
-def _at_least(flag: str, text: str, asked: int, trunk: Trunk) -> int:
-    least = least_bytes(trunk.catalog, trunk.facts.top_k)
-    if asked < least:
-        log.warning(
-            "%s %s is %s; raised to %s, the least that holds the %d experts of a token",
-            flag,
-            text,
-            format_bytes(asked),
-            format_bytes(least),
-            trunk.facts.top_k,
-        )
-    return max(asked, least)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one.
-
-    Raises:
-        SettingsError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise SettingsError(f"--device {name}: torch sees {count} CUDA devices; give cpu, or install a CUDA build")
-        return torch.device("cuda", device.index or 0)
-    return device
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that may still be taken where compute runs."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def describe(trunk: Trunk, store: ExpertStore, plan: KVPlan) -> None:

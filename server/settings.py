@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -115,9 +115,10 @@ class ServeSettings(BaseModel):
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(ServeSettings.model_fields)) -> None:
     """One flag a setting, named after it; values stay text until they are validated together."""
-    for name, field in ServeSettings.model_fields.items():
+    for name in names:
+        field = ServeSettings.model_fields[name]
         if field.annotation is bool:
             parser.add_argument(flag_name(name), action="store_true", default=argparse.SUPPRESS, help=field.description)
             continue

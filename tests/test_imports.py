@@ -25,9 +25,13 @@ ALLOWED = {
     "server.engine": {"expert_store", "server.model", "server.adapters", "server.observability"},
     "server.api": {"server.engine.request"},
     "server.kv_plan": {"server.engine.block_manager", "server.memory", "server.model.kv_cache", "server.settings"},
+    "server.device": {"server.settings"},
+    "server.expert_plan": {"expert_store", "server.memory", "server.settings"},
     "server.loading": {
         "expert_store",
+        "server.device",
         "server.engine",
+        "server.expert_plan",
         "server.kernels",
         "server.kv_plan",
         "server.model",
@@ -38,6 +42,22 @@ ALLOWED = {
     },
     "server.app": {"server.api", "server.loading", "server.settings"},
     "server.complaint": set(),
+    "server.inspection": {
+        "expert_store",
+        "server.device",
+        "server.expert_plan",
+        "server.kv_plan",
+        "server.memory",
+        "server.model",
+        "server.settings",
+    },
+    "server.inspect_command": {
+        "expert_store",
+        "server.complaint",
+        "server.inspection",
+        "server.model.errors",
+        "server.settings",
+    },
     "server.pack_command": {"expert_store", "server.complaint", "server.model"},
     "server.replay": {"expert_store", "server.complaint", "server.settings"},
     "server.serve_command": {
@@ -117,6 +137,7 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "server/engine/detokenizer.py",
         "server/model/token_bytes.py",
         "server/engine/sequence.py",
+        "server/inspection/bound.py",
     ]
     for name in torch_free:
         found = [imported for imported in imports("x", ROOT / name) if imported.split(".")[0] == "torch"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -32,6 +34,21 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]
         ModelError: there is no such folder or repository, or it can't be reached.
         CheckpointError: it is packed, and its manifest is damaged.
     """
+    found = find_local(model)
+    if found is not None:
+        return found
+    assert model is not None
+    with hub_errors(model, revision, "downloading"):
+        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES)), model
+
+
+def find_local(model: str | None) -> tuple[Path, str] | None:
+    """The folder of a model that is on this machine, and its name; None for a hub id.
+
+    Raises:
+        ModelError: there is no such folder, and no repository can have that name.
+        CheckpointError: it is packed, and its manifest is damaged.
+    """
     if model is None:
         return BUNDLED, BUNDLED_NAME
     folder = Path(model)
@@ -43,7 +60,7 @@ def find_checkpoint(model: str | None, revision: str | None) -> tuple[Path, str]
         raise ModelError(f"{model} is a file; give the folder that holds config.json and the .safetensors files")
     if not HUB_ID.fullmatch(model):
         raise ModelError(f"there is no folder {model}, and a hub model is named OWNER/NAME")
-    return _download(model, revision), model
+    return None
 
 
 def config_folder(folder: Path) -> Path:
@@ -55,9 +72,15 @@ def config_folder(folder: Path) -> Path:
     return folder / read_manifest(folder).data if is_pack(folder) else folder
 
 
-def _download(model: str, revision: str | None) -> Path:
+@contextmanager
+def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
+    """Turn what can go wrong with the hub into one line.
+
+    Args:
+        action: what was being done to the model, as "downloading".
+    """
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+        yield
     except GatedRepoError as error:
         raise ModelError(f"{model} is gated: ask for access on its hub page, then run `hf auth login`") from error
     except RepositoryNotFoundError as error:
@@ -71,4 +94,4 @@ def _download(model: str, revision: str | None) -> Path:
         ) from error
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"downloading {model} failed: {reason}") from error
+        raise ModelError(f"{action} {model} failed: {reason}") from error

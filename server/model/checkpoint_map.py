@@ -7,7 +7,7 @@ mapping over the headers alone, so that every expert's bytes are known before an
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,29 @@ def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> Check
     return CheckpointMap(trunk, ExpertCatalog(layers), unused)
 
 
+def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
+    """Parameters of the trunk that no tensor of a checkpoint goes into, but for those that are tied or made anew.
+
+    Args:
+        model: on the meta device, its weights tied, its experts' parameters still in place.
+        trunk: hub names of the tensors that are there.
+    """
+    names = _Names(model)
+    targets = {target for name in trunk for target in names.targets(name)}
+    here = {id(tensor) for name, tensor in names.parameters.items() if name in targets}
+    routed = {
+        f"{name}.{parameter}" for name, module in experts_modules(model).items() for parameter in module.state_dict()
+    }
+    ignored = model._keys_to_ignore_on_load_missing or ()  # noqa: SLF001
+    return sorted(
+        name
+        for name, tensor in names.parameters.items()
+        if name not in targets | routed
+        and id(tensor) not in here
+        and not any(re.search(pattern, name) for pattern in ignored)
+    )
+
+
 class _Names:
     """transformers' renaming of one model's checkpoint keys."""
 
@@ -124,7 +147,7 @@ class _Names:
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._prefix = model.base_model_prefix
-        self.parameters = model.state_dict()
+        self.parameters = model.state_dict(keep_vars=True)
         self.converters_by_pattern = {
             pattern: converter for converter in self._converters for pattern in converter.source_patterns
         }
@@ -135,6 +158,12 @@ class _Names:
         if target not in self.parameters and name in self.parameters:
             return name, None
         return target, pattern
+
+    def targets(self, name: str) -> set[str]:
+        """Every module parameter that takes a part of a hub tensor, as queries, keys and values of a fused one do."""
+        target, pattern = self.target(name)
+        parts = self.converters_by_pattern[pattern].target_patterns if pattern in self.converters_by_pattern else []
+        return {target} | {target.replace(first, part) for first in parts for part in parts if first in target}
 
     def expert_index(self, name: str, pattern: str | None) -> int | None:
         """The expert a per-expert tensor belongs to; None for a tensor that holds all of them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,13 @@ def serving(*arguments: str) -> Iterator[Server]:
         process.communicate()
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a `greenroom` command that ends by itself."""
-    return subprocess.run([COMMAND, *arguments], capture_output=True, text=True, timeout=100, check=False)
+def run_command(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a `greenroom` command that ends by itself, with some more in its environment."""
+    return subprocess.run(
+        [COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )

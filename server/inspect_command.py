@@ -1,0 +1,58 @@
+"""`greenroom inspect`: what a model takes, what of it fits, and how fast it can be at best."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+
+from server.complaint import FAILURE, WRONG_USAGE, complain
+from server.settings import SettingsError, add_flags, load_settings
+
+SETTINGS = (
+    "revision",
+    "device",
+    "dtype",
+    "host_expert_memory",
+    "device_expert_memory",
+    "kv_cache_memory",
+    "max_model_len",
+    "max_running_requests",
+    "max_batched_tokens",
+    "threads",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="hub id, of which no weights are downloaded, or a local folder; none is the bundled model",
+    )
+    add_flags(parser, SETTINGS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect a model; the exit status."""
+    try:
+        settings = load_settings(vars(arguments), os.environ, arguments.config)
+    except SettingsError as error:
+        return complain(error, WRONG_USAGE)
+    logging.basicConfig(level="WARNING", stream=sys.stderr, format="greenroom: %(message)s")
+    # torch takes seconds that --help should not
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server.inspection.inspect import inspect  # noqa: PLC0415
+    from server.inspection.report import as_text  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    try:
+        report = inspect(arguments.model, settings)
+    except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
+        return complain(error, FAILURE)
+    print(json.dumps(report) if arguments.json else as_text(report))
+    return 0

@@ -1,0 +1,123 @@
+"""How fast this machine reads experts, from disk and from memory."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from expert_store import (
+    ExpertCatalog,
+    ExpertLayout,
+    ExpertStore,
+    Extent,
+    LayerEntry,
+    ParameterRecipe,
+    ParameterSpec,
+    TensorSource,
+    least_bytes,
+)
+
+SECONDS = 0.7  # of each measurement
+MATRIX_BYTES = 256 << 20  # far beyond the processor's caches
+FILE_BYTES = 256 << 20
+READ_AHEAD = 12  # slots that reading goes through, so that every reader has one
+
+
+def measure_memory(device: torch.device) -> float:
+    """Bytes a second that a product of a matrix and a vector reads, in float32; the best of some.
+
+    On a CPU it takes the threads that torch has.
+    """
+    matrix = torch.ones((MATRIX_BYTES // (4 * 4096), 4096), device=device)
+    vector = torch.ones(4096, device=device)
+    return _best(lambda: matrix @ vector, MATRIX_BYTES, device)
+
+
+def measure_copy(device: torch.device) -> float:
+    """Bytes a second from pinned host memory to a CUDA device; the best of some."""
+    source = torch.ones(MATRIX_BYTES, dtype=torch.uint8).pin_memory()
+    target = torch.empty_like(source, device=device)
+    return _best(lambda: target.copy_(source, non_blocking=True), MATRIX_BYTES, device)
+
+
+def measure_disk(catalog: ExpertCatalog) -> float:
+    """Bytes a second that the expert store reads from a checkpoint's files, whole experts in random order.
+
+    Raises:
+        ExpertLoadError: an expert can't be read.
+    """
+    largest = max(layout.slot_bytes for layout in catalog.layouts)
+    budget = min(catalog.total_bytes, max(least_bytes(catalog, 1), READ_AHEAD * largest))
+    layers = list(catalog.layers.items())
+    order = random.Random(0)  # noqa: S311  any order will do
+    store = ExpertStore(catalog, budget)
+    try:
+        begun = time.perf_counter()
+        end = begun + SECONDS
+        while time.perf_counter() < end:
+            layer, entry = order.choice(layers)
+            experts = order.sample(range(len(entry.experts)), len(entry.experts))
+            with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
+                for _ in lease:
+                    if time.perf_counter() >= end:
+                        break
+            store.evict(store.residents())
+        return store.statistics().loaded_bytes / (time.perf_counter() - begun)
+    finally:
+        store.close()
+
+
+@contextmanager
+def temporary_experts(layout: ExpertLayout) -> Iterator[ExpertCatalog]:
+    """Experts of random bytes in a temporary file, where a model's own are not at hand.
+
+    Raises:
+        OSError: the file can't be written.
+    """
+    with TemporaryDirectory(prefix="greenroom-") as folder:
+        path = Path(folder) / "experts"
+        nbytes = sum(parameter.nbytes for parameter in layout.parameters)
+        count = max(2, FILE_BYTES // nbytes)
+        random_bytes = np.random.default_rng(0).bytes(nbytes)
+        with path.open("wb") as file:
+            for _ in range(count):
+                file.write(random_bytes)
+            file.flush()
+            os.fsync(file.fileno())
+        experts = tuple(_recipe(layout, path, number * nbytes) for number in range(count))
+        yield ExpertCatalog({0: LayerEntry(layout, experts)})
+
+
+def _recipe(layout: ExpertLayout, path: Path, offset: int) -> dict[str, ParameterRecipe]:
+    recipe = {}
+    for name, dtype, shape in layout.parameters:
+        nbytes = ParameterSpec(name, dtype, shape).nbytes
+        recipe[name] = ParameterRecipe((TensorSource(name, dtype, shape, Extent(path, offset, nbytes)),))
+        offset += nbytes
+    return recipe
+
+
+def _best(work: Callable[[], object], nbytes: int, device: torch.device) -> float:
+    """Bytes a second of the fastest of several rounds, the first of which warms up."""
+    fastest, end = float("inf"), time.perf_counter() + SECONDS
+    work()
+    while time.perf_counter() < end:
+        _wait_for(device)
+        begun = time.perf_counter()
+        work()
+        _wait_for(device)
+        fastest = min(fastest, time.perf_counter() - begun)
+    return nbytes / fastest
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

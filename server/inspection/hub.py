@@ -1,0 +1,75 @@
+"""What the hub tells of a model without its weights: the config, and the headers of the safetensors files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import file_exists, get_safetensors_metadata, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPError
+    HfHubHTTPError,
+    HTTPError,  # of the HTTP client that the hub's library uses, whichever it is
+    NotASafetensorsRepoError,
+    OfflineModeIsEnabled,
+    SafetensorsParsingError,
+)
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from server.model.checkpoint import hub_errors
+from server.model.errors import ModelError
+
+
+def find_hub_model(model: str, revision: str | None, scratch: Path) -> Path:
+    """A folder with what can be told of a hub model: its headers, or what is in the cache if the hub is out of reach.
+
+    Args:
+        scratch: an empty folder for the headers.
+
+    Raises:
+        ModelError: there is no such model, it has no safetensors files, or the hub can't be reached and it is not in
+            the cache.
+    """
+    if not _answers(model, revision):
+        with hub_errors(model, revision, "looking up"):
+            return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    _fetch_headers(model, revision, scratch)
+    return scratch
+
+
+def _answers(model: str, revision: str | None) -> bool:
+    """Whether the hub can be reached; unlike a download, this does not try again and again."""
+    try:
+        file_exists(model, "config.json", revision=revision)
+    except HfHubHTTPError:
+        return True  # the download says what is wrong
+    except (HTTPError, OfflineModeIsEnabled):
+        return False
+    return True
+
+
+def _fetch_headers(model: str, revision: str | None, folder: Path) -> None:
+    """Write a model's ``config.json`` into a folder, and its safetensors files, cut off after their headers."""
+    disable_progress_bars()
+    try:
+        with hub_errors(model, revision, "looking up"):
+            config = hf_hub_download(model, "config.json", revision=revision)
+            shards = get_safetensors_metadata(model, revision=revision).files_metadata
+    except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+        raise ModelError(f"{model} has no usable .safetensors files; pickled checkpoints are not opened") from error
+    except HTTPError as error:
+        raise ModelError(f"looking up {model} failed: {error}; try again, or give a local folder") from error
+    shutil.copy(config, folder / "config.json")
+    for name, shard in shards.items():
+        tensors = {
+            tensor: {"dtype": info.dtype, "shape": info.shape, "data_offsets": info.data_offsets}
+            for tensor, info in shard.tensors.items()
+        }
+        write_header(folder / Path(name).name, tensors)
+
+
+def write_header(path: Path, tensors: dict[str, Any]) -> None:
+    """A safetensors file that ends where its tensors should begin."""
+    header = json.dumps(tensors).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)

@@ -1,0 +1,134 @@
+"""What was found, as an object and as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from server.memory import format_bytes
+
+from .bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
+from .survey import Fit, Survey
+
+SOURCES = {
+    "checkpoint": "its config and safetensors files",
+    "packed": "its packed folder",
+    "headers": "its config and the headers of its safetensors files",
+    "config": "its config alone, experts in the dtype that it names",
+}
+
+
+def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any]:
+    """Everything, as ``--json`` prints it: bytes, bytes a second, tokens a second."""
+    shape, catalog = found.outline, found.catalog
+    traffic = Traffic(shape.active_trunk_bytes, found.active_expert_bytes)
+    uniform = min(1.0, (plan.host_slots + plan.device_slots) / found.num_experts)
+    on_device = plan.device_slots / found.num_experts if plan.is_cuda else 1.0
+    return {
+        "model": found.name,
+        "architecture": shape.architecture,
+        "source": found.source,
+        "dtype": str(shape.dtype).removeprefix("torch."),
+        "trunk_bytes": shape.trunk_bytes,
+        "num_unused_tensors": found.num_unused,
+        "experts": {
+            "num_experts": found.num_experts,
+            "num_layers": len(catalog.layers),
+            "top_k": max(shape.top_k.values()),
+            "bytes_each": sorted({layout.slot_bytes for layout in catalog.layouts}),
+            "total_bytes": catalog.total_bytes,
+        },
+        "bytes_per_token": {
+            "trunk": traffic.trunk,
+            "experts": traffic.experts,
+            "total": traffic.trunk + traffic.experts,
+        },
+        "kv_cache": {
+            "bytes_per_token": sum(group.token_bytes for group in shape.kv_groups),
+            "groups": [
+                {
+                    "window": group.window,
+                    "num_layers": len(group.shapes),
+                    "bytes_per_token": group.token_bytes,
+                    "is_latent": all(layer.is_latent for layer in group.shapes.values()),
+                }
+                for group in shape.kv_groups
+            ],
+            "bytes": plan.kv.nbytes,
+            "num_tokens": plan.kv.num_tokens,
+            "max_model_len": plan.kv.max_model_len,
+        },
+        "tiers": {
+            name: {"budget_bytes": budget, "slots": slots}
+            for name, budget, slots in (
+                ("host", plan.host_bytes, plan.host_slots),
+                ("device", plan.device_bytes, plan.device_slots),
+            )
+        },
+        "bandwidth": {
+            "compute_memory": bandwidths.compute,
+            "disk": bandwidths.disk,
+            "host_to_device": bandwidths.copy,
+        },
+        "tokens_per_second": {
+            "all_in_memory": tokens_per_second(traffic, bandwidths, 1.0),
+            "uniform_routing": tokens_per_second(traffic, bandwidths, uniform, on_device),
+            "by_hit_ratio": [
+                {"hit_ratio": ratio, "bound": tokens_per_second(traffic, bandwidths, ratio, on_device)}
+                for ratio in hit_ratios(uniform)
+            ],
+        },
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """The object for people."""
+    return "\n".join(_lines(report))
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    experts, token, kv = report["experts"], report["bytes_per_token"], report["kv_cache"]
+    each = " or ".join(format_bytes(nbytes) for nbytes in experts["bytes_each"])
+    yield f"{report['model']}: {report['architecture']} in {report['dtype']}, by {SOURCES[report['source']]}"
+    if report["num_unused_tensors"]:
+        yield _row("not used", f"{report['num_unused_tensors']} tensors that the model has no place for")
+    yield _row("trunk", f"{format_bytes(report['trunk_bytes'])} resident")
+    yield _row(
+        "experts",
+        f"{experts['num_experts']} in {experts['num_layers']} layers, {each} each, "
+        f"{format_bytes(experts['total_bytes'])}; {experts['top_k']} a layer for each token",
+    )
+    yield _row(
+        "a token reads",
+        f"{format_bytes(token['total'])}: {format_bytes(token['trunk'])} of trunk, "
+        f"{format_bytes(token['experts'])} of experts",
+    )
+    yield _row("a token keeps", f"{format_bytes(kv['bytes_per_token'])} of KV cache")
+    for group in kv["groups"]:
+        window = "all tokens" if group["window"] is None else f"the last {group['window']} tokens"
+        latent = ", as latents" if group["is_latent"] else ""
+        yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
+    yield "fits"
+    yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {kv['num_tokens']} tokens; context {kv['max_model_len']}")
+    for name, tier in report["tiers"].items():
+        if tier["budget_bytes"]:
+            slots, count = tier["slots"], experts["num_experts"]
+            yield _row(
+                f"{name} tier",
+                f"{slots} of {count} experts ({slots / count:.0%}) in {format_bytes(tier['budget_bytes'])}",
+            )
+    names = {"compute_memory": "memory", "disk": "disk", "host_to_device": "host to device"}
+    yield "measured"
+    for key, name in names.items():
+        if report["bandwidth"][key] is not None:
+            yield _row(name, f"{report['bandwidth'][key] / 1e9:.1f} GB/s")
+    yield "at most, for one sequence"
+    yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
+    for number, entry in enumerate(report["tokens_per_second"]["by_hit_ratio"]):
+        if entry["hit_ratio"] < 1:
+            note = ", as with uniform routing" if number == 0 else ""
+            yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name:<15}{value}"

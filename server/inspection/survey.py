@@ -1,0 +1,145 @@
+"""Of a model's name: what it is made of, as far as its files tell, and what of it fits the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import torch
+
+from expert_store import (
+    ExpertCatalog,
+    ExpertLayout,
+    Extent,
+    LayerEntry,
+    PackedRecord,
+    ParameterSpec,
+    find_shards,
+    is_header_alone,
+    is_pack,
+    open_pack,
+    read_index,
+    share_slots,
+)
+from server.expert_plan import FreeMemory, plan_experts
+from server.kv_plan import KVPlan, plan_kv_cache
+from server.model.checkpoint import find_local
+from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint, missing_parameters
+from server.model.dtype import compute_dtype
+from server.model.errors import ModelError
+from server.model.loading import read_config
+from server.model.outline import Outline, outline
+from server.model.packing import map_pack
+from server.settings import ServeSettings
+
+from .hub import find_hub_model
+
+Source = Literal["checkpoint", "packed", "headers", "config"]
+PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a model is made of."""
+
+    name: str
+    source: Source  # what was at hand
+    outline: Outline
+    catalog: ExpertCatalog
+    num_unused: int  # tensors in the files that the model has no place for
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether the experts' bytes are here, to be read."""
+        return self.source in {"checkpoint", "packed"}
+
+    @property
+    def num_experts(self) -> int:
+        return sum(self.catalog.layouts.values())
+
+    @property
+    def active_expert_bytes(self) -> int:
+        """Of a token."""
+        return sum(k * self.catalog.layout(layer).slot_bytes for layer, k in self.outline.top_k.items())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What fits where."""
+
+    kv: KVPlan
+    host_bytes: int
+    device_bytes: int
+    host_slots: int
+    device_slots: int  # 0 where there is no device tier
+    is_cuda: bool
+
+
+def survey(model: str | None, settings: ServeSettings, device: torch.device) -> Survey:
+    """Look at a local checkpoint, a packed folder, headers or a config alone, or what the hub tells of a model.
+
+    Raises:
+        ModelError, CheckpointError: the model could not be served either, or can't be found.
+    """
+    found = find_local(model)
+    if found is not None:
+        return _survey_folder(*found, settings, device)
+    assert model is not None
+    with TemporaryDirectory(prefix="greenroom-") as scratch:
+        folder = Path(scratch) / Path(model).name  # by whose name a refusal tells of the model
+        folder.mkdir()
+        return _survey_folder(find_hub_model(model, settings.revision, folder), model, settings, device)
+
+
+def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
+    """Share out the memory as serving does.
+
+    Raises:
+        SettingsError: a budget or limit does not suit the model.
+    """
+    shape = found.outline
+    free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
+    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device)
+    host_bytes, device_bytes = plan_experts(settings, found.catalog, max(shape.top_k.values()), free, kv.nbytes)
+    host, on_device = (
+        sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
+    )
+    return Fit(kv, host_bytes, device_bytes, host, on_device, free.is_cuda)
+
+
+def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:
+    config = read_config(folder)
+    shape = outline(config, compute_dtype(settings.dtype, config, device))
+    if is_pack(folder):
+        return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
+    if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):
+        stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+        return Survey(name, "config", shape, _catalog_of_shapes(shape.model, stored), 0)
+    shards = find_shards(folder)
+    are_headers = all(is_header_alone(path) for path in shards)
+    places = map_checkpoint(shape.model, read_index(shards, is_whole=not are_headers))
+    missing = missing_parameters(shape.model, places.trunk)
+    if missing:
+        raise ModelError(
+            f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
+        )
+    return Survey(name, "headers" if are_headers else "checkpoint", shape, places.catalog, len(places.unused))
+
+
+def _catalog_of_shapes(model: Any, dtype: torch.dtype) -> ExpertCatalog:
+    """A catalog of experts that lie nowhere yet, to count with."""
+    modules: Mapping[str, Any] = experts_modules(model)
+    numbers = layer_numbers(list(modules))
+    layers = {}
+    for name, module in modules.items():
+        parameters = [
+            ParameterSpec(parameter, dtype, tuple(value.shape[1:]))
+            for parameter, value in module.named_parameters(recurse=False)
+        ]
+        layout = ExpertLayout(tuple(parameters))
+        nowhere = PackedRecord(Extent(Path(name), 0, layout.slot_bytes), 0)
+        layers[numbers[name]] = LayerEntry(layout, (nowhere,) * module.num_experts)
+    return ExpertCatalog(layers)

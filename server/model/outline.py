@@ -1,0 +1,128 @@
+"""A model's shapes from its config alone: built without weights, and looked at with zeros in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedConfig
+from transformers.core_model_loading import build_glob_alternation
+
+from .checkpoint_map import experts_modules, layer_numbers
+from .errors import ModelError
+from .kv_cache import KVGroup
+from .loading import build_model
+from .masks import with_masks
+from .mla import replace_projections
+from .probe import Probe
+from .seam import running
+from .support import check_layers
+
+NUM_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What serving a model takes."""
+
+    architecture: str
+    model: nn.Module  # on the meta device, as it was built: for the names and shapes of its parameters
+    dtype: torch.dtype  # of compute
+    trunk_bytes: int  # resident
+    active_trunk_bytes: int  # read for each token: all but a table of embeddings, of which it reads one row
+    kv_groups: tuple[KVGroup, ...]
+    top_k: Mapping[int, int]  # by MoE layer, experts a token
+    max_model_len: int
+
+
+def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
+    """The shapes of a model.
+
+    Weights are never made: each is one zero that stands for all, and linear layers give zeros of the right shape.
+    So it takes no memory and little time, however large the model is. What only weights show is not seen, such as
+    tokens that mix by a layer without a name for it.
+
+    Args:
+        dtype: of compute.
+
+    Raises:
+        ModelError: the architecture can't be served.
+    """
+    model = build_model(config, dtype)
+    name = type(model).__name__
+    check_layers(model)
+    model.tie_weights()
+    modules = experts_modules(model)
+    if not modules:
+        raise ModelError(f"{name} has no routed experts that Greenroom can page")
+    resident, active = _trunk_bytes(model, dtype)
+    text = model.config.get_text_config()
+    numbers = layer_numbers(list(modules))
+    layers = {module: numbers[path] for path, module in modules.items()}
+    probe = _look(build_model(config, dtype), min(NUM_TOKENS, int(text.max_position_embeddings)))
+    if not probe.kv_groups or len(probe.routed) != len(layers):
+        raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in probe.routed.values()), strict=True))
+    return Outline(name, model, dtype, resident, active, probe.kv_groups, top_k, int(text.max_position_embeddings))
+
+
+class _ZeroProducts(TorchFunctionMode):
+    """Linear layers give zeros, without touching their weights."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func is F.linear:
+            rows, weight = args[0], args[1]
+            return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def _look(model: nn.Module, num_tokens: int) -> Probe:
+    """What a model asks of attention and experts; its weights are replaced."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(_zeros_like(parameter), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, _zeros_like(buffer))
+    replace_projections(model)
+    model.eval()
+    probe = Probe()
+    with running(probe), with_masks(model.config), _ZeroProducts():
+        model(
+            input_ids=torch.zeros((1, num_tokens), dtype=torch.long),
+            position_ids=torch.arange(num_tokens)[None],
+            use_cache=False,
+            logits_to_keep=1,
+        )
+    return probe
+
+
+def _zeros_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+
+
+def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of the trunk once it is loaded, and of these the ones that each token reads."""
+    plan = model._get_dtype_plan(dtype)  # noqa: SLF001
+    kept = build_glob_alternation(list(plan))[0] if plan else None
+    routed = {id(parameter) for module in experts_modules(model).values() for parameter in module.parameters()}
+
+    def nbytes(name: str, tensor: torch.Tensor) -> int:
+        size = torch.float32.itemsize if kept is not None and kept.search(name) else tensor.element_size()
+        return tensor.numel() * size
+
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    resident = sum(nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed)
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
+    return (
+        resident,
+        resident if head is not None and head.weight is table else resident - table.numel() * table.element_size(),
+    )

@@ -1,0 +1,97 @@
+"""`greenroom inspect` as it is run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.memory import format_bytes
+from server.model.checkpoint import BUNDLED
+from tests.e2e.hub import serving_hub
+from tests.e2e.processes import run_command, serving
+
+KEYS = {
+    "model",
+    "architecture",
+    "source",
+    "dtype",
+    "trunk_bytes",
+    "num_unused_tensors",
+    "experts",
+    "bytes_per_token",
+    "kv_cache",
+    "tiers",
+    "bandwidth",
+    "tokens_per_second",
+}
+
+
+def test_the_bundled_model_is_told_as_serving_it_logs(tmp_path: Path) -> None:
+    budgets = ("--host-expert-memory", "25%", "--device-expert-memory", "2MiB", "--kv-cache-memory", "8MiB")
+    inspected = run_command("inspect", "--json", *budgets)
+    assert inspected.returncode == 0, inspected.stderr
+    report = json.loads(inspected.stdout)
+    assert set(report) == KEYS
+    assert report["source"] == "checkpoint"
+    with serving(*budgets) as server:
+        _, _, log = server.interrupt()
+    experts, kv, tiers = report["experts"], report["kv_cache"], report["tiers"]
+    total = format_bytes(experts["total_bytes"])
+    assert f"trunk: {format_bytes(report['trunk_bytes'])} resident" in log
+    assert f"experts: {experts['num_experts']} in {experts['num_layers']} layers, {total} on disk" in log
+    assert f"host tier: slots for {tiers['host']['slots']} experts" in log
+    assert f"device tier: slots for {tiers['device']['slots']} experts" in log
+    assert f"{format_bytes(kv['bytes'])} for {kv['num_tokens']} tokens; context {kv['max_model_len']}" in log
+    assert all(report["bandwidth"][name] > 0 for name in ("compute_memory", "disk"))
+    bounds = report["tokens_per_second"]
+    assert 0 < bounds["uniform_routing"] <= bounds["all_in_memory"]
+
+
+def test_the_table_is_for_people(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((BUNDLED / "config.json").read_bytes())
+    inspected = run_command("inspect", str(tmp_path))
+    assert inspected.returncode == 0, inspected.stderr
+    assert inspected.stderr == ""
+    assert f"{tmp_path.name}: Qwen3MoeForCausalLM in" in inspected.stdout
+    assert "by its config alone" in inspected.stdout
+    assert "96 in 6 layers, 216.0 KiB each" in inspected.stdout
+
+
+def test_a_hub_model_is_looked_up_without_its_weights(tmp_path: Path) -> None:
+    with serving_hub("somebody/some-model", BUNDLED) as hub:
+        environment = hub.environment(tmp_path)
+        inspected = run_command("inspect", "somebody/some-model", "--json", environment=environment)
+        assert inspected.returncode == 0, inspected.stderr
+        report = json.loads(inspected.stdout)
+        assert (report["model"], report["source"]) == ("somebody/some-model", "headers")
+        assert report["experts"]["total_bytes"] == 96 * 221184
+        assert hub.sent["model.safetensors"] < 1 << 20
+        unknown = run_command("inspect", "somebody/other", environment=environment)
+    assert unknown.returncode == 1
+    assert "the hub has no model somebody/other" in unknown.stderr
+    unreachable = run_command("inspect", "somebody/third", environment=environment)
+    assert unreachable.returncode == 1
+    assert "the hub can't be reached" in unreachable.stderr
+    for failed in (unknown, unreachable):
+        assert failed.stdout == ""
+        assert len(failed.stderr.splitlines()) == 1, failed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (("./nonesuch",), 1, "there is no folder ./nonesuch"),
+        (("--kv-cache-memory", "1KiB"), 1, "--kv-cache-memory 1KiB"),
+        (("--max-model-len", "100000"), 1, "the model's context is 2048 tokens"),
+        (("--host-expert-memory", "much"), 2, "--host-expert-memory 'much'"),
+        (("--port", "1"), 2, "--port"),
+    ],
+)
+def test_failures_are_one_line(arguments: tuple[str, ...], status: int, reason: str) -> None:
+    failed = run_command("inspect", *arguments)
+    assert failed.returncode == status
+    assert reason in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1, failed.stderr
+    assert failed.stdout == ""

@@ -1,0 +1,196 @@
+"""What `greenroom inspect` finds, against what serving the same model finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from expert_store import ExpertStore, read_index, write_pack
+from server.inspection import inspect as inspection
+from server.inspection.hub import write_header
+from server.inspection.inspect import inspect
+from server.inspection.report import as_text
+from server.inspection.survey import Survey, fit, survey
+from server.kv_plan import plan_kv_cache
+from server.model.loading import build_model, load_trunk, read_config
+from server.model.outline import outline
+from server.model.packing import pack_source
+from server.settings import ServeSettings
+from tests.checkpoints import CONFIGS, make_checkpoint
+
+CPU = torch.device("cpu")
+SETTINGS = ServeSettings.model_validate({"dtype": "float32", "host_expert_memory": "50%", "max_running_requests": 2})
+
+
+def look(folder: Path) -> Survey:
+    return survey(str(folder), SETTINGS, CPU)
+
+
+def headers_of(checkpoint: Path, folder: Path) -> Path:
+    """A copy of a checkpoint without its tensors' bytes."""
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (folder / path.name).write_bytes(path.read_bytes())
+            continue
+        raw = path.read_bytes()
+        (folder / path.name).write_bytes(raw[: 8 + int.from_bytes(raw[:8], "little")])
+    return folder
+
+
+@pytest.fixture
+def instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bandwidths that are known."""
+    monkeypatch.setattr(inspection, "measure_disk", lambda catalog: 2e6)
+    monkeypatch.setattr(inspection, "measure_memory", lambda device: 1e7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_outline_has_the_bytes_groups_and_choices_of_the_loaded_trunk(
+    tmp_path: Path, name: str, dtype: torch.dtype
+) -> None:
+    folder = make_checkpoint(name, tmp_path, dtype)
+    trunk, shape = load_trunk(folder, dtype), outline(read_config(folder), dtype)
+    assert shape.trunk_bytes == trunk.nbytes
+    assert shape.kv_groups == trunk.facts.kv_groups
+    assert max(shape.top_k.values()) == trunk.facts.top_k
+    assert list(shape.top_k) == list(trunk.catalog.layers)
+    assert shape.max_model_len == trunk.max_model_len
+
+
+def test_of_tied_embeddings_there_is_one_table_and_every_token_reads_it() -> None:
+    config = CONFIGS["qwen3_moe"]()
+    table = config.vocab_size * config.hidden_size * 4
+    untied = outline(config, torch.float32)
+    config.tie_word_embeddings = True
+    tied = outline(config, torch.float32)
+    assert untied.trunk_bytes - tied.trunk_bytes == table
+    assert untied.active_trunk_bytes == tied.active_trunk_bytes == tied.trunk_bytes
+
+
+def test_a_model_of_hundreds_of_gigabytes_is_outlined_without_its_weights() -> None:
+    shape = outline(transformers.DeepseekV3Config(), torch.bfloat16)
+    assert shape.trunk_bytes > 30e9
+    assert shape.kv_groups[0].token_bytes == 61 * (512 + 64) * 2  # a latent and a rotated key in each layer
+    assert set(shape.top_k.values()) == {8}
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_headers_and_config_alone_tell_the_same_as_the_whole_checkpoint(tmp_path: Path, name: str) -> None:
+    whole = make_checkpoint(name, tmp_path / "whole")
+    headers = headers_of(whole, tmp_path / "headers")
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "config.json").write_bytes((whole / "config.json").read_bytes())
+    found = [look(folder) for folder in (whole, headers, alone)]
+    assert [each.source for each in found] == ["checkpoint", "headers", "config"]
+    assert len({each.outline.trunk_bytes for each in found}) == 1
+    assert len({each.active_expert_bytes for each in found}) == 1
+    assert len({(each.num_experts, each.catalog.total_bytes) for each in found}) == 1
+
+
+def test_a_packed_folder_has_the_bytes_of_its_records(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "model", torch.bfloat16)
+    source = pack_source(build_model(read_config(folder), torch.bfloat16), folder, "mine", "int8")
+    write_pack(source, tmp_path / "packed", 1, lambda nbytes: None)
+    found = look(tmp_path / "packed")
+    assert (found.name, found.source) == ("mine", "packed")
+    assert found.catalog.total_bytes == source.record_bytes
+
+
+def test_what_fits_is_what_a_store_and_a_kv_cache_get(tmp_path: Path) -> None:
+    folder = make_checkpoint("gpt_oss", tmp_path)
+    trunk, found = load_trunk(folder, torch.float32), look(folder)
+    plan = fit(found, SETTINGS, CPU)
+    store = ExpertStore(trunk.catalog, plan.host_bytes)
+    try:
+        assert plan.host_slots == store.tiers()["host"].num_slots == 12
+    finally:
+        store.close()
+    served = plan_kv_cache(SETTINGS, trunk.facts.kv_groups, trunk.max_model_len, 1 << 40)
+    assert plan.kv.num_blocks == served.num_blocks
+
+
+@pytest.mark.usefixtures("instant")
+def test_bounds_follow_from_bytes_and_bandwidths(tmp_path: Path) -> None:
+    report = inspect(str(make_checkpoint("qwen3_moe", tmp_path)), SETTINGS)
+    token, bounds = report["bytes_per_token"], report["tokens_per_second"]
+    assert token["experts"] == 3 * 2 * report["experts"]["bytes_each"][0]
+    assert token["total"] == token["trunk"] + token["experts"]
+    assert bounds["all_in_memory"] == pytest.approx(1e7 / token["total"])
+    assert bounds["uniform_routing"] == pytest.approx(2e6 / (0.5 * token["experts"]))
+    assert [entry["hit_ratio"] for entry in bounds["by_hit_ratio"]] == [0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
+    assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.usefixtures("instant")
+def test_the_table_tells_windows_latents_and_tensors_without_a_place(tmp_path: Path) -> None:
+    text = as_text(inspect(str(make_checkpoint("gpt_oss", tmp_path / "a")), SETTINGS))
+    assert "1 layers see all tokens" in text
+    assert "2 layers see the last 6 tokens" in text
+    folder = make_checkpoint("deepseek_v3", tmp_path / "b")
+    headers = headers_of(folder, tmp_path / "c")
+    write_header(headers / "extra.safetensors", {"mtp.x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})
+    text = as_text(inspect(str(headers), SETTINGS))
+    assert "as latents" in text
+    assert "1 tensors that the model has no place for" in text
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes))
+
+
+def drop(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: edit_config(folder, quantization_config={"quant_method": "nonesuch"}), "nonesuch"),
+        (lambda folder: edit_config(folder, model_type="nonesuch"), "nonesuch"),
+        (lambda folder: edit_config(folder, moe_intermediate_size=25), "bytes for|makes"),
+        (
+            lambda folder: drop(folder, "model.layers.1.self_attn.q_proj.weight"),
+            "lacks model.layers.1.self_attn.q_proj",
+        ),
+        (lambda folder: drop(folder, "model.layers.1.mlp.experts.3.up_proj.weight"), "bytes for gate_up_proj of|needs"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled checkpoints"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"?" * 100), "header"),
+    ],
+)
+def test_what_can_not_be_served_is_refused_as_serving_refuses_it(tmp_path: Path, spoil: Any, reason: str) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    spoil(folder)
+    refusals = []
+    for attempt in (lambda: look(folder), lambda: load_trunk(folder, torch.float32)):
+        with pytest.raises(Exception, match=reason) as refusal:
+            attempt()
+        refusals.append((refusal.type, str(refusal.value)))
+    assert refusals[0] == refusals[1]
+
+
+def test_a_file_cut_inside_its_tensors_is_damaged_and_not_taken_for_headers(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Exception, match="the file is cut short"):
+        look(folder)
+
+
+def test_a_header_alone_is_read_only_when_asked_for(tmp_path: Path) -> None:
+    write_header(tmp_path / "a.safetensors", {"x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}})
+    assert read_index([tmp_path / "a.safetensors"], is_whole=False)["x"].shape == (2,)
+    with pytest.raises(Exception, match="cut short"):
+        read_index([tmp_path / "a.safetensors"])
