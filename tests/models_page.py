@@ -29,6 +29,10 @@ A bfloat16 pack of it gives the same bits as the checkpoint, and `--deterministi
 Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
 name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
 
+Rotary scalings are compared with stock too (`tests/server/model/test_rope.py`). A model with "longrope" serves
+sequences of up to its `original_max_position_embeddings`: past them transformers takes other frequencies for all tokens
+of a step, those of shorter sequences too.
+
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
 {served_rows}
