@@ -6,16 +6,43 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from tests.families import FAMILIES
+from expert_store import ExpertStore
+from server.model.loading import load_trunk
+from tests.checkpoints import save_checkpoint
+from tests.families import FAMILIES, make_config
 from tests.family_checks import examine
 from tests.models_page import PAGE
+from tests.server.model.test_packing import logits_of, pack
+from tests.server.model.test_parity import generate
+
+SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusal is None]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_is_what_docs_models_says_of_it(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("model_type", SERVED)
+def test_a_pack_of_a_family_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
+    folder = save_checkpoint(make_config(model_type), tmp_path / "checkpoint", torch.bfloat16)
+    wanted = logits_of(load_trunk(folder, torch.float32))
+    found = logits_of(load_trunk(pack(folder, tmp_path / "pack"), torch.float32))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("model_type", SERVED)
+def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_path: Path) -> None:
+    """Each piece of its prompts in other company gives the same bits, where that is asked for."""
+    folder = save_checkpoint(make_config(model_type), tmp_path, torch.bfloat16)
+    trunk = load_trunk(folder, torch.bfloat16, is_deterministic=True)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    whole, pieces = (generate(trunk, store, chunk, steps=1) for chunk in (64, 5))
+    store.close()
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(whole, pieces, strict=True))
 
 
 def test_every_family_of_transformers_is_in_the_table() -> None:
