@@ -28,7 +28,8 @@ from expert_store import (
 SECONDS = 0.7  # of each measurement
 MATRIX_BYTES = 256 << 20  # far beyond the processor's caches
 FILE_BYTES = 256 << 20
-READ_AHEAD = 12  # slots that reading goes through, so that every reader has one
+READ_BYTES = 64 << 20  # at a time, so that readers are busy nearly always
+LEAST_READS = 12  # experts at a time, where they are large
 
 
 def measure_memory(device: torch.device) -> float:
@@ -55,22 +56,25 @@ def measure_disk(catalog: ExpertCatalog) -> float:
         ExpertLoadError: an expert can't be read.
     """
     largest = max(layout.slot_bytes for layout in catalog.layouts)
-    budget = min(catalog.total_bytes, max(least_bytes(catalog, 1), READ_AHEAD * largest))
-    layers = list(catalog.layers.items())
-    order = random.Random(0)  # noqa: S311  any order will do
+    count = max(LEAST_READS, READ_BYTES // largest)
+    layers, order = list(catalog.layers.items()), random.Random(0)  # noqa: S311  any order will do
+    budget = min(catalog.total_bytes, max(least_bytes(catalog, 1), LEAST_READS * largest))
     store = ExpertStore(catalog, budget)
+
+    def read_some() -> None:
+        layer, entry = order.choice(layers)
+        experts = order.sample(range(len(entry.experts)), min(count, len(entry.experts)))
+        with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
+            for _ in lease:
+                pass
+        store.evict(store.residents())
+
     try:
-        begun = time.perf_counter()
-        end = begun + SECONDS
-        while time.perf_counter() < end:
-            layer, entry = order.choice(layers)
-            experts = order.sample(range(len(entry.experts)), len(entry.experts))
-            with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-                for _ in lease:
-                    if time.perf_counter() >= end:
-                        break
-            store.evict(store.residents())
-        return store.statistics().loaded_bytes / (time.perf_counter() - begun)
+        read_some()  # the first use of slots costs more
+        before, begun = store.statistics().loaded_bytes, time.perf_counter()
+        while time.perf_counter() < begun + SECONDS:
+            read_some()
+        return (store.statistics().loaded_bytes - before) / (time.perf_counter() - begun)
     finally:
         store.close()
 

@@ -19,7 +19,10 @@ SOURCES = {
 
 
 def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any]:
-    """Everything, as ``--json`` prints it: bytes, bytes a second, tokens a second."""
+    """Everything, as ``--json`` prints it: bytes, bytes a second, tokens a second.
+
+    Where the trunk does not fit, the bounds are those of a machine of the same speed with more memory.
+    """
     shape, catalog = found.outline, found.catalog
     traffic = Traffic(shape.active_trunk_bytes, found.active_expert_bytes)
     uniform = min(1.0, (plan.host_slots + plan.device_slots) / found.num_experts)
@@ -30,6 +33,7 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
         "source": found.source,
         "dtype": str(shape.dtype).removeprefix("torch."),
         "trunk_bytes": shape.trunk_bytes,
+        "trunk_fits": plan.holds_trunk,
         "num_unused_tensors": found.num_unused,
         "experts": {
             "num_experts": found.num_experts,
@@ -109,7 +113,11 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         latent = ", as latents" if group["is_latent"] else ""
         yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
     yield "fits"
-    yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {kv['num_tokens']} tokens; context {kv['max_model_len']}")
+    if not report["trunk_fits"]:
+        yield _row("nothing", "the trunk alone takes more memory than is free here")
+    else:
+        context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
+        yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
             slots, count = tier["slots"], experts["num_experts"]
@@ -125,7 +133,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield "at most, for one sequence"
     yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
     for number, entry in enumerate(report["tokens_per_second"]["by_hit_ratio"]):
-        if entry["hit_ratio"] < 1:
+        if entry["hit_ratio"] < 1 and report["trunk_fits"]:
             note = ", as with uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
 

@@ -70,12 +70,17 @@ class Survey:
 class Fit:
     """What fits where."""
 
+    free_bytes: int  # beside the trunk, where compute runs
     kv: KVPlan
     host_bytes: int
     device_bytes: int
     host_slots: int
     device_slots: int  # 0 where there is no device tier
     is_cuda: bool
+
+    @property
+    def holds_trunk(self) -> bool:
+        return self.free_bytes > 0
 
 
 def survey(model: str | None, settings: ServeSettings, device: torch.device) -> Survey:
@@ -95,19 +100,21 @@ def survey(model: str | None, settings: ServeSettings, device: torch.device) -> 
 
 
 def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
-    """Share out the memory as serving does.
+    """Share out the memory as serving does; nothing fits beside a trunk that does not.
 
     Raises:
         SettingsError: a budget or limit does not suit the model.
     """
     shape = found.outline
     free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
+    if not free.device:
+        return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0), 0, 0, 0, 0, free.is_cuda)
     kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device)
     host_bytes, device_bytes = plan_experts(settings, found.catalog, max(shape.top_k.values()), free, kv.nbytes)
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
     )
-    return Fit(kv, host_bytes, device_bytes, host, on_device, free.is_cuda)
+    return Fit(free.device, kv, host_bytes, device_bytes, host, on_device, free.is_cuda)
 
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:

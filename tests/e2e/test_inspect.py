@@ -18,6 +18,7 @@ KEYS = {
     "source",
     "dtype",
     "trunk_bytes",
+    "trunk_fits",
     "num_unused_tensors",
     "experts",
     "bytes_per_token",

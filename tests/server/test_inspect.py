@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
+from server import expert_plan
 from server.inspection import inspect as inspection
 from server.inspection.hub import write_header
 from server.inspection.inspect import inspect
@@ -128,6 +129,18 @@ def test_bounds_follow_from_bytes_and_bandwidths(tmp_path: Path) -> None:
     assert bounds["uniform_routing"] == pytest.approx(2e6 / (0.5 * token["experts"]))
     assert [entry["hit_ratio"] for entry in bounds["by_hit_ratio"]] == [0.5, 0.75, 0.9, 0.95, 0.99, 1.0]
     assert json.loads(json.dumps(report)) == report
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_trunk_that_is_larger_than_memory_is_told_with_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 1000)
+    report = inspect(str(make_checkpoint("qwen3_moe", tmp_path)), SETTINGS)
+    assert not report["trunk_fits"]
+    assert report["trunk_bytes"] > 1000
+    assert report["tiers"]["host"] == {"budget_bytes": 0, "slots": 0}
+    assert "the trunk alone takes more memory than is free here" in as_text(report)
 
 
 @pytest.mark.usefixtures("instant")
