@@ -126,8 +126,8 @@ class Engine:
         prompt = request.prompt_ids
         if not prompt:
             raise RequestRefusedError("the prompt is empty", "prompt")
-        unknown = next((token for token in prompt if not 0 <= token < self._vocab_size), None)
-        if unknown is not None:
+        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
+            unknown = next(token for token in prompt if not 0 <= token < self._vocab_size)
             raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
         total = len(prompt) + request.sampling.max_tokens
         if request.sampling.max_tokens < 0 or total > self._limits.max_model_len:

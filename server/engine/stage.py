@@ -56,7 +56,6 @@ class Plan:
     group: list[Sequence]
     gain: float  # tokens a second, over those of everybody together
     seconds: float  # of a turn
-    num_experts: float  # that one of its steps touches
 
 
 class WorkingSetStage:
@@ -86,7 +85,6 @@ class WorkingSetStage:
         self._together, self._in_turns = Rate(), Rate()
         self.admits = True  # whether new requests may begin in this step
         self.num_held = self.num_turns = 0
-        self.num_experts = 0.0  # that a step of those on stage touches, as expected at the last change
 
     @property
     def stall_share(self) -> float:
@@ -158,6 +156,7 @@ class WorkingSetStage:
             self._raise_curtain(self._plan(sequences, waiting), now)
 
     def _end_round(self, sequences: list[Sequence], now: float) -> None:
+        self._had_turn.clear()
         if self._in_turns.tokens_per_second < GAIN_TO_KEEP * self._together.tokens_per_second:
             self._retry_at = now + self._pause_seconds
             self._pause_seconds = min(2 * self._pause_seconds, MOST_PAUSE_SECONDS)
@@ -170,7 +169,7 @@ class WorkingSetStage:
             self._is_checking, self._together = True, Rate()
 
     def _raise_curtain(self, plan: Plan, now: float) -> None:
-        self._group, self._turn_ends, self.num_experts = plan.group, now + plan.seconds, plan.num_experts
+        self._group, self._turn_ends = plan.group, now + plan.seconds
         self._least_left = (len(plan.group) + 1) // 2
         self._had_turn.update(plan.group)
         self.num_turns += 1
@@ -190,7 +189,7 @@ class WorkingSetStage:
         best = int(rates.argmax())
         group = [waiting[index] for index in sorted(order[: best + 1])]
         gain = float(rates[best] / rate_together) * turn / (turn + refill_seconds)
-        return Plan(group, gain, turn, float(touched[best]))
+        return Plan(group, gain, turn)
 
 
 def _stack(output: StepOutput, layers: AbstractSequence[int]) -> npt.NDArray[np.int64]:

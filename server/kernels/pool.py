@@ -17,6 +17,13 @@ import torch
 
 Task = Callable[[], None]
 
+ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply by a matrix as the matrix to read
+
+
+def work_bytes(nbytes: float, num_rows: float) -> float:
+    """How much work it is to multiply some rows by a matrix of so many bytes, as bytes that are read."""
+    return nbytes * (1 + num_rows / ROWS_LIKE_A_READ)
+
 
 class ComputePool:
     """Runs tasks on some threads, that of the caller among them. One caller at a time.

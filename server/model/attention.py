@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from server.kernels.pool import ComputePool
+from server.kernels.pool import ComputePool, work_bytes
 
 from .flash import attend_span, band_mask, merge
 from .kv_cache import KVCache, LayerCache
@@ -17,7 +17,6 @@ from .seam import AttentionOptions
 from .step import SequenceChunk
 
 LEAST_SHARED_BYTES = 2 << 20  # of keys and values, below which threads cost more than they bring
-ROWS_LIKE_A_READ = 32  # so many queries take as long to multiply as the keys to read
 TASKS_A_THREAD = 2  # where there are more spans than threads
 
 
@@ -129,8 +128,8 @@ class _Round:
 
     def _num_bytes(self) -> float:
         """That are read, or multiplied instead."""
-        tokens = sum(span.length * (1 + span.num_rows / ROWS_LIKE_A_READ) for span in self._spans)
-        return tokens * self._cache.shape.token_bytes
+        token_bytes = self._cache.shape.token_bytes
+        return sum(work_bytes(span.length * token_bytes, span.num_rows) for span in self._spans)
 
     def _share(self) -> None:
         pool, spans = self._group.pool, self._spans

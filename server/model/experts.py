@@ -13,12 +13,11 @@ import torch
 from expert_store import ExpertStore, Phase, Prefetcher, Weights
 from server.kernels.batch_invariant import is_batch_invariant, keep_arithmetic
 from server.kernels.expert import ExpertsModule, run_expert
-from server.kernels.pool import ComputePool, Task
+from server.kernels.pool import ComputePool, Task, work_bytes
 
 from .step import ExpertCost
 
 LEAST_SHARED_BYTES = 384 << 10  # of an expert, below which threads cost more than they bring (docs/log.md)
-ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply as the matrix to read
 
 
 class StepExperts:
@@ -99,7 +98,7 @@ class StepExperts:
     def _is_worth_sharing(self, layer: int, rows_per_expert: float) -> bool:
         """Whether an expert takes longer than it takes to hand it to another thread."""
         nbytes = self._store.catalog.layers[layer].layout.slot_bytes
-        return nbytes * (1 + rows_per_expert / ROWS_LIKE_A_READ) >= LEAST_SHARED_BYTES
+        return work_bytes(nbytes, rows_per_expert) >= LEAST_SHARED_BYTES
 
 
 def _at_once(task: Task) -> None:

@@ -10,12 +10,11 @@ from torch import nn
 
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.linear import is_few, linear
-from server.kernels.pool import ComputePool
+from server.kernels.pool import ComputePool, work_bytes
 
 MOST_ROWS = 64  # from there on copying the result into the order that modules expect takes what was gained
 LEAST_WEIGHTS = 1 << 18  # of a layer that is worth another call
 LEAST_SHARED_BYTES = 6 << 20  # read, or multiplied instead, below which threads cost more than they bring
-ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply as the matrix to read
 
 
 class FastLinear(nn.Linear):
@@ -28,7 +27,7 @@ class FastLinear(nn.Linear):
         count, weight = rows.shape[0], self.weight
         if not rows.is_cpu or is_batch_invariant():
             return super().forward(input)
-        work = weight.numel() * weight.element_size() * (1 + count / ROWS_LIKE_A_READ)
+        work = work_bytes(weight.nbytes, count)
         if self.pool.num_threads > 1 and work >= LEAST_SHARED_BYTES and count:
             output = self._share(rows)
         elif is_few(rows, MOST_ROWS):

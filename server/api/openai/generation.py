@@ -70,11 +70,11 @@ def submit(
     generation_id = f"{id_prefix}-{uuid4().hex}"
     streams: list[TokenStream] = []
     try:
-        for prompt, max_tokens in zip(prompts, limits, strict=True):
+        for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice)
-                request = GenerationRequest(request_id, tuple(prompt), sampling, body.priority, body.timeout)
+                request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout)
                 streams.append(model.engine.submit(request))
     except Exception:
         for stream in streams:
