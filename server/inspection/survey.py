@@ -29,7 +29,7 @@ from server.kv_plan import KVPlan, plan_kv_cache
 from server.model.checkpoint import find_local
 from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint, missing_parameters
 from server.model.dtype import compute_dtype
-from server.model.errors import ModelError
+from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
 from server.model.packing import map_pack
@@ -130,9 +130,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     places = map_checkpoint(shape.model, read_index(shards, is_whole=not are_headers))
     missing = missing_parameters(shape.model, places.trunk)
     if missing:
-        raise ModelError(
-            f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
-        )
+        raise incomplete(folder.name, missing)
     return Survey(name, "headers" if are_headers else "checkpoint", shape, places.catalog, len(places.unused))
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class ModelError(Exception):
     """The model can't be served; the message says why and what to do, in one line."""
+
+
+def incomplete(name: str, missing: Sequence[str]) -> ModelError:
+    """The error of a checkpoint that lacks some tensors."""
+    return ModelError(f"{name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")

@@ -20,7 +20,7 @@ from server.kernels.pool import ComputePool
 from .adopted import adopt_experts
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
-from .errors import ModelError
+from .errors import ModelError, incomplete
 from .packing import map_pack
 from .seam import IMPLEMENTATION
 from .support import check_layers
@@ -77,10 +77,7 @@ def load_trunk(
         raise ModelError(f"{folder.name} does not fit its config.json: {problems[0]}")
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
-        missing = sorted(info.missing_keys)
-        raise ModelError(
-            f"{folder.name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete"
-        )
+        raise incomplete(folder.name, sorted(info.missing_keys))
     model.to(device).eval()
     layers = {module: numbers[name] for name, module in modules.items()}
     return Trunk(model, places.catalog, layers, is_deterministic, pool)

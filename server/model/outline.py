@@ -20,6 +20,7 @@ from .loading import build_model
 from .masks import with_masks
 from .mla import replace_projections
 from .probe import Probe
+from .rope import longest_of_one_rope
 from .seam import running
 from .support import check_layers
 
@@ -61,14 +62,14 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page")
     resident, active = _trunk_bytes(model, dtype)
-    text = model.config.get_text_config()
+    longest = longest_of_one_rope(model.config.get_text_config())
     numbers = layer_numbers(list(modules))
     layers = {module: numbers[path] for path, module in modules.items()}
-    probe = _look(build_model(config, dtype), min(NUM_TOKENS, int(text.max_position_embeddings)))
+    probe = _look(build_model(config, dtype), min(NUM_TOKENS, longest))
     if not probe.kv_groups or len(probe.routed) != len(layers):
         raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
     top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in probe.routed.values()), strict=True))
-    return Outline(name, model, dtype, resident, active, probe.kv_groups, top_k, int(text.max_position_embeddings))
+    return Outline(name, model, dtype, resident, active, probe.kv_groups, top_k, longest)
 
 
 class _ZeroProducts(TorchFunctionMode):
@@ -89,9 +90,10 @@ def _look(model: nn.Module, num_tokens: int) -> Probe:
     """What a model asks of attention and experts; its weights are replaced."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(_zeros_like(parameter), requires_grad=False))
+            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, _zeros_like(buffer))
+            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
     replace_projections(model)
     model.eval()
     probe = Probe()
@@ -103,10 +105,6 @@ def _look(model: nn.Module, num_tokens: int) -> Probe:
             logits_to_keep=1,
         )
     return probe
-
-
-def _zeros_like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
 
 
 def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:

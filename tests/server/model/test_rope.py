@@ -11,7 +11,8 @@ import transformers
 
 from expert_store import ExpertStore
 from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
+from server.model.loading import load_trunk, read_config
+from server.model.outline import outline
 from server.model.step import SequenceChunk
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
@@ -55,6 +56,7 @@ def test_the_longest_sequence_and_a_short_one_beside_it_give_the_stock_logits(ki
     stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     trunk = load_trunk(tmp_path, torch.float32)
     assert trunk.max_model_len == longest
+    assert outline(read_config(tmp_path), torch.float32).max_model_len == longest  # before weights are there
     prompts = [[(7 * place + 3) % 128 for place in range(length)] for length in (longest, 9)]
     expected = []
     for prompt in prompts:
