@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from expert_store import ExpertStore
-from server.model.loading import load_trunk
+from server.model.errors import ModelError
+from server.model.loading import load_trunk, read_config
+from server.model.outline import outline
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.family_checks import examine
@@ -24,6 +27,22 @@ SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusa
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_family_is_what_docs_models_says_of_it(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
+
+
+@pytest.mark.parametrize("model_type", SERVED)
+def test_the_config_of_a_family_tells_what_the_loaded_trunk_is(model_type: str, tmp_path: Path) -> None:
+    trunk = load_trunk(save_checkpoint(make_config(model_type), tmp_path), torch.float32)
+    told = outline(read_config(tmp_path), torch.float32)
+    assert told.trunk_bytes == trunk.nbytes
+    assert told.kv_groups == trunk.facts.kv_groups
+    assert max(told.top_k.values()) == trunk.facts.top_k
+    assert told.max_model_len == trunk.max_model_len
+
+
+@pytest.mark.parametrize("model_type", [model_type for model_type in FAMILIES if model_type not in SERVED])
+def test_what_is_not_served_is_refused_by_its_config_for_the_same_reason(model_type: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(str(FAMILIES[model_type].refusal))):
+        outline(make_config(model_type), torch.float32)
 
 
 @pytest.mark.parametrize("model_type", SERVED)
