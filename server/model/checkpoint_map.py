@@ -34,13 +34,15 @@ from expert_store import (
 )
 
 from .errors import ModelError
+from .quantised.matrix import StoredMatrix, StoredTensor, slot_tensors, sort_index
+from .quantised.scheme import find_scheme
 
 
 @dataclass(frozen=True)
 class CheckpointMap:
     """Where everything in a checkpoint belongs."""
 
-    trunk: dict[str, TensorSource]  # by hub name
+    trunk: dict[str, TensorSource | StoredTensor]  # by hub name, as if nothing were quantised
     catalog: ExpertCatalog
     unused: list[str]  # hub names that the model has no place for
 
@@ -50,7 +52,7 @@ class _Parameter:
     """One parameter of one expert while its sources are being collected."""
 
     converter: WeightConverter | None
-    sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
+    sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # with their order
 
 
 def experts_modules(model: nn.Module) -> dict[str, Any]:
@@ -88,10 +90,10 @@ def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> Check
         for name, module in modules.items()
         for parameter, _ in module.named_parameters(recurse=False)
     }
-    trunk: dict[str, TensorSource] = {}
+    trunk: dict[str, TensorSource | StoredTensor] = {}
     unused: list[str] = []
     experts: dict[tuple[str, int], dict[str, _Parameter]] = {}
-    for source in index.values():
+    for source in sort_index(find_scheme(model.config, type(model).__name__), index).values():
         target, pattern = names.target(source.name)
         if target not in owners:
             if target in names.parameters:
@@ -176,10 +178,14 @@ class _Names:
         return int(match.group(match.lastindex or 1))
 
 
-def _split(source: TensorSource, expert: int | None, num_experts: int) -> list[tuple[int, TensorSource]]:
+def _split(
+    source: TensorSource | StoredTensor, expert: int | None, num_experts: int
+) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
+    if expert is not None and expert >= num_experts:
+        raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
+    if isinstance(source, StoredTensor):
+        return source.of_experts(expert, num_experts)
     if expert is not None:
-        if expert >= num_experts:
-            raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
         return [(expert, source)]
     if not source.shape or source.shape[0] != num_experts:
         raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first size should be {num_experts}")
@@ -191,22 +197,42 @@ def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Map
     specs: dict[str, ParameterSpec] = {}
     recipes = []
     for expert, parts in enumerate(experts):
-        recipe = {}
+        recipe: dict[str, ParameterRecipe] = {}
         for parameter, shape in shapes.items():
             if parameter not in parts:
                 raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
-            recipe[parameter], dtype = _recipe(model, f"{name}.{parameter}", shape, parts[parameter])
-            specs.setdefault(parameter, ParameterSpec(parameter, dtype, shape))
+            for spec, part in _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter]):
+                recipe[spec.name] = part
+                specs.setdefault(spec.name, spec)
         recipes.append(recipe)
     return LayerEntry(ExpertLayout(tuple(specs.values())), tuple(recipes))
 
 
+def _slot_tensors(
+    model: nn.Module, module: Any, target: str, shape: tuple[int, ...], part: _Parameter
+) -> Iterable[tuple[ParameterSpec, ParameterRecipe]]:
+    """What one parameter of one expert is in a slot, and how it is read."""
+    ordered = [source for _, source in sorted(part.sources, key=lambda item: item[0])]
+    parameter = target.rpartition(".")[2]
+    matrices = [source for source in ordered if isinstance(source, StoredMatrix)]
+    if matrices:
+        is_turned = all(matrix.is_turned for matrix in matrices)
+        if len(matrices) < len(ordered) or not _is_plain(part.converter) or (module.is_transposed and not is_turned):
+            raise CheckpointError(f"{target} is quantised, and not in matrices (out, in) that lie one above the other")
+        return slot_tensors(matrices, target, shape[::-1] if module.is_transposed else shape)
+    sources = tuple(source for source in ordered if isinstance(source, TensorSource))
+    recipe, dtype = _recipe(model, target, shape, part.converter, sources)
+    return [(ParameterSpec(parameter, dtype, shape), recipe)]
+
+
 def _recipe(
-    model: nn.Module, target: str, shape: tuple[int, ...], part: _Parameter
+    model: nn.Module,
+    target: str,
+    shape: tuple[int, ...],
+    converter: WeightConverter | None,
+    sources: tuple[TensorSource, ...],
 ) -> tuple[ParameterRecipe, torch.dtype]:
-    """How to read one parameter of one expert, and the dtype it has in a slot."""
-    sources = tuple(source for _, source in sorted(part.sources, key=lambda item: item[0]))
-    converter = part.converter
+    """How to read one parameter of one expert that is not quantised, and the dtype it has in a slot."""
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
     patterns = list(converter.source_patterns)
@@ -238,10 +264,17 @@ def _recipe(
 
 def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
     """Whether the parameter's bytes are those of its sources, one after the other."""
-    kinds = [type(operation) for operation in converter.operations]
-    if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]):
-        return False
-    if any(operation.dim != dim for operation, dim in zip(converter.operations, (0, 1), strict=False)):
+    if not _is_plain(converter):
         return False
     same = all(source.shape[1:] == shape[1:] and source.dtype == sources[0].dtype for source in sources)
     return same and sum(source.shape[0] for source in sources) == shape[0]
+
+
+def _is_plain(converter: WeightConverter | None) -> bool:
+    """Whether a parameter is its sources, one above the other."""
+    if converter is None:
+        return True
+    kinds = [type(operation) for operation in converter.operations]
+    if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]):
+        return False
+    return all(operation.dim == dim for operation, dim in zip(converter.operations, (0, 1), strict=False))

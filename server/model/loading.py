@@ -22,6 +22,8 @@ from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, incomplete
 from .packing import map_pack
+from .quantised.matrix import StoredTensor
+from .quantised.scheme import find_scheme
 from .seam import IMPLEMENTATION
 from .support import check_layers
 from .trunk import Trunk
@@ -62,7 +64,10 @@ def load_trunk(
         module._is_hf_initialized = True  # noqa: SLF001  or transformers would initialise what is gone
     if places.unused:
         log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
-    state = {name: read_tensor(source) for name, source in places.trunk.items()}
+    state = {
+        name: source.dequantise().to(dtype) if isinstance(source, StoredTensor) else read_tensor(source)
+        for name, source in places.trunk.items()
+    }
     plan = LoadStateDictConfig(
         dtype=dtype,
         dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
@@ -87,7 +92,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a checkpoint that Greenroom can serve, packed or not.
 
     Raises:
-        ModelError: there is none, it is not for a known causal language model, or its weights are quantised.
+        ModelError: there is none, it is not for a known causal language model, or its weights are quantised in a
+            way that is not supported.
     """
     folder = config_folder(folder)
     if not (folder / "config.json").is_file():
@@ -99,11 +105,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ModelError(f"{folder.name} is a {config.model_type}, which transformers has no causal language model for")
-    if getattr(config, "quantization_config", None) is not None:
-        method = dict(config.quantization_config).get("quant_method", "unknown")
-        raise ModelError(
-            f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint"
-        )
+    find_scheme(config, folder.name)
     return config
 
 
