@@ -139,7 +139,7 @@ def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) ->
         if part.assemble is None:
             parameters[spec.name] = torch.cat([tensor.flatten() for tensor in tensors]).view(spec.shape)
         else:
-            parameters[spec.name] = part.assemble(tensors)
+            parameters[spec.name] = part.assemble(tensors).to(spec.dtype)
     return parameters
 
 

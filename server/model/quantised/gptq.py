@@ -8,7 +8,7 @@ the order of outputs; scales are ``(groups, out)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -26,19 +26,20 @@ class _Packed:
 
     Args:
         group: inputs; None where all are one.
+        roles: of the tensors that every matrix has.
     """
 
     dimensions = 2
 
-    def __init__(self, bits: int, group: int | None):
-        self._bits, self._group = bits, group
+    def __init__(self, bits: int, group: int | None, roles: Sequence[str]):
+        self._bits, self._group, self._roles = bits, group, roles
 
     def name_of(self, codes: TensorSource) -> str | None:
         return codes.name.removesuffix(CODES) + ".weight" if codes.name.endswith(CODES) else None
 
     def parts(self, codes: TensorSource, index: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
         module = codes.name.removesuffix(CODES)
-        return {role: require(index, codes, f"{module}.{role}") for role in ("scales", "qzeros")}
+        return {role: require(index, codes, f"{module}.{role}") for role in self._roles}
 
 
 class Gptq(_Packed):
@@ -49,15 +50,13 @@ class Gptq(_Packed):
         is_ordered: whether groups may be of any inputs.
     """
 
-    def __init__(self, bits: int, group: int | None, is_first: bool, is_ordered: bool):
-        super().__init__(bits, group)
+    def __init__(self, bits: int, group: int | None, *, is_first: bool, is_ordered: bool):
+        super().__init__(bits, group, ["scales", "qzeros", "g_idx"] if is_ordered else ["scales", "qzeros"])
         self._is_first, self._is_ordered = is_first, is_ordered
 
     def parts(self, codes: TensorSource, index: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-        name = codes.name.removesuffix(CODES) + ".g_idx"
-        if not self._is_ordered and name not in index:
-            return super().parts(codes, index)
-        return {**super().parts(codes, index), "g_idx": require(index, codes, name)}
+        name = codes.name.removesuffix(CODES) + ".g_idx"  # which is often there without being needed
+        return super().parts(codes, index) | ({"g_idx": index[name]} if name in index else {})
 
     def matrix(self, codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
         bits = self._bits
@@ -94,14 +93,23 @@ class Gptq(_Packed):
 
 
 class Awq(_Packed):
-    """AWQ, of 4 bits."""
+    """AWQ, of 4 bits.
+
+    Args:
+        has_zero: whether there are zeros; without them the middle code is zero.
+    """
+
+    def __init__(self, group: int | None, *, has_zero: bool):
+        super().__init__(NIBBLE, group, ["scales", "qzeros"] if has_zero else ["scales"])
+        self._has_zero = has_zero
 
     def matrix(self, codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
         in_features, out_features = codes.shape[0], codes.shape[1] * WIDTH // NIBBLE
         group = self._group or in_features
         groups = -(-in_features // group)
         expect(parts["scales"], (groups, out_features), codes)
-        expect(parts["qzeros"], (groups, codes.shape[1]), codes)
+        if self._has_zero:
+            expect(parts["qzeros"], (groups, codes.shape[1]), codes)
         return int_matrix(
             IntTensors(
                 (out_features, in_features),
@@ -109,7 +117,7 @@ class Awq(_Packed):
                 group,
                 codes,
                 parts["scales"],
-                parts["qzeros"],
+                parts.get("qzeros"),
                 None,
                 to_codes=_unpack_awq,
                 to_groups=lambda scale: scale,
@@ -119,7 +127,7 @@ class Awq(_Packed):
 
     def specs(self, out_features: int, in_features: int) -> Specs:
         shape, group = (out_features, in_features), self._group or in_features
-        return int_specs(shape, NIBBLE, group, torch.float16, has_zero=True, has_order=False)
+        return int_specs(shape, NIBBLE, group, torch.float16, has_zero=self._has_zero, has_order=False)
 
 
 def _unpack_awq(packed: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,8 @@ class StoredMatrix:
         weights = {}
         for tensor in self.tensors:
             read = [read_tensor(source) for source in tensor.sources]
-            weights[tensor.suffix] = read[0].view(tensor.shape) if tensor.make is None else tensor.make(read)
+            made = read[0].view(tensor.shape) if tensor.make is None else tensor.make(read)
+            weights[tensor.suffix] = made.to(tensor.dtype)
         matrix = dequantised(weights, "")
         assert matrix is not None
         return matrix

@@ -93,7 +93,8 @@ def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
         raise _UnsupportedError(f"in the format {layout}, which is not supported")
     if given.get("dynamic"):
         raise _UnsupportedError("with rules for single modules (dynamic), which are not supported")
-    return Gptq(bits, _group(given["group_size"]), layout == "gptq", bool(given.get("desc_act", True)))
+    is_ordered = bool(given.get("desc_act", True))
+    return Gptq(bits, _group(given["group_size"]), is_first=layout == "gptq", is_ordered=is_ordered)
 
 
 def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
@@ -102,9 +103,8 @@ def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
         raise _UnsupportedError(f"with {bits} bits, which is not supported")
     if version != "gemm":
         raise _UnsupportedError(f"for the {version} kernel, which is not supported")
-    if not given.get("zero_point", True):
-        raise _UnsupportedError("without zero points, which is not supported")
-    return Awq(bits, _group(given.get("group_size", given.get("q_group_size", 128))))
+    group = _group(given.get("group_size", given.get("q_group_size", 128)))
+    return Awq(group, has_zero=bool(given.get("zero_point", True)))
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
