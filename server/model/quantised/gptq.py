@@ -119,9 +119,9 @@ class Awq(_Packed):
                 parts["scales"],
                 parts.get("qzeros"),
                 None,
-                to_codes=_unpack_awq,
+                to_codes=unpack_awq,
                 to_groups=lambda scale: scale,
-                to_zeros=_unpack_awq,
+                to_zeros=unpack_awq,
             )
         )
 
@@ -130,7 +130,7 @@ class Awq(_Packed):
         return int_specs(shape, NIBBLE, group, torch.float16, has_zero=self._has_zero, has_order=False)
 
 
-def _unpack_awq(packed: torch.Tensor) -> torch.Tensor:
+def unpack_awq(packed: torch.Tensor) -> torch.Tensor:
     """int32 ``(n, out / 8)`` to uint8 ``(n, out)``."""
     codes = unpack(packed, NIBBLE).unflatten(1, (-1, len(AWQ_PLACES)))  # type: ignore[no-untyped-call]
     in_order: torch.Tensor = codes[..., list(AWQ_PLACES)].flatten(1)

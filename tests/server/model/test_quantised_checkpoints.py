@@ -39,7 +39,13 @@ FORMATS = {
         compressed_tensors, "float-quantized", **FP8, strategy="block", block_structure=list(BLOCK)
     ),
     "ct nvfp4": partial(
-        compressed_tensors, "nvfp4-pack-quantized", torch.float32, num_bits=4, type="float", strategy="tensor_group", group_size=16
+        compressed_tensors,
+        "nvfp4-pack-quantized",
+        torch.float32,
+        num_bits=4,
+        type="float",
+        strategy="tensor_group",
+        group_size=16,
     ),
     "awq": awq,
     "gptq": gptq,
