@@ -1,7 +1,8 @@
 """One expert of every published format, by rows, and what it costs to repack: ``python -m benchmarks.published``.
 
 SwiGLU experts of Qwen3-30B-A3B's and gpt-oss-20b's sizes with random codes, in microseconds, in turns, the least of the
-rounds, to which neighbours only add; rows are bfloat16. Threads are those of OMP_NUM_THREADS. The last line is one JSON object.
+rounds, to which neighbours only add; rows are bfloat16. Threads are those of OMP_NUM_THREADS. The last line is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ import torch
 from benchmarks.kernels import MODULE
 from server.kernels import int4_exact
 from server.kernels.expert import run_expert
-from server.model.quantised.gptq import unpack_awq
-from server.model.quantised.ints import unpack, unpack_first
 
 SHAPES = {"qwen3_30b": (2048, 768, 12), "gpt_oss_20b": (2880, 2880, 4)}  # hidden, intermediate, experts taken in turn
 ROWS = (1, 4, 16, 64)
@@ -56,7 +55,8 @@ def int4(dtype: torch.dtype, group: int, *, has_zero: bool) -> Callable[[int, in
         shape = (in_features // size, out_features)
         scale, zero = (torch.rand(shape) * 0.01).to(dtype), codes(*shape) & 15 if has_zero else None
         values = int4_exact.scales(scale, zero, in_features, (size, size))
-        made = {"": int4_exact.blocks(codes(in_features, out_features) & 15), "_scale": values}
+        words = torch.randint(-(2**31), 2**31 - 1, (in_features // 8, out_features), dtype=torch.int32)
+        made = {"": int4_exact.blocks_of_inputs(words), "_scale": values}
         made["_rest"] = int4_exact.rest(values)
         specs = int4_exact.specs(out_features, in_features, size, dtype, has_zero, has_order=False)
         return {suffix: made[suffix].to(kept) for suffix, (kept, _) in specs.items()}
@@ -106,9 +106,9 @@ def arrival(hidden: int, intermediate: int, rounds: int) -> dict[str, float]:
     size = 3 * intermediate
     packed = torch.randint(-(2**31), 2**31 - 1, (size * hidden // 8,), dtype=torch.int32)
     ways = {
-        "gptq": lambda: int4_exact.blocks(unpack_first(packed.view(-1, size), 4)),
-        "awq": lambda: int4_exact.blocks(unpack_awq(packed.view(-1, size // 8))),
-        "compressed_tensors": lambda: int4_exact.blocks(unpack(packed.view(size, -1), 4).mT),
+        "gptq": lambda: int4_exact.blocks_of_inputs(packed.view(-1, size)),
+        "awq": lambda: int4_exact.blocks_of_outputs(packed.view(-1, size // 8)),
+        "compressed_tensors": lambda: int4_exact.blocks_of_inputs(packed.view(size, -1).mT.contiguous()),
     }
     return {name: milliseconds(way, rounds) for name, way in ways.items()}
 

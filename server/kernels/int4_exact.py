@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 from .int4 import BLOCKS, GROUPS, MIDDLE, ORDER, REST, SCALE, native_block
 
+LOW_HALVES = 0x0F0F0F0F  # of the bytes of an int32
+
 
 def block_size() -> int:
     """Output channels of a block: what this processor multiplies by without dequantising."""
@@ -46,11 +48,39 @@ def specs(
     return found
 
 
-def blocks(codes: torch.Tensor) -> torch.Tensor:
-    """Codes uint8 ``(in, out)`` to ``(blocks, in, block / 2)``, filled up with zeros."""
+def blocks_of_inputs(words: torch.Tensor) -> torch.Tensor:
+    """Blocks of int32 ``(in / 8, out)`` with the codes of eight consecutive inputs, the first in the lowest bits.
+
+    Returns:
+        uint8 ``(blocks, in, block / 2)``, filled up with zeros.
+    """
     half = block_size() // 2
-    low, high = F.pad(codes, (0, -codes.shape[1] % (2 * half))).view(len(codes), -1, 2, half).unbind(2)
-    return (low | high << 4).transpose(0, 1).contiguous()
+    pairs = _pairs(words, half)  # (in / 8, blocks, half, 2, 4)
+    return pairs.permute(1, 0, 4, 3, 2).reshape(pairs.shape[1], -1, half)
+
+
+def blocks_of_outputs(words: torch.Tensor) -> torch.Tensor:
+    """Blocks of int32 ``(in, out / 8)`` with the codes of eight outputs in the order 0, 2, 4, 6, 1, 3, 5, 7.
+
+    Returns:
+        uint8 ``(blocks, in, block / 2)``, filled up with zeros.
+    """
+    half = block_size() // 2
+    pairs = _pairs(words, half // 8)
+    pairs = pairs.view(*pairs.shape[:4], 2, 2)
+    # of output 4 * x + 2 * y + z: z the byte's pair, x its place in it, y whether it came from low or from high bits
+    return pairs.permute(1, 0, 2, 5, 3, 4).reshape(pairs.shape[1], -1, half)
+
+
+def _pairs(words: torch.Tensor, half: int) -> torch.Tensor:
+    """Codes of the first and the second half of a block in one byte: ``(rows, blocks, half, 2, 4)``.
+
+    The last two dimensions are the codes of a word: those in the low halves of its bytes, and those in the high ones.
+    """
+    filled = F.pad(words, (0, -words.shape[1] % (2 * half)))
+    low, high = filled.view(len(words), -1, 2, half).unbind(2)
+    even, odd = low & LOW_HALVES | (high & LOW_HALVES) << 4, low >> 4 & LOW_HALVES | high & ~LOW_HALVES
+    return torch.stack((even, odd), -1).view(torch.uint8).view(*even.shape, 2, 4)
 
 
 def scales(scale: torch.Tensor, zero: torch.Tensor | None, in_features: int, of: tuple[int, int]) -> torch.Tensor:

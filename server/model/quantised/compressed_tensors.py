@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels import fp4
+from server.kernels import fp4, int4_exact
 
 from .fp8 import Block, fp8_matrix, fp8_specs
 from .ints import BYTE_MIDDLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
@@ -108,7 +108,9 @@ class CompressedTensors:
             expect(order, (in_features,), codes)
 
         def to_codes(stored: torch.Tensor) -> torch.Tensor:
-            return (unpack(stored, bits) if is_packed else stored.view(torch.uint8) ^ BYTE_MIDDLE).mT
+            if bits == BYTE:
+                return unpack(stored, bits) if is_packed else stored.view(torch.uint8) ^ BYTE_MIDDLE
+            return int4_exact.blocks_of_inputs(stored.mT.contiguous())
 
         def to_zeros(stored: torch.Tensor) -> torch.Tensor:
             return unpack(stored.mT, bits) if is_packed else stored.mT.contiguous().view(torch.uint8) ^ BYTE_MIDDLE

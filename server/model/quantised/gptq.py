@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from expert_store import TensorSource
+from server.kernels import int4_exact
 
-from .ints import NIBBLE, WIDTH, IntTensors, int_matrix, int_specs, unpack, unpack_first
+from .ints import NIBBLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
 from .matrix import Specs, StoredMatrix, expect, require
 
 CODES = ".qweight"
@@ -81,7 +82,7 @@ class Gptq(_Packed):
                 parts["scales"],
                 parts["qzeros"],
                 parts["g_idx"] if self._is_ordered else None,
-                to_codes=lambda packed: unpack_first(packed, bits),
+                to_codes=int4_exact.blocks_of_inputs if bits == NIBBLE else lambda packed: unpack(packed.mT, bits),
                 to_groups=lambda scale: scale,
                 to_zeros=to_zeros,
             )
@@ -119,9 +120,9 @@ class Awq(_Packed):
                 parts["scales"],
                 parts.get("qzeros"),
                 None,
-                to_codes=unpack_awq,
+                to_codes=int4_exact.blocks_of_outputs,
                 to_groups=lambda scale: scale,
-                to_zeros=unpack_awq,
+                to_zeros=_unpack_awq,
             )
         )
 
@@ -130,7 +131,7 @@ class Awq(_Packed):
         return int_specs(shape, NIBBLE, group, torch.float16, has_zero=self._has_zero, has_order=False)
 
 
-def unpack_awq(packed: torch.Tensor) -> torch.Tensor:
+def _unpack_awq(packed: torch.Tensor) -> torch.Tensor:
     """int32 ``(n, out / 8)`` to uint8 ``(n, out)``."""
     codes = unpack(packed, NIBBLE).unflatten(1, (-1, len(AWQ_PLACES)))  # type: ignore[no-untyped-call]
     in_order: torch.Tensor = codes[..., list(AWQ_PLACES)].flatten(1)

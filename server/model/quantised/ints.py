@@ -37,7 +37,7 @@ class IntTensors:
     scale: TensorSource
     zero: TensorSource | None
     order: TensorSource | None
-    to_codes: Unpack  # uint8 (in, out)
+    to_codes: Unpack  # of 4 bits: uint8 (blocks, in, block / 2); of 8: uint8 (out, in)
     to_groups: Unpack  # of scales: (groups, out)
     to_zeros: Unpack  # uint8 (groups, out)
 
@@ -92,13 +92,13 @@ def int_matrix(given: IntTensors) -> StoredMatrix:
     makers: dict[str, tuple[tuple[TensorSource, ...], Callable[[Sequence[torch.Tensor]], torch.Tensor]]]
     if given.bits == NIBBLE:
         makers = {
-            "": ((given.codes, *orders), lambda read: int4_exact.blocks(_codes(given, read))),
+            "": ((given.codes, *orders), lambda read: _codes(given, read)),
             int4.SCALE: (scales, lambda read: _scales(given, read)),
             int4.REST: (scales, lambda read: int4_exact.rest(_scales(given, read))),
             int4.ORDER: (orders, lambda read: _order(given, read[0])),
         }
     else:
-        codes = ((given.codes, *orders), lambda read: _signed(_codes(given, read).mT))
+        codes = ((given.codes, *orders), lambda read: signed(_codes(given, read)))
         makers = {
             "": codes,
             int8.SCALE: (scales, lambda read: given.to_groups(read[0])[0]),
@@ -118,15 +118,14 @@ def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
     return torch.stack((codes & 15, codes >> 4), -1).flatten(-2) if bits == NIBBLE else codes
 
 
-def unpack_first(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """The same along the first dimension: ``(n, m)`` to uint8 ``(n * 32 / bits, m)``."""
-    shifts = torch.arange(0, WIDTH, bits, dtype=torch.int32).view(1, -1, 1)
-    return (packed.unsqueeze(1) >> shifts & (1 << bits) - 1).to(torch.uint8).flatten(0, 1)
+def signed(codes: torch.Tensor) -> torch.Tensor:
+    """Bytes less 128, as int8."""
+    return (codes ^ BYTE_MIDDLE).view(torch.int8)
 
 
 def _codes(given: IntTensors, read: Sequence[torch.Tensor]) -> torch.Tensor:
-    codes = given.to_codes(read[0])[: given.shape[1]]
-    return codes if given.order is None else codes[_order(given, read[1]).long()]
+    codes = given.to_codes(read[0])
+    return codes if given.order is None else codes.index_select(1, _order(given, read[1]))
 
 
 def _scales(given: IntTensors, read: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -144,7 +143,3 @@ def _order(given: IntTensors, groups: torch.Tensor) -> torch.Tensor:
         assert given.order is not None
         raise CheckpointError(f"{given.order.name} has groups that are not of {given.group} inputs each")
     return order.int()
-
-
-def _signed(codes: torch.Tensor) -> torch.Tensor:
-    return (codes.contiguous() ^ BYTE_MIDDLE).view(torch.int8)

@@ -22,6 +22,12 @@ def scales(shape: tuple[int, ...]) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 0.01 + 0.001
 
 
+def words(codes: torch.Tensor) -> torch.Tensor:
+    """Codes ``(in, out)`` as int32 ``(in / 8, out)``, eight consecutive inputs from the lowest bits."""
+    shifts = torch.arange(0, 32, 4).view(1, 8, 1)
+    return (codes.long().view(-1, 8, codes.shape[1]) << shifts).sum(1).to(torch.int32)
+
+
 def make_fp8(out_features: int, in_features: int) -> Tensors:
     codes = (
         some((out_features, in_features), 2, torch.uint8) << 7 | some((out_features, in_features), 120)
@@ -54,7 +60,7 @@ def make_int4(
     shape = (in_features // 32, out_features)
     values = int4_exact.scales(scales(shape).to(dtype), some(shape, 16) if has_zero else None, in_features, (32, 32))
     made = {
-        "w": int4_exact.blocks(some((in_features, out_features), 16)),
+        "w": int4_exact.blocks_of_inputs(words(some((in_features, out_features), 16))),
         "w_scale": values,
         "w_rest": int4_exact.rest(values),
         "w_order": torch.randperm(in_features, generator=torch.Generator().manual_seed(2)).int(),
@@ -146,7 +152,7 @@ def test_the_fused_product_has_the_bits_of_float16_scales_that_bfloat16_lacks() 
     values = int4_exact.scales(scale.half(), None, 256, (128, 128))
     codes = torch.full((256, 64), 12, dtype=torch.uint8)
     tensors = {
-        "w": int4_exact.blocks(codes),
+        "w": int4_exact.blocks_of_inputs(words(codes)),
         "w_scale": values.bfloat16(),
         "w_rest": int4_exact.rest(values).bfloat16(),
     }
