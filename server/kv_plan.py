@@ -39,7 +39,7 @@ class KVPlan:
     @property
     def block_groups(self) -> list[BlockGroup]:
         pairs = zip(self.num_blocks, self.groups, strict=True)
-        return [BlockGroup(count, group.window) for count, group in pairs]
+        return [BlockGroup(count, group.window, group.is_chunked) for count, group in pairs]
 
 
 def plan_kv_cache(settings: ServeSettings, groups: Sequence[KVGroup], longest: int, free_bytes: int) -> KVPlan:

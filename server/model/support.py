@@ -11,14 +11,13 @@ from transformers import PreTrainedModel
 
 from .errors import ModelError
 
-SERVED = {"full_attention", "sliding_attention", "attention", "moe", "mlp"}
+SERVED = {"full_attention", "sliding_attention", "chunked_attention", "attention", "moe", "mlp"}
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
     "linear_attention": "linear-attention or Mamba layers",
     "mamba": "Mamba layers",
     "conv": "convolution layers",
     "hybrid": "layers of attention and recurrence together",
     "hybrid_sliding": "layers of attention and recurrence together",
-    "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
     "compressed_sparse_attention": "compressed-attention layers",
