@@ -51,7 +51,10 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
     for group in trunk.facts.kv_groups:
         of_window = MAX_RUNNING * (-(-((group.window or 0) + MAX_BATCHED) // BLOCK_SIZE) + 1)
         counts.append(num_blocks if group.window is None else min(num_blocks, of_window))
-    groups = [BlockGroup(count, group.window) for count, group in zip(counts, trunk.facts.kv_groups, strict=True)]
+    groups = [
+        BlockGroup(count, group.window, group.is_chunked)
+        for count, group in zip(counts, trunk.facts.kv_groups, strict=True)
+    ]
     blocks = BlockManager(groups, BLOCK_SIZE)
     engine = Engine(
         PagedModelRunner(trunk, KVCache(trunk.facts.kv_groups, counts, BLOCK_SIZE), store),
@@ -100,7 +103,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [*CONFIGS, "llama4_text"])
 def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
     """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
     folder = make_checkpoint(name, tmp_path)
