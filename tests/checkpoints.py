@@ -85,11 +85,17 @@ def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32)
 
 
 def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Save a random model whose weights are large enough for its layers to matter."""
+    """Save a random model whose weights are large enough for its layers to matter.
+
+    Buffers of more than one dimension are constants of the architecture and stay as they are.
+    """
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
+        for name, tensor in model.state_dict().items():
+            if name in constants:
+                continue
             if tensor.ndim >= 2:
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
             elif tensor.ndim == 1:

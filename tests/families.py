@@ -75,7 +75,7 @@ FAMILIES = {  # by the model type of its text
     "aria_text": Family(),
     "axk1": Family(LATENT),
     "axk2": Family(LATENT, INDEXED),
-    "bailing_hybrid": Family(LATENT, RECURRENT),
+    "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
     "dbrx": Family(
@@ -114,7 +114,7 @@ FAMILIES = {  # by the model type of its text
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
-    "granitemoehybrid": Family({"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, **HYBRID}, RECURRENT),
+    "granitemoehybrid": Family({"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, **HYBRID}),
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
@@ -122,13 +122,13 @@ FAMILIES = {  # by the model type of its text
     "inkling2_loop_text": Family({}, TOGETHER),
     "inkling2_text": Family({}, TOGETHER),
     "inkling_text": Family({}, TOGETHER),
-    "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}, RECURRENT),
+    "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),
-    "kimi_linear": Family({}, RECURRENT),
+    "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
     "laguna": Family(WINDOWS),
-    "lara_mini": Family({}, RECURRENT),
-    "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}, CONVOLUTION),
+    "lara_mini": Family(),
+    "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
     "llama4_text": Family(
         {
             "intermediate_size_mlp": 48,
@@ -144,24 +144,27 @@ FAMILIES = {  # by the model type of its text
     ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
-    "minimax": Family(HYBRID, RECURRENT),
+    # its stock cache counts no tokens if the first layer is a recurrent one
+    "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
     "minimax_m3_vl_text": Family(
         {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}, INDEXED
     ),
     "mixtral": Family(),
-    "nemotron_h": Family({"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]}, RECURRENT),
+    "nemotron_h": Family(
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "time_step_min": 1e-9}
+    ),
     "olmoe": Family(),
     "phimoe": Family(),
     "qwen2_moe": Family({"use_sliding_window": True, **WINDOWS}),
-    "qwen3_5_moe_text": Family(HYBRID, RECURRENT),
+    "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
-    "qwen3_next": Family(HYBRID, RECURRENT),
+    "qwen3_next": Family(HYBRID),
     "qwen4_exp_text": Family({}, RECURRENT),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
-    "zaya": Family({"num_experts_per_tok": 1}, TOGETHER),
+    "zaya": Family({"num_experts_per_tok": 1}),
 }
 
 

@@ -11,13 +11,20 @@ from transformers import PreTrainedModel
 
 from .errors import ModelError
 
-SERVED = {"full_attention", "sliding_attention", "chunked_attention", "attention", "moe", "mlp"}
+SERVED = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "attention",
+    "moe",
+    "mlp",
+    "linear_attention",
+    "mamba",
+    "conv",
+    "hybrid",
+    "hybrid_sliding",
+}
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    "linear_attention": "linear-attention or Mamba layers",
-    "mamba": "Mamba layers",
-    "conv": "convolution layers",
-    "hybrid": "layers of attention and recurrence together",
-    "hybrid_sliding": "layers of attention and recurrence together",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
     "compressed_sparse_attention": "compressed-attention layers",
@@ -38,11 +45,9 @@ def check_layers(model: PreTrainedModel) -> None:
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
         if kind not in SERVED:
             raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
-    for name, module in model.named_modules():
+    for name, _ in model.named_modules():
         if name.rpartition(".")[2] == "indexer":
             raise ModelError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name}){SUFFIX}")
-        if isinstance(module, nn.Conv1d):
-            raise ModelError(f"{type(model).__name__} has {KINDS['conv']} ({name}){SUFFIX}")
 
 
 def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:
