@@ -54,9 +54,7 @@ WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_atten
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
-RECURRENT = "linear-attention or Mamba layers"
-CONVOLUTION = "convolution layers"
-TOGETHER = "layers of attention and recurrence together"
+RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
 COMPRESSED = "compressed-attention layers"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
@@ -119,9 +117,9 @@ FAMILIES = {  # by the model type of its text
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
     "hy_v4": Family(LATENT, INDEXED),
-    "inkling2_loop_text": Family({}, TOGETHER),
-    "inkling2_text": Family({}, TOGETHER),
-    "inkling_text": Family({}, TOGETHER),
+    "inkling2_loop_text": Family({}, RELATIVE),
+    "inkling2_text": Family({}, RELATIVE),
+    "inkling_text": Family({}, RELATIVE),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),
     "kimi_linear": Family({**LATENT, **HYBRID}),
@@ -160,7 +158,17 @@ FAMILIES = {  # by the model type of its text
     "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
     "qwen3_next": Family(HYBRID),
-    "qwen4_exp_text": Family({}, RECURRENT),
+    "qwen4_exp_text": Family(
+        {
+            "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+            "indexer_n_heads": 2,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 4,
+            "indexer_compress_ratio": 2,
+        },
+        INDEXED,
+    ),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),

@@ -24,7 +24,8 @@ A tiny random checkpoint of each, saved with the names and shapes that transform
 transformers' logits (to 1e-4 of their range, in float32) and stock's greedy text: prompts of 1 to 11 tokens in one
 ragged batch, that go in three tokens at a time beside decodes, over a cache of as few experts as a token chooses.
 
-A bfloat16 pack of it gives the same bits as the checkpoint, and `--deterministic` the same bits in any company.
+A checkpoint with the names that transformers' own modules have gives the same bits, and so does a bfloat16 pack;
+`--deterministic` gives the same bits in any company.
 
 Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
 name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
