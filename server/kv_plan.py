@@ -52,7 +52,7 @@ class KVPlan:
     @property
     def block_groups(self) -> list[BlockGroup]:
         pairs = zip(self.num_blocks, self.groups, strict=True)
-        return [BlockGroup(count, group.window) for count, group in pairs]
+        return [BlockGroup(count, group.window, group.is_chunked) for count, group in pairs]
 
 
 def plan_kv_cache(

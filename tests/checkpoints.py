@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from tests.families import make_config
+
 COMMON = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -78,8 +80,8 @@ CONFIGS = {
 
 
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Save a random model of one of the architectures above."""
-    return save_checkpoint(CONFIGS[name](), folder, dtype)
+    """Save a random model of one of the architectures above, or of one of the families."""
+    return save_checkpoint(CONFIGS[name]() if name in CONFIGS else make_config(name), folder, dtype)
 
 
 def save_checkpoint(

@@ -55,10 +55,9 @@ HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attentio
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
 RELATIVE = "attention with relative position biases"
-CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
 COMPRESSED = "compressed-attention layers"
-ELSEWHERE = "no routed experts that Greenroom can page"
+MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
 
 @dataclass(frozen=True)
@@ -83,16 +82,15 @@ FAMILIES = {  # by the model type of its text
             "n_heads": 4,
             "n_layers": 3,
             "max_seq_len": 256,
-            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32},
-        },
-        ELSEWHERE,
+        }
     ),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
     "deepseek_v32": Family(LATENT, INDEXED),
     "deepseek_v4": Family({}, COMPRESSED),
-    "doge": Family({"is_moe": True, "num_experts": 16}, ELSEWHERE),
+    "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
     "dots3_note_text": Family(LATENT, INDEXED),
     "ernie4_5_moe": Family(),
@@ -123,13 +121,22 @@ FAMILIES = {  # by the model type of its text
     "inkling2_text": Family({}, RELATIVE),
     "inkling_text": Family({}, RELATIVE),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
-    "jetmoe": Family({}, ELSEWHERE),
+    "jetmoe": Family({"kv_channels": 8}),
     "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4_text": Family({"intermediate_size_mlp": 48}, CHUNKED),
+    "llama4_text": Family(
+        {
+            "intermediate_size_mlp": 48,
+            "interleave_moe_layer_step": 2,
+            "num_hidden_layers": 4,
+            "attention_chunk_size": 6,
+            "no_rope_layer_interval": 4,
+            "floor_scale": 3,
+        }
+    ),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
     ),

@@ -94,7 +94,7 @@ def _see_refused(model_type: str, folder: Path, refusal: str) -> Refused:
 def _attention(facts: TrunkFacts) -> str:
     kinds = []
     for group in facts.kv_groups:
-        window = "full" if group.window is None else "sliding window"
+        window = "full" if group.window is None else "chunks" if group.is_chunked else "sliding window"
         kinds += [f"{window}, latent (MLA)" if shape.is_latent else window for shape in group.shapes.values()]
     kept = {key.kind for key in facts.states}
     if kept:
@@ -106,5 +106,5 @@ def _tensors(catalog: ExpertCatalog) -> str:
     """The names of the tensors that an expert of the last layer is read from, after its layer's."""
     recipe = catalog.layers[max(catalog.layers)].experts[0]
     names = {source.name for part in recipe.values() for source in part.sources}
-    within = [re.sub(r"^.*?layers\.\d+\.", "", name) for name in sorted(names)]
+    within = [re.sub(r"^.*?\.\d+\.", "", name) for name in sorted(names)]
     return ", ".join(f"`{re.sub(r'[.]0[.]', '.*.', name)}`" for name in within)

@@ -9,6 +9,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from server.model.windows import oldest_seen
+
 from .block_pool import BlockPool
 from .snapshots import SnapshotPool
 
@@ -23,6 +25,7 @@ class BlockGroup:
 
     num_blocks: int
     window: int | None = None  # tokens that a query sees, its own included; None is all
+    is_chunked: bool = False  # it sees its own chunk of so many tokens, instead of the last ones
 
 
 @dataclass(eq=False)
@@ -44,7 +47,8 @@ class BlockManager:
 
     A full block is known by the hash of its tokens and of all tokens before them, so that a sequence that begins as
     another did uses the other's blocks, also long after it ended. Groups with a window give up blocks that no later
-    token sees, and can be continued where the blocks of one window are there.
+    token sees, and can be continued where the blocks are there that the next token sees; of a group with chunks, that
+    is none at the end of a chunk.
 
     Args:
         shares_prefixes: whether a sequence can begin with what another left; else nothing is used again.
@@ -185,7 +189,9 @@ class BlockManager:
 
     def _first_seen(self, group: BlockGroup, num_tokens: int) -> int:
         """The first block that the token after so many tokens sees."""
-        return 0 if group.window is None else max(0, num_tokens - group.window + 1) // self.block_size
+        if group.window is None:
+            return 0
+        return max(0, oldest_seen(num_tokens, group.window, group.is_chunked)) // self.block_size
 
     def _hashes(self, blocks: SequenceBlocks, token_ids: Sequence[int], count: int) -> list[bytes]:
         """Hashes of the first blocks, each of which has that of the one before in it."""

@@ -14,6 +14,7 @@ from .errors import ModelError
 SERVED = {
     "full_attention",
     "sliding_attention",
+    "chunked_attention",
     "attention",
     "moe",
     "mlp",
@@ -24,7 +25,6 @@ SERVED = {
     "hybrid_sliding",
 }
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
     "compressed_sparse_attention": "compressed-attention layers",

@@ -40,6 +40,13 @@ def test_a_window_takes_no_more_than_running_requests_need() -> None:
     assert [each.window for each in made.block_groups] == [None, 100]
 
 
+def test_chunks_are_windows_that_the_blocks_are_told_of() -> None:
+    shapes = dict.fromkeys(range(2), SHAPE)
+    made = plan(group(None, 2), KVGroup(100, shapes, is_chunked=True), max_running_requests=2, max_batched_tokens=60)
+    assert made.num_blocks == [2 * 1024 // BLOCK_SIZE, 2 * 11]
+    assert [each.is_chunked for each in made.block_groups] == [False, True]
+
+
 def test_what_a_window_saves_goes_to_the_other_layers() -> None:
     budget = 4 * 64 * 20_000
     whole = plan(group(None, 4), longest=10_000, max_running_requests=4, kv_cache_memory=str(budget))

@@ -19,6 +19,7 @@ from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
+from server.model.windows import oldest_seen
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -82,7 +83,8 @@ class FakeModel:
         """Groups with a window hold what the chunk's tokens see."""
         for group, slots, table in zip(self._groups[1:], self._slots[1:], chunk.block_tables[1:], strict=True):
             assert group.window is not None
-            for position in range(max(0, chunk.num_cached - group.window + 1), len(tokens)):
+            oldest = oldest_seen(chunk.num_cached, group.window, group.is_chunked)
+            for position in range(max(0, oldest), len(tokens)):
                 assert slots[self._slot(table, position)] == tokens[position]
 
     @staticmethod

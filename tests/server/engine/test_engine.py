@@ -390,8 +390,10 @@ def test_running_decodes_go_before_a_long_prompt_of_better_priority() -> None:
     assert [1, 7] in rig.model.steps
 
 
-def test_layers_with_a_window_keep_only_that() -> None:
-    rig = Rig(window_groups=[BlockGroup(20, 6), BlockGroup(24, 11)], max_batched_tokens=8)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_layers_with_a_window_keep_only_that(is_chunked: bool) -> None:
+    groups = [BlockGroup(20, 6, is_chunked), BlockGroup(24, 11, is_chunked)]
+    rig = Rig(window_groups=groups, max_batched_tokens=8)
     prompts = [bytes([65 + i] * (1 + 9 * i)) for i in range(4)]
 
     async def scenario() -> list[str]:

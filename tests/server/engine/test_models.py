@@ -61,7 +61,10 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
     for group in trunk.facts.kv_groups:
         of_window = MAX_RUNNING * (-(-((group.window or 0) + MAX_BATCHED) // BLOCK_SIZE) + 1)
         counts.append(num_blocks if group.window is None else min(num_blocks, of_window))
-    groups = [BlockGroup(count, group.window) for count, group in zip(counts, trunk.facts.kv_groups, strict=True)]
+    groups = [
+        BlockGroup(count, group.window, group.is_chunked)
+        for count, group in zip(counts, trunk.facts.kv_groups, strict=True)
+    ]
     snapshots = SnapshotPool(range(MAX_RUNNING, 2 * MAX_RUNNING)) if trunk.facts.states else None
     blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
     kv_cache, states = KVCache(trunk.facts.kv_groups, counts, BLOCK_SIZE), trunk.new_states(2 * MAX_RUNNING)
@@ -113,7 +116,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT])
+@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT, "llama4_text"])
 def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
     """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
     folder = make(name, tmp_path)
