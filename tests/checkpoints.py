@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 COMMON = {
     "vocab_size": 128,
@@ -85,7 +87,7 @@ def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32)
 def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save a random model whose weights are large enough for its layers to matter."""
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = stock_class(config).from_config(config)
     with torch.no_grad():
         for tensor in model.state_dict().values():
             if tensor.ndim >= 2:
@@ -94,3 +96,16 @@ def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: 
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     model.to(dtype).save_pretrained(folder)
     return folder
+
+
+def stock_class(config: transformers.PreTrainedConfig) -> Any:
+    """What stock transformers loads a checkpoint with: as the multimodal model that it is, if it is one."""
+    is_multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
+
+
+def load_stock(folder: Path) -> Any:
+    """A checkpoint as stock transformers runs it in float32; of several models, the one that writes text."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = stock_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    return getattr(model, "thinker", model)

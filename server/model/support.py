@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .architecture import text_modules
 from .errors import ModelError
 
 SERVED = {"full_attention", "sliding_attention", "attention", "moe", "mlp"}
@@ -21,6 +22,7 @@ KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LA
     "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
+    "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
 }
@@ -39,7 +41,7 @@ def check_layers(model: PreTrainedModel) -> None:
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
         if kind not in SERVED:
             raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
-    for name, module in model.named_modules():
+    for name, module in text_modules(model):
         if name.rpartition(".")[2] == "indexer":
             raise ModelError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name}){SUFFIX}")
         if isinstance(module, nn.Conv1d):

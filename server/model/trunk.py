@@ -20,6 +20,7 @@ from server.kernels.tiles import NotInvariantError
 from .attention import StepAttention
 from .errors import ModelError
 from .experts import StepExperts
+from .forward import Forward
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
@@ -73,6 +74,7 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        self._logits = Forward(model)
         replace_projections(model)
         probe = self._look()
         settle_projections(model, probe.latent_layers)
@@ -134,23 +136,13 @@ class Trunk:
             prefetcher.end_step(time.perf_counter() - started)
         return StepOutput(logits, experts.routing, experts.cost)
 
-    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(rows, dtype=torch.long, device=self.device),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu()
-
     @torch.inference_mode()
     def _look(self) -> Probe:
         probe = Probe()
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
         tokens = range(0, count * spread, spread)
-        with running(probe), with_masks(self._model.config):
+        with running(probe), with_masks(self._model):
             self._logits(tokens, range(count), [0])
         name = type(self._model).__name__
         if not probe.kv_groups or not probe.routed:
