@@ -84,17 +84,32 @@ def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32)
     return save_checkpoint(CONFIGS[name](), folder, dtype)
 
 
-def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Save a random model whose weights are large enough for its layers to matter."""
+def save_checkpoint(
+    config: transformers.PreTrainedConfig,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    as_published: bool = True,
+) -> Path:
+    """Save a random model whose weights are large enough for its layers to matter.
+
+    Buffers of more than one dimension are constants of the architecture and stay as they are.
+
+    Args:
+        as_published: with the hub's names and shapes; else with those of transformers' modules.
+    """
     torch.manual_seed(0)
     model = stock_class(config).from_config(config)
     with torch.no_grad():
-        for tensor in model.state_dict().values():
+        constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
+        for name, tensor in model.state_dict().items():
+            if name in constants or not tensor.is_floating_point():
+                continue
             if tensor.ndim >= 2:
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
             elif tensor.ndim == 1:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.to(dtype).save_pretrained(folder)
+    model.to(dtype).save_pretrained(folder, save_original_format=as_published)
     return folder
 
 

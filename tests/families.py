@@ -63,12 +63,18 @@ GEMMA4 = {
     "hidden_size_per_layer_input": 0,
     "attention_k_eq_v": True,
 }
-NEMOTRON_H = {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]}
+NEMOTRON_H = {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "time_step_min": 1e-9}
+QWEN4 = {
+    "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+}
 MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}
 
-RECURRENT = "linear-attention or Mamba layers"
-CONVOLUTION = "convolution layers"
-TOGETHER = "layers of attention and recurrence together"
+RELATIVE = "attention with relative position biases"
 CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
@@ -101,7 +107,7 @@ FAMILIES = {  # by the model type of its text
     "aria_text": Family(),
     "axk1": Family(LATENT),
     "axk2": Family(LATENT, INDEXED),
-    "bailing_hybrid": Family(LATENT, RECURRENT),
+    "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
     "dbrx": Family(
@@ -150,33 +156,33 @@ FAMILIES = {  # by the model type of its text
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
-        RECURRENT,
+        INDEXED,
     ),
     "glm_moe_dsa": Family(LATENT, INDEXED),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
-    "granitemoehybrid": Family({"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, **HYBRID}, RECURRENT),
+    "granitemoehybrid": Family({"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, **HYBRID}),
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
     "hy_v4": Family(LATENT, INDEXED),
     "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), INDEXED),
-    "inkling2": Family({}, TOGETHER),
-    "inkling2_loop": Family({}, TOGETHER),
-    "inkling2_loop_text": Family({}, TOGETHER),
-    "inkling2_text": Family({}, TOGETHER),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, TOGETHER),
-    "inkling_text": Family({}, TOGETHER),
+    "inkling2": Family({}, RELATIVE),
+    "inkling2_loop": Family({}, RELATIVE),
+    "inkling2_loop_text": Family({}, RELATIVE),
+    "inkling2_text": Family({}, RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, RELATIVE),
+    "inkling_text": Family({}, RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
-    "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}, RECURRENT),
+    "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({}, ELSEWHERE),
     "kimi_k25": Family(_text(LATENT)),
-    "kimi_linear": Family({}, RECURRENT),
+    "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
     "laguna": Family(WINDOWS),
-    "lara_mini": Family({}, RECURRENT),
-    "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}, CONVOLUTION),
+    "lara_mini": Family(),
+    "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
     "llama4": Family(_text({"intermediate_size_mlp": 48}), CHUNKED),
     "llama4_text": Family({"intermediate_size_mlp": 48}, CHUNKED),
     "longcat_flash": Family(
@@ -184,7 +190,8 @@ FAMILIES = {  # by the model type of its text
     ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
-    "minimax": Family(HYBRID, RECURRENT),
+    # its stock cache counts no tokens if the first layer is a recurrent one
+    "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
     "minimax_m3_vl": Family(_text(MINIMAX_M3), INDEXED),
     "minimax_m3_vl_text": Family(MINIMAX_M3, INDEXED),
@@ -198,42 +205,37 @@ FAMILIES = {  # by the model type of its text
             "text_config": NEMOTRON_H,
             "audio_config": {"diarization_config": {"head_config": {"audio_hidden_size": 16}}},
             "word_timestamp_config": {"blank_token_id": 63},
-        },
-        RECURRENT,
+        }
     ),
-    "nemotron_h": Family(NEMOTRON_H, RECURRENT),
+    "nemotron_h": Family(NEMOTRON_H),
     "nemotron_h_omni": Family(
-        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None},
-        RECURRENT,
+        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
     ),
     "olmoe": Family(),
     "phimoe": Family(),
     "qwen2_moe": Family({"use_sliding_window": True, **WINDOWS}),
-    "qwen3_5_moe": Family(_text(HYBRID), RECURRENT),
-    "qwen3_5_moe_text": Family(HYBRID, RECURRENT),
+    "qwen3_5_moe": Family(_text(HYBRID)),
+    "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
-    "qwen3_next": Family(HYBRID, RECURRENT),
+    "qwen3_next": Family(HYBRID),
     "qwen3_omni_moe": Family(
         {
-            "thinker_config": {
-                "text_config": {**_mrope(2, 1, 1), "sliding_window": None},
-                "vision_start_token_id": 103,
-            },
+            "thinker_config": _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103},
             "enable_audio_output": False,
         }
     ),
     "qwen3_omni_moe_thinker": Family(
-        {"text_config": {**_mrope(2, 1, 1), "sliding_window": None}, "vision_start_token_id": 103}
+        _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
     ),
     "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
-    "qwen4_exp": Family({}, RECURRENT),
-    "qwen4_exp_text": Family({}, RECURRENT),
+    "qwen4_exp": Family(_text(QWEN4), INDEXED),
+    "qwen4_exp_text": Family(QWEN4, INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
     "step3p7": Family(_text(WINDOWS), ELSEWHERE),
     "unlimited_ocr": Family({}, REFERENCE),
-    "zaya": Family({"num_experts_per_tok": 1}, TOGETHER),
+    "zaya": Family({"num_experts_per_tok": 1}),
 }
 
 

@@ -39,11 +39,15 @@ class BlockManager:
     A full block is known by the hash of its tokens and of all tokens before them, so that a sequence that begins as
     another did uses the other's blocks, also long after it ended. Groups with a window give up blocks that no later
     token sees, and can be continued where the blocks of one window are there.
+
+    Args:
+        shares_prefixes: whether blocks are all that a sequence needs to go on; else nothing is used again.
     """
 
-    def __init__(self, groups: Sequence[BlockGroup], block_size: int):
+    def __init__(self, groups: Sequence[BlockGroup], block_size: int, shares_prefixes: bool = True):
         self.groups, self.block_size = tuple(groups), block_size
         self._pools = [BlockPool(group.num_blocks) for group in groups]
+        self._shares_prefixes = shares_prefixes
         self._promised: Counter[bytes] = Counter()  # blocks that running sequences are about to fill
 
     @property
@@ -113,7 +117,7 @@ class BlockManager:
         num_full = num_cached // self.block_size
         hashes = self._hashes(blocks, token_ids, num_full)
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
-            for index in range(blocks.num_named, num_full):
+            for index in range(blocks.num_named, len(hashes)):
                 if table[index] != GONE:
                     pool.name(table[index], hashes[index])
             self._give_up(pool, table, self._first_seen(group, num_cached))
@@ -143,6 +147,8 @@ class BlockManager:
     def _hashes(self, blocks: SequenceBlocks, token_ids: Sequence[int], count: int) -> list[bytes]:
         """Hashes of the first blocks, each of which has that of the one before in it."""
         size = self.block_size
+        if not self._shares_prefixes:
+            return []
         for index in range(len(blocks.hashes), count):
             before = blocks.hashes[-1] if blocks.hashes else b""
             tokens = np.asarray(token_ids[index * size : (index + 1) * size], dtype=np.int64)

@@ -211,7 +211,7 @@ class Engine:
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits))
+            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits, sequence.slot))
         started = time.perf_counter()
         output = self._runner.run(chunks)
         if self._stage is not None:

@@ -57,6 +57,7 @@ class Scheduler:
         self._blocks, self._limits, self._stage = blocks, limits, stage
         self.waiting: list[Sequence] = []  # first to go first, as in running
         self.running: list[Sequence] = []
+        self._free_slots = list(range(limits.max_running))[::-1]
         self.num_preemptions = 0
         self.num_queried_tokens = 0  # of prompts that were looked for in the cache
         self.num_reused_tokens = 0
@@ -80,7 +81,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its blocks."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._leave(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._blocks.free(sequence.blocks)
@@ -129,6 +130,7 @@ class Scheduler:
         self._blocks.promise(sequence.blocks)
         self._blocks.hold(sequence.blocks, num_reusable + count)
         sequence.num_cached = num_reusable
+        sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
 
@@ -143,10 +145,14 @@ class Scheduler:
         step.append(Scheduled(sequence, count))
         return count
 
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free_slots.append(sequence.slot)
+
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
         """Send a running sequence back to the queue, also out of the step; its tokens stay, its blocks go."""
         step[:] = [item for item in step if item.sequence is not sequence]
-        self.running.remove(sequence)
+        self._leave(sequence)
         self._blocks.free(sequence.blocks)
         sequence.num_cached = 0
         insort(self.waiting, sequence, key=_order)

@@ -10,6 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from .architecture import text_part
+from .cells import Discovery
+from .states import StepStates
 
 
 class Forward:
@@ -26,14 +28,25 @@ class Forward:
         if "logits_to_keep" not in inspect.signature(self._writer.forward).parameters:
             self._writer.get_output_embeddings().register_forward_pre_hook(self._choose_rows)
 
-    def __call__(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
-        """Logits of some of the tokens in float32 on the CPU, ``(rows, vocabulary)``."""
+    def __call__(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        cache: StepStates | Discovery | None = None,
+    ) -> torch.Tensor:
+        """Logits of some of the tokens in float32 on the CPU, ``(rows, vocabulary)``.
+
+        Args:
+            cache: what recurrent layers ask for their states; a model without them needs none.
+        """
         self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
         output = self._writer(
             input_ids=torch.tensor([token_ids], device=self._device),
             position_ids=torch.tensor([positions], device=self._device),
             use_cache=False,
             logits_to_keep=self._rows,
+            **({} if cache is None else {"cache": cache}),
         )
         logits: torch.Tensor = output.logits[0]
         return logits.float().cpu()

@@ -21,6 +21,7 @@ from .seam import IMPLEMENTATION, attention_function
 PROBING = "greenroom_probe"
 WINDOW = "greenroom_window"  # the attribute by which a mask tells its window
 SAMPLE = 64  # positions at which a rule without a window is looked at
+FOREIGN = ("position_bias", "indices", "block_indices", "sinks")  # arguments that change what is attended to
 REFUSAL = "tokens see each other by a rule other than causality and a sliding window, which is not supported yet"
 
 
@@ -67,7 +68,14 @@ def _make_mask(
 def _attend_by_mask(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """The attention function, with the mask's window if there is a mask."""
+    """The attention function, with the mask's window if there is a mask.
+
+    Raises:
+        ModelError: the mask is not a causal one within a window, or the model wants more than that.
+    """
+    asked = next((name for name in FOREIGN if kwargs.get(name) is not None), None)
+    if asked is not None:
+        raise ModelError(f"attention is asked to take {asked} into account, which is not supported yet")
     if attention_mask is not None:
         if not hasattr(attention_mask, WINDOW):
             raise ModelError(REFUSAL)

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from .architecture import text_part
+from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
 from .errors import ModelError
 from .kv_cache import KVGroup
@@ -23,6 +24,7 @@ from .mla import replace_projections
 from .probe import Probe
 from .rope import longest_of_one_rope
 from .seam import running
+from .states import StateShapes
 from .support import check_layers
 
 NUM_TOKENS = 2
@@ -38,6 +40,7 @@ class Outline:
     trunk_bytes: int  # resident
     active_trunk_bytes: int  # read for each token of text: not its table of embeddings, of which it reads one row
     kv_groups: tuple[KVGroup, ...]
+    states: StateShapes  # of one sequence, in recurrent layers
     top_k: Mapping[int, int]  # by MoE layer, experts a token of text
     max_model_len: int
 
@@ -66,7 +69,7 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
     longest = longest_of_one_rope(model.config.get_text_config())
     numbers = layer_numbers(list(modules))
     looked_at = build_model(config, dtype)
-    probe = _look(looked_at, min(NUM_TOKENS, longest))
+    probe, states = _look(looked_at, min(NUM_TOKENS, longest))
     if not probe.kv_groups or not probe.routed:
         raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
     top_k = {
@@ -74,7 +77,7 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
         for path, module in experts_modules(looked_at).items()
         if module in probe.routed
     }
-    return Outline(name, model, dtype, resident, active, probe.kv_groups, top_k, longest)
+    return Outline(name, model, dtype, resident, active, probe.kv_groups, states, top_k, longest)
 
 
 class _ZeroProducts(TorchFunctionMode):
@@ -91,7 +94,7 @@ class _ZeroProducts(TorchFunctionMode):
 
 
 @torch.inference_mode()
-def _look(model: PreTrainedModel, num_tokens: int) -> Probe:
+def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
     """What a model asks of attention and experts; its weights are replaced."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -101,15 +104,16 @@ def _look(model: PreTrainedModel, num_tokens: int) -> Probe:
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
     replace_projections(model)
     model.eval()
-    probe = Probe()
-    with running(probe), with_masks(model), _ZeroProducts():
+    probe, discovery = Probe(), Discovery()
+    with running(probe), with_masks(model), discovery.watching(text_part(model)), _ZeroProducts():
         model(
             input_ids=torch.zeros((1, num_tokens), dtype=torch.long),
             position_ids=torch.arange(num_tokens)[None],
             use_cache=False,
+            cache=discovery,
             logits_to_keep=1,
         )
-    return probe
+    return probe, discovery.shapes
 
 
 def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:

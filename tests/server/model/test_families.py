@@ -47,6 +47,15 @@ def test_what_is_not_served_is_refused_by_its_config_for_the_same_reason(model_t
 
 
 @pytest.mark.parametrize("model_type", SERVED)
+def test_a_checkpoint_with_the_names_of_transformers_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
+    """Some publish what transformers 5 saves of itself: experts in one tensor a layer, whatever came before."""
+    config = make_config(model_type)
+    folders = [save_checkpoint(config, tmp_path / str(kind), as_published=kind) for kind in (True, False)]
+    wanted, found = (logits_of(load_trunk(folder, torch.float32)) for folder in folders)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("model_type", SERVED)
 def test_a_pack_of_a_family_gives_the_same_bits(model_type: str, tmp_path: Path) -> None:
     folder = save_checkpoint(make_config(model_type), tmp_path / "checkpoint", torch.bfloat16)
     wanted = logits_of(load_trunk(folder, torch.float32))

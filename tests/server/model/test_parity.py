@@ -68,12 +68,14 @@ def generate(
         return [[-1] * count + tables[i][count:] for count in gone]
 
     texts = [list(prompt) for prompt in PROMPTS]
-    cached = [0] * len(PROMPTS)
+    cached, states = [0] * len(PROMPTS), trunk.new_states(len(PROMPTS))
     logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
-        chunks = [SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables_of(i)) for i in active]
-        result = trunk.forward(chunks, cache, store, prefetcher).logits
+        chunks = [
+            SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables_of(i), slot=i) for i in active
+        ]
+        result = trunk.forward(chunks, cache, store, prefetcher, states).logits
         for i, piece, row in zip(active, chunks, result, strict=True):
             cached[i] += len(piece.token_ids)
             if cached[i] == len(texts[i]):
