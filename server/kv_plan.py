@@ -15,21 +15,34 @@ log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16  # tokens
 KV_SHARE = 8  # one part in so many of the free memory, at most
+STATE_SHARE = 2  # of the budget, one part in so many for states, at most
 
 
 @dataclass(frozen=True)
 class KVPlan:
-    """Blocks for every group, and the longest sequence."""
+    """Blocks for every group, the longest sequence, and how many run at once."""
 
     groups: Sequence[KVGroup]
     num_blocks: Sequence[int]  # of each group
     max_model_len: int
+    num_slots: int  # sequences that run at once
+    state_bytes: int = 0  # of each of them, in recurrent layers
+
+    @property
+    def num_snapshots(self) -> int:
+        """Copies of states, for sequences that begin alike: as many as sequences that run."""
+        return self.num_slots if self.state_bytes else 0
+
+    @property
+    def num_states(self) -> int:
+        return self.num_slots + self.num_snapshots
 
     @property
     def nbytes(self) -> int:
-        return sum(
+        blocks = sum(
             count * BLOCK_SIZE * group.token_bytes for count, group in zip(self.num_blocks, self.groups, strict=True)
         )
+        return blocks + self.num_states * self.state_bytes
 
     @property
     def num_tokens(self) -> int:
@@ -39,11 +52,15 @@ class KVPlan:
     @property
     def block_groups(self) -> list[BlockGroup]:
         pairs = zip(self.num_blocks, self.groups, strict=True)
-        return [BlockGroup(count, group.window) for count, group in pairs]
+        return [BlockGroup(count, group.window, group.is_chunked) for count, group in pairs]
 
 
-def plan_kv_cache(settings: ServeSettings, groups: Sequence[KVGroup], longest: int, free_bytes: int) -> KVPlan:
+def plan_kv_cache(
+    settings: ServeSettings, groups: Sequence[KVGroup], longest: int, free_bytes: int, state_bytes: int = 0
+) -> KVPlan:
     """Share out the budget.
+
+    The states of recurrent layers come first, of as many sequences as may run or as half of the budget holds.
 
     Groups that see everything get blocks for as many tokens as fit. One with a window gets as many, or what all
     running sequences need at most: a window and the tokens of a step each.
@@ -51,6 +68,7 @@ def plan_kv_cache(settings: ServeSettings, groups: Sequence[KVGroup], longest: i
     Args:
         longest: the model's context, in tokens.
         free_bytes: of which a part is taken when no budget is given.
+        state_bytes: that each running sequence takes besides its blocks.
 
     Raises:
         SettingsError: the cache can't hold one sequence of the length that was asked for.
@@ -58,15 +76,18 @@ def plan_kv_cache(settings: ServeSettings, groups: Sequence[KVGroup], longest: i
     if settings.max_model_len is not None and settings.max_model_len > longest:
         raise SettingsError(f"--max-model-len {settings.max_model_len}: the model's context is {longest} tokens")
     longest = settings.max_model_len or longest
-    blocks_of_one = -(-longest // BLOCK_SIZE)
-    most = blocks_of_one * settings.max_running_requests
+    blocks_of_one, num_slots = -(-longest // BLOCK_SIZE), settings.max_running_requests
+    most = blocks_of_one * num_slots
     limits = [_most_blocks(group, settings) or most for group in groups]
 
     def plan(num_blocks: int) -> KVPlan:
-        return KVPlan(groups, [min(num_blocks, limit) for limit in limits], longest)
+        return KVPlan(groups, [min(num_blocks, limit) for limit in limits], longest, num_slots, state_bytes)
 
     auto = min(plan(most).nbytes, free_bytes // KV_SHARE)
     budget = parse_budget(settings.kv_cache_memory).resolve(plan(most).nbytes, auto)
+    if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
+        num_slots = max(1, budget // STATE_SHARE // (2 * state_bytes))
+        log.warning("states of %d requests fit, so no more run at once; see --kv-cache-memory", num_slots)
     num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
     if num_blocks < blocks_of_one:
         if settings.max_model_len is not None or num_blocks == 0:

@@ -19,6 +19,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
+from server.engine.snapshots import SnapshotPool
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
@@ -79,8 +80,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)
-    plan = plan_kv_cache(settings, trunk.facts.kv_groups, trunk.max_model_len, free.device)
-    host_bytes, device_bytes = plan_experts(settings, trunk.catalog, trunk.facts.top_k, free, plan.nbytes)
+    facts = trunk.facts
+    plan = plan_kv_cache(settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes)
+    host_bytes, device_bytes = plan_experts(settings, trunk.catalog, facts.top_k, free, plan.nbytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,
@@ -88,7 +90,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         device_bytes=device_bytes,
         device=device,
         policy=settings.cache_policy,
-        least_unpinned=trunk.facts.top_k,
+        least_unpinned=facts.top_k,
         recorder=trace,
     )
     experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
@@ -96,13 +98,14 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
     codec = Codec(tokenizer)
+    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if facts.states else None
     engine = Engine(
-        PagedModelRunner(trunk, kv_cache, store, prefetcher),
-        BlockManager(plan.block_groups, BLOCK_SIZE),
+        PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
+        BlockManager(plan.block_groups, BLOCK_SIZE, snapshots=snapshots),
         EngineLimits(
             plan.max_model_len,
             settings.max_queued_requests,
-            SchedulerLimits(settings.max_running_requests, settings.max_batched_tokens),
+            SchedulerLimits(plan.num_slots, settings.max_batched_tokens),
         ),
         trunk.vocab_size,
         generation.eos_token_ids | tokenizer.eos_token_ids,
@@ -140,3 +143,6 @@ def describe(trunk: Trunk, store: ExpertStore, plan: KVPlan) -> None:
             "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
         )
     log.info("KV cache: %s for %d tokens; context %d", format_bytes(plan.nbytes), plan.num_tokens, plan.max_model_len)
+    if plan.state_bytes:
+        nbytes = format_bytes(plan.num_states * plan.state_bytes)
+        log.info("states: %s of it for %d sequences and %d beginnings", nbytes, plan.num_slots, plan.num_snapshots)

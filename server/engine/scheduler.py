@@ -57,6 +57,7 @@ class Scheduler:
         self._blocks, self._limits, self._stage = blocks, limits, stage
         self.waiting: list[Sequence] = []  # first to go first, as in running
         self.running: list[Sequence] = []
+        self._free_slots = list(range(limits.max_running))[::-1]
         self.num_preemptions = 0
         self.num_queried_tokens = 0  # of prompts that were looked for in the cache
         self.num_reused_tokens = 0
@@ -80,7 +81,7 @@ class Scheduler:
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, and free its blocks."""
         if sequence in self.running:
-            self.running.remove(sequence)
+            self._leave(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._blocks.free(sequence.blocks)
@@ -102,7 +103,7 @@ class Scheduler:
                 num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
-            count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)
+            count = self._most_tokens(sequence, num_reusable, budget)
             while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
                 if not self._preempt_for(sequence, step):
                     return
@@ -129,11 +130,12 @@ class Scheduler:
         self._blocks.promise(sequence.blocks)
         self._blocks.hold(sequence.blocks, num_reusable + count)
         sequence.num_cached = num_reusable
+        sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
-        count = _most_tokens(sequence, sequence.num_uncached, budget)
+        count = self._most_tokens(sequence, sequence.num_cached, budget)
         while not self._blocks.can_hold(sequence.blocks, sequence.num_cached + count):
             last = self.running[-1]
             self._preempt(last, step)
@@ -143,19 +145,24 @@ class Scheduler:
         step.append(Scheduled(sequence, count))
         return count
 
+    def _most_tokens(self, sequence: Sequence, first: int, budget: int) -> int:
+        """How many tokens from ``first`` on go into a step."""
+        num_tokens = len(sequence.token_ids)
+        most = min(num_tokens - first, budget, MOST_ROWS_OF_LOGITS if sequence.wants_prompt_logits else budget)
+        return self._blocks.cut(first, first + most, num_tokens) - first
+
+    def _leave(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._free_slots.append(sequence.slot)
+
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
         """Send a running sequence back to the queue, also out of the step; its tokens stay, its blocks go."""
         step[:] = [item for item in step if item.sequence is not sequence]
-        self.running.remove(sequence)
+        self._leave(sequence)
         self._blocks.free(sequence.blocks)
         sequence.num_cached = 0
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
-
-
-def _most_tokens(sequence: Sequence, num_left: int, budget: int) -> int:
-    most = min(num_left, budget)
-    return min(most, MOST_ROWS_OF_LOGITS) if sequence.wants_prompt_logits else most
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -24,6 +24,7 @@ class Sequence:
     token_ids: list[int] = field(init=False)  # prompt and generated
     sampling: SamplingState = field(init=False)
     num_cached: int = 0
+    slot: int = -1  # among those that run, for what the model keeps of it besides blocks
     expert_use: ExpertUse | None = None  # what it chose, as far as that matters
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from server.memory import format_bytes
+from server.model.states import states_bytes
 
 from .bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
 from .survey import Fit, Survey
@@ -52,6 +53,7 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
             "groups": [
                 {
                     "window": group.window,
+                    "is_chunked": group.is_chunked,
                     "num_layers": len(group.shapes),
                     "bytes_per_token": group.token_bytes,
                     "is_latent": all(layer.is_latent for layer in group.shapes.values()),
@@ -61,6 +63,8 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
             "bytes": plan.kv.nbytes,
             "num_tokens": plan.kv.num_tokens,
             "max_model_len": plan.kv.max_model_len,
+            "bytes_per_sequence": states_bytes(shape.states),
+            "num_sequences": plan.kv.num_slots,
         },
         "tiers": {
             name: {"budget_bytes": budget, "slots": slots}
@@ -107,16 +111,14 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         f"{format_bytes(token['total'])}: {format_bytes(token['trunk'])} of trunk, "
         f"{format_bytes(token['experts'])} of experts",
     )
-    yield _row("a token keeps", f"{format_bytes(kv['bytes_per_token'])} of KV cache")
-    for group in kv["groups"]:
-        window = "all tokens" if group["window"] is None else f"the last {group['window']} tokens"
-        latent = ", as latents" if group["is_latent"] else ""
-        yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
+    yield from _kept(kv)
     yield "fits"
     if not report["trunk_fits"]:
         yield _row("nothing", "the trunk alone takes more memory than is free here")
     else:
         context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
+        if kv["bytes_per_sequence"]:
+            context += f"; states of {kv['num_sequences']} sequences"
         yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
@@ -136,6 +138,18 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if entry["hit_ratio"] < 1 and report["trunk_fits"]:
             note = ", as with uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
+
+
+def _kept(kv: dict[str, Any]) -> Iterator[str]:
+    """What a token and a sequence take as long as they run."""
+    yield _row("a token keeps", f"{format_bytes(kv['bytes_per_token'])} of KV cache")
+    for group in kv["groups"]:
+        kind = "their chunk of" if group["is_chunked"] else "the last"
+        window = "all tokens" if group["window"] is None else f"{kind} {group['window']} tokens"
+        latent = ", as latents" if group["is_latent"] else ""
+        yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
+    if kv["bytes_per_sequence"]:
+        yield _row("a sequence", f"keeps {format_bytes(kv['bytes_per_sequence'])} of states besides, of any length")
 
 
 def _row(name: str, value: str) -> str:

@@ -28,6 +28,7 @@ from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
 from server.model.packing import map_pack
+from server.model.states import states_bytes
 from server.settings import ServeSettings
 
 from .hub import find_hub_model
@@ -103,8 +104,8 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     shape = found.outline
     free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
     if not free.device:
-        return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0), 0, 0, 0, 0, free.is_cuda)
-    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device)
+        return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0, free.is_cuda)
+    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, states_bytes(shape.states))
     host_bytes, device_bytes = plan_experts(settings, found.catalog, max(shape.top_k.values()), free, kv.nbytes)
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
 from expert_store import ExpertCatalog, ExpertLayout, Extent, LayerEntry, PackedRecord, ParameterSpec
+from server.kernels.expert import transposed_names
 
 from .checkpoint_map import experts_modules, layer_numbers
+from .dtype import stored_dtype
 from .quantised.matrix import Scheme
 from .quantised.scheme import find_scheme
 
@@ -26,7 +27,7 @@ def catalog_of_shapes(model: Any) -> ExpertCatalog:
     Args:
         model: on the meta device, its experts' parameters still in place.
     """
-    dtype = getattr(model.config.get_text_config(), "dtype", None) or torch.float32
+    dtype = stored_dtype(model.config)
     scheme = find_scheme(model.config, type(model).__name__)
     modules = experts_modules(model)
     numbers, halves = layer_numbers(list(modules)), _num_sources(model)
@@ -38,7 +39,7 @@ def catalog_of_shapes(model: Any) -> ExpertCatalog:
             if scheme is None or len(shape) != MATRIX_DIMENSIONS:
                 specs.append(ParameterSpec(parameter, dtype, shape))
             else:
-                out_in = shape[::-1] if module.is_transposed else shape
+                out_in = shape[::-1] if parameter in transposed_names(module) else shape
                 specs.extend(_quantised(scheme, parameter, out_in, halves.get(parameter, 1)))
         layout = ExpertLayout(tuple(specs))
         nowhere = PackedRecord(Extent(Path(name), 0, layout.slot_bytes), 0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from expert_store import (
     CheckpointError,
@@ -25,7 +25,7 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels import int4
-from server.kernels.expert import dequantised
+from server.kernels.expert import dequantised, transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
@@ -37,7 +37,7 @@ FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, token
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
 
 
-def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat) -> PackSource:
     """What has to be packed of a checkpoint.
 
     Args:
@@ -62,7 +62,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
         weights_read = _read_expert(recipe, places.catalog.layout(key.layer))
         parameters = _as_in_module(weights_read, modules[key.layer])
         try:
-            return encode(parameters, modules[key.layer].is_transposed, weights, block)
+            return encode(parameters, transposed_names(modules[key.layer]), weights, block)
         except ModelError as error:
             raise ModelError(f"{key}: {error}") from error
 
@@ -71,7 +71,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
         weights=weights,
         layers={
             number: PackedLayer(
-                packed_layout(_shapes(module), module.is_transposed, weights, block), module.num_experts
+                packed_layout(_shapes(module), transposed_names(module), weights, block), module.num_experts
             )
             for number, module in modules.items()
         },
@@ -86,7 +86,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
     )
 
 
-def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
+def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
     """Where everything in a packed model belongs.
 
     Args:
@@ -112,14 +112,15 @@ def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
                 "pack the model again"
             )
         shapes = _shapes(module)
-        wanted = [packed_layout(shapes, module.is_transposed, manifest.weights, block) for block in int4.BLOCKS]
+        transposed = transposed_names(module)
+        wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
         if layer.layout not in wanted:
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
     trunk = sort_index(find_scheme(model.config, name), read_index([pack.trunk]))
     return CheckpointMap(trunk, pack.catalog, [])
 
 
-def _numbered(model: nn.Module) -> list[tuple[int, str, Any]]:
+def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
     """Number, name and module of every layer's experts."""
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
@@ -145,10 +146,10 @@ def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) ->
 
 def _as_in_module(weights: Weights, module: Any) -> Weights:
     """An expert's parameters as its module has them, dequantised where they are quantised."""
-    parameters = {}
+    parameters, transposed = {}, transposed_names(module)
     for name in _shapes(module):
         matrix = dequantised(weights, name)
-        parameters[name] = weights[name] if matrix is None else matrix.mT if module.is_transposed else matrix
+        parameters[name] = weights[name] if matrix is None else matrix.mT if name in transposed else matrix
     return parameters
 
 

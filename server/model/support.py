@@ -9,20 +9,33 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .architecture import text_modules
 from .errors import ModelError
 
-SERVED = {"full_attention", "sliding_attention", "attention", "moe", "mlp"}
+SERVED = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "attention",
+    "moe",
+    "mlp",
+    "linear_attention",
+    "mamba",
+    "conv",
+    "hybrid",
+    "hybrid_sliding",
+}
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    "linear_attention": "linear-attention or Mamba layers",
-    "mamba": "Mamba layers",
-    "conv": "convolution layers",
-    "hybrid": "layers of attention and recurrence together",
-    "hybrid_sliding": "layers of attention and recurrence together",
-    "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
+    "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
+}
+PARTS = {  # modules that tell of such layers
+    "indexer": "sparse-attention layers with an indexer",
+    "rel_logits_proj": "attention with relative position biases",
+    "relative_position_bias": "attention with relative position biases",
 }
 SUFFIX = ", which are not supported yet"
 CROWD = 5  # times some tokens are a company of another size
@@ -39,11 +52,10 @@ def check_layers(model: PreTrainedModel) -> None:
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
         if kind not in SERVED:
             raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
-    for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "indexer":
-            raise ModelError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name}){SUFFIX}")
-        if isinstance(module, nn.Conv1d):
-            raise ModelError(f"{type(model).__name__} has {KINDS['conv']} ({name}){SUFFIX}")
+    for name, _ in text_modules(model):
+        kind = PARTS.get(name.rpartition(".")[2])
+        if kind is not None:
+            raise ModelError(f"{type(model).__name__} has {kind} ({name}){SUFFIX}")
 
 
 def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:

@@ -17,9 +17,12 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 from server.kernels.tiles import NotInvariantError
 
+from .architecture import text_part
 from .attention import StepAttention
+from .cells import Discovery, parts_of, split_cells
 from .errors import ModelError
 from .experts import StepExperts
+from .forward import Forward
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
@@ -29,6 +32,7 @@ from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .rope import longest_of_one_rope
 from .seam import running
+from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
 from .support import depends_on_company, find_leak
 
@@ -41,6 +45,12 @@ class TrunkFacts:
 
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
+    states: StateShapes  # of one sequence, in recurrent layers
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that a sequence takes besides its KV cache, however long it is."""
+        return states_bytes(self.states)
 
     @property
     def token_bytes(self) -> int:
@@ -73,11 +83,12 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        self._logits = Forward(model)
         replace_projections(model)
-        probe = self._look()
+        probe, states = self._look()
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -94,6 +105,10 @@ class Trunk:
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
+    def new_states(self, num_slots: int) -> StateCache:
+        """Room for what recurrent layers keep of so many sequences."""
+        return StateCache(self.facts.states, num_slots, self.device)
+
     @torch.inference_mode()
     def forward(
         self,
@@ -101,10 +116,14 @@ class Trunk:
         kv_cache: KVCache,
         store: ExpertStore,
         prefetcher: Prefetcher | None = None,
+        states: StateCache | None = None,
     ) -> StepOutput:
-        """Run one ragged step.
+        """Run one ragged step. A step that failed changed nothing, and can be run again.
 
         A step of decodes alone is shown to the prefetcher; one with a piece of a prompt asks for most experts anyway.
+
+        Args:
+            states: what ``new_states`` gave; a model without recurrent layers needs none.
 
         Raises:
             ExpertLoadError: an expert that the step needs can't be read.
@@ -125,38 +144,33 @@ class Trunk:
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
+        step_states = self._step_states(chunks, states)
         with (
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows)
+            logits = self._logits(token_ids, positions, rows, step_states)
+        if step_states is not None:
+            step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         return StepOutput(logits, experts.routing, experts.cost)
 
-    def _logits(self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int]) -> torch.Tensor:
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(rows, dtype=torch.long, device=self.device),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu()
-
     @torch.inference_mode()
-    def _look(self) -> Probe:
-        probe = Probe()
+    def _look(self) -> tuple[Probe, StateShapes]:
+        probe, discovery = Probe(), Discovery()
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
         tokens = range(0, count * spread, spread)
-        with running(probe), with_masks(self._model.config):
-            self._logits(tokens, range(count), [0])
+        with running(probe), with_masks(self._model), discovery.watching(text_part(self._model)):
+            self._logits(tokens, range(count), [0], discovery)
+        split_cells(discovery.cells, count)
+        self._has_cells = bool(discovery.cells)
         name = type(self._model).__name__
         if not probe.kv_groups or not probe.routed:
             raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
         with running(Isolation()):
-            leak = find_leak(self._model, tokens, lambda company: self._logits(company, range(count), range(count)))
+            leak = find_leak(self._model, tokens, lambda company: self._isolated_logits(company, range(count)))
         if leak is not None:
             raise ModelError(
                 f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
@@ -164,15 +178,25 @@ class Trunk:
             )
         if self._is_deterministic:
             self._check_invariance(tokens)
-        return probe
+        return probe, discovery.shapes
+
+    def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Of tokens none of which knows of another, ``(tokens, vocabulary)``."""
+        chunks = [SequenceChunk([token], 0, [], slot=slot) for slot, token in enumerate(token_ids)]
+        return self._logits(token_ids, positions, range(len(token_ids)), self._step_states(chunks))
+
+    def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None = None) -> StepStates | None:
+        """What the model is given as its cache; None if nothing would ask for it."""
+        if not self._has_cells:
+            return None
+        copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
+        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__
         try:
             with running(Isolation()), batch_invariant():
-                depends = depends_on_company(
-                    tokens, lambda company, places: self._logits(company, places, range(len(company)))
-                )
+                depends = depends_on_company(tokens, self._isolated_logits)
         except NotInvariantError as error:
             raise ModelError(str(error)) from error
         if depends:

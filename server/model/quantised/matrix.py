@@ -188,5 +188,5 @@ def _stored(scheme: Scheme, name: str, codes: TensorSource, parts: Mapping[str, 
 
 
 def _of_expert(source: TensorSource, expert: int) -> TensorSource:
-    part = source.leading_slice(expert)
+    part = source.leading_part(expert, source.shape[0])
     return TensorSource(part.name, part.dtype, part.shape[1:], part.extent)

@@ -32,11 +32,21 @@ FORMATS = (
 
 
 def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """What a config says of quantisation, if it says something."""
-    given = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    """What a config, or that of its text, says of quantisation, if it says something."""
+    parts = (config, config.get_text_config())
+    named = (getattr(part, name, None) for part in parts for name in ("quantization_config", "compression_config"))
+    given = next((found for found in named if found is not None), None)
     if given is None:
         return None
-    return dict(given) if isinstance(given, Mapping) else dict(given.to_dict())
+    return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
+
+
+def tell_text(whole: PreTrainedConfig, config: PreTrainedConfig) -> None:
+    """Have a part of a checkpoint's config, and that of its text, say what the whole says of quantisation."""
+    given = quantisation_of(whole) or quantisation_of(config)
+    if given is not None:
+        for part in (config, config.get_text_config()):
+            part.quantization_config = given
 
 
 def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
