@@ -20,6 +20,7 @@ INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AW
 INTEGER_BITS = (4, 8)
 USUAL_BLOCK = (128, 128)  # of float8, where a config does not say
 GPTQ_FORMATS = ("gptq", "gptq_v2")
+WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
 FORMATS = (
     *PACKED_FORMATS,
@@ -122,7 +123,9 @@ def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme
         raise _UnsupportedError("with rotations of activations (transform_config), which are not supported")
     if (given.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise _UnsupportedError("and sparse, which is not supported")
-    groups = list(given["config_groups"].values())
+    groups = [group for group in given["config_groups"].values() if group["weights"]]
+    if not groups:
+        raise _UnsupportedError("with no weights in it, which is not supported")
     weights = [_weights(group, str(group.get("format") or given.get("format"))) for group in groups]
     ints = {(each.bits, each.group, each.is_symmetric) for each in weights if not each.is_float}
     if len(ints) > 1 or len({each.block for each in weights if each.is_float and each.bits == INTEGER_BITS[1]}) > 1:
@@ -137,13 +140,13 @@ def _weights(group: Mapping[str, Any], layout: str) -> Weights:
     if layout not in FORMATS:
         raise _UnsupportedError(f"in the format {layout}, which is not supported")
     weights = group["weights"]
-    is_float, bits, strategy = weights["type"] == "float", int(weights["num_bits"]), weights["strategy"]
+    is_float, bits, size = weights.get("type") == "float", int(weights["num_bits"]), weights.get("group_size")
     if bits not in INTEGER_BITS:
         raise _UnsupportedError(f"with {bits} bits, which is not supported")
     return Weights(
         is_float=is_float,
         bits=bits,
-        group=_group(weights["group_size"]) if strategy in {"group", "tensor_group"} else None,
+        group=_group(size) if size and weights.get("strategy") not in WITHOUT_GROUPS else None,
         is_symmetric=bool(weights.get("symmetric", True)),
         is_packed=layout in PACKED_FORMATS,
         is_ordered=weights.get("actorder") in {"group", True},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, is_pack
+from expert_store import ExpertStore, is_pack, least_bytes
 from server.inspection.survey import survey
 from server.model.dtype import compute_dtype
 from server.model.loading import load_trunk, read_config
@@ -81,6 +81,18 @@ def test_it_computes_a_token_alike_in_any_company_where_that_is_asked_for(name: 
     whole, pieces = (generate(trunk, store, chunk, steps=1) for chunk in (64, 5))
     store.close()
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(whole, pieces, strict=True))
+
+
+@EACH
+def test_a_device_tier_and_few_slots_give_the_same_bits(name: str, tmp_path: Path) -> None:
+    trunk = load_trunk(checkpoints(name, tmp_path)[0], torch.bfloat16)
+    results = []
+    for host_bytes, device_bytes in ((trunk.catalog.total_bytes, 0), (least_bytes(trunk.catalog, 4),) * 2):
+        store = ExpertStore(trunk.catalog, host_bytes, device_bytes=device_bytes)
+        results.append(generate(trunk, store, steps=2))
+        store.check_integrity()
+        store.close()
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))
 
 
 def test_experts_of_four_bits_take_a_quarter_of_what_bfloat16_takes(tmp_path: Path) -> None:
