@@ -22,7 +22,8 @@ Tensors = dict[str, torch.Tensor]
 Quantise = Callable[[str, torch.Tensor], tuple[Tensors, torch.Tensor]]  # name, weight: stored tensors, their weight
 GROUP = 8  # inputs; small enough for the tiniest models
 BLOCK = (16, 16)
-KEPT = ("embed", "lm_head", "norm", ".gate.weight", "router", "per_layer", "bias")
+LAYERS = ("layers.", "blocks.")
+KEPT = ("vision", "embed", "norm", ".gate.weight", "router", "per_layer", "bias", "conv")
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,9 @@ def publish(plain: Path, out: Path, published: Published) -> tuple[Path, Path]:
     stored: Tensors = {}
     weights: Tensors = {}
     for name, tensor in load_file(plain / "model.safetensors").items():
-        is_matrix = tensor.ndim >= 2 and "layers" in name and not any(part in name for part in KEPT)
+        is_weight = name.endswith(".weight") or "experts" in name
+        is_matrix = is_weight and tensor.ndim > 1 and any(part in name for part in LAYERS)
+        is_matrix &= not any(part in name for part in KEPT)
         parts, weight = published.quantise(name, tensor) if is_matrix else ({name: tensor}, tensor)
         stored |= {part: value.contiguous() for part, value in parts.items()}
         weights[name] = weight.to(tensor.dtype).contiguous()

@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
-    ErnieFuseAndSplitTextVisionExperts,
-    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     apply_renamings,
@@ -39,8 +37,9 @@ from server.kernels.expert import transposed_names
 from .adopted import conversions
 from .architecture import text_modules
 from .errors import ModelError
-from .quantised.matrix import StoredMatrix, StoredTensor, slot_tensors, sort_index
+from .quantised.matrix import StoredMatrix, StoredTensor, sort_index
 from .quantised.scheme import find_scheme
+from .quantised.slots import is_stack, slot_tensors
 
 
 @dataclass(frozen=True)
@@ -237,11 +236,9 @@ def _slot_tensors(
     parameter = target.rpartition(".")[2]
     matrices = [source for source in ordered if isinstance(source, StoredMatrix)]
     if matrices:
+        is_whole = len(matrices) == len(ordered)
         is_transposed = parameter in transposed_names(module)
-        is_known = not is_transposed or all(matrix.is_turned for matrix in matrices)
-        if len(matrices) < len(ordered) or not _is_plain(part.converter) or not is_known:
-            raise CheckpointError(f"{target} is quantised, and not in matrices (out, in) that lie one above the other")
-        return slot_tensors(matrices, target, shape[::-1] if is_transposed else shape)
+        return slot_tensors(matrices if is_whole else [], target, shape, part.converter, is_transposed=is_transposed)
     sources = tuple(source for source in ordered if isinstance(source, TensorSource))
     recipe, dtype = _recipe(model, target, shape, part.converter, sources)
     return [(ParameterSpec(parameter, dtype, shape), recipe)]
@@ -301,21 +298,10 @@ class _OneExpert:
 
 def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
     """Whether the parameter's bytes are those of its sources, one after the other."""
-    if not _is_plain(converter):
+    if not is_stack(converter):
         return False
     shapes = [source.shape for source in sources]
     if [type(operation) for operation in converter.operations] == [Concatenate]:
         shapes = [found[1:] for found in shapes if found[:1] == (1,)]  # of tensors of all experts, one of which it is
     is_same = all(found[1:] == shape[1:] for found in shapes) and len({source.dtype for source in sources}) == 1
     return is_same and len(shapes) == len(sources) and sum(found[0] for found in shapes) == shape[0]
-
-
-def _is_plain(converter: WeightConverter | None) -> bool:
-    """Whether a parameter of an expert is its sources, one above the other."""
-    if converter is None:
-        return True
-    operations = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
-    if [kind for kind, _ in operations] == [ErnieFuseAndSplitTextVisionExperts]:
-        fused = converter.operations[0]
-        operations = [(MergeModulelist, fused.stack_dim), (Concatenate, fused.concat_dim)]
-    return operations in ([(Concatenate, 1)], [(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)])

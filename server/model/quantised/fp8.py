@@ -79,9 +79,8 @@ def fp8_matrix(codes: TensorSource, scale: TensorSource, block: Block | None) ->
     grid = _slot_grid(shape, given, wanted)
     make = None if grid == given else partial(_repeat, shape=shape, block=wanted, grid=grid)
     specs = fp8_specs(shape, wanted, scale.dtype)
-    return StoredMatrix(
-        shape, (SlotTensor("", *specs[""], (codes,)), SlotTensor(fp8.SCALE, *specs[fp8.SCALE], (scale,), make))
-    )
+    tensors = SlotTensor("", *specs[""], (codes,)), SlotTensor(fp8.SCALE, *specs[fp8.SCALE], (scale,), make)
+    return StoredMatrix(shape, tensors, can_turn=True)
 
 
 def _grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:

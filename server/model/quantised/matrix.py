@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 
-from expert_store import CheckpointError, ParameterRecipe, ParameterSpec, TensorSource, read_tensor
+from expert_store import CheckpointError, TensorSource, read_tensor
 from server.kernels.expert import dequantised
 
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of a slot's tensors, by suffix
@@ -27,6 +28,10 @@ class SlotTensor:
     sources: tuple[TensorSource, ...]
     make: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
 
+    def made(self, read: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The tensor from its sources, perhaps not yet in its dtype."""
+        return read[0].view(self.shape) if self.make is None else self.make(read)
+
 
 @dataclass(frozen=True)
 class StoredMatrix:
@@ -34,7 +39,13 @@ class StoredMatrix:
 
     shape: tuple[int, int]  # (out, in)
     tensors: tuple[SlotTensor, ...]
-    is_turned: bool = False  # (out, in) even where the model's own matrices are (in, out)
+    is_out_in: bool = False  # even where the checkpoint's unquantised matrices would be (in, out)
+    can_turn: bool = False  # whether its tensors, transposed, are those of the transposed matrix
+
+    def turned(self) -> StoredMatrix:
+        """The transposed matrix."""
+        tensors = (replace(each, shape=each.shape[::-1], make=partial(_turn, each)) for each in self.tensors)
+        return replace(self, shape=self.shape[::-1], tensors=tuple(tensors))
 
     def dequantise(self) -> torch.Tensor:
         """The float32 matrix ``(out, in)``, read from the disk.
@@ -45,8 +56,7 @@ class StoredMatrix:
         weights = {}
         for tensor in self.tensors:
             read = [read_tensor(source) for source in tensor.sources]
-            made = read[0].view(tensor.shape) if tensor.make is None else tensor.make(read)
-            weights[tensor.suffix] = made.to(tensor.dtype)
+            weights[tensor.suffix] = tensor.made(read).to(tensor.dtype)
         matrix = dequantised(weights, "")
         assert matrix is not None
         return matrix
@@ -132,25 +142,6 @@ def sort_index(scheme: Scheme | None, index: Mapping[str, TensorSource]) -> dict
     return {**{name: source for name, source in index.items() if name not in taken}, **found}
 
 
-def slot_tensors(
-    matrices: Sequence[StoredMatrix], target: str, shape: Sequence[int]
-) -> Iterator[tuple[ParameterSpec, ParameterRecipe]]:
-    """What lies in a slot of a parameter ``(out, in)`` that consists of some matrices, one above the other.
-
-    Raises:
-        CheckpointError: they do not make up that shape.
-    """
-    found = (sum(matrix.shape[0] for matrix in matrices), *{matrix.shape[1] for matrix in matrices})
-    if found != tuple(shape):
-        names = ", ".join(matrix.tensors[0].sources[0].name for matrix in matrices)
-        raise CheckpointError(f"{names} makes {list(found)} for {target}, which takes {list(shape)}")
-    name = target.rpartition(".")[2]
-    for number, matrix in enumerate(matrices):
-        for tensor in matrix.tensors:
-            full = (name if len(matrices) == 1 else f"{name}.{number}") + tensor.suffix
-            yield ParameterSpec(full, tensor.dtype, tensor.shape), ParameterRecipe(tensor.sources, tensor.make)
-
-
 def expect(source: TensorSource, shape: Sequence[int], codes: TensorSource) -> None:
     """Raise a CheckpointError unless a part of a matrix has this shape."""
     if source.shape != tuple(shape):
@@ -185,6 +176,10 @@ def _stored(scheme: Scheme, name: str, codes: TensorSource, parts: Mapping[str, 
         for expert in range(codes.shape[0])
     )
     return StoredTensor(name, sources, matrices, is_of_experts=True)
+
+
+def _turn(tensor: SlotTensor, read: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensor.made(read).mT.contiguous()
 
 
 def _of_expert(source: TensorSource, expert: int) -> TensorSource:

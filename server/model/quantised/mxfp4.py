@@ -32,7 +32,7 @@ class Mxfp4:
         return {"scales": require(index, codes, codes.name.removesuffix(fp4.BLOCKS) + fp4.SCALES)}
 
     def matrix(self, codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
-        return replace(fp4_matrix(codes, parts["scales"]), is_turned=True)
+        return replace(fp4_matrix(codes, parts["scales"]), is_out_in=True)
 
     def specs(self, out_features: int, in_features: int) -> Specs:
         return fp4_specs(out_features, in_features, GROUP, torch.uint8)

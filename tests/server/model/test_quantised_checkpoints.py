@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 
 from expert_store import ExpertStore, least_bytes
 from server.model.loading import load_trunk
-from tests.checkpoints import save_checkpoint
+from tests.checkpoints import load_stock, save_checkpoint
 from tests.families import make_config
 from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, mxfp4, publish
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
@@ -60,14 +59,19 @@ SERVED = [
     *(("mixtral", name) for name in ("fp8", "ct int4", "awq", "gptq")),
     *(("deepseek_v3", name) for name in ("fp8", "ct int4", "awq", "gptq")),
     ("minimax_m2", "fp8"),
-    ("sarvam_moe", "fp8"),
-    ("gemma4_text", "fp8"),
+    ("sarvam_moe", "fp8"),  # queries, keys and values in one matrix
+    ("gemma4_text", "fp8"),  # experts in one tensor
+    ("aria_text", "fp8"),  # and turned
+    ("qwen3_vl_moe", "fp8"),  # and turned while they are loaded
+    ("jetmoe", "fp8"),
+    ("step3p7", "fp8"),
+    ("kimi_k25", "ct int4"),
 ]
 
 
 def stock(folder: Path) -> list[tuple[list[int], torch.Tensor]]:
     """Greedy tokens of each prompt alone and the logits that chose them, by stock transformers."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = load_stock(folder)
     results = []
     for prompt in PROMPTS:
         text = model.generate(

@@ -161,9 +161,19 @@ def test_fused_experts_that_are_too_few_are_named(tmp_path: Path) -> None:
         load_trunk(folder, torch.float32)
 
 
-def test_quantised_matrices_of_an_orientation_that_is_not_defined_are_refused(tmp_path: Path) -> None:
-    folder = quantised(fp8(), tmp_path, "gpt_oss")
+def test_a_parameter_that_is_quantised_in_part_is_named(tmp_path: Path) -> None:
+    folder = quantised(fp8(), tmp_path)
+    change(folder, **{f"{EXPERT}.weight".replace(".", "__"): torch.zeros(24, 32)})
     with pytest.raises(CheckpointError, match=r"gate_up_proj is quantised, and not in matrices \(out, in\)"):
+        load_trunk(folder, torch.float32)
+
+
+def test_an_expert_that_is_not_quantised_as_its_neighbours_are_is_named(tmp_path: Path) -> None:
+    folder = quantised(fp8(), tmp_path)
+    change(folder, **{f"{EXPERT.replace('up', 'down')}.weight".replace(".", "__"): torch.zeros(32, 24)})
+    with pytest.raises(
+        CheckpointError, match=r"down_proj\.weight is torch\.float32, expert 3 of layer 1 needs torch\.float8"
+    ):
         load_trunk(folder, torch.float32)
 
 
