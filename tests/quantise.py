@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from compressed_tensors.compressors import BaseCompressor
+from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file, save_file
 from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
@@ -119,8 +121,14 @@ def compressed_tensors(layout: str, scale_dtype: torch.dtype = torch.bfloat16, *
             scale = (scale * 100).to(torch.float8_e4m3fn).float()
         state |= {"weight_scale": scale.to(scale_dtype), "weight_zero_point": zero}
         stored = compressor.compress(state, scheme)
-        exact = {part: value.float() if part == "weight_scale" else value for part, value in stored.items()}
-        weight = compressor.decompress(stored if layout.startswith("mxfp4") else exact, scheme)["weight"]
+        if args.strategy == "tensor_group":  # which the compressor would give in bfloat16
+            codes = unpack_fp4_from_uint8(stored["weight_packed"], *weight.shape, dtype=torch.float32)
+            scale = stored["weight_scale"].float()
+            weight = dequantize(codes, scale, args=args, global_scale=stored["weight_global_scale"])
+        else:
+            scale = stored["weight_scale"]
+            exact = {"weight_scale": scale.float() if scale.is_floating_point() else scale}
+            weight = compressor.decompress(stored | exact, scheme)["weight"]
         return {f"{module}.{part}": value for part, value in stored.items()}, weight.float()
 
     config = {
