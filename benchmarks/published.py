@@ -1,7 +1,8 @@
 """One expert of every published format, by rows, and what it costs to repack: ``python -m benchmarks.published``.
 
-SwiGLU experts of Qwen3-30B-A3B's and gpt-oss-20b's sizes with random codes, bfloat16 rows, in microseconds that the one
-thread was running, so that neighbours count little; in turns, the least of the rounds. The last line is one JSON object.
+SwiGLU experts of Qwen3-30B-A3B's and gpt-oss-20b's sizes with random codes, bfloat16 rows, in microseconds that the
+one thread was running, so that neighbours count little; in turns, the least of the rounds. The last line is one JSON
+object.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
 | `fp8`, `mxfp8` | E4M3; scales of blocks, outputs or all, as numbers or exponents | 0.50 | 3.1 | 2.4 |
 | `compressed-tensors` | pack-quantized of 4 bits, groups or channels | 0.31 | 0.2 | 2.6 |
 | | pack-quantized of 8 bits | 0.51 | 2.3 | 1.9 |
-| | int-quantized of 8 bits | 0.50 | 0.2 | 1.4 |
+| | int-quantized of 8 bits | 0.50 | 0.3 | 1.4 |
 | | float-quantized | 0.50 | 3.1 | 2.4 |
 | | nvfp4-pack-quantized, mxfp4-pack-quantized | 0.28 | 4.2 | 3.2 |
 | `awq` | 4 bits of the GEMM kernel | 0.28 | 0.5 | 2.7 |
