@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from expert_store import ExpertStore
@@ -73,9 +76,17 @@ def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_pat
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(whole, pieces, strict=True))
 
 
+def speaks_of_experts(config: Any) -> bool:
+    """Whether a class of configs, or that of a part of it, has fields for experts."""
+    parts = [part for part in config.sub_configs.values() if part is not AutoConfig]
+    return any("expert" in attribute.name for attribute in fields(config)) or any(map(speaks_of_experts, parts))
+
+
 def test_every_family_of_transformers_is_in_the_table() -> None:
-    """A model of several media comes under the type of its text."""
+    """Whether its experts go through transformers' interface or not. A model of several media comes under its text."""
     for config in MODEL_FOR_CAUSAL_LM_MAPPING:
         source = Path(inspect.getfile(MODEL_FOR_CAUSAL_LM_MAPPING[config])).read_text("utf-8")
-        if "use_experts_implementation" in source:
+        if speaks_of_experts(config):
             assert {config.model_type, f"{config.model_type}_text"} & set(FAMILIES), f"{config.model_type} is missing"
+        else:
+            assert "use_experts_implementation" not in source, f"experts of {config.model_type} are called otherwise"
