@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
 from tests.families import make_config
 
@@ -99,11 +101,11 @@ def save_checkpoint(
         as_published: with the hub's names and shapes; else with those of transformers' modules.
     """
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = stock_class(config).from_config(config)
     with torch.no_grad():
         constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
         for name, tensor in model.state_dict().items():
-            if name in constants:
+            if name in constants or not tensor.is_floating_point():
                 continue
             if tensor.ndim >= 2:
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
@@ -111,3 +113,16 @@ def save_checkpoint(
                 tensor.add_(torch.randn_like(tensor) * 0.1)
     model.to(dtype).save_pretrained(folder, save_original_format=as_published)
     return folder
+
+
+def stock_class(config: transformers.PreTrainedConfig) -> Any:
+    """What stock transformers loads a checkpoint with: as the multimodal model that it is, if it is one."""
+    is_multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
+
+
+def load_stock(folder: Path) -> Any:
+    """A checkpoint as stock transformers runs it in float32; of several models, the one that writes text."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = stock_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    return getattr(model, "thinker", model)

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
@@ -34,6 +36,7 @@ from expert_store import (
 )
 
 from .adopted import conversions
+from .architecture import text_modules
 from .errors import ModelError
 
 
@@ -54,10 +57,10 @@ class _Parameter:
     sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
 
 
-def experts_modules(model: nn.Module) -> dict[str, Any]:
-    """The modules of routed experts that go through transformers' experts interface, by name."""
+def experts_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """The text's modules of routed experts that go through transformers' experts interface, by name."""
     marks = ("is_transposed", "has_gate", "has_bias", "_is_expert_parallel")
-    return {name: module for name, module in model.named_modules() if all(hasattr(module, mark) for mark in marks)}
+    return {name: module for name, module in text_modules(model) if all(hasattr(module, mark) for mark in marks)}
 
 
 def layer_numbers(names: Sequence[str]) -> dict[str, int]:
@@ -69,7 +72,7 @@ def layer_numbers(names: Sequence[str]) -> dict[str, int]:
     return dict(zip(names, numbers, strict=True))
 
 
-def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> CheckpointMap:
+def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) -> CheckpointMap:
     """Sort the tensors of a checkpoint into trunk and experts.
 
     Args:
@@ -105,7 +108,11 @@ def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> Check
         rank = names.parameters[target].ndim - 1
         converter = names.converters_by_pattern.get(pattern) if pattern else None
         order = converter.source_patterns.index(pattern) if converter else 0
-        for expert, part in _split(source, names.expert_index(source.name, pattern), num_experts, rank):
+        number = names.expert_index(source.name, pattern)
+        if converter and number is not None and len(converter.target_patterns) > 1:
+            share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
+            name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
+        for expert, part in _split(source, number, num_experts, rank):
             place = experts.setdefault((name, expert), {})
             place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
     numbers = layer_numbers(list(modules))
@@ -129,7 +136,9 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
     targets = {target for name in trunk for target in names.targets(name)}
     here = {id(tensor) for name, tensor in names.parameters.items() if name in targets}
     routed = {
-        f"{name}.{parameter}" for name, module in experts_modules(model).items() for parameter in module.state_dict()
+        f"{name}.{parameter}"
+        for name, module in experts_modules(model).items()
+        for parameter, _ in module.named_parameters(recurse=False)
     }
     ignored = model._keys_to_ignore_on_load_missing or ()  # noqa: SLF001
     return sorted(
@@ -225,6 +234,7 @@ def _recipe(
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
     patterns = list(converter.source_patterns)
+    one_expert = _OneExpert(model.get_parameter(target)[:1])
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
@@ -234,7 +244,7 @@ def _recipe(
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
                 full_layer_name=target,
-                model=model,
+                model=one_expert,
                 config=model.config,
                 missing_keys=None,
             )
@@ -251,9 +261,22 @@ def _recipe(
     return ParameterRecipe(sources, assemble), result.dtype
 
 
+@dataclass(frozen=True)
+class _OneExpert:
+    """What a conversion may ask of a model, of one that has one expert a layer."""
+
+    parameter: torch.Tensor  # on the meta device
+
+    def get_parameter(self, _: str) -> torch.Tensor:
+        return self.parameter
+
+
 def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
     """Whether the parameter's bytes are those of its sources, one after the other."""
     operations = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
+    if [kind for kind, _ in operations] == [ErnieFuseAndSplitTextVisionExperts]:
+        fused = converter.operations[0]
+        operations = [(MergeModulelist, fused.stack_dim), (Concatenate, fused.concat_dim)]
     shapes = [source.shape for source in sources]
     if operations == [(Concatenate, 1)]:  # of tensors of all experts, of which each part has a dimension of one
         shapes = [found[1:] for found in shapes if found[:1] == (1,)]

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from .architecture import text_part
 from .errors import ModelError
-from .seam import attention_function
+from .seam import IMPLEMENTATION, attention_function
 from .windows import oldest_seen
 
 PROBING = "greenroom_probe"
@@ -28,14 +29,16 @@ REFUSAL = (
 
 
 @contextmanager
-def with_masks(config: PreTrainedConfig) -> Iterator[None]:
+def with_masks(model: PreTrainedModel) -> Iterator[None]:
     """Let a model make its masks, and give attention the windows that are in them."""
-    usual = config._attn_implementation  # noqa: SLF001
-    config._attn_implementation = PROBING  # noqa: SLF001
+    configs = (model.config, text_part(model).config)
+    for config in configs:
+        config._attn_implementation = {"": PROBING}  # noqa: SLF001
     try:
         yield
     finally:
-        config._attn_implementation = usual  # noqa: SLF001
+        for config in configs:
+            config._attn_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
 
 
 def _make_mask(

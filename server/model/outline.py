@@ -10,9 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
+from .architecture import text_part
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
 from .errors import ModelError
@@ -34,13 +35,13 @@ class Outline:
     """What serving a model takes."""
 
     architecture: str
-    model: nn.Module  # on the meta device, as it was built: for the names and shapes of its parameters
+    model: PreTrainedModel  # on the meta device, as it was built: for the names and shapes of its parameters
     dtype: torch.dtype  # of compute
     trunk_bytes: int  # resident
-    active_trunk_bytes: int  # read for each token: all but a table of embeddings, of which it reads one row
+    active_trunk_bytes: int  # read for each token of text: not its table of embeddings, of which it reads one row
     kv_groups: tuple[KVGroup, ...]
     states: StateShapes  # of one sequence, in recurrent layers
-    top_k: Mapping[int, int]  # by MoE layer, experts a token
+    top_k: Mapping[int, int]  # by MoE layer, experts a token of text
     max_model_len: int
 
 
@@ -67,11 +68,15 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
     resident, active = _trunk_bytes(model, dtype)
     longest = longest_of_one_rope(model.config.get_text_config())
     numbers = layer_numbers(list(modules))
-    layers = {module: numbers[path] for path, module in modules.items()}
-    probe, states = _look(build_model(config, dtype), min(NUM_TOKENS, longest))
-    if not probe.kv_groups or len(probe.routed) != len(layers):
+    looked_at = build_model(config, dtype)
+    probe, states = _look(looked_at, min(NUM_TOKENS, longest))
+    if not probe.kv_groups or not probe.routed:
         raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
-    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in probe.routed.values()), strict=True))
+    top_k = {
+        numbers[path]: probe.routed[module].top_k_index.shape[-1]
+        for path, module in experts_modules(looked_at).items()
+        if module in probe.routed
+    }
     return Outline(name, model, dtype, resident, active, probe.kv_groups, states, top_k, longest)
 
 
@@ -89,7 +94,7 @@ class _ZeroProducts(TorchFunctionMode):
 
 
 @torch.inference_mode()
-def _look(model: nn.Module, num_tokens: int) -> tuple[Probe, StateShapes]:
+def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
     """What a model asks of attention and experts; its weights are replaced."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -100,7 +105,7 @@ def _look(model: nn.Module, num_tokens: int) -> tuple[Probe, StateShapes]:
     replace_projections(model)
     model.eval()
     probe, discovery = Probe(), Discovery()
-    with running(probe), with_masks(model.config), discovery.watching(model), _ZeroProducts():
+    with running(probe), with_masks(model), discovery.watching(text_part(model)), _ZeroProducts():
         model(
             input_ids=torch.zeros((1, num_tokens), dtype=torch.long),
             position_ids=torch.arange(num_tokens)[None],
@@ -112,19 +117,18 @@ def _look(model: nn.Module, num_tokens: int) -> tuple[Probe, StateShapes]:
 
 
 def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the trunk once it is loaded, and of these the ones that each token reads."""
+    """Bytes of the trunk once it is loaded, and of these the ones that each token of text reads."""
     plan = model._get_dtype_plan(dtype)  # noqa: SLF001
     kept = build_glob_alternation(list(plan))[0] if plan else None
-    routed = {id(parameter) for module in experts_modules(model).values() for parameter in module.parameters()}
+    routed = {id(tensor) for module in experts_modules(model).values() for tensor in module.parameters(recurse=False)}
 
     def nbytes(name: str, tensor: torch.Tensor) -> int:
         size = torch.float32.itemsize if kept is not None and kept.search(name) else tensor.element_size()
         return tensor.numel() * size
 
+    part, head = text_part(model), model.get_output_embeddings()
+    read = {id(tensor) for tensor in (*part.parameters(), *part.buffers())} - {id(model.get_input_embeddings().weight)}
+    read |= {id(parameter) for parameter in (head.parameters() if head is not None else ())}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    resident = sum(nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed)
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    return (
-        resident,
-        resident if head is not None and head.weight is table else resident - table.numel() * table.element_size(),
-    )
+    resident = {id(tensor): nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed}
+    return sum(resident.values()), sum(size for tensor, size in resident.items() if tensor in read)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from expert_store import (
     CheckpointError,
@@ -35,7 +35,7 @@ FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, token
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
 
 
-def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat) -> PackSource:
     """What has to be packed of a checkpoint.
 
     Args:
@@ -79,7 +79,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
     )
 
 
-def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
+def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
     """Where everything in a packed model belongs.
 
     Args:
@@ -112,7 +112,7 @@ def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
     return CheckpointMap(read_index([pack.trunk]), pack.catalog, [])
 
 
-def _numbered(model: nn.Module) -> list[tuple[int, str, Any]]:
+def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
     """Number, name and module of every layer's experts."""
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))

@@ -17,7 +17,6 @@ from expert_store import CheckpointError, ExpertKey, ExpertStore, least_bytes
 from server.kernels import int4, int8
 from server.kernels.expert import run_expert
 from server.model.adopted import adopt_experts
-from server.model.checkpoint_map import experts_modules
 from server.model.errors import ModelError
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
@@ -115,7 +114,7 @@ def test_experts_whose_gate_is_bounded_give_what_stock_gives() -> None:
         nn.init.normal_(parameter)
     model = nn.ModuleDict({"experts": original})
     adopt_experts(model)
-    (module,) = experts_modules(model).values()
+    module = model["experts"]
     rows = torch.randn((5, 16))
     for expert in range(4):
         weights = {name: parameter[expert] for name, parameter in module.named_parameters()}
