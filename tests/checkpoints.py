@@ -111,7 +111,10 @@ def save_checkpoint(
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
             elif tensor.ndim == 1:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.to(dtype).save_pretrained(folder, save_original_format=as_published)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():  # a tower may have complex ones
+            tensor.data = tensor.data.to(dtype)
+    model.save_pretrained(folder, save_original_format=as_published)
     return folder
 
 
