@@ -55,6 +55,8 @@ class SharedKeysAttention(nn.Module):
         super().__init__()
         self.config, self.layer_idx, self.scaling = original.config, original.layer_idx, original.scaling
         self.experts, self.kv_proj, self.head_dim = original.experts, original.kv_proj, int(original.head_dim)
+        for linear in (self.experts.input_linear, self.experts.output_linear):
+            linear.share_read = self.experts.top_k / linear.num_experts  # of its weights, by one token
 
     def forward(
         self, hidden_states: torch.Tensor, *, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs: Any
