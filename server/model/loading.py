@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -24,6 +26,7 @@ from .errors import ModelError, incomplete
 from .packing import map_pack
 from .quantised.matrix import StoredTensor
 from .quantised.scheme import find_scheme, tell_text
+from .rope import take_base_of_a_part
 from .support import check_layers
 from .temperature import tell_positions
 from .trunk import Trunk
@@ -103,6 +106,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = writer_config(whole)
         tell_text(whole, config)
+        take_base_of_a_part(config, json.loads((folder / "config.json").read_text("utf-8")))
+    except StrictDataclassError as error:  # its lines say which field, and what it should be
+        raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
