@@ -47,8 +47,8 @@ of a step, those of shorter sequences too.
 Families are served from checkpoints that come quantised, too, in the formats below. A tiny checkpoint of each format,
 in the layout and with the config that are published, gives stock's logits and greedy text with the weights that the
 format's own library makes of it (transformers for MXFP4 and FP8, compressed-tensors for its own formats and for AWQ;
-for GPTQ an independent reading of its definition): every one with `qwen3_moe`, the usual ones with `mixtral` and
-`deepseek_v3`, MXFP4 with `gpt_oss`, and FP8 with families whose tensors are unlike those
+for GPTQ an independent reading of its definition): MXFP4 with `gpt_oss`, every other with `qwen3_moe`, the usual ones
+with `mixtral` and `deepseek_v3`, and FP8 with families whose tensors are unlike those
 (`tests/server/model/test_quantised_checkpoints.py`).
 
 Experts stay quantised in their slots, so a budget holds two to four times as many; weights are dequantised, exactly,

@@ -77,7 +77,9 @@ def mxfp4() -> Published:
     return Published({"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}, quantise)
 
 
-def fp8(block: tuple[int, int] | None = BLOCK, scale_dtype: torch.dtype = torch.float32) -> Published:
+def fp8(
+    block: tuple[int, int] | None = BLOCK, scale_dtype: torch.dtype = torch.float32, method: str = "fp8"
+) -> Published:
     """Scales of blocks, the last of which may be smaller, or of whole matrices; weights by transformers."""
 
     def quantise(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -100,7 +102,7 @@ def fp8(block: tuple[int, int] | None = BLOCK, scale_dtype: torch.dtype = torch.
         return parts, dequantised
 
     config = {
-        "quant_method": "fp8",
+        "quant_method": method,
         "weight_block_size": block,
         "activation_scheme": "static" if block is None else "dynamic",
     }

@@ -97,12 +97,13 @@ def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
 
 
 def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
-    bits, layout = int(given["bits"]), given.get("checkpoint_format", "gptq")
+    bits, layout = int(given["bits"]), given.get("checkpoint_format") or given.get("format") or "gptq"
     if bits not in INTEGER_BITS:
         raise _UnsupportedError(f"with {bits} bits, which is not supported")
     if layout not in GPTQ_FORMATS:
         raise _UnsupportedError(f"in the format {layout}, which is not supported")
-    if given.get("dynamic"):
+    rules = (given.get("dynamic") or {}).items()
+    if any(changes and not rule.startswith("-:") for rule, changes in rules):  # those with "-:" name what is left alone
         raise _UnsupportedError("with rules for single modules (dynamic), which are not supported")
     is_ordered = bool(given.get("desc_act", True))
     return Gptq(bits, _group(given["group_size"]), is_first=layout == "gptq", is_ordered=is_ordered)
@@ -119,7 +120,7 @@ def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
-    if given.get("transform_config"):
+    if (given.get("transform_config") or {}).get("config_groups"):
         raise _UnsupportedError("with rotations of activations (transform_config), which are not supported")
     if (given.get("sparsity_config") or {}).get("format", "dense") != "dense":
         raise _UnsupportedError("and sparse, which is not supported")

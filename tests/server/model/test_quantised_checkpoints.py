@@ -24,6 +24,7 @@ FORMATS = {
     "fp8 of whole matrices": partial(fp8, None),
     "fp8 with exponents for scales": partial(fp8, BLOCK, torch.float8_e8m0fnu),
     "fp8 with bytes for scales": partial(fp8, BLOCK, torch.uint8),
+    "mxfp8": partial(fp8, (1, GROUP), torch.uint8, "mxfp8"),
     "ct int4": partial(compressed_tensors, "pack-quantized", **INT4),
     "ct int4 in float16": partial(compressed_tensors, "pack-quantized", torch.float16, **INT4),
     "ct int4 in float32": partial(compressed_tensors, "pack-quantized", torch.float32, **INT4),

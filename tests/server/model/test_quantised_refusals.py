@@ -46,7 +46,7 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
             "(gptq), in the format marlin, which is not supported",
         ),
         (
-            {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*mlp.*": {}}},
+            {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {".*mlp.*": {"bits": 8}}},
             "(gptq), with rules for single modules (dynamic), which are not supported",
         ),
         ({"quant_method": "awq", "bits": 8}, "(awq), with 8 bits, which is not supported"),
@@ -55,7 +55,7 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
         ({"quant_method": "fp8", "fmt": "e5m2"}, "(fp8), in the format e5m2, which is not supported"),
         (ct(format="marlin-24"), "(compressed-tensors), in the format marlin-24, which is not supported"),
         (
-            ct(transform_config={"config_groups": {}}),
+            ct(transform_config={"config_groups": {"u": {"type": "hadamard"}}}),
             "(compressed-tensors), with rotations of activations (transform_config), which are not supported",
         ),
         (ct(sparsity_config={"format": "sparse-24"}), "(compressed-tensors), and sparse, which is not supported"),
@@ -73,6 +73,22 @@ def test_what_is_not_supported_is_named_with_what_to_use(config: dict[str, Any],
     with pytest.raises(ModelError) as raised:
         read_config(folder)
     assert str(raised.value) == f"tiny is quantised {reason}{INSTEAD}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {"-:.*mlp.gate.*": {}}},
+        ct(transform_config={"config_groups": {}}, sparsity_config={}),
+        ct(**groups(WEIGHTS | {"strategy": None})),
+        {"quant_method": "awq", "w_bit": 4, "q_group_size": 64, "version": "GEMM"},
+        {"quant_method": "fp8", "weight_block_size": None},
+    ],
+)
+def test_what_changes_nothing_is_not_refused(config: dict[str, Any], tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "tiny")
+    edit_config(folder, quantization_config=config)
+    assert read_config(folder).quantization_config == config
 
 
 @pytest.mark.parametrize(
