@@ -109,6 +109,7 @@ class DiskReader:
         self._close_files()
 
     def _work(self) -> None:
+        torch.set_num_threads(1)  # of this thread, for what it assembles: more would take turns with compute
         bounce = bounce_buffer()
         while (job := self._next()) is not None:
             error: Exception | None = None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from expert_store import ExpertCatalog, ExpertKey
 from expert_store.arena import HostArena
@@ -54,6 +55,22 @@ def desk(catalog: ExpertCatalog) -> Iterator[Desk]:
     desk = Desk(catalog, 1)
     yield desk
     desk.reader.close()
+
+
+def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
+    """Also where the environment lets torch have more."""
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def done(error: Exception | None) -> None:
+        assert error is None
+        seen.append(torch.get_num_threads())
+        ended.set()
+
+    key = ExpertKey(0, 0)
+    desk.reader.submit(ReadJob(key, desk.catalog.recipe(key), desk.arena, 0, done))
+    assert ended.wait(TIMEOUT)
+    assert seen == [1]
 
 
 def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
