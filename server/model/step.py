@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .prompt_media import PromptMedia
+
 
 @dataclass(frozen=True)
 class SequenceChunk:
@@ -19,6 +21,7 @@ class SequenceChunk:
     block_tables: Sequence[Sequence[int]]  # of each group of layers, blocks for cached and new tokens together
     num_logits: int = 1  # of the last tokens, how many want logits
     slot: int = 0  # the sequence's own among all that run, for what is kept of it besides blocks
+    media: PromptMedia | None = None  # images of its prompt
 
     @property
     def num_tokens(self) -> int:

@@ -28,6 +28,7 @@ from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
 from .linear import speed_up_linears
 from .masks import with_masks
+from .media import Overlay
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .rope import longest_of_one_rope
@@ -145,11 +146,12 @@ class Trunk:
         if prefetcher is not None:
             prefetcher.begin_step()
         step_states = self._step_states(chunks, states)
+        overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
         with (
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows, step_states)
+            logits = self._logits(token_ids, positions, rows, step_states, overlay)
         if step_states is not None:
             step_states.commit()
         if prefetcher is not None:
