@@ -211,7 +211,8 @@ class Engine:
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits, sequence.slot))
+            media = None if sequence.request.media is None else sequence.request.media.inputs
+            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits, sequence.slot, media))
         started = time.perf_counter()
         output = self._runner.run(chunks)
         if self._stage is not None:
@@ -235,7 +236,7 @@ class Engine:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
-            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
+            self._blocks.keep(sequence.blocks, sequence.content_ids, sequence.num_cached)
         are_all = len(rows) == len(output.logits)
         events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
         items += zip(ended, events, strict=True)

@@ -100,7 +100,7 @@ class Scheduler:
                 return
             num_reusable = 0
             if not sequence.wants_prompt_logits:
-                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
+                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.content_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
             count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)

@@ -65,7 +65,9 @@ class Forward:
         """Give the head no more than it has to, where the model does not."""
         return arguments[0][:, self._rows], *arguments[1:]
 
-    def _show(self, _part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _show(
+        self, _part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Show images to the text's part of the model."""
         if self._overlay is None:
             return args, kwargs

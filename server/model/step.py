@@ -42,5 +42,5 @@ class StepOutput:
     """What a step gives."""
 
     logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
-    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer, the experts of each token (tokens, k)
+    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer that all tokens go to, the experts of each (tokens, k)
     experts: ExpertCost

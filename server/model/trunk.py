@@ -47,6 +47,7 @@ class TrunkFacts:
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
+    text_layers: tuple[int, ...]  # of experts that tokens of text go to, in the order in which they run
 
     @property
     def state_bytes(self) -> int:
@@ -89,7 +90,8 @@ class Trunk:
         probe, states = self._look()
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states)
+        text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -156,7 +158,8 @@ class Trunk:
             step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, experts.routing, experts.cost)
+        routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
+        return StepOutput(logits, routing, experts.cost)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:
