@@ -68,15 +68,13 @@ class MediaProcessor:
                 text = tokenizer.apply_chat_template(
                     list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
                 )
-                made = self._processor(text=[text], images=list(images), add_special_tokens=False, return_tensors="pt")
+                made = self._processor(text=[text], images=list(images), add_special_tokens=False, return_tensors="np")
             except jinja2.TemplateError as error:
                 raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
             except (ValueError, TypeError, KeyError, IndexError) as error:
                 raise ChatTemplateError(f"the model's processor refuses the images: {error}") from error
         token_ids: list[int] = made["input_ids"][0].tolist()
-        inputs = {
-            name: value for name, value in made.items() if name not in NOT_OF_MEDIA and isinstance(value, torch.Tensor)
-        }
+        inputs = {name: torch.as_tensor(value) for name, value in made.items() if name not in NOT_OF_MEDIA}
         return token_ids, PromptMedia(token_ids, inputs)
 
 

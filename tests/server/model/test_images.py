@@ -1,0 +1,125 @@
+"""Prompts with images give what the whole stock model gives, whatever else is in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expert_store import ExpertStore
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk
+from server.model.processor import MediaProcessor
+from server.model.prompt_media import PromptMedia
+from server.model.step import SequenceChunk
+from server.model.trunk import Trunk
+from tests.checkpoints import load_stock, save_checkpoint
+from tests.families import make_config
+from tests.server.model.test_parity import BLOCK_SIZE, TOLERANCE
+from tests.vision import VISIONS, make_image, save_vision
+
+NEW_TOKENS = 5
+BLOCKS = 48  # a sequence, of the cache
+TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")  # of the prompt's tokens
+Prompt = tuple[list[int], PromptMedia | None]
+
+
+def save_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    save_checkpoint(make_config(model_type), folder, dtype)
+    save_vision(model_type, folder)
+    return folder
+
+
+def make_prompts(processor: MediaProcessor) -> list[Prompt]:
+    """One with an image, a longer one with another and two of them, and one of text."""
+    image, other = {"type": "image"}, {"type": "text", "text": "w5 w17"}
+    one = [{"role": "user", "content": [other, image, {"type": "text", "text": "w9"}]}]
+    two = [{"role": "user", "content": [image, other]}, {"role": "assistant", "content": [other]}]
+    two.append({"role": "user", "content": [other, image]})
+    return [
+        processor.encode_chat(one, [make_image(1)]),
+        processor.encode_chat(two, [make_image(2, 24, 12), make_image(3)]),
+        ([5, 17, 99, 3, 42], None),
+    ]
+
+
+def write(
+    trunk: Trunk, prompts: Sequence[Prompt], chunk: int, steps: int = NEW_TOKENS
+) -> list[tuple[list[int], torch.Tensor]]:
+    """All prompts in one ragged batch, greedily, in pieces of ``chunk`` tokens: tokens and their logits."""
+    groups, count = trunk.facts.kv_groups, len(prompts)
+    cache = KVCache(groups, [BLOCKS * count] * len(groups), BLOCK_SIZE)
+    states = trunk.new_states(count)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    texts, cached = [list(token_ids) for token_ids, _ in prompts], [0] * count
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
+    while active := [i for i in range(count) if len(logits[i]) < steps]:
+        chunks = [
+            SequenceChunk(
+                texts[i][cached[i] : cached[i] + chunk],
+                cached[i],
+                [range(BLOCKS * i, BLOCKS * (i + 1))] * len(groups),
+                slot=i,
+                media=prompts[i][1],
+            )
+            for i in active
+        ]
+        rows = trunk.forward(chunks, cache, store, states=states).logits
+        for i, piece, row in zip(active, chunks, rows, strict=True):
+            cached[i] += piece.num_tokens
+            if cached[i] == len(texts[i]):
+                logits[i].append(row)
+                texts[i].append(int(row.argmax()))
+    store.close()
+    return [
+        (text[len(token_ids) :], torch.stack(rows))
+        for text, (token_ids, _), rows in zip(texts, prompts, logits, strict=True)
+    ]
+
+
+def ask_stock(stock: Any, prompt: Prompt) -> tuple[list[int], torch.Tensor]:
+    """What stock's ``generate`` writes, and the logits of one pass of the whole model over it."""
+    token_ids, media = prompt
+    inputs = {} if media is None else dict(media.inputs)
+    text = stock.generate(
+        torch.tensor([token_ids]),
+        attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        **inputs,
+    )
+    for name in set(TYPES) & set(inputs):
+        inputs[name] = torch.cat([inputs[name], inputs[name].new_zeros(1, NEW_TOKENS - 1)], 1)
+    with torch.inference_mode():
+        whole = stock(text[:, :-1], attention_mask=torch.ones_like(text[:, :-1]), use_cache=False, **inputs)
+    return text[0, len(token_ids) :].tolist(), whole.logits[0, len(token_ids) - 1 :]
+
+
+@pytest.mark.parametrize("model_type", VISIONS)
+def test_images_give_what_the_whole_stock_model_gives(model_type: str, tmp_path: Path) -> None:
+    save_model(model_type, tmp_path)
+    trunk, processor, stock = load_trunk(tmp_path, torch.float32), MediaProcessor(tmp_path), load_stock(tmp_path)
+    prompts = make_prompts(processor)
+    expected = [ask_stock(stock, prompt) for prompt in prompts]
+    for chunk in (64, 5):
+        for (tokens, logits), (stock_tokens, stock_logits) in zip(write(trunk, prompts, chunk), expected, strict=True):
+            span = float(stock_logits.max() - stock_logits.min())
+            assert float((logits - stock_logits).abs().max()) < TOLERANCE * span
+            assert tokens == stock_tokens
+
+
+@pytest.mark.parametrize("model_type", VISIONS)
+def test_another_image_gives_other_logits(model_type: str, tmp_path: Path) -> None:
+    """So the comparison with stock is one of what images show."""
+    save_model(model_type, tmp_path)
+    trunk, processor = load_trunk(tmp_path, torch.float32), MediaProcessor(tmp_path)
+    message = [{"role": "user", "content": [{"type": "image"}]}]
+    prompts = [processor.encode_chat(message, [make_image(seed)]) for seed in (1, 2)]
+    assert prompts[0][0] == prompts[1][0]
+    (_, one), (_, other) = write(trunk, prompts, 64, steps=1)
+    assert float((one - other).abs().max()) > TOLERANCE * float(one.max() - one.min())
