@@ -9,6 +9,8 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
+from tests.families import make_config
+
 COMMON = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -80,8 +82,8 @@ CONFIGS = {
 
 
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Save a random model of one of the architectures above."""
-    return save_checkpoint(CONFIGS[name](), folder, dtype)
+    """Save a random model of one of the architectures above, or of one of the families."""
+    return save_checkpoint(CONFIGS[name]() if name in CONFIGS else make_config(name), folder, dtype)
 
 
 def save_checkpoint(
@@ -109,7 +111,10 @@ def save_checkpoint(
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
             elif tensor.ndim == 1:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.to(dtype).save_pretrained(folder, save_original_format=as_published)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():  # a tower may have complex ones
+            tensor.data = tensor.data.to(dtype)
+    model.save_pretrained(folder, save_original_format=as_published)
     return folder
 
 

@@ -55,6 +55,14 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
 LATENT = {"num_key_value_heads": 4}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+LLAMA4 = {
+    "intermediate_size_mlp": 48,
+    "interleave_moe_layer_step": 2,
+    "num_hidden_layers": 4,
+    "attention_chunk_size": 6,
+    "no_rope_layer_interval": 4,
+    "floor_scale": 3,
+}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 GEMMA4 = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
@@ -75,11 +83,10 @@ QWEN4 = {
 MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}
 
 RELATIVE = "attention with relative position biases"
-CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
-ELSEWHERE = "no routed experts that Greenroom can page"
+MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
 
 @dataclass(frozen=True)
@@ -116,10 +123,9 @@ FAMILIES = {  # by the model type of its text
             "n_heads": 4,
             "n_layers": 3,
             "max_seq_len": 256,
-            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32},
-        },
-        ELSEWHERE,
+        }
     ),
     "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
@@ -127,7 +133,7 @@ FAMILIES = {  # by the model type of its text
     "deepseek_v32": Family(LATENT, INDEXED),
     "deepseek_v4": Family({}, COMPRESSED),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
-    "doge": Family({"is_moe": True, "num_experts": 16}, ELSEWHERE),
+    "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
     "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, INDEXED),
     "dots3_note_text": Family(LATENT, INDEXED),
@@ -176,15 +182,15 @@ FAMILIES = {  # by the model type of its text
     "inkling_text": Family({}, RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
-    "jetmoe": Family({}, ELSEWHERE),
+    "jetmoe": Family({"kv_channels": 8}),
     "kimi_k25": Family(_text(LATENT)),
     "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4": Family(_text({"intermediate_size_mlp": 48}), CHUNKED),
-    "llama4_text": Family({"intermediate_size_mlp": 48}, CHUNKED),
+    "llama4": Family(_text(LLAMA4)),
+    "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
     ),
@@ -233,7 +239,7 @@ FAMILIES = {  # by the model type of its text
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
-    "step3p7": Family(_text(WINDOWS), ELSEWHERE),
+    "step3p7": Family(_text({**WINDOWS, **SPARSE})),
     "unlimited_ocr": Family({}, REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }

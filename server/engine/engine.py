@@ -211,8 +211,20 @@ class Engine:
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            media = None if sequence.request.media is None else sequence.request.media.inputs
-            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits, sequence.slot, media))
+            blocks, last = sequence.blocks, first + item.num_tokens
+            snapshot = self._blocks.plan_snapshot(blocks, sequence.content_ids, first, last)
+            chunks.append(
+                SequenceChunk(
+                    tokens,
+                    first,
+                    blocks.tables,
+                    item.num_logits,
+                    sequence.slot,
+                    blocks.resumes,
+                    snapshot,
+                    None if sequence.request.media is None else sequence.request.media.inputs,
+                )
+            )
         started = time.perf_counter()
         output = self._runner.run(chunks)
         if self._stage is not None:

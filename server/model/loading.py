@@ -23,6 +23,7 @@ from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, incomplete
 from .packing import map_pack
 from .support import check_layers
+from .temperature import tell_positions
 from .trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -115,4 +116,5 @@ def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel
     with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))
         adopt_experts(model)
+        tell_positions(model)
     return model

@@ -17,6 +17,7 @@ from .architecture import text_part
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
 from .errors import ModelError
+from .forward import Forward
 from .kv_cache import KVGroup
 from .loading import build_model
 from .masks import with_masks
@@ -104,15 +105,10 @@ def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
     replace_projections(model)
     model.eval()
+    forward = Forward(model)
     probe, discovery = Probe(), Discovery()
     with running(probe), with_masks(model), discovery.watching(text_part(model)), _ZeroProducts():
-        model(
-            input_ids=torch.zeros((1, num_tokens), dtype=torch.long),
-            position_ids=torch.arange(num_tokens)[None],
-            use_cache=False,
-            cache=discovery,
-            logits_to_keep=1,
-        )
+        forward([0] * num_tokens, range(num_tokens), [0], discovery)
     return probe, discovery.shapes
 
 

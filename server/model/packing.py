@@ -25,6 +25,7 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels import int4
+from server.kernels.expert import transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
@@ -58,7 +59,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
             raise ModelError(f"{key} is packed already")
         parameters = _read_expert(recipe, places.catalog.layout(key.layer))
         try:
-            return encode(parameters, modules[key.layer].is_transposed, weights, block)
+            return encode(parameters, transposed_names(modules[key.layer]), weights, block)
         except ModelError as error:
             raise ModelError(f"{key}: {error}") from error
 
@@ -67,7 +68,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         weights=weights,
         layers={
             number: PackedLayer(
-                packed_layout(_shapes(module), module.is_transposed, weights, block), module.num_experts
+                packed_layout(_shapes(module), transposed_names(module), weights, block), module.num_experts
             )
             for number, module in modules.items()
         },
@@ -104,7 +105,8 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
                 "pack the model again"
             )
         shapes = _shapes(module)
-        wanted = [packed_layout(shapes, module.is_transposed, manifest.weights, block) for block in int4.BLOCKS]
+        transposed = transposed_names(module)
+        wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
         if layer.layout not in wanted:
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
     return CheckpointMap(read_index([pack.trunk]), pack.catalog, [])

@@ -15,6 +15,7 @@ from .errors import ModelError
 SERVED = {
     "full_attention",
     "sliding_attention",
+    "chunked_attention",
     "attention",
     "moe",
     "mlp",
@@ -25,7 +26,6 @@ SERVED = {
     "hybrid_sliding",
 }
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
     "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",

@@ -194,7 +194,8 @@ class Trunk:
         """What the model is given as its cache; None if nothing would ask for it."""
         if not self._has_cells:
             return None
-        return StepStates(parts_of(chunks, self.device), states, self._is_deterministic)
+        copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
+        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__
