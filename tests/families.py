@@ -142,7 +142,7 @@ FAMILIES = {  # by the model type of its text
     "exaone_moe": Family(WINDOWS),
     "flex_olmo": Family(),
     "flint": Family({"mlp_only_layers": [0], **WINDOWS}),
-    "gemma4": Family(_text(GEMMA4)),
+    "gemma4": Family(_text({**GEMMA4, "use_bidirectional_attention": "vision"})),
     "gemma4_text": Family(GEMMA4),
     "glm46v": Family(
         {

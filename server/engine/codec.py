@@ -40,7 +40,8 @@ class Codec:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
         token_ids, media = self._media.encode_chat(messages, [read_image(image) for image in images])
-        return ChatPrompt(token_ids, Media(media, content_ids(token_ids, self._media.placeholder, images)))
+        content = content_ids(token_ids, self._media.placeholder, images)
+        return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
 
     def token_bytes(self, token_id: int) -> bytes:
         tokens = self._tokenizer.token_bytes

@@ -136,6 +136,12 @@ class Engine:
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        most = self._limits.scheduler.max_batched_tokens
+        largest = max((end - start for start, end in request.media.wholes), default=0) if request.media else 0
+        if largest > most:
+            raise RequestRefusedError(
+                f"an image takes {largest} tokens, which have to fit a step of --max-batched-tokens {most}", "messages"
+            )
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:

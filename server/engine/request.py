@@ -95,6 +95,7 @@ class Media:
 
     inputs: Any  # what the model takes of them; opaque to the engine
     content_ids: tuple[int, ...]  # the prompt, with numbers that tell what is shown for the tokens that stand for it
+    wholes: tuple[tuple[int, int], ...] = ()  # first and last (exclusive) of tokens that go into one step together
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,14 @@ class Sequence:
         if self.content_ids is not self.token_ids:
             self.content_ids.append(token_id)
 
+    def end_without_cut(self, first: int, last: int) -> int:
+        """Where a piece of its tokens ends that was to end at ``last``, so that no image is cut that must not be."""
+        media = self.request.media
+        for start, end in () if media is None else media.wholes:
+            if start < last < end:
+                return start if start > first else end
+        return last
+
     @property
     def order(self) -> tuple[int, int]:
         """Who goes first: by priority, then by arrival."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class MediaProcessor:
         except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise NoImagesError(f"the checkpoint's image processor can't be used: {reason}") from error
+        text = config.get_text_config()
+        self._sees_whole_images = getattr(text, "use_bidirectional_attention", None) == "vision"
         self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
 
     @property
@@ -75,7 +78,18 @@ class MediaProcessor:
                 raise ChatTemplateError(f"the model's processor refuses the images: {error}") from error
         token_ids: list[int] = made["input_ids"][0].tolist()
         inputs = {name: torch.as_tensor(value) for name, value in made.items() if name not in NOT_OF_MEDIA}
-        return token_ids, PromptMedia(token_ids, inputs)
+        return token_ids, PromptMedia(token_ids, inputs, self._wholes(token_ids))
+
+    def _wholes(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Images whose tokens see each other, where the model wants that."""
+        if not self._sees_whole_images:
+            return []
+        wholes, first = [], 0
+        for is_image, run in groupby(token_ids, key=lambda token: token == self.placeholder):
+            last = first + len(list(run))
+            wholes += [(first, last)] if is_image else []
+            first = last
+        return wholes
 
 
 class _ImagesAlone:

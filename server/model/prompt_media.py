@@ -28,4 +28,5 @@ class PromptMedia:
 
     token_ids: Sequence[int]  # of the prompt, with as many placeholders as an image has tokens
     inputs: Mapping[str, torch.Tensor]  # what the processor made of the images
+    wholes: Sequence[tuple[int, int]] = ()  # first and last (exclusive) of tokens that see each other through windows
     seen: Seen | None = None  # once the towers have run

@@ -57,9 +57,10 @@ def write(
     texts, cached = [list(token_ids) for token_ids, _ in prompts], [0] * count
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]
     while active := [i for i in range(count) if len(logits[i]) < steps]:
+        ends = {i: _end(prompts[i][1], cached[i], cached[i] + chunk) for i in active}
         chunks = [
             SequenceChunk(
-                texts[i][cached[i] : cached[i] + chunk],
+                texts[i][cached[i] : ends[i]],
                 cached[i],
                 [range(BLOCKS * i, BLOCKS * (i + 1))] * len(groups),
                 slot=i,
@@ -78,6 +79,14 @@ def write(
         (text[len(token_ids) :], torch.stack(rows))
         for text, (token_ids, _), rows in zip(texts, prompts, logits, strict=True)
     ]
+
+
+def _end(media: PromptMedia | None, first: int, last: int) -> int:
+    """Where a piece ends, so that no image is cut whose tokens see each other."""
+    for start, end in () if media is None else media.wholes:
+        if start < last < end:
+            return start if start > first else end
+    return last
 
 
 def ask_stock(stock: Any, prompt: Prompt) -> tuple[list[int], torch.Tensor]:
