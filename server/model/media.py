@@ -15,13 +15,16 @@ import torch
 from transformers import PreTrainedModel
 
 from .architecture import text_part
-from .errors import ModelError
 from .prompt_media import PromptMedia, Seen
 from .step import SequenceChunk
 
 POSITIONS = "position_ids"
 SPARSE = {"deepstack_visual_embeds": "visual_pos_masks"}  # lists of rows of those tokens that a mask is true of
 NOT_OF_TOKENS = {"attention_mask", "cache", "input_ids"}  # the step's own affair
+
+
+class MediaError(RuntimeError):
+    """The model can't look at the images of a prompt."""
 
 
 class _Reached(Exception):  # noqa: N818  no error
@@ -34,7 +37,7 @@ def see(model: PreTrainedModel, media: PromptMedia) -> Seen:
     """Run a model's towers on the images of a prompt, once.
 
     Raises:
-        ModelError: the model gives its text something that can't be laid over a step.
+        MediaError: the model refuses the images, or gives its text something that can't be laid over a step.
     """
     if media.seen is None:
         media.seen = _seen(_given_to_text(model, media), len(media.token_ids))
@@ -56,9 +59,11 @@ def _given_to_text(model: PreTrainedModel, media: PromptMedia) -> dict[str, Any]
         model(input_ids=token_ids, attention_mask=torch.ones_like(token_ids), use_cache=False, **inputs)
     except _Reached as reached:
         return reached.given
+    except Exception as error:  # whatever a tower raises, it is the fault of this prompt alone
+        raise MediaError(f"{type(model).__name__} can't look at the images: {error}") from error
     finally:
         handle.remove()
-    raise ModelError(f"{type(model).__name__} makes no text of images")
+    raise MediaError(f"{type(model).__name__} makes no text of images")
 
 
 def _seen(given: Mapping[str, Any], num_tokens: int) -> Seen:
@@ -71,7 +76,7 @@ def _seen(given: Mapping[str, Any], num_tokens: int) -> Seen:
             sparse[name] = list(value)
         elif isinstance(value, torch.Tensor):
             if value.shape[:2] != (1, num_tokens):
-                raise ModelError(f"images give the text's {name} {list(value.shape)}, which is not supported")
+                raise MediaError(f"images give the text's {name} {list(value.shape)}, which is not supported")
             of_tokens[name] = value[0]
     return Seen(of_tokens, sparse, None if positions is None else positions.reshape(-1, num_tokens))
 

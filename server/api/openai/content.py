@@ -4,7 +4,6 @@ A validator's ValueError says what the value must be; ``server.api.validation`` 
 """
 
 import base64
-import binascii
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -37,7 +36,7 @@ class ImagePart:
         """
         try:
             return base64.b64decode(self.base64, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise InvalidRequestError(f"An image of 'messages' is not valid base64: {error}.", "messages") from error
 
 
