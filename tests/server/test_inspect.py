@@ -24,6 +24,7 @@ from server.model.outline import outline
 from server.model.packing import pack_source
 from server.settings import ServeSettings
 from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.families import make_config
 
 CPU = torch.device("cpu")
 SETTINGS = ServeSettings.model_validate({"dtype": "float32", "host_expert_memory": "50%", "max_running_requests": 2})
@@ -74,6 +75,16 @@ def test_of_tied_embeddings_there_is_one_table_and_every_token_reads_it() -> Non
     tied = outline(config, torch.float32)
     assert untied.trunk_bytes - tied.trunk_bytes == table
     assert untied.active_trunk_bytes == tied.active_trunk_bytes == tied.trunk_bytes
+
+
+def test_of_experts_that_stay_in_the_trunk_a_token_reads_those_it_chooses() -> None:
+    config = make_config("jetmoe")
+    shape = outline(config, torch.float32)
+    experts = (
+        3 * 2 * config.num_local_experts * config.hidden_size * config.num_key_value_heads * config.kv_channels * 4
+    )
+    assert config.num_experts_per_tok == 2
+    assert shape.trunk_bytes - shape.active_trunk_bytes == experts * 6 // 8
 
 
 def test_a_model_of_hundreds_of_gigabytes_is_outlined_without_its_weights() -> None:
