@@ -189,7 +189,7 @@ FAMILIES = {  # by the model type of its text
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4": Family(_text(LLAMA4)),
+    "llama4": Family({**_text(LLAMA4), "vision_config": {"intermediate_size": 64}}),
     "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}

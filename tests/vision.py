@@ -19,6 +19,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 WORDS = 100  # the first ids; what follows stands for images, as ``tests.towers.TOP`` has it
@@ -36,11 +37,12 @@ class Vision:
     start: str = ""
     end: str = ""
     settings: dict[str, Any] = field(default_factory=dict)  # of the processor
+    image: str | None = None  # what stands for an image in a conversation, if not what stands for its pieces
 
     @property
-    def image(self) -> str:
-        """What stands for an image in a conversation."""
-        token = next(token for token, number in self.tokens.items() if number == 100)
+    def written(self) -> str:
+        """An image in a conversation."""
+        token = self.image or next(token for token, number in self.tokens.items() if number == 100)
         return f"{self.start} {token} {self.end}".strip()
 
 
@@ -126,6 +128,30 @@ VISIONS = {  # by model type
         },
         settings={"image_seq_length": 16},
     ),
+    "kimi_k25": Vision(
+        lambda: transformers.Kimi_K25ImageProcessor(
+            patch_size=4, merge_size=2, max_patches=36, size={"max_height": 32, "max_width": 32}
+        ),
+        {"<|media_pad|>": 100, "<|kimi_k25_video_placeholder|>": 101},
+    ),
+    "llama4": Vision(
+        lambda: transformers.Llama4ImageProcessor(size={"height": 32, "width": 32}, max_patches=2),
+        {
+            "<|patch|>": 100,
+            "<|image|>": 101,
+            "<|image_start|>": 103,
+            "<|image_end|>": 104,
+            "<|tile_x_separator|>": 105,
+            "<|tile_y_separator|>": 106,
+        },
+        settings={"patch_size": 4},
+        image="<|image|>",
+    ),
+    "mistral3": Vision(
+        lambda: PixtralImageProcessorPil(patch_size={"height": 4, "width": 4}, size={"longest_edge": 32}),
+        {"[IMG]": 100, "[IMG_BREAK]": 105, "[IMG_END]": 106},
+        settings={"patch_size": 4, "spatial_merge_size": 2},
+    ),
     "qwen3_omni_moe": Vision(
         lambda: Qwen2VLImageProcessorPil(**PATCHES, **PIXELS),
         {
@@ -167,7 +193,7 @@ def save_vision(model_type: str, folder: Path) -> None:
     tokenizer.chat_template = (
         "{% for message in messages %}{% if message.content is string %} {{ message.content }}"
         "{% else %}{% for part in message.content %}"
-        f"{{% if part.type == 'image' %}} {vision.image}{{% else %}} {{{{ part.text }}}}{{% endif %}}"
+        f"{{% if part.type == 'image' %}} {vision.written}{{% else %}} {{{{ part.text }}}}{{% endif %}}"
         "{% endfor %}{% endif %}{% endfor %}{% if add_generation_prompt %} w3{% endif %}"
     )
     tokenizer.save_pretrained(folder)

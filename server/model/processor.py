@@ -40,16 +40,15 @@ class MediaProcessor:
         try:
             self._processor = _load(folder, config)
         except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise NoImagesError(f"the checkpoint's image processor can't be used: {reason}") from error
+            raise NoImagesError(f"the checkpoint's image processor can't be used: {_reason(error, folder)}") from error
+        writer = writer_config(config)
+        name = "image_token_id" if hasattr(writer, "image_token_id") else "image_token_index"
+        self.placeholder: int = getattr(writer, name)  # the token that stands for each piece of an image
         text = config.get_text_config()
         self._sees_whole_images = getattr(text, "use_bidirectional_attention", None) == "vision"
+        # Some processors for Pillow make arrays of what they are given, those for torchvision bfloat16.
+        self._tensors = "pt" if self._processor.image_processor.backend == "torchvision" else "np"
         self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
-
-    @property
-    def placeholder(self) -> int:
-        """The token that stands for each piece of an image."""
-        return int(self._processor.image_token_id)
 
     def encode_chat(
         self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]
@@ -71,7 +70,9 @@ class MediaProcessor:
                 text = tokenizer.apply_chat_template(
                     list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
                 )
-                made = self._processor(text=[text], images=list(images), add_special_tokens=False, return_tensors="np")
+                made = self._processor(
+                    text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
+                )
             except jinja2.TemplateError as error:
                 raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
             except (ValueError, TypeError, KeyError, IndexError) as error:
@@ -90,6 +91,14 @@ class MediaProcessor:
             wholes += [(first, last)] if is_image else []
             first = last
         return wholes
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """In one sentence, without the folder's place on this machine."""
+    text = str(error).strip().replace(str(folder), folder.name)
+    if "torchvision" in text.lower():
+        return "it needs torchvision; install greenroom[images]"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class _ImagesAlone:

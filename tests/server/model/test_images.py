@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from expert_store import ExpertStore
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
-from server.model.processor import MediaProcessor
+from server.model.processor import MediaProcessor, NoImagesError
 from server.model.prompt_media import PromptMedia
 from server.model.step import SequenceChunk
+from server.model.tokenizer import ChatTemplateError
 from server.model.trunk import Trunk
 from tests.checkpoints import load_stock, save_checkpoint
 from tests.families import make_config
@@ -25,6 +29,12 @@ NEW_TOKENS = 5
 BLOCKS = 48  # a sequence, of the cache
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")  # of the prompt's tokens
 Prompt = tuple[list[int], PromptMedia | None]
+
+
+@pytest.fixture(autouse=True)
+def whole_llama4(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers 5.24's Llama 4 asks what its text gave for a field that it has not."""
+    monkeypatch.setattr(MoeCausalLMOutputWithPast, "image_outputs", None, raising=False)
 
 
 def save_model(model_type: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -93,6 +103,7 @@ def ask_stock(stock: Any, prompt: Prompt) -> tuple[list[int], torch.Tensor]:
     """What stock's ``generate`` writes, and the logits of one pass of the whole model over it."""
     token_ids, media = prompt
     inputs = {} if media is None else dict(media.inputs)
+    inputs |= {name: value.float() for name, value in inputs.items() if value.is_floating_point()}
     text = stock.generate(
         torch.tensor([token_ids]),
         attention_mask=torch.ones(1, len(token_ids), dtype=torch.long),
@@ -132,3 +143,41 @@ def test_another_image_gives_other_logits(model_type: str, tmp_path: Path) -> No
     assert prompts[0][0] == prompts[1][0]
     (_, one), (_, other) = write(trunk, prompts, 64, steps=1)
     assert float((one - other).abs().max()) > TOLERANCE * float(one.max() - one.min())
+
+
+def test_a_model_of_text_alone_takes_no_images(tmp_path: Path) -> None:
+    save_checkpoint(make_config("qwen3_moe"), tmp_path)
+    with pytest.raises(NoImagesError, match="the model takes no images"):
+        MediaProcessor(tmp_path)
+
+
+def test_a_checkpoint_without_an_image_processor_takes_no_images(tmp_path: Path) -> None:
+    save_checkpoint(make_config("qwen3_vl_moe"), tmp_path)
+    with pytest.raises(NoImagesError, match="the checkpoint's image processor can't be used") as raised:
+        MediaProcessor(tmp_path)
+    assert str(tmp_path) not in str(raised.value)
+
+
+def test_a_processor_that_needs_torchvision_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model("qwen3_vl_moe", tmp_path)
+    missing = ImportError("Qwen3VLProcessor requires the Torchvision library\nbut it was not found")
+    monkeypatch.setattr("server.model.processor._load", Mock(side_effect=missing))
+    with pytest.raises(NoImagesError, match=r"it needs torchvision; install greenroom\[images\]"):
+        MediaProcessor(tmp_path)
+
+
+def test_more_images_in_the_text_than_there_are_is_refused(tmp_path: Path) -> None:
+    """As where somebody writes the token that stands for one."""
+    save_model("qwen3_vl_moe", tmp_path)
+    content = [{"type": "image"}, {"type": "text", "text": "<|image_pad|>"}]
+    with pytest.raises(ChatTemplateError, match="the model's processor refuses the images"):
+        MediaProcessor(tmp_path).encode_chat([{"role": "user", "content": content}], [make_image(1)])
+
+
+def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
+    save_model("qwen3_vl_moe", tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    path = tmp_path / "preprocessor_config.json"
+    auto_map = {"AutoImageProcessor": "evil.Processor", "AutoProcessor": "evil.Processor"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
+    assert MediaProcessor(tmp_path).placeholder == 100
