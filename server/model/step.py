@@ -29,6 +29,11 @@ class SequenceChunk:
     def num_tokens(self) -> int:
         return len(self.token_ids)
 
+    @property
+    def shows_images(self) -> bool:
+        """Whether some of its tokens are of a prompt with images."""
+        return self.media is not None and self.num_cached < len(self.media.token_ids)
+
 
 @dataclass
 class ExpertCost:

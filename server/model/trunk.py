@@ -138,7 +138,7 @@ class Trunk:
             else StepAttention(chunks, kv_cache, self._pool)
         )
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        if phase == "prefill":
+        if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
         experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]

@@ -14,7 +14,7 @@ from server.api.openai.fields import encodable
 from server.api.validation import quote
 
 MAX_IMAGES = 16  # of a request
-MAX_IMAGES_BYTES = 32 << 20  # of a request, as base64
+MAX_IMAGES_BYTES = 16 << 20  # of a request, as base64
 PARTS = (
     'must hold parts of the form {"type": "text", "text": "..."} or '
     '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}} only'

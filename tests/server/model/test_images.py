@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-from expert_store import ExpertStore
+from expert_store import ExpertStore, PrefetchMode, least_bytes, make_prefetcher
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.processor import MediaProcessor, NoImagesError
@@ -57,13 +57,18 @@ def make_prompts(processor: MediaProcessor) -> list[Prompt]:
 
 
 def write(
-    trunk: Trunk, prompts: Sequence[Prompt], chunk: int, steps: int = NEW_TOKENS
+    trunk: Trunk, prompts: Sequence[Prompt], chunk: int, steps: int = NEW_TOKENS, prefetch: PrefetchMode = "off"
 ) -> list[tuple[list[int], torch.Tensor]]:
-    """All prompts in one ragged batch, greedily, in pieces of ``chunk`` tokens: tokens and their logits."""
+    """All prompts in one ragged batch, greedily, in pieces of ``chunk`` tokens: tokens and their logits.
+
+    There is memory for no more experts than a token chooses.
+    """
     groups, count = trunk.facts.kv_groups, len(prompts)
     cache = KVCache(groups, [BLOCKS * count] * len(groups), BLOCK_SIZE)
     states = trunk.new_states(count)
-    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    experts = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}
+    prefetcher = make_prefetcher(prefetch, store, experts, trunk.gates)
     texts, cached = [list(token_ids) for token_ids, _ in prompts], [0] * count
     logits: list[list[torch.Tensor]] = [[] for _ in prompts]
     while active := [i for i in range(count) if len(logits[i]) < steps]:
@@ -78,7 +83,7 @@ def write(
             )
             for i in active
         ]
-        rows = trunk.forward(chunks, cache, store, states=states).logits
+        rows = trunk.forward(chunks, cache, store, prefetcher, states).logits
         for i, piece, row in zip(active, chunks, rows, strict=True):
             cached[i] += piece.num_tokens
             if cached[i] == len(texts[i]):
@@ -145,6 +150,17 @@ def test_another_image_gives_other_logits(model_type: str, tmp_path: Path) -> No
     assert float((one - other).abs().max()) > TOLERANCE * float(one.max() - one.min())
 
 
+@pytest.mark.parametrize("prefetch", ["gate", "coactivation"])
+def test_images_that_come_token_by_token_are_no_decodes_to_the_prefetcher(
+    prefetch: PrefetchMode, tmp_path: Path
+) -> None:
+    """ERNIE has experts for images, that no token of text ever leads to."""
+    save_model("ernie4_5_vl_moe", tmp_path)
+    trunk, prompts = load_trunk(tmp_path, torch.float32), make_prompts(MediaProcessor(tmp_path))
+    whole, pieces = write(trunk, prompts, 64), write(trunk, prompts, 1, prefetch=prefetch)
+    assert [tokens for tokens, _ in pieces] == [tokens for tokens, _ in whole]
+
+
 def test_a_model_of_text_alone_takes_no_images(tmp_path: Path) -> None:
     save_checkpoint(make_config("qwen3_moe"), tmp_path)
     with pytest.raises(NoImagesError, match="the model takes no images"):
@@ -181,3 +197,15 @@ def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
     auto_map = {"AutoImageProcessor": "evil.Processor", "AutoProcessor": "evil.Processor"}
     path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto_map}))
     assert MediaProcessor(tmp_path).placeholder == 100
+
+
+@pytest.mark.parametrize("model_type", VISIONS)
+def test_a_placeholder_without_an_image_is_a_token_like_any_other(model_type: str, tmp_path: Path) -> None:
+    """A client may write it into a text."""
+    save_checkpoint(make_config(model_type), tmp_path)
+    trunk, stock = load_trunk(tmp_path, torch.float32), load_stock(tmp_path)
+    token_ids = [5, 100, 17, 100, 100, 3]
+    ((_, logits),) = write(trunk, [(token_ids, None)], 64, steps=1)
+    with torch.inference_mode():
+        expected = stock(torch.tensor([token_ids]), use_cache=False).logits[0, -1]
+    assert float((logits[0] - expected).abs().max()) < TOLERANCE * float(expected.max() - expected.min())
