@@ -31,8 +31,9 @@ A checkpoint with the names that transformers' own modules have gives the same b
 Of a multimodal model this is what it makes of text, and stock is the whole model, its towers included. One that takes
 any text model of transformers (`internvl`, `mistral3`) is checked with one of several that it is published with.
 
-Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
-name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
+Attention is what a first pass over the model shows; in chunks, a token sees what is in its own chunk. The
+tensors are those that one expert is read from, after the name of its layer; `*` is the expert's number, and where there
+is none, one tensor holds all experts of the layer.
 
 Rotary scalings are compared with stock too (`tests/server/model/test_rope.py`). A model with "longrope" serves
 sequences of up to its `original_max_position_embeddings`: past them transformers takes other frequencies for all tokens
