@@ -152,6 +152,36 @@ VISIONS = {  # by model type
         {"[IMG]": 100, "[IMG_BREAK]": 105, "[IMG_END]": 106},
         settings={"patch_size": 4, "spatial_merge_size": 2},
     ),
+    "muse_spark": Vision(
+        lambda: transformers.MuseGlimmerImageProcessor(
+            patch_size=4, merge_size=2, temporal_patch_size=2, max_image_tokens=16
+        ),
+        {
+            "<|patch|>": 100,
+            "<|video|>": 101,
+            "<|audio|>": 102,
+            "<|image_start|>": 103,
+            "<|image_end|>": 104,
+            "<|vid_start|>": 105,
+            "<|vid_end|>": 106,
+            "<|soft_audio_start|>": 107,
+            "<|soft_audio_end|>": 108,
+            "<|vid_frame_separator|>": 109,
+        },
+    ),
+    "step3p7": Vision(
+        lambda: transformers.Step3p7ImageProcessor(
+            size={"height": 32, "width": 32}, patch_size=16, vision_patch_size=4, downsampler_stride=4
+        ),
+        {
+            "<im_patch>": 100,
+            "<im_start>": 103,
+            "<im_end>": 104,
+            "<patch_start>": 105,
+            "<patch_end>": 106,
+            "<patch_newline>": 107,
+        },
+    ),
     "qwen3_omni_moe": Vision(
         lambda: Qwen2VLImageProcessorPil(**PATCHES, **PIXELS),
         {

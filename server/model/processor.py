@@ -73,12 +73,12 @@ class MediaProcessor:
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )
+                inputs = {name: torch.as_tensor(value) for name, value in made.items() if name not in NOT_OF_MEDIA}
             except jinja2.TemplateError as error:
                 raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
-            except (ValueError, TypeError, KeyError, IndexError) as error:
-                raise ChatTemplateError(f"the model's processor refuses the images: {error}") from error
+            except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+                raise ChatTemplateError(f"the model's processor refuses the images: {_first_line(error)}") from error
         token_ids: list[int] = made["input_ids"][0].tolist()
-        inputs = {name: torch.as_tensor(value) for name, value in made.items() if name not in NOT_OF_MEDIA}
         return token_ids, PromptMedia(token_ids, inputs, self._wholes(token_ids))
 
     def _wholes(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
@@ -95,10 +95,14 @@ class MediaProcessor:
 
 def _reason(error: Exception, folder: Path) -> str:
     """In one sentence, without the folder's place on this machine."""
-    text = str(error).strip().replace(str(folder), folder.name)
-    if "torchvision" in text.lower():
+    if "torchvision" in str(error).lower():
         return "it needs torchvision; install greenroom[images]"
-    return text.splitlines()[0] if text else type(error).__name__
+    return _first_line(error).replace(str(folder), folder.name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 class _ImagesAlone:

@@ -190,6 +190,14 @@ def test_more_images_in_the_text_than_there_are_is_refused(tmp_path: Path) -> No
         MediaProcessor(tmp_path).encode_chat([{"role": "user", "content": content}], [make_image(1)])
 
 
+def test_an_image_that_the_processor_can_do_nothing_with_is_refused(tmp_path: Path) -> None:
+    save_model("qwen3_vl_moe", tmp_path)
+    with pytest.raises(ChatTemplateError, match="the model's processor refuses the images: absolute aspect ratio"):
+        MediaProcessor(tmp_path).encode_chat(
+            [{"role": "user", "content": [{"type": "image"}]}], [make_image(1, 4000, 2)]
+        )
+
+
 def test_code_beside_a_processor_is_never_run(tmp_path: Path) -> None:
     save_model("qwen3_vl_moe", tmp_path)
     (tmp_path / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
