@@ -195,7 +195,7 @@ class Trunk:
         if not self._has_cells:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
-        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
+        return StepStates(parts_of(chunks, self.device, self._is_deterministic), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__
