@@ -20,6 +20,7 @@ from server.model.prompt_media import PromptMedia
 from server.model.trunk import Trunk
 from tests.server.engine.test_models import decode, engine_over
 from tests.server.model.test_images import NEW_TOKENS, Prompt, make_prompts, save_model, write
+from tests.vision import VISIONS
 
 MODEL = "ernie4_5_vl_moe"  # images have experts and positions of their own
 
@@ -110,7 +111,7 @@ def test_a_request_with_an_image_may_leave_at_any_time(trunk: Trunk, store: Expe
     blocks.check_integrity([])
 
 
-@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "gemma4", MODEL])
+@pytest.mark.parametrize("model_type", VISIONS)
 def test_no_company_changes_a_bit_where_that_is_asked_for(model_type: str, tmp_path: Path) -> None:
     save_model(model_type, tmp_path, torch.bfloat16)
     trunk = load_trunk(tmp_path, torch.bfloat16, is_deterministic=True)
