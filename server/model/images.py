@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .errors import ModelError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-MAX_PIXELS = 1 << 26
+MAX_PIXELS = 1 << 25  # 96 MiB in RGB
 
 
 class ImageError(ModelError):

@@ -8,7 +8,7 @@ would be given without images, so that any number of sequences, with images and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -74,10 +74,10 @@ def _seen(given: Mapping[str, Any], num_tokens: int) -> Seen:
             continue
         if name in SPARSE and value is not None:
             sparse[name] = list(value)
-        elif isinstance(value, torch.Tensor):
-            if value.shape[:2] != (1, num_tokens):
-                raise MediaError(f"images give the text's {name} {list(value.shape)}, which is not supported")
+        elif isinstance(value, torch.Tensor) and value.shape[:2] == (1, num_tokens):
             of_tokens[name] = value[0]
+        elif isinstance(value, torch.Tensor | list | tuple | dict):
+            raise MediaError(f"images give the text's part a {name} that is not of single tokens")
     return Seen(of_tokens, sparse, None if positions is None else positions.reshape(-1, num_tokens))
 
 
@@ -108,11 +108,11 @@ class _Rows:
         return slice(self.chunk.num_cached, self.chunk.num_cached + self.num_seen)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Overlay:
     """What images give to the text's part of a model in one step."""
 
-    rows: Sequence[_Rows] = field(default_factory=tuple)
+    rows: Sequence[_Rows]
 
     @classmethod
     def of(cls, model: PreTrainedModel, chunks: Sequence[SequenceChunk]) -> Overlay:
