@@ -219,7 +219,12 @@ FAMILIES = {  # by the model type of its text
     ),
     "nemotron_h": Family(NEMOTRON_H),
     "nemotron_h_omni": Family(
-        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
+        {
+            "text_config": NEMOTRON_H,
+            "vision_config": {"video_temporal_patch_size": 2},
+            "vision_hidden_size": 16,
+            "audio_config": None,
+        }
     ),
     "olmoe": Family(),
     "phimoe": Family(),

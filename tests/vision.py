@@ -169,6 +169,20 @@ VISIONS = {  # by model type
             "<|vid_frame_separator|>": 109,
         },
     ),
+    "nemotron_h_omni": Vision(
+        lambda: transformers.NemotronH_Omni_Reasoning_V3ImageProcessor(
+            patch_size=4, min_num_patches=16, max_num_patches=36
+        ),
+        {
+            "<image>": 100,
+            "<video>": 101,
+            "<so_embedding>": 102,
+            "<img>": 103,
+            "</img>": 104,
+            "<so_start>": 107,
+            "<so_end>": 108,
+        },
+    ),
     "step3p7": Vision(
         lambda: transformers.Step3p7ImageProcessor(
             size={"height": 32, "width": 32}, patch_size=16, vision_patch_size=4, downsampler_stride=4
