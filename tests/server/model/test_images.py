@@ -22,6 +22,7 @@ from server.model.tokenizer import ChatTemplateError
 from server.model.trunk import Trunk
 from tests.checkpoints import load_stock, save_checkpoint
 from tests.families import make_config
+from tests.models_page import PAGE
 from tests.server.model.test_parity import BLOCK_SIZE, TOLERANCE
 from tests.vision import VISIONS, make_image, save_vision
 
@@ -217,3 +218,8 @@ def test_a_placeholder_without_an_image_is_a_token_like_any_other(model_type: st
     with torch.inference_mode():
         expected = stock(torch.tensor([token_ids]), use_cache=False).logits[0, -1]
     assert float((logits[0] - expected).abs().max()) < TOLERANCE * float(expected.max() - expected.min())
+
+
+def test_docs_models_says_for_which_families_this_is_checked() -> None:
+    listed = ", ".join(f"`{model_type}`" for model_type in sorted(VISIONS))
+    assert f"## With images: {len(VISIONS)}\n\n{listed}.\n" in PAGE.read_text("utf-8")
