@@ -10,6 +10,7 @@ import transformers
 
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
+from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 TEXT = """# Models
@@ -86,6 +87,15 @@ compressed-tensors; experts of DeepSeek-V4 in FP4. So are a part that is missing
 tensor in bfloat16 that were published apart when they were quantised, as compressed-tensors does with Llama 4's, have
 no place yet.
 
+## With images: {with_images}
+
+{images}.
+
+Prompts with images through a tiny image processor of each give the whole stock model's logits and the greedy text of
+its `generate`: two prompts with different images and one of text in one ragged batch, whole and in pieces of five
+tokens (`tests/server/model/test_images.py`). Images of other families go the same way, and are not checked. Video and
+sound are not taken.
+
 ## Refused: {refused}
 
 Each is refused by its `config.json` alone, before any weight is read.
@@ -104,6 +114,8 @@ def compose(results: Sequence[Served | Refused]) -> str:
         version=transformers.__version__,
         served=len(served),
         served_rows="\n".join(served),
+        with_images=len(VISIONS),
+        images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),
         refused_rows="\n".join(refused),
     )

@@ -136,6 +136,12 @@ class Engine:
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        most = self._limits.scheduler.max_batched_tokens
+        largest = max((end - start for start, end in request.media.wholes), default=0) if request.media else 0
+        if largest > most:
+            raise RequestRefusedError(
+                f"an image takes {largest} tokens, which have to fit a step of --max-batched-tokens {most}", "messages"
+            )
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -212,9 +218,18 @@ class Engine:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
             blocks, last = sequence.blocks, first + item.num_tokens
-            snapshot = self._blocks.plan_snapshot(blocks, sequence.token_ids, first, last)
+            snapshot = self._blocks.plan_snapshot(blocks, sequence.content_ids, first, last)
             chunks.append(
-                SequenceChunk(tokens, first, blocks.tables, item.num_logits, sequence.slot, blocks.resumes, snapshot)
+                SequenceChunk(
+                    tokens,
+                    first,
+                    blocks.tables,
+                    item.num_logits,
+                    sequence.slot,
+                    blocks.resumes,
+                    snapshot,
+                    None if sequence.request.media is None else sequence.request.media.inputs,
+                )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)
@@ -239,7 +254,7 @@ class Engine:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
-            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
+            self._blocks.keep(sequence.blocks, sequence.content_ids, sequence.num_cached)
         are_all = len(rows) == len(output.logits)
         events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
         items += zip(ended, events, strict=True)
