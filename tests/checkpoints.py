@@ -92,7 +92,7 @@ def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: 
     with torch.no_grad():
         constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
         for name, tensor in model.state_dict().items():
-            if name in constants:
+            if name in constants or not tensor.is_floating_point():
                 continue
             if tensor.ndim >= 2:
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)

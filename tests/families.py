@@ -45,7 +45,8 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
-    "index_n_heads": 2,
+    "unpadded_vocab_size": 120,
+    "index_n_heads": 24,  # a key that none of them looks at scores zero, and which of these are chosen is chance
     "index_head_dim": 16,
     "index_topk": 4,
 }
@@ -54,9 +55,7 @@ WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_atten
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
-RECURRENT = "linear-attention or Mamba layers"
-CONVOLUTION = "convolution layers"
-TOGETHER = "layers of attention and recurrence together"
+BIASED = "position_bias"
 CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
 COMPRESSED = "compressed-attention layers"
@@ -69,13 +68,14 @@ class Family:
 
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
+    solo: str | None = None  # why its requests are computed one after the other, if they are
 
 
 FAMILIES = {  # by the model type of its text
     "afmoe": Family(WINDOWS),
     "aria_text": Family(),
     "axk1": Family(LATENT),
-    "axk2": Family(LATENT, INDEXED),
+    "axk2": Family(LATENT, solo=INDEXED),
     "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
@@ -92,11 +92,11 @@ FAMILIES = {  # by the model type of its text
     ),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
-    "deepseek_v32": Family(LATENT, INDEXED),
-    "deepseek_v4": Family({}, COMPRESSED),
+    "deepseek_v32": Family(LATENT, solo=INDEXED),
+    "deepseek_v4": Family(solo=COMPRESSED),
     "doge": Family({"is_moe": True, "num_experts": 16}, ELSEWHERE),
     "dots1": Family({**LATENT, **WINDOWS}),
-    "dots3_note_text": Family(LATENT, INDEXED),
+    "dots3_note_text": Family(LATENT, solo=INDEXED),
     "ernie4_5_moe": Family(),
     "exaone_moe": Family(WINDOWS),
     "flex_olmo": Family(),
@@ -112,7 +112,7 @@ FAMILIES = {  # by the model type of its text
     ),
     "glm4_moe": Family(),
     "glm4_moe_lite": Family(LATENT),
-    "glm_moe_dsa": Family(LATENT, INDEXED),
+    "glm_moe_dsa": Family(LATENT, solo=INDEXED),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
@@ -120,10 +120,10 @@ FAMILIES = {  # by the model type of its text
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
-    "hy_v4": Family(LATENT, INDEXED),
-    "inkling2_loop_text": Family({}, TOGETHER),
-    "inkling2_text": Family({}, TOGETHER),
-    "inkling_text": Family({}, TOGETHER),
+    "hy_v4": Family(LATENT, solo=INDEXED),
+    "inkling2_loop_text": Family(solo=BIASED),
+    "inkling2_text": Family(solo=BIASED),
+    "inkling_text": Family(solo=BIASED),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({}, ELSEWHERE),
     "kimi_linear": Family({**LATENT, **HYBRID}),
@@ -141,7 +141,7 @@ FAMILIES = {  # by the model type of its text
     "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
     "minimax_m3_vl_text": Family(
-        {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}, INDEXED
+        {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 2}, solo=INDEXED
     ),
     "mixtral": Family(),
     "nemotron_h": Family(
@@ -153,7 +153,7 @@ FAMILIES = {  # by the model type of its text
     "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
     "qwen3_next": Family(HYBRID),
-    "qwen4_exp_text": Family({}, RECURRENT),
+    "qwen4_exp_text": Family({**HYBRID, "split_ngram_parts": 1, "ngram_vocab_size_base": 50, "hc_lowrank": 8, "indexer_n_heads": 24, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4,"ple_layer_ids":[1], "linear_num_value_heads": 4}, solo=INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),

@@ -209,7 +209,7 @@ def _recipe(
     converter = part.converter
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
-    patterns = list(converter.source_patterns)
+    patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
@@ -228,9 +228,11 @@ def _recipe(
         return tensor[0]  # of the dimension of experts, which is one
 
     names = ", ".join(source.name for source in sources)
-    if len(sources) != len(patterns):
-        raise CheckpointError(f"{target} needs {len(patterns)} tensors an expert and has only {names}")
-    result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    try:
+        result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    except (KeyError, IndexError, RuntimeError) as error:  # some of the patterns may be those of other formats
+        wanted = ", ".join(converter.source_patterns)
+        raise CheckpointError(f"{target} is made of {wanted} of each expert, and has only {names}") from error
     if tuple(result.shape) != shape:
         raise CheckpointError(f"{names} makes {list(result.shape)} for {target}, which takes {list(shape)}")
     return ParameterRecipe(sources, assemble), result.dtype

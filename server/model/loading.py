@@ -14,15 +14,17 @@ from transformers.modeling_utils import LoadStateDictConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import ContextManagers
 
-from expert_store import find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import ExpertCatalog, find_shards, is_pack, open_pack, read_index, read_tensor
+from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 
 from .adopted import adopt_experts
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
-from .errors import ModelError, incomplete
+from .errors import ModelError, NotBatchableError, incomplete
 from .packing import map_pack
 from .seam import IMPLEMENTATION
+from .solo import SoloTrunk
 from .support import check_layers
 from .trunk import Trunk
 
@@ -37,8 +39,10 @@ def load_trunk(
     device: torch.device = CPU,
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
-) -> Trunk:
+) -> Trunk | SoloTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
+
+    What can't run many sequences in one step runs them one after the other, by transformers' own attention and cache.
 
     Args:
         folder: of a hub checkpoint, or packed.
@@ -49,10 +53,22 @@ def load_trunk(
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
+    try:
+        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool)
+    except NotBatchableError as error:
+        log.info("requests are computed one after the other, by transformers' attention and cache, since %s", error)
+    return SoloTrunk(*_load(folder, dtype, device, None), is_deterministic, pool)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None
+) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
+    """The model without its experts, where these are, and their layers."""
     pack = open_pack(folder) if is_pack(folder) else None
     config = read_config(pack.data_folder if pack else folder)
-    model = build_model(config, dtype)
-    check_layers(model)
+    model = build_model(config, dtype, attention)
+    if attention == IMPLEMENTATION:
+        check_layers(model)
     places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
@@ -79,8 +95,7 @@ def load_trunk(
     if info.missing_keys:
         raise incomplete(folder.name, sorted(info.missing_keys))
     model.to(device).eval()
-    layers = {module: numbers[name] for name, module in modules.items()}
-    return Trunk(model, places.catalog, layers, is_deterministic, pool)
+    return model, places.catalog, {module: numbers[name] for name, module in modules.items()}
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -107,9 +122,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of no weights on the meta device, whose attention and experts come to us."""
-    config._attn_implementation = IMPLEMENTATION  # noqa: SLF001
+def build_model(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = IMPLEMENTATION
+) -> PreTrainedModel:
+    """A model of no weights on the meta device, whose experts come to us.
+
+    Args:
+        attention: where its attention goes; None is where transformers would let it go.
+    """
+    config._attn_implementation = attention  # noqa: SLF001
     config._experts_implementation = IMPLEMENTATION  # noqa: SLF001
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with ContextManagers(model_class.get_init_context(dtype, False, False, False)):

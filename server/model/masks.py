@@ -14,14 +14,14 @@ import torch
 from transformers import AttentionInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from .errors import ModelError
+from .errors import NotBatchableError
 from .seam import attention_function
 
 PROBING = "greenroom_probe"
 WINDOW = "greenroom_window"  # the attribute by which a mask tells its window
 SAMPLE = 64  # positions at which a rule without a window is looked at
 FOREIGN = ("position_bias", "indices", "block_indices", "sinks")  # arguments that change what is attended to
-REFUSAL = "tokens see each other by a rule other than causality and a sliding window, which is not supported yet"
+REFUSAL = "its tokens see each other by a rule other than causality and a sliding window"
 
 
 @contextmanager
@@ -47,7 +47,7 @@ def _make_mask(
     """What ``transformers.masking_utils.sdpa_mask`` gives, ``(1, 1, q_length, kv_length)``, with its window.
 
     Raises:
-        ModelError: the mask is not a causal one within a window.
+        NotBatchableError: the mask is not a causal one within a window.
     """
     reach = 2 * (local_size or SAMPLE)
     keys = torch.arange(reach + 1, device=device)
@@ -55,7 +55,7 @@ def _make_mask(
         position = torch.tensor(query, device=device)
         seen = torch.as_tensor(mask_function(0, 0, position, keys)).expand(len(keys))
         if not torch.equal(seen, _rule(position, keys, local_size)):
-            raise ModelError(REFUSAL)
+            raise NotBatchableError(REFUSAL)
     queries = torch.arange(q_length, device=device)[:, None]
     mask = _rule(queries, torch.arange(kv_length, device=device), local_size)[None, None]
     setattr(mask, WINDOW, local_size)
@@ -68,14 +68,14 @@ def _attend_by_mask(
     """The attention function, with the mask's window if there is a mask.
 
     Raises:
-        ModelError: the mask is not a causal one within a window, or the model wants more than that.
+        NotBatchableError: the mask is not a causal one within a window, or the model wants more than that.
     """
     asked = next((name for name in FOREIGN if kwargs.get(name) is not None), None)
     if asked is not None:
-        raise ModelError(f"attention is asked to take {asked} into account, which is not supported yet")
+        raise NotBatchableError(f"attention has to take {asked} into account")
     if attention_mask is not None:
         if not hasattr(attention_mask, WINDOW):
-            raise ModelError(REFUSAL)
+            raise NotBatchableError(REFUSAL)
         kwargs["sliding_window"] = getattr(attention_mask, WINDOW)
     return attention_function(module, query, key, value, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Kinds of layers that can't be served yet: refused by name, rather than computed wrongly."""
+"""What can't run many sequences in one step: told by name, or by what one token's output depends on."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from .errors import ModelError
+from .errors import NotBatchableError
 
-SERVED = {
+BATCHED = {
     "full_attention",
     "sliding_attention",
     "attention",
@@ -30,24 +30,23 @@ KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LA
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
 }
-SUFFIX = ", which are not supported yet"
 CROWD = 5  # times some tokens are a company of another size
 ROUNDING = 1e-3  # of the range of an output
 
 
 def check_layers(model: PreTrainedModel) -> None:
-    """Refuse a model by what its config and its modules are called; it needs no weights yet.
+    """Look at what a model's config and its modules are called; it needs no weights yet.
 
     Raises:
-        ModelError: some layers are of a kind that is not supported.
+        NotBatchableError: some layers are of a kind that can't run many sequences in one step.
     """
     config = model.config.get_text_config()
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
-        if kind not in SERVED:
-            raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
+        if kind not in BATCHED:
+            raise NotBatchableError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}")
     for name, _ in model.named_modules():
         if name.rpartition(".")[2] == "indexer":
-            raise ModelError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name}){SUFFIX}")
+            raise NotBatchableError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name})")
 
 
 def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:

@@ -19,7 +19,7 @@ from server.kernels.tiles import NotInvariantError
 
 from .attention import StepAttention
 from .cells import Discovery, parts_of, split_cells
-from .errors import ModelError
+from .errors import ModelError, NotBatchableError
 from .experts import StepExperts
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
@@ -44,6 +44,12 @@ class TrunkFacts:
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
+    is_solo: bool = False  # computes one sequence after the other, with transformers' own attention and cache
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a sequence can go on from blocks that another wrote."""
+        return not self.states and not self.is_solo
 
     @property
     def state_bytes(self) -> int:
@@ -181,14 +187,15 @@ class Trunk:
         split_cells(discovery.cells, count)
         self._has_cells = bool(discovery.cells)
         name = type(self._model).__name__
-        if not probe.kv_groups or not probe.routed:
-            raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+        if not probe.routed:
+            raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
+        if not probe.kv_groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
         with running(Isolation()):
             leak = find_leak(self._model, tokens, lambda company: self._isolated_logits(company, range(count)))
         if leak is not None:
-            raise ModelError(
-                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
-                "which is not supported yet"
+            raise NotBatchableError(
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak})"
             )
         if self._is_deterministic:
             self._check_invariance(tokens)
