@@ -30,6 +30,7 @@ from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
+from server.model.solo import SoloTrunk
 from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 from server.observability.metrics import Metrics
@@ -99,7 +100,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     codec = Codec(tokenizer)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_slots)),
-        BlockManager(plan.block_groups, BLOCK_SIZE, shares_prefixes=not facts.states),
+        BlockManager(plan.block_groups, BLOCK_SIZE, shares_prefixes=facts.shares_prefixes),
         EngineLimits(
             plan.max_model_len,
             settings.max_queued_requests,
@@ -126,7 +127,7 @@ def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> Work
     return WorkingSetStage(working_sets, layer_slots)
 
 
-def describe(trunk: Trunk, store: ExpertStore, plan: KVPlan) -> None:
+def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None:
     """Say what lies where."""
     catalog: ExpertCatalog = trunk.catalog
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))

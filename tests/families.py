@@ -55,7 +55,7 @@ WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_atten
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
 
-BIASED = "position_bias"
+RELATIVE = "attention with relative position biases"
 CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
 COMPRESSED = "compressed-attention layers"
@@ -121,9 +121,9 @@ FAMILIES = {  # by the model type of its text
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
     "hy_v4": Family(LATENT, solo=INDEXED),
-    "inkling2_loop_text": Family(solo=BIASED),
-    "inkling2_text": Family(solo=BIASED),
-    "inkling_text": Family(solo=BIASED),
+    "inkling2_loop_text": Family(solo=RELATIVE),
+    "inkling2_text": Family(solo=RELATIVE),
+    "inkling_text": Family(solo=RELATIVE),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({}, ELSEWHERE),
     "kimi_linear": Family({**LATENT, **HYBRID}),
@@ -153,7 +153,21 @@ FAMILIES = {  # by the model type of its text
     "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
     "qwen3_next": Family(HYBRID),
-    "qwen4_exp_text": Family({**HYBRID, "split_ngram_parts": 1, "ngram_vocab_size_base": 50, "hc_lowrank": 8, "indexer_n_heads": 24, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4,"ple_layer_ids":[1], "linear_num_value_heads": 4}, solo=INDEXED),
+    "qwen4_exp_text": Family(
+        {
+            "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+            "indexer_n_heads": 24,
+            "indexer_kv_heads": 1,
+            "indexer_head_dim": 16,
+            "indexer_budget": 4,
+            "indexer_compress_ratio": 2,
+            "hc_lowrank": 8,
+            "ple_layer_ids": [1],
+            "ngram_vocab_size_base": 50,
+            "split_ngram_parts": 1,
+        },
+        solo=INDEXED,
+    ),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),

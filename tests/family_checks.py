@@ -96,6 +96,9 @@ def _attention(facts: TrunkFacts) -> str:
     for group in facts.kv_groups:
         window = "full" if group.window is None else "sliding window"
         kinds += [f"{window}, latent (MLA)" if shape.is_latent else window for shape in group.shapes.values()]
+    kept = {key.kind for key in facts.states}
+    if kept:
+        kinds.append("convolution" if kept == {"conv"} else "recurrent")
     return " and ".join(sorted(set(kinds)))
 
 

@@ -79,7 +79,7 @@ class Engine:
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
         self._stage = stage
-        self._scheduler = Scheduler(blocks, limits.scheduler, stage)
+        self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
         self._num_submitted = 0
         self._is_stopping = False
@@ -171,7 +171,8 @@ class Engine:
         self._drop_ended()
         step = self._scheduler.schedule()
         if step:
-            self._attempt(step)
+            for part in [[item] for item in step] if self._runner.is_solo else [step]:
+                self._attempt(part)
             is_decode = all(item.num_tokens == 1 for item in step)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._take_stock()

@@ -10,20 +10,21 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
-from .errors import ModelError
+from .errors import ModelError, NotBatchableError
 from .kv_cache import KVGroup
 from .loading import build_model
 from .masks import with_masks
 from .mla import replace_projections
 from .probe import Probe
 from .rope import longest_of_one_rope
-from .seam import running
+from .seam import IMPLEMENTATION, running
 from .states import StateShapes
+from .stock import StockModel, look_at_stock
 from .support import check_layers
 
 NUM_TOKENS = 2
@@ -42,6 +43,7 @@ class Outline:
     states: StateShapes  # of one sequence, in recurrent layers
     top_k: Mapping[int, int]  # by MoE layer, experts a token
     max_model_len: int
+    solo_reason: str | None  # why requests are computed one after the other, if they are
 
 
 def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
@@ -57,22 +59,42 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
     Raises:
         ModelError: the architecture can't be served.
     """
-    model = build_model(config, dtype)
+    try:
+        return _outline(config, dtype, None)
+    except NotBatchableError as error:
+        return _outline(config, dtype, str(error))
+
+
+def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | None) -> Outline:
+    attention = IMPLEMENTATION if solo_reason is None else None
+    model = build_model(config, dtype, attention)
     name = type(model).__name__
-    check_layers(model)
+    if solo_reason is None:
+        check_layers(model)
     model.tie_weights()
     modules = experts_modules(model)
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page")
     resident, active = _trunk_bytes(model, dtype)
-    longest = longest_of_one_rope(model.config.get_text_config())
     numbers = layer_numbers(list(modules))
     layers = {module: numbers[path] for path, module in modules.items()}
-    probe, states = _look(build_model(config, dtype), min(NUM_TOKENS, longest))
-    if not probe.kv_groups or len(probe.routed) != len(layers):
-        raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
-    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in probe.routed.values()), strict=True))
-    return Outline(name, model, dtype, resident, active, probe.kv_groups, states, top_k, longest)
+    hollow = _hollow(build_model(config, dtype, attention))
+    text = model.config.get_text_config()
+    if solo_reason is None:
+        longest = longest_of_one_rope(text)
+        probe, states = _look(hollow, min(NUM_TOKENS, longest))
+        groups, routed = probe.kv_groups, probe.routed
+        if not groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
+    else:
+        longest = int(text.max_position_embeddings)
+        with _ZeroProducts():
+            seen = look_at_stock(StockModel(hollow), name, int(text.vocab_size), longest)
+        groups, states, routed = seen.kv_groups, seen.states, seen.routed
+    if len(routed) != len(layers):
+        raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
+    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in routed.values()), strict=True))
+    return Outline(name, model, dtype, resident, active, groups, states, top_k, longest, solo_reason)
 
 
 class _ZeroProducts(TorchFunctionMode):
@@ -89,16 +111,21 @@ class _ZeroProducts(TorchFunctionMode):
 
 
 @torch.inference_mode()
-def _look(model: nn.Module, num_tokens: int) -> tuple[Probe, StateShapes]:
-    """What a model asks of attention and experts; its weights are replaced."""
+def _hollow(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with zeros for weights, which take no memory."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
+    return model.eval()
+
+
+@torch.inference_mode()
+def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
+    """What a model asks of attention and experts."""
     replace_projections(model)
-    model.eval()
     probe, discovery = Probe(), Discovery()
     with running(probe), with_masks(model.config), discovery.watching(model), _ZeroProducts():
         model(

@@ -106,8 +106,8 @@ class SoloTrunk:
         for chunk in chunks:
             cache = caches.take(chunk)
             is_single = self._is_deterministic or (self._steps_singly and chunk.num_cached > 0)
-            for piece in cut_singly(chunk) if is_single else [chunk]:
-                outputs.append(self._run(piece, cache, store, prefetcher))
+            pieces = cut_singly(chunk) if is_single else [chunk]
+            outputs += [self._run(piece, cache, store, prefetcher) for piece in pieces]
             caches.give_back(chunk, cache)
         return _join(outputs)
 

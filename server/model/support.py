@@ -30,6 +30,11 @@ KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LA
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
 }
+PARTS = {  # modules that tell of such layers
+    "indexer": "sparse-attention layers with an indexer",
+    "rel_logits_proj": "attention with relative position biases",
+    "relative_position_bias": "attention with relative position biases",
+}
 CROWD = 5  # times some tokens are a company of another size
 ROUNDING = 1e-3  # of the range of an output
 
@@ -45,8 +50,9 @@ def check_layers(model: PreTrainedModel) -> None:
         if kind not in BATCHED:
             raise NotBatchableError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}")
     for name, _ in model.named_modules():
-        if name.rpartition(".")[2] == "indexer":
-            raise NotBatchableError(f"{type(model).__name__} has {KINDS['indexed_attention']} ({name})")
+        kind = PARTS.get(name.rpartition(".")[2])
+        if kind is not None:
+            raise NotBatchableError(f"{type(model).__name__} has {kind} ({name})")
 
 
 def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:

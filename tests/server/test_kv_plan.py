@@ -68,6 +68,21 @@ def test_a_cache_too_small_for_the_context_shortens_it_and_says_so(caplog: pytes
     assert "holds 496 tokens" in caplog.text
 
 
+def test_states_of_all_that_may_run_come_before_blocks() -> None:
+    made = plan_kv_cache(ServeSettings(max_running_requests=4), [group(None, 4)], 1024, 1 << 40, state_bytes=1000)
+    assert (made.num_slots, made.num_tokens) == (4, 4 * 1024)
+    assert made.nbytes == 4 * 1024 * 256 + 4 * 1000
+
+
+def test_states_take_half_of_a_small_budget_and_fewer_run(caplog: pytest.LogCaptureFixture) -> None:
+    settings = ServeSettings(kv_cache_memory=str(2 * 256 * 2048))
+    with caplog.at_level(logging.WARNING):
+        made = plan_kv_cache(settings, [group(None, 4)], 1024, 1 << 40, state_bytes=256 * 200)
+    assert (made.num_slots, made.nbytes <= 2 * 256 * 2048) == (10, True)
+    assert made.num_tokens >= 2048
+    assert "states of 10 requests fit" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

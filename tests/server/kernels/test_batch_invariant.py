@@ -13,7 +13,7 @@ from server.kernels import int4, int8, tiles
 from server.kernels.batch_invariant import batch_invariant, is_batch_invariant
 from tests.server.kernels.rows import cancelling, company, threads
 
-SHAPES = [(48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
+SHAPES = [(1, 32), (1, 2048), (48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
 COUNTS = (1, 2, 15, 16, 17, 33, 100, 300)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 THREADS = pytest.mark.parametrize("num_threads", [1, 2])
