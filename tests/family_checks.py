@@ -29,8 +29,9 @@ class Served:
 
     model_type: str
     architecture: str
-    attention: str
+    attention: str  # or why its sequences are computed one after the other
     tensors: str
+    is_solo: bool
 
     def __str__(self) -> str:
         return f"| `{self.model_type}` | {self.architecture} | {self.attention} | {self.tensors} |"
@@ -67,6 +68,8 @@ def _see_served(model_type: str, folder: Path) -> Served:
     assert not unused, f"{model_type} has no place for {unused[0]}"
     trunk = load_trunk(folder, torch.float32)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    solo, reason = FAMILIES[model_type].solo, trunk.facts.solo_reason
+    assert (reason is None) if solo is None else (solo in (reason or "")), f"{model_type} is computed alone: {reason}"
     written = generate(trunk, store, CHUNK)
     store.close()
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -80,7 +83,7 @@ def _see_served(model_type: str, folder: Path) -> Served:
         span = float(expected.max() - expected.min())
         error = float((logits - expected).abs().max()) / span
         assert error < TOLERANCE, f"{model_type}: logits differ by {error:.1e} of their range"
-    return Served(model_type, type(stock).__name__, _attention(trunk.facts), _tensors(trunk.catalog))
+    return Served(model_type, type(stock).__name__, solo or _attention(trunk.facts), _tensors(trunk.catalog), solo is not None)
 
 
 def _see_refused(model_type: str, folder: Path, refusal: str) -> Refused:

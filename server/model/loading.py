@@ -56,8 +56,9 @@ def load_trunk(
     try:
         return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool)
     except NotBatchableError as error:
-        log.info("requests are computed one after the other, by transformers' attention and cache, since %s", error)
-    return SoloTrunk(*_load(folder, dtype, device, None), is_deterministic, pool)
+        reason = str(error)
+    log.info("requests are computed one after the other, by transformers' attention and cache: %s", reason)
+    return SoloTrunk(*_load(folder, dtype, device, None), reason, is_deterministic, pool)
 
 
 def _load(

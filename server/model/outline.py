@@ -24,7 +24,7 @@ from .probe import Probe
 from .rope import longest_of_one_rope
 from .seam import IMPLEMENTATION, running
 from .states import StateShapes
-from .stock import StockModel, look_at_stock
+from .stock import StockModel, look_at_stock, sample_sequence
 from .support import check_layers
 
 NUM_TOKENS = 2
@@ -89,7 +89,7 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
     else:
         longest = int(text.max_position_embeddings)
         with _ZeroProducts():
-            seen = look_at_stock(StockModel(hollow), name, int(text.vocab_size), longest)
+            seen = look_at_stock(StockModel(hollow), name, *sample_sequence(int(text.vocab_size), longest))
         groups, states, routed = seen.kv_groups, seen.states, seen.routed
     if len(routed) != len(layers):
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
@@ -98,7 +98,7 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
 
 
 class _ZeroProducts(TorchFunctionMode):
-    """Linear layers give zeros, without touching their weights."""
+    """Linear layers give zeros without touching their weights, and so does attention."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -107,6 +107,9 @@ class _ZeroProducts(TorchFunctionMode):
         if func is F.linear:
             rows, weight = args[0], args[1]
             return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
+        if func is F.scaled_dot_product_attention:
+            query, value = args[0], args[2]
+            return query.new_zeros((*query.shape[:-1], value.shape[-1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -118,7 +121,10 @@ def _hollow(model: PreTrainedModel) -> PreTrainedModel:
             zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
+            stand_in = torch.zeros(buffer.shape, dtype=buffer.dtype)  # models may write to them
+            if not (buffer.is_floating_point() or buffer.dtype == torch.bool):
+                stand_in += 1  # sizes of tables, which are divided by
+            setattr(module, name, stand_in)
     return model.eval()
 
 

@@ -25,7 +25,7 @@ from .linear import speed_up_linears
 from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
-from .stock import StockModel, cut_singly, look_at_stock
+from .stock import StockModel, cut_singly, goes_on_singly, look_at_stock, sample_sequence
 from .stock_cache import StockCaches
 from .trunk import TrunkFacts
 
@@ -36,6 +36,7 @@ class SoloTrunk:
     Args:
         model: with the attention that transformers would take.
         layers: the experts modules and their layers, in the order in which they run.
+        reason: why it can't run many sequences in one step.
         is_deterministic: run prompts token by token, so that no bit depends on how they were cut.
         pool: threads that compute side by side; none is the caller's alone.
     """
@@ -45,6 +46,7 @@ class SoloTrunk:
         model: PreTrainedModel,
         catalog: ExpertCatalog,
         layers: Mapping[ExpertsModule, int],
+        reason: str,
         is_deterministic: bool = False,
         pool: ComputePool | None = None,
     ):
@@ -57,10 +59,11 @@ class SoloTrunk:
         self.device = model.device
         speed_up_linears(model, self._pool)
         name = type(model).__name__
-        seen = look_at_stock(self._stock, name, int(self.config.vocab_size), self.max_model_len)
-        self._steps_singly = seen.steps_singly
+        sample = sample_sequence(int(self.config.vocab_size), self.max_model_len)
+        seen = look_at_stock(self._stock, name, *sample)
+        self._steps_singly = goes_on_singly(self._stock, name, *sample)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
-        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, is_solo=True)
+        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, reason)
         self.gates = find_next_gates(model, layers, seen.routed)
 
     @property

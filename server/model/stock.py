@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -65,37 +64,53 @@ class StockFacts:
     routed: Mapping[ExpertsModule, Routed]
     top_k: int  # experts a token, of the widest layer
     vocab_size: int  # logits of a token
-    steps_singly: bool  # whether what follows the beginning of a sequence has to be run token by token
 
 
 @torch.inference_mode()
-def look_at_stock(model: StockModel, name: str, vocab_size: int, max_model_len: int) -> StockFacts:
-    """Run a sequence whole and in pieces.
+def look_at_stock(model: StockModel, name: str, beginning: SequenceChunk, rest: SequenceChunk) -> StockFacts:
+    """Run a sequence in two pieces of one length.
 
     Raises:
-        ModelError: its experts do not come to us, or its cache does not hold what the next tokens need.
+        ModelError: its experts do not come to us.
     """
-    count = max(1, min(PROBE_TOKENS, max_model_len // 2, vocab_size // 2))
-    tokens = list(islice(range(0, vocab_size, vocab_size // (2 * count)), 2 * count))
-    begin, go_on = SequenceChunk(tokens[:count], 0, [], 0), SequenceChunk(tokens[count:], count, [], count)
-    probe = Probe()
+    probe, cache = Probe(), model.new_cache()
     with running(probe):
-        whole = model.logits(SequenceChunk(tokens, 0, [], count), model.new_cache())
-    with running(Probe()):
-        cache = model.new_cache()
-        model.logits(begin, cache)
+        model.logits(beginning, cache)
         before = measure(cache)
-        together = model.logits(go_on, cache)
-        groups, states = footprint(before, measure(cache), count)
-        cache = model.new_cache()
-        model.logits(begin, cache)
-        singly = torch.cat([model.logits(single, cache) for single in cut_singly(go_on)])
+        logits = model.logits(rest, cache)
     if not probe.routed:
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
-    steps_singly = not _is_close(together, whole)
-    if steps_singly and not _is_close(singly, whole):
-        raise ModelError(f"{name} can't go on from what transformers' cache keeps of a sequence")
-    return StockFacts(groups, states, probe.routed, probe.top_k, whole.shape[-1], steps_singly)
+    groups, states = footprint(before, measure(cache), rest.num_tokens)
+    return StockFacts(groups, states, probe.routed, probe.top_k, logits.shape[-1])
+
+
+@torch.inference_mode()
+def goes_on_singly(model: StockModel, name: str, beginning: SequenceChunk, rest: SequenceChunk) -> bool:
+    """Whether what follows the beginning of a sequence has to be run token by token, to give what it gives as a whole.
+
+    Raises:
+        ModelError: not even that gives it.
+    """
+
+    def run(chunks: Sequence[SequenceChunk]) -> torch.Tensor:
+        cache = model.new_cache()
+        with running(Probe()):
+            rows = [model.logits(chunk, cache) for chunk in chunks]
+        return torch.cat(rows)[-rest.num_logits :]
+
+    whole = run([replace(rest, token_ids=[*beginning.token_ids, *rest.token_ids], num_cached=0)])
+    if _is_close(run([beginning, rest]), whole):
+        return False
+    if _is_close(run([beginning, *cut_singly(rest)]), whole):
+        return True
+    raise ModelError(f"{name} can't go on from what transformers' cache keeps of a sequence")
+
+
+def sample_sequence(vocab_size: int, max_model_len: int) -> tuple[SequenceChunk, SequenceChunk]:
+    """Some tokens in two pieces of one length, the second of which gives logits."""
+    count = max(1, min(PROBE_TOKENS, max_model_len // 2, vocab_size // 2))
+    tokens = [place * (vocab_size // (2 * count)) for place in range(2 * count)]
+    return SequenceChunk(tokens[:count], 0, [], 0), SequenceChunk(tokens[count:], count, [], count)
 
 
 def _is_close(rows: torch.Tensor, others: torch.Tensor) -> bool:

@@ -44,7 +44,11 @@ class TrunkFacts:
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
-    is_solo: bool = False  # computes one sequence after the other, with transformers' own attention and cache
+    solo_reason: str | None = None  # why sequences are computed one after the other, if they are
+
+    @property
+    def is_solo(self) -> bool:
+        return self.solo_reason is not None
 
     @property
     def shares_prefixes(self) -> bool:

@@ -61,7 +61,7 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
         of_window = MAX_RUNNING * (-(-((group.window or 0) + MAX_BATCHED) // BLOCK_SIZE) + 1)
         counts.append(num_blocks if group.window is None else min(num_blocks, of_window))
     groups = [BlockGroup(count, group.window) for count, group in zip(counts, trunk.facts.kv_groups, strict=True)]
-    blocks = BlockManager(groups, BLOCK_SIZE, shares_prefixes=not trunk.facts.states)
+    blocks = BlockManager(groups, BLOCK_SIZE, shares_prefixes=trunk.facts.shares_prefixes)
     kv_cache, states = KVCache(trunk.facts.kv_groups, counts, BLOCK_SIZE), trunk.new_states(MAX_RUNNING)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, states=states),
