@@ -83,7 +83,8 @@ def _see_served(model_type: str, folder: Path) -> Served:
         span = float(expected.max() - expected.min())
         error = float((logits - expected).abs().max()) / span
         assert error < TOLERANCE, f"{model_type}: logits differ by {error:.1e} of their range"
-    return Served(model_type, type(stock).__name__, solo or _attention(trunk.facts), _tensors(trunk.catalog), solo is not None)
+    attention = solo or _attention(trunk.facts)
+    return Served(model_type, type(stock).__name__, attention, _tensors(trunk.catalog), solo is not None)
 
 
 def _see_refused(model_type: str, folder: Path, refusal: str) -> Refused:

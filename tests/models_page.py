@@ -26,6 +26,8 @@ ragged batch, that go in three tokens at a time beside decodes, over a cache of 
 
 A bfloat16 pack of it gives the same bits as the checkpoint, and `--deterministic` the same bits in any company.
 
+### Many sequences in a step: {batched}
+
 Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
 name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
 
@@ -35,7 +37,21 @@ of a step, those of shorter sequences too.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
-{served_rows}
+{batched_rows}
+
+### One sequence after the other: {solo}
+
+What these do with tokens has no place in a step of many sequences. Each is computed by itself, with transformers' own
+attention and cache, and its routed experts are paged as all others are; the server's log says so when it starts. More
+requests at once are answered in turns, and no prompt uses the beginning of another. Blocks of the KV cache are bytes
+that are counted: they limit how many tokens run at once. `--deterministic` runs prompts token by token.
+
+The same happens to any other model whose attention is found to need more than causality and a window, or whose tokens
+mix by a layer that nobody knows.
+
+| model type | class | has | tensors of an expert |
+| --- | --- | --- | --- |
+{solo_rows}
 
 ## Refused: {refused}
 
@@ -49,12 +65,16 @@ Each is refused by its `config.json` alone, before any weight is read.
 
 def compose(results: Sequence[Served | Refused]) -> str:
     """The page of some results."""
-    served = [str(result) for result in results if isinstance(result, Served)]
+    served = [result for result in results if isinstance(result, Served)]
+    batched, solo = ([str(result) for result in served if result.is_solo == is_solo] for is_solo in (False, True))
     refused = [str(result) for result in results if isinstance(result, Refused)]
     return TEXT.format(
         version=transformers.__version__,
         served=len(served),
-        served_rows="\n".join(served),
+        batched=len(batched),
+        batched_rows="\n".join(batched),
+        solo=len(solo),
+        solo_rows="\n".join(solo),
         refused=len(refused),
         refused_rows="\n".join(refused),
     )

@@ -19,9 +19,9 @@ from expert_store.trace import TraceHeader, TraceWriter
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
+from server.model.solo import SoloTrunk
 from server.model.step import SequenceChunk
 from server.model.tokenizer import Tokenizer
-from server.model.solo import SoloTrunk
 from server.model.trunk import Trunk
 
 from .corpus import find_domains, read_documents, split_documents

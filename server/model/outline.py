@@ -83,34 +83,39 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
     if solo_reason is None:
         longest = longest_of_one_rope(text)
         probe, states = _look(hollow, min(NUM_TOKENS, longest))
-        groups, routed = probe.kv_groups, probe.routed
+        groups = probe.kv_groups
         if not groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
     else:
         longest = int(text.max_position_embeddings)
         with _ZeroProducts():
             seen = look_at_stock(StockModel(hollow), name, *sample_sequence(int(text.vocab_size), longest))
-        groups, states, routed = seen.kv_groups, seen.states, seen.routed
+        groups, states = seen.kv_groups, seen.states
+    routed = list((probe if solo_reason is None else seen).routed.values())
     if len(routed) != len(layers):
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
-    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in routed.values()), strict=True))
+    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in routed), strict=True))
     return Outline(name, model, dtype, resident, active, groups, states, top_k, longest, solo_reason)
 
 
+PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
+
+
 class _ZeroProducts(TorchFunctionMode):
-    """Linear layers give zeros without touching their weights, and so does attention."""
+    """Products of matrices are zeros of their shape, and no weight is touched."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        if func is F.linear:
-            rows, weight = args[0], args[1]
-            return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
-        if func is F.scaled_dot_product_attention:
-            query, value = args[0], args[2]
-            return query.new_zeros((*query.shape[:-1], value.shape[-1]))
-        return func(*args, **(kwargs or {}))
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        shapes = func(*map(_on_meta, args), **{name: _on_meta(value) for name, value in (kwargs or {}).items()})
+        return torch.zeros_like(shapes, device="cpu")
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 @torch.inference_mode()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
 from .stock import StockModel, cut_singly, goes_on_singly, look_at_stock, sample_sequence
-from .stock_cache import StockCaches
+from .stock_cache import Past, StockCaches
 from .trunk import TrunkFacts
 
 
@@ -79,7 +78,7 @@ class SoloTrunk:
     def new_states(self, num_slots: int) -> StockCaches:
         """Room for the caches of running sequences; each is made when its sequence begins."""
         del num_slots
-        return StockCaches(self._stock.new_cache)
+        return StockCaches()
 
     @torch.inference_mode()
     def forward(
@@ -107,14 +106,14 @@ class SoloTrunk:
         caches = states if isinstance(states, StockCaches) else self.new_states(len(chunks))
         outputs = []
         for chunk in chunks:
-            cache = caches.take(chunk)
+            past = caches.take(chunk)
             is_single = self._is_deterministic or (self._steps_singly and chunk.num_cached > 0)
             pieces = cut_singly(chunk) if is_single else [chunk]
-            outputs += [self._run(piece, cache, store, prefetcher) for piece in pieces]
-            caches.give_back(chunk, cache)
+            outputs += [self._run(piece, past, store, prefetcher) for piece in pieces]
+            caches.give_back(chunk, past)
         return _join(outputs)
 
-    def _run(self, chunk: SequenceChunk, cache: Any, store: ExpertStore, prefetcher: Prefetcher | None) -> StepOutput:
+    def _run(self, chunk: SequenceChunk, past: Past, store: ExpertStore, prefetcher: Prefetcher | None) -> StepOutput:
         started = time.perf_counter()
         phase: Phase = "decode" if chunk.num_tokens == 1 else "prefill"
         if phase == "prefill":
@@ -123,7 +122,7 @@ class SoloTrunk:
         if prefetcher is not None:
             prefetcher.begin_step()
         with running(_StockStep(experts)):
-            logits = self._stock.logits(chunk, cache)
+            logits = self._stock.logits(chunk, past)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         return StepOutput(logits, experts.routing, experts.cost)
@@ -142,7 +141,5 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
         cost.num_lookups += output.experts.num_lookups
         cost.num_misses += output.experts.num_misses
         cost.stall_seconds += output.experts.stall_seconds
-    routing = {
-        layer: np.concatenate([output.routing[layer] for output in outputs]) for layer in outputs[0].routing
-    }
+    routing = {layer: np.concatenate([output.routing[layer] for output in outputs]) for layer in outputs[0].routing}
     return StepOutput(torch.cat([output.logits for output in outputs]), routing, cost)

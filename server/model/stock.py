@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 
@@ -18,7 +17,7 @@ from .probe import Probe
 from .seam import running
 from .states import StateShapes
 from .step import SequenceChunk
-from .stock_cache import footprint, measure
+from .stock_cache import Past, footprint, measure
 
 PROBE_TOKENS = 16  # of a sequence that is looked at; twice as many show what each takes
 ROUNDING = 0.1  # of a row of logits, in bfloat16 too; what a lost past changes is much more
@@ -30,21 +29,20 @@ class StockModel:
     def __init__(self, model: PreTrainedModel):
         self._model = model
 
-    def new_cache(self) -> Any:
-        return DynamicCache(config=self._model.config)
-
-    def logits(self, chunk: SequenceChunk, cache: Any) -> torch.Tensor:
-        """Run a chunk whose earlier tokens are in the cache: float32 ``(num_logits, vocabulary)``."""
+    def logits(self, chunk: SequenceChunk, past: Past) -> torch.Tensor:
+        """Run a chunk whose earlier tokens are in the past, and add it: float32 ``(num_logits, vocabulary)``."""
         device, count = self._model.device, chunk.num_tokens
         output = self._model(
             input_ids=torch.tensor([chunk.token_ids], device=device),
             position_ids=torch.arange(chunk.num_cached, chunk.num_cached + count, device=device)[None],
-            cache=cache,
+            cache=past.cache,
             use_cache=True,
             logits_to_keep=torch.arange(count - chunk.num_logits, count, device=device),
         )
+        past.cache = output.cache
         logits: torch.Tensor = output.logits[0]
         return logits.float().cpu()
+
 
 def cut_singly(chunk: SequenceChunk) -> list[SequenceChunk]:
     """A chunk's tokens one by one."""
@@ -73,14 +71,14 @@ def look_at_stock(model: StockModel, name: str, beginning: SequenceChunk, rest: 
     Raises:
         ModelError: its experts do not come to us.
     """
-    probe, cache = Probe(), model.new_cache()
+    probe, past = Probe(), Past()
     with running(probe):
-        model.logits(beginning, cache)
-        before = measure(cache)
-        logits = model.logits(rest, cache)
+        model.logits(beginning, past)
+        before = measure(past)
+        logits = model.logits(rest, past)
     if not probe.routed:
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
-    groups, states = footprint(before, measure(cache), rest.num_tokens)
+    groups, states = footprint(before, measure(past), rest.num_tokens)
     return StockFacts(groups, states, probe.routed, probe.top_k, logits.shape[-1])
 
 
@@ -93,9 +91,9 @@ def goes_on_singly(model: StockModel, name: str, beginning: SequenceChunk, rest:
     """
 
     def run(chunks: Sequence[SequenceChunk]) -> torch.Tensor:
-        cache = model.new_cache()
+        past = Past()
         with running(Probe()):
-            rows = [model.logits(chunk, cache) for chunk in chunks]
+            rows = [model.logits(chunk, past) for chunk in chunks]
         return torch.cat(rows)[-rest.num_logits :]
 
     whole = run([replace(rest, token_ids=[*beginning.token_ids, *rest.token_ids], num_cached=0)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,37 +17,42 @@ class LostCacheError(RuntimeError):
     """What was kept of a sequence is gone, for a step of it has failed."""
 
 
+@dataclass
+class Past:
+    """What a model has made of a sequence's tokens so far."""
+
+    cache: Any = None  # of the class that the model takes; it makes one at the beginning of a sequence
+    num_tokens: int = 0
+
+
 class StockCaches(StateCache):
-    """The caches of all running sequences, by the slots that the engine gave them.
+    """The pasts of all running sequences, by the slots that the engine gave them.
 
-    A cache that a step has begun to write to is nobody's until the step is done, so that a sequence whose step failed
+    A past that a step has begun to change is nobody's until the step is done, so that a sequence whose step failed
     can't go on from half of it.
-
-    Args:
-        make: an empty cache.
     """
 
-    def __init__(self, make: Callable[[], Any]):
+    def __init__(self) -> None:
         super().__init__({}, 0)
-        self._make = make
-        self._kept: dict[int, tuple[Any, int]] = {}  # by slot, with the number of tokens in it
+        self._kept: dict[int, Past] = {}
 
-    def take(self, chunk: SequenceChunk) -> Any:
-        """The cache of a chunk's sequence, a new one at its beginning.
+    def take(self, chunk: SequenceChunk) -> Past:
+        """The past of a chunk's sequence, none at its beginning.
 
         Raises:
-            LostCacheError: it does not hold what the chunk goes on from.
+            LostCacheError: it is not what the chunk goes on from.
         """
-        cache, num_tokens = self._kept.pop(chunk.slot, (None, 0))
+        past = self._kept.pop(chunk.slot, Past())
         if chunk.num_cached == 0:
-            return self._make()
-        if num_tokens != chunk.num_cached:
-            raise LostCacheError(f"{num_tokens} of {chunk.num_cached} tokens are in the sequence's cache")
-        return cache
+            return Past()
+        if past.num_tokens != chunk.num_cached:
+            raise LostCacheError(f"{past.num_tokens} of {chunk.num_cached} tokens are in the sequence's cache")
+        return past
 
-    def give_back(self, chunk: SequenceChunk, cache: Any) -> None:
-        """The chunk's tokens are in the cache."""
-        self._kept[chunk.slot] = cache, chunk.num_cached + chunk.num_tokens
+    def give_back(self, chunk: SequenceChunk, past: Past) -> None:
+        """The chunk's tokens are in the past."""
+        past.num_tokens = chunk.num_cached + chunk.num_tokens
+        self._kept[chunk.slot] = past
 
     def release(self, slot: int) -> None:
         self._kept.pop(slot, None)
@@ -65,9 +70,12 @@ class LayerBytes:
     other: int
 
 
-def measure(cache: Any) -> dict[int, LayerBytes]:
-    """The bytes of a cache, by layer."""
-    return {index: _measure_layer(layer) for index, layer in enumerate(cache.layers)}
+def measure(past: Past) -> dict[int, LayerBytes]:
+    """The bytes of a past, by layer; those that are no layer's come after the last."""
+    layers = list(past.cache.layers)
+    rest = _nbytes([value for name, value in vars(past.cache).items() if name != "layers"])
+    measured = [*map(_measure_layer, layers), LayerBytes(None, 0, rest)]
+    return dict(enumerate(measured))
 
 
 def footprint(
