@@ -56,7 +56,8 @@ class SoloTrunk:
         self._stock = StockModel(model)
         self.config = model.config.get_text_config()
         self.device = model.device
-        speed_up_linears(model, self._pool)
+        if not is_deterministic:  # what threads share out may be added in another order
+            speed_up_linears(model, self._pool)
         name = type(model).__name__
         sample = sample_sequence(int(self.config.vocab_size), self.max_model_len)
         seen = look_at_stock(self._stock, name, *sample)
@@ -109,13 +110,15 @@ class SoloTrunk:
             past = caches.take(chunk)
             is_single = self._is_deterministic or (self._steps_singly and chunk.num_cached > 0)
             pieces = cut_singly(chunk) if is_single else [chunk]
-            outputs += [self._run(piece, past, store, prefetcher) for piece in pieces]
+            phase: Phase = "decode" if chunk.num_tokens == 1 else "prefill"
+            outputs += [self._run(piece, past, store, phase, prefetcher) for piece in pieces]
             caches.give_back(chunk, past)
         return _join(outputs)
 
-    def _run(self, chunk: SequenceChunk, past: Past, store: ExpertStore, prefetcher: Prefetcher | None) -> StepOutput:
+    def _run(
+        self, chunk: SequenceChunk, past: Past, store: ExpertStore, phase: Phase, prefetcher: Prefetcher | None
+    ) -> StepOutput:
         started = time.perf_counter()
-        phase: Phase = "decode" if chunk.num_tokens == 1 else "prefill"
         if phase == "prefill":
             prefetcher = None
         experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)

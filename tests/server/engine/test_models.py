@@ -32,6 +32,7 @@ BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
 NUM_TOKENS = 24
 LETTERS = 0x4E00  # each token is one character from there on
 RECURRENT = ["qwen3_next", "jamba", "zaya"]
+SOLO = ["deepseek_v4", "glm_moe_dsa"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT])
+@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT, *SOLO])
 def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
     """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
     folder = make(name, tmp_path)
@@ -135,7 +136,7 @@ def test_requests_in_company_write_what_stock_generates(name: str, pool: Compute
 
 @pytest.mark.parametrize("pool", [3], ids=["3 threads"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next"])
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next", "deepseek_v4"])
 def test_deterministic_requests_write_the_same_in_any_company_and_cache(
     name: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
 ) -> None:
