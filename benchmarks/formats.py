@@ -23,6 +23,7 @@ from expert_store import ExpertStore, Weights, open_pack, write_pack
 from server.demo.corpus import Domain, read_corpus
 from server.demo.measure import held_out_batches, mean_perplexity, measure
 from server.kernels import int4, int8
+from server.kernels.expert import transposed_names
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint_map import experts_modules, layer_numbers
 from server.model.loading import build_model, read_config
@@ -56,7 +57,7 @@ def with_packed_experts(folder: Path) -> tuple[PreTrainedModel, int]:
         with store.lease(numbers[name], dict.fromkeys(range(module.num_experts), 1)) as lease:
             for expert, weights in lease:
                 for parameter, value in module.named_parameters(recurse=False):
-                    value[expert].copy_(dequantised(weights, parameter, module.is_transposed))
+                    value[expert].copy_(dequantised(weights, parameter, parameter in transposed_names(module)))
     store.close()
     return model, max(layout.slot_bytes for layout in catalog.layouts)
 

@@ -36,11 +36,11 @@ class TensorSource:
     shape: tuple[int, ...]
     extent: Extent
 
-    def leading_slice(self, index: int) -> TensorSource:
-        """Slice ``index`` of the first dimension, which stays as a dimension of one."""
-        nbytes = self.extent.nbytes // self.shape[0]
+    def leading_part(self, index: int, num_parts: int) -> TensorSource:
+        """Part ``index`` of the first dimension, which is cut into equal parts, of one slice each or of several."""
+        nbytes = self.extent.nbytes // num_parts
         extent = Extent(self.extent.path, self.extent.offset + index * nbytes, nbytes)
-        return TensorSource(self.name, self.dtype, (1, *self.shape[1:]), extent)
+        return TensorSource(self.name, self.dtype, (self.shape[0] // num_parts, *self.shape[1:]), extent)
 
 
 class ParameterSpec(NamedTuple):

@@ -29,11 +29,20 @@ class KVPlan:
     state_bytes: int = 0  # of each of them, in recurrent layers
 
     @property
+    def num_snapshots(self) -> int:
+        """Copies of states, for sequences that begin alike: as many as sequences that run."""
+        return self.num_slots if self.state_bytes else 0
+
+    @property
+    def num_states(self) -> int:
+        return self.num_slots + self.num_snapshots
+
+    @property
     def nbytes(self) -> int:
         blocks = sum(
             count * BLOCK_SIZE * group.token_bytes for count, group in zip(self.num_blocks, self.groups, strict=True)
         )
-        return blocks + self.num_slots * self.state_bytes
+        return blocks + self.num_states * self.state_bytes
 
     @property
     def num_tokens(self) -> int:
@@ -43,7 +52,7 @@ class KVPlan:
     @property
     def block_groups(self) -> list[BlockGroup]:
         pairs = zip(self.num_blocks, self.groups, strict=True)
-        return [BlockGroup(count, group.window) for count, group in pairs]
+        return [BlockGroup(count, group.window, group.is_chunked) for count, group in pairs]
 
 
 def plan_kv_cache(
@@ -76,8 +85,8 @@ def plan_kv_cache(
 
     auto = min(plan(most).nbytes, free_bytes // KV_SHARE)
     budget = parse_budget(settings.kv_cache_memory).resolve(plan(most).nbytes, auto)
-    if plan(most).nbytes > budget and num_slots * state_bytes * STATE_SHARE > budget:
-        num_slots = max(1, budget // STATE_SHARE // state_bytes)
+    if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
+        num_slots = max(1, budget // STATE_SHARE // (2 * state_bytes))
         log.warning("states of %d requests fit, so no more run at once; see --kv-cache-memory", num_slots)
     num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
     if num_blocks < blocks_of_one:

@@ -19,6 +19,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
+from server.engine.snapshots import SnapshotPool
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
@@ -98,9 +99,10 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
     codec = Codec(tokenizer)
+    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if facts.states and facts.shares_prefixes else None
     engine = Engine(
-        PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_slots)),
-        BlockManager(plan.block_groups, BLOCK_SIZE, shares_prefixes=facts.shares_prefixes),
+        PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
+        BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots),
         EngineLimits(
             plan.max_model_len,
             settings.max_queued_requests,
@@ -143,4 +145,5 @@ def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None
         )
     log.info("KV cache: %s for %d tokens; context %d", format_bytes(plan.nbytes), plan.num_tokens, plan.max_model_len)
     if plan.state_bytes:
-        log.info("states: %s of it for %d sequences", format_bytes(plan.num_slots * plan.state_bytes), plan.num_slots)
+        nbytes = format_bytes(plan.num_states * plan.state_bytes)
+        log.info("states: %s of it for %d sequences and %d beginnings", nbytes, plan.num_slots, plan.num_snapshots)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
+
+from tests.families import make_config
 
 COMMON = {
     "vocab_size": 128,
@@ -78,17 +82,26 @@ CONFIGS = {
 
 
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """Save a random model of one of the architectures above."""
-    return save_checkpoint(CONFIGS[name](), folder, dtype)
+    """Save a random model of one of the architectures above, or of one of the families."""
+    return save_checkpoint(CONFIGS[name]() if name in CONFIGS else make_config(name), folder, dtype)
 
 
-def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+def save_checkpoint(
+    config: transformers.PreTrainedConfig,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    as_published: bool = True,
+) -> Path:
     """Save a random model whose weights are large enough for its layers to matter.
 
     Buffers of more than one dimension are constants of the architecture and stay as they are.
+
+    Args:
+        as_published: with the hub's names and shapes; else with those of transformers' modules.
     """
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    model = stock_class(config).from_config(config)
     with torch.no_grad():
         constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
         for name, tensor in model.state_dict().items():
@@ -98,5 +111,21 @@ def save_checkpoint(config: transformers.PreTrainedConfig, folder: Path, dtype: 
                 tensor.normal_(std=tensor.shape[-1] ** -0.5)
             elif tensor.ndim == 1:
                 tensor.add_(torch.randn_like(tensor) * 0.1)
-    model.to(dtype).save_pretrained(folder)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():  # a tower may have complex ones
+            tensor.data = tensor.data.to(dtype)
+    model.save_pretrained(folder, save_original_format=as_published)
     return folder
+
+
+def stock_class(config: transformers.PreTrainedConfig) -> Any:
+    """What stock transformers loads a checkpoint with: as the multimodal model that it is, if it is one."""
+    is_multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
+
+
+def load_stock(folder: Path) -> Any:
+    """A checkpoint as stock transformers runs it in float32; of several models, the one that writes text."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = stock_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    return getattr(model, "thinker", model)

@@ -1,11 +1,13 @@
-"""One tiny configuration of every Mixture-of-Experts family that transformers has a causal language model of."""
+"""One tiny configuration of every Mixture-of-Experts family of transformers that writes text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+from tests.towers import TOP, TOWER
 
 SIZES: dict[str, Any] = {  # of each family, those that its config has
     "vocab_size": 128,
@@ -20,6 +22,7 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
     "pad_token_id": 0,
     "intermediate_size": 24,
     "moe_intermediate_size": 24,
+    "moe_hidden_size": 16,
     "shared_expert_intermediate_size": 24,
     "shared_intermediate_size": 24,
     "num_experts": 8,
@@ -53,13 +56,42 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
 LATENT = {"num_key_value_heads": 4}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
 HYBRID = {"layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+LLAMA4 = {
+    "intermediate_size_mlp": 48,
+    "interleave_moe_layer_step": 2,
+    "num_hidden_layers": 4,
+    "attention_chunk_size": 6,
+    "no_rope_layer_interval": 4,
+    "floor_scale": 3,
+}
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+GEMMA4 = {
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "enable_moe_block": True,
+    "top_k_experts": 2,
+    "hidden_size_per_layer_input": 0,
+    "attention_k_eq_v": True,
+}
+NEMOTRON_H = {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "time_step_min": 1e-9}
+QWEN4 = {
+    "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+    "indexer_n_heads": 24,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 16,
+    "indexer_budget": 4,
+    "indexer_compress_ratio": 2,
+    "hc_lowrank": 8,
+    "ple_layer_ids": [1],
+    "ngram_vocab_size_base": 50,
+    "split_ngram_parts": 1,
+}
+MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 2}
 
 RELATIVE = "attention with relative position biases"
-CHUNKED = "chunked-attention layers"
 INDEXED = "sparse-attention layers with an indexer"
+REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
-ELSEWHERE = "no routed experts that Greenroom can page"
+MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
 
 @dataclass(frozen=True)
@@ -71,8 +103,20 @@ class Family:
     solo: str | None = None  # why its requests are computed one after the other, if they are
 
 
+def _text(special: dict[str, Any]) -> dict[str, Any]:
+    """What is special of a multimodal family's text."""
+    return {"text_config": special}
+
+
+def _mrope(*section: int) -> dict[str, Any]:
+    """Rotary positions of several axes, with so many frequencies each."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "mrope_section": section}
+    return {"rope_parameters": rope}
+
+
 FAMILIES = {  # by the model type of its text
     "afmoe": Family(WINDOWS),
+    "aria": Family(),
     "aria_text": Family(),
     "axk1": Family(LATENT),
     "axk2": Family(LATENT, solo=INDEXED),
@@ -85,33 +129,47 @@ FAMILIES = {  # by the model type of its text
             "n_heads": 4,
             "n_layers": 3,
             "max_seq_len": 256,
-            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 0.5, "rope_theta": 10000.0},
             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32},
-        },
-        ELSEWHERE,
+        }
     ),
+    "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
     "deepseek_v32": Family(LATENT, solo=INDEXED),
     "deepseek_v4": Family(solo=COMPRESSED),
-    "doge": Family({"is_moe": True, "num_experts": 16}, ELSEWHERE),
+    "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
+    "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
+    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, solo=INDEXED),
     "dots3_note_text": Family(LATENT, solo=INDEXED),
     "ernie4_5_moe": Family(),
+    "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
     "flex_olmo": Family(),
     "flint": Family({"mlp_only_layers": [0], **WINDOWS}),
-    "gemma4_text": Family(
+    "gemma4": Family(_text(GEMMA4)),
+    "gemma4_text": Family(GEMMA4),
+    "glm46v": Family(
         {
-            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
-            "enable_moe_block": True,
-            "top_k_experts": 2,
-            "hidden_size_per_layer_input": 0,
-            "attention_k_eq_v": True,
+            "text_config": {"model_type": "glm4v_moe_text", **_mrope(1, 1, 2)},
+            "vision_config": {"model_type": "glm4v_moe_vision"},
         }
     ),
     "glm4_moe": Family(),
     "glm4_moe_lite": Family(LATENT),
+    "glm4v_moe": Family(_text(_mrope(1, 1, 2))),
+    "glm5_next": Family(
+        _text(
+            {
+                **LATENT,
+                "qk_rope_head_dim": 0,
+                "index_kpool": 2,
+                "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+            }
+        ),
+        solo=INDEXED,
+    ),
     "glm_moe_dsa": Family(LATENT, solo=INDEXED),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
@@ -121,17 +179,24 @@ FAMILIES = {  # by the model type of its text
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
     "hy_v4": Family(LATENT, solo=INDEXED),
+    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), solo=INDEXED),
+    "inkling2": Family(solo=RELATIVE),
+    "inkling2_loop": Family(solo=RELATIVE),
     "inkling2_loop_text": Family(solo=RELATIVE),
     "inkling2_text": Family(solo=RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, solo=RELATIVE),
     "inkling_text": Family(solo=RELATIVE),
+    "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
-    "jetmoe": Family({}, ELSEWHERE),
+    "jetmoe": Family({"kv_channels": 8}),
+    "kimi_k25": Family(_text(LATENT)),
     "kimi_linear": Family({**LATENT, **HYBRID}),
     "kolibri1": Family(WINDOWS),
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4_text": Family({"intermediate_size_mlp": 48}, CHUNKED),
+    "llama4": Family(_text(LLAMA4)),
+    "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
     ),
@@ -140,37 +205,48 @@ FAMILIES = {  # by the model type of its text
     # its stock cache counts no tokens if the first layer is a recurrent one
     "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
-    "minimax_m3_vl_text": Family(
-        {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 2}, solo=INDEXED
-    ),
+    "minimax_m3_vl": Family(_text(MINIMAX_M3), solo=INDEXED),
+    "minimax_m3_vl_text": Family(MINIMAX_M3, solo=INDEXED),
+    "mistral3": Family(_text({"model_type": "mistral4", **LATENT})),
+    "mistral4": Family(LATENT),
+    "mistral_large4": Family(_text(LATENT), solo=INDEXED),
     "mixtral": Family(),
-    "nemotron_h": Family(
-        {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "time_step_min": 1e-9}
+    "muse_spark": Family(),
+    "nemo_speechlm": Family(
+        {
+            "text_config": NEMOTRON_H,
+            "audio_config": {"diarization_config": {"head_config": {"audio_hidden_size": 16}}},
+            "word_timestamp_config": {"blank_token_id": 63},
+        }
+    ),
+    "nemotron_h": Family(NEMOTRON_H),
+    "nemotron_h_omni": Family(
+        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
     ),
     "olmoe": Family(),
     "phimoe": Family(),
     "qwen2_moe": Family({"use_sliding_window": True, **WINDOWS}),
+    "qwen3_5_moe": Family(_text(HYBRID)),
     "qwen3_5_moe_text": Family(HYBRID),
     "qwen3_moe": Family(),
     "qwen3_next": Family(HYBRID),
-    "qwen4_exp_text": Family(
+    "qwen3_omni_moe": Family(
         {
-            "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
-            "indexer_n_heads": 24,
-            "indexer_kv_heads": 1,
-            "indexer_head_dim": 16,
-            "indexer_budget": 4,
-            "indexer_compress_ratio": 2,
-            "hc_lowrank": 8,
-            "ple_layer_ids": [1],
-            "ngram_vocab_size_base": 50,
-            "split_ngram_parts": 1,
-        },
-        solo=INDEXED,
+            "thinker_config": _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103},
+            "enable_audio_output": False,
+        }
     ),
+    "qwen3_omni_moe_thinker": Family(
+        _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
+    ),
+    "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
+    "qwen4_exp": Family(_text(QWEN4), solo=INDEXED),
+    "qwen4_exp_text": Family(QWEN4, solo=INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
+    "step3p7": Family(_text({**WINDOWS, **SPARSE})),
+    "unlimited_ocr": Family(solo=REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }
 
@@ -178,6 +254,26 @@ FAMILIES = {  # by the model type of its text
 def make_config(model_type: str) -> PreTrainedConfig:
     """The tiny configuration of one of the families above."""
     config_class = CONFIG_MAPPING[model_type]
+    return _make(config_class, FAMILIES[model_type].special, TOP if _holds_text(config_class) else SIZES)
+
+
+def _make(config_class: Any, special: dict[str, Any], sizes: dict[str, Any]) -> PreTrainedConfig:
+    """A config of those sizes that it has, and of parts that are made alike; ``special`` goes before, in parts too."""
     names = {attribute.name for attribute in fields(config_class)}
-    sizes = {name: size for name, size in SIZES.items() if name in names}
-    return config_class(**{**sizes, **FAMILIES[model_type].special})
+    values = {name: size for name, size in sizes.items() if name in names} | special
+    for name, kind in config_class.sub_configs.items():
+        given = special.get(name, {})
+        if isinstance(given, dict) and hasattr(kind, "model_type") | (kind is AutoConfig):
+            values[name] = _make_part(config_class, name, dict(given))
+    return config_class(**values)
+
+
+def _make_part(config_class: Any, name: str, special: dict[str, Any]) -> PreTrainedConfig:
+    kind = config_class.sub_configs[name]
+    if kind is AutoConfig:
+        kind = CONFIG_MAPPING[special.pop("model_type", None) or config_class.sub_configs_defaults[name].model_type]
+    return _make(kind, special, TOP if _holds_text(kind) else SIZES if name == "text_config" else TOWER)
+
+
+def _holds_text(config_class: Any) -> bool:
+    return bool({"text_config", "thinker_config"} & set(config_class.sub_configs))

@@ -14,9 +14,9 @@ from tests.family_checks import Refused, Served, examine
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 TEXT = """# Models
 
-Every Mixture-of-Experts family that transformers {version} has a causal language model of, by the `model_type` in its
-`config.json`. `python -m tests.models_page` writes this page from what it finds, and
-`tests/server/model/test_families.py` checks each line of it.
+Every Mixture-of-Experts family of transformers {version} that writes text, by the `model_type` in its `config.json`.
+`python -m tests.models_page` writes this page from what it finds, and `tests/server/model/test_families.py` checks each
+line of it.
 
 ## Served: {served}
 
@@ -24,7 +24,11 @@ A tiny random checkpoint of each, saved with the names and shapes that transform
 transformers' logits (to 1e-4 of their range, in float32) and stock's greedy text: prompts of 1 to 11 tokens in one
 ragged batch, that go in three tokens at a time beside decodes, over a cache of as few experts as a token chooses.
 
-A bfloat16 pack of it gives the same bits as the checkpoint, and `--deterministic` the same bits in any company.
+A checkpoint with the names that transformers' own modules have gives the same bits, and so does a bfloat16 pack;
+`--deterministic` gives the same bits in any company.
+
+Of a multimodal model this is what it makes of text, and stock is the whole model, its towers included. One that takes
+any text model of transformers (`internvl`, `mistral3`) is checked with one of several that it is published with.
 
 ### Many sequences in a step: {batched}
 

@@ -137,6 +137,7 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "server/engine/detokenizer.py",
         "server/model/token_bytes.py",
         "server/engine/sequence.py",
+        "server/engine/snapshots.py",
         "server/inspection/bound.py",
     ]
     for name in torch_free:

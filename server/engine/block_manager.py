@@ -9,10 +9,14 @@ from hashlib import blake2b
 
 import numpy as np
 
+from server.model.windows import oldest_seen
+
 from .block_pool import BlockPool
+from .snapshots import SnapshotPool
 
 GONE = -1  # in a table: a block that lies before the window
 DIGEST_BYTES = 16
+LEAST_TOKENS = 64  # that are worth a step which ends with a full block, for the sake of a snapshot
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,7 @@ class BlockGroup:
 
     num_blocks: int
     window: int | None = None  # tokens that a query sees, its own included; None is all
+    is_chunked: bool = False  # it sees its own chunk of so many tokens, instead of the last ones
 
 
 @dataclass(eq=False)
@@ -31,6 +36,10 @@ class SequenceBlocks:
     hashes: list[bytes] = field(default_factory=list)  # of its full blocks, each with all that is before it
     num_named: int = 0  # full blocks that others can find
     num_promised: int = 0  # blocks of its prompt that it is expected to fill
+    resumes: int | None = None  # the snapshot that its next step goes on from
+    snapshot: int | None = None  # where its next step leaves one
+    generates: bool = False  # whether that step is one of decoding
+    newest: bytes | None = None  # the content of its last snapshot while decoding, which the next one replaces
 
 
 class BlockManager:
@@ -38,16 +47,24 @@ class BlockManager:
 
     A full block is known by the hash of its tokens and of all tokens before them, so that a sequence that begins as
     another did uses the other's blocks, also long after it ended. Groups with a window give up blocks that no later
-    token sees, and can be continued where the blocks of one window are there.
+    token sees, and can be continued where the blocks are there that the next token sees; of a group with chunks, that
+    is none at the end of a chunk.
 
     Args:
-        shares_prefixes: whether blocks are all that a sequence needs to go on; else nothing is used again.
+        shares_prefixes: whether a sequence can begin with what another left; else nothing is used again.
+        snapshots: places for copies of states, if blocks are not all that a sequence needs to go on.
     """
 
-    def __init__(self, groups: Sequence[BlockGroup], block_size: int, shares_prefixes: bool = True):
+    def __init__(
+        self,
+        groups: Sequence[BlockGroup],
+        block_size: int,
+        shares_prefixes: bool = True,
+        snapshots: SnapshotPool | None = None,
+    ):
         self.groups, self.block_size = tuple(groups), block_size
         self._pools = [BlockPool(group.num_blocks) for group in groups]
-        self._shares_prefixes = shares_prefixes
+        self._shares_prefixes, self._snapshots = shares_prefixes, snapshots
         self._promised: Counter[bytes] = Counter()  # blocks that running sequences are about to fill
 
     @property
@@ -98,6 +115,28 @@ class BlockManager:
                 pool.use(block)
                 table.append(block)
         blocks.num_named = count
+        if self._snapshots is not None and count:
+            blocks.resumes = self._snapshots.resume(blocks.hashes[count - 1])
+
+    def cut(self, first: int, last: int, num_tokens: int) -> int:
+        """Where a step from token ``first`` of a sequence that could go to ``last`` (exclusive) had better end.
+
+        That is with a full block, before the last token, where a snapshot is worth it.
+
+        Args:
+            num_tokens: of the sequence.
+        """
+        end = min(last, num_tokens - 1) // self.block_size * self.block_size
+        return end if self._snapshots is not None and end - first >= LEAST_TOKENS else last
+
+    def plan_snapshot(self, blocks: SequenceBlocks, token_ids: Sequence[int], first: int, last: int) -> int | None:
+        """The place where a step over the tokens ``first`` to ``last`` (exclusive) leaves a copy of states, if any."""
+        if self._snapshots is None or last % self.block_size:
+            return None
+        content = self._hashes(blocks, token_ids, last // self.block_size)[-1]
+        if blocks.snapshot is None and not self._snapshots.has(content):
+            blocks.snapshot, blocks.generates = self._snapshots.take(), last - first == 1
+        return blocks.snapshot
 
     def promise(self, blocks: SequenceBlocks) -> None:
         """Tell that a sequence is about to fill the blocks of its prompt, so that others may wait for them."""
@@ -123,10 +162,12 @@ class BlockManager:
             self._give_up(pool, table, self._first_seen(group, num_cached))
         self._redeem(blocks, num_full)
         blocks.num_named = max(blocks.num_named, num_full)
+        self._keep_snapshot(blocks)
 
     def free(self, blocks: SequenceBlocks) -> None:
         """Take back all blocks of a sequence; what is in them can be found until they are needed."""
         self._redeem(blocks, blocks.num_promised)
+        self._forget_snapshots(blocks)
         for pool, table in zip(self._pools, blocks.tables, strict=True):
             pool.release([block for block in table if block != GONE])
             table.clear()
@@ -134,15 +175,23 @@ class BlockManager:
 
     def check_integrity(self, sequences: Iterable[SequenceBlocks]) -> None:
         """Raise AssertionError unless every block is accounted for by these sequences."""
+        sequences = list(sequences)
         tables = [blocks.tables for blocks in sequences]
         for index, pool in enumerate(self._pools):
             pool.check_integrity([[block for block in table[index] if block != GONE] for table in tables])
         if not tables and self._promised:
             raise AssertionError("blocks are promised by nobody")
+        if self._snapshots is not None:
+            taken, read = ([getattr(blocks, name) for blocks in sequences] for name in ("snapshot", "resumes"))
+            self._snapshots.check_integrity(
+                [place for place in taken if place is not None], [place for place in read if place is not None]
+            )
 
     def _first_seen(self, group: BlockGroup, num_tokens: int) -> int:
         """The first block that the token after so many tokens sees."""
-        return 0 if group.window is None else max(0, num_tokens - group.window + 1) // self.block_size
+        if group.window is None:
+            return 0
+        return max(0, oldest_seen(num_tokens, group.window, group.is_chunked)) // self.block_size
 
     def _hashes(self, blocks: SequenceBlocks, token_ids: Sequence[int], count: int) -> list[bytes]:
         """Hashes of the first blocks, each of which has that of the one before in it."""
@@ -170,6 +219,8 @@ class BlockManager:
 
         def can_continue(count: int) -> bool:
             last = count * self.block_size
+            if self._snapshots is not None and not self._snapshots.has(hashes[count - 1]):
+                return False
             return all(lengths[count] >= count - self._first_seen(group, last) for group, lengths in windows)
 
         return next((count for count in range(most, 0, -1) if can_continue(count)), 0)
@@ -180,6 +231,28 @@ class BlockManager:
             self._promised[content] -= 1
             if not self._promised[content]:
                 del self._promised[content]
+
+    def _keep_snapshot(self, blocks: SequenceBlocks) -> None:
+        """The step is done: what it went on from is free, and what it left can be found."""
+        if self._snapshots is None:
+            return
+        if blocks.resumes is not None:
+            self._snapshots.done(blocks.resumes)
+            blocks.resumes = None
+        if blocks.snapshot is not None:
+            content = blocks.hashes[blocks.num_named - 1]
+            self._snapshots.keep(content, blocks.snapshot)
+            blocks.snapshot = None
+            if blocks.newest is not None:
+                self._snapshots.drop(blocks.newest)
+            blocks.newest = content if blocks.generates else None
+
+    def _forget_snapshots(self, blocks: SequenceBlocks) -> None:
+        if self._snapshots is not None and blocks.resumes is not None:
+            self._snapshots.done(blocks.resumes)
+        if self._snapshots is not None and blocks.snapshot is not None:
+            self._snapshots.give_back(blocks.snapshot)
+        blocks.resumes = blocks.snapshot = blocks.newest = None
 
     @staticmethod
     def _give_up(pool: BlockPool, table: list[int], first: int) -> None:

@@ -98,13 +98,13 @@ class BlockPool:
             raise AssertionError("blocks are kept that can't be found")
 
     def _neighbour(self, after: int | None) -> int | None:
-        """The next block, if it is free or has been unused for longer than most."""
+        """The next block, if it is free or, where none is, has been unused for longer than most."""
         if after is None or after + 1 >= self.num_blocks:
             return None
         block = after + 1
         if self._is_free[block]:
             return block
-        if block not in self._unused:
+        if self._num_free or block not in self._unused:
             return None
         oldest = self._released_at[next(iter(self._unused))]
         return block if self._released_at[block] <= (oldest + self._num_releases) // 2 else None

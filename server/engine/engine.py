@@ -212,7 +212,11 @@ class Engine:
         for item in step:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
-            chunks.append(SequenceChunk(tokens, first, sequence.blocks.tables, item.num_logits, sequence.slot))
+            blocks, last = sequence.blocks, first + item.num_tokens
+            snapshot = self._blocks.plan_snapshot(blocks, sequence.token_ids, first, last)
+            chunks.append(
+                SequenceChunk(tokens, first, blocks.tables, item.num_logits, sequence.slot, blocks.resumes, snapshot)
+            )
         started = time.perf_counter()
         output = self._runner.run(chunks)
         if self._stage is not None:

@@ -113,7 +113,7 @@ class Scheduler:
                 num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
-            count = _most_tokens(sequence, sequence.num_uncached - num_reusable, budget)
+            count = self._most_tokens(sequence, num_reusable, budget)
             while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
                 if not self._preempt_for(sequence, step):
                     return
@@ -145,7 +145,7 @@ class Scheduler:
         insort(self.running, sequence, key=_order)
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
-        count = _most_tokens(sequence, sequence.num_uncached, budget)
+        count = self._most_tokens(sequence, sequence.num_cached, budget)
         while not self._blocks.can_hold(sequence.blocks, sequence.num_cached + count):
             last = self.running[-1]
             self._preempt(last, step)
@@ -154,6 +154,12 @@ class Scheduler:
         self._blocks.hold(sequence.blocks, sequence.num_cached + count)
         step.append(Scheduled(sequence, count))
         return count
+
+    def _most_tokens(self, sequence: Sequence, first: int, budget: int) -> int:
+        """How many tokens from ``first`` on go into a step."""
+        num_tokens = len(sequence.token_ids)
+        most = min(num_tokens - first, budget, MOST_ROWS_OF_LOGITS if sequence.wants_prompt_logits else budget)
+        return self._blocks.cut(first, first + most, num_tokens) - first
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -168,11 +174,6 @@ class Scheduler:
         sequence.num_cached = 0
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
-
-
-def _most_tokens(sequence: Sequence, num_left: int, budget: int) -> int:
-    most = min(num_left, budget)
-    return min(most, MOST_ROWS_OF_LOGITS) if sequence.wants_prompt_logits else most
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -53,6 +53,7 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
             "groups": [
                 {
                     "window": group.window,
+                    "is_chunked": group.is_chunked,
                     "num_layers": len(group.shapes),
                     "bytes_per_token": group.token_bytes,
                     "is_latent": all(layer.is_latent for layer in group.shapes.values()),
@@ -143,7 +144,8 @@ def _kept(kv: dict[str, Any]) -> Iterator[str]:
     """What a token and a sequence take as long as they run."""
     yield _row("a token keeps", f"{format_bytes(kv['bytes_per_token'])} of KV cache")
     for group in kv["groups"]:
-        window = "all tokens" if group["window"] is None else f"the last {group['window']} tokens"
+        kind = "their chunk of" if group["is_chunked"] else "the last"
+        window = "all tokens" if group["window"] is None else f"{kind} {group['window']} tokens"
         latent = ", as latents" if group["is_latent"] else ""
         yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
     if kv["bytes_per_sequence"]:

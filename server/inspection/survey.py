@@ -28,7 +28,7 @@ from server.expert_plan import FreeMemory, plan_experts
 from server.kv_plan import KVPlan, plan_kv_cache
 from server.model.checkpoint import find_local
 from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint, missing_parameters
-from server.model.dtype import compute_dtype
+from server.model.dtype import compute_dtype, stored_dtype
 from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
@@ -124,8 +124,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
     if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):
-        stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
-        return Survey(name, "config", shape, _catalog_of_shapes(shape.model, stored), 0)
+        return Survey(name, "config", shape, _catalog_of_shapes(shape.model, stored_dtype(config)), 0)
     shards = find_shards(folder)
     are_headers = all(is_header_alone(path) for path in shards)
     places = map_checkpoint(shape.model, read_index(shards, is_whole=not are_headers))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -26,12 +26,26 @@ class ExpertsModule(Protocol):
     def post_expert_norm(self, output: torch.Tensor) -> torch.Tensor: ...
 
 
+def transposed_names(module: ExpertsModule) -> Collection[str]:
+    """Which matrices of a module lie ``(in, out)``: all or none, unless it names those that do in ``transposed``."""
+    named: Collection[str] | None = getattr(module, "transposed", None)
+    if named is not None:
+        return named
+    return ("gate_up_proj", "up_proj", "down_proj") if module.is_transposed else ()
+
+
+def scales_input(module: ExpertsModule) -> bool:
+    """Whether an expert is given its rows times the router's weights, and else its results are weighted by them."""
+    return bool(getattr(module, "scales_input", False))
+
+
 def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
     """One expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
 
     Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights stay in their slot as they were
     read; what else a product needs of them is made for one expert at a time.
     """
+    transposed = transposed_names(module)
 
     def project(rows: torch.Tensor, name: str) -> torch.Tensor:
         bias = weights[f"{name}_bias"].to(rows.dtype) if module.has_bias else None
@@ -39,7 +53,7 @@ def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidde
             return int4.project(weights, name, rows, bias)
         if int8.is_quantised(weights, name):
             return int8.project(weights, name, rows, bias)
-        return dense.project(weights, name, rows, bias, module.is_transposed)
+        return dense.project(weights, name, rows, bias, name in transposed)
 
     if module.has_gate:
         hidden = module._apply_gate(project(hidden_states, "gate_up_proj"))  # noqa: SLF001  (rows, intermediate)

@@ -26,7 +26,9 @@ class StepAttention:
     def __init__(self, chunks: Sequence[SequenceChunk], cache: KVCache, pool: ComputePool):
         self._cache = cache
         self._groups = [
-            _GroupAttention(plan_group(chunks, index, group.window, cache.block_size), cache.device, pool)
+            _GroupAttention(
+                plan_group(chunks, index, group.window, cache.block_size, group.is_chunked), cache.device, pool
+            )
             for index, group in enumerate(cache.groups)
         ]
 

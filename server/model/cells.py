@@ -172,21 +172,26 @@ def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def parts_of(chunks: Sequence[SequenceChunk], device: torch.device) -> list[Part]:
-    """The parts of a step: all decodes together, then each piece of a prompt."""
-    decodes: list[tuple[int, int]] = []  # row and slot
+    """The parts of a step: each piece of a prompt, and all decodes together."""
     parts, row = [], 0
-
-    def tensor(numbers: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(numbers, device=device)
-
+    decodes: list[tuple[int, SequenceChunk]] = []
     for chunk in chunks:
         if chunk.num_tokens == 1 and chunk.num_cached:
-            decodes.append((row, chunk.slot))
+            decodes.append((row, chunk))
         else:
-            rows = range(row, row + chunk.num_tokens)
-            parts.append(Part(tensor(rows), tensor([chunk.slot]), chunk.num_tokens, chunk.num_cached > 0))
+            parts.append(_part(range(row, row + chunk.num_tokens), [chunk], device))
         row += chunk.num_tokens
     if decodes:
-        rows_of_decodes, slots = zip(*decodes, strict=True)
-        parts.append(Part(tensor(rows_of_decodes), tensor(slots), 1, has_past=True))
+        parts.append(_part([row for row, _ in decodes], [chunk for _, chunk in decodes], device))
     return parts
+
+
+def _part(rows: Sequence[int], chunks: Sequence[SequenceChunk], device: torch.device) -> Part:
+    sources = [chunk.slot if chunk.resumes is None else chunk.resumes for chunk in chunks]
+    return Part(
+        rows=torch.tensor(rows, device=device),
+        slots=torch.tensor([chunk.slot for chunk in chunks], device=device),
+        sources=torch.tensor(sources, device=device),
+        num_tokens=chunks[0].num_tokens,
+        has_past=chunks[0].num_cached > 0,
+    )

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
+    ErnieFuseAndSplitTextVisionExperts,
     MergeModulelist,
     WeightConverter,
     WeightRenaming,
@@ -33,6 +35,8 @@ from expert_store import (
     TensorSource,
 )
 
+from .adopted import conversions
+from .architecture import text_modules
 from .errors import ModelError
 
 
@@ -53,10 +57,10 @@ class _Parameter:
     sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
 
 
-def experts_modules(model: nn.Module) -> dict[str, Any]:
-    """The modules of routed experts that go through transformers' experts interface, by name."""
+def experts_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """The text's modules of routed experts that go through transformers' experts interface, by name."""
     marks = ("is_transposed", "has_gate", "has_bias", "_is_expert_parallel")
-    return {name: module for name, module in model.named_modules() if all(hasattr(module, mark) for mark in marks)}
+    return {name: module for name, module in text_modules(model) if all(hasattr(module, mark) for mark in marks)}
 
 
 def layer_numbers(names: Sequence[str]) -> dict[str, int]:
@@ -68,7 +72,7 @@ def layer_numbers(names: Sequence[str]) -> dict[str, int]:
     return dict(zip(names, numbers, strict=True))
 
 
-def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> CheckpointMap:
+def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) -> CheckpointMap:
     """Sort the tensors of a checkpoint into trunk and experts.
 
     Args:
@@ -101,9 +105,14 @@ def map_checkpoint(model: nn.Module, index: Mapping[str, TensorSource]) -> Check
             continue
         name, parameter = owners[target]
         num_experts = modules[name].num_experts
+        rank = names.parameters[target].ndim - 1
         converter = names.converters_by_pattern.get(pattern) if pattern else None
         order = converter.source_patterns.index(pattern) if converter else 0
-        for expert, part in _split(source, names.expert_index(source.name, pattern), num_experts):
+        number = names.expert_index(source.name, pattern)
+        if converter and number is not None and len(converter.target_patterns) > 1:
+            share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
+            name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
+        for expert, part in _split(source, number, num_experts, rank):
             place = experts.setdefault((name, expert), {})
             place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
     numbers = layer_numbers(list(modules))
@@ -127,7 +136,9 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
     targets = {target for name in trunk for target in names.targets(name)}
     here = {id(tensor) for name, tensor in names.parameters.items() if name in targets}
     routed = {
-        f"{name}.{parameter}" for name, module in experts_modules(model).items() for parameter in module.state_dict()
+        f"{name}.{parameter}"
+        for name, module in experts_modules(model).items()
+        for parameter, _ in module.named_parameters(recurse=False)
     }
     ignored = model._keys_to_ignore_on_load_missing or ()  # noqa: SLF001
     return sorted(
@@ -143,7 +154,7 @@ class _Names:
     """transformers' renaming of one model's checkpoint keys."""
 
     def __init__(self, model: nn.Module):
-        mapping = get_model_conversion_mapping(model)
+        mapping = [*get_model_conversion_mapping(model), *conversions(model)]
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._prefix = model.base_model_prefix
@@ -176,14 +187,23 @@ class _Names:
         return int(match.group(match.lastindex or 1))
 
 
-def _split(source: TensorSource, expert: int | None, num_experts: int) -> list[tuple[int, TensorSource]]:
+def _split(source: TensorSource, expert: int | None, num_experts: int, rank: int) -> list[tuple[int, TensorSource]]:
+    """A tensor by its experts.
+
+    Args:
+        rank: of one expert's parameter. A tensor of all experts has one dimension more, or their rows one after the
+            other.
+    """
     if expert is not None:
         if expert >= num_experts:
             raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
         return [(expert, source)]
-    if not source.shape or source.shape[0] != num_experts:
-        raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first size should be {num_experts}")
-    return [(index, source.leading_slice(index)) for index in range(num_experts)]
+    is_flat = len(source.shape) == rank
+    rows = source.shape[0] if source.shape else 0
+    if not rows or (rows % num_experts if is_flat else rows != num_experts):
+        wanted = f"a multiple of {num_experts}" if is_flat else num_experts
+        raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first size should be {wanted}")
+    return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
 
 
 def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, _Parameter]]) -> LayerEntry:
@@ -207,9 +227,14 @@ def _recipe(
     """How to read one parameter of one expert, and the dtype it has in a slot."""
     sources = tuple(source for _, source in sorted(part.sources, key=lambda item: item[0]))
     converter = part.converter
+    if converter is None:
+        found = sources[0].shape
+        if shape not in (found, found[1:]):
+            raise CheckpointError(f"{sources[0].name} makes {list(found)} for {target}, which takes {list(shape)}")
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
     patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
+    one_expert = _OneExpert(model.get_parameter(target)[:1])
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
@@ -219,7 +244,7 @@ def _recipe(
                 source_patterns=converter.source_patterns,
                 target_patterns=converter.target_patterns,
                 full_layer_name=target,
-                model=model,
+                model=one_expert,
                 config=model.config,
                 missing_keys=None,
             )
@@ -238,12 +263,26 @@ def _recipe(
     return ParameterRecipe(sources, assemble), result.dtype
 
 
+@dataclass(frozen=True)
+class _OneExpert:
+    """What a conversion may ask of a model, of one that has one expert a layer."""
+
+    parameter: torch.Tensor  # on the meta device
+
+    def get_parameter(self, _: str) -> torch.Tensor:
+        return self.parameter
+
+
 def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
     """Whether the parameter's bytes are those of its sources, one after the other."""
-    kinds = [type(operation) for operation in converter.operations]
-    if kinds not in ([MergeModulelist], [MergeModulelist, Concatenate]):
+    operations = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
+    if [kind for kind, _ in operations] == [ErnieFuseAndSplitTextVisionExperts]:
+        fused = converter.operations[0]
+        operations = [(MergeModulelist, fused.stack_dim), (Concatenate, fused.concat_dim)]
+    shapes = [source.shape for source in sources]
+    if operations == [(Concatenate, 1)]:  # of tensors of all experts, of which each part has a dimension of one
+        shapes = [found[1:] for found in shapes if found[:1] == (1,)]
+    elif operations not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
         return False
-    if any(operation.dim != dim for operation, dim in zip(converter.operations, (0, 1), strict=False)):
-        return False
-    same = all(source.shape[1:] == shape[1:] and source.dtype == sources[0].dtype for source in sources)
-    return same and sum(source.shape[0] for source in sources) == shape[0]
+    is_same = all(found[1:] == shape[1:] for found in shapes) and len({source.dtype for source in sources}) == 1
+    return is_same and len(shapes) == len(sources) and sum(found[0] for found in shapes) == shape[0]

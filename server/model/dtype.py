@@ -16,8 +16,14 @@ def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> 
     """
     if name != "auto":
         return DTYPES[name]
-    stored = getattr(config.get_text_config(), "dtype", None) or torch.float32
+    stored = stored_dtype(config)
     if device.type == "cuda":
         return stored
     is_fast = stored == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if is_fast else torch.float32
+
+
+def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
+    """What a checkpoint's config says that its weights are in; float32 if it says nothing."""
+    stored: torch.dtype | None = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    return stored or torch.float32

@@ -12,7 +12,7 @@ import torch
 
 from expert_store import ExpertStore, Phase, Prefetcher, Weights
 from server.kernels.batch_invariant import is_batch_invariant, keep_arithmetic
-from server.kernels.expert import ExpertsModule, run_expert
+from server.kernels.expert import ExpertsModule, run_expert, scales_input
 from server.kernels.pool import ComputePool, Task, work_bytes
 
 from .step import ExpertCost
@@ -64,6 +64,9 @@ class StepExperts:
         counts = torch.bincount(choices, minlength=module.num_experts).tolist()[: module.num_experts]
         ends = list(accumulate(counts))
         rows = hidden_states[order // k]  # (tokens * k, hidden)
+        if scales_input(module):
+            rows = rows * top_k_weights.flatten()[order].unsqueeze(-1)
+            top_k_weights = torch.ones_like(top_k_weights)
         outputs = torch.empty_like(rows)
         outputs[ends[-1] :] = 0  # of choices beyond the last expert
         wanted = {expert: count for expert, count in enumerate(counts) if count}

@@ -73,11 +73,11 @@ def find_next_gates(
 
     Args:
         layers: the experts modules and their layers, in the order in which they run.
-        samples: what each of them was given in a step.
+        samples: what each of them was given in a step, but for those that no token of text goes to.
     """
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
     gates: dict[int, NextGate] = {}
-    for (_, layer), (module, following) in pairwise(layers.items()):
+    for (_, layer), (module, following) in pairwise((one, layer) for one, layer in layers.items() if one in samples):
         router = find_router(model, names[module], samples[module])
         if router is None:
             log.info("layer %d has no router that can be applied ahead; its experts are predicted by habit", following)

@@ -16,9 +16,11 @@ from server.kernels.batch_invariant import usual_functions
 from server.kernels.tiles import batched_product
 
 from .kv_cache import KVCache
+from .masks import seen_keys
 from .runs import find_runs
 from .seam import AttentionOptions
 from .step import SequenceChunk
+from .windows import oldest_seen
 
 SEGMENT = 128  # keys
 MOST_SCORES = 1 << 19  # that are held at a time, so that they stay in the processor's cache
@@ -48,7 +50,7 @@ class InvariantAttention:
             slots: list[int] = []
             for chunk in chunks:
                 table, first, end = chunk.block_tables[index], chunk.num_cached, chunk.num_cached + chunk.num_tokens
-                oldest = 0 if group.window is None else max(0, first - group.window + 1)
+                oldest = 0 if group.window is None else max(0, oldest_seen(first, group.window, group.is_chunked))
                 places.append(_Place(chunk.num_tokens, oldest, find_runs(table, cache.block_size, oldest, end)))
                 for start, length in find_runs(table, cache.block_size, first, end):
                     slots.extend(range(start, start + length))
@@ -61,7 +63,8 @@ class InvariantAttention:
         """See ``StepAttention.attend``."""
         index, cache = self._cache.group_of[layer], self._cache.layers[layer]
         cache.write(self._slots[index], key, value)
-        options = replace(options, sliding_window=self._cache.groups[index].window)
+        group = self._cache.groups[index]
+        options = replace(options, sliding_window=group.window, is_chunked=group.is_chunked)
         places = self._places[index]
         outputs = []
         for part, place in zip(torch.split(query, [place.num_tokens for place in places], 1), places, strict=True):
@@ -122,7 +125,9 @@ def _attend(
     scores = _product(keys, queries).float() * options.scaling  # (kv_heads, segments, columns, SEGMENT)
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
-    seen = _seen(new, segments, first_key, first_query, options.sliding_window, query.device)
+    positions = torch.arange(first_query, first_query + new, device=query.device).unsqueeze(-1)
+    places = torch.arange(first_key, first_key + segments * SEGMENT, device=query.device).view(segments, 1, 1, SEGMENT)
+    seen = seen_keys(positions, places, options.sliding_window, options.is_chunked)  # (segments, 1, new, SEGMENT)
     scores.view(kv_heads, segments, -1, new, SEGMENT).masked_fill_(~seen, -torch.inf)
     largest = scores.amax((1, 3))  # (kv_heads, columns)
     if options.sinks is not None:
@@ -153,13 +158,3 @@ def _segments(tensor: torch.Tensor, first: int) -> torch.Tensor:
     """``(kv_heads, kept, dim)`` filled up with zeros to whole segments, ``(kv_heads, segments, SEGMENT, dim)``."""
     before, after = first % SEGMENT, -(first + tensor.shape[1]) % SEGMENT
     return F.pad(tensor, (0, 0, before, after)).view(len(tensor), -1, SEGMENT, tensor.shape[-1])
-
-
-def _seen(
-    new: int, segments: int, first_key: int, first_query: int, window: int | None, device: torch.device
-) -> torch.Tensor:
-    """Which keys each query sees, ``(segments, 1, new, SEGMENT)``."""
-    queries = torch.arange(first_query, first_query + new, device=device).unsqueeze(-1)
-    keys = torch.arange(first_key, first_key + segments * SEGMENT, device=device).view(segments, 1, 1, SEGMENT)
-    seen = keys <= queries
-    return seen if window is None else seen & (keys > queries - window)

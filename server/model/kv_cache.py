@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +36,7 @@ class KVGroup:
 
     window: int | None  # tokens a query sees, its own included; None for all
     shapes: Mapping[int, KVShape]  # by attention layer
+    is_chunked: bool = False  # a query sees its own chunk of so many tokens, instead of the last ones
     bytes_elsewhere: Mapping[int, int] = field(default_factory=dict)  # a token, by layers that keep them on their own
 
     @property
@@ -47,11 +48,19 @@ class KVGroup:
         return sum(shape.token_bytes for shape in self.shapes.values()) + sum(self.bytes_elsewhere.values())
 
 
-def group_layers(shapes: Mapping[int, KVShape], windows: Mapping[int, int | None]) -> tuple[KVGroup, ...]:
-    """Layers by their window: full attention first, then the narrowest."""
+def group_layers(
+    shapes: Mapping[int, KVShape], windows: Mapping[int, int | None], chunked: Collection[int] = ()
+) -> tuple[KVGroup, ...]:
+    """Layers by their window: full attention first, then the narrowest.
+
+    Args:
+        windows: by layer.
+        chunked: layers whose windows are chunks.
+    """
+    rules = {layer: (window, layer in chunked) for layer, window in windows.items()}
     return tuple(
-        KVGroup(window, {layer: shape for layer, shape in shapes.items() if windows[layer] == window})
-        for window in sorted(set(windows.values()), key=lambda window: window or 0)
+        KVGroup(rule[0], {layer: shape for layer, shape in shapes.items() if rules[layer] == rule}, rule[1])
+        for rule in sorted(set(rules.values()), key=lambda rule: (rule[0] or 0, rule[1]))
     )
 
 

@@ -11,7 +11,6 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils.generic import ContextManagers
 
 from expert_store import ExpertCatalog, find_shards, is_pack, open_pack, read_index, read_tensor
@@ -19,6 +18,7 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 
 from .adopted import adopt_experts
+from .architecture import config_of_class, find_class, settle_implementations, writer_config
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, NotBatchableError, incomplete
@@ -26,6 +26,7 @@ from .packing import map_pack
 from .seam import IMPLEMENTATION
 from .solo import SoloTrunk
 from .support import check_layers
+from .temperature import tell_positions
 from .trunk import Trunk
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,8 @@ def _load(
     for module in modules.values():
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             delattr(module, name)
-        module._is_hf_initialized = True  # noqa: SLF001  or transformers would initialise what is gone
+            setattr(module, name, torch.empty(0))  # or some models' initialisation would miss what is gone
+        module._is_hf_initialized = True  # noqa: SLF001
     if places.unused:
         log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
     state = {name: read_tensor(source) for name, source in places.trunk.items()}
@@ -103,20 +105,21 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a checkpoint that Greenroom can serve, packed or not.
 
     Raises:
-        ModelError: there is none, it is not for a known causal language model, or its weights are quantised.
+        ModelError: there is none, it is for nothing that transformers writes text with, or its weights are quantised.
     """
     folder = config_folder(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; give a folder of a Hugging Face checkpoint")
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = writer_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        text = config.get_text_config()
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ModelError(f"{folder.name} is a {config.model_type}, which transformers has no causal language model for")
-    if getattr(config, "quantization_config", None) is not None:
-        method = dict(config.quantization_config).get("quant_method", "unknown")
+    find_class(config)
+    quantization = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
+    if quantization is not None:
+        method = dict(quantization).get("quant_method", "unknown")
         raise ModelError(
             f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint"
         )
@@ -126,15 +129,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
 def build_model(
     config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = IMPLEMENTATION
 ) -> PreTrainedModel:
-    """A model of no weights on the meta device, whose experts come to us.
+    """A model of no weights on the meta device, whose text's experts come to us.
 
     Args:
-        attention: where its attention goes; None is where transformers would let it go.
+        attention: where the text's attention goes; None is where transformers would let it go.
     """
-    config._attn_implementation = attention  # noqa: SLF001
-    config._experts_implementation = IMPLEMENTATION  # noqa: SLF001
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    settle_implementations(config, attention)
+    model_class: Any = find_class(config)
     with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
-        model: PreTrainedModel = model_class(config)
+        model: PreTrainedModel = model_class(config_of_class(config, model_class))
         adopt_experts(model)
+        tell_positions(model)
     return model

@@ -11,28 +11,32 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from .architecture import text_part
 from .errors import NotBatchableError
-from .seam import attention_function
+from .seam import IMPLEMENTATION, attention_function
+from .windows import oldest_seen
 
 PROBING = "greenroom_probe"
-WINDOW = "greenroom_window"  # the attribute by which a mask tells its window
+RULE = "greenroom_rule"  # the attribute by which a mask tells its window, as options of attention
 SAMPLE = 64  # positions at which a rule without a window is looked at
 FOREIGN = ("position_bias", "indices", "block_indices", "sinks")  # arguments that change what is attended to
-REFUSAL = "its tokens see each other by a rule other than causality and a sliding window"
+REFUSAL = "its tokens see each other by a rule other than causality and a sliding window or chunks"
 
 
 @contextmanager
-def with_masks(config: PreTrainedConfig) -> Iterator[None]:
+def with_masks(model: PreTrainedModel) -> Iterator[None]:
     """Let a model make its masks, and give attention the windows that are in them."""
-    usual = config._attn_implementation  # noqa: SLF001
-    config._attn_implementation = PROBING  # noqa: SLF001
+    configs = (model.config, text_part(model).config)
+    for config in configs:
+        config._attn_implementation = {"": PROBING}  # noqa: SLF001
     try:
         yield
     finally:
-        config._attn_implementation = usual  # noqa: SLF001
+        for config in configs:
+            config._attn_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
 
 
 def _make_mask(
@@ -47,19 +51,19 @@ def _make_mask(
     """What ``transformers.masking_utils.sdpa_mask`` gives, ``(1, 1, q_length, kv_length)``, with its window.
 
     Raises:
-        NotBatchableError: the mask is not a causal one within a window.
+        NotBatchableError: the mask is not a causal one within a window or a chunk.
     """
     reach = 2 * (local_size or SAMPLE)
     keys = torch.arange(reach + 1, device=device)
-    for query in {0, 1, reach // 2 - 1, reach // 2, reach // 2 + 1, reach}:
-        position = torch.tensor(query, device=device)
-        seen = torch.as_tensor(mask_function(0, 0, position, keys)).expand(len(keys))
-        if not torch.equal(seen, _rule(position, keys, local_size)):
-            raise NotBatchableError(REFUSAL)
-    queries = torch.arange(q_length, device=device)[:, None]
-    mask = _rule(queries, torch.arange(kv_length, device=device), local_size)[None, None]
-    setattr(mask, WINDOW, local_size)
-    return mask
+    positions = torch.tensor(sorted({0, 1, reach // 2 - 1, reach // 2, reach // 2 + 1, reach}), device=device)[:, None]
+    seen = torch.stack([torch.as_tensor(mask_function(0, 0, p, keys)).expand(len(keys)) for p in positions])
+    for is_chunked in (False, True):
+        if torch.equal(seen, seen_keys(positions, keys, local_size, is_chunked)):
+            queries = torch.arange(q_length, device=device)[:, None]
+            mask = seen_keys(queries, torch.arange(kv_length, device=device), local_size, is_chunked)[None, None]
+            setattr(mask, RULE, {"sliding_window": local_size, "is_chunked": is_chunked})
+            return mask
+    raise NotBatchableError(REFUSAL)
 
 
 def _attend_by_mask(
@@ -74,15 +78,16 @@ def _attend_by_mask(
     if asked is not None:
         raise NotBatchableError(f"attention has to take {asked} into account")
     if attention_mask is not None:
-        if not hasattr(attention_mask, WINDOW):
+        if not hasattr(attention_mask, RULE):
             raise NotBatchableError(REFUSAL)
-        kwargs["sliding_window"] = getattr(attention_mask, WINDOW)
+        kwargs |= getattr(attention_mask, RULE)
     return attention_function(module, query, key, value, **kwargs)
 
 
-def _rule(query: torch.Tensor, key: torch.Tensor, window: int | None) -> torch.Tensor:
-    causal = key <= query
-    return causal if window is None else causal & (key > query - window)
+def seen_keys(queries: torch.Tensor, keys: torch.Tensor, window: int | None, is_chunked: bool = False) -> torch.Tensor:
+    """Which keys each query sees, by their positions, of shapes that go together."""
+    causal = keys <= queries
+    return causal if window is None else causal & (keys >= oldest_seen(queries, window, is_chunked))
 
 
 AttentionInterface.register(PROBING, _attend_by_mask)

@@ -13,9 +13,11 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import build_glob_alternation
 
+from .architecture import text_part
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
 from .errors import ModelError, NotBatchableError
+from .forward import Forward
 from .kv_cache import KVGroup
 from .loading import build_model
 from .masks import with_masks
@@ -24,10 +26,11 @@ from .probe import Probe
 from .rope import longest_of_one_rope
 from .seam import IMPLEMENTATION, running
 from .states import StateShapes
-from .stock import StockModel, look_at_stock, sample_sequence
+from .stock import StockFacts, StockModel, look_at_stock, sample_sequence
 from .support import check_layers
 
 NUM_TOKENS = 2
+PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class Outline:
     """What serving a model takes."""
 
     architecture: str
-    model: nn.Module  # on the meta device, as it was built: for the names and shapes of its parameters
+    model: PreTrainedModel  # on the meta device, as it was built: for the names and shapes of its parameters
     dtype: torch.dtype  # of compute
     trunk_bytes: int  # resident
-    active_trunk_bytes: int  # read for each token: all but a table of embeddings, of which it reads one row
+    active_trunk_bytes: int  # read for each token of text: not its table of embeddings, of which it reads one row
     kv_groups: tuple[KVGroup, ...]
     states: StateShapes  # of one sequence, in recurrent layers
-    top_k: Mapping[int, int]  # by MoE layer, experts a token
+    top_k: Mapping[int, int]  # by MoE layer, experts a token of text
     max_model_len: int
     solo_reason: str | None  # why requests are computed one after the other, if they are
 
@@ -76,29 +79,28 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page")
     resident, active = _trunk_bytes(model, dtype)
-    numbers = layer_numbers(list(modules))
-    layers = {module: numbers[path] for path, module in modules.items()}
-    hollow = _hollow(build_model(config, dtype, attention))
     text = model.config.get_text_config()
+    numbers = layer_numbers(list(modules))
+    hollow = _hollow(build_model(config, dtype, attention))
+    seen: Probe | StockFacts
     if solo_reason is None:
         longest = longest_of_one_rope(text)
-        probe, states = _look(hollow, min(NUM_TOKENS, longest))
-        groups = probe.kv_groups
-        if not groups:
+        seen, states = _look(hollow, min(NUM_TOKENS, longest))
+        if not seen.kv_groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
     else:
         longest = int(text.max_position_embeddings)
         with _ZeroProducts():
             seen = look_at_stock(StockModel(hollow), name, *sample_sequence(int(text.vocab_size), longest))
-        groups, states = seen.kv_groups, seen.states
-    routed = list((probe if solo_reason is None else seen).routed.values())
-    if len(routed) != len(layers):
+        states = seen.states
+    if not seen.routed:
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
-    top_k = dict(zip(layers.values(), (sample.top_k_index.shape[-1] for sample in routed), strict=True))
-    return Outline(name, model, dtype, resident, active, groups, states, top_k, longest, solo_reason)
-
-
-PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
+    top_k = {
+        numbers[path]: seen.routed[module].top_k_index.shape[-1]
+        for path, module in experts_modules(hollow).items()
+        if module in seen.routed
+    }
+    return Outline(name, model, dtype, resident, active, seen.kv_groups, states, top_k, longest, solo_reason)
 
 
 class _ZeroProducts(TorchFunctionMode):
@@ -127,7 +129,7 @@ def _hollow(model: PreTrainedModel) -> PreTrainedModel:
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
             stand_in = torch.zeros(buffer.shape, dtype=buffer.dtype)  # models may write to them
-            if not (buffer.is_floating_point() or buffer.dtype == torch.bool):
+            if not (buffer.is_floating_point() or buffer.is_complex() or buffer.dtype == torch.bool):
                 stand_in += 1  # sizes of tables, which are divided by
             setattr(module, name, stand_in)
     return model.eval()
@@ -137,32 +139,26 @@ def _hollow(model: PreTrainedModel) -> PreTrainedModel:
 def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
     """What a model asks of attention and experts."""
     replace_projections(model)
+    forward = Forward(model)
     probe, discovery = Probe(), Discovery()
-    with running(probe), with_masks(model.config), discovery.watching(model), _ZeroProducts():
-        model(
-            input_ids=torch.zeros((1, num_tokens), dtype=torch.long),
-            position_ids=torch.arange(num_tokens)[None],
-            use_cache=False,
-            cache=discovery,
-            logits_to_keep=1,
-        )
+    with running(probe), with_masks(model), discovery.watching(text_part(model)), _ZeroProducts():
+        forward([0] * num_tokens, range(num_tokens), [0], discovery)
     return probe, discovery.shapes
 
 
 def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of the trunk once it is loaded, and of these the ones that each token reads."""
+    """Bytes of the trunk once it is loaded, and of these the ones that each token of text reads."""
     plan = model._get_dtype_plan(dtype)  # noqa: SLF001
     kept = build_glob_alternation(list(plan))[0] if plan else None
-    routed = {id(parameter) for module in experts_modules(model).values() for parameter in module.parameters()}
+    routed = {id(tensor) for module in experts_modules(model).values() for tensor in module.parameters(recurse=False)}
 
     def nbytes(name: str, tensor: torch.Tensor) -> int:
         size = torch.float32.itemsize if kept is not None and kept.search(name) else tensor.element_size()
         return tensor.numel() * size
 
+    part, head = text_part(model), model.get_output_embeddings()
+    read = {id(tensor) for tensor in (*part.parameters(), *part.buffers())} - {id(model.get_input_embeddings().weight)}
+    read |= {id(parameter) for parameter in (head.parameters() if head is not None else ())}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    resident = sum(nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed)
-    table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-    return (
-        resident,
-        resident if head is not None and head.weight is table else resident - table.numel() * table.element_size(),
-    )
+    resident = {id(tensor): nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed}
+    return sum(resident.values()), sum(size for tensor, size in resident.items() if tensor in read)

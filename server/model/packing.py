@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from expert_store import (
     CheckpointError,
@@ -25,6 +25,7 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels import int4
+from server.kernels.expert import transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
@@ -34,7 +35,7 @@ FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, token
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
 
 
-def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat) -> PackSource:
     """What has to be packed of a checkpoint.
 
     Args:
@@ -58,7 +59,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
             raise ModelError(f"{key} is packed already")
         parameters = _read_expert(recipe, places.catalog.layout(key.layer))
         try:
-            return encode(parameters, modules[key.layer].is_transposed, weights, block)
+            return encode(parameters, transposed_names(modules[key.layer]), weights, block)
         except ModelError as error:
             raise ModelError(f"{key}: {error}") from error
 
@@ -67,7 +68,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
         weights=weights,
         layers={
             number: PackedLayer(
-                packed_layout(_shapes(module), module.is_transposed, weights, block), module.num_experts
+                packed_layout(_shapes(module), transposed_names(module), weights, block), module.num_experts
             )
             for number, module in modules.items()
         },
@@ -78,7 +79,7 @@ def pack_source(model: nn.Module, folder: Path, name: str, weights: WeightFormat
     )
 
 
-def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
+def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
     """Where everything in a packed model belongs.
 
     Args:
@@ -104,13 +105,14 @@ def map_pack(model: nn.Module, pack: Pack) -> CheckpointMap:
                 "pack the model again"
             )
         shapes = _shapes(module)
-        wanted = [packed_layout(shapes, module.is_transposed, manifest.weights, block) for block in int4.BLOCKS]
+        transposed = transposed_names(module)
+        wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
         if layer.layout not in wanted:
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
     return CheckpointMap(read_index([pack.trunk]), pack.catalog, [])
 
 
-def _numbered(model: nn.Module) -> list[tuple[int, str, Any]]:
+def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
     """Number, name and module of every layer's experts."""
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))

@@ -7,11 +7,11 @@ import torch
 from server.kernels.expert import ExpertsModule
 
 from .errors import NotBatchableError
-from .flash import attend_plainly, band_mask
+from .flash import attend_plainly
 from .gates import Routed
 from .kv_cache import KVGroup, KVShape, group_layers
+from .masks import seen_keys
 from .mla import LatentProjection
-from .runs import Band
 from .seam import AttentionOptions
 
 
@@ -22,11 +22,12 @@ class Probe:
         self.routed: dict[ExpertsModule, Routed] = {}
         self._shapes: dict[int, KVShape] = {}
         self._windows: dict[int, int | None] = {}
+        self._chunked: set[int] = set()
         self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
 
     @property
     def kv_groups(self) -> tuple[KVGroup, ...]:
-        return group_layers(self._shapes, self._windows)
+        return group_layers(self._shapes, self._windows, self._chunked)
 
     @property
     def latent_layers(self) -> set[int]:
@@ -47,6 +48,8 @@ class Probe:
             if projection.makes(latent, key, value):
                 self._shapes[layer] = projection.shape(key)
         self._windows[layer] = options.sliding_window
+        if options.is_chunked:
+            self._chunked.add(layer)
         return attend_alone(query, key, value, options)
 
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
@@ -84,8 +87,9 @@ def attend_alone(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
 ) -> torch.Tensor:
     """Attention of a whole sequence, ``(heads, tokens, dim)`` to ``(tokens, heads, value_dim)``."""
-    tokens = query.shape[1]
-    mask = band_mask(Band(tokens, tokens, 0, options.sliding_window or tokens), torch.float32, query.device)
+    positions = torch.arange(query.shape[1], device=query.device)
+    seen = seen_keys(positions[:, None], positions, options.sliding_window, options.is_chunked)
+    mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
     output, lse = attend_plainly(query[None], key[None], value[None], options.scaling, options.softcap, mask=mask)
     if options.sinks is not None:
         output = output * (lse - options.sinks.float()[:, None]).sigmoid().unsqueeze(-1).to(output.dtype)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .step import SequenceChunk
+from .windows import oldest_seen
 
 LEAST_PIECE = 64  # new tokens of a windowed layer that are attended at once, at the least
 
@@ -77,39 +78,65 @@ def find_runs(table: Sequence[int], block_size: int, first: int, last: int) -> l
     return runs
 
 
-def plan_group(chunks: Sequence[SequenceChunk], group: int, window: int | None, block_size: int) -> GroupPlan:
+def plan_group(
+    chunks: Sequence[SequenceChunk], group: int, window: int | None, block_size: int, is_chunked: bool = False
+) -> GroupPlan:
     """The plan of one group of layers, whose blocks are in ``block_tables[group]`` of each chunk.
 
     What lies in one stretch is read from the cache at once. Else new tokens of a prompt attend to each other as they
     come from the model, and to what was there before stretch by stretch.
+
+    Args:
+        window, is_chunked: how far back a token sees (``windows.oldest_seen``).
     """
     plan, row = GroupPlan(), 0
     for chunk in chunks:
         table, first, count = chunk.block_tables[group], chunk.num_cached, chunk.num_tokens
         end = first + count
         if count == 1:
-            runs = find_runs(table, block_size, 0 if window is None else max(0, end - window), end)
+            oldest = 0 if window is None else max(0, oldest_seen(first, window, is_chunked))
+            runs = find_runs(table, block_size, oldest, end)
             plan.slots.append(runs[-1][0] + runs[-1][1] - 1)
             plan.add([Span(row, 1, start, length) for start, length in reversed(runs)])
         else:
             for start, length in find_runs(table, block_size, first, end):
                 plan.slots.extend(range(start, start + length))
-            for spans in _prefill(table, first, count, row, window, block_size):
-                plan.add(spans)
+            if window is None or first + count <= window:
+                plan.add(_in_full(table, 0, first, count, row, block_size))
+            elif is_chunked:
+                for spans in _in_chunks(table, first, count, row, window, block_size):
+                    plan.add(spans)
+            else:
+                for spans in _in_windows(table, first, count, row, window, block_size):
+                    plan.add(spans)
         row += count
     return plan
 
 
-def _prefill(
-    table: Sequence[int], first: int, count: int, row: int, window: int | None, block_size: int
+def _in_full(table: Sequence[int], oldest: int, first: int, count: int, row: int, block_size: int) -> list[Span]:
+    """The spans of a piece of a prompt, all tokens of which see the same oldest one."""
+    return [
+        Span(row, count, row, count, is_new=True, is_causal=True),
+        *(Span(row, count, start, length) for start, length in find_runs(table, block_size, oldest, first)),
+    ]
+
+
+def _in_chunks(
+    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
 ) -> Iterator[list[Span]]:
-    """The spans of a piece of a prompt; those of a window go in pieces, so that little beyond it is computed."""
-    if window is None or first + count <= window:
-        yield [
-            Span(row, count, row, count, is_new=True, is_causal=True),
-            *(Span(row, count, start, length) for start, length in find_runs(table, block_size, 0, first)),
-        ]
-        return
+    """The spans of a piece of a prompt, chunk by chunk."""
+    end, position = first + count, first
+    while position < end:
+        oldest = oldest_seen(position, window, is_chunked=True)
+        last = min(end, oldest + window)
+        yield _in_full(table, oldest, position, last - position, row + position - first, block_size)
+        position = last
+
+
+def _in_windows(
+    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
+) -> Iterator[list[Span]]:
+    """The spans of a piece of a prompt, which go in pieces, so that little beyond the window is computed."""
     size = max(window, LEAST_PIECE)
     for begin in range(0, count, size):
         piece = min(size, count - begin)

@@ -30,6 +30,7 @@ class AttentionOptions:
 
     scaling: float
     sliding_window: int | None = None  # tokens a query sees, its own included
+    is_chunked: bool = False  # these are its own chunk's, instead of the last ones (``windows.oldest_seen``)
     sinks: torch.Tensor | None = None  # (heads,) a logit per head that takes weight and gives no value (gpt-oss)
     softcap: float | None = None
 
@@ -92,6 +93,7 @@ def attention_function(
     options = AttentionOptions(
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         sliding_window=kwargs.get("sliding_window"),
+        is_chunked=kwargs.get("is_chunked", False),
         sinks=kwargs.get("s_aux"),
         softcap=kwargs.get("softcap"),
     )

@@ -64,6 +64,11 @@ class StateCache:
         """A copy, ``(slots, ...)``."""
         return self._tensors[key].index_select(0, slots)
 
+    def copy(self, source: int, target: int) -> None:
+        """All states of one slot to another."""
+        for tensor in self._tensors.values():
+            tensor[target] = tensor[source]
+
     def release(self, slot: int) -> None:
         """The sequence that had the slot is gone. What it left is never read: a new one begins without a past."""
 
@@ -170,6 +175,7 @@ class Part:
 
     rows: torch.Tensor  # of the step's tokens
     slots: torch.Tensor  # of the sequences
+    sources: torch.Tensor  # slots that have the sequences' states before
     num_tokens: int  # of each sequence
     has_past: bool
 
@@ -188,6 +194,7 @@ class StepStates(AttentionPassage):
     """
 
     parts: Sequence[Part]
+    copies: Sequence[tuple[int, int]] = ()  # from one slot to another, once the step is done
     cache: StateCache | None = None  # none where no sequence has a past
     one_by_one: bool = False
     _staged: list[tuple[StateKey, torch.Tensor, torch.Tensor]] = field(default_factory=list)
@@ -201,7 +208,7 @@ class StepStates(AttentionPassage):
         cache = self.cache
         if not part.has_past or cache is None:
             return CellCache()
-        return CellCache(lambda key: cache.read(key, part.slots))
+        return CellCache(lambda key: cache.read(key, part.sources))
 
     def stage(self, part: Part, cell: CellCache) -> None:
         """Keep what a module made of its states until the step is done."""
@@ -212,4 +219,6 @@ class StepStates(AttentionPassage):
         if self.cache is not None:
             for staged in self._staged:
                 self.cache.write(*staged)
+            for source, target in self.copies:
+                self.cache.copy(source, target)
         self._staged.clear()

@@ -19,6 +19,8 @@ class SequenceChunk:
     block_tables: Sequence[Sequence[int]]  # of each group of layers, blocks for cached and new tokens together
     num_logits: int = 1  # of the last tokens, how many want logits
     slot: int = 0  # the sequence's own among all that run, for what is kept of it besides blocks
+    resumes: int | None = None  # another slot that has this for the tokens before, if not its own
+    snapshot: int | None = None  # another slot that gets it for the tokens so far, too
 
     @property
     def num_tokens(self) -> int:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 
 from .errors import ModelError
+from .forward import Forward
 from .gates import Routed
 from .kv_cache import KVGroup
 from .probe import Probe
@@ -27,21 +28,16 @@ class StockModel:
     """A causal language model with the attention and the cache that transformers takes for it."""
 
     def __init__(self, model: PreTrainedModel):
-        self._model = model
+        self._forward = Forward(model)
 
     def logits(self, chunk: SequenceChunk, past: Past) -> torch.Tensor:
         """Run a chunk whose earlier tokens are in the past, and add it: float32 ``(num_logits, vocabulary)``."""
-        device, count = self._model.device, chunk.num_tokens
-        output = self._model(
-            input_ids=torch.tensor([chunk.token_ids], device=device),
-            position_ids=torch.arange(chunk.num_cached, chunk.num_cached + count, device=device)[None],
-            cache=past.cache,
-            use_cache=True,
-            logits_to_keep=torch.arange(count - chunk.num_logits, count, device=device),
-        )
+        count = chunk.num_tokens
+        positions = range(chunk.num_cached, chunk.num_cached + count)
+        rows = range(count - chunk.num_logits, count)
+        logits, output = self._forward.run(chunk.token_ids, positions, rows, cache=past.cache, use_cache=True)
         past.cache = output.cache
-        logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu()
+        return logits
 
 
 def cut_singly(chunk: SequenceChunk) -> list[SequenceChunk]:

@@ -101,7 +101,7 @@ def footprint(
         if constant > 0:
             states[StateKey(index, "stock")] = StateShape((constant,), torch.uint8)
     ordered = sorted(groups.items(), key=lambda item: item[0] or 0)
-    return tuple(KVGroup(window, {}, of_layers) for window, of_layers in ordered), states
+    return tuple(KVGroup(window, {}, bytes_elsewhere=of_layers) for window, of_layers in ordered), states
 
 
 def _growth(before: int, after: int, num_tokens: int) -> int:

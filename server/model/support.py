@@ -9,11 +9,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .architecture import text_modules
 from .errors import NotBatchableError
 
 BATCHED = {
     "full_attention",
     "sliding_attention",
+    "chunked_attention",
     "attention",
     "moe",
     "mlp",
@@ -24,9 +26,9 @@ BATCHED = {
     "hybrid_sliding",
 }
 KINDS = {  # transformers' names of the others (``configuration_utils.ALLOWED_LAYER_TYPES``)
-    "chunked_attention": "chunked-attention layers",
     "indexed_attention": "sparse-attention layers with an indexer",
     "minimax_m3_sparse": "sparse-attention layers with an indexer",
+    "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
     "compressed_sparse_attention": "compressed-attention layers",
     "heavily_compressed_attention": "compressed-attention layers",
 }
@@ -49,7 +51,7 @@ def check_layers(model: PreTrainedModel) -> None:
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
         if kind not in BATCHED:
             raise NotBatchableError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}")
-    for name, _ in model.named_modules():
+    for name, _ in text_modules(model):
         kind = PARTS.get(name.rpartition(".")[2])
         if kind is not None:
             raise NotBatchableError(f"{type(model).__name__} has {kind} ({name})")

@@ -17,10 +17,12 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 from server.kernels.tiles import NotInvariantError
 
+from .architecture import text_part
 from .attention import StepAttention
 from .cells import Discovery, parts_of, split_cells
 from .errors import ModelError, NotBatchableError
 from .experts import StepExperts
+from .forward import Forward
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
@@ -91,6 +93,7 @@ class Trunk:
         self._layers = layers
         self.config = model.config.get_text_config()
         self.device = model.device
+        self._logits = Forward(model)
         replace_projections(model)
         probe, states = self._look()
         settle_projections(model, probe.latent_layers)
@@ -163,30 +166,13 @@ class Trunk:
             prefetcher.end_step(time.perf_counter() - started)
         return StepOutput(logits, experts.routing, experts.cost)
 
-    def _logits(
-        self,
-        token_ids: Sequence[int],
-        positions: Sequence[int],
-        rows: Sequence[int],
-        cache: StepStates | Discovery | None = None,
-    ) -> torch.Tensor:
-        output = self._model(
-            input_ids=torch.tensor([token_ids], device=self.device),
-            position_ids=torch.tensor([positions], device=self.device),
-            use_cache=False,
-            logits_to_keep=torch.tensor(rows, dtype=torch.long, device=self.device),
-            **({} if cache is None else {"cache": cache}),
-        )
-        logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu()
-
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:
         probe, discovery = Probe(), Discovery()
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
         spread = self.vocab_size // count
         tokens = range(0, count * spread, spread)
-        with running(probe), with_masks(self._model.config), discovery.watching(self._model):
+        with running(probe), with_masks(self._model), discovery.watching(text_part(self._model)):
             self._logits(tokens, range(count), [0], discovery)
         split_cells(discovery.cells, count)
         self._has_cells = bool(discovery.cells)
@@ -214,7 +200,8 @@ class Trunk:
         """What the model is given as its cache; None if nothing would ask for it."""
         if not self._has_cells:
             return None
-        return StepStates(parts_of(chunks, self.device), states, self._is_deterministic)
+        copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
+        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__

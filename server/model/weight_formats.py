@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal, get_args
 
 import torch
@@ -18,18 +18,18 @@ MATRIX_DIMENSIONS = 2
 
 
 def packed_layout(
-    shapes: Mapping[str, tuple[int, ...]], is_transposed: bool, weights: WeightFormat, block: int
+    shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str], weights: WeightFormat, block: int
 ) -> ExpertLayout:
     """The layout of an expert.
 
     Args:
         shapes: of its parameters in the module.
-        is_transposed: whether the module's matrices are ``(in, out)``; quantised ones are always ``(out, in)``.
+        transposed: which of the module's matrices are ``(in, out)``; quantised ones are always ``(out, in)``.
         block: of 4-bit matrices (``server.kernels.int4``).
     """
     specs: list[ParameterSpec] = []
     for name, shape in shapes.items():
-        out_in = (shape[-1], shape[0]) if is_transposed else (shape[0], shape[-1])
+        out_in = (shape[-1], shape[0]) if name in transposed else (shape[0], shape[-1])
         if weights == "bfloat16" or len(shape) != MATRIX_DIMENSIONS:
             specs.append(ParameterSpec(name, torch.bfloat16, shape))
         elif weights == "int8":
@@ -39,7 +39,7 @@ def packed_layout(
     return ExpertLayout(tuple(specs))
 
 
-def encode(parameters: Weights, is_transposed: bool, weights: WeightFormat, block: int) -> Weights:
+def encode(parameters: Weights, transposed: Collection[str], weights: WeightFormat, block: int) -> Weights:
     """An expert's parameters as ``packed_layout`` has them.
 
     Raises:
@@ -50,7 +50,7 @@ def encode(parameters: Weights, is_transposed: bool, weights: WeightFormat, bloc
         if weights == "bfloat16" or value.ndim != MATRIX_DIMENSIONS:
             encoded[name] = value.to(torch.bfloat16)
             continue
-        matrix = (value.mT if is_transposed else value).float()
+        matrix = (value.mT if name in transposed else value).float()
         if not matrix.isfinite().all():
             raise ModelError(f"{name} holds NaN or infinity, which {weights} can't; pack it with --weights bfloat16")
         encoded |= int8.quantise(name, matrix) if weights == "int8" else int4.quantise(name, matrix, block)

@@ -148,6 +148,9 @@ def test_the_table_tells_windows_latents_and_tensors_without_a_place(tmp_path: P
     text = as_text(inspect(str(make_checkpoint("gpt_oss", tmp_path / "a")), SETTINGS))
     assert "1 layers see all tokens" in text
     assert "2 layers see the last 6 tokens" in text
+    text = as_text(inspect(str(make_checkpoint("llama4_text", tmp_path / "llama")), SETTINGS))
+    assert "1 layers see all tokens" in text
+    assert "3 layers see their chunk of 6 tokens" in text
     folder = make_checkpoint("deepseek_v3", tmp_path / "b")
     headers = headers_of(folder, tmp_path / "c")
     write_header(headers / "extra.safetensors", {"mtp.x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}})

@@ -40,6 +40,13 @@ def test_a_window_takes_no_more_than_running_requests_need() -> None:
     assert [each.window for each in made.block_groups] == [None, 100]
 
 
+def test_chunks_are_windows_that_the_blocks_are_told_of() -> None:
+    shapes = dict.fromkeys(range(2), SHAPE)
+    made = plan(group(None, 2), KVGroup(100, shapes, is_chunked=True), max_running_requests=2, max_batched_tokens=60)
+    assert made.num_blocks == [2 * 1024 // BLOCK_SIZE, 2 * 11]
+    assert [each.is_chunked for each in made.block_groups] == [False, True]
+
+
 def test_what_a_window_saves_goes_to_the_other_layers() -> None:
     budget = 4 * 64 * 20_000
     whole = plan(group(None, 4), longest=10_000, max_running_requests=4, kv_cache_memory=str(budget))
@@ -71,16 +78,16 @@ def test_a_cache_too_small_for_the_context_shortens_it_and_says_so(caplog: pytes
 def test_states_of_all_that_may_run_come_before_blocks() -> None:
     made = plan_kv_cache(ServeSettings(max_running_requests=4), [group(None, 4)], 1024, 1 << 40, state_bytes=1000)
     assert (made.num_slots, made.num_tokens) == (4, 4 * 1024)
-    assert made.nbytes == 4 * 1024 * 256 + 4 * 1000
+    assert made.nbytes == 4 * 1024 * 256 + 8 * 1000  # as many beginnings are kept
 
 
 def test_states_take_half_of_a_small_budget_and_fewer_run(caplog: pytest.LogCaptureFixture) -> None:
     settings = ServeSettings(kv_cache_memory=str(2 * 256 * 2048))
     with caplog.at_level(logging.WARNING):
         made = plan_kv_cache(settings, [group(None, 4)], 1024, 1 << 40, state_bytes=256 * 200)
-    assert (made.num_slots, made.nbytes <= 2 * 256 * 2048) == (10, True)
+    assert (made.num_slots, made.nbytes <= 2 * 256 * 2048) == (5, True)
     assert made.num_tokens >= 2048
-    assert "states of 10 requests fit" in caplog.text
+    assert "states of 5 requests fit" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from server.engine.detokenizer import WindowDetokenizer
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
+from server.engine.snapshots import SnapshotPool
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
+from server.model.windows import oldest_seen
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -39,8 +41,9 @@ def continuation(prompt: Sequence[int], count: int) -> str:
 class FakeModel:
     """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
 
-    def __init__(self, groups: Sequence[BlockGroup]):
+    def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0):
         self._groups = groups
+        self._states: list[list[int]] = [[] for _ in range(num_states)]  # by slot, the tokens so far
         self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
@@ -54,6 +57,8 @@ class FakeModel:
             for offset, token in enumerate(chunk.token_ids):
                 for slots, table in zip(self._slots, chunk.block_tables, strict=True):
                     slots[self._slot(table, chunk.num_cached + offset)] = token
+        if self._states:
+            self._advance_states(chunks)
         logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), VOCABULARY))
         row = 0
         for chunk in chunks:
@@ -68,11 +73,23 @@ class FakeModel:
     def release(self, slot: int) -> None:
         self.released.append(slot)
 
+    def _advance_states(self, chunks: Sequence[SequenceChunk]) -> None:
+        """Each sequence goes on from what its slot holds, or the one that it resumes; a wrong one shows at once."""
+        before = [self._states[chunk.slot if chunk.resumes is None else chunk.resumes] for chunk in chunks]
+        for chunk, state in zip(chunks, before, strict=True):
+            held = [self._slots[0][self._slot(chunk.block_tables[0], place)] for place in range(chunk.num_cached)]
+            assert state == held if chunk.num_cached else chunk.resumes is None
+            self._states[chunk.slot] = [*held, *chunk.token_ids]
+        for chunk in chunks:
+            if chunk.snapshot is not None:
+                self._states[chunk.snapshot] = self._states[chunk.slot]
+
     def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
         """Groups with a window hold what the chunk's tokens see."""
         for group, slots, table in zip(self._groups[1:], self._slots[1:], chunk.block_tables[1:], strict=True):
             assert group.window is not None
-            for position in range(max(0, chunk.num_cached - group.window + 1), len(tokens)):
+            oldest = oldest_seen(chunk.num_cached, group.window, group.is_chunked)
+            for position in range(max(0, oldest), len(tokens)):
                 assert slots[self._slot(table, position)] == tokens[position]
 
     @staticmethod
@@ -99,14 +116,18 @@ class Rig:
     max_queued: int = 100
     eos_token_ids: frozenset[int] = frozenset()
     window_groups: Sequence[BlockGroup] = ()  # beside one that sees everything
+    num_snapshots: int | None = None  # of a model with states
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         groups = [BlockGroup(self.num_blocks), *self.window_groups]
-        self.model = FakeModel(groups)
-        self.blocks = BlockManager(groups, BLOCK_SIZE)
+        self.model, snapshots = FakeModel(groups), None
+        if self.num_snapshots is not None:
+            self.model = FakeModel(groups, self.max_running + self.num_snapshots)
+            snapshots = SnapshotPool(range(self.max_running, self.max_running + self.num_snapshots))
+        self.blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
         limits = EngineLimits(
             max_model_len=self.num_blocks * BLOCK_SIZE,
             max_queued=self.max_queued,

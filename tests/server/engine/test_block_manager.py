@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from server.engine.block_manager import GONE, BlockGroup, BlockManager, SequenceBlocks
+from server.model.windows import oldest_seen
 
 SIZE = 4
 
 
-def manager(*groups: tuple[int, int | None]) -> BlockManager:
-    return BlockManager([BlockGroup(num_blocks, window) for num_blocks, window in groups], SIZE)
+def manager(*groups: tuple[int, int | None] | BlockGroup) -> BlockManager:
+    return BlockManager([group if isinstance(group, BlockGroup) else BlockGroup(*group) for group in groups], SIZE)
+
+
+def chunks(num_blocks: int, size: int) -> BlockGroup:
+    return BlockGroup(num_blocks, size, is_chunked=True)
 
 
 def fill(blocks: BlockManager, tokens: list[int], *, step: int = 100) -> SequenceBlocks:
@@ -94,6 +101,84 @@ def test_a_prefix_whose_window_is_gone_is_shorter_or_none() -> None:
     blocks.free(fill(blocks, list(range(41)), step=4))
     blocks.free(fill(blocks, [99] * 33, step=4))  # takes the window's blocks
     assert blocks.num_reusable(blocks.new_blocks(), list(range(41))) < 40
+
+
+@pytest.mark.parametrize(("num_tokens", "num_gone"), [(7, 0), (11, 0), (12, 3), (13, 3), (23, 3), (24, 6), (25, 6)])
+def test_a_chunk_is_given_up_when_the_next_one_begins(num_tokens: int, num_gone: int) -> None:
+    blocks = manager((16, None), chunks(16, 12))
+    sequence = fill(blocks, list(range(num_tokens)), step=1)
+    assert [block == GONE for block in sequence.tables[1]] == [
+        index < num_gone for index in range(-(-num_tokens // SIZE))
+    ]
+    assert GONE not in sequence.tables[0]
+    blocks.check_integrity([sequence])
+
+
+def test_a_block_on_the_border_of_two_chunks_is_kept() -> None:
+    blocks = manager(chunks(16, 6))
+    sequence = fill(blocks, list(range(20)), step=1)
+    # Position 20 sees 18 and later.
+    assert [block == GONE for block in sequence.tables[0]] == [True] * 4 + [False]
+
+
+def test_chunks_need_few_blocks_for_any_length() -> None:
+    blocks = manager((16, None), chunks(4, 6))
+    blocks.free(fill(blocks, list(range(60)), step=4))
+    blocks.check_integrity([])
+
+
+def test_a_prefix_of_whole_chunks_needs_no_block_of_theirs() -> None:
+    blocks = manager((32, None), chunks(7, 12))
+    tokens = list(range(25))
+    blocks.free(fill(blocks, tokens, step=4))
+    blocks.free(fill(blocks, [99] * 3 + list(range(22)), step=4))  # takes the chunks' blocks
+    sequence = blocks.new_blocks()
+    assert blocks.num_reusable(sequence, tokens) == 24
+    assert blocks.can_hold(sequence, 25, 24)
+    blocks.adopt(sequence, 24)
+    blocks.hold(sequence, 25)
+    assert [block == GONE for block in sequence.tables[1]] == [True] * 6 + [False]
+    blocks.check_integrity([sequence])
+
+
+def test_a_prefix_that_ends_within_a_chunk_needs_the_chunk_so_far() -> None:
+    blocks = manager((32, None), chunks(32, 12))
+    leader = fill(blocks, list(range(21)), step=4)
+    sequence = blocks.new_blocks()
+    assert blocks.num_reusable(sequence, list(range(21))) == 20
+    blocks.adopt(sequence, 20)
+    assert sequence.tables[1] == [GONE] * 3 + leader.tables[1][3:5]
+    blocks.check_integrity([leader, sequence])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 1), st.integers(1, 9)), min_size=1, max_size=6),
+    st.integers(1, 20),
+    st.booleans(),
+)
+def test_what_is_reused_is_all_that_the_next_token_sees(
+    texts: list[tuple[int, int, int]], window: int, is_chunked: bool
+) -> None:
+    """Sequences of two beginnings, one after the other, over few blocks: what tables name holds the right tokens."""
+    blocks = BlockManager([BlockGroup(14), BlockGroup(14, window, is_chunked)], SIZE)
+    held: dict[int, tuple[int, ...]] = {}  # by block of the second group, all tokens up to its end
+    for length, kind, step in texts:
+        tokens = [kind] + [7] * (length - 1)
+        sequence = blocks.new_blocks()
+        num_cached = blocks.num_reusable(sequence, tokens)
+        blocks.adopt(sequence, num_cached)
+        while num_cached < length:
+            oldest = max(0, oldest_seen(num_cached, window, is_chunked))
+            for index in range(oldest // SIZE, num_cached // SIZE):
+                assert held[sequence.tables[1][index]] == tuple(tokens[: (index + 1) * SIZE])
+            first, num_cached = num_cached, min(length, num_cached + step)
+            blocks.hold(sequence, num_cached)
+            for index in range(first // SIZE, num_cached // SIZE):
+                held[sequence.tables[1][index]] = tuple(tokens[: (index + 1) * SIZE])
+            blocks.keep(sequence, tokens, num_cached)
+            blocks.check_integrity([sequence])
+        blocks.free(sequence)
+    blocks.check_integrity([])
 
 
 def test_promises_end_when_they_are_kept_or_broken() -> None:

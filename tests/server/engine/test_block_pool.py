@@ -29,6 +29,17 @@ def test_a_long_prompt_lies_in_one_run_where_it_fits() -> None:
     assert num_runs(pool.take(None, 50)) == 1
 
 
+def test_what_follows_a_shared_beginning_is_kept_as_long_as_blocks_are_free() -> None:
+    pool = BlockPool(16)
+    table = pool.take(None, 4)
+    for number, block in enumerate(table):
+        pool.name(block, b"%d" % number)
+    pool.release(table)
+    pool.use(table[0])
+    assert not set(pool.take(table[0], 12)) & set(table)
+    assert pool.take(table[0], 1) == [table[1]]
+
+
 def test_content_is_found_until_its_block_is_needed() -> None:
     pool = BlockPool(4)
     [block] = pool.take(None, 1)

@@ -310,14 +310,22 @@ def test_stopping_ends_open_streams_with_an_error() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("num_snapshots", [None, 0, 1, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_random_traces_give_each_request_its_own_text(seed: int) -> None:
-    """Long, short and cancelled requests over a small cache, submitted at random moments."""
+def test_random_traces_give_each_request_its_own_text(
+    seed: int, num_snapshots: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long, short and cancelled requests, some of which begin alike, over a small cache, submitted at random moments.
+
+    With snapshots the model has states, too, that each sequence must go on from where it stands.
+    """
+    monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 4)
     rng = random.Random(seed)
-    rig = Rig(num_blocks=24, max_running=5, max_batched_tokens=16)
+    rig = Rig(num_blocks=24, max_running=5, max_batched_tokens=16, num_snapshots=num_snapshots)
 
     async def one() -> None:
-        prompt = bytes(rng.randrange(256) for _ in range(rng.randint(1, 40)))
+        prompt = b"a common beginning of some prompts"[: rng.choice((0, 0, 10, 25, 34))]
+        prompt += bytes(rng.randrange(256) for _ in range(rng.randint(1, 40 - len(prompt))))
         count = rng.randint(1, 40)
         leaves_after = rng.randint(1, count) if rng.random() < 0.3 else None
         stream = rig.submit(prompt, count)
@@ -366,6 +374,34 @@ def test_prompts_that_begin_alike_and_come_together_compute_their_beginning_once
     assert sum(map(sum, rig.model.steps)) == 41 + 1 + 1 + 3 * 3
 
 
+def test_a_model_with_states_goes_on_from_snapshots_of_prompts_and_of_what_it_wrote(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A conversation: the second prompt is the first, its answer and more; choices of one prompt come together."""
+    monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 8)
+    rig = Rig(num_snapshots=6)
+    first = b"q" * 30
+    second = first + continuation(first, 15).encode() + b"and then?"
+
+    async def scenario() -> list[str]:
+        texts = [await collect(rig.submit(first, 15)), await collect(rig.submit(second, 3))]
+        return [*texts, *await collect_together(rig, (second, 3), (second, 3))]
+
+    third = continuation(second, 3)
+    assert run(rig, scenario) == [continuation(first, 15), third, third, third]
+    assert rig.engine.statistics.prefix_cache_hits == 44 + 52 + 52
+
+
+def test_without_a_snapshot_a_model_with_states_begins_anew() -> None:
+    rig = Rig(num_snapshots=0)
+
+    async def scenario() -> list[str]:
+        return [await collect(rig.submit(b"p" * 50, 6)) for _ in range(2)]
+
+    assert run(rig, scenario) == [continuation(b"p" * 50, 6)] * 2
+    assert rig.engine.statistics.prefix_cache_hits == 0
+
+
 def test_who_waits_for_a_beginning_goes_on_when_its_writer_leaves() -> None:
     rig = Rig(max_batched_tokens=8)
     gate = threading.Event()
@@ -396,8 +432,10 @@ def test_running_decodes_go_before_a_long_prompt_of_better_priority() -> None:
     assert [1, 7] in rig.model.steps
 
 
-def test_layers_with_a_window_keep_only_that() -> None:
-    rig = Rig(window_groups=[BlockGroup(20, 6), BlockGroup(24, 11)], max_batched_tokens=8)
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_layers_with_a_window_keep_only_that(is_chunked: bool) -> None:
+    groups = [BlockGroup(20, 6, is_chunked), BlockGroup(24, 11, is_chunked)]
+    rig = Rig(window_groups=groups, max_batched_tokens=8)
     prompts = [bytes([65 + i] * (1 + 9 * i)) for i in range(4)]
 
     async def scenario() -> list[str]:

@@ -15,6 +15,7 @@ from server.model.kv_cache import KVCache, KVShape, group_layers
 from server.model.probe import attend_alone
 from server.model.seam import AttentionOptions
 from server.model.step import SequenceChunk
+from server.model.windows import oldest_seen
 from tests.server.model.test_flash import DEVICES, TOLERANCES
 
 BLOCK_SIZE = 4
@@ -62,9 +63,9 @@ class Sequences:
         return [attend_alone(*triple, self.options) for triple in triples]
 
     def in_steps(self, tables: list[list[int]], longest: int) -> list[torch.Tensor]:
-        """All sequences together, up to ``longest`` tokens of each a step; blocks before the window are given back."""
-        window = self.options.sliding_window
-        groups = group_layers({5: self.shape}, {5: window})
+        """All sequences together, up to ``longest`` tokens of each a step; blocks nobody sees are given back."""
+        window, is_chunked = self.options.sliding_window, self.options.is_chunked
+        groups = group_layers({5: self.shape}, {5: window}, [5] if is_chunked else [])
         cache = KVCache(groups, [1 + max(map(max, tables))], BLOCK_SIZE, self.device)
         cached = [0] * len(LENGTHS)
         outputs: list[list[torch.Tensor]] = [[] for _ in LENGTHS]
@@ -74,7 +75,7 @@ class Sequences:
                 new = min(self.random.choice([1, 1, self.random.randint(1, longest)]), length - cached[i])
                 if new == 0:
                     continue
-                gone = 0 if window is None else max(0, cached[i] - window + 1) // BLOCK_SIZE
+                gone = 0 if window is None else max(0, oldest_seen(cached[i], window, is_chunked)) // BLOCK_SIZE
                 chunks.append(SequenceChunk([0] * new, cached[i], [[-1] * gone + tables[i][gone:]]))
                 parts.append((i, slice(cached[i], cached[i] + new)))
                 cached[i] += new
@@ -109,10 +110,12 @@ def farthest(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("longest", [1, 7, 130])
-@pytest.mark.parametrize("window", [None, 5, 70])
+@pytest.mark.parametrize(("window", "is_chunked"), [(None, False), (5, False), (70, False), (5, True), (50, True)])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_steps_give_what_each_sequence_gives_alone(shape: str, window: int | None, longest: int, device: str) -> None:
-    options = AttentionOptions(0.3, window)
+def test_steps_give_what_each_sequence_gives_alone(
+    shape: str, window: int | None, is_chunked: bool, longest: int, device: str
+) -> None:
+    options = AttentionOptions(0.3, window, is_chunked)
     expected = Sequences(SHAPES[shape], options, device=device).alone()
     in_order = Sequences(SHAPES[shape], options, device=device).in_steps(tables_of(IN_ORDER), longest)
     shuffled = Sequences(SHAPES[shape], options, device=device).in_steps(tables_of(SHUFFLED), longest)
@@ -169,6 +172,8 @@ def test_layers_are_grouped_by_their_window_full_attention_first() -> None:
     shape = SHAPES["grouped"]
     groups = group_layers(dict.fromkeys(range(5), shape), {0: 8, 1: None, 2: 4, 3: 8, 4: None})
     assert [(group.window, list(group.shapes)) for group in groups] == [(None, [1, 4]), (4, [2]), (8, [0, 3])]
+    mixed = group_layers(dict.fromkeys(range(5), shape), {0: 8, 1: None, 2: 4, 3: 8, 4: None}, chunked=[3])
+    assert [(group.window, group.is_chunked) for group in mixed] == [(None, False), (4, False), (8, False), (8, True)]
     cache = KVCache(groups, [3, 5, 7], BLOCK_SIZE)
     assert [cache.layers[layer].keys.shape[2] for layer in range(5)] == [28, 12, 20, 28, 12]
 

@@ -20,6 +20,7 @@ from server.model.step import SequenceChunk
 from server.model.support import depends_on_company
 from server.model.trunk import Trunk
 from server.model.weight_formats import WeightFormat
+from server.model.windows import oldest_seen
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.test_packing import pack
 from tests.server.model.test_parity import generate
@@ -81,9 +82,10 @@ class Requests:
         rows: list[list[torch.Tensor]] = [[] for _ in prompts]
 
         def tables_of(i: int) -> list[list[int]]:
-            """Blocks that all layers' windows have left are given back."""
-            windows = [group.window for group in self._trunk.facts.kv_groups]
-            gone = [max(0, cached[i] - window + 1) // BLOCK_SIZE if window else 0 for window in windows]
+            """Blocks that no later token sees are given back."""
+            groups = self._trunk.facts.kv_groups
+            oldest = [oldest_seen(cached[i], group.window, group.is_chunked) if group.window else 0 for group in groups]
+            gone = [max(0, position) // BLOCK_SIZE for position in oldest]
             return [[-1] * count + tables[i][count:] for count in gone]
 
         for _ in count():

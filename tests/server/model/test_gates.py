@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -9,10 +10,12 @@ import pytest
 import torch
 import transformers
 
+from server.model.adopted import adopt_experts
 from server.model.checkpoint_map import experts_modules, layer_numbers
 from server.model.gates import Routed, find_next_gates, find_router
 from server.model.seam import IMPLEMENTATION, AttentionOptions, running
 from tests.checkpoints import COMMON, CONFIGS, LATENT
+from tests.families import make_config
 
 MOE = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
 FURTHER: dict[str, Any] = {
@@ -44,6 +47,7 @@ FURTHER: dict[str, Any] = {
     "lfm2_moe": lambda: transformers.Lfm2MoeConfig(
         **COMMON, **MOE, intermediate_size=48, num_experts=8, num_dense_layers=1, layer_types=["full_attention"] * 3
     ),
+    **{name: partial(make_config, name) for name in ("dbrx", "jetmoe", "llama4_text")},
     "minimax_m2": lambda: transformers.MiniMaxM2Config(
         **COMMON, head_dim=8, intermediate_size=24, num_local_experts=8, num_experts_per_tok=2
     ),
@@ -74,6 +78,7 @@ def run(config: Any, num_tokens: int = 24) -> tuple[Any, dict[Any, int], dict[An
     torch.manual_seed(0)
     config._attn_implementation = config._experts_implementation = IMPLEMENTATION
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    adopt_experts(model)
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if "bias" in name.rpartition(".")[2]:

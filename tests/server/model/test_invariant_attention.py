@@ -11,6 +11,7 @@ from server.kernels.batch_invariant import batch_invariant
 from server.model.invariant_attention import attend_invariant
 from server.model.probe import attend_alone
 from server.model.seam import AttentionOptions
+from server.model.windows import oldest_seen
 
 LENGTHS = (1, 7, 256, 300, 520)
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 0.05}
@@ -30,6 +31,7 @@ def problems(draw_value: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.T
     options = AttentionOptions(
         scaling=draw_value(st.sampled_from([key_dim**-0.5, 0.1])),
         sliding_window=draw_value(st.sampled_from([None, 1, 6, 200])),
+        is_chunked=draw_value(st.booleans()),
         sinks=draw_value(st.sampled_from([None, torch.linspace(-1, 1, kv_heads * groups)])),
         softcap=draw_value(st.sampled_from([None, 5.0])),
     )
@@ -59,14 +61,15 @@ def test_chunks_and_decodes_give_the_bits_of_the_whole(
     problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionOptions],
     pieces: list[int],
 ) -> None:
-    """Keys before a window are not passed, as the cache may have dropped them."""
+    """Keys that no later token sees are not passed, as the cache may have dropped them."""
     query, key, value = (tensor.to(dtype) for tensor in problem[:3])
     options, length, start = problem[3], query.shape[1], 0
     with batch_invariant():
         whole = attend_invariant(query, key, value, 0, options)
         for piece in [*pieces, length]:
             end = min(length, start + piece)
-            first = max(0, start + 1 - options.sliding_window) if options.sliding_window else 0
+            window = options.sliding_window
+            first = max(0, oldest_seen(start, window, options.is_chunked)) if window else 0
             found = attend_invariant(query[:, start:end], key[:, first:end], value[:, first:end], first, options)
             assert torch.equal(found, whole[:, start:end])
             if (start := end) == length:

@@ -16,6 +16,7 @@ from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
+from server.model.windows import oldest_seen
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE = 4
@@ -24,7 +25,7 @@ NEW_TOKENS = 8
 TOLERANCE = 1e-4  # of the range of the stock logits
 
 
-@pytest.fixture(scope="module", params=list(CONFIGS))
+@pytest.fixture(scope="module", params=[*CONFIGS, "dbrx", "llama4_text"])
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 
@@ -54,8 +55,8 @@ def generate(
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens.
 
-    Each group of layers has as many blocks as hold all sequences, given to them in an order; those before the window
-    are given back.
+    Each group of layers has as many blocks as hold all sequences, given to them in an order; those that no later token
+    sees are given back.
     """
     blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
     groups = trunk.facts.kv_groups
@@ -64,7 +65,8 @@ def generate(
     tables = [pool[blocks * n : blocks * (n + 1)] for n in range(len(PROMPTS))]
 
     def tables_of(i: int) -> list[list[int]]:
-        gone = [max(0, cached[i] - group.window + 1) // BLOCK_SIZE if group.window else 0 for group in groups]
+        oldest = [oldest_seen(cached[i], group.window, group.is_chunked) if group.window else 0 for group in groups]
+        gone = [max(0, position) // BLOCK_SIZE for position in oldest]
         return [[-1] * count + tables[i][count:] for count in gone]
 
     texts = [list(prompt) for prompt in PROMPTS]

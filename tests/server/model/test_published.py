@@ -68,3 +68,24 @@ def test_a_layer_that_predicts_further_tokens_is_left_alone(
     caplog.clear()
     assert torch.equal(logits(tmp_path), expected)
     assert f"{len(further)} tensors have no place in {name}, model.layers.3." in caplog.text
+
+
+def test_multimodal_experts_may_lie_transposed(tmp_path: Path) -> None:
+    """As the published Qwen3-VL-MoE has them; transformers saves them the other way."""
+    save_checkpoint(make_config("qwen3_vl_moe"), tmp_path)
+    expected = logits(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    experts = {name: tensor.mT.contiguous() for name, tensor in tensors.items() if ".mlp.experts." in name}
+    assert experts
+    save_file({**tensors, **experts}, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(tmp_path), expected)
+
+
+def test_kimi_k25_has_layers_where_transformers_saves_blocks(tmp_path: Path) -> None:
+    save_checkpoint(make_config("kimi_k25"), tmp_path)
+    expected = logits(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    renamed = {name.replace(".model.blocks.", ".model.layers."): tensor for name, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(tmp_path), expected)

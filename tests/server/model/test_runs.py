@@ -10,8 +10,23 @@ from hypothesis import strategies as st
 
 from server.model.runs import GroupPlan, Span, find_runs, plan_group
 from server.model.step import SequenceChunk
+from server.model.windows import oldest_seen
 
 BLOCK_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How far back tokens see."""
+
+    window: int | None
+    is_chunked: bool = False
+
+    def oldest(self, position: int) -> int:
+        return 0 if self.window is None else max(0, oldest_seen(position, self.window, self.is_chunked))
+
+
+RULES = st.just(Rule(None)) | st.builds(Rule, st.integers(1, 70), st.booleans())
 
 
 @dataclass(frozen=True)
@@ -23,8 +38,8 @@ class Company:
 
 
 @st.composite
-def companies(draw: st.DrawFn, window: int | None) -> Company:
-    """Some sequences whose blocks lie anywhere; those before the window are gone."""
+def companies(draw: st.DrawFn, rule: Rule) -> Company:
+    """Some sequences whose blocks lie anywhere; those that no new token sees are gone."""
     lengths = draw(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 90) | st.just(1)), min_size=1, max_size=4))
     counts = [-(-(cached + new) // BLOCK_SIZE) for cached, new in lengths]
     free = draw(st.permutations(range(sum(counts) + 3)) | st.just(list(range(sum(counts) + 3))))
@@ -33,9 +48,8 @@ def companies(draw: st.DrawFn, window: int | None) -> Company:
         table, free = list(free[:count]), free[count:]
         for position in range(cached + new):
             owner[table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE] = (sequence, position)
-        if window is not None:
-            for block in range(max(0, cached - window + 1) // BLOCK_SIZE):
-                table[block] = -1
+        for block in range(rule.oldest(cached) // BLOCK_SIZE):
+            table[block] = -1
         chunks.append(SequenceChunk([0] * new, cached, [table]))
     return Company(chunks, owner)
 
@@ -67,23 +81,22 @@ def what_is_seen(plan: GroupPlan, company: Company) -> dict[int, Counter[tuple[i
     return seen
 
 
-@given(st.data(), st.none() | st.integers(1, 70))
-def test_each_row_sees_what_it_should_once(data: st.DataObject, window: int | None) -> None:
-    company = data.draw(companies(window))
-    plan = plan_group(company.chunks, 0, window, BLOCK_SIZE)
+@given(st.data(), RULES)
+def test_each_row_sees_what_it_should_once(data: st.DataObject, rule: Rule) -> None:
+    company = data.draw(companies(rule))
+    plan = plan_group(company.chunks, 0, rule.window, BLOCK_SIZE, rule.is_chunked)
     row = 0
     seen = what_is_seen(plan, company)
     for sequence, chunk in enumerate(company.chunks):
         for position in range(chunk.num_cached, chunk.num_cached + chunk.num_tokens):
-            oldest = 0 if window is None else max(0, position - window + 1)
-            assert seen[row] == Counter({(sequence, p): 1 for p in range(oldest, position + 1)})
+            assert seen[row] == Counter({(sequence, p): 1 for p in range(rule.oldest(position), position + 1)})
             row += 1
 
 
-@given(st.data(), st.none() | st.integers(1, 70))
-def test_the_first_round_has_every_row_in_order_with_its_own_key(data: st.DataObject, window: int | None) -> None:
-    company = data.draw(companies(window))
-    plan = plan_group(company.chunks, 0, window, BLOCK_SIZE)
+@given(st.data(), RULES)
+def test_the_first_round_has_every_row_in_order_with_its_own_key(data: st.DataObject, rule: Rule) -> None:
+    company = data.draw(companies(rule))
+    plan = plan_group(company.chunks, 0, rule.window, BLOCK_SIZE, rule.is_chunked)
     rows = [span.first_row + i for span in plan.rounds[0] for i in range(span.num_rows)]
     assert rows == list(range(sum(chunk.num_tokens for chunk in company.chunks)))
     first = what_is_seen(GroupPlan(plan.slots, plan.rounds[:1]), company)
@@ -94,10 +107,10 @@ def test_the_first_round_has_every_row_in_order_with_its_own_key(data: st.DataOb
         assert len(later) == len(set(later))
 
 
-@given(st.data(), st.none() | st.integers(1, 70))
-def test_new_tokens_are_kept_in_their_own_slots(data: st.DataObject, window: int | None) -> None:
-    company = data.draw(companies(window))
-    plan = plan_group(company.chunks, 0, window, BLOCK_SIZE)
+@given(st.data(), RULES)
+def test_new_tokens_are_kept_in_their_own_slots(data: st.DataObject, rule: Rule) -> None:
+    company = data.draw(companies(rule))
+    plan = plan_group(company.chunks, 0, rule.window, BLOCK_SIZE, rule.is_chunked)
     expected = [
         (sequence, chunk.num_cached + i)
         for sequence, chunk in enumerate(company.chunks)
@@ -114,6 +127,17 @@ def test_neighbouring_blocks_are_one_run() -> None:
 
 def test_blocks_before_the_window_are_not_looked_at() -> None:
     assert find_runs([-1, -1, 5, 6], BLOCK_SIZE, 9, 15) == [(21, 6)]
+
+
+def test_a_window_is_the_last_tokens_and_a_chunk_begins_at_its_multiples() -> None:
+    assert [oldest_seen(position, 3) for position in range(7)] == [-2, -1, 0, 1, 2, 3, 4]
+    assert [oldest_seen(position, 3, is_chunked=True) for position in range(7)] == [0, 0, 0, 3, 3, 3, 6]
+
+
+def test_a_piece_that_crosses_chunks_is_cut_there_and_reads_what_its_first_chunk_has() -> None:
+    plan = plan_group([SequenceChunk([0] * 7, 7, [[-1, 5, 6, 7]])], 0, 5, BLOCK_SIZE, is_chunked=True)
+    own = [Span(0, 3, 0, 3, True, True), Span(3, 4, 3, 4, True, True)]
+    assert plan.rounds == [own, [Span(0, 3, 21, 2)]]
 
 
 def test_a_decode_in_one_run_is_one_span() -> None:

@@ -29,13 +29,13 @@ class Rig:
     def __init__(self, trunk: Trunk):
         self.trunk, self.store = trunk, ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
         self._cache = KVCache(trunk.facts.kv_groups, [8] * len(trunk.facts.kv_groups), 8)
-        self._states = trunk.new_states(2)
+        self._states = trunk.new_states(4)
 
-    def run(self, *pieces: tuple[int, Sequence[int], int]) -> torch.Tensor:
+    def run(self, *pieces: tuple[int, Sequence[int], int], **snapshots: int) -> torch.Tensor:
         """Slot, tokens and how many came before, of each sequence of a step; ``(sequences, vocabulary)``."""
         tables = [[[4 * slot, 4 * slot + 1]] * len(self._cache.groups) for slot, _, _ in pieces]
         chunks = [
-            SequenceChunk(tokens, num_cached, table, slot=slot)
+            SequenceChunk(tokens, num_cached, table, slot=slot, **snapshots)
             for (slot, tokens, num_cached), table in zip(pieces, tables, strict=True)
         ]
         return self.trunk.forward(chunks, self._cache, self.store, states=self._states).logits
@@ -63,6 +63,17 @@ def test_a_slot_forgets_the_sequence_before(rig: Rig) -> None:
     fresh = rig.run((0, SECOND, 0))
     rig.run((0, FIRST, 0))
     assert torch.equal(rig.run((0, SECOND, 0)), fresh)
+
+
+def test_a_sequence_goes_on_from_a_snapshot_of_another(rig: Rig) -> None:
+    """The other goes on meanwhile, and so does a third in its slot."""
+    expected = rig.run((0, FIRST, 0))
+    rig.run((0, FIRST[:5], 0), snapshot=2)
+    rig.run((0, [33, 44], 5))
+    rig.run((0, FIRST[:5], 0))  # keys and values of the beginning once more
+    rig.run((1, SECOND, 0))
+    assert torch.equal(rig.run((0, FIRST[5:], 5), resumes=2), rig.run((0, FIRST[5:], 5), resumes=2))
+    assert_same(rig.run((0, FIRST[5:], 5), resumes=2), expected)
 
 
 def test_a_step_that_failed_can_be_run_again(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,11 +112,12 @@ def test_decodes_are_one_part_and_pieces_of_prompts_one_each() -> None:
         SequenceChunk([1], 6, [], slot=3),
         SequenceChunk([1, 2], 0, [], slot=0),
         SequenceChunk([1], 0, [], slot=2),
-        SequenceChunk([1], 9, [], slot=1),
+        SequenceChunk([1], 9, [], slot=1, resumes=7),
     ]
     parts = parts_of(chunks, torch.device("cpu"))
     found = [(part.rows.tolist(), part.slots.tolist(), part.num_tokens, part.has_past) for part in parts]
     assert found == [([1, 2], [0], 2, False), ([3], [2], 1, False), ([0, 4], [3, 1], 1, True)]
+    assert parts[2].sources.tolist() == [3, 7]
 
 
 @pytest.mark.parametrize("cuts", [[7], [1, 1, 5], [2, 3, 2], [1] * 7])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from transformers import masking_utils
 
 from expert_store import ExpertStore
 from server.model.kv_cache import KVCache
@@ -54,19 +57,30 @@ def test_tokens_that_mix_outside_of_attention_are_found_without_a_name(
     assert is_stock(logits_in_pieces(trunk, 5), tmp_path)
 
 
-def test_a_mask_by_another_rule_is_left_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose masks are chunked, though its layers say nothing of it."""
+def mixtral_with_masks(monkeypatch: pytest.MonkeyPatch, folder: Path, make: Any) -> Path:
+    """A model whose masks are made by another function, though its layers say nothing of it."""
     config = transformers.MixtralConfig(
         **COMMON, intermediate_size=24, num_local_experts=4, num_experts_per_tok=2, sliding_window=None
     )
-    save_checkpoint(config, tmp_path)
-    chunked = transformers.masking_utils.create_chunked_causal_mask
-    monkeypatch.setattr("transformers.models.mixtral.modeling_mixtral.create_causal_mask", chunked)
-    monkeypatch.setattr(transformers.MixtralConfig, "attention_chunk_size", 4, raising=False)
-    trunk = load_trunk(tmp_path, torch.float32)
-    assert "by a rule other than causality and a sliding window" in str(trunk.facts.solo_reason)
+    monkeypatch.setattr("transformers.models.mixtral.modeling_mixtral.create_causal_mask", make)
+    return save_checkpoint(config, folder)
+
+
+def test_a_mask_by_another_rule_is_left_to_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the first tokens, of an image say, see each other whatever their order."""
+    first_tokens = partial(masking_utils.create_causal_mask, or_mask_function=lambda _b, _h, _q, key: key < 3)
+    folder = mixtral_with_masks(monkeypatch, tmp_path, first_tokens)
+    trunk = load_trunk(folder, torch.float32)
+    assert "by a rule other than causality and a sliding window or chunks" in str(trunk.facts.solo_reason)
     assert isinstance(trunk, SoloTrunk)
-    assert is_stock(logits_in_pieces(trunk, len(PROMPT)), tmp_path)
+    assert is_stock(logits_in_pieces(trunk, 5), tmp_path)
+
+
+def test_chunks_that_are_in_the_mask_alone_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = mixtral_with_masks(monkeypatch, tmp_path, masking_utils.create_chunked_causal_mask)
+    monkeypatch.setattr(transformers.MixtralConfig, "attention_chunk_size", 4, raising=False)
+    trunk = load_trunk(folder, torch.float32)
+    assert [(group.window, group.is_chunked) for group in trunk.facts.kv_groups] == [(4, True)]
 
 
 def test_a_window_that_is_in_the_mask_alone_is_found(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""A model as the trunk runs it: flattened tokens of one step in, logits of some of them out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from .architecture import text_part
+from .cells import Discovery
+from .states import StepStates
+
+
+class Forward:
+    """Calls of one model, of whose classes not all take the same.
+
+    Where the text's part has a head of its own, as Llama 4's has, it is called without the model around it.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self._device = model.device
+        part = text_part(model)
+        self._writer: Any = model if part.get_output_embeddings() is None else part
+        self._rows: torch.Tensor | None = None
+        if "logits_to_keep" not in inspect.signature(self._writer.forward).parameters:
+            self._writer.get_output_embeddings().register_forward_pre_hook(self._choose_rows)
+
+    def __call__(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        cache: StepStates | Discovery | None = None,
+    ) -> torch.Tensor:
+        """Logits of some of the tokens in float32 on the CPU, ``(rows, vocabulary)``.
+
+        Args:
+            cache: what recurrent layers ask for their states; a model without them needs none.
+        """
+        logits, _ = self.run(token_ids, positions, rows, use_cache=False, **({} if cache is None else {"cache": cache}))
+        return logits
+
+    def run(
+        self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int], **options: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """The same logits with other options of the model, and all that it gives."""
+        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+        output = self._writer(
+            input_ids=torch.tensor([token_ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            logits_to_keep=self._rows,
+            **options,
+        )
+        logits: torch.Tensor = output.logits[0]
+        return logits.float().cpu(), output
+
+    def _choose_rows(self, _head: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Give the head no more than it has to, where the model does not."""
+        return arguments[0][:, self._rows], *arguments[1:]
