@@ -165,6 +165,7 @@ FAMILIES = {  # by the model type of its text
                 **LATENT,
                 "qk_rope_head_dim": 0,
                 "index_kpool": 2,
+                **SPARSE,
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
