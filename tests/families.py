@@ -91,6 +91,7 @@ RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
+ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
 
@@ -224,6 +225,21 @@ FAMILIES = {  # by the model type of its text
     "nemotron_h_omni": Family(
         {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
     ),
+    "nllb-moe": Family(
+        {
+            "d_model": 32,
+            "encoder_layers": 4,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 24,
+            "encoder_sparse_step": 2,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 24,
+            "decoder_sparse_step": 2,
+            "moe_eval_capacity_token_fraction": 0.4,  # some of longer prompts are dropped
+        },
+        solo=ENCODER,
+    ),
     "olmoe": Family(),
     "phimoe": Family(),
     "qwen2_moe": Family({"use_sliding_window": True, **WINDOWS}),
@@ -247,6 +263,22 @@ FAMILIES = {  # by the model type of its text
     "sarvam_moe": Family(),
     "solar_open": Family(),
     "step3p7": Family(_text({**WINDOWS, **SPARSE})),
+    "switch_transformers": Family(
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 4,  # stock can not go on where the decoder has another number
+            "num_sparse_encoder_layers": 2,
+            "num_decoder_layers": 4,
+            "num_sparse_decoder_layers": 2,
+            "num_heads": 4,
+            "num_experts": 4,
+            "expert_capacity": 2,  # the others of longer prompts are dropped
+            "decoder_start_token_id": 0,
+        },
+        solo=ENCODER,
+    ),
     "unlimited_ocr": Family(solo=REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }

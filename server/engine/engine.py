@@ -104,12 +104,17 @@ class Engine:
     def max_model_len(self) -> int:
         return self._limits.max_model_len
 
+    @property
+    def reads_whole(self) -> bool:
+        return self._runner.reads_whole
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        text = TextAssembler(self._detokenizer(request.prompt_ids), sampling.stop)
+        before = () if self.reads_whole else request.prompt_ids
+        text = TextAssembler(self._detokenizer(before), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
@@ -136,6 +141,8 @@ class Engine:
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        if self.reads_whole and request.sampling.prompt_logprobs is not None:
+            raise RequestRefusedError("this model's encoder reads prompts, whose tokens have no logprobs", "logprobs")
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -215,7 +222,16 @@ class Engine:
             blocks, last = sequence.blocks, first + item.num_tokens
             snapshot = self._blocks.plan_snapshot(blocks, sequence.token_ids, first, last)
             chunks.append(
-                SequenceChunk(tokens, first, blocks.tables, item.num_logits, sequence.slot, blocks.resumes, snapshot)
+                SequenceChunk(
+                    tokens,
+                    first,
+                    blocks.tables,
+                    item.num_logits,
+                    sequence.slot,
+                    blocks.resumes,
+                    snapshot,
+                    num_prompt=len(sequence.request.prompt_ids),
+                )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)

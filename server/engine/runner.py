@@ -20,6 +20,10 @@ class ModelRunner(Protocol):
     def is_solo(self) -> bool:
         """Whether sequences are computed one after the other, and none can be tried again, so that each is a step."""
 
+    @property
+    def reads_whole(self) -> bool:
+        """Whether prompts are answered by an encoder and a decoder, and have no logits of their own."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """One ragged step; see ``StepOutput``."""
 
@@ -44,6 +48,10 @@ class PagedModelRunner:
     @property
     def is_solo(self) -> bool:
         return self._trunk.facts.is_solo
+
+    @property
+    def reads_whole(self) -> bool:
+        return self._trunk.facts.reads_whole
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher, self._states)

@@ -15,12 +15,18 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
 from .errors import ModelError
 from .seam import IMPLEMENTATION
 
-MAPPINGS = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+MAPPINGS = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
 WRITERS = {"qwen3_omni_moe": "thinker_config"}  # where a checkpoint holds several models, the one that writes text
 
 
@@ -61,7 +67,7 @@ def settle_implementations(config: PreTrainedConfig, attention: str | None = IMP
 
 def text_part(model: PreTrainedModel) -> Any:
     """The part of a model with its layers of experts: everything but its head, and the towers of other media."""
-    return model.get_decoder()
+    return model if model.config.is_encoder_decoder else model.get_decoder()
 
 
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

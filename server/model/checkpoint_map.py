@@ -255,7 +255,7 @@ def _recipe(
     names = ", ".join(source.name for source in sources)
     try:
         result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some of the patterns may be those of other formats
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some patterns are of other formats
         wanted = ", ".join(converter.source_patterns)
         raise CheckpointError(f"{target} is made of {wanted} of each expert, and has only {names}") from error
     if tuple(result.shape) != shape:

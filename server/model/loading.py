@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
@@ -97,6 +97,8 @@ def _load(
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         raise incomplete(folder.name, sorted(info.missing_keys))
+    if (config_folder(folder) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(config_folder(folder))
     model.to(device).eval()
     return model, places.catalog, {module: numbers[name] for name, module in modules.items()}
 

@@ -16,6 +16,7 @@ from transformers.core_model_loading import build_glob_alternation
 from .architecture import text_part
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
+from .encdec import stock_model
 from .errors import ModelError, NotBatchableError
 from .forward import Forward
 from .kv_cache import KVGroup
@@ -26,7 +27,7 @@ from .probe import Probe
 from .rope import longest_of_one_rope
 from .seam import IMPLEMENTATION, running
 from .states import StateShapes
-from .stock import StockFacts, StockModel, look_at_stock, sample_sequence
+from .stock import StockFacts
 from .support import check_layers
 
 NUM_TOKENS = 2
@@ -83,15 +84,14 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
     numbers = layer_numbers(list(modules))
     hollow = _hollow(build_model(config, dtype, attention))
     seen: Probe | StockFacts
+    longest = longest_of_one_rope(text)
     if solo_reason is None:
-        longest = longest_of_one_rope(text)
         seen, states = _look(hollow, min(NUM_TOKENS, longest))
         if not seen.kv_groups:
             raise NotBatchableError(f"{name} does not use transformers' attention interface")
     else:
-        longest = int(text.max_position_embeddings)
         with _ZeroProducts():
-            seen = look_at_stock(StockModel(hollow), name, *sample_sequence(int(text.vocab_size), longest))
+            seen = stock_model(hollow).look(int(text.vocab_size), longest)
         states = seen.states
     if not seen.routed:
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+RELATIVE_LENGTH = 2048  # tokens, where positions are told by distance alone and have no end
+
 
 def longest_of_one_rope(config: PreTrainedConfig) -> int:
     """Tokens of the longest sequence whose rotary frequencies are those of every shorter one.
@@ -15,4 +17,5 @@ def longest_of_one_rope(config: PreTrainedConfig) -> int:
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]  # or by type of layer
     lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
-    return int(min([config.max_position_embeddings, *lengths]))
+    longest = getattr(config, "max_position_embeddings", None) or RELATIVE_LENGTH
+    return int(min([longest, *lengths]))

@@ -17,14 +17,16 @@ from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 
+from .encdec import stock_model
 from .experts import StepExperts
 from .gates import find_next_gates
 from .kv_cache import KVCache
 from .linear import speed_up_linears
+from .rope import longest_of_one_rope
 from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
-from .stock import StockModel, cut_singly, goes_on_singly, look_at_stock, sample_sequence
+from .stock import StockModel, cut
 from .stock_cache import Past, StockCaches
 from .trunk import TrunkFacts
 
@@ -53,23 +55,22 @@ class SoloTrunk:
         self._pool = pool or ComputePool(1)
         self._is_deterministic = is_deterministic
         self._model, self._layers = model, layers
-        self._stock = StockModel(model)
+        self._stock = stock_model(model)
         self.config = model.config.get_text_config()
         self.device = model.device
         if not is_deterministic:  # what threads share out may be added in another order
             speed_up_linears(model, self._pool)
-        name = type(model).__name__
-        sample = sample_sequence(int(self.config.vocab_size), self.max_model_len)
-        seen = look_at_stock(self._stock, name, *sample)
-        self._steps_singly = goes_on_singly(self._stock, name, *sample)
+        sizes = int(self.config.vocab_size), self.max_model_len
+        seen = self._stock.look(*sizes)
+        self._steps_singly = isinstance(self._stock, StockModel) and self._stock.goes_on_singly(*sizes)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
-        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, reason)
+        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, reason, self._stock.reads_whole)
         self.gates = find_next_gates(model, layers, seen.routed)
 
     @property
     def max_model_len(self) -> int:
         """Tokens of the longest sequence."""
-        return int(self.config.max_position_embeddings)
+        return longest_of_one_rope(self.config)
 
     @property
     def nbytes(self) -> int:
@@ -108,12 +109,16 @@ class SoloTrunk:
         outputs = []
         for chunk in chunks:
             past = caches.take(chunk)
-            is_single = self._is_deterministic or (self._steps_singly and chunk.num_cached > 0)
-            pieces = cut_singly(chunk) if is_single else [chunk]
             phase: Phase = "decode" if chunk.num_tokens == 1 else "prefill"
-            outputs += [self._run(piece, past, store, phase, prefetcher) for piece in pieces]
+            outputs += [self._run(piece, past, store, phase, prefetcher) for piece in self._pieces(chunk)]
             caches.give_back(chunk, past)
         return _join(outputs)
+
+    def _pieces(self, chunk: SequenceChunk) -> list[SequenceChunk]:
+        if self._is_deterministic or (self._steps_singly and chunk.num_cached > 0):
+            return cut(chunk, range(1, chunk.num_tokens))
+        end = chunk.num_prompt - chunk.num_cached  # of the prompt, if what follows is there already
+        return cut(chunk, [end] if 0 < end < chunk.num_tokens else [])
 
     def _run(
         self, chunk: SequenceChunk, past: Past, store: ExpertStore, phase: Phase, prefetcher: Prefetcher | None
@@ -144,5 +149,9 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
         cost.num_lookups += output.experts.num_lookups
         cost.num_misses += output.experts.num_misses
         cost.stall_seconds += output.experts.stall_seconds
-    routing = {layer: np.concatenate([output.routing[layer] for output in outputs]) for layer in outputs[0].routing}
+    layers = dict.fromkeys(layer for output in outputs for layer in output.routing)
+    routing = {
+        layer: np.concatenate([output.routing[layer] for output in outputs if layer in output.routing])
+        for layer in layers
+    }
     return StepOutput(torch.cat([output.logits for output in outputs]), routing, cost)

@@ -21,6 +21,7 @@ class SequenceChunk:
     slot: int = 0  # the sequence's own among all that run, for what is kept of it besides blocks
     resumes: int | None = None  # another slot that has this for the tokens before, if not its own
     snapshot: int | None = None  # another slot that gets it for the tokens so far, too
+    num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
 
     @property
     def num_tokens(self) -> int:

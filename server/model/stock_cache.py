@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import EncoderDecoderCache
 
 from .kv_cache import KVGroup
 from .states import StateCache, StateKey, StateShape, StateShapes
@@ -23,6 +24,8 @@ class Past:
 
     cache: Any = None  # of the class that the model takes; it makes one at the beginning of a sequence
     num_tokens: int = 0
+    prompt: list[int] = field(default_factory=list)  # as far as it has come, of a model that reads it as a whole
+    encoded: Any = None  # what its encoder made of the prompt
 
 
 class StockCaches(StateCache):
@@ -72,10 +75,12 @@ class LayerBytes:
 
 def measure(past: Past) -> dict[int, LayerBytes]:
     """The bytes of a past, by layer; those that are no layer's come after the last."""
-    layers = list(past.cache.layers)
-    rest = _nbytes([value for name, value in vars(past.cache).items() if name != "layers"])
-    measured = [*map(_measure_layer, layers), LayerBytes(None, 0, rest)]
-    return dict(enumerate(measured))
+    is_pair = isinstance(past.cache, EncoderDecoderCache)
+    caches = [past.cache.self_attention_cache, past.cache.cross_attention_cache] if is_pair else [past.cache]
+    layers = [layer for cache in caches for layer in cache.layers]
+    rest = _nbytes([value for cache in caches for name, value in vars(cache).items() if name != "layers"])
+    encoded = _nbytes(list((past.encoded or {}).values()))
+    return dict(enumerate([*map(_measure_layer, layers), LayerBytes(None, 0, rest + encoded)]))
 
 
 def footprint(

@@ -37,6 +37,7 @@ PARTS = {  # modules that tell of such layers
     "rel_logits_proj": "attention with relative position biases",
     "relative_position_bias": "attention with relative position biases",
 }
+ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 CROWD = 5  # times some tokens are a company of another size
 ROUNDING = 1e-3  # of the range of an output
 
@@ -47,6 +48,8 @@ def check_layers(model: PreTrainedModel) -> None:
     Raises:
         NotBatchableError: some layers are of a kind that can't run many sequences in one step.
     """
+    if model.config.is_encoder_decoder:
+        raise NotBatchableError(f"{type(model).__name__} has {ENCODER}")
     config = model.config.get_text_config()
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
         if kind not in BATCHED:

@@ -47,6 +47,7 @@ class TrunkFacts:
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
     solo_reason: str | None = None  # why sequences are computed one after the other, if they are
+    reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
 
     @property
     def is_solo(self) -> bool:

@@ -47,7 +47,7 @@ class FakeModel:
         self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
-        self.is_solo = False
+        self.is_solo = self.reads_whole = False
         self.released: list[int] = []  # slots
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
