@@ -82,7 +82,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)
     facts = trunk.facts
-    plan = plan_kv_cache(settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes)
+    plan = plan_kv_cache(
+        settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes, facts.shares_prefixes
+    )
     host_bytes, device_bytes = plan_experts(settings, trunk.catalog, facts.top_k, free, plan.nbytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
@@ -99,7 +101,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
     codec = Codec(tokenizer)
-    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if facts.states and facts.shares_prefixes else None
+    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
         BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots),

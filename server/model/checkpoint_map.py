@@ -257,7 +257,7 @@ def _recipe(
         result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
     except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some patterns are of other formats
         wanted = ", ".join(converter.source_patterns)
-        raise CheckpointError(f"{target} is made of {wanted} of each expert, and has only {names}") from error
+        raise CheckpointError(f"{target} needs {wanted} of each expert and has only {names}") from error
     if tuple(result.shape) != shape:
         raise CheckpointError(f"{names} makes {list(result.shape)} for {target}, which takes {list(shape)}")
     return ParameterRecipe(sources, assemble), result.dtype
