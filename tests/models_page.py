@@ -32,8 +32,9 @@ any text model of transformers (`internvl`, `mistral3`) is checked with one of s
 
 ### Many sequences in a step: {batched}
 
-Attention is what a first pass over the model shows. The tensors are those that one expert is read from, after the
-name of its layer; `*` is the expert's number, and where there is none, one tensor holds all experts of the layer.
+Attention is what a first pass over the model shows; in chunks, a token sees what is in its own chunk. The
+tensors are those that one expert is read from, after the name of its layer; `*` is the expert's number, and where there
+is none, one tensor holds all experts of the layer.
 
 Rotary scalings are compared with stock too (`tests/server/model/test_rope.py`). A model with "longrope" serves
 sequences of up to its `original_max_position_embeddings`: past them transformers takes other frequencies for all tokens

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -23,6 +25,7 @@ from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, NotBatchableError, incomplete
 from .packing import map_pack
+from .rope import take_base_of_a_part
 from .seam import IMPLEMENTATION
 from .solo import SoloTrunk
 from .support import check_layers
@@ -115,6 +118,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         config = writer_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
         text = config.get_text_config()
+        take_base_of_a_part(config, json.loads((folder / "config.json").read_text("utf-8")))
+    except StrictDataclassError as error:  # its lines say which field, and what it should be
+        raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error

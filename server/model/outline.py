@@ -161,4 +161,7 @@ def _trunk_bytes(model: Any, dtype: torch.dtype) -> tuple[int, int]:
     read |= {id(parameter) for parameter in (head.parameters() if head is not None else ())}
     tensors = [*model.named_parameters(), *model.named_buffers()]
     resident = {id(tensor): nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed}
-    return sum(resident.values()), sum(size for tensor, size in resident.items() if tensor in read)
+    chosen = [module for module in part.modules() if hasattr(module, "share_read")]  # experts that stay in the trunk
+    shares = {id(tensor): module.share_read for module in chosen for tensor in module.parameters()}
+    active = sum(round(size * shares.get(tensor, 1)) for tensor, size in resident.items() if tensor in read)
+    return sum(resident.values()), active

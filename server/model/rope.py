@@ -1,6 +1,9 @@
-"""How long a sequence may be before its length changes how positions are told apart."""
+"""How positions are told apart: by which frequencies, and up to what length by the same ones."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -19,3 +22,20 @@ def longest_of_one_rope(config: PreTrainedConfig) -> int:
     lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
     longest = getattr(config, "max_position_embeddings", None) or RELATIVE_LENGTH
     return int(min([longest, *lengths]))
+
+
+def take_base_of_a_part(config: PreTrainedConfig, written: Mapping[str, Any]) -> None:
+    """Let rotary frequencies have the base that a config.json has in a part, as published DBRX has in ``attn_config``.
+
+    transformers looks for it at the top alone (``RotaryEmbeddingConfigMixin``), and else takes its default.
+
+    Args:
+        config: what transformers made of it.
+        written: what is in the file.
+    """
+    if not getattr(config, "rope_parameters", None) or any(name.startswith("rope_") for name in written):
+        return
+    for name, part in config.sub_configs.items():
+        base = (written.get(name) or {}).get("rope_theta")
+        if base is not None and not hasattr(part, "rope_parameters"):  # else it has rotary embeddings of its own
+            config.rope_parameters["rope_theta"] = float(base)

@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from expert_store import CheckpointError, ExpertCatalog, ExpertLayout, LayerEntry, ParameterRecipe, ParameterSpec
+from expert_store import (
+    CheckpointError,
+    ExpertCatalog,
+    ExpertLayout,
+    LayerEntry,
+    ParameterRecipe,
+    ParameterSpec,
+    read_index,
+    read_tensor,
+)
 from tests.expert_store.files import make_catalog
 
 
@@ -55,3 +65,13 @@ def test_tensors_of_a_slot_are_aligned_and_apart() -> None:
     )
     assert layout.offsets == {"a": 0, "b": 64, "c": 256}
     assert layout.slot_bytes == 4096  # whole pages
+
+
+@pytest.mark.parametrize("rows", [4, 12])
+def test_the_parts_of_a_tensor_are_its_rows_one_after_the_other(rows: int, tmp_path: Path) -> None:
+    whole = torch.arange(rows * 3, dtype=torch.int16).view(rows, 3)
+    save_file({"before": torch.zeros(5), "whole": whole}, tmp_path / "a.safetensors")
+    source = read_index([tmp_path / "a.safetensors"])["whole"]
+    parts = [read_tensor(source.leading_part(index, 4)) for index in range(4)]
+    assert {part.shape for part in parts} == {(rows // 4, 3)}
+    assert torch.equal(torch.cat(parts), whole)

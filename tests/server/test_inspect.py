@@ -77,6 +77,16 @@ def test_of_tied_embeddings_there_is_one_table_and_every_token_reads_it() -> Non
     assert untied.active_trunk_bytes == tied.active_trunk_bytes == tied.trunk_bytes
 
 
+def test_of_experts_that_stay_in_the_trunk_a_token_reads_those_it_chooses() -> None:
+    config = make_config("jetmoe")
+    shape = outline(config, torch.float32)
+    experts = (
+        3 * 2 * config.num_local_experts * config.hidden_size * config.num_key_value_heads * config.kv_channels * 4
+    )
+    assert config.num_experts_per_tok == 2
+    assert shape.trunk_bytes - shape.active_trunk_bytes == experts * 6 // 8
+
+
 def test_a_model_of_hundreds_of_gigabytes_is_outlined_without_its_weights() -> None:
     shape = outline(transformers.DeepseekV3Config(), torch.bfloat16)
     assert shape.trunk_bytes > 30e9

@@ -1,4 +1,4 @@
-"""JetMoe's experts, which their router sorts the tokens for."""
+"""JetMoe's experts, which their router sorts the tokens for, and its attention, which has experts too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.core_model_loading import WeightRenaming, WeightTransform
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.jetmoe.modeling_jetmoe import apply_rotary_pos_emb
 
 from .base import AdoptedExperts
 
@@ -26,7 +28,7 @@ class PairedExperts(AdoptedExperts):
 
 
 class PairedMoe(nn.Module):
-    """Mirrors ``JetMoeMoE``. The experts of JetMoe's attention stay in the trunk."""
+    """Mirrors ``JetMoeMoE``."""
 
     def __init__(self, original: Any):
         super().__init__()
@@ -40,3 +42,35 @@ class PairedMoe(nn.Module):
         logits, index = self.router.layer(rows).float().topk(self.router.top_k, dim=1)  # (tokens, k)
         output: torch.Tensor = self.experts(rows, index, logits.softmax(1).type_as(rows))
         return output.view(hidden_states.shape) + self.bias
+
+
+class SharedKeysAttention(nn.Module):
+    """Mirrors ``JetMoeAttention``, whose experts make queries and outputs; they stay in the trunk.
+
+    All chosen experts' queries look at the same keys, of which the original makes a copy for each expert. Here each key
+    head comes once, with its queries of all experts next to each other, so that the KV cache has no copies.
+    """
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.config, self.layer_idx, self.scaling = original.config, original.layer_idx, original.scaling
+        self.experts, self.kv_proj, self.head_dim = original.experts, original.kv_proj, int(original.head_dim)
+        for linear in (self.experts.input_linear, self.experts.output_linear):
+            linear.share_read = self.experts.top_k / linear.num_experts  # of its weights, by one token
+
+    def forward(
+        self, hidden_states: torch.Tensor, *, position_embeddings: tuple[torch.Tensor, torch.Tensor], **kwargs: Any
+    ) -> tuple[torch.Tensor, None, torch.Tensor]:
+        """``(batch, tokens, hidden)`` to the same shape; no weights; the router's logits."""
+        batch, tokens, _ = hidden_states.shape
+        query, logits, chosen = self.experts.map(hidden_states)  # (batch, tokens, k, kv_heads * dim)
+        key, value = (
+            part.view(batch, tokens, -1, self.head_dim).transpose(1, 2)  # (batch, kv_heads, tokens, dim)
+            for part in self.kv_proj(hidden_states).chunk(2, dim=-1)
+        )
+        query = query.unflatten(-1, (-1, self.head_dim)).permute(0, 3, 2, 1, 4).flatten(1, 2)  # (batch, heads, ...)
+        query, key = apply_rotary_pos_emb(query, key, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]  # noqa: SLF001
+        output, _ = attend(self, query, key, value, scaling=self.scaling, **kwargs)  # (batch, tokens, heads, dim)
+        output = output.unflatten(2, (key.shape[1], -1)).transpose(2, 3).flatten(3)  # (batch, tokens, k, ...)
+        return self.experts.reduce(output, chosen), None, logits

@@ -13,13 +13,14 @@ from server.model.errors import ModelError
 from .base import AdoptedExperts
 from .dbrx import FlatExperts
 from .encdec import NllbExperts, SwitchExperts
-from .jetmoe import PairedMoe
+from .jetmoe import PairedMoe, SharedKeysAttention
 from .llama4 import InputScaledMoe
 from .longcat import IdentityExperts
 from .step import ClampedExperts
 
 ADOPTED: dict[str, Callable[[Any], nn.Module]] = {  # by the original's class
     "DbrxExperts": FlatExperts,
+    "JetMoeAttention": SharedKeysAttention,
     "JetMoeMoE": PairedMoe,
     "Llama4TextMoe": InputScaledMoe,
     "LongcatFlashExperts": IdentityExperts,
@@ -34,7 +35,7 @@ REFUSED = {
 
 
 def adopt_experts(model: nn.Module) -> None:
-    """Put modules of ours in the places of experts that would not come to the seam.
+    """Put modules of ours in the places of those that would not come to the seam, or not as they should.
 
     Raises:
         ModelError: the model has experts that can't be served.

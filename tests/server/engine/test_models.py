@@ -26,8 +26,7 @@ from server.model import attention, experts, linear
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.trunk import Trunk
-from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint
-from tests.families import make_config
+from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
 NUM_TOKENS = 24
@@ -42,13 +41,6 @@ class Written:
 
     token_ids: list[int]
     logprobs: list[float]
-
-
-def make(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A tiny checkpoint of that name."""
-    return (
-        make_checkpoint(name, folder, dtype) if name in CONFIGS else save_checkpoint(make_config(name), folder, dtype)
-    )
 
 
 def decode(token_ids: list[int]) -> str:
@@ -122,7 +114,7 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 @pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT, *SOLO, "llama4_text"])
 def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
     """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
-    folder = make(name, tmp_path)
+    folder = make_checkpoint(name, tmp_path)
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = some_prompts(1)
     expected = []
@@ -149,7 +141,7 @@ def test_deterministic_requests_write_the_same_in_any_company_and_cache(
     name: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
 ) -> None:
     """Tokens and logprobs to the last bit: alone, together, in other orders, with small caches and with large ones."""
-    trunk = load_trunk(make(name, tmp_path, dtype), dtype, is_deterministic=True, pool=pool)
+    trunk = load_trunk(make_checkpoint(name, tmp_path, dtype), dtype, is_deterministic=True, pool=pool)
     prompts = [some_prompts(2)[place] for place in (0, 1, 2, 6)]
     sampling = SamplingParams(NUM_TOKENS // 3, temperature=1.0, seed=7, logprobs=0)
     found: list[list[Written]] = []

@@ -98,6 +98,15 @@ def test_dbrx_with_weights_of_each_norm(normalisation: float | None, tmp_path: P
     assert_close(run(load_trunk(tmp_path, torch.float32)).logits, stock_logits(tmp_path))
 
 
+def test_keys_that_several_experts_queries_look_at_are_kept_once(tmp_path: Path) -> None:
+    config = make_config("jetmoe")
+    config.num_experts_per_tok = 3
+    config.num_attention_heads = 3 * config.num_key_value_heads
+    trunk = load_trunk(save_checkpoint(config, tmp_path), torch.float32)
+    assert {shape.kv_heads for shape in trunk.facts.kv_groups[0].shapes.values()} == {config.num_key_value_heads}
+    assert_close(run(trunk).logits, stock_logits(tmp_path))
+
+
 def test_experts_whose_gate_is_bounded_give_what_stock_gives() -> None:
     config = transformers.Step3p7TextConfig(hidden_size=16, moe_intermediate_size=12, n_routed_experts=4)
     original = Step3p7Experts(config, swiglu_limit=0.4)

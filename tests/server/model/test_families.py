@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from expert_store import ExpertStore
 from server.model.architecture import MAPPINGS
@@ -75,13 +77,21 @@ def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_pat
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(whole, pieces, strict=True))
 
 
+def speaks_of_experts(config: Any) -> bool:
+    """Whether a class of configs has fields for experts, or that of a part of it, by default."""
+    parts = {
+        CONFIG_MAPPING[config.sub_configs_defaults[name].model_type] if part is AutoConfig else part
+        for name, part in config.sub_configs.items()
+    }
+    return any("expert" in attribute.name for attribute in fields(config)) or any(map(speaks_of_experts, parts))
+
+
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_family_of_transformers_is_in_the_table(mapping: Any) -> None:
-    """Those that take any text model are there with one of them, if by default it has experts. Drafters write none."""
+    """Whether its experts go through transformers' interface or not. Drafters write no text of their own."""
     for config in mapping:
         if config.model_type.endswith("_assistant"):
             continue
         source = Path(inspect.getfile(mapping[config])).read_text("utf-8")
-        text = config.sub_configs_defaults.get("text_config") if config.sub_configs else None
-        if "use_experts_implementation" in source or (text is not None and text.model_type in FAMILIES):
+        if "use_experts_implementation" in source or speaks_of_experts(config):
             assert config.model_type in FAMILIES, f"{config.model_type} is missing"

@@ -89,6 +89,7 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
     ("changes", "message"),
     [
         ({"model_type": "nonesuch"}, r"config\.json of tiny can't be used"),
+        ({"hidden_size": "32"}, r"config\.json of tiny can't be used: .* 'hidden_size' expected int, got str"),
         ({"model_type": "clip"}, "transformers has no clip that writes text"),
         ({"quantization_config": {"quant_method": "fp8"}}, r"tiny is quantised \(fp8\)"),
     ],

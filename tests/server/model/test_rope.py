@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,28 @@ def test_the_longest_sequence_and_a_short_one_beside_it_give_the_stock_logits(ki
     store.close()
     for logits, stock_logits in zip(found.split([len(prompt) for prompt in prompts]), expected, strict=True):
         assert float((logits - stock_logits).abs().max()) < 1e-4 * float(stock_logits.max() - stock_logits.min())
+
+
+@pytest.mark.parametrize("is_at_the_top", [False, True])
+def test_a_base_that_is_in_a_part_of_the_config_alone_is_taken(is_at_the_top: bool, tmp_path: Path) -> None:
+    """As published DBRX has it. A config that transformers has written has one at the top."""
+    config = make_config("dbrx")
+    config.attn_config.rope_theta = 500.0
+    save_checkpoint(config, tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text("utf-8"))
+    assert written["rope_parameters"]["rope_theta"] == 10000.0
+    if not is_at_the_top:
+        del written["rope_parameters"]
+        path.write_text(json.dumps(written))
+    config.rope_parameters["rope_theta"] = 10000.0 if is_at_the_top else 500.0
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, config=config, dtype=torch.float32)
+    trunk = load_trunk(tmp_path, torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    tokens = list(range(3, 3 + BLOCK_SIZE))
+    cache = KVCache(trunk.facts.kv_groups, [1], BLOCK_SIZE)
+    found = trunk.forward([SequenceChunk(tokens, 0, [[0]], len(tokens))], cache, store).logits
+    store.close()
+    with torch.inference_mode():
+        expected = stock(torch.tensor([tokens]), use_cache=False).logits[0]
+    assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
