@@ -56,7 +56,7 @@ class TrunkFacts:
     @property
     def shares_prefixes(self) -> bool:
         """Whether a sequence can go on from blocks that another wrote."""
-        return not self.states and not self.is_solo
+        return not self.is_solo
 
     @property
     def state_bytes(self) -> int:
