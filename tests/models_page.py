@@ -56,11 +56,11 @@ mix by a layer that nobody knows.
 
 Encoder-decoder models answer a prompt, which is their encoder's input, on the completions and the chat route alike.
 Their decoder begins with `decoder_start_token_id` and, if the checkpoint's `generation_config.json` names one,
-`forced_bos_token_id` (of NLLB, the language to translate into); neither is written out or counted. Prompt tokens are the
-encoder's; prompt and answer together are at most as long as the model's positions. `echo` and logprobs of the prompt are
-refused. Switch Transformers lets an expert take `expert_capacity` tokens of a sequence and NLLB-MoE a fraction of them;
-the others pass by the experts, as the models are defined. transformers 5.24 runs only the first two experts of NLLB-MoE;
-here all run, and are compared with a plain sum over them.
+`forced_bos_token_id` (of NLLB, the language to translate into); neither is written out or counted. Prompt tokens are
+the encoder's; prompt and answer together are at most as long as the model's positions. `echo` and logprobs of the
+prompt are refused. Switch Transformers lets an expert take `expert_capacity` tokens of a sequence and NLLB-MoE a
+fraction of them; the others pass by the experts, as the models are defined. transformers 5.24 runs only the first two
+experts of NLLB-MoE; here all run, and are compared with a plain sum over them.
 
 | model type | class | has | tensors of an expert |
 | --- | --- | --- | --- |

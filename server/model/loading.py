@@ -100,10 +100,20 @@ def _load(
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         raise incomplete(folder.name, sorted(info.missing_keys))
-    if (config_folder(folder) / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(config_folder(folder))
+    if config.is_encoder_decoder:
+        model.generation_config = _generation_config(config, config_folder(folder))
     model.to(device).eval()
     return model, places.catalog, {module: numbers[name] for name, module in modules.items()}
+
+
+def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConfig:
+    """What says which tokens a decoder begins with."""
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"generation_config.json of {folder.name} can't be used: {error}") from error
 
 
 def read_config(folder: Path) -> PreTrainedConfig:

@@ -60,9 +60,6 @@ class StockCaches(StateCache):
     def release(self, slot: int) -> None:
         self._kept.pop(slot, None)
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
 
 @dataclass(frozen=True)
 class LayerBytes:

@@ -110,3 +110,17 @@ def test_a_decoder_without_a_first_token_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "decoder_start_token_id": None, "pad_token_id": None}))
     with pytest.raises(ModelError, match=r"generation_config\.json names no decoder_start_token_id"):
         load_trunk(folder, torch.float32)
+
+
+def test_a_generation_config_that_is_none_is_refused(tmp_path: Path) -> None:
+    folder = checkpoint("nllb-moe", tmp_path)
+    (folder / "generation_config.json").write_text("[1, 2")
+    with pytest.raises(ModelError, match=r"generation_config\.json of .* can't be used"):
+        load_trunk(folder, torch.float32)
+
+
+def test_a_checkpoint_without_a_generation_config_begins_as_its_config_says(tmp_path: Path) -> None:
+    folder = checkpoint("switch_transformers", tmp_path)
+    expected = Rig(folder).answer()
+    (folder / "generation_config.json").unlink()
+    assert Rig(folder).answer()[0] == expected[0]
