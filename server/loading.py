@@ -76,7 +76,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     pool = ComputePool(num_threads if device.type == "cpu" else 1)
-    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool)
+    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len)
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)

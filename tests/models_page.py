@@ -38,7 +38,8 @@ is none, one tensor holds all experts of the layer.
 
 Rotary scalings are compared with stock too (`tests/server/model/test_rope.py`). A model with "longrope" serves
 sequences of up to its `original_max_position_embeddings`: past them transformers takes other frequencies for all tokens
-of a step, those of shorter sequences too.
+of a step, those of shorter sequences too. With a longer `--max-model-len`, sequences of any length take the
+frequencies of long ones, as in vLLM: long ones give stock's logits, and shorter ones those of a long text's beginning.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |

@@ -122,7 +122,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:
     config = read_config(folder)
-    shape = outline(config, compute_dtype(settings.dtype, config, device))
+    shape = outline(config, compute_dtype(settings.dtype, config, device), settings.max_model_len)
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
     if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):

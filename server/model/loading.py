@@ -43,6 +43,7 @@ def load_trunk(
     device: torch.device = CPU,
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
+    max_model_len: int | None = None,
 ) -> Trunk | SoloTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
@@ -52,17 +53,18 @@ def load_trunk(
         folder: of a hub checkpoint, or packed.
         is_deterministic: whether steps run with batch-invariant arithmetic.
         pool: threads that steps are computed by; none is the caller's alone.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
     try:
-        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool)
+        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
     log.info("requests are computed one after the other, by transformers' attention and cache: %s", reason)
-    return SoloTrunk(*_load(folder, dtype, device, None), reason, is_deterministic, pool)
+    return SoloTrunk(*_load(folder, dtype, device, None), reason, is_deterministic, pool, max_model_len)
 
 
 def _load(

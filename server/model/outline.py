@@ -24,7 +24,7 @@ from .loading import build_model
 from .masks import with_masks
 from .mla import replace_projections
 from .probe import Probe
-from .rope import longest_of_one_rope
+from .rope import longest_served
 from .seam import IMPLEMENTATION, running
 from .states import StateShapes
 from .stock import StockFacts
@@ -50,7 +50,7 @@ class Outline:
     solo_reason: str | None  # why requests are computed one after the other, if they are
 
 
-def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
+def outline(config: PreTrainedConfig, dtype: torch.dtype, max_model_len: int | None = None) -> Outline:
     """The shapes of a model.
 
     Weights are never made: each is one zero that stands for all, and linear layers give zeros of the right shape.
@@ -59,17 +59,20 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
 
     Args:
         dtype: of compute.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
 
     Raises:
         ModelError: the architecture can't be served.
     """
     try:
-        return _outline(config, dtype, None)
+        return _outline(config, dtype, max_model_len, None)
     except NotBatchableError as error:
-        return _outline(config, dtype, str(error))
+        return _outline(config, dtype, max_model_len, str(error))
 
 
-def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | None) -> Outline:
+def _outline(
+    config: PreTrainedConfig, dtype: torch.dtype, max_model_len: int | None, solo_reason: str | None
+) -> Outline:
     attention = IMPLEMENTATION if solo_reason is None else None
     model = build_model(config, dtype, attention)
     name = type(model).__name__
@@ -84,7 +87,7 @@ def _outline(config: PreTrainedConfig, dtype: torch.dtype, solo_reason: str | No
     numbers = layer_numbers(list(modules))
     hollow = _hollow(build_model(config, dtype, attention))
     seen: Probe | StockFacts
-    longest = longest_of_one_rope(text)
+    longest = longest_served(text, max_model_len)
     if solo_reason is None:
         seen, states = _look(hollow, min(NUM_TOKENS, longest))
         if not seen.kv_groups:

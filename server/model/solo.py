@@ -22,7 +22,7 @@ from .experts import StepExperts
 from .gates import find_next_gates
 from .kv_cache import KVCache
 from .linear import speed_up_linears
-from .rope import longest_of_one_rope
+from .rope import settle_length
 from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
@@ -40,6 +40,7 @@ class SoloTrunk:
         reason: why it can't run many sequences in one step.
         is_deterministic: run prompts token by token, so that no bit depends on how they were cut.
         pool: threads that compute side by side; none is the caller's alone.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SoloTrunk:
         reason: str,
         is_deterministic: bool = False,
         pool: ComputePool | None = None,
+        max_model_len: int | None = None,
     ):
         self.catalog = catalog
         self._pool = pool or ComputePool(1)
@@ -57,6 +59,7 @@ class SoloTrunk:
         self._model, self._layers = model, layers
         self._stock = stock_model(model)
         self.config = model.config.get_text_config()
+        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
         self.device = model.device
         if not is_deterministic:  # what threads share out may be added in another order
             speed_up_linears(model, self._pool)
@@ -66,11 +69,6 @@ class SoloTrunk:
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
         self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, reason, self._stock.reads_whole)
         self.gates = find_next_gates(model, layers, seen.routed)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return longest_of_one_rope(self.config)
 
     @property
     def nbytes(self) -> int:

@@ -30,7 +30,7 @@ from .linear import speed_up_linears
 from .masks import with_masks
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
-from .rope import longest_of_one_rope
+from .rope import settle_length
 from .seam import running
 from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
@@ -77,6 +77,7 @@ class Trunk:
         is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
             sequence's logits.
         pool: threads that compute side by side; none is the caller's alone.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Trunk:
         layers: Mapping[ExpertsModule, int],
         is_deterministic: bool = False,
         pool: ComputePool | None = None,
+        max_model_len: int | None = None,
     ):
         self.catalog = catalog
         self._pool = pool or ComputePool(1)
@@ -93,6 +95,7 @@ class Trunk:
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
+        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
         self.device = model.device
         self._logits = Forward(model)
         replace_projections(model)
@@ -105,11 +108,6 @@ class Trunk:
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence that can be served beside others."""
-        return longest_of_one_rope(self.config)
 
     @property
     def nbytes(self) -> int:
