@@ -147,4 +147,4 @@ def _tensors(catalog: ExpertCatalog) -> str:
     recipe = catalog.layers[max(catalog.layers)].experts[0]
     names = {source.name for part in recipe.values() for source in part.sources}
     within = [re.sub(r"^.*?\.\d+\.", "", name) for name in sorted(names)]
-    return ", ".join(f"`{re.sub(r'[.](expert_)?[0-9]+[.]', r'.\1*.', name)}`" for name in within)
+    return ", ".join("`" + re.sub(r"[.](expert_)?[0-9]+[.]", r".\1*.", name) + "`" for name in within)
