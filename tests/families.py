@@ -48,6 +48,10 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
     "linear_num_value_heads": 4,
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 8,
+    "linear_num_heads": 2,
+    "linear_head_dim": 8,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 8,
     "unpadded_vocab_size": 120,
     "index_n_heads": 24,  # a key that none of them looks at scores zero, and which of these are chosen is chance
     "index_head_dim": 16,

@@ -20,13 +20,14 @@ from .step import SequenceChunk
 ROUNDING = 1e-2  # of the range of an output, in bfloat16 too
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """What a module was given."""
+    """What a module was given, and what it gave."""
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    output: Any = None
 
 
 class Discovery(CellCache):
@@ -48,8 +49,8 @@ class Discovery(CellCache):
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._running.append(Call(module, args, kwargs))
 
-        def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-            self._running.pop()
+        def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._running.pop().output = output
 
         handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in model.modules()]
         handles += [module.register_forward_hook(leave) for module in model.modules()]
@@ -69,29 +70,38 @@ def split_cells(cells: Sequence[Call], num_tokens: int) -> None:
     """Let modules that keep a state run a step part by part.
 
     Some give another result where several tokens go on from a state (transformers' Mamba of Jamba begins anew unless
-    it is one token). These take what follows the beginning of a sequence token by token.
+    it is one token). These take what follows the beginning of a sequence token by token. One of each class is tried.
 
     Args:
         cells: what was called with the tokens of one sequence.
         num_tokens: of that sequence, two or more.
     """
+    can_go_on: dict[type[nn.Module], bool] = {}
     for cell in cells:
-        split = _Split(cell.module.forward)
-        split.steps_singly = not split.can_go_on(cell, num_tokens)
+        kind, split = type(cell.module), _Split(cell.module.forward, cell.output)
+        if kind not in can_go_on:
+            can_go_on[kind] = split.can_go_on(cell, num_tokens)
+        split.steps_singly = not can_go_on[kind]
         cell.module.forward = split
 
 
 class _Split:
-    """The forward of a module, on each part of a step with a cache of its own."""
+    """The forward of a module, on each part of a step with a cache of its own.
 
-    def __init__(self, forward: Callable[..., Any]):
-        self._forward = forward
+    Args:
+        sample: what it gave for some tokens.
+    """
+
+    def __init__(self, forward: Callable[..., Any], sample: Any):
+        self._forward, self._sample = forward, sample
         self.steps_singly = False  # where a state is there already
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         step = next((value for value in (*args, *kwargs.values()) if isinstance(value, StepStates)), None)
         if step is None:  # a module within one that was split
             return self._forward(*args, **kwargs)
+        if step.is_hollow:
+            return _zeros(self._sample, step.num_tokens)
         outputs = []
         for part in step.parts:
             cell = step.open(part)
@@ -105,10 +115,10 @@ class _Split:
     def can_go_on(self, call: Call, num_tokens: int) -> bool:
         """Whether a sequence in two pieces gives what it gives in one."""
         rows, cell = torch.arange(num_tokens), CellCache()
-        whole = self._run(call.args, call.kwargs, _Cut(num_tokens, rows, (1, num_tokens), CellCache()))
         pieces = [
             self._run(call.args, call.kwargs, _Cut(num_tokens, piece, (1, len(piece)), cell)) for piece in rows.chunk(2)
         ]
+        whole = _Piece(call.output, _Cut(num_tokens, rows, (1, num_tokens), cell))
         pairs = zip(_tensors(_join([whole], num_tokens)), _tensors(_join(pieces, num_tokens)), strict=True)
         return all(_is_close(one, other) for one, other in pairs)
 
@@ -160,6 +170,13 @@ def _join(pieces: Sequence[_Piece], num_tokens: int) -> Any:
     for piece in pieces:
         joined[piece.cut.rows] = piece.output.flatten(0, 1)
     return joined.unsqueeze(0)
+
+
+def _zeros(sample: Any, num_tokens: int) -> Any:
+    """What a module may give for so many tokens, by what it gave for others."""
+    if isinstance(sample, tuple):
+        return tuple(_zeros(item, num_tokens) for item in sample)
+    return sample.new_zeros((1, num_tokens, *sample.shape[2:])) if isinstance(sample, torch.Tensor) else None
 
 
 def _tensors(output: Any) -> list[torch.Tensor]:

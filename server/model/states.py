@@ -191,12 +191,14 @@ class StepStates(AttentionPassage):
 
     Args:
         one_by_one: run the tokens of a sequence one after the other, so that no bit depends on how it was cut.
+        is_hollow: recurrent modules give zeros; for looking at what is around them.
     """
 
     parts: Sequence[Part]
     copies: Sequence[tuple[int, int]] = ()  # from one slot to another, once the step is done
     cache: StateCache | None = None  # none where no sequence has a past
     one_by_one: bool = False
+    is_hollow: bool = False
     _staged: list[tuple[StateKey, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     @property

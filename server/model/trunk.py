@@ -191,11 +191,11 @@ class Trunk:
         return probe, discovery.shapes
 
     def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Of tokens none of which knows of another, ``(tokens, vocabulary)``."""
-        chunks = [SequenceChunk([token], 0, [], slot=slot) for slot, token in enumerate(token_ids)]
-        return self._logits(token_ids, positions, range(len(token_ids)), self._step_states(chunks))
+        """Of tokens none of which knows of another, ``(tokens, vocabulary)``; recurrent modules do not run."""
+        hollow = StepStates(parts_of([SequenceChunk(token_ids, 0, [])], self.device), is_hollow=True)
+        return self._logits(token_ids, positions, range(len(token_ids)), hollow if self._has_cells else None)
 
-    def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None = None) -> StepStates | None:
+    def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None) -> StepStates | None:
         """What the model is given as its cache; None if nothing would ask for it."""
         if not self._has_cells:
             return None
