@@ -270,6 +270,10 @@ class GenerationEngine(Protocol):
         """Most tokens of one sequence, prompt and completion together."""
 
     @property
+    def reads_whole(self) -> bool:
+        """Whether the model answers prompts that its encoder reads, instead of continuing them."""
+
+    @property
     def is_alive(self) -> bool:
         """False once the engine thread has died or was stopped."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,10 +52,19 @@ class Scheduler:
 
     The first sequence always goes on: it may take the blocks of every later one. A sequence whose prompt begins with
     what a running one is about to compute waits for that instead of computing it, too.
+
+    Args:
+        release: told of each slot that becomes free.
     """
 
-    def __init__(self, blocks: BlockManager, limits: SchedulerLimits, stage: Stage | None = None):
-        self._blocks, self._limits, self._stage = blocks, limits, stage
+    def __init__(
+        self,
+        blocks: BlockManager,
+        limits: SchedulerLimits,
+        stage: Stage | None = None,
+        release: Callable[[int], None] = lambda _: None,
+    ):
+        self._blocks, self._limits, self._stage, self._release = blocks, limits, stage, release
         self.waiting: list[Sequence] = []  # first to go first, as in running
         self.running: list[Sequence] = []
         self._free_slots = list(range(limits.max_running))[::-1]
@@ -154,6 +164,7 @@ class Scheduler:
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
+        self._release(sequence.slot)
 
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
         """Send a running sequence back to the queue, also out of the step; its tokens stay, its blocks go."""

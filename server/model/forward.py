@@ -47,19 +47,26 @@ class Forward:
             overlay: of images among the tokens, if there are any.
         """
         self._overlay = overlay
-        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+        options = {} if cache is None else {"cache": cache}
         try:
-            output = self._writer(
-                input_ids=torch.tensor([token_ids], device=self._device),
-                position_ids=torch.tensor([positions], device=self._device),
-                use_cache=False,
-                logits_to_keep=self._rows,
-                **({} if cache is None else {"cache": cache}),
-            )
+            logits, _ = self.run(token_ids, positions, rows, use_cache=False, **options)
         finally:
             self._overlay = None
+        return logits
+
+    def run(
+        self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int], **options: Any
+    ) -> tuple[torch.Tensor, Any]:
+        """The same logits with other options of the model, and all that it gives."""
+        self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
+        output = self._writer(
+            input_ids=torch.tensor([token_ids], device=self._device),
+            position_ids=torch.tensor([positions], device=self._device),
+            logits_to_keep=self._rows,
+            **options,
+        )
         logits: torch.Tensor = output.logits[0]
-        return logits.float().cpu()
+        return logits.float().cpu(), output
 
     def _choose_rows(self, _head: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Give the head no more than it has to, where the model does not."""

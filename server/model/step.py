@@ -24,6 +24,7 @@ class SequenceChunk:
     resumes: int | None = None  # another slot that has this for the tokens before, if not its own
     snapshot: int | None = None  # another slot that gets it for the tokens so far, too
     media: PromptMedia | None = None  # images of its prompt
+    num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
 
     @property
     def num_tokens(self) -> int:

@@ -46,6 +46,7 @@ class FakeEngine:
     texts: tuple[str, ...] = ENGINE_TEXTS
     max_model_len: int = 64
     is_alive: bool = True
+    reads_whole: bool = False
     failure: EngineError | None = None  # fails each stream after its texts
     holds: bool = False  # streams neither end nor fail after their texts
     refusals: dict[int, EngineError] = field(default_factory=dict)  # by the number of the submit

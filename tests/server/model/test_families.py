@@ -40,6 +40,7 @@ def test_the_config_of_a_family_tells_what_the_loaded_trunk_is(model_type: str, 
     assert told.kv_groups == trunk.facts.kv_groups
     assert max(told.top_k.values()) == trunk.facts.top_k
     assert told.max_model_len == trunk.max_model_len
+    assert told.solo_reason == trunk.facts.solo_reason
 
 
 @pytest.mark.parametrize("model_type", [model_type for model_type in FAMILIES if model_type not in SERVED])
