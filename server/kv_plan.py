@@ -27,11 +27,12 @@ class KVPlan:
     max_model_len: int
     num_slots: int  # sequences that run at once
     state_bytes: int = 0  # of each of them, in recurrent layers
+    shares_prefixes: bool = True
 
     @property
     def num_snapshots(self) -> int:
         """Copies of states, for sequences that begin alike: as many as sequences that run."""
-        return self.num_slots if self.state_bytes else 0
+        return self.num_slots if self.state_bytes and self.shares_prefixes else 0
 
     @property
     def num_states(self) -> int:
@@ -56,7 +57,12 @@ class KVPlan:
 
 
 def plan_kv_cache(
-    settings: ServeSettings, groups: Sequence[KVGroup], longest: int, free_bytes: int, state_bytes: int = 0
+    settings: ServeSettings,
+    groups: Sequence[KVGroup],
+    longest: int,
+    free_bytes: int,
+    state_bytes: int = 0,
+    shares_prefixes: bool = True,
 ) -> KVPlan:
     """Share out the budget.
 
@@ -69,6 +75,7 @@ def plan_kv_cache(
         longest: the model's context, in tokens.
         free_bytes: of which a part is taken when no budget is given.
         state_bytes: that each running sequence takes besides its blocks.
+        shares_prefixes: whether copies of states are kept, for sequences that begin alike.
 
     Raises:
         SettingsError: the cache can't hold one sequence of the length that was asked for.
@@ -81,12 +88,13 @@ def plan_kv_cache(
     limits = [_most_blocks(group, settings) or most for group in groups]
 
     def plan(num_blocks: int) -> KVPlan:
-        return KVPlan(groups, [min(num_blocks, limit) for limit in limits], longest, num_slots, state_bytes)
+        counts = [min(num_blocks, limit) for limit in limits]
+        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes)
 
     auto = min(plan(most).nbytes, free_bytes // KV_SHARE)
     budget = parse_budget(settings.kv_cache_memory).resolve(plan(most).nbytes, auto)
     if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
-        num_slots = max(1, budget // STATE_SHARE // (2 * state_bytes))
+        num_slots = max(1, budget // STATE_SHARE // ((2 if shares_prefixes else 1) * state_bytes))
         log.warning("states of %d requests fit, so no more run at once; see --kv-cache-memory", num_slots)
     num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
     if num_blocks < blocks_of_one:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +32,10 @@ from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
+from server.model.processor import MediaProcessor, NoImagesError
+from server.model.solo import SoloTrunk
 from server.model.tokenizer import Tokenizer
-from server.model.trunk import Trunk
+from server.model.trunk import Trunk, TrunkFacts
 from server.observability.metrics import Metrics
 from server.routing_trace import RoutingTrace
 from server.settings import ServeSettings
@@ -75,13 +78,15 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     pool = ComputePool(num_threads if device.type == "cpu" else 1)
-    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool)
+    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len)
     tokenizer = Tokenizer(config)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)
     facts = trunk.facts
-    plan = plan_kv_cache(settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes)
+    plan = plan_kv_cache(
+        settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes, facts.shares_prefixes
+    )
     host_bytes, device_bytes = plan_experts(settings, trunk.catalog, facts.top_k, free, plan.nbytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
@@ -93,15 +98,15 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         least_unpinned=facts.top_k,
         recorder=trace,
     )
-    experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    experts_per_layer = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
-    codec = Codec(tokenizer)
-    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if facts.states else None
+    codec = Codec(tokenizer, load_media_processor(config, facts))
+    snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
-        BlockManager(plan.block_groups, BLOCK_SIZE, snapshots=snapshots),
+        BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots),
         EngineLimits(
             plan.max_model_len,
             settings.max_queued_requests,
@@ -117,6 +122,15 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     return LoadedServer(name, engine, codec, defaults, Metrics(store, engine.statistics, prefetcher), store, trace)
 
 
+def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:
+    """What images of prompts go through, or why none can be sent."""
+    try:
+        processor = MediaProcessor(folder)
+    except NoImagesError as error:
+        return str(error)
+    return "images of this model are not supported yet; send text alone" if facts.is_solo else processor
+
+
 def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> WorkingSetStage:
     """What lets requests decode in turns when their experts do not fit the store together."""
     working_sets = WorkingSets(experts_per_layer)
@@ -128,7 +142,7 @@ def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> Work
     return WorkingSetStage(working_sets, layer_slots)
 
 
-def describe(trunk: Trunk, store: ExpertStore, plan: KVPlan) -> None:
+def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None:
     """Say what lies where."""
     catalog: ExpertCatalog = trunk.catalog
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))

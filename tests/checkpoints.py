@@ -120,6 +120,8 @@ def save_checkpoint(
 
 def stock_class(config: transformers.PreTrainedConfig) -> Any:
     """What stock transformers loads a checkpoint with: as the multimodal model that it is, if it is one."""
+    if config.is_encoder_decoder:
+        return transformers.AutoModelForSeq2SeqLM
     is_multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
     return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
 

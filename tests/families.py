@@ -52,7 +52,8 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
     "linear_head_dim": 8,
     "mamba_num_heads": 8,
     "mamba_head_dim": 8,
-    "index_n_heads": 2,
+    "unpadded_vocab_size": 120,
+    "index_n_heads": 24,  # a key that none of them looks at scores zero, and which of these are chosen is chance
     "index_head_dim": 16,
     "index_topk": 4,
 }
@@ -78,18 +79,23 @@ GEMMA4 = {
 NEMOTRON_H = {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"], "time_step_min": 1e-9}
 QWEN4 = {
     "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
-    "indexer_n_heads": 2,
+    "indexer_n_heads": 24,
     "indexer_kv_heads": 1,
     "indexer_head_dim": 16,
     "indexer_budget": 4,
     "indexer_compress_ratio": 2,
+    "hc_lowrank": 8,
+    "ple_layer_ids": [1],
+    "ngram_vocab_size_base": 50,
+    "split_ngram_parts": 1,
 }
-MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"]}
+MINIMAX_M3 = {"layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"], "index_n_heads": 2}
 
 RELATIVE = "attention with relative position biases"
 INDEXED = "sparse-attention layers with an indexer"
 REFERENCE = "layers that attend to the whole prompt and to a window of what follows it"
 COMPRESSED = "compressed-attention layers"
+ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
 
@@ -99,6 +105,7 @@ class Family:
 
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
+    solo: str | None = None  # why its requests are computed one after the other, if they are
 
 
 def _text(special: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +124,7 @@ FAMILIES = {  # by the model type of its text
     "aria": Family(),
     "aria_text": Family(),
     "axk1": Family(LATENT),
-    "axk2": Family(LATENT, INDEXED),
+    "axk2": Family(LATENT, solo=INDEXED),
     "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
@@ -134,19 +141,19 @@ FAMILIES = {  # by the model type of its text
     "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
-    "deepseek_v32": Family(LATENT, INDEXED),
-    "deepseek_v4": Family({}, COMPRESSED),
+    "deepseek_v32": Family(LATENT, solo=INDEXED),
+    "deepseek_v4": Family(solo=COMPRESSED),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
-    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, INDEXED),
-    "dots3_note_text": Family(LATENT, INDEXED),
+    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, solo=INDEXED),
+    "dots3_note_text": Family(LATENT, solo=INDEXED),
     "ernie4_5_moe": Family(),
     "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
     "flex_olmo": Family(),
     "flint": Family({"mlp_only_layers": [0], **WINDOWS}),
-    "gemma4": Family(_text(GEMMA4)),
+    "gemma4": Family(_text({**GEMMA4, "use_bidirectional_attention": "vision"})),
     "gemma4_text": Family(GEMMA4),
     "glm46v": Family(
         {
@@ -163,12 +170,13 @@ FAMILIES = {  # by the model type of its text
                 **LATENT,
                 "qk_rope_head_dim": 0,
                 "index_kpool": 2,
+                **SPARSE,
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
-        INDEXED,
+        solo=INDEXED,
     ),
-    "glm_moe_dsa": Family(LATENT, INDEXED),
+    "glm_moe_dsa": Family(LATENT, solo=INDEXED),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
@@ -176,14 +184,14 @@ FAMILIES = {  # by the model type of its text
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
-    "hy_v4": Family(LATENT, INDEXED),
-    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), INDEXED),
-    "inkling2": Family({}, RELATIVE),
-    "inkling2_loop": Family({}, RELATIVE),
-    "inkling2_loop_text": Family({}, RELATIVE),
-    "inkling2_text": Family({}, RELATIVE),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, RELATIVE),
-    "inkling_text": Family({}, RELATIVE),
+    "hy_v4": Family(LATENT, solo=INDEXED),
+    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), solo=INDEXED),
+    "inkling2": Family(solo=RELATIVE),
+    "inkling2_loop": Family(solo=RELATIVE),
+    "inkling2_loop_text": Family(solo=RELATIVE),
+    "inkling2_text": Family(solo=RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, solo=RELATIVE),
+    "inkling_text": Family(solo=RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),
@@ -193,7 +201,7 @@ FAMILIES = {  # by the model type of its text
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4": Family(_text(LLAMA4)),
+    "llama4": Family({**_text(LLAMA4), "vision_config": {"intermediate_size": 64}}),
     "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
@@ -203,11 +211,11 @@ FAMILIES = {  # by the model type of its text
     # its stock cache counts no tokens if the first layer is a recurrent one
     "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
-    "minimax_m3_vl": Family(_text(MINIMAX_M3), INDEXED),
-    "minimax_m3_vl_text": Family(MINIMAX_M3, INDEXED),
+    "minimax_m3_vl": Family(_text(MINIMAX_M3), solo=INDEXED),
+    "minimax_m3_vl_text": Family(MINIMAX_M3, solo=INDEXED),
     "mistral3": Family(_text({"model_type": "mistral4", **LATENT})),
     "mistral4": Family(LATENT),
-    "mistral_large4": Family(_text(LATENT), INDEXED),
+    "mistral_large4": Family(_text(LATENT), solo=INDEXED),
     "mixtral": Family(),
     "muse_spark": Family(),
     "nemo_speechlm": Family(
@@ -219,7 +227,27 @@ FAMILIES = {  # by the model type of its text
     ),
     "nemotron_h": Family(NEMOTRON_H),
     "nemotron_h_omni": Family(
-        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
+        {
+            "text_config": NEMOTRON_H,
+            "vision_config": {"video_temporal_patch_size": 2},
+            "vision_hidden_size": 16,
+            "audio_config": None,
+        }
+    ),
+    "nllb-moe": Family(
+        {
+            "d_model": 32,
+            "encoder_layers": 4,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 24,
+            "encoder_sparse_step": 2,
+            "decoder_layers": 2,
+            "decoder_attention_heads": 4,
+            "decoder_ffn_dim": 24,
+            "decoder_sparse_step": 2,
+            "moe_eval_capacity_token_fraction": 0.4,  # some of longer prompts are dropped
+        },
+        solo=ENCODER,
     ),
     "olmoe": Family(),
     "phimoe": Family(),
@@ -238,13 +266,29 @@ FAMILIES = {  # by the model type of its text
         _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
     ),
     "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
-    "qwen4_exp": Family(_text(QWEN4), INDEXED),
-    "qwen4_exp_text": Family(QWEN4, INDEXED),
+    "qwen4_exp": Family(_text(QWEN4), solo=INDEXED),
+    "qwen4_exp_text": Family(QWEN4, solo=INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
     "step3p7": Family(_text({**WINDOWS, **SPARSE})),
-    "unlimited_ocr": Family({}, REFERENCE),
+    "switch_transformers": Family(
+        {
+            "d_model": 32,
+            "d_kv": 8,
+            "d_ff": 24,
+            "num_layers": 4,  # stock can not go on where the decoder has another number
+            "num_sparse_encoder_layers": 2,
+            "num_decoder_layers": 4,
+            "num_sparse_decoder_layers": 2,
+            "num_heads": 4,
+            "num_experts": 4,
+            "expert_capacity": 2,  # the others of longer prompts are dropped
+            "decoder_start_token_id": 0,
+        },
+        solo=ENCODER,
+    ),
+    "unlimited_ocr": Family(solo=REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }
 

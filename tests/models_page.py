@@ -10,6 +10,7 @@ import transformers
 
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
+from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 TEXT = """# Models
@@ -30,17 +31,42 @@ A checkpoint with the names that transformers' own modules have gives the same b
 Of a multimodal model this is what it makes of text, and stock is the whole model, its towers included. One that takes
 any text model of transformers (`internvl`, `mistral3`) is checked with one of several that it is published with.
 
+### Many sequences in a step: {batched}
+
 Attention is what a first pass over the model shows; in chunks, a token sees what is in its own chunk. The
 tensors are those that one expert is read from, after the name of its layer; `*` is the expert's number, and where there
 is none, one tensor holds all experts of the layer.
 
 Rotary scalings are compared with stock too (`tests/server/model/test_rope.py`). A model with "longrope" serves
 sequences of up to its `original_max_position_embeddings`: past them transformers takes other frequencies for all tokens
-of a step, those of shorter sequences too.
+of a step, those of shorter sequences too. With a longer `--max-model-len`, sequences of any length take the
+frequencies of long ones, as in vLLM: long ones give stock's logits, and shorter ones those of a long text's beginning.
 
 | model type | class | attention | tensors of an expert |
 | --- | --- | --- | --- |
-{served_rows}
+{batched_rows}
+
+### One sequence after the other: {solo}
+
+What these do with tokens has no place in a step of many sequences. Each is computed by itself, with transformers' own
+attention and cache, and its routed experts are paged as all others are; the server's log says so when it starts. More
+requests at once are answered in turns, and no prompt uses the beginning of another. Blocks of the KV cache are bytes
+that are counted: they limit how many tokens run at once. `--deterministic` runs prompts token by token.
+
+The same happens to any other model whose attention is found to need more than causality and a window, or whose tokens
+mix by a layer that nobody knows.
+
+Encoder-decoder models answer a prompt, which is their encoder's input, on the completions and the chat route alike.
+Their decoder begins with `decoder_start_token_id` and, if the checkpoint's `generation_config.json` names one,
+`forced_bos_token_id` (of NLLB, the language to translate into); neither is written out or counted. Prompt tokens are
+the encoder's; prompt and answer together are at most as long as the model's positions. `echo` and logprobs of the
+prompt are refused. Switch Transformers lets an expert take `expert_capacity` tokens of a sequence and NLLB-MoE a
+fraction of them; the others pass by the experts, as the models are defined. transformers 5.24 runs only the first two
+experts of NLLB-MoE; here all run, and are compared with a plain sum over them.
+
+| model type | class | has | tensors of an expert |
+| --- | --- | --- | --- |
+{solo_rows}
 
 ## Quantised checkpoints
 
@@ -86,6 +112,15 @@ compressed-tensors; experts of DeepSeek-V4 in FP4. So are a part that is missing
 tensor in bfloat16 that were published apart when they were quantised, as compressed-tensors does with Llama 4's, have
 no place yet.
 
+## With images: {with_images}
+
+{images}.
+
+Prompts with images through a tiny image processor of each give the whole stock model's logits and the greedy text of
+its `generate`: two prompts with different images and one of text in one ragged batch, whole and in pieces of five
+tokens (`tests/server/model/test_images.py`). Images of other families go the same way, and are not checked. Video and
+sound are not taken.
+
 ## Refused: {refused}
 
 Each is refused by its `config.json` alone, before any weight is read.
@@ -98,12 +133,18 @@ Each is refused by its `config.json` alone, before any weight is read.
 
 def compose(results: Sequence[Served | Refused]) -> str:
     """The page of some results."""
-    served = [str(result) for result in results if isinstance(result, Served)]
+    served = [result for result in results if isinstance(result, Served)]
+    batched, solo = ([str(result) for result in served if result.is_solo == is_solo] for is_solo in (False, True))
     refused = [str(result) for result in results if isinstance(result, Refused)]
     return TEXT.format(
         version=transformers.__version__,
         served=len(served),
-        served_rows="\n".join(served),
+        batched=len(batched),
+        batched_rows="\n".join(batched),
+        solo=len(solo),
+        solo_rows="\n".join(solo),
+        with_images=len(VISIONS),
+        images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),
         refused_rows="\n".join(refused),
     )

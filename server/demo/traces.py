@@ -19,6 +19,7 @@ from expert_store.trace import TraceHeader, TraceWriter
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
+from server.model.solo import SoloTrunk
 from server.model.step import SequenceChunk
 from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk
@@ -95,7 +96,7 @@ def in_turn(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
     return chain.from_iterable(zip(*domains, strict=False))
 
 
-def record(trunk: Trunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
+def record(trunk: Trunk | SoloTrunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
     """Run streams, ``batch`` at a time, until ``DECODE_STEPS`` steps were pure decoding."""
     blocks = -(-2 * LONGEST // BLOCK_SIZE)
     cache = KVCache(trunk.facts.kv_groups, [blocks * batch], BLOCK_SIZE)

@@ -79,7 +79,7 @@ class Engine:
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
         self._stage = stage
-        self._scheduler = Scheduler(blocks, limits.scheduler, stage)
+        self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
         self._num_submitted = 0
         self._is_stopping = False
@@ -104,12 +104,17 @@ class Engine:
     def max_model_len(self) -> int:
         return self._limits.max_model_len
 
+    @property
+    def reads_whole(self) -> bool:
+        return self._runner.reads_whole
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        text = TextAssembler(self._detokenizer(request.prompt_ids), sampling.stop)
+        before = () if self.reads_whole else request.prompt_ids
+        text = TextAssembler(self._detokenizer(before), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
@@ -136,6 +141,14 @@ class Engine:
                 f"{self._limits.max_model_len} tokens",
                 "max_tokens",
             )
+        most = self._limits.scheduler.max_batched_tokens
+        largest = max((end - start for start, end in request.media.wholes), default=0) if request.media else 0
+        if largest > most:
+            raise RequestRefusedError(
+                f"an image takes {largest} tokens, which have to fit a step of --max-batched-tokens {most}", "messages"
+            )
+        if self.reads_whole and request.sampling.prompt_logprobs is not None:
+            raise RequestRefusedError("this model's encoder reads prompts, whose tokens have no logprobs", "logprobs")
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -171,7 +184,8 @@ class Engine:
         self._drop_ended()
         step = self._scheduler.schedule()
         if step:
-            self._attempt(step)
+            for part in [[item] for item in step] if self._runner.is_solo else [step]:
+                self._attempt(part)
             is_decode = all(item.num_tokens == 1 for item in step)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
         self._take_stock()
@@ -212,9 +226,19 @@ class Engine:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
             blocks, last = sequence.blocks, first + item.num_tokens
-            snapshot = self._blocks.plan_snapshot(blocks, sequence.token_ids, first, last)
+            snapshot = self._blocks.plan_snapshot(blocks, sequence.content_ids, first, last)
             chunks.append(
-                SequenceChunk(tokens, first, blocks.tables, item.num_logits, sequence.slot, blocks.resumes, snapshot)
+                SequenceChunk(
+                    tokens,
+                    first,
+                    blocks.tables,
+                    item.num_logits,
+                    sequence.slot,
+                    blocks.resumes,
+                    snapshot,
+                    None if sequence.request.media is None else sequence.request.media.inputs,
+                    num_prompt=len(sequence.request.prompt_ids),
+                )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)
@@ -239,7 +263,7 @@ class Engine:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
-            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
+            self._blocks.keep(sequence.blocks, sequence.content_ids, sequence.num_cached)
         are_all = len(rows) == len(output.logits)
         events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
         items += zip(ended, events, strict=True)

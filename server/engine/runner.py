@@ -7,6 +7,7 @@ from typing import Protocol
 
 from expert_store import ExpertStore, Prefetcher
 from server.model.kv_cache import KVCache
+from server.model.solo import SoloTrunk
 from server.model.states import StateCache
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk import Trunk
@@ -15,8 +16,19 @@ from server.model.trunk import Trunk
 class ModelRunner(Protocol):
     """A model with its KV cache."""
 
+    @property
+    def is_solo(self) -> bool:
+        """Whether sequences are computed one after the other, and none can be tried again, so that each is a step."""
+
+    @property
+    def reads_whole(self) -> bool:
+        """Whether prompts are answered by an encoder and a decoder, and have no logits of their own."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """One ragged step; see ``StepOutput``."""
+
+    def release(self, slot: int) -> None:
+        """The sequence that had a slot does not go on; another may get the slot."""
 
 
 class PagedModelRunner:
@@ -24,7 +36,7 @@ class PagedModelRunner:
 
     def __init__(
         self,
-        trunk: Trunk,
+        trunk: Trunk | SoloTrunk,
         kv_cache: KVCache,
         store: ExpertStore,
         prefetcher: Prefetcher | None = None,
@@ -33,5 +45,17 @@ class PagedModelRunner:
         self._trunk, self._kv_cache, self._states = trunk, kv_cache, states
         self._store, self._prefetcher = store, prefetcher
 
+    @property
+    def is_solo(self) -> bool:
+        return self._trunk.facts.is_solo
+
+    @property
+    def reads_whole(self) -> bool:
+        return self._trunk.facts.reads_whole
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher, self._states)
+
+    def release(self, slot: int) -> None:
+        if self._states is not None:
+            self._states.release(slot)

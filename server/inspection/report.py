@@ -33,6 +33,7 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
         "architecture": shape.architecture,
         "source": found.source,
         "dtype": str(shape.dtype).removeprefix("torch."),
+        "solo_reason": shape.solo_reason,
         "trunk_bytes": shape.trunk_bytes,
         "trunk_fits": plan.holds_trunk,
         "num_unused_tensors": found.num_unused,
@@ -54,9 +55,9 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
                 {
                     "window": group.window,
                     "is_chunked": group.is_chunked,
-                    "num_layers": len(group.shapes),
+                    "num_layers": group.num_layers,
                     "bytes_per_token": group.token_bytes,
-                    "is_latent": all(layer.is_latent for layer in group.shapes.values()),
+                    "is_latent": bool(group.shapes) and all(layer.is_latent for layer in group.shapes.values()),
                 }
                 for group in shape.kv_groups
             ],
@@ -98,8 +99,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     experts, token, kv = report["experts"], report["bytes_per_token"], report["kv_cache"]
     each = " or ".join(format_bytes(nbytes) for nbytes in experts["bytes_each"])
     yield f"{report['model']}: {report['architecture']} in {report['dtype']}, by {SOURCES[report['source']]}"
-    if report["num_unused_tensors"]:
-        yield _row("not used", f"{report['num_unused_tensors']} tensors that the model has no place for")
+    yield from _notes(report)
     yield _row("trunk", f"{format_bytes(report['trunk_bytes'])} resident")
     yield _row(
         "experts",
@@ -138,6 +138,14 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if entry["hit_ratio"] < 1 and report["trunk_fits"]:
             note = ", as with uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
+
+
+def _notes(report: dict[str, Any]) -> Iterator[str]:
+    """What not every model has."""
+    if report["num_unused_tensors"]:
+        yield _row("not used", f"{report['num_unused_tensors']} tensors that the model has no place for")
+    if report["solo_reason"]:
+        yield _row("requests", f"one after the other, since {report['solo_reason']}")
 
 
 def _kept(kv: dict[str, Any]) -> Iterator[str]:

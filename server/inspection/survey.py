@@ -105,7 +105,9 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
     if not free.device:
         return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0, free.is_cuda)
-    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, states_bytes(shape.states))
+    shares_prefixes = shape.solo_reason is None
+    state_bytes = states_bytes(shape.states)
+    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, state_bytes, shares_prefixes)
     host_bytes, device_bytes = plan_experts(settings, found.catalog, max(shape.top_k.values()), free, kv.nbytes)
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
@@ -115,7 +117,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:
     config = read_config(folder)
-    shape = outline(config, compute_dtype(settings.dtype, config, device))
+    shape = outline(config, compute_dtype(settings.dtype, config, device), settings.max_model_len)
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
     if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):

@@ -15,12 +15,18 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
 from .errors import ModelError
 from .seam import IMPLEMENTATION
 
-MAPPINGS = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, MODEL_FOR_MULTIMODAL_LM_MAPPING)
+MAPPINGS = (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
 WRITERS = {"qwen3_omni_moe": "thinker_config"}  # where a checkpoint holds several models, the one that writes text
 
 
@@ -49,16 +55,19 @@ def config_of_class(config: PreTrainedConfig, model_class: Any) -> PreTrainedCon
     return config.get_text_config() if is_for_text else config
 
 
-def settle_implementations(config: PreTrainedConfig) -> None:
-    """Let attention and experts of the text come to us; towers keep those that transformers would choose."""
+def settle_implementations(config: PreTrainedConfig, attention: str | None = IMPLEMENTATION) -> None:
+    """Let the text's experts come to us, and its attention go where it is to go.
+
+    Where that is None, and in towers, it is what transformers would choose.
+    """
     for part in (config, config.get_text_config()):
-        part._attn_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
+        part._attn_implementation = {"": attention}  # noqa: SLF001
         part._experts_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
 
 
 def text_part(model: PreTrainedModel) -> Any:
     """The part of a model with its layers of experts: everything but its head, and the towers of other media."""
-    return model.get_decoder()
+    return model if model.config.is_encoder_decoder else model.get_decoder()
 
 
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:

@@ -240,7 +240,7 @@ def _slot_tensors(
         is_transposed = parameter in transposed_names(module)
         return slot_tensors(matrices if is_whole else [], target, shape, part.converter, is_transposed=is_transposed)
     sources = tuple(source for source in ordered if isinstance(source, TensorSource))
-    recipe, dtype = _recipe(model, target, shape, part.converter, sources)
+    recipe, dtype = _recipe(model, target, shape, part, sources)
     return [(ParameterSpec(parameter, dtype, shape), recipe)]
 
 
@@ -248,17 +248,18 @@ def _recipe(
     model: nn.Module,
     target: str,
     shape: tuple[int, ...],
-    converter: WeightConverter | None,
+    part: _Parameter,
     sources: tuple[TensorSource, ...],
 ) -> tuple[ParameterRecipe, torch.dtype]:
     """How to read one parameter of one expert that is not quantised, and the dtype it has in a slot."""
+    converter = part.converter
     if converter is None:
         found = sources[0].shape
         if shape not in (found, found[1:]):
             raise CheckpointError(f"{sources[0].name} makes {list(found)} for {target}, which takes {list(shape)}")
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
-    patterns = list(converter.source_patterns)
+    patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
     one_expert = _OneExpert(model.get_parameter(target)[:1])
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -278,9 +279,11 @@ def _recipe(
         return tensor[0]  # of the dimension of experts, which is one
 
     names = ", ".join(source.name for source in sources)
-    if len(sources) != len(patterns):
-        raise CheckpointError(f"{target} needs {len(patterns)} tensors an expert and has only {names}")
-    result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    try:
+        result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some patterns are of other formats
+        wanted = ", ".join(converter.source_patterns)
+        raise CheckpointError(f"{target} needs {wanted} of each expert and has only {names}") from error
     if tuple(result.shape) != shape:
         raise CheckpointError(f"{names} makes {list(result.shape)} for {target}, which takes {list(shape)}")
     return ParameterRecipe(sources, assemble), result.dtype

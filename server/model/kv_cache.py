@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -37,10 +37,15 @@ class KVGroup:
     window: int | None  # tokens a query sees, its own included; None for all
     shapes: Mapping[int, KVShape]  # by attention layer
     is_chunked: bool = False  # a query sees its own chunk of so many tokens, instead of the last ones
+    bytes_elsewhere: Mapping[int, int] = field(default_factory=dict)  # a token, by layers that keep them on their own
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.shapes) + len(self.bytes_elsewhere)
 
     @property
     def token_bytes(self) -> int:
-        return sum(shape.token_bytes for shape in self.shapes.values())
+        return sum(shape.token_bytes for shape in self.shapes.values()) + sum(self.bytes_elsewhere.values())
 
 
 def group_layers(

@@ -9,24 +9,27 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
-from expert_store import find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import ExpertCatalog, find_shards, is_pack, open_pack, read_index, read_tensor
+from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
 
 from .adopted import adopt_experts
 from .architecture import config_of_class, find_class, settle_implementations, writer_config
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
-from .errors import ModelError, incomplete
+from .errors import ModelError, NotBatchableError, incomplete
 from .packing import map_pack
 from .quantised.matrix import StoredTensor
 from .quantised.scheme import find_scheme, tell_text
 from .rope import take_base_of_a_part
+from .seam import IMPLEMENTATION
+from .solo import SoloTrunk
 from .support import check_layers
 from .temperature import tell_positions
 from .trunk import Trunk
@@ -42,22 +45,39 @@ def load_trunk(
     device: torch.device = CPU,
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
-) -> Trunk:
+    max_model_len: int | None = None,
+) -> Trunk | SoloTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
+
+    What can't run many sequences in one step runs them one after the other, by transformers' own attention and cache.
 
     Args:
         folder: of a hub checkpoint, or packed.
         is_deterministic: whether steps run with batch-invariant arithmetic.
         pool: threads that steps are computed by; none is the caller's alone.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
+    try:
+        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool, max_model_len)
+    except NotBatchableError as error:
+        reason = str(error)
+    log.info("requests are computed one after the other, by transformers' attention and cache: %s", reason)
+    return SoloTrunk(*_load(folder, dtype, device, None), reason, is_deterministic, pool, max_model_len)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None
+) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
+    """The model without its experts, where these are, and their layers."""
     pack = open_pack(folder) if is_pack(folder) else None
     config = read_config(pack.data_folder if pack else folder)
-    model = build_model(config, dtype)
-    check_layers(model)
+    model = build_model(config, dtype, attention)
+    if attention == IMPLEMENTATION:
+        check_layers(model)
     places = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
@@ -87,9 +107,20 @@ def load_trunk(
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         raise incomplete(folder.name, sorted(info.missing_keys))
+    if config.is_encoder_decoder:
+        model.generation_config = _generation_config(config, config_folder(folder))
     model.to(device).eval()
-    layers = {module: numbers[name] for name, module in modules.items()}
-    return Trunk(model, places.catalog, layers, is_deterministic, pool)
+    return model, places.catalog, {module: numbers[name] for name, module in modules.items()}
+
+
+def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConfig:
+    """What says which tokens a decoder begins with."""
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"generation_config.json of {folder.name} can't be used: {error}") from error
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -117,9 +148,15 @@ def read_config(folder: Path) -> PreTrainedConfig:
     return config
 
 
-def build_model(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of no weights on the meta device, whose text's attention and experts come to us."""
-    settle_implementations(config)
+def build_model(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = IMPLEMENTATION
+) -> PreTrainedModel:
+    """A model of no weights on the meta device, whose text's experts come to us.
+
+    Args:
+        attention: where the text's attention goes; None is where transformers would let it go.
+    """
+    settle_implementations(config, attention)
     model_class: Any = find_class(config)
     with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))

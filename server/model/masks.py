@@ -15,7 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from .architecture import text_part
-from .errors import ModelError
+from .errors import NotBatchableError
 from .seam import IMPLEMENTATION, attention_function
 from .windows import oldest_seen
 
@@ -23,9 +23,7 @@ PROBING = "greenroom_probe"
 RULE = "greenroom_rule"  # the attribute by which a mask tells its window, as options of attention
 SAMPLE = 64  # positions at which a rule without a window is looked at
 FOREIGN = ("position_bias", "indices", "block_indices", "sinks")  # arguments that change what is attended to
-REFUSAL = (
-    "tokens see each other by a rule other than causality and a sliding window or chunks, which is not supported yet"
-)
+REFUSAL = "its tokens see each other by a rule other than causality and a sliding window or chunks"
 
 
 @contextmanager
@@ -53,7 +51,7 @@ def _make_mask(
     """What ``transformers.masking_utils.sdpa_mask`` gives, ``(1, 1, q_length, kv_length)``, with its window.
 
     Raises:
-        ModelError: the mask is not a causal one within a window or a chunk.
+        NotBatchableError: the mask is not a causal one within a window or a chunk.
     """
     reach = 2 * (local_size or SAMPLE)
     keys = torch.arange(reach + 1, device=device)
@@ -65,7 +63,7 @@ def _make_mask(
             mask = seen_keys(queries, torch.arange(kv_length, device=device), local_size, is_chunked)[None, None]
             setattr(mask, RULE, {"sliding_window": local_size, "is_chunked": is_chunked})
             return mask
-    raise ModelError(REFUSAL)
+    raise NotBatchableError(REFUSAL)
 
 
 def _attend_by_mask(
@@ -74,14 +72,14 @@ def _attend_by_mask(
     """The attention function, with the mask's window if there is a mask.
 
     Raises:
-        ModelError: the mask is not a causal one within a window, or the model wants more than that.
+        NotBatchableError: the mask is not a causal one within a window, or the model wants more than that.
     """
     asked = next((name for name in FOREIGN if kwargs.get(name) is not None), None)
     if asked is not None:
-        raise ModelError(f"attention is asked to take {asked} into account, which is not supported yet")
+        raise NotBatchableError(f"attention has to take {asked} into account")
     if attention_mask is not None:
         if not hasattr(attention_mask, RULE):
-            raise ModelError(REFUSAL)
+            raise NotBatchableError(REFUSAL)
         kwargs |= getattr(attention_mask, RULE)
     return attention_function(module, query, key, value, **kwargs)
 

@@ -16,19 +16,22 @@ from transformers.core_model_loading import build_glob_alternation
 from .architecture import text_part
 from .cells import Discovery
 from .checkpoint_map import experts_modules, layer_numbers
-from .errors import ModelError
+from .encdec import stock_model
+from .errors import ModelError, NotBatchableError
 from .forward import Forward
 from .kv_cache import KVGroup
 from .loading import build_model
 from .masks import with_masks
 from .mla import replace_projections
 from .probe import Probe
-from .rope import longest_of_one_rope
-from .seam import running
+from .rope import longest_served
+from .seam import IMPLEMENTATION, running
 from .states import StateShapes
+from .stock import StockFacts
 from .support import check_layers
 
 NUM_TOKENS = 2
+PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,10 @@ class Outline:
     states: StateShapes  # of one sequence, in recurrent layers
     top_k: Mapping[int, int]  # by MoE layer, experts a token of text
     max_model_len: int
+    solo_reason: str | None  # why requests are computed one after the other, if they are
 
 
-def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
+def outline(config: PreTrainedConfig, dtype: torch.dtype, max_model_len: int | None = None) -> Outline:
     """The shapes of a model.
 
     Weights are never made: each is one zero that stands for all, and linear layers give zeros of the right shape.
@@ -55,56 +59,89 @@ def outline(config: PreTrainedConfig, dtype: torch.dtype) -> Outline:
 
     Args:
         dtype: of compute.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
 
     Raises:
         ModelError: the architecture can't be served.
     """
-    model = build_model(config, dtype)
+    try:
+        return _outline(config, dtype, max_model_len, None)
+    except NotBatchableError as error:
+        return _outline(config, dtype, max_model_len, str(error))
+
+
+def _outline(
+    config: PreTrainedConfig, dtype: torch.dtype, max_model_len: int | None, solo_reason: str | None
+) -> Outline:
+    attention = IMPLEMENTATION if solo_reason is None else None
+    model = build_model(config, dtype, attention)
     name = type(model).__name__
-    check_layers(model)
+    if solo_reason is None:
+        check_layers(model)
     model.tie_weights()
     modules = experts_modules(model)
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page")
     resident, active = _trunk_bytes(model, dtype)
-    longest = longest_of_one_rope(model.config.get_text_config())
+    text = model.config.get_text_config()
     numbers = layer_numbers(list(modules))
-    looked_at = build_model(config, dtype)
-    probe, states = _look(looked_at, min(NUM_TOKENS, longest))
-    if not probe.kv_groups or not probe.routed:
-        raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+    hollow = _hollow(build_model(config, dtype, attention))
+    seen: Probe | StockFacts
+    longest = longest_served(text, max_model_len)
+    if solo_reason is None:
+        seen, states = _look(hollow, min(NUM_TOKENS, longest))
+        if not seen.kv_groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
+    else:
+        with _ZeroProducts():
+            seen = stock_model(hollow).look(int(text.vocab_size), longest)
+        states = seen.states
+    if not seen.routed:
+        raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
     top_k = {
-        numbers[path]: probe.routed[module].top_k_index.shape[-1]
-        for path, module in experts_modules(looked_at).items()
-        if module in probe.routed
+        numbers[path]: seen.routed[module].top_k_index.shape[-1]
+        for path, module in experts_modules(hollow).items()
+        if module in seen.routed
     }
-    return Outline(name, model, dtype, resident, active, probe.kv_groups, states, top_k, longest)
+    return Outline(name, model, dtype, resident, active, seen.kv_groups, states, top_k, longest, solo_reason)
 
 
 class _ZeroProducts(TorchFunctionMode):
-    """Linear layers give zeros, without touching their weights."""
+    """Products of matrices are zeros of their shape, and no weight is touched."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        if func is F.linear:
-            rows, weight = args[0], args[1]
-            return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
-        return func(*args, **(kwargs or {}))
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        shapes = func(*map(_on_meta, args), **{name: _on_meta(value) for name, value in (kwargs or {}).items()})
+        return torch.zeros_like(shapes, device="cpu")
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 @torch.inference_mode()
-def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
-    """What a model asks of attention and experts; its weights are replaced."""
+def _hollow(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with zeros for weights, which take no memory."""
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
             setattr(module, name, nn.Parameter(zeros, requires_grad=False))
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.zeros(buffer.shape, dtype=buffer.dtype))  # models may write to them
+            stand_in = torch.zeros(buffer.shape, dtype=buffer.dtype)  # models may write to them
+            if not (buffer.is_floating_point() or buffer.is_complex() or buffer.dtype == torch.bool):
+                stand_in += 1  # sizes of tables, which are divided by
+            setattr(module, name, stand_in)
+    return model.eval()
+
+
+@torch.inference_mode()
+def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
+    """What a model asks of attention and experts."""
     replace_projections(model)
-    model.eval()
     forward = Forward(model)
     probe, discovery = Probe(), Discovery()
     with running(probe), with_masks(model), discovery.watching(text_part(model)), _ZeroProducts():

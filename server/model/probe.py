@@ -6,7 +6,7 @@ import torch
 
 from server.kernels.expert import ExpertsModule
 
-from .errors import ModelError
+from .errors import NotBatchableError
 from .flash import attend_plainly
 from .gates import Routed
 from .kv_cache import KVGroup, KVShape, group_layers
@@ -41,7 +41,7 @@ class Probe:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
         if layer in self._shapes:
-            raise ModelError(f"layer {layer} calls attention twice in one pass, which is not supported")
+            raise NotBatchableError(f"layer {layer} calls attention twice in one pass")
         self._shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
         if layer in self._latents:
             projection, latent = self._latents[layer]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from transformers import AttentionInterface
@@ -35,7 +35,16 @@ class AttentionOptions:
     softcap: float | None = None
 
 
-class Seam(Protocol):
+class ExpertsSeam(Protocol):
+    """One forward pass of a trunk whose attention is its own."""
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """``(tokens, hidden)``, ``(tokens, k)`` and ``(tokens, k)`` give ``(tokens, hidden)``."""
+
+
+class Seam(ExpertsSeam, Protocol):
     """One forward pass of the trunk."""
 
     def attend(
@@ -53,19 +62,14 @@ class Seam(Protocol):
         ``(..., rank)`` gives ``(..., heads * (nope_dim + value_dim))``.
         """
 
-    def run_experts(
-        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
-    ) -> torch.Tensor:
-        """``(tokens, hidden)``, ``(tokens, k)`` and ``(tokens, k)`` give ``(tokens, hidden)``."""
-
 
 _current: ContextVar[Seam] = ContextVar("greenroom_seam")
 
 
 @contextmanager
-def running(seam: Seam) -> Iterator[None]:
+def running(seam: ExpertsSeam) -> Iterator[None]:
     """Let a seam answer for every model that runs in this thread's context."""
-    token = _current.set(seam)
+    token = _current.set(cast("Seam", seam))  # what attention asks of it is asked by models built for that alone
     try:
         yield
     finally:

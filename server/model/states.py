@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from .errors import NotBatchableError
+
 CPU = torch.device("cpu")
 
 
@@ -67,15 +69,25 @@ class StateCache:
         for tensor in self._tensors.values():
             tensor[target] = tensor[source]
 
+    def release(self, slot: int) -> None:
+        """The sequence that had the slot is gone. What it left is never read: a new one begins without a past."""
+
     def write(self, key: StateKey, slots: torch.Tensor, states: torch.Tensor) -> None:
         tensor = self._tensors[key]
         tensor.index_copy_(0, slots, states.to(tensor.dtype))
+
+
+class ForeignCacheError(NotBatchableError, AttributeError):
+    """A model wants more of its cache than ours has."""
 
 
 class AttentionPassage:
     """What models ask of a cache besides states, in transformers' names. Keys and values go on to the seam."""
 
     is_compileable = False
+
+    def __getattr__(self, name: str) -> Any:
+        raise ForeignCacheError(f"the model asks its cache for {name}")
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         return key_states, value_states

@@ -1,4 +1,4 @@
-"""Kinds of layers that can't be served yet: refused by name, rather than computed wrongly."""
+"""What can't run many sequences in one step: told by name, or by what one token's output depends on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .architecture import text_modules
-from .errors import ModelError
+from .errors import NotBatchableError
 
-SERVED = {
+BATCHED = {
     "full_attention",
     "sliding_attention",
     "chunked_attention",
@@ -37,25 +37,27 @@ PARTS = {  # modules that tell of such layers
     "rel_logits_proj": "attention with relative position biases",
     "relative_position_bias": "attention with relative position biases",
 }
-SUFFIX = ", which are not supported yet"
+ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 CROWD = 5  # times some tokens are a company of another size
 ROUNDING = 1e-3  # of the range of an output
 
 
 def check_layers(model: PreTrainedModel) -> None:
-    """Refuse a model by what its config and its modules are called; it needs no weights yet.
+    """Look at what a model's config and its modules are called; it needs no weights yet.
 
     Raises:
-        ModelError: some layers are of a kind that is not supported.
+        NotBatchableError: some layers are of a kind that can't run many sequences in one step.
     """
+    if model.config.is_encoder_decoder:
+        raise NotBatchableError(f"{type(model).__name__} has {ENCODER}")
     config = model.config.get_text_config()
     for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
-        if kind not in SERVED:
-            raise ModelError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}{SUFFIX}")
+        if kind not in BATCHED:
+            raise NotBatchableError(f"{type(model).__name__} has {KINDS.get(kind, f'{kind} layers')}")
     for name, _ in text_modules(model):
         kind = PARTS.get(name.rpartition(".")[2])
         if kind is not None:
-            raise ModelError(f"{type(model).__name__} has {kind} ({name}){SUFFIX}")
+            raise NotBatchableError(f"{type(model).__name__} has {kind} ({name})")
 
 
 def find_leak(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:

@@ -20,7 +20,7 @@ from server.kernels.tiles import NotInvariantError
 from .architecture import text_part
 from .attention import StepAttention
 from .cells import Discovery, parts_of, split_cells
-from .errors import ModelError
+from .errors import ModelError, NotBatchableError
 from .experts import StepExperts
 from .forward import Forward
 from .gates import find_next_gates
@@ -28,9 +28,10 @@ from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
 from .linear import speed_up_linears
 from .masks import with_masks
+from .media import Overlay
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
-from .rope import longest_of_one_rope
+from .rope import settle_length
 from .seam import running
 from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
@@ -46,6 +47,18 @@ class TrunkFacts:
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
+    text_layers: tuple[int, ...]  # of experts that tokens of text go to, in the order in which they run
+    solo_reason: str | None = None  # why sequences are computed one after the other, if they are
+    reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
+
+    @property
+    def is_solo(self) -> bool:
+        return self.solo_reason is not None
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a sequence can go on from blocks that another wrote."""
+        return not self.is_solo
 
     @property
     def state_bytes(self) -> int:
@@ -66,6 +79,7 @@ class Trunk:
         is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
             sequence's logits.
         pool: threads that compute side by side; none is the caller's alone.
+        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
     """
 
     def __init__(
@@ -75,6 +89,7 @@ class Trunk:
         layers: Mapping[ExpertsModule, int],
         is_deterministic: bool = False,
         pool: ComputePool | None = None,
+        max_model_len: int | None = None,
     ):
         self.catalog = catalog
         self._pool = pool or ComputePool(1)
@@ -82,23 +97,20 @@ class Trunk:
         self._model = model
         self._layers = layers
         self.config = model.config.get_text_config()
+        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
         self.device = model.device
         self._logits = Forward(model)
         replace_projections(model)
         probe, states = self._look()
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states)
+        text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens of the longest sequence that can be served beside others."""
-        return longest_of_one_rope(self.config)
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +147,7 @@ class Trunk:
             else StepAttention(chunks, kv_cache, self._pool)
         )
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        if phase == "prefill":
+        if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
         experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
@@ -145,16 +157,18 @@ class Trunk:
         if prefetcher is not None:
             prefetcher.begin_step()
         step_states = self._step_states(chunks, states)
+        overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
         with (
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows, step_states)
+            logits = self._logits(token_ids, positions, rows, step_states, overlay)
         if step_states is not None:
             step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, experts.routing, experts.cost)
+        routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
+        return StepOutput(logits, routing, experts.cost)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:
@@ -167,14 +181,15 @@ class Trunk:
         split_cells(discovery.cells, count)
         self._has_cells = bool(discovery.cells)
         name = type(self._model).__name__
-        if not probe.kv_groups or not probe.routed:
-            raise ModelError(f"{name} does not use transformers' attention and experts interfaces; it can't be paged")
+        if not probe.routed:
+            raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
+        if not probe.kv_groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
         with running(Isolation()):
             leak = find_leak(self._model, tokens, lambda company: self._isolated_logits(company, range(count)))
         if leak is not None:
-            raise ModelError(
-                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak}), "
-                "which is not supported yet"
+            raise NotBatchableError(
+                f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak})"
             )
         if self._is_deterministic:
             self._check_invariance(tokens)
@@ -190,7 +205,7 @@ class Trunk:
         if not self._has_cells:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
-        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
+        return StepStates(parts_of(chunks, self.device, self._is_deterministic), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__

@@ -23,7 +23,7 @@ from server.model.loading import build_model, load_trunk, read_config
 from server.model.outline import outline
 from server.model.packing import pack_source
 from server.settings import ServeSettings
-from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.checkpoints import CONFIGS, make_checkpoint, save_checkpoint
 from tests.families import make_config
 
 CPU = torch.device("cpu")
@@ -128,6 +128,20 @@ def test_what_fits_is_what_a_store_and_a_kv_cache_get(tmp_path: Path) -> None:
         store.close()
     served = plan_kv_cache(SETTINGS, trunk.facts.kv_groups, trunk.max_model_len, 1 << 40)
     assert plan.kv.num_blocks == served.num_blocks
+
+
+@pytest.mark.usefixtures("instant")
+@pytest.mark.parametrize("name", ["glm_moe_dsa", "switch_transformers"])
+def test_a_model_whose_requests_are_computed_one_by_one_says_so(tmp_path: Path, name: str) -> None:
+    folder = save_checkpoint(make_config(name), tmp_path)
+    report, trunk = inspect(str(folder), SETTINGS), load_trunk(folder, torch.float32)
+    assert report["solo_reason"] == trunk.facts.solo_reason
+    assert f"one after the other, since {report['solo_reason']}" in as_text(report)
+    assert report["kv_cache"]["bytes_per_token"] == trunk.facts.token_bytes
+    assert report["kv_cache"]["bytes_per_sequence"] == trunk.facts.state_bytes
+    (group,) = report["kv_cache"]["groups"]
+    assert group["num_layers"] >= 3
+    assert not group["is_latent"]
 
 
 @pytest.mark.usefixtures("instant")

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.api.dependencies import ServiceDep
+from server.api.errors import InvalidRequestError
 from server.api.openai.answer import answer
 from server.api.openai.fields import Prompt
 from server.api.openai.generation import submit
@@ -75,6 +76,8 @@ class CompletionStyle:
 async def create_completion(request: Request, body: CompletionBody, service: ServiceDep) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
+    if body.echo and model.engine.reads_whole:
+        raise InvalidRequestError("This model answers prompts instead of continuing them: leave out 'echo'.", "echo")
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
     generation = submit(model, body, prompts, "cmpl", "prompt")

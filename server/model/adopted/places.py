@@ -12,6 +12,7 @@ from server.model.errors import ModelError
 
 from .base import AdoptedExperts
 from .dbrx import FlatExperts
+from .encdec import NllbExperts, SwitchExperts
 from .jetmoe import PairedMoe, SharedKeysAttention
 from .llama4 import InputScaledMoe
 from .longcat import IdentityExperts
@@ -23,7 +24,9 @@ ADOPTED: dict[str, Callable[[Any], nn.Module]] = {  # by the original's class
     "JetMoeMoE": PairedMoe,
     "Llama4TextMoe": InputScaledMoe,
     "LongcatFlashExperts": IdentityExperts,
+    "NllbMoeExperts": NllbExperts,
     "Step3p7Experts": ClampedExperts,
+    "SwitchTransformersExperts": SwitchExperts,
 }
 REFUSED = {
     "DogeCDMoE": "whose router gives a token the scores of other tokens of its batch, so that what is written depends "
@@ -40,6 +43,9 @@ def adopt_experts(model: nn.Module) -> None:
     found = {name: module for name, module in model.named_modules() if type(module).__name__ in ADOPTED}
     for name, module in found.items():
         model.set_submodule(name, ADOPTED[type(module).__name__](module))
+        if isinstance(module, nn.ModuleDict):  # whose entries its owner would initialise
+            owner: Any = model.get_submodule(name.rpartition(".")[0])
+            owner._is_hf_initialized = True  # noqa: SLF001
     for module in model.modules():
         kind = type(module).__name__
         if kind in REFUSED:

@@ -47,6 +47,8 @@ class FakeModel:
         self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
+        self.is_solo = self.reads_whole = False
+        self.released: list[int] = []  # slots
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
@@ -67,6 +69,9 @@ class FakeModel:
                 logits[row, next_token(tokens[: end + 1])] = 1.0
                 row += 1
         return StepOutput(logits, {}, ExpertCost())
+
+    def release(self, slot: int) -> None:
+        self.released.append(slot)
 
     def _advance_states(self, chunks: Sequence[SequenceChunk]) -> None:
         """Each sequence goes on from what its slot holds, or the one that it resumes; a wrong one shows at once."""

@@ -231,6 +231,48 @@ def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
     assert rig.engine.statistics.finished["length"] == 1
 
 
+def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
+    """A part that fails is to blame itself, and nothing is run twice."""
+    rig = Rig()
+    rig.model.is_solo = True
+    run_all, runs = rig.model.run, []
+
+    def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        runs.append([(chunk.slot, chunk.num_cached) for chunk in chunks])
+        if ord("!") in chunks[0].token_ids:
+            raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
+        return run_all(chunks)
+
+    rig.model.run = run_unless_unlucky  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        streams = [rig.submit(prompt, 5) for prompt in (b"one", b"bad!", b"three")]
+        with pytest.raises(GenerationFailedError):
+            await collect(streams[1])
+        assert await collect(streams[0]) == continuation(b"one", 5)
+        assert await collect(streams[2]) == continuation(b"three", 5)
+
+    run(rig, scenario)
+    assert all(len(chunks) == 1 for chunks in runs)
+    assert len(runs) == len({chunks[0] for chunks in runs})
+    assert rig.engine.statistics.finished["error"] == 1
+
+
+def test_slots_are_released_when_their_sequences_end_or_are_preempted() -> None:
+    rig = Rig(num_blocks=12, max_running=3)
+
+    async def scenario() -> None:
+        left = rig.submit(b"left", 8)
+        left.cancel()
+        texts = [rig.submit(b"a" * 12, 14), rig.submit(b"b" * 12, 14)]
+        assert [await collect(text) for text in texts] == [continuation(b"a" * 12, 14), continuation(b"b" * 12, 14)]
+
+    run(rig, scenario)
+    preemptions = rig.engine.statistics.preemptions
+    assert preemptions > 0
+    assert len(rig.model.released) == 2 + preemptions
+
+
 def test_a_dead_engine_ends_every_stream_and_takes_no_more() -> None:
     rig = Rig()
 

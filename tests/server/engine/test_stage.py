@@ -209,3 +209,17 @@ def test_costs_are_found_from_steps() -> None:
         costs.add(0.05 + 0.002 * touched + 0.004 * missed, 0.004 * missed, touched, missed)
     seconds = costs.seconds(np.array([20.0, 50.0], np.float32), np.array([3.0, 0.0], np.float32))
     np.testing.assert_allclose(seconds, [0.05 + 0.04 + 0.012, 0.05 + 0.1], rtol=1e-3)
+
+
+def test_layers_that_a_step_does_not_run_count_for_nothing() -> None:
+    """As an encoder's when a decoder goes on; of a prompt that has not come whole, no layer runs."""
+    theatre = Theatre(1, 1)
+    step, cost = [Scheduled(theatre.sequences[0], 1)], ExpertCost(4, 4, 0.01)
+    theatre.stage.note(step, StepOutput(torch.empty(0), {}, cost), 0.02)
+    assert theatre.sequences[0].expert_use is None
+    theatre.stage.note(step, StepOutput(torch.empty(0), {1: np.array([[3, 5, 5, 7]])}, cost), 0.02)
+    use = theatre.sequences[0].expert_use
+    assert use is not None
+    assert not use.counts[0].any()
+    assert np.flatnonzero(use.counts[1]).tolist() == [3, 5, 7]
+    assert theatre.stage.stall_share > 0

@@ -74,15 +74,17 @@ def generate(
     logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
     while any(len(rows) < steps for rows in logits):
         active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
-        chunks = [
-            SequenceChunk(texts[i][cached[i] : cached[i] + chunk], cached[i], tables_of(i), slot=i) for i in active
-        ]
-        result = trunk.forward(chunks, cache, store, prefetcher, states).logits
-        for i, piece, row in zip(active, chunks, result, strict=True):
+        chunks = []
+        for i in active:
+            tokens, is_last = texts[i][cached[i] : cached[i] + chunk], cached[i] + chunk >= len(texts[i])
+            prompt = len(PROMPTS[i])
+            chunks.append(SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt))
+        rows = iter(trunk.forward(chunks, cache, store, prefetcher, states).logits)
+        for i, piece in zip(active, chunks, strict=True):
             cached[i] += len(piece.token_ids)
-            if cached[i] == len(texts[i]):
-                logits[i].append(row)
-                texts[i].append(int(row.argmax()))
+            if piece.num_logits:
+                logits[i].append(next(rows))
+                texts[i].append(int(logits[i][-1].argmax()))
     return [(text[len(p) :], torch.stack(rows)) for text, p, rows in zip(texts, PROMPTS, logits, strict=True)]
 
 

@@ -96,3 +96,29 @@ def test_a_base_that_is_in_a_part_of_the_config_alone_is_taken(is_at_the_top: bo
     with torch.inference_mode():
         expected = stock(torch.tensor([tokens]), use_cache=False).logits[0]
     assert float((found - expected).abs().max()) < 1e-5 * float(expected.max() - expected.min())
+
+
+@pytest.mark.parametrize("kind", ["longrope", "longrope of PhiMoE"])
+def test_longer_sequences_that_are_asked_for_give_the_stock_logits_in_any_pieces(kind: str, tmp_path: Path) -> None:
+    """Beginnings that are as long as the first set of frequencies is for take the second one, and so do short ones."""
+    model_type, parameters, first_length = KINDS[kind]
+    config = make_config(model_type)
+    config.rope_parameters = {"rope_theta": 10000.0, **parameters}
+    save_checkpoint(config, tmp_path)
+    trunk = load_trunk(tmp_path, torch.float32, max_model_len=first_length + 1)
+    longest = config.max_position_embeddings
+    assert trunk.max_model_len == longest
+    assert outline(read_config(tmp_path), torch.float32, first_length + 1).max_model_len == longest
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    prompt = [(7 * place + 3) % 128 for place in range(longest)]
+    with torch.inference_mode():
+        expected = stock(torch.tensor([prompt]), use_cache=False).logits[0]
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    blocks, found = longest // BLOCK_SIZE, []
+    cache = KVCache(trunk.facts.kv_groups, [blocks + 1], BLOCK_SIZE)
+    for start, end in ((0, 30), (30, 31), (31, longest)):
+        chunks = [SequenceChunk(prompt[start:end], start, [[*range(blocks)]], end - start)]
+        chunks += [SequenceChunk([5, 6, 7], 0, [[blocks]], 0)]
+        found.append(trunk.forward(chunks, cache, store).logits)
+    store.close()
+    assert float((torch.cat(found) - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())

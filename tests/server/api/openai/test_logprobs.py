@@ -82,6 +82,14 @@ def test_an_echo_stands_before_each_choice(complete, n):
     assert [choice["text"] for choice in choices] == ["aa bOnce upon a time"] * n + ["cccOnce upon a time"] * n
 
 
+def test_a_model_that_answers_prompts_echoes_none(fake, complete):
+    fake.engine.reads_whole = True
+    answer = complete(echo=True)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("This model answers prompts instead of continuing them")
+    assert complete().status_code == 200
+
+
 def test_echoed_token_ids_are_written_out(complete):
     assert complete(prompt=[2, 1], echo=True).json()["choices"][0]["text"] == "xx xOnce upon a time"
 

@@ -1,0 +1,54 @@
+"""The engine over an encoder-decoder model: prompts are answered, not continued."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.engine.request import GenerationRequest, RequestRefusedError, SamplingParams
+from server.model.loading import load_trunk
+from tests.checkpoints import load_stock, save_checkpoint
+from tests.families import make_config
+from tests.server.engine.test_models import NUM_TOKENS, engine_over, some_prompts, write, write_all
+
+
+def test_requests_in_company_are_answered_as_stock_answers_them(tmp_path: Path) -> None:
+    """With prompts in chunks, a cache so small that some are preempted, and the fewest experts."""
+    folder = save_checkpoint(make_config("switch_transformers"), tmp_path)
+    stock, prompts, expected = load_stock(folder), some_prompts(1), []
+    for prompt in prompts:
+        ids = stock.generate(torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None)
+        expected.append(ids[0, 1:].tolist())
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    with engine_over(trunk, store, num_blocks=40) as (engine, _):
+        written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
+        statistics = engine.statistics
+    store.close()
+    assert [each.token_ids for each in written] == expected
+    assert statistics.preemptions > 0
+    assert statistics.prompt_tokens >= sum(map(len, prompts))
+
+
+def test_a_client_that_leaves_gives_back_what_its_prompt_took(tmp_path: Path) -> None:
+    trunk = load_trunk(save_checkpoint(make_config("switch_transformers"), tmp_path), torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    sampling = SamplingParams(NUM_TOKENS, temperature=0.0)
+
+    async def scenario() -> None:
+        stream = engine.submit(GenerationRequest("left", (5, 6, 7), sampling))
+        await anext(aiter(stream))
+        stream.cancel()
+        assert len((await write(engine, [8, 9], sampling)).token_ids) == NUM_TOKENS
+        refused = SamplingParams(1, prompt_logprobs=0)
+        with pytest.raises(RequestRefusedError, match="encoder reads prompts, whose tokens have no logprobs"):
+            engine.submit(GenerationRequest("logprobs", (5, 6, 7), refused))
+
+    with engine_over(trunk, store, num_blocks=40) as (engine, blocks):
+        asyncio.run(scenario())
+        assert blocks.usage == 0
+    store.close()
