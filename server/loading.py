@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk, read_config
+from server.model.processor import MediaProcessor, NoImagesError
 from server.model.solo import SoloTrunk
 from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk
@@ -96,11 +98,12 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         least_unpinned=facts.top_k,
         recorder=trace,
     )
-    experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    experts_per_layer = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
-    codec = Codec(tokenizer)
+    no_images = "its requests are computed one after the other, without images" if facts.is_solo else None
+    codec = Codec(tokenizer, no_images or load_media_processor(config))
     snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
@@ -118,6 +121,14 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
     return LoadedServer(name, engine, codec, defaults, Metrics(store, engine.statistics, prefetcher), store, trace)
+
+
+def load_media_processor(folder: Path) -> MediaProcessor | str:
+    """What images of prompts go through, or why none can be sent."""
+    try:
+        return MediaProcessor(folder)
+    except NoImagesError as error:
+        return str(error)
 
 
 def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> WorkingSetStage:

@@ -153,7 +153,7 @@ FAMILIES = {  # by the model type of its text
     "exaone_moe": Family(WINDOWS),
     "flex_olmo": Family(),
     "flint": Family({"mlp_only_layers": [0], **WINDOWS}),
-    "gemma4": Family(_text(GEMMA4)),
+    "gemma4": Family(_text({**GEMMA4, "use_bidirectional_attention": "vision"})),
     "gemma4_text": Family(GEMMA4),
     "glm46v": Family(
         {
@@ -201,7 +201,7 @@ FAMILIES = {  # by the model type of its text
     "laguna": Family(WINDOWS),
     "lara_mini": Family(),
     "lfm2_moe": Family({"layer_types": ["conv", "full_attention", "conv"]}),
-    "llama4": Family(_text(LLAMA4)),
+    "llama4": Family({**_text(LLAMA4), "vision_config": {"intermediate_size": 64}}),
     "llama4_text": Family(LLAMA4),
     "longcat_flash": Family(
         {**LATENT, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 24, "num_layers": 2, "zero_expert_num": 0}
@@ -227,7 +227,12 @@ FAMILIES = {  # by the model type of its text
     ),
     "nemotron_h": Family(NEMOTRON_H),
     "nemotron_h_omni": Family(
-        {"text_config": NEMOTRON_H, "vision_config": {"video_temporal_patch_size": 2}, "audio_config": None}
+        {
+            "text_config": NEMOTRON_H,
+            "vision_config": {"video_temporal_patch_size": 2},
+            "vision_hidden_size": 16,
+            "audio_config": None,
+        }
     ),
     "nllb-moe": Family(
         {

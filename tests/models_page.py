@@ -10,6 +10,7 @@ import transformers
 
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
+from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 TEXT = """# Models
@@ -67,6 +68,59 @@ experts of NLLB-MoE; here all run, and are compared with a plain sum over them.
 | --- | --- | --- | --- |
 {solo_rows}
 
+## Quantised checkpoints
+
+Families are served from checkpoints that come quantised, too, in the formats below. A tiny checkpoint of each format,
+in the layout and with the config that are published, gives stock's logits and greedy text with the weights that the
+format's own library makes of it (transformers for MXFP4 and FP8, compressed-tensors for its own formats and for AWQ;
+for GPTQ an independent reading of its definition): MXFP4 with `gpt_oss`, every other with `qwen3_moe`, the usual ones
+with `mixtral` and `deepseek_v3`, and FP8 with families whose tensors are unlike those
+(`tests/server/model/test_quantised_checkpoints.py`).
+
+Experts stay quantised in their slots, so a budget holds two to four times as many; weights are dequantised, exactly,
+while an expert runs. The table is of one expert of Qwen3-30B-A3B's size with bfloat16 rows, against the same in
+bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
+
+| `quant_method` | formats | bytes of an expert | time of 1 row | of 64 |
+| --- | --- | --- | --- | --- |
+| `mxfp4` | MXFP4 as gpt-oss has it | 0.27 | 3.1 | 2.6 |
+| `fp8`, `mxfp8` | E4M3; scales of blocks, outputs or all, as numbers or exponents | 0.50 | 3.1 | 2.4 |
+| `compressed-tensors` | pack-quantized of 4 bits, groups or channels | 0.31 | 0.2 | 2.6 |
+| | pack-quantized of 8 bits | 0.51 | 2.3 | 1.9 |
+| | int-quantized of 8 bits | 0.50 | 0.3 | 1.4 |
+| | float-quantized | 0.50 | 3.1 | 2.4 |
+| | nvfp4-pack-quantized, mxfp4-pack-quantized | 0.28 | 4.2 | 3.2 |
+| `awq` | 4 bits of the GEMM kernel | 0.28 | 0.5 | 2.7 |
+| `gptq` | 4 bits, both versions of zeros, `desc_act` too | 0.28 | 0.5 | 2.7 |
+| | 8 bits | 0.51 | 2.3 | 1.9 |
+
+4-bit integers are repacked while they are read, 1 to 3 ms an expert on a reading thread. Their bytes are of groups of
+128 inputs, and of 32 with compressed-tensors; float16 scales take more in a slot than on disk, so that groups of 32 of
+AWQ or GPTQ take 0.38. Where a format is slow to run, `greenroom pack --weights int4` or `int8` makes another of it that
+is not, and rounds once more.
+
+**What is not packed.** Everything but the experts is dequantised once, when it is loaded, into `--dtype`: the trunk
+takes as much memory as that of the bfloat16 checkpoint. Checkpoints whose config says float16 are computed in bfloat16
+where that is fast.
+
+**What is ignored.** Activations are not quantised, whatever a checkpoint says of them (`activation_scale`,
+`input_scale`, a scheme for the KV cache): what is served is the weights.
+
+**What is refused**, in one line that names it: bitsandbytes, GGUF, AQLM, HQQ, Quark, ModelOpt and every other method;
+2 and 3 bits; AWQ for other kernels; GPTQ in Marlin's layout or with rules for single modules; sparse or rotated
+compressed-tensors; experts of DeepSeek-V4 in FP4. So are a part that is missing or has the wrong shape. Experts of one
+tensor in bfloat16 that were published apart when they were quantised, as compressed-tensors does with Llama 4's, have
+no place yet.
+
+## With images: {with_images}
+
+{images}.
+
+Prompts with images through a tiny image processor of each give the whole stock model's logits and the greedy text of
+its `generate`: two prompts with different images and one of text in one ragged batch, whole and in pieces of five
+tokens (`tests/server/model/test_images.py`). Images of other families go the same way, and are not checked. Video and
+sound are not taken.
+
 ## Refused: {refused}
 
 Each is refused by its `config.json` alone, before any weight is read.
@@ -89,6 +143,8 @@ def compose(results: Sequence[Served | Refused]) -> str:
         batched_rows="\n".join(batched),
         solo=len(solo),
         solo_rows="\n".join(solo),
+        with_images=len(VISIONS),
+        images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),
         refused_rows="\n".join(refused),
     )

@@ -81,5 +81,5 @@ TOP: dict[str, Any] = {  # of a multimodal model itself
     "audio_start_token_id": 107,
     "projector_hidden_size": 32,
     "projection_hidden_size": 16,
-    "out_hidden_size": 32,
+    "out_hidden_size": 64,
 }

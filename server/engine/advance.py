@@ -62,7 +62,7 @@ def _append(
     prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
     if params.max_tokens == 0:
         return TokenEvent("", 0, FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
-    sequence.token_ids.append(token)
+    sequence.append(token)
     ends = token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
     text = ""
     listed: tuple[TokenLogprobs, ...] = ()

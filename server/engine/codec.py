@@ -6,26 +6,42 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from server.model.images import ImageError, read_image
+from server.model.processor import MediaProcessor
 from server.model.tokenizer import ChatTemplateError, Tokenizer
 
+from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
-from .request import RequestRefusedError
+from .request import ChatPrompt, Media, RequestRefusedError
 
 
 class Codec:
-    """A ``TextCodec`` over a tokenizer."""
+    """A ``TextCodec`` over a tokenizer.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
+    Args:
+        media: the model's image processor, or why there is none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, media: MediaProcessor | str = "the model takes no images"):
+        self._tokenizer, self._media = tokenizer, media
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text)
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
         try:
-            return self._tokenizer.encode_chat(messages)
-        except ChatTemplateError as error:
+            if images:
+                return self._encode_images(messages, images)
+            return ChatPrompt(self._tokenizer.encode_chat(messages))
+        except (ChatTemplateError, ImageError) as error:
             raise RequestRefusedError(str(error), "messages") from error
+
+    def _encode_images(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> ChatPrompt:
+        if isinstance(self._media, str):
+            raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
+        token_ids, media = self._media.encode_chat(messages, [read_image(image) for image in images])
+        content = content_ids(token_ids, self._media.placeholder, images)
+        return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
 
     def token_bytes(self, token_id: int) -> bytes:
         tokens = self._tokenizer.token_bytes

@@ -143,6 +143,12 @@ class Engine:
             )
         if self.reads_whole and request.sampling.prompt_logprobs is not None:
             raise RequestRefusedError("this model's encoder reads prompts, whose tokens have no logprobs", "logprobs")
+        most = self._limits.scheduler.max_batched_tokens
+        largest = max((end - start for start, end in request.media.wholes), default=0) if request.media else 0
+        if largest > most:
+            raise RequestRefusedError(
+                f"an image takes {largest} tokens, which have to fit a step of --max-batched-tokens {most}", "messages"
+            )
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -220,7 +226,7 @@ class Engine:
             sequence, first = item.sequence, item.sequence.num_cached
             tokens = sequence.token_ids[first : first + item.num_tokens]
             blocks, last = sequence.blocks, first + item.num_tokens
-            snapshot = self._blocks.plan_snapshot(blocks, sequence.token_ids, first, last)
+            snapshot = self._blocks.plan_snapshot(blocks, sequence.content_ids, first, last)
             chunks.append(
                 SequenceChunk(
                     tokens,
@@ -230,6 +236,7 @@ class Engine:
                     sequence.slot,
                     blocks.resumes,
                     snapshot,
+                    None if sequence.request.media is None else sequence.request.media.inputs,
                     num_prompt=len(sequence.request.prompt_ids),
                 )
             )
@@ -256,7 +263,7 @@ class Engine:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens
-            self._blocks.keep(sequence.blocks, sequence.token_ids, sequence.num_cached)
+            self._blocks.keep(sequence.blocks, sequence.content_ids, sequence.num_cached)
         are_all = len(rows) == len(output.logits)
         events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
         items += zip(ended, events, strict=True)

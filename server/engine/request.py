@@ -90,6 +90,23 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True)
+class Media:
+    """The images of a prompt."""
+
+    inputs: Any  # what the model takes of them; opaque to the engine
+    content_ids: tuple[int, ...]  # the prompt, with numbers that tell what is shown for the tokens that stand for it
+    wholes: tuple[tuple[int, int], ...] = ()  # first and last (exclusive) of tokens that go into one step together
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model takes it."""
+
+    token_ids: Sequence[int]
+    media: Media | None = None
+
+
+@dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to be continued once."""
 
@@ -98,6 +115,7 @@ class GenerationRequest:
     sampling: SamplingParams
     priority: int = 0  # lower goes first, as in vLLM
     deadline_seconds: float | None = None  # from submission; then it ends with an error
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -275,11 +293,15 @@ class TextCodec(Protocol):
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, with the special tokens the model expects at its start."""
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """Tokens of a conversation, through the model's chat template, up to the assistant's turn.
+    def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
+        """A conversation, through the model's chat template, up to the assistant's turn.
+
+        Args:
+            images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
 
         Raises:
-            RequestRefusedError: the model has no chat template, or the template refuses the messages.
+            RequestRefusedError: the model has no chat template, or the template refuses the messages; it takes no
+                images, or one can't be read.
         """
 
     def token_bytes(self, token_id: int) -> bytes:

@@ -81,7 +81,7 @@ class Scheduler:
         preempted_before = self.num_preemptions
         budget = self._limits.max_batched_tokens
         for sequence in self._in_turn():
-            if budget and sequence in self.running:  # else preempted by an earlier one
+            if budget > 0 and sequence in self.running:  # else preempted by an earlier one
                 budget -= self._continue(sequence, budget, step)
         # Who was preempted would be next, and meet the same lack of blocks.
         if self.num_preemptions == preempted_before and (not step or self._stage is None or self._stage.admits):
@@ -106,11 +106,11 @@ class Scheduler:
 
     def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
         for sequence in list(self.waiting):
-            if not budget or not self._has_place(sequence, step):
+            if budget <= 0 or not self._has_place(sequence, step):
                 return
             num_reusable = 0
             if not sequence.wants_prompt_logits:
-                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.token_ids)
+                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.content_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
             count = self._most_tokens(sequence, num_reusable, budget)
@@ -156,10 +156,10 @@ class Scheduler:
         return count
 
     def _most_tokens(self, sequence: Sequence, first: int, budget: int) -> int:
-        """How many tokens from ``first`` on go into a step."""
+        """How many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
         most = min(num_tokens - first, budget, MOST_ROWS_OF_LOGITS if sequence.wants_prompt_logits else budget)
-        return self._blocks.cut(first, first + most, num_tokens) - first
+        return self._blocks.cut(first, sequence.end_without_cut(first, first + most), num_tokens) - first
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)

@@ -22,6 +22,7 @@ class Sequence:
     arrival: int  # among all requests
     submitted_at: float  # on the engine's clock, in seconds
     token_ids: list[int] = field(init=False)  # prompt and generated
+    content_ids: list[int] = field(init=False)  # the same, with what is shown in the place of what stands for it
     sampling: SamplingState = field(init=False)
     num_cached: int = 0
     slot: int = -1  # among those that run, for what the model keeps of it besides blocks
@@ -29,12 +30,28 @@ class Sequence:
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
 
     def __post_init__(self) -> None:
+        media = self.request.media
         self.token_ids = list(self.request.prompt_ids)
+        self.content_ids = self.token_ids if media is None else list(media.content_ids)
         self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
 
     @property
     def request(self) -> GenerationRequest:
         return self.stream.request
+
+    def append(self, token_id: int) -> None:
+        """Go on with a token."""
+        self.token_ids.append(token_id)
+        if self.content_ids is not self.token_ids:
+            self.content_ids.append(token_id)
+
+    def end_without_cut(self, first: int, last: int) -> int:
+        """Where a piece of its tokens ends that was to end at ``last``, so that no image is cut that must not be."""
+        media = self.request.media
+        for start, end in () if media is None else media.wholes:
+            if start < last < end:
+                return start if start > first else end
+        return last
 
     @property
     def order(self) -> tuple[int, int]:

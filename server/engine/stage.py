@@ -119,6 +119,8 @@ class WorkingSetStage:
             return  # no more than a part of a prompt that is read as a whole
         if not cost.num_misses and not self.stall_share:
             return  # all experts are in memory
+        if any(layer not in output.routing for layer in self._sets.layers):
+            return  # images went elsewhere, where a layer has experts for them
         chosen = _stack(output, self._sets.layers)
         self._sets.add(chosen)
         start = 0

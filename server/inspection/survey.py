@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from expert_store import (
     ExpertCatalog,
-    ExpertLayout,
-    Extent,
-    LayerEntry,
-    PackedRecord,
-    ParameterSpec,
     find_shards,
     is_header_alone,
     is_pack,
@@ -27,8 +21,9 @@ from expert_store import (
 from server.expert_plan import FreeMemory, plan_experts
 from server.kv_plan import KVPlan, plan_kv_cache
 from server.model.checkpoint import find_local
-from server.model.checkpoint_map import experts_modules, layer_numbers, map_checkpoint, missing_parameters
-from server.model.dtype import compute_dtype, stored_dtype
+from server.model.checkpoint_map import map_checkpoint, missing_parameters
+from server.model.config_catalog import catalog_of_shapes
+from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
@@ -126,7 +121,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
     if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):
-        return Survey(name, "config", shape, _catalog_of_shapes(shape.model, stored_dtype(config)), 0)
+        return Survey(name, "config", shape, catalog_of_shapes(shape.model), 0)
     shards = find_shards(folder)
     are_headers = all(is_header_alone(path) for path in shards)
     places = map_checkpoint(shape.model, read_index(shards, is_whole=not are_headers))
@@ -134,19 +129,3 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     if missing:
         raise incomplete(folder.name, missing)
     return Survey(name, "headers" if are_headers else "checkpoint", shape, places.catalog, len(places.unused))
-
-
-def _catalog_of_shapes(model: Any, dtype: torch.dtype) -> ExpertCatalog:
-    """A catalog of experts that lie nowhere yet, to count with."""
-    modules: Mapping[str, Any] = experts_modules(model)
-    numbers = layer_numbers(list(modules))
-    layers = {}
-    for name, module in modules.items():
-        parameters = [
-            ParameterSpec(parameter, dtype, tuple(value.shape[1:]))
-            for parameter, value in module.named_parameters(recurse=False)
-        ]
-        layout = ExpertLayout(tuple(parameters))
-        nowhere = PackedRecord(Extent(Path(name), 0, layout.slot_bytes), 0)
-        layers[numbers[name]] = LayerEntry(layout, (nowhere,) * module.num_experts)
-    return ExpertCatalog(layers)

@@ -7,7 +7,22 @@ from typing import Protocol
 
 import torch
 
-from . import dense, int4, int8
+from . import dense, fp4, fp8, int4, int8, int8_groups
+
+
+class QuantisedFormat(Protocol):
+    """What one of the modules of ``QUANTISED`` does."""
+
+    def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool: ...
+
+    def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
+
+    def project(
+        self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor: ...
+
+
+QUANTISED: tuple[QuantisedFormat, ...] = (int4, fp4, fp8, int8, int8_groups)
 
 
 class ExpertsModule(Protocol):
@@ -49,11 +64,13 @@ def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidde
 
     def project(rows: torch.Tensor, name: str) -> torch.Tensor:
         bias = weights[f"{name}_bias"].to(rows.dtype) if module.has_bias else None
-        if int4.is_quantised(weights, name):
-            return int4.project(weights, name, rows, bias)
-        if int8.is_quantised(weights, name):
-            return int8.project(weights, name, rows, bias)
-        return dense.project(weights, name, rows, bias, name in transposed)
+        parts = _parts(weights, name)
+        if not parts:
+            return dense.project(weights, name, rows, bias, name in transposed)
+        if len(parts) == 1:
+            return parts[0][1].project(weights, name, rows, bias)
+        output = torch.cat([kernel.project(weights, part, rows, None) for part, kernel in parts], 1)
+        return output if bias is None else output + bias
 
     if module.has_gate:
         hidden = module._apply_gate(project(hidden_states, "gate_up_proj"))  # noqa: SLF001  (rows, intermediate)
@@ -61,3 +78,28 @@ def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidde
         hidden = module.act_fn(project(hidden_states, "up_proj"))  # (rows, intermediate)
     output = project(hidden, "down_proj")  # (rows, hidden)
     return module.post_expert_norm(output) if module.has_post_expert_norm else output
+
+
+def dequantised(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
+    """The float32 matrix ``(out, in)`` of a parameter, one row an output; None if it is not quantised."""
+    parts = _parts(weights, name)
+    return torch.cat([kernel.dequantise(weights, part) for part, kernel in parts]) if parts else None
+
+
+def _parts(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[str, QuantisedFormat]]:
+    """The quantised matrices of a parameter and their formats, by what lies in the slot; none if it is not quantised.
+
+    A parameter that a checkpoint has in several matrices, as gate and up, is ``NAME.0``, ``NAME.1`` and so on, whose
+    outputs follow each other.
+    """
+    whole = _format(weights, name)
+    if whole is not None:
+        return [(name, whole)]
+    parts: list[tuple[str, QuantisedFormat]] = []
+    while (kernel := _format(weights, part := f"{name}.{len(parts)}")) is not None:
+        parts.append((part, kernel))
+    return parts
+
+
+def _format(weights: Mapping[str, torch.Tensor], name: str) -> QuantisedFormat | None:
+    return next((kernel for kernel in QUANTISED if kernel.is_quantised(weights, name)), None)

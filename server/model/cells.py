@@ -188,12 +188,12 @@ def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return float((one - other).abs().max()) <= ROUNDING * float(one.max() - one.min())
 
 
-def parts_of(chunks: Sequence[SequenceChunk], device: torch.device) -> list[Part]:
-    """The parts of a step: each piece of a prompt, and all decodes together."""
+def parts_of(chunks: Sequence[SequenceChunk], device: torch.device, one_by_one: bool = False) -> list[Part]:
+    """The parts of a step: each piece of a prompt, and all decodes together, or one by one too."""
     parts, row = [], 0
     decodes: list[tuple[int, SequenceChunk]] = []
     for chunk in chunks:
-        if chunk.num_tokens == 1 and chunk.num_cached:
+        if chunk.num_tokens == 1 and chunk.num_cached and not one_by_one:
             decodes.append((row, chunk))
         else:
             parts.append(_part(range(row, row + chunk.num_tokens), [chunk], device))

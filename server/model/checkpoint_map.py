@@ -17,8 +17,6 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
-    ErnieFuseAndSplitTextVisionExperts,
-    MergeModulelist,
     WeightConverter,
     WeightRenaming,
     apply_renamings,
@@ -34,17 +32,21 @@ from expert_store import (
     ParameterSpec,
     TensorSource,
 )
+from server.kernels.expert import transposed_names
 
 from .adopted import conversions
 from .architecture import text_modules
 from .errors import ModelError
+from .quantised.matrix import StoredMatrix, StoredTensor, sort_index
+from .quantised.scheme import find_scheme
+from .quantised.slots import is_stack, slot_tensors
 
 
 @dataclass(frozen=True)
 class CheckpointMap:
     """Where everything in a checkpoint belongs."""
 
-    trunk: dict[str, TensorSource]  # by hub name
+    trunk: dict[str, TensorSource | StoredTensor]  # by hub name, as if nothing were quantised
     catalog: ExpertCatalog
     unused: list[str]  # hub names that the model has no place for
 
@@ -54,7 +56,7 @@ class _Parameter:
     """One parameter of one expert while its sources are being collected."""
 
     converter: WeightConverter | None
-    sources: list[tuple[int, TensorSource]] = field(default_factory=list)  # with their order
+    sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # with their order
 
 
 def experts_modules(model: PreTrainedModel) -> dict[str, Any]:
@@ -92,10 +94,10 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         for name, module in modules.items()
         for parameter, _ in module.named_parameters(recurse=False)
     }
-    trunk: dict[str, TensorSource] = {}
+    trunk: dict[str, TensorSource | StoredTensor] = {}
     unused: list[str] = []
     experts: dict[tuple[str, int], dict[str, _Parameter]] = {}
-    for source in index.values():
+    for source in sort_index(find_scheme(model.config, type(model).__name__), index).values():
         target, pattern = names.target(source.name)
         if target not in owners:
             if target in names.parameters:
@@ -187,16 +189,20 @@ class _Names:
         return int(match.group(match.lastindex or 1))
 
 
-def _split(source: TensorSource, expert: int | None, num_experts: int, rank: int) -> list[tuple[int, TensorSource]]:
+def _split(
+    source: TensorSource | StoredTensor, expert: int | None, num_experts: int, rank: int
+) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
     """A tensor by its experts.
 
     Args:
         rank: of one expert's parameter. A tensor of all experts has one dimension more, or their rows one after the
             other.
     """
+    if expert is not None and expert >= num_experts:
+        raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
+    if isinstance(source, StoredTensor):
+        return source.of_experts(expert, num_experts)
     if expert is not None:
-        if expert >= num_experts:
-            raise CheckpointError(f"{source.name} belongs to expert {expert}, but the model has {num_experts} a layer")
         return [(expert, source)]
     is_flat = len(source.shape) == rank
     rows = source.shape[0] if source.shape else 0
@@ -211,33 +217,60 @@ def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Map
     specs: dict[str, ParameterSpec] = {}
     recipes = []
     for expert, parts in enumerate(experts):
-        recipe = {}
+        recipe: dict[str, ParameterRecipe] = {}
         for parameter, shape in shapes.items():
             if parameter not in parts:
                 raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
-            recipe[parameter], dtype = _recipe(model, f"{name}.{parameter}", shape, parts[parameter])
-            specs.setdefault(parameter, ParameterSpec(parameter, dtype, shape))
+            for spec, part in _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter]):
+                recipe[spec.name] = part
+                specs.setdefault(spec.name, spec)
         recipes.append(recipe)
     return LayerEntry(ExpertLayout(tuple(specs.values())), tuple(recipes))
 
 
+def _slot_tensors(
+    model: nn.Module, module: Any, target: str, shape: tuple[int, ...], part: _Parameter
+) -> Iterable[tuple[ParameterSpec, ParameterRecipe]]:
+    """What one parameter of one expert is in a slot, and how it is read."""
+    ordered = [source for _, source in sorted(part.sources, key=lambda item: item[0])]
+    parameter = target.rpartition(".")[2]
+    matrices = [source for source in ordered if isinstance(source, StoredMatrix)]
+    if matrices:
+        is_whole = len(matrices) == len(ordered)
+        is_transposed = parameter in transposed_names(module)
+        return slot_tensors(matrices if is_whole else [], target, shape, part.converter, is_transposed=is_transposed)
+    sources = tuple(source for source in ordered if isinstance(source, TensorSource))
+    orders = sorted(order for order, _ in part.sources)
+    patterns = [part.converter.source_patterns[order] for order in orders] if part.converter else []
+    recipe, dtype = _recipe(model, target, shape, part.converter, sources, patterns)
+    return [(ParameterSpec(parameter, dtype, shape), recipe)]
+
+
 def _recipe(
-    model: nn.Module, target: str, shape: tuple[int, ...], part: _Parameter
+    model: nn.Module,
+    target: str,
+    shape: tuple[int, ...],
+    converter: WeightConverter | None,
+    sources: tuple[TensorSource, ...],
+    patterns: Sequence[str],
 ) -> tuple[ParameterRecipe, torch.dtype]:
-    """How to read one parameter of one expert, and the dtype it has in a slot."""
-    sources = tuple(source for _, source in sorted(part.sources, key=lambda item: item[0]))
-    converter = part.converter
+    """How to read one parameter of one expert that is not quantised, and the dtype it has in a slot.
+
+    Args:
+        patterns: of the converter, those that the sources are for; some may be of other formats.
+    """
     if converter is None:
         found = sources[0].shape
         if shape not in (found, found[1:]):
             raise CheckpointError(f"{sources[0].name} makes {list(found)} for {target}, which takes {list(shape)}")
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
-    patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
     one_expert = _OneExpert(model.get_parameter(target)[:1])
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
+        values: Any = {pattern: [] for pattern in patterns}
+        for pattern, tensor in zip(patterns, tensors, strict=True):
+            values[pattern].append(tensor)
         for operation in converter.operations:
             values = operation.convert(
                 values,
@@ -249,13 +282,13 @@ def _recipe(
                 missing_keys=None,
             )
         value = next(iter(values.values()))
-        tensor: torch.Tensor = value[0] if isinstance(value, list) else value
-        return tensor[0]  # of the dimension of experts, which is one
+        result: torch.Tensor = value[0] if isinstance(value, list) else value
+        return result[0]  # of the dimension of experts, which is one
 
     names = ", ".join(source.name for source in sources)
     try:
         result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some patterns are of other formats
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         wanted = ", ".join(converter.source_patterns)
         raise CheckpointError(f"{target} needs {wanted} of each expert and has only {names}") from error
     if tuple(result.shape) != shape:
@@ -275,14 +308,10 @@ class _OneExpert:
 
 def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
     """Whether the parameter's bytes are those of its sources, one after the other."""
-    operations = [(type(operation), getattr(operation, "dim", None)) for operation in converter.operations]
-    if [kind for kind, _ in operations] == [ErnieFuseAndSplitTextVisionExperts]:
-        fused = converter.operations[0]
-        operations = [(MergeModulelist, fused.stack_dim), (Concatenate, fused.concat_dim)]
-    shapes = [source.shape for source in sources]
-    if operations == [(Concatenate, 1)]:  # of tensors of all experts, of which each part has a dimension of one
-        shapes = [found[1:] for found in shapes if found[:1] == (1,)]
-    elif operations not in ([(MergeModulelist, 0)], [(MergeModulelist, 0), (Concatenate, 1)]):
+    if not is_stack(converter):
         return False
+    shapes = [source.shape for source in sources]
+    if [type(operation) for operation in converter.operations] == [Concatenate]:
+        shapes = [found[1:] for found in shapes if found[:1] == (1,)]  # of tensors of all experts, one of which it is
     is_same = all(found[1:] == shape[1:] for found in shapes) and len({source.dtype for source in sources}) == 1
     return is_same and len(shapes) == len(sources) and sum(found[0] for found in shapes) == shape[0]

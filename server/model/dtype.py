@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
+from .quantised.scheme import quantisation_of
+
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
@@ -12,14 +14,16 @@ def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> 
     """The dtype of that name; ``auto`` is the checkpoint's, or float32 where a processor has no bfloat16 units.
 
     Without AVX-512 a bfloat16 product takes ten times as long as one in float32 (docs/log.md); experts keep the
-    checkpoint's dtype in their slots either way.
+    checkpoint's dtype in their slots either way. A quantised checkpoint that says float16 names what its quantiser ran
+    in, and is computed in bfloat16.
     """
     if name != "auto":
         return DTYPES[name]
     stored = stored_dtype(config)
     if device.type == "cuda":
         return stored
-    is_fast = stored == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    is_half = stored == torch.bfloat16 or (stored == torch.float16 and quantisation_of(config) is not None)
+    is_fast = is_half and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return torch.bfloat16 if is_fast else torch.float32
 
 

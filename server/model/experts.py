@@ -59,6 +59,8 @@ class StepExperts:
         """
         layer, (tokens, k) = self._layers[module], top_k_index.shape
         self.routing[layer] = top_k_index.cpu().numpy()
+        if not tokens:  # a step of nothing but an image has none for the text's experts, where it has its own
+            return torch.zeros_like(hidden_states)
         choices = top_k_index.flatten()  # (tokens * k,)
         order = choices.argsort(stable=True)  # places of choices, expert after expert
         counts = torch.bincount(choices, minlength=module.num_experts).tolist()[: module.num_experts]

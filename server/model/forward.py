@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from .architecture import text_part
 from .cells import Discovery
+from .media import Overlay
 from .states import StepStates
 
 
@@ -25,6 +26,9 @@ class Forward:
         part = text_part(model)
         self._writer: Any = model if part.get_output_embeddings() is None else part
         self._rows: torch.Tensor | None = None
+        self._overlay: Overlay | None = None
+        self._embeddings: Any = part.get_input_embeddings()
+        part.register_forward_pre_hook(self._show, with_kwargs=True)
         if "logits_to_keep" not in inspect.signature(self._writer.forward).parameters:
             self._writer.get_output_embeddings().register_forward_pre_hook(self._choose_rows)
 
@@ -34,29 +38,53 @@ class Forward:
         positions: Sequence[int],
         rows: Sequence[int],
         cache: StepStates | Discovery | None = None,
+        overlay: Overlay | None = None,
     ) -> torch.Tensor:
         """Logits of some of the tokens in float32 on the CPU, ``(rows, vocabulary)``.
 
         Args:
             cache: what recurrent layers ask for their states; a model without them needs none.
+            overlay: of images among the tokens, if there are any.
         """
-        logits, _ = self.run(token_ids, positions, rows, use_cache=False, **({} if cache is None else {"cache": cache}))
+        options: dict[str, Any] = {} if cache is None else {"cache": cache}
+        logits, _ = self.run(token_ids, positions, rows, overlay, use_cache=False, **options)
         return logits
 
     def run(
-        self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int], **options: Any
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        overlay: Overlay | None = None,
+        **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """The same logits with other options of the model, and all that it gives."""
+        self._overlay = overlay
         self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
-        output = self._writer(
-            input_ids=torch.tensor([token_ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
-            logits_to_keep=self._rows,
-            **options,
-        )
+        try:
+            output = self._writer(
+                input_ids=torch.tensor([token_ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                logits_to_keep=self._rows,
+                **options,
+            )
+        finally:
+            self._overlay = None
         logits: torch.Tensor = output.logits[0]
         return logits.float().cpu(), output
 
     def _choose_rows(self, _head: Any, arguments: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Give the head no more than it has to, where the model does not."""
         return arguments[0][:, self._rows], *arguments[1:]
+
+    def _show(
+        self, _part: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Show images to the text's part of the model."""
+        if self._overlay is None:
+            return args, kwargs
+        given = dict(kwargs)
+        token_ids = given.pop("input_ids", None)
+        if given.get("inputs_embeds") is None:
+            given["inputs_embeds"] = self._embeddings(token_ids)
+        return args, self._overlay.lay(given)

@@ -16,10 +16,10 @@ from server.kernels.batch_invariant import usual_functions
 from server.kernels.tiles import batched_product
 
 from .kv_cache import KVCache
-from .masks import seen_keys
 from .runs import find_runs
 from .seam import AttentionOptions
 from .step import SequenceChunk
+from .wholes import Piece, pieces_of
 from .windows import oldest_seen
 
 SEGMENT = 128  # keys
@@ -30,8 +30,8 @@ MOST_SCORES = 1 << 19  # that are held at a time, so that they stay in the proce
 class _Place:
     """Where the cache has what one chunk attends to."""
 
-    num_tokens: int  # of the chunk
-    first_key: int  # position of the first that any of them sees
+    piece: Piece
+    first_key: int  # position of the first that any of its tokens sees
     runs: Sequence[tuple[int, int]]  # slot and length of each stretch
 
 
@@ -50,8 +50,11 @@ class InvariantAttention:
             slots: list[int] = []
             for chunk in chunks:
                 table, first, end = chunk.block_tables[index], chunk.num_cached, chunk.num_cached + chunk.num_tokens
-                oldest = 0 if group.window is None else max(0, oldest_seen(first, group.window, group.is_chunked))
-                places.append(_Place(chunk.num_tokens, oldest, find_runs(table, cache.block_size, oldest, end)))
+                has_wholes = group.window is not None and not group.is_chunked
+                for piece in pieces_of(chunk, has_wholes):
+                    seen = 0 if group.window is None else oldest_seen(piece.first, group.window, group.is_chunked)
+                    oldest = max(0, seen)
+                    places.append(_Place(piece, oldest, find_runs(table, cache.block_size, oldest, piece.last)))
                 for start, length in find_runs(table, cache.block_size, first, end):
                     slots.extend(range(start, start + length))
             self._places.append(places)
@@ -67,10 +70,13 @@ class InvariantAttention:
         options = replace(options, sliding_window=group.window, is_chunked=group.is_chunked)
         places = self._places[index]
         outputs = []
-        for part, place in zip(torch.split(query, [place.num_tokens for place in places], 1), places, strict=True):
+        for part, place in zip(
+            torch.split(query, [place.piece.num_tokens for place in places], 1), places, strict=True
+        ):
             keys = _read(cache.keys, place.runs, cache.shape.key_dim)
             values = _read(cache.values, place.runs, cache.shape.value_dim)
-            outputs.append(attend_invariant(part, keys, values, place.first_key, options).transpose(0, 1))
+            ahead = place.piece.is_whole
+            outputs.append(attend_invariant(part, keys, values, place.first_key, options, ahead).transpose(0, 1))
         return torch.cat(outputs)
 
 
@@ -82,7 +88,12 @@ def _read(tensor: torch.Tensor, runs: Sequence[tuple[int, int]], dim: int) -> to
 
 @usual_functions()
 def attend_invariant(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, first_key: int, options: AttentionOptions
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    first_key: int,
+    options: AttentionOptions,
+    sees_ahead: bool = False,
 ) -> torch.Tensor:
     """Causal attention of the last tokens of a sequence.
 
@@ -94,6 +105,7 @@ def attend_invariant(
         value: ``(kv_heads, kept, value_dim)``.
         first_key: a position.
         options: scaling, window, sinks and soft cap, as transformers' eager functions define them.
+        sees_ahead: whether new tokens see those that follow them, too.
 
     Returns:
         ``(heads, new, value_dim)``.
@@ -104,7 +116,9 @@ def attend_invariant(
     most = max(1, MOST_SCORES // (heads * keys.shape[1] * SEGMENT))
     outputs, position = [], last - new
     for part in torch.split(query, most, 1):
-        outputs.append(_attend(part, keys, values, first_key // SEGMENT * SEGMENT, position, options))
+        positions = torch.arange(position, position + part.shape[1], device=query.device)
+        latest = torch.full_like(positions, last - 1) if sees_ahead else positions
+        outputs.append(_attend(part, keys, values, first_key // SEGMENT * SEGMENT, positions, latest, options))
         position += part.shape[1]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
 
@@ -114,10 +128,16 @@ def _attend(
     keys: torch.Tensor,
     values: torch.Tensor,
     first_key: int,
-    first_query: int,
+    positions: torch.Tensor,
+    latest: torch.Tensor,
     options: AttentionOptions,
 ) -> torch.Tensor:
-    """Attention over whole segments, ``(kv_heads, segments, SEGMENT, ...)``."""
+    """Attention over whole segments, ``(kv_heads, segments, SEGMENT, ...)``.
+
+    Args:
+        positions: of the queries, ``(new,)``.
+        latest: the last position that each of them sees, ``(new,)``.
+    """
     heads, new = query.shape[:2]
     kv_heads, segments = keys.shape[:2]
     columns = heads // kv_heads * new  # queries that share keys
@@ -125,9 +145,10 @@ def _attend(
     scores = _product(keys, queries).float() * options.scaling  # (kv_heads, segments, columns, SEGMENT)
     if options.softcap is not None:
         scores = torch.tanh(scores / options.softcap) * options.softcap
-    positions = torch.arange(first_query, first_query + new, device=query.device).unsqueeze(-1)
     places = torch.arange(first_key, first_key + segments * SEGMENT, device=query.device).view(segments, 1, 1, SEGMENT)
-    seen = seen_keys(positions, places, options.sliding_window, options.is_chunked)  # (segments, 1, new, SEGMENT)
+    seen = places <= latest.unsqueeze(-1)  # (segments, 1, new, SEGMENT)
+    if options.sliding_window is not None:
+        seen &= places >= oldest_seen(positions.unsqueeze(-1), options.sliding_window, options.is_chunked)
     scores.view(kv_heads, segments, -1, new, SEGMENT).masked_fill_(~seen, -torch.inf)
     largest = scores.amax((1, 3))  # (kv_heads, columns)
     if options.sinks is not None:

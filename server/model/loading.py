@@ -25,6 +25,8 @@ from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, NotBatchableError, incomplete
 from .packing import map_pack
+from .quantised.matrix import StoredTensor
+from .quantised.scheme import find_scheme, tell_text
 from .rope import take_base_of_a_part
 from .seam import IMPLEMENTATION
 from .solo import SoloTrunk
@@ -86,7 +88,10 @@ def _load(
         module._is_hf_initialized = True  # noqa: SLF001
     if places.unused:
         log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
-    state = {name: read_tensor(source) for name, source in places.trunk.items()}
+    state = {
+        name: source.dequantise().to(dtype) if isinstance(source, StoredTensor) else read_tensor(source)
+        for name, source in places.trunk.items()
+    }
     plan = LoadStateDictConfig(
         dtype=dtype,
         dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
@@ -122,14 +127,16 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The config of a checkpoint that Greenroom can serve, packed or not.
 
     Raises:
-        ModelError: there is none, it is for nothing that transformers writes text with, or its weights are quantised.
+        ModelError: there is none, it is for nothing that transformers writes text with, or its weights are quantised
+            in a way that is not supported.
     """
     folder = config_folder(folder)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; give a folder of a Hugging Face checkpoint")
     try:
-        config = writer_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-        text = config.get_text_config()
+        whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = writer_config(whole)
+        tell_text(whole, config)
         take_base_of_a_part(config, json.loads((folder / "config.json").read_text("utf-8")))
     except StrictDataclassError as error:  # its lines say which field, and what it should be
         raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
@@ -137,12 +144,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
     find_class(config)
-    quantization = getattr(config, "quantization_config", None) or getattr(text, "quantization_config", None)
-    if quantization is not None:
-        method = dict(quantization).get("quant_method", "unknown")
-        raise ModelError(
-            f"{folder.name} is quantised ({method}), which is not supported yet; use a bf16 or f32 checkpoint"
-        )
+    find_scheme(config, folder.name)
     return config
 
 

@@ -25,10 +25,12 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels import int4
-from server.kernels.expert import transposed_names
+from server.kernels.expert import dequantised, transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .quantised.matrix import StoredTensor, sort_index
+from .quantised.scheme import find_scheme
 from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout
 
 FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, tokenizer, generation
@@ -57,7 +59,8 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         recipe = places.catalog.recipe(key)
         if isinstance(recipe, PackedRecord):
             raise ModelError(f"{key} is packed already")
-        parameters = _read_expert(recipe, places.catalog.layout(key.layer))
+        weights_read = _read_expert(recipe, places.catalog.layout(key.layer))
+        parameters = _as_in_module(weights_read, modules[key.layer])
         try:
             return encode(parameters, transposed_names(modules[key.layer]), weights, block)
         except ModelError as error:
@@ -73,7 +76,11 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
             for number, module in modules.items()
         },
         encode=encode_expert,
-        trunk=list(places.trunk.values()),
+        trunk=[
+            part
+            for source in places.trunk.values()
+            for part in (source.sources if isinstance(source, StoredTensor) else (source,))
+        ],
         files=_small_files(folder),
         shards=shards,
     )
@@ -109,7 +116,8 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
         wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
         if layer.layout not in wanted:
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
-    return CheckpointMap(read_index([pack.trunk]), pack.catalog, [])
+    trunk = sort_index(find_scheme(model.config, name), read_index([pack.trunk]))
+    return CheckpointMap(trunk, pack.catalog, [])
 
 
 def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
@@ -124,7 +132,7 @@ def _shapes(module: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) -> Weights:
-    """An expert's parameters as the module has them."""
+    """An expert's tensors as a slot has them."""
     parameters = {}
     for spec in layout.parameters:
         part = recipe[spec.name]
@@ -132,7 +140,16 @@ def _read_expert(recipe: Mapping[str, ParameterRecipe], layout: ExpertLayout) ->
         if part.assemble is None:
             parameters[spec.name] = torch.cat([tensor.flatten() for tensor in tensors]).view(spec.shape)
         else:
-            parameters[spec.name] = part.assemble(tensors)
+            parameters[spec.name] = part.assemble(tensors).to(spec.dtype)
+    return parameters
+
+
+def _as_in_module(weights: Weights, module: Any) -> Weights:
+    """An expert's parameters as its module has them, dequantised where they are quantised."""
+    parameters, transposed = {}, transposed_names(module)
+    for name in _shapes(module):
+        matrix = dequantised(weights, name)
+        parameters[name] = weights[name] if matrix is None else matrix.mT if name in transposed else matrix
     return parameters
 
 

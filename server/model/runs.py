@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .step import SequenceChunk
+from .wholes import Piece, pieces_of
 from .windows import oldest_seen
 
 LEAST_PIECE = 64  # new tokens of a windowed layer that are attended at once, at the least
@@ -101,16 +102,24 @@ def plan_group(
         else:
             for start, length in find_runs(table, block_size, first, end):
                 plan.slots.extend(range(start, start + length))
-            if window is None or first + count <= window:
-                plan.add(_in_full(table, 0, first, count, row, block_size))
-            elif is_chunked:
-                for spans in _in_chunks(table, first, count, row, window, block_size):
-                    plan.add(spans)
-            else:
-                for spans in _in_windows(table, first, count, row, window, block_size):
+            for piece in pieces_of(chunk, has_wholes=window is not None and not is_chunked):
+                for spans in _prefill(table, piece, row + piece.first - first, window, block_size, is_chunked):
                     plan.add(spans)
         row += count
     return plan
+
+
+def _prefill(
+    table: Sequence[int], piece: Piece, row: int, window: int | None, block_size: int, is_chunked: bool
+) -> Iterator[list[Span]]:
+    """The spans of a piece of a prompt."""
+    if window is not None and piece.is_whole:
+        return _in_whole(table, piece.first, piece.num_tokens, row, window, block_size)
+    if window is None or piece.last <= window:
+        return iter([_in_full(table, 0, piece.first, piece.num_tokens, row, block_size)])
+    if is_chunked:
+        return _in_chunks(table, piece.first, piece.num_tokens, row, window, block_size)
+    return _in_windows(table, piece.first, piece.num_tokens, row, window, block_size)
 
 
 def _in_full(table: Sequence[int], oldest: int, first: int, count: int, row: int, block_size: int) -> list[Span]:
@@ -153,11 +162,27 @@ def _in_windows(
         else:
             band = Band(piece, length, begin - key, window)
             spans = [Span(row + begin, piece, row + key, length, is_new=True, band=band)]
-        position = oldest
-        for start, length in find_runs(table, block_size, oldest, first):
-            offset = first + begin - position
-            rows = min(piece, length - 1 + window - offset)  # later ones see none of these keys
-            cut = Band(rows, length, offset, window) if offset + rows > window else None
-            spans.append(Span(row + begin, rows, start, length, band=cut))
-            position += length
-        yield spans
+        runs = find_runs(table, block_size, oldest, first)
+        yield [*spans, *_before(runs, first + begin - oldest, row + begin, piece, window)]
+
+
+def _in_whole(
+    table: Sequence[int], first: int, count: int, row: int, window: int, block_size: int
+) -> Iterator[list[Span]]:
+    """The spans of tokens that see each other ahead, and as far back as the window reaches."""
+    band = None if count <= window else Band(count, count, count, window + count)  # in which no key lies too far ahead
+    oldest = max(0, first - window + 1)
+    runs = find_runs(table, block_size, oldest, first)
+    yield [
+        Span(row, count, row, count, is_new=True, band=band),
+        *_before(runs, first - oldest, row, count, window),
+    ]
+
+
+def _before(runs: Sequence[tuple[int, int]], offset: int, row: int, count: int, window: int) -> Iterator[Span]:
+    """Spans of keys that were written before some rows, the first of them ``offset`` tokens before the first row's."""
+    for start, length in runs:
+        rows = min(count, length - 1 + window - offset)  # later ones see none of these keys
+        cut = Band(rows, length, offset, window) if offset + rows > window else None
+        yield Span(row, rows, start, length, band=cut)
+        offset -= length

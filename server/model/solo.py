@@ -67,7 +67,8 @@ class SoloTrunk:
         seen = self._stock.look(*sizes)
         self._steps_singly = isinstance(self._stock, StockModel) and self._stock.goes_on_singly(*sizes)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
-        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, reason, self._stock.reads_whole)
+        text_layers = tuple(layer for module, layer in layers.items() if module in seen.routed)
+        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, text_layers, reason, self._stock.reads_whole)
         self.gates = find_next_gates(model, layers, seen.routed)
 
     @property

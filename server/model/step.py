@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .prompt_media import PromptMedia
+
 
 @dataclass(frozen=True)
 class SequenceChunk:
@@ -21,11 +23,17 @@ class SequenceChunk:
     slot: int = 0  # the sequence's own among all that run, for what is kept of it besides blocks
     resumes: int | None = None  # another slot that has this for the tokens before, if not its own
     snapshot: int | None = None  # another slot that gets it for the tokens so far, too
+    media: PromptMedia | None = None  # images of its prompt
     num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
 
     @property
     def num_tokens(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether some of its tokens are of a prompt with images."""
+        return self.media is not None and self.num_cached < len(self.media.token_ids)
 
 
 @dataclass
@@ -42,5 +50,5 @@ class StepOutput:
     """What a step gives."""
 
     logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
-    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer, the experts of each token (tokens, k)
+    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer that all tokens go to, the experts of each (tokens, k)
     experts: ExpertCost

@@ -28,6 +28,7 @@ from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
 from .linear import speed_up_linears
 from .masks import with_masks
+from .media import Overlay
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .rope import settle_length
@@ -46,6 +47,7 @@ class TrunkFacts:
     kv_groups: tuple[KVGroup, ...]  # of attention layers, by how far back they see
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # of one sequence, in recurrent layers
+    text_layers: tuple[int, ...]  # of experts that tokens of text go to, in the order in which they run
     solo_reason: str | None = None  # why sequences are computed one after the other, if they are
     reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
 
@@ -102,7 +104,8 @@ class Trunk:
         probe, states = self._look()
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states)
+        text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -144,7 +147,7 @@ class Trunk:
             else StepAttention(chunks, kv_cache, self._pool)
         )
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
-        if phase == "prefill":
+        if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
         experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
@@ -154,16 +157,18 @@ class Trunk:
         if prefetcher is not None:
             prefetcher.begin_step()
         step_states = self._step_states(chunks, states)
+        overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
         with (
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows, step_states)
+            logits = self._logits(token_ids, positions, rows, step_states, overlay)
         if step_states is not None:
             step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, experts.routing, experts.cost)
+        routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
+        return StepOutput(logits, routing, experts.cost)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:
@@ -200,7 +205,7 @@ class Trunk:
         if not self._has_cells:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
-        return StepStates(parts_of(chunks, self.device), copies, states, self._is_deterministic)
+        return StepStates(parts_of(chunks, self.device, self._is_deterministic), copies, states, self._is_deterministic)
 
     def _check_invariance(self, tokens: Sequence[int]) -> None:
         name = type(self._model).__name__

@@ -12,7 +12,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
-from server.engine.request import FinishReason, TextCodec, TokenEvent
+from server.engine.request import ChatPrompt, FinishReason, TextCodec, TokenEvent
 
 router = APIRouter(tags=["chat"])
 
@@ -52,11 +52,23 @@ class ChatStyle:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
+def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
+    """The conversation as the model takes it; may block.
+
+    Raises:
+        InvalidRequestError: an image is no base64.
+        RequestRefusedError: the model takes no such conversation.
+
+    """
+    messages = [message.for_template() for message in body.messages]
+    images = [image.decode() for message in body.messages for image in message.images]
+    return codec.encode_chat(messages, images)
+
+
 @router.post("/v1/chat/completions", response_model=None)
 async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
-    messages = [message.for_template() for message in body.messages]
-    prompt = await asyncio.to_thread(model.codec.encode_chat, messages)
-    generation = submit(model, body, [prompt], "chatcmpl", "messages")
+    prompt = await asyncio.to_thread(encode, body, model.codec)
+    generation = submit(model, body, [prompt.token_ids], "chatcmpl", "messages", prompt.media)
     return await answer(request, body, generation, ChatStyle(model.codec, has_logprobs=body.logprobs))

@@ -5,7 +5,7 @@ A validator's ValueError says what the value must be; ``server.api.validation`` 
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from server.api.validation import quote
 
@@ -58,20 +58,6 @@ def list_of_stops(value: object) -> list[str]:
     return stops
 
 
-def joined_parts(content: object) -> object:
-    """The text of a message given in parts, one part a line as vLLM does."""
-    if not isinstance(content, list):
-        return content
-    texts = []
-    for part in content:
-        match part:
-            case {"type": "text", "text": str(text)}:
-                texts.append(text)
-            case _:
-                raise ValueError('must hold parts of the form {"type": "text", "text": "..."} only')
-    return "\n".join(texts)
-
-
 def biases_by_token(value: object) -> dict[int, float]:
     """JSON has texts for keys; the tokens are numbers."""
     if not isinstance(value, dict) or len(value) > MAX_BIASES:
@@ -103,6 +89,5 @@ def only(*neutral: object) -> PlainValidator:
 Text = Annotated[str, AfterValidator(encodable)]
 Prompts = Annotated[list[Prompt], PlainValidator(list_of_prompts)]
 Stops = Annotated[list[str], PlainValidator(list_of_stops)]
-Content = Annotated[Text, BeforeValidator(joined_parts)]
 LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True)]

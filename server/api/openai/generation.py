@@ -10,6 +10,7 @@ from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
 from server.engine.request import (
     GenerationRequest,
+    Media,
     SamplingDefaults,
     SamplingParams,
     TokenEvent,
@@ -52,9 +53,17 @@ class Generation:
 
 
 def submit(
-    model: LoadedModel, body: GenerationBody, prompts: Sequence[Sequence[int]], id_prefix: str, prompt_field: str
+    model: LoadedModel,
+    body: GenerationBody,
+    prompts: Sequence[Sequence[int]],
+    id_prefix: str,
+    prompt_field: str,
+    media: Media | None = None,
 ) -> Generation:
     """Hand every choice to the engine, or none; call from the event loop.
+
+    Args:
+        media: the images of the only prompt.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -74,7 +83,7 @@ def submit(
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice)
-                request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout)
+                request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout, media)
                 streams.append(model.engine.submit(request))
     except Exception:
         for stream in streams:

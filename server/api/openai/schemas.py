@@ -4,11 +4,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES, Content, ImagePart
 from server.api.openai.fields import (
     MAX_INT32,
     MAX_INT64,
     MAX_LOGPROBS,
-    Content,
     LogitBias,
     Prompts,
     Stops,
@@ -125,9 +125,18 @@ class Message(BaseModel):
     content: Content
     tool_calls: Annotated[Any, only(None, [])] = None
 
-    def for_template(self) -> dict[str, str]:
+    @property
+    def images(self) -> list[ImagePart]:
+        """What it shows, in the order of its parts."""
+        return [part for part in self.content if isinstance(part, ImagePart)]
+
+    def for_template(self) -> dict[str, Any]:
         """The message as chat templates know it; they have no developers."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        content: Any = self.content
+        if not isinstance(content, str):
+            shown = {"type": "image"}
+            content = [{"type": "text", "text": part} if isinstance(part, str) else shown for part in content]
+        return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
 class ChatBody(GenerationBody):
@@ -137,6 +146,18 @@ class ChatBody(GenerationBody):
     echo: Annotated[Any, only(False)] = None
     tools: Annotated[Any, only([])] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
+
+    @field_validator("messages")
+    @classmethod
+    def limit_images(cls, messages: list[Message]) -> list[Message]:
+        images = [image for message in messages for image in message.images]
+        if len(images) > MAX_IMAGES:
+            raise ValueError(f"must hold no more than {MAX_IMAGES} images, but holds {len(images)}")
+        if sum(len(image.base64) for image in images) > MAX_IMAGES_BYTES:
+            raise ValueError(
+                f"must hold no more than {MAX_IMAGES_BYTES >> 20} MiB of images together: send smaller ones"
+            )
+        return messages
 
     @field_validator("top_logprobs")
     @classmethod

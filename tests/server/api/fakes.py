@@ -12,9 +12,11 @@ from fastapi import FastAPI
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.engine.request import (
+    ChatPrompt,
     EngineError,
     FinishReason,
     GenerationRequest,
+    Media,
     TokenEvent,
     TokenLogprobs,
     TokenStream,
@@ -114,11 +116,14 @@ class FakeCodec:
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages):
+    def encode_chat(self, messages, images=()):
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))
-        return [*self.encode(" ".join(message["content"] for message in messages)), 0]
+        if images:
+            token_ids = (7,) * len(images)
+            return ChatPrompt(token_ids, Media(tuple(images), token_ids))
+        return ChatPrompt([*self.encode(" ".join(message["content"] for message in messages)), 0])
 
     def token_bytes(self, token_id):
         """What the engine writes from 100 on; 200 is a part of a character, and others are as long as their number."""

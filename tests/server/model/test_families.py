@@ -72,7 +72,7 @@ def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_pat
     folder = save_checkpoint(make_config(model_type), tmp_path, torch.bfloat16)
     trunk = load_trunk(folder, torch.bfloat16, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    whole, pieces = (generate(trunk, store, chunk, steps=1) for chunk in (64, 5))
+    whole, pieces = (generate(trunk, store, chunk, steps=2) for chunk in (64, 5))
     store.close()
     assert all(torch.equal(one, other) for (_, one), (_, other) in zip(whole, pieces, strict=True))
 

@@ -17,9 +17,11 @@ from server.model.checkpoint import BUNDLED, BUNDLED_NAME, config_folder, find_c
 from server.model.errors import ModelError
 from server.model.loading import build_model, load_trunk, read_config
 from server.model.packing import pack_source
+from server.model.processor import MediaProcessor
 from server.model.trunk import Trunk
 from server.model.weight_formats import WeightFormat
 from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.server.model.test_images import make_prompts, save_model, write
 from tests.server.model.test_parity import generate
 
 STEPS = 3
@@ -158,3 +160,14 @@ def test_tokenizer_and_generation_files_come_along(tmp_path: Path) -> None:
     data = config_folder(pack(BUNDLED, tmp_path / "out"))
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         assert (data / name).read_bytes() == (BUNDLED / name).read_bytes()
+
+
+def test_a_packed_model_looks_at_images(tmp_path: Path) -> None:
+    """Its image processor comes along, and so do its towers and the experts that images have for themselves."""
+    folder = save_model("ernie4_5_vl_moe", tmp_path / "checkpoint", torch.bfloat16)
+    out = pack(folder, tmp_path / "out")
+    results = []
+    for place in (folder, out):
+        prompts = make_prompts(MediaProcessor(config_folder(place)))
+        results.append(write(load_trunk(place, torch.float32), prompts, 64, steps=2))
+    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(*results, strict=True))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.model.prompt_media import PromptMedia
 from server.model.runs import GroupPlan, Span, find_runs, plan_group
 from server.model.step import SequenceChunk
 from server.model.windows import oldest_seen
@@ -50,8 +51,19 @@ def companies(draw: st.DrawFn, rule: Rule) -> Company:
             owner[table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE] = (sequence, position)
         for block in range(rule.oldest(cached) // BLOCK_SIZE):
             table[block] = -1
-        chunks.append(SequenceChunk([0] * new, cached, [table]))
+        start, length = draw(st.tuples(st.integers(0, 120), st.integers(1, 60)))
+        image = PromptMedia([], {}, [(start, start + length)]) if draw(st.booleans()) else None
+        chunks.append(SequenceChunk([0] * new, cached, [table], media=image))
     return Company(chunks, owner)
+
+
+def latest(chunk: SequenceChunk, rule: Rule, position: int) -> int:
+    """The last position that a token sees: its own, or the last of its image in layers with a sliding window."""
+    if chunk.media is not None and rule.window is not None and not rule.is_chunked:
+        for first, last in chunk.media.wholes:
+            if first <= position < last:
+                return min(last, chunk.num_cached + chunk.num_tokens) - 1
+    return position
 
 
 def seen_by_span(span: Span, index: int) -> list[int]:
@@ -89,7 +101,8 @@ def test_each_row_sees_what_it_should_once(data: st.DataObject, rule: Rule) -> N
     seen = what_is_seen(plan, company)
     for sequence, chunk in enumerate(company.chunks):
         for position in range(chunk.num_cached, chunk.num_cached + chunk.num_tokens):
-            assert seen[row] == Counter({(sequence, p): 1 for p in range(rule.oldest(position), position + 1)})
+            expected = range(rule.oldest(position), latest(chunk, rule, position) + 1)
+            assert seen[row] == Counter({(sequence, p): 1 for p in expected})
             row += 1
 
 

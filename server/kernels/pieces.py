@@ -1,0 +1,21 @@
+"""Matrices that are dequantised piece by piece, so that what is made of them stays in the processor's caches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from .linear import linear
+
+PIECE = 1 << 20  # weights; half of them take a twentieth more time (docs/log.md)
+
+
+def num_rows(in_features: int) -> int:
+    """Output channels of a piece."""
+    return max(1, PIECE // in_features)
+
+
+def project_pieces(rows: torch.Tensor, pieces: Iterable[torch.Tensor]) -> torch.Tensor:
+    """``rows (rows, in)`` times a matrix whose pieces are ``(some of out, in)``: ``(rows, out)``."""
+    return torch.cat([linear(rows, piece) for piece in pieces], 1)

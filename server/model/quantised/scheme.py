@@ -1,0 +1,167 @@
+"""From the ``quantization_config`` of a checkpoint to the scheme that reads it, or a refusal that says what to use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from server.model.errors import ModelError
+
+from .compressed_tensors import CompressedTensors, Weights
+from .fp8 import MICROSCALING, Fp8
+from .gptq import Awq, Gptq
+from .matrix import Scheme
+from .mxfp4 import Mxfp4
+
+INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
+INTEGER_BITS = (4, 8)
+USUAL_BLOCK = (128, 128)  # of float8, where a config does not say
+GPTQ_FORMATS = ("gptq", "gptq_v2")
+WITHOUT_GROUPS = ("channel", "tensor", "block")
+PACKED_FORMATS = ("pack-quantized", "mixed-precision")
+FORMATS = (
+    *PACKED_FORMATS,
+    "int-quantized",
+    "float-quantized",
+    "naive-quantized",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
+)
+
+
+def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """What a config, or that of its text, says of quantisation, if it says something."""
+    parts = (config, config.get_text_config())
+    named = (getattr(part, name, None) for part in parts for name in ("quantization_config", "compression_config"))
+    given = next((found for found in named if found is not None), None)
+    if given is None:
+        return None
+    return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
+
+
+def tell_text(whole: PreTrainedConfig, config: PreTrainedConfig) -> None:
+    """Have a part of a checkpoint's config, and that of its text, say what the whole says of quantisation."""
+    given = quantisation_of(whole) or quantisation_of(config)
+    if given is not None:
+        for part in (config, config.get_text_config()):
+            part.quantization_config = given
+
+
+def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
+    """How a checkpoint is quantised; None if it is not.
+
+    Args:
+        name: of the checkpoint, for the message.
+
+    Raises:
+        ModelError: the method, or a variant of it, is not supported.
+    """
+    given = quantisation_of(config)
+    if given is None:
+        return None
+    method = str(given.get("quant_method", "unknown"))
+    stored = getattr(config.get_text_config(), "dtype", None) or torch.bfloat16
+    readers: dict[str, Callable[[Mapping[str, Any], torch.dtype], Scheme]] = {
+        "mxfp4": lambda *_: Mxfp4(),
+        "fp8": _fp8,
+        "mxfp8": _fp8,
+        "compressed-tensors": _compressed_tensors,
+        "gptq": _gptq,
+        "awq": _awq,
+    }
+    if method not in readers:
+        raise ModelError(f"{name} is quantised ({method}), which is not supported; {INSTEAD}")
+    try:
+        return readers[method](given, stored)
+    except _UnsupportedError as error:
+        raise ModelError(f"{name} is quantised ({method}), {error}; {INSTEAD}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"the quantization_config of {name} ({method}) can't be read: {error!r}") from error
+
+
+class _UnsupportedError(Exception):
+    """What of a method is not supported, as the end of a sentence."""
+
+
+def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    if given.get("expert_dtype", "fp8") != "fp8":
+        raise _UnsupportedError(f"with experts in {given['expert_dtype']}, which is not supported")
+    if given.get("fmt", "e4m3") not in {"e4m3", "float8_e4m3fn"}:
+        raise _UnsupportedError(f"in the format {given['fmt']}, which is not supported")
+    is_mxfp8 = given["quant_method"] == "mxfp8"
+    block = given.get("weight_block_size", MICROSCALING if is_mxfp8 else USUAL_BLOCK)
+    return Fp8(_block(block), torch.uint8 if is_mxfp8 else torch.float32)
+
+
+def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    bits, layout = int(given["bits"]), given.get("checkpoint_format") or given.get("format") or "gptq"
+    if bits not in INTEGER_BITS:
+        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+    if layout not in GPTQ_FORMATS:
+        raise _UnsupportedError(f"in the format {layout}, which is not supported")
+    rules = (given.get("dynamic") or {}).items()
+    if any(changes and not rule.startswith("-:") for rule, changes in rules):  # those with "-:" name what is left alone
+        raise _UnsupportedError("with rules for single modules (dynamic), which are not supported")
+    is_ordered = bool(given.get("desc_act", True))
+    return Gptq(bits, _group(given["group_size"]), is_first=layout == "gptq", is_ordered=is_ordered)
+
+
+def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    bits, version = int(given.get("bits", given.get("w_bit", 4))), str(given.get("version", "gemm")).lower()
+    if bits != INTEGER_BITS[0]:
+        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+    if version != "gemm":
+        raise _UnsupportedError(f"for the {version} kernel, which is not supported")
+    group = _group(given.get("group_size", given.get("q_group_size", 128)))
+    return Awq(group, has_zero=bool(given.get("zero_point", True)))
+
+
+def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
+    if (given.get("transform_config") or {}).get("config_groups"):
+        raise _UnsupportedError("with rotations of activations (transform_config), which are not supported")
+    if (given.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        raise _UnsupportedError("and sparse, which is not supported")
+    groups = [group for group in given["config_groups"].values() if group["weights"]]
+    if not groups:
+        raise _UnsupportedError("with no weights in it, which is not supported")
+    weights = [_weights(group, str(group.get("format") or given.get("format"))) for group in groups]
+    ints = {(each.bits, each.group, each.is_symmetric) for each in weights if not each.is_float}
+    if len(ints) > 1 or len({each.block for each in weights if each.is_float and each.bits == INTEGER_BITS[1]}) > 1:
+        raise _UnsupportedError("in several ways of one type, which is not supported")
+    names_experts = [any("experts" in target for target in group["targets"]) for group in groups]
+    is_rule = [all(target.startswith("re:") for target in group["targets"]) for group in groups]
+    ranks = sorted(range(len(groups)), key=lambda number: (not names_experts[number], is_rule[number]))
+    return CompressedTensors(weights, weights[ranks[0]], stored)
+
+
+def _weights(group: Mapping[str, Any], layout: str) -> Weights:
+    if layout not in FORMATS:
+        raise _UnsupportedError(f"in the format {layout}, which is not supported")
+    weights = group["weights"]
+    is_float, bits, size = weights.get("type") == "float", int(weights["num_bits"]), weights.get("group_size")
+    if bits not in INTEGER_BITS:
+        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+    return Weights(
+        is_float=is_float,
+        bits=bits,
+        group=_group(size) if size and weights.get("strategy") not in WITHOUT_GROUPS else None,
+        is_symmetric=bool(weights.get("symmetric", True)),
+        is_packed=layout in PACKED_FORMATS,
+        is_ordered=weights.get("actorder") in {"group", True},
+        block=_block(weights.get("block_structure")),
+    )
+
+
+def _group(size: Any) -> int | None:
+    """Inputs; None for minus one, which stands for all."""
+    return int(size) if int(size) > 0 else None
+
+
+def _block(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    rows, columns = (int(step) for step in size)
+    return rows, columns

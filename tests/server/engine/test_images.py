@@ -1,0 +1,122 @@
+"""The engine over a model with images: recomputed, cut short, failing, beside others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore
+from server.engine.content import content_ids
+from server.engine.engine import Engine
+from server.engine.request import GenerationFailedError, GenerationRequest, Media, SamplingParams, TokenStream
+from server.model.loading import load_trunk
+from server.model.processor import MediaProcessor
+from server.model.prompt_media import PromptMedia
+from server.model.trunk import Trunk
+from tests.server.engine.test_models import decode, engine_over
+from tests.server.model.test_images import NEW_TOKENS, Prompt, make_prompts, save_model, write
+from tests.vision import VISIONS
+
+MODEL = "ernie4_5_vl_moe"  # images have experts and positions of their own
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(MODEL, tmp_path_factory.mktemp("checkpoints") / MODEL)
+
+
+@pytest.fixture(scope="module")
+def trunk(folder: Path) -> Trunk:
+    return load_trunk(folder, torch.float32)
+
+
+@pytest.fixture
+def store(trunk: Trunk) -> Iterator[ExpertStore]:
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def prompts(folder: Path) -> list[Prompt]:
+    return make_prompts(MediaProcessor(folder))
+
+
+def submit(engine: Engine, prompt: Prompt) -> TokenStream:
+    token_ids, media = prompt
+    content = content_ids(token_ids, 100, [str(id(media)).encode()])
+    sampling = SamplingParams(NEW_TOKENS, temperature=0.0)
+    request = GenerationRequest("test", tuple(token_ids), sampling, media=Media(media, content) if media else None)
+    return engine.submit(request)
+
+
+async def collect(stream: TokenStream) -> str:
+    return "".join([event.text async for event in stream])
+
+
+def texts_alone(trunk: Trunk, prompts: Sequence[Prompt]) -> list[str]:
+    return [decode(tokens) for prompt in prompts for tokens, _ in write(trunk, [prompt], 64)]
+
+
+@pytest.mark.parametrize("num_blocks", [100, 9])
+def test_images_are_seen_again_where_their_blocks_were_taken(
+    trunk: Trunk, store: ExpertStore, prompts: list[Prompt], num_blocks: int
+) -> None:
+    """Sequences give up their blocks to each other, and go in by pieces."""
+    several = prompts * 2
+
+    async def scenario(engine: Engine) -> list[str]:
+        return await asyncio.gather(*[collect(submit(engine, prompt)) for prompt in several])
+
+    with engine_over(trunk, store, num_blocks) as (engine, _):
+        assert asyncio.run(scenario(engine)) == texts_alone(trunk, prompts) * 2
+        assert (engine.statistics.preemptions > 0) is (num_blocks == 9)
+
+
+def test_an_image_that_the_model_refuses_fails_its_own_request_alone(
+    trunk: Trunk, store: ExpertStore, prompts: list[Prompt]
+) -> None:
+    token_ids, media = prompts[0]
+    assert media is not None
+    torn = {**media.inputs, "pixel_values": media.inputs["pixel_values"][:-3]}
+    bad = (token_ids, PromptMedia(token_ids, torn))
+
+    async def scenario(engine: Engine) -> list[str]:
+        streams = [submit(engine, prompt) for prompt in [*prompts, bad]]
+        good = await asyncio.gather(*map(collect, streams[:-1]))
+        with pytest.raises(GenerationFailedError, match="the model failed to compute this request"):
+            await collect(streams[-1])
+        return [*good, await collect(submit(engine, prompts[0]))]
+
+    with engine_over(trunk, store, 100) as (engine, _):
+        alone = texts_alone(trunk, prompts)
+        assert asyncio.run(scenario(engine)) == [*alone, alone[0]]
+
+
+def test_a_request_with_an_image_may_leave_at_any_time(trunk: Trunk, store: ExpertStore, prompts: list[Prompt]) -> None:
+    async def scenario(engine: Engine) -> str:
+        left = submit(engine, prompts[1])
+        async for _ in left:
+            left.cancel()
+            break
+        return await collect(submit(engine, prompts[0]))
+
+    with engine_over(trunk, store, 100) as (engine, blocks):
+        assert asyncio.run(scenario(engine)) == texts_alone(trunk, prompts)[0]
+    blocks.check_integrity([])
+
+
+@pytest.mark.parametrize("model_type", VISIONS)
+def test_no_company_changes_a_bit_where_that_is_asked_for(model_type: str, tmp_path: Path) -> None:
+    save_model(model_type, tmp_path, torch.bfloat16)
+    trunk = load_trunk(tmp_path, torch.bfloat16, is_deterministic=True)
+    prompts = make_prompts(MediaProcessor(tmp_path))
+    alone = [result for prompt in prompts for result in write(trunk, [prompt], 64, steps=2)]
+    fresh = [(token_ids, replace(media, seen=None) if media else None) for token_ids, media in prompts]
+    for (_, one), (_, other) in zip(alone, write(trunk, fresh, 5, steps=2), strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,114 @@
+"""Quantised checkpoints as they are published give what stock transformers gives with the weights they stand for."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.model.loading import load_trunk
+from tests.checkpoints import load_stock, save_checkpoint
+from tests.families import make_config
+from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, mxfp4, publish
+from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
+
+CHUNK = 3
+INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
+FP8 = {"num_bits": 8, "type": "float", "symmetric": True}
+FORMATS = {
+    "mxfp4": mxfp4,
+    "fp8": fp8,
+    "fp8 of whole matrices": partial(fp8, None),
+    "fp8 with exponents for scales": partial(fp8, BLOCK, torch.float8_e8m0fnu),
+    "fp8 with bytes for scales": partial(fp8, BLOCK, torch.uint8),
+    "mxfp8": partial(fp8, (1, GROUP), torch.uint8, "mxfp8"),
+    "ct int4": partial(compressed_tensors, "pack-quantized", **INT4),
+    "ct int4 in float16": partial(compressed_tensors, "pack-quantized", torch.float16, **INT4),
+    "ct int4 in float32": partial(compressed_tensors, "pack-quantized", torch.float32, **INT4),
+    "ct int4 asymmetric": partial(compressed_tensors, "pack-quantized", **INT4, symmetric=False),
+    "ct int4 of channels": partial(compressed_tensors, "pack-quantized", num_bits=4, type="int", strategy="channel"),
+    "ct int8": partial(compressed_tensors, "pack-quantized", **{**INT4, "num_bits": 8}),
+    "ct int8 asymmetric": partial(compressed_tensors, "pack-quantized", **{**INT4, "num_bits": 8}, symmetric=False),
+    "ct int8 of channels": partial(compressed_tensors, "int-quantized", num_bits=8, type="int", strategy="channel"),
+    "ct fp8 of channels": partial(compressed_tensors, "float-quantized", **FP8, strategy="channel"),
+    "ct fp8 of tensors": partial(compressed_tensors, "float-quantized", **FP8, strategy="tensor"),
+    "ct fp8 of blocks": partial(
+        compressed_tensors, "float-quantized", **FP8, strategy="block", block_structure=list(BLOCK)
+    ),
+    "ct nvfp4": partial(
+        compressed_tensors,
+        "nvfp4-pack-quantized",
+        torch.float32,
+        num_bits=4,
+        type="float",
+        strategy="tensor_group",
+        group_size=16,
+    ),
+    "ct mxfp4": partial(
+        compressed_tensors,
+        "mxfp4-pack-quantized",
+        torch.float32,
+        num_bits=4,
+        type="float",
+        strategy="group",
+        group_size=32,
+    ),
+    "awq": awq,
+    "gptq": gptq,
+    "gptq v2": partial(gptq, layout="gptq_v2"),
+    "gptq int8": partial(gptq, 8),
+    "gptq in another order": partial(gptq, is_ordered=True),
+    "gptq int8 in another order": partial(gptq, 8, is_ordered=True),
+}
+SERVED = [
+    *(("qwen3_moe", name) for name in FORMATS if name != "mxfp4"),
+    ("gpt_oss", "mxfp4"),
+    *(("mixtral", name) for name in ("fp8", "ct int4", "awq", "gptq")),
+    *(("deepseek_v3", name) for name in ("fp8", "ct int4", "awq", "gptq")),
+    ("minimax_m2", "fp8"),
+    ("sarvam_moe", "fp8"),  # queries, keys and values in one matrix
+    ("gemma4_text", "fp8"),  # experts in one tensor
+    ("aria_text", "fp8"),  # and turned
+    ("qwen3_vl_moe", "fp8"),  # and turned while they are loaded
+    ("jetmoe", "fp8"),
+    ("step3p7", "fp8"),
+    ("kimi_k25", "ct int4"),
+]
+
+
+def stock(folder: Path) -> list[tuple[list[int], torch.Tensor]]:
+    """Greedy tokens of each prompt alone and the logits that chose them, by stock transformers."""
+    model = load_stock(folder)
+    results = []
+    for prompt in PROMPTS:
+        text = model.generate(
+            torch.tensor([prompt]), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        with torch.inference_mode():
+            logits = model(text[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
+        results.append((text[0, len(prompt) :].tolist(), logits))
+    return results
+
+
+@pytest.mark.parametrize(("model_type", "name"), SERVED, ids=lambda value: value.replace(" ", "_"))
+def test_a_quantised_checkpoint_gives_what_stock_gives_with_its_weights(
+    model_type: str, name: str, tmp_path: Path
+) -> None:
+    """Over the least cache, in one ragged batch of which prompts go in by pieces."""
+    config = make_config(model_type)
+    if name.endswith("fp4"):  # whose groups are larger
+        config.hidden_size = 64
+        config.intermediate_size = config.moe_intermediate_size = 32
+    plain = save_checkpoint(config, tmp_path / "plain")
+    quantised, reference = publish(plain, tmp_path, FORMATS[name]())
+    trunk = load_trunk(quantised, torch.float32)
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    written = generate(trunk, store, CHUNK)
+    store.close()
+    for (tokens, logits), (stock_tokens, stock_logits) in zip(written, stock(reference), strict=True):
+        span = float(stock_logits.max() - stock_logits.min())
+        assert float((logits - stock_logits).abs().max()) < TOLERANCE * span
+        assert tokens == stock_tokens

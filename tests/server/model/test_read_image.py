@@ -1,0 +1,59 @@
+"""What a client sends as an image is one, or is refused in a sentence."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from PIL import Image
+
+from server.model import images
+from server.model.images import ImageError, read_image
+from tests.vision import make_image, png
+
+
+def file(image: Image.Image, kind: str, **options: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "JPEG"])
+def test_formats_are_read_as_rgb(kind: str) -> None:
+    image = read_image(file(make_image(1), kind))
+    assert (image.mode, image.size) == ("RGB", (16, 12))
+
+
+def test_what_is_read_is_what_was_sent() -> None:
+    assert read_image(png(make_image(3))).tobytes() == make_image(3).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_can_be_seen_through_is_white(mode: str) -> None:
+    image = read_image(png(Image.new(mode, (2, 2), (0,) * len(mode))))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_picture_that_was_taken_sideways_is_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    assert read_image(file(make_image(1), "JPEG", exif=exif)).size == (12, 16)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"%PDF-1.7", file(make_image(1), "TIFF")])
+def test_what_is_no_image_is_refused(content: bytes) -> None:
+    with pytest.raises(ImageError, match="an image is none of PNG, JPEG"):
+        read_image(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_damaged_image_is_refused(kind: str) -> None:
+    content = file(make_image(1, 64, 64), kind)
+    with pytest.raises(ImageError, match="an image is damaged"):
+        read_image(content[: len(content) // 2])
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS", 100)
+    with pytest.raises(ImageError, match="an image has 16 x 12 pixels; send no more than 100"):
+        read_image(png(make_image(1)))
