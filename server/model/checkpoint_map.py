@@ -259,11 +259,14 @@ def _recipe(
             raise CheckpointError(f"{sources[0].name} makes {list(found)} for {target}, which takes {list(shape)}")
     if converter is None or _is_concatenation(converter, sources, shape):
         return ParameterRecipe(sources), sources[0].dtype
+    # Some of a converter's patterns may be of other formats; one may take several tensors.
     patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
     one_expert = _OneExpert(model.get_parameter(target)[:1])
 
     def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        values: dict[str, Any] = {pattern: [tensor] for pattern, tensor in zip(patterns, tensors, strict=True)}
+        values: Any = {pattern: [] for pattern in patterns}
+        for pattern, tensor in zip(patterns, tensors, strict=True):
+            values[pattern].append(tensor)
         for operation in converter.operations:
             values = operation.convert(
                 values,
@@ -275,13 +278,13 @@ def _recipe(
                 missing_keys=None,
             )
         value = next(iter(values.values()))
-        tensor: torch.Tensor = value[0] if isinstance(value, list) else value
-        return tensor[0]  # of the dimension of experts, which is one
+        result: torch.Tensor = value[0] if isinstance(value, list) else value
+        return result[0]  # of the dimension of experts, which is one
 
     names = ", ".join(source.name for source in sources)
     try:
         result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:  # some patterns are of other formats
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
         wanted = ", ".join(converter.source_patterns)
         raise CheckpointError(f"{target} needs {wanted} of each expert and has only {names}") from error
     if tuple(result.shape) != shape:

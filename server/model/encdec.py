@@ -63,16 +63,17 @@ class EncoderDecoder:
         """
         beginning, rest = sample_sequence(vocab_size, max_model_len)
         count = beginning.num_tokens
-        probe, past, longer = Probe(), Past(), Past()
+        probe, answering, past, longer = Probe(), Probe(), Past(), Past()
         with running(probe):
             self.logits(replace(beginning, num_prompt=count), past)
             before = measure(past)
-            logits = self.logits(replace(rest, num_logits=1, num_prompt=count), past)
             self.logits(beginning, longer)
             self.logits(replace(rest, num_logits=1), longer)
+        with running(answering):
+            logits = self.logits(replace(rest, num_logits=1, num_prompt=count), past)
         of_each = [footprint(before, measure(after), count) for after in (past, longer)]
         most = max(of_each, key=lambda each: sum(group.token_bytes for group in each[0]))
-        return stock_facts(type(self._model).__name__, probe, most, logits)
+        return stock_facts(type(self._model).__name__, probe, most, logits, answering.routed)
 
     def _encode(self, prompt: Sequence[int]) -> Any:
         return self._model.get_encoder()(input_ids=torch.tensor([prompt], device=self._model.device))

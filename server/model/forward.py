@@ -46,25 +46,30 @@ class Forward:
             cache: what recurrent layers ask for their states; a model without them needs none.
             overlay: of images among the tokens, if there are any.
         """
-        self._overlay = overlay
-        options = {} if cache is None else {"cache": cache}
-        try:
-            logits, _ = self.run(token_ids, positions, rows, use_cache=False, **options)
-        finally:
-            self._overlay = None
+        options: dict[str, Any] = {} if cache is None else {"cache": cache}
+        logits, _ = self.run(token_ids, positions, rows, overlay, use_cache=False, **options)
         return logits
 
     def run(
-        self, token_ids: Sequence[int], positions: Sequence[int], rows: Sequence[int], **options: Any
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        rows: Sequence[int],
+        overlay: Overlay | None = None,
+        **options: Any,
     ) -> tuple[torch.Tensor, Any]:
         """The same logits with other options of the model, and all that it gives."""
+        self._overlay = overlay
         self._rows = torch.tensor(rows, dtype=torch.long, device=self._device)
-        output = self._writer(
-            input_ids=torch.tensor([token_ids], device=self._device),
-            position_ids=torch.tensor([positions], device=self._device),
-            logits_to_keep=self._rows,
-            **options,
-        )
+        try:
+            output = self._writer(
+                input_ids=torch.tensor([token_ids], device=self._device),
+                position_ids=torch.tensor([positions], device=self._device),
+                logits_to_keep=self._rows,
+                **options,
+            )
+        finally:
+            self._overlay = None
         logits: torch.Tensor = output.logits[0]
         return logits.float().cpu(), output
 

@@ -67,7 +67,7 @@ class SoloTrunk:
         seen = self._stock.look(*sizes)
         self._steps_singly = isinstance(self._stock, StockModel) and self._stock.goes_on_singly(*sizes)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
-        text_layers = tuple(layer for module, layer in layers.items() if module in seen.routed)
+        text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
         self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, text_layers, reason, self._stock.reads_whole)
         self.gates = find_next_gates(model, layers, seen.routed)
 
@@ -108,7 +108,8 @@ class SoloTrunk:
         outputs = []
         for chunk in chunks:
             past = caches.take(chunk)
-            phase: Phase = "decode" if chunk.num_tokens == 1 else "prefill"
+            is_prompt = self.facts.reads_whole and chunk.num_cached < chunk.num_prompt
+            phase: Phase = "prefill" if is_prompt or chunk.num_tokens > 1 else "decode"
             outputs += [self._run(piece, past, store, phase, prefetcher) for piece in self._pieces(chunk)]
             caches.give_back(chunk, past)
         return _join(outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -34,6 +34,7 @@ class StockFacts:
     routed: Mapping[ExpertsModule, Routed]
     top_k: int  # experts a token, of the widest layer
     vocab_size: int  # logits of a token
+    writing: Collection[ExpertsModule]  # of the experts modules, those that run for each token that is written
 
 
 class StockModel:
@@ -69,7 +70,7 @@ class StockModel:
             self.logits(beginning, past)
             before = measure(past)
             logits = self.logits(rest, past)
-        return stock_facts(self._name, probe, footprint(before, measure(past), rest.num_tokens), logits)
+        return stock_facts(self._name, probe, footprint(before, measure(past), rest.num_tokens), logits, probe.routed)
 
     @torch.inference_mode()
     def goes_on_singly(self, vocab_size: int, max_model_len: int) -> bool:
@@ -95,7 +96,11 @@ class StockModel:
 
 
 def stock_facts(
-    name: str, probe: Probe, footprint: tuple[tuple[KVGroup, ...], StateShapes], logits: torch.Tensor
+    name: str,
+    probe: Probe,
+    footprint: tuple[tuple[KVGroup, ...], StateShapes],
+    logits: torch.Tensor,
+    writing: Collection[ExpertsModule],
 ) -> StockFacts:
     """What was seen.
 
@@ -104,7 +109,7 @@ def stock_facts(
     """
     if not probe.routed:
         raise ModelError(f"{name} does not use transformers' experts interface; it can't be paged")
-    return StockFacts(*footprint, probe.routed, probe.top_k, logits.shape[-1])
+    return StockFacts(*footprint, probe.routed, probe.top_k, logits.shape[-1], writing)
 
 
 def cut(chunk: SequenceChunk, places: Iterable[int]) -> list[SequenceChunk]:

@@ -15,6 +15,7 @@ from tests.e2e.processes import run_command, serving
 KEYS = {
     "model",
     "architecture",
+    "solo_reason",
     "source",
     "dtype",
     "trunk_bytes",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from expert_store import ExpertStore
+from expert_store import ExpertStore, make_prefetcher
 from server.model.errors import ModelError
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
@@ -30,11 +30,11 @@ class Rig:
         trunk = load_trunk(folder, torch.float32)
         assert isinstance(trunk, SoloTrunk)
         self.trunk, self.store = trunk, ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-        self._states, self._cache = trunk.new_states(1), KVCache([], [], 16)
+        self.states, self._cache = trunk.new_states(1), KVCache([], [], 16)
 
     def step(self, tokens: list[int], num_cached: int, num_logits: int = 1) -> StepOutput:
         chunk = SequenceChunk(tokens, num_cached, [], num_logits, num_prompt=len(PROMPT))
-        return self.trunk.forward([chunk], self._cache, self.store, states=self._states)
+        return self.trunk.forward([chunk], self._cache, self.store, states=self.states)
 
     def answer(self) -> tuple[list[int], torch.Tensor]:
         """Greedy tokens and the logits that chose them."""
@@ -88,6 +88,19 @@ def test_experts_of_encoder_and_decoder_are_layers_of_their_own(tmp_path: Path) 
     assert list(rig.trunk.catalog.layers) == [0, 1, 2]
     assert list(rig.step(PROMPT, 0).routing) == [0, 1, 2]
     assert list(rig.step([7], len(PROMPT)).routing) == [2]
+    assert rig.trunk.facts.text_layers == (2,)
+
+
+def test_the_prefetcher_sees_what_is_written_and_no_prompt(tmp_path: Path) -> None:
+    """Not even one of a single token, which goes through the encoder's layers."""
+    rig = Rig(checkpoint("switch_transformers", tmp_path))
+    layers = dict.fromkeys(rig.trunk.facts.text_layers, 4)
+    prefetcher = make_prefetcher("auto", rig.store, layers, rig.trunk.gates)
+    for num_cached in range(4):
+        chunk = SequenceChunk([7], num_cached, [], num_prompt=1)
+        rig.trunk.forward([chunk], KVCache([], [], 16), rig.store, prefetcher, rig.states)
+    assert prefetcher is not None
+    assert set(prefetcher.statistics().recall) == set(layers)
 
 
 def test_a_forced_first_token_is_the_decoders_and_nobody_writes_it(tmp_path: Path) -> None:
