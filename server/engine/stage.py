@@ -120,7 +120,7 @@ class WorkingSetStage:
         if not cost.num_misses and not self.stall_share:
             return  # all experts are in memory
         if any(layer not in output.routing for layer in self._sets.layers):
-            return  # images went elsewhere, where a layer has experts for them
+            return  # images went elsewhere, where a layer has experts for them; or a prompt has not come whole
         chosen = _stack(output, self._sets.layers)
         self._sets.add(chosen)
         start = 0
@@ -197,15 +197,8 @@ class WorkingSetStage:
 
 
 def _stack(output: StepOutput, layers: AbstractSequence[int]) -> npt.NDArray[np.int64]:
-    """What all layers chose, ``(layers, tokens, k)``; where a layer chooses fewer, or is none of those run, is none."""
-    nothing = np.empty((0, 0), dtype=np.int64)
-    chosen = [output.routing.get(layer, nothing) for layer in layers]
-    most = np.max([each.shape for each in chosen], axis=0)
+    """What all layers chose, ``(layers, tokens, k)``; where a layer chooses fewer, the rest is none."""
+    chosen = [output.routing[layer] for layer in layers]
+    most = max(layer.shape[1] for layer in chosen)
     none = np.iinfo(np.int64).max
-    missing = [most - each.shape for each in chosen]
-    return np.stack(
-        [
-            np.pad(each, ((0, rows), (0, columns)), constant_values=none)
-            for each, (rows, columns) in zip(chosen, missing, strict=True)
-        ]
-    )
+    return np.stack([np.pad(each, ((0, 0), (0, most - each.shape[1])), constant_values=none) for each in chosen])

@@ -211,15 +211,15 @@ def test_costs_are_found_from_steps() -> None:
     np.testing.assert_allclose(seconds, [0.05 + 0.04 + 0.012, 0.05 + 0.1], rtol=1e-3)
 
 
-def test_layers_that_a_step_does_not_run_count_for_nothing() -> None:
-    """As an encoder's when a decoder goes on; of a prompt that has not come whole, no layer runs."""
+def test_a_step_that_does_not_run_every_layer_counts_for_nothing() -> None:
+    """As one of images that go to experts of their own, or of a prompt that an encoder wants whole."""
     theatre = Theatre(1, 1)
     step, cost = [Scheduled(theatre.sequences[0], 1)], ExpertCost(4, 4, 0.01)
-    theatre.stage.note(step, StepOutput(torch.empty(0), {}, cost), 0.02)
-    assert theatre.sequences[0].expert_use is None
-    theatre.stage.note(step, StepOutput(torch.empty(0), {1: np.array([[3, 5, 5, 7]])}, cost), 0.02)
+    for routing in ({}, {1: np.array([[3, 5, 5, 7]])}):
+        theatre.stage.note(step, StepOutput(torch.empty(0), routing, cost), 0.02)
+        assert theatre.sequences[0].expert_use is None
+    routing = dict.fromkeys(range(LAYERS), np.array([[3, 5, 5, 7]]))
+    theatre.stage.note(step, StepOutput(torch.empty(0), routing, cost), 0.02)
     use = theatre.sequences[0].expert_use
     assert use is not None
-    assert not use.counts[0].any()
     assert np.flatnonzero(use.counts[1]).tolist() == [3, 5, 7]
-    assert theatre.stage.stall_share > 0
