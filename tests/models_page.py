@@ -118,8 +118,8 @@ no place yet.
 
 Prompts with images through a tiny image processor of each give the whole stock model's logits and the greedy text of
 its `generate`: two prompts with different images and one of text in one ragged batch, whole and in pieces of five
-tokens (`tests/server/model/test_images.py`). Images of other families go the same way, and are not checked. Video and
-sound are not taken.
+tokens (`tests/server/model/test_images.py`). Images of other families whose sequences run together go the same way, and
+are not checked; those of models that run one sequence after the other are refused. Video and sound are not taken.
 
 ## Refused: {refused}
 
