@@ -128,7 +128,11 @@ def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | st
         processor = MediaProcessor(folder)
     except NoImagesError as error:
         return str(error)
-    return "images of this model are not supported yet; send text alone" if facts.is_solo else processor
+    if facts.reads_whole:
+        return "the encoder that reads this model's prompts takes none yet; send text alone"
+    if facts.is_solo and processor.sees_whole_images:
+        return "their tokens see those that follow, which this model's own attention is not told yet; send text alone"
+    return processor
 
 
 def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> WorkingSetStage:

@@ -117,9 +117,10 @@ no place yet.
 {images}.
 
 Prompts with images through a tiny image processor of each give the whole stock model's logits and the greedy text of
-its `generate`: two prompts with different images and one of text in one ragged batch, whole and in pieces of five
-tokens (`tests/server/model/test_images.py`). Images of other families whose sequences run together go the same way, and
-are not checked; those of models that run one sequence after the other are refused. Video and sound are not taken.
+its `generate`: two prompts with different images and one of text in one ragged batch, or one after the other where
+that is how the family runs, whole, in pieces of five tokens and token by token (`tests/server/model/test_images.py`).
+Images of other families go the same way, and are not checked. Where sequences run one after the other, images are
+refused whose tokens see those that follow, and those for an encoder that reads prompts. Video and sound are not taken.
 
 ## Refused: {refused}
 

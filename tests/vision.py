@@ -5,10 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import transformers
@@ -19,48 +16,12 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from tests.solo_vision import GLM_TOKENS, MISTRAL, PATCHES, PIXELS, QWEN, SOLO_VISIONS, Vision
+
 WORDS = 100  # the first ids; what follows stands for images, as ``tests.towers.TOP`` has it
-PATCHES = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
-PIXELS = {"size": {"shortest_edge": 8 * 8, "longest_edge": 24 * 24}}
 
-
-@dataclass(frozen=True)
-class Vision:
-    """How a family writes images into a prompt, and its image processor."""
-
-    make_processor: Callable[[], Any]
-    tokens: dict[str, int]  # that stand for images
-    names: dict[str, str] = field(default_factory=dict)  # of these, those the tokenizer has attributes for
-    start: str = ""
-    end: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)  # of the processor
-    image: str | None = None  # what stands for an image in a conversation, if not what stands for its pieces
-
-    @property
-    def written(self) -> str:
-        """An image in a conversation."""
-        token = self.image or next(token for token, number in self.tokens.items() if number == 100)
-        return f"{self.start} {token} {self.end}".strip()
-
-
-QWEN_TOKENS = {"<|image_pad|>": 100, "<|video_pad|>": 101, "<|vision_start|>": 103, "<|vision_end|>": 104}
-QWEN = Vision(
-    lambda: Qwen2VLImageProcessorPil(**PATCHES, **PIXELS),
-    QWEN_TOKENS,
-    start="<|vision_start|>",
-    end="<|vision_end|>",
-)
-GLM_TOKENS = {
-    "<|image|>": 100,
-    "<|video|>": 101,
-    "<|begin_of_image|>": 103,
-    "<|end_of_image|>": 104,
-    "<|begin_of_video|>": 105,
-    "<|end_of_video|>": 106,
-}
 VISIONS = {  # by model type
     "qwen3_vl_moe": QWEN,
     "qwen3_5_moe": QWEN,
@@ -147,11 +108,7 @@ VISIONS = {  # by model type
         settings={"patch_size": 4},
         image="<|image|>",
     ),
-    "mistral3": Vision(
-        lambda: PixtralImageProcessorPil(patch_size={"height": 4, "width": 4}, size={"longest_edge": 32}),
-        {"[IMG]": 100, "[IMG_BREAK]": 105, "[IMG_END]": 106},
-        settings={"patch_size": 4, "spatial_merge_size": 2},
-    ),
+    "mistral3": MISTRAL,
     "muse_spark": Vision(
         lambda: transformers.MuseGlimmerImageProcessor(
             patch_size=4, merge_size=2, temporal_patch_size=2, max_image_tokens=16
@@ -217,6 +174,7 @@ VISIONS = {  # by model type
         "<|vision_start|>",
         "<|vision_end|>",
     ),
+    **SOLO_VISIONS,
 }
 
 

@@ -48,10 +48,12 @@ def _given_to_text(model: PreTrainedModel, media: PromptMedia) -> dict[str, Any]
     def stop(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
         raise _Reached(kwargs)
 
-    inputs = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else None)
-        for name, value in media.inputs.items()
-    }
+    def place(value: torch.Tensor | list[Any]) -> torch.Tensor | list[Any]:
+        if isinstance(value, list):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+    inputs = {name: place(value) for name, value in media.inputs.items()}
     token_ids = torch.tensor([media.token_ids], device=model.device)
     handle = text_part(model).register_forward_pre_hook(stop, with_kwargs=True)
     try:

@@ -35,7 +35,7 @@ class MediaProcessor:
 
     def __init__(self, folder: Path):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if not hasattr(find_class(writer_config(config)), "get_image_features"):
+        if "vision_config" not in find_class(writer_config(config)).config_class.sub_configs:
             raise NoImagesError("the model takes no images")
         try:
             self._processor = _load(folder, config)
@@ -45,7 +45,7 @@ class MediaProcessor:
         name = "image_token_id" if hasattr(writer, "image_token_id") else "image_token_index"
         self.placeholder: int = getattr(writer, name)  # the token that stands for each piece of an image
         text = config.get_text_config()
-        self._sees_whole_images = getattr(text, "use_bidirectional_attention", None) == "vision"
+        self.sees_whole_images = getattr(text, "use_bidirectional_attention", None) == "vision"
         # Some processors for Pillow make arrays of what they are given, those for torchvision bfloat16.
         self._tensors = "pt" if self._processor.image_processor.backend == "torchvision" else "np"
         self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
@@ -73,7 +73,11 @@ class MediaProcessor:
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )
-                inputs = {name: torch.as_tensor(value) for name, value in made.items() if name not in NOT_OF_MEDIA}
+                inputs = {  # what a processor leaves as a list is taken as one
+                    name: value if isinstance(value, list) else torch.as_tensor(value)
+                    for name, value in made.items()
+                    if name not in NOT_OF_MEDIA
+                }
             except jinja2.TemplateError as error:
                 raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
             except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
@@ -83,7 +87,7 @@ class MediaProcessor:
 
     def _wholes(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
         """Images whose tokens see each other, where the model wants that."""
-        if not self._sees_whole_images:
+        if not self.sees_whole_images:
             return []
         wholes, first = [], 0
         for is_image, run in groupby(token_ids, key=lambda token: token == self.placeholder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -27,6 +28,6 @@ class PromptMedia:
     """The images of one prompt, for all sequences that begin with it."""
 
     token_ids: Sequence[int]  # of the prompt, with as many placeholders as an image has tokens
-    inputs: Mapping[str, torch.Tensor]  # what the processor made of the images
+    inputs: Mapping[str, torch.Tensor | list[Any]]  # what the processor made of the images
     wholes: Sequence[tuple[int, int]] = ()  # first and last (exclusive) of tokens that see each other through windows
     seen: Seen | None = None  # once the towers have run

@@ -124,7 +124,7 @@ class SoloTrunk:
         self, chunk: SequenceChunk, past: Past, store: ExpertStore, phase: Phase, prefetcher: Prefetcher | None
     ) -> StepOutput:
         started = time.perf_counter()
-        if phase == "prefill":
+        if phase == "prefill" or chunk.shows_images:
             prefetcher = None
         experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
         if prefetcher is not None:

@@ -15,6 +15,7 @@ from .errors import ModelError
 from .forward import Forward
 from .gates import Routed
 from .kv_cache import KVGroup
+from .media import Overlay
 from .probe import Probe
 from .seam import running
 from .states import StateShapes
@@ -43,14 +44,15 @@ class StockModel:
     reads_whole = False  # no token of a prompt but the last has logits
 
     def __init__(self, model: PreTrainedModel):
-        self._forward, self._name = Forward(model), type(model).__name__
+        self._model, self._forward, self._name = model, Forward(model), type(model).__name__
 
     def logits(self, chunk: SequenceChunk, past: Past) -> torch.Tensor:
         """Run a chunk whose earlier tokens are in the past, and add it: float32 ``(num_logits, vocabulary)``."""
         count = chunk.num_tokens
         positions = range(chunk.num_cached, chunk.num_cached + count)
         rows = range(count - chunk.num_logits, count)
-        logits, output = self._forward.run(chunk.token_ids, positions, rows, cache=past.cache, use_cache=True)
+        overlay = None if chunk.media is None else Overlay.of(self._model, [chunk])
+        logits, output = self._forward.run(chunk.token_ids, positions, rows, overlay, cache=past.cache, use_cache=True)
         past.cache = output.cache
         for layer in past.cache.layers if chunk.num_prompt else ():
             if hasattr(layer, "prefill_length"):  # it keeps all of a prompt, and the last tokens of what follows

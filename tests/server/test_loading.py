@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,32 @@ from tests.families import make_config
 from tests.vision import save_vision
 
 TOGETHER, SOLO = (TrunkFacts((), 2, {}, (), reason) for reason in (None, "it has layers of another kind"))
+ANSWERED = replace(SOLO, reads_whole=True)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    save_checkpoint(make_config("qwen3_vl_moe"), tmp_path)
-    save_vision("qwen3_vl_moe", tmp_path)
-    return tmp_path
+def save(model_type: str, folder: Path) -> Path:
+    save_checkpoint(make_config(model_type), folder)
+    save_vision(model_type, folder)
+    return folder
 
 
-def test_images_go_to_models_that_run_many_sequences_and_are_refused_elsewhere(folder: Path) -> None:
+@pytest.mark.parametrize("facts", [TOGETHER, SOLO])
+def test_images_go_to_models_that_run_sequences_together_or_one_after_the_other(
+    facts: TrunkFacts, tmp_path: Path
+) -> None:
+    assert isinstance(load_media_processor(save("qwen3_vl_moe", tmp_path), facts), MediaProcessor)
+
+
+def test_images_whose_tokens_see_ahead_are_refused_where_masks_are_not_ours(tmp_path: Path) -> None:
+    folder = save("gemma4", tmp_path)
     assert isinstance(load_media_processor(folder, TOGETHER), MediaProcessor)
-    assert load_media_processor(folder, SOLO) == "images of this model are not supported yet; send text alone"
+    refusal = "their tokens see those that follow, which this model's own attention is not told yet; send text alone"
+    assert load_media_processor(folder, SOLO) == refusal
+
+
+def test_images_are_refused_where_an_encoder_reads_prompts(tmp_path: Path) -> None:
+    refusal = "the encoder that reads this model's prompts takes none yet; send text alone"
+    assert load_media_processor(save("qwen3_vl_moe", tmp_path), ANSWERED) == refusal
 
 
 @pytest.mark.parametrize("facts", [TOGETHER, SOLO])

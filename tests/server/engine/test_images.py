@@ -22,12 +22,16 @@ from tests.server.engine.test_models import decode, engine_over
 from tests.server.model.test_images import NEW_TOKENS, Prompt, make_prompts, save_model, write
 from tests.vision import VISIONS
 
-MODEL = "ernie4_5_vl_moe"  # images have experts and positions of their own
+MODELS = [
+    "ernie4_5_vl_moe",  # images have experts and positions of their own
+    "hy_v4_vl",  # sequences are computed one after the other; images have positions of their own
+    "unlimited_ocr",  # so they are; a prompt is kept otherwise than what follows it
+]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(MODEL, tmp_path_factory.mktemp("checkpoints") / MODEL)
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(request.param, tmp_path_factory.mktemp("checkpoints") / request.param)
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from server.model.checkpoint import config_folder
 from server.model.errors import ModelError
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
+from server.model.prompt_media import PromptMedia, Seen
 from server.model.solo import SoloTrunk
 from server.model.step import SequenceChunk, StepOutput
 from server.model.stock import StockModel
@@ -138,6 +139,14 @@ def test_decodes_are_shown_to_the_prefetcher_as_steps_of_one_sequence(rig: Rig) 
     told = [name for name in log.calls if name != "ask"]
     assert told == ["begin_step", "observe", "observe", "end_step"] * 2
     assert set(rig.trunk.gates) == {min(rig.trunk.catalog.layers)}
+
+
+def test_a_piece_of_a_prompt_with_images_is_no_decode_to_the_prefetcher(rig: Rig) -> None:
+    log, media = PrefetchLog(), PromptMedia([7, 9], {}, seen=Seen({}, {}, None))
+    for place, told in enumerate([[], [], ["begin_step", "observe", "observe", "end_step"]]):
+        chunk = SequenceChunk([7], place, [], media=media)
+        rig.trunk.forward([chunk], rig.cache, rig.store, cast("Prefetcher", log), rig.caches)
+        assert [name for name in log.calls if name != "ask"] == told
 
 
 def test_a_past_that_pieces_can_not_go_on_from_is_fed_token_by_token(
