@@ -22,25 +22,22 @@ from .experts import StepExperts
 from .gates import find_next_gates
 from .kv_cache import KVCache
 from .linear import speed_up_linears
-from .rope import settle_length
 from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
 from .stock import StockModel, cut
 from .stock_cache import Past, StockCaches
-from .trunk import TrunkFacts
+from .trunk import ResidentModel, TrunkFacts
 
 
-class SoloTrunk:
-    """Everything of a model but its routed experts; its face to the engine is that of ``Trunk``.
+class SoloTrunk(ResidentModel):
+    """A model that runs one sequence after the other; its face to the engine is that of ``Trunk``.
+
+    In deterministic steps prompts go token by token, so that no bit depends on how they were cut.
 
     Args:
         model: with the attention that transformers would take.
-        layers: the experts modules and their layers, in the order in which they run.
         reason: why it can't run many sequences in one step.
-        is_deterministic: run prompts token by token, so that no bit depends on how they were cut.
-        pool: threads that compute side by side; none is the caller's alone.
-        max_model_len: that is asked for, where the model's rotary frequencies depend on it.
     """
 
     def __init__(
@@ -53,14 +50,8 @@ class SoloTrunk:
         pool: ComputePool | None = None,
         max_model_len: int | None = None,
     ):
-        self.catalog = catalog
-        self._pool = pool or ComputePool(1)
-        self._is_deterministic = is_deterministic
-        self._model, self._layers = model, layers
+        super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
         self._stock = stock_model(model)
-        self.config = model.config.get_text_config()
-        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
-        self.device = model.device
         if not is_deterministic:  # what threads share out may be added in another order
             speed_up_linears(model, self._pool)
         sizes = int(self.config.vocab_size), self.max_model_len
@@ -70,11 +61,6 @@ class SoloTrunk:
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
         self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, text_layers, reason, self._stock.reads_whole)
         self.gates = find_next_gates(model, layers, seen.routed)
-
-    @property
-    def nbytes(self) -> int:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def new_states(self, num_slots: int) -> StockCaches:
         """Room for the caches of running sequences; each is made when its sequence begins."""

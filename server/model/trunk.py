@@ -71,16 +71,41 @@ class TrunkFacts:
         return sum(group.token_bytes for group in self.kv_groups)
 
 
-class Trunk:
-    """Everything of a model but its routed experts, resident and ready to run.
+class ResidentModel:
+    """Everything of a model but its routed experts, resident; what is the same however it runs.
 
     Args:
         layers: the experts modules and their layers, in the order in which they run.
-        is_deterministic: run steps with batch-invariant arithmetic, so that what else is in a step changes no bit of a
-            sequence's logits.
+        is_deterministic: compute so that what else is in a step changes no bit of a sequence's logits.
         pool: threads that compute side by side; none is the caller's alone.
         max_model_len: that is asked for, where the model's rotary frequencies depend on it.
     """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        catalog: ExpertCatalog,
+        layers: Mapping[ExpertsModule, int],
+        is_deterministic: bool,
+        pool: ComputePool | None,
+        max_model_len: int | None,
+    ):
+        self.catalog = catalog
+        self._pool = pool or ComputePool(1)
+        self._is_deterministic = is_deterministic
+        self._model, self._layers = model, layers
+        self.config = model.config.get_text_config()
+        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
+        self.device = model.device
+
+    @property
+    def nbytes(self) -> int:
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class Trunk(ResidentModel):
+    """A model that runs many sequences in one step; in deterministic steps with batch-invariant arithmetic."""
 
     def __init__(
         self,
@@ -91,14 +116,7 @@ class Trunk:
         pool: ComputePool | None = None,
         max_model_len: int | None = None,
     ):
-        self.catalog = catalog
-        self._pool = pool or ComputePool(1)
-        self._is_deterministic = is_deterministic
-        self._model = model
-        self._layers = layers
-        self.config = model.config.get_text_config()
-        self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
-        self.device = model.device
+        super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
         self._logits = Forward(model)
         replace_projections(model)
         probe, states = self._look()
@@ -111,11 +129,6 @@ class Trunk:
     @property
     def vocab_size(self) -> int:
         return int(self.config.vocab_size)
-
-    @property
-    def nbytes(self) -> int:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def new_states(self, num_slots: int) -> StateCache:
         """Room for what recurrent layers keep of so many sequences."""
