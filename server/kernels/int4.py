@@ -25,6 +25,7 @@ import torch
 from torch.nn import functional as F
 
 from .batch_invariant import is_batch_invariant
+from .pieces import in_order
 
 LARGEST = 15
 MIDDLE = 8
@@ -68,10 +69,7 @@ def quantise(name: str, matrix: torch.Tensor, block: int) -> dict[str, torch.Ten
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """The float32 matrix ``(out, in)``."""
     pieces = [piece.mT.flatten(0, 1) for piece in _dequantised_pieces(weights[name], _scale(weights, name))]
-    matrix = torch.cat(pieces)[: weights[name + SCALE].shape[1]]
-    if name + ORDER in weights:
-        matrix = torch.empty_like(matrix).index_copy_(1, weights[name + ORDER].long(), matrix)
-    return matrix
+    return in_order(torch.cat(pieces)[: weights[name + SCALE].shape[1]], weights.get(name + ORDER))
 
 
 def project(

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from .pieces import num_rows, project_pieces
+from .pieces import in_order, num_rows, project_pieces
 
 CODES = "_codes"
 STEPS = "_steps"
@@ -25,10 +25,7 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
     """The float32 matrix ``(out, in)``."""
-    matrix = torch.cat(list(_pieces(weights, name, torch.float32)))
-    if name + ORDER in weights:
-        matrix = torch.empty_like(matrix).index_copy_(1, weights[name + ORDER].long(), matrix)
-    return matrix
+    return in_order(torch.cat(list(_pieces(weights, name, torch.float32))), weights.get(name + ORDER))
 
 
 def project(
