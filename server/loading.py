@@ -162,5 +162,6 @@ def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None
         )
     log.info("KV cache: %s for %d tokens; context %d", format_bytes(plan.nbytes), plan.num_tokens, plan.max_model_len)
     if plan.state_bytes:
+        beginnings = f" and {plan.num_snapshots} beginnings" if plan.num_snapshots else ""
         nbytes = format_bytes(plan.num_states * plan.state_bytes)
-        log.info("states: %s of it for %d sequences and %d beginnings", nbytes, plan.num_slots, plan.num_snapshots)
+        log.info("states: %s of it for %d sequences%s", nbytes, plan.num_slots, beginnings)

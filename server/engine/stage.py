@@ -115,12 +115,10 @@ class WorkingSetStage:
     def note(self, step: AbstractSequence[Scheduled], output: StepOutput, seconds: float) -> None:
         """Learn from a step: who used what, and what it cost."""
         cost = output.experts
-        if not output.routing:
-            return  # no more than a part of a prompt that is read as a whole
         if not cost.num_misses and not self.stall_share:
             return  # all experts are in memory
         if any(layer not in output.routing for layer in self._sets.layers):
-            return  # images went elsewhere, where a layer has experts for them; or a prompt has not come whole
+            return  # images went elsewhere, where a layer has experts for them, or a prompt has not come whole
         chosen = _stack(output, self._sets.layers)
         self._sets.add(chosen)
         start = 0
