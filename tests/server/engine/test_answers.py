@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertStore
 from server.engine.request import GenerationRequest, RequestRefusedError, SamplingParams
 from server.model.loading import load_trunk
 from tests.checkpoints import load_stock, save_checkpoint
 from tests.families import make_config
-from tests.server.engine.test_models import NUM_TOKENS, engine_over, some_prompts, write, write_all
+from tests.server.engine.test_models import NUM_TOKENS, engine_over, some_prompts, write, write_company
 
 
 def test_requests_in_company_are_answered_as_stock_answers_them(tmp_path: Path) -> None:
@@ -23,14 +23,8 @@ def test_requests_in_company_are_answered_as_stock_answers_them(tmp_path: Path) 
     for prompt in prompts:
         ids = stock.generate(torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None)
         expected.append(ids[0, 1:].tolist())
-    trunk = load_trunk(folder, torch.float32)
-    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
-    with engine_over(trunk, store, num_blocks=40) as (engine, _):
-        written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
-        statistics = engine.statistics
-    store.close()
-    assert [each.token_ids for each in written] == expected
-    assert statistics.preemptions > 0
+    written, statistics = write_company(load_trunk(folder, torch.float32), prompts)
+    assert written == expected
     assert statistics.prompt_tokens >= sum(map(len, prompts))
 
 

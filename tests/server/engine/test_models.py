@@ -25,7 +25,9 @@ from server.kernels.pool import ComputePool
 from server.model import attention, experts, linear
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
+from server.model.solo import SoloTrunk
 from server.model.trunk import Trunk
+from server.observability.statistics import EngineStatistics
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
@@ -93,6 +95,19 @@ async def write_all(engine: Engine, prompts: Sequence[Sequence[int]], sampling: 
     return list(await asyncio.gather(*(write(engine, prompt, sampling) for prompt in prompts)))
 
 
+def write_company(
+    trunk: Trunk | SoloTrunk, prompts: Sequence[Sequence[int]]
+) -> tuple[list[list[int]], EngineStatistics]:
+    """What all prompts together give greedily, over the fewest experts and a cache so small that some are preempted."""
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    with engine_over(trunk, store, num_blocks=40) as (engine, _):
+        written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
+        statistics = engine.statistics
+    store.close()
+    assert statistics.preemptions > 0
+    return [each.token_ids for each in written], statistics
+
+
 def some_prompts(seed: int) -> list[list[int]]:
     rng = random.Random(seed)
     prompts = [[rng.randrange(3, 128) for _ in range(length)] for length in (3, 41, 12, 26, 1, 17)]
@@ -124,13 +139,8 @@ def test_requests_in_company_write_what_stock_generates(name: str, pool: Compute
         )
         expected.append(ids[0, len(prompt) :].tolist())
     trunk = load_trunk(folder, torch.float32, pool=pool)
-    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
-    with engine_over(trunk, store, num_blocks=40) as (engine, _):
-        written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
-        statistics = engine.statistics
-    store.close()
-    assert [each.token_ids for each in written] == expected
-    assert statistics.preemptions > 0
+    written, statistics = write_company(trunk, prompts)
+    assert written == expected
     assert (statistics.prefix_cache_hits > 0) == trunk.facts.shares_prefixes
 
 
