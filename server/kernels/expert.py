@@ -22,6 +22,7 @@ class QuantisedFormat(Protocol):
     ) -> torch.Tensor: ...
 
 
+PLAIN = {torch.bfloat16, torch.float16, torch.float32}  # dtypes of matrices that are no codes
 QUANTISED: tuple[QuantisedFormat, ...] = (int4, fp4, fp8, int8, int8_groups)
 
 
@@ -92,6 +93,8 @@ def _parts(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[str, Qu
     A parameter that a checkpoint has in several matrices, as gate and up, is ``NAME.0``, ``NAME.1`` and so on, whose
     outputs follow each other.
     """
+    if name in weights and weights[name].dtype in PLAIN:  # asked twice an expert and step, so answered without a search
+        return []
     whole = _format(weights, name)
     if whole is not None:
         return [(name, whole)]
