@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
@@ -45,18 +43,3 @@ def test_a_request_past_its_timeout_ends_with_504_and_is_not_to_be_sent_again(li
     assert error_of(answer)["message"] == "the request was not done within 20 seconds"
     again = ask(live.port, complete(b"fast", max_tokens=3, timeout=20))
     assert json.loads(again.partition(b"\r\n\r\n")[2])["choices"][0]["text"] == continuation(b"fast", 3)
-
-
-def test_a_full_queue_answers_429_and_says_when_to_come_again(live: FakeServer) -> None:
-    gate = threading.Event()
-    live.rig.model.before_step = lambda: gate.wait(30)
-    with ThreadPoolExecutor(4) as clients:
-        many = [clients.submit(ask, live.port, complete(b"q", max_tokens=2, n=128)) for _ in range(3)]
-        while not (refused := [client for client in many if client.done()]):
-            gate.wait(0.01)
-        gate.set()
-        answers = [client.result() for client in many]
-    refusal = refused[0].result()
-    assert status_of(refusal) == 429
-    assert b"retry-after: 1" in refusal.lower()
-    assert sorted(map(status_of, answers)) == [200, 200, 429]
