@@ -1,11 +1,14 @@
 """What the routes are given to work with."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+from weakref import WeakSet
 
-from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
@@ -42,15 +45,17 @@ class Service:
     version: str
     model: LoadedModel | None = None
     is_draining: bool = False
+    # Of requests whose answer ends with the server, or earlier; draining waits for all others.
+    endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
     @property
     def state(self) -> ServiceState:
-        if self.model is not None and not self.model.engine.is_alive:
-            return ServiceState.DEAD
         if self.is_draining:
             return ServiceState.DRAINING
+        if self.model is not None and not self.model.engine.is_alive:
+            return ServiceState.DEAD
         return ServiceState.LOADING if self.model is None else ServiceState.READY
 
     @property
@@ -81,9 +86,9 @@ class Service:
             ModelNotFoundError: there is no such model.
 
         """
-        model = self.loaded_model(name)
         if self.state is ServiceState.DRAINING:
-            raise ServiceUnavailableError("The server is shutting down: send the request to another.")
+            raise DrainingError("The server is shutting down: send the request to another.")
+        model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the log of the server and restart it.")
         return model

@@ -186,7 +186,7 @@ class EventQueue:
         return events
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
 
@@ -285,6 +285,9 @@ class GenerationEngine(Protocol):
             QueueFullError: too many requests wait.
             EngineUnavailableError: the engine is stopping or dead.
         """
+
+    def halt(self) -> None:
+        """Take nothing more, and end every open stream with an error; waits for nothing."""
 
 
 class TextCodec(Protocol):
