@@ -12,6 +12,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
+from server.api.openapi import STREAMED
 from server.api.service import Service
 from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
 from server.engine.request import ChatPrompt, TextCodec, TokenEvent
@@ -87,7 +88,7 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
     turn = await begin_chat(service, body)
     return await answer(request, body, turn.generation, ChatStyle(turn, has_logprobs=body.logprobs))

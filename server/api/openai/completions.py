@@ -14,6 +14,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import CompletionLogprobs, Echo
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import CompletionBody
+from server.api.openapi import STREAMED
 from server.engine.request import FinishReason, TextCodec, TokenEvent
 
 router = APIRouter(tags=["completions"])
@@ -72,7 +73,7 @@ class CompletionStyle:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def create_completion(request: Request, body: CompletionBody, service: ServiceDep) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
