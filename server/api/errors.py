@@ -4,6 +4,8 @@ APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
 │   └── ModelNotFoundError
+├── InvalidKeyError
+├── ForbiddenError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
@@ -66,6 +68,26 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class InvalidKeyError(APIError):
+    """The request has no key where one is needed, or a wrong one; the message never repeats it."""
+
+    status_code = status.HTTP_401_UNAUTHORIZED
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(APIError):
+    """Whoever asks may not have this."""
+
+    status_code = status.HTTP_403_FORBIDDEN
+    type = "permission_error"
+    code = "forbidden"
 
 
 class ClientDisconnectedError(APIError):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
 from server.api.dependencies import ServiceDep
 from server.api.openai.answer import answer
 from server.api.openai.generation import submit
@@ -14,7 +15,7 @@ from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
 from server.engine.request import ChatPrompt, FinishReason, TextCodec, TokenEvent
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], dependencies=[UserDep])
 
 
 class ChatStyle:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -50,10 +51,10 @@ def codec() -> Codec:
     return Codec(Tokenizer(BUNDLED))
 
 
-@pytest.fixture
-def live(codec: Codec) -> Iterator[LiveServer]:
-    rig = Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256)
-    service, app = Service("1"), FastAPI()
+@contextmanager
+def serving(codec: Codec, service: Service) -> Iterator[LiveServer]:
+    """A server for a service, which gets the fake model."""
+    rig, app = Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256), FastAPI()
     service.model = LoadedModel("fake", rig.engine, codec)
     add_routes(app, service)
     config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
@@ -67,3 +68,9 @@ def live(codec: Codec) -> Iterator[LiveServer]:
         thread.join()
         rig.engine.stop()
     rig.blocks.check_integrity([])
+
+
+@pytest.fixture
+def live(codec: Codec) -> Iterator[LiveServer]:
+    with serving(codec, Service("1")) as server:
+        yield server
