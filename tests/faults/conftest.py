@@ -1,6 +1,4 @@
-"""Servers for faults: the real engine over the fake model, behind a real uvicorn on a socket."""
-
-from __future__ import annotations
+"""Faults are tried on a live server."""
 
 from tests.server.live.conftest import codec, live
 

@@ -14,7 +14,8 @@ from server.api.keys import KeyRing, Keys
 from server.api.service import Service
 from server.app import create_app
 from server.engine.codec import Codec
-from tests.server.live.conftest import LiveServer, serving
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import LiveServer, serving_rig
 from tests.server.live.requests import ask, error_of, headers_of, status_of
 
 USER, OTHER_USER, ADMIN = "sk-user-1", "sk-user-2", "sk-admin-1"
@@ -24,7 +25,7 @@ OPEN_PATHS = {"/health", "/ready", "/version", "/metrics", "/openapi.json"}
 @pytest.fixture(scope="module")
 def locked(codec: Codec) -> Iterator[LiveServer]:
     keys = Keys(KeyRing([USER, OTHER_USER]), KeyRing([ADMIN]))
-    with serving(codec, Service("1", keys=keys)) as server:
+    with serving_rig(Rig(), codec, service=Service("1", keys=keys)) as server:
         yield server
 
 
