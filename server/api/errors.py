@@ -3,7 +3,10 @@
 APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
-│   └── ModelNotFoundError
+│   ├── ModelNotFoundError
+│   ├── BodyTimeoutError
+│   ├── BodyTooLargeError
+│   └── UnsupportedBodyError
 ├── InvalidKeyError
 ├── ForbiddenError
 ├── ClientDisconnectedError
@@ -68,6 +71,28 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class BodyTimeoutError(InvalidRequestError):
+    """The body came too slowly."""
+
+    status_code = status.HTTP_408_REQUEST_TIMEOUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Connection": "close"}
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is longer than any may be."""
+
+    status_code = 413  # its constant was renamed
+
+
+class UnsupportedBodyError(InvalidRequestError):
+    """The body is encoded, or of another type than JSON."""
+
+    status_code = status.HTTP_415_UNSUPPORTED_MEDIA_TYPE
 
 
 class InvalidKeyError(APIError):

@@ -10,6 +10,7 @@ from starlette.routing import BaseRoute
 
 from server.api import ops
 from server.api.auth import Guard, is_loopback
+from server.api.body import BodyRoute
 from server.api.keys import KeyRing, Keys
 from server.api.service import Service
 from server.app import create_app
@@ -79,6 +80,11 @@ def test_anything_else_is_401_in_openais_form(locked: LiveServer, headers: Seque
     assert "sk-user" not in error["message"]
 
 
+def test_a_request_without_a_key_is_refused_before_its_body_is_read(locked: LiveServer) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    assert status_of(ask(locked.port, head + b"Content-Length: 9000000\r\n\r\n")) == 401
+
+
 def test_operations_need_no_key(locked: LiveServer) -> None:
     for path in ("/health", "/ready", "/version", "/metrics"):
         assert status_of(ask(locked.port, get(path))) == 200
@@ -112,6 +118,14 @@ def leaves(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
             yield from leaves(included.routes)
         else:
             yield route.path, route
+
+
+def test_every_body_is_read_within_limits() -> None:
+    """A route that takes a body and leaves it to FastAPI to read fails here."""
+    routes = [route for _, route in leaves(create_app(Service("1")).routes) if isinstance(route, APIRoute)]
+    taking = [route for route in routes if route.body_field is not None]
+    assert taking
+    assert [route.path for route in taking if not isinstance(route, BodyRoute)] == []
 
 
 def roles(route: BaseRoute) -> list[str]:

@@ -11,8 +11,12 @@ from typing import Any
 
 def post(path: str, **body: Any) -> bytes:
     """A whole HTTP/1.1 request, after whose answer the connection ends."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return post_bytes(path, json.dumps(body).encode())
+
+
+def post_bytes(path: str, content: bytes, content_type: str = "application/json") -> bytes:
+    """The same, whatever the body is."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
