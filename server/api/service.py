@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
@@ -42,6 +43,7 @@ class Service:
     version: str
     model: LoadedModel | None = None
     is_draining: bool = False
+    keys: Keys = field(default_factory=Keys)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.openai.answer import answer
 from server.api.openai.generation import submit
@@ -17,7 +19,7 @@ from server.api.service import Service
 from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
 from server.engine.request import ChatPrompt, TextCodec, TokenEvent
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], dependencies=[UserDep], route_class=BodyRoute)
 
 
 class ChatStyle:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.errors import InvalidRequestError
 from server.api.openai.answer import answer
@@ -17,7 +19,7 @@ from server.api.openai.schemas import CompletionBody
 from server.api.openapi import STREAMED
 from server.engine.request import FinishReason, TextCodec, TokenEvent
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], dependencies=[UserDep], route_class=BodyRoute)
 
 
 class CompletionStyle:
