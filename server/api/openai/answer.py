@@ -7,7 +7,7 @@ from server.api.disconnect import unless_client_leaves
 from server.api.openai.generation import Generation
 from server.api.openai.replies import ReplyStyle, whole_reply
 from server.api.openai.schemas import GenerationBody
-from server.api.openai.streaming import GenerationStream
+from server.api.openai.streaming import GenerationStream, reply_events
 
 
 async def answer(request: Request, body: GenerationBody, generation: Generation, style: ReplyStyle) -> Response:
@@ -19,7 +19,7 @@ async def answer(request: Request, body: GenerationBody, generation: Generation,
 
     """
     if body.stream:
-        return GenerationStream(generation, style, include_usage=body.include_usage)
+        return GenerationStream(generation, reply_events(generation, style, include_usage=body.include_usage))
     try:
         return JSONResponse(await unless_client_leaves(request.receive, whole_reply(generation, style)))
     finally:

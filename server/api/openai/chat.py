@@ -12,7 +12,9 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
-from server.engine.request import ChatPrompt, FinishReason, TextCodec, TokenEvent
+from server.api.service import Service
+from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
+from server.engine.request import ChatPrompt, TextCodec, TokenEvent
 
 router = APIRouter(tags=["chat"])
 
@@ -23,32 +25,37 @@ class ChatStyle:
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, codec: TextCodec, *, has_logprobs: bool) -> None:
-        self._codec = codec
+    def __init__(self, turn: ChatTurn, *, has_logprobs: bool) -> None:
+        self._turn, self._codec = turn, turn.codec
         self._has_logprobs = has_logprobs
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
-        text = "".join(event.text for event in events)
+        pieces = [piece for event in events for piece in self._turn.pieces(index, event)]
+        text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+        finish_reason = next(piece.finish_reason for piece in pieces if isinstance(piece, EndPiece))
         message = {"role": "assistant", "content": text, "refusal": None}
         tokens = [each for event in events for each in event.logprobs]
         logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": events[-1].finish_reason}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def opening(self, index: int) -> list[JsonObject]:
-        return [self._piece(index, {"role": "assistant", "content": ""})]
+        return [self._chunk(index, {"role": "assistant", "content": ""})]
 
     def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
-        pieces = []
-        if event.text or event.logprobs:
-            piece = self._piece(index, {"content": event.text})
-            if self._has_logprobs:
-                piece["logprobs"] = chat_logprobs(self._codec, event.logprobs)
-            pieces.append(piece)
-        if event.finish_reason is not None:
-            pieces.append(self._piece(index, {}, event.finish_reason))
-        return pieces
+        chunks = [
+            self._chunk(index, {"content": piece.text})
+            if isinstance(piece, TextPiece)
+            else self._chunk(index, {}, piece.finish_reason)
+            for piece in self._turn.pieces(index, event)
+            if isinstance(piece, TextPiece | EndPiece)
+        ]
+        if event.logprobs:
+            if not chunks or not chunks[0]["delta"]:  # their text is held back
+                chunks.insert(0, self._chunk(index, {"content": ""}))
+            chunks[0]["logprobs"] = chat_logprobs(self._codec, event.logprobs)
+        return chunks
 
-    def _piece(self, index: int, delta: JsonObject, finish_reason: FinishReason | None = None) -> JsonObject:
+    def _chunk(self, index: int, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
@@ -65,10 +72,22 @@ def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
     return codec.encode_chat(messages, images)
 
 
-@router.post("/v1/chat/completions", response_model=None)
-async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
+async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl") -> ChatTurn:
+    """Hand a conversation to the engine.
+
+    Raises:
+        APIError: the server takes no such conversation, or none now.
+        EngineError: the engine takes none.
+
+    """
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
     prompt = await asyncio.to_thread(encode, body, model.codec)
-    generation = submit(model, body, [prompt.token_ids], "chatcmpl", "messages", prompt.media)
-    return await answer(request, body, generation, ChatStyle(model.codec, has_logprobs=body.logprobs))
+    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media)
+    return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
+    turn = await begin_chat(service, body)
+    return await answer(request, body, turn.generation, ChatStyle(turn, has_logprobs=body.logprobs))

@@ -20,11 +20,15 @@ encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class GenerationStream(StreamingResponse):
-    """A generation's events; however the response ends, so does the generation."""
+    """Events that tell of a generation; however the response ends, so does the generation.
 
-    def __init__(self, generation: Generation, style: ReplyStyle, *, include_usage: bool) -> None:
-        self.generation = generation
-        self.events = reply_events(generation, style, include_usage=include_usage)
+    Args:
+        events: as they are sent; a failure of the engine has to be among them.
+
+    """
+
+    def __init__(self, generation: Generation, events: AsyncGenerator[bytes, None]) -> None:
+        self.generation, self.events = generation, events
         super().__init__(self.events, headers=HEADERS, media_type="text/event-stream")
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
