@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.keys import KeyRing, Keys
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.connections import listen
@@ -38,7 +39,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
-    service = Service(version("greenroom"))
+    service = Service(version("greenroom"), keys=Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys())))
     with listen(settings.host, settings.port) as listener:
         stop = StopSignals()
         server = Listener(_configure(service, settings))
@@ -71,6 +72,8 @@ def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
         log_level="debug" if is_debugging else "warning",
         access_log=is_debugging,
         timeout_graceful_shutdown=1,  # draining has waited before
+        proxy_headers=False,  # who asks is told by the socket, never by a header
+        server_header=False,
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from weakref import WeakSet
 
 from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
+from server.api.grammars import Grammars
+from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
@@ -32,6 +34,10 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+    grammars: Grammars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = Grammars(self.codec)
 
 
 def no_metrics() -> bytes:
@@ -47,6 +53,7 @@ class Service:
     is_draining: bool = False
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
+    keys: Keys = field(default_factory=Keys)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 

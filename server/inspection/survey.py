@@ -34,7 +34,6 @@ from server.settings import ServeSettings
 from .hub import find_hub_model
 
 Source = Literal["checkpoint", "packed", "headers", "config"]
-PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     shape = outline(config, compute_dtype(settings.dtype, config, device), settings.max_model_len)
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
-    if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):
+    if not any(folder.glob("*.safetensors")):
         return Survey(name, "config", shape, catalog_of_shapes(shape.model), 0)
     shards = find_shards(folder)
     are_headers = all(is_header_alone(path) for path in shards)

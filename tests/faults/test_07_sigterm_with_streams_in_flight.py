@@ -1,4 +1,4 @@
-"""SIGTERM with streams in flight: they finish within the time-out, end with an error after it, or at a second signal."""
+"""SIGTERM with streams in flight: they finish in time, or end with an error; a second signal ends them at once."""
 
 from __future__ import annotations
 
