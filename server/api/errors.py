@@ -3,7 +3,8 @@
 APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
-│   └── ModelNotFoundError
+│   ├── ModelNotFoundError
+│   └── ExpertNotFoundError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
@@ -66,6 +67,13 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class ExpertNotFoundError(InvalidRequestError):
+    """The model has no such expert."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "expert_not_found"
 
 
 class ClientDisconnectedError(APIError):
