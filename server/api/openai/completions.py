@@ -80,7 +80,7 @@ async def create_completion(request: Request, body: CompletionBody, service: Ser
         raise InvalidRequestError("This model answers prompts instead of continuing them: leave out 'echo'.", "echo")
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
-    generation = submit(model, body, prompts, "cmpl", "prompt")
+    generation = submit(model, body, prompts, "cmpl-", "prompt")
     return await answer(request, body, generation, CompletionStyle(model.codec, body, echoes))
 
 

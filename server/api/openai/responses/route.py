@@ -1,0 +1,21 @@
+"""``/v1/responses``: a conversation, continued by the assistant; nothing of it is stored."""
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from server.api.dependencies import ServiceDep
+from server.api.openai.chat import begin_chat
+from server.api.openai.responses.body import NAMES, ResponsesBody
+from server.api.openai.responses.writer import ResponseWriter
+from server.api.translation import in_words_of
+from server.api.turn_reply import answer_turn
+
+router = APIRouter(tags=["responses"])
+
+
+@router.post("/v1/responses", response_model=None)
+async def create_response(request: Request, body: ResponsesBody, service: ServiceDep) -> Response:
+    service.unknown_fields.note(body.unknown_fields)
+    with in_words_of(NAMES):
+        turn = await begin_chat(service, body.for_chat(), "resp_")
+    return await answer_turn(request, turn.generation, ResponseWriter(turn, body), streams=body.stream)
