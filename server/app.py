@@ -14,8 +14,9 @@ from fastapi import FastAPI
 
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
+from server.connections import listen
 from server.loading import LoadedServer, load_server
-from server.settings import ServeSettings, SettingsError
+from server.settings import ServeSettings
 
 
 def create_app(service: Service) -> FastAPI:
@@ -23,20 +24,6 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="Greenroom", version=service.version, docs_url=None, redoc_url=None)
     add_routes(app, service)
     return app
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-        SettingsError: the address can't be used.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
 
 
 async def serve(model: str | None, settings: ServeSettings) -> None:

@@ -40,7 +40,8 @@ ALLOWED = {
         "server.routing_trace",
         "server.settings",
     },
-    "server.app": {"server.api", "server.loading", "server.settings"},
+    "server.connections": {"server.settings"},
+    "server.app": {"server.api", "server.connections", "server.loading", "server.settings"},
     "server.complaint": set(),
     "server.inspection": {
         "expert_store",

@@ -105,6 +105,11 @@ class Engine:
         return self._limits.max_model_len
 
     @property
+    def num_submitted(self) -> int:
+        """Requests taken in since the start."""
+        return self._num_submitted
+
+    @property
     def reads_whole(self) -> bool:
         return self._runner.reads_whole
 

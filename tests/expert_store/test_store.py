@@ -17,6 +17,7 @@ import torch
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
 from tests.expert_store.files import expected, make_catalog
+from tests.expert_store.gated_reads import GatedReads
 
 MakeStore = Callable[..., ExpertStore]
 
@@ -54,29 +55,6 @@ def lookups(store: ExpertStore) -> dict[str, int]:
     for (tier, _), count in store.statistics().lookups.items():
         counts[tier] += count
     return counts
-
-
-class GatedReads:
-    """Holds every read of data back until it is opened, and counts them; headers pass."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None):
-        self.count = 0
-        self.error = error
-        self.is_open = threading.Event()
-        self._started = threading.Semaphore(0)
-        self._read = os.preadv
-        monkeypatch.setattr(os, "preadv", self)
-
-    def wait_until_started(self) -> None:
-        assert self._started.acquire(timeout=30)
-
-    def __call__(self, file: int, buffers: list[memoryview], offset: int) -> int:
-        self.count += 1
-        self._started.release()
-        assert self.is_open.wait(timeout=30)
-        if self.error is not None:
-            raise self.error
-        return self._read(file, buffers, offset)
 
 
 def test_a_second_look_finds_the_expert_in_memory(make_store: MakeStore) -> None:

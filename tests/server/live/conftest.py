@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -15,9 +16,11 @@ from fastapi import FastAPI
 
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
+from server.connections import limit_sending
 from server.engine.codec import Codec
-from server.model.checkpoint import BUNDLED
+from server.engine.engine import Engine
 from server.model.tokenizer import Tokenizer
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.server.engine.fakes import Rig
 
 
@@ -25,7 +28,7 @@ from tests.server.engine.fakes import Rig
 class LiveServer:
     """A server that answers as ``greenroom serve`` does; its event loop runs in a thread of its own."""
 
-    rig: Rig
+    engine: Engine
     uvicorn: uvicorn.Server
     port: int
     loop: asyncio.AbstractEventLoop
@@ -33,10 +36,17 @@ class LiveServer:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port))
 
+    def wait_until_left(self) -> None:
+        """Until every connection is closed."""
+        state = self.uvicorn.server_state
+        while state.connections or state.tasks:
+            threading.Event().wait(0.01)
+
     def wait_until_idle(self) -> None:
         """Until every connection is closed, and no request runs or waits."""
-        state, statistics = self.uvicorn.server_state, self.rig.engine.statistics
-        while state.connections or state.tasks or statistics.num_running or statistics.num_waiting:
+        self.wait_until_left()
+        statistics = self.engine.statistics
+        while statistics.num_running or statistics.num_waiting:
             threading.Event().wait(0.01)
 
     def run(self, listener: socket.socket) -> None:
@@ -45,25 +55,51 @@ class LiveServer:
         self.loop.close()
 
 
-@pytest.fixture(scope="session")
-def codec() -> Codec:
-    return Codec(Tokenizer(BUNDLED))
+@dataclass
+class FakeServer(LiveServer):
+    """A live server over the fake model."""
+
+    rig: Rig
 
 
-@pytest.fixture
-def live(codec: Codec) -> Iterator[LiveServer]:
-    rig = Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256)
+@contextmanager
+def serving_model(model: LoadedModel, engine: Engine, send_timeout: float = 30) -> Iterator[LiveServer]:
+    """Serve a model whose engine runs, on a socket; in the end every client is sent away."""
     service, app = Service("1"), FastAPI()
-    service.model = LoadedModel("fake", rig.engine, codec)
+    service.model = model
     add_routes(app, service)
     config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
-        server = LiveServer(rig, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
+        limit_sending(listener, send_timeout)
+        server = LiveServer(engine, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
         thread = threading.Thread(target=server.run, args=(listener,))
-        rig.engine.start()
         thread.start()
-        yield server
-        server.uvicorn.should_exit = True
-        thread.join()
-        rig.engine.stop()
+        try:
+            yield server
+        finally:
+            server.uvicorn.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def serving_rig(rig: Rig, codec: Codec, send_timeout: float = 30) -> Iterator[FakeServer]:
+    """Serve the fake model."""
+    rig.engine.start()
+    with serving_model(LoadedModel("fake", rig.engine, codec), rig.engine, send_timeout) as server:
+        yield FakeServer(server.engine, server.uvicorn, server.port, server.loop, rig)
+    rig.engine.stop()
     rig.blocks.check_integrity([])
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """Of the fake model's tokens, which are bytes."""
+    folder = tmp_path_factory.mktemp("bytes")
+    save_byte_tokenizer(folder)
+    return Codec(Tokenizer(folder))
+
+
+@pytest.fixture
+def live(codec: Codec) -> Iterator[FakeServer]:
+    with serving_rig(Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256), codec) as server:
+        yield server

@@ -9,13 +9,13 @@ import threading
 import pytest
 
 from tests.server.engine.fakes import continuation
-from tests.server.live.conftest import LiveServer
+from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, complete
 
 NUM_CLIENTS = 64
 
 
-def leave_at_random(live: LiveServer, seed: int) -> None:
+def leave_at_random(live: FakeServer, seed: int) -> None:
     """Send a part of a request or all of it, read a part of the answer or nothing, and close."""
     rng = random.Random(seed)
     prompt, n = rng.randbytes(rng.randint(1, 40)), rng.randint(1, 4)
@@ -31,7 +31,7 @@ def leave_at_random(live: LiveServer, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_nothing_is_left_of_clients_that_leave_at_random_moments(live: LiveServer, seed: int) -> None:
+def test_nothing_is_left_of_clients_that_leave_at_random_moments(live: FakeServer, seed: int) -> None:
     """Some are cut off within their request, some before the first token, some within the answer, n from 1 to 4."""
     threads = [
         threading.Thread(target=leave_at_random, args=(live, seed * NUM_CLIENTS + number))

@@ -11,7 +11,10 @@ from multiprocessing import get_context
 
 import pytest
 
-from tests.server.live.conftest import LiveServer
+from server.engine.codec import Codec
+from server.model.checkpoint import BUNDLED
+from server.model.tokenizer import Tokenizer
+from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask_together, complete, post
 from tests.server.live.stalls import StallWatch
 
@@ -19,6 +22,12 @@ LIMIT_SECONDS = 0.05
 ATTEMPTS = 5  # what the code does wrong it does each time; a machine that is busy elsewhere does not
 NUM_STREAMS = 64
 LONG_TEXT = "The quick brown fox jumps over the lazy dog.\n" * 10_000  # 450 kB
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """One that takes its time over long texts."""
+    return Codec(Tokenizer(BUNDLED))
 
 
 @pytest.fixture
@@ -34,7 +43,7 @@ def hold_up() -> None:
     time.sleep(10 * LIMIT_SECONDS)
 
 
-def test_a_loop_that_is_held_up_is_seen(live: LiveServer) -> None:
+def test_a_loop_that_is_held_up_is_seen(live: FakeServer) -> None:
     is_over = threading.Event()
     with StallWatch(live.loop) as watch:
         live.loop.call_soon_threadsafe(hold_up)
@@ -44,7 +53,7 @@ def test_a_loop_that_is_held_up_is_seen(live: LiveServer) -> None:
     assert "hold_up" in watch.place
 
 
-def test_nothing_stalls_64_streams(live: LiveServer, quiet_collector: None) -> None:
+def test_nothing_stalls_64_streams(live: FakeServer, quiet_collector: None) -> None:
     """Prompts as long as a book come meanwhile, and conversations of thousands of messages."""
     streams = [complete(b"stream %d" % number, max_tokens=60, stream=True) for number in range(NUM_STREAMS)]
     messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."}] * 1000
