@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from server.api.conversation import Conversation, JsonObject, image_part, text_part
 from server.api.errors import InvalidRequestError
-from server.api.openai.fields import Text
+from server.api.openai.fields import Text, is_encodable
 from server.api.translation import validated
 from server.api.validation import quote
 
@@ -85,11 +85,12 @@ def blocks_of(content: object, place: str, kinds: Kinds) -> Iterator[tuple[str, 
         InvalidRequestError: they are none, or of a kind that can't be taken there.
 
     """
-    if isinstance(content, str):
-        yield place, validated(TextBlock, {"text": content}, place)
+    if isinstance(content, str) and is_encodable(content):
+        yield place, TextBlock(text=content)
         return
     if not isinstance(content, list):
-        raise InvalidRequestError(f"'{place}' must be a string or a list of blocks, got {quote(content)}.", place)
+        what = "a string of valid Unicode or a list of blocks"
+        raise InvalidRequestError(f"'{place}' must be {what}, got {quote(content)}.", place)
     for index, value in enumerate(content):
         here = f"{place}[{index}]"
         kind = value.get("type") if isinstance(value, dict) else value
