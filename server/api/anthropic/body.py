@@ -66,7 +66,7 @@ class PromptBody(BaseModel):
         return split_extra(self.model_extra)[1]
 
     def for_chat(self) -> ChatBody:
-        """The same request as a chat; errors name a chat's fields.
+        """The same request as a chat; errors name a chat's fields. Call it off the event loop.
 
         Raises:
             InvalidRequestError: a block of content can't be taken.

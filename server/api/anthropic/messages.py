@@ -20,7 +20,7 @@ router = APIRouter(prefix="/v1/messages", tags=["messages"], route_class=Anthrop
 async def create_message(request: Request, body: MessagesBody, service: ServiceDep) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
-        turn = await begin_chat(service, body.for_chat(), "msg_")
+        turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "msg_")
     writer = MessageWriter(turn, request.state.request_id)
     return await answer_turn(request, turn.generation, writer, streams=body.stream)
 
@@ -29,6 +29,6 @@ async def create_message(request: Request, body: MessagesBody, service: ServiceD
 async def count_tokens(body: PromptBody, service: ServiceDep) -> JSONResponse:
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
-        chat = body.for_chat()
+        chat = await asyncio.to_thread(body.for_chat)
         prompt = await asyncio.to_thread(encode, chat, service.accepting_model(chat.model).codec)
     return JSONResponse({"input_tokens": len(prompt.token_ids)})

@@ -89,7 +89,7 @@ class ResponsesBody(BaseModel):
         return split_extra(self.model_extra)[1]
 
     def for_chat(self) -> ChatBody:
-        """The same request as a chat; errors name a chat's fields.
+        """The same request as a chat; errors name a chat's fields. Call it off the event loop.
 
         Raises:
             InvalidRequestError: an item of the input can't be taken.

@@ -1,5 +1,7 @@
 """``/v1/responses``: a conversation, continued by the assistant; nothing of it is stored."""
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
@@ -17,5 +19,5 @@ router = APIRouter(tags=["responses"])
 async def create_response(request: Request, body: ResponsesBody, service: ServiceDep) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
-        turn = await begin_chat(service, body.for_chat(), "resp_")
+        turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "resp_")
     return await answer_turn(request, turn.generation, ResponseWriter(turn, body), streams=body.stream)
