@@ -7,6 +7,7 @@ from server.api.anthropic import messages
 from server.api.error_handlers import add_error_handlers
 from server.api.openai import chat, completions, models
 from server.api.openai.responses import route as responses
+from server.api.openapi import describe
 from server.api.request_id import RequestIdMiddleware
 from server.api.service import Service
 
@@ -18,3 +19,4 @@ def add_routes(app: FastAPI, service: Service) -> None:
     add_error_handlers(app)
     for module in (ops, models, completions, chat, responses, messages):
         app.include_router(module.router)
+    describe(app)

@@ -6,17 +6,21 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.api.anthropic.body import NAMES, MessagesBody, PromptBody
-from server.api.anthropic.errors import AnthropicRoute
+from server.api.anthropic.errors import ERRORS, AnthropicRoute
 from server.api.anthropic.writer import MessageWriter
+from server.api.auth import UserDep
 from server.api.dependencies import ServiceDep
 from server.api.openai.chat import begin_chat, encode
+from server.api.openapi import STREAMED
 from server.api.translation import in_words_of
 from server.api.turn_reply import answer_turn
 
-router = APIRouter(prefix="/v1/messages", tags=["messages"], route_class=AnthropicRoute)
+router = APIRouter(
+    prefix="/v1/messages", tags=["messages"], dependencies=[UserDep], route_class=AnthropicRoute, responses=ERRORS
+)
 
 
-@router.post("", response_model=None)
+@router.post("", response_model=None, responses=STREAMED)
 async def create_message(request: Request, body: MessagesBody, service: ServiceDep) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import anthropic
@@ -80,11 +81,15 @@ def test_a_failure_after_the_first_token_is_raised(live: FakeServer, client: ant
 
 
 def test_a_client_that_leaves_ends_its_request(live: FakeServer, client: anthropic.Anthropic) -> None:
+    steps = threading.Semaphore(3)
+    live.rig.model.before_step = lambda: steps.acquire(timeout=30)
     with client.messages.stream(**ASKED | {"max_tokens": 4000}) as stream:
         next(stream.text_stream)
     client.close()
+    live.wait_until_left()
+    steps.release(4000)
     live.wait_until_idle()
-    assert live.engine.statistics.finished["abort"] == 1
+    assert live.engine.statistics.finished == {"abort": 1}
 
 
 def test_errors_are_those_of_the_package(client: anthropic.Anthropic) -> None:

@@ -71,11 +71,15 @@ def test_a_failure_after_the_first_token_is_told(live: FakeServer, client: opena
 
 
 def test_a_client_that_leaves_ends_its_request(live: FakeServer, client: openai.OpenAI) -> None:
+    steps = threading.Semaphore(3)
+    live.rig.model.before_step = lambda: steps.acquire(timeout=30)
     with client.responses.create(**ASKED | {"max_output_tokens": 4000}, stream=True) as stream:
-        next(iter(stream))
+        next(event for event in stream if event.type == "response.output_text.delta")
     client.close()
+    live.wait_until_left()
+    steps.release(4000)
     live.wait_until_idle()
-    assert live.engine.statistics.finished["abort"] == 1
+    assert live.engine.statistics.finished == {"abort": 1}
 
 
 def test_errors_name_the_field(client: openai.OpenAI) -> None:

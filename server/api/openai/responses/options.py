@@ -90,9 +90,9 @@ def metadata_of(value: object) -> dict[str, str]:
 
 
 Tool = Annotated[FunctionTool, BeforeValidator(check_tool_type)]
-ToolChoice = Annotated[str | JsonObject, PlainValidator(tool_choice_of)]
-Input = Annotated[str | list[Any], PlainValidator(input_of)]
-Metadata = Annotated[dict[str, str], PlainValidator(metadata_of)]
+ToolChoice = Annotated[str | JsonObject, PlainValidator(tool_choice_of, json_schema_input_type=str | JsonObject)]
+Input = Annotated[str | list[Any], PlainValidator(input_of, json_schema_input_type=str | list[JsonObject])]
+Metadata = Annotated[dict[str, str], PlainValidator(metadata_of, json_schema_input_type=dict[str, str])]
 Includable = Literal[
     "message.output_text.logprobs",
     "reasoning.encrypted_content",

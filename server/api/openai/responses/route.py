@@ -5,17 +5,20 @@ import asyncio
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.openai.chat import begin_chat
 from server.api.openai.responses.body import NAMES, ResponsesBody
 from server.api.openai.responses.writer import ResponseWriter
+from server.api.openapi import STREAMED
 from server.api.translation import in_words_of
 from server.api.turn_reply import answer_turn
 
-router = APIRouter(tags=["responses"])
+router = APIRouter(tags=["responses"], dependencies=[UserDep], route_class=BodyRoute)
 
 
-@router.post("/v1/responses", response_model=None)
+@router.post("/v1/responses", response_model=None, responses=STREAMED)
 async def create_response(request: Request, body: ResponsesBody, service: ServiceDep) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
