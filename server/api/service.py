@@ -84,7 +84,7 @@ class Service:
         return self.model
 
     def accepting_model(self, name: str | None) -> LoadedModel:
-        """The model of that name, if it takes new requests.
+        """What answers a request that names a model, if it takes new requests; no route looks at the name itself.
 
         Raises:
             ServiceUnavailableError: it is being loaded or drained, or its engine died.

@@ -158,6 +158,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
+    stop: str | None = None  # the stop string that has ended the text
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
