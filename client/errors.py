@@ -154,11 +154,12 @@ def status_error(response: httpx.Response) -> APIStatusError:
 def transport_error(error: httpx.HTTPError) -> APIConnectionError:
     """The error that a failure to exchange a request is."""
     url = error.request.url
+    server = f"{url.scheme}://{url.netloc.decode()}"  # without a password
     if isinstance(error, httpx.TimeoutException):
-        return APITimeoutError(f"{url} took too long: {_reason(error)}")
+        return APITimeoutError(f"{server}{url.path} took too long: {_reason(error)}")
     if isinstance(error, httpx.ConnectError):
-        return APIConnectionError(f"no server answers at {url.copy_with(path='/', query=None)}: {_reason(error)}")
-    return APIConnectionError(f"the connection to {url} broke: {_reason(error)}")
+        return APIConnectionError(f"no server answers at {server}: {_reason(error)}")
+    return APIConnectionError(f"the connection to {server} broke: {_reason(error)}")
 
 
 @contextmanager

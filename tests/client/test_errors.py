@@ -74,7 +74,7 @@ def test_an_answer_of_another_shape_is_an_error(asker: Asker, body: bytes) -> No
 
 def test_nobody_listening(asker: Asker, free_port: int) -> None:
     asker.base_url = f"http://127.0.0.1:{free_port}"
-    with pytest.raises(APIConnectionError, match=f"no server answers at {asker.base_url}/: ") as raised:
+    with pytest.raises(APIConnectionError, match=f"no server answers at {asker.base_url}: ") as raised:
         asker("models")
     assert len(asker.slept) == 2
     assert isinstance(raised.value.__cause__, httpx.ConnectError)
