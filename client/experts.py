@@ -13,11 +13,11 @@ Residency = Literal["device", "host", "disk"]
 
 @dataclass(frozen=True)
 class Tier:
-    """A tier of memory: its slots, all of one size."""
+    """A tier of memory, where each slot holds one expert."""
 
     budget_bytes: int
     num_slots: int
-    slot_bytes: int
+    slot_bytes: int  # of all slots together
     num_resident: int
     resident_bytes: int
     num_pinned: int

@@ -38,6 +38,11 @@ def size_text(nbytes: float) -> str:
     return f"{nbytes / KIB:.1f} TiB"
 
 
+def ratio_text(ratio: float | None) -> str:
+    """``97.1 %``; nothing was routed lately where there is none."""
+    return "-" if ratio is None else f"{100 * ratio:.1f} %"
+
+
 def add_server_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the server is; keys are better in the environment, where no list of processes shows them."""
     parser.add_argument(

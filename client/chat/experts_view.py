@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from client.experts import ExpertMap
-from client.terminal import printable, size_text
+from client.terminal import printable, ratio_text, size_text
 
 NUM_HOTTEST = 8
 
@@ -33,8 +33,3 @@ def experts_view(experts: ExpertMap) -> RenderableType:
         ),
         Text(f"most used, as layer/expert (tokens): {hottest}"),
     )
-
-
-def ratio_text(ratio: float | None) -> str:
-    """``97.1 %``; nothing was routed lately where there is none."""
-    return "-" if ratio is None else f"{100 * ratio:.1f} %"
