@@ -31,8 +31,10 @@ ALLOWED = {
     "server.device": {"server.settings"},
     "server.expert_plan": {"expert_store", "server.memory", "server.settings"},
     "server.fitting": {"expert_store", "server.expert_plan", "server.memory", "server.settings"},
+    "server.administration": {"expert_store", "server.engine.request", "server.observability"},
     "server.loading": {
         "expert_store",
+        "server.administration",
         "server.device",
         "server.engine",
         "server.expert_plan",
