@@ -65,17 +65,20 @@ class Survey:
 class Fit:
     """What fits where."""
 
-    free_bytes: int  # beside the trunk, where compute runs
+    free: FreeMemory  # beside the trunk
     kv: KVPlan
     host_bytes: int
     device_bytes: int
     host_slots: int
     device_slots: int  # 0 where there is no device tier
-    is_cuda: bool
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.free.is_cuda
 
     @property
     def holds_trunk(self) -> bool:
-        return self.free_bytes > 0
+        return self.free.device > 0
 
 
 def survey(model: str | None, settings: ServeSettings, device: torch.device) -> Survey:
@@ -103,7 +106,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     shape = found.outline
     free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
     if not free.device:
-        return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0, free.is_cuda)
+        return Fit(free, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0)
     shares_prefixes = shape.solo_reason is None
     state_bytes = states_bytes(shape.states)
     kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, state_bytes, shares_prefixes)
@@ -111,7 +114,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
     )
-    return Fit(free.device, kv, host_bytes, device_bytes, host, on_device, free.is_cuda)
+    return Fit(free, kv, host_bytes, device_bytes, host, on_device)
 
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:

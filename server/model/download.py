@@ -43,9 +43,7 @@ def download(model: str, revision: str | None) -> Path:
         listing = _list(model, revision)
         if listing is None:  # the cache may have it
             return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
-        check_formats(model, listing.names)
-        missing = listing.missing_bytes
-        _check_room(model, missing)
+        missing = _check(listing)
         before = listing.stored_bytes()
         with following(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
             return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
@@ -90,14 +88,26 @@ def _list(model: str, revision: str | None) -> Listing | None:
     return Listing(model, info.sha, list(sizes), {name: sizes[name] for name in wanted})
 
 
-def _check_room(model: str, missing: int) -> None:
-    cache = Path(constants.HF_HUB_CACHE)
+def check_room(model: str, revision: str | None) -> int:
+    """Bytes that are still to be downloaded of a hub model, as far as the hub tells.
+
+    Raises:
+        ModelError: they are more than the disk has room for, or those of another format.
+    """
+    listing = _list(model, revision)
+    return 0 if listing is None else _check(listing)
+
+
+def _check(listing: Listing) -> int:
+    check_formats(listing.model, listing.names)
+    missing, cache = listing.missing_bytes, Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
     if missing > free:
         raise ModelError(
-            f"{model} takes {format_bytes(missing)} more on disk, and {cache} has {format_bytes(free)} free; "
+            f"{listing.model} takes {format_bytes(missing)} more on disk, and {cache} has {format_bytes(free)} free; "
             "free some, or set HF_HOME to a folder on a larger disk"
         )
+    return missing
 
 
 def _disk_bytes(path: Path) -> int:
