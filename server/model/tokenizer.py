@@ -110,7 +110,9 @@ def check_options(options: Mapping[str, Any]) -> None:
     """
     reserved = next((name for name in options if name in _RESERVED), None)
     if reserved is not None:
-        raise TemplateOptionError(f"'chat_template_kwargs' must not hold '{reserved}', which the server sets: leave it out")
+        raise TemplateOptionError(
+            f"'chat_template_kwargs' must not hold '{reserved}', which the server sets: leave it out"
+        )
 
 
 def _token_bytes(tokenizer: Any) -> TokenBytes | None:

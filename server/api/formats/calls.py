@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
+from server.api.formats.lark import Lark
 from server.api.formats.source import Source, Steps
 from server.api.turn import ToolCallPiece
 
@@ -33,16 +34,17 @@ class Calls:
 
     schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     new_id: Callable[[], str] = new_id
+    only_known: bool = False  # what has another name is no call
     count: int = 0
 
     def open(self, source: Source, name: str, call_id: str | None = None) -> ToolCallPiece:
         """A new call; from here on its text is not read again.
 
         Raises:
-            MalformedCallError: nothing could have such a name.
+            MalformedCallError: no tool can have such a name.
 
         """
-        if NAME.fullmatch(name) is None:
+        if NAME.fullmatch(name) is None or (self.only_known and name not in self.schemas):
             raise MalformedCallError
         source.unmark()
         self.count += 1
@@ -66,6 +68,10 @@ class CallSyntax(Protocol):
     def openers(self) -> Sequence[str]:
         """Texts that calls begin with; none if they are all that a turn says."""
 
+    @property
+    def markers(self) -> Sequence[str]:
+        """Texts that may be special tokens, those that calls begin with among them."""
+
     def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:
         """Read the calls behind an opener, of which at least one must be well-formed.
 
@@ -75,3 +81,6 @@ class CallSyntax(Protocol):
             MalformedCallError: what follows the mark is no call.
 
         """
+
+    def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
+        """What a turn has to be that calls some of these tools, by their names and the schemas of their arguments."""

@@ -1,9 +1,12 @@
 """gpt-oss' messages: what channel they are in and whom they are for stands before each."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.api.formats.calls import NAME, Calls
+from server.api.formats.lark import Lark
 from server.api.formats.source import Source, Steps, Stops
 from server.api.turn import ReasoningPiece, TextPiece
 
@@ -37,6 +40,27 @@ class Harmony:
                 source.unread(stop)
             if (yield from source.peek()) == "":
                 return
+
+    @property
+    def markers(self) -> Sequence[str]:
+        return "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"
+
+    def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:  # noqa: ARG002
+        """Some analysis perhaps, then one call: the model ends its turn with it."""
+        heads = {
+            name: lark.text(f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>")
+            for name in schemas
+        }
+        return f"{self._analysis(lark)} {lark.either(f'{heads[name]} {lark.json(schema)}' for name, schema in schemas.items())}"
+
+    def final(self, lark: Lark, body: str) -> str:
+        """Some analysis perhaps, then what is said."""
+        return f"{self._analysis(lark)} {lark.text('<|channel|>final<|message|>')} {body}"
+
+    @staticmethod
+    def _analysis(lark: Lark) -> str:
+        head = lark.text("<|channel|>analysis<|message|>")
+        return f"({head} {lark.until('<|end|>')} {lark.text('<|start|>assistant')})?"
 
     @staticmethod
     def _head(source: Source) -> Steps[str]:

@@ -1,10 +1,12 @@
 """Calls whose arguments are written one by one between tags, as text: Qwen3-Coder, MiniMax, GLM."""
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.api.formats.calls import Calls, MalformedCallError
 from server.api.formats.json_calls import close, object_calls
+from server.api.formats.lark import Lark, optional, parameter, parameters_of, sequence
 from server.api.formats.source import Source, Steps, Stops
 from server.api.formats.values import encode, encode_within, is_text, typed_json
 
@@ -44,6 +46,12 @@ class ParameterTags:
     closer: str
     function: tuple[str, str, str]  # before a call's name, behind it, and at its end
     parameter: tuple[str, str, str]  # the same of a parameter
+    has_section: bool = False  # whether one pair of tags holds all calls
+    padding: str = ""  # around a parameter's value
+
+    @property
+    def markers(self) -> Sequence[str]:
+        return *self.openers, self.closer
 
     def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:
         before, _, _ = self.function
@@ -60,6 +68,25 @@ class ParameterTags:
         if not (yield from source.take(self.closer)):
             source.rewind()
         source.unmark()
+
+    def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
+        before, behind, end = self.function
+        heads = {name: lark.text(f"{before}{name}{behind}\n") for name in schemas}
+        call = lark.either(
+            f"{heads[name]} {self._parameters(lark, schema)} {lark.text(end)}" for name, schema in schemas.items()
+        )
+        begin, newline, finish = lark.text(f"{self.openers[0]}\n"), lark.text("\n"), lark.text(f"\n{self.closer}")
+        if self.has_section:
+            return f"{begin} {sequence(call, newline, has_one_call=has_one_call)} {finish}"
+        return sequence(f"{begin} {call} {finish}", newline, has_one_call=has_one_call)
+
+    def _parameters(self, lark: Lark, schema: Mapping[str, Any]) -> str:
+        before, behind, end = self.parameter
+        newline, bodies = lark.text("\n"), []
+        for name, each, is_required in parameters_of(schema):
+            head = lark.text(f"{before}{name}{behind}{self.padding}")
+            bodies.append(optional(f"{head} {parameter(lark, each, self.padding + end)} {newline}", is_required))
+        return " ".join(bodies)
 
     def _calls(self, source: Source, calls: Calls) -> Steps[None]:
         before, _, _ = self.function
@@ -99,6 +126,10 @@ class KeyValueTags:
     openers: tuple[str, ...] = ("<tool_call>",)
     closer: str = "</tool_call>"
 
+    @property
+    def markers(self) -> Sequence[str]:
+        return *self.openers, self.closer, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+
     def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:  # noqa: ARG002  of the protocol
         yield from source.skip_space()
         name, stop = yield from source.collect(Stops("\n", "<arg_key>", self.closer))
@@ -120,4 +151,18 @@ class KeyValueTags:
         if stop != self.closer:
             yield from close(source, self.closer)
 
+    def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
+        newline, end = lark.text("\n") + "?", lark.text(self.closer)
+        heads = {name: lark.text(self.openers[0] + name) for name in schemas}
+        call = lark.either(
+            f"{heads[name]} {newline} {self._parameters(lark, schema)} {end}" for name, schema in schemas.items()
+        )
+        return sequence(call, newline, has_one_call=has_one_call)
 
+    @staticmethod
+    def _parameters(lark: Lark, schema: Mapping[str, Any]) -> str:
+        newline, bodies = lark.text("\n") + "?", []
+        for name, each, is_required in parameters_of(schema):
+            head = f"{lark.text(f'<arg_key>{name}</arg_key>')} {newline} {lark.text('<arg_value>')}"
+            bodies.append(optional(f"{head} {parameter(lark, each, '</arg_value>')} {newline}", is_required))
+        return " ".join(bodies)

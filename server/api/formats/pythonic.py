@@ -1,9 +1,12 @@
 """Calls as a list in Python: ``[f(a="x", b=1), g()]``."""
 
 import ast
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from server.api.formats.calls import Calls, MalformedCallError
+from server.api.formats.lark import Lark, keyword_rules, sequence
 from server.api.formats.source import Source, Steps, Stops
 from server.api.formats.values import encode, literal
 
@@ -17,6 +20,10 @@ class Pythonic:
     openers: tuple[str, ...] = ()
     closer: str = ""
 
+    @property
+    def markers(self) -> Sequence[str]:
+        return *self.openers, self.closer
+
     def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:  # noqa: ARG002  of the protocol
         yield from source.skip_space()
         if not (yield from source.take("[")):
@@ -24,7 +31,7 @@ class Pythonic:
         while True:
             yield from source.skip_space()
             name, stop = yield from source.collect(Stops("(", ")", "]", '"', "'", "{", "\n"))
-            if stop != "(" or (not self.openers and name.strip() not in calls.schemas):
+            if stop != "(" or (calls.only_known and name.strip() not in calls.schemas):
                 raise MalformedCallError
             arguments = yield from self._arguments(source)
             yield calls.open(source, name.strip())
@@ -38,6 +45,12 @@ class Pythonic:
         if self.closer and not (yield from source.take(self.closer)):
             source.rewind()
         source.unmark()
+
+    def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
+        arguments = {name: keyword_rules(lark, schema, "=", ", ", Lark.json) for name, schema in schemas.items()}
+        call = lark.either(f"{lark.text(name + '(')} {arguments[name]} {lark.text(')')}" for name in schemas)
+        begin, end = lark.text("".join(self.openers[:1]) + "["), lark.text("]" + self.closer)
+        return f"{begin} {sequence(call, lark.text(', '), has_one_call=has_one_call)} {end}"
 
     @staticmethod
     def _arguments(source: Source) -> Steps[str]:

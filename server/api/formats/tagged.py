@@ -64,6 +64,7 @@ class TaggedTurn:
 
     def _speak(self, source: Source, calls: Calls) -> Steps[None]:
         if self.syntax is not None and not self._openers:
+            calls.only_known = True
             yield from self._call(source, "", calls)
         stops = Stops(*{*self._openers, *self.silent})
         holds_space = bool(self._openers) or calls.count > 0

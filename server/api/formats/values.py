@@ -2,8 +2,17 @@
 
 import ast
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
+
+JSON_TYPES: Mapping[type, Set[str]] = {
+    type(None): {"null"},
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    dict: {"object"},
+    list: {"array"},
+}
 
 
 def encode(value: object) -> str:
@@ -41,28 +50,9 @@ def typed_json(raw: str, schema: Mapping[str, Any]) -> str:
     if types == {"string"}:
         return encode(raw)
     found = read_value(raw.strip(), reads_python=bool(types) and "string" not in types)
-    if found is None or ("string" in types and not types & json_types(found[0])):
+    if found is None or ("string" in types and not types & JSON_TYPES.get(type(found[0]), set())):
         return encode(raw)
     return encode(found[0])
-
-
-def json_types(value: object) -> set[str]:
-    """The names of the JSON types of a value that is no string."""
-    match value:
-        case None:
-            return {"null"}
-        case bool():
-            return {"boolean"}
-        case int():
-            return {"integer", "number"}
-        case float():
-            return {"number"}
-        case dict():
-            return {"object"}
-        case list():
-            return {"array"}
-        case _:
-            return set()
 
 
 def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:

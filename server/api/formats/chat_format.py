@@ -1,0 +1,103 @@
+"""How the turns of a model are read, and how they are forced to be calls."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.api.formats.calls import Calls, CallSyntax
+from server.api.formats.harmony import Harmony
+from server.api.formats.lark import Lark
+from server.api.formats.parser import FormatParser
+from server.api.formats.table import CALL_FORMATS, HARMONY_SIGNS, OTHER, THINKING
+from server.api.formats.tagged import TaggedTurn, Thinking
+from server.api.turn import PlainText, TurnParser
+from server.engine.request import ChatTraits, GrammarSpec
+
+Schemas = Mapping[str, Mapping[str, Any]]  # of the arguments of tools, by their names
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """The forms of one model.
+
+    Args:
+        syntax: of its calls.
+        thinking: the tags of its reasoning, if it reasons.
+        special: its special tokens.
+        harmony: what reads its turns if they are harmony's.
+
+    """
+
+    syntax: CallSyntax
+    thinking: Thinking | None
+    special: Mapping[str, int]
+    harmony: Harmony | None = None
+
+    @classmethod
+    def of(cls, traits: ChatTraits) -> "ChatFormat":
+        """What a model's template tells."""
+        if all(sign in traits.template for sign in HARMONY_SIGNS):
+            return cls(OTHER, None, traits.special, Harmony())
+        known = (each.syntax for each in CALL_FORMATS if all(sign in traits.template for sign in each.signs))
+        return cls(next(known, OTHER), next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
+
+    def is_thinking(self, prompt_end: str) -> bool:
+        """Whether a prompt ends within the reasoning."""
+        return self.thinking is not None and prompt_end.rstrip().endswith(self.thinking.begin)
+
+    def written_tokens(self, *, has_tools: bool) -> frozenset[int]:
+        """The special tokens by which a turn is read."""
+        return frozenset(self.special[text] for text in self._silent(has_tools=has_tools))
+
+    def parser(self, schemas: Schemas, *, is_thinking: bool, has_one_call: bool) -> TurnParser:
+        """A parser of one turn; without tools nothing is a call."""
+        calls = Calls(schemas)
+        if self.harmony is not None:
+            return FormatParser(self.harmony, calls, has_one_call=has_one_call)
+        if self.thinking is None and not schemas:
+            return PlainText()
+        syntax = self.syntax if schemas else None
+        turn = TaggedTurn(self.thinking, is_thinking, syntax, self._silent(has_tools=bool(schemas)))
+        return FormatParser(turn, calls, has_one_call=has_one_call)
+
+    def forced_calls(self, schemas: Schemas, *, is_thinking: bool, has_one_call: bool) -> GrammarSpec:
+        """What a turn has to be that calls some of these tools, after some reasoning perhaps."""
+        lark = Lark(self.special)
+        syntax = self.syntax if self.harmony is None else self.harmony
+        calls = syntax.rules(lark, schemas, has_one_call=has_one_call)
+        return GrammarSpec("lark", lark.grammar(f"{self._reasoning(lark, is_thinking=is_thinking)} {calls}"))
+
+    def after_reasoning(self, spec: GrammarSpec, *, is_thinking: bool) -> GrammarSpec:
+        """A grammar of what is said, as one of a turn that may begin with reasoning."""
+        if spec.kind == "lark" or (self.thinking is None and self.harmony is None):
+            return spec
+        lark = Lark(self.special)
+        schema = json.loads(spec.text) if spec.kind == "json_schema" else {"type": "object"}
+        if self.harmony is not None:
+            return GrammarSpec("lark", lark.grammar(self.harmony.final(lark, lark.json(schema))))
+        return GrammarSpec(
+            "lark", lark.grammar(f"{self._reasoning(lark, is_thinking=is_thinking)} {lark.json(schema)}")
+        )
+
+    def _reasoning(self, lark: Lark, *, is_thinking: bool) -> str:
+        if self.thinking is None:
+            return ""
+        rest = f"{lark.until(self.thinking.end)} /\\n{{0,2}}/"
+        return rest if is_thinking else f"({lark.text(self.thinking.begin)} {rest})?"
+
+    def _silent(self, *, has_tools: bool) -> Sequence[str]:
+        """Special tokens within what turns are read by."""
+        markers: list[str] = []
+        if self.harmony is not None:
+            markers += self.harmony.markers
+        if self.thinking is not None:
+            markers += (self.thinking.begin, self.thinking.end)
+        if has_tools:
+            markers += self.syntax.markers
+        return [text for text in self.special if any(text in marker for marker in markers)]
+
+
+def _thinks(thinking: Thinking, traits: ChatTraits) -> bool:
+    tags = {thinking.begin, thinking.end}
+    return any(tag in traits.template for tag in tags) or tags <= traits.markers
