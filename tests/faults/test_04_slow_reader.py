@@ -44,5 +44,6 @@ def test_it_loses_its_request_rather_than_memory(codec: Codec) -> None:
 def test_its_connection_ends_after_a_while(codec: Codec) -> None:
     with a_server(codec, send_timeout=0.3) as live, connect_with_a_small_buffer(live.port) as connection:
         connection.sendall(complete(b"much", max_tokens=NUM_TOKENS * 4, stream=True, logprobs=5))
-        live.wait_until_idle()
+        wait_until_ended(live)
         assert live.engine.statistics.finished == {"abort": 1}
+        live.wait_until_left()

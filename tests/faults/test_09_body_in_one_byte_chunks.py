@@ -13,9 +13,8 @@ NUM_CHUNKS = 65_000
 
 def test_it_is_read_while_others_are_served(live: FakeServer) -> None:
     body = json.dumps({"prompt": list(b"dust"), "max_tokens": 4, "temperature": 0}).ljust(NUM_CHUNKS).encode()
-    head = (
-        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    )
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    head += b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     dust = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
     with live.connect() as connection:
         connection.sendall(head + dust[: len(dust) // 2])

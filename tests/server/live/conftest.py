@@ -19,8 +19,8 @@ from server.api.service import LoadedModel, Service
 from server.connections import limit_sending
 from server.engine.codec import Codec
 from server.engine.engine import Engine
-from server.model.checkpoint import BUNDLED
 from server.model.tokenizer import Tokenizer
+from tests.byte_tokenizer import save_byte_tokenizer
 from tests.server.engine.fakes import Rig
 
 
@@ -92,8 +92,11 @@ def serving_rig(rig: Rig, codec: Codec, send_timeout: float = 30) -> Iterator[Fa
 
 
 @pytest.fixture(scope="session")
-def codec() -> Codec:
-    return Codec(Tokenizer(BUNDLED))
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    """Of the fake model's tokens, which are bytes."""
+    folder = tmp_path_factory.mktemp("bytes")
+    save_byte_tokenizer(folder)
+    return Codec(Tokenizer(folder))
 
 
 @pytest.fixture

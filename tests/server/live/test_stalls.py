@@ -11,6 +11,9 @@ from multiprocessing import get_context
 
 import pytest
 
+from server.engine.codec import Codec
+from server.model.checkpoint import BUNDLED
+from server.model.tokenizer import Tokenizer
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask_together, complete, post
 from tests.server.live.stalls import StallWatch
@@ -19,6 +22,12 @@ LIMIT_SECONDS = 0.05
 ATTEMPTS = 5  # what the code does wrong it does each time; a machine that is busy elsewhere does not
 NUM_STREAMS = 64
 LONG_TEXT = "The quick brown fox jumps over the lazy dog.\n" * 10_000  # 450 kB
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    """One that takes its time over long texts."""
+    return Codec(Tokenizer(BUNDLED))
 
 
 @pytest.fixture
