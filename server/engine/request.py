@@ -51,20 +51,20 @@ class FinishReason(StrEnum):
 class GrammarSpec:
     """What a completion has to be: any JSON object, JSON of a schema, or a text of a grammar.
 
-    ``text`` is the schema as JSON, or the grammar in llguidance's dialect of Lark, where ``%json {...}`` stands for JSON
-    of a schema between other text.
+    ``text`` is the schema as JSON, or the grammar in llguidance's dialect of Lark, where ``%json {...}`` stands for
+    JSON of a schema between other text. ``x-guidance`` in a schema bounds the white space.
     """
 
     kind: Literal["json_object", "json_schema", "lark"]
     text: str = ""
+    param: str = "response_format"  # of the request, for errors
 
 
 class Grammar(Protocol):
-    """A compiled ``GrammarSpec``, which any number of sequences may follow; what it can is the engine's affair."""
+    """A compiled ``GrammarSpec``, which any number of sequences may follow at once."""
 
-    @property
-    def spec(self) -> GrammarSpec:
-        """What it was compiled from."""
+    def matcher(self) -> Any:
+        """What follows one sequence; the engine's affair."""
 
 
 @dataclass(frozen=True)

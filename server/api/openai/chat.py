@@ -83,7 +83,9 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
     prompt = await asyncio.to_thread(encode, body, model.codec)
-    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media)
+    spec = body.grammar_spec
+    grammar = None if spec is None else await model.grammars.compile(spec)
+    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media, grammar)
     return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
 
 

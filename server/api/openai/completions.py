@@ -80,7 +80,9 @@ async def create_completion(request: Request, body: CompletionBody, service: Ser
         raise InvalidRequestError("This model answers prompts instead of continuing them: leave out 'echo'.", "echo")
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
-    generation = submit(model, body, prompts, "cmpl", "prompt")
+    spec = body.grammar_spec
+    grammar = None if spec is None else await model.grammars.compile(spec)
+    generation = submit(model, body, prompts, "cmpl", "prompt", grammar=grammar)
     return await answer(request, body, generation, CompletionStyle(model.codec, body, echoes))
 
 
