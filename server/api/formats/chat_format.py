@@ -61,26 +61,34 @@ class ChatFormat:
         turn = TaggedTurn(self.thinking, is_thinking, syntax, self._silent(has_tools=bool(schemas)))
         return FormatParser(turn, calls, has_one_call=has_one_call)
 
-    def forced_calls(self, schemas: Schemas, *, is_thinking: bool, has_one_call: bool) -> GrammarSpec:
-        """What a turn has to be that calls some of these tools, after some reasoning perhaps."""
-        lark = Lark(self.special)
-        syntax = self.syntax if self.harmony is None else self.harmony
-        calls = syntax.rules(lark, schemas, has_one_call=has_one_call)
-        return GrammarSpec("lark", lark.grammar(f"{self._reasoning(lark, is_thinking=is_thinking)} {calls}"))
+    def grammar(
+        self, spec: GrammarSpec | None, schemas: Schemas, *, must_call: bool, is_thinking: bool, has_one_call: bool
+    ) -> GrammarSpec | None:
+        """What a turn has to be, after some reasoning perhaps; None if it is free.
 
-    def after_reasoning(self, spec: GrammarSpec, *, is_thinking: bool) -> GrammarSpec:
-        """A grammar of what is said, as one of a turn that may begin with reasoning."""
-        if spec.kind == "lark" or (self.thinking is None and self.harmony is None):
+        Args:
+            spec: of what is said, if that is not free.
+            schemas: of the tools that may be called.
+            must_call: whether one has to be.
+
+        """
+        calls_too = bool(schemas) and spec is not None
+        if not must_call and (spec is None or not (calls_too or self.thinking or self.harmony)):
             return spec
         lark = Lark(self.special)
-        schema = json.loads(spec.text) if spec.kind == "json_schema" else {"type": "object"}
-        if self.harmony is not None:
-            return GrammarSpec("lark", lark.grammar(self.harmony.final(lark, lark.json(schema))))
-        return GrammarSpec(
-            "lark", lark.grammar(f"{self._reasoning(lark, is_thinking=is_thinking)} {lark.json(schema)}")
-        )
+        turns = []
+        if spec is not None and not must_call:
+            said = lark.json(json.loads(spec.text) if spec.kind == "json_schema" else {"type": "object"})
+            turns.append(said if self.harmony is None else self.harmony.final(lark, said))
+        if schemas:
+            syntax = self.syntax if self.harmony is None else self.harmony
+            turns.append(syntax.rules(lark, schemas, has_one_call=has_one_call))
+        start = f"{self._reasoning(lark, is_thinking=is_thinking)} ({' | '.join(turns)})"
+        return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None else spec.param)
 
     def _reasoning(self, lark: Lark, *, is_thinking: bool) -> str:
+        if self.harmony is not None:
+            return self.harmony.analysis(lark)
         if self.thinking is None:
             return ""
         rest = f"{lark.until(self.thinking.end)} /\\n{{0,2}}/"

@@ -46,19 +46,21 @@ class Harmony:
         return "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"
 
     def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:  # noqa: ARG002
-        """Some analysis perhaps, then one call: the model ends its turn with it."""
+        """One call: the model ends its turn with it."""
         heads = {
             name: lark.text(f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>")
             for name in schemas
         }
-        return f"{self._analysis(lark)} {lark.either(f'{heads[name]} {lark.json(schema)}' for name, schema in schemas.items())}"
-
-    def final(self, lark: Lark, body: str) -> str:
-        """Some analysis perhaps, then what is said."""
-        return f"{self._analysis(lark)} {lark.text('<|channel|>final<|message|>')} {body}"
+        return lark.either(f"{heads[name]} {lark.json(schema)}" for name, schema in schemas.items())
 
     @staticmethod
-    def _analysis(lark: Lark) -> str:
+    def final(lark: Lark, body: str) -> str:
+        """What is said."""
+        return f"{lark.text('<|channel|>final<|message|>')} {body}"
+
+    @staticmethod
+    def analysis(lark: Lark) -> str:
+        """Some analysis perhaps, before anything else."""
         head = lark.text("<|channel|>analysis<|message|>")
         return f"({head} {lark.until('<|end|>')} {lark.text('<|start|>assistant')})?"
 

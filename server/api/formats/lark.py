@@ -1,13 +1,11 @@
 """Grammars that a turn has to follow, in llguidance's dialect of Lark."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from server.api.formats.values import encode, is_text
-
-SPACING = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
+from server.api.json_schema import schema_text
 
 
 class Lark:
@@ -30,8 +28,8 @@ class Lark:
         return " ".join(f"<[{self._special[part]}]>" if part in self._special else encode(part) for part in parts)
 
     def json(self, schema: Mapping[str, Any]) -> str:
-        """JSON of a schema, with the white space that models are used to."""
-        return self._rule(f"%json {json.dumps({**schema, 'x-guidance': SPACING})}")
+        """JSON of a schema."""
+        return self._rule(f"%json {schema_text(schema)}")
 
     def until(self, end: str) -> str:
         """Any text up to the first of another, which belongs to it."""

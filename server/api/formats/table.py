@@ -11,10 +11,11 @@ from server.api.formats.parameters import KeyValueTags, ParameterTags
 from server.api.formats.pythonic import Pythonic
 from server.api.formats.tagged import Thinking
 
+BAR = "\N{FULLWIDTH VERTICAL LINE}"
 DEEPSEEK = (
-    ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"),
-    ("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
-    "<｜tool▁sep｜>",
+    (f"<{BAR}tool▁calls▁begin{BAR}>", f"<{BAR}tool▁calls▁end{BAR}>"),
+    (f"<{BAR}tool▁call▁begin{BAR}>", f"<{BAR}tool▁call▁end{BAR}>"),
+    f"<{BAR}tool▁sep{BAR}>",
 )
 KIMI = Kimi(
     ("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"),

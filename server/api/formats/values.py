@@ -2,10 +2,11 @@
 
 import ast
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
-JSON_TYPES: Mapping[type, Set[str]] = {
+JSON_TYPES: Mapping[type, AbstractSet[str]] = {
     type(None): {"null"},
     bool: {"boolean"},
     int: {"integer", "number"},

@@ -102,7 +102,7 @@ def decode(token_ids: list[int]) -> str:
     return bytes(token_ids).decode("utf-8", errors="replace")
 
 
-def detokenizer(prompt_ids: Sequence[int], written: Collection[int] = ()) -> WindowDetokenizer:  # noqa: ARG001
+def detokenizer(prompt_ids: Sequence[int], written: Collection[int] = ()) -> WindowDetokenizer:
     return WindowDetokenizer(decode, (), prompt_ids)
 
 
