@@ -39,8 +39,9 @@ class ChatFormat:
         """What a model's template tells."""
         if all(sign in traits.template for sign in HARMONY_SIGNS):
             return cls(OTHER, None, traits.special, Harmony())
-        known = (each.syntax for each in CALL_FORMATS if all(sign in traits.template for sign in each.signs))
-        return cls(next(known, OTHER), next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
+        # Some templates show no calls; then the tokenizer may have the marks that calls are made of.
+        syntax = _syntax(traits.template) or _syntax("\n".join(traits.markers)) or OTHER
+        return cls(syntax, next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
 
     def is_thinking(self, prompt_end: str) -> bool:
         """Whether a prompt ends within the reasoning."""
@@ -104,6 +105,10 @@ class ChatFormat:
         if has_tools:
             markers += self.syntax.markers
         return [text for text in self.special if any(text in marker for marker in markers)]
+
+
+def _syntax(text: str) -> CallSyntax | None:
+    return next((each.syntax for each in CALL_FORMATS if all(sign in text for sign in each.signs)), None)
 
 
 def _thinks(thinking: Thinking, traits: ChatTraits) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.api.formats.calls import Calls, MalformedCallError
+from server.api.formats.json_calls import JsonCalls
 from server.api.formats.lark import Lark, keyword_rules, sequence
 from server.api.formats.source import Source, Steps, Stops
 from server.api.formats.values import encode, literal
@@ -24,10 +25,15 @@ class Pythonic:
     def markers(self) -> Sequence[str]:
         return *self.openers, self.closer
 
-    def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:  # noqa: ARG002  of the protocol
+    def read(self, source: Source, opener: str, calls: Calls) -> Steps[None]:
         yield from source.skip_space()
         if not (yield from source.take("[")):
             raise MalformedCallError
+        yield from source.skip_space()
+        if (yield from source.peek()) == "{":  # as some templates show it
+            source.rewind()
+            yield from JsonCalls((), self.closer).read(source, opener, calls)
+            return
         while True:
             yield from source.skip_space()
             name, stop = yield from source.collect(Stops("(", ")", "]", '"', "'", "{", "\n"))
