@@ -102,9 +102,9 @@ def json_call(source: Source, calls: Calls, name: str, call_id: str | None = Non
         for bit in json_bits(source):
             yield None if bit is None else calls.more(bit)
         return
-    value = yield from json_value(source)
+    arguments = arguments_text((yield from json_value(source)))
     yield calls.open(source, name, call_id)
-    yield calls.more(arguments_text(value))
+    yield calls.more(arguments)
 
 
 def arguments_text(value: object) -> str:

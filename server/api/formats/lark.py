@@ -19,11 +19,15 @@ class Lark:
     def __init__(self, special: Mapping[str, int]) -> None:
         self._special = special
         longest_first = sorted(special, key=len, reverse=True)
-        self._pattern = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + ")")
+        self._pattern = re.compile("(" + ("|".join(map(re.escape, longest_first)) or "(?!)") + r"|^\n)")
         self._rules: list[str] = []
 
     def text(self, text: str) -> str:
-        """A text as it stands."""
+        """A text as it stands.
+
+        A line break before it is a lexeme of its own: it may be where something else may go on with a line break, too,
+        and llguidance's lexer takes the longest lexeme that begins as the text does.
+        """
         parts = [part for part in self._pattern.split(text) if part]
         return " ".join(f"<[{self._special[part]}]>" if part in self._special else encode(part) for part in parts)
 
@@ -35,7 +39,8 @@ class Lark:
         """Any text up to the first of another, which belongs to it."""
         if end in self._special:
             return f"/(?s:.*)/ {self.text(end)}"
-        return self._rule(f"/(?s:.*){re.escape(end).replace('/', '[/]')}/", "[lazy]")
+        pattern = re.escape(end).replace("/", r"\/")
+        return self._rule(f"/(?s:.*){pattern}/", "[lazy]")
 
     def either(self, bodies: Iterator[str]) -> str:
         return self._rule(" | ".join(self._rule(body) for body in bodies))
