@@ -153,7 +153,9 @@ FAMILIES: Mapping[str, Family] = {
         call="[TOOL_CALLS]{{ f.name }}[ARGS]{{ f.arguments | tojson }}",
         special=["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"],
         thinking="[THINK]",
-        text=f"[THINK]Two calls.[/THINK]I look.[TOOL_CALLS]{PARIS[0]}[ARGS]{PARIS[1]}[TOOL_CALLS]{HALL[0]}[ARGS]{HALL[1]}",
+        text=(
+            f"[THINK]Two calls.[/THINK]I look.[TOOL_CALLS]{PARIS[0]}[ARGS]{PARIS[1]}[TOOL_CALLS]{HALL[0]}[ARGS]{HALL[1]}"
+        ),
         content="I look.",
         reasoning="Two calls.",
     ),
@@ -174,7 +176,9 @@ FAMILIES: Mapping[str, Family] = {
         special=DEEPSEEK,
         thinking=THINK,
         prompt_end="</think>",
-        text=f"I look.{CALLS}{CALL}{PARIS[0]}{SEP}{PARIS[1]}{END_CALL}{CALL}{HALL[0]}{SEP}{HALL[1]}{END_CALL}{END_CALLS}",
+        text=(
+            f"I look.{CALLS}{CALL}{PARIS[0]}{SEP}{PARIS[1]}{END_CALL}{CALL}{HALL[0]}{SEP}{HALL[1]}{END_CALL}{END_CALLS}"
+        ),
         content="I look.",
     ),
     "kimi": Family(
@@ -210,7 +214,10 @@ FAMILIES: Mapping[str, Family] = {
         call="{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={{ value | tojson }}{% endfor %})",
         behind="]<|tool_call_end|>",
         special=["<|tool_call_start|>", "<|tool_call_end|>"],
-        text="<|tool_call_start|>[get_weather(city='Paris', days=3), set_light(room=\"hall\", on=True)]<|tool_call_end|>I look.",
+        text=(
+            "<|tool_call_start|>[get_weather(city='Paris', days=3), set_light(room=\"hall\", on=True)]"
+            "<|tool_call_end|>I look."
+        ),
         content="I look.",
     ),
     "granite": Family(
@@ -251,7 +258,10 @@ FAMILIES: Mapping[str, Family] = {
         text=f"{PARIS_JSON.replace('arguments', 'parameters')}; {HALL_JSON.replace('arguments', 'parameters')}",
     ),
     "harmony": Family(
-        call="<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>{{ f.arguments | tojson }}<|call|>",
+        call=(
+            "<|channel|>commentary to=functions.{{ f.name }} <|constrain|>json<|message|>"
+            "{{ f.arguments | tojson }}<|call|>"
+        ),
         special=HARMONY,
         thinking="<|channel|>analysis<|message|>",
         text=(

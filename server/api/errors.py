@@ -3,10 +3,17 @@
 APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
-│   └── ModelNotFoundError
+│   ├── ModelNotFoundError
+│   ├── BodyTimeoutError
+│   ├── BodyTooLargeError
+│   ├── ExpertNotFoundError
+│   └── UnsupportedBodyError
+├── InvalidKeyError
+├── ForbiddenError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
+│   └── DrainingError
 ├── TimeLimitError
 └── InternalError
 """
@@ -68,6 +75,55 @@ class ModelNotFoundError(InvalidRequestError):
     code = "model_not_found"
 
 
+class BodyTimeoutError(InvalidRequestError):
+    """The body came too slowly."""
+
+    status_code = status.HTTP_408_REQUEST_TIMEOUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Connection": "close"}
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is longer than any may be."""
+
+    status_code = 413  # its constant was renamed
+
+
+class UnsupportedBodyError(InvalidRequestError):
+    """The body is encoded, or of another type than JSON."""
+
+    status_code = status.HTTP_415_UNSUPPORTED_MEDIA_TYPE
+
+
+class InvalidKeyError(APIError):
+    """The request has no key where one is needed, or a wrong one; the message never repeats it."""
+
+    status_code = status.HTTP_401_UNAUTHORIZED
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(APIError):
+    """Whoever asks may not have this."""
+
+    status_code = status.HTTP_403_FORBIDDEN
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ExpertNotFoundError(InvalidRequestError):
+    """The model has no such expert."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "expert_not_found"
+
+
 class ClientDisconnectedError(APIError):
     """The client left before its answer was ready; nobody reads this."""
 
@@ -91,6 +147,18 @@ class ServiceUnavailableError(APIError):
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     code = "service_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+class DrainingError(ServiceUnavailableError):
+    """The server is about to end; the next attempt needs another connection, which may lead to another server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers["Connection"] = "close"
 
 
 class TimeLimitError(APIError):

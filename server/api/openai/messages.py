@@ -77,7 +77,7 @@ class Message(BaseModel):
             raise ValueError("is required in messages of role 'tool': it says which call they answer")
         return call_id
 
-    @field_validator("content", mode="plain")
+    @field_validator("content", mode="plain", json_schema_input_type=str | list[dict[str, Any]] | None)
     @classmethod
     def need_content(cls, content: object, info: ValidationInfo) -> str | list[str | ImagePart] | None:
         """Only an assistant that calls something, or thinks, may say nothing."""

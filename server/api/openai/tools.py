@@ -90,7 +90,7 @@ def choice_of(value: object) -> str | NamedTool:
 
 
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_tools)]
-ToolChoice = Annotated[str | NamedTool, PlainValidator(choice_of)]
+ToolChoice = Annotated[str | NamedTool, PlainValidator(choice_of, json_schema_input_type=str | dict[str, Any])]
 
 
 def callable_tools(tools: Sequence[Tool], choice: str | NamedTool) -> list[Tool]:
