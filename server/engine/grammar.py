@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .json_grammar import json_object
 from .request import GrammarSpec, RequestRefusedError
 
+MAX_TOKEN_BYTES = 1000  # llguidance's tree of tokens is no deeper
 MAX_MESSAGE = 200  # characters of what llguidance says
 MAX_DIGITS = 20  # in a row, where a grammar would let a number have digits for ever
 # A mask is computed on the engine's thread; what llguidance allows by default takes about 20 ms at most.
@@ -52,10 +53,10 @@ class GrammarTokens:
     def __init__(self, tokens: Sequence[bytes], special_token_ids: frozenset[int], eos_token_ids: frozenset[int]):
         ends = sorted(token_id for token_id in eos_token_ids if token_id < len(tokens))
         silent = special_token_ids.union(ends)
-        end = ends[0] if ends else None
-        vocabulary = llguidance.TokenizerWrapper(_Vocabulary(list(tokens), sorted(silent), end))
-        self.tokenizer = llguidance.LLTokenizer(vocabulary, eos_token=ends or None)
-        self.text = [b"" if token_id in silent else token for token_id, token in enumerate(tokens)]
+        usable = [token if len(token) <= MAX_TOKEN_BYTES else b"" for token in tokens]
+        vocabulary = _Vocabulary(usable, sorted(silent), ends[0] if ends else None)
+        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=ends or None)
+        self.text = [b"" if token_id in silent else token for token_id, token in enumerate(usable)]
         self.begin_with_digit = self._those(lambda token: token[:1].isdigit())
         self.begin_with_quote = self._those(lambda token: token.startswith(b'"'))
         self.are_ends = np.zeros(self.tokenizer.vocab_size, np.bool_)
