@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.keys import KeyRing, Keys
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.connections import listen
@@ -32,13 +33,15 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
-    service = Service(version("greenroom"))
+    service = Service(version("greenroom"), keys=Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys())))
     with listen(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             create_app(service),
             log_config=None,
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=int(settings.shutdown_timeout),
+            proxy_headers=False,  # who asks is told by the socket, never by a header
+            server_header=False,
         )
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve([listener]))
@@ -49,7 +52,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         try:
             if loading.done():
                 loaded = loading.result()
-                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults)
+                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts)
                 service.metrics = loaded.metrics.render
                 # What is there now stays; looking through it for garbage stops every thread for 0.2 s and more.
                 gc.freeze()

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 ENVIRONMENT_PREFIX = "GREENROOM_"
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -70,9 +70,31 @@ def _check_device(text: str) -> str:
     return text
 
 
+def _check_key(key: SecretStr) -> SecretStr:
+    check_key(key.get_secret_value())
+    return key
+
+
+def check_key(key: str) -> None:
+    """Refuse what no HTTP header can carry as a key; the message does not repeat it.
+
+    Raises:
+        ValueError: it is empty or has other characters than visible ASCII.
+    """
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("a key must have visible ASCII characters alone, and at least one")
+
+
+def _check_list(values: object) -> object:
+    if isinstance(values, str):
+        raise ValueError("write a list, [...]")  # noqa: TRY004  pydantic's own
+    return values
+
+
 BudgetText = Annotated[str, AfterValidator(_check_budget)]
 BytesText = Annotated[str, AfterValidator(_check_bytes)]
 DeviceText = Annotated[str, AfterValidator(_check_device)]
+Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]
 
 
 class ServeSettings(BaseModel):
@@ -111,8 +133,50 @@ class ServeSettings(BaseModel):
         False, description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; slower"
     )
     threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
+    api_key: Keys = Field((), description="key that opens the API; without any it is open")
+    api_key_file: Path | None = Field(None, description="file of such keys, one a line")
+    admin_api_key: Keys = Field(
+        (), description="key that opens administration, too; without any that answers on this machine alone"
+    )
+    admin_api_key_file: Path | None = Field(None, description="file of such keys, one a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
+
+    def user_keys(self) -> list[str]:
+        """All keys that open the API.
+
+        Raises:
+            SettingsError: a file of keys can't be used.
+        """
+        return _all_keys(self.api_key, "api_key_file", self.api_key_file)
+
+    def admin_keys(self) -> list[str]:
+        """All keys that open administration, too.
+
+        Raises:
+            SettingsError: a file of keys can't be used.
+        """
+        return _all_keys(self.admin_api_key, "admin_api_key_file", self.admin_api_key_file)
+
+
+def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> list[str]:
+    given = [key.get_secret_value() for key in keys]
+    if file is None:
+        return given
+    try:
+        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        in_file = [line for line in lines if line]
+        for key in in_file:
+            check_key(key)
+    except OSError as error:
+        raise SettingsError(f"{flag_name(setting)} {file}: {error.strerror}") from error
+    except ValueError as error:  # not UTF-8 either
+        raise SettingsError(
+            f"{flag_name(setting)} {file}: each line must be a key of visible ASCII characters"
+        ) from error
+    if not in_file:
+        raise SettingsError(f"{flag_name(setting)} {file}: the file has no key; write one a line")
+    return given + in_file
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(ServeSettings.model_fields)) -> None:
@@ -121,6 +185,15 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
         field = ServeSettings.model_fields[name]
         if field.annotation is bool:
             parser.add_argument(flag_name(name), action="store_true", default=argparse.SUPPRESS, help=field.description)
+            continue
+        if is_list(name):
+            parser.add_argument(
+                flag_name(name),
+                action="append",
+                default=argparse.SUPPRESS,
+                metavar=name.split("_")[-1].upper(),
+                help=f"{field.description}; may be repeated",
+            )
             continue
         default = "" if field.default is None else f" (default {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
@@ -135,6 +208,11 @@ def flag_name(setting: str) -> str:
     return "--" + setting.replace("_", "-")
 
 
+def is_list(setting: str) -> bool:
+    """Whether a setting has several values: a flag that is repeated, a list in a file, in the environment commas."""
+    return isinstance(ServeSettings.model_fields[setting].default, tuple)
+
+
 def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], config: Path | None) -> ServeSettings:
     """Command line beats environment beats file.
 
@@ -143,9 +221,11 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
     """
     names = ServeSettings.model_fields
     from_file = _read_file(config) if config else {}
-    from_environment = {
+    from_environment: dict[str, Any] = {
         name: environment[variable] for name in names if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
     }
+    for name in filter(is_list, from_environment):
+        from_environment[name] = [value.strip() for value in re.split(r"[,\n]", from_environment[name])]
     from_flags = {name: value for name, value in flags.items() if name in names}
     try:
         return ServeSettings.model_validate({**from_file, **from_environment, **from_flags})
@@ -159,7 +239,10 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         else:
             place = f"{name} in {config}"
         reason = first["msg"].removeprefix("Value error, ")
-        raise SettingsError(f"{place} {first['input']!r}: {reason}") from error
+        # A key is not repeated, neither under its own name nor under one that is written wrong.
+        is_secret = name not in names or name in {"api_key", "admin_api_key"}
+        value = "" if is_secret else f" {first['input']!r}"
+        raise SettingsError(f"{place}{value}: {reason}") from None if is_secret else error
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -3,7 +3,13 @@
 APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
-│   └── ModelNotFoundError
+│   ├── ModelNotFoundError
+│   ├── BodyTimeoutError
+│   ├── BodyTooLargeError
+│   ├── ExpertNotFoundError
+│   └── UnsupportedBodyError
+├── InvalidKeyError
+├── ForbiddenError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
@@ -66,6 +72,55 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class BodyTimeoutError(InvalidRequestError):
+    """The body came too slowly."""
+
+    status_code = status.HTTP_408_REQUEST_TIMEOUT
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Connection": "close"}
+
+
+class BodyTooLargeError(InvalidRequestError):
+    """The body is longer than any may be."""
+
+    status_code = 413  # its constant was renamed
+
+
+class UnsupportedBodyError(InvalidRequestError):
+    """The body is encoded, or of another type than JSON."""
+
+    status_code = status.HTTP_415_UNSUPPORTED_MEDIA_TYPE
+
+
+class InvalidKeyError(APIError):
+    """The request has no key where one is needed, or a wrong one; the message never repeats it."""
+
+    status_code = status.HTTP_401_UNAUTHORIZED
+    type = "invalid_request_error"
+    code = "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"WWW-Authenticate": "Bearer"}
+
+
+class ForbiddenError(APIError):
+    """Whoever asks may not have this."""
+
+    status_code = status.HTTP_403_FORBIDDEN
+    type = "permission_error"
+    code = "forbidden"
+
+
+class ExpertNotFoundError(InvalidRequestError):
+    """The model has no such expert."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "expert_not_found"
 
 
 class ClientDisconnectedError(APIError):

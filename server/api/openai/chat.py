@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.openai.answer import answer
 from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
+from server.api.openapi import STREAMED
 from server.api.service import Service
 from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
 from server.engine.request import ChatPrompt, TextCodec, TokenEvent
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], dependencies=[UserDep], route_class=BodyRoute)
 
 
 class ChatStyle:
@@ -89,7 +92,7 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
     turn = await begin_chat(service, body)
     return await answer(request, body, turn.generation, ChatStyle(turn, has_logprobs=body.logprobs))

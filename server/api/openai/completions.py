@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.errors import InvalidRequestError
 from server.api.openai.answer import answer
@@ -14,9 +16,10 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import CompletionLogprobs, Echo
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import CompletionBody
+from server.api.openapi import STREAMED
 from server.engine.request import FinishReason, TextCodec, TokenEvent
 
-router = APIRouter(tags=["completions"])
+router = APIRouter(tags=["completions"], dependencies=[UserDep], route_class=BodyRoute)
 
 
 class CompletionStyle:
@@ -72,7 +75,7 @@ class CompletionStyle:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def create_completion(request: Request, body: CompletionBody, service: ServiceDep) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())

@@ -5,10 +5,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from server.api.auth import UserDep
 from server.api.dependencies import ServiceDep
 from server.api.service import LoadedModel
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 
 
 @router.get("")

@@ -38,7 +38,7 @@ def test_body_that_is_no_object_is_refused(ask, body):
 
 def test_body_of_another_type_is_refused(ask):
     response = ask("POST", "/v1/completions", data={"prompt": "a"})
-    assert response.status_code == 400
+    assert response.status_code == 415
     assert "application/json" in response.json()["error"]["message"]
 
 

@@ -63,9 +63,11 @@ class FakeServer(LiveServer):
 
 
 @contextmanager
-def serving_model(model: LoadedModel, engine: Engine, send_timeout: float = 30) -> Iterator[LiveServer]:
+def serving_model(
+    model: LoadedModel, engine: Engine, send_timeout: float = 30, service: Service | None = None
+) -> Iterator[LiveServer]:
     """Serve a model whose engine runs, on a socket; in the end every client is sent away."""
-    service, app = Service("1"), FastAPI()
+    service, app = service or Service("1"), FastAPI()
     service.model = model
     add_routes(app, service)
     config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
@@ -82,10 +84,12 @@ def serving_model(model: LoadedModel, engine: Engine, send_timeout: float = 30) 
 
 
 @contextmanager
-def serving_rig(rig: Rig, codec: Codec, send_timeout: float = 30) -> Iterator[FakeServer]:
+def serving_rig(
+    rig: Rig, codec: Codec, send_timeout: float = 30, service: Service | None = None
+) -> Iterator[FakeServer]:
     """Serve the fake model."""
     rig.engine.start()
-    with serving_model(LoadedModel("fake", rig.engine, codec), rig.engine, send_timeout) as server:
+    with serving_model(LoadedModel("fake", rig.engine, codec), rig.engine, send_timeout, service) as server:
         yield FakeServer(server.engine, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()
     rig.blocks.check_integrity([])

@@ -11,8 +11,12 @@ from typing import Any
 
 def post(path: str, **body: Any) -> bytes:
     """A whole HTTP/1.1 request, after whose answer the connection ends."""
-    content = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    return post_bytes(path, json.dumps(body).encode())
+
+
+def post_bytes(path: str, content: bytes, content_type: str = "application/json") -> bytes:
+    """The same, whatever the body is."""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
@@ -35,3 +39,19 @@ def ask_together(port: int, requests: Sequence[bytes]) -> list[bytes]:
     """Send all of them at once."""
     with ThreadPoolExecutor(len(requests)) as clients:
         return list(clients.map(lambda request: ask(port, request), requests))
+
+
+def status_of(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+def headers_of(answer: bytes) -> dict[str, str]:
+    """The last of each header, by its name in lower case."""
+    lines = answer.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
+    return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def error_of(answer: bytes) -> dict[str, Any]:
+    """The error of an answer in OpenAI's form."""
+    error: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    return error

@@ -6,17 +6,9 @@ import json
 
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
-from tests.server.live.requests import ask, complete
+from tests.server.live.requests import ask, complete, error_of, status_of
 
 GET_HEALTH = b"GET /health HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n"
-
-
-def status_of(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
-
-
-def error_of(answer: bytes) -> dict[str, object]:
-    return json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
 
 
 def test_a_dead_engine_ends_streams_with_an_error_and_turns_health_red(live: FakeServer) -> None:

@@ -1,0 +1,68 @@
+"""A body of 100 MB, without a length, with a wrong one, or that would unpack to a thousand times as much."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+
+from server.api import json_reader
+from server.api.body import MAX_BODY_BYTES
+from tests.server.engine.fakes import continuation
+from tests.server.live.conftest import FakeServer
+from tests.server.live.requests import ask, complete, error_of, post_bytes, status_of
+
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+PIECE = b'"' + b"a" * (1 << 20)
+NUM_PIECES = 100
+
+
+def still_answers(live: FakeServer) -> bool:
+    body = json.loads(ask(live.port, complete(b"next", max_tokens=3)).partition(b"\r\n\r\n")[2])
+    return body["choices"][0]["text"] == continuation(b"next", 3)
+
+
+def test_a_length_that_is_too_large_is_refused_before_the_body_comes(shared_live: FakeServer) -> None:
+    answer = ask(shared_live.port, HEAD + b"Content-Length: %d\r\n\r\n" % (MAX_BODY_BYTES + 1))
+    assert status_of(answer) == 413
+    assert error_of(answer)["message"] == "The body must not be longer than 24 MiB."
+    assert still_answers(shared_live)
+
+
+def test_a_body_without_a_length_is_refused_once_it_is_too_long(shared_live: FakeServer) -> None:
+    """The client goes on sending until its 100 MB are through; nothing of them is kept."""
+    with shared_live.connect() as connection:
+        connection.sendall(HEAD.replace(b"Connection: close\r\n", b"") + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(NUM_PIECES):
+            connection.sendall(b"%x\r\n%s\r\n" % (len(PIECE), PIECE))
+        assert status_of(connection.recv(1 << 16)) == 413
+    assert still_answers(shared_live)
+
+
+def test_a_body_that_is_longer_than_it_says_is_cut_there(shared_live: FakeServer) -> None:
+    """What follows is no request, and whoever sent it is told so or sent away."""
+    body = b'{"prompt": [97], "max_tokens": 2, "temperature": 0}'
+    answer = ask(shared_live.port, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"and a lot more " * 1000)
+    assert status_of(answer) == 200
+    assert still_answers(shared_live)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "GZIP"])
+def test_a_packed_body_is_refused_unopened(shared_live: FakeServer, encoding: str) -> None:
+    bomb = gzip.compress(b'{"prompt": "' + b"a" * (8 << 20) + b'"}')
+    head = HEAD + f"Content-Encoding: {encoding}\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
+    answer = ask(shared_live.port, head + bomb)
+    assert status_of(answer) == 415
+    assert f"content-encoding '{encoding}'" in error_of(answer)["message"]
+    assert still_answers(shared_live)
+
+
+def test_as_many_values_as_fit_into_a_body_are_refused(
+    shared_live: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would take twenty times its text."""
+    monkeypatch.setattr(json_reader, "MAX_VALUES", 1000)
+    for value in (b"[]", b"{}", b'"a"', b"1", b"null"):
+        answer = ask(shared_live.port, post_bytes("/v1/completions", b'{"x": [' + (value + b",") * 1000 + b"1]}"))
+        assert error_of(answer)["message"] == "The body is not valid JSON: it has more than 1000 values."
