@@ -39,8 +39,8 @@ class TurnPlan:
         return self.format.parser(self.schemas, is_thinking=self.is_thinking, has_one_call=self.has_one_call)
 
 
-def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
-    """Render a conversation and tell what has to follow it; may block.
+def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
+    """The conversation as the model takes it; may block.
 
     Raises:
         InvalidRequestError: an image is no base64, or a tool's result answers no call.
@@ -49,7 +49,18 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     """
     images = [image.decode() for message in body.messages for image in message.images]
     tools = [tool.for_template() for tool in body.shown_tools]
-    prompt = codec.encode_chat(messages_for_template(body.messages), images, tools, body.template_options)
+    return codec.encode_chat(messages_for_template(body.messages), images, tools, body.template_options)
+
+
+def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
+    """Render a conversation and tell what has to follow it; may block.
+
+    Raises:
+        InvalidRequestError: an image is no base64, or a tool's result answers no call.
+        RequestRefusedError: the model takes no such conversation.
+
+    """
+    prompt = encode(body, codec)
     chat_format = ChatFormat.of(codec.chat_traits)
     is_thinking = chat_format.is_thinking("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
