@@ -195,7 +195,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma": Family(
         call=(
-            "<|tool_call>call:{{ f.name }}{"
+            "<|tool_call>call:{{ f.name }}{{ '{' }}"
             """{% for key, value in f.arguments.items() %}{{ key }}:<|"|>{{ value }}<|"|>{% endfor %}"""
             "}<tool_call|>"
         ),
