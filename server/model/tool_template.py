@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from .errors import ModelError
 
@@ -33,6 +33,9 @@ TOOLS: Tools = [
 ]
 
 
+Ids = Literal["any", "nine", "named"]
+
+
 @dataclass(frozen=True)
 class CallForm:
     """How a template wants the messages that call tools.
@@ -44,12 +47,13 @@ class CallForm:
 
     """
 
-    ids: Literal["any", "nine", "named"] = "any"
+    ids: Ids = "any"
     are_arguments_text: bool = False
     is_content_none: bool = False
 
 
-FORMS = [CallForm(*each) for each in product(("any", "nine", "named"), (False, True), (False, True))]
+IDS: tuple[Ids, ...] = get_args(Ids)
+FORMS = [CallForm(*each) for each in product(IDS, (False, True), (False, True))]
 
 
 class ToolTemplate:

@@ -65,9 +65,8 @@ def test_arguments_are_text_where_python_would_write_them(printed: str, tmp_path
 
 def test_content_is_left_out_where_calls_are_shown_only_without(tmp_path: Path) -> None:
     call = "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
-    template = SHOWS.replace(
-        "{{ m.content }}", "{% if m.content is none %}" + call + "{% else %}{{ m.content }}{% endif %}"
-    )
+    said = "{% if m.content is string %}{{ m.content }}{% else %}" + call + "{% endif %}"
+    template = SHOWS.replace("{{ m.content }}", said)
     tokenizer = tokenizer_of(tmp_path, template)
     assert tokenizer.tool_template.call_form == CallForm(is_content_none=True)
     assert "Paris" in rendered(tokenizer, CONVERSATION)
@@ -105,9 +104,10 @@ def test_the_template_for_tools_is_taken_where_there_are_several(tmp_path: Path)
     assert "with tools" in tokenizer.template
 
 
-@pytest.mark.parametrize(
-    "template", [PLAIN, "{{ raise_exception('no') }}", "{% if tools %}{{ nothing.at.all }}{% endif %}"]
-)
+NO_TOOLS = [PLAIN, "{{ raise_exception('no') }}", "{% if tools %}{{ nothing.at.all }}{% endif %}"]
+
+
+@pytest.mark.parametrize("template", NO_TOOLS)
 def test_a_template_without_tools_refuses_them(template: str, tmp_path: Path) -> None:
     codec = Codec(tokenizer_of(tmp_path, template))
     with pytest.raises(
