@@ -9,7 +9,7 @@ from server.api.openai.tools import NamedTool, callable_tools
 from server.api.turn import TurnParser
 from server.engine.request import ChatPrompt, GrammarSpec, TextCodec
 
-PROMPT_END = 16  # tokens: reasoning that the prompt opens begins within them
+PROMPT_END = 32  # tokens: reasoning that the prompt opens begins within them
 
 
 @dataclass(frozen=True)

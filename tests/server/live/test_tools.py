@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import anthropic
 import openai
 import pytest
 from pydantic import BaseModel
@@ -129,3 +130,22 @@ def test_a_schema_that_can_not_be_followed_is_named(client: openai.OpenAI) -> No
     with pytest.raises(openai.BadRequestError, match="'tools' can't be followed") as raised:
         client.chat.completions.create(**ASKED | {"tools": [tool]}, tool_choice="required")
     assert raised.value.param == "tools"
+
+
+def test_anthropics_dialect_has_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
+    tools: Any = [{"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
+    greedy, url = {"temperature": 0}, str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as other:
+        message = other.messages.create(model="fake", messages=HELLO, tools=tools, max_tokens=500, extra_body=greedy)
+    used = [(block.name, block.input) for block in message.content if block.type == "tool_use"]
+    assert used == [(name, json.loads(arguments)) for name, arguments in (PARIS, HALL)]
+    assert [block.thinking for block in message.content if block.type == "thinking"] == ["Two calls."]
+    assert message.stop_reason == "tool_use"
+
+
+def test_responses_have_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
+    response = client.responses.create(model="fake", input="Rain? And light!", tools=tools, temperature=0)
+    called = [(item.name, item.arguments) for item in response.output if item.type == "function_call"]
+    assert called == [PARIS, HALL]
+    assert response.output_text == "I look."
