@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from client.chat.answering import answer
@@ -14,6 +15,8 @@ from client.chat.screen import Screen, prepare_streams
 from client.errors import GreenroomError
 from client.sync_client import Client
 from client.terminal import FAILURE, WRONG_USAGE, add_server_arguments, complain, describe, printable, server_of
+
+LOOK_SECONDS = 1.0  # between two looks whether the model is loaded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,18 +35,34 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         return complain(str(error), WRONG_USAGE)
     with client:
+        screen = Screen(is_plain=is_plain)
         try:
+            wait_until_loaded(client, screen)
             model = choose_model(client, arguments.model)
         except CommandError as error:
             return complain(printable(str(error)), FAILURE)
         except GreenroomError as error:
             return complain(describe(error), FAILURE)
-        chat = Chat(client, Conversation(model, arguments.system), Screen(is_plain=is_plain))
+        chat = Chat(client, Conversation(model, arguments.system), screen)
         if is_plain:
             return 0 if talk(chat, read_line) else FAILURE
-        chat.screen.note(f"{model} at {url} · /help lists commands, Ctrl-D ends")
+        screen.note(f"{model} at {url} · /help lists commands, Ctrl-D ends")
         talk(chat, edit_line(chat))
         return 0
+
+
+def wait_until_loaded(client: Client, screen: Screen, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Come back when the server has loaded its model, which may take minutes.
+
+    Raises:
+        GreenroomError: the server can't be asked.
+    """
+    is_told = False
+    while client.ready().status == "loading":
+        if not is_told:
+            is_told = True
+            screen.note("The server is loading its model.")
+        sleep(LOOK_SECONDS)
 
 
 def talk(chat: Chat, read: Callable[[], str]) -> bool:

@@ -199,8 +199,16 @@ def test_keys_go_where_they_belong(asker: Asker) -> None:
         asker("experts", client=options)
     asker.handler = answering({"data": []})
     asker("models", client={"api_key": "user", "admin_api_key": "admin"})
+    asker("models", client={"admin_api_key": "admin"})
     keys = [request.headers.get("authorization") for request in asker.requests]
-    assert keys == [None, "Bearer user", "Bearer admin", "Bearer user"]
+    assert keys == [None, "Bearer user", "Bearer admin", "Bearer user", "Bearer admin"]
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", " blank", "schlüssel"])
+def test_keys_that_no_header_can_carry_are_refused_unseen(asker: Asker, key: str) -> None:
+    with pytest.raises(ValueError, match="api_key is no key: it must be ASCII"):
+        asker("models", client={"api_key": key})
+    assert asker.requests == []
 
 
 def test_models(asker: Asker) -> None:
