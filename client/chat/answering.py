@@ -44,7 +44,7 @@ def answer(
         stream.close()
         screen.end_answer()
     reply = stream.result
-    if reply.text:
+    if reply.text or reply.reasoning:
         conversation.add(question, reply.message)
     if error is not None:
         forget = "; /clear forgets what was said" if getattr(error, "code", None) == "context_length_exceeded" else ""

@@ -20,6 +20,7 @@ SETTABLE = (
     "seed",
     "stop",
     "ignore_eos",
+    "reasoning_effort",
     "priority",
     "timeout",
 )

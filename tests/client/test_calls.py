@@ -113,7 +113,7 @@ def test_a_chat_of_a_text_is_one_message(asker: Asker) -> None:
     assert json.loads(asker.requests[0].content) == {"messages": [{"role": "user", "content": "Add"}]}
     assert (reply.text, reply.reasoning, reply.finish_reason) == ("", "Hm.", "tool_calls")
     assert reply.tool_calls == (ToolCall("c1", "add", '{"a": 1}'),)
-    assert reply.message == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert reply.message == {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]}
 
 
 def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
