@@ -45,7 +45,7 @@ class Screen:
 
     def show(self, what: RenderableType) -> None:
         """Something that a command was asked for."""
-        self._out.print(what)
+        self._out.print(what, soft_wrap=self.is_plain)
 
     def complain(self, line: str) -> None:
         """One line on standard error."""

@@ -93,6 +93,13 @@ def test_a_refused_question_is_no_part_of_the_conversation(talk: Talk, url: str,
     assert [[message["content"] for message in messages] for messages in fake.codec.conversations] == [["Again"]]
 
 
+def test_a_conversation_that_is_too_long_says_how_to_go_on(talk: Talk, url: str) -> None:
+    status, out, err = talk(url, "a " * 100)
+    assert (status, out) == (1, "")
+    assert "maximum context length" in err
+    assert err.endswith(" /clear forgets what was said.\n")
+
+
 def test_what_came_of_an_answer_that_fails_stays(talk: Talk, url: str, fake: FakeServer) -> None:
     fake.engine.failure = GenerationFailedError("expert 3 of layer 1 is damaged")
     status, out, err = talk(url, "Hi")
