@@ -52,7 +52,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         try:
             if loading.done():
                 loaded = loading.result()
-                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults)
+                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts)
                 service.metrics = loaded.metrics.render
                 # What is there now stays; looking through it for garbage stops every thread for 0.2 s and more.
                 gc.freeze()

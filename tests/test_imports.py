@@ -27,8 +27,10 @@ ALLOWED = {
     "server.kv_plan": {"server.engine.block_manager", "server.memory", "server.model.kv_cache", "server.settings"},
     "server.device": {"server.settings"},
     "server.expert_plan": {"expert_store", "server.memory", "server.settings"},
+    "server.administration": {"expert_store", "server.engine.request", "server.observability"},
     "server.loading": {
         "expert_store",
+        "server.administration",
         "server.device",
         "server.engine",
         "server.expert_plan",

@@ -6,6 +6,7 @@ APIError
 │   ├── ModelNotFoundError
 │   ├── BodyTimeoutError
 │   ├── BodyTooLargeError
+│   ├── ExpertNotFoundError
 │   └── UnsupportedBodyError
 ├── InvalidKeyError
 ├── ForbiddenError
@@ -113,6 +114,13 @@ class ForbiddenError(APIError):
     status_code = status.HTTP_403_FORBIDDEN
     type = "permission_error"
     code = "forbidden"
+
+
+class ExpertNotFoundError(InvalidRequestError):
+    """The model has no such expert."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "expert_not_found"
 
 
 class ClientDisconnectedError(APIError):

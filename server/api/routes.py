@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 from server.api import ops
+from server.api.admin import experts
 from server.api.anthropic import messages
 from server.api.error_handlers import add_error_handlers
 from server.api.openai import chat, completions, models
@@ -17,6 +18,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.state.service = service
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    for module in (ops, models, completions, chat, responses, messages):
+    for module in (ops, models, completions, chat, responses, messages, experts):
         app.include_router(module.router)
     describe(app)

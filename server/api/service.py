@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
 from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
-from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
+from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
 
 
 class ServiceState(StrEnum):
@@ -30,6 +31,7 @@ class LoadedModel:
     engine: GenerationEngine
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    experts: ExpertAdministration | None = None
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     grammars: Grammars = field(init=False)
 
@@ -51,6 +53,7 @@ class Service:
     keys: Keys = field(default_factory=Keys)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+    expert_feed: ExpertFeed = field(default_factory=ExpertFeed)
 
     @property
     def state(self) -> ServiceState:

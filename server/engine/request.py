@@ -338,3 +338,34 @@ class TextCodec(Protocol):
         Raises:
             RequestRefusedError: the grammar can't be compiled, or the bytes of the model's tokens can't be told.
         """
+
+
+ExpertChange = Literal["pin", "unpin", "prefetch", "evict"]
+ExpertPlace = tuple[int, int]  # layer and number of an expert
+JsonObject = dict[str, Any]
+
+
+class ExpertAdministration(Protocol):
+    """The experts as the HTTP surface sees them, in JSON; every call may block, so make it off the event loop."""
+
+    def overview(self) -> JsonObject:
+        """Tiers, totals and every expert of every layer."""
+
+    def find(self, layer: int, expert: int) -> JsonObject | None:
+        """One expert; None if the model has no such."""
+
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+        """Pin experts and so on; how many were not so already.
+
+        Raises:
+            RequestRefusedError: the model has no such expert, it can't be read, or what is left is too little memory.
+        """
+
+    def sample(self) -> Any:
+        """The state of all experts now, for the next two; opaque."""
+
+    def snapshot(self, sample: Any) -> JsonObject:
+        """All of a sample."""
+
+    def update(self, before: Any, sample: Any) -> JsonObject:
+        """What is different in a later sample."""
