@@ -208,7 +208,7 @@ class EventQueue:
         return events
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
 
@@ -307,6 +307,9 @@ class GenerationEngine(Protocol):
             QueueFullError: too many requests wait.
             EngineUnavailableError: the engine is stopping or dead.
         """
+
+    def halt(self) -> None:
+        """Take nothing more, and end every open stream with an error; waits for nothing."""
 
 
 class TextCodec(Protocol):
