@@ -43,7 +43,8 @@ ALLOWED = {
         "server.settings",
     },
     "server.connections": {"server.settings"},
-    "server.app": {"server.api", "server.connections", "server.loading", "server.settings"},
+    "server.draining": {"server.api"},
+    "server.app": {"server.api", "server.connections", "server.draining", "server.loading", "server.settings"},
     "server.complaint": set(),
     "server.inspection": {
         "expert_store",

@@ -13,6 +13,7 @@ APIError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
+│   └── DrainingError
 ├── TimeLimitError
 └── InternalError
 """
@@ -146,6 +147,18 @@ class ServiceUnavailableError(APIError):
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     code = "service_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+class DrainingError(ServiceUnavailableError):
+    """The server is about to end; the next attempt needs another connection, which may lead to another server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers["Connection"] = "close"
 
 
 class TimeLimitError(APIError):

@@ -4,8 +4,10 @@ from fastapi import FastAPI
 
 from server.api import ops
 from server.api.admin import experts
+from server.api.anthropic import messages
 from server.api.error_handlers import add_error_handlers
 from server.api.openai import chat, completions, models
+from server.api.openai.responses import route as responses
 from server.api.openapi import describe
 from server.api.request_id import RequestIdMiddleware
 from server.api.service import Service
@@ -16,6 +18,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.state.service = service
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    for module in (ops, models, completions, chat, experts):
+    for module in (ops, models, completions, chat, responses, messages, experts):
         app.include_router(module.router)
     describe(app)

@@ -158,6 +158,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
+    stop: str | None = None  # the stop string that has ended the text
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -207,7 +208,7 @@ class EventQueue:
         return events
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
 
@@ -306,6 +307,9 @@ class GenerationEngine(Protocol):
             QueueFullError: too many requests wait.
             EngineUnavailableError: the engine is stopping or dead.
         """
+
+    def halt(self) -> None:
+        """Take nothing more, and end every open stream with an error; waits for nothing."""
 
 
 class TextCodec(Protocol):
