@@ -40,14 +40,16 @@ class Grammars:
             if len(self._compiling) > MAX_KEPT:
                 self._compiling.popitem(last=False)
         self._compiling.move_to_end(spec)
-        try:
-            return await asyncio.wait_for(asyncio.shield(compilation.task), self.max_seconds)
-        except TimeoutError:
-            if not compilation.has_begun:
-                raise ServiceUnavailableError("Too many grammars are being compiled: try again later.") from None
-            raise InvalidRequestError(
-                f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
-            ) from None
+        task = compilation.task
+        if not task.done():
+            await asyncio.wait([task], timeout=self.max_seconds)
+        if task.done():
+            return task.result()
+        if not compilation.has_begun:
+            raise ServiceUnavailableError("Too many grammars are being compiled: try again later.")
+        raise InvalidRequestError(
+            f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
+        )
 
     def _forget_failure(self, spec: GrammarSpec, task: "asyncio.Task[Grammar]") -> None:
         if task.cancelled() or task.exception() is not None:
