@@ -102,7 +102,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     describe(trunk, store, plan)
-    codec = Codec(tokenizer, load_media_processor(config, facts))
+    eos_token_ids = generation.eos_token_ids | tokenizer.eos_token_ids
+    codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids)
     snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
@@ -113,7 +114,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
             SchedulerLimits(plan.num_slots, settings.max_batched_tokens),
         ),
         trunk.vocab_size,
-        generation.eos_token_ids | tokenizer.eos_token_ids,
+        eos_token_ids,
         codec.detokenizer,
         make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
     )

@@ -5,6 +5,7 @@ from fastapi import FastAPI
 from server.api import ops
 from server.api.error_handlers import add_error_handlers
 from server.api.openai import chat, completions, models
+from server.api.openapi import describe
 from server.api.request_id import RequestIdMiddleware
 from server.api.service import Service
 
@@ -16,3 +17,4 @@ def add_routes(app: FastAPI, service: Service) -> None:
     add_error_handlers(app)
     for module in (ops, models, completions, chat):
         app.include_router(module.router)
+    describe(app)

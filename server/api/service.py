@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.grammars import Grammars
 from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
@@ -30,6 +31,10 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
+    grammars: Grammars = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.grammars = Grammars(self.codec)
 
 
 def no_metrics() -> bytes:

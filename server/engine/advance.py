@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 
 from .logprobs import NOT_FINITE, token_logprobs
-from .request import FinishReason, GenerationFailedError, TokenEvent, TokenLogprobs
+from .request import EngineError, FinishReason, GenerationFailedError, TokenEvent, TokenLogprobs
 from .sampler import sample
 from .sequence import Sequence
 
 
 def advance(
     sequences: AbstractSequence[Sequence], logits: torch.Tensor, eos_token_ids: frozenset[int]
-) -> list[TokenEvent | GenerationFailedError]:
+) -> list[TokenEvent | EngineError]:
     """Give each sequence its next token.
 
     Args:
@@ -32,9 +32,7 @@ def advance(
     tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
     logprobs = _logprobs(sequences, tokens, listed, own_logits)
     return [
-        GenerationFailedError(NOT_FINITE)
-        if token is None
-        else _append(sequence, token, logprobs.get(row), eos_token_ids)
+        _failure(sequence) if token is None else _append(sequence, token, logprobs.get(row), eos_token_ids)
         for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
     ]
 
@@ -54,6 +52,13 @@ def _logprobs(
     return dict(zip(rows, token_logprobs(logits[list(places)], token_ids, counts), strict=True))
 
 
+def _failure(sequence: Sequence) -> EngineError:
+    """Why no token can be chosen."""
+    matcher = sequence.sampling.matcher
+    error = None if matcher is None else matcher.error
+    return GenerationFailedError(NOT_FINITE) if error is None else error
+
+
 def _append(
     sequence: Sequence, token: int, logprobs: TokenLogprobs | None, eos_token_ids: frozenset[int]
 ) -> TokenEvent:
@@ -63,14 +68,19 @@ def _append(
     if params.max_tokens == 0:
         return TokenEvent("", 0, FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
     sequence.append(token)
-    ends = token in params.stop_token_ids or (token in eos_token_ids and not params.ignore_eos)
+    matcher = sequence.sampling.matcher
+    if matcher is not None:
+        matcher.accept(token)
+    # A grammar allows the end where it may end, and nothing can follow.
+    is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
+    ends = is_eos or token in params.stop_token_ids
     text = ""
     listed: tuple[TokenLogprobs, ...] = ()
     if not ends:
         listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
         text = sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
     reason = None
-    if ends or sequence.text.is_stopped:
+    if ends or sequence.text.is_stopped or (matcher is not None and matcher.is_complete):
         reason = FinishReason.STOP
     elif sequence.num_generated == params.max_tokens:
         reason = FinishReason.LENGTH

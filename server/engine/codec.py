@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from server.model.tokenizer import ChatTemplateError, TextTooLongError, Tokenize
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
-from .request import ChatPrompt, Media, PromptTooLongError, RequestRefusedError
+from .grammar import GrammarCompiler
+from .request import ChatPrompt, Grammar, GrammarSpec, Media, PromptTooLongError, RequestRefusedError
 
 
 class Codec:
@@ -20,10 +22,19 @@ class Codec:
 
     Args:
         media: the model's image processor, or why there is none.
+        eos_token_ids: tokens that end a sequence, by default the tokenizer's.
     """
 
-    def __init__(self, tokenizer: Tokenizer, media: MediaProcessor | str = "the model takes no images"):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        media: MediaProcessor | str = "the model takes no images",
+        eos_token_ids: frozenset[int] | None = None,
+    ):
         self._tokenizer, self._media = tokenizer, media
+        self._eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+        self._grammars: GrammarCompiler | None = None  # made when it is first needed
+        self._making_grammars = threading.Lock()  # guards it
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -62,6 +73,21 @@ class Codec:
         detokenizer = self.detokenizer((), writes_special=True)
         pieces = [detokenizer.push(token_id) for token_id in token_ids]
         return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
+
+    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        return self._grammar_compiler(spec.param).compile(spec)
+
+    def _grammar_compiler(self, param: str) -> GrammarCompiler:
+        tokens = self._tokenizer.token_bytes
+        if tokens is None:
+            raise RequestRefusedError(
+                f"'{param}' can't be followed: the bytes of this model's tokens can't be told from its tokenizer", param
+            )
+        with self._making_grammars:
+            if self._grammars is None:
+                silent = self._tokenizer.special_token_ids
+                self._grammars = GrammarCompiler(tokens.all_written(), silent, self._eos_token_ids)
+            return self._grammars
 
     def detokenizer(self, prompt_ids: Sequence[int], *, writes_special: bool = False) -> Detokenizer:
         """A detokenizer for what follows a prompt; special tokens are no text, unless they are to be written."""

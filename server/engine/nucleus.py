@@ -78,8 +78,10 @@ def _search(
     num_left = num_left.minimum(num_in_mass)
     lowest = scores.gather(1, num_left[:, None] - 1)
     following = scores.gather(1, num_left.clamp(max=count - 1)[:, None])
-    is_cut = ((following == lowest)[:, 0] & (num_left < count)).nonzero()[:, 0]  # between equals
-    is_certain = (scores[:, -1:] < lowest)[:, 0] | (count >= vocabulary.size)
+    # Where an impossible token would be left, as of few that a grammar allows, all others are among the largest.
+    is_all = lowest.isneginf()
+    is_cut = ((following == lowest) & ~is_all)[:, 0].logical_and(num_left < count).nonzero()[:, 0]  # between equals
+    is_certain = ((scores[:, -1:] < lowest) | is_all)[:, 0] | (count >= vocabulary.size)
     is_cut = is_cut[is_certain[is_cut]]
     if len(is_cut):
         num_higher = (scores[is_cut] > lowest[is_cut]).sum(-1)

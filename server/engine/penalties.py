@@ -1,4 +1,4 @@
-"""Changes of single logits before anything is drawn: penalties, biases, ends that are not yet allowed."""
+"""Changes of logits before anything is drawn: grammars, penalties, biases, ends that are not yet allowed."""
 
 from __future__ import annotations
 
@@ -8,28 +8,35 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from .masks import follow_grammars
 from .sampling_state import SamplingState
 
 
 def adjust(logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids: frozenset[int]) -> list[int]:
     """Change logits in place as the parameters of each row ask; the rows that were changed.
 
-    First the penalties of repetition (transformers' ``RepetitionPenaltyLogitsProcessor``), frequency and presence (over
-    generated tokens, as OpenAI defines them), then ``logit_bias``; last, before ``min_tokens`` ends become impossible.
+    First what a grammar does not allow becomes impossible, which nothing after it can undo. Then come the penalties of
+    repetition (transformers' ``RepetitionPenaltyLogitsProcessor``), frequency and presence (over generated tokens, as
+    OpenAI defines them), then ``logit_bias``; last, before ``min_tokens`` ends become impossible, unless a grammar
+    leaves nothing else.
 
     Args:
         logits: float32 ``(rows, vocabulary)``, contiguous.
     """
     penalised = [row for row, state in enumerate(states) if state.params.has_penalties]
     biased = [row for row, state in enumerate(states) if state.params.logit_bias]
-    too_short = [row for row, state in enumerate(states) if state.num_generated < state.params.min_tokens]
+    constrained = [row for row, state in enumerate(states) if state.matcher is not None]
+    must_end = follow_grammars(logits, constrained, states) if constrained else frozenset()
+    too_short = [
+        row for row, state in enumerate(states) if state.num_generated < state.params.min_tokens and row not in must_end
+    ]
     if penalised:
         _penalise(logits, penalised, states)
     if biased:
         _add_biases(logits, biased, states)
     if too_short:
         _forbid_ends(logits, too_short, states, eos_token_ids)
-    return sorted({*penalised, *biased, *too_short})
+    return sorted({*constrained, *penalised, *biased, *too_short})
 
 
 def _penalise(logits: torch.Tensor, rows: list[int], states: Sequence[SamplingState]) -> None:

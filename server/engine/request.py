@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 
 class EngineError(Exception):
@@ -52,6 +52,26 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True)
+class GrammarSpec:
+    """What a completion has to be: any JSON object, JSON of a schema, or a text of a grammar.
+
+    ``text`` is the schema as JSON, or the grammar in llguidance's dialect of Lark, where ``%json {...}`` stands for
+    JSON of a schema between other text. ``x-guidance`` in a schema bounds the white space.
+    """
+
+    kind: Literal["json_object", "json_schema", "lark"]
+    text: str = ""
+    param: str = "response_format"  # of the request, for errors
+
+
+class Grammar(Protocol):
+    """A compiled ``GrammarSpec``, which any number of sequences may follow at once."""
+
+    def matcher(self) -> Any:
+        """What follows one sequence; the engine's affair."""
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How to choose tokens, and when to stop."""
 
@@ -71,6 +91,7 @@ class SamplingParams:
     min_tokens: int = 0  # generated before anything but max_tokens may end the sequence
     logprobs: int | None = None  # of each generated token, and so many of the likeliest beside it
     prompt_logprobs: int | None = None  # the same of each prompt token
+    grammar: Grammar | None = None  # leaves possible what it allows next, and ends the sequence when it is complete
 
     @property
     def has_penalties(self) -> bool:
@@ -318,3 +339,10 @@ class TextCodec(Protocol):
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text that each token adds to those before it; special tokens are written out."""
+
+    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        """What ``SamplingParams.grammar`` takes. It may take long; ``server.api.grammars`` bounds and shares it.
+
+        Raises:
+            RequestRefusedError: the grammar can't be compiled, or the bytes of the model's tokens can't be told.
+        """

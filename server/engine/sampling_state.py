@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
+from .grammar import GrammarMatcher
 from .request import SamplingParams
 
 
@@ -61,6 +63,12 @@ class SamplingState:
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @cached_property
+    def matcher(self) -> GrammarMatcher | None:
+        """Where it is in its grammar, if it has one."""
+        grammar = self.params.grammar
+        return None if grammar is None else cast("GrammarMatcher", grammar.matcher())
 
     @cached_property
     def biases(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

@@ -88,6 +88,11 @@ class TokenBytes:
         """The name of the handler of bytes that are no character."""
         return EACH_BYTE if self.rules.has_byte_tokens else "replace"
 
+    def all_written(self) -> list[bytes]:
+        """The bytes of every token by its id, none where an id is no token."""
+        ids = self._tokenizer.get_vocab(with_added_tokens=True).values()
+        return [self.written(token_id) for token_id in range(max(ids) + 1)]
+
     def written(self, token_id: int) -> bytes:
         """A token's bytes, special or not."""
         if token_id not in self._written:

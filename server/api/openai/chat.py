@@ -14,6 +14,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
+from server.api.openapi import STREAMED
 from server.api.service import Service
 from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
 from server.engine.request import ChatPrompt, TextCodec, TokenEvent
@@ -85,11 +86,13 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
     prompt = await asyncio.to_thread(encode, body, model.codec)
-    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media)
+    spec = body.grammar_spec
+    grammar = None if spec is None else await model.grammars.compile(spec)
+    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media, grammar)
     return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
     turn = await begin_chat(service, body)
     return await answer(request, body, turn.generation, ChatStyle(turn, has_logprobs=body.logprobs))

@@ -16,6 +16,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import CompletionLogprobs, Echo
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import CompletionBody
+from server.api.openapi import STREAMED
 from server.engine.request import FinishReason, TextCodec, TokenEvent
 
 router = APIRouter(tags=["completions"], dependencies=[UserDep], route_class=BodyRoute)
@@ -74,7 +75,7 @@ class CompletionStyle:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def create_completion(request: Request, body: CompletionBody, service: ServiceDep) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
@@ -82,7 +83,9 @@ async def create_completion(request: Request, body: CompletionBody, service: Ser
         raise InvalidRequestError("This model answers prompts instead of continuing them: leave out 'echo'.", "echo")
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
-    generation = submit(model, body, prompts, "cmpl", "prompt")
+    spec = body.grammar_spec
+    grammar = None if spec is None else await model.grammars.compile(spec)
+    generation = submit(model, body, prompts, "cmpl", "prompt", grammar=grammar)
     return await answer(request, body, generation, CompletionStyle(model.codec, body, echoes))
 
 

@@ -5,7 +5,7 @@ A validator's ValueError says what the value must be; ``server.api.validation`` 
 
 import base64
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import PlainValidator
 
@@ -73,4 +73,6 @@ def _image(url: str) -> ImagePart:
     return ImagePart(data)
 
 
-Content = Annotated[str | list[str | ImagePart], PlainValidator(content_of)]
+Content = Annotated[
+    str | list[str | ImagePart], PlainValidator(content_of, json_schema_input_type=str | list[dict[str, Any]])
+]

@@ -91,7 +91,10 @@ def only(*neutral: object) -> PlainValidator:
 
 
 Text = Annotated[str, AfterValidator(encodable)]
-Prompts = Annotated[list[Prompt], PlainValidator(list_of_prompts)]
-Stops = Annotated[list[str], PlainValidator(list_of_stops)]
-LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token)]
+Prompts = Annotated[
+    list[Prompt],
+    PlainValidator(list_of_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+]
+Stops = Annotated[list[str], PlainValidator(list_of_stops, json_schema_input_type=str | list[str])]
+LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token, json_schema_input_type=dict[str, float])]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True, max_length=MAX_STOP_TOKENS)]

@@ -10,6 +10,7 @@ from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
 from server.engine.request import (
     GenerationRequest,
+    Grammar,
     Media,
     SamplingDefaults,
     SamplingParams,
@@ -59,11 +60,13 @@ def submit(
     id_prefix: str,
     prompt_field: str,
     media: Media | None = None,
+    grammar: Grammar | None = None,
 ) -> Generation:
     """Hand every choice to the engine, or none; call from the event loop.
 
     Args:
         media: the images of the only prompt.
+        grammar: what every choice has to follow.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -82,7 +85,7 @@ def submit(
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar)
                 request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout, media)
                 streams.append(model.engine.submit(request))
     except Exception:
@@ -114,7 +117,9 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     )
 
 
-def sampling_params(body: GenerationBody, defaults: SamplingDefaults, max_tokens: int, choice: int) -> SamplingParams:
+def sampling_params(
+    body: GenerationBody, defaults: SamplingDefaults, max_tokens: int, choice: int, grammar: Grammar | None = None
+) -> SamplingParams:
     """How to sample one of the choices of a prompt.
 
     Raises:
@@ -144,4 +149,5 @@ def sampling_params(body: GenerationBody, defaults: SamplingDefaults, max_tokens
         min_tokens=body.min_tokens,
         logprobs=body.num_logprobs,
         prompt_logprobs=body.num_prompt_logprobs,
+        grammar=grammar,
     )

@@ -16,6 +16,8 @@ from server.api.openai.fields import (
     TokenIds,
     only,
 )
+from server.api.openai.response_format import ResponseFormat
+from server.engine.request import GrammarSpec
 
 
 class StreamOptions(BaseModel):
@@ -58,7 +60,7 @@ class GenerationBody(BaseModel):
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     timeout: float | None = Field(None, gt=0)  # seconds
 
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     return_experts: Annotated[Any, only(False)] = None
 
     @model_validator(mode="before")
@@ -87,6 +89,11 @@ class GenerationBody(BaseModel):
     def wanted_tokens(self) -> int | None:
         """The limit that was asked for, under its newer name first."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        """What a reply has to follow."""
+        return None if self.response_format is None else self.response_format.spec
 
     @property
     def include_usage(self) -> bool:

@@ -1,0 +1,69 @@
+"""JSON schemas that clients send: what is too much to follow, and how they are written into a grammar."""
+
+import json
+import math
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+MAX_SCHEMA_BYTES = 1 << 17
+MAX_DEPTH = 64  # of values within values
+MAX_VALUES = 10_000
+MAX_PROPERTIES = 1_000  # of one object: a step looks at all that may come next
+MAX_REMAINDERS = 10_000  # a multiple is followed by its remainder, digit by digit
+
+# Enough for indentation; a model that likes blanks is made to go on.
+WHITE_SPACE = {"whitespace_pattern": r" |\n[ \t]{0,16}"}
+
+
+def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema, if it is small enough; quick for any.
+
+    Raises:
+        ValueError: what it must be instead.
+
+    """
+    multiples: set[Decimal] = set()
+    for value in _values(schema):
+        if isinstance(value, dict):
+            properties, multiple = value.get("properties"), value.get("multipleOf")
+            if isinstance(properties, dict) and len(properties) > MAX_PROPERTIES:
+                raise ValueError(f"must not have more than {MAX_PROPERTIES} properties in one object")
+            if isinstance(multiple, int | float) and multiple > 0:
+                multiples.add(Decimal(str(multiple)))
+    if _num_remainders(multiples) > MAX_REMAINDERS:
+        raise ValueError("must have values of 'multipleOf' with fewer digits")
+    return schema
+
+
+def schema_text(schema: dict[str, Any]) -> str:
+    """A schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
+    options = schema.get("x-guidance")
+    own = options if isinstance(options, dict) else {}
+    return json.dumps({**schema, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
+
+
+def _values(schema: dict[str, Any]) -> Iterator[Any]:
+    """Every value, itself first, as long as they are not too many, too long or too deep."""
+    num_values = num_characters = 0
+    left: list[tuple[int, Any]] = [(1, schema)]
+    while left:
+        depth, value = left.pop()
+        if depth > MAX_DEPTH:
+            raise ValueError(f"must not be nested deeper than {MAX_DEPTH} levels")
+        num_values += len(value) if isinstance(value, dict | list) else 0
+        num_characters += len(value) if isinstance(value, str) else 0
+        if num_values <= MAX_VALUES and isinstance(value, dict):
+            num_characters += sum(map(len, value))
+            left.extend((depth + 1, member) for member in value.values())
+        elif num_values <= MAX_VALUES and isinstance(value, list):
+            left.extend((depth + 1, member) for member in value)
+        if num_values > MAX_VALUES or num_characters > MAX_SCHEMA_BYTES:
+            raise ValueError(f"must not hold more than {MAX_SCHEMA_BYTES >> 10} KiB, or more than {MAX_VALUES} values")
+        yield value
+
+
+def _num_remainders(multiples: set[Decimal]) -> int:
+    """Their least common multiple, in units of the last place that any of them has."""
+    places = max((-int(multiple.normalize().as_tuple().exponent) for multiple in multiples), default=0)
+    return math.lcm(*(int(multiple.scaleb(max(places, 0))) for multiple in multiples))

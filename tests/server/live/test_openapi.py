@@ -1,0 +1,56 @@
+"""The server against its own description: whatever a body holds, the answer is one that was announced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import Phase, settings
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from server.api.service import Service
+from server.app import create_app
+from server.engine.codec import Codec
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import FakeServer, serving_rig
+
+
+def the_server_has_not_failed(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
+    """A body may ask for what takes longer than its own ``timeout`` (504), but nothing may break."""
+    assert response.status_code != 500
+
+
+CHECKS = [
+    the_server_has_not_failed,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    unsupported_method,
+]
+
+
+schema = schemathesis.openapi.from_dict(create_app(Service("1")).openapi())
+
+
+@pytest.fixture(scope="module")
+def server(codec: Codec) -> Iterator[FakeServer]:
+    with serving_rig(Rig(num_blocks=16, max_running=64, max_queued=256), codec) as live:
+        yield live
+
+
+@schema.parametrize()
+@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate], database=None)
+def test_every_answer_was_announced(case: schemathesis.Case, server: FakeServer) -> None:
+    case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS)
+
+
+def test_the_description_is_served(server: FakeServer) -> None:
+    described = httpx.get(f"http://127.0.0.1:{server.port}/openapi.json").json()
+    assert described["paths"] == schema.raw_schema["paths"]
