@@ -6,16 +6,16 @@ import asyncio
 import gc
 import socket
 import threading
-from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.keys import KeyRing, Keys
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.connections import listen
+from server.doors import make_service
+from server.http_protocol import ConnectionGuard
 from server.loading import LoadedServer, load_server
 from server.settings import ServeSettings
 
@@ -33,10 +33,12 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
-    service = Service(version("greenroom"), keys=Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys())))
     with listen(settings.host, settings.port) as listener:
+        service = make_service(settings, listener.getsockname()[0])
         config = uvicorn.Config(
             create_app(service),
+            http=cast("type[asyncio.Protocol]", ConnectionGuard()),
+            ws="none",
             log_config=None,
             access_log=settings.log_level == "debug",
             timeout_graceful_shutdown=int(settings.shutdown_timeout),

@@ -41,7 +41,16 @@ ALLOWED = {
         "server.settings",
     },
     "server.connections": {"server.settings"},
-    "server.app": {"server.api", "server.connections", "server.loading", "server.settings"},
+    "server.doors": {"server.api", "server.settings"},
+    "server.http_protocol": set(),
+    "server.app": {
+        "server.api",
+        "server.connections",
+        "server.doors",
+        "server.http_protocol",
+        "server.loading",
+        "server.settings",
+    },
     "server.complaint": set(),
     "server.inspection": {
         "expert_store",

@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from server.api.errors import ModelNotFoundError, ServiceUnavailableError
 from server.api.grammars import Grammars
+from server.api.hosts import Hosts
 from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
@@ -49,6 +50,7 @@ class Service:
     model: LoadedModel | None = None
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
 
