@@ -1,1 +1,79 @@
 """The Python client of a Greenroom server."""
+
+from client.async_client import AsyncClient, AsyncStream
+from client.errors import (
+    APIConnectionError,
+    APIStatusError,
+    APITimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    GreenroomError,
+    InvalidReplyError,
+    NotFoundError,
+    PermissionDeniedError,
+    RateLimitError,
+    ServerError,
+    ServerUnavailableError,
+    StreamClosedError,
+    StreamError,
+    StreamFailedError,
+    StreamInterruptedError,
+)
+from client.experts import Expert, ExpertChange, ExpertLayer, ExpertMap, Tier
+from client.frames import ExpertFrame
+from client.generation import (
+    ChatReply,
+    Choice,
+    Completion,
+    ExpertUsage,
+    Token,
+    TokenLogprob,
+    ToolCall,
+    ToolCallPiece,
+    Usage,
+)
+from client.metrics import Metrics, Sample
+from client.operations import Health, Model
+from client.sync_client import Client, Stream
+
+__all__ = [
+    "APIConnectionError",
+    "APIStatusError",
+    "APITimeoutError",
+    "AsyncClient",
+    "AsyncStream",
+    "AuthenticationError",
+    "BadRequestError",
+    "ChatReply",
+    "Choice",
+    "Client",
+    "Completion",
+    "Expert",
+    "ExpertChange",
+    "ExpertFrame",
+    "ExpertLayer",
+    "ExpertMap",
+    "ExpertUsage",
+    "GreenroomError",
+    "Health",
+    "InvalidReplyError",
+    "Metrics",
+    "Model",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RateLimitError",
+    "Sample",
+    "ServerError",
+    "ServerUnavailableError",
+    "Stream",
+    "StreamClosedError",
+    "StreamError",
+    "StreamFailedError",
+    "StreamInterruptedError",
+    "Tier",
+    "Token",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolCallPiece",
+    "Usage",
+]

@@ -94,8 +94,8 @@ class Backstage:
         if isinstance(entry.job, ReadJob) and self.reader.cancel(entry.job):
             pool.host.abandon(entry)
 
-    def wait(self) -> None:
-        """Sleep until something changes.
+    def wait(self, timeout_seconds: float | None = None) -> None:
+        """Sleep until something changes, or for so long.
 
         Raises:
             StoreClosedError: the store was closed.
@@ -104,7 +104,7 @@ class Backstage:
             raise StoreClosedError("the expert store was closed")
         self._num_waiting += 1
         try:
-            self.changed.wait()
+            self.changed.wait(timeout_seconds)
         finally:
             self._num_waiting -= 1
 

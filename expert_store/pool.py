@@ -149,6 +149,8 @@ class Pool:
 
     def evict(self, key: ExpertKey) -> bool:
         """Drop an expert from every tier; False if it is in none, or in use or pinned."""
+        if self.top.is_held(key):  # a copy of it in a slower tier is spare, and no loss to speak of
+            return False
         dropped = [tier.evict(key) for _, tier in self.tiers]
         if self._device is not None and dropped[0]:
             self._on_moved(key, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,8 +120,39 @@ class ExpertStore:
                     pool.give_back(entry)
         return started
 
-    def pin(self, keys: Sequence[ExpertKey]) -> None:
+    def fetch(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
+        """Prefetch experts of any layer, each as soon as the disk would be idle; tells how many reads were begun.
+
+        Those that are in the fastest tier or on their way, or quarantined, are left out, and those that get no slot
+        because what is there is in use.
+
+        Args:
+            timeout_seconds: after it the rest is left out, too.
+
+        Raises:
+            StoreClosedError: the store was closed meanwhile.
+        """
+        backstage, started = self._backstage, 0
+        ends_at = time.monotonic() + timeout_seconds
+        with backstage.changed:
+            for key in keys:
+                while not backstage.reader.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
+                    backstage.wait(left)
+                if backstage.is_closed or not backstage.reader.takes_prefetches:
+                    break
+                pool = backstage.pool_of[key.layer]
+                if pool.top.find(key) is None and key not in backstage.quarantined:
+                    fetched = backstage.fetch(key, ahead=True)
+                    if fetched is not None:
+                        pool.give_back(fetched)
+                        started += 1
+        return started
+
+    def pin(self, keys: Sequence[ExpertKey]) -> int:
         """Keep experts in the fastest tier; those that are not there are asked for, and stay once they have come.
+
+        Returns:
+            How many were not pinned already.
 
         Raises:
             BudgetError: too few slots would be left; nothing is pinned then.
@@ -132,19 +164,21 @@ class ExpertStore:
             for pool in backstage.pools:
                 asked = {key for key in keys if backstage.pool_of[key.layer] is pool}
                 _check_pins(pool.top.pinned | asked, pool.top.num_slots, self._least_unpinned)
+            num_new = 0
             for key in keys:
                 pool = backstage.pool_of[key.layer]
-                pool.top.pin(key)
+                num_new += pool.top.pin(key)
                 entry = None if pool.top.find(key) else backstage.fetch(key)
                 if entry is not None:
                     pool.give_back(entry)
+        return num_new
 
-    def unpin(self, keys: Iterable[ExpertKey]) -> None:
-        """Let experts be evicted again."""
+    def unpin(self, keys: Iterable[ExpertKey]) -> int:
+        """Let experts be evicted again; tells how many were pinned."""
         with self._backstage.changed:
-            for key in keys:
-                self._backstage.pool_of[key.layer].top.unpin(key)
+            num_pinned = sum(self._backstage.pool_of[key.layer].top.unpin(key) for key in keys)
             self._backstage.wake()
+        return num_pinned
 
     def evict(self, keys: Iterable[ExpertKey]) -> int:
         """Drop experts from all tiers; tells how many were there and neither in use nor pinned."""
@@ -206,14 +240,20 @@ class ExpertStore:
         with self._backstage.changed:
             return dict(self._backstage.quarantined)
 
+    @property
+    def pinned(self) -> frozenset[ExpertKey]:
+        """Experts that are kept, also those that are still to come."""
+        with self._backstage.changed:
+            return frozenset[ExpertKey]().union(*(pool.top.pinned for pool in self._backstage.pools))
+
     def residents(self) -> dict[ExpertKey, TierName]:
         """The experts that are in memory now, and the fastest tier of each."""
-        found: dict[ExpertKey, TierName] = {}
         with self._backstage.changed:
-            for pool in self._backstage.pools:
-                for name, tier in pool.tiers:
-                    for key in tier.resident:
-                        found.setdefault(key, name)
+            tiers = [(name, list(tier.resident)) for pool in self._backstage.pools for name, tier in pool.tiers]
+        found: dict[ExpertKey, TierName] = {}
+        for name, resident in tiers:
+            for key in resident:
+                found.setdefault(key, name)
         return found
 
     def tiers(self) -> dict[TierName, TierReport]:

@@ -147,24 +147,26 @@ class Tier:
         elif self.excess:
             self._settle()
 
-    def pin(self, key: ExpertKey) -> None:
-        """Keep an expert once it is here."""
+    def pin(self, key: ExpertKey) -> bool:
+        """Keep an expert once it is here; False if it is pinned already."""
         if key in self._pinned:
-            return
+            return False
         self._pinned.add(key)
         entry = self._entries.get(key)
         if entry is not None and entry.state is State.READY:
             self._policy.remove(key)
+        return True
 
-    def unpin(self, key: ExpertKey) -> None:
-        """Let an expert be evicted again."""
+    def unpin(self, key: ExpertKey) -> bool:
+        """Let an expert be evicted again; False if it is not pinned."""
         if key not in self._pinned:
-            return
+            return False
         self._pinned.remove(key)
         entry = self._entries.get(key)
         if entry is not None and entry.state is State.READY:
             self._policy.insert(key)
             self._settle()
+        return True
 
     def evict(self, key: ExpertKey) -> bool:
         """Drop an expert now; False if it is not resident, in use or pinned."""
@@ -204,6 +206,11 @@ class Tier:
     @property
     def pinned(self) -> frozenset[ExpertKey]:
         return frozenset(self._pinned)
+
+    def is_held(self, key: ExpertKey) -> bool:
+        """Whether an expert is in use, on its way or pinned."""
+        entry = self._entries.get(key)
+        return key in self._pinned or (entry is not None and (entry.leases > 0 or entry.state is State.LOADING))
 
     @property
     def is_quiet(self) -> bool:

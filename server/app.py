@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import socket
 import threading
 from typing import Any, cast
@@ -15,9 +16,12 @@ from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.connections import listen
 from server.doors import make_service
+from server.draining import Listener, StopSignals, close, drain
 from server.http_protocol import ConnectionGuard
 from server.loading import LoadedServer, load_server
 from server.settings import ServeSettings
+
+log = logging.getLogger(__name__)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -30,43 +34,53 @@ def create_app(service: Service) -> FastAPI:
 async def serve(model: str | None, settings: ServeSettings) -> None:
     """Serve until a signal says stop; `/ready` is red until the model is loaded.
 
+    Threads may be left that still load, or that work for a request which has got its answer.
+
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
     with listen(settings.host, settings.port) as listener:
         service = make_service(settings, listener.getsockname()[0])
-        config = uvicorn.Config(
-            create_app(service),
-            http=cast("type[asyncio.Protocol]", ConnectionGuard()),
-            ws="none",
-            log_config=None,
-            access_log=settings.log_level == "debug",
-            timeout_graceful_shutdown=int(settings.shutdown_timeout),
-            proxy_headers=False,  # who asks is told by the socket, never by a header
-            server_header=False,
-        )
-        server = uvicorn.Server(config)
+        stop = StopSignals()
+        server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
         loading = _load_in_thread(model, settings)
-        first_of: list[asyncio.Future[Any]] = [serving, loading]
-        await asyncio.wait(first_of, return_when=asyncio.FIRST_COMPLETED)
-        loaded = None
         try:
+            await _first_of(serving, loading, stop.asked)
             if loading.done():
                 loaded = loading.result()
-                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults)
+                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts)
                 service.metrics = loaded.metrics.render
                 # What is there now stays; looking through it for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
                 print(f"Greenroom ready: {_url(listener)} (model {loaded.name})", flush=True)  # noqa: T201
-                await serving
+                await _first_of(serving, stop.asked)
+                await drain(service, server, settings.shutdown_timeout, stop.hurried)
+                await close(loaded.close, stop.hurried)
         finally:
             server.should_exit = True
-            try:
-                await serving  # after Ctrl-C it is cancelled, and says so here
-            finally:
-                if loaded is not None:
-                    loaded.close()
+            server.force_exit = stop.hurried.done()
+            await serving
+    log.info("stopped")
+
+
+def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
+    is_debugging = settings.log_level == "debug"
+    return uvicorn.Config(
+        create_app(service),
+        http=cast("type[asyncio.Protocol]", ConnectionGuard()),
+        ws="none",
+        log_config=None,
+        log_level="debug" if is_debugging else "warning",
+        access_log=is_debugging,
+        timeout_graceful_shutdown=1,  # draining has waited before
+        proxy_headers=False,  # who asks is told by the socket, never by a header
+        server_header=False,
+    )
+
+
+async def _first_of(*futures: asyncio.Future[Any]) -> None:
+    await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
 
 
 def _load_in_thread(model: str | None, settings: ServeSettings) -> asyncio.Future[LoadedServer]:

@@ -41,6 +41,18 @@ SUBCOMMANDS = (
         "compare cache policies and sizes on recorded routing",
         "Replay recorded routing against cache policies and sizes; the last row is Belady's optimum.",
     ),
+    Subcommand(
+        "chat",
+        "client.chat.command",
+        "talk to a server",
+        "Talk to a server; where the input is no terminal, each line is a question and the output is plain.",
+    ),
+    Subcommand(
+        "top",
+        "client.top.command",
+        "watch a server's experts",
+        "Watch tiers, hit ratios, reads, requests, and every expert of a server.",
+    ),
 )
 
 

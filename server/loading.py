@@ -13,6 +13,7 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from expert_store import ExpertCatalog, ExpertStore, make_prefetcher
+from server.administration.experts import StoreAdministration
 from server.device import find_device
 from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
@@ -53,6 +54,7 @@ class LoadedServer:
     defaults: SamplingDefaults
     metrics: Metrics
     store: ExpertStore
+    experts: StoreAdministration
     trace: RoutingTrace | None
 
     def close(self) -> None:
@@ -120,7 +122,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
-    return LoadedServer(name, engine, codec, defaults, Metrics(store, engine.statistics, prefetcher), store, trace)
+    metrics = Metrics(store, engine.statistics, prefetcher)
+    experts = StoreAdministration(name, store, engine.statistics)
+    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
 
 
 def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:

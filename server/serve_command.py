@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 
 import uvloop
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
-from server.settings import ServeSettings, SettingsError, add_flags, load_settings
+from server.settings import SettingsError, add_flags, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes; the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))  # until the server listens there is nothing to end
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
     except SettingsError as error:
@@ -29,21 +32,19 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    try:
-        return _serve(arguments.model, settings)
-    except KeyboardInterrupt:  # Ctrl-C, before the server was up or once everything has ended
-        return 0
-
-
-def _serve(model: str | None, settings: ServeSettings) -> int:
     # Before torch is imported: threads that spin while they wait take the cores from those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not
     from server.app import serve  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415
 
+    async def serve_and_end() -> None:
+        await serve(arguments.model, settings)
+        logging.shutdown()
+        os._exit(0)  # a thread that still loads, downloads or reads would be waited for
+
     try:
-        uvloop.run(serve(model, settings))
+        uvloop.run(serve_and_end())
     except (ModelError, ExpertStoreError, SettingsError) as error:
         return complain(error, FAILURE)
     return 0

@@ -1,4 +1,4 @@
-"""Every exception is answered in OpenAI's form."""
+"""Every exception is answered: in OpenAI's form, unless the class of its route has another."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,7 +14,9 @@ def answer_error(request: Request, exc: Exception) -> JSONResponse:
     error = api_error(exc)
     if isinstance(exc, HTTPException):
         error.message = f"{exc.detail}: {request.method} {request.url.path}"
-    return JSONResponse(error.body, error.status_code, error.headers)
+    form = getattr(request.scope.get("route"), "error_body", None)
+    body = error.body if form is None else form(error, request.state.request_id)
+    return JSONResponse(body, error.status_code, error.headers)
 
 
 def answer_fault(request: Request, exc: Exception) -> JSONResponse:

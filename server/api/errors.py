@@ -6,12 +6,14 @@ APIError
 │   ├── ModelNotFoundError
 │   ├── BodyTimeoutError
 │   ├── BodyTooLargeError
+│   ├── ExpertNotFoundError
 │   └── UnsupportedBodyError
 ├── InvalidKeyError
 ├── ForbiddenError
 ├── ClientDisconnectedError
 ├── RateLimitError
 ├── ServiceUnavailableError
+│   └── DrainingError
 ├── TimeLimitError
 └── InternalError
 """
@@ -116,6 +118,13 @@ class ForbiddenError(APIError):
     code = "forbidden"
 
 
+class ExpertNotFoundError(InvalidRequestError):
+    """The model has no such expert."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "expert_not_found"
+
+
 class ClientDisconnectedError(APIError):
     """The client left before its answer was ready; nobody reads this."""
 
@@ -139,6 +148,18 @@ class ServiceUnavailableError(APIError):
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     code = "service_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+
+
+class DrainingError(ServiceUnavailableError):
+    """The server is about to end; the next attempt needs another connection, which may lead to another server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers["Connection"] = "close"
 
 
 class TimeLimitError(APIError):

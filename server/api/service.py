@@ -1,17 +1,21 @@
 """What the routes are given to work with."""
 
+import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
+from weakref import WeakSet
 
-from server.api.errors import ModelNotFoundError, ServiceUnavailableError
+from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
+from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
 from server.api.hosts import Hosts
 from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
-from server.engine.request import GenerationEngine, SamplingDefaults, TextCodec
+from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
 
 
 class ServiceState(StrEnum):
@@ -31,6 +35,7 @@ class LoadedModel:
     engine: GenerationEngine
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    experts: ExpertAdministration | None = None
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     grammars: Grammars = field(init=False)
 
@@ -51,15 +56,18 @@ class Service:
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
     hosts: Hosts = field(default_factory=Hosts)
+    # Of requests whose answer ends with the server, or earlier; draining waits for all others.
+    endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+    expert_feed: ExpertFeed = field(default_factory=ExpertFeed)
 
     @property
     def state(self) -> ServiceState:
-        if self.model is not None and not self.model.engine.is_alive:
-            return ServiceState.DEAD
         if self.is_draining:
             return ServiceState.DRAINING
+        if self.model is not None and not self.model.engine.is_alive:
+            return ServiceState.DEAD
         return ServiceState.LOADING if self.model is None else ServiceState.READY
 
     @property
@@ -83,16 +91,16 @@ class Service:
         return self.model
 
     def accepting_model(self, name: str | None) -> LoadedModel:
-        """The model of that name, if it takes new requests.
+        """What answers a request that names a model, if it takes new requests; no route looks at the name itself.
 
         Raises:
             ServiceUnavailableError: it is being loaded or drained, or its engine died.
             ModelNotFoundError: there is no such model.
 
         """
-        model = self.loaded_model(name)
         if self.state is ServiceState.DRAINING:
-            raise ServiceUnavailableError("The server is shutting down: send the request to another.")
+            raise DrainingError("The server is shutting down: send the request to another.")
+        model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the log of the server and restart it.")
         return model

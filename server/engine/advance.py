@@ -86,4 +86,4 @@ def _append(
         reason = FinishReason.LENGTH
     if reason is not None:
         text += sequence.text.flush()
-    return TokenEvent(text, sequence.num_generated, reason, listed, prompt_logprobs)
+    return TokenEvent(text, sequence.num_generated, reason, listed, prompt_logprobs, sequence.text.stopped_by)

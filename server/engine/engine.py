@@ -11,6 +11,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 from itertools import accumulate
+from weakref import WeakSet
 
 from expert_store import ExpertLoadError, ExpertStoreError
 from server.model.step import SequenceChunk, StepOutput
@@ -38,6 +39,8 @@ from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
 from .text import TextAssembler
+
+STOPPING = "the server is shutting down"
 
 log = logging.getLogger(__name__)
 
@@ -81,20 +84,27 @@ class Engine:
         self._stage = stage
         self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
+        self._streams: WeakSet[TokenStream] = WeakSet()  # all that someone may still read
         self._num_submitted = 0
         self._checked_prompt: tuple[int, ...] = ()  # the last one; the choices of a request share theirs
         self._is_stopping = False
-        self._changed = threading.Condition()  # guards _inbox, _num_submitted and _is_stopping
+        self._changed = threading.Condition()  # guards _inbox, _streams, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """End the thread after its step; every open stream ends with an error."""
+    def halt(self) -> None:
+        """Take nothing more, and end every open stream with an error; the thread ends after its step."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify()
+            streams = list(self._streams)
+        publish([(stream, EngineUnavailableError(STOPPING)) for stream in streams])
+
+    def stop(self) -> None:
+        """Halt, and wait for the thread."""
+        self.halt()
         self._thread.join()
 
     @property
@@ -130,6 +140,7 @@ class Engine:
             self._num_submitted += 1
             sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())
             self._inbox.append(sequence)
+            self._streams.add(stream)
             self._changed.notify()
         return stream
 
@@ -159,7 +170,7 @@ class Engine:
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
-        error: EngineError = EngineUnavailableError("the server is stopping")
+        error: EngineError = EngineUnavailableError(STOPPING)
         try:
             while self._wait_for_work():
                 self.step()

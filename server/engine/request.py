@@ -162,6 +162,7 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
+    stop: str | None = None  # the stop string that has ended the text
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -211,7 +212,7 @@ class EventQueue:
         return events
 
 
-@dataclass
+@dataclass(eq=False)
 class TokenStream:
     """The events of one request, for the event loop that submitted it.
 
@@ -311,6 +312,9 @@ class GenerationEngine(Protocol):
             EngineUnavailableError: the engine is stopping or dead.
         """
 
+    def halt(self) -> None:
+        """Take nothing more, and end every open stream with an error; waits for nothing."""
+
 
 class TextCodec(Protocol):
     """Text to token ids; may block, so call it off the event loop."""
@@ -346,3 +350,34 @@ class TextCodec(Protocol):
         Raises:
             RequestRefusedError: the grammar can't be compiled, or the bytes of the model's tokens can't be told.
         """
+
+
+ExpertChange = Literal["pin", "unpin", "prefetch", "evict"]
+ExpertPlace = tuple[int, int]  # layer and number of an expert
+JsonObject = dict[str, Any]
+
+
+class ExpertAdministration(Protocol):
+    """The experts as the HTTP surface sees them, in JSON; every call may block, so make it off the event loop."""
+
+    def overview(self) -> JsonObject:
+        """Tiers, totals and every expert of every layer."""
+
+    def find(self, layer: int, expert: int) -> JsonObject | None:
+        """One expert; None if the model has no such."""
+
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+        """Pin experts and so on; how many were not so already.
+
+        Raises:
+            RequestRefusedError: the model has no such expert, it can't be read, or what is left is too little memory.
+        """
+
+    def sample(self) -> Any:
+        """The state of all experts now, for the next two; opaque."""
+
+    def snapshot(self, sample: Any) -> JsonObject:
+        """All of a sample."""
+
+    def update(self, before: Any, sample: Any) -> JsonObject:
+        """What is different in a later sample."""

@@ -15,7 +15,11 @@ class TextAssembler:
         self._stop = stop
         self._held = ""
         self.num_characters = 0  # decoded so far, sent or held back
-        self.is_stopped = False
+        self.stopped_by: str | None = None  # the stop string that has ended the text
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.stopped_by is not None
 
     def push(self, token_id: int, *, may_stop: bool = True) -> str:
         """Text that may be sent now. After a stop string ``is_stopped`` is true and nothing more comes.
@@ -33,20 +37,21 @@ class TextAssembler:
         text = self._held + new
         found = self._first_stop(text) if may_stop and new else None
         if found is not None:
-            self.is_stopped, self._held = True, ""
-            return text[:found]
+            start, self.stopped_by = found
+            self._held = ""
+            return text[:start]
         keep = 0 if is_last else max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
-    def _first_stop(self, text: str) -> int | None:
-        """Where the stop string begins that is complete first in the new part of a text."""
+    def _first_stop(self, text: str) -> tuple[int, str] | None:
+        """The stop string that is complete first in the new part of a text, and before it where it begins."""
         ends = []
         for stop in self._stop:
             position = text.find(stop, max(0, len(self._held) - len(stop) + 1))
             if position >= 0:
-                ends.append((position + len(stop), position))
-        return min(ends)[1] if ends else None
+                ends.append((position + len(stop), position, stop))
+        return min(ends)[1:] if ends else None
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -39,9 +39,16 @@ class Server:
             if sample.partition("{")[0] == f"greenroom_{name}" and all(label in sample for label in labels)
         )
 
+    def is_draining(self) -> bool:
+        return bool(httpx.get(f"{self.url}/ready").json()["status"] == "draining")
+
     def interrupt(self) -> tuple[int, str, str]:
-        """Press Ctrl-C; exit status, what else came on standard output, and standard error."""
+        """Press Ctrl-C; see ``end``."""
         self.process.send_signal(signal.SIGINT)
+        return self.end()
+
+    def end(self) -> tuple[int, str, str]:
+        """Wait for the end; exit status, what else came on standard output, and standard error."""
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err
 

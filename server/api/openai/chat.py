@@ -75,7 +75,7 @@ def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
     return codec.encode_chat(messages, images)
 
 
-async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl") -> ChatTurn:
+async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
     """Hand a conversation to the engine.
 
     Raises:

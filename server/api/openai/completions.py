@@ -85,7 +85,7 @@ async def create_completion(request: Request, body: CompletionBody, service: Ser
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
     spec = body.grammar_spec
     grammar = None if spec is None else await model.grammars.compile(spec)
-    generation = submit(model, body, prompts, "cmpl", "prompt", grammar=grammar)
+    generation = submit(model, body, prompts, "cmpl-", "prompt", grammar=grammar)
     return await answer(request, body, generation, CompletionStyle(model.codec, body, echoes))
 
 

@@ -78,13 +78,13 @@ def biases_by_token(value: object) -> dict[int, float]:
     return biases
 
 
-def only(*neutral: object) -> PlainValidator:
+def only(*neutral: object, why: str = "is not supported by this version of Greenroom: leave it out") -> PlainValidator:
     """For a parameter that this version knows but does not follow: a value that asks for nothing passes."""
     passes = [(type(value), value) for value in neutral]
 
     def check(value: object) -> object:
         if (type(value), value) not in passes:
-            raise ValueError("is not supported by this version of Greenroom: leave it out")
+            raise ValueError(why)
         return value
 
     return PlainValidator(check)

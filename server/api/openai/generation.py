@@ -79,7 +79,7 @@ def submit(
             prompt_field,
         )
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
-    generation_id = f"{id_prefix}-{uuid4().hex}"
+    generation_id = f"{id_prefix}{uuid4().hex}"
     streams: list[TokenStream] = []
     try:
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):

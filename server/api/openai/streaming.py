@@ -80,6 +80,7 @@ def chunk_renderer(generation: Generation, style: ReplyStyle, *, include_usage: 
     return render
 
 
-def sse(data: Mapping[str, Any]) -> bytes:
+def sse(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event. It is ASCII, because some clients take U+2028 and its like for the end of a line."""
-    return f"data: {encode_json(data)}\n\n".encode()
+    named = "" if name is None else f"event: {name}\n"
+    return f"{named}data: {encode_json(data)}\n\n".encode()

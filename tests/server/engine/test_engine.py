@@ -303,7 +303,7 @@ def test_stopping_ends_open_streams_with_an_error() -> None:
         while rig.engine.is_alive:
             await asyncio.sleep(0)
         gate.set()
-        with pytest.raises(EngineUnavailableError, match="stopping"):
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
             await collect(stream)
         await stopping
 

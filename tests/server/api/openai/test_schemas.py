@@ -59,7 +59,6 @@ def test_bad_stop_token_is_named(complete, token):
 
 
 UNSUPPORTED = [
-    ("response_format", {"type": "json_object"}),
     ("return_experts", True),
 ]
 

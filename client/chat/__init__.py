@@ -1,0 +1,1 @@
+"""`greenroom chat`: talk to a server from a terminal."""

@@ -1,0 +1,61 @@
+"""The line where questions are typed; it may have several lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.history import History
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+PROMPT, CONTINUATION = "> ", "  "
+
+
+class Editor:
+    """Enter sends, Alt-Enter or a backslash before Enter begins a new line; pasted lines stay as they are."""
+
+    def __init__(
+        self,
+        history: History,
+        commands: Iterable[str],
+        toolbar: Callable[[], str],
+    ):
+        self._session: PromptSession[str] = PromptSession(
+            PROMPT,
+            multiline=True,
+            prompt_continuation=CONTINUATION,
+            history=history,
+            key_bindings=_key_bindings(),
+            completer=WordCompleter(list(commands), sentence=True),
+            complete_while_typing=False,
+            bottom_toolbar=toolbar,
+        )
+
+    def read(self) -> str:
+        """What was typed.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, which drops the line.
+            EOFError: Ctrl-D on an empty line.
+        """
+        return self._session.prompt()
+
+
+def _key_bindings() -> KeyBindings:
+    bindings = KeyBindings()
+
+    @bindings.add("enter")
+    def send(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.document.is_cursor_at_the_end and buffer.text.endswith("\\"):
+            buffer.delete_before_cursor()
+            buffer.newline(copy_margin=False)
+        else:
+            buffer.validate_and_handle()
+
+    @bindings.add("escape", "enter")
+    def begin_line(event: KeyPressEvent) -> None:
+        event.current_buffer.newline(copy_margin=False)
+
+    return bindings

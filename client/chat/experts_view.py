@@ -1,0 +1,35 @@
+"""A short view of a model's experts."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from client.experts import ExpertMap
+from client.terminal import printable, ratio_text, size_text
+
+NUM_HOTTEST = 8
+
+
+def experts_view(experts: ExpertMap) -> RenderableType:
+    """Tiers, hit ratio beside the best there could be, and the experts most used."""
+    table = Table("tier", "experts", "bytes", "budget", "pinned", box=None, padding=(0, 2, 0, 0))
+    for name, tier in experts.tiers.items():
+        table.add_row(
+            printable(name),
+            f"{tier.num_resident:,} of {tier.num_slots:,} slots",
+            size_text(tier.resident_bytes),
+            size_text(tier.budget_bytes),
+            str(tier.num_pinned),
+        )
+    table.add_row("disk", f"{experts.num_experts:,}", size_text(experts.total_bytes), "", "")
+    hottest = ", ".join(f"{each.layer}/{each.expert} ({each.tokens:,})" for each in experts.hottest(NUM_HOTTEST))
+    return Group(
+        table,
+        Text(
+            f"hit ratio {ratio_text(experts.hit_ratio)}, at best {ratio_text(experts.optimal_hit_ratio)} · "
+            f"{size_text(experts.loaded_bytes)} read · {experts.stall_seconds:.1f} s stalled"
+        ),
+        Text(f"most used, as layer/expert (tokens): {hottest}"),
+    )

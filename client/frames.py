@@ -1,0 +1,78 @@
+"""A server's experts from moment to moment: what changed, put onto what was there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from client.experts import Tier, tiers_of
+from client.parsing import record
+
+DISK, HOST, DEVICE = 0, 1, 2
+
+Rows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ExpertFrame:
+    """All experts at one moment, and totals since the start; rows are layers, in their order, columns experts."""
+
+    model: str
+    layers: tuple[int, ...]
+    residency: Rows  # DISK, HOST or DEVICE
+    tokens: Rows  # routed to each
+    pinned: frozenset[tuple[int, int]]  # layer and expert
+    tiers: Mapping[str, Tier]
+    hit_ratio: float | None
+    optimal_hit_ratio: float | None
+    stall_seconds: float
+    loaded_bytes: int  # from disk
+    prompt_tokens: int
+    generation_tokens: int
+    num_requests_running: int
+    num_requests_waiting: int
+    kv_cache_usage: float  # 0 to 1
+
+
+def snapshot_of(body: Mapping[str, Any]) -> ExpertFrame:
+    """The first frame of a stream."""
+    return record(
+        ExpertFrame,
+        body,
+        layers=tuple(layer["layer"] for layer in body["layers"]),
+        residency=tuple(map(tuple, body["residency"])),
+        tokens=tuple(map(tuple, body["tokens"])),
+        pinned=_pairs(body["pinned"]),
+        tiers=tiers_of(body["tiers"]),
+    )
+
+
+def updated(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
+    """The frame after an update; rows without a change are the same objects."""
+    return record(
+        ExpertFrame,
+        body,
+        model=frame.model,
+        layers=frame.layers,
+        residency=_changed(frame.layers, frame.residency, body["residency"], lambda _, now: now),
+        tokens=_changed(frame.layers, frame.tokens, body["tokens"], int.__add__),
+        pinned=frame.pinned if body["pinned"] is None else _pairs(body["pinned"]),
+        tiers=tiers_of(body["tiers"]),
+    )
+
+
+def _changed(
+    layers: Sequence[int], rows: Rows, changes: Sequence[Sequence[int]], change: Callable[[int, int], int]
+) -> Rows:
+    """Rows after changes of ``[layer, expert, number]``."""
+    row_of = {layer: row for row, layer in enumerate(layers)}
+    new: dict[int, list[int]] = {}
+    for layer, expert, number in changes:
+        row = new.setdefault(row_of[layer], list(rows[row_of[layer]]))
+        row[expert] = change(row[expert], number)
+    return tuple(tuple(new[place]) if place in new else row for place, row in enumerate(rows))
+
+
+def _pairs(pairs: Sequence[Sequence[int]]) -> frozenset[tuple[int, int]]:
+    return frozenset((layer, expert) for layer, expert in pairs)

@@ -1,0 +1,1 @@
+"""`greenroom top`: watch a server's experts from a terminal."""

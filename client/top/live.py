@@ -1,0 +1,93 @@
+"""The view that moves, until a key ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from rich.console import Console
+from rich.live import Live
+
+from client.async_client import AsyncClient
+from client.errors import (
+    AuthenticationError,
+    BadRequestError,
+    GreenroomError,
+    InvalidReplyError,
+    NotFoundError,
+    PermissionDeniedError,
+    ServerUnavailableError,
+)
+from client.terminal import describe
+from client.top.keys import read_keys, single_keys
+from client.top.monitor import Monitor
+
+RECONNECT_SECONDS = 1.0
+# Waiting does not help against these.
+HOPELESS = (AuthenticationError, BadRequestError, InvalidReplyError, NotFoundError, PermissionDeniedError)
+
+
+async def follow(
+    client: AsyncClient,
+    interval: float,
+    monitor: Monitor,
+    redraw: Callable[[], None],
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Show every frame, from one server after the other on the same place, for ever.
+
+    Raises:
+        GreenroomError: the server refuses, or nobody answered from the start.
+    """
+    has_answered = False
+    while True:
+        try:
+            async for frame in client.watch_experts(interval):
+                has_answered = True
+                monitor.take(frame, time.monotonic())
+                redraw()
+        except HOPELESS:
+            raise
+        except GreenroomError as error:
+            if not (has_answered or isinstance(error, ServerUnavailableError)):
+                raise
+            monitor.lose(describe(error))
+            redraw()
+        await sleep(RECONNECT_SECONDS)
+
+
+async def watch(client: AsyncClient, interval: float, monitor: Monitor) -> None:
+    """Show a server's experts on this terminal until q, Ctrl-C or the terminal's end.
+
+    Raises:
+        GreenroomError: as ``follow`` does.
+    """
+    console, terminal, loop = Console(highlight=False), sys.stdin.fileno(), asyncio.get_running_loop()
+    with single_keys(terminal), Live(console=console, screen=True, auto_refresh=False) as live:
+
+        def redraw() -> None:
+            live.update(monitor.picture(console.height), refresh=True)
+
+        def take_keys() -> None:
+            keys = read_keys(terminal)
+            if not keys or "q" in keys:
+                following.cancel()
+            elif "p" in keys:
+                monitor.toggle_pause()
+                redraw()
+
+        redraw()
+        following = asyncio.create_task(follow(client, interval, monitor, redraw))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, following.cancel)
+        loop.add_signal_handler(signal.SIGWINCH, redraw)
+        loop.add_reader(terminal, take_keys)
+        try:
+            await asyncio.wait([following])
+        finally:
+            loop.remove_reader(terminal)
+    if not following.cancelled():
+        following.result()

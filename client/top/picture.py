@@ -1,0 +1,68 @@
+"""One frame of the view, for a terminal of some size."""
+
+from __future__ import annotations
+
+from rich.color import Color
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from client.frames import DEVICE, DISK, HOST, ExpertFrame
+from client.terminal import printable, ratio_text, size_text
+from client.top.heatmap import TIER_COLOURS, HeatMap
+from client.top.trends import Rates, View
+
+NUM_OTHER_LINES = 6  # title, disk, two of numbers, legend, and one for the cursor
+
+
+def picture(view: View, title: str, height: int) -> RenderableType:
+    """Everything, in at most ``height`` lines."""
+    frame = view.frame
+    num_lines = height - NUM_OTHER_LINES - len(frame.tiers)
+    return Group(
+        Text(printable(title), style="bold", no_wrap=True, overflow="ellipsis"),
+        _tiers(frame),
+        _numbers(frame, view.rates),
+        HeatMap(frame.layers, frame.residency, view.heat, num_lines),
+    )
+
+
+def _tiers(frame: ExpertFrame) -> RenderableType:
+    """A bar for each tier: the part of all experts that is there, or on disk alone."""
+    num_experts = sum(map(len, frame.residency))
+    num_on_disk = sum(row.count(DISK) for row in frame.residency)
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(4):
+        table.add_column(no_wrap=True)
+    for name, tier in sorted(frame.tiers.items()):
+        slots = f"{tier.num_resident:,} of {tier.num_slots:,} slots, {tier.num_pinned:,} pinned"
+        nbytes = f"{size_text(tier.resident_bytes)} of {size_text(tier.budget_bytes)}"
+        colour = DEVICE if name == "device" else HOST
+        table.add_row(printable(name), _bar(num_experts, tier.num_resident, colour), slots, nbytes)
+    alone = f"{num_on_disk:,} of {num_experts:,} experts"
+    table.add_row("disk", _bar(num_experts, num_on_disk, DISK), alone, f"{len(frame.layers)} layers")
+    return table
+
+
+def _bar(total: int, part: int, tier: int) -> ProgressBar:
+    style = Style(color=Color.from_rgb(*TIER_COLOURS[tier]))
+    return ProgressBar(total, part, width=24, complete_style=style, finished_style=style)
+
+
+def _numbers(frame: ExpertFrame, rates: Rates) -> RenderableType:
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_row(
+        f"hit ratio {ratio_text(frame.hit_ratio)} (best {ratio_text(frame.optimal_hit_ratio)})",
+        f"read {size_text(rates.bytes_read)}/s ({size_text(frame.loaded_bytes)})",
+        f"stalled {100 * rates.stall_share:.0f} %",
+    )
+    table.add_row(
+        f"{rates.generation_tokens:.1f} tokens/s (prompts {rates.prompt_tokens:.1f})",
+        f"{frame.num_requests_running} running, {frame.num_requests_waiting} waiting",
+        f"KV cache {100 * frame.kv_cache_usage:.0f} %",
+    )
+    return table

@@ -1,0 +1,130 @@
+"""What messages say: text, or blocks of content."""
+
+import json
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from server.api.conversation import Conversation, JsonObject, image_part, text_part
+from server.api.errors import InvalidRequestError
+from server.api.openai.fields import Text, is_encodable
+from server.api.translation import validated
+from server.api.validation import quote
+
+
+def check_source(kind: str) -> str:
+    if kind != "base64":
+        raise ValueError(f'must be "base64", for this server fetches nothing and keeps no files, got {quote(kind)}')
+    return kind
+
+
+class TextBlock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    text: Text
+
+
+class ImageSource(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Annotated[str, AfterValidator(check_source)]
+    media_type: Literal["image/jpeg", "image/png", "image/gif", "image/webp"]
+    data: Text
+
+
+class ImageBlock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    source: ImageSource
+
+
+class ToolUseBlock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    id: Text
+    name: Text
+    input: dict[str, Any]
+
+
+class ToolResultBlock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    tool_use_id: Text
+    content: Any = ""  # a text, or blocks
+
+
+class ThinkingBlock(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    thinking: Text
+
+
+class RedactedThinkingBlock(BaseModel):
+    """Thoughts that only their maker can read."""
+
+
+Block = TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+Kinds = dict[str, type[Block]]
+
+SYSTEM: Kinds = {"text": TextBlock}
+RESULT: Kinds = {"text": TextBlock, "image": ImageBlock}
+USER: Kinds = {**RESULT, "tool_result": ToolResultBlock}
+ASSISTANT: Kinds = {
+    "text": TextBlock,
+    "tool_use": ToolUseBlock,
+    "thinking": ThinkingBlock,
+    "redacted_thinking": RedactedThinkingBlock,
+}
+
+
+def blocks_of(content: object, place: str, kinds: Kinds) -> Iterator[tuple[str, Block]]:
+    """The blocks that stand at ``place`` in the body, each with its own place; a text is one of them.
+
+    Raises:
+        InvalidRequestError: they are none, or of a kind that can't be taken there.
+
+    """
+    if isinstance(content, str) and is_encodable(content):
+        yield place, TextBlock(text=content)
+        return
+    if not isinstance(content, list):
+        what = "a string of valid Unicode or a list of blocks"
+        raise InvalidRequestError(f"'{place}' must be {what}, got {quote(content)}.", place)
+    for index, value in enumerate(content):
+        here = f"{place}[{index}]"
+        kind = value.get("type") if isinstance(value, dict) else value
+        if not isinstance(kind, str) or kind not in kinds:
+            known = ", ".join(map(repr, kinds))
+            raise InvalidRequestError(f"'{here}' must be a block of {known}, got {quote(kind)}.", here)
+        yield here, validated(kinds[kind], value, here)
+
+
+def part_of(block: Block) -> JsonObject:
+    """A text or an image as chat completions have it."""
+    if isinstance(block, ImageBlock):
+        return image_part(f"data:{block.source.media_type};base64,{block.source.data}")
+    assert isinstance(block, TextBlock)
+    return text_part(block.text)
+
+
+def add_content(conversation: Conversation, role: str, content: object, place: str, kinds: Kinds) -> None:
+    """Add what a message says.
+
+    Raises:
+        InvalidRequestError: one of its blocks can't be taken.
+
+    """
+    for here, block in blocks_of(content, place, kinds):
+        match block:
+            case ToolUseBlock():
+                conversation.call(block.id, block.name, json.dumps(block.input))
+            case ToolResultBlock():
+                result = blocks_of(block.content, f"{here}.content", RESULT)
+                conversation.answer_call(block.tool_use_id, [part_of(each) for _, each in result])
+            case ThinkingBlock():
+                conversation.think(block.thinking)
+            case TextBlock() | ImageBlock():
+                conversation.say(role, [part_of(block)])
+            case RedactedThinkingBlock():
+                pass

@@ -1,0 +1,65 @@
+"""Errors in Anthropic's form, for the routes that speak it."""
+
+from typing import Any
+
+from fastapi import status
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from server.api.body import BodyRoute
+from server.api.conversation import JsonObject
+from server.api.errors import APIError
+
+TYPES = {
+    status.HTTP_401_UNAUTHORIZED: "authentication_error",
+    status.HTTP_403_FORBIDDEN: "permission_error",
+    status.HTTP_404_NOT_FOUND: "not_found_error",
+    status.HTTP_408_REQUEST_TIMEOUT: "timeout_error",
+    status.HTTP_413_CONTENT_TOO_LARGE: "request_too_large",
+    status.HTTP_429_TOO_MANY_REQUESTS: "rate_limit_error",
+    status.HTTP_503_SERVICE_UNAVAILABLE: "overloaded_error",
+    status.HTTP_504_GATEWAY_TIMEOUT: "timeout_error",
+}
+
+_STRING = {"type": "string"}
+_ERROR = {
+    "description": "An error in Anthropic's form",
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["type", "error", "request_id"],
+                "properties": {
+                    "type": {"const": "error"},
+                    "error": {
+                        "type": "object",
+                        "required": ["type", "message"],
+                        "properties": {"type": _STRING, "message": _STRING},
+                    },
+                    "request_id": _STRING,
+                },
+            }
+        }
+    },
+}
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}  # for the description of these routes
+
+
+def error_body(error: APIError, request_id: str) -> JsonObject:
+    is_own_fault = error.status_code >= status.HTTP_500_INTERNAL_SERVER_ERROR
+    kind = TYPES.get(error.status_code, "api_error" if is_own_fault else "invalid_request_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+
+
+class AnthropicRoute(BodyRoute):
+    """A route whose errors are Anthropic's, and whose answers carry the request's id as Anthropic's do, too."""
+
+    error_body = staticmethod(error_body)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["request-id"] = scope["state"]["request_id"]
+            await send(message)
+
+        await super().handle(scope, receive, send_with_id)

@@ -1,0 +1,53 @@
+"""Tools of Anthropic's requests, and how they are to be used."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+from server.api.conversation import JsonObject
+from server.api.openai.fields import Text
+from server.api.validation import quote
+
+
+class ClientTool(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: Text
+    description: Text | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = None
+
+    def for_chat(self) -> JsonObject:
+        function = {"name": self.name, "description": self.description, "strict": self.strict}
+        given = {name: value for name, value in function.items() if value is not None}
+        return {"type": "function", "function": given | {"parameters": self.input_schema}}
+
+
+def check_tool_type(value: object) -> object:
+    """Tools of other types are refused by it, and not for what those of clients have and they lack."""
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind not in (None, "custom"):
+        raise ValueError(f'must be of the type "custom", for this server runs no tools itself, got {quote(kind)}')
+    return value
+
+
+class ToolChoice(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["auto", "any", "tool", "none"]
+    name: Text | None = None
+    disable_parallel_tool_use: bool = False
+
+    @model_validator(mode="after")
+    def need_name(self) -> Self:
+        if self.type == "tool" and self.name is None:
+            raise ValueError("must have the 'name' of the tool")
+        return self
+
+    def for_chat(self) -> JsonObject:
+        named = {"type": "function", "function": {"name": self.name}}
+        choice = {"auto": "auto", "any": "required", "none": "none", "tool": named}[self.type]
+        return {"tool_choice": choice} | ({"parallel_tool_calls": False} if self.disable_parallel_tool_use else {})
+
+
+Tool = Annotated[ClientTool, BeforeValidator(check_tool_type)]

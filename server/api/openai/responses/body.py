@@ -1,0 +1,126 @@
+"""Body of ``/v1/responses``, and the same request as a chat."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from server.api.conversation import Conversation, JsonObject, text_part
+from server.api.openai.fields import MAX_INT32, MAX_LOGPROBS, Stops, Text, only
+from server.api.openai.responses.items import add_input
+from server.api.openai.responses.options import (
+    Includable,
+    Input,
+    Metadata,
+    ReasoningOptions,
+    TextOptions,
+    Tool,
+    ToolChoice,
+)
+from server.api.openai.schemas import ChatBody
+from server.api.translation import split_extra
+
+# What a chat's fields are called here.
+NAMES = {
+    "messages": "input",
+    "max_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "reasoning_effort": "reasoning.effort",
+}
+
+
+class ResponsesBody(BaseModel):
+    """What OpenAI's clients send; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: Text | None = None
+    input: Input
+    instructions: Text | None = None
+    stream: bool = False
+
+    max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    text: TextOptions = TextOptions()
+    reasoning: ReasoningOptions = ReasoningOptions()
+
+    tools: list[Tool] = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+
+    stop: Stops = []
+    include: list[Includable] = []
+    metadata: Metadata = {}
+    user: Text | None = None
+
+    # Accepted, and without effect: nothing is stored, nothing truncated, and no tool is run here.
+    store: bool = False
+    truncation: Literal["auto", "disabled"] = "disabled"
+    max_tool_calls: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    stream_options: Any = None
+
+    previous_response_id: Annotated[
+        Any, only(why="can't be used, for this server stores no responses: send the whole conversation as 'input'")
+    ] = None
+    conversation: Annotated[
+        Any, only(why="can't be used, for this server stores no conversations: send the whole of it as 'input'")
+    ] = None
+    background: Annotated[
+        Any, only(False, why="must be false, for this server stores no responses: use 'stream' to see one come")
+    ] = False
+    prompt: Annotated[Any, only(why="can't be used, for this server stores no prompts: send it as 'input'")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, body: object) -> object:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @property
+    def has_logprobs(self) -> bool:
+        return "message.output_text.logprobs" in self.include
+
+    @property
+    def unknown_fields(self) -> list[str]:
+        return split_extra(self.model_extra)[1]
+
+    def for_chat(self) -> ChatBody:
+        """The same request as a chat; errors name a chat's fields. Call it off the event loop.
+
+        Raises:
+            InvalidRequestError: an item of the input can't be taken.
+            ValidationError: a chat does not take it.
+
+        """
+        conversation = Conversation()
+        if self.instructions is not None:
+            conversation.say("system", [text_part(self.instructions)])
+        add_input(conversation, self.input)
+        fields = {
+            "messages": conversation.messages,
+            "model": self.model,
+            "stream": self.stream,
+            "max_tokens": self.max_output_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": self.stop,
+            "user": self.user,
+            "response_format": self.text.format.for_chat(),
+            "reasoning_effort": self.reasoning.effort,
+            "logprobs": self.has_logprobs,
+            "top_logprobs": self.top_logprobs if self.has_logprobs else 0,
+        }
+        return ChatBody.model_validate(fields | self._tools_for_chat() | split_extra(self.model_extra)[0])
+
+    def _tools_for_chat(self) -> JsonObject:
+        choice = self.tool_choice
+        if isinstance(choice, dict):
+            choice = {"type": "function", "function": {"name": choice["name"]}}
+        if not self.tools:
+            return {} if choice == "auto" else {"tool_choice": choice}
+        tools = [tool.for_chat() for tool in self.tools]
+        return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}

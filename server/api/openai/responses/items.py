@@ -1,0 +1,137 @@
+"""Items of a response's input, and what they add to a conversation."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, PlainValidator
+
+from server.api.conversation import Conversation, JsonObject, image_part, text_part
+from server.api.errors import InvalidRequestError
+from server.api.openai.content import content_of
+from server.api.openai.fields import Text
+from server.api.translation import validated
+from server.api.validation import quote
+
+
+def parts_of(value: object) -> list[JsonObject]:
+    """The parts of an item's content as chat completions have them."""
+    if isinstance(value, str):
+        value = [{"type": "input_text", "text": value}]
+    if not isinstance(value, list):
+        raise ValueError("must be a string or a list of parts")  # noqa: TRY004  pydantic's own
+    parts = [_part(part) for part in value]
+    content_of(parts)
+    return parts
+
+
+def _part(part: object) -> JsonObject:
+    match part:
+        case {"type": "input_text" | "output_text" | "text" | "reasoning_text" | "summary_text", "text": str(text)}:
+            return text_part(text)
+        case {"type": "refusal", "refusal": str(text)}:
+            return text_part(text)
+        case {"type": "input_image", "image_url": str(url)}:
+            return image_part(url)
+        case {"type": "input_image"}:
+            raise ValueError("must hold images as 'image_url', for this server keeps no files")
+        case {"type": str(kind)}:
+            raise ValueError(f"must hold parts of input_text, output_text or input_image only, got {quote(kind)}")
+        case _:
+            raise ValueError('must hold parts of the form {"type": "input_text", "text": "..."}')
+
+
+Parts = Annotated[list[JsonObject], PlainValidator(parts_of)]
+
+
+class Item(Protocol):
+    """Something that was said, thought, called or answered before."""
+
+    def add_to(self, conversation: Conversation) -> None:
+        """Say it again."""
+
+
+class MessageItem(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+
+    def add_to(self, conversation: Conversation) -> None:
+        conversation.say("system" if self.role == "developer" else self.role, self.content)
+
+
+class FunctionCallItem(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    call_id: Text
+    name: Text
+    arguments: Text
+
+    def add_to(self, conversation: Conversation) -> None:
+        conversation.call(self.call_id, self.name, self.arguments)
+
+
+class FunctionCallOutputItem(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    call_id: Text
+    output: Parts
+
+    def add_to(self, conversation: Conversation) -> None:
+        conversation.answer_call(self.call_id, self.output)
+
+
+class ReasoningItem(BaseModel):
+    """Some clients send back the text, others a summary; what is encrypted only its maker can read."""
+
+    model_config = ConfigDict(strict=True)
+
+    content: Parts | None = None
+    summary: Parts = []
+
+    def add_to(self, conversation: Conversation) -> None:
+        text = "\n".join(part["text"] for part in self.content or self.summary if part["type"] == "text")
+        if text:
+            conversation.think(text)
+
+
+KINDS: dict[str, type[Any]] = {
+    "message": MessageItem,
+    "function_call": FunctionCallItem,
+    "function_call_output": FunctionCallOutputItem,
+    "reasoning": ReasoningItem,
+}
+
+
+def item_of(value: object, index: int) -> Item:
+    """The item at a place of the input.
+
+    Raises:
+        InvalidRequestError: it is none, or of a kind that this server does not take.
+
+    """
+    place = f"input[{index}]"
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"'{place}' must be an object, got {quote(value)}.", place)
+    kind = value.get("type") or "message"
+    if kind == "item_reference":
+        raise InvalidRequestError(f"'{place}' refers to a stored item, but this server stores none: send it.", place)
+    if not isinstance(kind, str) or kind not in KINDS:
+        known = ", ".join(map(repr, KINDS))
+        raise InvalidRequestError(f"'{place}.type' must be one of {known}, got {quote(kind)}.", f"{place}.type")
+    item: Item = validated(KINDS[kind], value, place)
+    return item
+
+
+def add_input(conversation: Conversation, items: str | Sequence[object]) -> None:
+    """Say again what a request's input holds.
+
+    Raises:
+        InvalidRequestError: one of the items can't be taken.
+
+    """
+    if isinstance(items, str):
+        conversation.say("user", [text_part(items)])
+        return
+    for index, value in enumerate(items):
+        item_of(value, index).add_to(conversation)

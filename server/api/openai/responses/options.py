@@ -1,0 +1,105 @@
+"""Fields of a response's body that are objects of their own."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from server.api.conversation import JsonObject
+from server.api.openai.fields import Text, encodable
+from server.api.validation import quote
+
+MAX_METADATA = 16
+
+
+class FunctionTool(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["function"]
+    name: Text
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    def for_chat(self) -> JsonObject:
+        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
+
+
+def check_tool_type(value: object) -> object:
+    """Tools of other types are refused by it, and not for what functions have and they lack."""
+    kind = value.get("type") if isinstance(value, dict) else value
+    if kind != "function":
+        raise ValueError(f'must be of the type "function", for this server runs no tools itself; got {quote(kind)}')
+    return value
+
+
+def tool_choice_of(value: object) -> str | JsonObject:
+    match value:
+        case "none" | "auto" | "required":
+            return str(value)
+        case {"type": "function", "name": str(name)}:
+            return {"type": "function", "name": name}
+        case _:
+            forms = '"none", "auto", "required" or {"type": "function", "name": "..."}'
+            raise ValueError(f"must be {forms}, got {quote(value)}")
+
+
+class TextFormat(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Text | None = None
+    description: Text | None = None
+    schema_: dict[str, Any] | None = Field(alias="schema", default=None)
+    strict: bool | None = None
+
+    def for_chat(self) -> JsonObject:
+        if self.type != "json_schema":
+            return {"type": self.type}
+        schema = self.model_dump(by_alias=True, exclude={"type"}, exclude_none=True)
+        return {"type": self.type, "json_schema": schema}
+
+
+class TextOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    format: TextFormat = TextFormat(type="text")
+    verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ReasoningOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    effort: Text | None = None
+    summary: Text | None = None
+
+
+def input_of(value: object) -> str | list[Any]:
+    if isinstance(value, str):
+        return encodable(value)
+    if not isinstance(value, list) or not value:
+        raise ValueError("must be a string or a list of items, and not be empty")
+    return value
+
+
+def metadata_of(value: object) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_METADATA:
+        raise ValueError(f"must be an object of at most {MAX_METADATA} strings")
+    if not all(isinstance(each, str) for each in value.values()):
+        raise ValueError("must hold strings only")
+    return value
+
+
+Tool = Annotated[FunctionTool, BeforeValidator(check_tool_type)]
+ToolChoice = Annotated[str | JsonObject, PlainValidator(tool_choice_of, json_schema_input_type=str | JsonObject)]
+Input = Annotated[str | list[Any], PlainValidator(input_of, json_schema_input_type=str | list[JsonObject])]
+Metadata = Annotated[dict[str, str], PlainValidator(metadata_of, json_schema_input_type=dict[str, str])]
+Includable = Literal[
+    "message.output_text.logprobs",
+    "reasoning.encrypted_content",
+    "message.input_image.image_url",
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+]

@@ -1,0 +1,89 @@
+"""Bodies as a server would send them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+TIERS = {
+    "host": {
+        "budget_bytes": 4096,
+        "num_slots": 4,
+        "slot_bytes": 1024,
+        "num_resident": 3,
+        "resident_bytes": 3072,
+        "num_pinned": 1,
+    },
+    "disk": {"num_experts": 6, "total_bytes": 6144},
+}
+STATE = {
+    "tiers": TIERS,
+    "hit_ratio": 0.5,
+    "optimal_hit_ratio": 0.75,
+    "stall_seconds": 1.5,
+    "loaded_bytes": 8192,
+    "prompt_tokens": 10,
+    "generation_tokens": 20,
+    "num_requests_running": 1,
+    "num_requests_waiting": 0,
+    "kv_cache_usage": 0.25,
+}
+SNAPSHOT = {
+    "model": "tiny",
+    "layers": [{"layer": 1, "num_experts": 3}, {"layer": 4, "num_experts": 3}],
+    "residency": [[0, 1, 2], [0, 0, 1]],
+    "tokens": [[0, 5, 6], [0, 0, 9]],
+    "pinned": [[1, 2]],
+    **STATE,
+}
+EXPERT = {
+    "layer": 1,
+    "expert": 2,
+    "variant": "base",
+    "residency": "host",
+    "tokens": 7,
+    "bytes": 1024,
+    "pinned": True,
+    "quarantined": None,
+}
+EXPERTS = {
+    "object": "experts",
+    "model": "tiny",
+    "evictions": 3,
+    "layers": [{"layer": 1, "experts": [EXPERT, EXPERT | {"expert": 3, "tokens": 70, "residency": "disk"}]}],
+    **{name: STATE[name] for name in ("tiers", "hit_ratio", "optimal_hit_ratio", "stall_seconds", "loaded_bytes")},
+}
+EXPERT_USAGE = {
+    "expert_requests": 40,
+    "expert_misses": 4,
+    "expert_bytes_read": 4096,
+    "expert_stall_seconds": 0.25,
+}
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "greenroom": EXPERT_USAGE}
+HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 1700000000, "model": "tiny"}
+COMPLETION = HEAD | {
+    "choices": [{"index": 0, "text": "Once upon", "logprobs": None, "finish_reason": "length"}],
+    "usage": USAGE,
+}
+REFUSAL = {
+    "error": {"message": "'top_p' is wrong.", "type": "invalid_request_error", "param": "top_p", "code": "too_high"}
+}
+
+
+def event(data: Any, name: str | None = None) -> bytes:
+    """One server-sent event."""
+    text = data if isinstance(data, str) else json.dumps(data)
+    return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
+
+
+def chunk(text: str, finish_reason: str | None = None, **choice: Any) -> bytes:
+    """A piece of a streamed completion."""
+    choices = [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason, **choice}]
+    return event(HEAD | {"choices": choices, "usage": None})
+
+
+def streamed(texts: Sequence[str]) -> bytes:
+    """A whole streamed completion."""
+    usage = event(HEAD | {"choices": [], "usage": USAGE})
+    return b"".join(map(chunk, texts)) + chunk("", "stop") + usage + event("[DONE]")

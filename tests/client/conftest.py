@@ -1,0 +1,101 @@
+"""Both clients, over a scripted transport or a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+
+from client import AsyncClient, Client
+from client.wire import DEFAULT_URL
+from tests.server.api.conftest import fake, url
+
+__all__ = ["fake", "url"]  # fixtures
+
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@dataclass
+class Asker:
+    """Asks through one of the clients; what was slept is recorded instead."""
+
+    is_async: bool
+    base_url: str = DEFAULT_URL
+    handler: Handler | None = None
+    slept: list[float] = field(default_factory=list)
+    requests: list[httpx.Request] = field(default_factory=list)
+
+    def __call__(self, name: str, *args: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
+        """Call a method that answers."""
+        if not self.is_async:
+            with Client(self.base_url, transport=self._transport(), sleep=self.slept.append, **(client or {})) as asked:
+                return getattr(asked, name)(*args, **options)
+
+        async def ask() -> Any:
+            async with self._async_client(client) as asked:
+                return await getattr(asked, name)(*args, **options)
+
+        return asyncio.run(ask())
+
+    def stream(self, name: str, *args: Any, take: int | None = None, **options: Any) -> tuple[list[Any], Any]:
+        """The items of a stream, or the first so many of them, and its result."""
+        if not self.is_async:
+            with Client(self.base_url, transport=self._transport(), sleep=self.slept.append) as asked:
+                stream, items = getattr(asked, name)(*args, **options), []
+                for item in stream:
+                    items.append(item)
+                    if len(items) == take:
+                        break
+                return items, stream.result
+
+        async def follow() -> tuple[list[Any], Any]:
+            async with self._async_client() as asked:
+                stream, items = getattr(asked, name)(*args, **options), []
+                async for item in stream:
+                    items.append(item)
+                    if len(items) == take:
+                        break
+                return items, stream.result
+
+        return asyncio.run(follow())
+
+    def _async_client(self, options: dict[str, Any] | None = None) -> AsyncClient:
+        async def sleep(seconds: float) -> None:
+            self.slept.append(seconds)
+
+        return AsyncClient(self.base_url, transport=self._transport(), sleep=sleep, **(options or {}))
+
+    def _transport(self) -> httpx.MockTransport | None:
+        if self.handler is None:
+            return None
+        handler = self.handler
+
+        def handle(request: httpx.Request) -> httpx.Response:
+            self.requests.append(request)
+            return handler(request)
+
+        return httpx.MockTransport(handle)
+
+
+@pytest.fixture(params=["sync", "async"])
+def asker(request: pytest.FixtureRequest) -> Asker:
+    return Asker(request.param == "async")
+
+
+@pytest.fixture
+def live_asker(asker: Asker, url: str) -> Iterator[Asker]:
+    """Asks the scripted engine behind a real socket."""
+    asker.base_url = url
+    return asker
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]

@@ -1,0 +1,163 @@
+"""Streams over a socket: the server stops writing when a reader leaves, however it does."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import httpx
+import pytest
+
+from client import (
+    APITimeoutError,
+    AsyncClient,
+    Client,
+    NotFoundError,
+    RateLimitError,
+    StreamClosedError,
+    StreamFailedError,
+)
+from client.retries import Retries
+from server.engine.request import GenerationFailedError, QueueFullError
+from tests.client.conftest import Asker
+from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
+
+TEXT = "Once upon a time"
+
+
+def was_cancelled(fake: FakeServer) -> bool:
+    return fake.engine.streams[-1].cancelled.wait(WAIT_SECONDS)
+
+
+def test_whole_and_streamed_replies_are_the_same(live_asker: Asker) -> None:
+    whole = live_asker("complete", "Tell me a story", n=2, max_tokens=5, logprobs=1)
+    _, streamed = live_asker.stream("stream", "Tell me a story", n=2, max_tokens=5, logprobs=1)
+    assert [choice.text for choice in whole.choices] == [TEXT] * 2
+    assert streamed.choices == whole.choices
+    assert streamed.usage == whole.usage
+    chat = live_asker("chat", "Tell me a story", logprobs=True, top_logprobs=1)
+    _, streamed_chat = live_asker.stream("stream_chat", "Tell me a story", logprobs=True, top_logprobs=1)
+    assert (chat.text, chat.message) == (TEXT, {"role": "assistant", "content": TEXT})
+    assert streamed_chat.choices == chat.choices
+
+
+def test_the_server_is_asked_for_what_it_is(live_asker: Asker, fake: FakeServer) -> None:
+    fake.service.metrics = lambda: b"# TYPE greenroom_num_requests_running gauge\ngreenroom_num_requests_running 3.0\n"
+    [model] = live_asker("models")
+    assert (model.id, model.max_model_len) == (MODEL, 64)
+    assert live_asker("health").is_ok
+    assert live_asker("metrics").total("num_requests_running") == 3
+    fake.service.is_draining = True
+    assert live_asker("ready").status == "draining"
+
+
+def test_refusals_come_before_the_first_token(live_asker: Asker, fake: FakeServer) -> None:
+    with pytest.raises(NotFoundError) as missing:
+        live_asker.stream("stream", "Once", model="other")
+    assert (missing.value.param, missing.value.code) == ("model", "model_not_found")
+    assert missing.value.request_id
+    fake.engine.refusals = {number: QueueFullError("full") for number in range(3)}
+    with pytest.raises(RateLimitError):
+        live_asker.stream("stream", "Once")
+    assert live_asker.slept == [1.0, 1.0]  # as the server wants
+
+
+def test_a_failure_after_some_tokens_is_raised_behind_them(url: str, fake: FakeServer) -> None:
+    fake.engine.failure = GenerationFailedError("expert 3 of layer 1 is damaged")
+    with Client(url) as client:
+        stream = client.stream("Once")
+        with pytest.raises(StreamFailedError, match="expert 3 of layer 1 is damaged"):
+            list(stream)
+        assert stream.result.text == TEXT
+
+
+def test_breaking_out_of_the_loop_stops_the_server(live_asker: Asker, fake: FakeServer) -> None:
+    fake.engine.holds = True
+    tokens, reply = live_asker.stream("stream", "Once", take=2)
+    assert len(tokens) == 2
+    assert reply.text == "Once upon"
+    assert reply.finish_reason is None
+    assert was_cancelled(fake)
+
+
+def test_leaving_the_block_or_closing_stops_the_server(url: str, fake: FakeServer) -> None:
+    fake.engine.holds = True
+    with Client(url) as client:
+        with client.stream("Once") as stream:
+            assert next(iter(stream)).text == "Once"
+        assert was_cancelled(fake)
+        stream.close()
+        with pytest.raises(StreamClosedError):
+            next(iter(stream))
+        unread = client.stream_chat("Hi").__enter__()
+        unread.close()
+        assert was_cancelled(fake)
+
+
+def test_an_exception_in_the_loop_stops_the_server(url: str, fake: FakeServer) -> None:
+    fake.engine.holds = True
+    with Client(url) as client, pytest.raises(ZeroDivisionError):
+        min(len(token.text) / 0 for token in client.stream("Once"))
+    assert was_cancelled(fake)
+
+
+def test_a_stream_that_is_never_read_asks_nothing(url: str, fake: FakeServer) -> None:
+    with Client(url) as client:
+        client.stream("Once").close()
+        client.stream("Once")
+        gc.collect()
+    assert fake.engine.streams == []
+
+
+def test_a_stream_is_read_once(url: str) -> None:
+    with Client(url) as client:
+        stream = client.stream("Once")
+        assert "".join(token.text for token in stream) == TEXT
+        with pytest.raises(StreamClosedError, match="ask again"):
+            list(stream)
+        with pytest.raises(StreamClosedError), stream:
+            pass
+
+
+def test_a_pause_between_tokens_may_be_too_long(url: str, fake: FakeServer) -> None:
+    fake.engine.holds = True
+    with Client(url, timeout=httpx.Timeout(WAIT_SECONDS, read=0.2)) as client, pytest.raises(APITimeoutError):
+        list(client.stream("Once"))
+
+
+def test_cancelling_a_task_stops_the_server(url: str, fake: FakeServer) -> None:
+    """While it reads a stream, and while it waits for a whole reply."""
+    fake.engine.holds = True
+
+    async def read(client: AsyncClient, first: asyncio.Event) -> None:
+        async for _ in client.stream("Once"):
+            first.set()
+
+    async def scenario() -> None:
+        async with AsyncClient(url) as client:
+            first = asyncio.Event()
+            reading = asyncio.create_task(read(client, first))
+            await first.wait()
+            reading.cancel()
+            await asyncio.wait([reading])
+            assert reading.cancelled()
+            assert await asyncio.to_thread(was_cancelled, fake)
+            fake.engine.submitted.clear()
+            waiting = asyncio.create_task(client.complete("Once"))
+            assert await asyncio.to_thread(fake.engine.submitted.wait, WAIT_SECONDS)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert await asyncio.to_thread(was_cancelled, fake)
+
+    asyncio.run(scenario())
+
+
+def test_many_streams_at_once(url: str) -> None:
+    async def read(client: AsyncClient) -> str:
+        return "".join([token.text async for token in client.stream("Once")])
+
+    async def scenario() -> list[str]:
+        async with AsyncClient(url, retries=Retries(0)) as client:
+            return await asyncio.gather(*(read(client) for _ in range(20)))
+
+    assert asyncio.run(scenario()) == [TEXT] * 20

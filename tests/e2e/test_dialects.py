@@ -1,0 +1,64 @@
+"""The same conversation in three dialects, each as its own unmodified package speaks it, with the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import anthropic
+import openai
+import pytest
+
+from tests.e2e.processes import Server, serving
+
+MODEL = "greenroom-demo"
+SYSTEM, QUESTION = "Answer briefly.", "Write a recipe for apple pie."
+NUM_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving("--dtype", "float32") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def openai_client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def chat(openai_client: openai.OpenAI) -> openai.types.chat.ChatCompletion:
+    """What the others have to say, too."""
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    return openai_client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=NUM_TOKENS)
+
+
+def test_responses(openai_client: openai.OpenAI, chat: openai.types.chat.ChatCompletion) -> None:
+    asked = {
+        "model": MODEL,
+        "instructions": SYSTEM,
+        "input": QUESTION,
+        "temperature": 0,
+        "max_output_tokens": NUM_TOKENS,
+    }
+    whole = openai_client.responses.create(**asked)
+    assert whole.output_text == chat.choices[0].message.content
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens
+    with openai_client.responses.stream(**asked) as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text
+    assert len(deltas) > NUM_TOKENS // 2
+
+
+def test_messages(server: Server, chat: openai.types.chat.ChatCompletion) -> None:
+    prompt = {"model": MODEL, "system": SYSTEM, "messages": [{"role": "user", "content": QUESTION}]}
+    asked = {**prompt, "max_tokens": NUM_TOKENS, "extra_body": {"temperature": 0}}
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        whole = client.messages.create(**asked)
+        with client.messages.stream(**asked) as stream:
+            deltas = list(stream.text_stream)
+        num_prompt_tokens = client.messages.count_tokens(**prompt).input_tokens
+    assert whole.content[0].text == chat.choices[0].message.content
+    assert whole.usage.input_tokens == chat.usage.prompt_tokens == num_prompt_tokens
+    assert "".join(deltas) == whole.content[0].text
+    assert len(deltas) > NUM_TOKENS // 2

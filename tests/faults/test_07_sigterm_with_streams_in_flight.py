@@ -1,0 +1,84 @@
+"""SIGTERM with streams in flight: they finish in time, end with an error after it, or at a second signal."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+
+from tests.e2e.processes import Server, serving
+
+MANY_TOKENS = 2000  # seconds of work
+
+
+def body(max_tokens: int = MANY_TOKENS, *, stream: bool = True) -> dict[str, object]:
+    return {"prompt": "Once", "max_tokens": max_tokens, "ignore_eos": True, "stream": stream}
+
+
+@contextmanager
+def streaming(server: Server, max_tokens: int = MANY_TOKENS) -> Iterator[Iterator[str]]:
+    """The events of a stream that has begun."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body(max_tokens), timeout=60) as response:
+        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+        next(lines)
+        yield lines
+
+
+def terminate(server: Server) -> None:
+    """Send SIGTERM, and wait until it is known to whoever asks."""
+    server.process.send_signal(signal.SIGTERM)
+    while not server.is_draining():
+        pass
+
+
+def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
+    with serving() as server, streaming(server, 600) as events:
+        terminate(server)
+        ready, health = (httpx.get(f"{server.url}/{name}") for name in ("ready", "health"))
+        assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
+        assert health.status_code == 200
+        refusal = httpx.post(f"{server.url}/v1/completions", json=body())
+        assert refusal.status_code == 503
+        assert refusal.json()["error"]["code"] == "service_unavailable"
+        assert (refusal.headers["Retry-After"], refusal.headers["Connection"]) == ("1", "close")
+        rest = list(events)
+        assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
+        assert rest[-1] == "[DONE]"
+        status, out, err = server.end()
+    assert (status, out) == (0, "")
+    assert "Traceback" not in err
+
+
+def test_what_is_not_done_in_time_ends_with_an_error() -> None:
+    with serving("--shutdown-timeout", "0.5") as server, ThreadPoolExecutor(1) as clients, streaming(server) as events:
+        before = server.total("prompt_tokens_total")
+        whole = clients.submit(httpx.post, f"{server.url}/v1/completions", json=body(stream=False), timeout=60)
+        while server.total("prompt_tokens_total") == before:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        *_, error, done = events
+        assert json.loads(error)["error"]["message"] == "the server is shutting down"
+        assert done == "[DONE]"
+        answer = whole.result()
+        assert (answer.status_code, answer.json()["error"]["message"]) == (503, "the server is shutting down")
+        assert answer.headers["Retry-After"] == "1"
+        status, _, err = server.end()
+    assert status == 0
+    assert "requests that end unfinished: 2" in err
+    assert "Traceback" not in err
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    with serving("--shutdown-timeout", "3600") as server, streaming(server) as events:
+        terminate(server)
+        server.process.send_signal(signal.SIGTERM)
+        *_, error, done = events
+        assert json.loads(error)["error"]["message"] == "the server is shutting down"
+        assert done == "[DONE]"
+        status, _, err = server.end()
+    assert status == 0
+    assert "Traceback" not in err

@@ -1,0 +1,93 @@
+"""Blocks of content, as messages of a chat."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
+from server.api.conversation import Conversation
+from server.api.errors import InvalidRequestError
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+SHOWN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+
+
+def text(value):
+    return {"type": "text", "text": value}
+
+
+def messages_of(*said):
+    conversation = Conversation()
+    kinds = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}
+    for role, content in said:
+        add_content(conversation, role, content, "here", kinds[role])
+    return conversation.messages
+
+
+def test_texts_and_blocks_of_one_role_are_one_message():
+    assert messages_of(("user", "a"), ("user", [text("b") | {"cache_control": {"type": "ephemeral"}}, IMAGE])) == [
+        {"role": "user", "content": [text("a"), text("b"), SHOWN]}
+    ]
+
+
+def test_what_the_assistant_thought_said_and_called_is_one_message():
+    blocks = [
+        {"type": "thinking", "thinking": "Hm", "signature": "s"},
+        {"type": "redacted_thinking", "data": "x"},
+        text("Let me see"),
+        {"type": "tool_use", "id": "toolu_a", "name": "weather", "input": {"city": "Paris"}},
+    ]
+    call = {"id": "toolu_a", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    assert messages_of(("assistant", blocks)) == [
+        {"role": "assistant", "content": [text("Let me see")], "reasoning_content": "Hm", "tool_calls": [call]}
+    ]
+
+
+def test_results_of_tools_come_before_what_the_user_says():
+    blocks = [
+        {"type": "tool_result", "tool_use_id": "toolu_a", "content": "sunny"},
+        {"type": "tool_result", "tool_use_id": "toolu_b", "content": [text("a"), IMAGE], "is_error": True},
+        {"type": "tool_result", "tool_use_id": "toolu_c"},
+        text("Thanks"),
+    ]
+    assert messages_of(("user", blocks)) == [
+        {"role": "tool", "tool_call_id": "toolu_a", "content": [text("sunny")]},
+        {"role": "tool", "tool_call_id": "toolu_b", "content": [text("a"), SHOWN]},
+        {"role": "tool", "tool_call_id": "toolu_c", "content": [text("")]},
+        {"role": "user", "content": [text("Thanks")]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "param", "message"),
+    [
+        ("user", 1, "here", "must be a string of valid Unicode or a list of blocks, got 1"),
+        ("user", "\ud800", "here", "must be a string of valid Unicode"),
+        ("user", [{"type": "text", "text": "\ud800"}], "here[0].text", "must be valid Unicode"),
+        ("user", ["a"], "here[0]", "must be a block of 'text', 'image', 'tool_result', got 'a'"),
+        ("user", [{"type": "document"}], "here[0]", "got 'document'"),
+        ("user", [{"type": ["text"]}], "here[0]", "must be a block of"),
+        ("user", [{"type": "tool_use"}], "here[0]", "got 'tool_use'"),
+        ("user", [{"type": "text"}], "here[0].text", "is required"),
+        (
+            "user",
+            [IMAGE | {"source": {"type": "url", "url": "a"}}],
+            "here[0].source.type",
+            "this server fetches nothing",
+        ),
+        ("user", [{"type": "tool_result"}], "here[0].tool_use_id", "is required"),
+        (
+            "user",
+            [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}],
+            "here[0].content[0]",
+            "must be a block of 'text', 'image', got 'document'",
+        ),
+        ("assistant", [IMAGE], "here[0]", "got 'image'"),
+        ("assistant", [{"type": "tool_use", "id": "a", "name": "b", "input": "{}"}], "here[0].input", "dictionary"),
+        ("system", [IMAGE], "here[0]", "must be a block of 'text', got 'image'"),
+    ],
+)
+def test_bad_blocks_are_named(role, content, param, message):
+    with pytest.raises(InvalidRequestError, match=message) as error:
+        messages_of((role, content))
+    assert error.value.param == param
