@@ -58,7 +58,7 @@ def forced(family: Family, codec: Codec, schemas: object = LIGHT, *, has_one_cal
     chat_format = ChatFormat.of(codec.chat_traits)
     reasoning = chat_format.reasoning_after(family.prompt_end)
     spec = chat_format.grammar(None, schemas, reasoning, must_call=True, has_one_call=has_one_call)
-    texts = [walk(codec, spec, random.Random(seed), begin) for seed in range(8)]
+    texts = [walk(codec, spec, random.Random(seed), begin) for seed in range(16)]
     return [read(parser_of(family, schemas=schemas), text) for text in texts]
 
 
