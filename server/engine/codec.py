@@ -8,12 +8,12 @@ from typing import Any
 
 from server.model.images import ImageError, read_image
 from server.model.processor import MediaProcessor
-from server.model.tokenizer import ChatTemplateError, Tokenizer
+from server.model.tokenizer import ChatTemplateError, TextTooLongError, Tokenizer
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .grammar import GrammarCompiler
-from .request import ChatPrompt, Grammar, GrammarSpec, Media, RequestRefusedError
+from .request import ChatPrompt, Grammar, GrammarSpec, Media, PromptTooLongError, RequestRefusedError
 
 
 class Codec:
@@ -39,19 +39,28 @@ class Codec:
             self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        try:
+            return self._tokenizer.encode(text)
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "prompt") from error
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
         try:
             if images:
                 return self._encode_images(messages, images)
             return ChatPrompt(self._tokenizer.encode_chat(messages))
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "messages") from error
         except (ChatTemplateError, ImageError) as error:
             raise RequestRefusedError(str(error), "messages") from error
 
     def _encode_images(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
+        for message in messages:
+            content = message["content"]
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            self._tokenizer.check_length("".join(texts))
         token_ids, media = self._media.encode_chat(messages, [read_image(image) for image in images])
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
