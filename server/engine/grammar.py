@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class GrammarCompiler:
         Raises:
             RequestRefusedError: it can't be compiled, or allows no text at all.
         """
-        origin = llguidance.LLMatcher(self._tokens.tokenizer, _lark(spec, self._tokens), log_level=0, limits=LIMITS)
+        origin = llguidance.LLMatcher(self._tokens.tokenizer, _lark(spec), log_level=0, limits=LIMITS)
         if origin.is_error():
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {_reason(origin.get_error())}", spec.param)
         grammar = CompiledGrammar(spec, origin, self._tokens)
@@ -56,7 +55,6 @@ class GrammarTokens:
         ends = sorted(token_id for token_id in eos_token_ids if token_id < len(tokens))
         silent = special_token_ids.union(ends)
         usable = [token if len(token) <= MAX_TOKEN_BYTES else b"" for token in tokens]
-        self.special = {usable[token_id]: token_id for token_id in silent if token_id < len(usable)}
         vocabulary = _Vocabulary(usable, sorted(silent), ends[0] if ends else None)
         self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=ends or None)
         self.text = [b"" if token_id in silent else token for token_id, token in enumerate(usable)]
@@ -152,19 +150,11 @@ class _Vocabulary:
         raise NotImplementedError("grammars with no_forcing tokenise nothing")
 
 
-def _lark(spec: GrammarSpec, tokens: GrammarTokens) -> str:
+def _lark(spec: GrammarSpec) -> str:
     """The grammar in Lark. Which tokens spell a forced text is the model's choice: no tokenizer is needed for it."""
-    rules = ['%llguidance {"no_forcing": true}']
-    if spec.kind == "lark":
-        return "\n".join([*rules, spec.text])
-    rules.append(json_object() if spec.kind == "json_object" else f"answer: %json {spec.text}")
-    if not spec.after:
-        return "\n".join([*rules, "start: answer"])
-    token_id = tokens.special.get(spec.after.encode())
-    rules += [r"ANYTHING: /(?s:.*)/", r"GAP: /\s{0,4}/"]
-    if token_id is not None:
-        return "\n".join([*rules, f"start: ANYTHING <[{token_id}]> GAP answer"])
-    return "\n".join([*rules, "start: before GAP answer", f"before[suffix={json.dumps(spec.after)}]: ANYTHING"])
+    schema = f"start: %json {spec.text}"
+    body = {"json_object": json_object(), "json_schema": schema, "lark": spec.text}[spec.kind]
+    return f'%llguidance {{"no_forcing": true}}\n{body}'
 
 
 def _reason(error: str) -> str:

@@ -8,9 +8,9 @@ _CHARACTER = r'(\\(["\\\/bfnrt]|u([0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a
 
 
 def json_object() -> str:
-    """Rules of an ``answer``. White space, depth and keys are bounded, so that even a small model comes to an end."""
+    """The grammar. White space, depth and keys are bounded, so that even a small model comes to an end."""
     rules = [
-        "answer: object_1",
+        "start: object_1",
         "COMMA: /, ?/",
         "COLON: /: ?/",
         f'KEY: /"{_CHARACTER}{{0,{MAX_KEY}}}"/',

@@ -65,7 +65,6 @@ class GrammarSpec:
     kind: Literal["json_object", "json_schema", "lark"]
     text: str = ""
     param: str = "response_format"  # of the request, for errors
-    after: str = ""  # JSON begins after this text, as the end of a thought, wherever it first stands
 
 
 class Grammar(Protocol):

@@ -183,32 +183,10 @@ def test_a_schema_may_ask_for_its_own_definitions(compiler: GrammarCompiler) -> 
     assert matcher.is_complete
 
 
-@pytest.mark.parametrize("kind", ["json_object", "json_schema"])
-def test_json_may_begin_after_other_text(compiler: GrammarCompiler, kind: Any) -> None:
-    text = json.dumps({"type": "object"}) if kind == "json_schema" else ""
-    matcher = compiler.compile(GrammarSpec(kind, text, after="</think>")).matcher()
-    read(matcher, b"so { it <may> </thin } be</think>")
-    assert not matcher.allowed()[END]
-    read(matcher, b"\n\n")
-    assert set(next_bytes(matcher)) > set(b"{")
-    assert ord("}") not in next_bytes(matcher)
-    read(matcher, b'{"a":1}')
-    assert matcher.is_complete
-
-
-def test_json_may_begin_after_a_special_token() -> None:
-    compiler = GrammarCompiler([*BYTES, b"<end>", b"</think>"], frozenset({END, END + 1}), frozenset({END}))
-    matcher = compiler.compile(GrammarSpec("json_object", after="</think>")).matcher()
-    read(matcher, b"so { it may be</think>")  # spelt out it is none
-    assert np.flatnonzero(matcher.allowed()[256:]).tolist() == [1]
-    matcher.accept(END + 1)
-    read(matcher, b" {")
-    assert next_bytes(matcher) == b'"}'
-
-
-def test_a_grammar_in_lark_may_name_tokens_and_schemas(compiler: GrammarCompiler) -> None:
-    matcher = compiler.compile(GrammarSpec("lark", 'start: "call " <end> %json {"enum": [1, 2]}')).matcher()
-    read(matcher, b"call ")
+def test_a_grammar_in_lark_may_begin_with_other_text_and_name_tokens(compiler: GrammarCompiler) -> None:
+    lark = 'start: THOUGHT "</think>" <end> %json {"enum": [1, 2]}\nTHOUGHT: /[^<]*/'
+    matcher = compiler.compile(GrammarSpec("lark", lark)).matcher()
+    read(matcher, b"so { it may be</think>")
     assert np.flatnonzero(matcher.allowed()).tolist() == [END]
     matcher.accept(END)
     assert next_bytes(matcher) == b"12"
