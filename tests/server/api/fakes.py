@@ -14,6 +14,7 @@ from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.engine.request import (
     ChatPrompt,
+    ChatTraits,
     Chosen,
     EngineError,
     ExpertUsage,
@@ -121,8 +122,11 @@ class FakeCodec:
     """One token a word, numbered by its length; a conversation has one more, for the assistant's turn."""
 
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
+    tools: list[list[dict[str, Any]]] = field(default_factory=list)  # beside each conversation, as the next
+    options: list[dict[str, Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     refusal: EngineError | None = None
+    chat_traits: ChatTraits = field(default_factory=ChatTraits)
     grammars: list[GrammarSpec] = field(default_factory=list)  # that were compiled
     grammar_may_end: threading.Event = field(default_factory=threading.Event)  # compiling waits for it
     grammar_refusal: EngineError | None = None
@@ -134,10 +138,12 @@ class FakeCodec:
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages, images=()):
+    def encode_chat(self, messages, images=(), tools=(), options=()):
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))
+        self.tools.append(list(tools))
+        self.options.append(dict(options))
         if images:
             token_ids = (7,) * len(images)
             return ChatPrompt(token_ids, Media(tuple(images), token_ids))

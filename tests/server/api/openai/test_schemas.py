@@ -62,9 +62,6 @@ def test_bad_stop_token_is_named(complete, token):
     ("field", "value"),
     [
         ("echo", True),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function"}),
     ],
 )
 def test_unsupported_parameter_of_chat_is_refused(chat, field, value):
