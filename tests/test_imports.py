@@ -146,6 +146,8 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "server/engine/scheduler.py",
         "server/engine/request.py",
         "server/engine/draws.py",
+        "server/engine/grammar.py",
+        "server/engine/json_grammar.py",
         "server/engine/sampling_state.py",
         "server/engine/text.py",
         "server/engine/detokenizer.py",
