@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -36,7 +36,7 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def schema_text(schema: dict[str, Any]) -> str:
+def schema_text(schema: Mapping[str, Any]) -> str:
     """A schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}

@@ -63,7 +63,7 @@ class Engine:
         limits: what is accepted.
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
-        detokenizer: for the text that follows a prompt.
+        detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
     """
 
@@ -74,7 +74,7 @@ class Engine:
         limits: EngineLimits,
         vocab_size: int,
         eos_token_ids: frozenset[int],
-        detokenizer: Callable[[tuple[int, ...]], Detokenizer],
+        detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
@@ -129,7 +129,7 @@ class Engine:
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
         before = () if self.reads_whole else request.prompt_ids
-        text = TextAssembler(self._detokenizer(before), sampling.stop)
+        text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:

@@ -6,7 +6,7 @@ The HTTP surface knows the engine by this module alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
@@ -87,6 +87,7 @@ class SamplingParams:
     min_tokens: int = 0  # generated before anything but max_tokens may end the sequence
     logprobs: int | None = None  # of each generated token, and so many of the likeliest beside it
     prompt_logprobs: int | None = None  # the same of each prompt token
+    written_tokens: frozenset[int] = frozenset()  # special tokens that are text, as others are not
     grammar: Grammar | None = None  # leaves possible what it allows next, and ends the sequence when it is complete
 
     @property
@@ -125,6 +126,15 @@ class ChatPrompt:
 
     token_ids: Sequence[int]
     media: Media | None = None
+
+
+@dataclass(frozen=True)
+class ChatTraits:
+    """What tells in which form a model writes its turns."""
+
+    template: str = ""  # the source of its chat template
+    markers: frozenset[str] = frozenset()  # texts that are tokens of their own
+    special: Mapping[str, int] = field(default_factory=dict)  # those that are special tokens, and their ids
 
 
 @dataclass(frozen=True)
@@ -318,16 +328,29 @@ class TextCodec(Protocol):
     def encode(self, text: str) -> list[int]:
         """Tokens of a plain prompt, with the special tokens the model expects at its start."""
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes] = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+    ) -> ChatPrompt:
         """A conversation, through the model's chat template, up to the assistant's turn.
 
         Args:
+            messages: in OpenAI's form; arguments of calls are JSON objects.
             images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
+            tools: what the model may call, in OpenAI's form.
+            options: further variables of the template.
 
         Raises:
-            RequestRefusedError: the model has no chat template, or the template refuses the messages; it takes no
-                images, or one can't be read.
+            RequestRefusedError: the model has no chat template, or the template refuses the messages, or has no tools;
+                it takes no images, or one can't be read; an option has the name of something else.
         """
+
+    @property
+    def chat_traits(self) -> ChatTraits:
+        """What the forms of the model's turns are told by; may block the first time."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, also where they are only a part of a character; quick."""

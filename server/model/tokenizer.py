@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from .errors import ModelError
 from .token_bytes import TokenBytes, decoder_rules
+from .tool_template import ToolTemplate
+
+RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 
 
 class ChatTemplateError(ModelError):
     """The model has no chat template, or it refuses the messages."""
+
+
+class TemplateOptionError(ModelError):
+    """An option of a chat template has a name that is not the client's to give."""
 
 
 class Tokenizer:
@@ -39,23 +48,51 @@ class Tokenizer:
             + [token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special]
         )
         self.token_bytes = _token_bytes(self._tokenizer)
+        self.tool_template = ToolTemplate(self._render)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text))
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), options: Mapping[str, Any] = {}
+    ) -> list[int]:
         """A conversation up to the assistant's turn.
+
+        Args:
+            tools: what the model may call, as OpenAI's API has them.
+            options: further variables of the template.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
+            TemplateOptionError: an option has a name that means something else.
         """
+        text = self._render(self.tool_template.adapt(messages), tools, options)
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template, of all if there are several; empty if there is none."""
+        source = self._tokenizer.chat_template or ""
+        return source if isinstance(source, str) else "\n".join(source.values())
+
+    @property
+    def marker_ids(self) -> dict[str, int]:
+        """The tokens beside the vocabulary that are text of their own, special ones and others."""
+        return {token.content: token_id for token_id, token in self._tokenizer.added_tokens_decoder.items()}
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: Mapping[str, Any] = {}
+    ) -> str:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
+        check_options(options)
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+            text: str = self._tokenizer.apply_chat_template(
+                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **options
+            )
+        except RENDER_ERRORS as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return text
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text, by default without special tokens."""
@@ -63,6 +100,19 @@ class Tokenizer:
             token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse names by which an option would be more than a variable of the template.
+
+    Raises:
+        TemplateOptionError: it names the first of them.
+    """
+    reserved = next((name for name in options if name in _RESERVED), None)
+    if reserved is not None:
+        raise TemplateOptionError(
+            f"'chat_template_kwargs' must not hold '{reserved}', which the server sets: leave it out"
+        )
 
 
 def _token_bytes(tokenizer: Any) -> TokenBytes | None:

@@ -10,7 +10,8 @@ from server.api.anthropic.errors import ERRORS, AnthropicRoute
 from server.api.anthropic.writer import MessageWriter
 from server.api.auth import UserDep
 from server.api.dependencies import ServiceDep
-from server.api.openai.chat import begin_chat, encode
+from server.api.openai.chat import begin_chat
+from server.api.openai.turn_plan import encode
 from server.api.openapi import STREAMED
 from server.api.translation import in_words_of
 from server.api.turn_reply import answer_turn

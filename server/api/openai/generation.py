@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from server.api.errors import ContextLengthError, InvalidRequestError
@@ -61,12 +61,14 @@ def submit(
     prompt_field: str,
     media: Media | None = None,
     grammar: Grammar | None = None,
+    written_tokens: frozenset[int] = frozenset(),
 ) -> Generation:
     """Hand every choice to the engine, or none; call from the event loop.
 
     Args:
         media: the images of the only prompt.
         grammar: what every choice has to follow.
+        written_tokens: special tokens that are text.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -86,6 +88,7 @@ def submit(
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar)
+                sampling = replace(sampling, written_tokens=written_tokens)
                 request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout, media)
                 streams.append(model.engine.submit(request))
     except Exception:

@@ -13,6 +13,7 @@ from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.engine.request import (
     ChatPrompt,
+    ChatTraits,
     EngineError,
     FinishReason,
     GenerationRequest,
@@ -111,12 +112,13 @@ class FakeCodec:
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     refusal: EngineError | None = None
+    chat_traits: ChatTraits = field(default_factory=ChatTraits)
 
     def encode(self, text):
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages, images=()):
+    def encode_chat(self, messages, images=(), tools=(), options=()):
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -102,7 +102,7 @@ def decode(token_ids: list[int]) -> str:
     return bytes(token_ids).decode("utf-8", errors="replace")
 
 
-def detokenizer(prompt_ids: Sequence[int]) -> WindowDetokenizer:
+def detokenizer(prompt_ids: Sequence[int], written: Collection[int] = ()) -> WindowDetokenizer:
     return WindowDetokenizer(decode, (), prompt_ids)
 
 

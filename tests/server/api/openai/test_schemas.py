@@ -77,9 +77,6 @@ def test_unsupported_parameter_of_completions_is_refused(complete, field, value)
     [
         *UNSUPPORTED,
         ("echo", True),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function"}),
     ],
 )
 def test_unsupported_parameter_of_chat_is_refused(chat, field, value):
