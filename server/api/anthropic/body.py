@@ -19,6 +19,7 @@ NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
+    "chat_template_kwargs": "thinking",
 }
 
 
@@ -36,10 +37,21 @@ class JsonFormat(BaseModel):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
+class Thinking(BaseModel):
+    """Whether to think; how much, only templates can say."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+
+    def for_chat(self) -> JsonObject:
+        return {"chat_template_kwargs": dict.fromkeys(("enable_thinking", "thinking"), self.type != "disabled")}
+
+
 class OutputConfig(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    effort: Text | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: JsonFormat | None = None
 
 
@@ -53,6 +65,7 @@ class PromptBody(BaseModel):
     system: Any = None  # a text, or blocks
     tools: list[Tool] = []
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     cache_control: Any = None  # prompts are cached without
 
@@ -85,8 +98,10 @@ class PromptBody(BaseModel):
         if self.output_config.format is not None:
             schema = {"name": "output", "schema": self.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        fields["reasoning_effort"] = self.output_config.effort
-        return fields
+        if self.thinking is not None:
+            fields |= self.thinking.for_chat()
+        effort = self.output_config.effort
+        return fields | {"reasoning_effort": "xhigh" if effort == "max" else effort}
 
     def _sampling_for_chat(self) -> JsonObject:
         return {}
