@@ -1,6 +1,6 @@
 """Bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``, and the same requests as chats."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,12 @@ NAMES = {
     "reasoning_effort": "output_config.effort",
     "chat_template_kwargs": "thinking",
 }
+
+
+class MessagesChat(ChatBody):
+    """A chat whose clients have to say a greatest number of tokens; many say one that no model would reach."""
+
+    may_cut_max_tokens: ClassVar[bool] = True
 
 
 class Message(BaseModel):
@@ -87,7 +93,7 @@ class PromptBody(BaseModel):
 
         """
         fields = self._prompt_for_chat() | self._sampling_for_chat()
-        return ChatBody.model_validate(split_extra(self.model_extra)[0] | fields)
+        return MessagesChat.model_validate(split_extra(self.model_extra)[0] | fields)
 
     def _prompt_for_chat(self) -> JsonObject:
         fields: JsonObject = {"model": self.model, "messages": self._conversation().messages}
