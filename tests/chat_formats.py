@@ -154,7 +154,8 @@ FAMILIES: Mapping[str, Family] = {
         special=["[TOOL_CALLS]", "[ARGS]", "[THINK]", "[/THINK]"],
         thinking="[THINK]",
         text=(
-            f"[THINK]Two calls.[/THINK]I look.[TOOL_CALLS]{PARIS[0]}[ARGS]{PARIS[1]}[TOOL_CALLS]{HALL[0]}[ARGS]{HALL[1]}"
+            "[THINK]Two calls.[/THINK]I look."
+            f"[TOOL_CALLS]{PARIS[0]}[ARGS]{PARIS[1]}[TOOL_CALLS]{HALL[0]}[ARGS]{HALL[1]}"
         ),
         content="I look.",
         reasoning="Two calls.",
@@ -195,7 +196,7 @@ FAMILIES: Mapping[str, Family] = {
     ),
     "gemma": Family(
         call=(
-            "<|tool_call>call:{{ f.name }}{"
+            "<|tool_call>call:{{ f.name }}{{ '{' }}"
             """{% for key, value in f.arguments.items() %}{{ key }}:<|"|>{{ value }}<|"|>{% endfor %}"""
             "}<tool_call|>"
         ),

@@ -110,6 +110,8 @@ class FakeCodec:
     """One token a word, numbered by its length; a conversation has one more, for the assistant's turn."""
 
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
+    tools: list[list[dict[str, Any]]] = field(default_factory=list)  # beside each conversation, as the next
+    options: list[dict[str, Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     refusal: EngineError | None = None
     chat_traits: ChatTraits = field(default_factory=ChatTraits)
@@ -122,6 +124,8 @@ class FakeCodec:
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))
+        self.tools.append(list(tools))
+        self.options.append(dict(options))
         if images:
             token_ids = (7,) * len(images)
             return ChatPrompt(token_ids, Media(tuple(images), token_ids))

@@ -51,7 +51,10 @@ CALLED = [
     ("hermes", '<tool_call>{"name":"get_weather","arguments":"{\\"city\\": \\"Paris\\", \\"days\\": 3}"}</tool_call>'),
     ("hermes", '<tool_call>{"name":"get_weather", "arguments": {"city": "Paris", "days": 3}}'),
     ("qwen-coder", '</think><tool_call>{"name":"get_weather", "arguments": {"city": "Paris", "days": 3}}</tool_call>'),
-    ("qwen-coder", "</think><function=get_weather><parameter=city>Paris</parameter><parameter=days>3</parameter></function>"),
+    (
+        "qwen-coder",
+        "</think><function=get_weather><parameter=city>Paris</parameter><parameter=days>3</parameter></function>",
+    ),
     ("lfm2", '<|tool_call_start|>[{"name":"get_weather","arguments":{"city": "Paris", "days": 3}}]<|tool_call_end|>'),
     ("mistral", '[TOOL_CALLS]get_weather{"city": "Paris", "days": 3}'),
     ("mistral", '[TOOL_CALLS]get_weather[CALL_ID]123456789[ARGS]{"city": "Paris", "days": 3}'),
@@ -60,7 +63,7 @@ CALLED = [
     ("unknown", '{"name": "get_weather", "parameters": {"city": "Paris", "days": 3}}'),
     ("harmony", '<|channel|>commentary to=functions.get_weather<|message|>{"city": "Paris", "days": 3}'),
     ("harmony", ' to=functions.get_weather<|channel|>commentary json<|message|>{"city": "Paris", "days": 3}<|call|>'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "text"), CALLED)

@@ -49,10 +49,9 @@ def test_template_gets_roles_and_texts(fake, chat):
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
-        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], "messages[1].role"),
+        ([{"role": "user", "content": "a"}, {"role": "critic", "content": "b"}], "messages[1].role"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
     ],
 )
 def test_bad_messages_are_named(fake, chat, messages, param):
