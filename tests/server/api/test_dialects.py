@@ -84,3 +84,25 @@ def test_messages(hermes, anthropic_client, streams):
     said = [ASK, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
     anthropic_client.messages.create(**asked, messages=said)
     assert hermes.codec.conversations[-1] == conversation_of(use.id)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False, "thinking": False}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"enable_thinking": True, "thinking": True}),
+        (
+            {"output_config": {"effort": "max"}},
+            {"reasoning_effort": "xhigh", "enable_thinking": True, "thinking": True},
+        ),
+        ({}, {}),
+    ],
+)
+def test_templates_are_told_whether_a_message_is_to_think(hermes, anthropic_client, asked, options):
+    anthropic_client.messages.create(model=MODEL, max_tokens=8, messages=[ASK], **asked)
+    assert hermes.codec.options == [options]
+
+
+def test_templates_are_told_the_effort_of_a_response(hermes, openai_client):
+    openai_client.responses.create(model=MODEL, input=[ASK], reasoning={"effort": "low", "summary": "auto"})
+    assert hermes.codec.options == [{"reasoning_effort": "low", "enable_thinking": True, "thinking": True}]
