@@ -8,12 +8,20 @@ from typing import Any
 
 from server.model.images import ImageError, read_image
 from server.model.processor import MediaProcessor
-from server.model.tokenizer import ChatTemplateError, TemplateOptionError, Tokenizer
+from server.model.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .grammar import GrammarCompiler
-from .request import ChatPrompt, ChatTraits, Grammar, GrammarSpec, Media, RequestRefusedError
+from .request import (
+    ChatPrompt,
+    ChatTraits,
+    Grammar,
+    GrammarSpec,
+    Media,
+    PromptTooLongError,
+    RequestRefusedError,
+)
 
 
 class Codec:
@@ -39,7 +47,10 @@ class Codec:
             self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        try:
+            return self._tokenizer.encode(text)
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "prompt") from error
 
     def encode_chat(
         self,
@@ -54,6 +65,8 @@ class Codec:
             if images:
                 return self._encode_images(messages, images, tools, options)
             return ChatPrompt(self._tokenizer.encode_chat(messages, tools, options))
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "messages") from error
         except TemplateOptionError as error:
             raise RequestRefusedError(str(error), "chat_template_kwargs") from error
         except (ChatTemplateError, ImageError) as error:
@@ -68,6 +81,10 @@ class Codec:
     ) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
+        for message in messages:
+            content = message["content"]
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            self._tokenizer.check_length("".join(texts))
         messages, shown = self._tokenizer.tool_template.adapt(messages), [read_image(image) for image in images]
         token_ids, media = self._media.encode_chat(messages, shown, tools, options)
         content = content_ids(token_ids, self._media.placeholder, images)

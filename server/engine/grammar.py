@@ -43,7 +43,8 @@ class GrammarCompiler:
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {_reason(origin.get_error())}", spec.param)
         grammar = CompiledGrammar(spec, origin, self._tokens)
         if not grammar.matcher().allowed().any():
-            raise RequestRefusedError(f"'{spec.param}' can't be followed: no text satisfies it", spec.param)
+            reason = "no text of this model's tokens satisfies it"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
         return grammar
 
 
@@ -124,8 +125,10 @@ class GrammarMatcher:
         """Why it can't be followed any further."""
         if not self._matcher.is_error():
             return None
-        param = self._param
-        return RequestRefusedError(f"'{param}' became too complex to follow: simplify its patterns", param)
+        reason = "became too complex to follow: simplify its patterns"
+        if "NoExtensionBias" in self._matcher.get_error():
+            reason = "can't be followed: no token of this model goes on with what is written"
+        return RequestRefusedError(f"'{self._param}' {reason}", self._param)
 
     def _without_digits(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """The same without more digits, where they belong to a number and need not follow."""

@@ -10,9 +10,9 @@ _CHARACTER = r'(\\(["\\\/bfnrt]|u([0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a
 def json_object() -> str:
     """The grammar. White space, depth and keys are bounded, so that even a small model comes to an end."""
     rules = [
-        '%llguidance {"ignore_once": true}',
-        r"%ignore / |\n[ \t]{0,16}/",
         "start: object_1",
+        "COMMA: /, ?/",
+        "COLON: /: ?/",
         f'KEY: /"{_CHARACTER}{{0,{MAX_KEY}}}"/',
         f'STRING: /"{_CHARACTER}*"/',
         r"NUMBER: /-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?/",
@@ -22,7 +22,7 @@ def json_object() -> str:
         inner = f" | object_{depth + 1} | array_{depth + 1}" if depth < MAX_DEPTH else ""
         rules += [
             f"value_{depth}: plain{inner}",
-            f'object_{depth}: "{{" (KEY ":" value_{depth} ("," KEY ":" value_{depth})*)? "}}"',
-            f'array_{depth}: "[" (value_{depth} ("," value_{depth})*)? "]"',
+            f'object_{depth}: "{{" (KEY COLON value_{depth} (COMMA KEY COLON value_{depth})*)? "}}"',
+            f'array_{depth}: "[" (value_{depth} (COMMA value_{depth})*)? "]"',
         ]
     return "\n".join(rules)

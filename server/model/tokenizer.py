@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,23 @@ class TemplateOptionError(ModelError):
     """An option of a chat template has a name that is not the client's to give."""
 
 
+class TextTooLongError(ModelError):
+    """The text can't fit the model, however it is split into tokens."""
+
+
 class Tokenizer:
     """Text to token ids and back, as the checkpoint defines it.
 
     ``token_bytes`` is None where the bytes of a token can't be told from the token alone.
 
+    Args:
+        max_tokens: texts that are longer than so many of the longest tokens are refused instead of encoded.
+
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
@@ -49,9 +57,31 @@ class Tokenizer:
         )
         self.token_bytes = _token_bytes(self._tokenizer)
         self.tool_template = ToolTemplate(self._render)
+        longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
+        self._max_characters = sys.maxsize if max_tokens is None else max_tokens * longest
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text))
+        """A plain text, with the special tokens that the model wants at its start.
+
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        return self._encode(text, add_special_tokens=True)
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text before it takes long to encode.
+
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        if len(text) > self._max_characters:
+            raise TextTooLongError(
+                f"the prompt has {len(text)} characters, but no more than {self._max_characters} fit the context"
+            )
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.check_length(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_chat(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), options: Mapping[str, Any] = {}
@@ -65,9 +95,10 @@ class Tokenizer:
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
             TemplateOptionError: an option has a name that means something else.
+            TextTooLongError: they can't fit the model.
         """
         text = self._render(self.tool_template.adapt(messages), tools, options)
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._encode(text, add_special_tokens=False)
 
     @property
     def template(self) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from server.api.formats.calls import Calls, CallSyntax
@@ -15,6 +16,14 @@ from server.api.turn import PlainText, TurnParser
 from server.engine.request import ChatTraits, GrammarSpec
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of the arguments of tools, by their names
+
+
+class Reasoning(StrEnum):
+    """How far a turn's reasoning is where the prompt ends."""
+
+    AHEAD = "ahead"
+    BEGUN = "begun"
+    OVER = "over"
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,20 @@ class ChatFormat:
         syntax = _syntax(traits.template) or _syntax("\n".join(traits.markers)) or OTHER
         return cls(syntax, next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
 
-    def is_thinking(self, prompt_end: str) -> bool:
-        """Whether a prompt ends within the reasoning."""
-        return self.thinking is not None and prompt_end.rstrip().endswith(self.thinking.begin)
+    def reasoning_after(self, prompt_end: str) -> Reasoning:
+        """How far the reasoning is behind a prompt that ends so."""
+        end = prompt_end.rstrip()
+        if self.thinking is not None and end.endswith(self.thinking.begin):
+            return Reasoning.BEGUN
+        if self.thinking is not None and end.endswith(self.thinking.end):
+            return Reasoning.OVER
+        return Reasoning.AHEAD
 
     def written_tokens(self, *, has_tools: bool) -> frozenset[int]:
         """The special tokens by which a turn is read."""
         return frozenset(self.special[text] for text in self._silent(has_tools=has_tools))
 
-    def parser(self, schemas: Schemas, *, is_thinking: bool, has_one_call: bool) -> TurnParser:
+    def parser(self, schemas: Schemas, reasoning: Reasoning, *, has_one_call: bool) -> TurnParser:
         """A parser of one turn; without tools nothing is a call."""
         calls = Calls(schemas)
         if self.harmony is not None:
@@ -59,11 +73,11 @@ class ChatFormat:
         if self.thinking is None and not schemas:
             return PlainText()
         syntax = self.syntax if schemas else None
-        turn = TaggedTurn(self.thinking, is_thinking, syntax, self._silent(has_tools=bool(schemas)))
+        turn = TaggedTurn(self.thinking, reasoning is Reasoning.BEGUN, syntax, self._silent(has_tools=bool(schemas)))
         return FormatParser(turn, calls, has_one_call=has_one_call)
 
     def grammar(
-        self, spec: GrammarSpec | None, schemas: Schemas, *, must_call: bool, is_thinking: bool, has_one_call: bool
+        self, spec: GrammarSpec | None, schemas: Schemas, reasoning: Reasoning, *, must_call: bool, has_one_call: bool
     ) -> GrammarSpec | None:
         """What a turn has to be, after some reasoning perhaps; None if it is free.
 
@@ -84,16 +98,17 @@ class ChatFormat:
         if schemas:
             syntax = self.syntax if self.harmony is None else self.harmony
             turns.append(syntax.rules(lark, schemas, has_one_call=has_one_call))
-        start = f"{self._reasoning(lark, is_thinking=is_thinking)} ({' | '.join(turns)})"
+        start = f"{self._before(lark, reasoning)} ({' | '.join(turns)})"
         return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None else spec.param)
 
-    def _reasoning(self, lark: Lark, *, is_thinking: bool) -> str:
+    def _before(self, lark: Lark, reasoning: Reasoning) -> str:
+        """What may come, or has to, before anything that is no reasoning."""
         if self.harmony is not None:
             return self.harmony.analysis(lark)
-        if self.thinking is None:
+        if self.thinking is None or reasoning is Reasoning.OVER:
             return ""
         rest = f"{lark.until(self.thinking.end)} /\\n{{0,2}}/"
-        return rest if is_thinking else f"({lark.text(self.thinking.begin)} {rest})?"
+        return rest if reasoning is Reasoning.BEGUN else f"({lark.text(self.thinking.begin)} {rest})?"
 
     def _silent(self, *, has_tools: bool) -> Sequence[str]:
         """Special tokens within what turns are read by."""

@@ -11,6 +11,7 @@ from server.api.formats.source import Source, Steps, Stops
 from server.api.formats.values import encode
 
 ARGUMENTS = ("arguments", "parameters")
+KEYS = ("name", "id", "type", *ARGUMENTS)
 DELIMITERS = frozenset(",]}")
 
 
@@ -137,6 +138,8 @@ def object_call(source: Source, calls: Calls) -> Steps[None]:
     arguments, separator = "{}", ""
     while not (yield from _closes(source)):
         key = yield from _key(source, separator)
+        if key not in KEYS:  # an answer in JSON need not be held back up to its end
+            raise MalformedCallError
         separator = ","
         if key in ARGUMENTS and isinstance(name, str):
             yield from json_call(source, calls, name)

@@ -24,7 +24,7 @@ def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("must be a JSON schema of type 'object'")
     if not isinstance(schema.get("properties", {}), dict):
         raise ValueError("must have an object for its 'properties'")  # noqa: TRY004  pydantic's own
-    return check_schema(schema)
+    return {"type": "object", "properties": {}, **check_schema(schema)}
 
 
 Name = Annotated[str, Field(pattern=NAME)]

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from server.api.formats.chat_format import ChatFormat, Schemas
+from server.api.formats.chat_format import ChatFormat, Reasoning, Schemas
 from server.api.openai.messages import messages_for_template
 from server.api.openai.schemas import ChatBody
 from server.api.openai.tools import NamedTool, callable_tools
 from server.api.turn import TurnParser
 from server.engine.request import ChatPrompt, GrammarSpec, TextCodec
 
-PROMPT_END = 16  # tokens: reasoning that the prompt opens begins within them
+PROMPT_END = 32  # tokens: reasoning that the prompt opens begins within them
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TurnPlan:
 
     Args:
         schemas: of the arguments of the tools that the model is told of.
-        is_thinking: whether the prompt ends within the model's reasoning.
+        reasoning: how far it is where the prompt ends.
         spec: what the turn has to be, if it is not free.
 
     """
@@ -26,7 +26,7 @@ class TurnPlan:
     prompt: ChatPrompt
     format: ChatFormat
     schemas: Schemas
-    is_thinking: bool
+    reasoning: Reasoning
     has_one_call: bool
     spec: GrammarSpec | None
 
@@ -36,7 +36,7 @@ class TurnPlan:
 
     def parser(self) -> TurnParser:
         """A parser of one choice."""
-        return self.format.parser(self.schemas, is_thinking=self.is_thinking, has_one_call=self.has_one_call)
+        return self.format.parser(self.schemas, self.reasoning, has_one_call=self.has_one_call)
 
 
 def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
@@ -62,14 +62,14 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     """
     prompt = encode(body, codec)
     chat_format = ChatFormat.of(codec.chat_traits)
-    is_thinking = chat_format.is_thinking("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
+    reasoning = chat_format.reasoning_after("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
     spec = chat_format.grammar(
         body.grammar_spec,
         {tool.name: tool.function.parameters for tool in callable_tools(body.tools, body.tool_choice)},
+        reasoning,
         must_call=body.tool_choice not in ("auto", "none"),
-        is_thinking=is_thinking,
         has_one_call=has_one_call,
     )
     schemas = {tool.name: tool.function.parameters for tool in body.shown_tools}
-    return TurnPlan(prompt, chat_format, schemas, is_thinking, has_one_call, spec)
+    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api.formats.chat_format import ChatFormat
+from server.api.formats.chat_format import ChatFormat, Reasoning
 from server.engine.codec import Codec
 from server.engine.request import GrammarSpec
 from server.model.tokenizer import Tokenizer
@@ -56,10 +56,9 @@ def walk(codec: Codec, spec: GrammarSpec | None, rng: random.Random, begin: str 
 def forced(family: Family, codec: Codec, schemas: object = LIGHT, *, has_one_call: bool, begin: str = "") -> list[Turn]:
     """What a parser makes of some turns that are forced to be calls."""
     chat_format = ChatFormat.of(codec.chat_traits)
-    spec = chat_format.grammar(
-        None, schemas, must_call=True, is_thinking=chat_format.is_thinking(family.prompt_end), has_one_call=has_one_call
-    )
-    texts = [walk(codec, spec, random.Random(seed), begin) for seed in range(8)]
+    reasoning = chat_format.reasoning_after(family.prompt_end)
+    spec = chat_format.grammar(None, schemas, reasoning, must_call=True, has_one_call=has_one_call)
+    texts = [walk(codec, spec, random.Random(seed), begin) for seed in range(16)]
     return [read(parser_of(family, schemas=schemas), text) for text in texts]
 
 
@@ -125,19 +124,25 @@ def test_a_model_may_reason_before_a_forced_call(name: str, tmp_path: Path) -> N
 def test_a_model_may_reason_before_json(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     codec, chat_format = codec_of(family, tmp_path), ChatFormat.of(family.traits)
-    is_thinking = chat_format.is_thinking(family.prompt_end)
+    reasoning = chat_format.reasoning_after(family.prompt_end)
     schema = GrammarSpec("json_schema", json.dumps({"enum": [{"a": 1}, {"a": 2}]}))
-    spec = chat_format.grammar(schema, {}, must_call=False, is_thinking=is_thinking, has_one_call=False)
+    spec = chat_format.grammar(schema, {}, reasoning, must_call=False, has_one_call=False)
     begin = REASONING[name] + ("<|channel|>final<|message|>" if name == "harmony" else "")
     turn = read(parser_of(family, schemas={}), walk(codec, spec, random.Random(0), begin))
     assert turn.reasoning == "I call."
     assert json.loads(turn.content) in ({"a": 1}, {"a": 2})
 
 
+def test_reasoning_that_the_prompt_has_closed_is_over(tmp_path: Path) -> None:
+    family = FAMILIES["deepseek-v3.1"]
+    for turn in forced(family, codec_of(family, tmp_path), has_one_call=True):
+        assert (turn.reasoning, turn.calls[0][0]) == ("", "set_light")
+
+
 def test_json_or_calls_may_be_left_to_the_model(tmp_path: Path) -> None:
     family = replace(FAMILIES["hermes"], thinking="")
     codec, schema = codec_of(family, tmp_path), GrammarSpec("json_schema", '{"const": {"a": 1}}')
-    spec = ChatFormat.of(family.traits).grammar(schema, LIGHT, must_call=False, is_thinking=False, has_one_call=True)
+    spec = ChatFormat.of(family.traits).grammar(schema, LIGHT, Reasoning.AHEAD, must_call=False, has_one_call=True)
     assert spec is not None
     assert spec.param == "response_format"
     said = read(parser_of(family), walk(codec, spec, random.Random(0), "{"))
@@ -149,8 +154,8 @@ def test_json_or_calls_may_be_left_to_the_model(tmp_path: Path) -> None:
 def test_a_format_that_nothing_precedes_is_followed_as_it_is() -> None:
     spec = GrammarSpec("json_object")
     chat_format = ChatFormat.of(FAMILIES["granite"].traits)
-    assert chat_format.grammar(spec, {}, must_call=False, is_thinking=False, has_one_call=False) is spec
-    assert chat_format.grammar(None, LIGHT, must_call=False, is_thinking=False, has_one_call=False) is None
+    assert chat_format.grammar(spec, {}, Reasoning.AHEAD, must_call=False, has_one_call=False) is spec
+    assert chat_format.grammar(None, LIGHT, Reasoning.AHEAD, must_call=False, has_one_call=False) is None
 
 
 def test_names_and_texts_of_a_schema_do_not_break_out_of_the_grammar(tmp_path: Path) -> None:

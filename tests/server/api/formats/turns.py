@@ -24,8 +24,7 @@ class Turn:
 
 def parser_of(family: Family, *, has_one_call: bool = False, schemas: Any = SCHEMAS) -> TurnParser:
     chat_format = ChatFormat.of(family.traits)
-    is_thinking = chat_format.is_thinking(family.prompt_end)
-    return chat_format.parser(schemas, is_thinking=is_thinking, has_one_call=has_one_call)
+    return chat_format.parser(schemas, chat_format.reasoning_after(family.prompt_end), has_one_call=has_one_call)
 
 
 def read(parser: TurnParser, texts: Iterable[str], reason: str = "stop") -> Turn:
