@@ -17,6 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from .architecture import find_class, writer_config
 from .errors import ModelError
 from .prompt_media import PromptMedia
+from .template import apply_chat_template
 from .tokenizer import ChatTemplateError
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
@@ -67,9 +68,7 @@ class MediaProcessor:
             raise ChatTemplateError("the model has no chat template")
         with self._lock:
             try:
-                text = tokenizer.apply_chat_template(
-                    list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
-                )
+                text = apply_chat_template(tokenizer, messages, chat_template=template)
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )

@@ -11,6 +11,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import ModelError
+from .template import apply_chat_template, shared_renderer
 from .token_bytes import TokenBytes, decoder_rules
 
 
@@ -58,6 +59,11 @@ class Tokenizer:
         """
         return self._encode(text, add_special_tokens=True)
 
+    def prepare(self) -> None:
+        """Begin what the first conversation would have to wait for, if there will be any."""
+        if self._tokenizer.chat_template is not None:
+            shared_renderer().start()
+
     def check_length(self, text: str) -> None:
         """Refuse a text before it takes long to encode.
 
@@ -83,7 +89,7 @@ class Tokenizer:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = apply_chat_template(self._tokenizer, messages)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return self._encode(text, add_special_tokens=False)
