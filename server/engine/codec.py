@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -32,9 +31,12 @@ class Codec:
         eos_token_ids: frozenset[int] | None = None,
     ):
         self._tokenizer, self._media = tokenizer, media
-        self._eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
-        self._grammars: GrammarCompiler | None = None  # made when it is first needed
-        self._making_grammars = threading.Lock()  # guards it
+        self._grammars: GrammarCompiler | None = None
+        if tokenizer.token_bytes is not None:
+            # Now, because llguidance holds the interpreter's lock for half a second over 150,000 tokens.
+            ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+            tokens = tokenizer.token_bytes.all_written()
+            self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
     def encode(self, text: str) -> list[int]:
         try:
@@ -75,19 +77,10 @@ class Codec:
         return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
-        return self._grammar_compiler(spec.param).compile(spec)
-
-    def _grammar_compiler(self, param: str) -> GrammarCompiler:
-        tokens = self._tokenizer.token_bytes
-        if tokens is None:
-            raise RequestRefusedError(
-                f"'{param}' can't be followed: the bytes of this model's tokens can't be told from its tokenizer", param
-            )
-        with self._making_grammars:
-            if self._grammars is None:
-                silent = self._tokenizer.special_token_ids
-                self._grammars = GrammarCompiler(tokens.all_written(), silent, self._eos_token_ids)
-            return self._grammars
+        if self._grammars is None:
+            reason = "the bytes of this model's tokens can't be told from its tokenizer"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
+        return self._grammars.compile(spec)
 
     def detokenizer(self, prompt_ids: Sequence[int], *, writes_special: bool = False) -> Detokenizer:
         """A detokenizer for what follows a prompt; special tokens are no text, unless they are to be written."""

@@ -256,10 +256,14 @@ class Engine:
                     snapshot,
                     None if sequence.request.media is None else sequence.request.media.inputs,
                     num_prompt=len(sequence.request.prompt_ids),
+                    wants_experts=sequence.request.returns_experts and item.reaches_end,
                 )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)
+        for item, cost, chosen in zip(step, output.costs, output.chosen, strict=True):
+            item.sequence.expert_cost.add(cost)
+            item.sequence.chosen = chosen
         if self._stage is not None:
             self._stage.note(step, output, time.perf_counter() - started)
         return output
