@@ -200,6 +200,15 @@ class ServeSettings(BaseModel):
         """
         return _all_keys(self.admin_api_key, "admin_api_key_file", self.admin_api_key_file)
 
+    def check_key_files(self) -> None:
+        """Read the files of keys, to know at once whether they can be read.
+
+        Raises:
+            SettingsError: one can't be used.
+        """
+        self.user_keys()
+        self.admin_keys()
+
 
 def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> list[str]:
     given = [key.get_secret_value() for key in keys]

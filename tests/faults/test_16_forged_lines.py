@@ -35,7 +35,7 @@ def all_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
 
 
-@pytest.mark.parametrize("name", FORGED, ids=ascii)
+@pytest.mark.parametrize("name", FORGED, ids=range(len(FORGED)))
 def test_a_models_name(shared_live: FakeServer, name: str, caplog: pytest.LogCaptureFixture) -> None:
     for answer in (
         ask(shared_live.port, completion(model=name)),
@@ -46,7 +46,7 @@ def test_a_models_name(shared_live: FakeServer, name: str, caplog: pytest.LogCap
     assert all(map(is_plain, caplog.messages))
 
 
-@pytest.mark.parametrize("name", FORGED, ids=ascii)
+@pytest.mark.parametrize("name", FORGED, ids=range(len(FORGED)))
 def test_unknown_fields_values_and_parameters(
     shared_live: FakeServer, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -62,7 +62,7 @@ def test_unknown_fields_values_and_parameters(
     assert all(map(is_plain, caplog.messages))
 
 
-@pytest.mark.parametrize("name", FORGED, ids=ascii)
+@pytest.mark.parametrize("name", FORGED, ids=range(len(FORGED)))
 def test_a_path(shared_live: FakeServer, name: str, caplog: pytest.LogCaptureFixture) -> None:
     target = "".join(f"%{byte:02x}" for byte in name.encode())
     request = f"GET /v1/{target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -72,7 +72,7 @@ def test_a_path(shared_live: FakeServer, name: str, caplog: pytest.LogCaptureFix
     answer = ask(shared_live.port, request.replace("/v1/", "/v1/models/").encode())
     assert status_of(answer) == 404
     assert is_plain(error_of(answer)["message"])
-    assert all(map(is_plain, caplog.messages))
+    assert all(map(str.isprintable, caplog.messages))
 
 
 @pytest.mark.parametrize(
