@@ -82,6 +82,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     pool = ComputePool(num_threads if device.type == "cpu" else 1)
     trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len)
     tokenizer = Tokenizer(config, trunk.max_model_len)
+    tokenizer.prepare()
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)
