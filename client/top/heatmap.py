@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
 from math import log1p
 
 from rich.color import Color
@@ -44,11 +45,7 @@ class Cell:
     def colour(self, warmest: float) -> Rgb:
         """The tiers' colours mixed by their shares, brighter with heat."""
         level = log1p(self.heat) / log1p(max(warmest, WARM_TOKENS))
-        shade = DARKEST + (1 - DARKEST) * round(level * NUM_SHADES) / NUM_SHADES
-        mixed = [
-            sum(share * TIER_COLOURS[tier][channel] for tier, share in enumerate(self.shares)) for channel in range(3)
-        ]
-        return round(shade * mixed[0]), round(shade * mixed[1]), round(shade * mixed[2])
+        return _mix(self.shares, round(level * NUM_SHADES))
 
 
 @dataclass(frozen=True)
@@ -94,8 +91,9 @@ class HeatMap:
             yield self._label(rows[upper] if upper != labelled else None)
             labelled = upper
             below = empty if lower is None else colours[lower]
-            for pair in zip(colours[upper], below, strict=True):
-                yield Segment((" " if pair == (None, None) else UPPER_HALF) * wide, _style(*pair))
+            for pair, same in groupby(zip(colours[upper], below, strict=True)):
+                block = " " if pair == (None, None) else UPPER_HALF
+                yield Segment(block * wide * len(list(same)), _style(*pair))
             yield Segment.line()
 
     def _symbols(self, rows: Sequence[range], cells: Sequence[Sequence[Cell | None]], wide: int) -> Iterator[Segment]:
@@ -129,6 +127,16 @@ def runs(count: int, most: int) -> list[range]:
     """So many neighbours, in at most ``most`` runs of nearly the same length."""
     parts = min(count, most)
     return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
+@lru_cache(maxsize=4096)
+def _mix(shares: tuple[float, float, float], shade: int) -> Rgb:
+    part = DARKEST + (1 - DARKEST) * shade / NUM_SHADES
+    red, green, blue = (
+        round(part * sum(share * TIER_COLOURS[tier][channel] for tier, share in enumerate(shares)))
+        for channel in range(3)
+    )
+    return red, green, blue
 
 
 @lru_cache(maxsize=4096)

@@ -27,6 +27,10 @@ class RequestRefusedError(EngineError):
         self.param = param
 
 
+class PromptTooLongError(RequestRefusedError):
+    """The prompt is longer than the model's context, as is plain before it is tokens."""
+
+
 class QueueFullError(EngineError):
     """As many requests wait as may wait; try again later."""
 
@@ -352,7 +356,11 @@ class TextCodec(Protocol):
     """Text to token ids; may block, so call it off the event loop."""
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the special tokens the model expects at its start."""
+        """Tokens of a plain prompt, with the special tokens the model expects at its start.
+
+        Raises:
+            PromptTooLongError: it can't fit the model.
+        """
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
         """A conversation, through the model's chat template, up to the assistant's turn.
@@ -361,6 +369,7 @@ class TextCodec(Protocol):
             images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
 
         Raises:
+            PromptTooLongError: it can't fit the model.
             RequestRefusedError: the model has no chat template, or the template refuses the messages; it takes no
                 images, or one can't be read.
         """

@@ -71,13 +71,29 @@ def test_a_failure_after_some_tokens_is_raised_behind_them(url: str, fake: FakeS
         assert stream.result.text == TEXT
 
 
-def test_breaking_out_of_the_loop_stops_the_server(live_asker: Asker, fake: FakeServer) -> None:
+def test_what_came_before_leaving_is_kept(live_asker: Asker, fake: FakeServer) -> None:
     fake.engine.holds = True
     tokens, reply = live_asker.stream("stream", "Once", take=2)
     assert len(tokens) == 2
     assert reply.text == "Once upon"
     assert reply.finish_reason is None
-    assert was_cancelled(fake)
+
+
+def test_breaking_out_of_the_loop_stops_the_server(url: str, fake: FakeServer) -> None:
+    """Though the client stays open."""
+    fake.engine.holds = True
+
+    async def scenario() -> None:
+        async with AsyncClient(url) as client:
+            async for _ in client.stream("Once"):
+                break
+            assert await asyncio.to_thread(was_cancelled, fake)
+
+    asyncio.run(scenario())
+    with Client(url) as client:
+        for _ in client.stream("Once"):
+            break
+        assert was_cancelled(fake)
 
 
 def test_leaving_the_block_or_closing_stops_the_server(url: str, fake: FakeServer) -> None:

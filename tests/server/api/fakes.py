@@ -19,6 +19,7 @@ from server.engine.request import (
     ExpertUsage,
     FinishReason,
     GenerationRequest,
+    GrammarSpec,
     Media,
     TokenEvent,
     TokenLogprobs,
@@ -122,6 +123,12 @@ class FakeCodec:
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     refusal: EngineError | None = None
+    grammars: list[GrammarSpec] = field(default_factory=list)  # that were compiled
+    grammar_may_end: threading.Event = field(default_factory=threading.Event)  # compiling waits for it
+    grammar_refusal: EngineError | None = None
+
+    def __post_init__(self):
+        self.grammar_may_end.set()
 
     def encode(self, text):
         self.threads.append(threading.current_thread())
@@ -141,6 +148,14 @@ class FakeCodec:
         if token_id == 200:
             return b"\xe2\x82"
         return ENGINE_TEXTS[token_id - 100].encode() if token_id >= 100 else b"x" * token_id
+
+    def compile_grammar(self, spec):
+        self.threads.append(threading.current_thread())
+        self.grammars.append(spec)
+        self.grammar_may_end.wait(WAIT_SECONDS)
+        if self.grammar_refusal is not None:
+            raise self.grammar_refusal
+        return object()
 
     def pieces(self, token_ids):
         return [" " * (place > 0) + "x" * token_id for place, token_id in enumerate(token_ids)]
