@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, Rows
-from client.top.cells import TIER_COLOURS, TIER_NAMES, TIER_SYMBOLS, Cell
+from client.top.cells import TIER_NAMES, TIER_RGB, TIER_SYMBOLS, Cell
 from client.top.trends import Heat
 
 UPPER_HALF = "▀"
@@ -102,7 +102,7 @@ class HeatMap:
 
 
 def tier_style(tier: int) -> Style:
-    return Style(color=TIER_COLOURS[tier])
+    return Style(color=Color.from_rgb(*TIER_RGB[tier]))
 
 
 def runs(count: int, most: int) -> list[range]:
