@@ -81,7 +81,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     pool = ComputePool(num_threads if device.type == "cpu" else 1)
     trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len)
-    tokenizer = Tokenizer(config)
+    tokenizer = Tokenizer(config, trunk.max_model_len)
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)

@@ -85,6 +85,18 @@ def check_key(key: str) -> None:
         raise ValueError("a key must have visible ASCII characters alone, and at least one")
 
 
+def _check_host(name: str) -> str:
+    if not re.fullmatch(r"\*|[a-z0-9._-]+|\[[0-9a-f:.]+\]", name.lower()):
+        raise ValueError("write a name or address without scheme and port, such as greenroom.example.org, or *")
+    return name.lower()
+
+
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d+)?|[a-z]+://\[[0-9a-f:.]+\](:\d+)?", origin.lower()):
+        raise ValueError("write scheme://host[:port] as browsers do, without a path, such as https://example.org, or *")
+    return origin.lower()
+
+
 def _check_list(values: object) -> object:
     if isinstance(values, str):
         raise ValueError("write a list, [...]")  # noqa: TRY004  pydantic's own
@@ -94,6 +106,8 @@ def _check_list(values: object) -> object:
 BudgetText = Annotated[str, AfterValidator(_check_budget)]
 BytesText = Annotated[str, AfterValidator(_check_bytes)]
 DeviceText = Annotated[str, AfterValidator(_check_device)]
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
 Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]
 
 
@@ -133,6 +147,10 @@ class ServeSettings(BaseModel):
         False, description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; slower"
     )
     threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
+    allowed_host: HostNames = Field(
+        (), description="name by which clients reach the server, beside those of this machine; * is any"
+    )
+    allow_origin: Origins = Field((), description="origin whose pages may use the API (CORS): https://host, or *")
     api_key: Keys = Field((), description="key that opens the API; without any it is open")
     api_key_file: Path | None = Field(None, description="file of such keys, one a line")
     admin_api_key: Keys = Field(

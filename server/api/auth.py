@@ -5,17 +5,17 @@ are open as long as no API key is set. Routes of administrators depend on ``Admi
 without any they answer to this machine alone. An admin key opens the routes of users, too.
 """
 
-from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from fastapi import Depends, Request
 
 from server.api.dependencies import ServiceDep
 from server.api.errors import ForbiddenError, InvalidKeyError
+from server.api.hosts import host_name, is_loopback, is_this_machine
 from server.api.keys import Keys
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # the second is what Anthropic's clients send
-FORWARDING_HEADERS = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
+FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 NO_KEY = "No API key was sent: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is not one of this server's."
@@ -95,25 +95,15 @@ def _of_bearer(value: bytes) -> bytes:
 
 
 def is_local(request: Request) -> bool:
-    """Whether the other end of the socket is on this machine, and no proxy says that it speaks for somebody else.
+    """Whether the other end of the socket is on this machine, and asks for it by a name of its own.
 
-    What a header says can only close the door, never open it.
+    What a header says can only close the door, never open it: a proxy on this machine speaks for others, and so does a
+    browser that somebody's page has led here by that page's name.
     """
-    client = request.scope["client"]
-    if client is None or any(name in FORWARDING_HEADERS for name, _ in request.scope["headers"]):
+    client, headers = request.scope["client"], request.headers
+    if client is None or any(name in headers for name in FORWARDING_HEADERS):
         return False
-    return is_loopback(client[0])
-
-
-def is_loopback(host: str) -> bool:
-    """Of an address, also one of IPv4 within IPv6."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
+    return is_loopback(client[0]) and is_this_machine(host_name(headers.get("host", "")) or "")
 
 
 UserDep = Depends(Guard("user"))

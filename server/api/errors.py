@@ -30,6 +30,7 @@ from server.engine.request import (
     DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
+    PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
 )
@@ -186,6 +187,8 @@ def api_error(exc: Exception) -> APIError:
             error = InvalidRequestError(*first_problem(exc.errors()))
         case HTTPException():
             error = http_error(exc.status_code, exc.detail, exc.headers)
+        case PromptTooLongError():
+            error = ContextLengthError(str(exc), exc.param)
         case RequestRefusedError():
             error = InvalidRequestError(str(exc), exc.param)
         case QueueFullError():

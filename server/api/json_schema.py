@@ -12,8 +12,14 @@ MAX_VALUES = 10_000
 MAX_PROPERTIES = 1_000  # of one object: a step looks at all that may come next
 MAX_REMAINDERS = 10_000  # a multiple is followed by its remainder, digit by digit
 
-# Enough for indentation; a model that likes blanks is made to go on.
-WHITE_SPACE = {"whitespace_pattern": r" |\n[ \t]{0,16}"}
+# As OpenAI's structured outputs are written: on one line. A space may follow a comma or a colon, and no more, so that a
+# model that likes blanks and new lines comes to an end.
+WHITE_SPACE = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+}
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:

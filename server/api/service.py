@@ -11,6 +11,7 @@ from weakref import WeakSet
 from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
 from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
+from server.api.hosts import Hosts
 from server.api.keys import Keys
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
@@ -54,6 +55,7 @@ class Service:
     model: LoadedModel | None = None
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

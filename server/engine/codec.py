@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from server.model.images import ImageError, read_image
 from server.model.processor import MediaProcessor
-from server.model.tokenizer import ChatTemplateError, Tokenizer
+from server.model.tokenizer import ChatTemplateError, TextTooLongError, Tokenizer
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .grammar import GrammarCompiler
-from .request import ChatPrompt, Grammar, GrammarSpec, Media, RequestRefusedError
+from .request import ChatPrompt, Grammar, GrammarSpec, Media, PromptTooLongError, RequestRefusedError
 
 
 class Codec:
@@ -32,24 +31,36 @@ class Codec:
         eos_token_ids: frozenset[int] | None = None,
     ):
         self._tokenizer, self._media = tokenizer, media
-        self._eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
-        self._grammars: GrammarCompiler | None = None  # made when it is first needed
-        self._making_grammars = threading.Lock()  # guards it
+        self._grammars: GrammarCompiler | None = None
+        if tokenizer.token_bytes is not None:
+            # Now, because llguidance holds the interpreter's lock for half a second over 150,000 tokens.
+            ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+            tokens = tokenizer.token_bytes.all_written()
+            self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        try:
+            return self._tokenizer.encode(text)
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "prompt") from error
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
         try:
             if images:
                 return self._encode_images(messages, images)
             return ChatPrompt(self._tokenizer.encode_chat(messages))
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "messages") from error
         except (ChatTemplateError, ImageError) as error:
             raise RequestRefusedError(str(error), "messages") from error
 
     def _encode_images(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
+        for message in messages:
+            content = message["content"]
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            self._tokenizer.check_length("".join(texts))
         token_ids, media = self._media.encode_chat(messages, [read_image(image) for image in images])
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
@@ -66,19 +77,10 @@ class Codec:
         return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
-        return self._grammar_compiler(spec.param).compile(spec)
-
-    def _grammar_compiler(self, param: str) -> GrammarCompiler:
-        tokens = self._tokenizer.token_bytes
-        if tokens is None:
-            raise RequestRefusedError(
-                f"'{param}' can't be followed: the bytes of this model's tokens can't be told from its tokenizer", param
-            )
-        with self._making_grammars:
-            if self._grammars is None:
-                silent = self._tokenizer.special_token_ids
-                self._grammars = GrammarCompiler(tokens.all_written(), silent, self._eos_token_ids)
-            return self._grammars
+        if self._grammars is None:
+            reason = "the bytes of this model's tokens can't be told from its tokenizer"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
+        return self._grammars.compile(spec)
 
     def detokenizer(self, prompt_ids: Sequence[int], *, writes_special: bool = False) -> Detokenizer:
         """A detokenizer for what follows a prompt; special tokens are no text, unless they are to be written."""

@@ -86,6 +86,7 @@ class Engine:
         self._inbox: list[Sequence] = []
         self._streams: WeakSet[TokenStream] = WeakSet()  # all that someone may still read
         self._num_submitted = 0
+        self._checked_prompt: tuple[int, ...] = ()  # the last one; the choices of a request share theirs
         self._is_stopping = False
         self._changed = threading.Condition()  # guards _inbox, _streams, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -147,9 +148,10 @@ class Engine:
         prompt = request.prompt_ids
         if not prompt:
             raise RequestRefusedError("the prompt is empty", "prompt")
-        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
+        if prompt is not self._checked_prompt and (min(prompt) < 0 or max(prompt) >= self._vocab_size):
             unknown = next(token for token in prompt if not 0 <= token < self._vocab_size)
             raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
+        self._checked_prompt = prompt
         total = len(prompt) + request.sampling.max_tokens
         if request.sampling.max_tokens < 0 or total > self._limits.max_model_len:
             raise RequestRefusedError(
@@ -254,10 +256,14 @@ class Engine:
                     snapshot,
                     None if sequence.request.media is None else sequence.request.media.inputs,
                     num_prompt=len(sequence.request.prompt_ids),
+                    wants_experts=sequence.request.returns_experts and item.reaches_end,
                 )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)
+        for item, cost, chosen in zip(step, output.costs, output.chosen, strict=True):
+            item.sequence.expert_cost.add(cost)
+            item.sequence.chosen = chosen
         if self._stage is not None:
             self._stage.note(step, output, time.perf_counter() - started)
         return output

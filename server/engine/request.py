@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 
 class EngineError(Exception):
     """Any failure of the engine; the message may be shown to the client."""
@@ -22,6 +25,10 @@ class RequestRefusedError(EngineError):
     def __init__(self, message: str, param: str | None = None):
         super().__init__(message)
         self.param = param
+
+
+class PromptTooLongError(RequestRefusedError):
+    """The prompt is longer than the model's context, as is plain before it is tokens."""
 
 
 class QueueFullError(EngineError):
@@ -137,6 +144,7 @@ class GenerationRequest:
     priority: int = 0  # lower goes first, as in vLLM
     deadline_seconds: float | None = None  # from submission; then it ends with an error
     media: Media | None = None
+    returns_experts: bool = False  # whether events tell them
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,27 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class ExpertUsage:
+    """What the experts that a request's own tokens went to have cost, over all steps."""
+
+    num_requests: int = 0  # experts asked for, each once a layer and step
+    num_misses: int = 0  # of these, the ones that were in no tier of memory
+    bytes_read: int = 0  # from disk, of those
+    stall_seconds: float = 0.0  # that it waited in layers, also for others' experts
+
+    def __add__(self, other: ExpertUsage) -> ExpertUsage:
+        return ExpertUsage(
+            self.num_requests + other.num_requests,
+            self.num_misses + other.num_misses,
+            self.bytes_read + other.bytes_read,
+            self.stall_seconds + other.stall_seconds,
+        )
+
+
+Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One step of a stream: new text (perhaps empty, while a character or stop string is incomplete)."""
 
@@ -159,6 +188,8 @@ class TokenEvent:
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
     stop: str | None = None  # the stop string that has ended the text
+    experts: Chosen | None = None  # that the token went to which the new one follows, if they are asked for
+    expert_usage: ExpertUsage | None = None  # with the last event
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -316,7 +347,11 @@ class TextCodec(Protocol):
     """Text to token ids; may block, so call it off the event loop."""
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the special tokens the model expects at its start."""
+        """Tokens of a plain prompt, with the special tokens the model expects at its start.
+
+        Raises:
+            PromptTooLongError: it can't fit the model.
+        """
 
     def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
         """A conversation, through the model's chat template, up to the assistant's turn.
@@ -325,6 +360,7 @@ class TextCodec(Protocol):
             images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
 
         Raises:
+            PromptTooLongError: it can't fit the model.
             RequestRefusedError: the model has no chat template, or the template refuses the messages; it takes no
                 images, or one can't be read.
         """

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.model.step import ExpertCost
+
 from .block_manager import SequenceBlocks
-from .request import GenerationRequest, TokenLogprobs, TokenStream
+from .request import Chosen, ExpertUsage, GenerationRequest, TokenLogprobs, TokenStream
 from .sampling_state import SamplingState
 from .text import TextAssembler
 from .working_set import ExpertUse
@@ -27,6 +29,8 @@ class Sequence:
     num_cached: int = 0
     slot: int = -1  # among those that run, for what the model keeps of it besides blocks
     expert_use: ExpertUse | None = None  # what it chose, as far as that matters
+    expert_cost: ExpertCost = field(default_factory=ExpertCost)  # of what it has computed so far
+    chosen: Chosen | None = None  # experts of its last computed token, if they are asked for
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
 
     def __post_init__(self) -> None:
@@ -65,6 +69,12 @@ class Sequence:
     @property
     def num_uncached(self) -> int:
         return len(self.token_ids) - self.num_cached
+
+    @property
+    def expert_usage(self) -> ExpertUsage:
+        """What its experts have cost so far."""
+        cost = self.expert_cost
+        return ExpertUsage(cost.num_lookups, cost.num_misses, cost.bytes_read, cost.stall_seconds)
 
     @property
     def wants_prompt_logits(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,23 @@ class ChatTemplateError(ModelError):
     """The model has no chat template, or it refuses the messages."""
 
 
+class TextTooLongError(ModelError):
+    """The text can't fit the model, however it is split into tokens."""
+
+
 class Tokenizer:
     """Text to token ids and back, as the checkpoint defines it.
 
     ``token_bytes`` is None where the bytes of a token can't be told from the token alone.
 
+    Args:
+        max_tokens: texts that are longer than so many of the longest tokens are refused instead of encoded.
+
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
@@ -39,15 +47,38 @@ class Tokenizer:
             + [token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special]
         )
         self.token_bytes = _token_bytes(self._tokenizer)
+        longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
+        self._max_characters = sys.maxsize if max_tokens is None else max_tokens * longest
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text))
+        """A plain text, with the special tokens that the model wants at its start.
+
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        return self._encode(text, add_special_tokens=True)
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text before it takes long to encode.
+
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        if len(text) > self._max_characters:
+            raise TextTooLongError(
+                f"the prompt has {len(text)} characters, but no more than {self._max_characters} fit the context"
+            )
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.check_length(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         """A conversation up to the assistant's turn.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
+            TextTooLongError: they can't fit the model.
         """
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
@@ -55,7 +86,7 @@ class Tokenizer:
             text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except jinja2.TemplateError as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return self._encode(text, add_special_tokens=False)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text, by default without special tokens."""

@@ -32,6 +32,7 @@ from .media import Overlay
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .rope import settle_length
+from .routing import Rows, chosen_by, costs_of
 from .seam import running
 from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
@@ -181,7 +182,10 @@ class Trunk(ResidentModel):
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
-        return StepOutput(logits, routing, experts.cost)
+        layers = self.facts.text_layers
+        split = Rows(chunks, None if overlay is None else overlay.are_images(len(token_ids)), layers)
+        costs = costs_of(experts.runs, split)
+        return StepOutput(logits, routing, experts.cost, costs, chosen_by(experts.runs, split, layers))
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:

@@ -120,6 +120,9 @@ def add_content(conversation: Conversation, role: str, content: object, place: s
             case ToolUseBlock():
                 conversation.call(block.id, block.name, json.dumps(block.input))
             case ToolResultBlock():
+                if not conversation.has_call(block.tool_use_id):
+                    param = f"{here}.tool_use_id"
+                    raise InvalidRequestError(f"'{param}' must be the 'id' of a 'tool_use' before it.", param)
                 result = blocks_of(block.content, f"{here}.content", RESULT)
                 conversation.answer_call(block.tool_use_id, [part_of(each) for _, each in result])
             case ThinkingBlock():

@@ -61,7 +61,7 @@ class GenerationBody(BaseModel):
     timeout: float | None = Field(None, gt=0)  # seconds
 
     response_format: ResponseFormat | None = None
-    return_experts: Annotated[Any, only(False)] = None
+    return_experts: bool = False
 
     @model_validator(mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from server.engine.block_manager import BlockGroup, BlockManager
@@ -18,7 +19,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
-from server.model.step import ExpertCost, SequenceChunk, StepOutput
+from server.model.step import Chosen, ExpertCost, SequenceChunk, StepOutput
 from server.model.windows import oldest_seen
 
 VOCABULARY = 256  # bytes
@@ -68,7 +69,22 @@ class FakeModel:
             for end in range(length - chunk.num_logits, length):
                 logits[row, next_token(tokens[: end + 1])] = 1.0
                 row += 1
-        return StepOutput(logits, {}, ExpertCost())
+        costs = [self._cost(chunk) for chunk in chunks]
+        return StepOutput(logits, {}, ExpertCost(), costs, [self._chosen(chunk) for chunk in chunks])
+
+    @staticmethod
+    def _cost(chunk: SequenceChunk) -> ExpertCost:
+        """Each token asks for one expert; of a prompt, every one is missing, takes a second and has a kilobyte."""
+        num_missing = chunk.num_tokens if chunk.num_cached < chunk.num_prompt else 0
+        return ExpertCost(chunk.num_tokens, num_missing, 1.0 * num_missing, num_missing << 10)
+
+    @staticmethod
+    def _chosen(chunk: SequenceChunk) -> Chosen | None:
+        """Of two layers, the first by the token, the second by its place."""
+        if not chunk.wants_experts:
+            return None
+        place = chunk.num_cached + chunk.num_tokens - 1
+        return np.array([[chunk.token_ids[-1] % 8, -1], [place % 8, (place + 1) % 8]], dtype=np.int16)
 
     def release(self, slot: int) -> None:
         self.released.append(slot)

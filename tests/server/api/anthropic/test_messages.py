@@ -8,6 +8,7 @@ import re
 import pytest
 
 from server.engine.request import GenerationFailedError, RequestRefusedError
+from tests.server.api.openai.test_experts import GREENROOM
 
 MESSAGES = [{"role": "user", "content": "Tell me a story"}]
 
@@ -42,6 +43,7 @@ def test_whole_message_has_anthropics_form(say):
             "output_tokens": 5,
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": 0,
+            "greenroom": GREENROOM,
         },
     }
 

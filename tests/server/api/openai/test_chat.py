@@ -5,6 +5,7 @@ import re
 import pytest
 
 from server.engine.request import RequestRefusedError
+from tests.server.api.openai.test_experts import GREENROOM
 
 
 def test_whole_reply_has_openais_form(chat):
@@ -16,7 +17,7 @@ def test_whole_reply_has_openais_form(chat):
         "object": "chat.completion",
         "model": "org/tiny",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10, "greenroom": GREENROOM},
     }
 
 
