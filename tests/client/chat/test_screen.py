@@ -9,7 +9,7 @@ from client.chat.screen import Screen
 
 @pytest.mark.parametrize(
     ("is_plain", "shown"),
-    [(False, "Let me think.\n\nHello.\nnoted\n"), (True, "Hello.\n")],
+    [(False, "\x1b[2;3mLet me\x1b[0m\x1b[2;3m think.\x1b[0m\x1b[2;3m\n\n\x1b[0mHello.\nnoted\n"), (True, "Hello.\n")],
 )
 def test_a_pipe_gets_answers_without_thoughts_and_notes(
     is_plain: bool, shown: str, capsys: pytest.CaptureFixture[str]
