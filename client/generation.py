@@ -130,7 +130,8 @@ class ChatReply(Reply):
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self.tool_calls
         ]
-        return {"role": "assistant", "content": self.text, **({"tool_calls": calls} if calls else {})}
+        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
+        return {"role": "assistant", "content": self.text, **reasoning, **({"tool_calls": calls} if calls else {})}
 
 
 def tokens_of(body: Mapping[str, Any]) -> list[Token]:

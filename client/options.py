@@ -53,4 +53,5 @@ class ChatOptions(GenerationOptions, total=False):
     tool_choice: str | Mapping[str, Any]
     parallel_tool_calls: bool
     chat_template_kwargs: Mapping[str, Any]
+    reasoning_effort: str
     max_completion_tokens: int

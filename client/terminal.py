@@ -67,6 +67,11 @@ def server_of(arguments: argparse.Namespace) -> tuple[str, WireOptions]:
     return url.rstrip("/"), {"api_key": arguments.api_key, "admin_api_key": arguments.admin_api_key}
 
 
+def is_terminal() -> bool:
+    """Whether somebody types here and reads; a stream that was closed is None."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
 def describe(error: GreenroomError) -> str:
     """One line that says what is wrong and what to do."""
     line = printable(" ".join(str(error).split()))

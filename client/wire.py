@@ -36,8 +36,11 @@ class Wire:
     Args:
         base_url: with scheme, without ``/v1``.
         api_key: for everything.
-        admin_api_key: for experts, instead of the other.
+        admin_api_key: for experts, instead of the other, and where there is no other.
         timeout: seconds to connect, and to wait for the next bytes.
+
+    Raises:
+        ValueError: a key can't be sent.
     """
 
     base_url: str = DEFAULT_URL
@@ -45,6 +48,11 @@ class Wire:
     admin_api_key: str | None = None
     timeout: httpx.Timeout | float = field(default_factory=lambda: httpx.Timeout(WAIT_SECONDS, connect=CONNECT_SECONDS))
     retries: Retries = field(default_factory=Retries)
+
+    def __post_init__(self) -> None:
+        for name, key in (("api_key", self.api_key), ("admin_api_key", self.admin_api_key)):
+            if key is not None and not (key.isascii() and key.isprintable() and key == key.strip() != ""):
+                raise ValueError(f"{name} is no key: it must be ASCII without blanks around it, and not be empty")
 
     def http_options(self) -> dict[str, Any]:
         """For httpx' client.
@@ -67,5 +75,6 @@ class Wire:
         return self.retries.exchange(request, ask.answers)
 
     def _headers(self, ask: Ask) -> Mapping[str, str]:
-        key = self.admin_api_key if ask.is_admin and self.admin_api_key is not None else self.api_key
+        preferred, other = (self.api_key, self.admin_api_key)[:: -1 if ask.is_admin else 1]
+        key = other if preferred is None else preferred
         return {} if key is None else {"Authorization": f"Bearer {key}"}

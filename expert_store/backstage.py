@@ -11,7 +11,7 @@ import torch
 
 from .arena import HostArena
 from .budget import share_slots
-from .catalog import ExpertCatalog, ExpertLayout, extents
+from .catalog import ExpertCatalog, ExpertLayout
 from .copier import Copier
 from .device import open_device
 from .errors import ChecksumError, ExpertLoadError, StoreClosedError
@@ -118,19 +118,22 @@ class Backstage:
         for expert, count in rows.items():
             tokens[expert] += count
 
-    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> int:
-        """Count where experts were found, before anything of this lease moves; how many were in no tier."""
+    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> list[ExpertKey]:
+        """Count where experts were found, before anything of this lease moves; those that were in no tier."""
         pool, lookups, hits = self.pool_of[lease.layer], self.statistics.lookups, len(ready)
+        missed: list[ExpertKey] = []
         lookups[pool.top_name, lease.phase] += hits
         if hits < len(lease.experts):
             found = {entry.key.expert for entry in ready}
             for expert in lease.experts:
                 if expert not in found:
-                    where = pool.where(self.keys[lease.layer][expert])
+                    key = self.keys[lease.layer][expert]
+                    where = pool.where(key)
                     lookups[where, lease.phase] += 1
-                    hits += where != "disk"
-        self.windows[pool].record(lease, hits)
-        return len(lease.experts) - hits
+                    if where == "disk":
+                        missed.append(key)
+        self.windows[pool].record(lease, len(lease.experts) - len(missed))
+        return missed
 
     def count_ahead(self, entry: Entry, outcome: str) -> None:
         """A prefetched expert is asked for."""
@@ -171,7 +174,7 @@ class Backstage:
         started = time.perf_counter()
         pool = self.pool_of[entry.key.layer]
         recipe = self.catalog.recipe(entry.key)
-        nbytes = sum(extent.nbytes for extent in extents(recipe))
+        nbytes = self.catalog.read_bytes(entry.key)
 
         def done(error: Exception | None) -> None:
             seconds = time.perf_counter() - started

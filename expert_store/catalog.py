@@ -140,6 +140,10 @@ class ExpertCatalog:
     def layout(self, layer: int) -> ExpertLayout:
         return self.layers[layer].layout
 
+    def read_bytes(self, key: ExpertKey) -> int:
+        """Bytes that are read from disk for an expert."""
+        return sum(extent.nbytes for extent in extents(self.recipe(key)))
+
     @cached_property
     def num_experts(self) -> int:
         """Experts of the widest layer."""

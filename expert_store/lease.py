@@ -46,7 +46,7 @@ class Lease:
         self._ready: deque[Entry] = deque()  # of those that are held, and not yet yielded
         self._coming: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
-        self.num_misses = 0  # experts that were in no tier
+        self.missed: Sequence[ExpertKey] = ()  # experts that were in no tier
         self.stall_seconds = 0.0  # of waiting for experts
 
     @property
@@ -79,7 +79,7 @@ class Lease:
                 (self._ready if is_ready else self._coming).append(entry)
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
-            self.num_misses = backstage.count_lookups(record, self._ready)
+            self.missed = backstage.count_lookups(record, self._ready)
             self._found = frozenset(self._held)
             self._most_held = pool.most_held(self._layer, len(asked), len(self._held))
             if self._wanted:

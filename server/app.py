@@ -7,17 +7,17 @@ import gc
 import logging
 import socket
 import threading
-from importlib.metadata import version
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.keys import KeyRing, Keys
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.connections import listen
+from server.doors import make_service
 from server.draining import Listener, StopSignals, close, drain
+from server.http_protocol import ConnectionGuard
 from server.loading import LoadedServer, load_server
 from server.settings import ServeSettings
 
@@ -39,8 +39,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
-    service = Service(version("greenroom"), keys=Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys())))
     with listen(settings.host, settings.port) as listener:
+        service = make_service(settings, listener.getsockname()[0])
         stop = StopSignals()
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
@@ -68,6 +68,8 @@ def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
     is_debugging = settings.log_level == "debug"
     return uvicorn.Config(
         create_app(service),
+        http=cast("type[asyncio.Protocol]", ConnectionGuard()),
+        ws="none",
         log_config=None,
         log_level="debug" if is_debugging else "warning",
         access_log=is_debugging,

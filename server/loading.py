@@ -86,7 +86,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         log.info("loading %s from %s", name, folder)
 
     trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, admit)
-    tokenizer = Tokenizer(config)
+    tokenizer = Tokenizer(config, trunk.max_model_len)
+    tokenizer.prepare()
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)

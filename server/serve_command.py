@@ -27,6 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: os._exit(0))  # until the server listens there is nothing to end
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
+        settings.check_key_files()
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
     set_up_logging(settings.log_level)

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from client.chat.conversation import Conversation
 from client.chat.footer import Timing, footer
 from client.chat.screen import Screen
-from client.errors import GreenroomError
+from client.errors import BadRequestError, GreenroomError
 from client.sync_client import Client
 from client.terminal import describe
+
+REMARKS: dict[str | None, list[str]] = {"length": ["cut off at the limit of tokens"]}
 
 
 def answer(
@@ -44,13 +46,17 @@ def answer(
         stream.close()
         screen.end_answer()
     reply = stream.result
-    if reply.text:
+    if reply.text or reply.reasoning:
         conversation.add(question, reply.message)
     if error is not None:
-        forget = "; /clear forgets what was said" if getattr(error, "code", None) == "context_length_exceeded" else ""
-        broke_off = "the answer broke off: " if timing.num_pieces else ""
-        screen.complain(f"{broke_off}{describe(error)}{forget}")
+        screen.complain(("the answer broke off: " if timing.num_pieces else "") + _complaint(error))
         return False
-    remark = "stopped" if is_stopped else "cut off at the limit of tokens" if reply.finish_reason == "length" else None
-    screen.note(" · ".join([*([remark] if remark else []), *footer(reply.usage, timing)]))
+    remarks = ["stopped"] if is_stopped else REMARKS.get(reply.finish_reason, [])
+    screen.note(" · ".join([*remarks, *footer(reply.usage, timing)]))
     return True
+
+
+def _complaint(error: GreenroomError) -> str:
+    if isinstance(error, BadRequestError) and error.code == "context_length_exceeded":
+        return f"{describe(error)} /clear forgets what was said."
+    return describe(error)

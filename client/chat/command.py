@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from client.chat.answering import answer
@@ -13,7 +14,18 @@ from client.chat.conversation import Conversation
 from client.chat.screen import Screen, prepare_streams
 from client.errors import GreenroomError
 from client.sync_client import Client
-from client.terminal import FAILURE, WRONG_USAGE, add_server_arguments, complain, describe, printable, server_of
+from client.terminal import (
+    FAILURE,
+    WRONG_USAGE,
+    add_server_arguments,
+    complain,
+    describe,
+    is_terminal,
+    printable,
+    server_of,
+)
+
+LOOK_SECONDS = 1.0  # between two looks whether the model is loaded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,25 +37,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Talk until the input ends; the exit status, 1 if something in a pipe failed."""
     prepare_streams()
-    is_plain = not (sys.stdin.isatty() and sys.stdout.isatty())
+    is_plain = not is_terminal()
     url, options = server_of(arguments)
     try:
         client = Client(url, **options)
     except ValueError as error:
         return complain(str(error), WRONG_USAGE)
+    screen = Screen(is_plain=is_plain)
     with client:
         try:
+            wait_until_loaded(client, screen)
             model = choose_model(client, arguments.model)
+            chat = Chat(client, Conversation(model, printable(arguments.system)), screen)
+            if is_plain:
+                return 0 if talk(chat, read_line) else FAILURE
+            screen.note(f"{model} at {url} · /help lists commands, Ctrl-D ends")
+            talk(chat, edit_line(chat))
         except CommandError as error:
             return complain(printable(str(error)), FAILURE)
         except GreenroomError as error:
             return complain(describe(error), FAILURE)
-        chat = Chat(client, Conversation(model, arguments.system), Screen(is_plain=is_plain))
-        if is_plain:
-            return 0 if talk(chat, read_line) else FAILURE
-        chat.screen.note(f"{model} at {url} · /help lists commands, Ctrl-D ends")
-        talk(chat, edit_line(chat))
+        except OSError as error:
+            return complain(f"the answer can't be written: {error.strerror}", FAILURE)
         return 0
+
+
+def wait_until_loaded(client: Client, screen: Screen, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Come back when the server has loaded its model, which may take minutes.
+
+    Raises:
+        GreenroomError: the server can't be asked.
+    """
+    is_told = False
+    while client.ready().status == "loading":
+        if not is_told:
+            is_told = True
+            screen.note("The server is loading its model.")
+        sleep(LOOK_SECONDS)
 
 
 def talk(chat: Chat, read: Callable[[], str]) -> bool:
@@ -70,7 +100,7 @@ def respond(chat: Chat, line: str) -> bool:
 
 
 def read_line() -> str:
-    line = sys.stdin.readline()
+    line = sys.stdin.readline() if sys.stdin is not None else ""
     if not line:
         raise EOFError
     return line

@@ -20,6 +20,7 @@ SETTABLE = (
     "seed",
     "stop",
     "ignore_eos",
+    "reasoning_effort",
     "priority",
     "timeout",
 )
@@ -57,8 +58,10 @@ class Conversation:
 
 
 def value_of(text: str) -> Any:
-    """A parameter's value as it was typed: JSON, or else text."""
+    """A parameter's value as it was typed: JSON, or else text, which the server may refuse."""
     try:
-        return json.loads(text)
-    except ValueError:
+        value = json.loads(text)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
         return text
+    return value

@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console, RenderableType
+from rich.style import Style
 
+from client.chat.wrapping import WordWrap
 from client.terminal import printable
+
+THINKING = Style(dim=True, italic=True)
 
 
 class Screen:
@@ -16,26 +20,24 @@ class Screen:
         self.is_plain = is_plain
         self._out = Console(highlight=False, no_color=True if is_plain else None)
         self._err = Console(highlight=False, stderr=True)
-        self._is_thinking = False
-        self._column_is_zero = True
+        self._wrap = WordWrap()
+        self._style: Style | None = None
+        self._is_line_open = False
 
     def write(self, text: str) -> None:
         """A piece of an answer."""
-        if self._is_thinking:
-            self._is_thinking = False
-            self._put("\n\n")
-        self._put(text)
+        self._say(text, None)
 
     def think(self, text: str) -> None:
         """A piece of what the model thinks before it answers; a pipe does not get it."""
-        if not self.is_plain and text:
-            self._is_thinking = True
-            self._put(text, "dim italic")
+        if not self.is_plain:
+            self._say(text, THINKING)
 
     def end_answer(self) -> None:
-        self._is_thinking = False
-        if not self._column_is_zero:
+        """The next answer begins on a line of its own."""
+        if self._is_line_open:
             self._put("\n")
+        self._wrap, self._style = WordWrap(), None
 
     def note(self, line: str) -> None:
         """Tell the user something beside the answer."""
@@ -44,19 +46,33 @@ class Screen:
 
     def show(self, what: RenderableType) -> None:
         """Something that a command was asked for."""
-        self._out.print(what)
+        self._out.print(what, soft_wrap=self.is_plain)
 
     def complain(self, line: str) -> None:
         """One line on standard error."""
-        self._out.file.flush()
         named = f"greenroom: {line}" if self.is_plain else line
         self._err.print(printable(named), style="red", markup=False, soft_wrap=True)
 
-    def _put(self, text: str, style: str | None = None) -> None:
-        if text:
-            self._column_is_zero = text.endswith("\n")
-            self._out.out(printable(text), style=style, end="", highlight=False)
+    def _say(self, text: str, style: Style | None) -> None:
+        if not text:
+            return
+        if style != self._style:
+            if self._is_line_open:
+                self._put("\n\n")
+            self._wrap, self._style = WordWrap(), style
+        shown = printable(text)
+        self._put(shown if self.is_plain else self._wrap.feed(shown, self._out.width))
+
+    def _put(self, shown: str) -> None:
+        if not shown:
+            return
+        self._is_line_open = not shown.endswith("\n")
+        try:
+            # Not by the console: Ctrl-C while it writes would leave the piece in its buffer, to be written again.
+            self._out.file.write(shown if self._style is None else self._style.render(shown))
             self._out.file.flush()
+        except BrokenPipeError:
+            self._out.on_broken_pipe()
 
 
 def prepare_streams() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 import time
 from itertools import islice
 
@@ -15,7 +14,7 @@ from client.async_client import AsyncClient
 from client.errors import GreenroomError
 from client.retries import Retries
 from client.sync_client import Client
-from client.terminal import FAILURE, WRONG_USAGE, add_server_arguments, complain, describe, server_of
+from client.terminal import FAILURE, WRONG_USAGE, add_server_arguments, complain, describe, is_terminal, server_of
 from client.top.monitor import Monitor
 from client.wire import WireOptions
 
@@ -41,7 +40,7 @@ def seconds(text: str) -> float:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show a server's experts; the exit status."""
-    if not (arguments.once or (sys.stdin.isatty() and sys.stdout.isatty())):
+    if not (arguments.once or is_terminal()):
         return complain("top needs a terminal: --once prints one frame without", WRONG_USAGE)
     url, options = server_of(arguments)
     options["timeout"] = httpx.Timeout(arguments.interval + PATIENCE_SECONDS, connect=CONNECT_SECONDS)
@@ -52,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
         return complain(str(error), WRONG_USAGE)
     except GreenroomError as error:
         return complain(describe(error), FAILURE)
+    except OSError as error:
+        return complain(f"the picture can't be written: {error.strerror}", FAILURE)
     return 0
 
 

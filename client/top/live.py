@@ -21,7 +21,6 @@ from client.errors import (
     PermissionDeniedError,
     ServerUnavailableError,
 )
-from client.terminal import describe
 from client.top.keys import read_keys, single_keys
 from client.top.monitor import Monitor
 
@@ -54,7 +53,7 @@ async def follow(
         except GreenroomError as error:
             if not (has_answered or isinstance(error, ServerUnavailableError)):
                 raise
-            monitor.lose(describe(error))
+            monitor.lose(" ".join(str(error).split()))
             redraw()
         await sleep(RECONNECT_SECONDS)
 

@@ -5,17 +5,18 @@ are open as long as no API key is set. Routes of administrators depend on ``Admi
 without any they answer to this machine alone. An admin key opens the routes of users, too.
 """
 
-from ipaddress import IPv6Address, ip_address
 from typing import Literal
 
 from fastapi import Depends, Request
 
 from server.api.dependencies import ServiceDep
 from server.api.errors import ForbiddenError, InvalidKeyError
+from server.api.hosts import host_name, is_loopback, is_this_machine
 from server.api.keys import Keys
+from server.api.rates import pass_turnstile
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # the second is what Anthropic's clients send
-FORWARDING_HEADERS = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip"})
+FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
 
 NO_KEY = "No API key was sent: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is not one of this server's."
@@ -38,22 +39,29 @@ class Guard:
         Raises:
             InvalidKeyError: it has no key where one is needed, or a wrong one.
             ForbiddenError: it has a key of users where one of administrators is needed, or comes from elsewhere.
+            RateLimitError: who sent it asks for more than a user may.
 
         """
-        keys = service.keys
+        admitted: set[Guard] = request.scope["state"].setdefault("admitted", set())
+        if self in admitted:
+            return
         if self.role == "admin":
-            _admit_admin(request, keys)
+            _admit_admin(request, service.keys)
         else:
-            _admit_user(request, keys)
+            pass_turnstile(request, service.turnstile, _admit_user(request, service.keys))
+        admitted.add(self)
 
 
-def _admit_user(request: Request, keys: Keys) -> None:
+def _admit_user(request: Request, keys: Keys) -> bytes | None:
+    """The digest of the key, where one is needed."""
     if not keys.users:
-        return
+        return None
     sent = _sent_keys(request)
     found = [ring.find(key) for key in sent for ring in (keys.users, keys.admins)]
-    if not any(found):
+    digest = next(filter(None, found), None)
+    if digest is None:
         raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+    return digest
 
 
 def _admit_admin(request: Request, keys: Keys) -> None:
@@ -95,25 +103,15 @@ def _of_bearer(value: bytes) -> bytes:
 
 
 def is_local(request: Request) -> bool:
-    """Whether the other end of the socket is on this machine, and no proxy says that it speaks for somebody else.
+    """Whether the other end of the socket is on this machine, and asks for it by a name of its own.
 
-    What a header says can only close the door, never open it.
+    What a header says can only close the door, never open it: a proxy on this machine speaks for others, and so does a
+    browser that somebody's page has led here by that page's name.
     """
-    client = request.scope["client"]
-    if client is None or any(name in FORWARDING_HEADERS for name, _ in request.scope["headers"]):
+    client, headers = request.scope["client"], request.headers
+    if client is None or any(name in headers for name in FORWARDING_HEADERS):
         return False
-    return is_loopback(client[0])
-
-
-def is_loopback(host: str) -> bool:
-    """Of an address, also one of IPv4 within IPv6."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped.is_loopback
-    return address.is_loopback
+    return is_loopback(client[0]) and is_this_machine(host_name(headers.get("host", "")) or "")
 
 
 UserDep = Depends(Guard("user"))

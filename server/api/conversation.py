@@ -19,6 +19,8 @@ class Conversation:
 
     def __init__(self) -> None:
         self.messages: list[JsonObject] = []
+        self._call_ids: set[str] = set()
+        self._shown: JsonObject | None = None  # the message of the user that holds what tools have shown
 
     def say(self, role: str, parts: Sequence[JsonObject]) -> None:
         """Add what a role says."""
@@ -34,10 +36,23 @@ class Conversation:
         function = {"name": name, "arguments": arguments}
         calls = self._message("assistant").setdefault("tool_calls", [])
         calls.append({"id": call_id, "type": "function", "function": function})
+        self._call_ids.add(call_id)
+
+    def has_call(self, call_id: str) -> bool:
+        return call_id in self._call_ids
 
     def answer_call(self, call_id: str, parts: Sequence[JsonObject]) -> None:
-        """Add what a tool answered."""
-        self.messages.append({"role": "tool", "tool_call_id": call_id, "content": [*parts]})
+        """Add what a tool answered; its images follow behind all answers, for templates want tools to write alone."""
+        texts = [part for part in parts if part["type"] == "text"]
+        images = [part for part in parts if part["type"] != "text"]
+        answer = {"role": "tool", "tool_call_id": call_id, "content": texts}
+        is_shown = bool(self.messages) and self.messages[-1] is self._shown
+        self.messages.insert(len(self.messages) - is_shown, answer)
+        if images:
+            if not is_shown:
+                self._shown = {"role": "user", "content": []}
+                self.messages.append(self._shown)
+            self.messages[-1]["content"] += images
 
     def _message(self, role: str) -> JsonObject:
         """The last message if it is this role's, else a new one."""

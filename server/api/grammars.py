@@ -19,9 +19,7 @@ class Grammars:
 
     codec: TextCodec
     max_seconds: float = MAX_SECONDS
-    _compiling: OrderedDict[GrammarSpec, "_Compilation"] = field(
-        default_factory=OrderedDict
-    )  # also those that are done
+    _compiling: OrderedDict[GrammarSpec, "_Compilation"] = field(default_factory=OrderedDict)  # or done
     _places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COMPILING))
 
     async def compile(self, spec: GrammarSpec) -> Grammar:
@@ -34,24 +32,26 @@ class Grammars:
 
         """
         compilation = self._compiling.get(spec)
-        if compilation is None:
+        if compilation is None or compilation.task.cancelling():
             compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._places)
             compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
             if len(self._compiling) > MAX_KEPT:
                 self._compiling.popitem(last=False)
         self._compiling.move_to_end(spec)
-        try:
-            return await asyncio.wait_for(asyncio.shield(compilation.task), self.max_seconds)
-        except TimeoutError:
-            if not compilation.has_begun:
-                raise ServiceUnavailableError("Too many grammars are being compiled: try again later.") from None
-            raise InvalidRequestError(
-                f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
-            ) from None
+        await compilation.wait(self.max_seconds)
+        if compilation.task.done():
+            return compilation.task.result()
+        if not compilation.has_begun:
+            raise ServiceUnavailableError("Too many grammars are being compiled: try again later.")
+        raise InvalidRequestError(
+            f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
+        )
 
     def _forget_failure(self, spec: GrammarSpec, task: "asyncio.Task[Grammar]") -> None:
-        if task.cancelled() or task.exception() is not None:
-            self._compiling.pop(spec, None)
+        has_failed = task.cancelled() or task.exception() is not None
+        kept = self._compiling.get(spec)
+        if has_failed and kept is not None and kept.task is task:
+            del self._compiling[spec]
 
 
 class _Compilation:
@@ -60,15 +60,28 @@ class _Compilation:
     def __init__(self, codec: TextCodec, spec: GrammarSpec, places: asyncio.Semaphore) -> None:
         self._codec, self._spec, self._places = codec, spec, places
         self.has_begun = False
+        self._num_waiting = 0
         self.task = asyncio.create_task(self._run())
+
+    async def wait(self, max_seconds: float) -> None:
+        """Until it is done, or so long; what has not begun when nobody waits any more is given up."""
+        self._num_waiting += 1
+        try:
+            if not self.task.done():
+                await asyncio.wait([self.task], timeout=max_seconds)
+        finally:
+            self._num_waiting -= 1
+            if not self._num_waiting and not self.has_begun:
+                self.task.cancel()
 
     async def _run(self) -> Grammar:
         async with self._places:
             self.has_begun = True
             loop = asyncio.get_running_loop()
             result: asyncio.Future[Grammar] = loop.create_future()
-            # A thread that does not end does not keep the process alive, as one of the default pool would.
-            threading.Thread(target=self._compile, args=(loop, result), name="grammar", daemon=True).start()
+            # One of its own, for it may not end; it does not keep the process alive, as one of the default pool would.
+            thread = threading.Thread(target=self._compile, args=(loop, result), name="grammar", daemon=True)
+            await asyncio.to_thread(thread.start)  # which waits for it to run
             return await result
 
     def _compile(self, loop: asyncio.AbstractEventLoop, result: "asyncio.Future[Grammar]") -> None:

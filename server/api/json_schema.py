@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -12,8 +12,19 @@ MAX_VALUES = 10_000
 MAX_PROPERTIES = 1_000  # of one object: a step looks at all that may come next
 MAX_REMAINDERS = 10_000  # a multiple is followed by its remainder, digit by digit
 
-# Enough for indentation; a model that likes blanks is made to go on.
-WHITE_SPACE = {"whitespace_pattern": r" |\n[ \t]{0,16}"}
+# As OpenAI's structured outputs are written: on one line. A space may follow a comma or a colon, and no more, so that a
+# model that likes blanks and new lines comes to an end.
+WHITE_SPACE = {
+    "whitespace_flexible": False,
+    "whitespace_pattern": None,
+    "item_separator": ", ?",
+    "key_separator": ": ?",
+}
+
+# All others, such as "password" or "uri-reference", are annotations, as JSON Schema has it.
+FOLLOWED_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}  # whose keys are no keywords
+LITERAL = {"const", "enum", "default", "examples"}  # whose values are no schemas
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -36,11 +47,27 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
-def schema_text(schema: dict[str, Any]) -> str:
-    """A schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
+def schema_text(schema: Mapping[str, Any]) -> str:
+    """A checked schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    return json.dumps({**schema, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
+    followed = _without_annotations(dict(schema))
+    return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
+
+
+def _without_annotations(value: Any, *, are_names: bool = False) -> Any:
+    """A schema, or schemas by their names, without formats that are not followed."""
+    if isinstance(value, list):
+        return [_without_annotations(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    if are_names:
+        return {name: _without_annotations(member) for name, member in value.items()}
+    return {
+        name: member if name in LITERAL else _without_annotations(member, are_names=name in BY_NAME)
+        for name, member in value.items()
+        if name != "format" or not isinstance(member, str) or member in FOLLOWED_FORMATS
+    }
 
 
 def _values(schema: dict[str, Any]) -> Iterator[Any]:

@@ -11,7 +11,9 @@ from weakref import WeakSet
 from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
 from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
+from server.api.hosts import Hosts
 from server.api.keys import Keys
+from server.api.rates import Turnstile
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
@@ -54,6 +56,8 @@ class Service:
     model: LoadedModel | None = None
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
+    hosts: Hosts = field(default_factory=Hosts)
+    turnstile: Turnstile = field(default_factory=Turnstile)
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

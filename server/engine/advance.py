@@ -66,7 +66,7 @@ def _append(
     is_first = sequence.num_generated == 0
     prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
     if params.max_tokens == 0:
-        return TokenEvent("", 0, FinishReason.LENGTH, prompt_logprobs=prompt_logprobs)
+        return TokenEvent("", 0, FinishReason.LENGTH, (), prompt_logprobs, expert_usage=sequence.expert_usage)
     sequence.append(token)
     matcher = sequence.sampling.matcher
     if matcher is not None:
@@ -86,4 +86,14 @@ def _append(
         reason = FinishReason.LENGTH
     if reason is not None:
         text += sequence.text.flush()
-    return TokenEvent(text, sequence.num_generated, reason, listed, prompt_logprobs, sequence.text.stopped_by)
+    usage = None if reason is None else sequence.expert_usage
+    return TokenEvent(
+        text,
+        sequence.num_generated,
+        reason,
+        listed,
+        prompt_logprobs,
+        sequence.text.stopped_by,
+        sequence.chosen,
+        usage,
+    )

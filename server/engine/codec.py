@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 from server.model.images import ImageError, read_image
 from server.model.processor import MediaProcessor
-from server.model.tokenizer import ChatTemplateError, Tokenizer
+from server.model.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .grammar import GrammarCompiler
-from .request import ChatPrompt, Grammar, GrammarSpec, Media, RequestRefusedError
+from .request import (
+    ChatPrompt,
+    ChatTraits,
+    Grammar,
+    GrammarSpec,
+    Media,
+    PromptTooLongError,
+    RequestRefusedError,
+)
 
 
 class Codec:
@@ -32,27 +39,63 @@ class Codec:
         eos_token_ids: frozenset[int] | None = None,
     ):
         self._tokenizer, self._media = tokenizer, media
-        self._eos_token_ids = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
-        self._grammars: GrammarCompiler | None = None  # made when it is first needed
-        self._making_grammars = threading.Lock()  # guards it
+        self._grammars: GrammarCompiler | None = None
+        if tokenizer.token_bytes is not None:
+            # Now, because llguidance holds the interpreter's lock for half a second over 150,000 tokens.
+            ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+            tokens = tokenizer.token_bytes.all_written()
+            self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text)
+        try:
+            return self._tokenizer.encode(text)
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "prompt") from error
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes] = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+    ) -> ChatPrompt:
+        if tools and not self._tokenizer.tool_template.shows_tools:
+            raise RequestRefusedError("the model's chat template has no tools: leave out 'tools'", "tools")
         try:
             if images:
-                return self._encode_images(messages, images)
-            return ChatPrompt(self._tokenizer.encode_chat(messages))
+                return self._encode_images(messages, images, tools, options)
+            return ChatPrompt(self._tokenizer.encode_chat(messages, tools, options))
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "messages") from error
+        except TemplateOptionError as error:
+            raise RequestRefusedError(str(error), "chat_template_kwargs") from error
         except (ChatTemplateError, ImageError) as error:
             raise RequestRefusedError(str(error), "messages") from error
 
-    def _encode_images(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes]) -> ChatPrompt:
+    def _encode_images(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
+    ) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
-        token_ids, media = self._media.encode_chat(messages, [read_image(image) for image in images])
+        for message in messages:
+            content = message["content"]
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            self._tokenizer.check_length("".join(texts))
+        messages, shown = self._tokenizer.tool_template.adapt(messages), [read_image(image) for image in images]
+        token_ids, media = self._media.encode_chat(messages, shown, tools, options)
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
+
+    @cached_property
+    def chat_traits(self) -> ChatTraits:
+        tokenizer = self._tokenizer
+        markers = tokenizer.marker_ids
+        special = {text: token_id for text, token_id in markers.items() if token_id in tokenizer.special_token_ids}
+        return ChatTraits(tokenizer.template, frozenset(markers), special)
 
     def token_bytes(self, token_id: int) -> bytes:
         tokens = self._tokenizer.token_bytes
@@ -61,30 +104,21 @@ class Codec:
         return tokens.written(token_id)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        detokenizer = self.detokenizer((), writes_special=True)
+        detokenizer = self.detokenizer((), self._tokenizer.special_token_ids)
         pieces = [detokenizer.push(token_id) for token_id in token_ids]
         return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
-        return self._grammar_compiler(spec.param).compile(spec)
+        if self._grammars is None:
+            reason = "the bytes of this model's tokens can't be told from its tokenizer"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
+        return self._grammars.compile(spec)
 
-    def _grammar_compiler(self, param: str) -> GrammarCompiler:
-        tokens = self._tokenizer.token_bytes
-        if tokens is None:
-            raise RequestRefusedError(
-                f"'{param}' can't be followed: the bytes of this model's tokens can't be told from its tokenizer", param
-            )
-        with self._making_grammars:
-            if self._grammars is None:
-                silent = self._tokenizer.special_token_ids
-                self._grammars = GrammarCompiler(tokens.all_written(), silent, self._eos_token_ids)
-            return self._grammars
-
-    def detokenizer(self, prompt_ids: Sequence[int], *, writes_special: bool = False) -> Detokenizer:
-        """A detokenizer for what follows a prompt; special tokens are no text, unless they are to be written."""
+    def detokenizer(self, prompt_ids: Sequence[int], written: Collection[int] = ()) -> Detokenizer:
+        """A detokenizer for what follows a prompt; special tokens are no text, but for those to be written."""
         tokens = self._tokenizer.token_bytes
         if tokens is not None:
-            return ByteDetokenizer(tokens, prompt_ids, writes_special=writes_special)
-        silent = frozenset() if writes_special else self._tokenizer.special_token_ids
-        decode = partial(self._tokenizer.decode, skip_special_tokens=not writes_special)
+            return ByteDetokenizer(tokens, prompt_ids, written)
+        silent = self._tokenizer.special_token_ids.difference(written)
+        decode = partial(self._tokenizer.decode, skip_special_tokens=not written)
         return WindowDetokenizer(decode, silent, prompt_ids)

@@ -32,12 +32,11 @@ class ByteDetokenizer:
     Args:
         tokens: the vocabulary.
         prompt_ids: what the text follows; characters that the prompt leaves incomplete are completed.
-        writes_special: whether special tokens are text.
+        written: special tokens that are text nevertheless.
     """
 
-    def __init__(self, tokens: TokenBytes, prompt_ids: Sequence[int], *, writes_special: bool = False):
-        self._tokens = tokens
-        self._bytes_of = tokens.written if writes_special else tokens.shown
+    def __init__(self, tokens: TokenBytes, prompt_ids: Sequence[int], written: Collection[int] = ()):
+        self._tokens, self._written = tokens, written
         self._is_at_start = bool(tokens.rules.vanishing or tokens.rules.num_spaces)
         self._num_spaces = tokens.rules.num_spaces
         self._utf8 = codecs.getincrementaldecoder("utf-8")(tokens.errors)
@@ -59,6 +58,9 @@ class ByteDetokenizer:
 
     def flush(self) -> str:
         return self._own(self._utf8.decode(b"", final=True))
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        return self._tokens.written(token_id) if token_id in self._written else self._tokens.shown(token_id)
 
     def _own(self, text: str) -> str:
         if self._due and text:

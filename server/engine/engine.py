@@ -20,6 +20,7 @@ from server.observability.statistics import EngineStatistics
 from .advance import advance
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer
+from .embed import embed
 from .logprobs import collect_prompt_logprobs
 from .request import (
     DeadlineExceededError,
@@ -63,7 +64,7 @@ class Engine:
         limits: what is accepted.
         vocab_size: prompts may hold ids below it.
         eos_token_ids: tokens that end a sequence.
-        detokenizer: for the text that follows a prompt.
+        detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
     """
 
@@ -74,7 +75,7 @@ class Engine:
         limits: EngineLimits,
         vocab_size: int,
         eos_token_ids: frozenset[int],
-        detokenizer: Callable[[tuple[int, ...]], Detokenizer],
+        detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
@@ -86,6 +87,7 @@ class Engine:
         self._inbox: list[Sequence] = []
         self._streams: WeakSet[TokenStream] = WeakSet()  # all that someone may still read
         self._num_submitted = 0
+        self._checked_prompt: tuple[int, ...] = ()  # the last one; the choices of a request share theirs
         self._is_stopping = False
         self._changed = threading.Condition()  # guards _inbox, _streams, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -123,13 +125,17 @@ class Engine:
     def reads_whole(self) -> bool:
         return self._runner.reads_whole
 
+    @property
+    def hidden_size(self) -> int:
+        return self._runner.hidden_size
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        before = () if self.reads_whole else request.prompt_ids
-        text = TextAssembler(self._detokenizer(before), sampling.stop)
+        before = () if self.reads_whole or request.pooling is not None else request.prompt_ids
+        text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
@@ -147,9 +153,10 @@ class Engine:
         prompt = request.prompt_ids
         if not prompt:
             raise RequestRefusedError("the prompt is empty", "prompt")
-        if min(prompt) < 0 or max(prompt) >= self._vocab_size:
+        if prompt is not self._checked_prompt and (min(prompt) < 0 or max(prompt) >= self._vocab_size):
             unknown = next(token for token in prompt if not 0 <= token < self._vocab_size)
             raise RequestRefusedError(f"token id {unknown} is not below {self._vocab_size}", "prompt")
+        self._checked_prompt = prompt
         total = len(prompt) + request.sampling.max_tokens
         if request.sampling.max_tokens < 0 or total > self._limits.max_model_len:
             raise RequestRefusedError(
@@ -165,6 +172,8 @@ class Engine:
             )
         if self.reads_whole and request.sampling.prompt_logprobs is not None:
             raise RequestRefusedError("this model's encoder reads prompts, whose tokens have no logprobs", "logprobs")
+        if not self.hidden_size and request.pooling is not None:
+            raise RequestRefusedError("this model's encoder reads prompts, of which there is no embedding", "model")
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -254,16 +263,21 @@ class Engine:
                     snapshot,
                     None if sequence.request.media is None else sequence.request.media.inputs,
                     num_prompt=len(sequence.request.prompt_ids),
+                    num_hidden=item.num_hidden,
+                    wants_experts=sequence.request.returns_experts and item.reaches_end,
                 )
             )
         started = time.perf_counter()
         output = self._runner.run(chunks)
+        for item, cost, chosen in zip(step, output.costs, output.chosen, strict=True):
+            item.sequence.expert_cost.add(cost)
+            item.sequence.chosen = chosen
         if self._stage is not None:
             self._stage.note(step, output, time.perf_counter() - started)
         return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        items: list[tuple[Sequence, TokenEvent | EngineError]] = []
+        items: list[tuple[Sequence, TokenEvent | EngineError]] = [*embed(step, output)]
         ended, rows = [], []  # the sequences whose next token can be sampled, and where their logits are
         for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
@@ -275,7 +289,7 @@ class Engine:
             except GenerationFailedError as error:
                 items.append((sequence, error))
                 continue
-            if item.reaches_end:
+            if item.reaches_end and sequence.pool is None:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import llguidance
 import numpy as np
 import numpy.typing as npt
 
+from .json_grammar import json_object
 from .request import GrammarSpec, RequestRefusedError
 
+MAX_TOKEN_BYTES = 1000  # llguidance's tree of tokens is no deeper
 MAX_MESSAGE = 200  # characters of what llguidance says
-# A step's share of these is spent on the engine's thread: at most about 20 ms.
+MAX_DIGITS = 20  # in a row, where a grammar would let a number have digits for ever
+# A mask is computed on the engine's thread; what llguidance allows by default takes about 20 ms at most.
 LIMITS = llguidance.LLParserLimits(max_items_in_row=10_000, max_lexer_states=20_000, verbose_errors=False)
-
-# Numbers and white space are bounded, so that a model that likes digits or blanks comes to an end.
-JSON_OBJECT = r"""
-%llguidance {"ignore_once": true}
-%ignore / |\n[ \t]{0,16}/
-start: object
-object: "{" (member ("," member)*)? "}"
-member: STRING ":" value
-array: "[" (value ("," value)*)? "]"
-value: object | array | STRING | NUMBER | "true" | "false" | "null"
-STRING: /"(\\(["\\\/bfnrt]|u([0-9a-ce-fA-CE-F][0-9a-fA-F]{3}|[dD][0-7][0-9a-fA-F]{2}))|[^"\\\x00-\x1F\x7F])*"/
-NUMBER: /-?(0|[1-9][0-9]{0,18})(\.[0-9]{1,18})?([eE][+-]?[0-9]{1,3})?/
-"""
 
 
 class GrammarCompiler:
@@ -40,10 +30,7 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokens: Sequence[bytes], special_token_ids: frozenset[int], eos_token_ids: frozenset[int]):
-        ends = sorted(token_id for token_id in eos_token_ids if token_id < len(tokens))
-        vocabulary = _Vocabulary(list(tokens), sorted(special_token_ids.union(ends)), ends[0] if ends else None)
-        self._tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=ends or None)
-        self._ends = np.array(ends, np.int64)
+        self._tokens = GrammarTokens(tokens, special_token_ids, eos_token_ids)
 
     def compile(self, spec: GrammarSpec) -> CompiledGrammar:
         """Compile a grammar, and try its first step.
@@ -51,14 +38,36 @@ class GrammarCompiler:
         Raises:
             RequestRefusedError: it can't be compiled, or allows no text at all.
         """
-        matcher = llguidance.LLMatcher(self._tokenizer, _lark(spec), log_level=0, limits=LIMITS)
-        grammar = CompiledGrammar(spec, matcher, self._tokenizer.vocab_size, self._ends)
-        if matcher.is_error():
-            raise RequestRefusedError(f"'{spec.param}' can't be followed: {_reason(matcher)}", spec.param)
-        first = grammar.matcher()
-        if not first.allowed().any():
-            raise RequestRefusedError(f"'{spec.param}' can't be followed: no text satisfies it", spec.param)
+        origin = llguidance.LLMatcher(self._tokens.tokenizer, _lark(spec), log_level=0, limits=LIMITS)
+        if origin.is_error():
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {_reason(origin.get_error())}", spec.param)
+        grammar = CompiledGrammar(spec, origin, self._tokens)
+        if not grammar.matcher().allowed().any():
+            reason = "no text of this model's tokens satisfies it"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
         return grammar
+
+
+class GrammarTokens:
+    """A model's tokens as llguidance takes them, and what some of them have in common."""
+
+    def __init__(self, tokens: Sequence[bytes], special_token_ids: frozenset[int], eos_token_ids: frozenset[int]):
+        ends = sorted(token_id for token_id in eos_token_ids if token_id < len(tokens))
+        silent = special_token_ids.union(ends)
+        usable = [token if len(token) <= MAX_TOKEN_BYTES else b"" for token in tokens]
+        vocabulary = _Vocabulary(usable, sorted(silent), ends[0] if ends else None)
+        self.tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(vocabulary), eos_token=ends or None)
+        self.text = [b"" if token_id in silent else token for token_id, token in enumerate(usable)]
+        self.begin_with_digit = self._those(lambda token: token[:1].isdigit())
+        self.begin_with_quote = self._those(lambda token: token.startswith(b'"'))
+        self.are_ends = np.zeros(self.tokenizer.vocab_size, np.bool_)
+        self.are_ends[ends] = True
+
+    def _those(self, has: Callable[[bytes], bool]) -> npt.NDArray[np.bool_]:
+        """Of each token, whether it has a property ``(tokens,)``."""
+        flags = np.zeros(self.tokenizer.vocab_size, np.bool_)
+        flags[: len(self.text)] = [has(token) for token in self.text]
+        return flags
 
 
 @dataclass(frozen=True)
@@ -67,19 +76,23 @@ class CompiledGrammar:
 
     spec: GrammarSpec
     _origin: llguidance.LLMatcher
-    _num_tokens: int
-    _ends: npt.NDArray[np.int64]
+    _tokens: GrammarTokens
 
     def matcher(self) -> GrammarMatcher:
-        return GrammarMatcher(self.spec, self._origin.deep_copy(), self._num_tokens, self._ends)
+        return GrammarMatcher(self._origin.deep_copy(), self._tokens, self.spec.param)
 
 
 class GrammarMatcher:
-    """The place in a grammar that one sequence has come to."""
+    """The place in a grammar that one sequence has come to.
 
-    def __init__(self, spec: GrammarSpec, matcher: llguidance.LLMatcher, num_tokens: int, ends: npt.NDArray[np.int64]):
-        self._spec, self._matcher, self._ends = spec, matcher, ends
-        self._bits = np.zeros((num_tokens + 31) // 32, np.uint32)
+    Args:
+        param: of the request, for errors.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, param: str):
+        self._matcher, self._tokens, self._param = matcher, tokens, param
+        self._bits = np.zeros((tokens.tokenizer.vocab_size + 31) // 32, np.uint32)
+        self._num_digits = 0  # at the end of the text
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Of each token, whether it may come next ``(tokens,)``; none may after an error."""
@@ -87,15 +100,20 @@ class GrammarMatcher:
             self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
             self._bits[:] = 0
-        return np.unpackbits(self._bits.view(np.uint8), bitorder="little").view(np.bool_)
+        bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
+        allowed = bits[: self._tokens.tokenizer.vocab_size].view(np.bool_)
+        return self._without_digits(allowed) if self._num_digits >= MAX_DIGITS else allowed
 
     def may_go_on(self, allowed: npt.NDArray[np.bool_]) -> bool:
         """Whether something else than the end may come next."""
-        return int(allowed.sum()) > int(allowed[self._ends].sum())
+        return bool((allowed & ~self._tokens.are_ends).any())
 
     def accept(self, token_id: int) -> None:
         """Go on with a token."""
         self._matcher.consume_token(token_id)
+        text = self._tokens.text[token_id] if token_id < len(self._tokens.text) else b""
+        rest = text.rstrip(b"0123456789")
+        self._num_digits = len(text) - len(rest) + (0 if rest else self._num_digits)
 
     @property
     def is_complete(self) -> bool:
@@ -107,8 +125,17 @@ class GrammarMatcher:
         """Why it can't be followed any further."""
         if not self._matcher.is_error():
             return None
-        param = self._spec.param
-        return RequestRefusedError(f"'{param}' became too complex to follow: simplify its patterns", param)
+        reason = "became too complex to follow: simplify its patterns"
+        if "NoExtensionBias" in self._matcher.get_error():
+            reason = "can't be followed: no token of this model goes on with what is written"
+        return RequestRefusedError(f"'{self._param}' {reason}", self._param)
+
+    def _without_digits(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """The same without more digits, where they belong to a number and need not follow."""
+        if (allowed & self._tokens.begin_with_quote).any():  # the end of a string
+            return allowed
+        others = allowed & ~self._tokens.begin_with_digit
+        return others if others.any() else allowed
 
 
 class _Vocabulary:
@@ -125,13 +152,14 @@ class _Vocabulary:
 
 def _lark(spec: GrammarSpec) -> str:
     """The grammar in Lark. Which tokens spell a forced text is the model's choice: no tokenizer is needed for it."""
-    body = {"json_object": JSON_OBJECT, "json_schema": f"start: %json {spec.text}", "lark": spec.text}[spec.kind]
+    schema = f"start: %json {spec.text}"
+    body = {"json_object": json_object(), "json_schema": schema, "lark": spec.text}[spec.kind]
     return f'%llguidance {{"no_forcing": true}}\n{body}'
 
 
-def _reason(matcher: llguidance.LLMatcher) -> str:
-    """What llguidance says, in one line without the grammar it quotes."""
-    text = re.split(r"\n +\d+ \| ", matcher.get_error())[0].removesuffix("<non-verbose/>")
+def _reason(error: str) -> str:
+    """What llguidance says, in one line without the grammar that it quotes."""
+    text = re.split(r"\n +\d+ \| ", error)[0].removesuffix("<non-verbose/>")
     _, found, reason = text.partition("failed to compile JSON schema: ")
     line = " ".join((reason if found else text).split()).rstrip(".;")
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "..."

@@ -6,10 +6,13 @@ The HTTP surface knows the engine by this module alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 
 class EngineError(Exception):
@@ -22,6 +25,10 @@ class RequestRefusedError(EngineError):
     def __init__(self, message: str, param: str | None = None):
         super().__init__(message)
         self.param = param
+
+
+class PromptTooLongError(RequestRefusedError):
+    """The prompt is longer than the model's context, as is plain before it is tokens."""
 
 
 class QueueFullError(EngineError):
@@ -87,6 +94,7 @@ class SamplingParams:
     min_tokens: int = 0  # generated before anything but max_tokens may end the sequence
     logprobs: int | None = None  # of each generated token, and so many of the likeliest beside it
     prompt_logprobs: int | None = None  # the same of each prompt token
+    written_tokens: frozenset[int] = frozenset()  # special tokens that are text, as others are not
     grammar: Grammar | None = None  # leaves possible what it allows next, and ends the sequence when it is complete
 
     @property
@@ -127,6 +135,18 @@ class ChatPrompt:
     media: Media | None = None
 
 
+Pooling = Literal["mean", "last"]  # of the last hidden states of a prompt's tokens
+
+
+@dataclass(frozen=True)
+class ChatTraits:
+    """What tells in which form a model writes its turns."""
+
+    template: str = ""  # the source of its chat template
+    markers: frozenset[str] = frozenset()  # texts that are tokens of their own
+    special: Mapping[str, int] = field(default_factory=dict)  # those that are special tokens, and their ids
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """One prompt to be continued once."""
@@ -137,6 +157,8 @@ class GenerationRequest:
     priority: int = 0  # lower goes first, as in vLLM
     deadline_seconds: float | None = None  # from submission; then it ends with an error
     media: Media | None = None
+    returns_experts: bool = False  # whether events tell them
+    pooling: Pooling | None = None  # instead of being continued, the prompt is made a vector of
 
 
 @dataclass(frozen=True)
@@ -150,6 +172,27 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class ExpertUsage:
+    """What the experts that a request's own tokens went to have cost, over all steps."""
+
+    num_requests: int = 0  # experts asked for, each once a layer and step
+    num_misses: int = 0  # of these, the ones that were in no tier of memory
+    bytes_read: int = 0  # from disk, of those
+    stall_seconds: float = 0.0  # that it waited in layers, also for others' experts
+
+    def __add__(self, other: ExpertUsage) -> ExpertUsage:
+        return ExpertUsage(
+            self.num_requests + other.num_requests,
+            self.num_misses + other.num_misses,
+            self.bytes_read + other.bytes_read,
+            self.stall_seconds + other.stall_seconds,
+        )
+
+
+Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
+
+
+@dataclass(frozen=True)
 class TokenEvent:
     """One step of a stream: new text (perhaps empty, while a character or stop string is incomplete)."""
 
@@ -159,6 +202,9 @@ class TokenEvent:
     logprobs: tuple[TokenLogprobs, ...] = ()  # of the new tokens, also of those whose text is held back
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None  # with the first event: of all prompt tokens but the first
     stop: str | None = None  # the stop string that has ended the text
+    experts: Chosen | None = None  # that the token went to which the new one follows, if they are asked for
+    expert_usage: ExpertUsage | None = None  # with the last event
+    embedding: npt.NDArray[np.float32] | None = None  # (hidden,), with the only event of a prompt that was pooled
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -296,6 +342,10 @@ class GenerationEngine(Protocol):
         """Whether the model answers prompts that its encoder reads, instead of continuing them."""
 
     @property
+    def hidden_size(self) -> int:
+        """Numbers of a hidden state; 0 if the model gives none, and so no prompt can be pooled."""
+
+    @property
     def is_alive(self) -> bool:
         """False once the engine thread has died or was stopped."""
 
@@ -316,18 +366,36 @@ class TextCodec(Protocol):
     """Text to token ids; may block, so call it off the event loop."""
 
     def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the special tokens the model expects at its start."""
+        """Tokens of a plain prompt, with the special tokens the model expects at its start.
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]], images: Sequence[bytes] = ()) -> ChatPrompt:
+        Raises:
+            PromptTooLongError: it can't fit the model.
+        """
+
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes] = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+    ) -> ChatPrompt:
         """A conversation, through the model's chat template, up to the assistant's turn.
 
         Args:
+            messages: in OpenAI's form; arguments of calls are JSON objects.
             images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
+            tools: what the model may call, in OpenAI's form.
+            options: further variables of the template.
 
         Raises:
-            RequestRefusedError: the model has no chat template, or the template refuses the messages; it takes no
-                images, or one can't be read.
+            PromptTooLongError: it can't fit the model.
+            RequestRefusedError: the model has no chat template, or the template refuses the messages, or has no tools;
+                it takes no images, or one can't be read; an option has the name of something else.
         """
+
+    @property
+    def chat_traits(self) -> ChatTraits:
+        """What the forms of the model's turns are told by; may block the first time."""
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for, also where they are only a part of a character; quick."""

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertStore, Phase, Prefetcher, Weights
+from expert_store import ExpertStore, Lease, Phase, Prefetcher, Weights
 from server.kernels.batch_invariant import is_batch_invariant, keep_arithmetic
 from server.kernels.expert import ExpertsModule, run_expert, scales_input
 from server.kernels.pool import ComputePool, Task, work_bytes
 
+from .routing import LayerRun
 from .step import ExpertCost
 
 LEAST_SHARED_BYTES = 384 << 10  # of an expert, below which threads cost more than they bring (docs/log.md)
@@ -42,6 +43,7 @@ class StepExperts:
         self._prefetcher = prefetcher
         self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}  # by layer (tokens, k)
+        self.runs: list[LayerRun] = []
 
     def run(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -92,13 +94,17 @@ class StepExperts:
                         self._pool.finish()
             finally:
                 self._pool.finish()
-        self.cost.num_lookups += lease.num_lookups
-        self.cost.num_misses += lease.num_misses
-        self.cost.stall_seconds += lease.stall_seconds
+        self._note(module, layer, lease)
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order), device=order.device)
         weighted = outputs[places].view(tokens, k, -1) * top_k_weights.unsqueeze(-1)  # (tokens, k, hidden)
         return weighted.sum(1).to(hidden_states.dtype)
+
+    def _note(self, module: ExpertsModule, layer: int, lease: Lease) -> None:
+        missed = {key.expert: self._store.catalog.read_bytes(key) for key in lease.missed}
+        cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
+        self.runs.append(LayerRun(layer, self.routing[layer], module.num_experts, cost, missed))
+        self.cost.add(cost)
 
     def _is_worth_sharing(self, layer: int, rows_per_expert: float) -> bool:
         """Whether an expert takes longer than it takes to hand it to another thread."""

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
@@ -20,6 +22,7 @@ from .step import SequenceChunk
 
 POSITIONS = "position_ids"
 SPARSE = {"deepstack_visual_embeds": "visual_pos_masks"}  # lists of rows of those tokens that a mask is true of
+EXPERTS_OF = "moe_mm_token_type_ids"  # not 0 for tokens that go to experts for images (ERNIE 4.5 VL)
 NOT_OF_TOKENS = {"attention_mask", "cache", "input_ids"}  # the step's own affair
 
 
@@ -125,6 +128,13 @@ class Overlay:
                 rows.append(_Rows(first, chunk, see(model, chunk.media)))
             first += chunk.num_tokens
         return cls(rows)
+
+    def are_images(self, num_tokens: int) -> npt.NDArray[np.bool_] | None:
+        """Which of the step's tokens go to experts for images, ``(tokens,)``; None if the model has no such experts."""
+        placed = [rows for rows in self.rows if EXPERTS_OF in rows.seen.of_tokens]
+        if not placed:
+            return None
+        return _lay(None, EXPERTS_OF, placed, num_tokens)[0].bool().cpu().numpy()
 
     def lay(self, given: dict[str, Any]) -> dict[str, Any]:
         """What the text's part is given, of all the step's tokens; ``inputs_embeds (1, tokens, hidden)`` are there."""

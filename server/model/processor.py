@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from .architecture import find_class, writer_config
 from .errors import ModelError
 from .prompt_media import PromptMedia
-from .tokenizer import ChatTemplateError
+from .template import apply_chat_template
+from .tokenizer import ChatTemplateError, check_options
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
 
@@ -51,25 +52,31 @@ class MediaProcessor:
         self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
 
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image]
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
     ) -> tuple[list[int], PromptMedia]:
         """A conversation up to the assistant's turn, and its images.
 
         Args:
             messages: with content in parts, one ``{"type": "image"}`` for each image.
+            tools: what the model may call, as OpenAI's API has them.
+            options: further variables of the template.
 
         Raises:
             ChatTemplateError: there is no template, it refuses the messages, or it shows another number of images.
+            TemplateOptionError: an option has a name that means something else.
         """
+        check_options(options)
         tokenizer = self._processor.tokenizer
         template = getattr(self._processor, "chat_template", None) or tokenizer.chat_template
         if template is None:
             raise ChatTemplateError("the model has no chat template")
         with self._lock:
             try:
-                text = tokenizer.apply_chat_template(
-                    list(messages), chat_template=template, tokenize=False, add_generation_prompt=True
-                )
+                text = apply_chat_template(tokenizer, messages, tools=tools, chat_template=template, **options)
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from .experts import StepExperts
 from .gates import find_next_gates
 from .kv_cache import KVCache
 from .linear import speed_up_linears
+from .routing import last_choices
 from .seam import running
 from .states import StateCache
 from .step import ExpertCost, SequenceChunk, StepOutput
@@ -59,7 +61,15 @@ class SoloTrunk(ResidentModel):
         self._steps_singly = isinstance(self._stock, StockModel) and self._stock.goes_on_singly(*sizes)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
-        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, text_layers, reason, self._stock.reads_whole)
+        self.facts = TrunkFacts(
+            seen.kv_groups,
+            seen.top_k,
+            seen.states,
+            text_layers,
+            reason,
+            self._stock.reads_whole,
+            self._stock.hidden_size,
+        )
         self.gates = find_next_gates(model, layers, seen.routed)
 
     def new_states(self, num_slots: int) -> StockCaches:
@@ -96,7 +106,9 @@ class SoloTrunk(ResidentModel):
             past = caches.take(chunk)
             is_prompt = self.facts.reads_whole and chunk.num_cached < chunk.num_prompt
             phase: Phase = "prefill" if is_prompt or chunk.num_tokens > 1 else "decode"
-            outputs += [self._run(piece, past, store, phase, prefetcher) for piece in self._pieces(chunk)]
+            pieces = [self._run(piece, past, store, phase, prefetcher) for piece in self._pieces(chunk)]
+            whole = _join(pieces)
+            outputs.append(replace(whole, costs=[whole.experts], chosen=pieces[-1].chosen))
             caches.give_back(chunk, past)
         return _join(outputs)
 
@@ -119,7 +131,8 @@ class SoloTrunk(ResidentModel):
             logits = self._stock.logits(chunk, past)
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
-        return StepOutput(logits, experts.routing, experts.cost)
+        chosen = last_choices(experts.runs, self.facts.text_layers) if chunk.wants_experts else None
+        return StepOutput(logits, experts.routing, experts.cost, [experts.cost], [chosen], self._stock.hidden)
 
 
 class _StockStep:
@@ -132,12 +145,20 @@ class _StockStep:
 def _join(outputs: Sequence[StepOutput]) -> StepOutput:
     cost = ExpertCost()
     for output in outputs:
-        cost.num_lookups += output.experts.num_lookups
-        cost.num_misses += output.experts.num_misses
-        cost.stall_seconds += output.experts.stall_seconds
+        cost.add(output.experts)
     layers = dict.fromkeys(layer for output in outputs for layer in output.routing)
     routing = {
         layer: np.concatenate([output.routing[layer] for output in outputs if layer in output.routing])
         for layer in layers
     }
-    return StepOutput(torch.cat([output.logits for output in outputs]), routing, cost)
+    costs = [each for output in outputs for each in output.costs]
+    chosen = [each for output in outputs for each in output.chosen]
+    hidden = [output.hidden for output in outputs if output.hidden is not None and len(output.hidden)]
+    return StepOutput(
+        torch.cat([output.logits for output in outputs]),
+        routing,
+        cost,
+        costs,
+        chosen,
+        torch.cat(hidden) if hidden else None,
+    )

@@ -25,6 +25,8 @@ class SequenceChunk:
     snapshot: int | None = None  # another slot that gets it for the tokens so far, too
     media: PromptMedia | None = None  # images of its prompt
     num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
+    num_hidden: int = 0  # of the last tokens, how many want their hidden states
+    wants_experts: bool = False  # whether to tell which experts its last token went to
 
     @property
     def num_tokens(self) -> int:
@@ -43,6 +45,16 @@ class ExpertCost:
     num_lookups: int = 0
     num_misses: int = 0  # of these, the ones that had to be read from disk
     stall_seconds: float = 0.0  # that compute waited for them
+    bytes_read: int = 0  # of those that missed
+
+    def add(self, other: ExpertCost) -> None:
+        self.num_lookups += other.num_lookups
+        self.num_misses += other.num_misses
+        self.stall_seconds += other.stall_seconds
+        self.bytes_read += other.bytes_read
+
+
+Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
 
 
 @dataclass(frozen=True)
@@ -52,3 +64,6 @@ class StepOutput:
     logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
     routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer that all tokens go to, the experts of each (tokens, k)
     experts: ExpertCost
+    costs: Sequence[ExpertCost] = ()  # of each chunk, as if its tokens alone had asked (``routing.costs_of``)
+    chosen: Sequence[Chosen | None] = ()  # of each chunk, if it wants them, by its last token
+    hidden: torch.Tensor | None = None  # float32 (rows, hidden): each chunk's last ``num_hidden`` tokens' last states

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,24 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import ModelError
+from .template import apply_chat_template, shared_renderer
 from .token_bytes import TokenBytes, decoder_rules
+from .tool_template import ToolTemplate
+
+RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 
 
 class ChatTemplateError(ModelError):
     """The model has no chat template, or it refuses the messages."""
+
+
+class TemplateOptionError(ModelError):
+    """An option of a chat template has a name that is not the client's to give."""
+
+
+class TextTooLongError(ModelError):
+    """The text can't fit the model, however it is split into tokens."""
 
 
 class Tokenizer:
@@ -22,11 +37,14 @@ class Tokenizer:
 
     ``token_bytes`` is None where the bytes of a token can't be told from the token alone.
 
+    Args:
+        max_tokens: texts that are longer than so many of the longest tokens are refused instead of encoded.
+
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
@@ -39,23 +57,77 @@ class Tokenizer:
             + [token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special]
         )
         self.token_bytes = _token_bytes(self._tokenizer)
+        self.tool_template = ToolTemplate(self._render)
+        longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
+        self._max_characters = sys.maxsize if max_tokens is None else max_tokens * longest
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text))
+        """A plain text, with the special tokens that the model wants at its start.
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        return self._encode(text, add_special_tokens=True)
+
+    def prepare(self) -> None:
+        """Begin what the first conversation would have to wait for, if there will be any."""
+        if self._tokenizer.chat_template is not None:
+            shared_renderer().start()
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text before it takes long to encode.
+
+        Raises:
+            TextTooLongError: it can't fit the model.
+        """
+        if len(text) > self._max_characters:
+            raise TextTooLongError(
+                f"the prompt has {len(text)} characters, but no more than {self._max_characters} fit the context"
+            )
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.check_length(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), options: Mapping[str, Any] = {}
+    ) -> list[int]:
         """A conversation up to the assistant's turn.
+
+        Args:
+            tools: what the model may call, as OpenAI's API has them.
+            options: further variables of the template.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
+            TemplateOptionError: an option has a name that means something else.
+            TextTooLongError: they can't fit the model.
         """
+        text = self._render(self.tool_template.adapt(messages), tools, options)
+        return self._encode(text, add_special_tokens=False)
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template, of all if there are several; empty if there is none."""
+        source = self._tokenizer.chat_template or ""
+        return source if isinstance(source, str) else "\n".join(source.values())
+
+    @property
+    def marker_ids(self) -> dict[str, int]:
+        """The tokens beside the vocabulary that are text of their own, special ones and others."""
+        return {token.content: token_id for token_id, token in self._tokenizer.added_tokens_decoder.items()}
+
+    def _render(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: Mapping[str, Any] = {}
+    ) -> str:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
+        check_options(options)
         try:
-            text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+            text = apply_chat_template(self._tokenizer, messages, tools=tools, **options)
+        except RENDER_ERRORS as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+        return text
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text, by default without special tokens."""
@@ -63,6 +135,19 @@ class Tokenizer:
             token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )
         return text
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse names by which an option would be more than a variable of the template.
+
+    Raises:
+        TemplateOptionError: it names the first of them.
+    """
+    reserved = next((name for name in options if name in _RESERVED), None)
+    if reserved is not None:
+        raise TemplateOptionError(
+            f"'chat_template_kwargs' must not hold '{reserved}', which the server sets: leave it out"
+        )
 
 
 def _token_bytes(tokenizer: Any) -> TokenBytes | None:

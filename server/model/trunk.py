@@ -32,6 +32,7 @@ from .media import Overlay
 from .mla import LatentAttention, replace_projections, settle_projections
 from .probe import Isolation, Probe
 from .rope import settle_length
+from .routing import Rows, chosen_by, costs_of
 from .seam import running
 from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
@@ -50,6 +51,7 @@ class TrunkFacts:
     text_layers: tuple[int, ...]  # of experts that tokens of text go to, in the order in which they run
     solo_reason: str | None = None  # why sequences are computed one after the other, if they are
     reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
+    hidden_size: int = 0  # of last hidden states; 0 if it gives none
 
     @property
     def is_solo(self) -> bool:
@@ -123,7 +125,8 @@ class Trunk(ResidentModel):
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers)
+        size = self._logits.hidden_size
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -167,6 +170,7 @@ class Trunk(ResidentModel):
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
+        hidden = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
         step_states = self._step_states(chunks, states)
@@ -175,13 +179,17 @@ class Trunk(ResidentModel):
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows, step_states, overlay)
+            logits = self._logits(token_ids, positions, rows, step_states, overlay, hidden)
         if step_states is not None:
             step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
-        return StepOutput(logits, routing, experts.cost)
+        layers = self.facts.text_layers
+        split = Rows(chunks, None if overlay is None else overlay.are_images(len(token_ids)), layers)
+        costs = costs_of(experts.runs, split)
+        chosen = chosen_by(experts.runs, split, layers)
+        return StepOutput(logits, routing, experts.cost, costs, chosen, self._logits.hidden)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:

@@ -13,6 +13,7 @@ import pytest
 
 from client import AsyncClient, Client
 from client.wire import DEFAULT_URL
+from tests.client.scripted import ScriptedServer, scripted_server
 from tests.server.api.conftest import fake, url
 
 __all__ = ["fake", "url"]  # fixtures
@@ -99,3 +100,9 @@ def free_port() -> int:
     """A port where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedServer]:
+    with scripted_server() as server:
+        yield server

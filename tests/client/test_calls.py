@@ -113,7 +113,7 @@ def test_a_chat_of_a_text_is_one_message(asker: Asker) -> None:
     assert json.loads(asker.requests[0].content) == {"messages": [{"role": "user", "content": "Add"}]}
     assert (reply.text, reply.reasoning, reply.finish_reason) == ("", "Hm.", "tool_calls")
     assert reply.tool_calls == (ToolCall("c1", "add", '{"a": 1}'),)
-    assert reply.message == {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert reply.message == {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]}
 
 
 def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
@@ -199,8 +199,16 @@ def test_keys_go_where_they_belong(asker: Asker) -> None:
         asker("experts", client=options)
     asker.handler = answering({"data": []})
     asker("models", client={"api_key": "user", "admin_api_key": "admin"})
+    asker("models", client={"admin_api_key": "admin"})
     keys = [request.headers.get("authorization") for request in asker.requests]
-    assert keys == [None, "Bearer user", "Bearer admin", "Bearer user"]
+    assert keys == [None, "Bearer user", "Bearer admin", "Bearer user", "Bearer admin"]
+
+
+@pytest.mark.parametrize("key", ["", "two\nlines", " blank", "schlüssel"])
+def test_keys_that_no_header_can_carry_are_refused_unseen(asker: Asker, key: str) -> None:
+    with pytest.raises(ValueError, match="api_key is no key: it must be ASCII"):
+        asker("models", client={"api_key": key})
+    assert asker.requests == []
 
 
 def test_models(asker: Asker) -> None:

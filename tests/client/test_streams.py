@@ -11,13 +11,16 @@ import pytest
 from client import (
     APITimeoutError,
     AsyncClient,
+    AuthenticationError,
     Client,
     NotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     StreamClosedError,
     StreamFailedError,
 )
 from client.retries import Retries
+from server.api.keys import KeyRing, Keys
 from server.engine.request import GenerationFailedError, QueueFullError
 from tests.client.conftest import Asker
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
@@ -51,6 +54,18 @@ def test_the_server_is_asked_for_what_it_is(live_asker: Asker, fake: FakeServer)
     assert live_asker("ready").status == "draining"
 
 
+def test_doors_open_to_the_right_keys(live_asker: Asker, fake: FakeServer) -> None:
+    fake.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    assert live_asker("complete", "Once", client={"api_key": "user"}).text == TEXT
+    assert live_asker("complete", "Once", client={"admin_api_key": "admin"}).text == TEXT
+    with pytest.raises(AuthenticationError, match="No API key"):
+        live_asker("complete", "Once")
+    with pytest.raises(PermissionDeniedError, match="send an admin key"):
+        live_asker("experts", client={"api_key": "user"})
+    with pytest.raises(NotFoundError, match="no experts"):  # the door is open, but the fake has none
+        live_asker("experts", client={"api_key": "user", "admin_api_key": "admin"})
+
+
 def test_refusals_come_before_the_first_token(live_asker: Asker, fake: FakeServer) -> None:
     with pytest.raises(NotFoundError) as missing:
         live_asker.stream("stream", "Once", model="other")
@@ -71,13 +86,29 @@ def test_a_failure_after_some_tokens_is_raised_behind_them(url: str, fake: FakeS
         assert stream.result.text == TEXT
 
 
-def test_breaking_out_of_the_loop_stops_the_server(live_asker: Asker, fake: FakeServer) -> None:
+def test_what_came_before_leaving_is_kept(live_asker: Asker, fake: FakeServer) -> None:
     fake.engine.holds = True
     tokens, reply = live_asker.stream("stream", "Once", take=2)
     assert len(tokens) == 2
     assert reply.text == "Once upon"
     assert reply.finish_reason is None
-    assert was_cancelled(fake)
+
+
+def test_breaking_out_of_the_loop_stops_the_server(url: str, fake: FakeServer) -> None:
+    """Though the client stays open."""
+    fake.engine.holds = True
+
+    async def scenario() -> None:
+        async with AsyncClient(url) as client:
+            async for _ in client.stream("Once"):
+                break
+            assert await asyncio.to_thread(was_cancelled, fake)
+
+    asyncio.run(scenario())
+    with Client(url) as client:
+        for _ in client.stream("Once"):
+            break
+        assert was_cancelled(fake)
 
 
 def test_leaving_the_block_or_closing_stops_the_server(url: str, fake: FakeServer) -> None:

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 from fastapi.routing import APIRoute
-from starlette.routing import BaseRoute
 
 from server.api import ops
-from server.api.auth import Guard, is_loopback
 from server.api.body import BodyRoute
+from server.api.hosts import is_loopback
 from server.api.keys import KeyRing, Keys
 from server.api.service import Service
 from server.app import create_app
 from server.engine.codec import Codec
+from tests.faults.routes import leaves, roles
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_rig
 from tests.server.live.requests import ask, error_of, headers_of, status_of
@@ -111,26 +111,12 @@ def test_every_route_is_in_exactly_one_class() -> None:
     assert {route.path for _, route in leaves(ops.router.routes)} < OPEN_PATHS
 
 
-def leaves(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
-    """All routes with their paths; newer versions of FastAPI keep the routers that were included as they are."""
-    for route in routes:
-        if (included := getattr(route, "original_router", None)) is not None:
-            yield from leaves(included.routes)
-        else:
-            yield route.path, route
-
-
 def test_every_body_is_read_within_limits() -> None:
     """A route that takes a body and leaves it to FastAPI to read fails here."""
     routes = [route for _, route in leaves(create_app(Service("1")).routes) if isinstance(route, APIRoute)]
     taking = [route for route in routes if route.body_field is not None]
     assert taking
     assert [route.path for route in taking if not isinstance(route, BodyRoute)] == []
-
-
-def roles(route: BaseRoute) -> list[str]:
-    dependencies = [each.dependency for each in route.dependencies] if isinstance(route, APIRoute) else []
-    return [guard.role for guard in dependencies if isinstance(guard, Guard)]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1"])

@@ -102,3 +102,91 @@ def test_a_switch_takes_no_value_on_the_command_line_and_one_elsewhere(tmp_path:
     assert load_settings({}, {}, write(tmp_path / "g.toml", "deterministic = true")).deterministic
     with pytest.raises(SettingsError, match="GREENROOM_DETERMINISTIC 'perhaps'"):
         load_settings({}, {"GREENROOM_DETERMINISTIC": "perhaps"}, None)
+
+
+def parse(*words: str) -> dict[str, object]:
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    return vars(parser.parse_args(words))
+
+
+def test_a_list_is_a_repeated_flag_or_commas_or_lines_in_the_environment_or_a_list_in_a_file(tmp_path: Path) -> None:
+    config = write(tmp_path / "g.toml", 'api-key = ["f1", "f2"]\nallow-origin = ["https://f"]')
+    environment = {"GREENROOM_API_KEY": "e1, e2\ne3"}
+    flags = parse("--api-key", "c1", "--api-key", "c,2")
+    assert load_settings({}, {}, None).user_keys() == []
+    assert load_settings({}, {}, config).user_keys() == ["f1", "f2"]
+    assert load_settings({}, environment, config).user_keys() == ["e1", "e2", "e3"]
+    assert load_settings(flags, environment, config).user_keys() == ["c1", "c,2"]
+    assert load_settings(flags, environment, config).allow_origin == ("https://f",)
+
+
+def test_keys_of_a_file_come_beside_the_others(tmp_path: Path) -> None:
+    keys = write(tmp_path / "keys", "k1\r\n\n  k2  \n")
+    settings = load_settings(parse("--admin-api-key-file", str(keys), "--admin-api-key", "k0"), {}, None)
+    assert settings.admin_keys() == ["k0", "k1", "k2"]
+    assert settings.user_keys() == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "keys: the file has no key; write one a line"),
+        (b"\n \n", "keys: the file has no key; write one a line"),
+        (b"two words", "keys: each line must be a key of visible ASCII characters"),
+        ("schlüssel".encode(), "keys: each line must be a key of visible ASCII characters"),
+        (b"\xff\xfe", "keys: each line must be a key of visible ASCII characters"),
+        (None, "keys: No such file or directory"),
+    ],
+)
+def test_a_file_of_keys_that_can_not_be_used_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    keys = tmp_path / "keys"
+    if content is not None:
+        keys.write_bytes(content)
+    settings = load_settings({"api_key_file": str(keys)}, {}, None)
+    with pytest.raises(SettingsError) as error:
+        settings.user_keys()
+    assert str(error.value).startswith("--api-key-file ")
+    assert str(error.value).endswith(message)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "toml", "place"),
+    [
+        (["--api-key", "se cret"], {}, "", "--api-key: a key must have"),
+        (["--api-key", ""], {}, "", "--api-key: a key must have"),
+        (["--admin-api-key", "sécret"], {}, "", "--admin-api-key: a key must have"),
+        ([], {"GREENROOM_API_KEY": ""}, "", "GREENROOM_API_KEY: a key must have"),
+        ([], {"GREENROOM_ADMIN_API_KEY": "ok,se cret"}, "", "GREENROOM_ADMIN_API_KEY: a key must have"),
+        ([], {}, 'api-key = "secret"', "api_key in .*: write a list"),
+        ([], {}, 'api-key = ["sec\\nret"]', "api_key in .*: a key must have"),
+        ([], {}, 'api-keys = ["secret"]', "api_keys in .*: Extra inputs"),
+    ],
+)
+def test_a_key_that_can_not_be_used_is_not_repeated(
+    tmp_path: Path, flags: list[str], environment: dict[str, str], toml: str, place: str
+) -> None:
+    config = write(tmp_path / "g.toml", toml) if toml else None
+    with pytest.raises(SettingsError, match=place) as error:
+        load_settings(parse(*flags), environment, config)
+    assert "ret" not in str(error.value)
+    assert error.value.__cause__ is None
+
+
+def test_settings_show_no_keys() -> None:
+    settings = load_settings(parse("--api-key", "sk-1", "--admin-api-key", "sk-2"), {}, None)
+    assert "sk-" not in repr(settings) + str(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    "origin", ["example.org", "https://example.org/", "https://example.org/page", "https://a b", ""]
+)
+def test_an_origin_is_written_as_browsers_do(origin: str) -> None:
+    with pytest.raises(SettingsError, match=r"--allow-origin .*write scheme://host\[:port\]"):
+        load_settings(parse("--allow-origin", origin), {}, None)
+
+
+@pytest.mark.parametrize("host", ["https://example.org", "example.org:8000", "a/b", ""])
+def test_an_allowed_host_is_a_name(host: str) -> None:
+    with pytest.raises(SettingsError, match=r"--allowed-host .*without scheme and port"):
+        load_settings(parse("--allowed-host", host), {}, None)

@@ -12,7 +12,7 @@ from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.errors import ExpertNotFoundError
 from server.api.expert_feed import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
-from server.api.openai.streaming import encode_json
+from server.api.openai.replies import encode_json
 from server.api.service import Service
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject

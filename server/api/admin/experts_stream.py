@@ -10,7 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import unless_client_leaves
 from server.api.errors import ClientDisconnectedError, RateLimitError
-from server.api.openai.streaming import HEADERS, encode_json
+from server.api.openai.replies import encode_json
+from server.api.openai.streaming import HEADERS
 from server.api.service import Service
 from server.engine.request import ExpertAdministration, JsonObject
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.api.conversation import Conversation, JsonObject, image_part, text_part
 from server.api.errors import InvalidRequestError
@@ -42,8 +42,8 @@ class ImageBlock(BaseModel):
 class ToolUseBlock(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    id: Text
-    name: Text
+    id: Text = Field(min_length=1)
+    name: Text = Field(min_length=1)
     input: dict[str, Any]
 
 
@@ -120,6 +120,9 @@ def add_content(conversation: Conversation, role: str, content: object, place: s
             case ToolUseBlock():
                 conversation.call(block.id, block.name, json.dumps(block.input))
             case ToolResultBlock():
+                if not conversation.has_call(block.tool_use_id):
+                    param = f"{here}.tool_use_id"
+                    raise InvalidRequestError(f"'{param}' must be the 'id' of a 'tool_use' before it.", param)
                 result = blocks_of(block.content, f"{here}.content", RESULT)
                 conversation.answer_call(block.tool_use_id, [part_of(each) for _, each in result])
             case ThinkingBlock():

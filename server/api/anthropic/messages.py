@@ -10,7 +10,8 @@ from server.api.anthropic.errors import ERRORS, AnthropicRoute
 from server.api.anthropic.writer import MessageWriter
 from server.api.auth import UserDep
 from server.api.dependencies import ServiceDep
-from server.api.openai.chat import begin_chat, encode
+from server.api.openai.chat import begin_chat
+from server.api.openai.turn_plan import encode
 from server.api.openapi import STREAMED
 from server.api.translation import in_words_of
 from server.api.turn_reply import answer_turn
@@ -25,7 +26,7 @@ async def create_message(request: Request, body: MessagesBody, service: ServiceD
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
         turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "msg_")
-    writer = MessageWriter(turn, request.state.request_id)
+    writer = MessageWriter(turn, body.max_tokens, request.state.request_id)
     return await answer_turn(request, turn.generation, writer, streams=body.stream)
 
 

@@ -1,11 +1,11 @@
 """The end of every generation route: a whole reply, or a stream of it."""
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from server.api.disconnect import unless_client_leaves
 from server.api.openai.generation import Generation
-from server.api.openai.replies import ReplyStyle, whole_reply
+from server.api.openai.replies import ReplyStyle, encode_reply, whole_reply
 from server.api.openai.schemas import GenerationBody
 from server.api.openai.streaming import GenerationStream, reply_events
 
@@ -21,6 +21,7 @@ async def answer(request: Request, body: GenerationBody, generation: Generation,
     if body.stream:
         return GenerationStream(generation, reply_events(generation, style, include_usage=body.include_usage))
     try:
-        return JSONResponse(await unless_client_leaves(request.receive, whole_reply(generation, style)))
+        reply = await unless_client_leaves(request.receive, whole_reply(generation, style))
+        return Response(encode_reply(generation, reply), media_type="application/json")
     finally:
         generation.cancel()

@@ -14,10 +14,11 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
+from server.api.openai.turn_plan import plan_turn
 from server.api.openapi import STREAMED
 from server.api.service import Service
-from server.api.turn import ChatTurn, EndPiece, PlainText, TextPiece
-from server.engine.request import ChatPrompt, TextCodec, TokenEvent
+from server.api.turn import ChatTurn, EndPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece
+from server.engine.request import TokenEvent
 
 router = APIRouter(tags=["chat"], dependencies=[UserDep], route_class=BodyRoute)
 
@@ -34,23 +35,20 @@ class ChatStyle:
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
         pieces = [piece for event in events for piece in self._turn.pieces(index, event)]
-        text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
         finish_reason = next(piece.finish_reason for piece in pieces if isinstance(piece, EndPiece))
-        message = {"role": "assistant", "content": text, "refusal": None}
         tokens = [each for event in events for each in event.logprobs]
         logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason}
+        return {"index": index, "message": message_of(pieces), "logprobs": logprobs, "finish_reason": finish_reason}
 
     def opening(self, index: int) -> list[JsonObject]:
         return [self._chunk(index, {"role": "assistant", "content": ""})]
 
     def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
         chunks = [
-            self._chunk(index, {"content": piece.text})
-            if isinstance(piece, TextPiece)
-            else self._chunk(index, {}, piece.finish_reason)
+            self._chunk(index, {}, piece.finish_reason)
+            if isinstance(piece, EndPiece)
+            else self._chunk(index, delta_of(piece))
             for piece in self._turn.pieces(index, event)
-            if isinstance(piece, TextPiece | EndPiece)
         ]
         if event.logprobs:
             if not chunks or not chunks[0]["delta"]:  # their text is held back
@@ -62,17 +60,35 @@ class ChatStyle:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
 
-def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
-    """The conversation as the model takes it; may block.
+def delta_of(piece: TextPiece | ReasoningPiece | ToolCallPiece) -> JsonObject:
+    """What a piece adds to a message."""
+    match piece:
+        case TextPiece(text):
+            return {"content": text}
+        case ReasoningPiece(text):
+            return {"reasoning_content": text}
+        case ToolCallPiece(index, arguments, None):
+            return {"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}
+        case ToolCallPiece(index):
+            return {"tool_calls": [{"index": index, **call_of(piece)}]}
 
-    Raises:
-        InvalidRequestError: an image is no base64.
-        RequestRefusedError: the model takes no such conversation.
 
-    """
-    messages = [message.for_template() for message in body.messages]
-    images = [image.decode() for message in body.messages for image in message.images]
-    return codec.encode_chat(messages, images)
+def call_of(piece: ToolCallPiece) -> JsonObject:
+    return {"id": piece.id, "type": "function", "function": {"name": piece.name, "arguments": piece.arguments}}
+
+
+def message_of(pieces: Sequence[Piece]) -> JsonObject:
+    """The whole message; one that only thinks or calls has no content."""
+    text = "".join(piece.text for piece in pieces if isinstance(piece, TextPiece))
+    reasoning = "".join(piece.text for piece in pieces if isinstance(piece, ReasoningPiece))
+    calls: list[JsonObject] = []
+    for piece in pieces:
+        if isinstance(piece, ToolCallPiece) and piece.id is not None:
+            calls.append(call_of(piece))
+        elif isinstance(piece, ToolCallPiece):
+            calls[-1]["function"]["arguments"] += piece.arguments
+    message = {"role": "assistant", "content": text or (None if calls or reasoning else ""), "refusal": None}
+    return message | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
 
 async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
@@ -85,11 +101,12 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     """
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
-    prompt = await asyncio.to_thread(encode, body, model.codec)
-    spec = body.grammar_spec
-    grammar = None if spec is None else await model.grammars.compile(spec)
-    generation = submit(model, body, [prompt.token_ids], id_prefix, "messages", prompt.media, grammar)
-    return ChatTurn(generation, model.codec, [PlainText() for _ in generation.streams])
+    plan = await asyncio.to_thread(plan_turn, body, model.codec)
+    grammar = None if plan.spec is None else await model.grammars.compile(plan.spec)
+    generation = submit(
+        model, body, [plan.prompt.token_ids], id_prefix, "messages", plan.prompt.media, grammar, plan.written_tokens
+    )
+    return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 
 
 @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)

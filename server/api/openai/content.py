@@ -5,9 +5,6 @@ A validator's ValueError says what the value must be; ``server.api.validation`` 
 
 import base64
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-from pydantic import PlainValidator
 
 from server.api.errors import InvalidRequestError
 from server.api.openai.fields import encodable
@@ -71,8 +68,3 @@ def _image(url: str) -> ImagePart:
     if not header.endswith(";base64"):
         raise ValueError(f"must hold images in base64 (data:image/png;base64,...), but {quote(header)} says otherwise")
     return ImagePart(data)
-
-
-Content = Annotated[
-    str | list[str | ImagePart], PlainValidator(content_of, json_schema_input_type=str | list[dict[str, Any]])
-]

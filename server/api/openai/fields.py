@@ -12,6 +12,8 @@ from server.api.validation import quote
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1024
+MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_BIAS = 100
 MAX_LOGPROBS = 20
@@ -55,6 +57,8 @@ def list_of_stops(value: object) -> list[str]:
         raise ValueError(f"must be a string or a list of at most {MAX_STOPS} strings")
     if not all(isinstance(stop, str) and stop and is_encodable(stop) for stop in stops):
         raise ValueError("must hold valid Unicode strings only, none of them empty")
+    if any(len(stop) > MAX_STOP_CHARACTERS for stop in stops):
+        raise ValueError(f"must hold strings of at most {MAX_STOP_CHARACTERS} characters")
     return stops
 
 
@@ -93,4 +97,4 @@ Prompts = Annotated[
 ]
 Stops = Annotated[list[str], PlainValidator(list_of_stops, json_schema_input_type=str | list[str])]
 LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token, json_schema_input_type=dict[str, float])]
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True, max_length=MAX_STOP_TOKENS)]

@@ -1,14 +1,17 @@
 """From the prompts of a request to the streams that answer it."""
 
+import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import uuid4
 
 from server.api.errors import ContextLengthError, InvalidRequestError
 from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
 from server.engine.request import (
+    Chosen,
+    ExpertUsage,
     GenerationRequest,
     Grammar,
     Media,
@@ -31,13 +34,26 @@ class Generation:
     num_prompt_tokens: int
     streams: Sequence[TokenStream]
     created: int = field(default_factory=lambda: int(time.time()))
+    returns_experts: bool = False
+    expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # of the choices that have ended
 
     def __post_init__(self) -> None:
+        self._experts: list[list[str]] = [[] for _ in self.streams]  # of tokens that were not told of yet, in JSON
         self._queue = merge(self.streams)
 
     def cancel(self) -> None:
         for stream in self.streams:
             stream.cancel()
+
+    def note_experts(self, index: int, event: TokenEvent) -> None:
+        """Keep the experts of a choice's new token, if they are asked for, until they are taken."""
+        if event.experts is not None:
+            self._experts[index].append(experts_json(event.experts))
+
+    def take_experts(self, index: int) -> str:
+        """The experts of a choice's tokens that were noted since they were last taken, as a list in JSON."""
+        tokens, self._experts[index] = self._experts[index], []
+        return f"[{','.join(tokens)}]"
 
     async def events(self) -> AsyncGenerator[list[tuple[int, TokenEvent]], None]:
         """The events of all choices, as many at a time as have come, each with the index of its choice.
@@ -49,8 +65,10 @@ class Generation:
         num_running = len(self.streams)
         while num_running:
             arrived = await self._queue.take()
+            for _, event in arrived:
+                num_running -= event.finish_reason is not None
+                self.expert_usage += event.expert_usage or ExpertUsage()
             yield arrived
-            num_running -= sum(event.finish_reason is not None for _, event in arrived)
 
 
 def submit(
@@ -61,12 +79,14 @@ def submit(
     prompt_field: str,
     media: Media | None = None,
     grammar: Grammar | None = None,
+    written_tokens: frozenset[int] = frozenset(),
 ) -> Generation:
     """Hand every choice to the engine, or none; call from the event loop.
 
     Args:
         media: the images of the only prompt.
         grammar: what every choice has to follow.
+        written_tokens: special tokens that are text.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -86,13 +106,25 @@ def submit(
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar)
-                request = GenerationRequest(request_id, prompt, sampling, body.priority, body.timeout, media)
+                sampling = replace(sampling, written_tokens=written_tokens)
+                request = GenerationRequest(
+                    request_id, prompt, sampling, body.priority, body.timeout, media, body.return_experts
+                )
                 streams.append(model.engine.submit(request))
     except Exception:
         for stream in streams:
             stream.cancel()
         raise
-    return Generation(generation_id, model.name, sum(map(len, prompts)), streams)
+    num_prompt_tokens = sum(map(len, prompts))
+    return Generation(generation_id, model.name, num_prompt_tokens, streams, returns_experts=body.return_experts)
+
+
+def experts_json(chosen: Chosen) -> str:
+    """The experts of one token, a list of them by MoE layer.
+
+    It is made as each token comes: all those of a long reply at once would hold up the event loop.
+    """
+    return json.dumps([[expert for expert in layer if expert >= 0] for layer in chosen.tolist()], separators=(",", ":"))
 
 
 def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationBody, prompt_field: str) -> int:
@@ -106,8 +138,8 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     wish = body.wanted_tokens
     if wish is None and room >= 1:
         return min(room, body.default_max_tokens or room)
-    if wish is not None and wish <= room:
-        return wish
+    if wish is not None and (wish <= room or (body.may_cut_max_tokens and room >= 1)):
+        return min(wish, room)
     num_wanted = 1 if wish is None else wish
     raise ContextLengthError(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested "

@@ -1,12 +1,15 @@
 """Bodies of the answers, whole and in chunks."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.api.openai.generation import Generation
-from server.engine.request import TokenEvent
+from server.engine.request import ExpertUsage, TokenEvent
 
 JsonObject = dict[str, Any]
+
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class ReplyStyle(Protocol):
@@ -36,6 +39,7 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
     async for arrived in generation.events():
         for index, event in arrived:
             events[index].append(event)
+            generation.note_experts(index, event)
     return {
         "id": generation.id,
         "object": style.object,
@@ -44,6 +48,23 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
         "choices": [style.choice(index, of_choice) for index, of_choice in enumerate(events)],
         "usage": usage(generation, [of_choice[-1].num_generated for of_choice in events]),
     }
+
+
+def encode_choice(generation: Generation, choice: JsonObject) -> str:
+    """A choice in JSON, with the experts of its tokens if they are asked for."""
+    encoded = encode_json(choice)
+    if not generation.returns_experts:
+        return encoded
+    return f'{encoded[:-1]},"experts":{generation.take_experts(choice["index"])}}}'
+
+
+def encode_reply(generation: Generation, reply: JsonObject) -> bytes:
+    """A whole reply in JSON."""
+    choices = ",".join(encode_choice(generation, choice) for choice in reply["choices"])
+    before, _, after = encode_json(reply | {"choices": []}).partition(
+        '"choices":[]'
+    )  # which no string in JSON can hold
+    return f'{before}"choices":[{choices}]{after}'.encode()
 
 
 def chunk(generation: Generation, style: ReplyStyle, choices: Sequence[JsonObject]) -> JsonObject:
@@ -56,6 +77,16 @@ def chunk(generation: Generation, style: ReplyStyle, choices: Sequence[JsonObjec
     }
 
 
+def expert_usage(usage: ExpertUsage) -> JsonObject:
+    """What a request's experts have cost, beside its tokens."""
+    return {
+        "expert_requests": usage.num_requests,
+        "expert_misses": usage.num_misses,
+        "expert_bytes_read": usage.bytes_read,
+        "expert_stall_seconds": usage.stall_seconds,
+    }
+
+
 def usage(generation: Generation, num_generated: Sequence[int]) -> JsonObject:
     """Tokens of the prompts, each counted once, and of all choices together."""
     num_prompt_tokens, num_completion_tokens = generation.num_prompt_tokens, sum(num_generated)
@@ -63,4 +94,5 @@ def usage(generation: Generation, num_generated: Sequence[int]) -> JsonObject:
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "greenroom": expert_usage(generation.expert_usage),
     }

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from server.api.json_schema import check_schema, schema_text
 from server.api.openai.fields import Text
@@ -27,6 +27,13 @@ class ResponseFormat(BaseModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = Field(None, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def need_object(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            raise ValueError('must be an object, such as {"type": "json_object"}')  # noqa: TRY004  pydantic's way
+        return value
 
     @field_validator("json_schema")
     @classmethod

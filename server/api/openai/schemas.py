@@ -1,10 +1,12 @@
 """Bodies of the generation requests, in OpenAI's form with vLLM's extra sampling parameters."""
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES, Content, ImagePart
+from server.api.json_schema import check_schema
+from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
 from server.api.openai.fields import (
     MAX_INT32,
     MAX_INT64,
@@ -14,9 +16,13 @@ from server.api.openai.fields import (
     Stops,
     Text,
     TokenIds,
+    is_encodable,
     only,
 )
+from server.api.openai.messages import NO_FUNCTIONS, Message
 from server.api.openai.response_format import ResponseFormat
+from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
+from server.api.validation import quote
 from server.engine.request import GrammarSpec
 
 
@@ -32,6 +38,7 @@ class GenerationBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     default_max_tokens: ClassVar[int | None] = None  # None is as many as fit
+    may_cut_max_tokens: ClassVar[bool] = False  # to what fits
 
     model: Text | None = None
     stream: bool = False
@@ -61,7 +68,7 @@ class GenerationBody(BaseModel):
     timeout: float | None = Field(None, gt=0)  # seconds
 
     response_format: ResponseFormat | None = None
-    return_experts: Annotated[Any, only(False)] = None
+    return_experts: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -125,34 +132,18 @@ class CompletionBody(GenerationBody):
         return self.logprobs if self.echo else None
 
 
-class Message(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Content
-    tool_calls: Annotated[Any, only(None, [])] = None
-
-    @property
-    def images(self) -> list[ImagePart]:
-        """What it shows, in the order of its parts."""
-        return [part for part in self.content if isinstance(part, ImagePart)]
-
-    def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it; they have no developers."""
-        content: Any = self.content
-        if not isinstance(content, str):
-            shown = {"type": "image"}
-            content = [{"type": "text", "text": part} if isinstance(part, str) else shown for part in content]
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
-
-
 class ChatBody(GenerationBody):
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     logprobs: bool = False
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     echo: Annotated[Any, only(False)] = None
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
+    tools: Tools = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    functions: Annotated[Any, only([], why=NO_FUNCTIONS)] = None
+    function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: dict[Text, Any] = {}
 
     @field_validator("messages")
     @classmethod
@@ -172,6 +163,38 @@ class ChatBody(GenerationBody):
         if top_logprobs and not info.data.get("logprobs"):
             raise ValueError("is for logprobs only: set 'logprobs' to true or leave it out")
         return top_logprobs
+
+    @field_validator("tool_choice")
+    @classmethod
+    def need_tools(cls, choice: str | NamedTool, info: ValidationInfo) -> str | NamedTool:
+        names = [tool.name for tool in info.data.get("tools", ())]
+        if choice == "required" and not names:
+            raise ValueError("is 'required', but there are no tools: send some as 'tools'")
+        if isinstance(choice, NamedTool) and choice not in names:
+            raise ValueError(f"names {quote(str(choice))}, which is none of the tools")
+        return choice
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def limit_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_schema(options)  # which limits how large and how deep they are
+        if not is_encodable(json.dumps(options, ensure_ascii=False)):
+            raise ValueError("must hold valid Unicode only, without half a surrogate pair")
+        return options
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The tools that the model is told of."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Variables of the chat template, under the names that templates have for them."""
+        effort = self.reasoning_effort
+        options: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        if effort is not None:
+            options |= dict.fromkeys(("enable_thinking", "thinking"), effort != "none")
+        return options | self.chat_template_kwargs
 
     @property
     def num_logprobs(self) -> int | None:

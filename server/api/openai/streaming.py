@@ -1,6 +1,5 @@
 """Replies as server-sent events."""
 
-import json
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
@@ -10,13 +9,11 @@ from starlette.types import Receive, Scope, Send
 from server.api.disconnect import unless_client_leaves
 from server.api.errors import ClientDisconnectedError, api_error
 from server.api.openai.generation import Generation
-from server.api.openai.replies import JsonObject, ReplyStyle, chunk, usage
+from server.api.openai.replies import JsonObject, ReplyStyle, chunk, encode_choice, encode_json, usage
 from server.engine.request import EngineError
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second keeps nginx from holding events back
-
-encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class GenerationStream(StreamingResponse):
@@ -57,6 +54,7 @@ async def reply_events(
             chunks = []
             for index, event in arrived:
                 num_generated[index] = event.num_generated
+                generation.note_experts(index, event)
                 chunks += [render(choice) for choice in style.delta(index, event)]
             if chunks:
                 yield b"".join(chunks)
@@ -75,7 +73,7 @@ def chunk_renderer(generation: Generation, style: ReplyStyle, *, include_usage: 
     before, _, after = sse(shared).decode().partition('"choices":[]')  # which no string in JSON can hold
 
     def render(choice: JsonObject) -> bytes:
-        return f'{before}"choices":[{encode_json(choice)}]{after}'.encode()
+        return f'{before}"choices":[{encode_choice(generation, choice)}]{after}'.encode()
 
     return render
 

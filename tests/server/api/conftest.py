@@ -24,7 +24,7 @@ def ask(fake):
     def send(method, path, **kwargs):
         async def exchange():
             transport = httpx.ASGITransport(fake.app, raise_app_exceptions=False)
-            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return await client.request(method, path, **kwargs)
 
         return anyio.run(exchange)

@@ -7,15 +7,20 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from fastapi import FastAPI
 
 from server.api.routes import add_routes
 from server.api.service import LoadedModel, Service
 from server.engine.request import (
     ChatPrompt,
+    ChatTraits,
+    Chosen,
     EngineError,
+    ExpertUsage,
     FinishReason,
     GenerationRequest,
+    GrammarSpec,
     Media,
     TokenEvent,
     TokenLogprobs,
@@ -24,6 +29,7 @@ from server.engine.request import (
 )
 
 MODEL = "org/tiny"
+EXPERT_USAGE = ExpertUsage(10, 3, 4096, 0.25)  # of every choice
 ENGINE_TEXTS = ("Once", " upon", "", " a", " time")
 WAIT_SECONDS = 30  # how long a test waits for what must happen at once
 
@@ -76,7 +82,8 @@ class FakeEngine:
         is_open = self.holds or self.failure is not None
         prompt_logprobs = self._prompt_logprobs(request)
         if not texts:
-            return [] if is_open else [TokenEvent("", 0, reason, prompt_logprobs=prompt_logprobs)]
+            last = TokenEvent("", 0, reason, prompt_logprobs=prompt_logprobs, expert_usage=EXPERT_USAGE)
+            return [] if is_open else [last]
         return [
             TokenEvent(
                 text,
@@ -84,9 +91,15 @@ class FakeEngine:
                 reason if number == len(texts) and not is_open else None,
                 self._logprobs(number, len("".join(texts[: number - 1])), sampling.logprobs),
                 prompt_logprobs if number == 1 else None,
+                experts=self._experts(number) if request.returns_experts else None,
+                expert_usage=EXPERT_USAGE if number == len(texts) and not is_open else None,
             )
             for number, text in enumerate(texts, start=1)
         ]
+
+    @staticmethod
+    def _experts(number: int) -> Chosen:
+        return np.array([[number, number + 1], [7, -1]], dtype=np.int16)
 
     @staticmethod
     def _logprobs(number: int, offset: int, num_top: int | None) -> tuple[TokenLogprobs, ...]:
@@ -109,17 +122,28 @@ class FakeCodec:
     """One token a word, numbered by its length; a conversation has one more, for the assistant's turn."""
 
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
+    tools: list[list[dict[str, Any]]] = field(default_factory=list)  # beside each conversation, as the next
+    options: list[dict[str, Any]] = field(default_factory=list)
     threads: list[threading.Thread] = field(default_factory=list)
     refusal: EngineError | None = None
+    chat_traits: ChatTraits = field(default_factory=ChatTraits)
+    grammars: list[GrammarSpec] = field(default_factory=list)  # that were compiled
+    grammar_may_end: threading.Event = field(default_factory=threading.Event)  # compiling waits for it
+    grammar_refusal: EngineError | None = None
+
+    def __post_init__(self):
+        self.grammar_may_end.set()
 
     def encode(self, text):
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages, images=()):
+    def encode_chat(self, messages, images=(), tools=(), options=()):
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))
+        self.tools.append(list(tools))
+        self.options.append(dict(options))
         if images:
             token_ids = (7,) * len(images)
             return ChatPrompt(token_ids, Media(tuple(images), token_ids))
@@ -130,6 +154,14 @@ class FakeCodec:
         if token_id == 200:
             return b"\xe2\x82"
         return ENGINE_TEXTS[token_id - 100].encode() if token_id >= 100 else b"x" * token_id
+
+    def compile_grammar(self, spec):
+        self.threads.append(threading.current_thread())
+        self.grammars.append(spec)
+        self.grammar_may_end.wait(WAIT_SECONDS)
+        if self.grammar_refusal is not None:
+            raise self.grammar_refusal
+        return object()
 
     def pieces(self, token_ids):
         return [" " * (place > 0) + "x" * token_id for place, token_id in enumerate(token_ids)]

@@ -6,19 +6,20 @@ import asyncio
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from server.engine.block_manager import BlockGroup, BlockManager
-from server.engine.detokenizer import WindowDetokenizer
+from server.engine.detokenizer import Detokenizer, WindowDetokenizer
 from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
-from server.model.step import ExpertCost, SequenceChunk, StepOutput
+from server.model.step import Chosen, ExpertCost, SequenceChunk, StepOutput
 from server.model.windows import oldest_seen
 
 VOCABULARY = 256  # bytes
@@ -38,16 +39,23 @@ def continuation(prompt: Sequence[int], count: int) -> str:
     return bytes(tokens[len(prompt) :]).decode()
 
 
+def hidden_state(token_ids: Sequence[int]) -> list[float]:
+    """Of the last token, and of all before it."""
+    return [float(token_ids[-1]), float(len(token_ids)), next_token(token_ids) / 7]
+
+
 class FakeModel:
     """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
 
-    def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0):
-        self._groups = groups
+    def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0, vocab_size: int = VOCABULARY):
+        self._groups, self._vocab_size = groups, vocab_size
         self._states: list[list[int]] = [[] for _ in range(num_states)]  # by slot, the tokens so far
         self._slots = [[-1] * (group.num_blocks * BLOCK_SIZE) for group in groups]
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
+        self.next_token = next_token
         self.is_solo = self.reads_whole = False
+        self.hidden_size = 3
         self.released: list[int] = []  # slots
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
@@ -59,16 +67,34 @@ class FakeModel:
                     slots[self._slot(table, chunk.num_cached + offset)] = token
         if self._states:
             self._advance_states(chunks)
-        logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), VOCABULARY))
+        hidden: list[list[float]] = []
+        logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), self._vocab_size))
         row = 0
         for chunk in chunks:
             length = chunk.num_cached + chunk.num_tokens
             tokens = [self._slots[0][self._slot(chunk.block_tables[0], position)] for position in range(length)]
             self._check_windows(chunk, tokens)
             for end in range(length - chunk.num_logits, length):
-                logits[row, next_token(tokens[: end + 1])] = 1.0
+                logits[row, self.next_token(tokens[: end + 1])] = 1.0
                 row += 1
-        return StepOutput(logits, {}, ExpertCost())
+            hidden += [hidden_state(tokens[: end + 1]) for end in range(length - chunk.num_hidden, length)]
+        costs = [self._cost(chunk) for chunk in chunks]
+        chosen = [self._chosen(chunk) for chunk in chunks]
+        return StepOutput(logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden))
+
+    @staticmethod
+    def _cost(chunk: SequenceChunk) -> ExpertCost:
+        """Each token asks for one expert; of a prompt, every one is missing, takes a second and has a kilobyte."""
+        num_missing = chunk.num_tokens if chunk.num_cached < chunk.num_prompt else 0
+        return ExpertCost(chunk.num_tokens, num_missing, 1.0 * num_missing, num_missing << 10)
+
+    @staticmethod
+    def _chosen(chunk: SequenceChunk) -> Chosen | None:
+        """Of two layers, the first by the token, the second by its place."""
+        if not chunk.wants_experts:
+            return None
+        place = chunk.num_cached + chunk.num_tokens - 1
+        return np.array([[chunk.token_ids[-1] % 8, -1], [place % 8, (place + 1) % 8]], dtype=np.int16)
 
     def release(self, slot: int) -> None:
         self.released.append(slot)
@@ -102,7 +128,7 @@ def decode(token_ids: list[int]) -> str:
     return bytes(token_ids).decode("utf-8", errors="replace")
 
 
-def detokenizer(prompt_ids: Sequence[int]) -> WindowDetokenizer:
+def detokenizer(prompt_ids: Sequence[int], written: Collection[int] = ()) -> WindowDetokenizer:
     return WindowDetokenizer(decode, (), prompt_ids)
 
 
@@ -117,15 +143,17 @@ class Rig:
     eos_token_ids: frozenset[int] = frozenset()
     window_groups: Sequence[BlockGroup] = ()  # beside one that sees everything
     num_snapshots: int | None = None  # of a model with states
+    vocab_size: int = VOCABULARY
+    detokenizer: Callable[[Sequence[int], Collection[int]], Detokenizer] = detokenizer
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
 
     def __post_init__(self) -> None:
         groups = [BlockGroup(self.num_blocks), *self.window_groups]
-        self.model, snapshots = FakeModel(groups), None
+        self.model, snapshots = FakeModel(groups, vocab_size=self.vocab_size), None
         if self.num_snapshots is not None:
-            self.model = FakeModel(groups, self.max_running + self.num_snapshots)
+            self.model = FakeModel(groups, self.max_running + self.num_snapshots, self.vocab_size)
             snapshots = SnapshotPool(range(self.max_running, self.max_running + self.num_snapshots))
         self.blocks = BlockManager(groups, BLOCK_SIZE, snapshots=snapshots)
         limits = EngineLimits(
@@ -133,7 +161,7 @@ class Rig:
             max_queued=self.max_queued,
             scheduler=SchedulerLimits(self.max_running, self.max_batched_tokens),
         )
-        self.engine = Engine(self.model, self.blocks, limits, VOCABULARY, self.eos_token_ids, detokenizer)
+        self.engine = Engine(self.model, self.blocks, limits, self.vocab_size, self.eos_token_ids, self.detokenizer)
 
     def submit(
         self,

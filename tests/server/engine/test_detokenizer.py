@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -174,3 +175,16 @@ def test_pieces_of_a_prompt_write_special_tokens_out(kind: str, tmp_path_factory
     assert codec.pieces([]) == []
     generated = codec.detokenizer(token_ids[:4])
     assert "".join(pieces(generated, token_ids[4:])) == follow_up(tokenizer, token_ids[:4], token_ids[4:])
+
+
+@pytest.mark.parametrize("kind", ["byte_level", "llama", "word_piece"])
+def test_special_tokens_are_text_where_they_are_asked_for(kind: str, tmp_path: Path) -> None:
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer_of(kind), unk_token=None).save_pretrained(tmp_path)
+    codec, tokenizer = Codec(ModelTokenizer(tmp_path)), tokenizer_of(kind)
+    end = tokenizer.token_to_id("<|end|>")
+    text_ids = tokenizer.encode(TEXTS[0]).ids
+    silent, written = codec.detokenizer(text_ids), codec.detokenizer(text_ids, frozenset({end}))
+    assert "<|end|>" not in "".join(pieces(silent, [end, *text_ids, end]))
+    assert "".join(pieces(written, [end, *text_ids, end])).count("<|end|>") == 2
+    other = codec.detokenizer(text_ids, frozenset({text_ids[0]}))
+    assert "<|end|>" not in "".join(pieces(other, [end, *text_ids, end]))

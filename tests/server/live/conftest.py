@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import uvicorn
@@ -19,6 +20,7 @@ from server.api.service import LoadedModel, Service
 from server.connections import limit_sending
 from server.engine.codec import Codec
 from server.engine.engine import Engine
+from server.http_protocol import ConnectionGuard, ConnectionLimits
 from server.model.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.server.engine.fakes import Rig
@@ -64,13 +66,18 @@ class FakeServer(LiveServer):
 
 @contextmanager
 def serving_model(
-    model: LoadedModel, engine: Engine, send_timeout: float = 30, service: Service | None = None
+    model: LoadedModel,
+    engine: Engine,
+    send_timeout: float = 30,
+    service: Service | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> Iterator[LiveServer]:
     """Serve a model whose engine runs, on a socket; in the end every client is sent away."""
     service, app = service or Service("1"), FastAPI()
     service.model = model
     add_routes(app, service)
-    config = uvicorn.Config(app, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
+    guard = cast("type[asyncio.Protocol]", ConnectionGuard(connections))
+    config = uvicorn.Config(app, http=guard, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
         limit_sending(listener, send_timeout)
         server = LiveServer(engine, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
@@ -85,11 +92,16 @@ def serving_model(
 
 @contextmanager
 def serving_rig(
-    rig: Rig, codec: Codec, send_timeout: float = 30, service: Service | None = None
+    rig: Rig,
+    codec: Codec,
+    send_timeout: float = 30,
+    service: Service | None = None,
+    connections: ConnectionLimits | None = None,
 ) -> Iterator[FakeServer]:
     """Serve the fake model."""
     rig.engine.start()
-    with serving_model(LoadedModel("fake", rig.engine, codec), rig.engine, send_timeout, service) as server:
+    model = LoadedModel("fake", rig.engine, codec)
+    with serving_model(model, rig.engine, send_timeout, service, connections) as server:
         yield FakeServer(server.engine, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()
     rig.blocks.check_integrity([])

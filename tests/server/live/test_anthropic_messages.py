@@ -7,9 +7,14 @@ from collections.abc import Iterator
 
 import anthropic
 import pytest
+from pydantic import BaseModel
 
-from tests.server.engine.fakes import continuation
-from tests.server.live.conftest import FakeServer
+from server.api.keys import KeyRing, Keys
+from server.api.service import Service
+from server.engine.codec import Codec
+from tests.server.engine.fakes import Rig, continuation
+from tests.server.live.conftest import FakeServer, serving_rig
+from tests.server.live.requests import ask
 
 HELLO = [{"role": "user", "content": "Hello"}]
 TEXT = continuation(b"user: Hello\nassistant: ", 12)
@@ -60,6 +65,18 @@ def test_raw_stream(client: anthropic.Anthropic) -> None:
     assert [event.type for event in events[-3:]] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+class Weather(BaseModel):
+    """What a message has to be."""
+
+    is_sunny: bool
+
+
+def test_parse(client: anthropic.Anthropic) -> None:
+    """Structured output by a pydantic model."""
+    message = client.messages.parse(**ASKED | {"max_tokens": 100}, output_format=Weather)
+    assert isinstance(message.parsed_output, Weather)
+
+
 def test_tokens_are_counted(client: anthropic.Anthropic) -> None:
     assert client.messages.count_tokens(model="fake", messages=HELLO).input_tokens == 23
     assert client.messages.count_tokens(model="fake", messages=HELLO, system="Be").input_tokens == 34
@@ -104,3 +121,36 @@ def test_errors_are_those_of_the_package(client: anthropic.Anthropic) -> None:
         client.messages.create(**ASKED, tools=[{"type": "web_search_20250305", "name": "web_search"}])
     with pytest.raises(anthropic.BadRequestError, match="must be a block of 'text', 'image', 'tool_result'"):
         client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": [{"type": "document"}]}])
+
+
+def test_a_key_is_wanted_and_found_in_its_header(codec: Codec) -> None:
+    service = Service("1", keys=Keys(users=KeyRing(["secret"])))
+    with serving_rig(Rig(), codec, service=service) as live:
+        url = f"http://127.0.0.1:{live.port}"
+        with anthropic.Anthropic(base_url=url, api_key="secret", max_retries=0) as client:
+            assert client.messages.create(**ASKED).content[0].text == TEXT
+        with anthropic.Anthropic(base_url=url, api_key="other", max_retries=0) as client:
+            for call in (lambda: client.messages.create(**ASKED), lambda: client.messages.stream(**ASKED).__enter__()):
+                with pytest.raises(anthropic.AuthenticationError) as error:
+                    call()
+                assert error.value.type == "authentication_error"
+            with pytest.raises(anthropic.AuthenticationError):
+                client.messages.count_tokens(model="fake", messages=HELLO)
+
+
+def test_a_server_that_shuts_down_sends_elsewhere(codec: Codec) -> None:
+    service = Service("1", is_draining=True)
+    with (
+        serving_rig(Rig(), codec, service=service) as live,
+        anthropic.Anthropic(base_url=f"http://127.0.0.1:{live.port}", api_key="none", max_retries=0) as client,
+        pytest.raises(anthropic.ServiceUnavailableError) as error,
+    ):
+        client.messages.create(**ASKED)
+    assert error.value.type == "overloaded_error"
+
+
+def test_a_body_that_is_too_large_is_refused_by_its_header(live: FakeServer) -> None:
+    head = "POST /v1/messages HTTP/1.1\r\nHost: test\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    answer = ask(live.port, f"{head}Content-Length: {1 << 30}\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b'"type":"request_too_large"' in answer

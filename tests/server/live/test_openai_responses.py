@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from pydantic import BaseModel
 
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
@@ -57,6 +58,21 @@ def test_accumulated_stream(client: openai.OpenAI) -> None:
         response = stream.get_final_response()
     assert snapshots[-1] == response.output_text == TEXT[:5]
     assert response.status == "completed"
+
+
+class Weather(BaseModel):
+    """What a reply has to be."""
+
+    is_sunny: bool
+
+
+def test_parse(client: openai.OpenAI) -> None:
+    """Structured output by a pydantic model, whole and streamed."""
+    asked = {**ASKED, "max_output_tokens": 100, "text_format": Weather}
+    assert isinstance(client.responses.parse(**asked).output_parsed, Weather)
+    with client.responses.stream(**asked) as stream:
+        parsed = [event.parsed for event in stream if event.type == "response.output_text.done"]
+    assert isinstance(parsed[0], Weather)
 
 
 def test_a_failure_after_the_first_token_is_told(live: FakeServer, client: openai.OpenAI) -> None:

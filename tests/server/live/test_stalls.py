@@ -53,15 +53,27 @@ def test_a_loop_that_is_held_up_is_seen(live: FakeServer) -> None:
     assert "hold_up" in watch.place
 
 
-def test_nothing_stalls_64_streams(live: FakeServer, quiet_collector: None) -> None:
+MESSAGES = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."}] * 1000
+
+
+@pytest.mark.parametrize(
+    "too_long",
+    [
+        [
+            post("/v1/completions", prompt=LONG_TEXT),
+            post("/v1/chat/completions", messages=[{"role": "user", "content": LONG_TEXT}]),
+            post("/v1/chat/completions", messages=MESSAGES),
+        ],
+        [
+            post("/v1/responses", input=MESSAGES),
+            post("/v1/messages", messages=[*MESSAGES, MESSAGES[0]], max_tokens=1),
+        ],
+    ],
+    ids=["chats", "dialects"],
+)
+def test_nothing_stalls_64_streams(live: FakeServer, quiet_collector: None, too_long: list[bytes]) -> None:
     """Prompts as long as a book come meanwhile, and conversations of thousands of messages."""
     streams = [complete(b"stream %d" % number, max_tokens=60, stream=True) for number in range(NUM_STREAMS)]
-    messages = [{"role": "user", "content": "What is it?"}, {"role": "assistant", "content": "A question."}] * 1000
-    too_long = [
-        post("/v1/completions", prompt=LONG_TEXT),
-        post("/v1/chat/completions", messages=[{"role": "user", "content": LONG_TEXT}]),
-        post("/v1/chat/completions", messages=messages),
-    ]
     worst = []
     # Clients in a process of their own do not take the interpreter's lock from the loop.
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients:
@@ -69,7 +81,7 @@ def test_nothing_stalls_64_streams(live: FakeServer, quiet_collector: None) -> N
             with StallWatch(live.loop) as watch:
                 replies = clients.submit(ask_together, live.port, streams + too_long).result()
             assert all(reply.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n") for reply in replies[:NUM_STREAMS])
-            assert all(b"context_length_exceeded" in reply for reply in replies[NUM_STREAMS:])
+            assert all(b"maximum context length" in reply for reply in replies[NUM_STREAMS:])
             worst.append((watch.seconds, watch.place))
             if watch.seconds < LIMIT_SECONDS:
                 break

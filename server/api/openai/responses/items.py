@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from server.api.conversation import Conversation, JsonObject, image_part, text_part
 from server.api.errors import InvalidRequestError
 from server.api.openai.content import content_of
 from server.api.openai.fields import Text
+from server.api.openai.messages import Arguments
 from server.api.translation import validated
 from server.api.validation import quote
 
@@ -46,8 +47,13 @@ Parts = Annotated[list[JsonObject], PlainValidator(parts_of)]
 class Item(Protocol):
     """Something that was said, thought, called or answered before."""
 
-    def add_to(self, conversation: Conversation) -> None:
-        """Say it again."""
+    def add_to(self, conversation: Conversation, place: str) -> None:
+        """Say it again.
+
+        Raises:
+            InvalidRequestError: it does not fit to what was said before.
+
+        """
 
 
 class MessageItem(BaseModel):
@@ -56,18 +62,18 @@ class MessageItem(BaseModel):
     role: Literal["user", "assistant", "system", "developer"]
     content: Parts
 
-    def add_to(self, conversation: Conversation) -> None:
+    def add_to(self, conversation: Conversation, _place: str) -> None:
         conversation.say("system" if self.role == "developer" else self.role, self.content)
 
 
 class FunctionCallItem(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    call_id: Text
-    name: Text
-    arguments: Text
+    call_id: Text = Field(min_length=1)
+    name: Text = Field(min_length=1)
+    arguments: Arguments
 
-    def add_to(self, conversation: Conversation) -> None:
+    def add_to(self, conversation: Conversation, _place: str) -> None:
         conversation.call(self.call_id, self.name, self.arguments)
 
 
@@ -77,7 +83,10 @@ class FunctionCallOutputItem(BaseModel):
     call_id: Text
     output: Parts
 
-    def add_to(self, conversation: Conversation) -> None:
+    def add_to(self, conversation: Conversation, place: str) -> None:
+        if not conversation.has_call(self.call_id):
+            param = f"{place}.call_id"
+            raise InvalidRequestError(f"'{param}' must be that of a 'function_call' before it.", param)
         conversation.answer_call(self.call_id, self.output)
 
 
@@ -89,7 +98,7 @@ class ReasoningItem(BaseModel):
     content: Parts | None = None
     summary: Parts = []
 
-    def add_to(self, conversation: Conversation) -> None:
+    def add_to(self, conversation: Conversation, _place: str) -> None:
         text = "\n".join(part["text"] for part in self.content or self.summary if part["type"] == "text")
         if text:
             conversation.think(text)
@@ -103,14 +112,13 @@ KINDS: dict[str, type[Any]] = {
 }
 
 
-def item_of(value: object, index: int) -> Item:
-    """The item at a place of the input.
+def item_of(value: object, place: str) -> Item:
+    """The item at a place of the body.
 
     Raises:
         InvalidRequestError: it is none, or of a kind that this server does not take.
 
     """
-    place = f"input[{index}]"
     if not isinstance(value, dict):
         raise InvalidRequestError(f"'{place}' must be an object, got {quote(value)}.", place)
     kind = value.get("type") or "message"
@@ -134,4 +142,5 @@ def add_input(conversation: Conversation, items: str | Sequence[object]) -> None
         conversation.say("user", [text_part(items)])
         return
     for index, value in enumerate(items):
-        item_of(value, index).add_to(conversation)
+        place = f"input[{index}]"
+        item_of(value, place).add_to(conversation, place)

@@ -43,18 +43,24 @@ def test_what_the_assistant_thought_said_and_called_is_one_message():
     ]
 
 
+def use(call_id):
+    return {"type": "tool_use", "id": call_id, "name": "look", "input": {}}
+
+
 def test_results_of_tools_come_before_what_the_user_says():
+    """And before the images that are among them."""
     blocks = [
         {"type": "tool_result", "tool_use_id": "toolu_a", "content": "sunny"},
         {"type": "tool_result", "tool_use_id": "toolu_b", "content": [text("a"), IMAGE], "is_error": True},
         {"type": "tool_result", "tool_use_id": "toolu_c"},
         text("Thanks"),
     ]
-    assert messages_of(("user", blocks)) == [
+    called = [use("toolu_a"), use("toolu_b"), use("toolu_c")]
+    assert messages_of(("assistant", called), ("user", blocks))[1:] == [
         {"role": "tool", "tool_call_id": "toolu_a", "content": [text("sunny")]},
-        {"role": "tool", "tool_call_id": "toolu_b", "content": [text("a"), SHOWN]},
+        {"role": "tool", "tool_call_id": "toolu_b", "content": [text("a")]},
         {"role": "tool", "tool_call_id": "toolu_c", "content": [text("")]},
-        {"role": "user", "content": [text("Thanks")]},
+        {"role": "user", "content": [SHOWN, text("Thanks")]},
     ]
 
 
@@ -78,9 +84,9 @@ def test_results_of_tools_come_before_what_the_user_says():
         ("user", [{"type": "tool_result"}], "here[0].tool_use_id", "is required"),
         (
             "user",
-            [{"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}],
-            "here[0].content[0]",
-            "must be a block of 'text', 'image', got 'document'",
+            [{"type": "tool_result", "tool_use_id": "a"}],
+            "here[0].tool_use_id",
+            "must be the 'id' of a 'tool_use'",
         ),
         ("assistant", [IMAGE], "here[0]", "got 'image'"),
         ("assistant", [{"type": "tool_use", "id": "a", "name": "b", "input": "{}"}], "here[0].input", "dictionary"),
@@ -91,3 +97,10 @@ def test_bad_blocks_are_named(role, content, param, message):
     with pytest.raises(InvalidRequestError, match=message) as error:
         messages_of((role, content))
     assert error.value.param == param
+
+
+def test_bad_blocks_of_a_result_are_named():
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}
+    with pytest.raises(InvalidRequestError, match="must be a block of 'text', 'image', got 'document'") as error:
+        messages_of(("assistant", [use("a")]), ("user", [result]))
+    assert error.value.param == "here[0].content[0]"

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from server.engine.request import RequestRefusedError
+from tests.server.api.openai.test_experts import GREENROOM
 
 
 def test_whole_reply_has_openais_form(chat):
@@ -16,7 +17,7 @@ def test_whole_reply_has_openais_form(chat):
         "object": "chat.completion",
         "model": "org/tiny",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10, "greenroom": GREENROOM},
     }
 
 
@@ -49,10 +50,9 @@ def test_template_gets_roles_and_texts(fake, chat):
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": "\ud800"}], "messages[0].content"),
-        ([{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}], "messages[1].role"),
+        ([{"role": "user", "content": "a"}, {"role": "critic", "content": "b"}], "messages[1].role"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content"),
-        ([{"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
     ],
 )
 def test_bad_messages_are_named(fake, chat, messages, param):

@@ -58,28 +58,10 @@ def test_bad_stop_token_is_named(complete, token):
     assert complete(stop_token_ids=[5, token]).json()["error"]["param"] == "stop_token_ids[1]"
 
 
-UNSUPPORTED = [
-    ("return_experts", True),
-]
-
-
-@pytest.mark.parametrize(("field", "value"), UNSUPPORTED)
-def test_unsupported_parameter_of_completions_is_refused(complete, field, value):
-    response = complete(**{field: value})
-    assert response.status_code == 400
-    error = response.json()["error"]
-    assert error["message"] == f"'{field}' is not supported by this version of Greenroom: leave it out."
-    assert error["param"] == field
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *UNSUPPORTED,
         ("echo", True),
-        ("tools", [{"type": "function"}]),
-        ("tool_choice", "required"),
-        ("tool_choice", {"type": "function"}),
     ],
 )
 def test_unsupported_parameter_of_chat_is_refused(chat, field, value):
@@ -97,7 +79,7 @@ def test_parameters_that_ask_for_nothing_pass(complete, chat):
         "logit_bias": {},
         "min_tokens": 0,
         "response_format": {"type": "text"},
-        "return_experts": False,
+        "return_experts": None,
         "user": "ann",
         "priority": 3,
         "stop": [],

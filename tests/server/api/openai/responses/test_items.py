@@ -108,6 +108,7 @@ def test_reasoning_comes_in_several_forms(reasoning, thought):
         ),
         ({"type": "function_call", "call_id": "a", "name": "b"}, "input[1].arguments", "is required"),
         ({"type": "function_call_output", "output": "b"}, "input[1].call_id", "is required"),
+        ({"type": "function_call_output", "call_id": "a", "output": "b"}, "input[1].call_id", "must be that of"),
     ],
 )
 def test_bad_items_are_named(item, param, message):

@@ -8,6 +8,7 @@ import re
 import pytest
 
 from server.engine.request import GenerationFailedError, QueueFullError, RequestRefusedError
+from tests.server.api.openai.test_experts import GREENROOM
 
 
 @pytest.fixture
@@ -67,6 +68,7 @@ def test_whole_response_has_openais_form(respond):
             "output_tokens": 5,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 10,
+            "greenroom": GREENROOM,
         },
         "user": None,
     }

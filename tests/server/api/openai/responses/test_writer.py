@@ -8,6 +8,7 @@ from server.api.errors import InternalError, RateLimitError
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.writer import ResponseWriter
 from server.api.turn import ReasoningPiece, TextPiece, ToolCallPiece
+from tests.server.api.openai.test_experts import GREENROOM
 from tests.server.api.turns import told, written
 
 BODY = ResponsesBody(input="Hello")
@@ -100,6 +101,7 @@ def test_text_after_a_call_is_another_message():
 
 def test_usage_tells_reasoning_apart():
     _, whole = events_of([], [ReasoningPiece("Hm")], [ReasoningPiece("m")], [TextPiece("Yes")])
+    assert whole["usage"].pop("greenroom").keys() == GREENROOM.keys()
     assert whole["usage"] == {
         "input_tokens": 5,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

@@ -1,0 +1,98 @@
+"""Values that a model writes as text, as JSON of the type that a tool's schema wants."""
+
+import ast
+import json
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+JSON_TYPES: Mapping[type, AbstractSet[str]] = {
+    type(None): {"null"},
+    bool: {"boolean"},
+    int: {"integer", "number"},
+    float: {"number"},
+    dict: {"object"},
+    list: {"array"},
+}
+
+
+def encode(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def encode_within(text: str) -> str:
+    """Some of the inside of a JSON string."""
+    return encode(text)[1:-1]
+
+
+def types_of(schema: Mapping[str, Any]) -> frozenset[str]:
+    """The JSON types that a schema names; none if it does not say."""
+    named = schema.get("type")
+    types = {named} if isinstance(named, str) else set(named) if isinstance(named, list) else set()
+    for key in ("anyOf", "oneOf"):
+        options = schema.get(key)
+        for option in options if isinstance(options, list) else ():
+            if isinstance(option, dict):
+                types |= types_of(option)
+    options = schema.get("enum")
+    if not types and isinstance(options, list) and options and all(isinstance(option, str) for option in options):
+        types = {"string"}
+    return frozenset(name for name in types if isinstance(name, str))
+
+
+def is_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a value can be nothing but a string."""
+    return types_of(schema) == {"string"}
+
+
+def typed_json(raw: str, schema: Mapping[str, Any]) -> str:
+    """A value as JSON: what its text says if it is of a type that fits, else a string if that may be."""
+    types = types_of(schema)
+    if types == {"string"}:
+        return encode(raw)
+    found = read_value(raw.strip(), reads_python=bool(types) and "string" not in types)
+    if found is None or ("string" in types and not types & JSON_TYPES.get(type(found[0]), set())):
+        return encode(raw)
+    return encode(found[0])
+
+
+def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:
+    """What a text says as JSON, or else as a Python literal; None if it is neither."""
+    try:
+        return (json.loads(text, parse_constant=_refuse),)
+    except (ValueError, RecursionError):
+        if not reads_python:
+            return None
+    try:
+        value = literal(ast.parse(text, mode="eval").body)
+        json.dumps(value, allow_nan=False)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return (value,)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+def literal(node: ast.expr) -> object:
+    """A Python literal, in which JSON's names of constants are known, too.
+
+    Raises:
+        ValueError, TypeError: it is none.
+
+    """
+    match node:
+        case ast.Name("true"):
+            return True
+        case ast.Name("false"):
+            return False
+        case ast.Name("null"):
+            return None
+        case ast.List(elts) | ast.Tuple(elts):
+            return [literal(element) for element in elts]
+        case ast.Dict(keys, values) if None not in keys:
+            pairs = zip(keys, values, strict=True)
+            return {str(literal(key)): literal(value) for key, value in pairs if key is not None}
+        case _:
+            return ast.literal_eval(node)

@@ -1,0 +1,138 @@
+"""Messages of a conversation.
+
+A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from server.api.errors import InvalidRequestError
+from server.api.openai.content import ImagePart, content_of
+from server.api.openai.fields import Text, only
+
+NO_FUNCTIONS = "is no longer how tools are called: use 'tools' and 'tool_calls'"
+
+
+def json_object(text: str) -> str:
+    """Arguments of a call, which templates want as an object; none at all are an empty one."""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"must be JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic's own
+    return text or "{}"
+
+
+Arguments = Annotated[Text, AfterValidator(json_object)]
+
+
+class CalledFunction(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    name: Text = Field(min_length=1)
+    arguments: Arguments
+
+
+class ToolCall(BaseModel):
+    """A call that the assistant made."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: Text = Field(min_length=1)
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
+class Message(BaseModel):
+    """What somebody said; null is the same as leaving a field out, but for ``content``."""
+
+    model_config = ConfigDict(strict=True)
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = Field(None, fail_fast=True)
+    tool_call_id: Text | None = Field(None, validate_default=True)
+    reasoning_content: Text | None = None
+    function_call: Annotated[Any, only(None, why=NO_FUNCTIONS)] = None
+    content: str | list[str | ImagePart] | None = Field(None, validate_default=True)
+
+    @field_validator("role", mode="before")
+    @classmethod
+    def refuse_functions(cls, role: object) -> object:
+        if role == "function":
+            raise ValueError(f"'function' {NO_FUNCTIONS}, whose results are messages of role 'tool'")
+        return role
+
+    @field_validator("tool_calls")
+    @classmethod
+    def let_assistants_call(cls, calls: list[ToolCall] | None, info: ValidationInfo) -> list[ToolCall] | None:
+        if calls and info.data.get("role") != "assistant":
+            raise ValueError("is for messages of the assistant only: leave it out")
+        return calls
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def need_id(cls, call_id: str | None, info: ValidationInfo) -> str | None:
+        if call_id is None and info.data.get("role") == "tool":
+            raise ValueError("is required in messages of role 'tool': it says which call they answer")
+        return call_id
+
+    @field_validator("content", mode="plain", json_schema_input_type=str | list[dict[str, Any]] | None)
+    @classmethod
+    def need_content(cls, content: object, info: ValidationInfo) -> str | list[str | ImagePart] | None:
+        """Only an assistant that calls something, or thinks, may say nothing."""
+        if content is not None:
+            parts = content_of(content)
+            if info.data.get("role") == "tool" and not isinstance(parts, str):
+                raise ValueError("must be a string or a list of parts of text in messages of role 'tool'")
+            return parts
+        is_assistant = info.data.get("role") == "assistant"
+        if not (is_assistant and (info.data.get("tool_calls") or info.data.get("reasoning_content"))):
+            raise ValueError("is required: a string or a list of parts")
+        return None
+
+    @property
+    def images(self) -> list[ImagePart]:
+        """What it shows, in the order of its parts."""
+        return [part for part in self.content or () if isinstance(part, ImagePart)]
+
+    def for_template(self) -> dict[str, Any]:
+        """The message as chat templates know it; they have no developers."""
+        content: Any = self.content or ""
+        if not isinstance(content, str):
+            shown = {"type": "image"}
+            content = [{"type": "text", "text": part} if isinstance(part, str) else shown for part in content]
+        message = {"role": "system" if self.role == "developer" else self.role, "content": content}
+        if self.tool_calls:
+            message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
+        if self.reasoning_content:
+            # Under the names of Qwen's, gpt-oss' and other templates.
+            message |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), self.reasoning_content)
+        return message
+
+
+def messages_for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """All messages, results of tools with the tools' names.
+
+    Raises:
+        InvalidRequestError: a result is one of no call.
+
+    """
+    names: dict[str, str] = {}
+    prepared = []
+    for place, message in enumerate(messages):
+        each = message.for_template()
+        names |= {call.id: call.function.name for call in message.tool_calls or ()}
+        if message.role == "tool":
+            name = names.get(message.tool_call_id or "")
+            if name is None:
+                param = f"messages[{place}].tool_call_id"
+                raise InvalidRequestError(
+                    f"'{param}' names no call that an assistant's message before it holds in 'tool_calls'.", param
+                )
+            each |= {"tool_call_id": message.tool_call_id, "name": name}
+        prepared.append(each)
+    return prepared

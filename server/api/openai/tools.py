@@ -1,0 +1,104 @@
+"""Tools that a conversation's model may call, and which of them it has to.
+
+A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+
+from server.api.json_schema import check_schema
+from server.api.openai.fields import Text, is_encodable
+
+MAX_TOOLS = 128
+MAX_TOOLS_BYTES = 1 << 18  # of all together, as JSON
+NAME = r"^[a-zA-Z0-9_-]{1,128}$"
+CHOICES = '"auto", "none", "required" or {"type": "function", "function": {"name": "..."}}'
+
+
+def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema of arguments, which are an object."""
+    if schema.get("type", "object") != "object":
+        raise ValueError("must be a JSON schema of type 'object'")
+    if not isinstance(schema.get("properties", {}), dict):
+        raise ValueError("must have an object for its 'properties'")  # noqa: TRY004  pydantic's own
+    return {"type": "object", "properties": {}, **check_schema(schema)}
+
+
+Name = Annotated[str, Field(pattern=NAME)]
+Parameters = Annotated[dict[str, Any], AfterValidator(object_schema)]
+
+
+class Function(BaseModel):
+    """What a tool does, and the schema of its arguments."""
+
+    model_config = ConfigDict(strict=True)
+
+    name: Name
+    description: Text = ""
+    parameters: Parameters = {"type": "object", "properties": {}}
+    strict: bool | None = None  # arguments follow the schema where a call is forced, and are the model's own elsewhere
+
+
+def without_nulls(value: object) -> object:
+    return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+class Tool(BaseModel):
+    """A function, which is the only kind there is."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["function"]
+    function: Annotated[Function, BeforeValidator(without_nulls)]
+
+    @property
+    def name(self) -> str:
+        return self.function.name
+
+    def for_template(self) -> dict[str, Any]:
+        """The tool as chat templates know it; many want every field to be there."""
+        return {"type": self.type, "function": self.function.model_dump(include={"name", "description", "parameters"})}
+
+
+def check_tools(tools: list[Tool]) -> list[Tool]:
+    """Tools with names of their own that are not too much together."""
+    names = [tool.name for tool in tools]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"must have names of their own, but two are called '{twice}'")
+    text = json.dumps([tool.for_template() for tool in tools], ensure_ascii=False)
+    if not is_encodable(text):
+        raise ValueError("must hold valid Unicode only, without half a surrogate pair")
+    if len(text) > MAX_TOOLS_BYTES:
+        raise ValueError(f"must not take more than {MAX_TOOLS_BYTES >> 10} KiB together")
+    return tools
+
+
+class NamedTool(str):
+    """The name of a tool that has to be called."""
+
+    __slots__ = ()
+
+
+def choice_of(value: object) -> str | NamedTool:
+    match value:
+        case "auto" | "none" | "required":
+            return str(value)
+        case {"type": "function", "function": {"name": str(name)}}:
+            return NamedTool(name)
+        case _:
+            raise ValueError(f"must be {CHOICES}")
+
+
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_tools)]
+ToolChoice = Annotated[str | NamedTool, PlainValidator(choice_of, json_schema_input_type=str | dict[str, Any])]
+
+
+def callable_tools(tools: Sequence[Tool], choice: str | NamedTool) -> list[Tool]:
+    """Those that a choice leaves."""
+    if isinstance(choice, NamedTool):
+        return [tool for tool in tools if tool.name == choice]
+    return [] if choice == "none" else list(tools)

@@ -1,0 +1,183 @@
+"""uvicorn's HTTP protocol, within limits that it does not have: of heads, of the time they take, of connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+RETRY_AFTER_SECONDS = 1  # seconds after which a client that found no room may come again
+
+
+@dataclass(frozen=True)
+class ConnectionLimits:
+    """What a client may take before it has asked for anything."""
+
+    max_head_bytes: int = 64 << 10  # of a request line and its headers, and of what stands between pieces of a body
+    max_headers: int = 100
+    head_seconds: float = 20.0  # from the first byte, or the connection, to the end of the headers
+    linger_seconds: float = 2.0  # in which a client that was refused may read why
+    max_connections: int = 512
+
+    @classmethod
+    def of_process(cls) -> ConnectionLimits:
+        """Connections may take half of the files that this process may open."""
+        return cls(max_connections=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+
+class ConnectionGuard:
+    """Makes the protocols of a server's connections, and closes idle ones when there are too many."""
+
+    def __init__(self, limits: ConnectionLimits | None = None):
+        self.limits = limits or ConnectionLimits.of_process()
+        self.idle: dict[GuardedProtocol, None] = {}  # those without a request, the longest idle first
+
+    def __call__(self, **arguments: Any) -> GuardedProtocol:
+        """Called by uvicorn as if it were the protocol's class."""
+        return GuardedProtocol(self, **arguments)
+
+
+class RefusedError(Exception):
+    """Ends the parsing of a request that will not be answered by the application."""
+
+    def __init__(self, status: HTTPStatus, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """One connection.
+
+    Bytes that bring neither a whole head nor a part of a body are counted, so that no part of HTTP grows without end:
+    request lines, headers, trailers, extensions of chunks.
+    """
+
+    def __init__(self, guard: ConnectionGuard, **arguments: Any):
+        super().__init__(**arguments)
+        self._guard, self._limits = guard, guard.limits
+        self._num_pending = 0  # bytes
+        self._has_progressed = False
+        self._refusal: RefusedError | None = None
+        self._deadline: asyncio.TimerHandle | None = None  # of a head, or of what is left of a body that nobody reads
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._guard.idle[self] = None
+        self._set_deadline(self._limits.head_seconds)
+        if len(self.connections) > self._limits.max_connections:
+            longest = next(iter(self._guard.idle))
+            if longest is self:
+                self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections are open: try again later.")
+            else:
+                del self._guard.idle[longest]
+                longest.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._guard.idle.pop(self, None)
+        self._clear_deadline()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refusal is not None or self.transport.is_closing():
+            return
+        self._has_progressed = False
+        super().data_received(data)
+        if self._refusal is not None:
+            return
+        self._num_pending = 0 if self._has_progressed else self._num_pending + len(data)
+        if self._num_pending > self._limits.max_head_bytes:
+            self._refuse_head()
+        elif self._deadline is None and self._is_idle:
+            self._set_deadline(self._limits.head_seconds)
+
+    @property
+    def _is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.cycle is not None and self.scope is self.cycle.scope:
+            return  # a trailer, which would change the headers that the application has
+        super().on_header(name, value)
+        if len(self.headers) > self._limits.max_headers:
+            self._refuse_head()
+
+    def on_headers_complete(self) -> None:
+        num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if num_bytes > self._limits.max_head_bytes:
+            self._refuse_head()
+        elif not self.url.startswith(b"/"):
+            self._refuse(HTTPStatus.BAD_REQUEST, "The target of the request must be a path of this server.")
+        if self._refusal is not None:
+            raise self._refusal  # or the application would be called
+        self._has_progressed = True
+        self._clear_deadline()
+        self._guard.idle.pop(self, None)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._has_progressed = True
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._has_progressed = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_idle and not self.transport.is_closing():
+            self._guard.idle[self] = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what could not be parsed, or has been refused while it was."""
+        if self._refusal is None:
+            self._refuse(HTTPStatus.BAD_REQUEST, msg)
+
+    def _refuse_head(self) -> None:
+        self._refuse(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            f"The request may have {self._limits.max_headers} headers of {self._limits.max_head_bytes} bytes together.",
+        )
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Say why and hang up, but not before the client has had time to read it."""
+        if self._refusal is not None:
+            return
+        self._refusal = RefusedError(status, message)
+        self._unset_keepalive_if_required()
+        self._guard.idle.pop(self, None)
+        if not self._is_idle:  # in the middle of an answer
+            self.transport.abort()
+            return
+        self.transport.write(_answer(status, message))
+        self.transport.write_eof()
+        self._set_deadline(self._limits.linger_seconds)
+
+    def _set_deadline(self, seconds: float) -> None:
+        self._clear_deadline()
+        self._deadline = self.loop.call_later(seconds, self._on_deadline)
+
+    def _clear_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _on_deadline(self) -> None:
+        self._deadline = None
+        if not self._num_pending or self._refusal is not None:
+            self.transport.abort()
+        elif self._is_idle:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, "The request came too slowly.")
+
+
+def _answer(status: HTTPStatus, message: str) -> bytes:
+    server_fault = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    kind = "server_error" if server_fault else "invalid_request_error"
+    body = json.dumps({"error": {"message": message, "type": kind, "param": None, "code": None}}).encode()
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    head += f"Retry-After: {RETRY_AFTER_SECONDS}\r\n" if server_fault else ""
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body

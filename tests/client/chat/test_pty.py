@@ -1,0 +1,58 @@
+"""The chat in a terminal: keys, what they do to an answer, and what is seen of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client.terminal_session import TerminalSession, terminal_session
+from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
+
+PROMPT = f"{MODEL} · /help"  # of the toolbar, which is there when the prompt is
+CTRL_C, CTRL_D, ENTER, ALT_ENTER = "\x03", "\x04", "\r", "\x1b\r"
+
+
+@pytest.fixture
+def chat(url: str, tmp_path: Path) -> Iterator[TerminalSession]:
+    with terminal_session("chat", "--url", url, environment={"XDG_STATE_HOME": str(tmp_path)}) as session:
+        session.wait_for("/help lists commands")
+        session.wait_for(PROMPT)
+        yield session
+
+
+def questions(fake: FakeServer) -> list[str]:
+    return [messages[-1]["content"] for messages in fake.codec.conversations]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(chat: TerminalSession, fake: FakeServer, tmp_path: Path) -> None:
+    fake.engine.holds = True
+    chat.type("Hi" + ENTER)
+    chat.wait_for("Once upon a time")
+    chat.type(CTRL_C)
+    assert "stopped · about 4 tokens" in chat.wait_for(PROMPT)
+    assert fake.engine.streams[0].cancelled.wait(WAIT_SECONDS)
+    fake.engine.holds = False
+    chat.type("Go on" + ENTER)
+    assert "5 tokens · " in chat.wait_for(PROMPT)
+    assert [message["content"] for message in fake.codec.conversations[-1]] == ["Hi", "Once upon a time", "Go on"]
+    chat.type("dropped" + CTRL_C)
+    chat.wait_for(PROMPT)
+    chat.type("/model" + ENTER)
+    assert f"* {MODEL}" in chat.wait_for(PROMPT)
+    chat.type(CTRL_D)
+    assert chat.wait_for_end() == 0
+    history = tmp_path / "greenroom" / "chat_history"
+    assert history.stat().st_mode & 0o777 == 0o600
+    assert [line for line in history.read_text().splitlines() if line.startswith("+")] == ["+Hi", "+Go on", "+/model"]
+
+
+def test_questions_of_several_lines(chat: TerminalSession, fake: FakeServer) -> None:
+    for keys in ("one" + ALT_ENTER + "two", "one\\" + ENTER + "two", "\x1b[200~one\r\ntwo\x1b[201~"):
+        chat.type(keys + ENTER)
+        chat.wait_for("5 tokens")
+        chat.wait_for(PROMPT)
+    assert questions(fake) == ["one\ntwo"] * 3
+    chat.type("/quit" + ENTER)
+    assert chat.wait_for_end() == 0

@@ -1,0 +1,61 @@
+"""Text that is safe to show, and where the server is."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from client import APIConnectionError, APITimeoutError, StreamInterruptedError
+from client.terminal import add_server_arguments, describe, printable, server_of, size_text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain\n\ttext é 漢 👩\u200d🚀", "plain\n\ttext é 漢 👩\u200d🚀"),
+        ("\x1b[2J\x1b]0;title\x07", "␛[2J␛]0;title␇"),
+        ("a\x00b\x08c", "a␀b␈c"),
+        ("real\rfake\r\n", "realfake\n"),
+        ("\x7f\x9b31m\x85", "\ufffd\ufffd31m\ufffd"),
+        ("abc\u202etxt.exe\u2066x", "abc\ufffdtxt.exe\ufffdx"),
+        ("\ud83d", "\ufffd"),
+    ],
+)
+def test_what_would_steer_a_terminal_is_shown_instead(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    printable(text).encode()
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (3.5 * 2**20, "3.5 MiB"), (2**30, "1.0 GiB"), (2**42, "4.0 TiB")],
+)
+def test_sizes_are_short(nbytes: float, text: str) -> None:
+    assert size_text(nbytes) == text
+
+
+def test_errors_are_one_line_that_says_what_to_do() -> None:
+    assert describe(StreamInterruptedError("it\nended\x1b[31m")) == "it ended␛[31m"
+    assert "greenroom serve" in describe(APIConnectionError("nobody there"))
+    assert "greenroom serve" not in describe(APITimeoutError("slow"))
+
+
+def parse(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_server_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_server_comes_from_flags_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GREENROOM_URL", "GREENROOM_API_KEY", "GREENROOM_ADMIN_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert server_of(parse()) == ("http://127.0.0.1:8000", {"api_key": None, "admin_api_key": None})
+    monkeypatch.setenv("GREENROOM_URL", "https://there/")
+    monkeypatch.setenv("GREENROOM_API_KEY", "user")
+    monkeypatch.setenv("GREENROOM_ADMIN_API_KEY", "admin")
+    assert server_of(parse()) == ("https://there", {"api_key": "user", "admin_api_key": "admin"})
+    assert server_of(parse("--url", "here:1", "--api-key", "mine")) == (
+        "http://here:1",
+        {"api_key": "mine", "admin_api_key": "admin"},
+    )

@@ -1,0 +1,67 @@
+"""One frame without a terminal, and what is said where there is none to show."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+
+import pytest
+
+from client.top.command import add_arguments, run
+from tests.client.bodies import REFUSAL, SNAPSHOT, STATE, event
+from tests.client.scripted import Answer, ScriptedServer
+
+UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
+FRAMES = Answer(event(SNAPSHOT, "snapshot") + event(UPDATE, "update"), is_stream=True)
+
+
+def top(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return run(parser.parse_args(words))
+
+
+def test_once_prints_a_frame(
+    scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    scripted.answers = {"/v1/experts/stream": [FRAMES]}
+    assert top("--once", "--url", scripted.url, "--interval", "0.1") == 0
+    out, err = capsys.readouterr()
+    lines = [line.rstrip() for line in out.splitlines()]
+    assert err == ""
+    assert lines[0] == f"tiny at {scripted.url}"
+    assert "3 of 4 slots, 1 pinned  3.0 KiB of 4.0 KiB" in lines[1]
+    assert "2 of 6 experts" in lines[2]
+    assert re.split(" {2,}", lines[3]) == ["hit ratio 50.0 % (best 75.0 %)", "read 0 B/s (8.0 KiB)", "stalled 0 %"]
+    assert re.split(" {2,}", lines[4]) == ["0.0 tokens/s (prompts 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
+    assert lines[5:7] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refusal_is_one_line(scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], status: int) -> None:
+    scripted.answers = {"/v1/experts/stream": [Answer(json.dumps(REFUSAL).encode(), status=status)]}
+    assert top("--once", "--url", scripted.url) == 1
+    assert capsys.readouterr() == ("", "greenroom: 'top_p' is wrong.\n")
+
+
+def test_a_server_that_is_not_there(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert top("--once", "--url", f"127.0.0.1:{free_port}") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"greenroom: no server answers at http://127.0.0.1:{free_port}: ")
+    assert err.count("\n") == 1
+
+
+def test_without_a_terminal_it_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+    assert top() == 2
+    assert capsys.readouterr().err == "greenroom: top needs a terminal: --once prints one frame without\n"
+
+
+@pytest.mark.parametrize("interval", ["0", "61", "nan", "fast"])
+def test_an_interval_that_the_server_would_refuse(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        top("--once", "--interval", interval)
+    assert ended.value.code == 2
+    assert interval in capsys.readouterr().err

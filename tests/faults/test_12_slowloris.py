@@ -1,0 +1,135 @@
+"""Clients that send their heads or bodies drop by drop, or hold connections and say nothing."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from server.api import body as body_module
+from server.engine.codec import Codec
+from server.http_protocol import ConnectionLimits
+from tests.server.engine.fakes import Rig, continuation
+from tests.server.live.conftest import FakeServer, serving_rig
+from tests.server.live.requests import ask, complete, error_of, status_of
+
+LIMITS = ConnectionLimits(head_seconds=0.3, linger_seconds=0.3, max_connections=20)
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def brisk(codec: Codec) -> Iterator[FakeServer]:
+    """A server that waits for heads no longer than 0.3 seconds, and has room for 20 connections."""
+    with serving_rig(Rig(num_blocks=2048), codec, connections=LIMITS) as server:
+        yield server
+
+
+def is_answered(server: FakeServer) -> bool:
+    body = json.loads(ask(server.port, complete(b"next", max_tokens=3)).partition(b"\r\n\r\n")[2])
+    return body["choices"][0]["text"] == continuation(b"next", 3)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    answer = b""
+    try:
+        while more := connection.recv(1 << 16):
+            answer += more
+    except ConnectionError:
+        pass
+    return answer
+
+
+def drip(connection: socket.socket, drops: bytes, is_over: threading.Event) -> None:
+    """Send a byte now and then, until the connection is closed."""
+    try:
+        while not is_over.wait(0.02):
+            for drop in drops:
+                connection.sendall(bytes([drop]))
+                if is_over.wait(0.02):
+                    return
+    except OSError:
+        return
+
+
+def drip_and_read(server: FakeServer, head: bytes, drops: bytes) -> bytes:
+    is_over = threading.Event()
+    with server.connect() as connection:
+        connection.sendall(head)
+        dripping = threading.Thread(target=drip, args=(connection, drops, is_over))
+        dripping.start()
+        answer = read_all(connection)
+        is_over.set()
+        dripping.join()
+    return answer
+
+
+def test_a_head_that_comes_drop_by_drop_is_408(brisk: FakeServer) -> None:
+    answer = drip_and_read(brisk, b"", b"GET /health HTTP/1.1\r\n" + b"X-Slow: " + b"a" * 10_000)
+    assert (status_of(answer), error_of(answer)["message"]) == (408, "The request came too slowly.")
+    assert is_answered(brisk)
+
+
+def test_a_second_head_on_the_same_connection_has_no_longer(brisk: FakeServer) -> None:
+    answer = drip_and_read(brisk, b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /" + b"a" * 10_000)
+    assert status_of(answer) == 200
+    assert b"HTTP/1.1 408 " in answer
+
+
+def test_a_connection_that_says_nothing_is_closed(brisk: FakeServer) -> None:
+    with brisk.connect() as connection:
+        assert read_all(connection) == b""
+    assert is_answered(brisk)
+
+
+def test_a_body_that_comes_drop_by_drop_is_408(brisk: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_GRACE_SECONDS", 0.2)
+    monkeypatch.setattr(body_module, "BODY_BYTES_PER_SECOND", 10_000)
+    answer = drip_and_read(brisk, HEAD + b"Content-Length: 100000\r\n\r\n", b'{"prompt": "' + b"a" * 10_000)
+    assert status_of(answer) == 408
+    assert error_of(answer)["message"].startswith("The body came too slowly: ")
+    assert is_answered(brisk)
+
+
+def test_a_body_that_never_comes_is_408(brisk: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(body_module, "BODY_GRACE_SECONDS", 0.1)
+    answer = ask(brisk.port, HEAD + b"Content-Length: 10\r\n\r\n")
+    assert (status_of(answer), "0 bytes" in error_of(answer)["message"]) == (408, True)
+
+
+def test_what_nobody_reads_of_a_body_may_not_come_for_ever(brisk: FakeServer) -> None:
+    head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    assert status_of(drip_and_read(brisk, head, b"a")) == 200
+
+
+def test_idle_connections_make_room(brisk: FakeServer) -> None:
+    """The longest idle goes first; health checks come in, however many there are."""
+    with ExitStack() as stack:
+        idle = [stack.enter_context(brisk.connect()) for _ in range(3 * LIMITS.max_connections)]
+        assert (
+            status_of(ask(brisk.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")) == 200
+        )
+        assert read_all(idle[0]) == b""
+    assert is_answered(brisk)
+
+
+def test_more_requests_than_connections_are_told_to_come_again(brisk: FakeServer) -> None:
+    gate = threading.Event()
+    brisk.rig.model.before_step = lambda: gate.wait(30)
+    with ExitStack() as stack:
+        busy = [stack.enter_context(brisk.connect()) for _ in range(LIMITS.max_connections)]
+        for connection in busy:
+            connection.sendall(complete(b"busy", max_tokens=2, stream=True))
+        for connection in busy:  # a stream has begun once its headers are there
+            assert connection.recv(12) == b"HTTP/1.1 200"
+        answer = ask(brisk.port, b"")
+        gate.set()
+        for connection in busy:
+            assert b"[DONE]" in read_all(connection)
+    assert status_of(answer) == 503
+    assert b"Retry-After: 1" in answer
+    brisk.rig.model.before_step = lambda: None
+    assert is_answered(brisk)

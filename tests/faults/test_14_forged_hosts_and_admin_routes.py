@@ -1,0 +1,140 @@
+"""Every verb on every route of administrators, with and without a key, whatever the request calls the server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import anyio
+import httpx
+import pytest
+from fastapi import FastAPI, Response
+
+from server.api.auth import AdminDep
+from server.api.keys import KeyRing, Keys
+from server.api.service import Service
+from server.app import create_app
+from server.engine.codec import Codec
+from tests.faults.routes import leaves, roles
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import FakeServer, serving_rig
+from tests.server.live.requests import ask, error_of, status_of
+
+VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "get", "BREW")
+FORGED = (
+    "localhost/health?",
+    "localhost#",
+    "localhost:8000@evil.example",
+    "evil.example, localhost",
+    "local host",
+    "localhost:port",
+    "[::1",
+    "",
+    "127.0.0.1\\health",
+    "héalth",
+)
+
+
+def app_with_admin_routes(keys: Keys) -> FastAPI:
+    """The app, and a route of administrators for each verb, so that there is one whatever the server has."""
+    app = create_app(Service("1", keys=keys))
+    app.add_api_route("/admin", lambda: Response("secret"), methods=[*VERBS[:8]], dependencies=[AdminDep])
+    return app
+
+
+def admin_paths(app: FastAPI) -> list[str]:
+    paths = [path for path, route in leaves(app.routes) if roles(route) == ["admin"]]
+    return [path.format(layer=0, expert=0, name="x") for path in paths]
+
+
+def statuses(app: FastAPI, client: str, headers: dict[str, str]) -> set[int]:
+    """Of every verb on every route of administrators."""
+
+    async def ask_all() -> set[int]:
+        transport = httpx.ASGITransport(app, client=(client, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as session:
+            return {
+                (await session.request(verb, path, headers=headers)).status_code
+                for path in admin_paths(app)
+                for verb in VERBS
+            }
+
+    return anyio.run(ask_all)
+
+
+@pytest.mark.parametrize("client", ["127.0.0.1", "::1", "10.0.0.9"])
+def test_with_an_admin_key_set_nothing_else_opens_them(client: str) -> None:
+    app = app_with_admin_routes(Keys(KeyRing(["user"]), KeyRing(["admin"])))
+    assert statuses(app, client, {}) <= {401, 405}
+    assert statuses(app, client, {"Authorization": "Bearer admi"}) <= {401, 405}
+    assert statuses(app, client, {"Authorization": "Bearer user"}) <= {403, 405}
+    assert 200 in statuses(app, client, {"Authorization": "Bearer admin"})
+
+
+@pytest.mark.parametrize(
+    ("client", "headers", "is_open"),
+    [
+        ("127.0.0.1", {}, True),
+        ("127.0.0.9", {"Host": "127.0.0.1:8000"}, True),
+        ("::1", {"Host": "[::1]:8000"}, True),
+        ("::ffff:127.0.0.1", {}, True),
+        ("10.0.0.9", {}, False),
+        ("::ffff:10.0.0.9", {}, False),
+        ("10.0.0.9", {"X-Forwarded-For": "127.0.0.1", "Forwarded": "for=127.0.0.1"}, False),
+        ("127.0.0.1", {"X-Forwarded-For": "10.0.0.9"}, False),
+        ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}, False),
+        ("127.0.0.1", {"Forwarded": "for=10.0.0.9"}, False),
+        ("127.0.0.1", {"Host": "evil.example"}, False),
+        ("127.0.0.1", {"Host": "localhost.evil.example"}, False),
+        ("127.0.0.1", {"Host": "127.0.0.1.evil.example"}, False),
+    ],
+)
+def test_without_an_admin_key_they_answer_to_this_machine_alone(
+    client: str, headers: dict[str, str], is_open: bool
+) -> None:
+    found = statuses(app_with_admin_routes(Keys()), client, headers)
+    assert (200 in found) == is_open
+    assert is_open or found <= {403, 405}
+
+
+@pytest.fixture(scope="module")
+def locked(codec: Codec) -> Iterator[FakeServer]:
+    with serving_rig(Rig(), codec, service=Service("1", keys=Keys(KeyRing(["user"])))) as server:
+        yield server
+
+
+def get(target: str, headers: Sequence[str]) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", *headers, "Connection: close", "", ""]).encode()
+
+
+@pytest.mark.parametrize("host", FORGED)
+def test_a_forged_host_is_refused_and_opens_nothing(locked: FakeServer, host: str) -> None:
+    answer = ask(locked.port, get("/v1/models", [f"Host: {host}"]))
+    assert status_of(answer) == 400
+
+
+@pytest.mark.parametrize("headers", [[], ["Host: localhost", "Host: localhost"], ["Host: localhost", "Host: evil"]])
+def test_there_is_exactly_one_host(locked: FakeServer, headers: Sequence[str]) -> None:
+    answer = ask(locked.port, get("/health", headers))
+    assert status_of(answer) == 400
+    assert error_of(answer)["message"] == "The request must have one header 'host', which is the server's name."
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/v1/models?/health",
+        "/v1/models/?x=/health",
+        "/health/../v1/models",
+        "/%68ealth/%2e%2e/v1/models",
+        "//health/v1/models",
+        "/v1/models#/health",
+        "/v1/models;/health",
+        "/V1/MODELS",
+        "http://localhost/v1/models",
+        "http://evil.example/health",
+    ],
+)
+def test_no_spelling_of_a_path_goes_past_the_key(locked: FakeServer, target: str) -> None:
+    answer = ask(locked.port, get(target, ["Host: localhost"]))
+    assert status_of(answer) in {307, 400, 401, 404}
+    assert b"max_model_len" not in answer

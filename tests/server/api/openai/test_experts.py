@@ -1,0 +1,42 @@
+"""What replies tell of experts: their cost beside the usage, and which ones were chosen."""
+
+import pytest
+
+from tests.server.api.openai.test_streaming import events_of
+
+CHOSEN = [[[number, number + 1], [7]] for number in range(1, 6)]  # of each of the fake engine's tokens
+GREENROOM = {"expert_requests": 10, "expert_misses": 3, "expert_bytes_read": 4096, "expert_stall_seconds": 0.25}
+
+
+@pytest.fixture(params=["complete", "chat"])
+def reply(request):
+    return request.getfixturevalue(request.param)
+
+
+def test_usage_sums_the_cost_of_all_choices(complete):
+    usage = complete(prompt=["a", "bb cc"], n=2).json()["usage"]
+    assert usage["greenroom"] == {name: 4 * value for name, value in GREENROOM.items()}
+
+
+def test_a_streams_usage_has_the_same(reply):
+    chunks = events_of(reply(stream=True, n=3, stream_options={"include_usage": True}))
+    assert chunks[-1]["usage"]["greenroom"] == {name: 3 * value for name, value in GREENROOM.items()}
+
+
+def test_each_choice_tells_the_experts_of_each_token(reply):
+    choices = reply(return_experts=True, n=2).json()["choices"]
+    assert [choice["experts"] for choice in choices] == [CHOSEN, CHOSEN]
+
+
+def test_chunks_tell_the_experts_of_the_tokens_since_the_last(reply):
+    """Of a token whose text is held back, the next chunk does."""
+    chunks = events_of(reply(return_experts=True, n=2, stream=True))
+    for index in range(2):
+        lists = [chunk["choices"][0]["experts"] for chunk in chunks if chunk["choices"][0]["index"] == index]
+        assert [token for tokens in lists for token in tokens] == CHOSEN
+        assert max(map(len, lists)) == 2
+
+
+def test_who_does_not_ask_is_not_told(reply):
+    assert "experts" not in reply().json()["choices"][0]
+    assert not any("experts" in chunk["choices"][0] for chunk in events_of(reply(stream=True)))

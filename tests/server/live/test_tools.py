@@ -1,0 +1,151 @@
+"""Tools as the openai package knows them: over a socket, from the real engine, in the forms of all families."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import anthropic
+import openai
+import pytest
+from pydantic import BaseModel
+
+from tests.chat_formats import FAMILIES, HALL, PARIS, TOOLS
+from tests.server.live.scripted import serving_family
+
+HELLO: Any = [{"role": "user", "content": "Rain? And light!"}]
+ASKED: Any = {"model": "fake", "messages": HELLO, "tools": TOOLS, "temperature": 0}
+HERMES = FAMILIES["hermes"]
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[openai.OpenAI]:
+    with serving_family(HERMES, [HERMES.text, "<think></think>No rain."], tmp_path) as client:
+        yield client
+
+
+def calls_of(message: Any) -> list[tuple[str, str]]:
+    return [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_family_is_understood_and_can_be_made_to_call(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    named: Any = {"type": "function", "function": {"name": "set_light"}}
+    with serving_family(family, [family.text], tmp_path) as client:
+        (free,) = client.chat.completions.create(**ASKED).choices
+        (forced,) = client.chat.completions.create(**ASKED, tool_choice=named).choices
+    assert (free.finish_reason, forced.finish_reason) == ("tool_calls", "tool_calls")
+    assert calls_of(free.message) == list(family.calls)
+    assert (free.message.content or "") == family.content
+    assert getattr(free.message, "reasoning_content", "") == family.reasoning
+    ((called, arguments),) = calls_of(forced.message)  # whatever else the model would write
+    values = json.loads(arguments)
+    assert (called, values["room"] in ("hall", "attic"), values["on"] in (True, False)) == ("set_light", True, True)
+    assert not forced.message.content
+
+
+def test_a_conversation_goes_on_with_the_results(client: openai.OpenAI) -> None:
+    (first,) = client.chat.completions.create(**ASKED).choices
+    results: Any = [
+        {"role": "tool", "tool_call_id": call.id, "content": "done"} for call in first.message.tool_calls or []
+    ]
+    (second,) = client.chat.completions.create(**ASKED | {"messages": [*HELLO, first.message, *results]}).choices
+    assert second.message.content == "No rain."
+    assert second.finish_reason == "stop"
+
+
+def test_stream(client: openai.OpenAI) -> None:
+    chunks = list(client.chat.completions.create(**ASKED, stream=True))
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    calls = [call for delta in deltas for call in delta.tool_calls or []]
+    assert [(call.index, call.function.name) for call in calls if call.id] == [(0, PARIS[0]), (1, HALL[0])]
+    arguments = ["".join(call.function.arguments for call in calls if call.index == index) for index in (0, 1)]
+    assert arguments == [PARIS[1], HALL[1]]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == "Two calls."
+    assert "".join(delta.content or "" for delta in deltas) == "I look."
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_the_packages_own_stream(client: openai.OpenAI) -> None:
+    strict: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
+    with client.chat.completions.stream(**ASKED | {"tools": strict}) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        completion = stream.get_final_completion()
+    assert [(event.name, event.arguments) for event in done] == [PARIS, HALL]
+    assert calls_of(completion.choices[0].message) == [PARIS, HALL]
+
+
+class SetLight(BaseModel):
+    """Turn a light on or off."""
+
+    room: Literal["hall", "attic"]
+    on: bool
+
+
+def test_arguments_are_parsed_into_models(client: openai.OpenAI) -> None:
+    tool = openai.pydantic_function_tool(SetLight, name="set_light")
+    completion = client.chat.completions.parse(
+        **ASKED | {"tools": [tool]}, tool_choice="required", parallel_tool_calls=False
+    )
+    (call,) = completion.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, SetLight)
+
+
+def test_no_calls_where_none_may_be_made(client: openai.OpenAI) -> None:
+    (choice,) = client.chat.completions.create(**ASKED, tool_choice="none").choices
+    assert choice.message.tool_calls is None
+    assert "<tool_call>" in (choice.message.content or "")
+
+
+def test_one_call_where_they_may_not_be_parallel(client: openai.OpenAI) -> None:
+    (choice,) = client.chat.completions.create(**ASKED, parallel_tool_calls=False).choices
+    assert calls_of(choice.message) == [PARIS]
+
+
+def test_choices_of_one_request_are_parsed_each_for_itself(client: openai.OpenAI) -> None:
+    choices = client.chat.completions.create(**ASKED, n=3).choices
+    assert [calls_of(choice.message) for choice in choices] == [[PARIS, HALL]] * 3
+    assert len({call.id for choice in choices for call in choice.message.tool_calls or []}) == 6
+
+
+def test_logprobs_list_every_token(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(**ASKED, logprobs=True)
+    logprobs = reply.choices[0].logprobs
+    assert logprobs is not None
+    assert "".join(token.token for token in logprobs.content or []) == HERMES.text
+
+
+def test_a_model_whose_template_has_no_tools_says_so(live: Any) -> None:
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="the model's chat template has no tools") as raised:
+        client.chat.completions.create(**ASKED)
+    assert raised.value.param == "tools"
+
+
+def test_a_schema_that_can_not_be_followed_is_named(client: openai.OpenAI) -> None:
+    tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "odd"}}}}}
+    with pytest.raises(openai.BadRequestError, match="'tools' can't be followed") as raised:
+        client.chat.completions.create(**ASKED | {"tools": [tool]}, tool_choice="required")
+    assert raised.value.param == "tools"
+
+
+def test_anthropics_dialect_has_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
+    tools: Any = [{"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
+    greedy, url = {"temperature": 0}, str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as other:
+        message = other.messages.create(model="fake", messages=HELLO, tools=tools, max_tokens=500, extra_body=greedy)
+    used = [(block.name, block.input) for block in message.content if block.type == "tool_use"]
+    assert used == [(name, json.loads(arguments)) for name, arguments in (PARIS, HALL)]
+    assert [block.thinking for block in message.content if block.type == "thinking"] == ["Two calls."]
+    assert message.stop_reason == "tool_use"
+
+
+def test_responses_have_the_same_calls_and_reasoning(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
+    response = client.responses.create(model="fake", input="Rain? And light!", tools=tools, temperature=0)
+    called = [(item.name, item.arguments) for item in response.output if item.type == "function_call"]
+    assert called == [PARIS, HALL]
+    assert response.output_text == "I look."
