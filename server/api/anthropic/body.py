@@ -6,9 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
 from server.api.anthropic.tools import Tool, ToolChoice
-from server.api.conversation import Conversation, JsonObject
+from server.api.conversation import Conversation
 from server.api.errors import InvalidRequestError
 from server.api.openai.fields import MAX_INT32, Stops, Text
+from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
 from server.api.translation import split_extra
 

@@ -7,8 +7,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.body import BodyRoute
-from server.api.conversation import JsonObject
 from server.api.errors import APIError
+from server.api.openai.replies import JsonObject
 
 TYPES = {
     status.HTTP_401_UNAUTHORIZED: "authentication_error",
