@@ -106,3 +106,16 @@ def test_templates_are_told_whether_a_message_is_to_think(hermes, anthropic_clie
 def test_templates_are_told_the_effort_of_a_response(hermes, openai_client):
     openai_client.responses.create(model=MODEL, input=[ASK], reasoning={"effort": "low", "summary": "auto"})
     assert hermes.codec.options == [{"reasoning_effort": "low", "enable_thinking": True, "thinking": True}]
+
+
+def test_images_come_to_the_model(hermes, openai_client, anthropic_client):
+    """Those that tools have shown, too."""
+    shown = {"type": "input_image", "image_url": "data:image/png;base64,AAEC", "detail": "auto"}
+    openai_client.responses.create(model=MODEL, input=[{"role": "user", "content": [shown]}])
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAEC"}}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [block]}
+    said = [ASK, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result, block]}]
+    anthropic_client.messages.create(model=MODEL, max_tokens=8, messages=said)
+    assert [request.media.inputs for request in hermes.engine.requests] == [(b"\0\1\2",), (b"\0\1\2",) * 2]
+    assert [message["role"] for message in hermes.codec.conversations[-1]] == ["user", "assistant", "tool", "user"]
