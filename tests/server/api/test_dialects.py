@@ -86,6 +86,32 @@ def test_messages(hermes, anthropic_client, streams):
     assert hermes.codec.conversations[-1] == conversation_of(use.id)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_packages_own_loop_of_tools_runs(hermes, anthropic_client, streams):
+    """It would have the server keep the conversation, and goes on without when it is told that this one does not."""
+    cities = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tell the weather.
+
+        Args:
+            city: where.
+
+        """
+        cities.append(city)
+        hermes.engine.texts = ("No", " rain.")
+        return "no"
+
+    runner = anthropic_client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=200, tools=[get_weather], messages=[ASK], stream=streams
+    )
+    replies = [reply.get_final_message() if streams else reply for reply in runner]
+    assert cities == ["Paris"]
+    assert replies[-1].content[-1].text == "No rain."
+    assert hermes.codec.conversations[-1] == conversation_of(replies[0].content[-1].id)
+
+
 @pytest.mark.parametrize(
     ("asked", "options"),
     [
