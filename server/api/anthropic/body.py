@@ -11,7 +11,7 @@ from server.api.conversation import Conversation
 from server.api.errors import InvalidRequestError
 from server.api.openai.fields import MAX_INT32, Stops, Text, only
 from server.api.openai.replies import JsonObject
-from server.api.openai.schemas import ChatBody
+from server.api.openai.schemas import THINKING_OPTIONS, ChatBody
 from server.api.translation import split_extra
 
 KINDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}  # of blocks by who says them
@@ -55,7 +55,7 @@ class Thinking(BaseModel):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
 
     def for_chat(self) -> JsonObject:
-        return {"chat_template_kwargs": dict.fromkeys(("enable_thinking", "thinking"), self.type != "disabled")}
+        return {"chat_template_kwargs": dict.fromkeys(THINKING_OPTIONS, self.type != "disabled")}
 
 
 class OutputConfig(BaseModel):
