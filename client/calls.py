@@ -93,7 +93,8 @@ def models() -> Call[list[Model]]:
 
 def experts() -> Call[ExpertMap]:
     """Where all experts are."""
-    return Call(Ask("GET", "/v1/experts", is_admin=True), "map", lambda response: expert_map_of(response.json()))
+    ask = Ask("GET", "/v1/experts", is_admin=True)
+    return Call(ask, "map of experts", lambda response: expert_map_of(response.json()))
 
 
 def expert(layer: int, expert: int) -> Call[Expert]:

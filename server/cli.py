@@ -36,6 +36,12 @@ SUBCOMMANDS = (
         "Tell what a model takes in bytes, what of it fits the budgets, and the most tokens/s it can give here.",
     ),
     Subcommand(
+        "doctor",
+        "server.doctor.command",
+        "what of this machine matters for serving, and what to set",
+        "Check processor, memory, disk, devices, software and port, and whether a model fits; 1 if it can't be served.",
+    ),
+    Subcommand(
         "replay",
         "server.replay.command",
         "compare cache policies and sizes on recorded routing",

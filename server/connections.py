@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from server.settings import SettingsError
@@ -20,9 +21,17 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; choose another --host or --port") from error
+        raise SettingsError(f"cannot listen on {host}:{port}: {reason}; {_advice(error, port)}") from error
     limit_sending(listener, SEND_TIMEOUT_SECONDS)
     return listener
+
+
+def _advice(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"stop what uses it (`ss -ltnp 'sport = :{port}'`), or choose another --port; 0 finds a free one"
+    if error.errno == errno.EACCES:
+        return "ports below 1024 are for root; choose another --port"
+    return "choose another --host or --port"
 
 
 def limit_sending(listener: socket.socket, seconds: float) -> None:

@@ -7,8 +7,9 @@ from importlib.metadata import version
 
 from server.api.hosts import Hosts, is_loopback
 from server.api.keys import KeyRing, Keys
+from server.api.rates import RateLimits, Turnstile
 from server.api.service import Service
-from server.settings import ServeSettings
+from server.settings import ServeSettings, parse_rate
 
 log = logging.getLogger(__name__)
 
@@ -29,4 +30,10 @@ def make_service(settings: ServeSettings, address: str) -> Service:
             "everybody who reaches %s may use the API, from any page of any browser there: set --api-key-file", address
         )
     hosts = Hosts(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
-    return Service(version("greenroom"), keys=keys, hosts=hosts)
+    return Service(version("greenroom"), keys=keys, hosts=hosts, turnstile=Turnstile(_rate_limits(settings)))
+
+
+def _rate_limits(settings: ServeSettings) -> RateLimits:
+    if settings.rate_limit is None:
+        return RateLimits(settings.max_requests_per_key)
+    return RateLimits(settings.max_requests_per_key, *parse_rate(settings.rate_limit))

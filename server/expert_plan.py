@@ -56,7 +56,7 @@ def plan_experts(
 
 def _at_least(flag: str, text: str, asked: int, catalog: ExpertCatalog, top_k: int) -> int:
     least = least_bytes(catalog, top_k)
-    if asked < least:
+    if asked < least and text != "auto":
         log.warning(
             "%s %s is %s; raised to %s, the least that holds the %d experts of a token",
             flag,

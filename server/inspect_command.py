@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
-import sys
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
+from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SettingsError, add_flags, load_settings
 
 SETTINGS = (
@@ -42,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
-    logging.basicConfig(level="WARNING", stream=sys.stderr, format="greenroom: %(message)s")
+    set_up_logging("warning", COMMAND)
     # torch takes seconds that --help should not
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expert_store import ExpertStoreError  # noqa: PLC0415

@@ -100,7 +100,8 @@ def plan_kv_cache(
     if num_blocks < blocks_of_one:
         if settings.max_model_len is not None or num_blocks == 0:
             need = format_bytes(plan(max(1, blocks_of_one)).nbytes)
-            raise SettingsError(f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}")
+            fits = f"; or give --max-model-len {num_blocks * BLOCK_SIZE} at most" if num_blocks else ""
+            raise SettingsError(f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}{fits}")
         longest = num_blocks * BLOCK_SIZE
         log.warning("the KV cache holds %d tokens, so longer prompts are refused; see --kv-cache-memory", longest)
     return plan(num_blocks)

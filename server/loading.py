@@ -25,6 +25,7 @@ from server.engine.snapshots import SnapshotPool
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
+from server.fitting import check_budgets, check_trunk
 from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import format_bytes
@@ -76,12 +77,17 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     num_threads = settings.threads or torch.get_num_threads()
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
-    log.info("loading %s from %s", name, folder)
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     pool = ComputePool(num_threads if device.type == "cpu" else 1)
-    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len)
+
+    def admit(trunk_bytes: int, catalog: ExpertCatalog) -> None:
+        check_trunk(trunk_bytes, catalog, dtype, device)
+        log.info("loading %s from %s", name, folder)
+
+    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, admit)
     tokenizer = Tokenizer(config, trunk.max_model_len)
+    tokenizer.prepare()
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     free = FreeMemory.beside_trunk(device)
@@ -90,6 +96,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes, facts.shares_prefixes
     )
     host_bytes, device_bytes = plan_experts(settings, trunk.catalog, facts.top_k, free, plan.nbytes)
+    check_budgets(settings, trunk.catalog, facts.top_k, free, plan.nbytes, host_bytes, device_bytes)
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,

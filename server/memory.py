@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import psutil
 
-CGROUP = Path("/sys/fs/cgroup")
+from server.control_group import memory_limit
+
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def available_bytes() -> int:
     """Memory that this process may still take: the machine's, or what its control group leaves if that is less."""
     available = int(psutil.virtual_memory().available)
-    try:
-        limit, used = (int((CGROUP / f"memory.{name}").read_text()) for name in ("max", "current"))
-    except (OSError, ValueError):  # no control group, or one without a limit ("max")
-        return available
-    return max(0, min(available, limit - used))
+    limit = memory_limit()
+    return available if limit is None else min(available, limit.free_bytes)
 
 
 def format_bytes(nbytes: float) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from server.complaint import FAILURE, complain
+from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
 INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
@@ -27,7 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     """Pack a model; the exit status."""
     # torch takes seconds that --help should not
     import torch  # noqa: PLC0415
-    from tqdm import tqdm  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
@@ -35,15 +35,17 @@ def run(arguments: argparse.Namespace) -> int:
     from server.model.errors import ModelError  # noqa: PLC0415
     from server.model.loading import build_model, read_config  # noqa: PLC0415
     from server.model.packing import pack_source  # noqa: PLC0415
+    from server.progress import progress  # noqa: PLC0415
 
+    set_up_logging("info", COMMAND)
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)  # a job is a thread
     try:
         folder, name = find_checkpoint(arguments.model, arguments.revision)
         model = build_model(read_config(folder), torch.bfloat16)
         source = pack_source(model, folder, name, arguments.weights)
-        with tqdm(total=source.record_bytes, unit="B", unit_scale=True, desc=f"{name} {arguments.weights}") as bar:
-            is_new = write_pack(source, arguments.out, arguments.jobs, bar.update)
+        with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
+            is_new = write_pack(source, arguments.out, arguments.jobs, shown.advance)
     except (ModelError, ExpertStoreError) as error:
         return complain(error, FAILURE)
     except KeyboardInterrupt:

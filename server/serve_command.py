@@ -6,11 +6,11 @@ import argparse
 import logging
 import os
 import signal
-import sys
 
 import uvloop
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
+from server.observability.logging import set_up_logging
 from server.settings import SettingsError, add_flags, load_settings
 
 
@@ -27,11 +27,10 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, lambda *_: os._exit(0))  # until the server listens there is nothing to end
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
+        settings.check_key_files()
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    set_up_logging(settings.log_level)
     # Before torch is imported: threads that spin while they wait take the cores from those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not

@@ -85,6 +85,23 @@ def check_key(key: str) -> None:
         raise ValueError("a key must have visible ASCII characters alone, and at least one")
 
 
+def _check_rate(text: str) -> str:
+    parse_rate(text)
+    return text
+
+
+def parse_rate(text: str) -> tuple[int, float]:
+    """``60/m`` is 60 requests in 60 seconds; ``s``, ``m`` and ``h`` are a second, a minute, an hour.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,8})/([smh])", text)
+    if match is None:
+        raise ValueError("write requests by time, such as 60/m, with s, m or h")
+    return int(match[1]), {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2]]
+
+
 def _check_host(name: str) -> str:
     if not re.fullmatch(r"\*|[a-z0-9._-]+|\[[0-9a-f:.]+\]", name.lower()):
         raise ValueError("write a name or address without scheme and port, such as greenroom.example.org, or *")
@@ -106,6 +123,7 @@ def _check_list(values: object) -> object:
 BudgetText = Annotated[str, AfterValidator(_check_budget)]
 BytesText = Annotated[str, AfterValidator(_check_bytes)]
 DeviceText = Annotated[str, AfterValidator(_check_device)]
+RateText = Annotated[str, AfterValidator(_check_rate)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
 Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]
@@ -156,6 +174,12 @@ class ServeSettings(BaseModel):
     admin_api_key: Keys = Field(
         (), description="key that opens administration, too; without any that answers on this machine alone"
     )
+    max_requests_per_key: int | None = Field(
+        None, ge=1, description="requests that one key, or without keys one address, may have running"
+    )
+    rate_limit: RateText | None = Field(
+        None, description="requests that one key, or without keys one address, may send: 60/m, with s, m or h"
+    )
     admin_api_key_file: Path | None = Field(None, description="file of such keys, one a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
@@ -175,6 +199,15 @@ class ServeSettings(BaseModel):
             SettingsError: a file of keys can't be used.
         """
         return _all_keys(self.admin_api_key, "admin_api_key_file", self.admin_api_key_file)
+
+    def check_key_files(self) -> None:
+        """Read the files of keys, to know at once whether they can be read.
+
+        Raises:
+            SettingsError: one can't be used.
+        """
+        self.user_keys()
+        self.admin_keys()
 
 
 def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> list[str]:

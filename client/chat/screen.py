@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console, RenderableType
+from rich.style import Style
 
 from client.chat.wrapping import WordWrap
 from client.terminal import printable
 
-THINKING = "dim italic"
+THINKING = Style(dim=True, italic=True)
 
 
 class Screen:
@@ -20,7 +21,7 @@ class Screen:
         self._out = Console(highlight=False, no_color=True if is_plain else None)
         self._err = Console(highlight=False, stderr=True)
         self._wrap = WordWrap()
-        self._style: str | None = None
+        self._style: Style | None = None
         self._is_line_open = False
 
     def write(self, text: str) -> None:
@@ -52,7 +53,7 @@ class Screen:
         named = f"greenroom: {line}" if self.is_plain else line
         self._err.print(printable(named), style="red", markup=False, soft_wrap=True)
 
-    def _say(self, text: str, style: str | None) -> None:
+    def _say(self, text: str, style: Style | None) -> None:
         if not text:
             return
         if style != self._style:
@@ -63,10 +64,15 @@ class Screen:
         self._put(shown if self.is_plain else self._wrap.feed(shown, self._out.width))
 
     def _put(self, shown: str) -> None:
-        if shown:
-            self._is_line_open = not shown.endswith("\n")
-            self._out.out(shown, style=self._style, end="", highlight=False)
+        if not shown:
+            return
+        self._is_line_open = not shown.endswith("\n")
+        try:
+            # Not by the console: Ctrl-C while it writes would leave the piece in its buffer, to be written again.
+            self._out.file.write(shown if self._style is None else self._style.render(shown))
             self._out.file.flush()
+        except BrokenPipeError:
+            self._out.on_broken_pipe()
 
 
 def prepare_streams() -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from math import log1p
 
 from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -15,37 +14,15 @@ from rich.style import Style
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, Rows
+from client.top.cells import TIER_NAMES, TIER_RGB, TIER_SYMBOLS, Cell
 from client.top.trends import Heat
 
-Rgb = tuple[int, int, int]
-
-TIER_COLOURS: dict[int, Rgb] = {DISK: (225, 75, 75), HOST: (70, 150, 250), DEVICE: (80, 220, 120)}
-TIER_NAMES = {DISK: "disk", HOST: "host", DEVICE: "device"}
-TIER_SYMBOLS = {DISK: "·", HOST: "▒", DEVICE: "█"}
 UPPER_HALF = "▀"
 MAX_SCALE = 4  # pixels that one expert may take in either direction
-DARKEST = 0.25  # of a colour, for experts without traffic
-WARM_TOKENS = 16  # so much traffic is bright, however little there is elsewhere
-NUM_SHADES = 12
+MANY_COLOURS = ("256", "truecolor")
 GUTTER = 5  # columns, for the numbers of layers
 
-
-@dataclass(frozen=True)
-class Cell:
-    """Some neighbouring experts of some neighbouring layers: the share of each tier, and the mean of their heat."""
-
-    shares: tuple[float, float, float]
-    heat: float
-
-    @property
-    def tier(self) -> int:
-        """Where most of them are."""
-        return max((DEVICE, HOST, DISK), key=lambda tier: self.shares[tier])
-
-    def colour(self, warmest: float) -> Rgb:
-        """The tiers' colours mixed by their shares, brighter with heat."""
-        level = log1p(self.heat) / log1p(max(warmest, WARM_TOKENS))
-        return _mix(self.shares, round(level * NUM_SHADES))
+Cells = Sequence[Sequence[Cell | None]]
 
 
 @dataclass(frozen=True)
@@ -66,9 +43,15 @@ class HeatMap:
         tall = min(MAX_SCALE, 2 * self.num_lines // len(rows))
         wide = min(MAX_SCALE, width // len(columns))
         cells = [[self._cell(row, column) for column in columns] for row in rows]
-        has_colours = not console.no_color and console.color_system is not None
-        yield from self._pixels(rows, cells, tall, wide) if has_colours else self._symbols(rows, cells, wide)
-        yield self._legend(has_colours)
+        if console.no_color or console.color_system is None:
+            yield from self._symbols(rows, cells, wide)
+            yield self._legend(has_colours=False)
+            return
+        warmest = max(cell.heat for row in cells for cell in row if cell is not None)
+        paint = Cell.colour if console.color_system in MANY_COLOURS else Cell.colour_of_sixteen
+        colours = [[None if cell is None else paint(cell, warmest) for cell in row] for row in cells]
+        yield from self._pixels(rows, colours, tall, wide)
+        yield self._legend(has_colours=True)
 
     def _cell(self, rows: range, columns: range) -> Cell | None:
         """None where there are no experts, for layers may have different numbers of them."""
@@ -80,12 +63,11 @@ class HeatMap:
         return Cell((disk, host, device), heat / len(residency))
 
     def _pixels(
-        self, rows: Sequence[range], cells: Sequence[Sequence[Cell | None]], tall: int, wide: int
+        self, rows: Sequence[range], colours: Sequence[Sequence[Color | None]], tall: int, wide: int
     ) -> Iterator[Segment]:
-        warmest = max(cell.heat for row in cells for cell in row if cell is not None)
-        colours = [[None if cell is None else cell.colour(warmest) for cell in row] for row in cells]
+        """Lines of two pixels: the colour of the upper half, and the background's."""
         places = [place for place in range(len(rows)) for _ in range(tall)]  # by line of pixels, the row of cells
-        empty: list[Rgb | None] = [None] * len(colours[0])
+        empty: list[Color | None] = [None] * len(colours[0])
         labelled = -1
         for upper, lower in zip(places[::2], [*places[1::2], None], strict=False):
             yield self._label(rows[upper] if upper != labelled else None)
@@ -96,7 +78,7 @@ class HeatMap:
                 yield Segment(block * wide * len(list(same)), _style(*pair))
             yield Segment.line()
 
-    def _symbols(self, rows: Sequence[range], cells: Sequence[Sequence[Cell | None]], wide: int) -> Iterator[Segment]:
+    def _symbols(self, rows: Sequence[range], cells: Cells, wide: int) -> Iterator[Segment]:
         """Without colours, where experts are, a line for a row of cells, and for two where there are too many."""
         step = 1 if len(rows) <= self.num_lines else 2
         for place in range(0, len(rows), step):
@@ -104,23 +86,23 @@ class HeatMap:
             yield Segment("".join((" " if cell is None else TIER_SYMBOLS[cell.tier]) * wide for cell in cells[place]))
             yield Segment.line()
 
-    def _legend(self, has_colours: bool) -> Text:
-        """What the colours or symbols of the tiers are that there are."""
+    def _legend(self, *, has_colours: bool) -> Text:
+        """What the colours or symbols mean, of the tiers where experts are."""
         legend = Text(no_wrap=True, overflow="ellipsis")
         for tier, name in TIER_NAMES.items():
             if any(tier in row for row in self.residency):
-                symbol, style = (
-                    ("■", Style(color=Color.from_rgb(*TIER_COLOURS[tier])))
-                    if has_colours
-                    else (TIER_SYMBOLS[tier], Style())
-                )
-                legend.append(f"{symbol} ", style).append(f"{name}  ")
+                symbol = "■" if has_colours else TIER_SYMBOLS[tier]
+                legend.append(f"{symbol} ", tier_style(tier)).append(f"{name}  ")
         return legend.append("layers down, experts across, brighter with more tokens", "dim")
 
     def _label(self, rows: range | None) -> Segment:
         """The first layer of a row of cells; nothing on a further line of the same row."""
         number = "" if rows is None else self.layers[rows.start]
         return Segment(f"{number:>{GUTTER - 1}} ", Style(dim=True))
+
+
+def tier_style(tier: int) -> Style:
+    return Style(color=Color.from_rgb(*TIER_RGB[tier]))
 
 
 def runs(count: int, most: int) -> list[range]:
@@ -130,18 +112,5 @@ def runs(count: int, most: int) -> list[range]:
 
 
 @lru_cache(maxsize=4096)
-def _mix(shares: tuple[float, float, float], shade: int) -> Rgb:
-    part = DARKEST + (1 - DARKEST) * shade / NUM_SHADES
-    red, green, blue = (
-        round(part * sum(share * TIER_COLOURS[tier][channel] for tier, share in enumerate(shares)))
-        for channel in range(3)
-    )
-    return red, green, blue
-
-
-@lru_cache(maxsize=4096)
-def _style(upper: Rgb | None, lower: Rgb | None) -> Style:
-    return Style(
-        color=None if upper is None else Color.from_rgb(*upper),
-        bgcolor=None if lower is None else Color.from_rgb(*lower),
-    )
+def _style(upper: Color | None, lower: Color | None) -> Style:
+    return Style(color=upper, bgcolor=lower)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from rich.color import Color
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
-from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, ExpertFrame
 from client.terminal import printable, ratio_text, size_text
-from client.top.heatmap import TIER_COLOURS, HeatMap
+from client.top.heatmap import HeatMap, tier_style
 from client.top.trends import Rates, View
 
+MAX_BAR = 32  # columns
 NUM_OTHER_LINES = 6  # title, disk, two of numbers, legend, and one for the cursor
 
 
@@ -34,8 +33,10 @@ def _tiers(frame: ExpertFrame) -> RenderableType:
     num_experts = sum(map(len, frame.residency))
     num_on_disk = sum(row.count(DISK) for row in frame.residency)
     table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in range(4):
-        table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=MAX_BAR)  # shorter where the rest needs the room
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
     for name, tier in sorted(frame.tiers.items()):
         slots = f"{tier.num_resident:,} of {tier.num_slots:,} slots, {tier.num_pinned:,} pinned"
         nbytes = f"{size_text(tier.resident_bytes)} of {size_text(tier.budget_bytes)}"
@@ -47,8 +48,8 @@ def _tiers(frame: ExpertFrame) -> RenderableType:
 
 
 def _bar(total: int, part: int, tier: int) -> ProgressBar:
-    style = Style(color=Color.from_rgb(*TIER_COLOURS[tier]))
-    return ProgressBar(total, part, width=24, complete_style=style, finished_style=style)
+    style = tier_style(tier)
+    return ProgressBar(total, part, complete_style=style, finished_style=style)
 
 
 def _numbers(frame: ExpertFrame, rates: Rates) -> RenderableType:

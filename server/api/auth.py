@@ -13,6 +13,7 @@ from server.api.dependencies import ServiceDep
 from server.api.errors import ForbiddenError, InvalidKeyError
 from server.api.hosts import host_name, is_loopback, is_this_machine
 from server.api.keys import Keys
+from server.api.rates import pass_turnstile
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # the second is what Anthropic's clients send
 FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
@@ -38,22 +39,29 @@ class Guard:
         Raises:
             InvalidKeyError: it has no key where one is needed, or a wrong one.
             ForbiddenError: it has a key of users where one of administrators is needed, or comes from elsewhere.
+            RateLimitError: who sent it asks for more than a user may.
 
         """
-        keys = service.keys
+        admitted: set[Guard] = request.scope["state"].setdefault("admitted", set())
+        if self in admitted:
+            return
         if self.role == "admin":
-            _admit_admin(request, keys)
+            _admit_admin(request, service.keys)
         else:
-            _admit_user(request, keys)
+            pass_turnstile(request, service.turnstile, _admit_user(request, service.keys))
+        admitted.add(self)
 
 
-def _admit_user(request: Request, keys: Keys) -> None:
+def _admit_user(request: Request, keys: Keys) -> bytes | None:
+    """The digest of the key, where one is needed."""
     if not keys.users:
-        return
+        return None
     sent = _sent_keys(request)
     found = [ring.find(key) for key in sent for ring in (keys.users, keys.admins)]
-    if not any(found):
+    digest = next(filter(None, found), None)
+    if digest is None:
         raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+    return digest
 
 
 def _admit_admin(request: Request, keys: Keys) -> None:

@@ -7,13 +7,14 @@ from starlette.exceptions import HTTPException
 
 from server.api.errors import APIError, api_error
 from server.api.request_id import REQUEST_ID_HEADER
+from server.api.validation import quote
 from server.engine.request import EngineError
 
 
 def answer_error(request: Request, exc: Exception) -> JSONResponse:
     error = api_error(exc)
     if isinstance(exc, HTTPException):
-        error.message = f"{exc.detail}: {request.method} {request.url.path}"
+        error.message = f"{exc.detail}: {request.method} {quote(request.scope['path'])[1:-1]}"
     form = getattr(request.scope.get("route"), "error_body", None)
     body = error.body if form is None else form(error, request.state.request_id)
     return JSONResponse(body, error.status_code, error.headers)

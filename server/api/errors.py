@@ -19,6 +19,7 @@ APIError
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import status
@@ -132,15 +133,20 @@ class ClientDisconnectedError(APIError):
 
 
 class RateLimitError(APIError):
-    """The server has as much to do as it may queue."""
+    """The server has as much to do as it may queue, or the caller asks for more than it may."""
 
     status_code = status.HTTP_429_TOO_MANY_REQUESTS
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str) -> None:
+    def __init__(
+        self,
+        message: str,
+        retry_after_seconds: int = RETRY_AFTER_SECONDS,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         super().__init__(message)
-        self.headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+        self.headers = {"Retry-After": str(retry_after_seconds), **headers}
 
 
 class ServiceUnavailableError(APIError):

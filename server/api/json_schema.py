@@ -21,6 +21,11 @@ WHITE_SPACE = {
     "key_separator": ": ?",
 }
 
+# All others, such as "password" or "uri-reference", are annotations, as JSON Schema has it.
+FOLLOWED_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}  # whose keys are no keywords
+LITERAL = {"const", "enum", "default", "examples"}  # whose values are no schemas
+
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema, if it is small enough; quick for any.
@@ -43,10 +48,26 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_text(schema: Mapping[str, Any]) -> str:
-    """A schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
+    """A checked schema for a ``GrammarSpec``, or for ``%json`` in one of Lark, with bounded white space."""
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    return json.dumps({**schema, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
+    followed = _without_annotations(dict(schema))
+    return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
+
+
+def _without_annotations(value: Any, *, are_names: bool = False) -> Any:
+    """A schema, or schemas by their names, without formats that are not followed."""
+    if isinstance(value, list):
+        return [_without_annotations(member) for member in value]
+    if not isinstance(value, dict):
+        return value
+    if are_names:
+        return {name: _without_annotations(member) for name, member in value.items()}
+    return {
+        name: member if name in LITERAL else _without_annotations(member, are_names=name in BY_NAME)
+        for name, member in value.items()
+        if name != "format" or not isinstance(member, str) or member in FOLLOWED_FORMATS
+    }
 
 
 def _values(schema: dict[str, Any]) -> Iterator[Any]:

@@ -8,18 +8,24 @@ from server.api.admin import experts
 from server.api.anthropic import messages
 from server.api.error_handlers import add_error_handlers
 from server.api.hosts import HostMiddleware
-from server.api.openai import chat, completions, models
+from server.api.openai import chat, completions, embeddings, models
 from server.api.openai.responses import route as responses
 from server.api.openapi import describe
+from server.api.rates import RATE_HEADERS, TurnstileMiddleware
 from server.api.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
 from server.api.service import Service
 
-EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After")  # to pages of other origins, beside those that all may see
+EXPOSED_HEADERS = (
+    REQUEST_ID_HEADER,
+    "Retry-After",
+    *RATE_HEADERS,
+)  # to pages of other origins, beside those that all may see
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let ``app`` answer for ``service``, which may still be loading its model."""
     app.state.service = service
+    app.add_middleware(TurnstileMiddleware)
     if service.hosts.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -31,6 +37,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.add_middleware(HostMiddleware, hosts=service.hosts)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    for module in (ops, models, completions, chat, responses, messages, experts):
+    for module in (ops, models, completions, chat, embeddings, responses, messages, experts):
         app.include_router(module.router)
     describe(app)

@@ -13,6 +13,7 @@ from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
 from server.api.hosts import Hosts
 from server.api.keys import Keys
+from server.api.rates import Turnstile
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
@@ -56,6 +57,7 @@ class Service:
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
     hosts: Hosts = field(default_factory=Hosts)
+    turnstile: Turnstile = field(default_factory=Turnstile)
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

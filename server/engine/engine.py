@@ -20,6 +20,7 @@ from server.observability.statistics import EngineStatistics
 from .advance import advance
 from .block_manager import BlockManager
 from .detokenizer import Detokenizer
+from .embed import embed
 from .logprobs import collect_prompt_logprobs
 from .request import (
     DeadlineExceededError,
@@ -124,12 +125,16 @@ class Engine:
     def reads_whole(self) -> bool:
         return self._runner.reads_whole
 
+    @property
+    def hidden_size(self) -> int:
+        return self._runner.hidden_size
+
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
         stream = TokenStream(request, asyncio.get_running_loop())
-        before = () if self.reads_whole else request.prompt_ids
+        before = () if self.reads_whole or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
@@ -167,6 +172,8 @@ class Engine:
             )
         if self.reads_whole and request.sampling.prompt_logprobs is not None:
             raise RequestRefusedError("this model's encoder reads prompts, whose tokens have no logprobs", "logprobs")
+        if not self.hidden_size and request.pooling is not None:
+            raise RequestRefusedError("this model's encoder reads prompts, of which there is no embedding", "model")
         check_sampling(request.sampling, self._vocab_size)
 
     def _loop(self) -> None:
@@ -256,6 +263,7 @@ class Engine:
                     snapshot,
                     None if sequence.request.media is None else sequence.request.media.inputs,
                     num_prompt=len(sequence.request.prompt_ids),
+                    num_hidden=item.num_hidden,
                     wants_experts=sequence.request.returns_experts and item.reaches_end,
                 )
             )
@@ -269,7 +277,7 @@ class Engine:
         return output
 
     def _postprocess(self, step: AbstractSequence[Scheduled], output: StepOutput) -> None:
-        items: list[tuple[Sequence, TokenEvent | EngineError]] = []
+        items: list[tuple[Sequence, TokenEvent | EngineError]] = [*embed(step, output)]
         ended, rows = [], []  # the sequences whose next token can be sampled, and where their logits are
         for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
             sequence = item.sequence
@@ -281,7 +289,7 @@ class Engine:
             except GenerationFailedError as error:
                 items.append((sequence, error))
                 continue
-            if item.reaches_end:
+            if item.reaches_end and sequence.pool is None:
                 ended.append(sequence)
                 rows.append(end - 1)
             sequence.num_cached += item.num_tokens

@@ -11,7 +11,7 @@ from .sampling_state import SamplingState
 
 
 def follow_grammars(logits: torch.Tensor, rows: Sequence[int], states: Sequence[SamplingState]) -> frozenset[int]:
-    """Make impossible what the grammars of some rows do not allow; the rows for which that leaves the end alone.
+    """Make impossible what the grammars of some rows do not allow; the rows that have to end before ``min_tokens``.
 
     A grammar that can't be followed any further leaves nothing.
 
@@ -21,11 +21,11 @@ def follow_grammars(logits: torch.Tensor, rows: Sequence[int], states: Sequence[
     """
     must_end = []
     for row in rows:
-        matcher = states[row].matcher
+        state, matcher = states[row], states[row].matcher
         if matcher is None:
             continue
         allowed = matcher.allowed()
-        if not matcher.may_go_on(allowed):
+        if state.is_too_short and not matcher.may_go_on(allowed):
             must_end.append(row)
         size = min(len(allowed), logits.shape[-1])  # rows of an embedding may be more than tokens, or fewer
         forbidden = torch.from_numpy(np.logical_not(allowed[:size])).to(logits.device)

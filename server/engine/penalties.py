@@ -27,9 +27,7 @@ def adjust(logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids:
     biased = [row for row, state in enumerate(states) if state.params.logit_bias]
     constrained = [row for row, state in enumerate(states) if state.matcher is not None]
     must_end = follow_grammars(logits, constrained, states) if constrained else frozenset()
-    too_short = [
-        row for row, state in enumerate(states) if state.num_generated < state.params.min_tokens and row not in must_end
-    ]
+    too_short = [row for row, state in enumerate(states) if state.is_too_short and row not in must_end]
     if penalised:
         _penalise(logits, penalised, states)
     if biased:

@@ -135,6 +135,9 @@ class ChatPrompt:
     media: Media | None = None
 
 
+Pooling = Literal["mean", "last"]  # of the last hidden states of a prompt's tokens
+
+
 @dataclass(frozen=True)
 class ChatTraits:
     """What tells in which form a model writes its turns."""
@@ -155,6 +158,7 @@ class GenerationRequest:
     deadline_seconds: float | None = None  # from submission; then it ends with an error
     media: Media | None = None
     returns_experts: bool = False  # whether events tell them
+    pooling: Pooling | None = None  # instead of being continued, the prompt is made a vector of
 
 
 @dataclass(frozen=True)
@@ -200,6 +204,7 @@ class TokenEvent:
     stop: str | None = None  # the stop string that has ended the text
     experts: Chosen | None = None  # that the token went to which the new one follows, if they are asked for
     expert_usage: ExpertUsage | None = None  # with the last event
+    embedding: npt.NDArray[np.float32] | None = None  # (hidden,), with the only event of a prompt that was pooled
 
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
@@ -335,6 +340,10 @@ class GenerationEngine(Protocol):
     @property
     def reads_whole(self) -> bool:
         """Whether the model answers prompts that its encoder reads, instead of continuing them."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a hidden state; 0 if the model gives none, and so no prompt can be pooled."""
 
     @property
     def is_alive(self) -> bool:

@@ -24,6 +24,10 @@ class ModelRunner(Protocol):
     def reads_whole(self) -> bool:
         """Whether prompts are answered by an encoder and a decoder, and have no logits of their own."""
 
+    @property
+    def hidden_size(self) -> int:
+        """Numbers of a last hidden state; 0 if the model gives none."""
+
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         """One ragged step; see ``StepOutput``."""
 
@@ -52,6 +56,10 @@ class PagedModelRunner:
     @property
     def reads_whole(self) -> bool:
         return self._trunk.facts.reads_whole
+
+    @property
+    def hidden_size(self) -> int:
+        return self._trunk.facts.hidden_size
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher, self._states)

@@ -64,6 +64,11 @@ class SamplingState:
     def num_generated(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
 
+    @property
+    def is_too_short(self) -> bool:
+        """Whether it may not end yet."""
+        return self.num_generated < self.params.min_tokens
+
     @cached_property
     def matcher(self) -> GrammarMatcher | None:
         """Where it is in its grammar, if it has one."""

@@ -35,7 +35,14 @@ class Scheduled:
 
     @property
     def num_logits(self) -> int:
+        if self.sequence.pool is not None:
+            return 0
         return self.num_tokens if self.sequence.wants_prompt_logits else int(self.reaches_end)
+
+    @property
+    def num_hidden(self) -> int:
+        pool = self.sequence.pool
+        return 0 if pool is None else pool.num_hidden(self.num_tokens, reaches_end=self.reaches_end)
 
 
 class Stage(Protocol):
@@ -109,7 +116,7 @@ class Scheduler:
             if budget <= 0 or not self._has_place(sequence, step):
                 return
             num_reusable = 0
-            if not sequence.wants_prompt_logits:
+            if not sequence.needs_all_tokens:
                 num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.content_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
@@ -133,7 +140,7 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence, num_reusable: int, count: int) -> None:
-        if not sequence.wants_prompt_logits:
+        if not sequence.needs_all_tokens:
             self.num_queried_tokens += len(sequence.token_ids)
             self.num_reused_tokens += num_reusable
         self._blocks.adopt(sequence.blocks, num_reusable)

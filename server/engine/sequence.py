@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from server.model.step import ExpertCost
 
 from .block_manager import SequenceBlocks
+from .pooling import Pool
 from .request import Chosen, ExpertUsage, GenerationRequest, TokenLogprobs, TokenStream
 from .sampling_state import SamplingState
 from .text import TextAssembler
@@ -31,6 +32,7 @@ class Sequence:
     expert_use: ExpertUse | None = None  # what it chose, as far as that matters
     expert_cost: ExpertCost = field(default_factory=ExpertCost)  # of what it has computed so far
     chosen: Chosen | None = None  # experts of its last computed token, if they are asked for
+    pool: Pool | None = field(init=False)  # of a prompt that is not continued
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
 
     def __post_init__(self) -> None:
@@ -38,6 +40,8 @@ class Sequence:
         self.token_ids = list(self.request.prompt_ids)
         self.content_ids = self.token_ids if media is None else list(media.content_ids)
         self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
+
+        self.pool = None if self.request.pooling is None else Pool(self.request.pooling)
 
     @property
     def request(self) -> GenerationRequest:
@@ -80,6 +84,11 @@ class Sequence:
     def wants_prompt_logits(self) -> bool:
         """Whether logits of its prompt's tokens are asked for and still to come."""
         return self.request.sampling.prompt_logprobs is not None and not self.num_generated
+
+    @property
+    def needs_all_tokens(self) -> bool:
+        """Whether each token of its prompt has to be computed, also those that are in the cache already."""
+        return self.wants_prompt_logits or (self.pool is not None and self.pool.pooling == "mean")
 
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""

@@ -80,14 +80,17 @@ def measure_disk(catalog: ExpertCatalog) -> float:
 
 
 @contextmanager
-def temporary_experts(layout: ExpertLayout) -> Iterator[ExpertCatalog]:
+def temporary_experts(layout: ExpertLayout, folder: Path | None = None) -> Iterator[ExpertCatalog]:
     """Experts of random bytes in a temporary file, where a model's own are not at hand.
+
+    Args:
+        folder: on whose disk the file is to be; None is the system's for temporary files.
 
     Raises:
         OSError: the file can't be written.
     """
-    with TemporaryDirectory(prefix="greenroom-") as folder:
-        path = Path(folder) / "experts"
+    with TemporaryDirectory(prefix="greenroom-", dir=folder) as scratch:
+        path = Path(scratch) / "experts"
         nbytes = sum(parameter.nbytes for parameter in layout.parameters)
         count = max(2, FILE_BYTES // nbytes)
         random_bytes = np.random.default_rng(0).bytes(nbytes)

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from server.model.checkpoint import hub_errors
+from server.model.download import hub_errors
 from server.model.errors import ModelError
 
 

@@ -34,7 +34,6 @@ from server.settings import ServeSettings
 from .hub import find_hub_model
 
 Source = Literal["checkpoint", "packed", "headers", "config"]
-PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
@@ -66,17 +65,20 @@ class Survey:
 class Fit:
     """What fits where."""
 
-    free_bytes: int  # beside the trunk, where compute runs
+    free: FreeMemory  # beside the trunk
     kv: KVPlan
     host_bytes: int
     device_bytes: int
     host_slots: int
     device_slots: int  # 0 where there is no device tier
-    is_cuda: bool
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.free.is_cuda
 
     @property
     def holds_trunk(self) -> bool:
-        return self.free_bytes > 0
+        return self.free.device > 0
 
 
 def survey(model: str | None, settings: ServeSettings, device: torch.device) -> Survey:
@@ -104,7 +106,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     shape = found.outline
     free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
     if not free.device:
-        return Fit(0, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0, free.is_cuda)
+        return Fit(free, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0)
     shares_prefixes = shape.solo_reason is None
     state_bytes = states_bytes(shape.states)
     kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, state_bytes, shares_prefixes)
@@ -112,7 +114,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
     )
-    return Fit(free.device, kv, host_bytes, device_bytes, host, on_device, free.is_cuda)
+    return Fit(free, kv, host_bytes, device_bytes, host, on_device)
 
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:
@@ -120,7 +122,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     shape = outline(config, compute_dtype(settings.dtype, config, device), settings.max_model_len)
     if is_pack(folder):
         return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
-    if not any(folder.glob("*.safetensors")) and not any(path for kind in PICKLES for path in folder.glob(kind)):
+    if not any(folder.glob("*.safetensors")):
         return Survey(name, "config", shape, catalog_of_shapes(shape.model), 0)
     shards = find_shards(folder)
     are_headers = all(is_header_alone(path) for path in shards)

@@ -70,6 +70,12 @@ def text_part(model: PreTrainedModel) -> Any:
     return model if model.config.is_encoder_decoder else model.get_decoder()
 
 
+def text_body(model: PreTrainedModel) -> Any:
+    """The part whose last hidden states a head would turn into logits; some texts' parts have a head of their own."""
+    part = text_part(model)
+    return part if part.get_output_embeddings() is None else part.model
+
+
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     """The modules of the text's part, and their names in the model."""
     inside = set(text_part(model).modules())

@@ -87,7 +87,9 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
     """
     modules = experts_modules(model)
     if not modules:
-        raise ModelError(f"{type(model).__name__} has no routed experts that Greenroom can page")
+        raise ModelError(
+            f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
+        )
     names = _Names(model)
     owners = {
         f"{name}.{parameter}": (name, parameter)

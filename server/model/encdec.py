@@ -32,6 +32,7 @@ class EncoderDecoder:
     """
 
     reads_whole = True
+    hidden, hidden_size = torch.empty((0, 0)), 0  # it gives none
 
     def __init__(self, model: PreTrainedModel):
         self._model: Any = model

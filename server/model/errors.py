@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+
+PICKLES = {".bin", ".pt", ".pth"}  # of PyTorch
 
 
 class ModelError(Exception):
@@ -16,3 +19,26 @@ class NotBatchableError(ModelError):
 def incomplete(name: str, missing: Sequence[str]) -> ModelError:
     """The error of a checkpoint that lacks some tensors."""
     return ModelError(f"{name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")
+
+
+def check_formats(model: str, names: Sequence[str]) -> None:
+    """Refuse what is no checkpoint in the safetensors format.
+
+    Args:
+        names: of all of its files.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    suffixes = {Path(name).suffix for name in names}
+    if "adapter_config.json" in names and "config.json" not in names:
+        raise ModelError(f"{model} is an adapter; give the model that it belongs to")
+    if ".safetensors" in suffixes:
+        return
+    if ".gguf" in suffixes:
+        raise ModelError(f"{model} is in the GGUF format; give the checkpoint that it was made from, in safetensors")
+    if suffixes & PICKLES:
+        raise ModelError(
+            f"{model} has pickled weights alone ({', '.join(sorted(suffixes & PICKLES))}), which are never opened; "
+            "give the model in safetensors"
+        )

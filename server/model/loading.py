@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
-from expert_store import ExpertCatalog, find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
 from server.kernels.expert import ExpertsModule
 from server.kernels.pool import ComputePool
+from server.progress import progress
 
 from .adopted import adopt_experts
 from .architecture import config_of_class, find_class, settle_implementations, writer_config
@@ -25,7 +28,7 @@ from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, NotBatchableError, incomplete
 from .packing import map_pack
-from .quantised.matrix import StoredTensor
+from .quantised.matrix import StoredTensor, stored_parts
 from .quantised.scheme import find_scheme, tell_text
 from .rope import take_base_of_a_part
 from .seam import IMPLEMENTATION
@@ -37,6 +40,8 @@ from .trunk import Trunk
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+Admit = Callable[[int, ExpertCatalog], None]
+TrunkSources = Mapping[str, TensorSource | StoredTensor]
 
 
 def load_trunk(
@@ -46,6 +51,7 @@ def load_trunk(
     is_deterministic: bool = False,
     pool: ComputePool | None = None,
     max_model_len: int | None = None,
+    admit: Admit = lambda *_: None,
 ) -> Trunk | SoloTrunk:
     """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
 
@@ -56,21 +62,22 @@ def load_trunk(
         is_deterministic: whether steps run with batch-invariant arithmetic.
         pool: threads that steps are computed by; none is the caller's alone.
         max_model_len: that is asked for, where the model's rotary frequencies depend on it.
+        admit: is given what the trunk will take and the experts, before any weight is read, and may raise.
 
     Raises:
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
     try:
-        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION), is_deterministic, pool, max_model_len)
+        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION, admit), is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
     log.info("requests are computed one after the other, by transformers' attention and cache: %s", reason)
-    return SoloTrunk(*_load(folder, dtype, device, None), reason, is_deterministic, pool, max_model_len)
+    return SoloTrunk(*_load(folder, dtype, device, None, admit), reason, is_deterministic, pool, max_model_len)
 
 
 def _load(
-    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None
+    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None, admit: Admit
 ) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
     """The model without its experts, where these are, and their layers."""
     pack = open_pack(folder) if is_pack(folder) else None
@@ -88,10 +95,8 @@ def _load(
         module._is_hf_initialized = True  # noqa: SLF001
     if places.unused:
         log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
-    state = {
-        name: source.dequantise().to(dtype) if isinstance(source, StoredTensor) else read_tensor(source)
-        for name, source in places.trunk.items()
-    }
+    admit(_resident_bytes(places.trunk, dtype), places.catalog)
+    state = _read_trunk(places.trunk, dtype)
     plan = LoadStateDictConfig(
         dtype=dtype,
         dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
@@ -111,6 +116,25 @@ def _load(
         model.generation_config = _generation_config(config, config_folder(folder))
     model.to(device).eval()
     return model, places.catalog, {module: numbers[name] for name, module in modules.items()}
+
+
+def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
+    """What a trunk takes, if all of it comes in one dtype."""
+    shapes = [
+        (len(source.matrices), *source.matrices[0].shape) if isinstance(source, StoredTensor) else source.shape
+        for source in trunk.values()
+    ]
+    return sum(map(math.prod, shapes)) * dtype.itemsize
+
+
+def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = {}
+    sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
+    with progress("loading the trunk", sum(sizes.values())) as shown:
+        for name, source in trunk.items():
+            state[name] = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            shown.advance(sizes[name])
+    return state
 
 
 def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConfig:

@@ -81,7 +81,7 @@ def _outline(
     model.tie_weights()
     modules = experts_modules(model)
     if not modules:
-        raise ModelError(f"{name} has no routed experts that Greenroom can page")
+        raise ModelError(f"{name} has no routed experts that Greenroom can page; give a Mixture-of-Experts model")
     resident, active = _trunk_bytes(model, dtype)
     text = model.config.get_text_config()
     numbers = layer_numbers(list(modules))

@@ -29,7 +29,7 @@ from server.kernels.expert import dequantised, transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
-from .quantised.matrix import StoredTensor, sort_index
+from .quantised.matrix import sort_index, stored_parts
 from .quantised.scheme import find_scheme
 from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout
 
@@ -76,11 +76,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
             for number, module in modules.items()
         },
         encode=encode_expert,
-        trunk=[
-            part
-            for source in places.trunk.values()
-            for part in (source.sources if isinstance(source, StoredTensor) else (source,))
-        ],
+        trunk=[part for source in places.trunk.values() for part in stored_parts(source)],
         files=_small_files(folder),
         shards=shards,
     )

@@ -17,6 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from .architecture import find_class, writer_config
 from .errors import ModelError
 from .prompt_media import PromptMedia
+from .template import apply_chat_template
 from .tokenizer import ChatTemplateError, check_options
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
@@ -75,14 +76,7 @@ class MediaProcessor:
             raise ChatTemplateError("the model has no chat template")
         with self._lock:
             try:
-                text = tokenizer.apply_chat_template(
-                    list(messages),
-                    tools=list(tools) or None,
-                    chat_template=template,
-                    tokenize=False,
-                    add_generation_prompt=True,
-                    **options,
-                )
+                text = apply_chat_template(tokenizer, messages, tools=tools, chat_template=template, **options)
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )

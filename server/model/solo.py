@@ -61,7 +61,15 @@ class SoloTrunk(ResidentModel):
         self._steps_singly = isinstance(self._stock, StockModel) and self._stock.goes_on_singly(*sizes)
         self.vocab_size = seen.vocab_size  # of the logits; some models pad their table of embeddings
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
-        self.facts = TrunkFacts(seen.kv_groups, seen.top_k, seen.states, text_layers, reason, self._stock.reads_whole)
+        self.facts = TrunkFacts(
+            seen.kv_groups,
+            seen.top_k,
+            seen.states,
+            text_layers,
+            reason,
+            self._stock.reads_whole,
+            self._stock.hidden_size,
+        )
         self.gates = find_next_gates(model, layers, seen.routed)
 
     def new_states(self, num_slots: int) -> StockCaches:
@@ -124,7 +132,7 @@ class SoloTrunk(ResidentModel):
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         chosen = last_choices(experts.runs, self.facts.text_layers) if chunk.wants_experts else None
-        return StepOutput(logits, experts.routing, experts.cost, [experts.cost], [chosen])
+        return StepOutput(logits, experts.routing, experts.cost, [experts.cost], [chosen], self._stock.hidden)
 
 
 class _StockStep:
@@ -145,4 +153,12 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
     }
     costs = [each for output in outputs for each in output.costs]
     chosen = [each for output in outputs for each in output.chosen]
-    return StepOutput(torch.cat([output.logits for output in outputs]), routing, cost, costs, chosen)
+    hidden = [output.hidden for output in outputs if output.hidden is not None and len(output.hidden)]
+    return StepOutput(
+        torch.cat([output.logits for output in outputs]),
+        routing,
+        cost,
+        costs,
+        chosen,
+        torch.cat(hidden) if hidden else None,
+    )

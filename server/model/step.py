@@ -25,6 +25,7 @@ class SequenceChunk:
     snapshot: int | None = None  # another slot that gets it for the tokens so far, too
     media: PromptMedia | None = None  # images of its prompt
     num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
+    num_hidden: int = 0  # of the last tokens, how many want their hidden states
     wants_experts: bool = False  # whether to tell which experts its last token went to
 
     @property
@@ -65,3 +66,4 @@ class StepOutput:
     experts: ExpertCost
     costs: Sequence[ExpertCost] = ()  # of each chunk, as if its tokens alone had asked (``routing.costs_of``)
     chosen: Sequence[Chosen | None] = ()  # of each chunk, if it wants them, by its last token
+    hidden: torch.Tensor | None = None  # float32 (rows, hidden): each chunk's last ``num_hidden`` tokens' last states

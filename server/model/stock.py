@@ -46,13 +46,25 @@ class StockModel:
     def __init__(self, model: PreTrainedModel):
         self._model, self._forward, self._name = model, Forward(model), type(model).__name__
 
+    @property
+    def hidden(self) -> torch.Tensor:
+        """The hidden states that the last chunk wanted, float32 ``(num_hidden, hidden)``."""
+        return self._forward.hidden
+
+    @property
+    def hidden_size(self) -> int:
+        """Of a token, once there was a chunk."""
+        return self._forward.hidden_size
+
     def logits(self, chunk: SequenceChunk, past: Past) -> torch.Tensor:
         """Run a chunk whose earlier tokens are in the past, and add it: float32 ``(num_logits, vocabulary)``."""
         count = chunk.num_tokens
         positions = range(chunk.num_cached, chunk.num_cached + count)
-        rows = range(count - chunk.num_logits, count)
+        rows, hidden = range(count - chunk.num_logits, count), range(count - chunk.num_hidden, count)
         overlay = None if chunk.media is None else Overlay.of(self._model, [chunk])
-        logits, output = self._forward.run(chunk.token_ids, positions, rows, overlay, cache=past.cache, use_cache=True)
+        logits, output = self._forward.run(
+            chunk.token_ids, positions, rows, overlay, hidden, cache=past.cache, use_cache=True
+        )
         past.cache = output.cache
         for layer in past.cache.layers if chunk.num_prompt else ():
             if hasattr(layer, "prefill_length"):  # it keeps all of a prompt, and the last tokens of what follows
@@ -120,13 +132,14 @@ def cut(chunk: SequenceChunk, places: Iterable[int]) -> list[SequenceChunk]:
     Args:
         places: of the chunk's tokens, those that a piece begins with; the first is understood.
     """
-    first = chunk.num_tokens - chunk.num_logits
+    first, first_hidden = chunk.num_tokens - chunk.num_logits, chunk.num_tokens - chunk.num_hidden
     return [
         replace(
             chunk,
             token_ids=chunk.token_ids[start:end],
             num_cached=chunk.num_cached + start,
             num_logits=max(0, end - max(start, first)),
+            num_hidden=max(0, end - max(start, first_hidden)),
         )
         for start, end in pairwise([0, *places, chunk.num_tokens])
     ]

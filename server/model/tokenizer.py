@@ -12,6 +12,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from .errors import ModelError
+from .template import apply_chat_template, shared_renderer
 from .token_bytes import TokenBytes, decoder_rules
 from .tool_template import ToolTemplate
 
@@ -68,6 +69,11 @@ class Tokenizer:
         """
         return self._encode(text, add_special_tokens=True)
 
+    def prepare(self) -> None:
+        """Begin what the first conversation would have to wait for, if there will be any."""
+        if self._tokenizer.chat_template is not None:
+            shared_renderer().start()
+
     def check_length(self, text: str) -> None:
         """Refuse a text before it takes long to encode.
 
@@ -118,9 +124,7 @@ class Tokenizer:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
         check_options(options)
         try:
-            text: str = self._tokenizer.apply_chat_template(
-                list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=True, **options
-            )
+            text = apply_chat_template(self._tokenizer, messages, tools=tools, **options)
         except RENDER_ERRORS as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return text

@@ -51,6 +51,7 @@ class TrunkFacts:
     text_layers: tuple[int, ...]  # of experts that tokens of text go to, in the order in which they run
     solo_reason: str | None = None  # why sequences are computed one after the other, if they are
     reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
+    hidden_size: int = 0  # of last hidden states; 0 if it gives none
 
     @property
     def is_solo(self) -> bool:
@@ -124,7 +125,8 @@ class Trunk(ResidentModel):
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers)
+        size = self._logits.hidden_size
+        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size)
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property
@@ -168,6 +170,7 @@ class Trunk(ResidentModel):
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
+        hidden = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
         step_states = self._step_states(chunks, states)
@@ -176,7 +179,7 @@ class Trunk(ResidentModel):
             running(_PagedStep(LatentAttention(attention), experts)),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
-            logits = self._logits(token_ids, positions, rows, step_states, overlay)
+            logits = self._logits(token_ids, positions, rows, step_states, overlay, hidden)
         if step_states is not None:
             step_states.commit()
         if prefetcher is not None:
@@ -185,7 +188,8 @@ class Trunk(ResidentModel):
         layers = self.facts.text_layers
         split = Rows(chunks, None if overlay is None else overlay.are_images(len(token_ids)), layers)
         costs = costs_of(experts.runs, split)
-        return StepOutput(logits, routing, experts.cost, costs, chosen_by(experts.runs, split, layers))
+        chosen = chosen_by(experts.runs, split, layers)
+        return StepOutput(logits, routing, experts.cost, costs, chosen, self._logits.hidden)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:

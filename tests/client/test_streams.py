@@ -11,13 +11,16 @@ import pytest
 from client import (
     APITimeoutError,
     AsyncClient,
+    AuthenticationError,
     Client,
     NotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     StreamClosedError,
     StreamFailedError,
 )
 from client.retries import Retries
+from server.api.keys import KeyRing, Keys
 from server.engine.request import GenerationFailedError, QueueFullError
 from tests.client.conftest import Asker
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
@@ -49,6 +52,18 @@ def test_the_server_is_asked_for_what_it_is(live_asker: Asker, fake: FakeServer)
     assert live_asker("metrics").total("num_requests_running") == 3
     fake.service.is_draining = True
     assert live_asker("ready").status == "draining"
+
+
+def test_doors_open_to_the_right_keys(live_asker: Asker, fake: FakeServer) -> None:
+    fake.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    assert live_asker("complete", "Once", client={"api_key": "user"}).text == TEXT
+    assert live_asker("complete", "Once", client={"admin_api_key": "admin"}).text == TEXT
+    with pytest.raises(AuthenticationError, match="No API key"):
+        live_asker("complete", "Once")
+    with pytest.raises(PermissionDeniedError, match="send an admin key"):
+        live_asker("experts", client={"api_key": "user"})
+    with pytest.raises(NotFoundError, match="no experts"):  # the door is open, but the fake has none
+        live_asker("experts", client={"api_key": "user", "admin_api_key": "admin"})
 
 
 def test_refusals_come_before_the_first_token(live_asker: Asker, fake: FakeServer) -> None:

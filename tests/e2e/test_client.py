@@ -26,6 +26,20 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
+def test_a_reply_tells_which_experts_wrote_it_and_what_they_cost(client: Client) -> None:
+    with client.stream("Once upon a time", max_tokens=8, temperature=0, return_experts=True) as stream:
+        text = "".join(token.text for token in stream)
+    reply = stream.result
+    assert text == reply.text == client.complete("Once upon a time", max_tokens=8, temperature=0).text
+    assert reply.usage is not None
+    assert reply.usage.greenroom is not None
+    assert 0 < reply.usage.greenroom.expert_misses <= reply.usage.greenroom.expert_requests
+    experts = reply.choices[0].experts
+    assert len(experts) == reply.usage.completion_tokens == 8
+    assert all(len(token) == NUM_LAYERS for token in experts)
+    assert all(0 <= expert < NUM_EXPERTS for token in experts for layer in token for expert in layer)
+
+
 def test_experts_are_seen_and_moved(client: Client) -> None:
     client.complete("Once", max_tokens=4)
     assert client.evict([(0, expert) for expert in range(NUM_EXPERTS)]).requested == NUM_EXPERTS

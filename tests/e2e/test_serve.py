@@ -176,9 +176,10 @@ def test_a_port_in_use_is_named() -> None:
         port = taken.getsockname()[1]
         result = run_command("serve", "--port", str(port))
     assert result.returncode == 1
-    assert result.stderr.splitlines() == [
-        f"greenroom: cannot listen on 127.0.0.1:{port}: Address already in use; choose another --host or --port"
-    ]
+    assert result.stderr == (
+        f"greenroom: cannot listen on 127.0.0.1:{port}: Address already in use; stop what uses it "
+        f"(`ss -ltnp 'sport = :{port}'`), or choose another --port; 0 finds a free one\n"
+    )
 
 
 def test_a_budget_too_small_is_raised_with_a_warning() -> None:

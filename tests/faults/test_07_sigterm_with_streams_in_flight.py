@@ -1,4 +1,4 @@
-"""SIGTERM with streams in flight: they finish in time, end with an error after it, or at a second signal."""
+"""SIGTERM with streams in flight: they finish in time, or end with an error; a second signal ends them at once."""
 
 from __future__ import annotations
 
@@ -82,3 +82,15 @@ def test_a_second_signal_ends_at_once() -> None:
         status, _, err = server.end()
     assert status == 0
     assert "Traceback" not in err
+
+
+def test_who_watches_the_experts_does_not_hold_the_end_up() -> None:
+    with serving("--shutdown-timeout", "3600") as server:
+        with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=60) as response:
+            lines = response.iter_lines()
+            assert next(lines) == "event: snapshot"
+            server.process.send_signal(signal.SIGTERM)
+            assert list(lines)[-1] == ""
+        status, _, err = server.end()
+    assert status == 0
+    assert "draining" not in err

@@ -19,6 +19,7 @@ from server.inspection.inspect import inspect
 from server.inspection.report import as_text
 from server.inspection.survey import Survey, fit, survey
 from server.kv_plan import plan_kv_cache
+from server.model.checkpoint import find_checkpoint
 from server.model.loading import build_model, load_trunk, read_config
 from server.model.outline import outline
 from server.model.packing import pack_source
@@ -207,7 +208,7 @@ def drop(folder: Path, name: str) -> None:
         ),
         (lambda folder: drop(folder, "model.layers.1.mlp.experts.3.up_proj.weight"), "bytes for gate_up_proj of|needs"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
-        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled checkpoints"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "pickled weights alone"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"?" * 100), "header"),
     ],
 )
@@ -215,7 +216,7 @@ def test_what_can_not_be_served_is_refused_as_serving_refuses_it(tmp_path: Path,
     folder = make_checkpoint("qwen3_moe", tmp_path)
     spoil(folder)
     refusals = []
-    for attempt in (lambda: look(folder), lambda: load_trunk(folder, torch.float32)):
+    for attempt in (lambda: look(folder), lambda: load_trunk(find_checkpoint(str(folder), None)[0], torch.float32)):
         with pytest.raises(Exception, match=reason) as refusal:
             attempt()
         refusals.append((refusal.type, str(refusal.value)))

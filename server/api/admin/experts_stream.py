@@ -38,6 +38,9 @@ class ExpertStream(StreamingResponse):
         super().__init__(self._events, headers=HEADERS, media_type="text/event-stream")
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+        request = asyncio.current_task()
+        assert request is not None
+        self._service.endless.add(request)
         try:
             await unless_client_leaves(receive, self.stream_response(send))
         except (ClientDisconnectedError, OSError):

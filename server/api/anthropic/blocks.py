@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from server.api.conversation import Conversation, JsonObject, image_part, text_part
 from server.api.errors import InvalidRequestError
@@ -42,8 +42,8 @@ class ImageBlock(BaseModel):
 class ToolUseBlock(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    id: Text
-    name: Text
+    id: Text = Field(min_length=1)
+    name: Text = Field(min_length=1)
     input: dict[str, Any]
 
 

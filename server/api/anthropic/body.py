@@ -1,6 +1,6 @@
 """Bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``, and the same requests as chats."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -19,7 +19,14 @@ NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
     "reasoning_effort": "output_config.effort",
+    "chat_template_kwargs": "thinking",
 }
+
+
+class MessagesChat(ChatBody):
+    """A chat whose clients have to say a greatest number of tokens; many say one that no model would reach."""
+
+    may_cut_max_tokens: ClassVar[bool] = True
 
 
 class Message(BaseModel):
@@ -36,10 +43,21 @@ class JsonFormat(BaseModel):
     schema_: dict[str, Any] = Field(alias="schema")
 
 
+class Thinking(BaseModel):
+    """Whether to think; how much, only templates can say."""
+
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["enabled", "adaptive", "between_tools", "disabled"]
+
+    def for_chat(self) -> JsonObject:
+        return {"chat_template_kwargs": dict.fromkeys(("enable_thinking", "thinking"), self.type != "disabled")}
+
+
 class OutputConfig(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    effort: Text | None = None
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: JsonFormat | None = None
 
 
@@ -53,6 +71,7 @@ class PromptBody(BaseModel):
     system: Any = None  # a text, or blocks
     tools: list[Tool] = []
     tool_choice: ToolChoice | None = None
+    thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     cache_control: Any = None  # prompts are cached without
 
@@ -74,7 +93,7 @@ class PromptBody(BaseModel):
 
         """
         fields = self._prompt_for_chat() | self._sampling_for_chat()
-        return ChatBody.model_validate(split_extra(self.model_extra)[0] | fields)
+        return MessagesChat.model_validate(split_extra(self.model_extra)[0] | fields)
 
     def _prompt_for_chat(self) -> JsonObject:
         fields: JsonObject = {"model": self.model, "messages": self._conversation().messages}
@@ -85,8 +104,10 @@ class PromptBody(BaseModel):
         if self.output_config.format is not None:
             schema = {"name": "output", "schema": self.output_config.format.schema_, "strict": True}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
-        fields["reasoning_effort"] = self.output_config.effort
-        return fields
+        if self.thinking is not None:
+            fields |= self.thinking.for_chat()
+        effort = self.output_config.effort
+        return fields | {"reasoning_effort": "xhigh" if effort == "max" else effort}
 
     def _sampling_for_chat(self) -> JsonObject:
         return {}

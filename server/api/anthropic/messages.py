@@ -26,7 +26,7 @@ async def create_message(request: Request, body: MessagesBody, service: ServiceD
     service.unknown_fields.note(body.unknown_fields)
     with in_words_of(NAMES):
         turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "msg_")
-    writer = MessageWriter(turn, request.state.request_id)
+    writer = MessageWriter(turn, body.max_tokens, request.state.request_id)
     return await answer_turn(request, turn.generation, writer, streams=body.stream)
 
 

@@ -1,20 +1,21 @@
 """Tools of Anthropic's requests, and how they are to be used."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
 from server.api.conversation import JsonObject
 from server.api.openai.fields import Text
+from server.api.openai.tools import Name, Parameters
 from server.api.validation import quote
 
 
 class ClientTool(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    name: Text
+    name: Name
     description: Text | None = None
-    input_schema: dict[str, Any]
+    input_schema: Parameters
     strict: bool | None = None
 
     def for_chat(self) -> JsonObject:

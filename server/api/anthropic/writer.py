@@ -39,10 +39,11 @@ class OpenBlock:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """A call's arguments; none if the turn ended before they were whole."""
+    """A call's arguments; none if the turn ended before they were whole, or if JSON can't say them again."""
     try:
         arguments = json.loads(text)
-    except ValueError:
+        json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
         return {}
     return arguments if isinstance(arguments, dict) else {}
 
@@ -50,8 +51,8 @@ def arguments_of(text: str) -> dict[str, Any]:
 class MessageWriter:
     """A message that grows event by event; it is shown every event of its turn, once and in order."""
 
-    def __init__(self, turn: ChatTurn, request_id: str) -> None:
-        self._turn, self._request_id = turn, request_id
+    def __init__(self, turn: ChatTurn, max_tokens: int, request_id: str) -> None:
+        self._turn, self._max_tokens, self._request_id = turn, max_tokens, request_id
         self._content: list[JsonObject] = []  # blocks that are done
         self._block: OpenBlock | None = None  # the one being written
         self._num_generated = 0
@@ -120,9 +121,12 @@ class MessageWriter:
 
     def _end(self, reason: str, stop: str | None) -> list[JsonObject]:
         events = self._close()
-        self._ending = {"stop_reason": STOP_REASONS[reason], "stop_sequence": None}
         if reason == "stop" and stop is not None:
             self._ending = {"stop_reason": "stop_sequence", "stop_sequence": stop}
+        elif reason == "length" and self._num_generated < self._max_tokens:
+            self._ending["stop_reason"] = "model_context_window_exceeded"
+        else:
+            self._ending["stop_reason"] = STOP_REASONS[reason]
         ending = {"type": "message_delta", "delta": self._ending, "usage": self._usage()}
         return [*events, ending, {"type": "message_stop"}]
 

@@ -138,8 +138,8 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     wish = body.wanted_tokens
     if wish is None and room >= 1:
         return min(room, body.default_max_tokens or room)
-    if wish is not None and wish <= room:
-        return wish
+    if wish is not None and (wish <= room or (body.may_cut_max_tokens and room >= 1)):
+        return min(wish, room)
     num_wanted = 1 if wish is None else wish
     raise ContextLengthError(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested "

@@ -27,11 +27,14 @@ def json_object(text: str) -> str:
     return text or "{}"
 
 
+Arguments = Annotated[Text, AfterValidator(json_object)]
+
+
 class CalledFunction(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: Text = Field(min_length=1)
-    arguments: Annotated[Text, AfterValidator(json_object)]
+    arguments: Arguments
 
 
 class ToolCall(BaseModel):

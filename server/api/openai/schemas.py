@@ -38,6 +38,7 @@ class GenerationBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     default_max_tokens: ClassVar[int | None] = None  # None is as many as fit
+    may_cut_max_tokens: ClassVar[bool] = False  # to what fits
 
     model: Text | None = None
     stream: bool = False

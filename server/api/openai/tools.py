@@ -27,14 +27,18 @@ def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": {}, **check_schema(schema)}
 
 
+Name = Annotated[str, Field(pattern=NAME)]
+Parameters = Annotated[dict[str, Any], AfterValidator(object_schema)]
+
+
 class Function(BaseModel):
     """What a tool does, and the schema of its arguments."""
 
     model_config = ConfigDict(strict=True)
 
-    name: str = Field(pattern=NAME)
+    name: Name
     description: Text = ""
-    parameters: Annotated[dict[str, Any], AfterValidator(object_schema)] = {"type": "object", "properties": {}}
+    parameters: Parameters = {"type": "object", "properties": {}}
     strict: bool | None = None  # arguments follow the schema where a call is forced, and are the model's own elsewhere
 
 

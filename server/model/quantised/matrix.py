@@ -97,6 +97,11 @@ class StoredTensor:
         return torch.stack(matrices) if self.is_of_experts else matrices[0]
 
 
+def stored_parts(source: TensorSource | StoredTensor) -> tuple[TensorSource, ...]:
+    """The tensors of the checkpoint that a parameter comes from."""
+    return source.sources if isinstance(source, StoredTensor) else (source,)
+
+
 class Scheme(Protocol):
     """One way of quantising checkpoints, as a config describes it."""
 

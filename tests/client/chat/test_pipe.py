@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +18,8 @@ from client.chat.screen import Screen
 from server.engine.request import GenerationFailedError
 from tests.client.bodies import EXPERTS, REFUSAL
 from tests.client.scripted import READY, Answer, ScriptedServer, model_list, said
-from tests.e2e.processes import run_command
-from tests.server.api.fakes import MODEL, FakeServer
+from tests.e2e.processes import COMMAND, run_command
+from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
 
 TEXT = "Once upon a time\n"
 
@@ -47,6 +49,19 @@ def test_each_line_is_a_turn_of_one_conversation(talk: Talk, url: str, fake: Fak
 def test_the_command_itself(url: str) -> None:
     done = run_command("chat", environment={"GREENROOM_URL": url})
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_ctrl_c_ends_a_pipe(url: str, fake: FakeServer) -> None:
+    fake.engine.holds = True
+    command = [COMMAND, "chat", "--url", url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdin.write(b"Hi\n")
+        process.stdin.flush()
+        assert process.stdout.read(len(TEXT) - 1) == TEXT.strip().encode()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+    assert (process.returncode, out, err) == (130, b"\n", b"")
+    assert fake.engine.streams[0].cancelled.wait(WAIT_SECONDS)
 
 
 def test_commands_work_in_a_pipe(talk: Talk, url: str, fake: FakeServer, tmp_path: Path) -> None:

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.segment import Segment
 
 from client.frames import DEVICE, DISK, HOST, Rows
-from client.top.heatmap import GUTTER, TIER_COLOURS, WARM_TOKENS, Cell, HeatMap, runs
+from client.top.cells import TIER_RGB, WARM_TOKENS, Cell
+from client.top.heatmap import GUTTER, HeatMap, runs
 
 HOT, COLD = 1.0, 0.25  # of a colour
 
 
-def lines_of(heat_map: HeatMap, width: int, *, colours: bool = True) -> list[list[Segment]]:
-    system = "truecolor" if colours else None
-    console = Console(width=width, color_system=system, force_terminal=colours, file=io.StringIO())
+def lines_of(heat_map: HeatMap, width: int, system: str | None = "truecolor") -> list[list[Segment]]:
+    console = Console(width=width, color_system=system, force_terminal=True, file=io.StringIO())
     return [line for line in console.render_lines(heat_map, pad=False) if line]
 
 
@@ -27,7 +27,7 @@ def text_of(lines: list[list[Segment]]) -> list[str]:
 
 
 def shade(tier: int, part: float) -> tuple[int, int, int]:
-    red, green, blue = (round(part * channel) for channel in TIER_COLOURS[tier])
+    red, green, blue = (round(part * channel) for channel in TIER_RGB[tier])
     return red, green, blue
 
 
@@ -39,10 +39,10 @@ def heat_map(residency: Rows, heat: list[list[float]] | None = None, num_lines: 
     st.lists(st.integers(1, 300), min_size=1, max_size=100).map(lambda sizes: tuple((HOST,) * size for size in sizes)),
     st.integers(1, 60),
     st.integers(GUTTER + 1, 200),
-    st.booleans(),
+    st.sampled_from(["truecolor", "standard", None]),
 )
-def test_it_fits_any_terminal(residency: Rows, num_lines: int, width: int, colours: bool) -> None:
-    lines = lines_of(heat_map(residency, num_lines=num_lines), width, colours=colours)
+def test_it_fits_any_terminal(residency: Rows, num_lines: int, width: int, system: str | None) -> None:
+    lines = lines_of(heat_map(residency, num_lines=num_lines), width, system)
     assert 1 < len(lines) <= num_lines + 1  # the legend
     assert all(Segment.get_line_length(line) <= width for line in lines)
 
@@ -75,26 +75,33 @@ def test_two_layers_share_a_line_of_half_blocks() -> None:
 
 def test_experts_that_share_a_cell_mix_their_colours() -> None:
     cell = Cell((0.5, 0.5, 0.0), float(WARM_TOKENS))
-    expected = tuple(round((TIER_COLOURS[DISK][at] + TIER_COLOURS[HOST][at]) / 2) for at in range(3))
-    assert cell.colour(0.0) == expected
+    expected = tuple(round((TIER_RGB[DISK][at] + TIER_RGB[HOST][at]) / 2) for at in range(3))
+    assert cell.colour(0.0).get_truecolor() == expected
 
 
 def test_the_warmest_is_the_brightest() -> None:
-    brightness = [sum(Cell((0, 1, 0), heat).colour(1000.0)) for heat in (0, 10, 100, 1000)]
+    brightness = [sum(Cell((0, 1, 0), heat).colour(1000.0).get_truecolor()) for heat in (0, 10, 100, 1000)]
     assert brightness == sorted(set(brightness))
-    assert Cell((0, 1, 0), 1000.0).colour(1000.0) == TIER_COLOURS[HOST]
+    assert Cell((0, 1, 0), 1000.0).colour(1000.0).get_truecolor() == TIER_RGB[HOST]
+
+
+def test_of_sixteen_colours_each_tier_has_two() -> None:
+    cells = [Cell((0.6, 0.4, 0), 0.0), Cell((0.4, 0.6, 0), 1000.0), Cell((0, 0.5, 0.5), 0.0)]
+    assert [cell.colour_of_sixteen(1000.0).name for cell in cells] == ["red", "bright_blue", "green"]
+    line, _legend = lines_of(heat_map(((DISK, HOST),), [[0.0, 99.0]], 1), GUTTER + 2, system="standard")
+    assert [segment.style.color.name for segment in line[1:]] == ["red", "bright_blue"]
 
 
 def test_without_colours_there_are_symbols() -> None:
-    lines = text_of(lines_of(heat_map(((DISK, HOST), (DEVICE, DISK))), GUTTER + 2, colours=False))
+    lines = text_of(lines_of(heat_map(((DISK, HOST), (DEVICE, DISK))), GUTTER + 2, None))
     assert lines[:2] == ["   0 ·▒", "   1 █·"]
-    legend = text_of(lines_of(heat_map(((DISK, HOST),)), 80, colours=False))[-1]
+    legend = text_of(lines_of(heat_map(((DISK, HOST),)), 80, None))[-1]
     assert legend.startswith("· disk  ▒ host  layers down")
 
 
-@pytest.mark.parametrize("colours", [True, False])
-def test_layers_of_different_width_end_where_they_end(colours: bool) -> None:
-    wide, narrow, *_ = text_of(lines_of(heat_map(((HOST,) * 4, (HOST,) * 2), num_lines=2), GUTTER + 4, colours=colours))
+@pytest.mark.parametrize("system", ["truecolor", "standard", None])
+def test_layers_of_different_width_end_where_they_end(system: str | None) -> None:
+    wide, narrow, *_ = text_of(lines_of(heat_map(((HOST,) * 4, (HOST,) * 2), num_lines=2), GUTTER + 4, system))
     assert len(wide.rstrip()) == GUTTER + 4
     assert len(narrow.rstrip()) == GUTTER + 2
 

@@ -74,3 +74,19 @@ def test_white_space_is_bounded_whatever_a_schema_says():
     found = json.loads(schema_text({"type": "object", "x-guidance": {"whitespace_pattern": r"\s*", "lenient": True}}))
     assert found == {"type": "object", "x-guidance": {**WHITE_SPACE, "lenient": True}}
     assert json.loads(schema_text({"x-guidance": 5})) == {"x-guidance": WHITE_SPACE}
+
+
+def test_formats_that_are_not_followed_are_annotations():
+    secret = {"type": "string", "format": "password"}
+    schema = {
+        "properties": {"format": {"format": "email"}, "const": secret, "literal": {"const": secret}},
+        "anyOf": [secret, {"enum": [secret]}],
+        "required": ["format"],
+    }
+    found = json.loads(schema_text(schema))
+    assert found == {
+        "properties": {"format": {"format": "email"}, "const": {"type": "string"}, "literal": {"const": secret}},
+        "anyOf": [{"type": "string"}, {"enum": [secret]}],
+        "required": ["format"],
+        "x-guidance": WHITE_SPACE,
+    }

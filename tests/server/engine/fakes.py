@@ -39,6 +39,11 @@ def continuation(prompt: Sequence[int], count: int) -> str:
     return bytes(tokens[len(prompt) :]).decode()
 
 
+def hidden_state(token_ids: Sequence[int]) -> list[float]:
+    """Of the last token, and of all before it."""
+    return [float(token_ids[-1]), float(len(token_ids)), next_token(token_ids) / 7]
+
+
 class FakeModel:
     """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
 
@@ -50,6 +55,7 @@ class FakeModel:
         self.before_step: Callable[[], None] = lambda: None
         self.next_token = next_token
         self.is_solo = self.reads_whole = False
+        self.hidden_size = 3
         self.released: list[int] = []  # slots
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
@@ -61,6 +67,7 @@ class FakeModel:
                     slots[self._slot(table, chunk.num_cached + offset)] = token
         if self._states:
             self._advance_states(chunks)
+        hidden: list[list[float]] = []
         logits = torch.zeros((sum(chunk.num_logits for chunk in chunks), self._vocab_size))
         row = 0
         for chunk in chunks:
@@ -70,8 +77,10 @@ class FakeModel:
             for end in range(length - chunk.num_logits, length):
                 logits[row, self.next_token(tokens[: end + 1])] = 1.0
                 row += 1
+            hidden += [hidden_state(tokens[: end + 1]) for end in range(length - chunk.num_hidden, length)]
         costs = [self._cost(chunk) for chunk in chunks]
-        return StepOutput(logits, {}, ExpertCost(), costs, [self._chosen(chunk) for chunk in chunks])
+        chosen = [self._chosen(chunk) for chunk in chunks]
+        return StepOutput(logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden))
 
     @staticmethod
     def _cost(chunk: SequenceChunk) -> ExpertCost:

@@ -183,7 +183,7 @@ def test_a_schema_may_ask_for_its_own_definitions(compiler: GrammarCompiler) -> 
     assert matcher.is_complete
 
 
-def test_a_grammar_may_begin_after_other_text_and_name_special_tokens(compiler: GrammarCompiler) -> None:
+def test_a_grammar_in_lark_may_begin_with_other_text_and_name_tokens(compiler: GrammarCompiler) -> None:
     lark = 'start: THOUGHT "</think>" <end> %json {"enum": [1, 2]}\nTHOUGHT: /[^<]*/'
     matcher = compiler.compile(GrammarSpec("lark", lark)).matcher()
     read(matcher, b"so { it may be</think>")

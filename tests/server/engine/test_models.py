@@ -71,7 +71,7 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
         EngineLimits(num_blocks * BLOCK_SIZE, 100, SchedulerLimits(MAX_RUNNING, MAX_BATCHED)),
         trunk.vocab_size,
         frozenset(),
-        lambda prompt: WindowDetokenizer(decode, (), prompt),
+        lambda prompt, _written: WindowDetokenizer(decode, (), prompt),
     )
     engine.start()
     try:

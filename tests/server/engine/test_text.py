@@ -46,6 +46,14 @@ def test_stop_strings(text: str, stop: tuple[str, ...], expected: str) -> None:
     sent, assembler = pieces(text, stop)
     assert "".join(sent) == expected
     assert assembler.is_stopped == (expected != text)
+    assert assembler.stopped_by in (stop if assembler.is_stopped else (None,))
+
+
+def test_it_is_known_which_stop_string_ended_a_text() -> None:
+    """The one that is complete first, and of two that end together the longer one."""
+    for stop, expected in ((("three", "two"), "two"), (("wo", "two"), "two"), (("four",), None)):
+        _, assembler = pieces("one two three", stop)
+        assert assembler.stopped_by == expected
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def test_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
     [
         ("./nowhere", "there is no folder ./nowhere"),
         ("one/two/three", "there is no folder"),
-        ("owner/absent-model", "neither a folder here nor in the hub cache"),
+        ("owner/absent-model", "neither a folder here nor whole in the hub cache .*HF_HUB_OFFLINE is set"),
+        ("owner/a--b", "no hub model can have that name"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(model: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,11 +131,44 @@ def test_a_model_that_is_not_there_is_named(model: str, message: str, monkeypatc
         find_checkpoint(model, None)
 
 
-def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "model.gguf"
-    path.touch()
-    with pytest.raises(ModelError, match="is a file; give the folder"):
-        find_checkpoint(str(path), None)
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter; give the model that"),
+        (["model.gguf"], "is in the GGUF format; give the checkpoint that it was made from"),
+        (["config.json", "model-q4.gguf"], "is in the GGUF format"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            r"has pickled weights alone \(.bin\), which are never opened",
+        ),
+        (["config.json", "model.pt"], r"has pickled weights alone \(.pt\)"),
+    ],
+)
+def test_a_folder_of_something_else_is_named_for_what_it_is(tmp_path: Path, names: list[str], reason: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=reason):
+        find_checkpoint(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("model.gguf", "is in the GGUF format"), ("model.safetensors", "is a file; give the folder")]
+)
+def test_a_file_is_told_from_a_folder(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=reason):
+        find_checkpoint(str(tmp_path / name), None)
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who runs the tests may read everything, so the system's refusal is played."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ModelError, match="can't be read: Permission denied"):
+        find_checkpoint(str(tmp_path), None)
 
 
 def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from server.api.conversation import Conversation, JsonObject, image_part, text_part
 from server.api.errors import InvalidRequestError
 from server.api.openai.content import content_of
 from server.api.openai.fields import Text
+from server.api.openai.messages import Arguments
 from server.api.translation import validated
 from server.api.validation import quote
 
@@ -68,9 +69,9 @@ class MessageItem(BaseModel):
 class FunctionCallItem(BaseModel):
     model_config = ConfigDict(strict=True)
 
-    call_id: Text
-    name: Text
-    arguments: Text
+    call_id: Text = Field(min_length=1)
+    name: Text = Field(min_length=1)
+    arguments: Arguments
 
     def add_to(self, conversation: Conversation, _place: str) -> None:
         conversation.call(self.call_id, self.name, self.arguments)

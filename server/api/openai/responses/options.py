@@ -6,6 +6,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from server.api.conversation import JsonObject
 from server.api.openai.fields import Text, encodable
+from server.api.openai.tools import Name, Parameters
 from server.api.validation import quote
 
 MAX_METADATA = 16
@@ -15,9 +16,9 @@ class FunctionTool(BaseModel):
     model_config = ConfigDict(strict=True)
 
     type: Literal["function"]
-    name: Text
+    name: Name
     description: Text | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Parameters | None = None
     strict: bool | None = None
 
     def for_chat(self) -> JsonObject:

@@ -97,7 +97,6 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
     [
         ("max_tokens", None, "'max_tokens' is required."),
         ("max_tokens", 0, "'max_tokens': input should be greater than or equal to 1, got 0."),
-        ("max_tokens", 60, "maximum context length is 64 tokens"),
         ("messages", None, "'messages' is required."),
         ("messages", [], "'messages': list should have at least 1 item"),
         ("messages", [{"role": "tool", "content": "a"}], "'messages[0].role'"),
@@ -127,6 +126,16 @@ def test_bad_values_are_named(fake, say, field, value, message):
     assert message in error["error"]["message"]
     assert error["request_id"] == response.headers["request-id"] == response.headers["x-request-id"]
     assert not fake.engine.streams
+
+
+def test_more_tokens_than_fit_are_cut_and_a_prompt_is_not(fake, say):
+    """Clients have to name a number, and name a large one."""
+    fake.engine.texts = ("a",) * 100
+    message = say(max_tokens=32_000).json()
+    assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("model_context_window_exceeded", 59)
+    response = say(messages=[{"role": "user", "content": "a " * 64}])
+    assert response.status_code == 400
+    assert "maximum context length is 64 tokens" in response.json()["error"]["message"]
 
 
 def test_template_that_refuses_is_a_bad_request(fake, say):

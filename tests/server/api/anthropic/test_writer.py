@@ -18,10 +18,10 @@ CALL = [
 ]
 
 
-def events_of(*pieces, reason="stop", stop=None):
+def events_of(*pieces, reason="stop", stop=None, max_tokens=1):
     turn, tokens = written(*pieces, reason=reason)
     tokens[-1] = dataclasses.replace(tokens[-1], stop=stop)
-    writer = MessageWriter(turn, "req_1")
+    writer = MessageWriter(turn, max_tokens, "req_1")
     return told(writer, tokens), writer.whole()
 
 
@@ -92,14 +92,22 @@ def test_usage_is_whole_at_the_end():
     assert events[0]["message"]["usage"] == usage | {"output_tokens": 0}
 
 
-@pytest.mark.parametrize("arguments", ['{"city": "Pa', "[1]", ""])
-def test_arguments_that_were_cut_are_none(arguments):
+def test_a_message_that_its_context_cut_says_so():
+    _, whole = events_of([TextPiece("a")], [TextPiece("b")], reason="length", max_tokens=3)
+    assert whole["stop_reason"] == "model_context_window_exceeded"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ['{"city": "Pa', "[1]", "", "[" * 100_000, '{"days": 1e999}', '{"days": NaN}', '{"city": "\\ud800"}'],
+)
+def test_arguments_that_were_cut_or_cannot_be_told_are_none(arguments):
     _, whole = events_of([ToolCallPiece(0, arguments, id="call_a", name="weather")], reason="length")
     assert whole["content"][0]["input"] == {}
 
 
 def test_a_failure_is_an_error_with_the_requests_id():
     turn, _ = written([])
-    assert MessageWriter(turn, "req_1").failure(InternalError("no")) == [
+    assert MessageWriter(turn, 1, "req_1").failure(InternalError("no")) == [
         {"type": "error", "error": {"type": "api_error", "message": "no"}, "request_id": "req_1"}
     ]

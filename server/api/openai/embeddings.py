@@ -1,0 +1,196 @@
+"""``/v1/embeddings``: texts or tokens, each made a vector of."""
+
+import asyncio
+import time
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any, Literal
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from server.api.auth import UserDep
+from server.api.body import BodyRoute
+from server.api.dependencies import ServiceDep
+from server.api.disconnect import unless_client_leaves
+from server.api.errors import ContextLengthError, InvalidRequestError
+from server.api.openai.completions import token_ids
+from server.api.openai.fields import MAX_INT32, Prompt, Prompts, Text
+from server.api.openai.replies import JsonObject, encode_json, expert_usage
+from server.api.service import LoadedModel
+from server.engine.request import (
+    DeadlineExceededError,
+    ExpertUsage,
+    GenerationRequest,
+    Pooling,
+    PromptTooLongError,
+    RequestRefusedError,
+    SamplingParams,
+    TokenEvent,
+)
+
+MAX_INPUTS = 2048  # of a request, as OpenAI's
+MAX_AT_ONCE = 32  # inputs of a request that the engine knows of, so that one request does not fill its queue
+FLOAT32 = np.dtype("<f4")
+
+Vector = npt.NDArray[np.float32]
+
+router = APIRouter(tags=["embeddings"], dependencies=[UserDep], route_class=BodyRoute)
+
+
+class EmbeddingBody(BaseModel):
+    """OpenAI's, with the way of pooling; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: Text | None = None
+    input: Prompts
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
+    pooling: Pooling = "mean"
+    user: Any = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    timeout: float | None = Field(None, gt=0)  # seconds
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, body: object) -> object:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @field_validator("input")
+    @classmethod
+    def limit_inputs(cls, inputs: list[Prompt]) -> list[Prompt]:
+        if len(inputs) > MAX_INPUTS:
+            raise ValueError(f"must hold no more than {MAX_INPUTS} inputs, but holds {len(inputs)}: split the request")
+        if not all(inputs):
+            raise ValueError("must not hold an empty string or list")
+        return inputs
+
+
+@router.post("/v1/embeddings", response_model=None)
+async def create_embeddings(request: Request, body: EmbeddingBody, service: ServiceDep) -> Response:
+    model = service.accepting_model(body.model)
+    service.unknown_fields.note(body.model_extra or ())
+    check(body, model)
+    prompts = await asyncio.to_thread(encode_inputs, body.input, model)
+    events = await unless_client_leaves(request.receive, Embedding(model, body).of(prompts))
+    usage = {"prompt_tokens": sum(map(len, prompts)), "total_tokens": sum(map(len, prompts))}
+    reply = await asyncio.to_thread(encode_reply, model.name, body, events, usage)
+    return Response(reply, media_type="application/json")
+
+
+def check(body: EmbeddingBody, model: LoadedModel) -> None:
+    """Refuse what the model can't give.
+
+    Raises:
+        InvalidRequestError: it has no such vectors.
+
+    """
+    hidden_size = model.engine.hidden_size
+    if not hidden_size:
+        raise InvalidRequestError("This model answers what its encoder reads, and gives no embeddings.", "model")
+    if body.dimensions is not None and body.dimensions > hidden_size:
+        raise InvalidRequestError(
+            f"'dimensions' is {body.dimensions}, but this model's vectors have {hidden_size}.", "dimensions"
+        )
+
+
+def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel) -> list[list[int]]:
+    """The tokens of each input; may block.
+
+    Raises:
+        ContextLengthError: one is longer than the model's context.
+        InvalidRequestError: one has no tokens.
+
+    """
+    try:
+        prompts = token_ids(inputs, model.codec)
+    except PromptTooLongError as error:
+        raise ContextLengthError(str(error), "input") from error
+    longest, limit = max(map(len, prompts)), model.engine.max_model_len
+    if longest > limit:
+        raise ContextLengthError(
+            f"This model's maximum context length is {limit} tokens, but an input has {longest}: shorten it.", "input"
+        )
+    if not all(prompts):
+        raise InvalidRequestError("An input of 'input' has no tokens.", "input")
+    return prompts
+
+
+class Embedding:
+    """A request's inputs on their way through the engine."""
+
+    def __init__(self, model: LoadedModel, body: EmbeddingBody):
+        self._engine, self._body = model.engine, body
+        self._id = f"embd-{uuid4().hex}"
+        self._started = time.monotonic()
+        self._places = asyncio.Semaphore(MAX_AT_ONCE)
+
+    async def of(self, prompts: Sequence[Sequence[int]]) -> list[TokenEvent]:
+        """The event of each prompt that holds its vector.
+
+        Raises:
+            EngineError: one of the prompts failed; the others are cancelled.
+
+        """
+        tasks = [asyncio.create_task(self._embed(place, prompt)) for place, prompt in enumerate(prompts)]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _embed(self, place: int, prompt: Sequence[int]) -> TokenEvent:
+        async with self._places:
+            request = GenerationRequest(
+                f"{self._id}-{place}",
+                tuple(prompt),
+                SamplingParams(max_tokens=0),
+                self._body.priority,
+                self._seconds_left(),
+                pooling=self._body.pooling,
+            )
+            try:
+                stream = self._engine.submit(request)
+            except RequestRefusedError as error:
+                raise RequestRefusedError(str(error), "input") from error
+            try:
+                return [event async for event in stream][-1]
+            except DeadlineExceededError as error:  # which speaks of what was left when its turn came
+                raise DeadlineExceededError(
+                    f"the request was not done within {self._body.timeout:g} seconds"
+                ) from error
+            finally:
+                stream.cancel()
+
+    def _seconds_left(self) -> float | None:
+        """Of the whole request's time; the engine ends what has none left."""
+        seconds = self._body.timeout
+        return None if seconds is None else seconds - (time.monotonic() - self._started)
+
+
+def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], usage: JsonObject) -> bytes:
+    """OpenAI's form of it, vector by vector, so that the interpreter's lock is never held for long."""
+    data = []
+    experts = ExpertUsage()
+    for index, event in enumerate(events):
+        assert event.embedding is not None
+        vector = unit(event.embedding[: body.dimensions])
+        written = (
+            vector.tolist() if body.encoding_format == "float" else b64encode(vector.astype(FLOAT32).tobytes()).decode()
+        )
+        data.append(encode_json({"object": "embedding", "index": index, "embedding": written}))
+        experts += event.expert_usage or ExpertUsage()
+    rest = encode_json({"model": model, "usage": usage | {"greenroom": expert_usage(experts)}})
+    return f'{{"object":"list","data":[{",".join(data)}],{rest[1:]}'.encode()
+
+
+def unit(vector: Vector) -> Vector:
+    """A vector of length 1 in the same direction; one of zeros stays."""
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    return vector if length == 0 else (vector / length).astype(np.float32)

@@ -1,0 +1,83 @@
+"""What the control groups of this process leave it: memory and processors, by version 1 or 2 of the kernel's interface.
+
+https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+NO_LIMIT = 1 << 60  # version 1 writes "none" as the largest number of whole pages
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """Of the group that leaves least."""
+
+    limit_bytes: int
+    used_bytes: int  # without the page cache that the kernel gives up first
+
+    @property
+    def free_bytes(self) -> int:
+        return max(0, self.limit_bytes - self.used_bytes)
+
+
+def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimit | None:
+    """The tightest limit of memory that this process is under; None without one."""
+    limits = [
+        limit
+        for folder in _folders("memory", root, membership)
+        for limit in (
+            _memory(folder, "memory.max", "memory.current", "inactive_file"),
+            _memory(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        )
+        if limit is not None
+    ]
+    return min(limits, key=lambda limit: limit.free_bytes, default=None)
+
+
+def processor_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
+    """Processors' time that this process may use in as much time; None without a limit."""
+    shares = []
+    for folder in _folders("cpu", root, membership):
+        words = (_read(folder / "cpu.max") or "").split()
+        quota, period = words or (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        if quota and period and quota.isdecimal():  # "max" and -1 are none
+            shares.append(int(quota) / int(period))
+    return min(shares, default=None)
+
+
+def _folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
+    """Of the groups that this process is in, and of those around them.
+
+    In a container the paths may be those of outside; what is under the root then is the container's own.
+    """
+    for line in (_read(membership) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        names = [controllers, controller] if controllers else ["unified", ""]
+        base = next((root / name for name in names if (root / name / "cgroup.procs").exists()), None)
+        if base is None:
+            continue
+        folder = base / path.lstrip("/")
+        yield from (each for each in (folder, *folder.parents) if each.is_relative_to(base) and each.is_dir())
+
+
+def _memory(folder: Path, limit_name: str, used_name: str, cache_name: str) -> MemoryLimit | None:
+    limit, used, statistics = (_read(folder / name) for name in (limit_name, used_name, "memory.stat"))
+    if limit is None or used is None or not limit.isdecimal() or int(limit) >= NO_LIMIT:
+        return None
+    fields = dict(line.split() for line in (statistics or "").splitlines())
+    return MemoryLimit(int(limit), max(0, int(used) - int(fields.get(cache_name, 0))))
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

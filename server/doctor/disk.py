@@ -1,0 +1,72 @@
+"""The disk that experts are read from: room, direct reads, speed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, ParameterSpec
+from server.inspection.bandwidth import measure_disk, temporary_experts
+from server.memory import format_bytes
+
+from .finding import Finding
+
+PIECE_BYTES = 4 << 20  # of experts that are made up
+
+
+def check_disk(folder: Path, catalog: ExpertCatalog | None, token_bytes: int) -> Finding:
+    """Room and speed of a disk.
+
+    Args:
+        folder: where a model lies, or will lie; it may not exist yet.
+        catalog: the model's experts; without them, some are written to a temporary file.
+        token_bytes: of the experts of one token.
+    """
+    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+    room = f"{folder}: {format_bytes(shutil.disk_usage(place).free)} free"
+    try:
+        with _experts(place, catalog) as experts:
+            is_direct, speed = takes_direct_reads(experts.paths[0]), measure_disk(experts)
+    except (OSError, ExpertStoreError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return Finding("disk", "warn", f"{room}; its speed can't be measured: {reason}")
+    message = (
+        f"{room}; {speed / 1e9:.2f} GB/s {'past' if is_direct else 'through'} the page cache, "
+        f"{1000 * token_bytes / speed:.1f} ms for the experts of a token if none is in memory"
+    )
+    if not is_direct:
+        advice = "no direct reads here (O_DIRECT): models are faster on a local disk with ext4 or xfs"
+        return Finding("disk", "warn", message, advice)
+    return Finding("disk", "ok", message)
+
+
+def takes_direct_reads(path: Path) -> bool:
+    """Whether a file can be read past the page cache."""
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError:
+        return False
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            os.preadv(file, [page], 0)
+    except OSError:
+        return False
+    finally:
+        os.close(file)
+    return True
+
+
+@contextmanager
+def _experts(folder: Path, catalog: ExpertCatalog | None) -> Iterator[ExpertCatalog]:
+    if catalog is not None:
+        yield catalog
+        return
+    layout = ExpertLayout((ParameterSpec("weights", torch.uint8, (PIECE_BYTES,)),))
+    with temporary_experts(layout, folder) as made_up:
+        yield made_up

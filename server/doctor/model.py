@@ -1,0 +1,75 @@
+"""A model: whether it can be served here, and what of it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+
+from expert_store import ExpertStoreError
+from server.device import find_device
+from server.fitting import check_budgets, check_trunk
+from server.inspection.survey import Survey, fit, survey
+from server.memory import format_bytes
+from server.model.checkpoint import find_local
+from server.model.download import check_room
+from server.model.errors import ModelError
+from server.settings import ServeSettings, SettingsError
+
+from .disk import check_disk
+from .finding import Finding
+
+REFUSALS = (ModelError, ExpertStoreError, SettingsError)
+
+
+def check_model(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
+    """What it is, the disk that it lies on, and what of it fits."""
+    try:
+        device = find_device(settings.device)
+        missing = check_room(model, settings.revision) if model is not None and find_local(model) is None else 0
+        found = survey(model, settings, device)
+    except REFUSALS as error:
+        yield Finding("model", "fail", str(error))
+        return
+    yield Finding("model", "ok", _describe(found, missing))
+    if model is not None and found.has_experts:
+        yield check_disk(found.catalog.paths[0].parent, found.catalog, found.active_expert_bytes)
+    else:  # where models will come to
+        yield check_disk(Path(constants.HF_HUB_CACHE), None, found.active_expert_bytes)
+    yield _check_fit(found, settings, device)
+
+
+def _describe(found: Survey, missing: int) -> str:
+    shape, catalog = found.outline, found.catalog
+    text = (
+        f"{found.name}: {shape.architecture}, trunk {format_bytes(shape.trunk_bytes)} in "
+        f"{str(shape.dtype).removeprefix('torch.')}, {found.num_experts} experts in {len(catalog.layers)} layers, "
+        f"{format_bytes(catalog.total_bytes)}"
+    )
+    return f"{text}; {format_bytes(missing)} to download" if missing else text
+
+
+def _check_fit(found: Survey, settings: ServeSettings, device: torch.device) -> Finding:
+    shape, catalog, top_k = found.outline, found.catalog, max(found.outline.top_k.values())
+    try:
+        check_trunk(shape.trunk_bytes, catalog, shape.dtype, device)
+        plan = fit(found, settings, device)
+        check_budgets(settings, catalog, top_k, plan.free, plan.kv.nbytes, plan.host_bytes, plan.device_bytes)
+    except REFUSALS as error:
+        reason, _, advice = str(error).partition("; ")
+        return Finding("memory plan", "fail", reason, advice or None)
+    parts = [
+        f"{slots} of {found.num_experts} experts ({slots / found.num_experts:.0%}) in {format_bytes(budget)} of {name}"
+        for name, slots, budget in (
+            ("device memory", plan.device_slots, plan.device_bytes),
+            ("memory", plan.host_slots, plan.host_bytes),
+        )
+        if slots
+    ]
+    kv = f"{format_bytes(plan.kv.nbytes)} of KV cache for {plan.kv.num_tokens} tokens, context {plan.kv.max_model_len}"
+    if plan.kv.max_model_len < shape.max_model_len and settings.max_model_len is None:
+        advice = f"the model's context is {shape.max_model_len} tokens: more memory, or --kv-cache-memory"
+        return Finding("memory plan", "warn", "; ".join([*parts, kv]), advice)
+    return Finding("memory plan", "ok", "; ".join([*parts, kv]))

@@ -1,0 +1,85 @@
+"""Software, devices, the hub, and the port."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, get_token
+from packaging.requirements import Requirement
+
+from server.connections import listen
+from server.memory import format_bytes
+from server.settings import SettingsError
+
+from .finding import Finding
+
+DRIVER = Path("/proc/driver/nvidia/version")
+TOLD = ("torch", "transformers", "huggingface-hub")
+
+
+def check_versions() -> Finding:
+    """Whether the packages that Greenroom stands on have versions that it works with."""
+    wrong = []
+    for line in requires("greenroom") or ():
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = version(requirement.name)
+        except PackageNotFoundError:
+            installed = "missing"
+        if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append((requirement, installed))
+    message = ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in TOLD)])
+    if wrong:
+        found = ", ".join(f"{requirement.name} is {installed}" for requirement, installed in wrong)
+        names = " ".join(f"'{requirement.name}{requirement.specifier}'" for requirement, _ in wrong)
+        return Finding("versions", "fail", f"{message}; {found}", f"pip install {names}")
+    return Finding("versions", "ok", message)
+
+
+def check_devices(driver: Path = DRIVER) -> Finding:
+    """CUDA devices that torch sees, or why there are none."""
+    build = f"torch {torch.__version__} " + (f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA")
+    if torch.cuda.is_available():
+        devices = []
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            name = torch.cuda.get_device_name(number)
+            devices.append(f"cuda:{number} {name}, {format_bytes(free)} free of {format_bytes(total)}")
+        return Finding("devices", "ok", f"{'; '.join(devices)}; {build}; {_driver(driver)}")
+    if driver.exists():
+        advice = "install a torch that fits the driver: https://pytorch.org/get-started"
+        return Finding("devices", "warn", f"torch sees no CUDA device; {build}; {_driver(driver)}", advice)
+    return Finding("devices", "ok", f"the processor alone; {build}")
+
+
+def _driver(path: Path) -> str:
+    try:
+        return path.read_text().splitlines()[0].removeprefix("NVRM version: ").strip()
+    except (OSError, IndexError):
+        return "the driver's version can't be read"
+
+
+def check_hub() -> Finding:
+    """Where models are downloaded to, and as whom."""
+    cache = Path(constants.HF_HUB_CACHE)
+    message = f"cache {cache}" + ("" if cache.is_dir() else " (empty)")
+    if constants.HF_HUB_OFFLINE:
+        message += "; HF_HUB_OFFLINE is set, so nothing is downloaded"
+    if get_token() is None:
+        return Finding("hub", "ok", f"{message}; no token: gated models need `hf auth login`")
+    return Finding("hub", "ok", f"{message}; a token is there")
+
+
+def check_port(host: str, port: int) -> Finding:
+    """Whether the address can be listened on."""
+    try:
+        listen(host, port).close()
+    except SettingsError as error:
+        reason, _, advice = str(error).partition("; ")
+        return Finding("port", "fail", reason, advice)
+    return Finding("port", "ok", f"{host}:{port} is free" if port else f"{host} has free ones")

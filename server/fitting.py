@@ -1,0 +1,76 @@
+"""Whether a model fits the memory that there is; what does not is refused before the system kills the process."""
+
+from __future__ import annotations
+
+import torch
+
+from expert_store import ExpertCatalog, least_bytes
+from server.expert_plan import FreeMemory
+from server.memory import format_bytes
+from server.settings import ServeSettings, SettingsError
+
+GIB = 1 << 30
+MORE_MEMORY = "free some, take a machine with more, or `greenroom pack --weights int4` the model"
+
+
+def check_trunk(trunk_bytes: int, catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device) -> None:
+    """Before a trunk is loaded: check that it fits, with one expert of every layer.
+
+    Raises:
+        SettingsError: it does not; the message says which flag to change.
+    """
+    free, least = FreeMemory.beside_trunk(device), least_bytes(catalog, 1)
+    # On its way to a device a trunk passes through the host's memory.
+    short = free.device if trunk_bytes + least > free.device else free.host
+    if trunk_bytes + least <= short:
+        return
+    advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.is_cuda else MORE_MEMORY
+    raise SettingsError(
+        f"the model does not fit: its trunk takes {format_bytes(trunk_bytes)} in {str(dtype).removeprefix('torch.')} "
+        f"and its experts at least {format_bytes(least)}, of {format_bytes(short)} available; {advice}"
+    )
+
+
+def check_budgets(
+    settings: ServeSettings,
+    catalog: ExpertCatalog,
+    top_k: int,
+    free: FreeMemory,
+    kv_bytes: int,
+    host_bytes: int,
+    device_bytes: int,
+) -> None:
+    """Before memory is taken for experts and KV cache: check that what was planned fits beside the trunk.
+
+    Args:
+        top_k: experts a token, of the widest layer.
+
+    Raises:
+        SettingsError: it does not; the message says which flag to change, and to what.
+    """
+    least, total = least_bytes(catalog, top_k), catalog.total_bytes
+    on_host, on_device = min(host_bytes, total), min(device_bytes, total)
+    if free.is_cuda:
+        _check("--device-expert-memory", settings.device_expert_memory, on_device, least, free.device, kv_bytes)
+        _check("--host-expert-memory", settings.host_expert_memory, on_host, least, free.host, 0)
+    else:
+        _check("--host-expert-memory", settings.host_expert_memory, on_host, least, free.host - on_device, kv_bytes)
+
+
+def _check(flag: str, text: str, planned: int, least: int, free: int, kv_bytes: int) -> None:
+    """Whether the experts of one tier fit, and beside them the KV cache, if it lies in the same memory."""
+    if planned + kv_bytes <= free:
+        return
+    beside = f" beside {format_bytes(kv_bytes)} of KV cache" if kv_bytes else ""
+    if least + kv_bytes <= free:
+        change = f"{flag} {text} is {format_bytes(planned)}{beside}, and {format_bytes(max(0, free))} are available"
+        raise SettingsError(f"{change}; give {flag} {as_flag(free - kv_bytes)} at most, or auto")
+    needs = f"the experts of a token need {format_bytes(least)}{beside}, and {format_bytes(max(0, free))} are available"
+    if kv_bytes and least < free:
+        raise SettingsError(f"{needs}; give --kv-cache-memory {as_flag(free - least)} at most, or less --max-model-len")
+    raise SettingsError(f"{needs} beside the trunk; {MORE_MEMORY}")
+
+
+def as_flag(nbytes: int) -> str:
+    """A size as a flag takes it, rounded down."""
+    return f"{nbytes * 10 // GIB / 10}GiB" if nbytes >= 10 * GIB else f"{nbytes >> 20}MiB"

@@ -1,0 +1,108 @@
+"""Reasoning, text and a call in one turn, in both dialects beside chats: the unmodified packages, on a real socket."""
+
+import anthropic
+import openai
+import pytest
+
+from tests.chat_formats import FAMILIES, SCHEMAS
+from tests.server.api.fakes import MODEL
+
+ASK = {"role": "user", "content": "Rain?"}
+FUNCTIONS = [
+    {"type": "function", "name": name, "parameters": schema, "strict": True} for name, schema in SCHEMAS.items()
+]
+TOOLS = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.items()]
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+@pytest.fixture
+def hermes(fake):
+    """A model that writes calls as Hermes does, and reasons."""
+    fake.codec.chat_traits = FAMILIES["hermes"].traits
+    fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
+    fake.engine.max_model_len = 1024
+    return fake
+
+
+@pytest.fixture
+def openai_client(hermes, url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic_client(hermes, url):
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+def conversation_of(call_id):
+    """What the template gets of the turn when it comes back with a result."""
+    function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+    return [
+        ASK,
+        {
+            "role": "assistant",
+            "content": "I look.",
+            "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+            **dict.fromkeys(("reasoning_content", "reasoning", "thinking"), "Rain?"),
+        },
+        {"role": "tool", "content": "no", "tool_call_id": call_id, "name": "get_weather"},
+    ]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_responses(hermes, openai_client, streams):
+    asked = {"model": MODEL, "tools": FUNCTIONS}
+    if streams:
+        with openai_client.responses.stream(**asked, input=[ASK]) as stream:
+            response = stream.get_final_response()
+    else:
+        response = openai_client.responses.create(**asked, input=[ASK])
+    reasoning, message, call = response.output
+    assert reasoning.content[0].text == "Rain?"
+    assert message.content[0].text == response.output_text == "I look."
+    assert (call.name, call.arguments) == ("get_weather", '{"city": "Paris"}')
+    assert response.usage.output_tokens_details.reasoning_tokens == 2
+    output = {"type": "function_call_output", "call_id": call.call_id, "output": "no"}
+    openai_client.responses.create(**asked, input=[ASK, *response.output, output])
+    assert hermes.codec.conversations[-1] == conversation_of(call.call_id)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_messages(hermes, anthropic_client, streams):
+    asked = {"model": MODEL, "tools": TOOLS, "max_tokens": 200}
+    if streams:
+        with anthropic_client.messages.stream(**asked, messages=[ASK]) as stream:
+            message = stream.get_final_message()
+    else:
+        message = anthropic_client.messages.create(**asked, messages=[ASK])
+    thinking, text, use = message.content
+    assert (thinking.thinking, text.text, use.name, use.input) == ("Rain?", "I look.", "get_weather", {"city": "Paris"})
+    assert message.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "no"}
+    said = [ASK, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
+    anthropic_client.messages.create(**asked, messages=said)
+    assert hermes.codec.conversations[-1] == conversation_of(use.id)
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        ({"thinking": {"type": "disabled"}}, {"enable_thinking": False, "thinking": False}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"enable_thinking": True, "thinking": True}),
+        (
+            {"output_config": {"effort": "max"}},
+            {"reasoning_effort": "xhigh", "enable_thinking": True, "thinking": True},
+        ),
+        ({}, {}),
+    ],
+)
+def test_templates_are_told_whether_a_message_is_to_think(hermes, anthropic_client, asked, options):
+    anthropic_client.messages.create(model=MODEL, max_tokens=8, messages=[ASK], **asked)
+    assert hermes.codec.options == [options]
+
+
+def test_templates_are_told_the_effort_of_a_response(hermes, openai_client):
+    openai_client.responses.create(model=MODEL, input=[ASK], reasoning={"effort": "low", "summary": "auto"})
+    assert hermes.codec.options == [{"reasoning_effort": "low", "enable_thinking": True, "thinking": True}]

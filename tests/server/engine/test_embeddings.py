@@ -1,0 +1,85 @@
+"""Embeddings of real architectures, beside requests that write: the hidden states of stock transformers, pooled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.engine.engine import Engine
+from server.engine.request import GenerationRequest, Pooling, RequestRefusedError, SamplingParams
+from server.model.loading import load_trunk
+from tests.checkpoints import load_stock, make_checkpoint
+from tests.server.engine.test_models import engine_over, some_prompts, write
+
+PROMPTS = [[token % 110 + 3 for token in prompt] for prompt in some_prompts(1)]
+POOLINGS: tuple[Pooling, ...] = ("mean", "last")
+TOLERANCE = 2e-5  # of the largest number of a vector, in float32
+
+
+async def embed(engine: Engine, prompt: Sequence[int], pooling: Pooling) -> npt.NDArray[np.float32]:
+    request = GenerationRequest("test", tuple(prompt), SamplingParams(0), pooling=pooling)
+    (event,) = [event async for event in engine.submit(request)]
+    assert event.embedding is not None
+    return event.embedding
+
+
+async def embed_in_company(engine: Engine) -> list[npt.NDArray[np.float32]]:
+    """Each prompt in both ways, while it is also continued."""
+    writing = [asyncio.create_task(write(engine, prompt, SamplingParams(12, temperature=0.0))) for prompt in PROMPTS]
+    vectors = await asyncio.gather(*(embed(engine, prompt, pooling) for prompt in PROMPTS for pooling in POOLINGS))
+    await asyncio.gather(*writing)
+    return list(vectors)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "jamba", "llama4", "gemma4", "deepseek_v4"]
+)
+def test_vectors_are_pooled_from_what_stock_gives_its_head(name: str, tmp_path: Path) -> None:
+    """With chunked prompts, shared beginnings, a cache so small that some are preempted, and the fewest experts."""
+    folder = make_checkpoint(name, tmp_path)
+    whole, trunk = load_stock(folder), load_trunk(folder, torch.float32)
+    # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
+    stock = whole.get_decoder() if hasattr(whole.get_decoder(), "lm_head") else whole
+    store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
+    with engine_over(trunk, store, num_blocks=40) as (engine, _):
+        vectors = asyncio.run(embed_in_company(engine))
+    store.close()
+    found = iter(vectors)
+    for prompt in PROMPTS:
+        with torch.inference_mode():
+            output = stock(torch.tensor([prompt]), use_cache=False, output_hidden_states=True)
+        hidden = output.hidden_states[-1][0]  # (tokens, hidden)
+        for expected in (hidden.mean(0), hidden[-1]):
+            error = np.abs(next(found) - expected.numpy()).max() / float(expected.abs().max())
+            assert error < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "qwen3_next", "deepseek_v4"])
+def test_deterministic_vectors_are_the_same_in_any_company(name: str, tmp_path: Path) -> None:
+    """To the last bit, though prompts are cut into other chunks."""
+    trunk = load_trunk(make_checkpoint(name, tmp_path), torch.float32, is_deterministic=True)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    with engine_over(trunk, store, num_blocks=200) as (engine, _):
+        together = asyncio.run(embed_in_company(engine))
+        alone = [asyncio.run(embed(engine, prompt, pooling)) for prompt in PROMPTS for pooling in POOLINGS]
+    store.close()
+    for found, expected in zip(together, alone, strict=True):
+        assert found.tobytes() == expected.tobytes()
+
+
+def test_a_model_that_reads_prompts_whole_has_none(tmp_path: Path) -> None:
+    trunk = load_trunk(make_checkpoint("switch_transformers", tmp_path), torch.float32)
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    with (
+        engine_over(trunk, store, num_blocks=40) as (engine, _),
+        pytest.raises(RequestRefusedError, match="there is no embedding"),
+    ):
+        asyncio.run(embed(engine, [5, 6], "mean"))
+    store.close()

@@ -1,0 +1,105 @@
+"""What does not fit memory is refused with the flag to change, and what to change it to fits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from expert_store import ExpertCatalog, least_bytes, read_index
+from server import expert_plan
+from server.expert_plan import RESERVE_BYTES, FreeMemory, plan_experts
+from server.fitting import as_flag, check_budgets, check_trunk
+from server.model.checkpoint import BUNDLED
+from server.model.checkpoint_map import map_checkpoint
+from server.model.loading import build_model, read_config
+from server.settings import ServeSettings, SettingsError, parse_budget
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TOP_K = 2
+
+
+@pytest.fixture(scope="module")
+def catalog() -> ExpertCatalog:
+    """Of 96 experts in 20 MiB."""
+    model = build_model(read_config(BUNDLED), torch.bfloat16)
+    return map_checkpoint(model, read_index([BUNDLED / "model.safetensors"])).catalog
+
+
+def fit(catalog: ExpertCatalog, free: FreeMemory, kv_bytes: int = 0, **settings: str) -> None:
+    """Plan as serving does, and check the plan."""
+    asked = ServeSettings.model_validate(settings)
+    budgets = plan_experts(asked, catalog, TOP_K, free, kv_bytes)
+    check_budgets(asked, catalog, TOP_K, free, kv_bytes, *budgets)
+
+
+def advised(message: str) -> str:
+    match = re.search(r"([\d.]+[GM]iB) at most", message)
+    assert match is not None, message
+    return match.group(1)
+
+
+def test_budgets_left_to_us_fit_wherever_the_least_does(catalog: ExpertCatalog) -> None:
+    least = least_bytes(catalog, TOP_K)
+    for host in (least, least + 1000, RESERVE_BYTES, RESERVE_BYTES + catalog.total_bytes, 1 << 40):
+        fit(catalog, FreeMemory(host, host, is_cuda=False))
+
+
+def test_the_budget_that_is_advised_fits(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    with pytest.raises(
+        SettingsError, match=r"--host-expert-memory 90% is 18\.2 MiB beside 1\.0 MiB of KV cache, and"
+    ) as bad:
+        fit(catalog, free, 1 << 20, host_expert_memory="90%")
+    fit(catalog, free, 1 << 20, host_expert_memory=advised(str(bad.value)))
+
+
+def test_a_budget_beyond_all_experts_takes_no_more_than_these(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(30 << 20, 30 << 20, is_cuda=False)
+    fit(catalog, free, host_expert_memory="1000GiB")
+
+
+def test_a_kv_cache_that_leaves_no_room_for_experts_is_the_one_to_change(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    with pytest.raises(SettingsError, match=r"give --kv-cache-memory .*MiB at most, or less --max-model-len") as bad:
+        fit(catalog, free, 20 << 20)
+    fit(catalog, free, parse_budget(advised(str(bad.value))).resolve(0, 0))
+
+
+def test_each_memory_is_checked_where_compute_has_its_own(catalog: ExpertCatalog) -> None:
+    with pytest.raises(SettingsError, match="give --device-expert-memory 9MiB at most, or auto"):
+        fit(catalog, FreeMemory(1 << 40, 10 << 20, is_cuda=True), 1 << 20, device_expert_memory="100%")
+    with pytest.raises(SettingsError, match="give --host-expert-memory 10MiB at most, or auto"):
+        fit(catalog, FreeMemory(10 << 20, 1 << 40, is_cuda=True), 1 << 20, host_expert_memory="100%")
+
+
+def test_experts_of_a_token_that_fit_nowhere_are_told(catalog: ExpertCatalog) -> None:
+    with pytest.raises(SettingsError, match=r"need 432\.0 KiB, and 400\.0 KiB are available beside"):
+        fit(catalog, FreeMemory(400 << 10, 400 << 10, is_cuda=False))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "advice"),
+    [
+        (torch.float32, CPU, "30.0 GiB in float32 .* try --dtype bfloat16"),
+        (torch.bfloat16, CPU, "take a machine with more"),
+        (torch.bfloat16, CUDA, "of 10.0 GiB available; try --device cpu"),
+    ],
+)
+def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
+    catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 20 << 30)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (10 << 30, 80 << 30))
+    check_trunk(1 << 30, catalog, dtype, device)
+    with pytest.raises(SettingsError, match=advice):
+        check_trunk(30 << 30, catalog, dtype, device)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(1 << 20, "1MiB"), ((9 << 30) + 1, "9216MiB"), (int(20.19 * (1 << 30)), "20.1GiB")]
+)
+def test_sizes_are_rounded_down_for_flags(nbytes: int, text: str) -> None:
+    assert as_flag(nbytes) == text
+    assert parse_budget(text).resolve(0, 0) <= nbytes
