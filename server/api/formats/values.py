@@ -53,7 +53,10 @@ def typed_json(raw: str, schema: Mapping[str, Any]) -> str:
     found = read_value(raw.strip(), reads_python=bool(types) and "string" not in types)
     if found is None or ("string" in types and not types & JSON_TYPES.get(type(found[0]), set())):
         return encode(raw)
-    return encode(found[0])
+    try:
+        return encode(found[0])
+    except RecursionError:
+        return encode(raw)
 
 
 def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:
