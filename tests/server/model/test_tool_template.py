@@ -128,6 +128,15 @@ def test_what_a_template_can_not_do_with_messages_is_a_refusal(tmp_path: Path) -
         tokenizer_of(tmp_path, template).encode_chat(CONVERSATION[:1])
 
 
+def test_arguments_nested_too_deeply_are_a_refusal(tmp_path: Path) -> None:
+    deep = '{"a": ' * 900 + "1" + "}" * 900
+    messages = json.loads(json.dumps(CONVERSATION).replace(json.dumps(ARGUMENTS), json.dumps(deep)))
+    codec = Codec(tokenizer_of(tmp_path, FAMILIES["hermes"].template))
+    with pytest.raises(RequestRefusedError, match="the model's chat template refuses the messages") as raised:
+        codec.encode_chat(messages, (), TOOLS)
+    assert raised.value.param == "messages"
+
+
 def test_options_are_variables_of_the_template(tmp_path: Path) -> None:
     template = SHOWS + "{{ 'thinks' if enable_thinking else 'speaks' }}"
     assert rendered(tokenizer_of(tmp_path, template), CONVERSATION[:1], enable_thinking=True).endswith("thinks")
