@@ -25,7 +25,10 @@ RENDER_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    "messages",
+    "conversations",
+}
 
 
 class ChatTemplateError(ModelError):

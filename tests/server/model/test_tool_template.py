@@ -142,7 +142,9 @@ def test_options_are_variables_of_the_template(tmp_path: Path) -> None:
     assert rendered(tokenizer_of(tmp_path, template), CONVERSATION[:1], enable_thinking=True).endswith("thinks")
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tools", "messages", "tokenize", "add_generation_prompt"])
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tools", "messages", "conversations", "tokenize", "add_generation_prompt"]
+)
 def test_options_are_nothing_else(name: str, tmp_path: Path) -> None:
     codec = Codec(tokenizer_of(tmp_path, SHOWS))
     with pytest.raises(RequestRefusedError, match=f"must not hold '{name}'") as raised:
