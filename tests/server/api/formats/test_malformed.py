@@ -95,6 +95,12 @@ def test_reasoning_that_only_mentions_the_tag_goes_on() -> None:
     assert (turn.reasoning, turn.content, turn.calls) == ("Maybe <tool_call> helps? No.", "Hello", [])
 
 
+def test_a_call_that_is_drafted_within_reasoning_is_none() -> None:
+    call = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+    turn = read(parser_of(FAMILIES["hermes"]), f"<think>Then {call} it is.</think>\n{call}")
+    assert (turn.reasoning, turn.calls) == (f"Then {call} it is.", [("a", "{}")])
+
+
 def test_a_call_ends_reasoning_that_was_not_closed() -> None:
     text = "<think>I call.\n<tool_call>\n" + json.dumps({"name": "a", "arguments": {}}) + "\n</tool_call>"
     turn = read(parser_of(FAMILIES["hermes"]), text)
