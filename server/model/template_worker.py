@@ -12,6 +12,8 @@ import resource
 import signal
 import struct
 import sys
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +64,13 @@ def main() -> None:
     import transformers.utils.chat_template_utils  # noqa: F401, PLC0415  takes most of a second
 
     limit_memory()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(READY)
-    answers.flush()
-    while head := requests.read(LENGTH.size):
-        limit_time()
-        reply = answer(marshal.loads(requests.read(*LENGTH.unpack(head))))  # noqa: S302  the server's own
-        answers.write(LENGTH.pack(len(reply)) + reply)
-        answers.flush()
+    requests, answers = sys.stdin.buffer, FileIO(sys.stdout.fileno(), "w", closefd=False)
+    with suppress(BrokenPipeError, EOFError):  # the server has ended without waiting for an answer
+        answers.write(READY)
+        while len(head := requests.read(LENGTH.size)) == LENGTH.size:
+            limit_time()
+            reply = answer(marshal.loads(requests.read(*LENGTH.unpack(head))))  # noqa: S302  the server's own
+            answers.write(LENGTH.pack(len(reply)) + reply)
 
 
 if __name__ == "__main__":
