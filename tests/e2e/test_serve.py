@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,17 +17,6 @@ from expert_store import read_trace
 from tests.e2e.processes import Server, run_command, serving
 
 QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def test_the_ready_line_names_address_and_model(server: Server) -> None:
