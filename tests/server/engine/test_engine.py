@@ -314,12 +314,19 @@ def test_stopping_ends_open_streams_with_an_error() -> None:
 
 def test_halting_ends_open_streams_while_a_step_still_runs() -> None:
     rig = Rig()
-    gate = threading.Event()
-    rig.model.before_step = lambda: gate.wait(30)
+    has_begun, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        has_begun.set()
+        gate.wait(30)
+
+    rig.model.before_step = wait
 
     async def scenario() -> None:
         rig.engine.start()
-        streams = [rig.submit(b"running", 50), rig.submit(b"next", 50)]
+        streams = [rig.submit(b"running", 50)]
+        await asyncio.to_thread(has_begun.wait, 30)
+        streams.append(rig.submit(b"next", 50))
         rig.engine.halt()
         for stream in streams:
             with pytest.raises(EngineUnavailableError, match="shutting down"):
