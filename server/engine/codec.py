@@ -87,7 +87,7 @@ class Codec:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
         for message in messages:
-            content = message["content"]
+            content = message["content"] or ""  # a message that calls tools may say nothing
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             self._tokenizer.check_length("".join(texts))
         messages, shown = self._tokenizer.tool_template.adapt(messages), [read_image(image) for image in images]

@@ -7,13 +7,13 @@ own; only a process of its own, which may be killed, keeps it from computing and
 
 from __future__ import annotations
 
-import contextlib
 import marshal
-import os
 import resource
 import signal
 import struct
 import sys
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,14 @@ def main() -> None:
     import transformers.utils.chat_template_utils  # noqa: F401, PLC0415  takes most of a second
 
     limit_memory()
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    answers.write(READY)
-    answers.flush()
-    while head := requests.read(LENGTH.size):
-        limit_time()
-        reply = answer(marshal.loads(requests.read(*LENGTH.unpack(head))))  # noqa: S302  the server's own
-        answers.write(LENGTH.pack(len(reply)) + reply)
-        answers.flush()
+    requests, answers = sys.stdin.buffer, FileIO(sys.stdout.fileno(), "w", closefd=False)
+    with suppress(BrokenPipeError, EOFError):  # the server has ended without waiting for an answer
+        answers.write(READY)
+        while len(head := requests.read(LENGTH.size)) == LENGTH.size:
+            limit_time()
+            reply = answer(marshal.loads(requests.read(*LENGTH.unpack(head))))  # noqa: S302  the server's own
+            answers.write(LENGTH.pack(len(reply)) + reply)
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(BrokenPipeError):  # the server ended meanwhile
-        main()
-    os._exit(0)  # nothing is left to be written to it
+    main()
