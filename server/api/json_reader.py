@@ -10,7 +10,8 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 MAX_DEPTH = 128
-MAX_VALUES = 1 << 20  # of a body; each takes memory far beyond its text
+MAX_VALUES = 100_000  # of a text, beside token ids; each takes memory far beyond its characters
+MAX_TOKEN_IDS = 1 << 20  # numbers that follow one another in lists
 MAX_DIGITS = 1000
 PIECE = 1 << 17  # characters that one call looks at
 
@@ -56,7 +57,7 @@ def read_json(data: bytes | bytearray) -> Any:
 class _Reader:
     def __init__(self, text: str):
         self.text, self.place = text, 0
-        self._num_values = 0
+        self._num_values = self._num_token_ids = 0
 
     def error(self, what: str) -> JSONError:
         return JSONError(f"{what} at character {self.place}")
@@ -68,7 +69,9 @@ class _Reader:
 
     def value(self, depth: int) -> Any:
         self.skip_space()
-        self._count(1)
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise JSONError(f"it has more than {MAX_VALUES} values")
         if depth > MAX_DEPTH:
             raise JSONError(f"it is nested deeper than {MAX_DEPTH} levels")
         first = self.text[self.place : self.place + 1]
@@ -81,11 +84,6 @@ class _Reader:
         if first in _WORDS:
             return self._word(*_WORDS[first])
         return self._number()
-
-    def _count(self, num_values: int) -> None:
-        self._num_values += num_values
-        if self._num_values > MAX_VALUES:
-            raise JSONError(f"it has more than {MAX_VALUES} values")
 
     def _word(self, word: str, value: object) -> object:
         if not self.text.startswith(word, self.place):
@@ -115,7 +113,9 @@ class _Reader:
         while True:
             while (tokens := _TOKENS.match(self.text, self.place)) is not None:
                 run = tokens[0].rstrip(", \t\n\r").split(",")
-                self._count(len(run))
+                self._num_token_ids += len(run)
+                if self._num_token_ids > MAX_TOKEN_IDS:
+                    raise JSONError(f"it has more than {MAX_TOKEN_IDS} numbers in lists")
                 values += map(int, run)
                 self.place = tokens.end()
             values.append(self.value(depth + 1))
