@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
+
+from server.complaint import INTERRUPTED, WRONG_USAGE
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,22 @@ class _Parser(argparse.ArgumentParser):
     """One line for wrong usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Name arguments that there are not, each with the flag that was perhaps meant."""
+        flags = list(self._option_string_actions)
+        self.error(
+            "unrecognized arguments: " + " ".join(word + _meant(word.partition("=")[0], flags) for word in unknown)
+        )
 
 
-def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def build_parser(words: Sequence[str]) -> _Parser:
     """The parser of a command line: of its subcommands, only the one that is named has its arguments."""
     parser = _Parser(
         prog="greenroom", description="Serve Mixture-of-Experts models larger than memory.", allow_abbrev=False
@@ -83,18 +98,26 @@ def build_parser(words: Sequence[str]) -> argparse.ArgumentParser:
         if subcommand.name in words[:1]:
             module = import_module(subcommand.module)
             module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
+            subparser.set_defaults(run=module.run, refuse=subparser.refuse)
     return parser
 
 
 def main() -> None:
     """Run the command line; exits with 0, 1 for a failure, 2 for wrong usage."""
     words = sys.argv[1:]
-    arguments = build_parser(words).parse_args(words)
+    parser = build_parser(words)
+    names = [subcommand.name for subcommand in SUBCOMMANDS]
+    if not words:
+        parser.error(f"name a command: {', '.join(names)}")
+    if not words[0].startswith("-") and words[0] not in names:
+        parser.error(f"there is no command {words[0]}{_meant(words[0], names)}")
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        arguments.refuse(unknown)
     try:
         sys.exit(arguments.run(arguments))
     except KeyboardInterrupt:
-        sys.exit(130)  # what a shell gives a command that Ctrl-C ended
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 
-from server.complaint import FAILURE, complain
+from server.complaint import FAILURE, INTERRUPTED, complain, ending_at_once, say
 from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
-INTERRUPTED = 130  # what a shell gives a command that Ctrl-C ended
+UNFINISHED = "interrupted; the same command goes on from here"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(1)  # a job is a thread
     try:
-        folder, name = find_checkpoint(arguments.model, arguments.revision)
+        with ending_at_once(UNFINISHED):
+            folder, name = find_checkpoint(arguments.model, arguments.revision)
         model = build_model(read_config(folder), torch.bfloat16)
         source = pack_source(model, folder, name, arguments.weights)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
@@ -49,15 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     except (ModelError, ExpertStoreError) as error:
         return complain(error, FAILURE)
     except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on from here", INTERRUPTED)
+        return say(UNFINISHED, INTERRUPTED)
     if not is_new:
-        return _say(f"{arguments.out} holds this pack already, and every record of it is sound", 0)
-    return _say(f"packed {name} as {arguments.weights} into {arguments.out}", 0)
-
-
-def _say(line: str, status: int) -> int:
-    print(f"greenroom: {line}", file=sys.stderr)
-    return status
+        return say(f"{arguments.out} holds this pack already, and every record of it is sound", 0)
+    return say(f"packed {name} as {arguments.weights} into {arguments.out}", 0)
 
 
 def _positive(text: str) -> int:

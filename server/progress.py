@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ LOOK_SECONDS = 0.5  # between two looks at something that does not tell by itsel
 DELAY_SECONDS = 0.5  # what is done sooner needs no bar
 
 log = logging.getLogger(__name__)
+_shown: WeakSet[Progress] = WeakSet()
 
 
 class Progress:
@@ -36,6 +38,7 @@ class Progress:
             else None
         )
         self._last_line = time.monotonic()
+        _shown.add(self)
 
     def advance(self, nbytes: int) -> None:
         """So many more bytes are done."""
@@ -50,6 +53,12 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def clear() -> None:
+    """Take all bars off the terminal, before the process ends in the middle of something."""
+    for shown in list(_shown):
+        shown.close()
 
 
 @contextmanager

@@ -34,11 +34,13 @@ def run(arguments: argparse.Namespace) -> int:
     # Before torch is imported: threads that spin while they wait take the cores from those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not
+    from server import progress  # noqa: PLC0415
     from server.app import serve  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415
 
     async def serve_and_end() -> None:
         await serve(arguments.model, settings)
+        progress.clear()
         logging.shutdown()
         os._exit(0)  # a thread that still loads, downloads or reads would be waited for
 

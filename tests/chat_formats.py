@@ -248,6 +248,13 @@ FAMILIES: Mapping[str, Family] = {
         behind="]</TOOLCALL>",
         text=f"<TOOLCALL>[{PARIS_JSON}, {HALL_JSON}]</TOOLCALL>",
     ),
+    "gigachat": Family(
+        call="function call<|role_sep|>\n" + JSON_CALL,
+        special=["<|message_sep|>", "<|role_sep|>"],
+        text=f"I look.\n\nfunction call<|role_sep|>\n{PARIS_JSON}",
+        calls=(PARIS,),
+        content="I look.",
+    ),
     "pythonic": Family(
         call="[{{ f.name }}({% for key, value in f.arguments.items() %}{{ key }}={{ value | tojson }}{% endfor %})]",
         thinking="[func_name1(params_name1=params_value1...)]",

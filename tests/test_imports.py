@@ -105,9 +105,10 @@ ALLOWED = {
         "server.complaint",
         "server.model.errors",
         "server.observability.logging",
+        "server.progress",
         "server.settings",
     },
-    "server.cli": set(),  # its subcommands by name, when they are asked for
+    "server.cli": {"server.complaint"},  # its subcommands by name, when they are asked for
 }
 OURS = ("client", "expert_store", "server")
 

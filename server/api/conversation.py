@@ -1,9 +1,8 @@
 """A conversation as chat completions have it, put together from what other dialects say piece by piece."""
 
 from collections.abc import Sequence
-from typing import Any
 
-JsonObject = dict[str, Any]
+from server.api.openai.replies import JsonObject
 
 
 def text_part(text: str) -> JsonObject:

@@ -1,21 +1,20 @@
-"""The reply to a chat in any dialect: whole, or as server-sent events."""
+"""The reply to a chat in a dialect of its own: whole, or as server-sent events."""
 
-from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from server.api.conversation import JsonObject
-from server.api.disconnect import unless_client_leaves
-from server.api.errors import APIError, api_error
+from server.api.errors import APIError
+from server.api.openai.answer import answer_whole
 from server.api.openai.generation import Generation
+from server.api.openai.replies import JsonObject, encode_json
 from server.api.openai.streaming import GenerationStream, sse
-from server.engine.request import EngineError, TokenEvent
+from server.engine.request import TokenEvent
 
 
 class TurnWriter(Protocol):
-    """Writes a turn of one choice in its dialect; each event has its name under ``type``."""
+    """Writes a turn of one choice; each event has its name under ``type``."""
 
     def opening(self) -> list[JsonObject]:
         """Events to send before the first token."""
@@ -30,6 +29,25 @@ class TurnWriter(Protocol):
         """The reply as one object, once the turn is over."""
 
 
+class TurnNarrator:
+    """Tells what a turn's writer writes."""
+
+    def __init__(self, writer: TurnWriter) -> None:
+        self._writer = writer
+
+    def opening(self) -> bytes:
+        return _render(self._writer.opening())
+
+    def tell(self, _index: int, event: TokenEvent) -> bytes:
+        return _render(self._writer.write(event))
+
+    def failure(self, error: APIError) -> bytes:
+        return _render(self._writer.failure(error))
+
+    def ending(self) -> bytes:
+        return b""
+
+
 async def answer_turn(request: Request, generation: Generation, writer: TurnWriter, *, streams: bool) -> Response:
     """Answer an accepted chat; a client that leaves cancels it.
 
@@ -39,37 +57,22 @@ async def answer_turn(request: Request, generation: Generation, writer: TurnWrit
 
     """
     if streams:
-        return GenerationStream(generation, turn_events(generation, writer))
-    try:
-        return JSONResponse(await unless_client_leaves(request.receive, whole_turn(generation, writer)))
-    finally:
-        generation.cancel()
+        return GenerationStream(generation, TurnNarrator(writer))
+    return await answer_whole(request, generation, whole_turn(generation, writer))
 
 
-async def whole_turn(generation: Generation, writer: TurnWriter) -> JsonObject:
-    """The reply once it is over.
+async def whole_turn(generation: Generation, writer: TurnWriter) -> bytes:
+    """The reply in JSON, once it is over.
 
     Raises:
         EngineError: the engine failed.
 
     """
     async for arrived in generation.events():
-        for _, token in arrived:
-            writer.write(token)
-    return writer.whole()
-
-
-async def turn_events(generation: Generation, writer: TurnWriter) -> AsyncGenerator[bytes, None]:
-    """The events of a reply, as many at a time as there are."""
-    yield _render(writer.opening())
-    try:
-        async for arrived in generation.events():
-            events = [event for _, token in arrived for event in writer.write(token)]
-            if events:
-                yield _render(events)
-    except EngineError as error:
-        yield _render(writer.failure(api_error(error)))
+        for _, event in arrived:
+            writer.write(event)
+    return encode_json(writer.whole()).encode()
 
 
 def _render(events: list[JsonObject]) -> bytes:
-    return b"".join(sse(event, event["type"]) for event in events)
+    return b"".join([sse(event, event["type"]) for event in events])

@@ -46,9 +46,9 @@ class Codec:
             tokens = tokenizer.token_bytes.all_written()
             self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         try:
-            return self._tokenizer.encode(text)
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         except TextTooLongError as error:
             raise PromptTooLongError(str(error), "prompt") from error
 
@@ -58,13 +58,17 @@ class Codec:
         images: Sequence[bytes] = (),
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
     ) -> ChatPrompt:
         if tools and not self._tokenizer.tool_template.shows_tools:
             raise RequestRefusedError("the model's chat template has no tools: leave out 'tools'", "tools")
         try:
             if images:
-                return self._encode_images(messages, images, tools, options)
-            return ChatPrompt(self._tokenizer.encode_chat(messages, tools, options))
+                return self._encode_images(messages, images, tools, options, add_generation_prompt)
+            return ChatPrompt(
+                self._tokenizer.encode_chat(messages, tools, options, add_generation_prompt=add_generation_prompt)
+            )
         except TextTooLongError as error:
             raise PromptTooLongError(str(error), "messages") from error
         except TemplateOptionError as error:
@@ -78,6 +82,7 @@ class Codec:
         images: Sequence[bytes],
         tools: Sequence[dict[str, Any]],
         options: Mapping[str, Any],
+        add_generation_prompt: bool,
     ) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
@@ -86,7 +91,9 @@ class Codec:
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             self._tokenizer.check_length("".join(texts))
         messages, shown = self._tokenizer.tool_template.adapt(messages), [read_image(image) for image in images]
-        token_ids, media = self._media.encode_chat(messages, shown, tools, options)
+        token_ids, media = self._media.encode_chat(
+            messages, shown, tools, options, add_generation_prompt=add_generation_prompt
+        )
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
 
@@ -107,6 +114,20 @@ class Codec:
         detokenizer = self.detokenizer((), self._tokenizer.special_token_ids)
         pieces = [detokenizer.push(token_id) for token_id in token_ids]
         return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self._check_known(token_ids)
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        self._check_known(token_ids)
+        return self._tokenizer.names(list(token_ids))
+
+    def _check_known(self, token_ids: Sequence[int]) -> None:
+        size = len(self._tokenizer)
+        unknown = next((token for token in token_ids if token >= size), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"'tokens' holds token id {unknown}, which is not below {size}", "tokens")
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         if self._grammars is None:

@@ -365,8 +365,8 @@ class GenerationEngine(Protocol):
 class TextCodec(Protocol):
     """Text to token ids; may block, so call it off the event loop."""
 
-    def encode(self, text: str) -> list[int]:
-        """Tokens of a plain prompt, with the special tokens the model expects at its start.
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Tokens of a plain prompt, by default with the special tokens the model expects at its start.
 
         Raises:
             PromptTooLongError: it can't fit the model.
@@ -378,6 +378,8 @@ class TextCodec(Protocol):
         images: Sequence[bytes] = (),
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
     ) -> ChatPrompt:
         """A conversation, through the model's chat template, up to the assistant's turn.
 
@@ -386,6 +388,7 @@ class TextCodec(Protocol):
             images: files, one for each ``{"type": "image"}`` in the messages' contents, in their order.
             tools: what the model may call, in OpenAI's form.
             options: further variables of the template.
+            add_generation_prompt: whether the assistant's turn is begun.
 
         Raises:
             PromptTooLongError: it can't fit the model.
@@ -402,6 +405,20 @@ class TextCodec(Protocol):
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text that each token adds to those before it; special tokens are written out."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones written out.
+
+        Raises:
+            RequestRefusedError: there is no such token.
+        """
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        """Tokens as the vocabulary writes them, which is not always text.
+
+        Raises:
+            RequestRefusedError: there is no such token.
+        """
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         """What ``SamplingParams.grammar`` takes. It may take long; ``server.api.grammars`` bounds and shares it.

@@ -57,6 +57,8 @@ class MediaProcessor:
         images: Sequence[Image.Image],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
     ) -> tuple[list[int], PromptMedia]:
         """A conversation up to the assistant's turn, and its images.
 
@@ -64,6 +66,7 @@ class MediaProcessor:
             messages: with content in parts, one ``{"type": "image"}`` for each image.
             tools: what the model may call, as OpenAI's API has them.
             options: further variables of the template.
+            add_generation_prompt: whether the assistant's turn is begun.
 
         Raises:
             ChatTemplateError: there is no template, it refuses the messages, or it shows another number of images.
@@ -76,7 +79,14 @@ class MediaProcessor:
             raise ChatTemplateError("the model has no chat template")
         with self._lock:
             try:
-                text = apply_chat_template(tokenizer, messages, tools=tools, chat_template=template, **options)
+                text = apply_chat_template(
+                    tokenizer,
+                    messages,
+                    tools=tools,
+                    chat_template=template,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                )
                 made = self._processor(
                     text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
                 )

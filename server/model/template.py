@@ -31,12 +31,14 @@ def apply_chat_template(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
+    add_generation_prompt: bool = True,
     **options: Any,
 ) -> str:
     """A conversation up to the assistant's turn, as ``tokenizer.apply_chat_template`` writes it; may block.
 
     Args:
         chat_template: instead of the tokenizer's own.
+        add_generation_prompt: whether the assistant's turn is begun.
         options: further variables of the template.
 
     Raises:
@@ -45,14 +47,14 @@ def apply_chat_template(
     tools = list(tools) if tools else None
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         text: str = tokenizer.apply_chat_template(  # mistral-common's, which have no template
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=True, **options
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **options
         )
         return text
     return shared_renderer().render(
         conversations=[[{name: value for name, value in each.items() if value is not None} for each in messages]],
         tools=tools,
         chat_template=tokenizer.get_chat_template(chat_template, tools),
-        add_generation_prompt=True,
+        add_generation_prompt=add_generation_prompt,
         **(tokenizer.special_tokens_map | options),
     )
 

@@ -15,9 +15,20 @@ from .template import apply_chat_template, shared_renderer
 from .token_bytes import TokenBytes, decoder_rules
 from .tool_template import ToolTemplate
 
-RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 USUAL_CHARACTERS = 8  # of a token, or fewer; texts of longer ones are looked at piece by piece
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    "messages",
+    "conversations",
+}
 
 
 class ChatTemplateError(ModelError):
@@ -61,13 +72,18 @@ class Tokenizer:
         self._max_tokens = max_tokens
         self._longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
 
-    def encode(self, text: str) -> list[int]:
-        """A plain text, with the special tokens that the model wants at its start.
+    def __len__(self) -> int:
+        """Token ids are below it."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """A plain text, by default with the special tokens that the model wants at its start.
 
         Raises:
             TextTooLongError: it can't fit the model.
         """
-        return self._encode(text, add_special_tokens=True)
+        self.check_length(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
     def prepare(self) -> None:
         """Begin what the first conversation would have to wait for, if there will be any."""
@@ -96,26 +112,28 @@ class Tokenizer:
             f"the prompt has {len(text)} characters, which are more than the {self._max_tokens} tokens of the context"
         )
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        self.check_length(text)
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
-
     def encode_chat(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] = (), options: Mapping[str, Any] = {}
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
     ) -> list[int]:
         """A conversation up to the assistant's turn.
 
         Args:
             tools: what the model may call, as OpenAI's API has them.
             options: further variables of the template.
+            add_generation_prompt: whether the assistant's turn is begun.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
             TemplateOptionError: an option has a name that means something else.
             TextTooLongError: they can't fit the model.
         """
-        text = self._render(self.tool_template.adapt(messages), tools, options)
-        return self._encode(text, add_special_tokens=False)
+        text = self._render(self.tool_template.adapt(messages), tools, options, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
 
     @property
     def template(self) -> str:
@@ -129,16 +147,27 @@ class Tokenizer:
         return {token.content: token_id for token_id, token in self._tokenizer.added_tokens_decoder.items()}
 
     def _render(
-        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], options: Mapping[str, Any] = {}
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any] = {},
+        add_generation_prompt: bool = True,
     ) -> str:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
         check_options(options)
         try:
-            text = apply_chat_template(self._tokenizer, messages, tools=tools, **options)
+            text = apply_chat_template(
+                self._tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt, **options
+            )
         except RENDER_ERRORS as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return text
+
+    def names(self, token_ids: list[int]) -> list[str]:
+        """Tokens as the vocabulary writes them."""
+        names: list[str] = self._tokenizer.convert_ids_to_tokens(token_ids)
+        return names
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         """Text, by default without special tokens."""

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import TextIO
+
+from tqdm import tqdm
 
 TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 COMMAND = "greenroom: %(message)s"  # of a command that ends by itself
 CHATTERERS = ("httpx", "httpx2")  # a line for every request that looks a model up
+
+
+class BesideBars(logging.StreamHandler[TextIO]):
+    """Lines above whatever bars are shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), self.stream)
 
 
 def set_up_logging(level: str, form: str = TEXT) -> None:
@@ -17,7 +27,8 @@ def set_up_logging(level: str, form: str = TEXT) -> None:
         level: of the least that is written, as "info".
         form: of its lines.
     """
-    logging.basicConfig(level=level.upper(), stream=sys.stderr, format=form)
+    handler = BesideBars() if sys.stderr.isatty() else logging.StreamHandler()
+    logging.basicConfig(level=level.upper(), handlers=[handler], format=form)
     if level != "debug":
         for name in CHATTERERS:
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -9,15 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from client import AsyncClient, BadRequestError, Client, NotFoundError
-from tests.e2e.processes import COMMAND, Server, serving
+from tests.e2e.processes import COMMAND, Server
 
 NUM_LAYERS, NUM_EXPERTS = 6, 16
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving("--host-expert-memory", "30%") as server:
-        yield server
 
 
 @pytest.fixture

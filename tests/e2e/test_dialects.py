@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import anthropic
 import openai
 import pytest
 
-from tests.e2e.processes import Server, serving
+from tests.e2e.processes import Server
 
 MODEL = "greenroom-demo"
 SYSTEM, QUESTION = "Answer briefly.", "Write a recipe for apple pie."
@@ -16,24 +14,13 @@ NUM_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving("--dtype", "float32") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def openai_client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-
-
-@pytest.fixture(scope="module")
-def chat(openai_client: openai.OpenAI) -> openai.types.chat.ChatCompletion:
+def chat(client: openai.OpenAI) -> openai.types.chat.ChatCompletion:
     """What the others have to say, too."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
-    return openai_client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=NUM_TOKENS)
+    return client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=NUM_TOKENS)
 
 
-def test_responses(openai_client: openai.OpenAI, chat: openai.types.chat.ChatCompletion) -> None:
+def test_responses(client: openai.OpenAI, chat: openai.types.chat.ChatCompletion) -> None:
     asked = {
         "model": MODEL,
         "instructions": SYSTEM,
@@ -41,10 +28,10 @@ def test_responses(openai_client: openai.OpenAI, chat: openai.types.chat.ChatCom
         "temperature": 0,
         "max_output_tokens": NUM_TOKENS,
     }
-    whole = openai_client.responses.create(**asked)
+    whole = client.responses.create(**asked)
     assert whole.output_text == chat.choices[0].message.content
     assert whole.usage.input_tokens == chat.usage.prompt_tokens
-    with openai_client.responses.stream(**asked) as stream:
+    with client.responses.stream(**asked) as stream:
         deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
     assert "".join(deltas) == whole.output_text
     assert len(deltas) > NUM_TOKENS // 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import openai
@@ -12,21 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from server.model.checkpoint import BUNDLED
-from tests.e2e.processes import serving
 
 MODEL = "greenroom-demo"
 PROMPT = "The Mayor shall appoint"
 QUESTION = [{"role": "user", "content": "Write a recipe for crème brûlée. 🍮"}]
 END = 2  # <|im_end|>
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with (
-        serving("--host-expert-memory", "25%", "--dtype", "float32") as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import re
 import socket
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,17 +17,6 @@ from expert_store import read_trace
 from tests.e2e.processes import Server, run_command, serving
 
 QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
 def test_the_ready_line_names_address_and_model(server: Server) -> None:
@@ -153,14 +141,19 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
     [
         (("serve", "./nowhere"), 1, "greenroom: there is no folder ./nowhere"),
         (("serve", "--port", "70000"), 2, "greenroom: --port '70000'"),
-        (("serve", "--hots", "x"), 2, "unrecognized arguments: --hots; see greenroom --help"),
+        (
+            ("serve", "--hots", "x"),
+            2,
+            "greenroom serve: unrecognized arguments: --hots (did you mean --host?); see greenroom serve --help",
+        ),
         (("serve", "--host-expert-memory", "lots"), 2, "is not a size; write it as 6GiB, 50% or auto"),
         (("serve", "--cache-policy", "fifo"), 2, "greenroom: --cache-policy 'fifo': Input should be 'lru'"),
         (("serve", "--device", "cuda:7"), 1, "--device cuda:7: torch sees"),
         (("serve", "--trace-file", "/nowhere/t"), 1, "cannot write the trace /nowhere/t: No such file or directory"),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
-        ((), 2, "the following arguments are required: COMMAND"),
+        ((), 2, "greenroom: name a command: serve, pack, inspect, doctor, "),
+        (("sevre",), 2, "greenroom: there is no command sevre (did you mean serve?); see greenroom --help"),
     ],
 )
 def test_wrong_use_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:

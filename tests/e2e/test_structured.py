@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from openai.lib.streaming.chat import ContentDoneEvent
 from pydantic import BaseModel, ConfigDict, Field
-
-from tests.e2e.processes import serving
 
 MODEL = "greenroom-demo"
 QUESTION: Any = [{"role": "user", "content": "Who wrote the play? Answer in JSON."}]
@@ -35,15 +32,6 @@ class Author(BaseModel):
     century: int = Field(ge=1, le=21)
     kind: Literal["tragedy", "comedy"]
     editions: list[Edition] = Field(max_length=3)
-
-
-@pytest.fixture(scope="module")
-def client() -> Iterator[openai.OpenAI]:
-    with (
-        serving("--dtype", "float32") as server,
-        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield client
 
 
 def test_a_pydantic_model_is_parsed(client: openai.OpenAI) -> None:

@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from server.api.conversation import Conversation, JsonObject, image_part, text_part
+from server.api.conversation import Conversation, image_part, text_part
 from server.api.errors import InvalidRequestError
 from server.api.openai.fields import Text, is_encodable
+from server.api.openai.replies import JsonObject
 from server.api.translation import validated
 from server.api.validation import quote
 

@@ -1,18 +1,22 @@
 """Bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``, and the same requests as chats."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
+from server.api.anthropic.errors import ThreadError
 from server.api.anthropic.tools import Tool, ToolChoice
-from server.api.conversation import Conversation, JsonObject
+from server.api.conversation import Conversation
 from server.api.errors import InvalidRequestError
-from server.api.openai.fields import MAX_INT32, Stops, Text
-from server.api.openai.schemas import ChatBody
+from server.api.openai.fields import MAX_INT32, Stops, Text, only
+from server.api.openai.replies import JsonObject
+from server.api.openai.schemas import THINKING_OPTIONS, ChatBody
 from server.api.translation import split_extra
 
 KINDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}  # of blocks by who says them
+
+NO_TOOLS = "can't be used, for this server runs no tools itself: leave it out"
 
 # What a chat's fields are called here.
 NAMES = {
@@ -51,7 +55,7 @@ class Thinking(BaseModel):
     type: Literal["enabled", "adaptive", "between_tools", "disabled"]
 
     def for_chat(self) -> JsonObject:
-        return {"chat_template_kwargs": dict.fromkeys(("enable_thinking", "thinking"), self.type != "disabled")}
+        return {"chat_template_kwargs": dict.fromkeys(THINKING_OPTIONS, self.type != "disabled")}
 
 
 class OutputConfig(BaseModel):
@@ -74,6 +78,12 @@ class PromptBody(BaseModel):
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     cache_control: Any = None  # prompts are cached without
+    thread: Any = None
+    compaction: Annotated[Any, only(why="can't be used, for this server sums up no conversations: leave it out")] = None
+    container: Annotated[Any, only(why="can't be used, for this server runs no tools itself: leave it out")] = None
+    mcp_servers: Annotated[Any, only([], why="can't be used, for this server runs no tools itself: leave it out")] = (
+        None
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -88,10 +98,15 @@ class PromptBody(BaseModel):
         """The same request as a chat; errors name a chat's fields. Call it off the event loop.
 
         Raises:
-            InvalidRequestError: a block of content can't be taken.
+            InvalidRequestError: the conversation is to be kept, or a block of content can't be taken.
             ValidationError: a chat does not take it.
 
         """
+        if self.thread is not None:
+            raise ThreadError(
+                "'thread' can't be used, for this server keeps no conversations: send the whole one as 'messages'.",
+                "thread",
+            )
         fields = self._prompt_for_chat() | self._sampling_for_chat()
         return MessagesChat.model_validate(split_extra(self.model_extra)[0] | fields)
 

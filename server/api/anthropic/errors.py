@@ -7,8 +7,8 @@ from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from server.api.body import BodyRoute
-from server.api.conversation import JsonObject
-from server.api.errors import APIError
+from server.api.errors import APIError, InvalidRequestError
+from server.api.openai.replies import JsonObject
 
 TYPES = {
     status.HTTP_401_UNAUTHORIZED: "authentication_error",
@@ -48,7 +48,16 @@ ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}  # for 
 def error_body(error: APIError, request_id: str) -> JsonObject:
     is_own_fault = error.status_code >= status.HTTP_500_INTERNAL_SERVER_ERROR
     kind = TYPES.get(error.status_code, "api_error" if is_own_fault else "invalid_request_error")
-    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    told: JsonObject = {"type": kind, "message": error.message}
+    if error.code is not None:
+        told["details"] = {"error_code": error.code}
+    return {"type": "error", "error": told, "request_id": request_id}
+
+
+class ThreadError(InvalidRequestError):
+    """A conversation is to be kept; clients that know this code go on by sending the whole of it each time."""
+
+    code = "thread_unsupported_request"
 
 
 class AnthropicRoute(BodyRoute):

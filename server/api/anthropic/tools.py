@@ -4,8 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from server.api.conversation import JsonObject
 from server.api.openai.fields import Text
+from server.api.openai.replies import JsonObject
 from server.api.openai.tools import Name, Parameters
 from server.api.validation import quote
 

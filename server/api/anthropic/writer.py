@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.anthropic.errors import error_body
-from server.api.conversation import JsonObject
 from server.api.errors import APIError
-from server.api.openai.replies import usage
+from server.api.openai.replies import JsonObject, usage
 from server.api.turn import ChatTurn, EndPiece, Piece, ReasoningPiece, TextPiece, ToolCallPiece
 from server.engine.request import TokenEvent
 

@@ -99,7 +99,7 @@ class ChatFormat:
             syntax = self.syntax if self.harmony is None else self.harmony
             turns.append(syntax.rules(lark, schemas, has_one_call=has_one_call))
         start = f"{self._before(lark, reasoning)} ({' | '.join(turns)})"
-        return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None else spec.param)
+        return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None or must_call else spec.param)
 
     def _before(self, lark: Lark, reasoning: Reasoning) -> str:
         """What may come, or has to, before anything that is no reasoning."""

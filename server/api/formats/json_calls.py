@@ -121,7 +121,10 @@ def arguments_text(value: object) -> str:
         return "{}"
     if not isinstance(value, dict):
         raise MalformedCallError
-    return encode(value)
+    try:
+        return encode(value)
+    except RecursionError as error:
+        raise MalformedCallError from error
 
 
 def object_call(source: Source, calls: Calls) -> Steps[None]:

@@ -39,7 +39,7 @@ class Lark:
         """Any text up to the first of another, which belongs to it."""
         if end in self._special:
             return f"/(?s:.*)/ {self.text(end)}"
-        pattern = re.escape(end).replace("/", r"\/")
+        pattern = re.escape(end).replace("\n", "n").replace("/", r"\/")  # it escapes line breaks by a backslash, too
         return self._rule(f"/(?s:.*){pattern}/", "[lazy]")
 
     def either(self, bodies: Iterator[str]) -> str:

@@ -9,7 +9,7 @@ from server.api.formats.calls import Calls, MalformedCallError
 from server.api.formats.json_calls import JsonCalls
 from server.api.formats.lark import Lark, keyword_rules, sequence
 from server.api.formats.source import Source, Steps, Stops
-from server.api.formats.values import encode, literal
+from server.api.formats.values import encode, literal, parse_python
 
 QUOTES = Stops("(", ")", "[", "]", "{", "}", '"', "'", "\\")
 
@@ -77,7 +77,7 @@ class Pythonic:
             else:
                 depth += 1 if stop in "([{" else -1
         try:
-            call = ast.parse(f"f({text}", mode="eval").body
+            call = parse_python(f"f({text}")
             if not isinstance(call, ast.Call) or call.args:
                 raise MalformedCallError
             return encode({each.arg: literal(each.value) for each in call.keywords if each.arg is not None})

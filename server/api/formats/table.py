@@ -65,6 +65,11 @@ CALL_FORMATS: Sequence[CallFormat] = (
     CallFormat("hermes", ["<tool_call>"], lines("tool_call")),
     CallFormat("tool-calls", ["<tool_calls>"], JsonCalls(("<tool_calls>",), "</tool_calls>")),
     CallFormat("nemotron", ["<TOOLCALL>"], JsonCalls(("<TOOLCALL>",), "</TOOLCALL>")),
+    CallFormat(
+        "gigachat",
+        ["function call", "<|role_sep|>"],
+        JsonCalls(("function call<|role_sep|>",), is_list=False, padding="\n"),
+    ),
     CallFormat("lfm2", ["<|tool_call_start|>"], Pythonic(("<|tool_call_start|>",), "<|tool_call_end|>")),
     CallFormat("granite", ["<|tool_call|>"], JsonCalls(("<|tool_call|>",))),
     CallFormat("mistral", ["[TOOL_CALLS]", "[ARGS]"], Mistral(has_names=True)),

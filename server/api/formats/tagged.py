@@ -56,9 +56,10 @@ class TaggedTurn:
             before, stop = yield from source.stream(stops, ReasoningPiece, before, holds_space=True)
             if stop in ("", thinking.end):
                 break
-            # A model may call without closing its reasoning; one that only mentions the tag goes on.
-            if stop in self._openers and (yield from self._call(source, stop, calls)):
-                break
+            # A call is a draft if the reasoning goes on behind it; one that is never closed ends with its calls.
+            if stop in self._openers and (yield from self._is_never(thinking.end, source)):  # noqa: SIM102
+                if (yield from self._call(source, stop, calls)):
+                    break
             before += self._as_text(stop)
         yield from source.skip_space()
 
@@ -79,6 +80,14 @@ class TaggedTurn:
                 before += self._as_text(stop)
         if before and not calls.count:
             yield TextPiece(before)
+
+    @staticmethod
+    def _is_never(text: str, source: Source) -> Steps[bool]:
+        """Wait for a text, or for the end without it; nothing is read."""
+        source.mark()
+        _, found = yield from source.collect(Stops(text))
+        source.rewind()
+        return not found
 
     def _as_text(self, marker: str) -> str:
         return "" if marker in self.silent else marker

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import warnings
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -53,7 +54,10 @@ def typed_json(raw: str, schema: Mapping[str, Any]) -> str:
     found = read_value(raw.strip(), reads_python=bool(types) and "string" not in types)
     if found is None or ("string" in types and not types & JSON_TYPES.get(type(found[0]), set())):
         return encode(raw)
-    return encode(found[0])
+    try:
+        return encode(found[0])
+    except RecursionError:
+        return encode(raw)
 
 
 def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:
@@ -64,7 +68,7 @@ def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:
         if not reads_python:
             return None
     try:
-        value = literal(ast.parse(text, mode="eval").body)
+        value = literal(parse_python(text))
         json.dumps(value, allow_nan=False)
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         return None
@@ -73,6 +77,18 @@ def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:
 
 def _refuse(name: str) -> None:
     raise ValueError(name)
+
+
+def parse_python(text: str) -> ast.expr:
+    """An expression that a model wrote, of whose oddities nobody need be warned.
+
+    Raises:
+        ValueError, SyntaxError, RecursionError, MemoryError: it is none.
+
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        return ast.parse(text, mode="eval").body
 
 
 def literal(node: ast.expr) -> object:

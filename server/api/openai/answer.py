@@ -1,13 +1,16 @@
 """The end of every generation route: a whole reply, or a stream of it."""
 
+from collections.abc import Coroutine
+from typing import Any
+
 from fastapi import Request
 from fastapi.responses import Response
 
 from server.api.disconnect import unless_client_leaves
 from server.api.openai.generation import Generation
-from server.api.openai.replies import ReplyStyle, encode_reply, whole_reply
+from server.api.openai.replies import ReplyStyle, whole_reply
 from server.api.openai.schemas import GenerationBody
-from server.api.openai.streaming import GenerationStream, reply_events
+from server.api.openai.streaming import ChunkNarrator, GenerationStream
 
 
 async def answer(request: Request, body: GenerationBody, generation: Generation, style: ReplyStyle) -> Response:
@@ -19,9 +22,19 @@ async def answer(request: Request, body: GenerationBody, generation: Generation,
 
     """
     if body.stream:
-        return GenerationStream(generation, reply_events(generation, style, include_usage=body.include_usage))
+        return GenerationStream(generation, ChunkNarrator(generation, style, include_usage=body.include_usage))
+    return await answer_whole(request, generation, whole_reply(generation, style))
+
+
+async def answer_whole(request: Request, generation: Generation, reply: Coroutine[Any, Any, bytes]) -> Response:
+    """Answer with the JSON that comes of a generation; a client that leaves cancels it.
+
+    Raises:
+        ClientDisconnectedError: the client left.
+        EngineError: one of the choices failed.
+
+    """
     try:
-        reply = await unless_client_leaves(request.receive, whole_reply(generation, style))
-        return Response(encode_reply(generation, reply), media_type="application/json")
+        return Response(await unless_client_leaves(request.receive, reply), media_type="application/json")
     finally:
         generation.cancel()

@@ -3,14 +3,14 @@
 import asyncio
 import time
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
 from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from server.api.auth import UserDep
@@ -79,8 +79,9 @@ async def create_embeddings(request: Request, body: EmbeddingBody, service: Serv
     prompts = await asyncio.to_thread(encode_inputs, body.input, model)
     events = await unless_client_leaves(request.receive, Embedding(model, body).of(prompts))
     usage = {"prompt_tokens": sum(map(len, prompts)), "total_tokens": sum(map(len, prompts))}
-    reply = await asyncio.to_thread(encode_reply, model.name, body, events, usage)
-    return Response(reply, media_type="application/json")
+    pieces = await asyncio.to_thread(encode_reply, model.name, body, events, usage)
+    length = {"Content-Length": str(sum(map(len, pieces)))}
+    return StreamingResponse(one_by_one(pieces), headers=length, media_type="application/json")
 
 
 def check(body: EmbeddingBody, model: LoadedModel) -> None:
@@ -128,7 +129,6 @@ class Embedding:
         self._engine, self._body = model.engine, body
         self._id = f"embd-{uuid4().hex}"
         self._started = time.monotonic()
-        self._places = asyncio.Semaphore(MAX_AT_ONCE)
 
     async def of(self, prompts: Sequence[Sequence[int]]) -> list[TokenEvent]:
         """The event of each prompt that holds its vector.
@@ -137,36 +137,41 @@ class Embedding:
             EngineError: one of the prompts failed; the others are cancelled.
 
         """
-        tasks = [asyncio.create_task(self._embed(place, prompt)) for place, prompt in enumerate(prompts)]
+        events: dict[int, TokenEvent] = {}
+        left = iter(enumerate(prompts))
+
+        async def work() -> None:
+            for place, prompt in left:
+                events[place] = await self._embed(place, prompt)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(MAX_AT_ONCE, len(prompts)))]
         try:
-            return await asyncio.gather(*tasks)
+            await asyncio.gather(*workers)
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [events[place] for place in range(len(prompts))]
 
     async def _embed(self, place: int, prompt: Sequence[int]) -> TokenEvent:
-        async with self._places:
-            request = GenerationRequest(
-                f"{self._id}-{place}",
-                tuple(prompt),
-                SamplingParams(max_tokens=0),
-                self._body.priority,
-                self._seconds_left(),
-                pooling=self._body.pooling,
-            )
-            try:
-                stream = self._engine.submit(request)
-            except RequestRefusedError as error:
-                raise RequestRefusedError(str(error), "input") from error
-            try:
-                return [event async for event in stream][-1]
-            except DeadlineExceededError as error:  # which speaks of what was left when its turn came
-                raise DeadlineExceededError(
-                    f"the request was not done within {self._body.timeout:g} seconds"
-                ) from error
-            finally:
-                stream.cancel()
+        request = GenerationRequest(
+            f"{self._id}-{place}",
+            tuple(prompt),
+            SamplingParams(max_tokens=0),
+            self._body.priority,
+            self._seconds_left(),
+            pooling=self._body.pooling,
+        )
+        try:
+            stream = self._engine.submit(request)
+        except RequestRefusedError as error:
+            raise RequestRefusedError(str(error), "input") from error
+        try:
+            return [event async for event in stream][-1]
+        except DeadlineExceededError as error:  # which speaks of what was left when its turn came
+            raise DeadlineExceededError(f"the request was not done within {self._body.timeout:g} seconds") from error
+        finally:
+            stream.cancel()
 
     def _seconds_left(self) -> float | None:
         """Of the whole request's time; the engine ends what has none left."""
@@ -174,9 +179,15 @@ class Embedding:
         return None if seconds is None else seconds - (time.monotonic() - self._started)
 
 
-def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], usage: JsonObject) -> bytes:
-    """OpenAI's form of it, vector by vector, so that the interpreter's lock is never held for long."""
-    data = []
+async def one_by_one(pieces: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
+    """The pieces of a long reply, the next when the one before is on its way."""
+    for piece in pieces:
+        yield piece
+
+
+def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], usage: JsonObject) -> list[bytes]:
+    """OpenAI's form of it, a vector a piece, so that neither the interpreter's lock nor the event loop is held long."""
+    pieces = [b'{"object":"list","data":[']
     experts = ExpertUsage()
     for index, event in enumerate(events):
         assert event.embedding is not None
@@ -184,10 +195,11 @@ def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], 
         written = (
             vector.tolist() if body.encoding_format == "float" else b64encode(vector.astype(FLOAT32).tobytes()).decode()
         )
-        data.append(encode_json({"object": "embedding", "index": index, "embedding": written}))
+        item = encode_json({"object": "embedding", "index": index, "embedding": written})
+        pieces.append((item if index == 0 else f",{item}").encode())
         experts += event.expert_usage or ExpertUsage()
     rest = encode_json({"model": model, "usage": usage | {"greenroom": expert_usage(experts)}})
-    return f'{{"object":"list","data":[{",".join(data)}],{rest[1:]}'.encode()
+    return [*pieces, f"],{rest[1:]}".encode()]
 
 
 def unit(vector: Vector) -> Vector:

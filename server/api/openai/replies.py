@@ -28,8 +28,8 @@ class ReplyStyle(Protocol):
         """Chunk choices that say what the event says; none if it says nothing."""
 
 
-async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
-    """The reply once every choice has ended.
+async def whole_reply(generation: Generation, style: ReplyStyle) -> bytes:
+    """The reply in JSON, once every choice has ended.
 
     Raises:
         EngineError: one of the choices failed.
@@ -40,7 +40,7 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
         for index, event in arrived:
             events[index].append(event)
             generation.note_experts(index, event)
-    return {
+    reply = {
         "id": generation.id,
         "object": style.object,
         "created": generation.created,
@@ -48,6 +48,7 @@ async def whole_reply(generation: Generation, style: ReplyStyle) -> JsonObject:
         "choices": [style.choice(index, of_choice) for index, of_choice in enumerate(events)],
         "usage": usage(generation, [of_choice[-1].num_generated for of_choice in events]),
     }
+    return encode_reply(generation, reply)
 
 
 def encode_choice(generation: Generation, choice: JsonObject) -> str:

@@ -25,6 +25,8 @@ from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
 from server.api.validation import quote
 from server.engine.request import GrammarSpec
 
+THINKING_OPTIONS = ("enable_thinking", "thinking")  # what templates call whether to think
+
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
@@ -193,7 +195,7 @@ class ChatBody(GenerationBody):
         effort = self.reasoning_effort
         options: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
         if effort is not None:
-            options |= dict.fromkeys(("enable_thinking", "thinking"), effort != "none")
+            options |= dict.fromkeys(THINKING_OPTIONS, effort != "none")
         return options | self.chat_template_kwargs
 
     @property

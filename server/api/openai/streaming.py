@@ -1,31 +1,58 @@
 """Replies as server-sent events."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from server.api.disconnect import unless_client_leaves
-from server.api.errors import ClientDisconnectedError, api_error
+from server.api.errors import APIError, ClientDisconnectedError, api_error
 from server.api.openai.generation import Generation
 from server.api.openai.replies import JsonObject, ReplyStyle, chunk, encode_choice, encode_json, usage
-from server.engine.request import EngineError
+from server.engine.request import EngineError, TokenEvent
 
 DONE = b"data: [DONE]\n\n"
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # the second keeps nginx from holding events back
 
 
+class Narrator(Protocol):
+    """Tells of a generation in the server-sent events of some dialect."""
+
+    def opening(self) -> bytes:
+        """What to send before the first token."""
+
+    def tell(self, index: int, event: TokenEvent) -> bytes:
+        """What to send of a choice's event; tell it of every one, once and in order."""
+
+    def failure(self, error: APIError) -> bytes:
+        """What to end with if the engine fails after all."""
+
+    def ending(self) -> bytes:
+        """What to end with else."""
+
+
+async def narrate(generation: Generation, narrator: Narrator) -> AsyncGenerator[bytes, None]:
+    """A reply's events, as many at a time as there are; a failure of the engine is one, too."""
+    if opening := narrator.opening():
+        yield opening
+    try:
+        async for arrived in generation.events():
+            if told := b"".join([narrator.tell(index, event) for index, event in arrived]):
+                yield told
+    except EngineError as error:
+        end = narrator.failure(api_error(error))
+    else:
+        end = narrator.ending()
+    if end:
+        yield end
+
+
 class GenerationStream(StreamingResponse):
-    """Events that tell of a generation; however the response ends, so does the generation.
+    """Events that tell of a generation; however the response ends, so does the generation."""
 
-    Args:
-        events: as they are sent; a failure of the engine has to be among them.
-
-    """
-
-    def __init__(self, generation: Generation, events: AsyncGenerator[bytes, None]) -> None:
-        self.generation, self.events = generation, events
+    def __init__(self, generation: Generation, narrator: Narrator) -> None:
+        self.generation, self.events = generation, narrate(generation, narrator)
         super().__init__(self.events, headers=HEADERS, media_type="text/event-stream")
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,30 +67,31 @@ class GenerationStream(StreamingResponse):
             await self.events.aclose()
 
 
-async def reply_events(
-    generation: Generation, style: ReplyStyle, *, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """The chunks of a reply, as many at a time as there are; a failure of the engine is a chunk too."""
-    num_generated = [0] * len(generation.streams)
-    render = chunk_renderer(generation, style, include_usage=include_usage)
-    opening = [render(choice) for index in range(len(generation.streams)) for choice in style.opening(index)]
-    if opening:
-        yield b"".join(opening)
-    try:
-        async for arrived in generation.events():
-            chunks = []
-            for index, event in arrived:
-                num_generated[index] = event.num_generated
-                generation.note_experts(index, event)
-                chunks += [render(choice) for choice in style.delta(index, event)]
-            if chunks:
-                yield b"".join(chunks)
-    except EngineError as error:
-        end = sse(api_error(error).body)
-    else:
-        total = {"usage": usage(generation, num_generated)}
-        end = sse(chunk(generation, style, []) | total) if include_usage else b""
-    yield end + DONE
+class ChunkNarrator:
+    """Tells of completions and chats, chunk by chunk."""
+
+    def __init__(self, generation: Generation, style: ReplyStyle, *, include_usage: bool) -> None:
+        self._generation, self._style, self._include_usage = generation, style, include_usage
+        self._render = chunk_renderer(generation, style, include_usage=include_usage)
+        self._num_generated = [0] * len(generation.streams)
+
+    def opening(self) -> bytes:
+        choices = [choice for index in range(len(self._generation.streams)) for choice in self._style.opening(index)]
+        return b"".join(map(self._render, choices))
+
+    def tell(self, index: int, event: TokenEvent) -> bytes:
+        self._num_generated[index] = event.num_generated
+        self._generation.note_experts(index, event)
+        return b"".join(map(self._render, self._style.delta(index, event)))
+
+    def failure(self, error: APIError) -> bytes:
+        return sse(error.body) + DONE
+
+    def ending(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        total = {"usage": usage(self._generation, self._num_generated)}
+        return sse(chunk(self._generation, self._style, []) | total) + DONE
 
 
 def chunk_renderer(generation: Generation, style: ReplyStyle, *, include_usage: bool) -> Callable[[JsonObject], bytes]:

@@ -39,7 +39,7 @@ class TurnPlan:
         return self.format.parser(self.schemas, self.reasoning, has_one_call=self.has_one_call)
 
 
-def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
+def encode(body: ChatBody, codec: TextCodec, *, add_generation_prompt: bool = True) -> ChatPrompt:
     """The conversation as the model takes it; may block.
 
     Raises:
@@ -49,7 +49,8 @@ def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
     """
     images = [image.decode() for message in body.messages for image in message.images]
     tools = [tool.for_template() for tool in body.shown_tools]
-    return codec.encode_chat(messages_for_template(body.messages), images, tools, body.template_options)
+    messages, options = messages_for_template(body.messages), body.template_options
+    return codec.encode_chat(messages, images, tools, options, add_generation_prompt=add_generation_prompt)
 
 
 def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:

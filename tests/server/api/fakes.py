@@ -134,11 +134,11 @@ class FakeCodec:
     def __post_init__(self):
         self.grammar_may_end.set()
 
-    def encode(self, text):
+    def encode(self, text, *, add_special_tokens=True):
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages, images=(), tools=(), options=()):
+    def encode_chat(self, messages, images=(), tools=(), options=(), *, add_generation_prompt=True):
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))

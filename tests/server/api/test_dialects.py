@@ -86,6 +86,32 @@ def test_messages(hermes, anthropic_client, streams):
     assert hermes.codec.conversations[-1] == conversation_of(use.id)
 
 
+@pytest.mark.parametrize("streams", [False, True])
+def test_the_packages_own_loop_of_tools_runs(hermes, anthropic_client, streams):
+    """It would have the server keep the conversation, and goes on without when it is told that this one does not."""
+    cities = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tell the weather.
+
+        Args:
+            city: where.
+
+        """
+        cities.append(city)
+        hermes.engine.texts = ("No", " rain.")
+        return "no"
+
+    runner = anthropic_client.beta.messages.tool_runner(
+        model=MODEL, max_tokens=200, tools=[get_weather], messages=[ASK], stream=streams
+    )
+    replies = [reply.get_final_message() if streams else reply for reply in runner]
+    assert cities == ["Paris"]
+    assert replies[-1].content[-1].text == "No rain."
+    assert hermes.codec.conversations[-1] == conversation_of(replies[0].content[-1].id)
+
+
 @pytest.mark.parametrize(
     ("asked", "options"),
     [
@@ -106,3 +132,16 @@ def test_templates_are_told_whether_a_message_is_to_think(hermes, anthropic_clie
 def test_templates_are_told_the_effort_of_a_response(hermes, openai_client):
     openai_client.responses.create(model=MODEL, input=[ASK], reasoning={"effort": "low", "summary": "auto"})
     assert hermes.codec.options == [{"reasoning_effort": "low", "enable_thinking": True, "thinking": True}]
+
+
+def test_images_come_to_the_model(hermes, openai_client, anthropic_client):
+    """Those that tools have shown, too."""
+    shown = {"type": "input_image", "image_url": "data:image/png;base64,AAEC", "detail": "auto"}
+    openai_client.responses.create(model=MODEL, input=[{"role": "user", "content": [shown]}])
+    block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAEC"}}
+    use = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [block]}
+    said = [ASK, {"role": "assistant", "content": [use]}, {"role": "user", "content": [result, block]}]
+    anthropic_client.messages.create(model=MODEL, max_tokens=8, messages=said)
+    assert [request.media.inputs for request in hermes.engine.requests] == [(b"\0\1\2",), (b"\0\1\2",) * 2]
+    assert [message["role"] for message in hermes.codec.conversations[-1]] == ["user", "assistant", "tool", "user"]

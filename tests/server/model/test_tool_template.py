@@ -128,12 +128,23 @@ def test_what_a_template_can_not_do_with_messages_is_a_refusal(tmp_path: Path) -
         tokenizer_of(tmp_path, template).encode_chat(CONVERSATION[:1])
 
 
+def test_arguments_nested_too_deeply_are_a_refusal(tmp_path: Path) -> None:
+    deep = '{"a": ' * 900 + "1" + "}" * 900
+    messages = json.loads(json.dumps(CONVERSATION).replace(json.dumps(ARGUMENTS), json.dumps(deep)))
+    codec = Codec(tokenizer_of(tmp_path, FAMILIES["hermes"].template))
+    with pytest.raises(RequestRefusedError, match="the model's chat template refuses the messages") as raised:
+        codec.encode_chat(messages, (), TOOLS)
+    assert raised.value.param == "messages"
+
+
 def test_options_are_variables_of_the_template(tmp_path: Path) -> None:
     template = SHOWS + "{{ 'thinks' if enable_thinking else 'speaks' }}"
     assert rendered(tokenizer_of(tmp_path, template), CONVERSATION[:1], enable_thinking=True).endswith("thinks")
 
 
-@pytest.mark.parametrize("name", ["chat_template", "tools", "messages", "tokenize", "add_generation_prompt"])
+@pytest.mark.parametrize(
+    "name", ["chat_template", "tools", "messages", "conversations", "tokenize", "add_generation_prompt"]
+)
 def test_options_are_nothing_else(name: str, tmp_path: Path) -> None:
     codec = Codec(tokenizer_of(tmp_path, SHOWS))
     with pytest.raises(RequestRefusedError, match=f"must not hold '{name}'") as raised:

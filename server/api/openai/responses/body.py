@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.api.conversation import Conversation, JsonObject, text_part
+from server.api.conversation import Conversation, text_part
 from server.api.openai.fields import MAX_INT32, MAX_LOGPROBS, Stops, Text, only
+from server.api.openai.replies import JsonObject
 from server.api.openai.responses.items import add_input
 from server.api.openai.responses.options import (
     Includable,

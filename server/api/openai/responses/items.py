@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from server.api.conversation import Conversation, JsonObject, image_part, text_part
+from server.api.conversation import Conversation, image_part, text_part
 from server.api.errors import InvalidRequestError
 from server.api.openai.content import content_of
 from server.api.openai.fields import Text
 from server.api.openai.messages import Arguments
+from server.api.openai.replies import JsonObject
 from server.api.translation import validated
 from server.api.validation import quote
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from server.api.conversation import JsonObject
 from server.api.openai.fields import Text, encodable
+from server.api.openai.replies import JsonObject
 from server.api.openai.tools import Name, Parameters
 from server.api.validation import quote
 

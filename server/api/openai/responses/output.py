@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from server.api.conversation import JsonObject
+from server.api.openai.replies import JsonObject
 
 
 def event(kind: str, **fields: Any) -> JsonObject:

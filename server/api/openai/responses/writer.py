@@ -6,10 +6,9 @@ from typing import TypeVar
 
 from fastapi import status
 
-from server.api.conversation import JsonObject
 from server.api.errors import APIError
 from server.api.openai.logprobs import chat_logprobs
-from server.api.openai.replies import usage
+from server.api.openai.replies import JsonObject, usage
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.output import (
     FunctionCallItem,

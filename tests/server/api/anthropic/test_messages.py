@@ -115,6 +115,10 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
         ("tool_choice", {"type": "some"}, "'tool_choice.type'"),
         ("tool_choice", "auto", "'tool_choice'"),
         ("stream", 1, "'stream'"),
+        ("thread", {"type": "create"}, "'thread' can't be used, for this server keeps no conversations"),
+        ("container", "container_1", "'container' can't be used, for this server runs no tools itself"),
+        ("mcp_servers", [{"type": "url"}], "'mcp_servers' can't be used, for this server runs no tools itself"),
+        ("compaction", {"type": "compact"}, "'compaction' can't be used, for this server sums up no conversations"),
     ],
 )
 def test_bad_values_are_named(fake, say, field, value, message):

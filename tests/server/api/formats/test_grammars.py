@@ -14,7 +14,7 @@ from server.engine.codec import Codec
 from server.engine.request import GrammarSpec
 from server.model.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
-from tests.chat_formats import FAMILIES, SCHEMAS, Family
+from tests.chat_formats import CALL, CALLS, END_CALL, END_CALLS, FAMILIES, KIMI, SCHEMAS, SEP, Family
 from tests.server.api.formats.turns import Turn, parser_of, read
 
 END = "<|end_of_text|>"
@@ -102,6 +102,51 @@ def test_optional_parameters_and_references_are_followed(name: str, tmp_path: Pa
         assert values.get("mode", "fast") in ("fast", "slow")
         assert values.get("note", "x") == "x"
 
+
+@families
+def test_texts_of_any_kind_are_followed(name: str, tmp_path: Path) -> None:
+    """What the family writes of a free text is allowed by the grammar that forces it."""
+    family = replace(FAMILIES[name], thinking=FAMILIES[name].thinking if name in UNTHINKING else "", prompt_end="")
+    codec = codec_of(family, tmp_path)
+    free = {"say": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}}
+    spec = ChatFormat.of(codec.chat_traits).grammar(None, free, Reasoning.AHEAD, must_call=True, has_one_call=True)
+    assert spec is not None
+    said = codec.encode(TEXTS[name])
+    matcher = codec.compile_grammar(spec).matcher()
+    for place, token_id in enumerate(said):
+        assert matcher.allowed()[token_id], codec.pieces(said)[:place]
+        matcher.accept(token_id)
+    turn = read(parser_of(family, schemas=free), TEXTS[name])
+    assert [(called, json.loads(arguments)) for called, arguments in turn.calls] == [("say", {"text": "a </b>\nc"})]
+
+
+SAY = r'{"text": "a </b>\nc"}'
+SAY_JSON = '{"name": "say", "arguments": ' + SAY + "}"
+TEXTS = {
+    "hermes": f"<tool_call>\n{SAY_JSON}\n</tool_call>",
+    "qwen-coder": ("<tool_call>\n<function=say>\n<parameter=text>\na </b>\nc\n</parameter>\n</function>\n</tool_call>"),
+    "glm": "<tool_call>say\n<arg_key>text</arg_key>\n<arg_value>a </b>\nc</arg_value>\n</tool_call>",
+    "minimax": (
+        '<minimax:tool_call>\n<invoke name="say">\n<parameter name="text">a </b>\nc</parameter>\n</invoke>\n'
+        "</minimax:tool_call>"
+    ),
+    "mistral-list": f"[TOOL_CALLS][{SAY_JSON}]",
+    "mistral": f"[TOOL_CALLS]say[ARGS]{SAY}",
+    "deepseek-v3": f"{CALLS}{CALL}function{SEP}say\n```json\n{SAY}\n```{END_CALL}{END_CALLS}",
+    "deepseek-v3.1": f"{CALLS}{CALL}say{SEP}{SAY}{END_CALL}{END_CALLS}",
+    "kimi": f"{KIMI[0]}{KIMI[2]}functions.say:0{KIMI[3]}{SAY}{KIMI[4]}{KIMI[1]}",
+    "gemma": '<|tool_call>call:say{text:<|"|>a </b>\nc<|"|>}<tool_call|>',
+    "gigachat": f"function call<|role_sep|>\n{SAY_JSON}",
+    "lfm2": r'<|tool_call_start|>[say(text="a </b>\nc")]<|tool_call_end|>',
+    "granite": f"<|tool_call|>[{SAY_JSON}]",
+    "tool-calls": f"<tool_calls>[{SAY_JSON}]</tool_calls>",
+    "longcat": f"<longcat_tool_call>\n{SAY_JSON}\n</longcat_tool_call>",
+    "nemotron": f"<TOOLCALL>[{SAY_JSON}]</TOOLCALL>",
+    "pythonic": r'[say(text="a </b>\nc")]',
+    "llama": SAY_JSON.replace("arguments", "parameters"),
+    "harmony": f"<|channel|>commentary to=functions.say <|constrain|>json<|message|>{SAY}",
+    "unknown": f"[{SAY_JSON}]",
+}
 
 REASONING = {
     "hermes": "<think>\nI call.\n</think>\n\n",

@@ -95,6 +95,12 @@ def test_reasoning_that_only_mentions_the_tag_goes_on() -> None:
     assert (turn.reasoning, turn.content, turn.calls) == ("Maybe <tool_call> helps? No.", "Hello", [])
 
 
+def test_a_call_that_is_drafted_within_reasoning_is_none() -> None:
+    call = '<tool_call>{"name": "a", "arguments": {}}</tool_call>'
+    turn = read(parser_of(FAMILIES["hermes"]), f"<think>Then {call} it is.</think>\n{call}")
+    assert (turn.reasoning, turn.calls) == (f"Then {call} it is.", [("a", "{}")])
+
+
 def test_a_call_ends_reasoning_that_was_not_closed() -> None:
     text = "<think>I call.\n<tool_call>\n" + json.dumps({"name": "a", "arguments": {}}) + "\n</tool_call>"
     turn = read(parser_of(FAMILIES["hermes"]), text)
@@ -114,3 +120,17 @@ def test_tags_within_what_is_said_are_said() -> None:
 def test_special_tokens_that_stray_are_dropped() -> None:
     turn = read(parser_of(FAMILIES["kimi"]), "Hello <|tool_calls_section_end|>there")
     assert turn.content == "Hello there"
+
+
+@pytest.mark.parametrize("depth", [*range(900, 1000, 3), 100_000])
+def test_no_depth_is_too_deep(depth: int) -> None:
+    nested = '{"a": ' * depth + "1" + "}" * depth
+    texts = {
+        "hermes": f'<tool_call>{{"arguments": {nested}, "name": "x"}}</tool_call>',
+        "glm": f"<tool_call>x<arg_key>days</arg_key><arg_value>{nested}</arg_value></tool_call>",
+        "lfm2": f"<|tool_call_start|>[x(a={nested})]<|tool_call_end|>",
+        "gemma": f"<|tool_call>call:x{nested}<tool_call|>",
+    }
+    for name, text in texts.items():
+        turn = read(parser_of(FAMILIES[name]), [text])
+        assert turn.content or turn.calls

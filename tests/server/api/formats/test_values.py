@@ -27,6 +27,7 @@ CASES = [
     ("1", {"enum": ["1", "2"]}, "1"),
     ("NaN", {"type": "number"}, "NaN"),
     ("f()", {"type": "object"}, "f()"),
+    ("1if 2else 3", {"type": "integer"}, "1if 2else 3"),
     ("[" * 100_000, {"type": "array"}, "[" * 100_000),
     (' two\n"lines" ', {"type": "string"}, ' two\n"lines" '),
 ]

@@ -1,0 +1,86 @@
+"""What is shown of something large: lines of the log, or a bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+import logging
+import sys
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from server import progress
+from server.observability.logging import BesideBars
+from server.progress import following
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
+    """Make standard error a terminal, on which bars are shown at once; from within a test, for pytest has it before."""
+
+    def begin() -> Terminal:
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stderr", terminal)
+        monkeypatch.setattr(progress, "DELAY_SECONDS", 0)
+        return terminal
+
+    return begin
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, to be set."""
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_every_few_seconds(clock: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), progress.progress("loading the trunk", 4 << 20) as shown:
+        for clock[0] in (1, 4, 5.5, 9, 12):
+            shown.advance(1 << 19)
+    assert caplog.messages == [
+        "loading the trunk: 1.5 MiB of 4.0 MiB (38%)",
+        "loading the trunk: 2.5 MiB of 4.0 MiB (62%)",
+    ]
+
+
+def test_a_terminal_gets_a_bar_that_goes_away_and_lines_stand_above_it(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    handler, record = BesideBars(terminal), logging.makeLogRecord({"msg": "by the way"})
+    with progress.progress("packing", 100) as shown:
+        shown.advance(50)
+        handler.emit(record)
+    assert "packing:  " in terminal.getvalue()
+    lines = terminal.getvalue().split("\r")
+    assert "by the way\n" in lines
+    assert not lines[-2].strip()
+
+
+def test_bars_are_cleared_when_the_process_ends_meanwhile(on_terminal: Callable[[], Terminal]) -> None:
+    terminal = on_terminal()
+    with progress.progress("packing", 100):
+        progress.clear()
+        assert not terminal.getvalue().split("\r")[-2].strip()
+
+
+def test_what_does_not_tell_by_itself_is_asked(
+    on_terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = on_terminal()
+    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.001)
+    asked = threading.Event()
+
+    def done() -> int:
+        asked.set()
+        return 1000  # more than there is, as of files that grew for another reason
+
+    with following("downloading", 10, done):
+        assert asked.wait(30)
+    assert "downloading" in terminal.getvalue()
