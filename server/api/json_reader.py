@@ -27,8 +27,8 @@ class JSONError(ValueError):
     """The text is no JSON; the message says what is wrong and where."""
 
 
-class NumberError(JSONError):
-    """A number is none that can be used; ``name`` is the outermost that it stands under."""
+class FieldError(JSONError):
+    """A value can't be used, though it is JSON or nearly so; ``name`` is the outermost that it stands under."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -71,9 +71,9 @@ class _Reader:
         self.skip_space()
         self._num_values += 1
         if self._num_values > MAX_VALUES:
-            raise JSONError(f"it has more than {MAX_VALUES} values")
+            raise FieldError(f"must not hold more than {MAX_VALUES} values")
         if depth > MAX_DEPTH:
-            raise JSONError(f"it is nested deeper than {MAX_DEPTH} levels")
+            raise FieldError(f"must not be nested deeper than {MAX_DEPTH} levels")
         first = self.text[self.place : self.place + 1]
         if first == '"':
             return self._string()
@@ -95,13 +95,13 @@ class _Reader:
         match = _NUMBER.match(self.text, self.place)
         if match is None:
             if self.text.startswith(("NaN", "Infinity", "-Infinity"), self.place):
-                raise NumberError("must be a finite number")
+                raise FieldError("must be a finite number")
             raise self.error("a value is expected")
         if self.text[match.end() : match.end() + 1].isdecimal():
-            raise NumberError(f"must not have a leading zero or more than {MAX_DIGITS} digits")
+            raise FieldError(f"must not have a leading zero or more than {MAX_DIGITS} digits")
         number = float(match[0]) if match[1] else int(match[0])
         if number in {float("inf"), float("-inf")}:
-            raise NumberError("must be a finite number")
+            raise FieldError("must be a finite number")
         self.place = match.end()
         return number
 
@@ -115,7 +115,7 @@ class _Reader:
                 run = tokens[0].rstrip(", \t\n\r").split(",")
                 self._num_token_ids += len(run)
                 if self._num_token_ids > MAX_TOKEN_IDS:
-                    raise JSONError(f"it has more than {MAX_TOKEN_IDS} numbers in lists")
+                    raise FieldError(f"must not hold more than {MAX_TOKEN_IDS} numbers in lists")
                 values += map(int, run)
                 self.place = tokens.end()
             values.append(self.value(depth + 1))
@@ -139,7 +139,7 @@ class _Reader:
             self._expect(":")
             try:
                 values[name] = self.value(depth + 1)
-            except NumberError as error:
+            except FieldError as error:
                 error.name = name
                 raise
             if self._ends("}"):
