@@ -235,9 +235,10 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
     """A part that fails is to blame itself, and nothing is run twice."""
     rig = Rig()
     rig.model.is_solo = True
-    run_all, runs = rig.model.run, []
+    run_all, runs, are_there = rig.model.run, [], threading.Event()
 
     def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        are_there.wait(30)  # or the place of one that ended would be another's
         runs.append([(chunk.slot, chunk.num_cached) for chunk in chunks])
         if ord("!") in chunks[0].token_ids:
             raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
@@ -247,6 +248,7 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
 
     async def scenario() -> None:
         streams = [rig.submit(prompt, 5) for prompt in (b"one", b"bad!", b"three")]
+        are_there.set()
         with pytest.raises(GenerationFailedError):
             await collect(streams[1])
         assert await collect(streams[0]) == continuation(b"one", 5)
