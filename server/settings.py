@@ -248,7 +248,8 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
             continue
         default = "" if field.default is None else f" (default {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        metavar = "{" + ",".join(choices) + "}" if choices else name.split("_")[-1].upper()
+        is_number = field.annotation in {int, int | None}
+        metavar = "{" + ",".join(choices) + "}" if choices else "N" if is_number else name.split("_")[-1].upper()
         parser.add_argument(
             flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
         )
