@@ -22,7 +22,7 @@ from server.api.errors import (
     InvalidRequestError,
     UnsupportedBodyError,
 )
-from server.api.json_reader import JSONError, NumberError, read_json
+from server.api.json_reader import FieldError, JSONError, read_json
 from server.api.openai.fields import is_encodable
 from server.api.validation import NOT_AN_OBJECT, quote
 
@@ -128,9 +128,9 @@ def parse(data: bytearray, model: type[BaseModel]) -> BaseModel:
         raise InvalidRequestError(NOT_AN_OBJECT)
     try:
         value = read_json(data)
-    except NumberError as error:
-        name = error.name or "the body"
-        raise InvalidRequestError(f"{quote(name)} {error}.", error.name) from error
+    except FieldError as error:
+        subject = "The body" if error.name is None else quote(error.name)
+        raise InvalidRequestError(f"{subject} {error}.", error.name) from error
     except JSONError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):

@@ -63,6 +63,8 @@ def test_as_many_values_as_fit_into_a_body_are_refused(
 ) -> None:
     """Each would take twenty times its text."""
     monkeypatch.setattr(json_reader, "MAX_VALUES", 1000)
-    for value in (b"[]", b"{}", b'"a"', b"1", b"null"):
+    monkeypatch.setattr(json_reader, "MAX_TOKEN_IDS", 900)
+    for value in (b"[]", b"{}", b'"a"', b"-1", b"1.5", b"null", b"1"):
         answer = ask(shared_live.port, post_bytes("/v1/completions", b'{"x": [' + (value + b",") * 1000 + b"1]}"))
-        assert error_of(answer)["message"] == "The body is not valid JSON: it has more than 1000 values."
+        too_many = "900 numbers in lists" if value == b"1" else "1000 values"
+        assert error_of(answer)["message"] == f"'x' must not hold more than {too_many}."
