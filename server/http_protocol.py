@@ -11,6 +11,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+MOST_CONNECTIONS = 1 << 16  # where the system has no limit
 RETRY_AFTER_SECONDS = 1  # seconds after which a client that found no room may come again
 
 
@@ -27,7 +28,8 @@ class ConnectionLimits:
     @classmethod
     def of_process(cls) -> ConnectionLimits:
         """Connections may take half of the files that this process may open."""
-        return cls(max_connections=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return cls(max_connections=MOST_CONNECTIONS if num_files == resource.RLIM_INFINITY else num_files // 2)
 
 
 class ConnectionGuard:
