@@ -174,13 +174,13 @@ class ServeSettings(BaseModel):
     admin_api_key: Keys = Field(
         (), description="key that opens administration, too; without any that answers on this machine alone"
     )
+    admin_api_key_file: Path | None = Field(None, description="file of such keys, one a line")
     max_requests_per_key: int | None = Field(
         None, ge=1, description="requests that one key, or without keys one address, may have running"
     )
     rate_limit: RateText | None = Field(
         None, description="requests that one key, or without keys one address, may send: 60/m, with s, m or h"
     )
-    admin_api_key_file: Path | None = Field(None, description="file of such keys, one a line")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
 
@@ -248,7 +248,8 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
             continue
         default = "" if field.default is None else f" (default {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        metavar = "{" + ",".join(choices) + "}" if choices else name.split("_")[-1].upper()
+        is_number = field.annotation in {int, int | None}
+        metavar = "{" + ",".join(choices) + "}" if choices else "N" if is_number else name.split("_")[-1].upper()
         parser.add_argument(
             flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
         )
