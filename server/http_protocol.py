@@ -10,7 +10,6 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MOST_CONNECTIONS = 1 << 16  # where the system has no limit

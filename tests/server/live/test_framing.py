@@ -12,7 +12,10 @@ from tests.server.live.requests import ask, error_of, status_of
 
 BODY = b'{"prompt": [97], "max_tokens": 3, "temperature": 0}'
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-UPGRADES = (b"Connection: Upgrade\r\nUpgrade: websocket\r\n", b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n")
+UPGRADES = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+    b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+)
 LAST = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 WITH_LENGTH = b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
 IN_CHUNKS = b"Transfer-Encoding: chunked\r\n\r\n5\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (BODY[:5], len(BODY) - 5, BODY[5:])
