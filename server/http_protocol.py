@@ -7,10 +7,10 @@ import json
 import resource
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MOST_CONNECTIONS = 1 << 16  # where the system has no limit
 RETRY_AFTER_SECONDS = 1  # seconds after which a client that found no room may come again
@@ -25,6 +25,7 @@ class ConnectionLimits:
     head_seconds: float = 20.0  # from the first byte, or the connection, to the end of the headers
     linger_seconds: float = 2.0  # in which a client that was refused may read why
     max_connections: int = 512
+    max_pipelined: int = 64  # requests of a connection that wait for the answer to one before them
 
     @classmethod
     def of_process(cls) -> ConnectionLimits:
@@ -187,6 +188,13 @@ class GuardedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._guard.idle.pop(self, None)
         super().on_headers_complete()
+        if len(self.pipeline) > self._limits.max_pipelined:
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests came before the first was answered.")
+            raise cast("RefusedError", self._refusal)  # or all of them would be parsed
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._has_progressed = True
@@ -229,12 +237,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._set_deadline(self._limits.linger_seconds)
 
     def _leave_request(self) -> bool:
-        """Tell the application that a request whose body is broken is over; false if it may have its answer."""
-        if self.pipeline or self.cycle.response_started or not self.cycle.more_body:
-            return False
-        self.cycle.disconnected = True
-        self.cycle.message_event.set()
-        return True
+        """End a request; true if there is nothing before an answer to it, for its body broke off."""
+        is_unanswered = not self.pipeline and not self._running.response_started and self._running.more_body
+        self._running.disconnected = True  # or it would write into a closed connection
+        self._running.message_event.set()
+        self.pipeline.clear()
+        return is_unanswered
 
     def _set_deadline(self, seconds: float) -> None:
         self._clear_deadline()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 import pytest
 
 from tests.server.engine.fakes import continuation
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, error_of, status_of
+from tests.server.live.stalls import StallWatch
 
 BODY = b'{"prompt": [97], "max_tokens": 3, "temperature": 0}'
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -59,3 +61,16 @@ def test_a_body_that_breaks_off_is_told_so(live: FakeServer, rest: bytes) -> Non
     answer = ask(live.port, POST + rest)
     assert (status_of(answer), error_of(answer)["message"]) == (400, "Invalid HTTP request received.")
     live.wait_until_idle()
+
+
+def test_requests_that_wait_for_others_are_counted(live: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The loop would have nothing else to do than to parse them; what has not been answered is given up silently."""
+    request = b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert ask(live.port, 60 * request + LAST).count(b"HTTP/1.1 200 OK") == 61
+    with StallWatch(live.loop) as watch, live.connect() as connection, suppress(ConnectionError):
+        connection.sendall(5000 * request)
+        while connection.recv(1 << 16):
+            pass
+    assert watch.seconds < 0.05, watch.place
+    live.wait_until_left()
+    assert "Exception" not in caplog.text
