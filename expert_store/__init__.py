@@ -31,8 +31,17 @@ from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
 from .safetensors_index import find_shards, is_header_alone, read_index
-from .statistics import LOAD_SECONDS_BUCKETS, PHASES, PREFETCH_OUTCOMES, LoadStatistics, Phase, StoreStatistics
-from .store import ExpertStore, HitRatios, TierReport
+from .statistics import (
+    LOAD_SECONDS_BUCKETS,
+    PHASES,
+    PREFETCH_OUTCOMES,
+    HitRatios,
+    LoadStatistics,
+    Phase,
+    StoreStatistics,
+    TierReport,
+)
+from .store import ExpertStore
 from .trace import TraceHeader, TraceWriter, read_trace
 
 __all__ = [

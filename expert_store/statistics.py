@@ -1,4 +1,4 @@
-"""What the store counts."""
+"""What the store counts and tells of itself."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from .pool import TierName
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
@@ -55,3 +57,28 @@ class StoreStatistics:
     def loaded_bytes(self) -> int:
         """Bytes that were read from disk."""
         return self.loads.get(("disk", "host"), LoadStatistics()).nbytes
+
+
+@dataclass(frozen=True)
+class TierReport:
+    """One tier of the store as it is now."""
+
+    name: TierName
+    budget_bytes: int
+    num_slots: int = 0
+    slot_bytes: int = 0  # that the slots take together
+    num_resident: int = 0
+    resident_bytes: int = 0
+    num_pinned: int = 0
+
+
+@dataclass(frozen=True)
+class HitRatios:
+    """Part of some look-ups that was in memory, and the most that replacement on demand could have had, 0 to 1.
+
+    Prefetching is not replacement on demand: it may beat the optimum.
+    """
+
+    lookups: int
+    realised: float
+    optimal: float

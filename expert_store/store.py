@@ -6,7 +6,6 @@ import copy
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -18,35 +17,10 @@ from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
 from .replay import optimal
-from .statistics import Phase, StoreStatistics
+from .statistics import HitRatios, Phase, StoreStatistics, TierReport
 
 NUM_READERS = 6  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
 CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class TierReport:
-    """One tier of the store as it is now."""
-
-    name: TierName
-    budget_bytes: int
-    num_slots: int = 0
-    slot_bytes: int = 0  # that the slots take together
-    num_resident: int = 0
-    resident_bytes: int = 0
-    num_pinned: int = 0
-
-
-@dataclass(frozen=True)
-class HitRatios:
-    """Part of some look-ups that was in memory, and the most that replacement on demand could have had, 0 to 1.
-
-    Prefetching is not replacement on demand: it may beat the optimum.
-    """
-
-    lookups: int
-    realised: float
-    optimal: float
 
 
 class ExpertStore:
@@ -123,8 +97,8 @@ class ExpertStore:
     def fetch(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
         """Prefetch experts of any layer, each as soon as the disk would be idle; tells how many reads were begun.
 
-        Those that are in the fastest tier or on their way, or quarantined, are left out, and those that get no slot
-        because what is there is in use.
+        Those that are in the fastest tier or on their way, or quarantined, are left out; so is what finds no slot that
+        may be taken, and what would only push out others of these experts.
 
         Args:
             timeout_seconds: after it the rest is left out, too.
@@ -135,17 +109,20 @@ class ExpertStore:
         backstage, started = self._backstage, 0
         ends_at = time.monotonic() + timeout_seconds
         with backstage.changed:
+            room = {pool: pool.top.num_slots - len(pool.top.pinned) for pool in backstage.pools}
             for key in keys:
                 while not backstage.reader.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
                     backstage.wait(left)
                 if backstage.is_closed or not backstage.reader.takes_prefetches:
                     break
                 pool = backstage.pool_of[key.layer]
-                if pool.top.find(key) is None and key not in backstage.quarantined:
-                    fetched = backstage.fetch(key, ahead=True)
-                    if fetched is not None:
-                        pool.give_back(fetched)
-                        started += 1
+                if not room[pool] or pool.top.find(key) is not None or key in backstage.quarantined:
+                    continue
+                fetched = backstage.fetch(key, ahead=True)
+                if fetched is not None:
+                    pool.give_back(fetched)
+                    room[pool] -= 1
+                    started += 1
         return started
 
     def pin(self, keys: Sequence[ExpertKey]) -> int:

@@ -102,9 +102,8 @@ def build_parser(words: Sequence[str]) -> _Parser:
     return parser
 
 
-def main() -> None:
-    """Run the command line; exits with 0, 1 for a failure, 2 for wrong usage."""
-    words = sys.argv[1:]
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Arguments of a command line; exits if there are no such."""
     parser = build_parser(words)
     names = [subcommand.name for subcommand in SUBCOMMANDS]
     if not words:
@@ -114,7 +113,13 @@ def main() -> None:
     arguments, unknown = parser.parse_known_args(words)
     if unknown:
         arguments.refuse(unknown)
+    return arguments
+
+
+def main() -> None:
+    """Run the command line; exits with 0, 1 for a failure, 2 for wrong usage."""
     try:
+        arguments = parse(sys.argv[1:])
         sys.exit(arguments.run(arguments))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

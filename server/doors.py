@@ -27,7 +27,8 @@ def make_service(settings: ServeSettings, address: str) -> Service:
     is_private = is_loopback(address)
     if not is_private and not keys.users:
         log.warning(
-            "everybody who reaches %s may use the API, from any page of any browser there: set --api-key-file", address
+            "everybody who reaches %s may use the API: set --api-key-file, or --allowed-host against DNS rebinding",
+            address,
         )
     hosts = Hosts(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
     return Service(version("greenroom"), keys=keys, hosts=hosts, turnstile=Turnstile(_rate_limits(settings)))

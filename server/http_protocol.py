@@ -7,10 +7,12 @@ import json
 import resource
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+MOST_CONNECTIONS = 1 << 16  # where the system has no limit
 RETRY_AFTER_SECONDS = 1  # seconds after which a client that found no room may come again
 
 
@@ -23,11 +25,13 @@ class ConnectionLimits:
     head_seconds: float = 20.0  # from the first byte, or the connection, to the end of the headers
     linger_seconds: float = 2.0  # in which a client that was refused may read why
     max_connections: int = 512
+    max_pipelined: int = 64  # requests of a connection that wait for the answer to one before them
 
     @classmethod
     def of_process(cls) -> ConnectionLimits:
         """Connections may take half of the files that this process may open."""
-        return cls(max_connections=resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        num_files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return cls(max_connections=MOST_CONNECTIONS if num_files == resource.RLIM_INFINITY else num_files // 2)
 
 
 class ConnectionGuard:
@@ -50,6 +54,61 @@ class RefusedError(Exception):
         self.status = status
 
 
+class PersistentParser:
+    """httptools' parser, which goes on where a request asks for another protocol, as HTTP lets servers do.
+
+    By itself it leaves such a request after the head, and takes the body for the next one. A parser of the body alone
+    follows it here.
+    """
+
+    def __init__(self, protocol: GuardedProtocol):
+        self._protocol = protocol
+        self._parser = self._new_parser()
+        self.is_repeating = False  # while the new parser learns of a body whose head was there before
+
+    def feed_data(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            try:
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                self._parser, self.is_repeating = self._new_parser(), True
+                self._parser.feed_data(b"POST / HTTP/1.1\r\n" + _framing(self._protocol.headers) + b"\r\n")
+                self.is_repeating = False
+            else:
+                return
+
+    def is_leaving(self) -> bool:
+        """Whether the body of this request will be the next parser's."""
+        return bool(self._parser.should_upgrade())
+
+    def should_upgrade(self) -> bool:
+        return False
+
+    def should_keep_alive(self) -> bool:
+        return bool(self._parser.should_keep_alive())
+
+    def get_method(self) -> bytes:
+        method: bytes = self._parser.get_method()
+        return method
+
+    def get_http_version(self) -> str:
+        version: str = self._parser.get_http_version()
+        return version
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self._protocol)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it, for pipelines
+        return parser
+
+
+def _framing(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The headers that tell a body's length."""
+    framing = [each for each in headers if each[0] in {b"content-length", b"transfer-encoding"}]
+    return b"".join(b"%s: %s\r\n" % each for each in framing)
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """One connection.
 
@@ -59,6 +118,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def __init__(self, guard: ConnectionGuard, **arguments: Any):
         super().__init__(**arguments)
+        self.parser: PersistentParser = PersistentParser(self)  # type: ignore[assignment]
         self._guard, self._limits = guard, guard.limits
         self._num_pending = 0  # bytes
         self._has_progressed = False
@@ -99,6 +159,14 @@ class GuardedProtocol(HttpToolsProtocol):
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
+    def on_message_begin(self) -> None:
+        if not self.parser.is_repeating:
+            super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self.parser.is_repeating:
+            super().on_url(url)
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.cycle is not None and self.scope is self.cycle.scope:
             return  # a trailer, which would change the headers that the application has
@@ -107,6 +175,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse_head()
 
     def on_headers_complete(self) -> None:
+        if self.parser.is_repeating:
+            return
         num_bytes = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if num_bytes > self._limits.max_head_bytes:
             self._refuse_head()
@@ -118,12 +188,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self._clear_deadline()
         self._guard.idle.pop(self, None)
         super().on_headers_complete()
+        if len(self.pipeline) > self._limits.max_pipelined:
+            self._refuse(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests came before the first was answered.")
+            raise cast("RefusedError", self._refusal)  # or all of them would be parsed
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         self._has_progressed = True
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self.parser.is_leaving():
+            return
         self._has_progressed = True
         super().on_message_complete()
 
@@ -150,12 +229,20 @@ class GuardedProtocol(HttpToolsProtocol):
         self._refusal = RefusedError(status, message)
         self._unset_keepalive_if_required()
         self._guard.idle.pop(self, None)
-        if not self._is_idle:  # in the middle of an answer
+        if not self._is_idle and not self._leave_request():
             self.transport.abort()
             return
         self.transport.write(_answer(status, message))
         self.transport.write_eof()
         self._set_deadline(self._limits.linger_seconds)
+
+    def _leave_request(self) -> bool:
+        """End a request; true if there is nothing before an answer to it, for its body broke off."""
+        is_unanswered = not self.pipeline and not self._running.response_started and self._running.more_body
+        self._running.disconnected = True  # or it would write into a closed connection
+        self._running.message_event.set()
+        self.pipeline.clear()
+        return is_unanswered
 
     def _set_deadline(self, seconds: float) -> None:
         self._clear_deadline()

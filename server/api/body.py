@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from server.api.auth import Guard
+from server.api.body_room import BodyPart
 from server.api.dependencies import service_of
 from server.api.errors import (
     BodyTimeoutError,
@@ -22,7 +23,7 @@ from server.api.errors import (
     InvalidRequestError,
     UnsupportedBodyError,
 )
-from server.api.json_reader import JSONError, NumberError, read_json
+from server.api.json_reader import FieldError, JSONError, read_json
 from server.api.openai.fields import is_encodable
 from server.api.validation import NOT_AN_OBJECT, quote
 
@@ -41,12 +42,14 @@ class BodyRoute(APIRoute):
         model = None if self.body_field is None else cast("type[BaseModel]", self.body_field.field_info.annotation)
 
         async def handle_body(request: Request) -> Response:
+            service = await service_of(request)
             for guard in guards:
-                await guard(request, await service_of(request))
+                await guard(request, service)
             if model is None:
                 return await handle(request)
             ready = _ReadyRequest(request.scope, request.receive)
-            ready.ready_body = await _read(request, model)
+            with service.body_room.part() as part:
+                ready.ready_body = await _read(request, model, part)
             return await handle(ready)
 
         return handle_body
@@ -64,9 +67,9 @@ class _ReadyRequest(Request):
         return self.ready_body
 
 
-async def _read(request: Request, model: type[BaseModel]) -> BaseModel:
+async def _read(request: Request, model: type[BaseModel], part: BodyPart) -> BaseModel:
     check_type(request)
-    data = await read_body(request)
+    data = await read_body(request, part)
     if len(data) <= SMALL_BODY_BYTES:
         return parse(data, model)
     return await asyncio.to_thread(parse, data, model)
@@ -87,12 +90,16 @@ def check_type(request: Request) -> None:
         raise UnsupportedBodyError(f"The body must be application/json, but its content-type is {quote(content_type)}.")
 
 
-async def read_body(request: Request) -> bytearray:
+async def read_body(request: Request, part: BodyPart) -> bytearray:
     """The body, as soon as it is there.
+
+    Args:
+        part: of the room for bodies, which this one takes up.
 
     Raises:
         BodyTooLargeError: it is longer than ``MAX_BODY_BYTES``, or its headers say so.
         BodyTimeoutError: it comes too slowly.
+        ServiceUnavailableError: there is no room for it now.
         ClientDisconnectedError: the client left.
 
     """
@@ -109,9 +116,11 @@ async def read_body(request: Request) -> bytearray:
             raise BodyTimeoutError(f"The body came too slowly: {len(body)} bytes of it are here.") from None
         if message["type"] == "http.disconnect":
             raise ClientDisconnectedError("The client closed the request.")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
+        piece = message.get("body", b"")
+        if len(body) + len(piece) > MAX_BODY_BYTES:
             raise too_large
+        part.take(len(piece))
+        body += piece
         if not message.get("more_body", False):
             return body
 
@@ -128,9 +137,9 @@ def parse(data: bytearray, model: type[BaseModel]) -> BaseModel:
         raise InvalidRequestError(NOT_AN_OBJECT)
     try:
         value = read_json(data)
-    except NumberError as error:
-        name = error.name or "the body"
-        raise InvalidRequestError(f"{quote(name)} {error}.", error.name) from error
+    except FieldError as error:
+        subject = "The body" if error.name is None else quote(error.name)
+        raise InvalidRequestError(f"{subject} {error}.", error.name) from error
     except JSONError as error:
         raise InvalidRequestError(f"The body is not valid JSON: {error}.") from error
     if not isinstance(value, dict):

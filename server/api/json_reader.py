@@ -10,7 +10,8 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 MAX_DEPTH = 128
-MAX_VALUES = 1 << 20  # of a body; each takes memory far beyond its text
+MAX_VALUES = 100_000  # of a text, beside token ids; each takes memory far beyond its characters
+MAX_TOKEN_IDS = 1 << 20  # numbers that follow one another in lists
 MAX_DIGITS = 1000
 PIECE = 1 << 17  # characters that one call looks at
 
@@ -26,8 +27,8 @@ class JSONError(ValueError):
     """The text is no JSON; the message says what is wrong and where."""
 
 
-class NumberError(JSONError):
-    """A number is none that can be used; ``name`` is the outermost that it stands under."""
+class FieldError(JSONError):
+    """A value can't be used, though it is JSON or nearly so; ``name`` is the outermost that it stands under."""
 
     def __init__(self, message: str):
         super().__init__(message)
@@ -56,7 +57,7 @@ def read_json(data: bytes | bytearray) -> Any:
 class _Reader:
     def __init__(self, text: str):
         self.text, self.place = text, 0
-        self._num_values = 0
+        self._num_values = self._num_token_ids = 0
 
     def error(self, what: str) -> JSONError:
         return JSONError(f"{what} at character {self.place}")
@@ -68,9 +69,11 @@ class _Reader:
 
     def value(self, depth: int) -> Any:
         self.skip_space()
-        self._count(1)
+        self._num_values += 1
+        if self._num_values > MAX_VALUES:
+            raise FieldError(f"must not hold more than {MAX_VALUES} values")
         if depth > MAX_DEPTH:
-            raise JSONError(f"it is nested deeper than {MAX_DEPTH} levels")
+            raise FieldError(f"must not be nested deeper than {MAX_DEPTH} levels")
         first = self.text[self.place : self.place + 1]
         if first == '"':
             return self._string()
@@ -82,11 +85,6 @@ class _Reader:
             return self._word(*_WORDS[first])
         return self._number()
 
-    def _count(self, num_values: int) -> None:
-        self._num_values += num_values
-        if self._num_values > MAX_VALUES:
-            raise JSONError(f"it has more than {MAX_VALUES} values")
-
     def _word(self, word: str, value: object) -> object:
         if not self.text.startswith(word, self.place):
             raise self.error("a value is expected")
@@ -97,13 +95,13 @@ class _Reader:
         match = _NUMBER.match(self.text, self.place)
         if match is None:
             if self.text.startswith(("NaN", "Infinity", "-Infinity"), self.place):
-                raise NumberError("must be a finite number")
+                raise FieldError("must be a finite number")
             raise self.error("a value is expected")
         if self.text[match.end() : match.end() + 1].isdecimal():
-            raise NumberError(f"must not have a leading zero or more than {MAX_DIGITS} digits")
+            raise FieldError(f"must not have a leading zero or more than {MAX_DIGITS} digits")
         number = float(match[0]) if match[1] else int(match[0])
         if number in {float("inf"), float("-inf")}:
-            raise NumberError("must be a finite number")
+            raise FieldError("must be a finite number")
         self.place = match.end()
         return number
 
@@ -115,7 +113,9 @@ class _Reader:
         while True:
             while (tokens := _TOKENS.match(self.text, self.place)) is not None:
                 run = tokens[0].rstrip(", \t\n\r").split(",")
-                self._count(len(run))
+                self._num_token_ids += len(run)
+                if self._num_token_ids > MAX_TOKEN_IDS:
+                    raise FieldError(f"must not hold more than {MAX_TOKEN_IDS} numbers in lists")
                 values += map(int, run)
                 self.place = tokens.end()
             values.append(self.value(depth + 1))
@@ -139,7 +139,7 @@ class _Reader:
             self._expect(":")
             try:
                 values[name] = self.value(depth + 1)
-            except NumberError as error:
+            except FieldError as error:
                 error.name = name
                 raise
             if self._ends("}"):

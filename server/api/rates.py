@@ -59,11 +59,11 @@ class Turnstile:
         """
         limits, caller = self.limits, self._caller(name)
         if limits.max_running is not None and caller.num_running >= limits.max_running:
-            raise RateLimitError(f"This key has {caller.num_running} requests running, as many as it may.")
+            raise RateLimitError(f"One key or address may have {limits.max_running} requests running.")
         if limits.max_requests is not None and caller.left < 1 - ROUNDING:
             wait = (1 - caller.left) * limits.seconds / limits.max_requests
             raise RateLimitError(
-                f"This key may send {limits.max_requests} requests in {limits.seconds:g} seconds.",
+                f"One key or address may send {limits.max_requests} requests in {limits.seconds:g} seconds.",
                 math.ceil(wait - ROUNDING),
                 self._headers(caller),
             )

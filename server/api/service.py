@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 from weakref import WeakSet
 
+from server.api.body_room import BodyRoom
 from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
 from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
@@ -58,6 +59,7 @@ class Service:
     keys: Keys = field(default_factory=Keys)
     hosts: Hosts = field(default_factory=Hosts)
     turnstile: Turnstile = field(default_factory=Turnstile)
+    body_room: BodyRoom = field(default_factory=BodyRoom)
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import llguidance
 import numpy as np
@@ -17,7 +16,9 @@ MAX_TOKEN_BYTES = 1000  # llguidance's tree of tokens is no deeper
 MAX_MESSAGE = 200  # characters of what llguidance says
 MAX_DIGITS = 20  # in a row, where a grammar would let a number have digits for ever
 # A mask is computed on the engine's thread; what llguidance allows by default takes about 20 ms at most.
-LIMITS = llguidance.LLParserLimits(max_items_in_row=10_000, max_lexer_states=20_000, verbose_errors=False)
+# States take up to half a kilobyte each.
+LIMITS = llguidance.LLParserLimits(max_items_in_row=10_000, max_lexer_states=50_000, verbose_errors=False)
+NO_EXTENSION = "NoExtensionBias"  # llguidance's name for a text that no token goes on with
 
 
 class GrammarCompiler:
@@ -38,10 +39,7 @@ class GrammarCompiler:
         Raises:
             RequestRefusedError: it can't be compiled, or allows no text at all.
         """
-        origin = llguidance.LLMatcher(self._tokens.tokenizer, _lark(spec), log_level=0, limits=LIMITS)
-        if origin.is_error():
-            raise RequestRefusedError(f"'{spec.param}' can't be followed: {_reason(origin.get_error())}", spec.param)
-        grammar = CompiledGrammar(spec, origin, self._tokens)
+        grammar = CompiledGrammar(spec, self._tokens)
         if not grammar.matcher().allowed().any():
             reason = "no text of this model's tokens satisfies it"
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
@@ -70,39 +68,68 @@ class GrammarTokens:
         return flags
 
 
-@dataclass(frozen=True)
 class CompiledGrammar:
-    """A ``Grammar``; what its matchers learn of its lexer they share."""
+    """A ``Grammar``. Its matchers share a lexer, which learns from all texts until it has learned too much.
 
-    spec: GrammarSpec
-    _origin: llguidance.LLMatcher
-    _tokens: GrammarTokens
+    Raises:
+        RequestRefusedError: it can't be compiled.
+    """
+
+    def __init__(self, spec: GrammarSpec, tokens: GrammarTokens):
+        self.spec, self.tokens = spec, tokens
+        self.origin = self._compile()
+        if self.origin.is_error():
+            reason = _reason(self.origin.get_error())
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
 
     def matcher(self) -> GrammarMatcher:
-        return GrammarMatcher(self._origin.deep_copy(), self._tokens, self.spec.param)
+        return GrammarMatcher(self)
+
+    def renew(self, spent: llguidance.LLMatcher) -> None:
+        """Let those that begin from now on have a new lexer, if this is still the one."""
+        if self.origin is spent:
+            self.origin = self._compile()
+
+    def _compile(self) -> llguidance.LLMatcher:
+        return llguidance.LLMatcher(self.tokens.tokenizer, _lark(self.spec), log_level=0, limits=LIMITS)
 
 
 class GrammarMatcher:
-    """The place in a grammar that one sequence has come to.
+    """The place in a grammar that one sequence has come to."""
 
-    Args:
-        param: of the request, for errors.
-    """
-
-    def __init__(self, matcher: llguidance.LLMatcher, tokens: GrammarTokens, param: str):
-        self._matcher, self._tokens, self._param = matcher, tokens, param
-        self._bits = np.zeros((tokens.tokenizer.vocab_size + 31) // 32, np.uint32)
+    def __init__(self, grammar: CompiledGrammar):
+        self._grammar, self._tokens = grammar, grammar.tokens
+        self._accepted: list[int] = []
         self._num_digits = 0  # at the end of the text
+        self._bits = np.zeros((self._tokens.tokenizer.vocab_size + 31) // 32, np.uint32)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._origin = self._grammar.origin
+        self._matcher = self._origin.deep_copy()
+        self._matcher.consume_tokens(self._accepted)
 
     def allowed(self) -> npt.NDArray[np.bool_]:
         """Of each token, whether it may come next ``(tokens,)``; none may after an error."""
-        if not self._matcher.is_error():
-            self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._compute()
+        if self._is_spent():  # others may be to blame
+            self._grammar.renew(self._origin)
+            self._begin()
+            self._compute()
+            if self._is_spent():
+                self._grammar.renew(self._origin)
         if self._matcher.is_error():
             self._bits[:] = 0
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
         allowed = bits[: self._tokens.tokenizer.vocab_size].view(np.bool_)
         return self._without_digits(allowed) if self._num_digits >= MAX_DIGITS else allowed
+
+    def _is_spent(self) -> bool:
+        return self._matcher.is_error() and NO_EXTENSION not in self._matcher.get_error()
+
+    def _compute(self) -> None:
+        if not self._matcher.is_error():
+            self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
 
     def may_go_on(self, allowed: npt.NDArray[np.bool_]) -> bool:
         """Whether something else than the end may come next."""
@@ -111,6 +138,7 @@ class GrammarMatcher:
     def accept(self, token_id: int) -> None:
         """Go on with a token."""
         self._matcher.consume_token(token_id)
+        self._accepted.append(token_id)
         text = self._tokens.text[token_id] if token_id < len(self._tokens.text) else b""
         rest = text.rstrip(b"0123456789")
         self._num_digits = len(text) - len(rest) + (0 if rest else self._num_digits)
@@ -125,10 +153,10 @@ class GrammarMatcher:
         """Why it can't be followed any further."""
         if not self._matcher.is_error():
             return None
-        reason = "became too complex to follow: simplify its patterns"
-        if "NoExtensionBias" in self._matcher.get_error():
+        param, reason = self._grammar.spec.param, "became too complex to follow: simplify its patterns"
+        if NO_EXTENSION in self._matcher.get_error():
             reason = "can't be followed: no token of this model goes on with what is written"
-        return RequestRefusedError(f"'{self._param}' {reason}", self._param)
+        return RequestRefusedError(f"'{param}' {reason}", param)
 
     def _without_digits(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """The same without more digits, where they belong to a number and need not follow."""

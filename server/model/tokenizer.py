@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ RENDER_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
+USUAL_CHARACTERS = 8  # of a token, or fewer; texts of longer ones are looked at piece by piece
 _RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
     "messages",
     "conversations",
@@ -49,7 +49,7 @@ class Tokenizer:
     ``token_bytes`` is None where the bytes of a token can't be told from the token alone.
 
     Args:
-        max_tokens: texts that are longer than so many of the longest tokens are refused instead of encoded.
+        max_tokens: of the context; texts that are more are refused instead of encoded, where their length tells.
 
     Raises:
         ModelError: the folder has no tokenizer that transformers can read.
@@ -69,8 +69,8 @@ class Tokenizer:
         )
         self.token_bytes = _token_bytes(self._tokenizer)
         self.tool_template = ToolTemplate(self._render)
-        longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
-        self._max_characters = sys.maxsize if max_tokens is None else max_tokens * longest
+        self._max_tokens = max_tokens
+        self._longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
 
     def __len__(self) -> int:
         """Token ids are below it."""
@@ -91,15 +91,26 @@ class Tokenizer:
             shared_renderer().start()
 
     def check_length(self, text: str) -> None:
-        """Refuse a text before it takes long to encode.
+        """Refuse a text before it takes long to encode, and holds the interpreter for as long as its tokens are many.
 
         Raises:
             TextTooLongError: it can't fit the model.
         """
-        if len(text) > self._max_characters:
-            raise TextTooLongError(
-                f"the prompt has {len(text)} characters, but no more than {self._max_characters} fit the context"
-            )
+        if self._max_tokens is None or len(text) <= self._max_tokens * USUAL_CHARACTERS:
+            return
+        num_tokens = 0
+        if len(text) <= self._max_tokens * self._longest:
+            step = self._max_tokens * USUAL_CHARACTERS
+            for begin in range(0, len(text), step):
+                piece = self._tokenizer.encode(text[begin : begin + step], add_special_tokens=False)
+                num_tokens += len(piece) - self._longest  # a cut makes more of a token, but no more than its characters
+                if num_tokens > self._max_tokens:
+                    break
+            else:
+                return
+        raise TextTooLongError(
+            f"the prompt has {len(text)} characters, which are more than the {self._max_tokens} tokens of the context"
+        )
 
     def encode_chat(
         self,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import openai
 import pytest
 
@@ -101,3 +102,12 @@ def test_experts_are_pinned_and_evicted_while_requests_are_answered(server: Serv
     assert post("evict") == 0
     assert post("unpin") == 2
     assert post("evict") == 2
+
+
+def test_texts_that_mean_the_same_are_closer_than_others(client: openai.OpenAI) -> None:
+    texts = ["The cat sat on the mat.", "A cat sits on a mat.", "def f(x): return x + 1"]
+    reply = client.embeddings.create(model="greenroom-demo", input=texts)
+    vectors = np.array([each.embedding for each in reply.data])
+    close, far = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
+    assert (vectors * vectors).sum(1) == pytest.approx([1, 1, 1])
+    assert close > far + 0.2

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from server.connections import listen
-from server.model.checkpoint import BUNDLED
+from server.model.checkpoint import BUNDLED, find_checkpoint
+from server.model.errors import ModelError
 from server.settings import SettingsError
-from tests.e2e.hub import serving_hub
+from tests.e2e.hub import Hub, serving_hub
 from tests.e2e.processes import run_command
 
 
@@ -30,28 +33,49 @@ def test_a_gated_model_names_the_page_of_its_licence(tmp_path: Path) -> None:
     assert_refused(result, f"is gated: accept its licence at {hub.url}/somebody/gated-model, then run `hf auth login`")
 
 
-def test_a_model_larger_than_the_disk_is_not_begun(tmp_path: Path) -> None:
+@pytest.fixture
+def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], None]:
+    """Let this process ask a hub, with a cache of its own."""
+
+    def ask(hub: Hub) -> None:
+        cache = str(tmp_path / "cache" / "hub")
+        for name, value in (("ENDPOINT", hub.url), ("HF_HUB_CACHE", cache), ("HF_HUB_OFFLINE", False)):
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+
+    return ask
+
+
+def test_a_model_larger_than_the_disk_is_not_begun(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
     with serving_hub("somebody/large-model", BUNDLED) as hub:
         hub.sizes["model.safetensors"] = 1 << 60
-        result = run_command("pack", hub.model, str(tmp_path / "out"), environment=hub.environment(tmp_path))
-        assert "model.safetensors" not in hub.sent
-    assert_refused(result, f"takes 1048576.0 TiB more on disk, and {tmp_path / 'hub'} has ")
-    assert result.stderr.rstrip().endswith("free some, or set HF_HOME to a folder on a larger disk")
+        asking(hub)
+        with pytest.raises(ModelError, match=r"takes 1048576\.0 TiB more on disk, .*; free some, or set HF_HOME to a"):
+            find_checkpoint(hub.model, None)
+        assert hub.sent.keys() == {""}
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_download_is_served_and_half_of_one_is_told(tmp_path: Path) -> None:
-    """The second time offline, first with all of it, then without one file."""
+def test_a_hub_model_without_safetensors_is_not_begun(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
+    (tmp_path / "config.json").touch()
+    (tmp_path / "pytorch_model.bin").touch()
+    with serving_hub("somebody/old-model", tmp_path) as hub:
+        asking(hub)
+        with pytest.raises(ModelError, match=r"somebody/old-model has pickled weights alone \(\.bin\)"):
+            find_checkpoint(hub.model, None)
+        assert hub.sent.keys() == {""}
+
+
+def test_a_download_is_used_and_half_of_one_is_told(tmp_path: Path) -> None:
+    """The second time offline, without one of the files."""
+    out = str(tmp_path / "out")
     with serving_hub("somebody/some-model", BUNDLED) as hub:
         environment = hub.environment(tmp_path / "cache")
-        packed = run_command("pack", hub.model, str(tmp_path / "a"), environment=environment)
-        assert packed.returncode == 0, packed.stderr
-        assert packed.stderr == f"greenroom: packed somebody/some-model as bfloat16 into {tmp_path / 'a'}\n"
-    environment["HF_HUB_OFFLINE"] = "1"
-    again = run_command("pack", hub.model, str(tmp_path / "a"), environment=environment)
-    assert "holds this pack already" in again.stderr
+        packed = run_command("pack", hub.model, out, environment=environment)
+    assert packed.returncode == 0, packed.stderr
+    assert packed.stderr == f"greenroom: packed somebody/some-model as bfloat16 into {out}\n"
     for path in (tmp_path / "cache").rglob("tokenizer.json"):
         path.unlink()
-    result = run_command("pack", hub.model, str(tmp_path / "a"), environment=environment)
+    result = run_command("pack", hub.model, out, environment={**environment, "HF_HUB_OFFLINE": "1"})
     assert_refused(result, "nor whole in the hub cache")
     assert "HF_HUB_OFFLINE is set; run `hf download somebody/some-model` where there is a network" in result.stderr
 
@@ -62,17 +86,6 @@ def test_a_budget_beyond_memory_is_refused_once_the_trunk_is_known() -> None:
     assert (result.returncode, result.stdout) == (1, "")
     assert last.startswith("greenroom: the experts of a token need 432.0 KiB beside ")
     assert last.endswith(" at most, or less --max-model-len")
-
-
-def test_a_hub_that_has_no_safetensors_is_not_downloaded_from(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_bytes((BUNDLED / "config.json").read_bytes())
-    (model / "pytorch_model.bin").touch()
-    with serving_hub("somebody/old-model", model) as hub:
-        result = run_command("pack", hub.model, str(tmp_path / "out"), environment=hub.environment(tmp_path))
-        assert hub.sent.keys() == {""}
-    assert_refused(result, "somebody/old-model has pickled weights alone (.bin)")
 
 
 def test_a_port_that_needs_rights_is_told_from_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:

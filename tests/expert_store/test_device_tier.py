@@ -200,7 +200,7 @@ def test_pins_keep_experts_on_the_device_through_a_rebuild(stores: Any) -> None:
     assert store.tiers()["device"].num_pinned == 2
     with pytest.raises(BudgetError, match="2 pinned experts leave fewer than 1 of 2 slots"):
         store.resize(device_bytes=2 * SLOT)
-    assert store.evict([ExpertKey(0, 6)]) <= 1
+    assert store.evict([ExpertKey(0, 6)]) == 0
     assert store.residents()[ExpertKey(0, 6)] == "device"
 
 

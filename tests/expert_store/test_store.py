@@ -18,6 +18,7 @@ import torch
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
 from tests.expert_store.files import expected, make_catalog
 from tests.expert_store.gated_reads import GatedReads
+from tests.expert_store.settling import settle
 
 MakeStore = Callable[..., ExpertStore]
 
@@ -350,6 +351,59 @@ def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
         reads.wait_until_started()
         assert store.prefetch(0, [5]) == 0
         reads.is_open.set()
+
+
+def test_more_than_the_disk_takes_at_once_is_fetched_piece_by_piece(make_store: MakeStore) -> None:
+    """But not more than there is room for beside what is pinned."""
+    store = make_store(6, num_readers=2)
+    store.pin([ExpertKey(1, 0)])
+    assert store.fetch([ExpertKey(0, expert) for expert in range(8)], timeout_seconds=30) == 5
+    settle(store)
+    assert store.residents().keys() == {ExpertKey(1, 0), *(ExpertKey(0, expert) for expert in range(5))}
+    assert store.fetch([ExpertKey(0, 1), ExpertKey(1, 0)], timeout_seconds=30) == 0
+
+
+def test_a_fetch_does_not_wait_for_ever_and_takes_nothing_that_is_in_use(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(4, num_readers=2)
+    with store.lease(0, {0: 1, 1: 1}) as first, store.lease(1, {2: 1, 3: 1}) as second:
+        assert len([*first, *second]) == 4
+        assert store.fetch([ExpertKey(1, 0)], timeout_seconds=30) == 0
+    reads = GatedReads(monkeypatch)
+    assert store.fetch([ExpertKey(1, expert) for expert in range(4)], timeout_seconds=0) == 2
+    reads.is_open.set()
+
+
+def test_a_store_that_closes_ends_who_fetches(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(4, num_readers=2)
+    reads = GatedReads(monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        fetching = pool.submit(store.fetch, [ExpertKey(1, expert) for expert in range(4)], 30)
+        reads.wait_until_started()
+        closing = pool.submit(store.close)
+        reads.is_open.set()
+        closing.result(timeout=30)
+        assert fetching.exception(timeout=30) is None or isinstance(fetching.exception(), StoreClosedError)
+    assert store.fetch([ExpertKey(0, 7)], timeout_seconds=30) == 0
+
+
+def test_pins_and_their_end_tell_how_many_were_not_so_already(make_store: MakeStore) -> None:
+    store = make_store(4)
+    assert store.pin([ExpertKey(0, 1), ExpertKey(0, 2)]) == 2
+    assert store.pin([ExpertKey(0, 1)]) == 0
+    assert store.pinned == {ExpertKey(0, 1), ExpertKey(0, 2)}
+    assert store.unpin([ExpertKey(0, 1), ExpertKey(0, 5)]) == 1
+    assert store.pinned == {ExpertKey(0, 2)}
+
+
+def test_a_lease_tells_which_experts_were_missing(make_store: MakeStore) -> None:
+    store = make_store(4)
+    use(store, 0, 1)
+    with store.lease(0, {1: 1, 2: 1, 3: 1}) as lease:
+        assert sorted(expert for expert, _ in lease) == [1, 2, 3]
+    assert sorted(lease.missed) == [ExpertKey(0, 2), ExpertKey(0, 3)]
+    assert store.catalog.read_bytes(ExpertKey(0, 2)) == 192
 
 
 def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:

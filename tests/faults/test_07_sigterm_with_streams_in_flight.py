@@ -35,8 +35,17 @@ def terminate(server: Server) -> None:
         pass
 
 
+@contextmanager
+def watching(server: Server) -> Iterator[Iterator[str]]:
+    """The stream of experts, which would never end by itself."""
+    with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=60) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: snapshot"
+        yield lines
+
+
 def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
-    with serving() as server, streaming(server, 600) as events:
+    with serving("--shutdown-timeout", "3600") as server, watching(server) as experts, streaming(server, 600) as events:
         terminate(server)
         ready, health = (httpx.get(f"{server.url}/{name}") for name in ("ready", "health"))
         assert (ready.status_code, ready.json()) == (503, {"status": "draining"})
@@ -45,11 +54,13 @@ def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
         assert refusal.status_code == 503
         assert refusal.json()["error"]["code"] == "service_unavailable"
         assert (refusal.headers["Retry-After"], refusal.headers["Connection"]) == ("1", "close")
+        assert not any(line.startswith("event: ") for line in experts)
         rest = list(events)
         assert json.loads(rest[-2])["choices"][0]["finish_reason"] == "length"
         assert rest[-1] == "[DONE]"
         status, out, err = server.end()
     assert (status, out) == (0, "")
+    assert "requests in flight: 1;" in err
     assert "Traceback" not in err
 
 
@@ -82,15 +93,3 @@ def test_a_second_signal_ends_at_once() -> None:
         status, _, err = server.end()
     assert status == 0
     assert "Traceback" not in err
-
-
-def test_who_watches_the_experts_does_not_hold_the_end_up() -> None:
-    with serving("--shutdown-timeout", "3600") as server:
-        with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=60) as response:
-            lines = response.iter_lines()
-            assert next(lines) == "event: snapshot"
-            server.process.send_signal(signal.SIGTERM)
-            assert list(lines)[-1] == ""
-        status, _, err = server.end()
-    assert status == 0
-    assert "draining" not in err

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import json
+import select
 
 import pytest
 
 from server.api import json_reader
 from server.api.body import MAX_BODY_BYTES
-from tests.server.engine.fakes import continuation
-from tests.server.live.conftest import FakeServer
-from tests.server.live.requests import ask, complete, error_of, post_bytes, status_of
+from server.api.body_room import BodyRoom
+from server.api.service import Service
+from server.engine.codec import Codec
+from tests.server.engine.fakes import Rig, continuation
+from tests.server.live.conftest import FakeServer, serving_rig
+from tests.server.live.requests import ask, complete, error_of, headers_of, post_bytes, status_of
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
 PIECE = b'"' + b"a" * (1 << 20)
@@ -63,6 +67,24 @@ def test_as_many_values_as_fit_into_a_body_are_refused(
 ) -> None:
     """Each would take twenty times its text."""
     monkeypatch.setattr(json_reader, "MAX_VALUES", 1000)
-    for value in (b"[]", b"{}", b'"a"', b"1", b"null"):
+    monkeypatch.setattr(json_reader, "MAX_TOKEN_IDS", 900)
+    for value in (b"[]", b"{}", b'"a"', b"-1", b"1.5", b"null", b"1"):
         answer = ask(shared_live.port, post_bytes("/v1/completions", b'{"x": [' + (value + b",") * 1000 + b"1]}"))
-        assert error_of(answer)["message"] == "The body is not valid JSON: it has more than 1000 values."
+        too_many = "900 numbers in lists" if value == b"1" else "1000 values"
+        assert error_of(answer)["message"] == f"'x' must not hold more than {too_many}."
+
+
+def test_bodies_that_are_read_at_the_same_time_have_room_together(codec: Codec) -> None:
+    """One that finds none is told to come again; whatever became of the others, what they took is given back."""
+    service = Service("1", body_room=BodyRoom(300_000))
+    with serving_rig(Rig(), codec, service=service) as server:
+        with server.connect() as first, server.connect() as second:
+            for connection in (first, second):
+                connection.sendall(HEAD + b"Content-Length: 200000\r\n\r\n" + b" " * 199_999)
+            refused, *_ = select.select([first, second], [], [])[0]
+            answer = refused.recv(1 << 16)
+        assert status_of(answer) == 503
+        assert headers_of(answer)["retry-after"] == "1"
+        server.wait_until_left()
+        assert service.body_room.num_free == 300_000
+        assert still_answers(server)

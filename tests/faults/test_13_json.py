@@ -18,12 +18,12 @@ PROMPT = b'"prompt": [97], "max_tokens": 1'
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"[" * 100_000 + b"]" * 100_000, "The body is not valid JSON: it is nested deeper than 128 levels."),
+        (b"[" * 100_000 + b"]" * 100_000, "The body must not be nested deeper than 128 levels."),
         (
             b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
-            "The body is not valid JSON: it is nested deeper than 128 levels.",
+            "'a' must not be nested deeper than 128 levels.",
         ),
-        (b'{"a":' * 100_000, "The body is not valid JSON: it is nested deeper than 128 levels."),
+        (b'{"a":' * 100_000, "'a' must not be nested deeper than 128 levels."),
         (b'{"temperature": NaN, %s}' % PROMPT, "'temperature' must be a finite number."),
         (b'{"unknown": {"a": [-Infinity]}, %s}' % PROMPT, "'unknown' must be a finite number."),
         (b'{"unknown": 1e999, %s}' % PROMPT, "'unknown' must be a finite number."),

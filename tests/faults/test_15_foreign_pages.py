@@ -145,5 +145,5 @@ def test_a_public_address_without_keys_is_warned_of(caplog: pytest.LogCaptureFix
     assert caplog.messages == []
     make_service(ServeSettings(), "0.0.0.0")
     assert caplog.messages == [
-        "everybody who reaches 0.0.0.0 may use the API, from any page of any browser there: set --api-key-file"
+        "everybody who reaches 0.0.0.0 may use the API: set --api-key-file, or --allowed-host against DNS rebinding"
     ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import anthropic
+import openai
 import pytest
 from fastapi.routing import APIRoute
 
@@ -83,6 +85,27 @@ def test_anything_else_is_401_in_openais_form(locked: LiveServer, headers: Seque
 def test_a_request_without_a_key_is_refused_before_its_body_is_read(locked: LiveServer) -> None:
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
     assert status_of(ask(locked.port, head + b"Content-Length: 9000000\r\n\r\n")) == 401
+
+
+def test_openais_client_sends_a_key_and_knows_a_refusal(locked: LiveServer) -> None:
+    url = f"http://127.0.0.1:{locked.port}/v1"
+    with openai.OpenAI(base_url=url, api_key=USER, max_retries=0) as client:
+        assert client.models.list().data[0].id == "fake"
+    with openai.OpenAI(base_url=url, api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError) as error:
+            client.models.list()
+        assert error.value.code == "invalid_api_key"
+
+
+def test_anthropics_client_sends_a_key_and_knows_a_refusal(locked: LiveServer) -> None:
+    asked = {"model": "fake", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
+    url = f"http://127.0.0.1:{locked.port}"
+    with anthropic.Anthropic(base_url=url, api_key=OTHER_USER, max_retries=0) as client:
+        assert client.messages.create(**asked).usage.output_tokens == 1
+    with anthropic.Anthropic(base_url=url, api_key="wrong", max_retries=0) as client:
+        with pytest.raises(anthropic.AuthenticationError) as error:
+            client.messages.create(**asked)
+        assert error.value.body["error"]["type"] == "authentication_error"
 
 
 def test_operations_need_no_key(locked: LiveServer) -> None:

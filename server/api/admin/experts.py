@@ -1,9 +1,9 @@
 """``/v1/experts``: where the experts of the model are, and moving them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from server.api.admin.experts_stream import ExpertStream
@@ -17,6 +17,7 @@ from server.api.service import Service
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
 
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 MAX_PLACES = 32768  # of a request; the largest models have some 25,000 experts
 
 # Routes are plain functions, which FastAPI runs in threads of its own: the store's lock may be held by others.
@@ -45,7 +46,7 @@ def list_experts(service: ServiceDep) -> Response:
     return Response(encode_overview(experts_of(service).overview()), media_type="application/json")
 
 
-@router.get("/stream")
+@router.get("/stream", response_class=StreamingResponse, responses=EVENTS)
 async def stream_experts(
     service: ServiceDep,
     interval: Annotated[float, Query(ge=LEAST_INTERVAL_SECONDS, le=MOST_INTERVAL_SECONDS)] = 0.5,

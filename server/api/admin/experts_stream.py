@@ -33,7 +33,6 @@ class ExpertStream(StreamingResponse):
         self._service, self._experts, self._interval_seconds = service, experts, interval_seconds
         if service.expert_feed.num_listeners >= MAX_LISTENERS:
             raise RateLimitError(f"{MAX_LISTENERS} clients read this stream: close one of them first.")
-        service.expert_feed.num_listeners += 1
         self._events = self._follow()
         super().__init__(self._events, headers=HEADERS, media_type="text/event-stream")
 
@@ -41,6 +40,7 @@ class ExpertStream(StreamingResponse):
         request = asyncio.current_task()
         assert request is not None
         self._service.endless.add(request)
+        self._service.expert_feed.num_listeners += 1
         try:
             await unless_client_leaves(receive, self.stream_response(send))
         except (ClientDisconnectedError, OSError):

@@ -14,6 +14,7 @@ from server.api.openai.generation import submit
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.replies import JsonObject
 from server.api.openai.schemas import ChatBody
+from server.api.openai.tools import NamedTool
 from server.api.openai.turn_plan import plan_turn
 from server.api.openapi import STREAMED
 from server.api.service import Service
@@ -29,13 +30,14 @@ class ChatStyle:
     object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, turn: ChatTurn, *, has_logprobs: bool) -> None:
+    def __init__(self, turn: ChatTurn, body: ChatBody) -> None:
         self._turn, self._codec = turn, turn.codec
-        self._has_logprobs = has_logprobs
+        self._has_logprobs = body.logprobs
+        self._names_a_tool = isinstance(body.tool_choice, NamedTool)
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
         pieces = [piece for event in events for piece in self._turn.pieces(index, event)]
-        finish_reason = next(piece.finish_reason for piece in pieces if isinstance(piece, EndPiece))
+        finish_reason = next(self._reason(piece) for piece in pieces if isinstance(piece, EndPiece))
         tokens = [each for event in events for each in event.logprobs]
         logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
         return {"index": index, "message": message_of(pieces), "logprobs": logprobs, "finish_reason": finish_reason}
@@ -45,7 +47,7 @@ class ChatStyle:
 
     def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
         chunks = [
-            self._chunk(index, {}, piece.finish_reason)
+            self._chunk(index, {}, self._reason(piece))
             if isinstance(piece, EndPiece)
             else self._chunk(index, delta_of(piece))
             for piece in self._turn.pieces(index, event)
@@ -55,6 +57,10 @@ class ChatStyle:
                 chunks.insert(0, self._chunk(index, {"content": ""}))
             chunks[0]["logprobs"] = chat_logprobs(self._codec, event.logprobs)
         return chunks
+
+    def _reason(self, end: EndPiece) -> str:
+        """A call that was asked for by name is what was wanted, and no reason to end, to OpenAI and vLLM."""
+        return "stop" if self._names_a_tool and end.finish_reason == "tool_calls" else end.finish_reason
 
     def _chunk(self, index: int, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
@@ -112,4 +118,4 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
 @router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create_chat_completion(request: Request, body: ChatBody, service: ServiceDep) -> Response:
     turn = await begin_chat(service, body)
-    return await answer(request, body, turn.generation, ChatStyle(turn, has_logprobs=body.logprobs))
+    return await answer(request, body, turn.generation, ChatStyle(turn, body))

@@ -32,7 +32,7 @@ def test_requests_at_the_same_time_are_limited_for_each_caller():
     turnstile = Turnstile(RateLimits(max_running=2))
     assert turnstile.enter("a") == turnstile.enter("a") == turnstile.enter("b") == {}
     error = refusal(turnstile, "a")
-    assert error.message == "This key has 2 requests running, as many as it may."
+    assert error.message == "One key or address may have 2 requests running."
     assert error.headers == {"Retry-After": "1"}
     turnstile.leave("a")
     turnstile.enter("a")

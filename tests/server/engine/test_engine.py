@@ -235,9 +235,10 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
     """A part that fails is to blame itself, and nothing is run twice."""
     rig = Rig()
     rig.model.is_solo = True
-    run_all, runs = rig.model.run, []
+    run_all, runs, are_there = rig.model.run, [], threading.Event()
 
     def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        are_there.wait(30)  # or the slot of the one that fails would go to one that comes later
         runs.append([(chunk.slot, chunk.num_cached) for chunk in chunks])
         if ord("!") in chunks[0].token_ids:
             raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
@@ -247,6 +248,7 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
 
     async def scenario() -> None:
         streams = [rig.submit(prompt, 5) for prompt in (b"one", b"bad!", b"three")]
+        are_there.set()
         with pytest.raises(GenerationFailedError):
             await collect(streams[1])
         assert await collect(streams[0]) == continuation(b"one", 5)
@@ -319,6 +321,35 @@ def test_stopping_ends_open_streams_with_an_error() -> None:
         await stopping
 
     asyncio.run(scenario())
+
+
+def test_halting_ends_open_streams_while_a_step_still_runs() -> None:
+    rig = Rig()
+    has_begun, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        has_begun.set()
+        gate.wait(30)
+
+    rig.model.before_step = wait
+
+    async def scenario() -> None:
+        rig.engine.start()
+        streams = [rig.submit(b"running", 50)]
+        await asyncio.to_thread(has_begun.wait, 30)
+        streams.append(rig.submit(b"next", 50))
+        rig.engine.halt()
+        for stream in streams:
+            with pytest.raises(EngineUnavailableError, match="shutting down"):
+                await collect(stream)
+        with pytest.raises(EngineUnavailableError):
+            rig.submit(b"too late", 1)
+        assert rig.engine._thread.is_alive()
+        gate.set()
+        await asyncio.to_thread(rig.engine.stop)
+
+    asyncio.run(scenario())
+    rig.blocks.check_integrity([])
 
 
 @pytest.mark.parametrize("num_snapshots", [None, 0, 1, 4])

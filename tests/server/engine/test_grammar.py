@@ -7,11 +7,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import llguidance
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from server.engine import grammar as grammar_module
 from server.engine.codec import Codec
 from server.engine.grammar import MAX_DIGITS, GrammarCompiler, GrammarMatcher
 from server.engine.json_grammar import MAX_DEPTH, MAX_KEY
@@ -251,6 +253,33 @@ def test_a_pattern_of_too_many_states_is_an_error(compiler: GrammarCompiler) -> 
         text = text[1:]
     assert not matcher.allowed().any()
     assert str(matcher.error) == "'response_format' became too complex to follow: simplify its patterns"
+
+
+def test_a_lexer_that_has_learned_too_much_is_renewed(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few_states = llguidance.LLParserLimits(max_lexer_states=2000, verbose_errors=False)
+    monkeypatch.setattr(grammar_module, "LIMITS", few_states)
+    grammar = compiler.compile(schema({"type": "string", "maxLength": 900}))
+    matchers = [grammar.matcher() for _ in range(2)]
+    text = b'"' + b"once upon a time " * 50
+    for byte in text:
+        for matcher in matchers:
+            read(matcher, bytes([byte]))
+    read(grammar.matcher(), text + b'"')
+
+
+def test_a_pattern_that_was_too_much_for_one_is_tried_again_for_the_next(compiler: GrammarCompiler) -> None:
+    grammar = compiler.compile(schema({"type": "string", "pattern": "(.{1,1000}){1,1000}"}))
+    lengths = []
+    for _ in range(2):
+        matcher, length = grammar.matcher(), 0
+        matcher.accept(ord('"'))
+        while matcher.allowed()[ord("a")]:
+            matcher.accept(ord("a"))
+            length += 1
+        lengths.append(length)
+    assert lengths[0] == lengths[1] > 0
 
 
 def test_errors_name_the_parameter(compiler: GrammarCompiler) -> None:

@@ -84,5 +84,5 @@ def test_a_rate_is_told_and_refused(codec: Codec) -> None:
     told = [[headers_of(answer)[name] for name in RATE_HEADERS[:2]] for answer in answers]
     assert told == [["2", "1"], ["2", "0"], ["2", "0"]]
     assert 1700 < int(headers_of(answers[2])["retry-after"]) <= 1800
-    assert error_of(answers[2])["message"] == "This key may send 2 requests in 3600 seconds."
+    assert error_of(answers[2])["message"] == "One key or address may send 2 requests in 3600 seconds."
     assert RATE_HEADERS[0] not in headers_of(health)
