@@ -12,7 +12,7 @@ StepPhase = Literal["prefill", "decode"]  # decode: one token of each sequence, 
 STEP_PHASES: tuple[StepPhase, ...] = ("prefill", "decode")
 FINISHED_REASONS = ("stop", "length", "abort", "error", "deadline")  # abort: the client left
 
-# Bounds in seconds: vLLM's, so that its dashboards fit, and below them some for small models.
+# Bounds in seconds: vLLM's, so that both compare, and below them some for small models.
 FIRST_TOKEN_BOUNDS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
     640.0, 2560.0,

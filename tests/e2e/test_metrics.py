@@ -13,6 +13,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.dashboards import DASHBOARDS, DOCKER
 from tests.e2e.processes import Server, total
 
 MODEL = "greenroom-demo"
@@ -118,6 +119,15 @@ def test_operators_can_look_up_every_metric(http: httpx.Client) -> None:
     told = set(re.findall(r"[a-z0-9_]+", (Path(__file__).parents[2] / "docs/operations.md").read_text()))
     names = re.findall(r"^# TYPE greenroom_(\w+)", http.get("/metrics").text, re.MULTILINE)
     assert set(names) <= told
+
+
+def test_rules_and_dashboards_ask_for_what_there_is(http: httpx.Client, client: openai.OpenAI) -> None:
+    client.completions.create(model=MODEL, prompt="A", max_tokens=2)
+    there = set(re.findall(r"^(greenroom_\w+)", http.get("/metrics").text, re.MULTILINE))
+    asked: set[str] = set()
+    for path in (DOCKER / "prometheus/rules.yml", *DASHBOARDS):
+        asked |= set(re.findall(r"\bgreenroom_\w+", path.read_text()))
+    assert asked <= there
 
 
 def test_choices_are_counted_one_by_one(client: openai.OpenAI, counted: Counted) -> None:
