@@ -140,7 +140,7 @@ class Engine:
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
-                raise EngineUnavailableError("the engine is not running")
+                raise EngineUnavailableError("the server takes no more requests")
             if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
             self._num_submitted += 1

@@ -21,7 +21,7 @@ QUESTION: Any = [{"role": "user", "content": "Who waits?"}]
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("checkpoints") / "solo"
-    config = make_config("deepseek_v4")
+    config = make_config("glm_moe_dsa")
     config.vocab_size, config.max_position_embeddings = 257, 4096
     config.eos_token_id = 256
     save_checkpoint(config, folder)
@@ -53,6 +53,7 @@ def test_a_streamed_chat_is_that_of_the_whole_reply(client: openai.OpenAI) -> No
     experts = [token for chunk in chunks for token in chunk.choices[0].model_extra["experts"]]
     assert experts == whole.model_extra["experts"]
     assert len(experts) == 16
+    assert len({tuple(chosen) for token in experts for chosen in token}) > 1
 
 
 def test_a_client_that_leaves_holds_nothing_up(server: Server, client: openai.OpenAI) -> None:
