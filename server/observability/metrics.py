@@ -158,6 +158,8 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     )
     finished = [((reason,), engine.finished[reason]) for reason in FINISHED_REASONS]
     yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
+    refused = [((), engine.num_refused)]
+    yield _counter("requests_refused", "Requests refused because the queue was full.", [], refused)
     yield from _latencies(engine.latencies)
 
 
