@@ -25,7 +25,7 @@ export function percent(share) {
 
 /** @param {number} value */
 export function rate(value) {
-  return value.toFixed(value < 100 ? 1 : 0);
+  return value < 100 ? value.toFixed(1) : count(Math.round(value));
 }
 
 /**
