@@ -32,8 +32,12 @@ export async function* answer(body, signal) {
   });
   /** @type {Route[]} */
   let routes = []; // of tokens whose text is held back
+  let isWhole = false;
   for await (const { data } of events(response)) {
-    if (data === "[DONE]") return;
+    if (data === "[DONE]") {
+      isWhole = true; // and the connection can be used again once it is read to its end
+      continue;
+    }
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message, response.status);
     if (chunk.usage) yield { usage: chunk.usage };
@@ -47,5 +51,5 @@ export async function* answer(body, signal) {
       if (finishReason) yield { finishReason };
     }
   }
-  throw new ServerError("The answer broke off: the connection to the server was lost.", 0);
+  if (!isWhole) throw new ServerError("The answer broke off: the connection to the server was lost.", 0);
 }

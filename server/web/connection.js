@@ -26,15 +26,14 @@ export class ConnectionLine {
    */
   show(state, message, waitMs) {
     clearInterval(this.clock);
-    const isTroubled = state === "waiting" || state === "refused";
-    // While it comes and goes, the reason stays: "Connecting" between two attempts is of no use to anybody.
-    if (state !== "connecting" || !this.told) {
-      this.line.dataset.state = state;
-      write(this.text, message);
-      this.tell(state === "live" ? "The stage is live." : isTroubled ? message : "");
-    }
-    this.button.hidden = !isTroubled;
     write(this.wait, "");
+    // Between two attempts the reason stays: "Connecting" is of use to nobody then.
+    if (state === "connecting" && this.told) return;
+    const isTroubled = state === "waiting" || state === "refused";
+    this.line.dataset.state = state;
+    this.button.hidden = !isTroubled;
+    write(this.text, message);
+    this.tell(state === "live" ? "The stage is live." : isTroubled ? message : "");
     if (state === "waiting") this.count(performance.now() + waitMs);
   }
 

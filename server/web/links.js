@@ -68,7 +68,7 @@ function turns(transcript, tokens) {
     if (!served.length) return [];
     const box = make("div", "served-turn");
     const total = transcript.tokens.filter((token) => token.turn === turn).length;
-    const title = make("p", "question", `${shorten(question)}: ${served.length} of ${plural(total, "token")}`);
+    const title = make("p", "question", `“${shorten(question)}” · ${served.length} of ${plural(total, "token")}`);
     box.append(title, ...served.slice(0, MAX_SHOWN).map((token) => button(transcript, token)));
     return [box];
   });

@@ -69,6 +69,7 @@ export class Navigation {
     const { experts } = this.stage;
     if (!experts?.exists(index)) return;
     this.stage.mark({ cursor: index });
+    this.stage.reveal(index);
     this.stage.tell(index);
     this.live.textContent = experts.describe(index);
   }

@@ -80,6 +80,16 @@ export class Stage {
     return experts.warmest > COLD;
   }
 
+  /** @param {number} index of a cell that is to be seen where the stage is wider than the screen */
+  reveal(index) {
+    const { box, geometry } = this;
+    if (!geometry) return;
+    const x = geometry.x(index) / geometry.ratio;
+    const margin = (2 * geometry.pitchX) / geometry.ratio;
+    const least = x + 2 * margin - box.clientWidth;
+    box.scrollLeft = Math.max(least, Math.min(box.scrollLeft, x - margin));
+  }
+
   /** @param {boolean} isStale whether it shows what was, not what is */
   age(isStale) {
     this.box.toggleAttribute("data-stale", isStale);

@@ -44,6 +44,7 @@ class Watch:
 
     errors: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
 
     def hear(self, message: ConsoleMessage) -> None:
         if message.type == "error":
@@ -79,6 +80,7 @@ def page(browser: Browser, watch: Watch) -> Iterator[Page]:
     page.on("console", watch.hear)
     page.on("pageerror", lambda error: watch.errors.append(str(error)))
     page.on("request", watch.see)
+    page.on("requestfailed", lambda request: watch.failed.append(request.url))
     yield page
     context.close()
 
@@ -160,7 +162,15 @@ def test_a_chat_is_coloured_by_experts_that_lead_to_each_other(server: Server, p
     expect(page.get_by_role("heading", name=f"Layer 2, expert {first}")).to_be_visible()
     expect(tokens.nth(3)).to_have_class(re.compile("served"))
     assert page.locator("#served button").count() == page.locator(".token.served").count()
-    assert watch.errors == []
+
+    page.get_by_role("log", name="Conversation").focus()
+    page.keyboard.press("ArrowRight")
+    expect(tokens.nth(4)).to_have_class(re.compile("current"))
+    expect(page.locator("#token-title")).to_contain_text("by layer, best expert first")
+    page.get_by_label("Colour tokens by").select_option("first expert of layer 2")
+    same = tokens.nth(3).evaluate("token => Number(token.style.getPropertyValue('--hue'))")
+    assert same == pytest.approx(int(first) * 137.508 % 360, abs=0.06)
+    assert watch.errors == watch.failed == []
     assert {httpx.URL(url).host for url in watch.urls} == {"127.0.0.1"}
 
 
