@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from client.errors import APIConnectionError, APITimeoutError, GreenroomError
+from client.errors import APIConnectionError, APITimeoutError, AuthenticationError, GreenroomError
 from client.wire import DEFAULT_URL, WireOptions
 
 FAILURE, WRONG_USAGE = 1, 2
@@ -77,6 +77,8 @@ def describe(error: GreenroomError) -> str:
     line = printable(" ".join(str(error).split()))
     if isinstance(error, APIConnectionError) and not isinstance(error, APITimeoutError):
         return f"{line}; start a server with `greenroom serve`, or name another with --url"
+    if isinstance(error, AuthenticationError):
+        return f"{line.rstrip('.')}; give it as --api-key, or as --admin-api-key for experts"
     return line
 
 

@@ -12,7 +12,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 ENVIRONMENT_PREFIX = "GREENROOM_"
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+METAVARS = {"max_requests_per_key": "REQUESTS", "max_model_len": "TOKENS", "shutdown_timeout": "SECONDS"}
+UNITS = {"": 1, "B": 1} | {
+    f"{letter}{unit}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, base in (("B", 1000), ("IB", 1024))
+}
 
 
 class SettingsError(Exception):
@@ -42,7 +47,7 @@ def parse_budget(text: str) -> Budget:
     """
     if text == "auto":
         return Budget()
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMG]i?B|B)?", text, re.IGNORECASE)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B|B)?", text, re.IGNORECASE)
     if match is None:
         raise ValueError(f"{text!r} is not a size; write it as 6GiB, 50% or auto")
     number, unit = float(match.group(1)), (match.group(2) or "").upper()
@@ -248,8 +253,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
             continue
         default = "" if field.default is None else f" (default {field.default})"
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
-        is_number = field.annotation in {int, int | None}
-        metavar = "{" + ",".join(choices) + "}" if choices else "N" if is_number else name.split("_")[-1].upper()
+        metavar = "{" + ",".join(choices) + "}" if choices else METAVARS.get(name, name.split("_")[-1].upper())
         parser.add_argument(
             flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
         )

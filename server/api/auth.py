@@ -11,12 +11,12 @@ from fastapi import Depends, Request
 
 from server.api.dependencies import ServiceDep
 from server.api.errors import ForbiddenError, InvalidKeyError
-from server.api.hosts import host_name, is_loopback, is_this_machine
+from server.api.hosts import host_name, is_loopback, is_own_page, is_this_machine
 from server.api.keys import Keys
 from server.api.rates import pass_turnstile
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # the second is what Anthropic's clients send
-FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-real-ip")
+FORWARDING_HEADERS = ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
 
 NO_KEY = "No API key was sent: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is not one of this server's."
@@ -109,9 +109,12 @@ def is_local(request: Request) -> bool:
     browser that somebody's page has led here by that page's name.
     """
     client, headers = request.scope["client"], request.headers
-    if client is None or any(name in headers for name in FORWARDING_HEADERS):
+    if client is None or any(name in FORWARDING_HEADERS or name.startswith("x-forwarded-") for name in headers):
         return False
-    return is_loopback(client[0]) and is_this_machine(host_name(headers.get("host", "")) or "")
+    host = headers.get("host", "")
+    if "origin" in headers and not is_own_page(headers["origin"], host):  # one that may use the API, and no more
+        return False
+    return is_loopback(client[0]) and is_this_machine(host_name(host) or "")
 
 
 UserDep = Depends(Guard("user"))

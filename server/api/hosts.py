@@ -39,6 +39,11 @@ def is_this_machine(name: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or is_loopback(name.strip("[]"))
 
 
+def is_own_page(origin: str, host: str) -> bool:
+    """Whether a page with this origin came from the server that it calls by this host and port."""
+    return origin.lower().partition("://")[2] == host.lower()
+
+
 @dataclass(frozen=True)
 class Hosts:
     """What a server takes for its own name, and for a friend's page.
@@ -78,8 +83,7 @@ class Hosts:
         return is_this_machine(name)
 
     def _is_friend(self, origin: str, host: str) -> bool:
-        is_own = origin.lower().partition("://")[2] == host.lower()
-        return is_own or origin in self.origins or "*" in self.origins
+        return is_own_page(origin, host) or origin in self.origins or "*" in self.origins
 
 
 class HostMiddleware:

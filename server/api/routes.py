@@ -25,6 +25,8 @@ EXPOSED_HEADERS = (
 def add_routes(app: FastAPI, service: Service) -> None:
     """Let ``app`` answer for ``service``, which may still be loading its model."""
     app.state.service = service
+    # A path is right or it is not: behind a proxy the way to another may lead from https to http, and keys go along.
+    app.router.redirect_slashes = False
     app.add_middleware(TurnstileMiddleware)
     if service.hosts.origins:
         app.add_middleware(

@@ -22,11 +22,18 @@ def first_problem(errors: Sequence[dict[str, Any]]) -> tuple[str, str | None]:
         return f"The body is not valid JSON: {error['ctx']['error']} at character {error['loc'][-1]}.", None
     if param is None:
         return NOT_AN_OBJECT, None
-    if error["type"] == "missing":
-        return f"'{param}' is required.", param
-    if error["type"] == "value_error":
-        return f"'{param}' {error['ctx']['error']}.", param
-    return f"'{param}': {_decapitalise(error['msg'])}, got {quote(error['input'])}.", param
+    match error["type"]:
+        case "missing":
+            complaint = "is required"
+        case "value_error":
+            complaint = str(error["ctx"]["error"])
+        case "too_short":  # no list has another least length
+            complaint = "must not be empty"
+        case "too_long":
+            complaint = f"must hold at most {error['ctx']['max_length']} items"
+        case _:
+            return f"'{param}': {_decapitalise(error['msg'])}, got {quote(error['input'])}.", param
+    return f"'{param}' {complaint}.", param
 
 
 def quote(value: object) -> str:

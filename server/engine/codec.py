@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from server.model.images import ImageError, read_image
+from server.model.images import ImageError, read_images
 from server.model.processor import MediaProcessor
 from server.model.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
@@ -90,7 +90,7 @@ class Codec:
             content = message["content"] or ""  # a message that calls tools may say nothing
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             self._tokenizer.check_length("".join(texts))
-        messages, shown = self._tokenizer.tool_template.adapt(messages), [read_image(image) for image in images]
+        messages, shown = self._tokenizer.tool_template.adapt(messages), read_images(images)
         token_ids, media = self._media.encode_chat(
             messages, shown, tools, options, add_generation_prompt=add_generation_prompt
         )

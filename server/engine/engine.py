@@ -40,6 +40,7 @@ from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
 from .text import TextAssembler
+from .timing import note_event, note_start
 
 STOPPING = "the server is shutting down"
 
@@ -79,7 +80,7 @@ class Engine:
         stage: WorkingSetStage | None = None,
     ):
         self.statistics = EngineStatistics()
-        self.clock = time.monotonic  # for deadlines
+        self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
         self._stage = stage
@@ -139,7 +140,7 @@ class Engine:
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
         with self._changed:
             if not self.is_alive:
-                raise EngineUnavailableError("the engine is not running")
+                raise EngineUnavailableError("the server takes no more requests")
             if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
             self._num_submitted += 1
@@ -178,6 +179,7 @@ class Engine:
 
     def _loop(self) -> None:
         error: EngineError = EngineUnavailableError(STOPPING)
+        self.statistics.is_alive = True
         try:
             while self._wait_for_work():
                 self.step()
@@ -190,8 +192,10 @@ class Engine:
                 left = [*self._inbox, *self._scheduler.running, *self._scheduler.waiting]
             for sequence in left:
                 self._scheduler.remove(sequence)
+                self.statistics.finished["error"] += 1
                 sequence.stream.fail(error)
             self._take_stock()
+            self.statistics.is_alive = False
 
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""
@@ -209,6 +213,7 @@ class Engine:
         self._drop_ended()
         step = self._scheduler.schedule()
         if step:
+            note_start(step, self.clock(), self.statistics.latencies)
             for part in [[item] for item in step] if self._runner.is_solo else [step]:
                 self._attempt(part)
             is_decode = all(item.num_tokens == 1 for item in step)
@@ -297,6 +302,7 @@ class Engine:
         are_all = len(rows) == len(output.logits)
         events = advance(ended, output.logits if are_all else output.logits[rows], self._eos_token_ids)
         items += zip(ended, events, strict=True)
+        now = self.clock()
         for sequence, event in items:
             if isinstance(event, EngineError):
                 self._scheduler.remove(sequence)
@@ -304,6 +310,7 @@ class Engine:
                 log.error("%s failed: %s", sequence.request.request_id, event)
                 continue
             self.statistics.generation_tokens += event.num_generated > 0
+            note_event(sequence, event, now, self.statistics.latencies)
             if event.finish_reason is not None:
                 self._scheduler.remove(sequence)
                 self.statistics.finished[event.finish_reason.value] += 1

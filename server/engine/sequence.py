@@ -23,7 +23,9 @@ class Sequence:
     seed: int
     blocks: SequenceBlocks
     arrival: int  # among all requests
-    submitted_at: float  # on the engine's clock, in seconds
+    submitted_at: float  # on the engine's clock, in seconds, as are those that follow
+    started_at: float | None = None  # when its first step began
+    last_token_at: float | None = None
     token_ids: list[int] = field(init=False)  # prompt and generated
     content_ids: list[int] = field(init=False)  # the same, with what is shown in the place of what stands for it
     sampling: SamplingState = field(init=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -10,10 +11,27 @@ from .errors import ModelError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 1 << 25  # 96 MiB in RGB
+MAX_PIXELS_TOGETHER = 1 << 26  # of a request; 16 images of some kilobytes may hold 2 GiB
 
 
 class ImageError(ModelError):
     """The bytes are no image that can be used."""
+
+
+def read_images(contents: Iterable[bytes]) -> list[Image.Image]:
+    """The images of a request, as ``read_image`` reads them.
+
+    Raises:
+        ImageError: one can't be used, or they are too large together.
+    """
+    images: list[Image.Image] = []
+    num_pixels = 0
+    for content in contents:
+        images.append(read_image(content))
+        num_pixels += images[-1].width * images[-1].height
+        if num_pixels > MAX_PIXELS_TOGETHER:
+            raise ImageError(f"the images have more than {MAX_PIXELS_TOGETHER} pixels together; send smaller ones")
+    return images
 
 
 def read_image(content: bytes) -> Image.Image:

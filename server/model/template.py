@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -64,6 +64,7 @@ class TemplateRenderer:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = lambda: None  # of the process, which is called once
         self._is_ready = False
         self._lock = threading.Lock()  # guards the process and its pipes
 
@@ -88,6 +89,7 @@ class TemplateRenderer:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self._process is None or self._process.poll() is not None:
+            self._end()
             self._process = subprocess.Popen(  # noqa: S603  a file of ours
                 [sys.executable, "-P", template_worker.__file__],
                 stdin=subprocess.PIPE,
@@ -95,7 +97,7 @@ class TemplateRenderer:
                 env={name: os.environ[name] for name in ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"},
             )
             self._is_ready = False
-            weakref.finalize(self, _end, self._process)
+            self._end = weakref.finalize(self, _end, self._process)
         return self._process
 
     def _exchange(self, process: subprocess.Popen[bytes], data: bytes) -> bytes:
@@ -107,10 +109,10 @@ class TemplateRenderer:
             pipes.write(data)
             return pipes.read(*LENGTH.unpack(pipes.read(LENGTH.size)))
         except TimeoutError:
-            _end(process)
+            self._end()
             raise jinja2.TemplateError(f"it was not done within {RENDER_SECONDS:g} seconds") from None
         except (OSError, EOFError):
-            _end(process)
+            self._end()
             raise jinja2.TemplateError("it ended the process that renders it") from None
 
 

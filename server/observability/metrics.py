@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -22,7 +23,8 @@ from expert_store import (
     TierReport,
 )
 
-from .statistics import STEP_PHASES, EngineStatistics
+from .expert_tokens import ExpertTokens
+from .statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 
 WAYS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
@@ -32,27 +34,36 @@ class Metrics:
     """The metrics of one server."""
 
     def __init__(self, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
-        self._registry = CollectorRegistry()
-        self._registry.register(_ServerCollector(store, engine, prefetcher))
+        self._store, self._engine, self._prefetcher = store, engine, prefetcher
+        self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
+        """All metrics in Prometheus' text format; takes milliseconds, so call it off the event loop."""
+        statistics, registry = self._store.statistics(), CollectorRegistry()
+        registry.register(_Scrape(self._store, statistics, self._engine, self._prefetcher))
+        return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
-class _ServerCollector(Collector):
-    def __init__(self, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None):
-        self._store, self._engine, self._prefetcher = store, engine, prefetcher
+class _Scrape(Collector):
+    """What there is at one moment, but for the tokens of each expert."""
+
+    def __init__(
+        self,
+        store: ExpertStore,
+        statistics: StoreStatistics,
+        engine: EngineStatistics,
+        prefetcher: Prefetcher | None,
+    ):
+        self._store, self._statistics, self._engine, self._prefetcher = store, statistics, engine, prefetcher
 
     def collect(self) -> Iterator[Metric]:
-        statistics, tiers = self._store.statistics(), list(self._store.tiers().values())
-        yield from _lookups(statistics, [*(tier.name for tier in tiers), "disk"])
-        yield from _loads(statistics, len(tiers) > 1)
+        tiers = list(self._store.tiers().values())
+        yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
+        yield from _loads(self._statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
         yield from _hit_ratios(self._store.hit_ratios())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
-        yield from _tokens(statistics, list(self._store.catalog.layers))
         yield from _engine(self._engine)
 
 
@@ -75,14 +86,9 @@ def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
     loads = [(way, statistics.loads.get(way, LoadStatistics())) for way in WAYS if has_device or "device" not in way]
     loaded = [(way, load.nbytes) for way, load in loads]
     yield _counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
-    seconds = HistogramMetricFamily(
-        "greenroom_expert_load_seconds", "Seconds that one expert took.", labels=["source", "target"]
-    )
-    bounds = [*map(str, LOAD_SECONDS_BUCKETS), "+Inf"]
-    for way, load in loads:
-        counts = [sum(load.buckets[: end + 1]) for end in range(len(bounds))]
-        seconds.add_metric(list(way), list(zip(bounds, counts, strict=True)), load.seconds)
-    yield seconds
+    seconds = [(way, list(accumulate(load.buckets)), load.seconds) for way, load in loads]
+    text = "Seconds from asking for an expert until it was in the tier."
+    yield _histogram("expert_load_seconds", text, ["source", "target"], LOAD_SECONDS_BUCKETS, seconds)
 
 
 def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Metric]:
@@ -114,16 +120,8 @@ def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
     yield _counter("expert_correct_predictions", "Of these, the ones it chose.", ["predictor"], correct)
 
 
-def _tokens(statistics: StoreStatistics, layers: Sequence[int]) -> Iterator[Metric]:
-    tokens = [
-        ((str(layer), str(expert)), int(count))
-        for layer, row in zip(layers, statistics.tokens, strict=True)
-        for expert, count in enumerate(row)
-    ]
-    yield _counter("expert_tokens", "Tokens routed to an expert.", ["layer", "expert"], tokens)
-
-
 def _engine(engine: EngineStatistics) -> Iterator[Metric]:
+    yield _gauge("engine_alive", "1 while the engine's thread runs; 0 takes a restart.", [], [((), engine.is_alive)])
     yield _gauge("num_requests_running", "Requests in the batch.", [], [((), engine.num_running)])
     yield _gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
     yield _gauge("num_requests_held", "Requests in the batch that wait for their turn.", [], [((), engine.num_held)])
@@ -140,14 +138,40 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield _counter("engine_steps", "Steps of the engine.", ["phase"], steps)
     seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]
     yield _counter("engine_step_seconds", "Seconds that they took, from scheduling to publishing.", ["phase"], seconds)
-    finished = [((reason,), engine.finished[reason]) for reason in ("stop", "length", "abort", "error", "deadline")]
+    finished = [((reason,), engine.finished[reason]) for reason in FINISHED_REASONS]
     yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
+    yield from _latencies(engine.latencies)
+
+
+def _latencies(latencies: Latencies) -> Iterator[Metric]:
+    for name, text, histogram in (
+        ("request_queue_time_seconds", "Seconds from submission to a request's first step.", latencies.queue),
+        ("time_to_first_token_seconds", "Seconds from submission to the first token.", latencies.first_token),
+        ("inter_token_latency_seconds", "Seconds from a token of a request to its next.", latencies.inter_token),
+        ("e2e_request_latency_seconds", "Seconds from submission to the end, stop or length.", latencies.whole),
+    ):
+        yield _histogram(name, text, [], histogram.bounds, [((), histogram.cumulative(), histogram.sum)])
 
 
 def _counter(name: str, text: str, labels: Sequence[str], values: Samples) -> Metric:
     family = CounterMetricFamily(f"greenroom_{name}", text, labels=labels)
     for key, value in values:
         family.add_metric(key, value)
+    return family
+
+
+def _histogram(
+    name: str,
+    text: str,
+    labels: Sequence[str],
+    bounds: Sequence[float],
+    values: Iterable[tuple[tuple[str, ...], Sequence[int], float]],
+) -> Metric:
+    """Of label values, observations up to each bound and in all, and their sum."""
+    family = HistogramMetricFamily(f"greenroom_{name}", text, labels=labels)
+    ends = [*map(str, bounds), "+Inf"]
+    for key, counts, total in values:
+        family.add_metric(key, list(zip(ends, counts, strict=True)), total)
     return family
 
 

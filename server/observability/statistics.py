@@ -6,14 +6,46 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .histogram import Histogram
+
 StepPhase = Literal["prefill", "decode"]  # decode: one token of each sequence, and nothing else
 STEP_PHASES: tuple[StepPhase, ...] = ("prefill", "decode")
+FINISHED_REASONS = ("stop", "length", "abort", "error", "deadline")  # abort: the client left
+
+# Bounds in seconds: vLLM's, so that both compare, and below them some for small models.
+FIRST_TOKEN_BOUNDS = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0,
+    640.0, 2560.0,
+)  # fmt: skip
+INTER_TOKEN_BOUNDS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
+    40.0, 80.0,
+)  # fmt: skip
+REQUEST_BOUNDS = (
+    0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
+    480.0, 960.0, 1920.0, 7680.0,
+)  # fmt: skip
+
+
+@dataclass
+class Latencies:
+    """Seconds of requests, each choice of one counted by itself.
+
+    A queue's time ends with the first step of a request. Whole requests are those that came to their own end, ``stop``
+    or ``length``: one that was cancelled or failed would look quick.
+    """
+
+    queue: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS))
+    first_token: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))  # from submission
+    inter_token: Histogram = field(default_factory=lambda: Histogram(INTER_TOKEN_BOUNDS))
+    whole: Histogram = field(default_factory=lambda: Histogram(REQUEST_BOUNDS))  # from submission to the last event
 
 
 @dataclass
 class EngineStatistics:
     """Counters since the start, and what is going on now; written by the engine thread, read without a lock."""
 
+    is_alive: bool = False  # whether the engine's thread runs
     num_running: int = 0
     num_waiting: int = 0
     num_held: int = 0  # of those that run, the ones that wait for their turn on stage
@@ -26,6 +58,7 @@ class EngineStatistics:
     prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the KV cache
     prefix_cache_hits: int = 0  # of these, the ones that were there
     finished: Counter[str] = field(default_factory=Counter)  # requests by reason
+    latencies: Latencies = field(default_factory=Latencies)
     steps: Counter[StepPhase] = field(default_factory=Counter)
     step_seconds: dict[StepPhase, float] = field(default_factory=lambda: dict.fromkeys(STEP_PHASES, 0.0))
 

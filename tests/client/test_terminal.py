@@ -6,7 +6,8 @@ import argparse
 
 import pytest
 
-from client import APIConnectionError, APITimeoutError, StreamInterruptedError
+from client import APIConnectionError, APITimeoutError, AuthenticationError, StreamInterruptedError
+from client.errors import Complaint
 from client.terminal import add_server_arguments, describe, printable, server_of, size_text
 
 
@@ -39,6 +40,8 @@ def test_errors_are_one_line_that_says_what_to_do() -> None:
     assert describe(StreamInterruptedError("it\nended\x1b[31m")) == "it ended␛[31m"
     assert "greenroom serve" in describe(APIConnectionError("nobody there"))
     assert "greenroom serve" not in describe(APITimeoutError("slow"))
+    no_key = AuthenticationError(401, Complaint("No API key was sent."), {})
+    assert describe(no_key) == "No API key was sent; give it as --api-key, or as --admin-api-key for experts"
 
 
 def parse(*words: str) -> argparse.Namespace:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.docker.files import FOLDER, read_compose, read_image, settings_of
 
@@ -49,9 +50,26 @@ def test_build_takes_arguments_of_the_image() -> None:
     assert (FOLDER / SERVER["build"]["context"] / SERVER["build"]["dockerfile"]).is_file()
 
 
-def test_server_goes_by_the_name_that_others_scrape_it_under() -> None:
+def test_server_goes_by_the_name_that_prometheus_scrapes_it_under() -> None:
     settings = settings_of({**IMAGE.environment, **SERVER["environment"]})
-    assert "greenroom" in settings.allowed_host
+    prometheus = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())
+    targets = [
+        target
+        for job in prometheus["scrape_configs"]
+        for static in job["static_configs"]
+        for target in static["targets"]
+    ]
+    assert targets == [f"{name}:{settings.port}" for name in settings.allowed_host if name != "localhost"]
+
+
+def test_grafana_finds_prometheus_and_its_dashboards_where_they_are_mounted() -> None:
+    provisioning = FOLDER / "grafana" / "provisioning"
+    sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    providers = yaml.safe_load((provisioning / "dashboards" / "greenroom.yml").read_text())["providers"]
+    mounts = {mount.split(":")[1] for mount in SERVICES["grafana"]["volumes"]}
+    port = SERVICES["prometheus"]["ports"][0].rsplit(":", 1)[1]
+    assert [source["url"] for source in sources] == [f"http://prometheus:{port}"]
+    assert {provider["options"]["path"] for provider in providers} <= mounts
 
 
 def test_server_has_the_time_that_it_takes_to_drain() -> None:

@@ -17,6 +17,15 @@ COMMAND = str(Path(sys.executable).parent / "greenroom")
 READY = "Greenroom ready: "
 
 
+def total(samples: Mapping[str, float], name: str, *labels: str) -> float:
+    """Sum of the samples of a metric, as of ``Server.metrics``, that carry all of some labels."""
+    return sum(
+        value
+        for sample, value in samples.items()
+        if sample.partition("{")[0] == f"greenroom_{name}" and all(label in sample for label in labels)
+    )
+
+
 @dataclass
 class Server:
     """A running `greenroom serve`."""
@@ -32,12 +41,8 @@ class Server:
         return {name: float(value) for name, _, value in samples}
 
     def total(self, name: str, *labels: str) -> float:
-        """Sum of a metric over the samples that carry all of some labels."""
-        return sum(
-            value
-            for sample, value in self.metrics().items()
-            if sample.partition("{")[0] == f"greenroom_{name}" and all(label in sample for label in labels)
-        )
+        """Of the metrics as they are now; see ``total``."""
+        return total(self.metrics(), name, *labels)
 
     def is_draining(self) -> bool:
         return bool(httpx.get(f"{self.url}/ready").json()["status"] == "draining")

@@ -93,10 +93,12 @@ def test_after_a_template_that_was_stopped_others_are_rendered(brisk: None, monk
 def test_a_process_that_dies_is_noticed_and_begun_anew() -> None:
     renderer = TemplateRenderer()
     assert renderer.render(conversations=[MESSAGES], chat_template="one") == "one"
-    assert renderer._process is not None
-    renderer._process.kill()
-    renderer._process.wait()
+    dead = renderer._process
+    assert dead is not None
+    dead.kill()
+    dead.wait()
     assert renderer.render(conversations=[MESSAGES], chat_template="two") == "two"
+    assert [pipe.closed for pipe in (dead.stdin, dead.stdout) if pipe is not None] == [True, True]
 
 
 def test_the_process_knows_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,20 @@
 """gpt-oss' messages: what channel they are in and whom they are for stands before each."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.api.formats.calls import NAME, Calls
 from server.api.formats.lark import Lark
 from server.api.formats.source import Source, Steps, Stops
-from server.api.turn import ReasoningPiece, TextPiece
+from server.api.turn import Piece, ReasoningPiece, TextPiece
 
 CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 HEAD = Stops("<|message|>")
-BODY = Stops("<|end|>", "<|return|>", "<|call|>", "<|start|>")
+STRAY = frozenset({"<|channel|>", "<|constrain|>", "<|message|>"})  # within a message they mean nothing
+BODY = Stops(*STRAY, "<|end|>", "<|return|>", "<|call|>", "<|start|>")
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Harmony:
             name = recipient[1].removeprefix("functions.") if recipient else ""
             if calls.schemas and NAME.fullmatch(name):
                 yield calls.open(source, name)
-                _, stop = yield from source.stream(BODY, calls.more, holds_space=True)
+                stop = yield from self._body(source, calls.more, holds_space=True)
             elif channel and channel[1] == "analysis":
-                _, stop = yield from source.stream(BODY, ReasoningPiece)
+                stop = yield from self._body(source, ReasoningPiece)
             else:
-                _, stop = yield from source.stream(BODY, TextPiece)
+                stop = yield from self._body(source, TextPiece)
             if stop == "<|start|>":
                 source.unread(stop)
             if (yield from source.peek()) == "":
@@ -63,6 +64,15 @@ class Harmony:
         """Some analysis perhaps, before anything else."""
         head = lark.text("<|channel|>analysis<|message|>")
         return f"({head} {lark.until('<|end|>')} {lark.text('<|start|>assistant')})?"
+
+    @staticmethod
+    def _body(source: Source, make: Callable[[str], Piece], *, holds_space: bool = False) -> Steps[str]:
+        """Yield what a message says, without stray marks; what ended it is read, too."""
+        space = ""
+        while True:
+            space, stop = yield from source.stream(BODY, make, space, holds_space=holds_space)
+            if stop not in STRAY:
+                return stop
 
     @staticmethod
     def _head(source: Source) -> Steps[str]:

@@ -13,15 +13,20 @@ from server.api.errors import InvalidRequestError
 from server.api.openai.content import ImagePart, content_of
 from server.api.openai.fields import Text, only
 
+MAX_ARGUMENTS = 1 << 18  # characters of a call
 NO_FUNCTIONS = "is no longer how tools are called: use 'tools' and 'tool_calls'"
 
 
 def json_object(text: str) -> str:
     """Arguments of a call, which templates want as an object; none at all are an empty one."""
+    if len(text) > MAX_ARGUMENTS:  # the reader holds the interpreter's lock
+        raise ValueError(f"must not have more than {MAX_ARGUMENTS} characters, but has {len(text)}")
     try:
         value = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise ValueError(f"must be JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError("must be JSON with fewer levels, or shorter numbers") from error
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic's own
     return text or "{}"

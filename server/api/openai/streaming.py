@@ -1,5 +1,6 @@
 """Replies as server-sent events."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any, Protocol
 
@@ -38,7 +39,7 @@ async def narrate(generation: Generation, narrator: Narrator) -> AsyncGenerator[
         yield opening
     try:
         async for arrived in generation.events():
-            if told := b"".join([narrator.tell(index, event) for index, event in arrived]):
+            if told := b"".join([await _tell(narrator, index, event) for index, event in arrived]):
                 yield told
     except EngineError as error:
         end = narrator.failure(api_error(error))
@@ -46,6 +47,12 @@ async def narrate(generation: Generation, narrator: Narrator) -> AsyncGenerator[
         end = narrator.ending()
     if end:
         yield end
+
+
+async def _tell(narrator: Narrator, index: int, event: TokenEvent) -> bytes:
+    if event.prompt_logprobs:  # of thousands of tokens
+        return await asyncio.to_thread(narrator.tell, index, event)
+    return narrator.tell(index, event)
 
 
 class GenerationStream(StreamingResponse):

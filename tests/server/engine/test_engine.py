@@ -261,18 +261,29 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
 
 
 def test_slots_are_released_when_their_sequences_end_or_are_preempted() -> None:
+    """One that leaves before it begins never has a slot."""
     rig = Rig(num_blocks=12, max_running=3)
+    busy, gate = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        busy.set()
+        gate.wait(30)
+
+    rig.model.before_step = wait
 
     async def scenario() -> None:
-        left = rig.submit(b"left", 8)
-        left.cancel()
+        first = rig.submit(b"first", 1)
+        await asyncio.to_thread(busy.wait, 30)
+        rig.submit(b"left", 8).cancel()
         texts = [rig.submit(b"a" * 12, 14), rig.submit(b"b" * 12, 14)]
+        gate.set()
+        await collect(first)
         assert [await collect(text) for text in texts] == [continuation(b"a" * 12, 14), continuation(b"b" * 12, 14)]
 
     run(rig, scenario)
     preemptions = rig.engine.statistics.preemptions
     assert preemptions > 0
-    assert len(rig.model.released) == 2 + preemptions
+    assert len(rig.model.released) == 3 + preemptions
 
 
 def test_a_dead_engine_ends_every_stream_and_takes_no_more() -> None:

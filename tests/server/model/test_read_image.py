@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from server.model import images
-from server.model.images import ImageError, read_image
+from server.model.images import ImageError, read_image, read_images
 from tests.vision import make_image, png
 
 
@@ -57,3 +57,11 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(monkeypatch: p
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(ImageError, match="an image has 16 x 12 pixels; send no more than 100"):
         read_image(png(make_image(1)))
+
+
+def test_images_of_too_many_pixels_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "MAX_PIXELS_TOGETHER", 2 * 16 * 12)
+    content = png(make_image(1))
+    assert [image.size for image in read_images([content] * 2)] == [(16, 12)] * 2
+    with pytest.raises(ImageError, match="the images have more than 384 pixels together; send smaller ones"):
+        read_images(iter([content] * 3))

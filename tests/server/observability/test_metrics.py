@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from expert_store import ExpertKey, ExpertLoadError, ExpertStore
+from server.observability.expert_tokens import ExpertTokens
 from server.observability.metrics import Metrics
 from server.observability.statistics import EngineStatistics
 from tests.expert_store.files import make_catalog
@@ -116,3 +118,32 @@ def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:
     assert value(metrics, "engine_steps_total", "decode") == 2
     assert value(metrics, "engine_step_seconds_total", "decode") == 0.75
     assert value(metrics, "engine_steps_total", "prefill") == 0
+    assert value(metrics, "engine_alive") == 0
+
+
+def test_latencies_are_histograms(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    engine = EngineStatistics()
+    metrics = Metrics(store, engine)
+    for seconds in (0.004, 0.03, 3000.0):
+        engine.latencies.first_token.observe(seconds)
+    store.close()
+    assert value(metrics, "time_to_first_token_seconds_bucket", "0.001") == 0
+    assert value(metrics, "time_to_first_token_seconds_bucket", "0.005") == 1
+    assert value(metrics, "time_to_first_token_seconds_bucket", "2560.0") == 2
+    assert value(metrics, "time_to_first_token_seconds_bucket", "+Inf") == 3
+    assert value(metrics, "time_to_first_token_seconds_count") == 3
+    assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(3000.034)
+    assert value(metrics, "inter_token_latency_seconds_count") == 0
+
+
+def test_layers_of_fewer_experts_have_fewer_samples() -> None:
+    tokens = np.array([[1, 2, 3], [4, 0, 0]])
+    lines = ExpertTokens({1: 3, 5: 1}).render(tokens).decode().splitlines()
+    assert lines[2:] == [
+        'greenroom_expert_tokens_total{layer="1",expert="0"} 1',
+        'greenroom_expert_tokens_total{layer="1",expert="1"} 2',
+        'greenroom_expert_tokens_total{layer="1",expert="2"} 3',
+        'greenroom_expert_tokens_total{layer="5",expert="0"} 4',
+    ]

@@ -141,7 +141,7 @@ class ResponseWriter:
             "top_logprobs": body.top_logprobs,
             "top_p": sampling.top_p,
             "truncation": "disabled",
-            "usage": None if state == "in_progress" else self._usage(),
+            "usage": None if state in ("in_progress", "failed") else self._usage(),
             "user": body.user,
         }
 

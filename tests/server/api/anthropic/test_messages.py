@@ -98,7 +98,7 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
         ("max_tokens", None, "'max_tokens' is required."),
         ("max_tokens", 0, "'max_tokens': input should be greater than or equal to 1, got 0."),
         ("messages", None, "'messages' is required."),
-        ("messages", [], "'messages': list should have at least 1 item"),
+        ("messages", [], "'messages' must not be empty."),
         ("messages", [{"role": "tool", "content": "a"}], "'messages[0].role'"),
         ("messages", [{"role": "user", "content": [{"type": "document"}]}], "'messages[0].content[0]' must be a block"),
         ("messages", [*MESSAGES, {"role": "assistant", "content": "Once"}], "must not end with the assistant's"),

@@ -73,6 +73,19 @@ def test_liberties_that_models_take_are_understood(name: str, text: str) -> None
     assert (turn.content, turn.finish_reason) == ("", "tool_calls")
 
 
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("Hi<|channel|> you<|message|>!", "Hi you!"),
+        ("<|channel|>final<|message|>Hi<|constrain|> you<|end|>", "Hi you"),
+        ("<|channel|>final, without an end", "final, without an end"),
+    ],
+)
+def test_stray_marks_of_messages_are_not_shown(text: str, content: str) -> None:
+    turn = read(parser_of(FAMILIES["harmony"]), text)
+    assert (turn.content, turn.calls) == (content, [])
+
+
 def test_a_call_without_arguments_has_none() -> None:
     texts = ['<tool_call>{"name": "now"}</tool_call>', '<tool_call>{"name": "now", "arguments": null}</tool_call>']
     assert [read(parser_of(FAMILIES["hermes"]), text).calls for text in texts] == [[("now", "{}")]] * 2

@@ -94,6 +94,8 @@ BAD_MESSAGES = [
     (call(arguments="{"), "messages[1].tool_calls[0].function.arguments"),
     (call(arguments="[]"), "messages[1].tool_calls[0].function.arguments"),
     (call(arguments="[" * 100_000), "messages[1].tool_calls[0].function.arguments"),
+    (call(arguments='{"a": ' + 5000 * "1" + "}"), "messages[1].tool_calls[0].function.arguments"),
+    (call(arguments='{"a": "' + (1 << 18) * "a" + '"}'), "messages[1].tool_calls[0].function.arguments"),
     (call(arguments={}), "messages[1].tool_calls[0].function.arguments"),
     (call(name=""), "messages[1].tool_calls[0].function.name"),
     ([ASKED, {**CALLS, "tool_calls": [{**CALLED, "id": ""}]}], "messages[1].tool_calls[0].id"),

@@ -137,4 +137,5 @@ def test_a_failure_ends_the_response_with_what_was_done(error, code):
     assert event["type"] == "response.failed"
     assert event["response"]["status"] == "failed"
     assert event["response"]["error"] == {"code": code, "message": "no"}
+    assert event["response"]["usage"] is None
     assert [item["type"] for item in event["response"]["output"]] == ["reasoning"]

@@ -1,0 +1,33 @@
+"""The one metric that has a sample for every expert, written without an object for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+NAME = "greenroom_expert_tokens_total"
+HEAD = f"# HELP {NAME} Tokens routed to an expert.\n# TYPE {NAME} counter\n"
+
+
+class ExpertTokens:
+    """Tokens by layer and expert, in Prometheus' text format.
+
+    Args:
+        num_experts: of each MoE layer.
+    """
+
+    def __init__(self, num_experts: Mapping[int, int]):
+        self._counts = list(num_experts.values())
+        self._names = [
+            f'{NAME}{{layer="{layer}",expert="{expert}"}} '
+            for layer, count in num_experts.items()
+            for expert in range(count)
+        ]
+
+    def render(self, tokens: npt.NDArray[np.int64]) -> bytes:
+        """Of ``(layers, experts)`` counts, of which a layer may have fewer than the widest."""
+        counts = [count for row, num in zip(tokens.tolist(), self._counts, strict=True) for count in row[:num]]
+        lines = [f"{name}{count}\n" for name, count in zip(self._names, counts, strict=True)]
+        return (HEAD + "".join(lines)).encode()

@@ -1,0 +1,50 @@
+"""Replies that are put together from very much."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.api.openai import replies
+from server.api.openai.replies import PIECE, encode_json, encode_long
+from tests.server.live.conftest import FakeServer
+from tests.server.live.requests import ask, complete, error_of, status_of
+
+PROMPT = b"abcdefgh" * 100
+
+
+def members(children: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
+    numbers = st.lists(st.integers(), min_size=PIECE - 1, max_size=2 * PIECE + 1)
+    return st.dictionaries(st.text(max_size=3), children, max_size=3) | st.lists(children, max_size=3) | numbers
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), members, max_leaves=8))
+def test_pieces_are_the_whole(value: object) -> None:
+    assert encode_long(value) == encode_json(value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_of_a_long_prompt_are_told(live: FakeServer, stream: bool) -> None:
+    answer = ask(live.port, complete(PROMPT, echo=True, logprobs=20, max_tokens=1, stream=stream))
+    body = answer.partition(b"\r\n\r\n")[2]
+    if stream:
+        body = body[body.index(b"{") : body.index(b"\n\n")]
+    told = json.loads(body)["choices"][0]["logprobs"]
+    assert "".join(told["tokens"][: len(PROMPT)]) == PROMPT.decode()
+    assert len(told["top_logprobs"]) == len(PROMPT) + 1
+
+
+def test_too_many_logprobs_are_refused(live: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream may tell as many, for it need not keep them."""
+    monkeypatch.setattr(replies, "MAX_LOGPROBS", 1000)
+    few = complete(b"abc", echo=True, logprobs=5, max_tokens=5, n=20)
+    assert status_of(ask(live.port, few)) == 200
+    answer = ask(live.port, complete(PROMPT, echo=True, logprobs=5, max_tokens=5))
+    error = error_of(answer)
+    assert (status_of(answer), error["param"]) == (400, "logprobs")
+    assert error["message"] == "The reply would hold more than 1000 logprobs: ask for fewer, or for a stream."
+    assert ask(live.port, complete(PROMPT, echo=True, logprobs=5, max_tokens=5, stream=True)).count(b"data: ") > 5
+    live.wait_until_idle()

@@ -1,0 +1,98 @@
+"""Dashboards, rules and what operators are told fit each other; a real Prometheus runs them in tests/e2e."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.dashboards import DASHBOARDS, DOCKER
+
+GRAFANA = DOCKER / "grafana"
+OPERATIONS = DOCKER.parent / "docs/operations.md"
+
+
+@pytest.fixture(params=DASHBOARDS, ids=lambda path: path.stem)
+def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return json.loads(request.param.read_text())
+
+
+@pytest.fixture(scope="module")
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load((DOCKER / "prometheus/rules.yml").read_text())["groups"]
+    return group["rules"]
+
+
+def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
+    return all(
+        one[start] < other[start] + other[size] and other[start] < one[start] + one[size]
+        for start, size in (("x", "w"), ("y", "h"))
+    )
+
+
+def test_panels_have_places_of_their_own(dashboard: dict[str, Any]) -> None:
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        place = panel["gridPos"]
+        assert place["x"] >= 0
+        assert place["x"] + place["w"] <= 24, panel["title"]
+    for one, other in combinations(panels, 2):
+        assert not overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
+
+
+def test_every_panel_says_what_it_shows_and_asks_the_chosen_servers(dashboard: dict[str, Any]) -> None:
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    assert [variable["name"] for variable in dashboard["templating"]["list"]] == ["datasource", "instance"]
+    for panel in dashboard["panels"]:
+        if panel["type"] == "row":
+            continue
+        assert panel["title"]
+        assert panel["description"].endswith(".")
+        assert panel["datasource"] == chosen
+        references = Counter(target["refId"] for target in panel["targets"])
+        assert set(references.values()) == {1}
+        for target in panel["targets"]:
+            assert target["datasource"] == chosen
+            selectors = re.findall(r"greenroom_\w+(\{[^}]*\})?", target["expr"])
+            assert selectors
+            assert all('instance=~"$instance"' in selector for selector in selectors), target["expr"]
+
+
+def test_dashboards_lead_to_each_other() -> None:
+    dashboards = [json.loads(path.read_text()) for path in DASHBOARDS]
+    known = {f"/d/{dashboard['uid']}" for dashboard in dashboards}
+    assert len(known) == len(dashboards)
+    for dashboard in dashboards:
+        assert {link["url"] for link in dashboard["links"]} == known - {f"/d/{dashboard['uid']}"}
+
+
+def test_grafana_finds_its_data_source_and_dashboards() -> None:
+    (source,) = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    config = yaml.safe_load((DOCKER / "prometheus/prometheus.yml").read_text())
+    assert source["type"] == "prometheus"
+    assert source["isDefault"]
+    assert source["jsonData"]["timeInterval"] == config["global"]["scrape_interval"]
+    (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/greenroom.yml").read_text())["providers"]
+    assert Path(provider["options"]["path"]).name == GRAFANA.joinpath("dashboards").name
+
+
+def test_operators_are_told_what_to_do_at_each_alert(rules: list[dict[str, Any]]) -> None:
+    alerts = [rule["alert"] for rule in rules if "alert" in rule]
+    told = re.findall(r"^\| `(Greenroom\w+)` \| [^|]+ \| [^|]+ \|$", OPERATIONS.read_text(), re.MULTILINE)
+    assert told == alerts
+
+
+def test_each_alert_is_tested_both_ways(rules: list[dict[str, Any]]) -> None:
+    tests = yaml.safe_load((DOCKER / "prometheus/rules_test.yml").read_text())["tests"]
+    cases = [case for test in tests for case in test.get("alert_rule_test", ())]
+    for rule in rules:
+        if "alert" in rule:
+            mine = [bool(case.get("exp_alerts")) for case in cases if case["alertname"] == rule["alert"]]
+            assert set(mine) == {True, False}, rule["alert"]
