@@ -4,8 +4,9 @@
 #   docker/verify.sh [ARGUMENTS OF buildah build]
 #
 # Wants root on Debian, with podman, buildah, debootstrap and curl. The base is not pulled, but made by debootstrap (from
-# MIRROR, if that is set) and imported under the name in FROM. FOLDER (a temporary one) takes 15 GB meanwhile, and PORT
-# (8000) of this machine is used. pip's configuration is given by --secret id=pip,src=FILE.
+# MIRROR, if that is set) and imported under the name in FROM; PYTHON is a folder with a Python for its /usr/local, or
+# it gets Debian's. A temporary folder in FOLDER (/var/tmp) takes 10 GB meanwhile, and PORT (8000) is listened on. pip's
+# configuration is given by --secret id=pip,src=FILE.
 # shellcheck disable=SC2016  # what is quoted is for another shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -38,10 +39,16 @@ trap clean_up EXIT
 
 make_base() {
     say "base: $base, of Debian $suite"
-    debootstrap --variant=minbase --include=ca-certificates,python3,python3-venv \
+    local packages=ca-certificates,python3,python3-venv,python-is-python3
+    [[ -z ${PYTHON:-} ]] || packages=ca-certificates,libbz2-1.0,libffi8,liblzma5,libsqlite3-0,libssl3t64,zlib1g
+    debootstrap --variant=minbase --include="$packages" \
         "$suite" "$folder/base" ${MIRROR:+"$MIRROR"} >"$folder/debootstrap.log" \
         || fail "debootstrap: $(tail -3 "$folder/debootstrap.log")"
-    ln -s python3 "$folder/base/usr/bin/python" # as in the image of that name
+    if [[ -n ${PYTHON:-} ]]; then
+        tar --create --directory "$PYTHON" --exclude=site-packages --exclude=test --exclude='*.a' . \
+            | tar --extract --directory "$folder/base/usr/local"
+        chroot "$folder/base" ldconfig
+    fi
     tar --create --directory "$folder/base" . | podman "${storage[@]}" import --quiet - "$base" >/dev/null
     rm -rf "$folder/base"
 }
