@@ -16,7 +16,10 @@ from server.settings import SettingsError, add_flags, load_settings
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "model", nargs="?", metavar="MODEL", help="hub id or local checkpoint folder; none is the bundled model"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="hub id, checkpoint or packed folder; none is the bundled model",
     )
     add_flags(parser)
 

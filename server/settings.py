@@ -162,7 +162,7 @@ class ServeSettings(BaseModel):
     )
     trace_file: Path | None = Field(None, description="record routing for greenroom replay; .gz is compressed")
     kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
-    max_model_len: int | None = Field(None, ge=2, description="longest prompt and completion together, in tokens")
+    max_model_len: int | None = Field(None, ge=2, description="most tokens of prompt and completion (the model's own)")
     max_running_requests: int = Field(64, ge=1, description="requests in a batch")
     max_queued_requests: int = Field(256, ge=1, description="requests that may wait")
     max_batched_tokens: int = Field(512, ge=1, description="tokens of one step")
@@ -294,7 +294,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
             place = ENVIRONMENT_PREFIX + name.upper()
         else:
             place = f"{name} in {config}"
-        reason = first["msg"].removeprefix("Value error, ")
+        reason = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
         # A key is not repeated, neither under its own name nor under one that is written wrong.
         is_secret = name not in names or name in {"api_key", "admin_api_key"}
         value = "" if is_secret else f" {first['input']!r}"

@@ -8,6 +8,8 @@ without any they answer to this machine alone. An admin key opens the routes of 
 from typing import Literal
 
 from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
 
 from server.api.dependencies import ServiceDep
 from server.api.errors import ForbiddenError, InvalidKeyError
@@ -27,11 +29,12 @@ ELSEWHERE = (
 )
 
 
-class Guard:
+class Guard(SecurityBase):
     """A dependency that lets some in; the same request may pass it twice."""
 
     def __init__(self, role: Literal["user", "admin"]):
         self.role = role
+        self.model, self.scheme_name = HTTPBearer(), "key"  # what /openapi.json says of it
 
     async def __call__(self, request: Request, service: ServiceDep) -> None:
         """Let the request in.

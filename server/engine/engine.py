@@ -142,6 +142,7 @@ class Engine:
             if not self.is_alive:
                 raise EngineUnavailableError("the server takes no more requests")
             if len(self._inbox) + len(self._scheduler.waiting) >= self._limits.max_queued:
+                self.statistics.num_refused += 1
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
             self._num_submitted += 1
             sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())

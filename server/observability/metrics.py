@@ -70,7 +70,10 @@ class _Scrape(Collector):
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
     lookups = [((tier, phase), statistics.lookups[tier, phase]) for tier in tiers for phase in PHASES]
     yield _counter(
-        "expert_lookups", "Experts asked for, by the tier where they were found.", ["tier", "phase"], lookups
+        "expert_lookups",
+        "Experts asked for, once a layer and step, by the tier where they were found.",
+        ["tier", "phase"],
+        lookups,
     )
     stalls = [((phase,), statistics.stall_seconds[phase]) for phase in PHASES]
     yield _counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
@@ -81,7 +84,7 @@ def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metr
 def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
     evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
-    yield _counter("expert_evictions", "Experts that gave up their slot.", ["tier"], evictions)
+    yield _counter("expert_evictions", "Experts that gave up their slot in a tier.", ["tier"], evictions)
     yield _counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
     loads = [(way, statistics.loads.get(way, LoadStatistics())) for way in WAYS if has_device or "device" not in way]
     loaded = [(way, load.nbytes) for way, load in loads]
@@ -95,9 +98,11 @@ def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Me
     def by_tier(name: str, text: str, value: Callable[[TierReport], int]) -> Metric:
         return _gauge(name, text, ["tier"], [((tier.name,), value(tier)) for tier in tiers])
 
-    yield by_tier("expert_slots", "Slots of a tier.", lambda tier: tier.num_slots)
+    yield by_tier("expert_slots", "Experts that a tier has room for.", lambda tier: tier.num_slots)
     yield by_tier("expert_resident", "Experts in a tier.", lambda tier: tier.num_resident)
-    yield by_tier("expert_pinned", "Experts that are kept in a tier.", lambda tier: tier.num_pinned)
+    yield by_tier(
+        "expert_pinned", "Experts that are kept in a tier until they are unpinned.", lambda tier: tier.num_pinned
+    )
     yield by_tier("expert_resident_bytes", "Bytes of the experts in a tier.", lambda tier: tier.resident_bytes)
     yield by_tier("expert_budget_bytes", "Bytes that a tier may take.", lambda tier: tier.budget_bytes)
     yield _gauge(
@@ -108,8 +113,10 @@ def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Me
 def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
     realised = [] if ratios is None else [((), ratios.realised)]
     optimal = [] if ratios is None else [((), ratios.optimal)]
-    yield _gauge("expert_hit_ratio", "Part of recent look-ups that was in memory.", [], realised)
-    yield _gauge("expert_optimal_hit_ratio", "The same, had replacement on demand known the future.", [], optimal)
+    yield _gauge("expert_hit_ratio", "Part of recent expert look-ups that was in memory.", [], realised)
+    yield _gauge(
+        "expert_optimal_hit_ratio", "The hit ratio had replacement on demand known the future (Belady).", [], optimal
+    )
 
 
 def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
@@ -117,7 +124,9 @@ def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
     correct = [((predictor,), prefetching.correct[predictor]) for predictor in PREDICTORS]
     yield _gauge("expert_prefetch_active", "1 while prefetching pays.", [], [((), prefetching.is_active)])
     yield _counter("expert_predictions", "Experts predicted for the next layer.", ["predictor"], predicted)
-    yield _counter("expert_correct_predictions", "Of these, the ones it chose.", ["predictor"], correct)
+    yield _counter(
+        "expert_correct_predictions", "Experts predicted for the next layer that it chose.", ["predictor"], correct
+    )
 
 
 def _engine(engine: EngineStatistics) -> Iterator[Metric]:
@@ -126,20 +135,31 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield _gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
     yield _gauge("num_requests_held", "Requests in the batch that wait for their turn.", [], [((), engine.num_held)])
     yield _counter("expert_turns", "Groups of requests that went on while others waited.", [], [((), engine.num_turns)])
-    yield _gauge("expert_stall_share", "Part of recent decode time spent waiting.", [], [((), engine.stall_share)])
+    yield _gauge(
+        "expert_stall_share",
+        "Part of recent decode time that was spent waiting for experts.",
+        [],
+        [((), engine.stall_share)],
+    )
     yield _gauge("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", [], [((), engine.kv_cache_usage)])
     yield _counter("prompt_tokens", "Prompt tokens computed.", [], [((), engine.prompt_tokens)])
     yield _counter("generation_tokens", "Tokens generated.", [], [((), engine.generation_tokens)])
     queries, hits = engine.prefix_cache_queries, engine.prefix_cache_hits
     yield _counter("prefix_cache_queries", "Prompt tokens looked for in the KV cache.", [], [((), queries)])
-    yield _counter("prefix_cache_hits", "Of these, the ones that were there.", [], [((), hits)])
-    yield _counter("num_preemptions", "Requests sent back to the queue.", [], [((), engine.preemptions)])
+    yield _counter("prefix_cache_hits", "Prompt tokens that were found in the KV cache.", [], [((), hits)])
+    yield _counter(
+        "num_preemptions", "Requests sent back to the queue, to be computed again.", [], [((), engine.preemptions)]
+    )
     steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
     yield _counter("engine_steps", "Steps of the engine.", ["phase"], steps)
     seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]
-    yield _counter("engine_step_seconds", "Seconds that they took, from scheduling to publishing.", ["phase"], seconds)
+    yield _counter(
+        "engine_step_seconds", "Seconds of the engine's steps, from scheduling to publishing.", ["phase"], seconds
+    )
     finished = [((reason,), engine.finished[reason]) for reason in FINISHED_REASONS]
     yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
+    refused = [((), engine.num_refused)]
+    yield _counter("requests_refused", "Requests refused because the queue was full.", [], refused)
     yield from _latencies(engine.latencies)
 
 

@@ -43,7 +43,7 @@ class Latencies:
 
 @dataclass
 class EngineStatistics:
-    """Counters since the start, and what is going on now; written by the engine thread, read without a lock."""
+    """Counters since the start, and what is going on now; each written by one thread, read without a lock."""
 
     is_alive: bool = False  # whether the engine's thread runs
     num_running: int = 0
@@ -57,6 +57,7 @@ class EngineStatistics:
     preemptions: int = 0
     prefix_cache_queries: int = 0  # tokens of prompts that were looked for in the KV cache
     prefix_cache_hits: int = 0  # of these, the ones that were there
+    num_refused: int = 0  # because the queue was full; written by the event loop, all else by the engine's thread
     finished: Counter[str] = field(default_factory=Counter)  # requests by reason
     latencies: Latencies = field(default_factory=Latencies)
     steps: Counter[StepPhase] = field(default_factory=Counter)

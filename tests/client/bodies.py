@@ -66,6 +66,7 @@ COMPLETION = HEAD | {
     "choices": [{"index": 0, "text": "Once upon", "logprobs": None, "finish_reason": "length"}],
     "usage": USAGE,
 }
+KEY_HINT = "give it as --api-key, or as --admin-api-key for experts"
 REFUSAL = {
     "error": {"message": "'top_p' is wrong.", "type": "invalid_request_error", "param": "top_p", "code": "too_high"}
 }

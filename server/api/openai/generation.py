@@ -23,6 +23,7 @@ from server.engine.request import (
 )
 
 MAX_CHOICES = 128
+MAX_PROMPT_LOGPROBS = 1 << 20  # of a request; the engine gathers them before any is sent
 
 
 @dataclass
@@ -98,6 +99,13 @@ def submit(
             f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
             prompt_field,
         )
+    if body.num_prompt_logprobs is not None:
+        num_logprobs = sum(map(len, prompts)) * body.n * (1 + body.num_prompt_logprobs)
+        if num_logprobs > MAX_PROMPT_LOGPROBS:
+            raise InvalidRequestError(
+                f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.",
+                "logprobs",
+            )
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
     generation_id = f"{id_prefix}{uuid4().hex}"
     streams: list[TokenStream] = []

@@ -16,7 +16,7 @@ from client import Client
 from client.chat.command import add_arguments, run, wait_until_loaded
 from client.chat.screen import Screen
 from server.engine.request import GenerationFailedError
-from tests.client.bodies import EXPERTS, REFUSAL
+from tests.client.bodies import EXPERTS, KEY_HINT, REFUSAL
 from tests.client.scripted import READY, Answer, ScriptedServer, model_list, said
 from tests.e2e.processes import COMMAND, run_command
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
@@ -203,4 +203,4 @@ def test_a_key_that_is_wanted(talk: Talk, scripted: ScriptedServer) -> None:
         "/ready": [READY],
         "/v1/models": [Answer(json.dumps(REFUSAL).encode(), status=401)],
     }
-    assert talk(scripted.url, "Hi") == (1, "", "greenroom: 'top_p' is wrong.\n")
+    assert talk(scripted.url, "Hi") == (1, "", f"greenroom: 'top_p' is wrong; {KEY_HINT}\n")

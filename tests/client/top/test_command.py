@@ -9,7 +9,7 @@ import re
 import pytest
 
 from client.top.command import add_arguments, run
-from tests.client.bodies import REFUSAL, SNAPSHOT, STATE, event
+from tests.client.bodies import KEY_HINT, REFUSAL, SNAPSHOT, STATE, event
 from tests.client.scripted import Answer, ScriptedServer
 
 UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
@@ -43,7 +43,8 @@ def test_once_prints_a_frame(
 def test_a_refusal_is_one_line(scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], status: int) -> None:
     scripted.answers = {"/v1/experts/stream": [Answer(json.dumps(REFUSAL).encode(), status=status)]}
     assert top("--once", "--url", scripted.url) == 1
-    assert capsys.readouterr() == ("", "greenroom: 'top_p' is wrong.\n")
+    end = f"; {KEY_HINT}" if status == 401 else "."
+    assert capsys.readouterr() == ("", f"greenroom: 'top_p' is wrong{end}\n")
 
 
 def test_a_server_that_is_not_there(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:

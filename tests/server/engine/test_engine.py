@@ -165,6 +165,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         assert await collect(rig.submit(b"later", 2)) == continuation(b"later", 2)
 
     run(rig, scenario)
+    assert rig.engine.statistics.num_refused == 1
 
 
 @pytest.mark.parametrize(

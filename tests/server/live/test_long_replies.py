@@ -48,3 +48,12 @@ def test_too_many_logprobs_are_refused(live: FakeServer, monkeypatch: pytest.Mon
     assert error["message"] == "The reply would hold more than 1000 logprobs: ask for fewer, or for a stream."
     assert ask(live.port, complete(PROMPT, echo=True, logprobs=5, max_tokens=5, stream=True)).count(b"data: ") > 5
     live.wait_until_idle()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_too_many_logprobs_of_prompts_are_refused_before_they_are_computed(live: FakeServer, stream: bool) -> None:
+    answer = ask(live.port, complete(PROMPT, echo=True, logprobs=20, max_tokens=1, n=128, stream=stream))
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert (status_of(answer), error["param"]) == (400, "logprobs")
+    assert "more than 1048576" in error["message"]
+    assert not live.rig.model.steps

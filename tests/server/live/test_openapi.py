@@ -54,3 +54,10 @@ def test_every_answer_was_announced(case: schemathesis.Case, server: FakeServer)
 def test_the_description_is_served(server: FakeServer) -> None:
     described = httpx.get(f"http://127.0.0.1:{server.port}/openapi.json").json()
     assert described["paths"] == schema.raw_schema["paths"]
+
+
+def test_routes_that_may_want_a_key_are_named() -> None:
+    paths = schema.raw_schema["paths"].items()
+    wanting = {path for path, methods in paths if all("security" in method for method in methods.values())}
+    assert {"/v1/models", "/v1/chat/completions", "/v1/experts", "/v1/messages"} <= wanting
+    assert not wanting & {"/health", "/ready", "/metrics", "/version"}

@@ -107,6 +107,7 @@ def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:
     metrics = Metrics(store, engine)
     engine.num_running, engine.num_waiting, engine.kv_cache_usage = 3, 2, 0.5
     engine.finished["stop"] += 4
+    engine.num_refused = 7
     engine.count_step("decode", 0.25)
     engine.count_step("decode", 0.5)
     store.close()
@@ -115,6 +116,7 @@ def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:
     assert value(metrics, "kv_cache_usage_perc") == 0.5
     assert value(metrics, "request_success_total", "stop") == 4
     assert value(metrics, "request_success_total", "error") == 0
+    assert value(metrics, "requests_refused_total") == 7
     assert value(metrics, "engine_steps_total", "decode") == 2
     assert value(metrics, "engine_step_seconds_total", "decode") == 0.75
     assert value(metrics, "engine_steps_total", "prefill") == 0
