@@ -1,0 +1,157 @@
+#!/usr/bin/env bash
+# Builds the image and runs it where there is no Docker engine, and checks what docs/operations.md promises of it:
+#
+#   docker/verify.sh [ARGUMENTS OF buildah build]
+#
+# Wants root on Debian, with podman, buildah, debootstrap and curl. The base is not pulled, but made by debootstrap (from
+# MIRROR, if that is set) and imported under the name in FROM; PYTHON is a folder with a Python for its /usr/local, or
+# it gets Debian's. A temporary folder in FOLDER (/var/tmp) takes 10 GB meanwhile, and PORT (8000) is listened on. pip's
+# configuration is given by --secret id=pip,src=FILE.
+# shellcheck disable=SC2016  # what is quoted is for another shell
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
+suite=${base##*-}
+image=localhost/greenroom:verify
+port=${PORT:-8000}
+url=http://127.0.0.1:$port
+folder=$(mktemp --directory --tmpdir="${FOLDER:-/var/tmp}")
+storage=(--storage-driver vfs --root "$folder/storage" --runroot "$folder/run")
+limits=(--ulimit nofile=20000:20000 --ulimit nproc=96365:96365) # no more than this user may have
+container=
+namespaces=
+server=
+
+say() { echo "$(date +%T) $*"; }
+
+fail() {
+    say "FAILED: $*" >&2
+    exit 1
+}
+
+clean_up() {
+    [[ -z $namespaces ]] || kill -KILL "$namespaces" 2>/dev/null || true
+    [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
+    rm -rf "$folder"
+}
+trap clean_up EXIT
+
+make_base() {
+    say "base: $base, of Debian $suite"
+    local packages=ca-certificates,python3,python3-venv,python-is-python3
+    [[ -z ${PYTHON:-} ]] || packages=ca-certificates,libbz2-1.0,libffi8,liblzma5,libsqlite3-0,libssl3t64,zlib1g
+    debootstrap --variant=minbase --include="$packages" \
+        "$suite" "$folder/base" ${MIRROR:+"$MIRROR"} >"$folder/debootstrap.log" \
+        || fail "debootstrap: $(tail -3 "$folder/debootstrap.log")"
+    if [[ -n ${PYTHON:-} ]]; then
+        tar --create --directory "$PYTHON" --exclude=site-packages --exclude=test --exclude='*.a' . \
+            | tar --extract --directory "$folder/base/usr/local"
+        chroot "$folder/base" ldconfig
+    fi
+    tar --create --directory "$folder/base" . | podman "${storage[@]}" import --quiet - "$base" >/dev/null
+    rm -rf "$folder/base"
+}
+
+build() {
+    say "build"
+    buildah "${storage[@]}" build --isolation chroot --pull=never --network host --format docker \
+        "${limits[@]}" --file docker/Dockerfile --tag "$image" "$@" . >"$folder/build.log" 2>&1 \
+        || fail "buildah: $(tail -20 "$folder/build.log")"
+    say "size: $(config '{{.Size}}' | numfmt --to=iec)"
+}
+
+# What a template makes of the image's configuration.
+config() { podman "${storage[@]}" image inspect --format "$1" "$image" 2>/dev/null; }
+
+expect() { [[ $2 == "$3" ]] || fail "$1 is $2, not $3"; }
+
+check_config() {
+    expect "the user" "$(config '{{.Config.User}}')" 1001:1001
+    expect "the entry point" "$(config '{{json .Config.Entrypoint}} {{json .Config.Cmd}}')" '["greenroom"] ["serve"]'
+    expect "the health check" "$(config '{{json .HealthCheck.Test}}')" '["CMD","python","/opt/greenroom/healthcheck.py"]'
+    expect "the volumes" "$(config '{{json .Config.Volumes}}')" '{"/cache":{},"/models":{}}'
+}
+
+# Runs a command in the image, as its user.
+inside() { buildah "${storage[@]}" run --isolation chroot --network host "$container" -- "$@"; }
+
+check_inside() {
+    container=$(buildah "${storage[@]}" from --pull=never "${limits[@]}" "$image")
+    expect "the user" "$(inside id -u):$(inside id -g)" 1001:1001
+    expect "what is left of building" "$(inside sh -c 'command -v curl gcc pip || true')" ""
+    expect "what the user may write" \
+        "$(inside sh -c 'for i in / /opt/greenroom /cache /models; do test ! -w $i || echo $i; done' | xargs)" \
+        "/cache /models"
+    say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
+}
+
+# Serves as process 1 of its namespaces, as the image's user, on a root that is read-only; sets `namespaces` and `server`.
+start() {
+    local root environment
+    root=$(buildah "${storage[@]}" mount "$container")
+    mapfile -t environment < <(config '{{range .Config.Env}}{{println .}}{{end}}' | grep .)
+    unshare --mount --pid --fork --kill-child bash -euc '
+        root=$1
+        shift
+        mount --bind "$root" "$root"
+        mount --types proc proc "$root/proc"
+        mount --rbind /dev "$root/dev"
+        for i in cache models tmp; do mount --types tmpfs --options uid=1001,gid=1001 tmpfs "$root/$i"; done
+        mount --options remount,bind,ro "$root"
+        exec chroot --userspec=1001:1001 "$root" env --ignore-environment "$@"
+    ' start "$root" "${environment[@]}" GREENROOM_PORT="$port" greenroom serve >"$folder/out" 2>"$folder/err" &
+    namespaces=$!
+    until curl --silent --fail --output "$folder/ready" "$url/ready"; do
+        kill -0 "$namespaces" 2>/dev/null || fail "the server ended: $(cat "$folder/err")"
+        sleep 0.2
+    done
+    server=$(pgrep --parent "$namespaces")
+    expect "the process of the server" "$(grep NSpid "/proc/$server/status" | awk '{print $NF}')" 1
+    expect "its user" "$(awk '/^Uid/ {print $2}' "/proc/$server/status")" 1001
+    say "ready: $(cat "$folder/out")"
+}
+
+check_serving() {
+    local health=(python /opt/greenroom/healthcheck.py)
+    inside env GREENROOM_PORT="$port" "${health[@]}" || fail "the health check is red"
+    ! inside env GREENROOM_PORT=9 "${health[@]}" 2>/dev/null || fail "the health check is green where nobody listens"
+    [[ $(nsenter --target "$server" --mount --root touch /opt/greenroom/x 2>&1) == *"Read-only file system" ]] \
+        || fail "the root can be written to"
+    complete '{"prompt": "Once upon a time", "max_tokens": 8}' | grep --quiet '"finish_reason":"length"' \
+        || fail "no completion"
+    chat | grep --quiet '"role":"assistant"' || fail "no chat"
+}
+
+complete() { post completions "$1"; }
+
+chat() { post chat/completions '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'; }
+
+post() { curl --silent --no-buffer --header 'Content-Type: application/json' --data "$2" "$url/v1/$1"; }
+
+# A stream is begun before SIGTERM and must be whole after it, while new work is turned away.
+check_draining() {
+    local status=0
+    complete '{"prompt": "Once upon a time", "max_tokens": 500, "ignore_eos": true, "stream": true}' >"$folder/stream" &
+    local stream=$!
+    until grep --quiet '^data' "$folder/stream"; do sleep 0.02; done
+    kill -TERM "$server"
+    local ready
+    ready=$(curl --silent --write-out ' %{http_code}' "$url/ready" || true)
+    expect "/ready after SIGTERM" "$ready" '{"status":"draining"} 503'
+    wait "$stream" || fail "the stream broke off"
+    grep --quiet '"finish_reason":"length"' "$folder/stream" || fail "the stream ended early"
+    tail -2 "$folder/stream" | grep --quiet --line-regexp 'data: \[DONE\]' || fail "the stream has no end"
+    wait "$namespaces" || status=$?
+    namespaces=
+    expect "the exit status after SIGTERM" "$status" 0
+}
+
+make_base
+build "$@"
+check_config
+check_inside
+start
+check_serving
+check_draining
+say "all is as it should be"

@@ -1,0 +1,76 @@
+"""What the files under ``docker/`` say, read without an engine that would run them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from server.settings import ENVIRONMENT_PREFIX, ServeSettings, load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docker"
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+@dataclass(frozen=True)
+class Image:
+    """The last stage of the Dockerfile, and the arguments of all."""
+
+    text: str
+    instructions: list[tuple[str, str]]  # word and the rest, of all stages
+    arguments: dict[str, str]
+    environment: dict[str, str]
+    user: str
+    volumes: list[str]
+    entrypoint: list[str]
+    command: list[str]
+    port: int
+
+
+def read_image() -> Image:
+    text = (FOLDER / "Dockerfile").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    instructions = [(word, rest) for line in joined.splitlines() if line for word, _, rest in [line.partition(" ")]]
+    arguments = dict(rest.split("=", 1) for word, rest in instructions if word == "ARG")
+    starts = [number for number, (word, _) in enumerate(instructions) if word == "FROM"]
+    last = dict(instructions[starts[-1] :])  # no word but RUN, COPY and LABEL comes twice there
+    return Image(
+        text,
+        instructions,
+        arguments,
+        dict(pair.split("=", 1) for pair in shlex.split(last["ENV"])),
+        last["USER"],
+        json.loads(last["VOLUME"]),
+        json.loads(last["ENTRYPOINT"]),
+        json.loads(last["CMD"]),
+        int(last["EXPOSE"]),
+    )
+
+
+def read_compose(name: str) -> dict[str, Any]:
+    """A compose file, its variables as they are when the environment has none of them."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (FOLDER / name).read_text())
+    file: dict[str, Any] = yaml.safe_load(text)
+    return file
+
+
+def read_manifest(name: str) -> dict[str, Any]:
+    manifest: dict[str, Any] = yaml.safe_load((FOLDER / "kubernetes" / name).read_text())
+    return manifest
+
+
+def settings_of(environment: Mapping[str, str]) -> ServeSettings:
+    """What the server makes of an environment; variables of ours that it would not read are an error."""
+    known = {ENVIRONMENT_PREFIX + name.upper() for name in ServeSettings.model_fields}
+    ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)}
+    assert ours <= known
+    return load_settings({}, environment, None)

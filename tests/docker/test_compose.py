@@ -1,0 +1,110 @@
+"""The compose files agree with the image, the server and each other."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.docker.files import FOLDER, read_compose, read_image, settings_of
+
+COMPOSE = read_compose("compose.yaml")
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVER = SERVICES["greenroom"]
+IMAGE = read_image()
+
+
+def test_one_command_brings_up_three_services() -> None:
+    assert set(SERVICES) == {"greenroom", "prometheus", "grafana"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_ports_are_open_on_this_machine_alone(name: str) -> None:
+    assert SERVICES[name]["ports"]
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+
+
+def test_published_port_is_that_of_the_image() -> None:
+    assert [int(port.rsplit(":", 1)[1]) for port in SERVER["ports"]] == [IMAGE.port]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_services_are_hardened(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_checked_and_waits_for_a_healthy_one(name: str) -> None:
+    assert name == "greenroom" or "healthcheck" in SERVICES[name]  # that of the server is in the image
+    assert all(other["condition"] == "service_healthy" for other in SERVICES[name].get("depends_on", {}).values())
+
+
+def test_build_takes_arguments_of_the_image() -> None:
+    cuda = read_compose("compose.cuda.yaml")["services"]["greenroom"]
+    assert {*SERVER["build"]["args"], *cuda["build"]["args"]} <= set(IMAGE.arguments)
+    assert (FOLDER / SERVER["build"]["context"] / SERVER["build"]["dockerfile"]).is_file()
+
+
+def test_server_goes_by_the_name_that_prometheus_scrapes_it_under() -> None:
+    settings = settings_of({**IMAGE.environment, **SERVER["environment"]})
+    prometheus = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())
+    targets = [
+        target
+        for job in prometheus["scrape_configs"]
+        for static in job["static_configs"]
+        for target in static["targets"]
+    ]
+    assert targets == [f"{name}:{settings.port}" for name in settings.allowed_host if name != "localhost"]
+
+
+def test_grafana_finds_prometheus_and_its_dashboards_where_they_are_mounted() -> None:
+    provisioning = FOLDER / "grafana" / "provisioning"
+    sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
+    providers = yaml.safe_load((provisioning / "dashboards" / "greenroom.yml").read_text())["providers"]
+    mounts = {mount.split(":")[1] for mount in SERVICES["grafana"]["volumes"]}
+    port = SERVICES["prometheus"]["ports"][0].rsplit(":", 1)[1]
+    assert [source["url"] for source in sources] == [f"http://prometheus:{port}"]
+    assert {provider["options"]["path"] for provider in providers} <= mounts
+
+
+def test_server_has_the_time_that_it_takes_to_drain() -> None:
+    settings = settings_of({**IMAGE.environment, **SERVER["environment"]})
+    seconds = re.fullmatch(r"(\d+)s", SERVER["stop_grace_period"])
+    assert seconds is not None
+    assert int(seconds[1]) >= settings.shutdown_timeout + 10
+
+
+def test_volumes_of_the_image_have_names() -> None:
+    mounts = dict(mount.split(":")[::-1] for mount in SERVER["volumes"])
+    assert list(mounts) == IMAGE.volumes
+    assert set(mounts.values()) <= set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_folders_that_are_mounted_are_here_and_read_only(name: str) -> None:
+    mounts = [mount.split(":") for mount in SERVICES[name]["volumes"] if mount.startswith("./")]
+    assert mounts
+    assert all((FOLDER / source).is_dir() and rest == ["ro"] for source, _, *rest in mounts)
+
+
+def test_grafana_has_no_account_to_guess_the_password_of() -> None:
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert not [name for name in environment if "PASSWORD" in name]
+
+
+def test_keys_come_from_secrets_that_are_mounted() -> None:
+    overlay = read_compose("compose.keys.yaml")
+    server = overlay["services"]["greenroom"]
+    settings = settings_of(server["environment"])
+    files = {str(settings.api_key_file), str(settings.admin_api_key_file)}
+    assert files == {f"/run/secrets/{name}" for name in server["secrets"]}
+    assert set(server["secrets"]) == set(overlay["secrets"])
+    folders = {secret["file"].split("/")[0] + "/" for secret in overlay["secrets"].values()}
+    assert folders <= set((FOLDER / ".gitignore").read_text().split())

@@ -1,0 +1,119 @@
+"""The manifests agree with the image and the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from expert_store import ExpertStore
+from server.observability.metrics import Metrics
+from server.observability.statistics import EngineStatistics
+from tests.docker.files import FOLDER, PROJECT, read_image, read_manifest, settings_of
+from tests.expert_store.files import make_catalog
+from tests.server.live.conftest import FakeServer
+
+IMAGE = read_image()
+STATEFUL_SET = read_manifest("statefulset.yaml")["spec"]
+POD: dict[str, Any] = STATEFUL_SET["template"]["spec"]
+LABELS: dict[str, str] = STATEFUL_SET["template"]["metadata"]["labels"]
+(CONTAINER,) = POD["containers"]
+(PORT,) = CONTAINER["ports"]
+ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONTAINER["env"]}  # 1 CPU, say
+MOUNTS: dict[str, str] = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
+
+
+def test_environment_holds_settings_of_the_server() -> None:
+    assert settings_of(IMAGE.environment | ENVIRONMENT).threads == 1
+
+
+def test_cluster_does_not_set_the_port_to_the_address_of_the_service() -> None:
+    # For a service of the name greenroom it sets GREENROOM_PORT=tcp://10.0.0.1:80.
+    assert POD["enableServiceLinks"] is False
+
+
+def test_command_line_is_a_command_of_the_image() -> None:
+    assert CONTAINER["args"] == IMAGE.command
+    assert "command" not in CONTAINER  # the entry point is the image's
+
+
+def test_tag_is_the_version() -> None:
+    assert CONTAINER["image"] == f"greenroom:{PROJECT['version']}"
+
+
+def test_pods_get_the_time_that_they_take_to_drain() -> None:
+    settings = settings_of(IMAGE.environment | ENVIRONMENT)
+    command, seconds = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
+    assert command == "sleep"
+    assert POD["terminationGracePeriodSeconds"] >= int(seconds) + settings.shutdown_timeout + 10
+
+
+def test_user_is_that_of_the_image_and_owns_the_volumes() -> None:
+    context = POD["securityContext"]
+    assert f"{context['runAsUser']}:{context['runAsGroup']}" == IMAGE.user
+    assert str(context["fsGroup"]) == IMAGE.user.partition(":")[2]
+    assert context["runAsNonRoot"]
+
+
+def test_root_is_read_only_and_what_is_written_to_is_a_volume() -> None:
+    context = CONTAINER["securityContext"]
+    assert context["readOnlyRootFilesystem"]
+    assert not context["allowPrivilegeEscalation"]
+    volumes = {volume["name"] for volume in POD["volumes"]}
+    claims = {claim["metadata"]["name"] for claim in STATEFUL_SET["volumeClaimTemplates"]}
+    assert MOUNTS["/tmp"] in volumes
+    assert MOUNTS["/cache"] in claims
+    assert set(MOUNTS.values()) == volumes | claims
+
+
+def test_keys_are_files_of_a_mounted_secret() -> None:
+    settings = settings_of(IMAGE.environment | ENVIRONMENT)
+    (secret,) = [volume for volume in POD["volumes"] if "secret" in volume]
+    for file in (settings.api_key_file, settings.admin_api_key_file):
+        assert file is not None
+        assert MOUNTS[str(file.parent)] == secret["name"]
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
+def test_probes_of_a_server_that_has_a_model_are_green(live: FakeServer, probe: str) -> None:
+    get = CONTAINER[probe]["httpGet"]
+    headers = {header["name"]: header["value"] for header in get["httpHeaders"]}
+    assert httpx.get(f"http://127.0.0.1:{live.port}{get['path']}", headers=headers).status_code == 200
+    assert get["port"] == PORT["name"]
+
+
+def test_readiness_alone_is_red_while_a_model_is_loaded() -> None:
+    paths = {probe: CONTAINER[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
+
+
+def test_service_and_monitor_find_the_pods() -> None:
+    service, monitor = read_manifest("service.yaml"), read_manifest("podmonitor.yaml")
+    assert service["spec"]["selector"] == monitor["spec"]["selector"]["matchLabels"] == LABELS
+    assert STATEFUL_SET["selector"]["matchLabels"] == LABELS
+    assert STATEFUL_SET["serviceName"] == service["metadata"]["name"]
+    assert [port["targetPort"] for port in service["spec"]["ports"]] == [PORT["name"]]
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == [PORT["name"]]
+    assert PORT["containerPort"] == IMAGE.port
+
+
+def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    text = Metrics(store, EngineStatistics()).render().decode()
+    store.close()
+    scaler = read_manifest("autoscaler.yaml")["spec"]
+    (metric,) = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]
+    (rule,) = read_manifest("adapter-values.yaml")["rules"]["custom"]
+    assert f"# TYPE {metric} gauge" in text
+    assert rule["name"]["matches"] == metric
+    assert rule["seriesQuery"].startswith(f"{metric}{{")
+    assert scaler["scaleTargetRef"]["kind"] == "StatefulSet"
+
+
+def test_kustomization_has_all_that_needs_no_operator() -> None:
+    files = {path.name for path in (FOLDER / "kubernetes").glob("*.yaml")}
+    resources = set(read_manifest("kustomization.yaml")["resources"])
+    assert files - resources == {"kustomization.yaml", "podmonitor.yaml", "adapter-values.yaml"}
