@@ -31,7 +31,13 @@ def make_service(settings: ServeSettings, address: str) -> Service:
             address,
         )
     hosts = Hosts(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
-    return Service(version("greenroom"), keys=keys, hosts=hosts, turnstile=Turnstile(_rate_limits(settings)))
+    return Service(
+        version("greenroom"),
+        keys=keys,
+        hosts=hosts,
+        turnstile=Turnstile(_rate_limits(settings)),
+        logs_prompts=settings.log_prompts,
+    )
 
 
 def _rate_limits(settings: ServeSettings) -> RateLimits:

@@ -10,7 +10,7 @@ import signal
 import uvloop
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
-from server.observability.logging import set_up_logging
+from server.observability.logging import FORMS, set_up_logging
 from server.settings import SettingsError, add_flags, load_settings
 
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings.check_key_files()
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, FORMS[settings.log_format])
     # Before torch is imported: threads that spin while they wait take the cores from those that compute.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not

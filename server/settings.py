@@ -187,6 +187,8 @@ class ServeSettings(BaseModel):
         None, description="requests that one key, or without keys one address, may send: 60/m, with s, m or h"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
+    log_format: Literal["text", "json"] = Field("text", description="of its lines; json is an object a line")
+    log_prompts: bool = Field(False, description="write prompts into the log, too")
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that open streams get to finish")
 
     def user_keys(self) -> list[str]:

@@ -15,6 +15,7 @@ def answer_error(request: Request, exc: Exception) -> JSONResponse:
     error = api_error(exc)
     if isinstance(exc, HTTPException):
         error.message = f"{exc.detail}: {request.method} {quote(request.scope['path'])[1:-1]}"
+    request.state.error = error
     form = getattr(request.scope.get("route"), "error_body", None)
     body = error.body if form is None else form(error, request.state.request_id)
     return JSONResponse(body, error.status_code, error.headers)

@@ -130,6 +130,7 @@ class ClientDisconnectedError(APIError):
     """The client left before its answer was ready; nobody reads this."""
 
     status_code = 499  # nginx's "client closed request"
+    code = "client_disconnected"
 
 
 class RateLimitError(APIError):

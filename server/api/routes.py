@@ -13,6 +13,7 @@ from server.api.openai.responses import route as responses
 from server.api.openapi import describe
 from server.api.rates import RATE_HEADERS, TurnstileMiddleware
 from server.api.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
+from server.api.request_log import RequestLogMiddleware
 from server.api.service import Service
 
 EXPOSED_HEADERS = (
@@ -37,6 +38,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(HostMiddleware, hosts=service.hosts)
+    app.add_middleware(RequestLogMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
     for module in (dashboard, ops, models, completions, chat, embeddings, tokenization, responses, messages, experts):

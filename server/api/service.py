@@ -65,6 +65,7 @@ class Service:
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     expert_feed: ExpertFeed = field(default_factory=ExpertFeed)
+    logs_prompts: bool = False
 
     @property
     def state(self) -> ServiceState:

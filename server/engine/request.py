@@ -266,6 +266,8 @@ class TokenStream:
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
     is_cancelled: bool = False
+    queue_seconds: float | None = None  # until its first step
+    first_token_seconds: float | None = None  # both from submission, set by the engine thread
     _queue: EventQueue = field(default_factory=EventQueue)
     _index: int = 0  # in a queue of several
 

@@ -17,14 +17,16 @@ def note_start(step: AbstractSequence[Scheduled], now: float, latencies: Latenci
         sequence = item.sequence
         if sequence.started_at is None:
             sequence.started_at = now
-            latencies.queue.observe(now - sequence.submitted_at)
+            sequence.stream.queue_seconds = now - sequence.submitted_at
+            latencies.queue.observe(sequence.stream.queue_seconds)
 
 
 def note_event(sequence: Sequence, event: TokenEvent, now: float, latencies: Latencies) -> None:
     """A token, or the end, of a sequence; a prompt that is made a vector of has no token."""
     if event.num_generated > 0:
         if sequence.last_token_at is None:
-            latencies.first_token.observe(now - sequence.submitted_at)
+            sequence.stream.first_token_seconds = now - sequence.submitted_at
+            latencies.first_token.observe(sequence.stream.first_token_seconds)
         else:
             latencies.inter_token.observe(now - sequence.last_token_at)
         sequence.last_token_at = now

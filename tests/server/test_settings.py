@@ -22,6 +22,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.host_expert_memory == "auto"
     assert (settings.max_running_requests, settings.max_queued_requests) == (64, 256)
+    assert (settings.log_format, settings.log_prompts) == ("text", False)
 
 
 def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
@@ -43,6 +44,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"host_expert_memory": "150%"}, {}, "", "the most is 100%"),
         ({"kv_cache_memory": "10%"}, {}, "", "--kv-cache-memory '10%': '10%' is a percentage"),
         ({"device": "tpu"}, {}, "", "--device 'tpu': write auto, cpu, cuda or cuda:N"),
+        ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
 )
 def test_a_bad_value_is_named_with_its_place(

@@ -11,7 +11,9 @@ from server.api.openai.schemas import GenerationBody
 from server.api.service import LoadedModel
 from server.engine.request import (
     Chosen,
+    EngineError,
     ExpertUsage,
+    FinishReason,
     GenerationRequest,
     Grammar,
     Media,
@@ -37,10 +39,15 @@ class Generation:
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # of the choices that have ended
+    num_generated: list[int] = field(init=False)  # tokens, by choice
+    finish_reasons: list[FinishReason | None] = field(init=False)  # by choice
+    error: EngineError | None = None  # that ended it
 
     def __post_init__(self) -> None:
         self._experts: list[list[str]] = [[] for _ in self.streams]  # of tokens that were not told of yet, in JSON
         self._queue = merge(self.streams)
+        self.num_generated = [0] * len(self.streams)
+        self.finish_reasons = [None] * len(self.streams)
 
     def cancel(self) -> None:
         for stream in self.streams:
@@ -65,9 +72,15 @@ class Generation:
         """
         num_running = len(self.streams)
         while num_running:
-            arrived = await self._queue.take()
-            for _, event in arrived:
+            try:
+                arrived = await self._queue.take()
+            except EngineError as error:
+                self.error = error
+                raise
+            for index, event in arrived:
                 num_running -= event.finish_reason is not None
+                self.num_generated[index] = event.num_generated
+                self.finish_reasons[index] = event.finish_reason
                 self.expert_usage += event.expert_usage or ExpertUsage()
             yield arrived
 

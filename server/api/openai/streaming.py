@@ -62,7 +62,8 @@ class GenerationStream(StreamingResponse):
         self.generation, self.events = generation, narrate(generation, narrator)
         super().__init__(self.events, headers=HEADERS, media_type="text/event-stream")
 
-    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["generation"] = self.generation
         try:
             # StreamingResponse leaves it to some servers to report a client's leaving when something is sent,
             # and nothing is while a request waits.

@@ -1,0 +1,65 @@
+"""Lines of the log, whatever stands in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import pytest
+
+from server.observability.logging import FORMS
+
+FORGED = "x\r\n2026-01-01 ERROR forged: \x1b[31m\x00\x85\u2028"
+
+
+def record(message: str, *args: object, fields: dict[str, Any] | None = None, error: bool = False) -> logging.LogRecord:
+    exc_info = sys.exc_info() if error else None
+    made = logging.LogRecord("server.x", logging.INFO, "x.py", 1, message, args, exc_info)
+    made.created = 1_700_000_000.25
+    made.fields = fields or {}
+    return made
+
+
+def test_text_ends_with_its_fields() -> None:
+    fields = {"route": "/v1/chat/completions", "seconds": 0.25, "finish_reasons": ["stop", None], "said": 'a "b" c'}
+    line = FORMS["text"].format(record("%d left", 3, fields=fields))
+    assert line.partition(" INFO ")[2] == (
+        "server.x: 3 left route=/v1/chat/completions seconds=0.25 "
+        r'finish_reasons=["stop",null] said="a \"b\" c"'
+    )
+
+
+def test_json_is_one_object_with_the_same_fields() -> None:
+    line = FORMS["json"].format(record("%d left", 3, fields={"seconds": 0.25}))
+    assert json.loads(line) == {
+        "timestamp": "2023-11-14T22:13:20.250+00:00",
+        "level": "info",
+        "logger": "server.x",
+        "message": "3 left",
+        "seconds": 0.25,
+    }
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_nobody_who_is_quoted_forges_a_line(form: str) -> None:
+    line = FORMS[form].format(record("no model %s", FORGED, fields={"name": FORGED}))
+    assert line.isprintable()
+
+
+def fail() -> None:
+    raise ValueError(FORGED)
+
+
+def test_an_exception_is_indented_in_text_and_a_member_in_json() -> None:
+    try:
+        fail()
+    except ValueError:
+        text = FORMS["text"].format(record("failed", error=True))
+        member = json.loads(FORMS["json"].format(record("failed", error=True)))["exception"]
+    first, *others = text.split("\n")
+    assert first.endswith("server.x: failed")
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
+    assert member.startswith("Traceback")
+    assert "ValueError: x" in member
