@@ -10,6 +10,7 @@
 # shellcheck disable=SC2016  # what is quoted is for another shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PODMAN_IGNORE_CGROUPSV1_WARNING=1 # it runs nothing here
 
 base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
 suite=${base##*-}
@@ -62,7 +63,7 @@ build() {
 }
 
 # What a template makes of the image's configuration.
-config() { podman "${storage[@]}" image inspect --format "$1" "$image" 2>/dev/null; }
+config() { podman "${storage[@]}" image inspect --format "$1" "$image"; }
 
 expect() { [[ $2 == "$3" ]] || fail "$1 is $2, not $3"; }
 
@@ -83,6 +84,9 @@ check_inside() {
     expect "what the user may write" \
         "$(inside sh -c 'for i in / /opt/greenroom /cache /models; do test ! -w $i || echo $i; done' | xargs)" \
         "/cache /models"
+    inside sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
+        >"$folder/pack.log" 2>&1 || fail "greenroom pack: $(cat "$folder/pack.log")"
+    inside test -f /models/packed/manifest.json || fail "nothing was packed into /models"
     say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
 }
 
