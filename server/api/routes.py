@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from server.api import ops, tokenization
+from server.api import dashboard, ops, tokenization
 from server.api.admin import experts
 from server.api.anthropic import messages
 from server.api.error_handlers import add_error_handlers
@@ -39,6 +39,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.add_middleware(HostMiddleware, hosts=service.hosts)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    for module in (ops, models, completions, chat, embeddings, tokenization, responses, messages, experts):
+    for module in (dashboard, ops, models, completions, chat, embeddings, tokenization, responses, messages, experts):
         app.include_router(module.router)
     describe(app)

@@ -76,6 +76,8 @@ def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_pat
                 failures.append(reply.json()["error"]["message"])
         assert server.total("expert_quarantined") == 1
         assert server.total("expert_load_failures_total") == 1
+        assert server.total("request_success_total", 'finished_reason="error"') == len(failures)
+        assert server.total("e2e_request_latency_seconds_count") == len(texts)
         assert httpx.get(f"{server.url}/health").status_code == 200
     assert texts
     assert failures

@@ -22,7 +22,7 @@ from tests.server.live.conftest import LiveServer, serving_rig
 from tests.server.live.requests import ask, error_of, headers_of, status_of
 
 USER, OTHER_USER, ADMIN = "sk-user-1", "sk-user-2", "sk-admin-1"
-OPEN_PATHS = {"/health", "/ready", "/version", "/metrics", "/openapi.json"}
+OPEN_PATHS = {"/", "/web/{name}", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_anthropics_client_sends_a_key_and_knows_a_refusal(locked: LiveServer) -
 
 
 def test_operations_need_no_key(locked: LiveServer) -> None:
-    for path in ("/health", "/ready", "/version", "/metrics"):
+    for path in ("/", "/web/main.js", "/health", "/ready", "/version", "/metrics"):
         assert status_of(ask(locked.port, get(path))) == 200
 
 

@@ -71,6 +71,7 @@ def serving_model(
     send_timeout: float = 30,
     service: Service | None = None,
     connections: ConnectionLimits | None = None,
+    port: int = 0,
 ) -> Iterator[LiveServer]:
     """Serve a model whose engine runs, on a socket; in the end every client is sent away."""
     service, app = service or Service("1"), FastAPI()
@@ -78,7 +79,7 @@ def serving_model(
     add_routes(app, service)
     guard = cast("type[asyncio.Protocol]", ConnectionGuard(connections))
     config = uvicorn.Config(app, http=guard, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+    with socket.create_server(("127.0.0.1", port), backlog=256) as listener:
         limit_sending(listener, send_timeout)
         server = LiveServer(engine, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
         thread = threading.Thread(target=server.run, args=(listener,))

@@ -1,0 +1,37 @@
+/** Numbers as people read them. */
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
+
+/** @param {number} bytes */
+export function size(bytes) {
+  let unit = 0;
+  let value = bytes;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  return `${value.toFixed(value < 10 && unit > 0 ? 1 : 0)} ${UNITS[unit]}`;
+}
+
+/** @param {number} value */
+export function count(value) {
+  return value.toLocaleString("en");
+}
+
+/** @param {number | null} share 0 to 1; null if nothing is known yet */
+export function percent(share) {
+  return share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)} %`;
+}
+
+/** @param {number} value */
+export function rate(value) {
+  return value < 100 ? value.toFixed(1) : count(Math.round(value));
+}
+
+/**
+ * @param {number} number
+ * @param {string} noun
+ */
+export function plural(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}

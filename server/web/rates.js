@@ -1,0 +1,40 @@
+/** Totals since a server's start become rates of the last seconds. */
+
+const WINDOW_MS = 5000;
+
+/**
+ * @typedef {import("./experts.js").Totals} Totals
+ * @typedef {object} Rates per second
+ * @property {number} bytesRead
+ * @property {number} stallShare part of the time that compute waited, 0 to 1
+ * @property {number} promptTokens
+ * @property {number} generationTokens
+ */
+
+export class RateWindow {
+  constructor() {
+    /** @type {{at: number, totals: Totals}[]} */
+    this.samples = [];
+  }
+
+  /**
+   * @param {Totals} totals
+   * @param {number} at milliseconds of some clock
+   * @returns {Rates}
+   */
+  add(totals, at) {
+    const { samples } = this;
+    samples.push({ at, totals });
+    while (samples.length > 2 && at - samples[1].at >= WINDOW_MS) samples.shift();
+    const first = samples[0];
+    const seconds = (at - first.at) / 1000;
+    /** @param {(totals: Totals) => number} of */
+    const rate = (of) => (seconds > 0 ? (of(totals) - of(first.totals)) / seconds : 0);
+    return {
+      bytesRead: rate((each) => each.loaded_bytes),
+      stallShare: Math.min(1, rate((each) => each.stall_seconds)),
+      promptTokens: rate((each) => each.prompt_tokens),
+      generationTokens: rate((each) => each.generation_tokens),
+    };
+  }
+}

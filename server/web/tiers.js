@@ -1,0 +1,81 @@
+/** A gauge for each tier: which part of it is taken, and by what. */
+
+import { make, write } from "./dom.js";
+import { DISK } from "./experts.js";
+import { count, size } from "./format.js";
+
+/**
+ * @typedef {import("./experts.js").Experts} Experts
+ * @typedef {import("./experts.js").Totals} Totals
+ * @typedef {{share: number, amount: string, note: string}} Reading
+ */
+
+const SHOW_EVERY_MS = 250;
+
+export class Tiers {
+  /** @param {HTMLElement} box */
+  constructor(box) {
+    this.box = box;
+    /** @type {Map<string, {amount: HTMLElement, meter: HTMLElement, bar: HTMLElement, note: HTMLElement}>} */
+    this.gauges = new Map();
+    this.shownAt = -Infinity;
+  }
+
+  /**
+   * @param {Totals} totals
+   * @param {Experts} experts
+   * @param {number} now
+   */
+  show(totals, experts, now) {
+    if (now - this.shownAt < SHOW_EVERY_MS) return;
+    this.shownAt = now;
+    const { device, host, disk } = totals.tiers;
+    for (const [name, tier] of /** @type {const} */ ([["device", device], ["host", host]])) {
+      if (!tier) continue;
+      this.write(name, {
+        share: tier.num_slots ? tier.num_resident / tier.num_slots : 0,
+        amount: `${count(tier.num_resident)} of ${count(tier.num_slots)} slots`,
+        note: `${size(tier.resident_bytes)} of ${size(tier.budget_bytes)}, ${count(tier.num_pinned)} pinned`,
+      });
+    }
+    const alone = experts.residency.reduce((sum, tier) => sum + (tier === DISK ? 1 : 0), 0);
+    this.write("disk", {
+      share: disk.num_experts ? alone / disk.num_experts : 0,
+      amount: `${count(alone)} of ${count(disk.num_experts)} experts`,
+      note: `nowhere else; ${size(disk.total_bytes)} in all`,
+    });
+  }
+
+  /**
+   * @param {string} name
+   * @param {Reading} reading
+   */
+  write(name, { share, amount, note }) {
+    const gauge = this.gauges.get(name) ?? this.add(name);
+    const percentage = Math.round(100 * share);
+    write(gauge.amount, amount);
+    write(gauge.note, note);
+    gauge.meter.setAttribute("aria-valuenow", String(percentage));
+    gauge.meter.setAttribute("aria-valuetext", `${amount}, ${note}`);
+    gauge.bar.style.width = `${percentage}%`;
+  }
+
+  /** @param {string} name */
+  add(name) {
+    const title = make("p", "tier-name");
+    const amount = make("span");
+    title.append(make("span", "", name), amount);
+    const meter = make("div", "meter");
+    meter.setAttribute("role", "meter");
+    meter.setAttribute("aria-label", name);
+    const bar = make("div", name);
+    meter.append(bar);
+    const note = make("p", "tier-note");
+    const box = make("div");
+    box.append(title, meter, note);
+    this.box.append(box);
+    const gauge = { amount, meter, bar, note };
+    this.gauges.set(name, gauge);
+    return gauge;
+  }
+}

@@ -1,0 +1,93 @@
+"""Experts of a large model that is not there: what is where, and what goes to it, is for a test to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from expert_store import ExpertKey
+from server.administration.sample import RESIDENCY, ExpertSample, snapshot, update
+from server.engine.request import ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+
+BYTES = 9 << 20  # of an expert
+NAMES = {number: name for name, number in RESIDENCY.items()}
+
+
+class SyntheticExperts:
+    """An ``ExpertAdministration`` over two arrays; each sample brings the ``traffic`` of an interval.
+
+    Args:
+        traffic: tokens that go to each expert from sample to sample.
+    """
+
+    def __init__(self, num_layers: int, num_experts: int, traffic: np.random.Generator | None = None):
+        self.shape, self.traffic = (num_layers, num_experts), traffic
+        self.residency = np.zeros(self.shape, dtype=np.uint8)
+        self.tokens = np.zeros(self.shape, dtype=np.int64)
+        self.pinned: set[ExpertPlace] = set()
+        self.refusal: str | None = None
+
+    def overview(self) -> JsonObject:
+        return {"layers": []}
+
+    def find(self, layer: int, expert: int) -> JsonObject | None:
+        return {
+            "layer": layer,
+            "expert": expert,
+            "variant": "base",
+            "residency": NAMES[int(self.residency[layer, expert])],
+            "tokens": int(self.tokens[layer, expert]),
+            "bytes": BYTES,
+            "pinned": (layer, expert) in self.pinned,
+            "quarantined": None,
+        }
+
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+        if self.refusal is not None:
+            raise RequestRefusedError(self.refusal, "experts")
+        before = set(self.pinned)
+        self.pinned = before | set(places) if action == "pin" else before - set(places)
+        return len(self.pinned ^ before)
+
+    def sample(self) -> ExpertSample:
+        if self.traffic is not None:
+            self.tokens = self.tokens + self.traffic.poisson(0.4, self.shape)
+            moved = self.traffic.random(self.shape) < 0.02
+            self.residency = np.where(moved, self.traffic.integers(0, 3, self.shape, dtype=np.uint8), self.residency)
+        layers, experts = self.shape
+        pinned = frozenset(ExpertKey(*place) for place in self.pinned)
+        totals = self._totals()
+        return ExpertSample(
+            dict.fromkeys(range(layers), experts), self.residency.copy(), self.tokens.copy(), pinned, totals
+        )
+
+    def snapshot(self, sample: Any) -> JsonObject:
+        return {"model": "synthetic", **snapshot(sample)}
+
+    def update(self, before: Any, sample: Any) -> JsonObject:
+        return update(before, sample)
+
+    def _totals(self) -> JsonObject:
+        num_resident, num_experts = int((self.residency == RESIDENCY["host"]).sum()), self.residency.size
+        host = {
+            "budget_bytes": num_experts // 2 * BYTES,
+            "num_slots": num_experts // 2,
+            "slot_bytes": BYTES,
+            "num_resident": num_resident,
+            "resident_bytes": num_resident * BYTES,
+            "num_pinned": len(self.pinned),
+        }
+        return {
+            "tiers": {"host": host, "disk": {"num_experts": num_experts, "total_bytes": num_experts * BYTES}},
+            "hit_ratio": 0.75,
+            "optimal_hit_ratio": 0.875,
+            "stall_seconds": 1.5,
+            "loaded_bytes": int(self.tokens.sum()) * BYTES,
+            "prompt_tokens": 0,
+            "generation_tokens": int(self.tokens.sum()),
+            "num_requests_running": 3,
+            "num_requests_waiting": 2,
+            "kv_cache_usage": 0.25,
+        }
