@@ -34,7 +34,8 @@ fail() {
 clean_up() {
     [[ -z $namespaces ]] || kill -KILL "$namespaces" 2>/dev/null || true
     [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
-    rm -rf "$folder"
+    umount "$folder"/base/{proc,sys} 2>/dev/null || true # of a debootstrap that was cut short
+    rm -rf --one-file-system "$folder"
 }
 trap clean_up EXIT
 
@@ -125,11 +126,15 @@ check_serving() {
     complete '{"prompt": "Once upon a time", "max_tokens": 8}' | grep --quiet '"finish_reason":"length"' \
         || fail "no completion"
     chat | grep --quiet '"role":"assistant"' || fail "no chat"
+    get "" | grep --quiet "<html" || fail "no dashboard"
+    get metrics | grep --quiet ^greenroom_num_requests_waiting || fail "no metrics"
 }
 
 complete() { post completions "$1"; }
 
 chat() { post chat/completions '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'; }
+
+get() { curl --silent --fail "$url/$1"; }
 
 post() { curl --silent --no-buffer --header 'Content-Type: application/json' --data "$2" "$url/v1/$1"; }
 
