@@ -10,6 +10,7 @@
 # shellcheck disable=SC2016  # what is quoted is for another shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
+export PODMAN_IGNORE_CGROUPSV1_WARNING=1 # it runs nothing here
 
 base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
 suite=${base##*-}
@@ -33,7 +34,8 @@ fail() {
 clean_up() {
     [[ -z $namespaces ]] || kill -KILL "$namespaces" 2>/dev/null || true
     [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
-    rm -rf "$folder"
+    umount "$folder"/base/{proc,sys} 2>/dev/null || true # of a debootstrap that was cut short
+    rm -rf --one-file-system "$folder"
 }
 trap clean_up EXIT
 
@@ -62,7 +64,7 @@ build() {
 }
 
 # What a template makes of the image's configuration.
-config() { podman "${storage[@]}" image inspect --format "$1" "$image" 2>/dev/null; }
+config() { podman "${storage[@]}" image inspect --format "$1" "$image"; }
 
 expect() { [[ $2 == "$3" ]] || fail "$1 is $2, not $3"; }
 
@@ -83,6 +85,9 @@ check_inside() {
     expect "what the user may write" \
         "$(inside sh -c 'for i in / /opt/greenroom /cache /models; do test ! -w $i || echo $i; done' | xargs)" \
         "/cache /models"
+    inside sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
+        >"$folder/pack.log" 2>&1 || fail "greenroom pack: $(cat "$folder/pack.log")"
+    inside test -f /models/packed/manifest.json || fail "nothing was packed into /models"
     say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
 }
 
@@ -121,11 +126,15 @@ check_serving() {
     complete '{"prompt": "Once upon a time", "max_tokens": 8}' | grep --quiet '"finish_reason":"length"' \
         || fail "no completion"
     chat | grep --quiet '"role":"assistant"' || fail "no chat"
+    get "" | grep --quiet "<html" || fail "no dashboard"
+    get metrics | grep --quiet ^greenroom_num_requests_waiting || fail "no metrics"
 }
 
 complete() { post completions "$1"; }
 
 chat() { post chat/completions '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}'; }
+
+get() { curl --silent --fail "$url/$1"; }
 
 post() { curl --silent --no-buffer --header 'Content-Type: application/json' --data "$2" "$url/v1/$1"; }
 

@@ -68,6 +68,7 @@ export class Feed {
   async read(connection) {
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     let watchdog;
+    let isLive = false;
     const isAlive = () => {
       clearTimeout(watchdog);
       watchdog = setTimeout(() => connection.abort(), PATIENCE_MS);
@@ -79,10 +80,12 @@ export class Feed {
       for await (const { name, data } of events(response, isAlive)) {
         if (connection !== this.connection) return;
         if (name === "snapshot") {
-          this.failures = 0;
           this.listener.onSnapshot(JSON.parse(data));
-          this.listener.onState("live", "Live", 0);
         } else if (name === "update") {
+          // A server that is about to end sends a snapshot and no more: it is not back before an update comes.
+          if (!isLive) this.listener.onState("live", "Live", 0);
+          isLive = true;
+          this.failures = 0;
           this.listener.onUpdate(JSON.parse(data));
         }
       }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,10 +67,12 @@ def test_grafana_finds_prometheus_and_its_dashboards_where_they_are_mounted() ->
     provisioning = FOLDER / "grafana" / "provisioning"
     sources = yaml.safe_load((provisioning / "datasources" / "prometheus.yml").read_text())["datasources"]
     providers = yaml.safe_load((provisioning / "dashboards" / "greenroom.yml").read_text())["providers"]
-    mounts = {mount.split(":")[1] for mount in SERVICES["grafana"]["volumes"]}
+    mounts = {mount.split(":")[1]: mount.split(":")[0] for mount in SERVICES["grafana"]["volumes"]}
+    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
     port = SERVICES["prometheus"]["ports"][0].rsplit(":", 1)[1]
     assert [source["url"] for source in sources] == [f"http://prometheus:{port}"]
-    assert {provider["options"]["path"] for provider in providers} <= mounts
+    assert {provider["options"]["path"] for provider in providers} <= set(mounts)
+    assert (FOLDER / mounts[str(home.parent)] / home.name).is_file()
 
 
 def test_server_has_the_time_that_it_takes_to_drain() -> None:

@@ -235,7 +235,10 @@ def test_it_comes_back_when_the_server_does(rig: Rig, codec: Codec, page: Page) 
     with synthetic_server(rig, codec) as first:
         open_live(page, first.url)
         port = httpx.URL(first.url).port
-    expect(page.locator("#connection-text")).to_have_text(re.compile("can't be reached|ended the stream"))
+        first.service.is_draining = True
+        expect(page.locator("#connection-text")).to_have_text("The server ended the stream.")
+    page.get_by_role("button", name="Reconnect now").click()
+    expect(page.locator("#connection-text")).to_have_text("The server can't be reached.")
     expect(page.locator("#connection-wait")).to_contain_text("Reconnecting in")
     expect(page.locator("#stage")).to_have_attribute("data-stale", "")
     with synthetic_server(rig, codec, port or 0) as second:

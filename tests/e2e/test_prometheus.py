@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from tests.dashboards import DASHBOARDS, DOCKER, queries
-from tests.e2e.processes import Server
+from tests.e2e.processes import Server, serving
 
 RULES = DOCKER / "prometheus/rules.yml"
 MODEL = "greenroom-demo"
@@ -92,6 +92,19 @@ def configure(folder: Path, server: Server) -> Path:
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One that nobody has asked before: rates are those of the traffic here."""
+    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
