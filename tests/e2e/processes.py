@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -31,6 +33,7 @@ class Server:
     """A running `greenroom serve`."""
 
     process: subprocess.Popen[str]
+    log: IO[str]  # standard error: a file, for a pipe that nobody reads would stop the server once it is full
     url: str
     ready_line: str
 
@@ -54,26 +57,29 @@ class Server:
 
     def end(self) -> tuple[int, str, str]:
         """Wait for the end; exit status, what else came on standard output, and standard error."""
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, out, err
+        out, _ = self.process.communicate(timeout=60)
+        self.log.seek(0)
+        return self.process.returncode, out, self.log.read()
 
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Server]:
     """Start a server on a free port and end it afterwards, whatever happens."""
     command = [COMMAND, "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line.startswith(READY):
-            _, err = process.communicate(timeout=60)
-            raise AssertionError(f"no ready line but {line!r}; standard error: {err}")
-        yield Server(process, line.removeprefix(READY).split()[0], line.strip())
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line.startswith(READY):
+                process.wait(timeout=60)
+                log.seek(0)
+                raise AssertionError(f"no ready line but {line!r}; standard error: {log.read()}")
+            yield Server(process, log, line.removeprefix(READY).split()[0], line.strip())
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
 
 
 def run_command(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
