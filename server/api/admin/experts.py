@@ -12,7 +12,7 @@ from server.api.body import BodyRoute
 from server.api.dependencies import ServiceDep
 from server.api.errors import ExpertNotFoundError
 from server.api.expert_feed import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
-from server.api.openai.replies import encode_json
+from server.api.openai.replies import around_list, encode_json
 from server.api.service import Service
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
@@ -107,5 +107,5 @@ def experts_of(service: Service) -> ExpertAdministration:
 def encode_overview(overview: JsonObject) -> bytes:
     """JSON of an overview, layer by layer: encoding holds the interpreter's lock, and all of it would for too long."""
     layers = ",".join(encode_json(layer) for layer in overview["layers"])
-    before, _, after = encode_json(overview | {"layers": []}).rpartition('"layers":[]')
-    return f'{before}"layers":[{layers}]{after}'.encode()
+    before, after = around_list(encode_json(overview | {"layers": []}), "layers")
+    return f"{before}{layers}{after}".encode()

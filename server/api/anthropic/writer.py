@@ -130,7 +130,7 @@ class MessageWriter:
         return [*events, ending, {"type": "message_stop"}]
 
     def _usage(self) -> JsonObject:
-        total = usage(self._turn.generation, [self._num_generated])
+        total = usage(self._turn.generation)
         named = {"input_tokens": total.pop("prompt_tokens"), "output_tokens": total.pop("completion_tokens")}
         del total["total_tokens"]
         return named | {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0} | total

@@ -1,5 +1,6 @@
 """Calls between markers that are tokens of their own: Mistral, DeepSeek, Kimi."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ class Mistral:
 
 
 @dataclass(frozen=True)
-class Section:
+class Section(ABC):
     """Calls between two markers each, all of them between two more, with a third before the arguments of each."""
 
     section: tuple[str, str]
@@ -96,9 +97,9 @@ class Section:
         """What stands within a call of a tool before its arguments and behind them."""
         return f"{name}{self.separator}", ""
 
+    @abstractmethod
     def _name(self, source: Source, head: str) -> Steps[tuple[str, str | None]]:
         """A call's name and its id, if the model gives one, from what stands before the separator."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

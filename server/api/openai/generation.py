@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from server.api.errors import ContextLengthError, InvalidRequestError
@@ -126,8 +126,7 @@ def submit(
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar)
-                sampling = replace(sampling, written_tokens=written_tokens)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens)
                 request = GenerationRequest(
                     request_id, prompt, sampling, body.priority, body.timeout, media, body.return_experts
                 )
@@ -171,7 +170,12 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
 
 
 def sampling_params(
-    body: GenerationBody, defaults: SamplingDefaults, max_tokens: int, choice: int, grammar: Grammar | None = None
+    body: GenerationBody,
+    defaults: SamplingDefaults,
+    max_tokens: int,
+    choice: int,
+    grammar: Grammar | None = None,
+    written_tokens: frozenset[int] = frozenset(),
 ) -> SamplingParams:
     """How to sample one of the choices of a prompt.
 
@@ -203,4 +207,5 @@ def sampling_params(
         logprobs=body.num_logprobs,
         prompt_logprobs=body.num_prompt_logprobs,
         grammar=grammar,
+        written_tokens=written_tokens,
     )

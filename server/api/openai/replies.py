@@ -82,7 +82,7 @@ def _put_together(generation: Generation, style: ReplyStyle, events: Sequence[Se
         "created": generation.created,
         "model": generation.model,
         "choices": [style.choice(index, of_choice) for index, of_choice in enumerate(events)],
-        "usage": usage(generation, [of_choice[-1].num_generated for of_choice in events]),
+        "usage": usage(generation),
     }
     return encode_reply(generation, reply)
 
@@ -98,10 +98,14 @@ def encode_choice(generation: Generation, choice: JsonObject) -> str:
 def encode_reply(generation: Generation, reply: JsonObject) -> bytes:
     """A whole reply in JSON."""
     choices = ",".join(encode_choice(generation, choice) for choice in reply["choices"])
-    before, _, after = encode_json(reply | {"choices": []}).partition(
-        '"choices":[]'
-    )  # which no string in JSON can hold
-    return f'{before}"choices":[{choices}]{after}'.encode()
+    before, after = around_list(encode_json(reply | {"choices": []}), "choices")
+    return f"{before}{choices}{after}".encode()
+
+
+def around_list(encoded: str, name: str) -> tuple[str, str]:
+    """What stands before and behind the members of an empty list of an object in JSON."""
+    before, empty, after = encoded.partition(f'"{name}":[]')  # which no string in JSON can hold
+    return f"{before}{empty[:-1]}", f"]{after}"
 
 
 def chunk(generation: Generation, style: ReplyStyle, choices: Sequence[JsonObject]) -> JsonObject:
@@ -124,9 +128,9 @@ def expert_usage(usage: ExpertUsage) -> JsonObject:
     }
 
 
-def usage(generation: Generation, num_generated: Sequence[int]) -> JsonObject:
+def usage(generation: Generation) -> JsonObject:
     """Tokens of the prompts, each counted once, and of all choices together."""
-    num_prompt_tokens, num_completion_tokens = generation.num_prompt_tokens, sum(num_generated)
+    num_prompt_tokens, num_completion_tokens = generation.num_prompt_tokens, sum(generation.num_generated)
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,

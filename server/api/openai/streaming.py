@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.disconnect import unless_client_leaves
 from server.api.errors import APIError, ClientDisconnectedError, api_error
 from server.api.openai.generation import Generation
-from server.api.openai.replies import JsonObject, ReplyStyle, chunk, encode_choice, encode_json, usage
+from server.api.openai.replies import JsonObject, ReplyStyle, around_list, chunk, encode_choice, encode_json, usage
 from server.engine.request import EngineError, TokenEvent
 
 DONE = b"data: [DONE]\n\n"
@@ -81,14 +81,12 @@ class ChunkNarrator:
     def __init__(self, generation: Generation, style: ReplyStyle, *, include_usage: bool) -> None:
         self._generation, self._style, self._include_usage = generation, style, include_usage
         self._render = chunk_renderer(generation, style, include_usage=include_usage)
-        self._num_generated = [0] * len(generation.streams)
 
     def opening(self) -> bytes:
         choices = [choice for index in range(len(self._generation.streams)) for choice in self._style.opening(index)]
         return b"".join(map(self._render, choices))
 
     def tell(self, index: int, event: TokenEvent) -> bytes:
-        self._num_generated[index] = event.num_generated
         self._generation.note_experts(index, event)
         return b"".join(map(self._render, self._style.delta(index, event)))
 
@@ -98,7 +96,7 @@ class ChunkNarrator:
     def ending(self) -> bytes:
         if not self._include_usage:
             return DONE
-        total = {"usage": usage(self._generation, self._num_generated)}
+        total = {"usage": usage(self._generation)}
         return sse(chunk(self._generation, self._style, []) | total) + DONE
 
 
@@ -106,10 +104,10 @@ def chunk_renderer(generation: Generation, style: ReplyStyle, *, include_usage: 
     """Makes the event of a choice; what all events of a reply share is rendered once."""
     # OpenAI's chunks have a null usage up to the one that has it.
     shared = chunk(generation, style, []) | ({"usage": None} if include_usage else {})
-    before, _, after = sse(shared).decode().partition('"choices":[]')  # which no string in JSON can hold
+    before, after = around_list(sse(shared).decode(), "choices")
 
     def render(choice: JsonObject) -> bytes:
-        return f'{before}"choices":[{encode_choice(generation, choice)}]{after}'.encode()
+        return f"{before}{encode_choice(generation, choice)}{after}".encode()
 
     return render
 

@@ -39,5 +39,9 @@ def written(*pieces: Sequence[Piece], reason: str = "stop") -> tuple[ChatTurn, l
 
 
 def told(writer, tokens: Sequence[TokenEvent]) -> list[dict]:
-    """Every event of a reply."""
-    return [*writer.opening(), *(event for token in tokens for event in writer.write(token))]
+    """Every event of a reply; its generation counts each token that comes, as it does for itself."""
+    events = writer.opening()
+    for token in tokens:
+        writer._turn.generation.num_generated[0] = token.num_generated
+        events += writer.write(token)
+    return events

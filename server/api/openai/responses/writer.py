@@ -146,7 +146,7 @@ class ResponseWriter:
         }
 
     def _usage(self) -> JsonObject:
-        total = usage(self._turn.generation, [self._num_generated])
+        total = usage(self._turn.generation)
         renamed = {
             "input_tokens": total.pop("prompt_tokens"),
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
