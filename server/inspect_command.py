@@ -8,20 +8,7 @@ import os
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.observability.logging import COMMAND, set_up_logging
-from server.settings import SettingsError, add_flags, load_settings
-
-SETTINGS = (
-    "revision",
-    "device",
-    "dtype",
-    "host_expert_memory",
-    "device_expert_memory",
-    "kv_cache_memory",
-    "max_model_len",
-    "max_running_requests",
-    "max_batched_tokens",
-    "threads",
-)
+from server.settings import PLANNING, SettingsError, add_flags, load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="hub id, of which no weights are downloaded, or a local folder; none is the bundled model",
     )
-    add_flags(parser, SETTINGS)
+    add_flags(parser, PLANNING)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

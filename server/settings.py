@@ -237,6 +237,21 @@ def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> lis
     return given + in_file
 
 
+# What decides how a model is planned for, without serving it.
+PLANNING = (
+    "revision",
+    "device",
+    "dtype",
+    "host_expert_memory",
+    "device_expert_memory",
+    "kv_cache_memory",
+    "max_model_len",
+    "max_running_requests",
+    "max_batched_tokens",
+    "threads",
+)
+
+
 def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(ServeSettings.model_fields)) -> None:
     """One flag a setting, named after it; values stay text until they are validated together."""
     for name in names:

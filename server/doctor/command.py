@@ -10,24 +10,11 @@ from collections.abc import Iterator
 
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.observability.logging import COMMAND, set_up_logging
-from server.settings import ServeSettings, SettingsError, add_flags, flag_name, load_settings
+from server.settings import PLANNING, ServeSettings, SettingsError, add_flags, flag_name, load_settings
 
 from .finding import Finding
 
-SETTINGS = (
-    "host",
-    "port",
-    "revision",
-    "device",
-    "dtype",
-    "host_expert_memory",
-    "device_expert_memory",
-    "kv_cache_memory",
-    "max_model_len",
-    "max_running_requests",
-    "max_batched_tokens",
-    "threads",
-)
+SETTINGS = ("host", "port", *PLANNING)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
