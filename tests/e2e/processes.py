@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx
+import openai
 
 COMMAND = str(Path(sys.executable).parent / "greenroom")
 READY = "Greenroom ready: "
@@ -46,6 +47,10 @@ class Server:
     def total(self, name: str, *labels: str) -> float:
         """Of the metrics as they are now; see ``total``."""
         return total(self.metrics(), name, *labels)
+
+    def client(self) -> openai.OpenAI:
+        """One that asks this server, each thing once."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def is_draining(self) -> bool:
         return bool(httpx.get(f"{self.url}/ready").json()["status"] == "draining")
