@@ -3,6 +3,8 @@
 The HTTP surface knows the engine by this package alone.
 """
 
+from server.model.stalls import Stall
+
 from .doors import (
     ExpertAdministration,
     ExpertChange,
@@ -48,6 +50,7 @@ from .streams import (
     merge,
     publish,
 )
+from .timeline import Timeline
 
 __all__ = [
     "MAX_UNREAD",
@@ -76,7 +79,9 @@ __all__ = [
     "RequestRefusedError",
     "SamplingDefaults",
     "SamplingParams",
+    "Stall",
     "TextCodec",
+    "Timeline",
     "TokenEvent",
     "TokenLogprobs",
     "TokenStream",

@@ -43,6 +43,14 @@ class ExpertUsage:
             self.stall_seconds + other.stall_seconds,
         )
 
+    def __sub__(self, other: ExpertUsage) -> ExpertUsage:
+        return ExpertUsage(
+            self.num_requests - other.num_requests,
+            self.num_misses - other.num_misses,
+            self.bytes_read - other.bytes_read,
+            self.stall_seconds - other.stall_seconds,
+        )
+
 
 Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
 

@@ -49,4 +49,5 @@ class GenerationRequest:
     deadline_seconds: float | None = None  # from submission; then it ends with an error
     media: Media | None = None
     returns_experts: bool = False  # whether events tell them
+    keeps_stalls: bool = False  # whether its timeline tells the longest
     pooling: Pooling | None = None  # instead of being continued, the prompt is made a vector of

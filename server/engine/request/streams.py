@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .errors import EngineError, GenerationFailedError
 from .events import TokenEvent
 from .prompts import GenerationRequest
+from .timeline import Timeline
 
 MAX_UNREAD = 1024  # events of a stream that nobody has taken
 
@@ -68,9 +69,8 @@ class TokenStream:
 
     request: GenerationRequest
     loop: asyncio.AbstractEventLoop
+    timeline: Timeline
     is_cancelled: bool = False
-    queue_seconds: float | None = None  # until its first step
-    first_token_seconds: float | None = None  # both from submission, set by the engine thread
     _queue: EventQueue = field(default_factory=EventQueue)
     _index: int = 0  # in a queue of several
 
