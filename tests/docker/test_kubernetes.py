@@ -102,7 +102,7 @@ def test_service_and_monitor_find_the_pods() -> None:
 def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    text = Metrics(store, EngineStatistics()).render().decode()
+    text = Metrics("made-up", store, EngineStatistics()).render().decode()
     store.close()
     scaler = read_manifest("autoscaler.yaml")["spec"]
     (metric,) = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]
