@@ -189,6 +189,25 @@ class ExpertUsage:
         )
 
 
+RequestState = Literal["waiting", "prefill", "decode", "held"]  # held: it decodes, and waits for its turn on stage
+
+
+@dataclass(frozen=True)
+class RequestStatus:
+    """How far a request is that has not ended; ``waiting`` with tokens generated is one that was preempted."""
+
+    request_id: str
+    state: RequestState
+    priority: int
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of prompt and completion, that the KV cache holds
+    num_generated: int
+    max_tokens: int
+    age_seconds: float  # since it was submitted
+    queue_seconds: float  # until its first step, or now
+    expert_usage: ExpertUsage  # so far
+
+
 Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
 
 
@@ -359,6 +378,9 @@ class GenerationEngine(Protocol):
             QueueFullError: too many requests wait.
             EngineUnavailableError: the engine is stopping or dead.
         """
+
+    def requests(self) -> list[RequestStatus]:
+        """What runs, then what waits, first to go first; from any thread, without waiting for a step."""
 
     def halt(self) -> None:
         """Take nothing more, and end every open stream with an error; waits for nothing."""
