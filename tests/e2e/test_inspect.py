@@ -23,6 +23,7 @@ KEYS = {
     "num_unused_tensors",
     "experts",
     "bytes_per_token",
+    "prompt_piece",
     "kv_cache",
     "tiers",
     "bandwidth",
