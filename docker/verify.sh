@@ -133,7 +133,7 @@ start() {
     server=$(pgrep --parent "$namespaces")
     expect "the process of the server" "$(grep NSpid "/proc/$server/status" | awk '{print $NF}')" 1
     expect "its user" "$(awk '/^Uid/ {print $2}' "/proc/$server/status")" 1001
-    grep --quiet "(model packed)" "$folder/out" || fail "it serves something else: $(cat "$folder/out")"
+    grep --quiet " from packed$" "$folder/err" || fail "it serves something else: $(cat "$folder/err")"
     say "ready: $(cat "$folder/out")"
 }
 
