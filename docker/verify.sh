@@ -32,7 +32,7 @@ fail() {
 }
 
 clean_up() {
-    [[ -z $namespaces ]] || kill -KILL "$namespaces" 2>/dev/null || true
+    [[ -z $namespaces ]] || pkill -KILL --parent "$namespaces" || true # process 1 takes all others along
     [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
     umount "$folder"/base/{proc,sys} 2>/dev/null || true # of a debootstrap that was cut short
     rm -rf --one-file-system "$folder"
@@ -111,9 +111,10 @@ check_inside() {
 # `namespaces` and `server`.
 start() {
     local root environment
+    ! curl --silent --output "$folder/ready" "$url/ready" || fail "something else answers at $url; give another PORT"
     root=$(buildah "${storage[@]}" mount "$container")
     mapfile -t environment < <(config '{{range .Config.Env}}{{println .}}{{end}}' | grep .)
-    unshare --mount --pid --fork --kill-child bash -euc '
+    unshare --mount --pid --fork bash -euc '
         root=$1 models=$2
         shift 2
         mount --bind "$root" "$root"
