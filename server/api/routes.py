@@ -4,7 +4,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from server.api import dashboard, ops, tokenization
-from server.api.admin import experts
+from server.api.admin import experts, requests
 from server.api.anthropic import messages
 from server.api.endings import EndingMiddleware
 from server.api.error_handlers import add_error_handlers
@@ -41,6 +41,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    for module in (dashboard, ops, models, completions, chat, embeddings, tokenization, responses, messages, experts):
+    users = (models, completions, chat, embeddings, tokenization, responses, messages)
+    for module in (dashboard, ops, *users, experts, requests):
         app.include_router(module.router)
     describe(app)

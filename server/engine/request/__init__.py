@@ -43,6 +43,7 @@ from .sampling import (
     SamplingParams,
     check_sampling,
 )
+from .status import RequestState, RequestStatus
 from .streams import (
     MAX_UNREAD,
     EventQueue,
@@ -77,6 +78,8 @@ __all__ = [
     "PromptTooLongError",
     "QueueFullError",
     "RequestRefusedError",
+    "RequestState",
+    "RequestStatus",
     "SamplingDefaults",
     "SamplingParams",
     "Stall",

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 
 from .prompts import ChatPrompt, ChatTraits, GenerationRequest
 from .sampling import Grammar, GrammarSpec
+from .status import RequestStatus
 from .streams import TokenStream
 
 
@@ -37,6 +38,9 @@ class GenerationEngine(Protocol):
             QueueFullError: too many requests wait.
             EngineUnavailableError: the engine is stopping or dead.
         """
+
+    def requests(self) -> list[RequestStatus]:
+        """What runs, then what waits, first to go first; from any thread, without waiting for a step."""
 
     def halt(self) -> None:
         """Take nothing more, and end every open stream with an error; waits for nothing."""
