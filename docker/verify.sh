@@ -163,6 +163,7 @@ post() { curl --silent --no-buffer --header 'Content-Type: application/json' --d
 # A stream is begun before SIGTERM and must be whole after it, while new work is turned away.
 check_draining() {
     local status=0
+    : >"$folder/stream"
     complete '{"prompt": "Once upon a time", "max_tokens": 500, "ignore_eos": true, "stream": true}' >"$folder/stream" &
     local stream=$!
     until grep --quiet '^data' "$folder/stream"; do sleep 0.02; done
