@@ -129,7 +129,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
-    metrics = Metrics(store, engine.statistics, prefetcher)
+    metrics = Metrics(name, store, engine.statistics, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics)
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
 

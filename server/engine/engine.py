@@ -30,17 +30,20 @@ from .request import (
     GenerationRequest,
     QueueFullError,
     RequestRefusedError,
+    RequestStatus,
+    Timeline,
     TokenEvent,
     TokenStream,
     check_sampling,
     publish,
 )
+from .request_status import statuses
 from .runner import ModelRunner
 from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
 from .text import TextAssembler
-from .timing import note_event, note_start
+from .timing import note_event, note_stalls, note_start
 
 STOPPING = "the server is shutting down"
 
@@ -86,11 +89,12 @@ class Engine:
         self._stage = stage
         self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
+        self._present: list[Sequence] = []  # all that the scheduler had when the last step began
         self._streams: WeakSet[TokenStream] = WeakSet()  # all that someone may still read
         self._num_submitted = 0
         self._checked_prompt: tuple[int, ...] = ()  # the last one; the choices of a request share theirs
         self._is_stopping = False
-        self._changed = threading.Condition()  # guards _inbox, _streams, _num_submitted and _is_stopping
+        self._changed = threading.Condition()  # guards _inbox, _present, _streams, _num_submitted and _is_stopping
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -134,7 +138,7 @@ class Engine:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
-        stream = TokenStream(request, asyncio.get_running_loop())
+        stream = TokenStream(request, asyncio.get_running_loop(), Timeline(self.clock()))
         before = () if self.reads_whole or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
@@ -145,11 +149,19 @@ class Engine:
                 self.statistics.num_refused += 1
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
             self._num_submitted += 1
-            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())
+            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted)
             self._inbox.append(sequence)
             self._streams.add(stream)
             self._changed.notify()
         return stream
+
+    def requests(self) -> list[RequestStatus]:
+        """How far each is; see ``GenerationEngine.requests``."""
+        with self._changed:
+            others = [*self._present, *self._inbox]
+        running = list(self._scheduler.running)
+        is_held = (lambda _: False) if self._stage is None else self._stage.holds
+        return statuses(running, others, is_held, self.clock())
 
     def _check(self, request: GenerationRequest) -> None:
         prompt = request.prompt_ids
@@ -191,6 +203,7 @@ class Engine:
             with self._changed:
                 self._is_stopping = True
                 left = [*self._inbox, *self._scheduler.running, *self._scheduler.waiting]
+                self._inbox, self._present = [], []
             for sequence in left:
                 self._scheduler.remove(sequence)
                 self.statistics.finished["error"] += 1
@@ -201,10 +214,12 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""
         with self._changed:
+            self._present = [*self._scheduler.running, *self._scheduler.waiting]
             while not (self._is_stopping or self._inbox or self._scheduler.running or self._scheduler.waiting):
                 self._changed.wait()
             for sequence in self._inbox:
                 self._scheduler.add(sequence)
+            self._present += self._inbox
             self._inbox.clear()
             return not self._is_stopping
 
@@ -278,6 +293,7 @@ class Engine:
         for item, cost, chosen in zip(step, output.costs, output.chosen, strict=True):
             item.sequence.expert_cost.add(cost)
             item.sequence.chosen = chosen
+        note_stalls(step, output.stalls)
         if self._stage is not None:
             self._stage.note(step, output, time.perf_counter() - started)
         return output

@@ -91,6 +91,11 @@ class WorkingSetStage:
         """The part of recent decode time in which compute waited for experts."""
         return self._costs.stall_share
 
+    def holds(self, sequence: Sequence) -> bool:
+        """Whether a sequence that decodes is to wait for its turn; from any thread."""
+        group = self._group
+        return bool(group) and sequence not in group
+
     def choose(self, sequences: list[Sequence]) -> list[Sequence]:
         """Who of those that decode is on stage."""
         now = self._clock()

@@ -54,15 +54,18 @@ export async function request(path, { body, signal } = {}) {
     if (signal?.aborted) throw error;
     throw new ServerError(UNREACHABLE, 0);
   }
-  if (!response.ok) throw new ServerError(await complaint(response), response.status);
+  if (!response.ok) throw new ServerError(await complaint(response, key), response.status);
   return response;
 }
 
 /**
  * @param {Response} response
+ * @param {string} key that was sent
  * @returns {Promise<string>}
  */
-async function complaint(response) {
+async function complaint(response, key) {
+  // What the server says of keys is meant for those who write requests themselves.
+  if (response.status === 401) return key ? "The API key is not one of this server's." : "The server wants an API key.";
   try {
     const { error } = await response.json();
     if (typeof error?.message === "string") return error.message;

@@ -12,6 +12,7 @@ export class ConnectionLine {
     this.text = byId("connection-text");
     this.wait = byId("connection-wait");
     this.button = byId("reconnect");
+    this.keyButton = byId("enter-key");
     this.announcement = byId("announcement");
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.clock = undefined;
@@ -29,12 +30,14 @@ export class ConnectionLine {
     write(this.wait, "");
     // Between two attempts the reason stays: "Connecting" is of use to nobody then.
     if (state === "connecting" && this.told) return;
-    const isTroubled = state === "waiting" || state === "refused";
+    const isWaiting = state === "waiting" || state === "loading";
+    const isTroubled = isWaiting || state === "refused" || state === "locked";
     this.line.dataset.state = state;
-    this.button.hidden = !isTroubled;
+    this.button.hidden = !isTroubled || state === "locked";
+    this.keyButton.hidden = state !== "locked";
     write(this.text, message);
     this.tell(state === "live" ? "The stage is live." : isTroubled ? message : "");
-    if (state === "waiting") this.count(performance.now() + waitMs);
+    if (isWaiting) this.count(performance.now() + waitMs);
   }
 
   /** @param {number} due */
@@ -56,10 +59,13 @@ export class ConnectionLine {
 export function offerKey(onKey) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
   const input = /** @type {HTMLInputElement} */ (byId("key"));
-  byId("open-key").addEventListener("click", () => {
-    input.value = savedKey();
-    dialog.showModal();
-  });
+  for (const id of ["open-key", "enter-key"]) {
+    byId(id).addEventListener("click", () => {
+      input.value = savedKey();
+      dialog.showModal();
+      input.focus();
+    });
+  }
   byId("close-key").addEventListener("click", () => dialog.close(""));
   byId("key-form").addEventListener("submit", (event) => {
     const button = /** @type {SubmitEvent} */ (event).submitter;

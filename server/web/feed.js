@@ -1,18 +1,25 @@
 /** The stream of experts, which comes back by itself when the server does. */
 
-import { ServerError, request, sentence } from "./api.js";
+import { ServerError, UNREACHABLE, request, sentence } from "./api.js";
 import { events } from "./sse.js";
 
 const INTERVAL_SECONDS = 0.1;
 const PATIENCE_MS = 10_000; // until a server that says nothing counts as gone
 const FIRST_WAIT_MS = 500;
-const LONGEST_WAIT_MS = 15_000;
-const HOPELESS = new Set([400, 401, 403, 404]); // against which waiting does not help
+const LONGEST_WAIT_MS = 5_000;
+const LOCKED = new Set([401, 403]);
+const HOPELESS = new Set([400, 404]); // against which waiting does not help
+const LOADING = 503;
+/** @type {Record<string, string>} why a stream ended, by what /ready says */
+const ENDS = {
+  draining: "The server is shutting down.",
+  dead: "The engine has stopped: see the server's log and restart it.",
+};
 
 /**
  * @typedef {import("./experts.js").Snapshot} Snapshot
  * @typedef {import("./experts.js").Update} Update
- * @typedef {"connecting" | "live" | "waiting" | "refused"} FeedState
+ * @typedef {"connecting" | "live" | "loading" | "waiting" | "locked" | "refused"} FeedState
  * @typedef {object} Listener
  * @property {(snapshot: Snapshot) => void} onSnapshot
  * @property {(update: Update) => void} onUpdate
@@ -47,20 +54,27 @@ export class Feed {
   /** @param {AbortController} connection */
   async follow(connection) {
     this.listener.onState("connecting", "Connecting", 0);
-    let problem = "The server ended the stream.";
+    let problem;
+    /** @type {FeedState} */
+    let state = "waiting";
     try {
       await this.read(connection);
+      problem = await reason();
     } catch (error) {
-      if (error instanceof ServerError && HOPELESS.has(error.status) && connection === this.connection) {
-        this.listener.onState("refused", error.message, 0);
-        return;
-      }
+      const status = error instanceof ServerError ? error.status : 0;
+      if (LOCKED.has(status)) state = "locked";
+      else if (HOPELESS.has(status)) state = "refused";
+      else if (status === LOADING) state = "loading";
       problem = sentence(error);
     }
     if (connection !== this.connection) return; // another one took over, or nobody looks
+    if (state === "locked" || state === "refused") {
+      this.listener.onState(state, problem, 0);
+      return;
+    }
     const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.failures) * (0.75 + Math.random() / 2);
     this.failures += 1;
-    this.listener.onState("waiting", problem, wait);
+    this.listener.onState(state, problem, wait);
     this.timer = setTimeout(() => this.start(), wait);
   }
 
@@ -92,5 +106,15 @@ export class Feed {
     } finally {
       clearTimeout(watchdog);
     }
+  }
+}
+
+/** @returns {Promise<string>} why the server ended the stream */
+async function reason() {
+  try {
+    const { status } = await (await fetch("/ready", { cache: "no-store" })).json();
+    return ENDS[status] ?? "The server ended the stream.";
+  } catch {
+    return UNREACHABLE;
   }
 }

@@ -49,7 +49,7 @@ export class Inspector {
     this.chosen = index;
     this.details = null;
     byId("expert-empty").hidden = index >= 0;
-    byId("expert-body").hidden = index < 0;
+    for (const id of ["expert-actions", "expert-body"]) byId(id).hidden = index < 0;
     report(this.result, "");
     if (index < 0) write(this.title, "Expert");
     else void this.look(index);

@@ -5,11 +5,13 @@ import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
 import { Feed } from "./feed.js";
 import { Inspector } from "./inspector.js";
-import { showPath, showServed } from "./links.js";
 import { Navigation } from "./navigation.js";
 import { Numbers } from "./numbers.js";
+import { showPath } from "./path.js";
 import { Playground } from "./playground.js";
 import { RateWindow } from "./rates.js";
+import { Requests } from "./requests.js";
+import { showServed } from "./served.js";
 import { Stage } from "./stage.js";
 import { offerThemes } from "./theme.js";
 import { Tiers } from "./tiers.js";
@@ -21,6 +23,7 @@ const stage = new Stage();
 const inspector = new Inspector();
 const numbers = new Numbers(byId("tiles"));
 const tiers = new Tiers(byId("tiers"));
+const requests = new Requests();
 const transcript = new Transcript({
   onChoice: (token) => showPath(token, stage),
   onChange: () => experts && showServed(transcript, experts, inspector.chosen),
@@ -38,6 +41,7 @@ const feed = new Feed({
     const now = performance.now();
     experts = new Experts(snapshot, now);
     rates = new RateWindow();
+    requests.clear();
     write(byId("model"), experts.model);
     document.title = `${experts.model} – Greenroom`;
     stage.show(experts);
@@ -55,7 +59,7 @@ const feed = new Feed({
   },
   onState(state, message, waitMs) {
     line.show(state, message, waitMs);
-    stage.age(state === "waiting" || state === "refused");
+    if (state !== "connecting") stage.age(state !== "live");
   },
 });
 
@@ -67,6 +71,7 @@ function showTotals(totals, now) {
   if (!experts) return;
   numbers.show(totals, rates.add(totals, now), now);
   tiers.show(totals, experts, now);
+  requests.show(totals, now);
   if (now - lookedAt < LOOK_MS) return;
   lookedAt = now;
   inspector.show();

@@ -1,8 +1,9 @@
-/** The playground: a conversation with the model that is served. */
+/** The playground: conversations with the model that is served. */
 
 import { request, sentence } from "./api.js";
 import { answer } from "./chat_stream.js";
-import { byId, make, report } from "./dom.js";
+import { byId, report } from "./dom.js";
+import { EXAMPLES, offerExamples } from "./examples.js";
 import { plural, rate, size } from "./format.js";
 
 /**
@@ -18,6 +19,8 @@ const PARAMETERS = [
   ["max-tokens", "max_tokens"],
   ["seed", "seed"],
 ];
+const EXAMPLE_TOKENS = 64; // of each answer, when all examples are asked
+const MAX_SPOKEN = 4000; // letters of an answer for screen readers
 
 export class Playground {
   /** @param {Transcript} transcript */
@@ -25,6 +28,8 @@ export class Playground {
     this.transcript = transcript;
     this.form = /** @type {HTMLFormElement} */ (byId("ask"));
     this.question = /** @type {HTMLTextAreaElement} */ (byId("question"));
+    this.domain = /** @type {HTMLInputElement} */ (byId("domain"));
+    this.examples = /** @type {HTMLDetailsElement} */ (byId("examples"));
     this.model = /** @type {HTMLSelectElement} */ (byId("chat-model"));
     this.status = byId("chat-status");
     /** @type {Message[]} */
@@ -42,6 +47,13 @@ export class Playground {
     });
     byId("stop").addEventListener("click", () => this.running?.abort());
     byId("clear").addEventListener("click", () => this.clear());
+    byId("new-chat").addEventListener("click", () => this.beginChat());
+    byId("ask-all").addEventListener("click", () => void this.askAll());
+    offerExamples(({ domain, question }) => {
+      this.question.value = question;
+      this.domain.value = domain;
+      this.question.focus();
+    });
   }
 
   /** Ask which models there are. */
@@ -60,22 +72,57 @@ export class Playground {
 
   clear() {
     this.running?.abort();
+    this.run(null);
     this.messages = [];
     this.transcript.clear();
+    this.domain.value = "";
+    this.examples.open = true;
     report(this.status, "");
   }
 
-  /** Send what was typed, and show the answer as it is written. */
+  /** Forget what was said, but keep it on the page. */
+  beginChat() {
+    this.messages = [];
+    this.transcript.beginChat();
+  }
+
+  /** Send what was typed. */
   async send() {
     const content = this.question.value.trim();
     if (!content || this.running) return;
     const wishes = this.wishes();
     if (!wishes) return;
+    this.question.value = "";
+    await this.ask(content, this.domain.value.trim(), wishes);
+  }
+
+  /** Ask every example in a chat of its own, so that each expert can tell which domains it serves. */
+  async askAll() {
+    const wishes = this.wishes();
+    if (!wishes || this.running) return;
+    wishes.max_tokens = Math.min(EXAMPLE_TOKENS, Number(wishes.max_tokens ?? EXAMPLE_TOKENS));
+    for (const { domain, question } of EXAMPLES) {
+      this.beginChat();
+      if (!(await this.ask(question, domain, wishes))) return;
+    }
+    this.beginChat();
+    report(this.status, "All examples are answered. Choose an expert on the stage to see which domains it served.");
+  }
+
+  /**
+   * Show the answer to a question as it is written.
+   *
+   * @param {string} content
+   * @param {string} domain of the question, empty for none
+   * @param {Record<string, unknown>} wishes
+   * @returns {Promise<boolean>} whether it came to its end
+   */
+  async ask(content, domain, wishes) {
     const running = new AbortController();
     const messages = [...this.messages, /** @type {Message} */ ({ role: "user", content })];
     this.run(running);
-    this.transcript.ask(content);
-    this.question.value = "";
+    this.transcript.ask(content, domain);
+    this.examples.open = false;
     report(this.status, "Waiting for the first token.");
     let said = "";
     let cost = "";
@@ -94,19 +141,25 @@ export class Playground {
     } catch (error) {
       if (!running.signal.aborted) problem = sentence(error);
     }
-    if (this.running !== running) return; // the conversation was cleared meanwhile
+    if (this.running !== running) return false; // the conversation was cleared meanwhile
     this.run(null);
     if (said) this.messages = [...messages, { role: "assistant", content: said }];
     this.transcript.close(cost || (problem ? "failed" : "stopped"));
     if (problem && !said) this.question.value ||= content;
+    byId("answer-live").textContent = said.slice(0, MAX_SPOKEN);
     report(this.status, problem || (cost ? "The answer is complete." : "Stopped."), problem !== "");
+    return cost !== "";
   }
 
   /** @param {AbortController | null} running */
   run(running) {
+    const [hidden, shown] = running ? [byId("send"), byId("stop")] : [byId("stop"), byId("send")];
+    const hadFocus = document.activeElement === hidden;
     this.running = running;
-    byId("send").hidden = running !== null;
-    byId("stop").hidden = running === null;
+    hidden.hidden = true;
+    shown.hidden = false;
+    if (hadFocus) shown.focus();
+    for (const id of ["new-chat", "ask-all"]) /** @type {HTMLButtonElement} */ (byId(id)).disabled = running !== null;
   }
 
   /**
@@ -158,14 +211,4 @@ class Clock {
     words.push(`${greenroom.expert_stall_seconds.toFixed(2)} s stalled`);
     return words.join(" · ");
   }
-}
-
-/**
- * The path of a token in words, a list item for each layer.
- *
- * @param {import("./chat_stream.js").Route} route
- * @param {number[]} layers
- */
-export function pathItems(route, layers) {
-  return route.map((experts, row) => make("li", "", `layer ${layers[row] ?? row}: ${experts.join(", ")}`));
 }

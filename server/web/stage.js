@@ -18,6 +18,7 @@ export class Stage {
     this.box = byId("stage");
     this.cells = new Cells(/** @type {HTMLCanvasElement} */ (byId("cells")));
     this.overlay = new Overlay(/** @type {HTMLCanvasElement} */ (byId("overlay")));
+    this.empty = byId("stage-empty");
     this.marks = { cursor: -1, chosen: -1, path: /** @type {number[][]} */ ([]) };
     /** @type {Experts | null} */
     this.experts = null;
@@ -30,6 +31,7 @@ export class Stage {
   show(experts) {
     const isSameShape = this.experts?.size === experts.size && this.experts.width === experts.width;
     this.experts = experts;
+    this.empty.hidden = true;
     if (!isSameShape) this.marks = { cursor: -1, chosen: -1, path: [] };
     const label = `Experts, ${experts.layers.length} layers of up to ${experts.width}`;
     this.box.setAttribute("aria-label", label);

@@ -1,6 +1,6 @@
 /** A gauge for each tier: which part of it is taken, and by what. */
 
-import { make, write } from "./dom.js";
+import { byId, make, write } from "./dom.js";
 import { DISK } from "./experts.js";
 import { count, size } from "./format.js";
 
@@ -11,11 +11,14 @@ import { count, size } from "./format.js";
  */
 
 const SHOW_EVERY_MS = 250;
+/** @type {Record<string, string>} */
+const TITLES = { device: "Device memory", host: "Host memory", disk: "Disk" };
 
 export class Tiers {
   /** @param {HTMLElement} box */
   constructor(box) {
     this.box = box;
+    this.deviceKey = byId("device-key"); // of the stage's colours
     /** @type {Map<string, {amount: HTMLElement, meter: HTMLElement, bar: HTMLElement, note: HTMLElement}>} */
     this.gauges = new Map();
     this.shownAt = -Infinity;
@@ -30,6 +33,7 @@ export class Tiers {
     if (now - this.shownAt < SHOW_EVERY_MS) return;
     this.shownAt = now;
     const { device, host, disk } = totals.tiers;
+    this.deviceKey.hidden = !device;
     for (const [name, tier] of /** @type {const} */ ([["device", device], ["host", host]])) {
       if (!tier) continue;
       this.write(name, {
@@ -42,7 +46,7 @@ export class Tiers {
     this.write("disk", {
       share: disk.num_experts ? alone / disk.num_experts : 0,
       amount: `${count(alone)} of ${count(disk.num_experts)} experts`,
-      note: `nowhere else; ${size(disk.total_bytes)} in all`,
+      note: `on disk only; all experts take ${size(disk.total_bytes)}`,
     });
   }
 
@@ -64,10 +68,10 @@ export class Tiers {
   add(name) {
     const title = make("p", "tier-name");
     const amount = make("span");
-    title.append(make("span", "", name), amount);
+    title.append(make("span", "", TITLES[name]), amount);
     const meter = make("div", "meter");
     meter.setAttribute("role", "meter");
-    meter.setAttribute("aria-label", name);
+    meter.setAttribute("aria-label", TITLES[name]);
     const bar = make("div", name);
     meter.append(bar);
     const note = make("p", "tier-note");

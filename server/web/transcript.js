@@ -1,4 +1,4 @@
-/** The conversation as it is shown: questions, and answers made of tokens that may be chosen. */
+/** Conversations as they are shown: questions, and answers made of tokens that may be chosen. */
 
 import { byId, make } from "./dom.js";
 import { hue } from "./token_colours.js";
@@ -6,6 +6,7 @@ import { hue } from "./token_colours.js";
 /**
  * @typedef {import("./chat_stream.js").Piece} Piece
  * @typedef {import("./chat_stream.js").Route} Route
+ * @typedef {{question: string, domain: string}} Turn whose domain is empty if none was given
  * @typedef {object} Token
  * @property {string} text
  * @property {Route[]} routes of the tokens of the model that wrote it, nearly always one
@@ -23,8 +24,8 @@ export class Transcript {
     this.listener = listener;
     /** @type {Token[]} */
     this.tokens = [];
-    /** @type {string[]} */
-    this.questions = []; // by turn
+    /** @type {Turn[]} */
+    this.turns = [];
     this.current = -1;
     /** @type {number | null} */
     this.colourRow = null;
@@ -39,25 +40,40 @@ export class Transcript {
   clear() {
     this.box.replaceChildren();
     this.tokens = [];
-    this.questions = [];
+    this.turns = [];
     this.answer = null;
     this.choose(-1);
     this.listener.onChange();
   }
 
-  /** @param {string} question */
-  ask(question) {
-    this.questions.push(question);
-    this.addTurn("You").textContent = question;
+  /** What follows knows nothing of what was said before. */
+  beginChat() {
+    const last = this.box.lastElementChild;
+    if (last?.classList.contains("turn")) this.box.append(make("p", "break", "A new chat"));
+  }
+
+  /**
+   * @param {string} question
+   * @param {string} domain empty for none
+   */
+  ask(question, domain) {
+    this.turns.push({ question, domain });
+    this.addTurn("You", domain).textContent = question;
     this.answer = this.addTurn("Model");
     this.box.scrollTop = this.box.scrollHeight;
   }
 
-  /** @param {string} who */
-  addTurn(who) {
+  /**
+   * @param {string} who
+   * @param {string} [domain]
+   */
+  addTurn(who, domain = "") {
     const turn = make("div", "turn");
     const said = make("div", "said");
-    turn.append(make("span", "who", who), said);
+    said.dir = "auto";
+    const title = make("p", "who", who);
+    if (domain) title.append(" ", make("span", "domain", domain));
+    turn.append(title, said);
     this.box.append(turn);
     return said;
   }
@@ -68,7 +84,7 @@ export class Transcript {
     const isAtEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     const element = make("span", isReasoning ? "token reasoning" : "token", text);
     element.dataset.index = String(this.tokens.length);
-    const token = { text, routes, element, turn: this.questions.length - 1 };
+    const token = { text, routes, element, turn: this.turns.length - 1 };
     this.tokens.push(token);
     this.paint(token);
     this.sift(token);
@@ -108,14 +124,6 @@ export class Transcript {
   /** @param {Token} token */
   sift(token) {
     token.element.classList.toggle("served", this.filter !== null && isServed(token, ...this.filter));
-  }
-
-  /**
-   * @param {number} row
-   * @param {number} expert
-   */
-  servedBy(row, expert) {
-    return this.tokens.filter((token) => isServed(token, row, expert));
   }
 
   /** @param {number} index -1 for none */

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ COMPOSE = read_compose("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVER = SERVICES["greenroom"]
 IMAGE = read_image()
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+@pytest.mark.parametrize("overlays", [(), ("keys",), ("cuda",), ("keys", "cuda")])
+def test_compose_reads_the_files(overlays: tuple[str, ...]) -> None:
+    files = ["compose.yaml", *(f"compose.{name}.yaml" for name in overlays)]
+    options = [option for file in files for option in ("--file", str(FOLDER / file))]
+    done = subprocess.run(
+        ["docker-compose", *options, "config", "--quiet"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_one_command_brings_up_three_services() -> None:

@@ -68,9 +68,9 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[Server]:
-    """Start a server on a free port and end it afterwards, whatever happens."""
-    command = [COMMAND, "serve", *arguments, "--port", "0"]
+def serving(*arguments: str, port: int = 0) -> Iterator[Server]:
+    """Start a server, by default on a free port, and end it afterwards, whatever happens."""
+    command = [COMMAND, "serve", *arguments, "--port", str(port)]
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

@@ -175,6 +175,15 @@ def test_every_query_of_the_dashboards_has_data(prometheus: Prometheus, dashboar
             assert any(map(isfinite, values)), f"{title}: {shown} has {values}"
 
 
+def test_model_and_server_can_be_chosen_and_alerts_be_marked(prometheus: Prometheus, server: Server) -> None:
+    (known,) = prometheus.get("series", **{"match[]": 'greenroom_model_info{model=~".*"}'})
+    assert known["model"] == MODEL
+    assert known["instance"] == server.url.removeprefix("http://")
+    for path in DASHBOARDS:
+        (annotation,) = json.loads(path.read_text())["annotations"]["list"]
+        assert prometheus.query(annotation["target"]["expr"].replace("$instance", ".*")) == []
+
+
 def test_what_is_read_from_prometheus_is_what_the_server_counts(prometheus: Prometheus, server: Server) -> None:
     for name in ("expert_tokens_total", "expert_lookups_total", "request_success_total", "prompt_tokens_total"):
         assert prometheus.query(f"sum(greenroom_{name})") == [server.total(name)]

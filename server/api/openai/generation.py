@@ -36,6 +36,7 @@ class Generation:
     model: str
     num_prompt_tokens: int
     streams: Sequence[TokenStream]
+    num_choices: int = 1  # of each prompt
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # of the choices that have ended
@@ -48,6 +49,11 @@ class Generation:
         self._queue = merge(self.streams)
         self.num_generated = [0] * len(self.streams)
         self.finish_reasons = [None] * len(self.streams)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts, each counted once; those that were in the KV cache before its first choice began."""
+        return sum(stream.timeline.num_cached_tokens for stream in self.streams[:: self.num_choices])
 
     def cancel(self) -> None:
         for stream in self.streams:
@@ -128,7 +134,14 @@ def submit(
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens)
                 request = GenerationRequest(
-                    request_id, prompt, sampling, body.priority, body.timeout, media, body.return_experts
+                    request_id,
+                    prompt,
+                    sampling,
+                    body.priority,
+                    body.timeout,
+                    media,
+                    body.return_experts,
+                    model.keeps_stalls,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:
@@ -136,7 +149,9 @@ def submit(
             stream.cancel()
         raise
     num_prompt_tokens = sum(map(len, prompts))
-    return Generation(generation_id, model.name, num_prompt_tokens, streams, returns_experts=body.return_experts)
+    return Generation(
+        generation_id, model.name, num_prompt_tokens, streams, body.n, returns_experts=body.return_experts
+    )
 
 
 def experts_json(chosen: Chosen) -> str:

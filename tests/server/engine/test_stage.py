@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from server.engine.block_manager import SequenceBlocks
-from server.engine.request import GenerationRequest, SamplingParams, TokenStream
+from server.engine.request import GenerationRequest, SamplingParams, Timeline, TokenStream
+from server.engine.request_status import statuses
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.engine.stage import ROUNDS_UNTIL_CHECK, WorkingSetStage
@@ -89,8 +90,8 @@ class Theatre:
 
 def new_sequence(number: int) -> Sequence:
     request = GenerationRequest(str(number), (1,), SamplingParams(100))
-    stream = TokenStream(request, cast("asyncio.AbstractEventLoop", None))
-    return Sequence(stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number, 0.0)
+    stream = TokenStream(request, cast("asyncio.AbstractEventLoop", None), Timeline(0.0))
+    return Sequence(stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number)
 
 
 def rate_of_everybody(theatre: Theatre, seconds: float) -> float:
@@ -105,6 +106,18 @@ def test_domains_that_do_not_fit_together_take_turns_and_are_faster() -> None:
     assert theatre.stage.num_turns > 8
     groups = [group for group in theatre.groups if len(group) < 16]
     assert all(len({theatre.domain(sequence) for sequence in group}) == 1 for group in groups[50:])
+
+
+def test_who_is_held_is_told_from_who_goes_on() -> None:
+    theatre = Theatre(4, 16)
+    for sequence in theatre.sequences:
+        sequence.append(2)
+        sequence.num_cached = 1
+    theatre.run(5)
+    chosen = theatre.step()
+    assert 0 < len(chosen) < 16
+    states = [each.state for each in statuses(theatre.sequences, [], theatre.stage.holds, theatre.now)]
+    assert states == ["decode" if sequence in chosen else "held" for sequence in theatre.sequences]
 
 
 def test_everybody_has_turns_alike() -> None:

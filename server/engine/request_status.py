@@ -1,0 +1,45 @@
+"""How far each request is, for those who look on from other threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .request import RequestState, RequestStatus
+from .sequence import Sequence
+
+
+def statuses(
+    running: Iterable[Sequence], others: Iterable[Sequence], is_held: Callable[[Sequence], bool], now: float
+) -> list[RequestStatus]:
+    """Of the running ones, then of the others, each once, unless its client has left.
+
+    Args:
+        running: copies of the engine's lists, as is ``others``; one may have moved between the two copies.
+        is_held: whether one that decodes is to wait for its turn.
+        now: on the clock of the sequences.
+    """
+    found = {sequence: _running_state(sequence, is_held) for sequence in running}
+    states: dict[Sequence, RequestState] = found | {sequence: "waiting" for sequence in others if sequence not in found}
+    return [_status(sequence, state, now) for sequence, state in states.items() if not sequence.stream.is_cancelled]
+
+
+def _running_state(sequence: Sequence, is_held: Callable[[Sequence], bool]) -> RequestState:
+    if sequence.num_uncached > 1 or not sequence.num_generated:
+        return "prefill"
+    return "held" if is_held(sequence) else "decode"
+
+
+def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatus:
+    request, timeline = sequence.request, sequence.timeline
+    return RequestStatus(
+        request.request_id,
+        state,
+        request.priority,
+        len(request.prompt_ids),
+        sequence.num_cached,
+        sequence.num_generated,
+        request.sampling.max_tokens,
+        now - timeline.submitted_at,
+        now - timeline.submitted_at if timeline.queue_seconds is None else timeline.queue_seconds,
+        sequence.expert_usage,
+    )

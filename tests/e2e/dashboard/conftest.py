@@ -1,0 +1,73 @@
+"""Debian's chromium, if it is there, and a page of it that is watched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from server.engine.codec import Codec
+from server.model.tokenizer import Tokenizer
+from tests.byte_tokenizer import save_byte_tokenizer
+from tests.e2e.dashboard.pages import Synthetic, Watch, synthetic_server
+from tests.e2e.processes import Server, serving
+from tests.server.engine.fakes import Rig
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The bundled model on three tiers."""
+    with serving("--host-expert-memory", "40%", "--device-expert-memory", "15%", "--dtype", "float32") as running:
+        yield running
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def page(browser: Browser, watch: Watch) -> Iterator[Page]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    page = context.new_page()
+    page.on("console", watch.hear)
+    page.on("pageerror", lambda error: watch.errors.append(str(error)))
+    page.on("request", watch.see)
+    page.on("requestfailed", lambda request: watch.failed.append(request.url))
+    yield page
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    folder = tmp_path_factory.mktemp("bytes")
+    save_byte_tokenizer(folder)
+    return Codec(Tokenizer(folder))
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    rig = Rig()
+    rig.engine.start()
+    yield rig
+    rig.engine.stop()
+
+
+@pytest.fixture
+def synthetic(rig: Rig, codec: Codec) -> Iterator[Synthetic]:
+    with synthetic_server(rig, codec) as serving:
+        yield serving

@@ -1,0 +1,61 @@
+"""Pages of the dashboard, and servers for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from playwright.sync_api import ConsoleMessage, Page, Request, expect
+
+from server.api.service import LoadedModel, Service
+from server.engine.codec import Codec
+from tests.e2e.dashboard.synthetic_experts import SyntheticExperts
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import serving_model
+
+NUM_LAYERS, NUM_EXPERTS = 48, 128
+
+
+@dataclass
+class Synthetic:
+    """A server whose experts are made up."""
+
+    url: str
+    experts: SyntheticExperts
+    service: Service
+
+
+@dataclass
+class Watch:
+    """What a page says on its console, and whom it asks."""
+
+    errors: list[str] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def hear(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def see(self, request: Request) -> None:
+        self.urls.append(request.url)
+
+
+@contextmanager
+def synthetic_server(rig: Rig, codec: Codec, port: int = 0) -> Iterator[Synthetic]:
+    experts, service = SyntheticExperts(NUM_LAYERS, NUM_EXPERTS), Service("1")
+    model = LoadedModel("synthetic", rig.engine, codec, experts=experts)
+    with serving_model(model, rig.engine, service=service, port=port) as live:
+        yield Synthetic(f"http://127.0.0.1:{live.port}", experts, service)
+        service.is_draining = True  # which ends the stream
+
+
+def open_live(page: Page, url: str) -> None:
+    page.goto(url)
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+
+def say(page: Page, question: str) -> None:
+    page.get_by_label("Message").fill(question)
+    page.get_by_role("button", name="Send").click()

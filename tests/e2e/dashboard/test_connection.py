@@ -1,0 +1,77 @@
+"""The dashboard and its server: keys, ends, and returns."""
+
+from __future__ import annotations
+
+import httpx
+from playwright.sync_api import Browser, Page, expect
+
+from server.api.keys import KeyRing, Keys
+from server.engine.codec import Codec
+from tests.e2e.dashboard.pages import Synthetic, Watch, open_live, say, synthetic_server
+from tests.e2e.processes import serving
+from tests.server.engine.fakes import Rig
+
+
+def test_it_comes_back_when_the_server_does(rig: Rig, codec: Codec, page: Page) -> None:
+    with synthetic_server(rig, codec) as first:
+        open_live(page, first.url)
+        port = httpx.URL(first.url).port
+        first.service.is_draining = True
+        expect(page.locator("#connection-text")).to_have_text("The server is shutting down.")
+    page.get_by_role("button", name="Reconnect now").click()
+    expect(page.locator("#connection-text")).to_have_text("The server can't be reached.")
+    expect(page.locator("#connection-wait")).to_contain_text("Reconnecting in")
+    expect(page.locator("#stage")).to_have_attribute("data-stale", "")
+    with synthetic_server(rig, codec, port or 0) as second:
+        model, second.service.model = second.service.model, None
+        page.get_by_role("button", name="Reconnect now").click()
+        expect(page.locator("#connection-text")).to_contain_text("still being loaded")
+        second.service.model = model
+        expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
+        expect(page.locator("#stage")).not_to_have_attribute("data-stale", "")
+
+
+def test_a_key_opens_the_stage_and_is_forgotten_with_the_tab(
+    synthetic: Synthetic, browser: Browser, page: Page
+) -> None:
+    synthetic.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    page.goto(synthetic.url)
+    connection = page.locator("#connection")
+    expect(connection).to_have_attribute("data-state", "locked")
+    expect(page.locator("#connection-text")).to_have_text("The server wants an API key.")
+    for button, key, state in (("Enter a key", "user", "locked"), ("API key", "admin", "live")):
+        page.get_by_role("button", name=button).click()
+        page.get_by_label("Key", exact=True).fill(key)
+        page.keyboard.press("Enter")
+        expect(connection).to_have_attribute("data-state", state)
+    expect(page.locator("#chat-model")).to_have_value("synthetic")
+    assert page.evaluate("Object.values(localStorage).concat(document.cookie)") == [""]
+    page.reload()
+    expect(connection).to_have_attribute("data-state", "live")
+    with page.context.expect_page() as other:
+        page.evaluate("window.open(location.href, '_blank', 'noopener') && undefined")
+    expect(other.value.locator("#connection")).to_have_attribute("data-state", "locked")
+
+
+def test_after_a_restart_of_the_process_the_page_goes_on(page: Page, watch: Watch) -> None:
+    with serving("--host-expert-memory", "25%") as first:
+        port = httpx.URL(first.url).port or 0
+        open_live(page, first.url)
+        page.get_by_label("Max tokens").fill("8")
+        say(page, "Hello")
+        expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+        first.process.kill()
+        expect(page.locator("#connection")).to_have_attribute("data-state", "waiting")
+        expect(page.locator("#stage")).to_have_attribute("data-stale", "")
+    say(page, "Is anybody there?")
+    expect(page.locator("#chat-status")).to_have_text("The server can't be reached.")
+    with serving("--host-expert-memory", "25%", port=port):
+        expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
+        expect(page.locator("#stage")).not_to_have_attribute("data-stale", "")
+        tokens = page.locator("#tiles .tile", has_text="KV cache")
+        expect(tokens).to_contain_text("0 tokens written")
+        page.get_by_role("button", name="Send").click()  # the question is still there
+        expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+        expect(tokens).not_to_contain_text("0 tokens written")
+        expect(page.locator(".turn")).to_have_count(6)
+    assert all("ERR_" in error for error in watch.errors)  # what chromium says of connections that fail

@@ -1,0 +1,132 @@
+"""The stage of the dashboard and what stands around it."""
+
+from __future__ import annotations
+
+import re
+import threading
+
+import httpx
+from playwright.sync_api import Page, expect
+
+from tests.e2e.dashboard.pages import NUM_EXPERTS, NUM_LAYERS, Synthetic, Watch, open_live, say
+from tests.e2e.processes import Server
+from tests.server.engine.fakes import Rig
+
+
+def colour_at(page: Page, layer: int, expert: int) -> list[int]:
+    """Red, green and blue in the middle of a cell, once what came is painted."""
+    return page.locator("#cells").evaluate(  # type: ignore[no-any-return]
+        """async (canvas, [row, column, rows, columns]) => {
+            const pitchX = Math.floor(Math.min(72, Math.max(4, (canvas.parentElement.clientWidth - 30) / columns)));
+            const pitchY = Math.min(34, pitchX);
+            const [x, y] = [30 + column * pitchX + pitchX / 2, 16 + row * pitchY + pitchY / 2];
+            return [...canvas.getContext("2d").getImageData(x, y, 1, 1).data].slice(0, 3);
+        }""",
+        [layer, expert, NUM_LAYERS, NUM_EXPERTS],
+    )
+
+
+def test_experts_are_moved_by_keys_and_by_clicks(server: Server, page: Page, watch: Watch) -> None:
+    def is_pinned() -> bool:
+        return bool(httpx.get(f"{server.url}/v1/experts/1/2").json()["pinned"])
+
+    open_live(page, server.url)
+    page.locator("#stage").focus()
+    for key in ["ArrowRight", "ArrowRight", "ArrowRight", "ArrowDown", "p"]:
+        page.keyboard.press(key)
+    result = page.locator("#result")
+    expect(result).to_have_text("Layer 1, expert 2 is pinned.")
+    assert is_pinned()
+    expect(page.locator("#cursor-live")).to_contain_text("Layer 1, expert 2")
+    expect(page.locator("#cursor-text")).to_contain_text("pinned")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Unpin")).to_be_focused()
+    page.get_by_role("button", name="Evict").click()
+    expect(result).to_contain_text("was not evicted: it is in use, on its way, pinned, or not in memory.")
+    page.get_by_role("button", name="Unpin").click()
+    expect(result).to_have_text("Layer 1, expert 2 is pinned no longer.")
+    assert not is_pinned()
+    expect(page.get_by_role("button", name="Pin", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Evict").click()
+    expect(result).to_have_text("Layer 1, expert 2 has left memory.")
+    expect(page.locator("#expert-facts")).to_contain_text("disk")
+    page.locator("#stage").focus()
+    page.keyboard.press("Escape")
+    expect(page.locator("#expert-empty")).to_be_visible()
+    assert watch.errors == []
+
+
+def test_forty_eight_layers_of_a_hundred_and_twenty_eight_are_live(
+    synthetic: Synthetic, page: Page, watch: Watch
+) -> None:
+    open_live(page, synthetic.url)
+    expect(page.locator("#stage")).to_have_attribute("aria-label", "Experts, 48 layers of up to 128")
+    page.locator("#stage").focus()
+    page.keyboard.press("Control+End")
+    text = page.locator("#cursor-text")
+    expect(text).to_have_text("Layer 47, expert 127: on disk, 0 tokens.")
+    red, _, blue = colour_at(page, 47, 127)
+    assert red > blue
+    synthetic.experts.residency[47, 127] = 1
+    synthetic.experts.tokens[47, 127] += 40
+    expect(text).to_contain_text("in host memory, 40 tokens, about")
+    page.get_by_label("Theme").select_option("light")  # which paints all of it at once
+    page.get_by_label("Theme").select_option("dark")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    red, _, blue = colour_at(page, 47, 127)
+    assert blue > red
+    expect(page.get_by_role("meter", name="host")).to_have_attribute("aria-valuetext", re.compile("^1 of 3,072 slots"))
+    expect(page.locator("#tiles")).to_contain_text("75 %")
+    expect(page.locator("#tiles")).to_contain_text("best possible 88 %")
+    expect(page.locator("#tiles")).to_contain_text("3 running")
+    assert watch.errors == []
+
+
+def test_a_refusal_is_one_sentence(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    synthetic.experts.refusal = "that would leave fewer than 8 of 3072 slots: unpin some first"
+    page.locator("#stage").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("p")
+    expect(page.locator("#result")).to_have_text(synthetic.experts.refusal)
+
+
+def test_everything_can_be_reached_by_keys_and_has_a_name(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    reached = []
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        focused = page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+        if focused in reached or not focused:
+            break
+        reached.append(focused)
+    wanted = [
+        "Skip to the stage",
+        "open-key",
+        "theme",
+        "stage",
+        "clear",
+        "chat-model",
+        "temperature",
+        "seed",
+        "colour-by",
+    ]
+    wanted += ["transcript", "law", "ask-all", "question", "domain", "send"]
+    assert [each for each in reached if each in wanted] == wanted
+    tree = page.locator("body").aria_snapshot()
+    for name in ("API key", "Theme", "Experts, 48 layers of up to 128", "Message", "Model", "Conversation"):
+        assert f'"{name}"' in tree
+
+
+def test_the_requests_are_listed_while_they_run(synthetic: Synthetic, rig: Rig, page: Page) -> None:
+    goes_on = threading.Event()
+    rig.model.before_step = lambda: None if len(rig.model.steps) < 5 else goes_on.wait(30)
+    open_live(page, synthetic.url)
+    expect(page.locator("#requests-note")).to_have_text("None runs or waits.")
+    page.get_by_label("Max tokens").fill("40")
+    say(page, "Hello")
+    row = page.get_by_role("row", name=re.compile("^chat [0-9a-f]{5}"))
+    expect(row).to_contain_text(re.compile(r"decode\d+[1-9] / 40"))
+    goes_on.set()
+    expect(page.locator("#requests-note")).to_have_text("None runs or waits.")
+    expect(row).to_have_count(0)
