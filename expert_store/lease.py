@@ -48,6 +48,7 @@ class Lease:
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
         self.missed: Sequence[ExpertKey] = ()  # experts that were in no tier
         self.stall_seconds = 0.0  # of waiting for experts
+        self.stalled_from = self.stalled_to = 0.0  # if it waited: when first, and when no more, by ``time.monotonic``
 
     @property
     def num_lookups(self) -> int:
@@ -124,9 +125,11 @@ class Lease:
                 if not self._coming and self._held:  # every slot is in use: what was found has been used, and may go
                     self._give_back(list(self._held))
                     continue
-                started = time.perf_counter()
+                started = time.monotonic()
                 backstage.wait()
-                seconds = time.perf_counter() - started
+                self.stalled_to = time.monotonic()
+                self.stalled_from = self.stalled_from or started
+                seconds = self.stalled_to - started
                 self.stall_seconds += seconds
                 backstage.statistics.stall_seconds[self._phase] += seconds
 

@@ -20,6 +20,7 @@ from server.draining import Listener, StopSignals, close, drain
 from server.http_protocol import ConnectionGuard
 from server.loading import LoadedServer, load_server
 from server.settings import ServeSettings
+from server.tracing import open_tracing
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
     with listen(settings.host, settings.port) as listener:
+        tracing = open_tracing(settings)
         service = make_service(settings, listener.getsockname()[0])
+        service.tracer = tracing
         stop = StopSignals()
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
@@ -49,7 +52,9 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
             await _first_of(serving, loading, stop.asked)
             if loading.done():
                 loaded = loading.result()
-                service.model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts)
+                service.model = LoadedModel(
+                    loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts, tracing is not None
+                )
                 service.metrics = loaded.metrics.render
                 # What is there now stays; looking through it for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
@@ -57,6 +62,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 await _first_of(serving, stop.asked)
                 await drain(service, server, settings.shutdown_timeout, stop.hurried)
                 await close(loaded.close, stop.hurried)
+                if tracing is not None:
+                    await close(tracing.close, stop.hurried)
         finally:
             server.should_exit = True
             server.force_exit = stop.hurried.done()

@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
@@ -119,6 +120,17 @@ def _check_origin(origin: str) -> str:
     return origin.lower()
 
 
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        is_whole = False
+    if not is_whole or parts.query or parts.fragment:
+        raise ValueError("write an address such as http://localhost:4318")
+    return url
+
+
 def _check_list(values: object) -> object:
     if isinstance(values, str):
         raise ValueError("write a list, [...]")  # noqa: TRY004  pydantic's own
@@ -128,6 +140,7 @@ def _check_list(values: object) -> object:
 BudgetText = Annotated[str, AfterValidator(_check_budget)]
 BytesText = Annotated[str, AfterValidator(_check_bytes)]
 DeviceText = Annotated[str, AfterValidator(_check_device)]
+UrlText = Annotated[str, AfterValidator(_check_url)]
 RateText = Annotated[str, AfterValidator(_check_rate)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
@@ -185,6 +198,9 @@ class ServeSettings(BaseModel):
     )
     rate_limit: RateText | None = Field(
         None, description="requests that one key, or without keys one address, may send: 60/m, with s, m or h"
+    )
+    otlp_endpoint: UrlText | None = Field(
+        None, description="collector that gets a trace of each request (OTLP over HTTP), as http://localhost:4318"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of the log on standard error")
     log_format: Literal["text", "json"] = Field("text", description="of its lines; json is an object a line")

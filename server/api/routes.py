@@ -6,6 +6,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from server.api import dashboard, ops, tokenization
 from server.api.admin import experts, requests
 from server.api.anthropic import messages
+from server.api.endings import EndingMiddleware
 from server.api.error_handlers import add_error_handlers
 from server.api.hosts import HostMiddleware
 from server.api.openai import chat, completions, embeddings, models
@@ -13,7 +14,6 @@ from server.api.openai.responses import route as responses
 from server.api.openapi import describe
 from server.api.rates import RATE_HEADERS, TurnstileMiddleware
 from server.api.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
-from server.api.request_log import RequestLogMiddleware
 from server.api.service import Service
 
 EXPOSED_HEADERS = (
@@ -38,7 +38,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(HostMiddleware, hosts=service.hosts)
-    app.add_middleware(RequestLogMiddleware)
+    app.add_middleware(EndingMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
     users = (models, completions, chat, embeddings, tokenization, responses, messages)

@@ -15,6 +15,7 @@ from server.api.grammars import Grammars
 from server.api.hosts import Hosts
 from server.api.keys import Keys
 from server.api.rates import Turnstile
+from server.api.tracing import Tracer
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
@@ -38,6 +39,7 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     experts: ExpertAdministration | None = None
+    keeps_stalls: bool = False  # whether the engine is to tell of each request's longest waits for experts
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     grammars: Grammars = field(init=False)
 
@@ -66,6 +68,7 @@ class Service:
     unknown_fields: UnknownFields = field(default_factory=UnknownFields)
     expert_feed: ExpertFeed = field(default_factory=ExpertFeed)
     logs_prompts: bool = False
+    tracer: Tracer | None = None
 
     @property
     def state(self) -> ServiceState:

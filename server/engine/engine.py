@@ -31,6 +31,7 @@ from .request import (
     QueueFullError,
     RequestRefusedError,
     RequestStatus,
+    Timeline,
     TokenEvent,
     TokenStream,
     check_sampling,
@@ -42,7 +43,7 @@ from .scheduler import Scheduled, Scheduler, SchedulerLimits
 from .sequence import Sequence
 from .stage import WorkingSetStage
 from .text import TextAssembler
-from .timing import note_event, note_start
+from .timing import note_event, note_stalls, note_start
 
 STOPPING = "the server is shutting down"
 
@@ -137,7 +138,7 @@ class Engine:
         """Queue a request; see ``GenerationEngine.submit``."""
         self._check(request)
         sampling = request.sampling
-        stream = TokenStream(request, asyncio.get_running_loop())
+        stream = TokenStream(request, asyncio.get_running_loop(), Timeline(self.clock()))
         before = () if self.reads_whole or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
@@ -148,14 +149,14 @@ class Engine:
                 self.statistics.num_refused += 1
                 raise QueueFullError(f"{self._limits.max_queued} requests are waiting; try again later")
             self._num_submitted += 1
-            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted, self.clock())
+            sequence = Sequence(stream, text, seed, self._blocks.new_blocks(), self._num_submitted)
             self._inbox.append(sequence)
             self._streams.add(stream)
             self._changed.notify()
         return stream
 
-    def requests(self) -> list[RequestStatus]:
-        """How far each is; see ``GenerationEngine.requests``."""
+    def statuses(self) -> list[RequestStatus]:
+        """How far each request is; see ``GenerationEngine.statuses``."""
         with self._changed:
             others = [*self._present, *self._inbox]
         running = list(self._scheduler.running)
@@ -292,6 +293,7 @@ class Engine:
         for item, cost, chosen in zip(step, output.costs, output.chosen, strict=True):
             item.sequence.expert_cost.add(cost)
             item.sequence.chosen = chosen
+        note_stalls(step, output.stalls)
         if self._stage is not None:
             self._stage.note(step, output, time.perf_counter() - started)
         return output

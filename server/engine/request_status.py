@@ -30,7 +30,8 @@ def _running_state(sequence: Sequence, is_held: Callable[[Sequence], bool]) -> R
 
 
 def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatus:
-    request, started = sequence.request, sequence.started_at
+    request, timeline = sequence.request, sequence.timeline
+    started = now if timeline.started_at is None else timeline.started_at
     return RequestStatus(
         request.request_id,
         state,
@@ -39,7 +40,8 @@ def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatu
         sequence.num_cached,
         sequence.num_generated,
         request.sampling.max_tokens,
-        now - sequence.submitted_at,
-        (now if started is None else started) - sequence.submitted_at,
+        timeline.num_preemptions,
+        now - timeline.submitted_at,
+        started - timeline.submitted_at,
         sequence.expert_usage,
     )

@@ -181,6 +181,7 @@ class Scheduler:
         sequence.num_cached = 0
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
+        sequence.timeline.num_preemptions += 1
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from server.model.step import ExpertCost
 
 from .block_manager import SequenceBlocks
 from .pooling import Pool
-from .request import Chosen, ExpertUsage, GenerationRequest, TokenLogprobs, TokenStream
+from .request import Chosen, ExpertUsage, GenerationRequest, Timeline, TokenLogprobs, TokenStream
 from .sampling_state import SamplingState
 from .text import TextAssembler
 from .working_set import ExpertUse
@@ -23,9 +23,6 @@ class Sequence:
     seed: int
     blocks: SequenceBlocks
     arrival: int  # among all requests
-    submitted_at: float  # on the engine's clock, in seconds, as are those that follow
-    started_at: float | None = None  # when its first step began
-    last_token_at: float | None = None
     token_ids: list[int] = field(init=False)  # prompt and generated
     content_ids: list[int] = field(init=False)  # the same, with what is shown in the place of what stands for it
     sampling: SamplingState = field(init=False)
@@ -44,6 +41,10 @@ class Sequence:
         self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
 
         self.pool = None if self.request.pooling is None else Pool(self.request.pooling)
+
+    @property
+    def timeline(self) -> Timeline:
+        return self.stream.timeline
 
     @property
     def request(self) -> GenerationRequest:
@@ -95,4 +96,4 @@ class Sequence:
     def is_late(self, now: float) -> bool:
         """Whether its deadline has passed."""
         seconds = self.request.deadline_seconds
-        return seconds is not None and now - self.submitted_at > seconds
+        return seconds is not None and now - self.timeline.submitted_at > seconds

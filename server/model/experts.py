@@ -16,6 +16,7 @@ from server.kernels.expert import ExpertsModule, run_expert, scales_input
 from server.kernels.pool import ComputePool, Task, work_bytes
 
 from .routing import LayerRun
+from .stalls import Stall
 from .step import ExpertCost
 
 LEAST_SHARED_BYTES = 384 << 10  # of an expert, below which threads cost more than they bring (docs/log.md)
@@ -44,6 +45,7 @@ class StepExperts:
         self.cost = ExpertCost()
         self.routing: dict[int, npt.NDArray[np.int64]] = {}  # by layer (tokens, k)
         self.runs: list[LayerRun] = []
+        self.stalls: list[Stall] = []
 
     def run(
         self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
@@ -105,6 +107,10 @@ class StepExperts:
         cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
         self.runs.append(LayerRun(layer, self.routing[layer], module.num_experts, cost, missed))
         self.cost.add(cost)
+        if cost.stall_seconds:
+            self.stalls.append(
+                Stall(layer, lease.stalled_from, lease.stalled_to, cost.stall_seconds, cost.num_misses, cost.bytes_read)
+            )
 
     def _is_worth_sharing(self, layer: int, rows_per_expert: float) -> bool:
         """Whether an expert takes longer than it takes to hand it to another thread."""

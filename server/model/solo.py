@@ -132,7 +132,9 @@ class SoloTrunk(ResidentModel):
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         chosen = last_choices(experts.runs, self.facts.text_layers) if chunk.wants_experts else None
-        return StepOutput(logits, experts.routing, experts.cost, [experts.cost], [chosen], self._stock.hidden)
+        return StepOutput(
+            logits, experts.routing, experts.cost, [experts.cost], [chosen], self._stock.hidden, experts.stalls
+        )
 
 
 class _StockStep:
@@ -161,4 +163,5 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
         costs,
         chosen,
         torch.cat(hidden) if hidden else None,
+        [stall for output in outputs for stall in output.stalls],
     )

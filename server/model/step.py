@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from .prompt_media import PromptMedia
+from .stalls import Stall
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,4 @@ class StepOutput:
     costs: Sequence[ExpertCost] = ()  # of each chunk, as if its tokens alone had asked (``routing.costs_of``)
     chosen: Sequence[Chosen | None] = ()  # of each chunk, if it wants them, by its last token
     hidden: torch.Tensor | None = None  # float32 (rows, hidden): each chunk's last ``num_hidden`` tokens' last states
+    stalls: Sequence[Stall] = ()  # of its layers, in the order of their coming

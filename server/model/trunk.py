@@ -189,7 +189,7 @@ class Trunk(ResidentModel):
         split = Rows(chunks, None if overlay is None else overlay.are_images(len(token_ids)), layers)
         costs = costs_of(experts.runs, split)
         chosen = chosen_by(experts.runs, split, layers)
-        return StepOutput(logits, routing, experts.cost, costs, chosen, self._logits.hidden)
+        return StepOutput(logits, routing, experts.cost, costs, chosen, self._logits.hidden, experts.stalls)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:

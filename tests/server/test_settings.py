@@ -85,6 +85,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_budget(text)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:4318", "ftp://collector", "http://", "http://collector:many", "http://collector?a=b", "http://a:0"],
+)
+def test_what_is_no_collector_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint .*: write an address such as http://localhost:4318"):
+        load_settings({"otlp_endpoint": url}, {}, None)
+
+
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         ServeSettings().port = 1  # type: ignore[misc]

@@ -34,7 +34,7 @@ async def answer_whole(request: Request, generation: Generation, reply: Coroutin
         EngineError: one of the choices failed.
 
     """
-    request.state.generation = generation
+    request.state.work = generation
     try:
         return Response(await unless_client_leaves(request.receive, reply), media_type="application/json")
     finally:

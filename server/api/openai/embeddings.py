@@ -20,7 +20,7 @@ from server.api.disconnect import unless_client_leaves
 from server.api.errors import ContextLengthError, InvalidRequestError
 from server.api.openai.completions import token_ids
 from server.api.openai.fields import MAX_INT32, Prompt, Prompts, Text
-from server.api.openai.replies import JsonObject, encode_json, expert_usage
+from server.api.openai.replies import encode_json, expert_usage
 from server.api.service import LoadedModel
 from server.engine.request import (
     DeadlineExceededError,
@@ -31,6 +31,7 @@ from server.engine.request import (
     RequestRefusedError,
     SamplingParams,
     TokenEvent,
+    TokenStream,
 )
 
 MAX_INPUTS = 2048  # of a request, as OpenAI's
@@ -77,9 +78,9 @@ async def create_embeddings(request: Request, body: EmbeddingBody, service: Serv
     service.unknown_fields.note(body.model_extra or ())
     check(body, model)
     prompts = await asyncio.to_thread(encode_inputs, body.input, model)
-    events = await unless_client_leaves(request.receive, Embedding(model, body).of(prompts))
-    usage = {"prompt_tokens": sum(map(len, prompts)), "total_tokens": sum(map(len, prompts))}
-    pieces = await asyncio.to_thread(encode_reply, model.name, body, events, usage)
+    embedding = request.state.work = Embedding(model, body, prompts)
+    events = await unless_client_leaves(request.receive, embedding.events())
+    pieces = await asyncio.to_thread(encode_reply, embedding, body, events)
     length = {"Content-Length": str(sum(map(len, pieces)))}
     return StreamingResponse(one_by_one(pieces), headers=length, media_type="application/json")
 
@@ -125,12 +126,15 @@ def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel) -> list[list[int
 class Embedding:
     """A request's inputs on their way through the engine."""
 
-    def __init__(self, model: LoadedModel, body: EmbeddingBody):
-        self._engine, self._body = model.engine, body
-        self._id = f"embd-{uuid4().hex}"
+    def __init__(self, model: LoadedModel, body: EmbeddingBody, prompts: Sequence[Sequence[int]]):
+        self.id, self.model = f"embd-{uuid4().hex}", model.name
+        self.num_prompt_tokens = sum(map(len, prompts))
+        self.streams: list[TokenStream] = []  # of the inputs that the engine was told of
+        self.expert_usage = ExpertUsage()  # of those that are done
+        self._loaded, self._body, self._prompts = model, body, prompts
         self._started = time.monotonic()
 
-    async def of(self, prompts: Sequence[Sequence[int]]) -> list[TokenEvent]:
+    async def events(self) -> list[TokenEvent]:
         """The event of each prompt that holds its vector.
 
         Raises:
@@ -138,40 +142,44 @@ class Embedding:
 
         """
         events: dict[int, TokenEvent] = {}
-        left = iter(enumerate(prompts))
+        left = iter(enumerate(self._prompts))
 
         async def work() -> None:
             for place, prompt in left:
                 events[place] = await self._embed(place, prompt)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(MAX_AT_ONCE, len(prompts)))]
+        workers = [asyncio.create_task(work()) for _ in range(min(MAX_AT_ONCE, len(self._prompts)))]
         try:
             await asyncio.gather(*workers)
         finally:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
-        return [events[place] for place in range(len(prompts))]
+        return [events[place] for place in range(len(self._prompts))]
 
     async def _embed(self, place: int, prompt: Sequence[int]) -> TokenEvent:
         request = GenerationRequest(
-            f"{self._id}-{place}",
+            f"{self.id}-{place}",
             tuple(prompt),
             SamplingParams(max_tokens=0),
             self._body.priority,
             self._seconds_left(),
+            keeps_stalls=self._loaded.keeps_stalls,
             pooling=self._body.pooling,
         )
         try:
-            stream = self._engine.submit(request)
+            stream = self._loaded.engine.submit(request)
         except RequestRefusedError as error:
             raise RequestRefusedError(str(error), "input") from error
+        self.streams.append(stream)
         try:
-            return [event async for event in stream][-1]
+            event = [event async for event in stream][-1]
         except DeadlineExceededError as error:  # which speaks of what was left when its turn came
             raise DeadlineExceededError(f"the request was not done within {self._body.timeout:g} seconds") from error
         finally:
             stream.cancel()
+        self.expert_usage += event.expert_usage or ExpertUsage()
+        return event
 
     def _seconds_left(self) -> float | None:
         """Of the whole request's time; the engine ends what has none left."""
@@ -185,10 +193,9 @@ async def one_by_one(pieces: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], usage: JsonObject) -> list[bytes]:
+def encode_reply(embedding: Embedding, body: EmbeddingBody, events: Sequence[TokenEvent]) -> list[bytes]:
     """OpenAI's form of it, a vector a piece, so that neither the interpreter's lock nor the event loop is held long."""
     pieces = [b'{"object":"list","data":[']
-    experts = ExpertUsage()
     for index, event in enumerate(events):
         assert event.embedding is not None
         vector = unit(event.embedding[: body.dimensions])
@@ -197,8 +204,13 @@ def encode_reply(model: str, body: EmbeddingBody, events: Sequence[TokenEvent], 
         )
         item = encode_json({"object": "embedding", "index": index, "embedding": written})
         pieces.append((item if index == 0 else f",{item}").encode())
-        experts += event.expert_usage or ExpertUsage()
-    rest = encode_json({"model": model, "usage": usage | {"greenroom": expert_usage(experts)}})
+    num_tokens = embedding.num_prompt_tokens
+    usage = {
+        "prompt_tokens": num_tokens,
+        "total_tokens": num_tokens,
+        "greenroom": expert_usage(embedding.expert_usage),
+    }
+    rest = encode_json({"model": embedding.model, "usage": usage})
     return [*pieces, f"],{rest[1:]}".encode()]
 
 

@@ -128,7 +128,14 @@ def submit(
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens)
                 request = GenerationRequest(
-                    request_id, prompt, sampling, body.priority, body.timeout, media, body.return_experts
+                    request_id,
+                    prompt,
+                    sampling,
+                    body.priority,
+                    body.timeout,
+                    media,
+                    body.return_experts,
+                    model.keeps_stalls,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:

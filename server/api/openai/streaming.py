@@ -63,7 +63,7 @@ class GenerationStream(StreamingResponse):
         super().__init__(self.events, headers=HEADERS, media_type="text/event-stream")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"]["generation"] = self.generation
+        scope["state"]["work"] = self.generation
         try:
             # StreamingResponse leaves it to some servers to report a client's leaving when something is sent,
             # and nothing is while a request waits.

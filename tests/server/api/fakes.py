@@ -22,6 +22,7 @@ from server.engine.request import (
     GenerationRequest,
     GrammarSpec,
     Media,
+    Timeline,
     TokenEvent,
     TokenLogprobs,
     TokenStream,
@@ -66,7 +67,7 @@ class FakeEngine:
     def submit(self, request: GenerationRequest) -> TokenStream:
         if refusal := self.refusals.get(len(self.streams)):
             raise refusal
-        stream = WatchedStream(request, asyncio.get_running_loop())
+        stream = WatchedStream(request, asyncio.get_running_loop(), Timeline(0.0))
         self.streams.append(stream)
         for event in self._events(request):
             publish([(stream, event)])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from server.api.openai.generation import Generation
 from server.api.turn import ChatTurn, EndPiece, Piece
-from server.engine.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+from server.engine.request import FinishReason, GenerationRequest, SamplingParams, Timeline, TokenEvent, TokenStream
 from tests.server.api.fakes import MODEL, FakeCodec
 
 NUM_PROMPT_TOKENS = 5
@@ -31,7 +31,9 @@ def written(*pieces: Sequence[Piece], reason: str = "stop") -> tuple[ChatTurn, l
     request = GenerationRequest("id_1-0", (1,) * NUM_PROMPT_TOKENS, SamplingParams(64))
     loop = asyncio.new_event_loop()
     loop.close()
-    generation = Generation("id_1", MODEL, NUM_PROMPT_TOKENS, [TokenStream(request, loop)], created=1700000000)
+    generation = Generation(
+        "id_1", MODEL, NUM_PROMPT_TOKENS, [TokenStream(request, loop, Timeline(0.0))], created=1700000000
+    )
     turn = ChatTurn(generation, FakeCodec(), [Script(pieces, reason)])
     last = len(pieces)
     tokens = [TokenEvent("", number, FinishReason.STOP if number == last else None) for number in range(1, last + 1)]

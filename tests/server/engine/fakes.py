@@ -19,6 +19,7 @@ from server.engine.engine import Engine, EngineLimits
 from server.engine.request import GenerationRequest, SamplingParams, TokenStream
 from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
+from server.model.stalls import Stall
 from server.model.step import Chosen, ExpertCost, SequenceChunk, StepOutput
 from server.model.windows import oldest_seen
 
@@ -57,6 +58,7 @@ class FakeModel:
         self.is_solo = self.reads_whole = False
         self.hidden_size = 3
         self.released: list[int] = []  # slots
+        self.stalls: Sequence[Stall] = ()  # of each step
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
@@ -80,7 +82,7 @@ class FakeModel:
             hidden += [hidden_state(tokens[: end + 1]) for end in range(length - chunk.num_hidden, length)]
         costs = [self._cost(chunk) for chunk in chunks]
         chosen = [self._chosen(chunk) for chunk in chunks]
-        return StepOutput(logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden))
+        return StepOutput(logits, {}, ExpertCost(), costs, chosen, torch.tensor(hidden), self.stalls)
 
     @staticmethod
     def _cost(chunk: SequenceChunk) -> ExpertCost:

@@ -14,6 +14,7 @@ from server.engine.request import (
     GenerationFailedError,
     GenerationRequest,
     SamplingParams,
+    Timeline,
     TokenEvent,
     TokenStream,
     merge,
@@ -24,7 +25,7 @@ EVENTS = [TokenEvent("a", 1), TokenEvent("b", 2, FinishReason.LENGTH)]
 
 def make_streams(count: int) -> list[TokenStream]:
     request = GenerationRequest("test", (1,), SamplingParams(max_tokens=2))
-    return [TokenStream(request, asyncio.get_running_loop()) for _ in range(count)]
+    return [TokenStream(request, asyncio.get_running_loop(), Timeline(0.0)) for _ in range(count)]
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:

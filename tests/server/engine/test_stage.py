@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from server.engine.block_manager import SequenceBlocks
-from server.engine.request import GenerationRequest, SamplingParams, TokenStream
+from server.engine.request import GenerationRequest, SamplingParams, Timeline, TokenStream
 from server.engine.request_status import statuses
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
@@ -90,8 +90,8 @@ class Theatre:
 
 def new_sequence(number: int) -> Sequence:
     request = GenerationRequest(str(number), (1,), SamplingParams(100))
-    stream = TokenStream(request, cast("asyncio.AbstractEventLoop", None))
-    return Sequence(stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number, 0.0)
+    stream = TokenStream(request, cast("asyncio.AbstractEventLoop", None), Timeline(0.0))
+    return Sequence(stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number)
 
 
 def rate_of_everybody(theatre: Theatre, seconds: float) -> float:

@@ -101,7 +101,8 @@ def serving_rig(
 ) -> Iterator[FakeServer]:
     """Serve the fake model."""
     rig.engine.start()
-    model = LoadedModel("fake", rig.engine, codec)
+    is_traced = service is not None and service.tracer is not None
+    model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced)
     with serving_model(model, rig.engine, send_timeout, service, connections) as server:
         yield FakeServer(server.engine, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()

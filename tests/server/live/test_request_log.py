@@ -65,6 +65,13 @@ def test_choices_are_told_of_together(live: FakeServer, caplog: pytest.LogCaptur
     assert line["finish_reasons"] == ["length"] * 4
 
 
+def test_inputs_of_an_embedding_are_told_of_together(live: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    ask(live.port, post("/v1/embeddings", input=["one", "three"]))
+    line = line_of(caplog, live)
+    assert (line["inputs"], line["prompt_tokens"], line["expert_misses"]) == (2, 8, 8)
+    assert not line.keys() & {"choices", "completion_tokens", "first_token_seconds", "finish_reasons"}
+
+
 def test_a_client_that_leaves_a_stream_is_told_of(live: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     with live.connect() as connection:
         connection.sendall(complete(b"endless", max_tokens=5000, stream=True))

@@ -11,6 +11,7 @@ from server.engine.request import (
     GenerationRequest,
     SamplingDefaults,
     SamplingParams,
+    Timeline,
     TokenEvent,
     TokenStream,
     publish,
@@ -153,7 +154,7 @@ def test_one_prompt_that_does_not_fit_refuses_all(fake, complete):
 def test_events_of_choices_come_in_the_order_of_the_engine():
     async def indices():
         request = GenerationRequest("a", (1,), SamplingParams(max_tokens=2))
-        streams = [TokenStream(request, asyncio.get_running_loop()) for _ in range(2)]
+        streams = [TokenStream(request, asyncio.get_running_loop(), Timeline(0.0)) for _ in range(2)]
         events = Generation("a", "m", 1, streams).events()
         order = []
         for index, reason in ((1, None), (0, None), (1, FinishReason.STOP), (0, FinishReason.LENGTH)):

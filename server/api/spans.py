@@ -1,0 +1,149 @@
+"""A request that has ended as spans of a trace, by OpenTelemetry's conventions for HTTP and for generative models."""
+
+from collections.abc import Sequence
+from heapq import nlargest
+
+from server.api.ended_request import EndedRequest, Work
+from server.api.openai.generation import Generation
+from server.api.tracing import Span, Value
+from server.engine.request import ExpertUsage, Stall, Timeline, TokenStream
+
+MAX_CHOICES = 32  # of a request, whose spans are told one by one
+MAX_STALLS = 32  # of a request
+OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}  # all others chat
+STATUS_OF_FAULTS = 500  # from which on the server is to blame
+
+
+def request_span(ended: EndedRequest) -> Span:
+    """The whole of a request, with all that is known of its parts."""
+    span = Span(
+        f"{ended.method} {ended.route}",
+        ended.started_at,
+        ended.ended_at,
+        {
+            "http.request.method": ended.method,
+            "http.route": ended.route,
+            "greenroom.request.id": ended.id,
+            **({} if ended.status is None else {"http.response.status_code": ended.status}),
+        },
+    )
+    if ended.error is not None:
+        span.attributes["error.type"] = ended.error
+    if ended.work is not None and ended.work.streams:
+        span.children = [_preparation(ended, ended.work), _work_span(ended, ended.work)]
+    span.is_failed = any(child.is_failed for child in span.children) or (ended.status or 0) >= STATUS_OF_FAULTS
+    return span
+
+
+def _preparation(ended: EndedRequest, work: Work) -> Span:
+    """Reading the body, the template, tokenising, compiling a grammar."""
+    return Span("prepare", ended.started_at, _begin(work), {})
+
+
+def _begin(work: Work) -> float:
+    return min(stream.timeline.submitted_at for stream in work.streams)
+
+
+def _work_span(ended: EndedRequest, work: Work) -> Span:
+    operation = OPERATIONS.get(ended.route, "chat")
+    span = Span(
+        f"{operation} {work.model}",
+        _begin(work),
+        ended.ended_at,
+        {
+            "gen_ai.operation.name": operation,
+            "gen_ai.provider.name": "greenroom",
+            "gen_ai.request.model": work.model,
+            "gen_ai.response.model": work.model,
+            "gen_ai.response.id": work.id,
+            "gen_ai.usage.input_tokens": work.num_prompt_tokens,
+            **_usage_attributes(work.expert_usage),
+        },
+    )
+    if isinstance(work, Generation):
+        span.attributes |= _generation_attributes(ended, work)
+    if ended.error is not None:
+        span.attributes["error.type"] = ended.error
+        span.is_failed = isinstance(work, Generation) and work.error is not None
+    told = work.streams[:MAX_CHOICES]
+    for index, (stream, stalls) in enumerate(zip(told, _longest_stalls(told), strict=True)):
+        phases = _phases(stream, ended.ended_at, stalls)
+        if len(work.streams) > 1:
+            for phase in phases:
+                phase.attributes["greenroom.choice"] = index
+        span.children += phases
+    return span
+
+
+def _generation_attributes(ended: EndedRequest, work: Generation) -> dict[str, Value]:
+    sampling = work.streams[0].request.sampling
+    firsts = [seconds for each in work.streams if (seconds := each.timeline.first_token_seconds) is not None]
+    reasons = [reason.value for reason in work.finish_reasons if reason is not None]
+    attributes: dict[str, Value] = {
+        "gen_ai.usage.output_tokens": sum(work.num_generated),
+        "gen_ai.request.max_tokens": sampling.max_tokens,
+        "gen_ai.request.temperature": sampling.temperature,
+        "gen_ai.request.top_p": sampling.top_p,
+        "gen_ai.request.stream": ended.is_stream,
+    }
+    optional: dict[str, Value | None] = {
+        "gen_ai.request.choice.count": len(work.streams) if len(work.streams) > 1 else None,
+        "gen_ai.request.top_k": sampling.top_k or None,
+        "gen_ai.request.seed": sampling.seed,
+        "gen_ai.request.frequency_penalty": sampling.frequency_penalty or None,
+        "gen_ai.request.presence_penalty": sampling.presence_penalty or None,
+        "gen_ai.response.finish_reasons": reasons or None,
+        "gen_ai.response.time_to_first_chunk": min(firsts) if firsts else None,
+    }
+    return attributes | {name: value for name, value in optional.items() if value is not None}
+
+
+def _longest_stalls(streams: Sequence[TokenStream]) -> list[list[Stall]]:
+    """Of all streams together, those of each; what several waited for in the same step is the first one's."""
+    owners = reversed(list(enumerate(streams)))
+    stalls = {id(stall): (index, stall) for index, stream in owners for stall in stream.timeline.stalls}
+    longest = nlargest(MAX_STALLS, stalls.values(), key=lambda item: item[1].seconds)
+    return [[stall for owner, stall in longest if owner == index] for index in range(len(streams))]
+
+
+def _phases(stream: TokenStream, ended_at: float, stalls: Sequence[Stall]) -> list[Span]:
+    """A choice's time in the queue, until its first token, and until its last, as far as it came."""
+    timeline = stream.timeline
+    end = ended_at if timeline.ended_at is None else timeline.ended_at
+    if timeline.started_at is None:
+        return [Span("queue", timeline.submitted_at, end, {})]
+    first = end if timeline.first_token_at is None else timeline.first_token_at
+    phases = [
+        Span("queue", timeline.submitted_at, timeline.started_at, {}),
+        Span("prefill", timeline.started_at, first, _usage_attributes(timeline.first_usage or timeline.last_usage)),
+    ]
+    if timeline.first_token_at is not None:
+        phases.append(Span("decode", first, end, _usage_attributes(_decode_usage(timeline))))
+    if timeline.num_preemptions:
+        phases[-1].attributes["greenroom.preemptions"] = timeline.num_preemptions
+    for stall in stalls:
+        phase = phases[-1] if stall.started_at >= first else phases[1]
+        phase.children.append(_stall_span(stall))
+    return phases
+
+
+def _decode_usage(timeline: Timeline) -> ExpertUsage | None:
+    first, last = timeline.first_usage, timeline.last_usage
+    return None if first is None or last is None else last - first
+
+
+def _stall_span(stall: Stall) -> Span:
+    usage = ExpertUsage(0, stall.num_misses, stall.bytes_read, stall.seconds)
+    return Span(
+        "expert_stall", stall.started_at, stall.ended_at, {"greenroom.layer": stall.layer, **_usage_attributes(usage)}
+    )
+
+
+def _usage_attributes(usage: ExpertUsage | None) -> dict[str, Value]:
+    if usage is None:  # it did not come to an end
+        return {}
+    return {
+        "greenroom.expert.misses": usage.num_misses,
+        "greenroom.expert.bytes_read": usage.bytes_read,
+        "greenroom.expert.stall_seconds": usage.stall_seconds,
+    }

@@ -1,0 +1,109 @@
+"""Traces of requests, sent to an OpenTelemetry collector by OTLP over HTTP.
+
+What the protocol's own environment variables say holds: ``OTEL_SERVICE_NAME``, ``OTEL_RESOURCE_ATTRIBUTES``,
+``OTEL_TRACES_SAMPLER``, ``OTEL_EXPORTER_OTLP_HEADERS`` and so on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+from uuid import uuid4
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import (
+    SERVICE_INSTANCE_ID,
+    SERVICE_NAME,
+    SERVICE_VERSION,
+    OTELResourceDetector,
+    Resource,
+)
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+TRACES_PATH = "/v1/traces"
+LAST_SPANS_SECONDS = 2.0  # that the collector gets for those which are left in the end
+
+Value = str | bool | int | float | Sequence[str]
+
+
+class Span(Protocol):
+    """Something that took time, with what took time within it; seconds are those of ``time.monotonic``."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def ended_at(self) -> float: ...
+    @property
+    def attributes(self) -> Mapping[str, Value]: ...
+    @property
+    def children(self) -> Sequence[Span]: ...
+    @property
+    def is_failed(self) -> bool: ...
+
+
+class Tracing:
+    """Hands spans to a thread that sends them in batches; those that the collector does not take in time are dropped.
+
+    Args:
+        exporter: that sends them; ``otlp_exporter`` makes one.
+        version: of Greenroom.
+    """
+
+    def __init__(self, exporter: SpanExporter, version: str):
+        named = OTELResourceDetector().detect().attributes
+        ours = {SERVICE_NAME: "greenroom", SERVICE_VERSION: version, SERVICE_INSTANCE_ID: uuid4().hex}
+        self._provider = TracerProvider(resource=Resource.create({**ours, **named}), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("greenroom", version)
+        self._propagator = TraceContextTextMapPropagator()
+
+    def record(self, span: Span, headers: Mapping[str, str]) -> str:
+        """Hand out a span that has ended, and all within it; the id of the trace.
+
+        Args:
+            headers: of its request, which may name the span that it is a part of.
+        """
+        clock = time.time_ns() - time.monotonic_ns()
+        context = self._propagator.extract(dict(headers), Context())
+        return self._record(span, context, SpanKind.SERVER, clock)
+
+    def _record(self, span: Span, context: Context, kind: SpanKind, clock: int) -> str:
+        started = self._tracer.start_span(
+            span.name, context, kind, dict(span.attributes), start_time=clock + _nanoseconds(span.started_at)
+        )
+        if span.is_failed:
+            started.set_status(Status(StatusCode.ERROR))
+        within = set_span_in_context(started, context)
+        if started.is_recording():
+            for child in span.children:
+                self._record(child, within, SpanKind.INTERNAL, clock)
+        started.end(clock + _nanoseconds(span.ended_at))
+        return format_trace_id(started.get_span_context().trace_id)
+
+    def close(self) -> None:
+        """Send what is left, as far as the collector takes it soon."""
+        ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        ending.start()
+        ending.join(LAST_SPANS_SECONDS)
+
+
+def otlp_exporter(endpoint: str) -> SpanExporter:
+    """Sends spans to a collector.
+
+    Args:
+        endpoint: its address, as ``http://localhost:4318``; or that of its traces.
+    """
+    address = endpoint.rstrip("/")
+    return OTLPSpanExporter(address if address.endswith(TRACES_PATH) else address + TRACES_PATH)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)

@@ -1,0 +1,212 @@
+"""What a trace tells of each request: over a socket, from the real engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import pytest
+
+from server.api.service import Service
+from server.api.tracing import Span
+from server.engine.codec import Codec
+from server.model.stalls import Stall
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import FakeServer, serving_rig
+from tests.server.live.requests import ask, complete, post
+from tests.server.live.test_request_log import DIALECTS
+
+OPERATIONS = {"/v1/completions": "text_completion"}
+
+
+@dataclass
+class Recorder:
+    """A tracer that keeps what it is given."""
+
+    spans: list[Span] = field(default_factory=list)
+
+    def record(self, span: Span, headers: Mapping[str, str]) -> str:
+        assert headers["host"]
+        self.spans.append(span)
+        return "5" * 32
+
+
+@dataclass
+class TracedServer:
+    """A live server whose traces are kept."""
+
+    live: FakeServer
+    recorder: Recorder
+
+    def span(self) -> Span:
+        """Of the only request, once it is over."""
+        self.live.wait_until_left()
+        [span] = self.recorder.spans
+        assert_within(span)
+        return span
+
+    def work(self) -> Span:
+        """What the engine did for it."""
+        [preparation, work] = self.span().children
+        assert preparation.name == "prepare"
+        assert preparation.ended_at == work.started_at
+        return work
+
+
+@pytest.fixture
+def traced(codec: Codec) -> Iterator[TracedServer]:
+    recorder = Recorder()
+    rig = Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256)
+    with serving_rig(rig, codec, service=Service("1", tracer=recorder)) as live:
+        yield TracedServer(live, recorder)
+
+
+def assert_within(span: Span) -> None:
+    """Each part lies within the whole."""
+    for child in span.children:
+        assert span.started_at <= child.started_at <= child.ended_at <= span.ended_at
+        assert_within(child)
+
+
+def names(span: Span) -> list[str]:
+    return [child.name for child in span.children]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("route", DIALECTS)
+def test_every_dialect_is_told_of_alike(traced: TracedServer, route: str, stream: bool) -> None:
+    ask(traced.live.port, post(route, **DIALECTS[route], stream=stream))
+    span, operation = traced.span(), OPERATIONS.get(route, "chat")
+    assert (span.name, span.is_failed) == (f"POST {route}", False)
+    assert span.attributes["http.response.status_code"] == 200
+    assert "error.type" not in span.attributes
+    work = traced.work()
+    assert work.name == f"{operation} fake"
+    assert names(work) == ["queue", "prefill", "decode"]
+    queue, prefill, decode = work.children
+    assert (queue.started_at, queue.ended_at, prefill.ended_at) == (
+        work.started_at,
+        prefill.started_at,
+        decode.started_at,
+    )
+    num_prompt_tokens = 13 if route == "/v1/completions" else len("user: Hi\nassistant: ")
+    assert work.attributes["gen_ai.operation.name"] == operation
+    assert work.attributes["gen_ai.response.model"] == "fake"
+    assert work.attributes["gen_ai.request.stream"] is stream
+    assert work.attributes["gen_ai.usage.input_tokens"] == num_prompt_tokens
+    assert work.attributes["gen_ai.usage.output_tokens"] == (16 if route == "/v1/responses" else 4)
+    assert work.attributes["gen_ai.response.finish_reasons"] == ["length"]
+    misses = [span.attributes["greenroom.expert.misses"] for span in (work, prefill, decode)]
+    assert misses == [num_prompt_tokens, num_prompt_tokens, 0]
+    assert "Hi" not in str(span)
+
+
+def test_sampling_is_told_of(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/completions", prompt="a", max_tokens=2, top_k=5, seed=7, presence_penalty=0.5))
+    attributes = traced.work().attributes
+    told = {name.removeprefix("gen_ai.request."): value for name, value in attributes.items() if ".request." in name}
+    assert told == {
+        "model": "fake",
+        "max_tokens": 2,
+        "temperature": 1.0,
+        "top_p": 1.0,
+        "top_k": 5,
+        "seed": 7,
+        "presence_penalty": 0.5,
+        "stream": False,
+    }
+
+
+def test_each_choice_has_phases_of_its_own(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/completions", prompt=["one", "three"], n=2, max_tokens=3))
+    work = traced.work()
+    assert names(work) == ["queue", "prefill", "decode"] * 4
+    assert [phase.attributes["greenroom.choice"] for phase in work.children] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert work.attributes["gen_ai.request.choice.count"] == 4
+
+
+def test_many_choices_are_told_of_in_part(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/completions", prompt="one", n=40, max_tokens=2))
+    work = traced.work()
+    assert work.attributes["gen_ai.usage.output_tokens"] == 80
+    assert {phase.attributes["greenroom.choice"] for phase in work.children} == set(range(32))
+
+
+def test_the_longest_waits_for_experts_are_spans(traced: TracedServer) -> None:
+    """Twenty layers wait in each step, one of them twice as long as the others."""
+    model = traced.live.rig.model
+
+    def wait() -> None:
+        now = time.monotonic()
+        model.stalls = [Stall(layer, now, now, 0.2 if layer == 7 else 0.1, layer, 1024) for layer in range(20)]
+
+    model.before_step = wait
+    ask(traced.live.port, post("/v1/completions", prompt="one", n=2, max_tokens=5))
+    work = traced.work()
+    stalls = [(phase.name, stall) for phase in work.children for stall in phase.children]
+    assert len(stalls) == 16  # what both waited for is told of once
+    assert {stall.name for _, stall in stalls} == {"expert_stall"}
+    longest = [phase for phase, stall in stalls if stall.attributes["greenroom.layer"] == 7]
+    assert sorted(longest) == ["decode"] * 4 + ["prefill"]
+    [first] = [stall for phase, stall in stalls if phase == "prefill" and stall.attributes["greenroom.layer"] == 7]
+    assert first.attributes == {
+        "greenroom.layer": 7,
+        "greenroom.expert.misses": 7,
+        "greenroom.expert.bytes_read": 1024,
+        "greenroom.expert.stall_seconds": 0.2,
+    }
+
+
+def test_an_embedding_is_told_of(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/embeddings", input=["one", "three"]))
+    work = traced.work()
+    assert work.name == "embeddings fake"
+    assert names(work) == ["queue", "prefill"] * 2
+    assert work.attributes["gen_ai.usage.input_tokens"] == 8
+    assert work.attributes["greenroom.expert.misses"] == 8
+    assert "gen_ai.usage.output_tokens" not in work.attributes
+
+
+@pytest.mark.parametrize(("stream", "status"), [(False, 504), (True, 200)])
+def test_a_failure_is_marked_and_named(traced: TracedServer, stream: bool, status: int) -> None:
+    steps = traced.live.rig.model.steps
+    traced.live.engine.clock = lambda: time.monotonic() + (1000 if len(steps) > 5 else 0)
+    ask(traced.live.port, complete(b"slow", max_tokens=500, timeout=900, stream=stream))
+    span, work = traced.span(), traced.work()
+    assert span.attributes["http.response.status_code"] == status
+    for each in (span, work):
+        assert (each.is_failed, each.attributes["error.type"]) == (True, "timeout")
+    assert names(work) == ["queue", "prefill", "decode"]
+    assert work.children[-1].ended_at == work.ended_at
+    assert "greenroom.expert.misses" not in work.children[-1].attributes  # nobody knows
+
+
+def test_a_client_that_leaves_is_no_failure(traced: TracedServer) -> None:
+    with traced.live.connect() as connection:
+        connection.sendall(complete(b"endless", max_tokens=5000, stream=True))
+        assert connection.recv(100)
+    span, work = traced.span(), traced.work()
+    for each in (span, work):
+        assert (each.is_failed, each.attributes["error.type"]) == (False, "client_disconnected")
+
+
+def test_what_is_refused_is_one_span(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/completions", prompt="secret", model="a\r\n\x1b[31mforged"))
+    span = traced.span()
+    assert (span.children, span.is_failed) == ([], False)
+    assert (span.attributes["http.response.status_code"], span.attributes["error.type"]) == (404, "model_not_found")
+    assert "forged" not in str(span)
+
+
+def test_a_fault_of_the_server_is_marked(traced: TracedServer) -> None:
+    traced.live.engine.submit = None  # type: ignore[method-assign,assignment]
+    ask(traced.live.port, complete(b"one"))
+    span = traced.span()
+    assert (span.is_failed, span.attributes["http.response.status_code"]) == (True, 500)
+
+
+def test_what_only_reads_is_not_told_of(traced: TracedServer) -> None:
+    ask(traced.live.port, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    traced.live.wait_until_left()
+    assert traced.recorder.spans == []
