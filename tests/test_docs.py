@@ -12,8 +12,19 @@ from server.settings import ServeSettings, flag_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
-# Of other commands of ours, and of docker.
-OTHER_FLAGS = {"--weights", "--config", "--json", "--file", "--cpus", "--gpus", "--memory", "--secret", "--read-only"}
+# Of other commands of ours, of docker and rsync.
+OTHER_FLAGS = {
+    "--weights",
+    "--config",
+    "--json",
+    "--file",
+    "--cpus",
+    "--gpus",
+    "--memory",
+    "--secret",
+    "--read-only",
+    "--checksum",
+}
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
