@@ -1,5 +1,5 @@
-// Holds the dashboards against Grafana's published types, of the version in compose.yaml, and fails at whatever does not
-// fit them: an option that a panel does not have, a value that is none of those it knows. Wants node 20 and npm:
+// Holds the dashboards against Grafana's published types, of the version in compose.yaml, and fails at whatever does
+// not fit them: an option that a panel does not have, a value that is none of those it knows. Wants node 20 and npm:
 //
 //   node docker/grafana/check.mjs
 import { execFileSync } from "node:child_process";
@@ -56,10 +56,11 @@ function source(dashboard) {
 }
 
 const folder = mkdtempSync(join(tmpdir(), "dashboards-"));
-const run = (command, ...parts) => execFileSync(command, parts, { cwd: folder, stdio: ["ignore", "inherit", "inherit"] });
+const run = (command, ...parts) => execFileSync(command, parts, { cwd: folder, stdio: ["ignore", 1, 2] });
 try {
   writeFileSync(join(folder, "package.json"), "{}");
-  run("npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", `@grafana/schema@${version}`, "typescript@5");
+  const quiet = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts"];
+  run("npm", "install", ...quiet, `@grafana/schema@${version}`, "typescript@5");
   for (const [kind, name] of Object.entries(panels)) {
     const types = `node_modules/@grafana/schema/dist/types/raw/composable/${kind}/panelcfg/x/${name}PanelCfg_types.gen`;
     writeFileSync(join(folder, `${kind}.ts`), `export * from "./${types}";`);
@@ -69,7 +70,8 @@ try {
     writeFileSync(join(folder, `${file}.ts`), source(dashboard));
     return `${file}.ts`;
   });
-  run("npx", "tsc", "--noEmit", "--strict", "--skipLibCheck", "--module", "esnext", "--moduleResolution", "bundler", ...files);
+  const modules = ["--module", "esnext", "--moduleResolution", "bundler"];
+  run("npx", "tsc", "--noEmit", "--strict", "--skipLibCheck", ...modules, ...files);
   console.log(`${files.length} dashboards are as Grafana ${version} types them`);
 } catch {
   process.exitCode = 1;

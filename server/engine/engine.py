@@ -155,8 +155,8 @@ class Engine:
             self._changed.notify()
         return stream
 
-    def requests(self) -> list[RequestStatus]:
-        """How far each is; see ``GenerationEngine.requests``."""
+    def statuses(self) -> list[RequestStatus]:
+        """How far each request is; see ``GenerationEngine.statuses``."""
         with self._changed:
             others = [*self._present, *self._inbox]
         running = list(self._scheduler.running)

@@ -31,6 +31,7 @@ def _running_state(sequence: Sequence, is_held: Callable[[Sequence], bool]) -> R
 
 def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatus:
     request, timeline = sequence.request, sequence.timeline
+    started = now if timeline.started_at is None else timeline.started_at
     return RequestStatus(
         request.request_id,
         state,
@@ -39,7 +40,8 @@ def _status(sequence: Sequence, state: RequestState, now: float) -> RequestStatu
         sequence.num_cached,
         sequence.num_generated,
         request.sampling.max_tokens,
+        timeline.num_preemptions,
         now - timeline.submitted_at,
-        now - timeline.submitted_at if timeline.queue_seconds is None else timeline.queue_seconds,
+        started - timeline.submitted_at,
         sequence.expert_usage,
     )

@@ -68,11 +68,17 @@ async function complaint(response, key) {
   if (response.status === 401) return key ? "The API key is not one of this server's." : "The server wants an API key.";
   try {
     const { error } = await response.json();
-    if (typeof error?.message === "string") return error.message;
+    // What is said behind the colon of one that can't answer yet is meant for them, too.
+    if (typeof error?.message === "string") return response.status === 503 ? clause(error.message) : error.message;
   } catch {
     // A proxy's page, or a body that was cut: the status says what there is to say.
   }
   return `The server answered with status ${response.status}.`;
+}
+
+/** @param {string} message */
+function clause(message) {
+  return message.replace(/:.*/s, ".");
 }
 
 /**

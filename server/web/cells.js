@@ -1,6 +1,6 @@
 /** The canvas with a cell for each expert, of which only those are drawn that look different than before. */
 
-import { NUM_SHADES, shade } from "./palette.js";
+import { NUM_SHADES, shades } from "./palette.js";
 
 /**
  * @typedef {import("./experts.js").Experts} Experts
@@ -59,10 +59,11 @@ export class Cells {
     const { context, drawn, geometry, palette } = this;
     if (!geometry || !palette) return 0;
     const { cellWidth, cellHeight } = geometry;
+    const shade = shades(experts.warmest);
     let count = 0;
     for (let index = 0; index < experts.size; index += 1) {
       if (!experts.exists(index)) continue;
-      const colour = experts.residency[index] * NUM_SHADES + shade(experts.heat[index], experts.warmest);
+      const colour = experts.residency[index] * NUM_SHADES + shade(experts.heat[index]);
       const look = colour | (experts.pinned[index] ? PINNED : 0);
       if (look === drawn[index]) continue;
       drawn[index] = look;

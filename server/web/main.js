@@ -59,7 +59,7 @@ const feed = new Feed({
   },
   onState(state, message, waitMs) {
     line.show(state, message, waitMs);
-    if (state !== "connecting") stage.age(state !== "live");
+    if (state !== "connecting") stage.age(state !== "live", message);
   },
 });
 

@@ -42,11 +42,10 @@ export function palette(isDark) {
 /**
  * How strong so much warmth is beside the warmest.
  *
- * @param {number} heat
  * @param {number} warmest
- * @returns {number} 0 to NUM_SHADES - 1
+ * @returns {(heat: number) => number} 0 to NUM_SHADES - 1
  */
-export function shade(heat, warmest) {
-  const level = Math.log1p(heat) / Math.log1p(Math.max(warmest, WARM_TOKENS));
-  return Math.round(level * (NUM_SHADES - 1));
+export function shades(warmest) {
+  const scale = (NUM_SHADES - 1) / Math.log1p(Math.max(warmest, WARM_TOKENS));
+  return (heat) => Math.round(Math.log1p(heat) * scale);
 }

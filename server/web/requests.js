@@ -4,8 +4,9 @@ import { request, sentence } from "./api.js";
 import { byId, make, write } from "./dom.js";
 import { count, rate, seconds } from "./format.js";
 
-const LOOK_MS = 1000; // between two looks
+const LOOK_MS = 500; // between two looks
 const MAX_ROWS = 12;
+const NONE = "None runs or waits.";
 
 /** @type {Record<string, string>} what is asked for, by how the id begins */
 const KINDS = { chatcmpl: "chat", cmpl: "completion", resp: "response", msg: "message", embd: "embedding" };
@@ -28,7 +29,7 @@ const KINDS = { chatcmpl: "chat", cmpl: "completion", resp: "response", msg: "me
 export class Requests {
   constructor() {
     this.body = byId("requests-body");
-    this.table = byId("requests-table");
+    this.box = byId("requests-box");
     this.note = byId("requests-note");
     this.lookedAt = -Infinity;
     this.isLooking = false;
@@ -44,6 +45,7 @@ export class Requests {
    */
   show(totals, now) {
     const isIdle = !totals.num_requests_running && !totals.num_requests_waiting && !this.before.size;
+    if (isIdle) write(this.note, NONE);
     if (isIdle || this.isLooking || now - this.lookedAt < LOOK_MS) return;
     this.lookedAt = now;
     void this.look();
@@ -63,6 +65,7 @@ export class Requests {
   /** Forget them: the server is another than before. */
   clear() {
     this.write([]);
+    write(this.note, "");
     this.lookedAt = -Infinity;
   }
 
@@ -80,9 +83,9 @@ export class Requests {
       );
     });
     this.before = new Map(data.map((status) => [key(status), status]));
-    this.table.hidden = !data.length;
+    this.box.hidden = !data.length;
     const more = data.length - shown.length;
-    write(this.note, data.length ? (more ? `And ${count(more)} more.` : "") : "None runs or waits.");
+    write(this.note, data.length ? (more ? `And ${count(more)} more.` : "") : NONE);
   }
 }
 

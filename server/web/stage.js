@@ -10,7 +10,8 @@ import { isDark } from "./theme.js";
 /** @typedef {import("./experts.js").Experts} Experts */
 
 const COLD = 0.05; // tokens, below which nobody sees it fade any more
-const CALM_MS = 1000; // between two pictures for those who want little motion
+const PICTURE_MS = 30; // between two pictures: what fades over seconds looks the same at every second frame
+const CALM_MS = 1000; // the same for those who want little motion
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Stage {
@@ -75,7 +76,7 @@ export class Stage {
    * @returns {boolean} whether something is warm
    */
   paint(experts, now) {
-    if (CALM.matches && now - this.paintedAt < CALM_MS) return true;
+    if (now - this.paintedAt < (CALM.matches ? CALM_MS : PICTURE_MS)) return true;
     this.paintedAt = now;
     experts.fade(Math.max(now, experts.warmedAt));
     this.cells.draw(experts);
@@ -92,9 +93,13 @@ export class Stage {
     box.scrollLeft = Math.max(least, Math.min(box.scrollLeft, x - margin));
   }
 
-  /** @param {boolean} isStale whether it shows what was, not what is */
-  age(isStale) {
-    this.box.toggleAttribute("data-stale", isStale);
+  /**
+   * @param {boolean} isStale whether it shows what was, not what is
+   * @param {string} reason
+   */
+  age(isStale, reason) {
+    this.box.toggleAttribute("data-stale", isStale && this.experts !== null);
+    if (isStale) write(this.empty, reason);
   }
 
   /** @param {number} index of the expert to tell of */

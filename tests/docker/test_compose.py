@@ -58,6 +58,10 @@ def test_each_service_is_checked_and_waits_for_a_healthy_one(name: str) -> None:
     assert all(other["condition"] == "service_healthy" for other in SERVICES[name].get("depends_on", {}).values())
 
 
+def test_server_that_does_not_start_is_watched() -> None:
+    assert not [name for name in ("prometheus", "grafana") if "greenroom" in SERVICES[name].get("depends_on", {})]
+
+
 def test_build_takes_arguments_of_the_image() -> None:
     cuda = read_compose("compose.cuda.yaml")["services"]["greenroom"]
     assert {*SERVER["build"]["args"], *cuda["build"]["args"]} <= set(IMAGE.arguments)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,17 +47,6 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "e2e_request_latency_seconds": ("histogram", set()),
     "request_queue_time_seconds": ("histogram", set()),
 }
-
-
-@pytest.fixture
-def counted(server: Server) -> Counted:
-    return Counted(server)
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as http:
-        yield http
 
 
 def test_every_promised_metric_is_there_with_its_type_and_labels(client: openai.OpenAI, http: httpx.Client) -> None:

@@ -27,17 +27,6 @@ def server() -> Iterator[Server]:
         yield running
 
 
-@pytest.fixture
-def counted(server: Server) -> Counted:
-    return Counted(server)
-
-
-@pytest.fixture(scope="module")
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=60) as http:
-        yield http
-
-
 def complete(http: httpx.Client, prompt: str, max_tokens: int, **more: Any) -> httpx.Response:
     body = {"model": MODEL, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True, **more}
     return http.post("/v1/completions", json=body)

@@ -26,6 +26,7 @@ from tests.e2e.processes import Server, serving
 
 RULES = DOCKER / "prometheus/rules.yml"
 MODEL = "greenroom-demo"
+POD = {"namespace": "default", "pod": "greenroom-0"}  # as Kubernetes' service discovery tells them
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -87,7 +88,7 @@ def configure(folder: Path, server: Server) -> Path:
     assert config["rule_files"] == ["rules.yml"]
     config["global"] = dict.fromkeys(config["global"], "200ms")
     (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")], "labels": POD}]
     shutil.copy(RULES, folder)
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
@@ -182,6 +183,16 @@ def test_model_and_server_can_be_chosen_and_alerts_be_marked(prometheus: Prometh
     for path in DASHBOARDS:
         (annotation,) = json.loads(path.read_text())["annotations"]["list"]
         assert prometheus.query(annotation["target"]["expr"].replace("$instance", ".*")) == []
+
+
+def test_autoscaler_gets_the_queue_of_each_pod(prometheus: Prometheus) -> None:
+    (rule,) = yaml.safe_load((DOCKER / "kubernetes/adapter-values.yaml").read_text())["rules"]["custom"]
+    (series,) = prometheus.get("series", **{"match[]": rule["seriesQuery"]})
+    query = rule["metricsQuery"].replace("<<.Series>>", series["__name__"]).replace("<<.GroupBy>>", "pod")
+    matchers = ",".join(f'{name}="{value}"' for name, value in POD.items())
+    (sample,) = prometheus.get("query", query=query.replace("<<.LabelMatchers>>", matchers))["result"]
+    assert sample["metric"] == {"pod": POD["pod"]}
+    assert isfinite(float(sample["value"][1]))
 
 
 def test_what_is_read_from_prometheus_is_what_the_server_counts(prometheus: Prometheus, server: Server) -> None:

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"], dependencies=[Admin
 def list_requests(service: ServiceDep) -> JSONResponse:
     """Every choice of every request that has not ended: what runs, then what waits, first to go first; no prompts."""
     model = service.loaded_model(None)
-    return JSONResponse({"object": "list", "data": [described(each, model.name) for each in model.engine.requests()]})
+    return JSONResponse({"object": "list", "data": [described(each, model.name) for each in model.engine.statuses()]})
 
 
 def described(status: RequestStatus, model: str) -> JsonObject:
@@ -33,6 +33,7 @@ def described(status: RequestStatus, model: str) -> JsonObject:
         "cached_tokens": status.num_cached_tokens,
         "completion_tokens": status.num_generated,
         "max_tokens": status.max_tokens,
+        "preemptions": status.num_preemptions,
         "age_seconds": round(status.age_seconds, 3),
         "queue_seconds": round(status.queue_seconds, 3),
         "greenroom": expert_usage(status.expert_usage),

@@ -39,8 +39,8 @@ class GenerationEngine(Protocol):
             EngineUnavailableError: the engine is stopping or dead.
         """
 
-    def requests(self) -> list[RequestStatus]:
-        """What runs, then what waits, first to go first; from any thread, without waiting for a step."""
+    def statuses(self) -> list[RequestStatus]:
+        """Of what runs, then of what waits, first to go first; from any thread, without waiting for a step."""
 
     def halt(self) -> None:
         """Take nothing more, and end every open stream with an error; waits for nothing."""

@@ -1,4 +1,4 @@
-"""How far a request is."""
+"""How far requests are that have not ended."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RequestState = Literal["waiting", "prefill", "decode", "held"]  # held: it decod
 
 @dataclass(frozen=True)
 class RequestStatus:
-    """How far a request is that has not ended; ``waiting`` with tokens generated is one that was preempted."""
+    """Of one request; ``waiting`` with tokens generated is one that was preempted."""
 
     request_id: str
     state: RequestState
@@ -21,6 +21,7 @@ class RequestStatus:
     num_cached_tokens: int  # of prompt and completion, that the KV cache holds
     num_generated: int
     max_tokens: int
+    num_preemptions: int
     age_seconds: float  # since it was submitted
     queue_seconds: float  # until its first step, or now
     expert_usage: ExpertUsage  # so far
