@@ -143,8 +143,8 @@ export class Transcript {
     this.current = index;
     const token = this.tokens[index] ?? null;
     token?.element.classList.add("current");
-    token?.element.scrollIntoView({ block: "nearest" });
     this.listener.onChoice(token);
+    token?.element.scrollIntoView({ block: "nearest" }); // in what room its path leaves
   }
 
   /** @param {MouseEvent} event */
