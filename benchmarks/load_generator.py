@@ -87,7 +87,7 @@ def _request(completion: Completion) -> bytes:
     }
     content = json.dumps(body).encode()
     head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: greenroom\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

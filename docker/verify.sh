@@ -32,7 +32,7 @@ fail() {
 }
 
 clean_up() {
-    [[ -z $namespaces ]] || kill -KILL "$namespaces" 2>/dev/null || true
+    [[ -z $namespaces ]] || pkill -KILL --parent "$namespaces" || true # process 1 takes all others along
     [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
     umount "$folder"/base/{proc,sys} 2>/dev/null || true # of a debootstrap that was cut short
     rm -rf --one-file-system "$folder"
@@ -61,10 +61,14 @@ build() {
         "${limits[@]}" --file docker/Dockerfile --tag "$image" "$@" . >"$folder/build.log" 2>&1 \
         || fail "buildah: $(tail -20 "$folder/build.log")"
     say "size: $(config '{{.Size}}' | numfmt --to=iec)"
+    # What the CUDA variant has beside the CPU's, without a second torch.
+    buildah "${storage[@]}" build --isolation chroot --pull=never --format docker "${limits[@]}" \
+        --file docker/Dockerfile --target cuda --tag "$image-cuda" . >>"$folder/build.log" 2>&1 \
+        || fail "buildah, CUDA: $(tail -20 "$folder/build.log")"
 }
 
-# What a template makes of the image's configuration.
-config() { podman "${storage[@]}" image inspect --format "$1" "$image"; }
+# What a template makes of the configuration of the image, or of another one.
+config() { podman "${storage[@]}" image inspect --format "$1" "${2:-$image}"; }
 
 expect() { [[ $2 == "$3" ]] || fail "$1 is $2, not $3"; }
 
@@ -73,10 +77,20 @@ check_config() {
     expect "the entry point" "$(config '{{json .Config.Entrypoint}} {{json .Config.Cmd}}')" '["greenroom"] ["serve"]'
     expect "the health check" "$(config '{{json .HealthCheck.Test}}')" '["CMD","python","/opt/greenroom/healthcheck.py"]'
     expect "the volumes" "$(config '{{json .Config.Volumes}}')" '{"/cache":{},"/models":{}}'
+    config '{{json .Config.Env}}' "$image-cuda" | grep --quiet '"NVIDIA_VISIBLE_DEVICES=all"' \
+        || fail "the CUDA variant does not ask for GPUs"
+    ! config '{{json .Config.Env}}' | grep --quiet NVIDIA || fail "the CPU variant asks for GPUs"
 }
 
-# Runs a command in the image, as its user.
-inside() { buildah "${storage[@]}" run --isolation chroot --network host "$container" -- "$@"; }
+# Runs a command in the image, as its user, after any --volume FOLDER:PATH.
+inside() {
+    local arguments=()
+    while [[ $1 == --volume ]]; do
+        arguments+=("$1" "$2")
+        shift 2
+    done
+    buildah "${storage[@]}" run --isolation chroot --network host "${arguments[@]}" "$container" -- "$@"
+}
 
 check_inside() {
     container=$(buildah "${storage[@]}" from --pull=never "${limits[@]}" "$image")
@@ -85,27 +99,33 @@ check_inside() {
     expect "what the user may write" \
         "$(inside sh -c 'for i in / /opt/greenroom /cache /models; do test ! -w $i || echo $i; done' | xargs)" \
         "/cache /models"
-    inside sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
+    install --directory --owner 1001 --group 1001 "$folder/models"
+    inside --volume "$folder/models:/models" \
+        sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
         >"$folder/pack.log" 2>&1 || fail "greenroom pack: $(cat "$folder/pack.log")"
-    inside test -f /models/packed/manifest.json || fail "nothing was packed into /models"
+    expect "the owner of what was packed" "$(stat --format %u:%g "$folder/models/packed/manifest.json")" 1001:1001
     say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
 }
 
-# Serves as process 1 of its namespaces, as the image's user, on a root that is read-only; sets `namespaces` and `server`.
+# Serves what was packed, as process 1 of its namespaces and as the image's user, on a root that is read-only; sets
+# `namespaces` and `server`.
 start() {
     local root environment
+    ! curl --silent --output "$folder/ready" "$url/ready" || fail "something else answers at $url; give another PORT"
     root=$(buildah "${storage[@]}" mount "$container")
     mapfile -t environment < <(config '{{range .Config.Env}}{{println .}}{{end}}' | grep .)
-    unshare --mount --pid --fork --kill-child bash -euc '
-        root=$1
-        shift
+    unshare --mount --pid --fork bash -euc '
+        root=$1 models=$2
+        shift 2
         mount --bind "$root" "$root"
         mount --types proc proc "$root/proc"
         mount --rbind /dev "$root/dev"
-        for i in cache models tmp; do mount --types tmpfs --options uid=1001,gid=1001 tmpfs "$root/$i"; done
+        for i in cache tmp; do mount --types tmpfs --options uid=1001,gid=1001 tmpfs "$root/$i"; done
+        mount --bind "$models" "$root/models"
         mount --options remount,bind,ro "$root"
-        exec chroot --userspec=1001:1001 "$root" env --ignore-environment "$@"
-    ' start "$root" "${environment[@]}" GREENROOM_PORT="$port" greenroom serve >"$folder/out" 2>"$folder/err" &
+        exec chroot --userspec=1001:1001 "$root" env --chdir=/models --ignore-environment "$@"
+    ' start "$root" "$folder/models" "${environment[@]}" GREENROOM_PORT="$port" greenroom serve packed \
+        >"$folder/out" 2>"$folder/err" &
     namespaces=$!
     until curl --silent --fail --output "$folder/ready" "$url/ready"; do
         kill -0 "$namespaces" 2>/dev/null || fail "the server ended: $(cat "$folder/err")"
@@ -114,6 +134,7 @@ start() {
     server=$(pgrep --parent "$namespaces")
     expect "the process of the server" "$(grep NSpid "/proc/$server/status" | awk '{print $NF}')" 1
     expect "its user" "$(awk '/^Uid/ {print $2}' "/proc/$server/status")" 1001
+    grep --quiet " from packed$" "$folder/err" || fail "it serves something else: $(cat "$folder/err")"
     say "ready: $(cat "$folder/out")"
 }
 
@@ -125,6 +146,7 @@ check_serving() {
         || fail "the root can be written to"
     complete '{"prompt": "Once upon a time", "max_tokens": 8}' | grep --quiet '"finish_reason":"length"' \
         || fail "no completion"
+    get metrics | grep --quiet '^greenroom_expert_loaded_bytes_total.* [1-9]' || fail "no expert was read"
     chat | grep --quiet '"role":"assistant"' || fail "no chat"
     get "" | grep --quiet "<html" || fail "no dashboard"
     get metrics | grep --quiet ^greenroom_num_requests_waiting || fail "no metrics"
@@ -141,6 +163,7 @@ post() { curl --silent --no-buffer --header 'Content-Type: application/json' --d
 # A stream is begun before SIGTERM and must be whole after it, while new work is turned away.
 check_draining() {
     local status=0
+    : >"$folder/stream"
     complete '{"prompt": "Once upon a time", "max_tokens": 500, "ignore_eos": true, "stream": true}' >"$folder/stream" &
     local stream=$!
     until grep --quiet '^data' "$folder/stream"; do sleep 0.02; done

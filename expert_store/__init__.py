@@ -43,6 +43,7 @@ from .statistics import (
 )
 from .store import ExpertStore
 from .trace import TraceHeader, TraceWriter, read_trace
+from .verification import unreadable_experts
 
 __all__ = [
     "LOAD_SECONDS_BUCKETS",
@@ -99,5 +100,6 @@ __all__ = [
     "read_tensor",
     "read_trace",
     "share_slots",
+    "unreadable_experts",
     "write_pack",
 ]

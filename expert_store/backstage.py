@@ -42,13 +42,15 @@ class Backstage:
         self.catalog = catalog
         self.changed = threading.Condition()
         self.is_closed = False
-        self.statistics = StoreStatistics(np.zeros((len(catalog.layers), catalog.num_experts), dtype=np.int64))
+        tokens = np.zeros((len(catalog.layers), catalog.num_experts), dtype=np.int64)
+        self.statistics = StoreStatistics(tokens)
+        # The rows of that array; to count one by one in a memoryview takes half the time of counting in numpy.
+        self._tokens = {layer: row.data for layer, row in zip(catalog.layers, tokens, strict=True)}
         self.quarantined: dict[ExpertKey, str] = {}
         self.keys = {
             layer: [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
             for layer, entry in catalog.layers.items()
         }
-        self.tokens = {layer: [0] * len(keys) for layer, keys in self.keys.items()}
         self._num_waiting = 0  # threads that sleep until `changed`
         self._row = {layer: row for row, layer in enumerate(catalog.layers)}
         host_slots = share_slots(catalog, host_bytes)
@@ -114,7 +116,7 @@ class Backstage:
             self.changed.notify_all()
 
     def count_tokens(self, layer: int, rows: Mapping[int, int]) -> None:
-        tokens = self.tokens[layer]
+        tokens = self._tokens[layer]
         for expert, count in rows.items():
             tokens[expert] += count
 

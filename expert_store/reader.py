@@ -171,7 +171,7 @@ def _read_record(job: ReadJob, record: PackedRecord, files: Mapping[Path, Direct
             return
     raise ChecksumError(
         f"the checksum of its record in {record.extent.path.name} is {found:016x}, not {record.checksum:016x}; "
-        "the file is damaged, pack the model again"
+        "the file is damaged; copy it again, or pack the model again"
     )
 
 

@@ -269,8 +269,6 @@ class ExpertStore:
         backstage = self._backstage
         with backstage.changed:
             statistics = copy.deepcopy(backstage.statistics)
-            for row, tokens in enumerate(backstage.tokens.values()):
-                statistics.tokens[row, : len(tokens)] = tokens
             for pool in backstage.pools:
                 for name, tier in pool.tiers:
                     statistics.evictions[name] = statistics.evictions.get(name, 0) + tier.evictions

@@ -33,6 +33,12 @@ SUBCOMMANDS = (
         "Write a model in the packed format, one aligned record an expert; resumable.",
     ),
     Subcommand(
+        "verify",
+        "server.verify_command",
+        "compare a packed model with its checksums",
+        "Read a packed model whole and compare it with its checksums; 1 if anything of it is damaged.",
+    ),
+    Subcommand(
         "inspect",
         "server.inspect_command",
         "what a model takes, what fits, and how fast it can be",

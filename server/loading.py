@@ -110,6 +110,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     experts_per_layer = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
+    log.info("compute: %s in %s, threads: %d", device, str(dtype).removeprefix("torch."), pool.num_threads)
     describe(trunk, store, plan)
     eos_token_ids = generation.eos_token_ids | tokenizer.eos_token_ids
     codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids)
@@ -129,7 +130,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
-    metrics = Metrics(store, engine.statistics, prefetcher)
+    metrics = Metrics(name, store, engine.statistics, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics)
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
 

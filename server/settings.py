@@ -6,6 +6,7 @@ import argparse
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -328,6 +329,9 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         else:
             place = f"{name} in {config}"
         reason = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
+        if name not in names:
+            close = get_close_matches(name, names, 1)
+            reason = f"there is no such setting{f' (did you mean {close[0]}?)' if close else ''}"
         # A key is not repeated, neither under its own name nor under one that is written wrong.
         is_secret = name not in names or name in {"api_key", "admin_api_key"}
         value = "" if is_secret else f" {first['input']!r}"

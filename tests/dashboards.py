@@ -9,11 +9,11 @@ DOCKER = Path(__file__).parents[1] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
 
 
+def asking(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """The panels that ask for something: neither a row's title nor a text."""
+    return [panel for panel in dashboard["panels"] if panel["type"] not in ("row", "text")]
+
+
 def queries(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
     """Each query of a dashboard beside the title of its panel."""
-    return [
-        (panel["title"], target["expr"])
-        for panel in dashboard["panels"]
-        if panel["type"] != "row"
-        for target in panel["targets"]
-    ]
+    return [(panel["title"], target["expr"]) for panel in asking(dashboard) for target in panel["targets"]]

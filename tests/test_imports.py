@@ -100,6 +100,13 @@ ALLOWED = {
         "server.observability.logging",
         "server.progress",
     },
+    "server.verify_command": {
+        "expert_store",
+        "server.complaint",
+        "server.memory",
+        "server.observability.logging",
+        "server.progress",
+    },
     "server.replay": {"expert_store", "server.complaint", "server.settings"},
     "server.serve_command": {
         "expert_store",

@@ -37,6 +37,7 @@ TRUNK_NAME = "trunk.safetensors"
 PACK_SUFFIX = ".pack"
 DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
 CHUNK_BYTES = 8 << 20
+AGAIN = "copy it again, or pack the model again"  # what to do about a file that is not as it was packed
 
 
 def _file_name(name: str) -> str:
@@ -228,13 +229,13 @@ def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{path} leads out of {folder}; pack the model again")
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; pack the model again")
+        raise CheckpointError(f"{path} is missing; {AGAIN}")
     try:
         nbytes = path.stat().st_size
         if nbytes != file.nbytes:
-            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; pack the model again")
+            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {AGAIN}")
         if file.checksum is not None and file_checksum(path) != file.checksum:
-            raise CheckpointError(f"{path} is not what was packed: its checksum differs; pack the model again")
+            raise CheckpointError(f"{path} is not what was packed: its checksum differs; {AGAIN}")
         if not os.access(path, os.R_OK):
             raise CheckpointError(f"{path} can't be read; change its permissions")
     except OSError as error:

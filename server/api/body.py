@@ -14,7 +14,6 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from server.api.auth import Guard
-from server.api.body_room import BodyPart
 from server.api.dependencies import service_of
 from server.api.errors import (
     BodyTimeoutError,
@@ -25,6 +24,7 @@ from server.api.errors import (
 )
 from server.api.json_reader import FieldError, JSONError, read_json
 from server.api.openai.fields import is_encodable
+from server.api.room import Part
 from server.api.validation import NOT_AN_OBJECT, quote
 
 MAX_BODY_BYTES = 24 << 20  # room for the images of a request, and as much text as anybody can mean
@@ -67,7 +67,7 @@ class _ReadyRequest(Request):
         return self.ready_body
 
 
-async def _read(request: Request, model: type[BaseModel], part: BodyPart) -> BaseModel:
+async def _read(request: Request, model: type[BaseModel], part: Part) -> BaseModel:
     check_type(request)
     data = await read_body(request, part)
     if len(data) <= SMALL_BODY_BYTES:
@@ -90,7 +90,7 @@ def check_type(request: Request) -> None:
         raise UnsupportedBodyError(f"The body must be application/json, but its content-type is {quote(content_type)}.")
 
 
-async def read_body(request: Request, part: BodyPart) -> bytearray:
+async def read_body(request: Request, part: Part) -> bytearray:
     """The body, as soon as it is there.
 
     Args:

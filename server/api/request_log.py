@@ -47,6 +47,7 @@ def _work_fields(work: Work) -> dict[str, Any]:
         "expert_stall_seconds": round(work.expert_usage.stall_seconds, 6),
     }
     if isinstance(work, Generation):
+        fields["cached_tokens"] = work.num_cached_tokens
         fields["completion_tokens"] = sum(work.num_generated)
         fields["finish_reasons"] = [reason and reason.value for reason in work.finish_reasons]
     return fields

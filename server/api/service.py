@@ -8,17 +8,22 @@ from enum import StrEnum
 from typing import Any
 from weakref import WeakSet
 
-from server.api.body_room import BodyRoom
 from server.api.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
 from server.api.expert_feed import ExpertFeed
 from server.api.grammars import Grammars
 from server.api.hosts import Hosts
 from server.api.keys import Keys
 from server.api.rates import Turnstile
+from server.api.room import Room
 from server.api.tracing import Tracer
 from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
+
+MAX_BODIES_BYTES = 256 << 20  # of all that are being read
+BODIES_REFUSAL = "The server is reading too many large bodies: try again later."
+MAX_PROMPT_LOGPROBS = 4 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
+LOGPROBS_REFUSAL = "The server is gathering too many logprobs of prompts: try again later."
 
 
 class ServiceState(StrEnum):
@@ -42,6 +47,7 @@ class LoadedModel:
     keeps_stalls: bool = False  # whether the engine is to tell of each request's longest waits for experts
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     grammars: Grammars = field(init=False)
+    logprobs_room: Room = field(default_factory=lambda: Room(MAX_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
     def __post_init__(self) -> None:
         self.grammars = Grammars(self.codec)
@@ -61,7 +67,7 @@ class Service:
     keys: Keys = field(default_factory=Keys)
     hosts: Hosts = field(default_factory=Hosts)
     turnstile: Turnstile = field(default_factory=Turnstile)
-    body_room: BodyRoom = field(default_factory=BodyRoom)
+    body_room: Room = field(default_factory=lambda: Room(MAX_BODIES_BYTES, BODIES_REFUSAL))
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

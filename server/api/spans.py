@@ -81,6 +81,7 @@ def _generation_attributes(ended: EndedRequest, work: Generation) -> dict[str, V
     reasons = [reason.value for reason in work.finish_reasons if reason is not None]
     attributes: dict[str, Value] = {
         "gen_ai.usage.output_tokens": sum(work.num_generated),
+        "gen_ai.usage.cache_read.input_tokens": work.num_cached_tokens,
         "gen_ai.request.max_tokens": sampling.max_tokens,
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,

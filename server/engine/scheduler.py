@@ -147,6 +147,8 @@ class Scheduler:
         self._blocks.promise(sequence.blocks)
         self._blocks.hold(sequence.blocks, num_reusable + count)
         sequence.num_cached = num_reusable
+        if sequence.timeline.started_at is None:
+            sequence.timeline.num_cached_tokens = num_reusable
         sequence.slot = self._free_slots.pop()
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)

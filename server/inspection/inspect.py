@@ -35,4 +35,4 @@ def inspect(model: str | None, settings: ServeSettings) -> dict[str, Any]:
         with temporary_experts(next(iter(found.catalog.layouts))) as catalog:
             disk = measure_disk(catalog)
     copy = measure_copy(device) if device.type == "cuda" else None
-    return as_object(found, plan, Bandwidths(measure_memory(device), disk, copy))
+    return as_object(found, plan, Bandwidths(measure_memory(device), disk, copy), settings.max_batched_tokens)

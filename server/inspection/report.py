@@ -19,15 +19,20 @@ SOURCES = {
 }
 
 
-def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any]:
+def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: int) -> dict[str, Any]:
     """Everything, as ``--json`` prints it: bytes, bytes a second, tokens a second.
 
     Where the trunk does not fit, the bounds are those of a machine of the same speed with more memory.
+
+    Args:
+        batched_tokens: of a prompt that are computed together. They choose nearly all experts, so that what is not in
+            memory is read once for each such piece.
     """
     shape, catalog = found.outline, found.catalog
     traffic = Traffic(shape.active_trunk_bytes, found.active_expert_bytes)
     uniform = min(1.0, (plan.host_slots + plan.device_slots) / found.num_experts)
     on_device = plan.device_slots / found.num_experts if plan.is_cuda else 1.0
+    missing = int((1 - uniform) * catalog.total_bytes)
     return {
         "model": found.name,
         "architecture": shape.architecture,
@@ -48,6 +53,11 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths) -> dict[str, Any
             "trunk": traffic.trunk,
             "experts": traffic.experts,
             "total": traffic.trunk + traffic.experts,
+        },
+        "prompt_piece": {
+            "num_tokens": batched_tokens,
+            "missing_bytes": missing,
+            "disk_seconds": missing / bandwidths.disk,
         },
         "kv_cache": {
             "bytes_per_token": sum(group.token_bytes for group in shape.kv_groups),
@@ -138,6 +148,10 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if entry["hit_ratio"] < 1 and report["trunk_fits"]:
             note = ", as with uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
+    piece = report["prompt_piece"]
+    if piece["missing_bytes"] and report["trunk_fits"]:
+        cost = f"up to {format_bytes(piece['missing_bytes'])} in {piece['disk_seconds']:.1f} s"
+        yield _row("a prompt reads", f"{cost} for each {piece['num_tokens']} tokens (--max-batched-tokens)")
 
 
 def _notes(report: dict[str, Any]) -> Iterator[str]:

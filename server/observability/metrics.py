@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -31,16 +32,16 @@ Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 
 
 class Metrics:
-    """The metrics of one server."""
+    """The metrics of one server, which serves ``model``."""
 
-    def __init__(self, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
-        self._store, self._engine, self._prefetcher = store, engine, prefetcher
+    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
+        self._model, self._store, self._engine, self._prefetcher = model, store, engine, prefetcher
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format; takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        registry.register(_Scrape(self._store, statistics, self._engine, self._prefetcher))
+        registry.register(_Scrape(self._model, self._store, statistics, self._engine, self._prefetcher))
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
@@ -49,14 +50,18 @@ class _Scrape(Collector):
 
     def __init__(
         self,
+        model: str,
         store: ExpertStore,
         statistics: StoreStatistics,
         engine: EngineStatistics,
         prefetcher: Prefetcher | None,
     ):
-        self._store, self._statistics, self._engine, self._prefetcher = store, statistics, engine, prefetcher
+        self._model, self._store, self._statistics = model, store, statistics
+        self._engine, self._prefetcher = engine, prefetcher
 
     def collect(self) -> Iterator[Metric]:
+        served = (self._model, version("greenroom"))
+        yield _gauge("model_info", "1; what is served, and by which version.", ["model", "version"], [(served, 1)])
         tiers = list(self._store.tiers().values())
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(self._statistics, len(tiers) > 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,17 @@ COMPOSE = read_compose("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVER = SERVICES["greenroom"]
 IMAGE = read_image()
+
+
+@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+@pytest.mark.parametrize("overlays", [(), ("keys",), ("cuda",), ("keys", "cuda")])
+def test_compose_reads_the_files(overlays: tuple[str, ...]) -> None:
+    files = ["compose.yaml", *(f"compose.{name}.yaml" for name in overlays)]
+    options = [option for file in files for option in ("--file", str(FOLDER / file))]
+    done = subprocess.run(
+        ["docker-compose", *options, "config", "--quiet"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_one_command_brings_up_three_services() -> None:
@@ -43,6 +56,10 @@ def test_services_are_hardened(name: str) -> None:
 def test_each_service_is_checked_and_waits_for_a_healthy_one(name: str) -> None:
     assert name == "greenroom" or "healthcheck" in SERVICES[name]  # that of the server is in the image
     assert all(other["condition"] == "service_healthy" for other in SERVICES[name].get("depends_on", {}).values())
+
+
+def test_server_that_does_not_start_is_watched() -> None:
+    assert not [name for name in ("prometheus", "grafana") if "greenroom" in SERVICES[name].get("depends_on", {})]
 
 
 def test_build_takes_arguments_of_the_image() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +15,12 @@ from server.cli import SUBCOMMANDS
 from tests.docker.files import FOLDER, PROJECT, ROOT, read_image, settings_of
 
 IMAGE = read_image()
+
+
+def test_hadolint_finds_no_fault() -> None:
+    command = [str(Path(sys.executable).parent / "hadolint"), str(FOLDER / "Dockerfile")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_environment_holds_settings_of_the_server() -> None:

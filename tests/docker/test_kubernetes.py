@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import kubernetes_validate
 import pytest
 
 from expert_store import ExpertStore
@@ -23,6 +24,12 @@ LABELS: dict[str, str] = STATEFUL_SET["template"]["metadata"]["labels"]
 (PORT,) = CONTAINER["ports"]
 ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONTAINER["env"]}  # 1 CPU, say
 MOUNTS: dict[str, str] = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", read_manifest("kustomization.yaml")["resources"])
+@pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
+def test_manifest_is_as_kubernetes_has_it(name: str, version: str) -> None:
+    kubernetes_validate.validate(read_manifest(name), version, strict=True)
 
 
 def test_environment_holds_settings_of_the_server() -> None:
@@ -102,7 +109,7 @@ def test_service_and_monitor_find_the_pods() -> None:
 def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    text = Metrics(store, EngineStatistics()).render().decode()
+    text = Metrics("made-up", store, EngineStatistics()).render().decode()
     store.close()
     scaler = read_manifest("autoscaler.yaml")["spec"]
     (metric,) = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import httpx
 import openai
 import pytest
 
+from tests.e2e.counted import Counted
 from tests.e2e.processes import Server, serving
 
 
@@ -21,3 +23,14 @@ def server() -> Iterator[Server]:
 def client(server: Server) -> Iterator[openai.OpenAI]:
     with server.client() as client:
         yield client
+
+
+@pytest.fixture
+def counted(server: Server) -> Counted:
+    return Counted(server)
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        yield http

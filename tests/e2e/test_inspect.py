@@ -23,6 +23,7 @@ KEYS = {
     "num_unused_tensors",
     "experts",
     "bytes_per_token",
+    "prompt_piece",
     "kv_cache",
     "tiers",
     "bandwidth",
@@ -32,6 +33,7 @@ KEYS = {
 
 def test_the_bundled_model_is_told_as_serving_it_logs(tmp_path: Path) -> None:
     budgets = ("--host-expert-memory", "25%", "--device-expert-memory", "2MiB", "--kv-cache-memory", "8MiB")
+    budgets += ("--threads", "1")
     inspected = run_command("inspect", "--json", *budgets)
     assert inspected.returncode == 0, inspected.stderr
     report = json.loads(inspected.stdout)
@@ -41,6 +43,7 @@ def test_the_bundled_model_is_told_as_serving_it_logs(tmp_path: Path) -> None:
         _, _, log = server.interrupt()
     experts, kv, tiers = report["experts"], report["kv_cache"], report["tiers"]
     total = format_bytes(experts["total_bytes"])
+    assert f"compute: cpu in {report['dtype']}, threads: 1" in log
     assert f"trunk: {format_bytes(report['trunk_bytes'])} resident" in log
     assert f"experts: {experts['num_experts']} in {experts['num_layers']} layers, {total} on disk" in log
     assert f"host tier: slots for {tiers['host']['slots']} experts" in log

@@ -55,16 +55,31 @@ def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
     assert run_command("pack", *arguments).returncode == 2
 
 
+def verified(folder: Path, status: int) -> str:
+    """What `greenroom verify` says, on one line."""
+    done = run_command("verify", str(folder))
+    assert (done.returncode, done.stdout) == (status, "")
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_only_packs_can_be_verified() -> None:
+    assert verified(BUNDLED, 1) == f"greenroom: {BUNDLED} is not a packed model, and others have no checksums"
+
+
 def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_path: Path) -> None:
     """Expert 0 of layer 0 is damaged; texts differ in whether they need it."""
     out = tmp_path / "out"
     assert run_command("pack", str(BUNDLED), str(out), "--weights", "int8").returncode == 0
     (records,) = out.glob("*/experts-00000.pack")
+    assert "is sound: 96 experts" in verified(out, 0)
     with records.open("r+b") as file:
         file.seek(1000)
         byte = file.read(1)[0]
         file.seek(1000)
         file.write(bytes([byte ^ 1]))
+    assert "1 of 96 experts of" in (line := verified(out, 1))
+    assert "are damaged: expert 0 of layer 0; the first: the checksum of its record" in line
     failures, texts = [], []
     with serving(str(out), "--host-expert-memory", "25%", "--dtype", "float32") as server:
         for prompt in ("import os", "SCENE I.", "Mix the flour", "Section 1.", "A dog is", "tar -x", "Q", "a", "The"):

@@ -26,6 +26,7 @@ from tests.e2e.processes import Server, serving
 
 RULES = DOCKER / "prometheus/rules.yml"
 MODEL = "greenroom-demo"
+POD = {"namespace": "default", "pod": "greenroom-0"}  # as Kubernetes' service discovery tells them
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("prometheus") and shutil.which("promtool")),
@@ -87,7 +88,7 @@ def configure(folder: Path, server: Server) -> Path:
     assert config["rule_files"] == ["rules.yml"]
     config["global"] = dict.fromkeys(config["global"], "200ms")
     (job,) = config["scrape_configs"]
-    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")]}]
+    job["static_configs"] = [{"targets": [server.url.removeprefix("http://")], "labels": POD}]
     shutil.copy(RULES, folder)
     path = folder / "prometheus.yml"
     path.write_text(yaml.safe_dump(config))
@@ -173,6 +174,25 @@ def test_every_query_of_the_dashboards_has_data(prometheus: Prometheus, dashboar
             shown = expression.replace("$instance", instance.replace("\\", "\\\\")).replace("$__rate_interval", "1m")
             values = prometheus.query(shown.replace("$__range", "30m"))
             assert any(map(isfinite, values)), f"{title}: {shown} has {values}"
+
+
+def test_model_and_server_can_be_chosen_and_alerts_be_marked(prometheus: Prometheus, server: Server) -> None:
+    (known,) = prometheus.get("series", **{"match[]": 'greenroom_model_info{model=~".*"}'})
+    assert known["model"] == MODEL
+    assert known["instance"] == server.url.removeprefix("http://")
+    for path in DASHBOARDS:
+        (annotation,) = json.loads(path.read_text())["annotations"]["list"]
+        assert prometheus.query(annotation["target"]["expr"].replace("$instance", ".*")) == []
+
+
+def test_autoscaler_gets_the_queue_of_each_pod(prometheus: Prometheus) -> None:
+    (rule,) = yaml.safe_load((DOCKER / "kubernetes/adapter-values.yaml").read_text())["rules"]["custom"]
+    (series,) = prometheus.get("series", **{"match[]": rule["seriesQuery"]})
+    query = rule["metricsQuery"].replace("<<.Series>>", series["__name__"]).replace("<<.GroupBy>>", "pod")
+    matchers = ",".join(f'{name}="{value}"' for name, value in POD.items())
+    (sample,) = prometheus.get("query", query=query.replace("<<.LabelMatchers>>", matchers))["result"]
+    assert sample["metric"] == {"pod": POD["pod"]}
+    assert isfinite(float(sample["value"][1]))
 
 
 def test_what_is_read_from_prometheus_is_what_the_server_counts(prometheus: Prometheus, server: Server) -> None:

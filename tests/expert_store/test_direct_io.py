@@ -53,7 +53,7 @@ class Reads:
         return self._read(file, buffers, offset)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)), min_size=1, max_size=5))
 def test_any_pieces_are_read_right_through_a_small_bounce_buffer(runs: list[tuple[int, int]]) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -126,7 +126,7 @@ def test_a_missing_short_or_altered_file_is_named(
     out: Path, name: str, damage: Callable[[Path], None], complaint: str
 ) -> None:
     damage(data_folder(out) / name)
-    with pytest.raises(CheckpointError, match=rf"{name} .*{complaint}.*; pack the model again"):
+    with pytest.raises(CheckpointError, match=rf"{name} .*{complaint}.*; copy it again, or pack the model again"):
         open_pack(out)
 
 

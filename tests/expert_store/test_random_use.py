@@ -183,7 +183,7 @@ class DeviceMachine(StoreMachine):
         self.together(batch, rebuild)
 
 
-STEPS = settings(max_examples=40, stateful_step_count=25, deadline=None)
+STEPS = settings(max_examples=40, stateful_step_count=25)
 TestHost = StoreMachine.TestCase
 TestHost.settings = STEPS
 TestDevice = DeviceMachine.TestCase

@@ -56,7 +56,6 @@ def most_hits(leases: list[TracedLease], num_slots: int, initial: frozenset[Key]
     return from_lease(0, initial)
 
 
-@settings(deadline=None)
 @example(leases=[decode(0, 0, 1), decode(0, 0, 1), decode(0, 0)], initial=set(), spare=0)
 @given(
     leases=lease_lists(2, 3, 6),
@@ -69,7 +68,7 @@ def test_the_optimum_is_what_trying_everything_finds(leases: list[TracedLease], 
     assert optimal(leases, num_slots, residents) == most_hits(leases, num_slots, frozenset(initial))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(leases=lease_lists(3, 5, 40))
 def test_no_policy_beats_the_optimum_at_any_size(leases: list[TracedLease]) -> None:
     trace = Trace(TraceHeader("tiny", dict.fromkeys(range(3), 5), dict.fromkeys(range(3), 4096)), leases)

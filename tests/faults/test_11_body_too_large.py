@@ -10,7 +10,7 @@ import pytest
 
 from server.api import json_reader
 from server.api.body import MAX_BODY_BYTES
-from server.api.body_room import BodyRoom
+from server.api.room import Room
 from server.api.service import Service
 from server.engine.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
@@ -76,7 +76,7 @@ def test_as_many_values_as_fit_into_a_body_are_refused(
 
 def test_bodies_that_are_read_at_the_same_time_have_room_together(codec: Codec) -> None:
     """One that finds none is told to come again; whatever became of the others, what they took is given back."""
-    service = Service("1", body_room=BodyRoom(300_000))
+    service = Service("1", body_room=Room(300_000, "no room"))
     with serving_rig(Rig(), codec, service=service) as server:
         with server.connect() as first, server.connect() as second:
             for connection in (first, second):

@@ -158,6 +158,18 @@ def test_bounds_follow_from_bytes_and_bandwidths(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("instant")
+def test_a_piece_of_a_prompt_reads_what_is_not_in_memory(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path)
+    report = inspect(str(folder), SETTINGS.model_copy(update={"max_batched_tokens": 2048}))
+    missing = report["experts"]["total_bytes"] // 2
+    assert report["prompt_piece"] == {"num_tokens": 2048, "missing_bytes": missing, "disk_seconds": missing / 2e6}
+    assert "in 0.1 s for each 2048 tokens (--max-batched-tokens)" in as_text(report)
+    all_in_memory = inspect(str(folder), SETTINGS.model_copy(update={"host_expert_memory": "100%"}))
+    assert all_in_memory["prompt_piece"]["missing_bytes"] == 0
+    assert "a prompt reads" not in as_text(all_in_memory)
+
+
+@pytest.mark.usefixtures("instant")
 def test_a_trunk_that_is_larger_than_memory_is_told_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,7 +38,8 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"port": "99999"}, {}, "", "--port '99999'"),
         ({}, {"GREENROOM_PORT": "x"}, "", "GREENROOM_PORT 'x'"),
         ({}, {}, "port = -1", "port in .*: Input should be greater"),
-        ({}, {}, "colour = 1", "colour in .*: Extra inputs"),
+        ({}, {}, "colour = 1", "colour in .*: there is no such setting$"),
+        ({}, {}, "max-model-length = 1", "there is no such setting .did you mean max_model_len"),
         ({}, {}, "port =", "is not TOML"),
         ({"host_expert_memory": "much"}, {}, "", "--host-expert-memory 'much': 'much' is not a size; write it as 6GiB"),
         ({"host_expert_memory": "150%"}, {}, "", "the most is 100%"),
@@ -172,7 +173,7 @@ def test_a_file_of_keys_that_can_not_be_used_is_named(tmp_path: Path, content: b
         ([], {"GREENROOM_ADMIN_API_KEY": "ok,se cret"}, "", "GREENROOM_ADMIN_API_KEY: a key must have"),
         ([], {}, 'api-key = "secret"', "api_key in .*: write a list"),
         ([], {}, 'api-key = ["sec\\nret"]', "api_key in .*: a key must have"),
-        ([], {}, 'api-keys = ["secret"]', "api_keys in .*: Extra inputs"),
+        ([], {}, 'api-keys = ["secret"]', "api_keys in .*: there is no such setting .did you mean api_key"),
     ],
 )
 def test_a_key_that_can_not_be_used_is_not_repeated(

@@ -130,7 +130,14 @@ class MessageWriter:
         return [*events, ending, {"type": "message_stop"}]
 
     def _usage(self) -> JsonObject:
+        """What was in the cache is not among the input tokens, as is Anthropic's way of counting."""
         total = usage(self._turn.generation)
-        named = {"input_tokens": total.pop("prompt_tokens"), "output_tokens": total.pop("completion_tokens")}
+        num_cached = total.pop("prompt_tokens_details")["cached_tokens"]
         del total["total_tokens"]
-        return named | {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0} | total
+        named = {
+            "input_tokens": total.pop("prompt_tokens") - num_cached,
+            "output_tokens": total.pop("completion_tokens"),
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": num_cached,
+        }
+        return named | total

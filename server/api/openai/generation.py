@@ -8,6 +8,7 @@ from uuid import uuid4
 
 from server.api.errors import ContextLengthError, InvalidRequestError
 from server.api.openai.schemas import GenerationBody
+from server.api.room import Part
 from server.api.service import LoadedModel
 from server.engine.request import (
     Chosen,
@@ -36,8 +37,10 @@ class Generation:
     model: str
     num_prompt_tokens: int
     streams: Sequence[TokenStream]
+    num_choices: int = 1  # of each prompt
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
+    part: Part | None = None  # of the room for logprobs of prompts
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # of the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice
     finish_reasons: list[FinishReason | None] = field(init=False)  # by choice
@@ -49,9 +52,17 @@ class Generation:
         self.num_generated = [0] * len(self.streams)
         self.finish_reasons = [None] * len(self.streams)
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """Of the prompts, each counted once; those that were in the KV cache before its first choice began."""
+        return sum(stream.timeline.num_cached_tokens for stream in self.streams[:: self.num_choices])
+
     def cancel(self) -> None:
+        """End what still runs; to be called in the end, whatever became of it."""
         for stream in self.streams:
             stream.cancel()
+        if self.part is not None:
+            self.part.give_back()
 
     def note_experts(self, index: int, event: TokenEvent) -> None:
         """Keep the experts of a choice's new token, if they are asked for, until they are taken."""
@@ -112,17 +123,18 @@ def submit(
             f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
             prompt_field,
         )
-    if body.num_prompt_logprobs is not None:
-        num_logprobs = sum(map(len, prompts)) * body.n * (1 + body.num_prompt_logprobs)
-        if num_logprobs > MAX_PROMPT_LOGPROBS:
-            raise InvalidRequestError(
-                f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.",
-                "logprobs",
-            )
+    num_logprobs = 0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs
+    num_logprobs *= sum(map(len, prompts)) * body.n
+    if num_logprobs > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequestError(
+            f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.", "logprobs"
+        )
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
     generation_id = f"{id_prefix}{uuid4().hex}"
     streams: list[TokenStream] = []
+    part = model.logprobs_room.part()
     try:
+        part.take(num_logprobs)
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
@@ -141,9 +153,12 @@ def submit(
     except Exception:
         for stream in streams:
             stream.cancel()
+        part.give_back()
         raise
     num_prompt_tokens = sum(map(len, prompts))
-    return Generation(generation_id, model.name, num_prompt_tokens, streams, returns_experts=body.return_experts)
+    return Generation(
+        generation_id, model.name, num_prompt_tokens, streams, body.n, returns_experts=body.return_experts, part=part
+    )
 
 
 def experts_json(chosen: Chosen) -> str:

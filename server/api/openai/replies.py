@@ -135,5 +135,6 @@ def usage(generation: Generation) -> JsonObject:
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_completion_tokens,
         "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
         "greenroom": expert_usage(generation.expert_usage),
     }

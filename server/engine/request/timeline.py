@@ -19,6 +19,7 @@ class Timeline:
     first_token_at: float | None = None
     last_token_at: float | None = None
     ended_at: float | None = None  # by ``stop`` or ``length``
+    num_cached_tokens: int = 0  # of its prompt, that were in the KV cache when it began
     num_preemptions: int = 0  # how often it was sent back to the queue
     first_usage: ExpertUsage | None = None  # what its experts had cost when its first token had come
     last_usage: ExpertUsage | None = None  # and when it had ended

@@ -87,7 +87,8 @@ def test_those_that_find_no_place_are_told_to_come_again():
         return list(map(type, results))
 
     assert asyncio.run(scenario()) == [*[InvalidRequestError] * MAX_COMPILING, *[ServiceUnavailableError] * 3]
-    assert codec.grammars == list(map(spec, range(MAX_COMPILING + 1)))  # nobody waits for the others any more
+    # Nobody waits for the others any more; which of the first two threads is quicker is open.
+    assert sorted(each.text for each in codec.grammars) == [str(number) for number in range(MAX_COMPILING + 1)]
 
 
 def test_a_waiter_that_leaves_takes_nobody_with_it():

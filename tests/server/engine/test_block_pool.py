@@ -87,7 +87,7 @@ def test_the_same_content_twice_is_kept_once() -> None:
     pool.check_integrity([])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from(["grow", "reuse", "release"]), st.integers(0, 7), st.integers(1, 6))))
 def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, int]]) -> None:
     pool = BlockPool(24)

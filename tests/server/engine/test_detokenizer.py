@@ -82,7 +82,7 @@ def is_text(kind: str, token_ids: list[int]) -> bool:
     return True
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(kind=st.sampled_from(["bundled", *KNOWN, *OTHERS]), data=st.data())
 def test_pieces_of_any_tokens_are_what_follows_the_prompt(kind: str, data: st.DataObject) -> None:
     """Half characters and byte tokens included; only a run of byte tokens that is no UTF-8 may differ."""
@@ -96,7 +96,7 @@ def test_pieces_of_any_tokens_are_what_follows_the_prompt(kind: str, data: st.Da
     assert "".join(pieces(detokenizer_of(kind, prompt), generated)) == follow_up(tokenizer, prompt, generated)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(kind=st.sampled_from(["bundled", *KNOWN]), text=st.text(max_size=40), cut=st.integers(0, 20))
 def test_texts_come_without_half_characters(kind: str, text: str, cut: int) -> None:
     tokenizer = tokenizer_of(kind)

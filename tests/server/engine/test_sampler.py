@@ -144,7 +144,7 @@ def sampling(draw: st.DrawFn) -> dict[str, Any]:
 NO_FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     params=sampling(),
     generated=st.lists(st.integers(0, VOCABULARY - 1), max_size=6),

@@ -86,7 +86,7 @@ def test_constant_matrices_stay_constant(kernel: ModuleType, value: float) -> No
 
 
 @FORMATS
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     outliers=st.lists(st.tuples(st.integers(0, 39), st.integers(0, 149), st.floats(-1e4, 1e4)), max_size=8),
 )

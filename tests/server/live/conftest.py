@@ -31,6 +31,7 @@ class LiveServer:
     """A server that answers as ``greenroom serve`` does; its event loop runs in a thread of its own."""
 
     engine: Engine
+    model: LoadedModel
     uvicorn: uvicorn.Server
     port: int
     loop: asyncio.AbstractEventLoop
@@ -81,7 +82,7 @@ def serving_model(
     config = uvicorn.Config(app, http=guard, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
     with socket.create_server(("127.0.0.1", port), backlog=256) as listener:
         limit_sending(listener, send_timeout)
-        server = LiveServer(engine, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
+        server = LiveServer(engine, model, uvicorn.Server(config), listener.getsockname()[1], uvloop.new_event_loop())
         thread = threading.Thread(target=server.run, args=(listener,))
         thread.start()
         try:
@@ -104,7 +105,7 @@ def serving_rig(
     is_traced = service is not None and service.tracer is not None
     model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced)
     with serving_model(model, rig.engine, send_timeout, service, connections) as server:
-        yield FakeServer(server.engine, server.uvicorn, server.port, server.loop, rig)
+        yield FakeServer(server.engine, model, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()
     rig.blocks.check_integrity([])
 

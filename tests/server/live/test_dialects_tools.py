@@ -84,7 +84,7 @@ def test_a_message_uses_a_tool_and_gets_its_result(anthropic_client: anthropic.A
     second = anthropic_client.messages.create(**asked, messages=messages, tool_choice={"type": "none"}, max_tokens=8)
     assert len(second.content[0].text) == 8
     counted = anthropic_client.messages.count_tokens(model="fake", messages=messages, tool_choice={"type": "none"})
-    assert counted.input_tokens == second.usage.input_tokens
+    assert counted.input_tokens == second.usage.input_tokens + second.usage.cache_read_input_tokens
 
 
 def test_a_streamed_use_is_the_whole_one(anthropic_client: anthropic.Anthropic) -> None:

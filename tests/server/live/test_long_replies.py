@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from server.api.openai import replies
 from server.api.openai.replies import PIECE, encode_json, encode_long
 from tests.server.live.conftest import FakeServer
-from tests.server.live.requests import ask, complete, error_of, status_of
+from tests.server.live.requests import ask, complete, error_of, headers_of, status_of
 
 PROMPT = b"abcdefgh" * 100
 
@@ -57,3 +58,32 @@ def test_too_many_logprobs_of_prompts_are_refused_before_they_are_computed(live:
     assert (status_of(answer), error["param"]) == (400, "logprobs")
     assert "more than 1048576" in error["message"]
     assert not live.rig.model.steps
+
+
+def test_logprobs_of_the_prompts_of_all_requests_have_room_together(live: FakeServer) -> None:
+    """Who finds none is told to come again; whatever became of the others, what they took is given back."""
+    room, may_run = live.model.logprobs_room, threading.Event()
+    room.num_free = 6 * 20
+
+    def wait() -> None:
+        may_run.wait()
+
+    live.rig.model.before_step = wait
+    asked = {"echo": True, "logprobs": 5, "max_tokens": 5}
+    with live.connect() as first, live.connect() as second:
+        for connection in (first, second):
+            connection.sendall(complete(b"abcdefghij", **asked, stream=True))
+            assert connection.recv(1 << 16)  # it is begun
+        refused = ask(live.port, complete(b"a", **asked))
+        assert (status_of(refused), headers_of(refused)["retry-after"]) == (503, "1")
+        second.close()
+        may_run.set()
+        assert status_of(ask(live.port, complete(b"a", max_tokens=5))) == 200
+        while first.recv(1 << 16):
+            pass
+    live.wait_until_left()
+    assert room.num_free == 6 * 20
+    assert status_of(ask(live.port, complete(b"a" * 15, **asked | {"max_tokens": 1 << 20}))) == 400
+    assert status_of(ask(live.port, complete(b"a" * 20, **asked))) == 200
+    live.wait_until_left()
+    assert room.num_free == 6 * 20

@@ -46,7 +46,7 @@ def server(codec: Codec) -> Iterator[FakeServer]:
 
 
 @schema.parametrize()
-@settings(max_examples=40, deadline=None, phases=[Phase.explicit, Phase.generate], database=None)
+@settings(max_examples=40, phases=[Phase.explicit, Phase.generate], database=None)
 def test_every_answer_was_announced(case: schemathesis.Case, server: FakeServer) -> None:
     case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS)
 

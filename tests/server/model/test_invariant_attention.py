@@ -41,7 +41,7 @@ def problems(draw_value: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(problem=problems())
 def test_it_is_stock_attention(
     dtype: torch.dtype, problem: tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionOptions]
@@ -54,7 +54,7 @@ def test_it_is_stock_attention(
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(problem=problems(), pieces=st.lists(st.sampled_from([1, 2, 5, 16, 31, 120, 256]), min_size=1, max_size=8))
 def test_chunks_and_decodes_give_the_bits_of_the_whole(
     dtype: torch.dtype,

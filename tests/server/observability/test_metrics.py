@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def value(metrics: Metrics, name: str, *labels: str) -> float:
 def test_known_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, 4 * catalog.layout(0).slot_bytes)
-    metrics = Metrics(store, EngineStatistics())
+    metrics = Metrics("made-up", store, EngineStatistics())
     for rows, phase in (({0: 3, 1: 1}, "prefill"), ({0: 1, 2: 1}, "decode"), ({3: 1, 4: 1}, "decode")):
         with store.lease(1, rows, phase) as lease:  # type: ignore[arg-type]
             for _ in lease:
@@ -54,7 +55,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
     catalog = make_records(tmp_path)
     slot_bytes = catalog.layout(0).slot_bytes
     store = ExpertStore(catalog, 3 * slot_bytes, device_bytes=2 * slot_bytes)
-    metrics = Metrics(store, EngineStatistics())
+    metrics = Metrics("made-up", store, EngineStatistics())
     assert ("greenroom_expert_hit_ratio", frozenset()) not in samples(metrics)
 
     def use(*experts: int) -> None:
@@ -91,7 +92,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
 def test_damaged_experts_are_counted(tmp_path: Path) -> None:
     catalog = make_records(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    metrics = Metrics(store, EngineStatistics())
+    metrics = Metrics("made-up", store, EngineStatistics())
     (tmp_path / "layer0.pack").write_bytes(bytes(8 * catalog.layout(0).slot_bytes))
     with pytest.raises(ExpertLoadError), store.lease(0, {3: 1}) as lease:
         next(iter(lease))
@@ -104,7 +105,7 @@ def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     engine = EngineStatistics()
-    metrics = Metrics(store, engine)
+    metrics = Metrics("made-up", store, engine)
     engine.num_running, engine.num_waiting, engine.kv_cache_usage = 3, 2, 0.5
     engine.finished["stop"] += 4
     engine.num_refused = 7
@@ -127,7 +128,7 @@ def test_latencies_are_histograms(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     engine = EngineStatistics()
-    metrics = Metrics(store, engine)
+    metrics = Metrics("made-up", store, engine)
     for seconds in (0.004, 0.03, 3000.0):
         engine.latencies.first_token.observe(seconds)
     store.close()
@@ -138,6 +139,14 @@ def test_latencies_are_histograms(tmp_path: Path) -> None:
     assert value(metrics, "time_to_first_token_seconds_count") == 3
     assert value(metrics, "time_to_first_token_seconds_sum") == pytest.approx(3000.034)
     assert value(metrics, "inter_token_latency_seconds_count") == 0
+
+
+def test_what_is_served_is_told(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    store = ExpertStore(catalog, catalog.total_bytes)
+    metrics = Metrics('a "model"', store, EngineStatistics())
+    store.close()
+    assert value(metrics, "model_info", 'a "model"', version("greenroom")) == 1
 
 
 def test_layers_of_fewer_experts_have_fewer_samples() -> None:

@@ -149,7 +149,7 @@ class ResponseWriter:
         total = usage(self._turn.generation)
         renamed = {
             "input_tokens": total.pop("prompt_tokens"),
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {**total.pop("prompt_tokens_details"), "cache_write_tokens": 0},
             "output_tokens": total.pop("completion_tokens"),
             "output_tokens_details": {"reasoning_tokens": self._num_reasoning},
         }

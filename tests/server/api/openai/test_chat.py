@@ -17,7 +17,13 @@ def test_whole_reply_has_openais_form(chat):
         "object": "chat.completion",
         "model": "org/tiny",
         "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10, "greenroom": GREENROOM},
+        "usage": {
+            "prompt_tokens": 5,
+            "completion_tokens": 5,
+            "total_tokens": 10,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "greenroom": GREENROOM,
+        },
     }
 
 

@@ -17,7 +17,13 @@ def test_whole_reply_has_openais_form(complete):
         "object": "text_completion",
         "model": "org/tiny",
         "choices": [{"index": 0, "text": "Once upon a time", "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 4, "completion_tokens": 5, "total_tokens": 9, "greenroom": GREENROOM},
+        "usage": {
+            "prompt_tokens": 4,
+            "completion_tokens": 5,
+            "total_tokens": 9,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "greenroom": GREENROOM,
+        },
     }
 
 
