@@ -61,6 +61,7 @@ def test_a_chat_is_coloured_by_experts_that_lead_to_each_other(server: Server, p
     page.keyboard.press("ArrowRight")
     expect(tokens.nth(4)).to_have_class(re.compile("current"))
     expect(page.locator("#token-title")).to_contain_text("by layer, best expert first")
+    expect(page.locator("#cursor-live")).to_contain_text(re.compile(r"best experts from the first layer on: (\d+, ){5}\d+$"))
     page.get_by_label("Colour tokens by").select_option("first expert of layer 2")
     same = tokens.nth(3).evaluate("token => Number(token.style.getPropertyValue('--hue'))")
     assert same == pytest.approx(int(first) * 137.508 % 360, abs=0.06)
