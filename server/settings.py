@@ -124,7 +124,7 @@ def _check_origin(origin: str) -> str:
 def _check_url(url: str) -> str:
     try:
         parts = urlsplit(url)
-        is_whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        is_whole = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and " " not in url
     except ValueError:  # a port that is no number
         is_whole = False
     if not is_whole or parts.query or parts.fragment:

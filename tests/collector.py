@@ -21,6 +21,7 @@ class Collector:
     batches: list[ResourceSpans] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)  # of each delivery, by their names in lower case
     has_come: threading.Event = field(default_factory=threading.Event)
+    redirects_to: str | None = None  # another address, without taking anything
 
     @property
     def spans(self) -> list[Span]:
@@ -52,6 +53,11 @@ def collecting() -> Iterator[Collector]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if collector.redirects_to is not None:
+                self.send_response(308)
+                self.send_header("Location", collector.redirects_to)
+                self.end_headers()
+                return
             if self.path == "/v1/traces":
                 collector.headers.append({name.lower(): value for name, value in self.headers.items()})
                 collector.batches.extend(ExportTraceServiceRequest.FromString(body).resource_spans)

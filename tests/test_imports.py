@@ -51,7 +51,7 @@ ALLOWED = {
     "server.doors": {"server.api", "server.settings"},
     "server.draining": {"server.api"},
     "server.http_protocol": set(),
-    "server.tracing": {"server.observability.tracing", "server.settings"},
+    "server.tracing": {"server.observability.logging", "server.observability.tracing", "server.settings"},
     "server.app": {
         "server.api",
         "server.connections",

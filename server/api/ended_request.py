@@ -5,8 +5,14 @@ from dataclasses import dataclass
 from server.api.errors import APIError, ClientDisconnectedError, api_error
 from server.api.openai.embeddings import Embedding
 from server.api.openai.generation import Generation
+from server.engine.request import ExpertUsage
 
 Work = Generation | Embedding  # what the engine did for a request
+
+
+def known_usage(work: Work) -> ExpertUsage | None:
+    """What experts cost those of its choices that came to their end; None if none did."""
+    return work.expert_usage if work.expert_usage.num_requests else None
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,8 @@ class EndedRequest:
 
     id: str
     method: str
-    route: str  # its path as it is declared; or else the path that nobody has, quoted
+    route: str | None  # the path as it is declared; None if there is no such route
+    path: str  # quoted
     started_at: float  # by ``time.monotonic``, as is the next
     ended_at: float
     status: int | None  # of the answer, if there is one

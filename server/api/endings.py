@@ -50,7 +50,8 @@ class EndingMiddleware:
             ended = EndedRequest(
                 state["request_id"],
                 scope["method"],
-                _route(scope),
+                scope["route"].path if "route" in scope else None,
+                quote(scope["path"])[1:-1],
                 started_at,
                 time.monotonic(),
                 status,
@@ -69,11 +70,6 @@ async def _tell(ended: EndedRequest, service: Service, headers: Headers) -> None
     if service.logs_prompts and isinstance(ended.work, Generation) and service.model is not None:
         prompts = await asyncio.to_thread(_prompts, ended.work, service.model.codec)
     log_request(ended, trace_id, prompts)
-
-
-def _route(scope: Scope) -> str:
-    route = scope.get("route")
-    return quote(scope["path"])[1:-1] if route is None else str(route.path)
 
 
 def _prompts(generation: Generation, codec: TextCodec) -> list[str]:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.ended_request import EndedRequest, Work
+from server.api.ended_request import EndedRequest, Work, known_usage
 from server.api.openai.generation import Generation
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def log_request(ended: EndedRequest, trace_id: str | None, prompts: Sequence[str
     fields = {
         "request_id": ended.id,
         "trace_id": trace_id,
-        "route": ended.route,
+        "route": ended.route or ended.path,
         "status": ended.status,
         "seconds": round(ended.ended_at - ended.started_at, 6),
         **({} if ended.work is None else _work_fields(ended.work)),
@@ -42,10 +42,12 @@ def _work_fields(work: Work) -> dict[str, Any]:
         "prompt_tokens": work.num_prompt_tokens,
         "queue_seconds": round(max(waits), 6) if waits else None,
         "first_token_seconds": round(min(firsts), 6) if firsts else None,
-        "expert_misses": work.expert_usage.num_misses,
-        "expert_bytes_read": work.expert_usage.bytes_read,
-        "expert_stall_seconds": round(work.expert_usage.stall_seconds, 6),
     }
+    usage = known_usage(work)
+    if usage is not None:
+        fields["expert_misses"] = usage.num_misses
+        fields["expert_bytes_read"] = usage.bytes_read
+        fields["expert_stall_seconds"] = round(usage.stall_seconds, 6)
     if isinstance(work, Generation):
         fields["cached_tokens"] = work.num_cached_tokens
         fields["completion_tokens"] = sum(work.num_generated)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from heapq import nlargest
 
-from server.api.ended_request import EndedRequest, Work
+from server.api.ended_request import EndedRequest, Work, known_usage
 from server.api.openai.generation import Generation
 from server.api.tracing import Span, Value
 from server.engine.request import ExpertUsage, Stall, Timeline, TokenStream
@@ -17,13 +17,15 @@ STATUS_OF_FAULTS = 500  # from which on the server is to blame
 def request_span(ended: EndedRequest) -> Span:
     """The whole of a request, with all that is known of its parts."""
     span = Span(
-        f"{ended.method} {ended.route}",
+        ended.method if ended.route is None else f"{ended.method} {ended.route}",
         ended.started_at,
         ended.ended_at,
         {
             "http.request.method": ended.method,
-            "http.route": ended.route,
+            "url.scheme": "http",
+            "url.path": ended.path,
             "greenroom.request.id": ended.id,
+            **({} if ended.route is None else {"http.route": ended.route}),
             **({} if ended.status is None else {"http.response.status_code": ended.status}),
         },
     )
@@ -45,7 +47,7 @@ def _begin(work: Work) -> float:
 
 
 def _work_span(ended: EndedRequest, work: Work) -> Span:
-    operation = OPERATIONS.get(ended.route, "chat")
+    operation = OPERATIONS.get(ended.path, "chat")
     span = Span(
         f"{operation} {work.model}",
         _begin(work),
@@ -57,7 +59,7 @@ def _work_span(ended: EndedRequest, work: Work) -> Span:
             "gen_ai.response.model": work.model,
             "gen_ai.response.id": work.id,
             "gen_ai.usage.input_tokens": work.num_prompt_tokens,
-            **_usage_attributes(work.expert_usage),
+            **_usage_attributes(known_usage(work)),
         },
     )
     if isinstance(work, Generation):
@@ -89,7 +91,7 @@ def _generation_attributes(ended: EndedRequest, work: Generation) -> dict[str, V
     }
     optional: dict[str, Value | None] = {
         "gen_ai.request.choice.count": len(work.streams) if len(work.streams) > 1 else None,
-        "gen_ai.request.top_k": sampling.top_k or None,
+        "gen_ai.request.top_k": float(sampling.top_k) or None,
         "gen_ai.request.seed": sampling.seed,
         "gen_ai.request.frequency_penalty": sampling.frequency_penalty or None,
         "gen_ai.request.presence_penalty": sampling.presence_penalty or None,

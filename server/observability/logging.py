@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -22,6 +24,22 @@ class BesideBars(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), self.stream)
+
+
+class Seldom(logging.Filter):
+    """Lets each message pass once in a while, whatever its values, for a logger that complains at every attempt."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._passed_at: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message, now = str(record.msg), time.monotonic()
+        if now - self._passed_at.get(message, -math.inf) < self._seconds:
+            return False
+        self._passed_at[message] = now
+        return True
 
 
 class TextLines(logging.Formatter):

@@ -6,12 +6,14 @@ What the protocol's own environment variables say holds: ``OTEL_SERVICE_NAME``, 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import uuid4
 
+import requests
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import (
@@ -28,6 +30,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 TRACES_PATH = "/v1/traces"
 LAST_SPANS_SECONDS = 2.0  # that the collector gets for those which are left in the end
+
+log = logging.getLogger(__name__)
 
 Value = str | bool | int | float | Sequence[str]
 
@@ -93,6 +97,8 @@ class Tracing:
         ending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         ending.start()
         ending.join(LAST_SPANS_SECONDS)
+        if ending.is_alive():
+            log.warning("the collector of traces did not take the last ones in %g s: they are lost", LAST_SPANS_SECONDS)
 
 
 def otlp_exporter(endpoint: str) -> SpanExporter:
@@ -102,7 +108,18 @@ def otlp_exporter(endpoint: str) -> SpanExporter:
         endpoint: its address, as ``http://localhost:4318``; or that of its traces.
     """
     address = endpoint.rstrip("/")
-    return OTLPSpanExporter(address if address.endswith(TRACES_PATH) else address + TRACES_PATH)
+    session = requests.Session()
+    session.hooks["response"].append(_refuse_redirect)
+    return OTLPSpanExporter(address if address.endswith(TRACES_PATH) else address + TRACES_PATH, session=session)
+
+
+def _refuse_redirect(response: requests.Response, **_: Any) -> None:
+    """The exporter takes it for a success, and what it sent is lost."""
+    if response.is_redirect:
+        response.close()
+        raise requests.TooManyRedirects(
+            f"{response.url} redirects to {response.headers['location']!r}: name the address itself (--otlp-endpoint)"
+        )
 
 
 def _nanoseconds(seconds: float) -> int:

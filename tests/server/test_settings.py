@@ -88,7 +88,15 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["localhost:4318", "ftp://collector", "http://", "http://collector:many", "http://collector?a=b", "http://a:0"],
+    [
+        "localhost:4318",
+        "ftp://collector",
+        "http://",
+        "http://collector:many",
+        "http://collector?a=b",
+        "http://a:0",
+        "http://a b",
+    ],
 )
 def test_what_is_no_collector_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"--otlp-endpoint .*: write an address such as http://localhost:4318"):

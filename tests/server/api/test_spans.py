@@ -18,7 +18,7 @@ def ended(*timelines: Timeline) -> EndedRequest:
     loop.close()
     streams = [TokenStream(GenerationRequest(str(n), (1,), PARAMS), loop, each) for n, each in enumerate(timelines)]
     work = Generation("cmpl-1", "tiny", 1, streams)
-    return EndedRequest("id", "POST", "/v1/completions", 0.0, 9.0, 200, False, work, None)
+    return EndedRequest("id", "POST", "/v1/completions", "/v1/completions", 0.0, 9.0, 200, False, work, None)
 
 
 def test_what_several_choices_waited_for_together_is_the_first_ones() -> None:

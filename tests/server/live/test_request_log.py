@@ -78,6 +78,7 @@ def test_a_client_that_leaves_a_stream_is_told_of(live: FakeServer, caplog: pyte
         assert connection.recv(100)
     line = line_of(caplog, live)
     assert (line["status"], line["error"], line["finish_reasons"]) == (200, "client_disconnected", [None])
+    assert "expert_misses" not in line  # nobody knows
 
 
 @pytest.mark.parametrize(("stream", "status"), [(False, 504), (True, 200)])

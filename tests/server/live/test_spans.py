@@ -80,6 +80,7 @@ def test_every_dialect_is_told_of_alike(traced: TracedServer, route: str, stream
     span, operation = traced.span(), OPERATIONS.get(route, "chat")
     assert (span.name, span.is_failed) == (f"POST {route}", False)
     assert span.attributes["http.response.status_code"] == 200
+    assert (span.attributes["http.route"], span.attributes["url.path"]) == (route, route)
     assert "error.type" not in span.attributes
     work = traced.work()
     assert work.name == f"{operation} fake"
@@ -189,6 +190,7 @@ def test_a_client_that_leaves_is_no_failure(traced: TracedServer) -> None:
     span, work = traced.span(), traced.work()
     for each in (span, work):
         assert (each.is_failed, each.attributes["error.type"]) == (False, "client_disconnected")
+    assert "greenroom.expert.misses" not in work.attributes  # nobody knows
 
 
 def test_what_is_refused_is_one_span(traced: TracedServer) -> None:
@@ -197,6 +199,14 @@ def test_what_is_refused_is_one_span(traced: TracedServer) -> None:
     assert (span.children, span.is_failed) == ([], False)
     assert (span.attributes["http.response.status_code"], span.attributes["error.type"]) == (404, "model_not_found")
     assert "forged" not in str(span)
+
+
+def test_a_path_that_nobody_has_names_no_span(traced: TracedServer) -> None:
+    ask(traced.live.port, post("/v1/no/such/route"))
+    span = traced.span()
+    assert span.name == "POST"
+    assert "http.route" not in span.attributes
+    assert span.attributes["url.path"] == "/v1/no/such/route"
 
 
 def test_a_fault_of_the_server_is_marked(traced: TracedServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.observability.logging import FORMS
+from server.observability.logging import FORMS, Seldom
 
 FORGED = "x\r\n2026-01-01 ERROR forged: \x1b[31m\x00\x85\u2028"
 
@@ -63,3 +63,10 @@ def test_an_exception_is_indented_in_text_and_a_member_in_json() -> None:
     assert all(line.startswith("    ") and line.isprintable() for line in others)
     assert member.startswith("Traceback")
     assert "ValueError: x" in member
+
+
+def test_what_complains_at_every_attempt_is_heard_seldom() -> None:
+    seldom, always = Seldom(3600.0), Seldom(0.0)
+    records = record("attempt %d failed", 1), record("attempt %d failed", 2), record("given up")
+    assert [seldom.filter(each) for each in records] == [True, False, True]
+    assert [always.filter(each) for each in records] == [True, True, True]

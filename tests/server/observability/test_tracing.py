@@ -101,12 +101,20 @@ def test_a_failure_is_told(collector: Collector) -> None:
     assert [each.status.code for each in collector.spans] == [2, 0]
 
 
-def test_a_collector_that_does_not_answer_holds_nothing_up() -> None:
+def test_a_collector_that_does_not_answer_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         tracing = Tracing(otlp_exporter(f"http://127.0.0.1:{deaf.getsockname()[1]}"), "1.2")
         for _ in range(5000):  # more than the queue takes
             tracing.record(a_second_ago(), {})
         tracing.close()
+    assert "did not take the last ones in 2 s: they are lost" in caplog.text
+
+
+def test_a_redirect_is_told_of(collector: Collector, caplog: pytest.LogCaptureFixture) -> None:
+    """A proxy that wants https redirects, and whoever took that for a success would lose every span."""
+    collector.redirects_to = "https://elsewhere.example/v1/traces"
+    send(collector, a_second_ago())
+    assert f"{collector.url}/v1/traces redirects to 'https://elsewhere.example/v1/traces': name the" in caplog.text
 
 
 def test_a_collector_that_is_not_there_holds_nothing_up(caplog: pytest.LogCaptureFixture) -> None:
