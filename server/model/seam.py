@@ -10,16 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 from transformers import AttentionInterface
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from server.kernels.expert import ExpertsModule
-
-if TYPE_CHECKING:
-    from .mla import LatentProjection
 
 IMPLEMENTATION = "greenroom"
 
@@ -56,9 +54,10 @@ class Seam(ExpertsSeam, Protocol):
         give ``(tokens, heads, value_dim)``.
         """
 
-    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+    def expand(self, projection: nn.Module, latent: torch.Tensor) -> torch.Tensor:
         """What an MLA layer takes for its keys and values; it calls ``attend`` with them next.
 
+        ``projection`` is the ``mla.LatentProjection`` that asks.
         ``(..., rank)`` gives ``(..., heads * (nope_dim + value_dim))``.
         """
 

@@ -53,6 +53,11 @@ export class Experts {
     this.heat.set(this.tokens.map((count) => count / most)); // until something happens, the past is seen faintly
   }
 
+  /** @param {Experts} other whether they are of the same model, as far as one can see */
+  isLike(other) {
+    return this.model === other.model && String(this.sizes) === String(other.sizes);
+  }
+
   /**
    * @param {Update} update
    * @param {number} now

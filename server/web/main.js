@@ -39,7 +39,9 @@ let lookedAt = -Infinity;
 const feed = new Feed({
   onSnapshot(snapshot) {
     const now = performance.now();
+    const before = experts;
     experts = new Experts(snapshot, now);
+    if (before && !experts.isLike(before)) transcript.forgetRoutes();
     rates = new RateWindow();
     requests.clear();
     write(byId("model"), experts.model);

@@ -9,6 +9,7 @@ import { Sparkline } from "./sparkline.js";
  * @typedef {import("./rates.js").Rates} Rates
  * @typedef {object} Tile
  * @property {string} label
+ * @property {string} about what it means
  * @property {(totals: Totals, rates: Rates) => string} value
  * @property {(totals: Totals, rates: Rates) => string} beside what stands below the value
  * @property {(totals: Totals, rates: Rates) => (number | null)[]} points of its lines
@@ -23,14 +24,16 @@ const READ = 250; // between two texts, for nobody reads ten a second
 const TILES = [
   {
     label: "Hit ratio",
+    about: "Part of the last look-ups that found their expert in memory, and what replacement that knew the future would have had without prefetching.",
     value: (totals) => percent(totals.hit_ratio),
-    beside: (totals) => `best possible ${percent(totals.optimal_hit_ratio)}`,
+    beside: (totals) => `best on demand ${percent(totals.optimal_hit_ratio)}`,
     points: (totals) => [totals.hit_ratio, totals.optimal_hit_ratio],
     lines: ["", "best"],
     top: 1,
   },
   {
     label: "Read from disk",
+    about: "Bytes of experts, mean of the last five seconds.",
     value: (_, rates) => `${size(rates.bytesRead)}/s`,
     beside: (totals) => `${size(totals.loaded_bytes)} in all`,
     points: (_, rates) => [rates.bytesRead],
@@ -38,6 +41,7 @@ const TILES = [
   },
   {
     label: "Stalled",
+    about: "Part of the last five seconds in which compute waited for experts.",
     value: (_, rates) => percent(rates.stallShare),
     beside: (totals) => `${totals.stall_seconds.toFixed(1)} s in all`,
     points: (_, rates) => [rates.stallShare],
@@ -46,6 +50,7 @@ const TILES = [
   },
   {
     label: "Tokens/s",
+    about: "Written, and read of prompts, mean of the last five seconds.",
     value: (_, rates) => rate(rates.generationTokens),
     beside: (_, rates) => `prompts ${rate(rates.promptTokens)}`,
     points: (_, rates) => [rates.generationTokens],
@@ -53,6 +58,7 @@ const TILES = [
   },
   {
     label: "Requests",
+    about: "Choices of requests that run, and that wait for a place.",
     value: (totals) => `${totals.num_requests_running} running`,
     beside: (totals) => `${totals.num_requests_waiting} waiting`,
     points: (totals) => [totals.num_requests_running + totals.num_requests_waiting],
@@ -60,6 +66,7 @@ const TILES = [
   },
   {
     label: "KV cache",
+    about: "Part of its blocks that are in use.",
     value: (totals) => percent(totals.kv_cache_usage),
     beside: (totals) => plural(totals.generation_tokens, "token") + " written",
     points: (totals) => [totals.kv_cache_usage],
@@ -76,6 +83,7 @@ export class Numbers {
       const beside = make("dd", "beside");
       const spark = new Sparkline(tile.lines);
       const box = make("div", "tile");
+      box.title = tile.about;
       const line = make("dd");
       line.append(spark.element);
       box.append(make("dt", "", tile.label), value, beside, line);

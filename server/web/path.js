@@ -7,6 +7,8 @@ import { byId, make, write } from "./dom.js";
  * @typedef {import("./transcript.js").Token} Token
  */
 
+const MAX_SPOKEN = 12; // layers of a path for screen readers, which find all of it in the list
+
 /**
  * Show the path of a token through the layers, on the stage and in words.
  *
@@ -27,7 +29,8 @@ export function showPath(token, stage) {
   const title = `Token ${JSON.stringify(token.text)} by layer, best expert first`;
   write(byId("token-title"), fits ? title : `${title} (not of the layers on the stage)`);
   byId("token-path").replaceChildren(...steps(route, fits ? experts.layers : []));
-  byId("cursor-live").textContent = `Token ${token.text}`;
+  const best = route.slice(0, MAX_SPOKEN).map((experts) => experts[0]);
+  byId("cursor-live").textContent = `Token ${token.text}, best experts from the first layer on: ${best.join(", ")}`;
 }
 
 /**

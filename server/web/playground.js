@@ -154,7 +154,7 @@ export class Playground {
   /** @param {AbortController | null} running */
   run(running) {
     const [hidden, shown] = running ? [byId("send"), byId("stop")] : [byId("stop"), byId("send")];
-    const hadFocus = document.activeElement === hidden;
+    const hadFocus = [hidden, byId("ask-all")].includes(/** @type {HTMLElement} */ (document.activeElement));
     this.running = running;
     hidden.hidden = true;
     shown.hidden = false;

@@ -99,6 +99,17 @@ export class Transcript {
     this.listener.onChange();
   }
 
+  /** What was written is of another model than the one on the stage: its experts are none of these. */
+  forgetRoutes() {
+    for (const token of this.tokens) {
+      token.routes = [];
+      token.element.style.removeProperty("--hue");
+      this.sift(token);
+    }
+    this.choose(-1);
+    this.listener.onChange();
+  }
+
   /** @param {number | null} row whose experts give tokens their colours; null for all */
   colourBy(row) {
     this.colourRow = row;
@@ -132,8 +143,8 @@ export class Transcript {
     this.current = index;
     const token = this.tokens[index] ?? null;
     token?.element.classList.add("current");
-    token?.element.scrollIntoView({ block: "nearest" });
     this.listener.onChoice(token);
+    token?.element.scrollIntoView({ block: "nearest" }); // in what room its path leaves
   }
 
   /** @param {MouseEvent} event */

@@ -152,7 +152,7 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
         (("serve", "--trace-file", "/nowhere/t"), 1, "cannot write the trace /nowhere/t: No such file or directory"),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
-        ((), 2, "greenroom: name a command: serve, pack, inspect, doctor, "),
+        ((), 2, "greenroom: name a command: serve, pack, verify, inspect, doctor, "),
         (("sevre",), 2, "greenroom: there is no command sevre (did you mean serve?); see greenroom --help"),
     ],
 )

@@ -77,7 +77,14 @@ class ChatFormat:
         return FormatParser(turn, calls, has_one_call=has_one_call)
 
     def grammar(
-        self, spec: GrammarSpec | None, schemas: Schemas, reasoning: Reasoning, *, must_call: bool, has_one_call: bool
+        self,
+        spec: GrammarSpec | None,
+        schemas: Schemas,
+        reasoning: Reasoning,
+        *,
+        must_call: bool,
+        has_one_call: bool,
+        is_strict: bool = False,
     ) -> GrammarSpec | None:
         """What a turn has to be, after some reasoning perhaps; None if it is free.
 
@@ -85,8 +92,12 @@ class ChatFormat:
             spec: of what is said, if that is not free.
             schemas: of the tools that may be called.
             must_call: whether one has to be.
+            is_strict: whether calls have to follow the schemas also where anything may be said instead, as far as a
+                mark tells that they begin.
 
         """
+        if is_strict and spec is None and not must_call and schemas:
+            return self._strict_calls(schemas, reasoning, has_one_call=has_one_call)
         calls_too = bool(schemas) and spec is not None
         if not must_call and (spec is None or not (calls_too or self.thinking or self.harmony)):
             return spec
@@ -100,6 +111,24 @@ class ChatFormat:
             turns.append(syntax.rules(lark, schemas, has_one_call=has_one_call))
         start = f"{self._before(lark, reasoning)} ({' | '.join(turns)})"
         return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None or must_call else spec.param)
+
+    def _strict_calls(self, schemas: Schemas, reasoning: Reasoning, *, has_one_call: bool) -> GrammarSpec | None:
+        """Anything, and then perhaps calls; None if their beginning can't be told from what is said."""
+        lark = Lark(self.special)
+        if self.harmony is not None:
+            calls = self.harmony.rules(lark, schemas, has_one_call=has_one_call)
+            said = self.harmony.final(lark, "/(?s:.*)/")
+            start = f"{self.harmony.analysis(lark)} ({said} | {self.harmony.preamble(lark)} {calls})"
+            return GrammarSpec("lark", lark.grammar(start), "tools")
+        if not self.syntax.openers:
+            return None
+        calls = self.syntax.rules(lark, schemas, has_one_call=has_one_call)
+        before = ""
+        # Reasoning between tags that are written in letters is text like any other.
+        if self.thinking is not None and self.thinking.end in self.special and reasoning is not Reasoning.OVER:
+            rest = lark.until(self.thinking.end)
+            before = rest if reasoning is Reasoning.BEGUN else f"({lark.text(self.thinking.begin)} {rest})?"
+        return GrammarSpec("lark", lark.grammar(f"{before} {lark.without(self.syntax.openers)} ({calls})?"), "tools")
 
     def _before(self, lark: Lark, reasoning: Reasoning) -> str:
         """What may come, or has to, before anything that is no reasoning."""

@@ -60,6 +60,12 @@ class Harmony:
         return f"{lark.text('<|channel|>final<|message|>')} {body}"
 
     @staticmethod
+    def preamble(lark: Lark) -> str:
+        """What is said before a call, perhaps."""
+        head = lark.text("<|channel|>commentary<|message|>")
+        return f"({head} {lark.until('<|end|>')} {lark.text('<|start|>assistant')})?"
+
+    @staticmethod
     def analysis(lark: Lark) -> str:
         """Some analysis perhaps, before anything else."""
         head = lark.text("<|channel|>analysis<|message|>")

@@ -12,6 +12,7 @@ from server.api.formats.values import encode
 
 ARGUMENTS = ("arguments", "parameters")
 KEYS = ("name", "id", "type", *ARGUMENTS)
+SPACE = r"/[ \n]{0,8}/"
 DELIMITERS = frozenset(",]}")
 
 
@@ -236,11 +237,12 @@ class JsonCalls:
             yield from close(source, self.closer)
 
     def rules(self, lark: Lark, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
-        begin = lark.text("".join(self.openers[:1]) + self.padding + "[" * self.is_list)
-        end = lark.text("]" * self.is_list + self.padding + self.closer)
-        call = json_rules(lark, schemas, self.arguments)
-        if self.is_list:
-            return f"{begin} {sequence(call, lark.text(', '), has_one_call=has_one_call)} {end}"
+        opener, call = "".join(self.openers[:1]), json_rules(lark, schemas, self.arguments)
+        if self.is_list:  # some models put one call a line
+            calls = sequence(call, f'"," {SPACE}', has_one_call=has_one_call)
+            return f'{lark.text(opener)} {SPACE} "[" {SPACE} {calls} {SPACE} "]" {lark.text(self.closer)}'
+        begin = lark.text(opener + self.padding)
+        end = lark.text(self.padding + self.closer if self.closer else "")
         return sequence(f"{begin} {call} {end}", lark.text(self.padding or "; "), has_one_call=has_one_call)
 
 

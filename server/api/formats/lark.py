@@ -1,7 +1,7 @@
 """Grammars that a turn has to follow, in llguidance's dialect of Lark."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.api.formats.values import encode, is_text
@@ -42,14 +42,30 @@ class Lark:
         pattern = re.escape(end).replace("\n", "n").replace("/", r"\/")  # it escapes line breaks by a backslash, too
         return self._rule(f"/(?s:.*){pattern}/", "[lazy]")
 
+    def without(self, marks: Sequence[str]) -> str:
+        """Any text without some marks, behind which one of them may follow; empty perhaps.
+
+        llguidance's lexer takes the longest lexeme, so a new one begins wherever a mark may.
+        """
+        begins = [self._pattern.split(mark)[0] for mark in marks]  # up to what can't be written in letters
+        first = "".join(sorted({re.escape(begin[0]) for begin in begins if begin}))
+        if not first:
+            return "/(?s:.*)/"
+        taken = [
+            re.escape(begin) + ("(?s:.*)" if begin == mark else "") for begin, mark in zip(begins, marks, strict=True)
+        ]
+        pattern = "|".join(each for each in taken if each).replace("/", r"\/")
+        other = self._rule(f"/[{first}][^{first}]*/ & ~/({pattern})/", kind="T")
+        return f"(/[^{first}]+/ | {other})*"
+
     def either(self, bodies: Iterator[str]) -> str:
         return self._rule(" | ".join(self._rule(body) for body in bodies))
 
     def grammar(self, start: str) -> str:
         return "\n".join([f"start: {start}", *self._rules])
 
-    def _rule(self, body: str, options: str = "") -> str:
-        name = f"r{len(self._rules)}"
+    def _rule(self, body: str, options: str = "", kind: str = "r") -> str:
+        name = f"{kind}{len(self._rules)}"
         self._rules.append(f"{name}{options}: {body}")
         return name
 

@@ -39,7 +39,7 @@ class Function(BaseModel):
     name: Name
     description: Text = ""
     parameters: Parameters = {"type": "object", "properties": {}}
-    strict: bool | None = None  # arguments follow the schema where a call is forced, and are the model's own elsewhere
+    strict: bool | None = None  # arguments follow the schema also where no call is forced
 
 
 def without_nulls(value: object) -> object:

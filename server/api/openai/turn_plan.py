@@ -65,12 +65,14 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     chat_format = ChatFormat.of(codec.chat_traits)
     reasoning = chat_format.reasoning_after("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
+    may_be_called = callable_tools(body.tools, body.tool_choice)
     spec = chat_format.grammar(
         body.grammar_spec,
-        {tool.name: tool.function.parameters for tool in callable_tools(body.tools, body.tool_choice)},
+        {tool.name: tool.function.parameters for tool in may_be_called},
         reasoning,
         must_call=body.tool_choice not in ("auto", "none"),
         has_one_call=has_one_call,
+        is_strict=any(tool.function.strict for tool in may_be_called),
     )
     schemas = {tool.name: tool.function.parameters for tool in body.shown_tools}
     return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec)

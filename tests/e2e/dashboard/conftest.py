@@ -18,7 +18,7 @@ from tests.server.engine.fakes import Rig
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # no longer: as long as playwright is there, nobody else may run an event loop
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install chromium")
@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
     """The bundled model on three tiers."""
     with serving("--host-expert-memory", "40%", "--device-expert-memory", "15%", "--dtype", "float32") as running:

@@ -43,9 +43,9 @@ class Watch:
 
 
 @contextmanager
-def synthetic_server(rig: Rig, codec: Codec, port: int = 0) -> Iterator[Synthetic]:
-    experts, service = SyntheticExperts(NUM_LAYERS, NUM_EXPERTS), Service("1")
-    model = LoadedModel("synthetic", rig.engine, codec, experts=experts)
+def synthetic_server(rig: Rig, codec: Codec, port: int = 0, name: str = "synthetic") -> Iterator[Synthetic]:
+    experts, service = SyntheticExperts(NUM_LAYERS, NUM_EXPERTS, name=name), Service("1")
+    model = LoadedModel(name, rig.engine, codec, experts=experts)
     with serving_model(model, rig.engine, service=service, port=port) as live:
         yield Synthetic(f"http://127.0.0.1:{live.port}", experts, service)
         service.is_draining = True  # which ends the stream

@@ -20,10 +20,13 @@ class SyntheticExperts:
 
     Args:
         traffic: tokens that go to each expert from sample to sample.
+        name: of the model.
     """
 
-    def __init__(self, num_layers: int, num_experts: int, traffic: np.random.Generator | None = None):
-        self.shape, self.traffic = (num_layers, num_experts), traffic
+    def __init__(
+        self, num_layers: int, num_experts: int, traffic: np.random.Generator | None = None, name: str = "synthetic"
+    ):
+        self.shape, self.traffic, self.name = (num_layers, num_experts), traffic, name
         self.residency = np.zeros(self.shape, dtype=np.uint8)
         self.tokens = np.zeros(self.shape, dtype=np.int64)
         self.pinned: set[ExpertPlace] = set()
@@ -64,7 +67,7 @@ class SyntheticExperts:
         )
 
     def snapshot(self, sample: Any) -> JsonObject:
-        return {"model": "synthetic", **snapshot(sample)}
+        return {"model": self.name, **snapshot(sample)}
 
     def update(self, before: Any, sample: Any) -> JsonObject:
         return update(before, sample)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 from playwright.sync_api import Browser, Page, expect
 
@@ -16,19 +18,25 @@ def test_it_comes_back_when_the_server_does(rig: Rig, codec: Codec, page: Page) 
     with synthetic_server(rig, codec) as first:
         open_live(page, first.url)
         port = httpx.URL(first.url).port
+        page.get_by_label("Max tokens").fill("5")
+        say(page, "Hello")
+        expect(page.locator(".cost")).to_have_count(1)
+        assert page.locator(".token[style*=hue]").count() == page.locator(".token").count()
         first.service.is_draining = True
         expect(page.locator("#connection-text")).to_have_text("The server is shutting down.")
     page.get_by_role("button", name="Reconnect now").click()
     expect(page.locator("#connection-text")).to_have_text("The server can't be reached.")
     expect(page.locator("#connection-wait")).to_contain_text("Reconnecting in")
     expect(page.locator("#stage")).to_have_attribute("data-stale", "")
-    with synthetic_server(rig, codec, port or 0) as second:
+    with synthetic_server(rig, codec, port or 0, "another") as second:
         model, second.service.model = second.service.model, None
         page.get_by_role("button", name="Reconnect now").click()
         expect(page.locator("#connection-text")).to_contain_text("still being loaded")
         second.service.model = model
         expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
         expect(page.locator("#stage")).not_to_have_attribute("data-stale", "")
+        expect(page).to_have_title(re.compile("^another "))
+        assert page.locator(".token[style*=hue]").count() == 0  # their experts are not those on the stage
 
 
 def test_a_key_opens_the_stage_and_is_forgotten_with_the_tab(

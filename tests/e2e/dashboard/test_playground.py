@@ -61,6 +61,7 @@ def test_a_chat_is_coloured_by_experts_that_lead_to_each_other(server: Server, p
     page.keyboard.press("ArrowRight")
     expect(tokens.nth(4)).to_have_class(re.compile("current"))
     expect(page.locator("#token-title")).to_contain_text("by layer, best expert first")
+    expect(page.locator("#cursor-live")).to_contain_text(re.compile(r"from the first layer on: (\d+, ){5}\d+$"))
     page.get_by_label("Colour tokens by").select_option("first expert of layer 2")
     same = tokens.nth(3).evaluate("token => Number(token.style.getPropertyValue('--hue'))")
     assert same == pytest.approx(int(first) * 137.508 % 360, abs=0.06)
@@ -75,8 +76,10 @@ def test_an_answer_can_be_stopped_and_the_conversation_goes_on(synthetic: Synthe
     page.get_by_label("Max tokens").fill("150")
     say(page, "Hello")
     expect(page.locator(".token").first).to_be_visible()
+    expect(page.get_by_role("button", name="Stop")).to_be_focused()  # where Send was
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#chat-status")).to_have_text("Stopped.")
+    expect(page.get_by_role("button", name="Send")).to_be_focused()
     goes_on.set()
     page.get_by_label("Max tokens").fill("4")
     page.get_by_label("Message").fill("Go on")

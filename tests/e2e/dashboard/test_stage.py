@@ -77,7 +77,7 @@ def test_forty_eight_layers_of_a_hundred_and_twenty_eight_are_live(
     assert blue > red
     expect(page.get_by_role("meter", name="host")).to_have_attribute("aria-valuetext", re.compile("^1 of 3,072 slots"))
     expect(page.locator("#tiles")).to_contain_text("75 %")
-    expect(page.locator("#tiles")).to_contain_text("best possible 88 %")
+    expect(page.locator("#tiles")).to_contain_text("best on demand 88 %")
     expect(page.locator("#tiles")).to_contain_text("3 running")
     assert watch.errors == []
 

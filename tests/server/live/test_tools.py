@@ -17,6 +17,7 @@ from tests.server.live.scripted import serving_family
 
 HELLO: Any = [{"role": "user", "content": "Rain? And light!"}]
 ASKED: Any = {"model": "fake", "messages": HELLO, "tools": TOOLS, "temperature": 0}
+STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
 HERMES = FAMILIES["hermes"]
 
 
@@ -47,6 +48,16 @@ def test_each_family_is_understood_and_can_be_made_to_call(name: str, tmp_path: 
     assert not forced.message.content
 
 
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "lfm2"])  # which writes Python's literals
+def test_strict_leaves_a_family_what_it_writes(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    with serving_family(family, [family.text], tmp_path) as client:
+        (free,) = client.chat.completions.create(**ASKED).choices
+        (strict,) = client.chat.completions.create(**ASKED | {"tools": STRICT}).choices
+    assert strict.message.content == free.message.content
+    assert calls_of(strict.message) == calls_of(free.message)
+
+
 def test_a_conversation_goes_on_with_the_results(client: openai.OpenAI) -> None:
     (first,) = client.chat.completions.create(**ASKED).choices
     results: Any = [
@@ -70,8 +81,7 @@ def test_stream(client: openai.OpenAI) -> None:
 
 
 def test_the_packages_own_stream(client: openai.OpenAI) -> None:
-    strict: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]
-    with client.chat.completions.stream(**ASKED | {"tools": strict}) as stream:
+    with client.chat.completions.stream(**ASKED | {"tools": STRICT}) as stream:
         done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
         completion = stream.get_final_completion()
     assert [(event.name, event.arguments) for event in done] == [PARIS, HALL]
