@@ -26,10 +26,8 @@ def make_service(settings: ServeSettings, address: str) -> Service:
     keys = Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys()))
     is_private = is_loopback(address)
     if not is_private and not keys.users:
-        log.warning(
-            "everybody who reaches %s may use the API: set --api-key-file, or --allowed-host against DNS rebinding",
-            address,
-        )
+        against_rebinding = "" if settings.allowed_host else ", or --allowed-host against DNS rebinding"
+        log.warning("everybody who reaches %s may use the API: set --api-key-file%s", address, against_rebinding)
     hosts = Hosts(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
     return Service(
         version("greenroom"),

@@ -37,7 +37,9 @@ class FreeMemory:
 def plan_experts(
     settings: ServeSettings, catalog: ExpertCatalog, top_k: int, free: FreeMemory, kv_bytes: int
 ) -> tuple[int, int]:
-    """The budgets of the host and the device tier in bytes; one that is too little is raised, with a warning.
+    """The budgets of the host and the device tier in bytes, each no more than all experts take.
+
+    One that is too little is raised, with a warning.
 
     Args:
         top_k: experts a token, of the widest layer.
@@ -45,12 +47,12 @@ def plan_experts(
     """
     total = catalog.total_bytes
     auto = min(total, max(0, free.device - kv_bytes - RESERVE_BYTES)) if free.is_cuda else 0
-    device_bytes = parse_budget(settings.device_expert_memory).resolve(total, auto)
+    device_bytes = min(total, parse_budget(settings.device_expert_memory).resolve(total, auto))
     if device_bytes or free.is_cuda:
         device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, catalog, top_k)
     taken = RESERVE_BYTES if free.is_cuda else RESERVE_BYTES + kv_bytes + device_bytes
     auto = min(total, max(0, free.host - taken))
-    host_bytes = parse_budget(settings.host_expert_memory).resolve(total, auto)
+    host_bytes = min(total, parse_budget(settings.host_expert_memory).resolve(total, auto))
     return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, catalog, top_k), device_bytes
 
 

@@ -48,13 +48,14 @@ def check_budgets(
     Raises:
         SettingsError: it does not; the message says which flag to change, and to what.
     """
-    least, total = least_bytes(catalog, top_k), catalog.total_bytes
-    on_host, on_device = min(host_bytes, total), min(device_bytes, total)
+    least = least_bytes(catalog, top_k)
     if free.is_cuda:
-        _check("--device-expert-memory", settings.device_expert_memory, on_device, least, free.device, kv_bytes)
-        _check("--host-expert-memory", settings.host_expert_memory, on_host, least, free.host, 0)
+        _check("--device-expert-memory", settings.device_expert_memory, device_bytes, least, free.device, kv_bytes)
+        _check("--host-expert-memory", settings.host_expert_memory, host_bytes, least, free.host, 0)
     else:
-        _check("--host-expert-memory", settings.host_expert_memory, on_host, least, free.host - on_device, kv_bytes)
+        _check(
+            "--host-expert-memory", settings.host_expert_memory, host_bytes, least, free.host - device_bytes, kv_bytes
+        )
 
 
 def _check(flag: str, text: str, planned: int, least: int, free: int, kv_bytes: int) -> None:

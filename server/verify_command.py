@@ -24,8 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     set_up_logging("info", COMMAND)
     folder: Path = arguments.pack
+    if not folder.is_dir():
+        return say(f"there is no folder {folder}; name one that greenroom pack wrote", FAILURE)
     if not is_pack(folder):
-        return say(f"{folder} is not a packed model, and others have no checksums", FAILURE)
+        return say(
+            f"{folder} is not a packed model, and others have no checksums; name a folder that greenroom pack wrote",
+            FAILURE,
+        )
     try:
         with ending_at_once("interrupted"):
             catalog = open_pack(folder).catalog

@@ -336,10 +336,12 @@ class Engine:
     def _fail(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others go on."""
         requests = ", ".join(item.sequence.request.request_id for item in step)
-        log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
-        reason = "the model failed to compute this request"
-        if isinstance(error, ExpertLoadError):
+        if isinstance(error, ExpertLoadError):  # which names the file and what is wrong with it
+            log.error("a step failed, and with it %s: %s", requests, error)
             reason = f"{error.key} can't be read"
+        else:
+            log.error("a step failed, and with it %s: %s", requests, error, exc_info=error)
+            reason = "the model failed to compute this request"
         for item in step:
             self._scheduler.remove(item.sequence)
             self.statistics.finished["error"] += 1

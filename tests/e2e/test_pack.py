@@ -63,8 +63,12 @@ def verified(folder: Path, status: int) -> str:
     return line
 
 
-def test_only_packs_can_be_verified() -> None:
-    assert verified(BUNDLED, 1) == f"greenroom: {BUNDLED} is not a packed model, and others have no checksums"
+def test_only_packs_can_be_verified(tmp_path: Path) -> None:
+    what_to_do = "name a folder that greenroom pack wrote"
+    no_pack = f"greenroom: {BUNDLED} is not a packed model, and others have no checksums; {what_to_do}"
+    assert verified(BUNDLED, 1) == no_pack
+    nowhere = tmp_path / "nowhere"
+    assert verified(nowhere, 1) == f"greenroom: there is no folder {nowhere}; name one that greenroom pack wrote"
 
 
 def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_path: Path) -> None:

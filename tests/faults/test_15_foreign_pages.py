@@ -147,3 +147,5 @@ def test_a_public_address_without_keys_is_warned_of(caplog: pytest.LogCaptureFix
     assert caplog.messages == [
         "everybody who reaches 0.0.0.0 may use the API: set --api-key-file, or --allowed-host against DNS rebinding"
     ]
+    make_service(ServeSettings(allowed_host=("greenroom.example.org",)), "0.0.0.0")
+    assert caplog.messages[1:] == ["everybody who reaches 0.0.0.0 may use the API: set --api-key-file"]

@@ -58,6 +58,8 @@ def test_the_budget_that_is_advised_fits(catalog: ExpertCatalog) -> None:
 def test_a_budget_beyond_all_experts_takes_no_more_than_these(catalog: ExpertCatalog) -> None:
     free = FreeMemory(30 << 20, 30 << 20, is_cuda=False)
     fit(catalog, free, host_expert_memory="1000GiB")
+    asked = ServeSettings.model_validate({"host_expert_memory": "1000GiB", "device_expert_memory": "1000GiB"})
+    assert plan_experts(asked, catalog, TOP_K, free, 0) == (catalog.total_bytes, catalog.total_bytes)
 
 
 def test_a_kv_cache_that_leaves_no_room_for_experts_is_the_one_to_change(catalog: ExpertCatalog) -> None:

@@ -58,7 +58,9 @@ class MessageWriter:
         self._ending: JsonObject = {"stop_reason": None, "stop_sequence": None}
 
     def opening(self) -> list[JsonObject]:
-        return [{"type": "message_start", "message": self.whole()}, {"type": "ping"}]
+        message = self.whole()
+        del message["usage"]["greenroom"]  # not known yet, and the package keeps what it is told here
+        return [{"type": "message_start", "message": message}, {"type": "ping"}]
 
     def write(self, token: TokenEvent) -> list[JsonObject]:
         self._num_generated = token.num_generated

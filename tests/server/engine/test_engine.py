@@ -189,7 +189,7 @@ def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int,
     run(rig, scenario)
 
 
-def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on() -> None:
+def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     failures = [ExpertLoadError(ExpertKey(1, 3), "/secret/path")]
 
@@ -207,6 +207,9 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on() -> None:
 
     run(rig, scenario)
     assert rig.engine.statistics.finished["error"] == 1
+    [told] = [record for record in caplog.records if "a step failed" in record.getMessage()]
+    assert told.getMessage().endswith("cannot read expert 3 of layer 1: /secret/path")
+    assert told.exc_info is None  # every request that needs the expert has such a line
 
 
 def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
