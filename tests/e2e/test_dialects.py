@@ -46,7 +46,7 @@ def test_messages(server: Server, chat: openai.types.chat.ChatCompletion) -> Non
             deltas = list(stream.text_stream)
         num_prompt_tokens = client.messages.count_tokens(**prompt).input_tokens
     assert whole.content[0].text == chat.choices[0].message.content
-    num_read = whole.usage.input_tokens + whole.usage.cache_read_input_tokens  # the chat's prompt is in the cache
-    assert num_read == chat.usage.prompt_tokens == num_prompt_tokens
+    usage = whole.usage
+    assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens == num_prompt_tokens
     assert "".join(deltas) == whole.content[0].text
     assert len(deltas) > NUM_TOKENS // 2

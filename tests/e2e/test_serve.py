@@ -157,7 +157,7 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
     ],
 )
 def test_wrong_use_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
-    result = run_command(*arguments)
+    result = run_command(*arguments, environment={"GREENROOM_PORT": "0"})  # 8000 may be in use here
     last = result.stderr.splitlines()[-1]
     assert (result.returncode, result.stdout) == (status, "")
     assert message in last
