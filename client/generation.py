@@ -85,6 +85,7 @@ class Usage:
     completion_tokens: int
     total_tokens: int
     greenroom: ExpertUsage | None = None
+    cached_tokens: int = 0  # of the prompts, that were in the server's KV cache already
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,13 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
     usage = body.get("usage")
     if usage is None:
         return None
-    experts = usage.get("greenroom")
-    return record(Usage, usage, greenroom=None if experts is None else record(ExpertUsage, experts))
+    experts, details = usage.get("greenroom"), usage.get("prompt_tokens_details")
+    return record(
+        Usage,
+        usage,
+        cached_tokens=(details or {}).get("cached_tokens") or 0,
+        greenroom=None if experts is None else record(ExpertUsage, experts),
+    )
 
 
 def choices_of(tokens: Iterable[Token]) -> tuple[Choice, ...]:

@@ -310,6 +310,8 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         SettingsError: a value can't be used, or the file holds an unknown key; the message names where it came from.
     """
     names = ServeSettings.model_fields
+    if config is None and (named := environment.get(ENVIRONMENT_PREFIX + "CONFIG")):
+        config = Path(named)
     from_file = _read_file(config) if config else {}
     from_environment: dict[str, Any] = {
         name: environment[variable] for name in names if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment

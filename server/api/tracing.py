@@ -22,13 +22,13 @@ class Span:
 class Tracer(Protocol):
     """Where spans go."""
 
-    def record(self, span: Span, headers: Mapping[str, str]) -> str:
+    def record(self, span: Span, headers: Mapping[str, str]) -> str | None:
         """Hand out a span that has ended, and all within it; quick.
 
         Args:
             headers: of its request, which may name the span that it is a part of (W3C's trace context).
 
         Returns:
-            The id of the trace, in hexadecimal digits.
+            The id of the trace, in hexadecimal digits; None if there is none, for tracing is turned off.
 
         """

@@ -69,8 +69,8 @@ class Tracing:
         self._tracer = self._provider.get_tracer("greenroom", version)
         self._propagator = TraceContextTextMapPropagator()
 
-    def record(self, span: Span, headers: Mapping[str, str]) -> str:
-        """Hand out a span that has ended, and all within it; the id of the trace.
+    def record(self, span: Span, headers: Mapping[str, str]) -> str | None:
+        """Hand out a span that has ended, and all within it; the id of the trace, if OpenTelemetry makes one.
 
         Args:
             headers: of its request, which may name the span that it is a part of.
@@ -79,7 +79,7 @@ class Tracing:
         context = self._propagator.extract(dict(headers), Context())
         return self._record(span, context, SpanKind.SERVER, clock)
 
-    def _record(self, span: Span, context: Context, kind: SpanKind, clock: int) -> str:
+    def _record(self, span: Span, context: Context, kind: SpanKind, clock: int) -> str | None:
         started = self._tracer.start_span(
             span.name, context, kind, dict(span.attributes), start_time=clock + _nanoseconds(span.started_at)
         )
@@ -90,7 +90,8 @@ class Tracing:
             for child in span.children:
                 self._record(child, within, SpanKind.INTERNAL, clock)
         started.end(clock + _nanoseconds(span.ended_at))
-        return format_trace_id(started.get_span_context().trace_id)
+        made = started.get_span_context()
+        return format_trace_id(made.trace_id) if made.is_valid else None
 
     def close(self) -> None:
         """Send what is left, as far as the collector takes it soon."""

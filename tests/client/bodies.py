@@ -60,7 +60,13 @@ EXPERT_USAGE = {
     "expert_bytes_read": 4096,
     "expert_stall_seconds": 0.25,
 }
-USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "greenroom": EXPERT_USAGE}
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 1},
+    "greenroom": EXPERT_USAGE,
+}
 HEAD = {"id": "cmpl-1", "object": "text_completion", "created": 1700000000, "model": "tiny"}
 COMPLETION = HEAD | {
     "choices": [{"index": 0, "text": "Once upon", "logprobs": None, "finish_reason": "length"}],

@@ -80,6 +80,7 @@ def test_a_completion_is_typed(asker: Asker) -> None:
     assert (reply.id, reply.model, reply.created) == ("cmpl-1", "tiny", 1700000000)
     assert (reply.text, reply.finish_reason) == ("Once upon", "length")
     assert reply.usage.completion_tokens == 2
+    assert reply.usage.cached_tokens == 1
     assert vars(reply.usage.greenroom) == EXPERT_USAGE
     with pytest.raises(AttributeError):
         reply.usage.completion_tokens = 3
@@ -88,6 +89,8 @@ def test_a_completion_is_typed(asker: Asker) -> None:
 def test_usage_without_experts(asker: Asker) -> None:
     asker.handler = answering(COMPLETION | {"usage": {**USAGE, "greenroom": None}})
     assert asker("complete", "Once").usage.greenroom is None
+    asker.handler = answering(COMPLETION | {"usage": {**USAGE, "prompt_tokens_details": None}})
+    assert asker("complete", "Once").usage.cached_tokens == 0
 
 
 def test_a_stream_is_what_came_and_the_whole(asker: Asker) -> None:

@@ -142,6 +142,15 @@ def test_a_list_is_a_repeated_flag_or_commas_or_lines_in_the_environment_or_a_li
     assert load_settings(flags, environment, config).allow_origin == ("https://f",)
 
 
+def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
+    config, other = write(tmp_path / "g.toml", "port = 1"), write(tmp_path / "h.toml", "port = 2")
+    environment = {"GREENROOM_CONFIG": str(config)}
+    assert load_settings({}, environment, None).port == 1
+    assert load_settings({}, environment, other).port == 2
+    with pytest.raises(SettingsError, match=r"--config /nowhere\.toml: No such file"):
+        load_settings({}, {"GREENROOM_CONFIG": "/nowhere.toml"}, None)
+
+
 def test_keys_of_a_file_come_beside_the_others(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys", "k1\r\n\n  k2  \n")
     settings = load_settings(parse("--admin-api-key-file", str(keys), "--admin-api-key", "k0"), {}, None)

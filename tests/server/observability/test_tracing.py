@@ -38,7 +38,7 @@ def collector() -> Collector:
         yield collector
 
 
-def send(collector: Collector, span: Work, headers: dict[str, str] | None = None, path: str = "") -> str:
+def send(collector: Collector, span: Work, headers: dict[str, str] | None = None, path: str = "") -> str | None:
     tracing = Tracing(otlp_exporter(collector.url + path), "1.2")
     trace = tracing.record(span, headers or {})
     tracing.close()
@@ -91,6 +91,12 @@ def test_a_header_that_names_no_trace_begins_one(collector: Collector, parent: s
 def test_what_a_client_does_not_sample_is_not_sent(collector: Collector) -> None:
     trace = send(collector, a_second_ago(), {"traceparent": f"00-{TRACE}-{PARENT}-00"})
     assert trace == TRACE
+    assert collector.batches == []
+
+
+def test_opentelemetry_can_be_turned_off(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    assert send(collector, a_second_ago()) is None
     assert collector.batches == []
 
 
