@@ -81,20 +81,31 @@ export class Transcript {
   /** @param {Piece} piece of the answer to the last question */
   add({ text, routes, isReasoning }) {
     if (!this.answer) return;
-    const isAtEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
     const element = make("span", isReasoning ? "token reasoning" : "token", text);
     element.dataset.index = String(this.tokens.length);
     const token = { text, routes, element, turn: this.turns.length - 1 };
     this.tokens.push(token);
     this.paint(token);
     this.sift(token);
-    this.answer.append(element);
+    this.append(this.answer, element);
+  }
+
+  /**
+   * Go along with what is added at the end, if the end is shown.
+   *
+   * @param {Element} parent
+   * @param {Element} element
+   */
+  append(parent, element) {
+    const isAtEnd = this.box.scrollHeight - this.box.scrollTop - this.box.clientHeight < 40;
+    parent.append(element);
     if (isAtEnd) this.box.scrollTop = this.box.scrollHeight;
   }
 
   /** @param {string} cost of the last answer */
   close(cost) {
-    this.answer?.parentElement?.append(make("p", "cost", cost));
+    const turn = this.answer?.parentElement;
+    if (turn) this.append(turn, make("p", "cost", cost));
     this.answer = null;
     this.listener.onChange();
   }
