@@ -123,12 +123,14 @@ class ChatFormat:
         if not self.syntax.openers:
             return None
         calls = self.syntax.rules(lark, schemas, has_one_call=has_one_call)
-        before = ""
+        said = lark.without(self.syntax.openers)
+        start = turn = f"{said} ({calls})?"
         # Reasoning between tags that are written in letters is text like any other.
         if self.thinking is not None and self.thinking.end in self.special and reasoning is not Reasoning.OVER:
-            rest = lark.until(self.thinking.end)
-            before = rest if reasoning is Reasoning.BEGUN else f"({lark.text(self.thinking.begin)} {rest})?"
-        return GrammarSpec("lark", lark.grammar(f"{before} {lark.without(self.syntax.openers)} ({calls})?"), "tools")
+            thought = f"{said} ({lark.text(self.thinking.end)} {turn})?"
+            begun = f"{lark.text(self.thinking.begin)} {thought}"
+            start = thought if reasoning is Reasoning.BEGUN else f"({begun} | {turn})"
+        return GrammarSpec("lark", lark.grammar(start), "tools")
 
     def _before(self, lark: Lark, reasoning: Reasoning) -> str:
         """What may come, or has to, before anything that is no reasoning."""

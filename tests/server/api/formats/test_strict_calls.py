@@ -106,6 +106,13 @@ def test_a_model_may_reason_before(name: str, tmp_path: Path) -> None:
     assert place_of_refusal(codec, strict(family, WRONG), REASONING[name] + TEXTS[name]) is not None
 
 
+@pytest.mark.parametrize("name", [name for name in REASONING if name != "harmony"])
+def test_a_turn_may_end_within_its_reasoning(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    thought = REASONING[name][: REASONING[name].index("I call") + 3]
+    assert place_of_refusal(codec_of(family, tmp_path), strict(family, SAY), thought) is None
+
+
 @pytest.mark.parametrize("name", UNMARKED)
 def test_calls_without_a_mark_are_the_models_own(name: str) -> None:
     assert strict(unthinking(name), SAY) is None
