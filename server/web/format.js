@@ -1,4 +1,4 @@
-/** Numbers as people read them; what belongs to a number stays on its line (\u00a0). */
+/** Numbers as people read them; what belongs to a number stays on its line (\u00a0). 9.96 is 10, never 10.0. */
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -10,12 +10,12 @@ export function size(bytes) {
     value /= 1024;
     unit += 1;
   }
-  return `${value.toFixed(value < 10 && unit > 0 ? 1 : 0)}\u00a0${UNITS[unit]}`;
+  return `${value.toFixed(value < 9.95 && unit > 0 ? 1 : 0)}\u00a0${UNITS[unit]}`;
 }
 
 /** @param {number} value */
 export function seconds(value) {
-  if (value < 60) return `${value.toFixed(value < 10 ? 1 : 0)}\u00a0s`;
+  if (value < 59.5) return `${value.toFixed(value < 9.95 ? 1 : 0)}\u00a0s`;
   return value < 3600 ? `${Math.floor(value / 60)}\u00a0min` : `${(value / 3600).toFixed(1)}\u00a0h`;
 }
 
@@ -26,12 +26,12 @@ export function count(value) {
 
 /** @param {number | null} share 0 to 1; null if nothing is known yet */
 export function percent(share) {
-  return share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.1 ? 1 : 0)}\u00a0%`;
+  return share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%`;
 }
 
 /** @param {number} value */
 export function rate(value) {
-  return value < 100 ? value.toFixed(1) : count(Math.round(value));
+  return value < 99.95 ? value.toFixed(1) : count(Math.round(value));
 }
 
 /**
