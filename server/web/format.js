@@ -16,7 +16,7 @@ export function size(bytes) {
 /** @param {number} value */
 export function seconds(value) {
   if (value < 59.5) return `${value.toFixed(value < 9.95 ? 1 : 0)}\u00a0s`;
-  return value < 3600 ? `${Math.floor(value / 60)}\u00a0min` : `${(value / 3600).toFixed(1)}\u00a0h`;
+  return value < 3600 ? `${Math.floor(Math.round(value) / 60)}\u00a0min` : `${(value / 3600).toFixed(1)}\u00a0h`;
 }
 
 /** @param {number} value */

@@ -60,7 +60,11 @@ function tally(transcript, row, expert, size) {
     domains.set(name, domain);
     domain.total += token.routes.length;
     domain.served += served;
-    if (served) domain.tokens.set(token.text, [...(domain.tokens.get(token.text) ?? []), token]);
+    if (served) {
+      const alike = domain.tokens.get(token.text);
+      if (alike) alike.push(token);
+      else domain.tokens.set(token.text, [token]);
+    }
     tokens += token.routes.length;
     choices += token.routes.reduce((sum, route) => sum + (route[row]?.length ?? 0), 0);
   }
