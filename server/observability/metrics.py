@@ -35,13 +35,14 @@ class Metrics:
     """The metrics of one server, which serves ``model``."""
 
     def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
-        self._model, self._store, self._engine, self._prefetcher = model, store, engine, prefetcher
+        self._served = (model, version("greenroom"))
+        self._store, self._engine, self._prefetcher = store, engine, prefetcher
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format; takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        registry.register(_Scrape(self._model, self._store, statistics, self._engine, self._prefetcher))
+        registry.register(_Scrape(self._served, self._store, statistics, self._engine, self._prefetcher))
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
@@ -50,18 +51,19 @@ class _Scrape(Collector):
 
     def __init__(
         self,
-        model: str,
+        served: tuple[str, str],
         store: ExpertStore,
         statistics: StoreStatistics,
         engine: EngineStatistics,
         prefetcher: Prefetcher | None,
     ):
-        self._model, self._store, self._statistics = model, store, statistics
+        self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._prefetcher = engine, prefetcher
 
     def collect(self) -> Iterator[Metric]:
-        served = (self._model, version("greenroom"))
-        yield _gauge("model_info", "1; what is served, and by which version.", ["model", "version"], [(served, 1)])
+        yield _gauge(
+            "model_info", "1; what is served, and by which version.", ["model", "version"], [(self._served, 1)]
+        )
         tiers = list(self._store.tiers().values())
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(self._statistics, len(tiers) > 1)
