@@ -22,7 +22,7 @@ from server.engine.request import ExpertAdministration, GenerationEngine, Sampli
 
 MAX_BODIES_BYTES = 256 << 20  # of all that are being read
 BODIES_REFUSAL = "The server is reading too many large bodies: try again later."
-MAX_PROMPT_LOGPROBS = 4 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
+MAX_ALL_PROMPT_LOGPROBS = 4 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
 LOGPROBS_REFUSAL = "The server is gathering too many logprobs of prompts: try again later."
 
 
@@ -47,7 +47,7 @@ class LoadedModel:
     keeps_stalls: bool = False  # whether the engine is to tell of each request's longest waits for experts
     created: int = field(default_factory=lambda: int(time.time()))  # seconds since 1970
     grammars: Grammars = field(init=False)
-    logprobs_room: Room = field(default_factory=lambda: Room(MAX_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
+    logprobs_room: Room = field(default_factory=lambda: Room(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
     def __post_init__(self) -> None:
         self.grammars = Grammars(self.codec)
