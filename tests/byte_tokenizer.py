@@ -11,6 +11,9 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from server.engine.codec import Codec
+from server.model.tokenizer import Tokenizer as ModelTokenizer
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
@@ -30,3 +33,9 @@ def save_byte_tokenizer(folder: Path, chat_template: str | None = CHAT_TEMPLATE,
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
     fast.chat_template = chat_template
     fast.save_pretrained(folder)
+
+
+def byte_codec(folder: Path, chat_template: str | None = CHAT_TEMPLATE) -> Codec:
+    """The codec of such a tokenizer, which is written to a folder."""
+    save_byte_tokenizer(folder, chat_template)
+    return Codec(ModelTokenizer(folder))

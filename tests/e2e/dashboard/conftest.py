@@ -9,8 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from server.engine.codec import Codec
-from server.model.tokenizer import Tokenizer
-from tests.byte_tokenizer import save_byte_tokenizer
+from tests.byte_tokenizer import byte_codec
 from tests.e2e.dashboard.pages import Synthetic, Watch, synthetic_server
 from tests.e2e.processes import Server, serving
 from tests.server.engine.fakes import Rig
@@ -54,9 +53,7 @@ def page(browser: Browser, watch: Watch) -> Iterator[Page]:
 
 @pytest.fixture(scope="session")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    folder = tmp_path_factory.mktemp("bytes")
-    save_byte_tokenizer(folder)
-    return Codec(Tokenizer(folder))
+    return byte_codec(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from server.connections import limit_sending
 from server.engine.codec import Codec
 from server.engine.engine import Engine
 from server.http_protocol import ConnectionGuard, ConnectionLimits
-from server.model.tokenizer import Tokenizer
-from tests.byte_tokenizer import save_byte_tokenizer
+from tests.byte_tokenizer import byte_codec
 from tests.server.engine.fakes import Rig
 
 
@@ -113,9 +112,7 @@ def serving_rig(
 @pytest.fixture(scope="session")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
     """Of the fake model's tokens, which are bytes."""
-    folder = tmp_path_factory.mktemp("bytes")
-    save_byte_tokenizer(folder)
-    return Codec(Tokenizer(folder))
+    return byte_codec(tmp_path_factory.mktemp("bytes"))
 
 
 @pytest.fixture

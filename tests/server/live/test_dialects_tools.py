@@ -11,9 +11,7 @@ import anthropic
 import openai
 import pytest
 
-from server.engine.codec import Codec
-from server.model.tokenizer import Tokenizer
-from tests.byte_tokenizer import save_byte_tokenizer
+from tests.byte_tokenizer import byte_codec
 from tests.chat_formats import FAMILIES, SCHEMAS
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
@@ -29,8 +27,8 @@ TOOLS = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.item
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     """A model of bytes that writes calls as Hermes does; made to call, it writes calls that the schemas allow."""
     folder = tmp_path_factory.mktemp("hermes")
-    save_byte_tokenizer(folder, replace(FAMILIES["hermes"], thinking="").template)
-    with serving_rig(Rig(num_blocks=2048, max_batched_tokens=256), Codec(Tokenizer(folder))) as live:
+    codec = byte_codec(folder, replace(FAMILIES["hermes"], thinking="").template)
+    with serving_rig(Rig(num_blocks=2048, max_batched_tokens=256), codec) as live:
         yield live
 
 
