@@ -1,0 +1,201 @@
+"""Loads the compiled kernels and calls them.
+
+The library has a plain C interface, so one build serves every Python and every torch. Structures and numbers here are
+those of the headers in ``src``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+
+ABI = 1
+PATH = Path(__file__).with_name("libgreenroom_kernels.so")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
+
+
+class Format(IntEnum):
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    Q8 = 3
+    Q4 = 4
+    MXFP4 = 5
+
+
+class Activation(IntEnum):
+    SILU = 0
+    GELU = 1
+    GELU_TANH = 2
+    RELU = 3
+    RELU_SQUARED = 4
+    CLAMPED_SWISH = 5
+    QUICK_GELU = 6
+
+
+class Matrix(Structure):
+    _fields_ = [
+        ("format", c_int32),
+        ("is_transposed", c_int32),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+    ]
+
+
+class LinearCall(Structure):
+    _fields_ = [
+        ("matrix", Matrix),
+        ("bias", c_void_p),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("bias_format", c_int32),
+        ("x_format", c_int32),
+        ("y_format", c_int32),
+        ("is_exact", c_int32),
+    ]
+
+
+class Gate(Structure):
+    _fields_ = [
+        ("activation", c_int32),
+        ("has_gate", c_int32),
+        ("is_interleaved", c_int32),
+        ("alpha", c_float),
+        ("limit", c_float),
+    ]
+
+
+class ExpertShape(Structure):
+    _fields_ = [
+        ("first", Matrix * 2),
+        ("second", Matrix),
+        ("first_bias", c_int64),
+        ("second_bias", c_int64),
+        ("gate", Gate),
+        ("num_parts", c_int32),
+        ("bias_format", c_int32),
+    ]
+
+
+class ExpertBatch(Structure):
+    _fields_ = [
+        ("slots", c_void_p),
+        ("starts", c_void_p),
+        ("choices", c_void_p),
+        ("x", c_void_p),
+        ("outputs", c_void_p),
+        ("num_experts", c_int64),
+        ("top_k", c_int64),
+        ("x_stride", c_int64),
+        ("x_format", c_int32),
+        ("is_exact", c_int32),
+    ]
+
+
+class Combination(Structure):
+    _fields_ = [
+        ("outputs", c_void_p),
+        ("weights", c_void_p),
+        ("absent", c_void_p),
+        ("y", c_void_p),
+        ("tokens", c_int64),
+        ("top_k", c_int64),
+        ("hidden", c_int64),
+        ("y_stride", c_int64),
+        ("num_absent", c_int64),
+        ("weights_format", c_int32),
+        ("y_format", c_int32),
+    ]
+
+
+class KernelError(RuntimeError):
+    """The compiled kernels are not there, or a call of them failed."""
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        KernelError: it was not built, or another version of it.
+    """
+    try:
+        library = ctypes.CDLL(str(PATH))
+    except OSError as error:
+        raise KernelError(f"the native kernels can't be loaded: {error}") from error
+    library.greenroom_abi.restype = c_int
+    if library.greenroom_abi() != ABI:
+        raise KernelError(f"{PATH.name} is of another version; install Greenroom again")
+    library.greenroom_level.restype = c_char_p
+    library.greenroom_level.argtypes = [c_char_p]
+    library.greenroom_open.restype = c_void_p
+    library.greenroom_open.argtypes = [c_int, c_char_p]
+    library.greenroom_close.argtypes = [c_void_p]
+    library.greenroom_close.restype = None
+    for name, arguments in (
+        ("greenroom_linear", [POINTER(LinearCall)]),
+        ("greenroom_experts", [POINTER(ExpertShape), POINTER(ExpertBatch)]),
+        ("greenroom_combine", [POINTER(Combination)]),
+    ):
+        function = getattr(library, name)
+        function.restype = c_int
+        function.argtypes = [c_void_p, *arguments]
+    return library
+
+
+def best_level(most: str | None = None) -> str:
+    """The best level that this processor can run, and that is not above ``most``.
+
+    Raises:
+        KernelError: there is no such level.
+    """
+    name = load().greenroom_level(None if most is None else most.encode())
+    if name is None:
+        raise KernelError(f"there are no kernels named {most!r}; choose one of {', '.join(LEVELS)}")
+    return str(name.decode())
+
+
+class Kernels:
+    """Compiled kernels on threads of their own; one call runs at a time.
+
+    Args:
+        num_threads: the caller's included.
+        level: the highest instruction set to use, one of ``LEVELS``; the processor's best without it.
+    """
+
+    def __init__(self, num_threads: int, level: str | None = None):
+        self.level = best_level(level)
+        self.num_threads = num_threads
+        self._library = load()
+        self._handle = self._library.greenroom_open(num_threads, self.level.encode())
+        if not self._handle:
+            raise KernelError(f"{num_threads} threads for the native kernels could not be started")
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._handle:
+            self._library.greenroom_close(self._handle)
+            self._handle = None
+
+    __del__ = close
+
+    def linear(self, call: LinearCall) -> None:
+        self._check(self._library.greenroom_linear(self._handle, byref(call)))
+
+    def experts(self, shape: ExpertShape, batch: ExpertBatch) -> None:
+        self._check(self._library.greenroom_experts(self._handle, byref(shape), byref(batch)))
+
+    def combine(self, call: Combination) -> None:
+        self._check(self._library.greenroom_combine(self._handle, byref(call)))
+
+    def _check(self, status: int) -> None:
+        if status:
+            raise KernelError("the native kernels ran out of memory")

@@ -1,0 +1,67 @@
+// The C interface that `library.py` loads. Nothing here throws: a call answers 0, or 1 if memory ran out.
+
+#include <mutex>
+
+#include "experts.h"
+#include "linear.h"
+
+#define GREENROOM_API extern "C" __attribute__((visibility("default")))
+
+namespace greenroom {
+namespace {
+
+struct Handle {
+  Handle(int num_threads, const Level& level) : engine(num_threads, level) {}
+
+  Engine engine;
+  std::mutex is_busy;  // the engine serves one call at a time
+};
+
+template <typename Function>
+int guarded(Handle* handle, Function function) {
+  const std::lock_guard<std::mutex> lock(handle->is_busy);
+  try {
+    function(handle->engine);
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace greenroom
+
+using greenroom::Handle;
+
+GREENROOM_API int greenroom_abi() { return 1; }
+
+// The best level of this processor up to `most` (null: any); null if there is no such level.
+GREENROOM_API const char* greenroom_level(const char* most) {
+  const greenroom::Level* level = greenroom::find_level(most);
+  return level ? level->name : nullptr;
+}
+
+GREENROOM_API Handle* greenroom_open(int num_threads, const char* most) {
+  const greenroom::Level* level = greenroom::find_level(most);
+  if (!level) return nullptr;
+  try {
+    return new Handle(num_threads, *level);
+  } catch (...) {  // no memory, or no more threads
+    return nullptr;
+  }
+}
+
+GREENROOM_API void greenroom_close(Handle* handle) { delete handle; }
+
+GREENROOM_API int greenroom_linear(Handle* handle, const greenroom::LinearCall* call) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_linear(engine, *call); });
+}
+
+GREENROOM_API int greenroom_experts(Handle* handle, const greenroom::ExpertShape* shape,
+                                    const greenroom::ExpertBatch* batch) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_experts(engine, *shape, *batch); });
+}
+
+GREENROOM_API int greenroom_combine(Handle* handle, const greenroom::Combination* call) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { combine(engine, *call); });
+}

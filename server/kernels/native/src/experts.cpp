@@ -1,0 +1,162 @@
+#include "experts.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace greenroom {
+namespace {
+
+constexpr int64_t kPrepared = 4;  // rows a tile of a phase that goes over rows
+
+Matrix in_slot(const Matrix& matrix, uint64_t slot) {
+  Matrix placed = matrix;
+  placed.data = reinterpret_cast<const char*>(slot) + reinterpret_cast<uintptr_t>(matrix.data);
+  placed.scales = reinterpret_cast<const char*>(slot) + reinterpret_cast<uintptr_t>(matrix.scales);
+  return placed;
+}
+
+// Tiles of all experts of a batch, one after the other: of each expert's rows and the outputs of a matrix.
+class Tiling {
+ public:
+  Tiling(const ExpertBatch& batch, int64_t outputs, int64_t* ends)
+      : batch_(batch), output_tiles_(divide_up(outputs, kOutputTile)), outputs_(outputs), ends_(ends) {
+    int64_t end = 0;
+    for (int64_t expert = 0; expert < batch.num_experts; ++expert) {
+      end += row_tiles(expert) * output_tiles_;
+      ends[expert] = end;
+    }
+  }
+
+  struct Tile {
+    int64_t expert, first_row, last_row, first_output, last_output;  // rows of the batch
+  };
+
+  int64_t count() const { return ends_[batch_.num_experts - 1]; }
+
+  Tile at(int64_t index) const {
+    const int64_t expert = std::upper_bound(ends_, ends_ + batch_.num_experts, index) - ends_;
+    const int64_t place = index - (expert ? ends_[expert - 1] : 0);
+    const int64_t output_tile = place / row_tiles(expert), row_tile = place % row_tiles(expert);
+    const int64_t begin = batch_.starts[0];
+    const int64_t first_row = batch_.starts[expert] - begin + row_tile * kRowTile;
+    const int64_t first_output = output_tile * kOutputTile;
+    return {expert, first_row, std::min(first_row + kRowTile, batch_.starts[expert + 1] - begin), first_output,
+            std::min(first_output + kOutputTile, outputs_)};
+  }
+
+ private:
+  int64_t row_tiles(int64_t expert) const {
+    return divide_up(batch_.starts[expert + 1] - batch_.starts[expert], kRowTile);
+  }
+
+  const ExpertBatch& batch_;
+  int64_t output_tiles_;
+  int64_t outputs_;
+  int64_t* ends_;
+};
+
+}  // namespace
+
+void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch) {
+  const Level& level = engine.level;
+  const int32_t begin = batch.starts[0];
+  const int32_t* choices = batch.choices + begin;
+  const int64_t rows = batch.starts[batch.num_experts] - begin;
+  if (!rows) return;
+  const Matrix &first = shape.first[0], &second = shape.second;
+  int64_t width = 0;
+  for (int part = 0; part < shape.num_parts; ++part) width += shape.first[part].outputs;
+  const int64_t hidden = second.outputs;
+
+  const PanelKind kind = level.panel_kind(first, batch.is_exact), inner = level.panel_kind(second, batch.is_exact);
+  Panel panel = place_panel(kind, rows, first.inputs, engine.rows.reserve(panel_bytes(kind, rows, first.inputs)));
+  Panel inner_panel =
+      place_panel(inner, rows, second.inputs, engine.hidden.reserve(panel_bytes(inner, rows, second.inputs)));
+  float* middle = engine.middle.reserve<float>(rows * width * 4 + engine.pool.num_threads() * second.inputs * 4);
+  float* activated = middle + rows * width;  // a row of each thread
+  const int64_t num_experts = batch.num_experts;
+  auto* tables = engine.tables.reserve<int64_t>((num_experts * (shape.num_parts + 1)) * 8 + rows * 4);
+  auto* sources = reinterpret_cast<int32_t*>(tables + num_experts * (shape.num_parts + 1));
+  for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
+
+  auto prepare = [&](int64_t tile, int) {
+    const int64_t from = tile * kPrepared;
+    level.prepare(panel, batch.x, batch.x_format, batch.x_stride, sources, from, std::min(from + kPrepared, rows));
+  };
+  const auto run_first = [&](const Tiling& tiling, int part, int64_t offset, int64_t index) {
+    const Tiling::Tile tile = tiling.at(index);
+    const uint64_t slot = batch.slots[tile.expert];
+    float* y = middle + tile.first_row * width + offset + tile.first_output;
+    level.multiply(in_slot(shape.first[part], slot), panel, tile.first_row, tile.last_row, tile.first_output,
+                   tile.last_output, y, width);
+    if (shape.first_bias >= 0) {
+      const char* bias = reinterpret_cast<const char*>(slot) + shape.first_bias + offset * bytes_of(shape.bias_format);
+      add_bias(level, bias, shape.bias_format, tile.last_row - tile.first_row, tile.first_output, tile.last_output, y,
+               width);
+    }
+  };
+  const Tiling first_tiles(batch, first.outputs, tables);
+  const Tiling other_tiles(batch, shape.first[shape.num_parts - 1].outputs, tables + num_experts * (shape.num_parts - 1));
+  auto multiply_first = [&](int64_t tile, int) {
+    if (tile < first_tiles.count()) {
+      run_first(first_tiles, 0, 0, tile);
+    } else {
+      run_first(other_tiles, 1, first.outputs, tile - first_tiles.count());
+    }
+  };
+  auto activate = [&](int64_t tile, int thread) {
+    float* hidden_row = activated + thread * second.inputs;
+    for (int64_t row = tile * kPrepared; row < std::min((tile + 1) * kPrepared, rows); ++row) {
+      level.activate(shape.gate, middle + row * width, second.inputs, hidden_row);
+      level.prepare(inner_panel, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // all rows come from this one
+    }
+  };
+  const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);
+  auto multiply_second = [&](int64_t index, int) {
+    const Tiling::Tile tile = second_tiles.at(index);
+    const uint64_t slot = batch.slots[tile.expert];
+    alignas(64) float sums[kRowTile * kOutputTile];
+    level.multiply(in_slot(second, slot), inner_panel, tile.first_row, tile.last_row, tile.first_output,
+                   tile.last_output, sums, kOutputTile);
+    if (shape.second_bias >= 0) {
+      add_bias(level, reinterpret_cast<const char*>(slot) + shape.second_bias, shape.bias_format,
+               tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, kOutputTile);
+    }
+    for (int64_t row = tile.first_row; row < tile.last_row; ++row) {
+      std::memcpy(batch.outputs + choices[row] * hidden + tile.first_output,
+                  sums + (row - tile.first_row) * kOutputTile,
+                  static_cast<size_t>(tile.last_output - tile.first_output) * sizeof(float));
+    }
+  };
+  const int64_t row_tiles = divide_up(rows, kPrepared);
+  const int64_t num_first = first_tiles.count() + (shape.num_parts > 1 ? other_tiles.count() : 0);
+  const Phase phases[] = {phase_of(row_tiles, prepare), phase_of(num_first, multiply_first),
+                          phase_of(row_tiles, activate), phase_of(second_tiles.count(), multiply_second)};
+  engine.pool.run(phases, 4);
+}
+
+void combine(Engine& engine, const Combination& call) {
+  const Level& level = engine.level;
+  const int64_t hidden = call.hidden;
+  float* sums = engine.middle.reserve<float>(engine.pool.num_threads() * (hidden + call.top_k) * 4);
+  auto* outputs = const_cast<float*>(call.outputs);
+  for (int64_t i = 0; i < call.num_absent; ++i) {
+    std::memset(outputs + call.absent[i] * hidden, 0, static_cast<size_t>(hidden) * sizeof(float));
+  }
+  auto add = [&](int64_t token, int thread) {
+    float* sum = sums + thread * (hidden + call.top_k);
+    float* weights = sum + hidden;
+    level.widen(static_cast<const char*>(call.weights) + token * call.top_k * bytes_of(call.weights_format),
+                call.weights_format, weights, call.top_k);
+    std::memset(sum, 0, static_cast<size_t>(hidden) * sizeof(float));
+    for (int64_t place = 0; place < call.top_k; ++place) {
+      level.add_scaled(sum, outputs + (token * call.top_k + place) * hidden, weights[place], hidden);
+    }
+    level.narrow(sum, call.y_format, static_cast<char*>(call.y) + token * call.y_stride * bytes_of(call.y_format),
+                 hidden);
+  };
+  const Phase phase = phase_of(call.tokens, add);
+  engine.pool.run(&phase, 1);
+}
+
+}  // namespace greenroom

@@ -1,0 +1,54 @@
+// The experts of a layer, each on its rows.
+#pragma once
+
+#include "engine.h"
+
+namespace greenroom {
+
+inline constexpr int kMostParts = 2;
+
+// The experts of a layer; what is in a slot is told by offsets in place of addresses.
+struct ExpertShape {
+  Matrix first[kMostParts];  // gate and up, or up; in parts if the checkpoint has them so
+  Matrix second;
+  int64_t first_bias;        // offsets in a slot, or -1
+  int64_t second_bias;
+  Gate gate;
+  int32_t num_parts;
+  Format bias_format;
+};
+
+// Some experts of a layer and their rows.
+struct ExpertBatch {
+  const uint64_t* slots;     // addresses (experts)
+  const int32_t* starts;     // (experts + 1) where the choices of each begin in `choices`
+  const int32_t* choices;    // numbers of choices: token * top_k + place
+  const void* x;             // (tokens, inputs), plain
+  float* outputs;            // (tokens * top_k, hidden), by choice
+  int64_t num_experts;
+  int64_t top_k;
+  int64_t x_stride;
+  Format x_format;
+  int32_t is_exact;
+};
+
+void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch);
+
+// The outputs of each token's choices, weighted and added in the order of its choices.
+struct Combination {
+  const float* outputs;      // (tokens * top_k, hidden)
+  const void* weights;       // (tokens, top_k), plain
+  const int32_t* absent;     // choices that no expert was run for, which add nothing
+  void* y;                   // (tokens, hidden), plain
+  int64_t tokens;
+  int64_t top_k;
+  int64_t hidden;
+  int64_t y_stride;
+  int64_t num_absent;
+  Format weights_format;
+  Format y_format;
+};
+
+void combine(Engine& engine, const Combination& call);
+
+}  // namespace greenroom

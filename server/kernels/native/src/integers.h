@@ -1,0 +1,162 @@
+// Sixteen 32-bit integers at a time. Included by `kernels.inc` inside the level's namespace, after `vector.h`.
+
+#if defined(GREENROOM_AVX512)
+
+struct Integers {
+  __m512i v;
+};
+inline Integers splat_int(int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline Integers load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline Integers load_u16(const uint16_t* p) {
+  return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+template <int N>
+inline Integers shift_left(Integers a) {
+  return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+inline Integers shift_right(Integers a) {
+  return {_mm512_srli_epi32(a.v, N)};
+}
+template <int N>
+inline Integers shift_right_signed(Integers a) {
+  return {_mm512_srai_epi32(a.v, N)};
+}
+inline Integers operator&(Integers a, Integers b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Vector to_float(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline Vector as_float(Integers a) { return {_mm512_castsi512_ps(a.v)}; }
+
+#elif defined(__AVX2__)
+
+struct Integers {
+  __m256i a, b;
+};
+inline Integers splat_int(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline Integers load_ints(const void* p) {
+  const __m256i* q = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline Integers load_u16(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
+}
+template <int N>
+inline Integers shift_left(Integers a) {
+  return {_mm256_slli_epi32(a.a, N), _mm256_slli_epi32(a.b, N)};
+}
+template <int N>
+inline Integers shift_right(Integers a) {
+  return {_mm256_srli_epi32(a.a, N), _mm256_srli_epi32(a.b, N)};
+}
+template <int N>
+inline Integers shift_right_signed(Integers a) {
+  return {_mm256_srai_epi32(a.a, N), _mm256_srai_epi32(a.b, N)};
+}
+inline Integers operator&(Integers a, Integers b) { return {_mm256_and_si256(a.a, b.a), _mm256_and_si256(a.b, b.b)}; }
+inline Vector to_float(Integers a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
+inline Vector as_float(Integers a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
+
+#else
+
+struct Integers {
+  int32_t v[kLanes];
+};
+template <typename Function>
+inline Integers each_int(Function function) {
+  Integers result;
+  for (int i = 0; i < kLanes; ++i) result.v[i] = function(i);
+  return result;
+}
+inline Integers splat_int(int32_t x) {
+  return each_int([=](int) { return x; });
+}
+inline Integers load_ints(const void* p) {
+  Integers result;
+  memcpy(result.v, p, sizeof result.v);
+  return result;
+}
+inline Integers load_u16(const uint16_t* p) {
+  return each_int([=](int i) { return static_cast<int32_t>(p[i]); });
+}
+template <int N>
+inline Integers shift_left(Integers a) {
+  return each_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N); });
+}
+template <int N>
+inline Integers shift_right(Integers a) {
+  return each_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> N); });
+}
+template <int N>
+inline Integers shift_right_signed(Integers a) {
+  return each_int([&](int i) { return a.v[i] >> N; });
+}
+inline Integers operator&(Integers a, Integers b) {
+  return each_int([&](int i) { return a.v[i] & b.v[i]; });
+}
+inline Vector to_float(Integers a) {
+  return each([&](int i) { return static_cast<float>(a.v[i]); });
+}
+inline Vector as_float(Integers a) {
+  return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });
+}
+
+#endif
+
+// Sixteen times four bytes of weights, `w`, times the four bytes `quad` of a row: added to sixteen sums.
+// `add_unsigned` takes weights of 0 to 127, `add_signed` of -127 to 127; both are exact.
+#if defined(GREENROOM_BF16_VNNI)
+
+inline Integers add_unsigned(Integers total, Integers w, int32_t quad) {
+  return {_mm512_dpbusd_epi32(total.v, w.v, _mm512_set1_epi32(quad))};
+}
+
+#elif defined(__AVX2__)
+
+inline __m256i add_unsigned(__m256i total, __m256i w, __m256i quads) {
+  return _mm256_add_epi32(total, _mm256_madd_epi16(_mm256_maddubs_epi16(w, quads), _mm256_set1_epi16(1)));
+}
+inline __m256i add_signed(__m256i total, __m256i w, __m256i quads) {
+  return add_unsigned(total, _mm256_abs_epi8(w), _mm256_sign_epi8(quads, w));
+}
+#ifdef GREENROOM_AVX512
+template <typename Function>
+inline Integers by_halves(Integers total, Integers w, Function function) {
+  const __m256i low = function(_mm512_castsi512_si256(total.v), _mm512_castsi512_si256(w.v));
+  const __m256i high = function(_mm512_extracti64x4_epi64(total.v, 1), _mm512_extracti64x4_epi64(w.v, 1));
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)};
+}
+#else
+template <typename Function>
+inline Integers by_halves(Integers total, Integers w, Function function) {
+  return {function(total.a, w.a), function(total.b, w.b)};
+}
+#endif
+inline Integers add_unsigned(Integers total, Integers w, int32_t quad) {
+  const __m256i quads = _mm256_set1_epi32(quad);
+  return by_halves(total, w, [&](__m256i t, __m256i part) { return add_unsigned(t, part, quads); });
+}
+inline Integers add_signed(Integers total, Integers w, int32_t quad) {
+  const __m256i quads = _mm256_set1_epi32(quad);
+  return by_halves(total, w, [&](__m256i t, __m256i part) { return add_signed(t, part, quads); });
+}
+
+#else
+
+inline Integers add_signed(Integers total, Integers w, int32_t quad) {
+  int8_t weights[4 * kLanes], x[4];
+  memcpy(weights, w.v, sizeof weights);
+  memcpy(x, &quad, sizeof x);
+  for (int i = 0; i < kLanes; ++i) {
+    for (int j = 0; j < 4; ++j) total.v[i] += weights[4 * i + j] * x[j];
+  }
+  return total;
+}
+inline Integers add_unsigned(Integers total, Integers w, int32_t quad) { return add_signed(total, w, quad); }
+
+#endif
+
+inline int32_t quad_at(const int8_t* codes) {
+  int32_t quad;
+  memcpy(&quad, codes, sizeof quad);
+  return quad;
+}

@@ -1,0 +1,36 @@
+#include "level.h"
+
+#include <cstring>
+
+namespace greenroom {
+namespace {
+
+struct Choice {
+  const Level* level;
+  bool can_run;
+};
+
+}  // namespace
+
+const Level* find_level(const char* most) {
+#ifdef GREENROOM_X86
+  __builtin_cpu_init();
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool has_bf16 =
+      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+  const Choice choices[] = {{&kPortable, true}, {&kAvx2, has_avx2}, {&kAvx512, has_avx512}, {&kAvx512Bf16, has_bf16}};
+#else
+  const Choice choices[] = {{&kPortable, true}};
+#endif
+  const Level* best = nullptr;
+  for (const Choice& choice : choices) {
+    if (choice.can_run) best = choice.level;
+    if (most && !std::strcmp(most, choice.level->name)) return best;
+  }
+  return most ? nullptr : best;
+}
+
+}  // namespace greenroom

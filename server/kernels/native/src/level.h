@@ -1,0 +1,65 @@
+// What each instruction-set level implements. One source, `kernels.inc`, is compiled once a level.
+//
+// A number of a product depends on one row of the matrix and one row of the panel alone: how many rows there are, where
+// they stand and how they are shared out among threads changes no bit.
+#pragma once
+
+#include "matrix.h"
+
+namespace greenroom {
+
+// What comes between the two matrices of an expert. The values are those of `library.py`.
+enum class Activation : int32_t {
+  kSilu = 0,
+  kGelu = 1,         // by the error function
+  kGeluTanh = 2,
+  kRelu = 3,
+  kReluSquared = 4,
+  kClampedSwish = 5,  // gpt-oss: gate and up in turn, clamped to `limit`; gate * sigmoid(alpha * gate) * (up + 1)
+  kQuickGelu = 6,     // x * sigmoid(1.702 * x)
+};
+
+struct Gate {
+  Activation activation;
+  int32_t has_gate;        // whether there are a gate and an up, the gate first
+  int32_t is_interleaved;  // whether gate and up take turns
+  float alpha;
+  float limit;
+};
+
+struct Level {
+  const char* name;
+
+  // The panel kind for products of rows with a matrix; exact rows are never rounded.
+  PanelKind (*panel_kind)(const Matrix& matrix, bool is_exact);
+
+  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row i.
+  void (*prepare)(Panel& panel, const void* source, Format format, int64_t source_stride, const int32_t* rows,
+                  int64_t first, int64_t last);
+
+  // Some rows and outputs, the first of both at `y`. `first_output` is a multiple of kBlock.
+  void (*multiply)(const Matrix& matrix, const Panel& panel, int64_t first_row, int64_t last_row,
+                   int64_t first_output, int64_t last_output, float* y, int64_t y_stride);
+
+  // hidden (size) of gate_up (2 * size, or size without a gate).
+  void (*activate)(const Gate& gate, const float* gate_up, int64_t size, float* hidden);
+
+  // y[i] += factor * x[i]
+  void (*add_scaled)(float* y, const float* x, float factor, int64_t size);
+
+  // Plain numbers to float and back, rounded to nearest even.
+  void (*widen)(const void* source, Format format, float* target, int64_t size);
+  void (*narrow)(const float* source, Format format, void* target, int64_t size);
+};
+
+extern const Level kPortable;
+#ifdef GREENROOM_X86
+extern const Level kAvx2;
+extern const Level kAvx512;
+extern const Level kAvx512Bf16;
+#endif
+
+// The best level that this processor can run and whose name is not above `most` (null: any); null if `most` is unknown.
+const Level* find_level(const char* most);
+
+}  // namespace greenroom

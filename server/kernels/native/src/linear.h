@@ -1,0 +1,24 @@
+// A linear layer.
+#pragma once
+
+#include "engine.h"
+
+namespace greenroom {
+
+struct LinearCall {
+  Matrix matrix;
+  const void* bias;  // or null
+  const void* x;     // (rows, inputs), plain
+  void* y;           // (rows, outputs), plain
+  int64_t rows;
+  int64_t x_stride;  // numbers
+  int64_t y_stride;
+  Format bias_format;
+  Format x_format;
+  Format y_format;
+  int32_t is_exact;  // whether rows are never rounded
+};
+
+void run_linear(Engine& engine, const LinearCall& call);
+
+}  // namespace greenroom

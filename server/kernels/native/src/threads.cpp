@@ -1,0 +1,119 @@
+#include "threads.h"
+
+#include <chrono>
+#include <climits>
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+namespace greenroom {
+namespace {
+
+constexpr auto kAwake = std::chrono::microseconds(150);  // longer than what lies between two layers of a decode step
+constexpr int kChecks = 64;                              // pauses between two looks at the clock
+constexpr int kClosed = INT_MIN / 2;
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+void sleep_while(std::atomic<uint32_t>& word, uint32_t value) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
+}
+
+void wake_all(std::atomic<uint32_t>& word) {
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+}
+
+// Waits awake; after a while others are let run in between.
+template <typename Condition>
+void wait_until(Condition is_met) {
+  for (int round = 0; !is_met(); ++round) {
+    if (round < kChecks * kChecks) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int num_threads) {
+  num_inside_.store(kClosed);
+  for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  is_closing_.store(true);
+  epoch_.fetch_add(1);
+  wake_all(epoch_);
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(const Phase* phases, int num_phases) {
+  if (workers_.empty()) {
+    for (int phase = 0; phase < num_phases; ++phase) {
+      for (int64_t tile = 0; tile < phases[phase].num_tiles; ++tile) phases[phase].run(phases[phase].context, tile, 0);
+    }
+    return;
+  }
+  phases_ = phases;
+  num_phases_ = num_phases;
+  for (int phase = 0; phase < num_phases; ++phase) {
+    next_[phase].value.store(0, std::memory_order_relaxed);
+    done_[phase].value.store(0, std::memory_order_relaxed);
+  }
+  num_inside_.store(0, std::memory_order_release);
+  epoch_.fetch_add(1, std::memory_order_seq_cst);
+  if (num_asleep_.load(std::memory_order_seq_cst) > 0) wake_all(epoch_);
+  help(0);
+  // From here on nobody joins; those who did may still look at the counters.
+  num_inside_.fetch_add(kClosed, std::memory_order_acq_rel);
+  wait_until([this] { return num_inside_.load(std::memory_order_acquire) == kClosed; });
+}
+
+void ThreadPool::work(int thread) {
+  uint32_t seen = 0;
+  while (true) {
+    auto deadline = std::chrono::steady_clock::now() + kAwake;
+    for (int round = 1; epoch_.load(std::memory_order_acquire) == seen; ++round) {
+      pause();
+      if (round % kChecks == 0 && std::chrono::steady_clock::now() > deadline) {
+        num_asleep_.fetch_add(1, std::memory_order_seq_cst);
+        while (epoch_.load(std::memory_order_seq_cst) == seen) sleep_while(epoch_, seen);
+        num_asleep_.fetch_sub(1, std::memory_order_relaxed);
+        break;
+      }
+    }
+    seen = epoch_.load(std::memory_order_acquire);
+    if (is_closing_.load(std::memory_order_acquire)) return;
+    // Only while the call is open; a call that is over has a negative number.
+    int32_t inside = num_inside_.load(std::memory_order_acquire);
+    while (inside >= 0 && !num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
+    }
+    if (inside < 0) continue;
+    help(thread);
+    num_inside_.fetch_sub(1, std::memory_order_acq_rel);
+  }
+}
+
+void ThreadPool::help(int thread) {
+  const Phase* phases = phases_;
+  for (int phase = 0; phase < num_phases_; ++phase) {
+    const int64_t total = phases[phase].num_tiles;
+    int64_t num_run = 0;
+    for (int64_t tile; (tile = next_[phase].value.fetch_add(1, std::memory_order_relaxed)) < total; ++num_run) {
+      phases[phase].run(phases[phase].context, tile, thread);
+    }
+    if (num_run) done_[phase].value.fetch_add(num_run, std::memory_order_acq_rel);
+    wait_until([&] { return done_[phase].value.load(std::memory_order_acquire) == total; });
+  }
+}
+
+}  // namespace greenroom

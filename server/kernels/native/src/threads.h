@@ -1,0 +1,60 @@
+// Threads that run the tiles of a few phases together.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace greenroom {
+
+// Tiles 0 to `num_tiles` - 1, each run once by some thread. The next phase begins when all of them are done.
+struct Phase {
+  int64_t num_tiles;
+  void (*run)(void* context, int64_t tile, int thread);
+  void* context;
+};
+
+// One caller at a time. Tiles are taken from a counter, so a thread whose core is busy with something else takes fewer;
+// one that has not woken up by the end of a call is not waited for. Threads wait awake for some microseconds, then sleep.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Runs all phases; the calling thread is thread 0.
+  void run(const Phase* phases, int num_phases);
+
+ private:
+  static constexpr int kMostPhases = 32;
+
+  struct alignas(64) Counter {
+    std::atomic<int64_t> value{0};
+  };
+
+  void work(int thread);
+  void help(int thread);
+
+  std::vector<std::thread> workers_;
+  const Phase* phases_ = nullptr;
+  int num_phases_ = 0;
+  Counter next_[kMostPhases];
+  Counter done_[kMostPhases];
+  alignas(64) std::atomic<uint32_t> epoch_{0};     // of calls; what sleeping threads wait on
+  alignas(64) std::atomic<int32_t> num_inside_{0};  // threads in the current call; negative while it takes no more
+  alignas(64) std::atomic<int32_t> num_asleep_{0};
+  std::atomic<bool> is_closing_{false};
+};
+
+template <typename Function>
+Phase phase_of(int64_t num_tiles, Function& function) {
+  return {num_tiles,
+          [](void* context, int64_t tile, int thread) { (*static_cast<Function*>(context))(tile, thread); },
+          &function};
+}
+
+}  // namespace greenroom

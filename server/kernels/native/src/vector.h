@@ -1,0 +1,279 @@
+// Sixteen floats at a time, on whatever the level's flags allow. Included by `kernels.inc` inside the level's namespace.
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+
+struct Vector {
+  __m512 v;
+};
+inline Vector splat(float x) { return {_mm512_set1_ps(x)}; }
+inline Vector load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, Vector x) { _mm512_storeu_ps(p, x.v); }
+inline Vector load_bf16(const uint16_t* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16))};
+}
+inline Vector load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline void store_f16(uint16_t* p, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline Vector fma(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline Vector max(Vector a, Vector b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline Vector min(Vector a, Vector b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline Vector abs(Vector a) { return {_mm512_abs_ps(a.v)}; }
+inline Vector round(Vector a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// 2 to the power of whole numbers from -126 to 127
+inline Vector exp2_whole(Vector a) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127)), 23))};
+}
+inline void store_int8(int8_t* p, Vector x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.v)));
+}
+inline Vector copy_sign(Vector magnitude, Vector sign) {
+  const __m512i mask = _mm512_set1_epi32(INT32_MIN);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(mask, _mm512_castps_si512(sign.v),
+                                                        _mm512_castps_si512(magnitude.v), 0xCA))};
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+struct Vector {
+  __m256 a, b;
+};
+inline Vector splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Vector load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, Vector x) {
+  _mm256_storeu_ps(p, x.a);
+  _mm256_storeu_ps(p + 8, x.b);
+}
+inline __m256 widen_bf16(const uint16_t* p) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+inline Vector load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
+inline Vector load_f16(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+inline void store_f16(uint16_t* p, Vector x) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  __m128i* q = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(x.a, kNearest));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(x.b, kNearest));
+}
+inline Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.a, b.a), _mm256_add_ps(a.b, b.b)}; }
+inline Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.a, b.a), _mm256_sub_ps(a.b, b.b)}; }
+inline Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.a, b.a), _mm256_mul_ps(a.b, b.b)}; }
+inline Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.a, b.a), _mm256_div_ps(a.b, b.b)}; }
+inline Vector fma(Vector a, Vector b, Vector c) {
+  return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)};
+}
+inline Vector max(Vector a, Vector b) { return {_mm256_max_ps(a.a, b.a), _mm256_max_ps(a.b, b.b)}; }
+inline Vector min(Vector a, Vector b) { return {_mm256_min_ps(a.a, b.a), _mm256_min_ps(a.b, b.b)}; }
+inline Vector abs(Vector a) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MAX));
+  return {_mm256_and_ps(a.a, mask), _mm256_and_ps(a.b, mask)};
+}
+inline Vector round(Vector a) {
+  constexpr int kNearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.a, kNearest), _mm256_round_ps(a.b, kNearest)};
+}
+inline __m256 exp2_whole(__m256 a) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127)), 23));
+}
+inline Vector exp2_whole(Vector a) { return {exp2_whole(a.a), exp2_whole(a.b)}; }
+inline void store_int8(int8_t* p, Vector x) {
+  const __m256i words = _mm256_permute4x64_epi64(
+      _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xD8);  // 16 of 16 bits, in order
+  const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
+}
+inline Vector copy_sign(Vector magnitude, Vector sign) {
+  const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(INT32_MIN));
+  return {_mm256_or_ps(_mm256_and_ps(mask, sign.a), _mm256_andnot_ps(mask, magnitude.a)),
+          _mm256_or_ps(_mm256_and_ps(mask, sign.b), _mm256_andnot_ps(mask, magnitude.b))};
+}
+
+#else
+
+struct Vector {
+  float v[kLanes];
+};
+
+template <typename Function>
+inline Vector each(Function function) {
+  Vector result;
+  for (int i = 0; i < kLanes; ++i) result.v[i] = function(i);
+  return result;
+}
+
+inline float float_of_bits(uint32_t bits) {
+  float number;
+  memcpy(&number, &bits, sizeof number);
+  return number;
+}
+inline uint32_t bits_of_float(float number) {
+  uint32_t bits;
+  memcpy(&bits, &number, sizeof bits);
+  return bits;
+}
+inline float float_of_f16(uint16_t half) {
+  // Exponent and fraction moved to their places in a float are the number times 2 ** -112.
+  const uint32_t magnitude = half & 0x7FFFu;
+  const float number = magnitude >= 0x7C00u ? float_of_bits(0x7F800000u | (magnitude & 0x3FFu) << 13)
+                                            : float_of_bits(magnitude << 13) * 0x1p112f;
+  return float_of_bits(bits_of_float(number) | (half & 0x8000u) << 16);
+}
+inline uint16_t f16_of_float(float number) {
+  const uint32_t bits = bits_of_float(number), magnitude = bits & 0x7FFFFFFFu;
+  const uint16_t sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  if (magnitude > 0x7F800000u) return sign | 0x7E00u;
+  if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // rounds to infinity
+  if (magnitude < 0x38800000u) {                        // subnormal: a multiple of 2 ** -24
+    const float scaled = float_of_bits(magnitude) + 0.5f;  // of whose fraction the last bit is worth 2 ** -24
+    return static_cast<uint16_t>(sign | (bits_of_float(scaled) - bits_of_float(0.5f)));
+  }
+  return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13);
+}
+inline Vector splat(float x) {
+  return each([=](int) { return x; });
+}
+inline Vector load(const float* p) {
+  return each([=](int i) { return p[i]; });
+}
+inline void store(float* p, Vector x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = x.v[i];
+}
+inline Vector load_bf16(const uint16_t* p) {
+  return each([=](int i) { return float_of_bits(static_cast<uint32_t>(p[i]) << 16); });
+}
+inline Vector load_f16(const uint16_t* p) {
+  return each([=](int i) { return float_of_f16(p[i]); });
+}
+inline void store_f16(uint16_t* p, Vector x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = f16_of_float(x.v[i]);
+}
+inline Vector operator+(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline Vector operator-(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline Vector operator*(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline Vector operator/(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline Vector fma(Vector a, Vector b, Vector c) {
+  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+inline Vector max(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vector min(Vector a, Vector b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline Vector abs(Vector a) {
+  return each([&](int i) { return __builtin_fabsf(a.v[i]); });
+}
+inline Vector round(Vector a) {
+  return each([&](int i) { return __builtin_nearbyintf(a.v[i]); });
+}
+inline Vector exp2_whole(Vector a) {
+  return each([&](int i) { return float_of_bits(static_cast<uint32_t>(static_cast<int32_t>(a.v[i]) + 127) << 23); });
+}
+inline void store_int8(int8_t* p, Vector x) {
+  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<int8_t>(__builtin_nearbyintf(x.v[i]));
+}
+inline Vector copy_sign(Vector magnitude, Vector sign) {
+  return each([&](int i) { return __builtin_copysignf(magnitude.v[i], sign.v[i]); });
+}
+
+#endif
+
+// Lane i and lane i + 8 are added, then i and i + 4, i + 2, i + 1: the same order at every level.
+#if defined(__SSE2__) && (defined(__AVX512F__) || defined(__AVX2__))
+inline __m128 sum_to_four(Vector x) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+#else
+  const __m256 eight = _mm256_add_ps(x.a, x.b);
+#endif
+  return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+}
+inline float sum(Vector x) {
+  const __m128 four = sum_to_four(x), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+// The sums of four vectors, one after the other in memory.
+inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
+  __m128 a = sum_to_four(x0), b = sum_to_four(x1), c = sum_to_four(x2), d = sum_to_four(x3);
+  _MM_TRANSPOSE4_PS(a, b, c, d);
+  _mm_storeu_ps(p, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
+}
+#else
+inline float sum(Vector x) {
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) x.v[i] += x.v[i + half];
+  }
+  return x.v[0];
+}
+inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
+  p[0] = sum(x0);
+  p[1] = sum(x1);
+  p[2] = sum(x2);
+  p[3] = sum(x3);
+}
+#endif
+
+inline float largest(Vector x) {
+  alignas(64) float lanes[kLanes];
+  store(lanes, x);
+  float most = lanes[0];
+  for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
+  return most;
+}
+
+// e ** x with an error of about 1 unit in the last place; 0 below -87.
+inline Vector exp(Vector x) {
+  const Vector bounded = min(max(x, splat(-87.3f)), splat(88.3f));
+  const Vector power = round(bounded * splat(1.44269504f));
+  Vector rest = fma(power, splat(-0.693359375f), bounded);
+  rest = fma(power, splat(2.12194440e-4f), rest);
+  Vector series = splat(1.9875691500e-4f);
+  series = fma(series, rest, splat(1.3981999507e-3f));
+  series = fma(series, rest, splat(8.3334519073e-3f));
+  series = fma(series, rest, splat(4.1665795894e-2f));
+  series = fma(series, rest, splat(1.6666665459e-1f));
+  series = fma(series, rest, splat(5.0000001201e-1f));
+  series = fma(series, rest * rest, rest) + splat(1.0f);
+  return series * exp2_whole(power);
+}
+
+inline Vector sigmoid(Vector x) { return splat(1.0f) / (splat(1.0f) + exp(splat(0.0f) - x)); }
+
+inline Vector tanh(Vector x) {
+  const Vector twice = exp(splat(2.0f) * min(max(x, splat(-10.0f)), splat(10.0f)));
+  return (twice - splat(1.0f)) / (twice + splat(1.0f));
+}
+
+// The error function (Abramowitz and Stegun 7.1.26), to 1.5e-7.
+inline Vector erf(Vector x) {
+  const Vector size = abs(x), t = splat(1.0f) / fma(splat(0.3275911f), size, splat(1.0f));
+  Vector series = splat(1.061405429f);
+  series = fma(series, t, splat(-1.453152027f));
+  series = fma(series, t, splat(1.421413741f));
+  series = fma(series, t, splat(-0.284496736f));
+  series = fma(series, t, splat(0.254829592f));
+  return copy_sign(splat(1.0f) - series * t * exp(splat(0.0f) - size * size), x);
+}
