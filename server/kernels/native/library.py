@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
-ABI = 1
+ABI = 2
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
 
@@ -24,6 +24,11 @@ class Format(IntEnum):
     Q8 = 3
     Q4 = 4
     MXFP4 = 5
+    FP8 = 6
+    E8M0 = 7
+    INT8 = 8
+    INT4 = 9
+    FP4 = 10
 
 
 class Activation(IntEnum):
@@ -44,6 +49,14 @@ class Matrix(Structure):
         ("inputs", c_int64),
         ("data", c_void_p),
         ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("rest", c_void_p),
+        ("divisor", c_void_p),
+        ("order", c_void_p),
+        ("row_block", c_int64),
+        ("column_block", c_int64),
+        ("scale_format", c_int32),
+        ("block", c_int32),
     ]
 
 
