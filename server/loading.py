@@ -26,6 +26,7 @@ from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
 from server.fitting import check_budgets, check_trunk
+from server.kernels.native.library import Kernels
 from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import format_bytes
@@ -79,7 +80,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     name = settings.served_model_name or name
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
-    pool = ComputePool(num_threads if device.type == "cpu" else 1)
+    pool = ComputePool(num_threads, Kernels(num_threads)) if device.type == "cpu" else ComputePool(1)
 
     def admit(trunk_bytes: int, catalog: ExpertCatalog) -> None:
         check_trunk(trunk_bytes, catalog, dtype, device)
