@@ -41,6 +41,7 @@ from .statistics import (
     StoreStatistics,
     TierReport,
 )
+from .step_lease import StepLease
 from .store import ExpertStore
 from .trace import TraceHeader, TraceWriter, read_trace
 from .verification import unreadable_experts
@@ -80,6 +81,7 @@ __all__ = [
     "Prefetcher",
     "ReadyExperts",
     "Recorder",
+    "StepLease",
     "StoreClosedError",
     "StoreStatistics",
     "TensorSource",
