@@ -29,8 +29,13 @@ LAST_FLAGS = ("-ffp-contract=off",)
 LINK_FLAGS = ("-shared", "-s", "-static-libstdc++", "-static-libgcc", "-pthread")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-# Levels of x86-64 beside the portable one: `level_NAME.cpp` alone is compiled with them, if the compiler knows them.
-LEVELS = {"avx2": AVX2, "avx512": AVX512, "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni")}
+# `level_NAME.cpp` alone is compiled with a level's flags, if the compiler knows them; those with flags are x86-64's.
+LEVELS = {
+    "portable": (),
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
+}
 
 
 class BuildFailure(Exception):  # noqa: N818  not an error for the install
@@ -46,13 +51,13 @@ class Compiler:
 
     def __init__(self, flags: Sequence[str] = FLAGS):
         named = shlex.split(os.environ.get("CXX", ""))
-        found = next(filter(shutil.which, ("c++", "g++", "clang++")), None)
-        if not named and found is None:
+        self.command = named or list(filter(shutil.which, ("c++", "g++", "clang++")))[:1]
+        if not self.command:
             raise BuildFailure("pip found no C++ compiler")
-        self.command = named or [found]
+        self.version = self.run("--version")
         self.flags = [*flags, *shlex.split(os.environ.get("CXXFLAGS", "")), *LAST_FLAGS]
         is_x86 = self.run("-dumpmachine").startswith("x86_64")
-        self.levels = {name: flags for name, flags in LEVELS.items() if is_x86 and self.knows(flags)}
+        self.levels = {name: flags for name, flags in LEVELS.items() if not flags or (is_x86 and self.knows(flags))}
         self.lacking = [name for name in LEVELS if is_x86 and name not in self.levels]
         if is_x86:
             self.flags += ["-DGREENROOM_X86", *(f"-DGREENROOM_NO_{name.upper()}" for name in self.lacking)]
@@ -63,10 +68,10 @@ class Compiler:
         except OSError as error:
             raise BuildFailure(f"the C++ compiler {self.command[0]} can't be run ({error.strerror})") from error
         if done.returncode:
-            print(done.stderr)  # noqa: T201  all that it says; a note has one line
+            print(done.stderr)  # all that it says; a note has one line
             lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it gave no reason"]
             raise BuildFailure(f"the C++ compiler {self.command[0]} failed ({lines[0].strip()})")
-        print(done.stderr, end="")  # noqa: T201  warnings
+        print(done.stderr, end="")  # warnings
         return done.stdout
 
     def knows(self, flags: Sequence[str]) -> bool:
@@ -74,34 +79,38 @@ class Compiler:
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def objects(self, sources: Path, folder: Path) -> list[Path]:
-        """Compile all sources that this compiler can build, each unless its result is newer than it and all headers."""
+        """Compile all sources that this compiler can build, each unless its result is newer than it and all headers.
+
+        Args:
+            sources: their folder.
+            folder: of the results, which are kept for the next time.
+        """
         headers = max(file.stat().st_mtime for ending in ("*.h", "*.inc") for file in sources.glob(ending))
         folder.mkdir(parents=True, exist_ok=True)
 
         def compiled(source: Path) -> Path:
             level = source.stem.removeprefix("level_")
             command = [*self.flags, *self.levels.get(level, ()), "-c", str(source)]
-            target, written = folder / f"{source.stem}.o", folder / f"{source.stem}.command"
+            target, made_by = folder / f"{source.stem}.o", folder / f"{source.stem}.txt"
             line = shlex.join([*self.command, *command])
-            newest = max(headers, source.stat().st_mtime)
-            if not (
-                target.exists()
-                and target.stat().st_mtime > newest
-                and written.exists()
-                and written.read_text("utf-8") == line
-            ):
-                print(line)  # noqa: T201
+            is_same = made_by.exists() and made_by.read_text("utf-8") == self.version + line
+            if not is_same or target.stat().st_mtime <= max(headers, source.stat().st_mtime):
+                made_by.unlink(missing_ok=True)
+                print(line)
                 self.run(*command, "-o", str(target))
-                written.write_text(line, "utf-8")
+                made_by.write_text(self.version + line, "utf-8")
             return target
 
-        chosen = [file for file in sorted(sources.glob("*.cpp")) if self.takes(file.stem)]
+        # Backwards, so that the portable level, which takes longest, is among the first.
+        chosen = [file for file in sorted(sources.glob("*.cpp"), reverse=True) if self.takes(file.stem)]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as threads:
             return list(threads.map(compiled, chosen))
 
     def takes(self, stem: str) -> bool:
         level = stem.removeprefix("level_")
-        return level == stem or level == "portable" or level in self.levels
+        if level != stem and level not in LEVELS:
+            raise BuildFailure(f"setup.py has no flags for {stem}.cpp")
+        return level == stem or level in self.levels
 
     def link(self, objects: Sequence[Path], target: Path, flags: Sequence[str] = LINK_FLAGS) -> None:
         target.unlink(missing_ok=True)  # a process that has loaded it keeps the old one
@@ -121,8 +130,9 @@ class BuildKernels(build_ext):
         try:
             compiler = Compiler()
             for level in compiler.lacking:
-                self.warn(f"{compiler.command[0]} does not know the flags of {level}; the kernels go without this level")
-            compiler.link(compiler.objects(SOURCES, Path(self.build_temp) / "kernels"), target)
+                self.warn(f"{compiler.command[0]} does not know the flags of level {level}, which is left out")
+            objects = compiler.objects(SOURCES, Path(self.get_finalized_command("build").build_base, "kernels"))
+            compiler.link(objects, target)
         except BuildFailure as failure:
             self.warn(f"no native kernels: {failure}; torch will compute in their place, which is slower")
             target.unlink(missing_ok=True)

@@ -2,6 +2,10 @@
 
 #include <cstring>
 
+#ifdef GREENROOM_X86
+#include <cpuid.h>
+#endif
+
 namespace greenroom {
 namespace {
 
@@ -10,13 +14,21 @@ struct Choice {
   bool can_run;
 };
 
+#ifdef GREENROOM_X86
+// Clang's `__builtin_cpu_supports` does not know this one.
+[[maybe_unused]] bool has_f16c() {
+  unsigned int a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 }  // namespace
 
 const Level* find_level(const char* most) {
 #ifdef GREENROOM_X86
   __builtin_cpu_init();
   [[maybe_unused]] const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   [[maybe_unused]] const bool has_avx512 =
       has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
