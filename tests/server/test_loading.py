@@ -56,6 +56,6 @@ def test_a_model_of_text_says_so(facts: TrunkFacts, tmp_path: Path) -> None:
 def test_kernels_that_can_not_be_had_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(available, "availability", lambda: Availability(("portable",), (), None))
     settings = ServeSettings(kernels="avx2")
-    with pytest.raises(SettingsError, match="^--kernels avx2: avx2 is more than this processor can run"):
+    with pytest.raises(SettingsError, match=r"^--kernels avx2: avx2 is more than this processor can run"):
         kernel_level(settings, torch.device("cpu"))
     assert kernel_level(settings, torch.device("cuda")) is None
