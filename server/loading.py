@@ -27,7 +27,7 @@ from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
 from server.fitting import check_budgets, check_trunk
 from server.kernels.native.available import choose_level, describe_level
-from server.kernels.native.library import KernelError
+from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import format_bytes
@@ -81,8 +81,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     name = settings.served_model_name or name
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
-    pool = ComputePool(num_threads if device.type == "cpu" else 1)
-    level = kernel_level(settings, device)
+    level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
+    pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
     def admit(trunk_bytes: int, catalog: ExpertCatalog) -> None:
         check_trunk(trunk_bytes, catalog, dtype, device)

@@ -89,6 +89,7 @@ def _load(
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
     for module in modules.values():
+        module.parameter_shapes = {name: tuple(value.shape[1:]) for name, value in module.named_parameters(recurse=False)}
         for name in [name for name, _ in module.named_parameters(recurse=False)]:
             delattr(module, name)
             setattr(module, name, torch.empty(0))  # or some models' initialisation would miss what is gone

@@ -12,7 +12,9 @@ from enum import IntEnum
 from functools import cache
 from pathlib import Path
 
-ABI = 1
+import numpy as np
+
+ABI = 2
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
 
@@ -24,6 +26,11 @@ class Format(IntEnum):
     Q8 = 3
     Q4 = 4
     MXFP4 = 5
+    FP8 = 6
+    E8M0 = 7
+    INT8 = 8
+    INT4 = 9
+    FP4 = 10
 
 
 class Activation(IntEnum):
@@ -44,6 +51,14 @@ class Matrix(Structure):
         ("inputs", c_int64),
         ("data", c_void_p),
         ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("rest", c_void_p),
+        ("divisor", c_void_p),
+        ("order", c_void_p),
+        ("row_block", c_int64),
+        ("column_block", c_int64),
+        ("scale_format", c_int32),
+        ("block", c_int32),
     ]
 
 
@@ -178,6 +193,7 @@ class Kernels:
         self._handle = self._library.greenroom_open(num_threads, self.level.encode())
         if not self._handle:
             raise KernelError(f"{num_threads} threads for the native kernels could not be started")
+        self._results = np.empty(0, dtype=np.float32)
 
     def close(self) -> None:
         """End the threads."""
@@ -186,6 +202,12 @@ class Kernels:
             self._handle = None
 
     __del__ = close
+
+    def results(self, count: int) -> int:
+        """The address of so many float32 numbers, for what experts give; it is valid until more are asked for."""
+        if len(self._results) < count:
+            self._results = np.empty(count * 5 // 4, dtype=np.float32)
+        return int(self._results.ctypes.data)
 
     def linear(self, call: LinearCall) -> None:
         self._check(self._library.greenroom_linear(self._handle, byref(call)))

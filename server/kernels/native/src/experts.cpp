@@ -9,9 +9,13 @@ namespace {
 constexpr int64_t kPrepared = 4;  // rows a tile of a phase that goes over rows
 
 Matrix in_slot(const Matrix& matrix, uint64_t slot) {
+  const char* begin = reinterpret_cast<const char*>(slot);
   Matrix placed = matrix;
-  placed.data = reinterpret_cast<const char*>(slot) + reinterpret_cast<uintptr_t>(matrix.data);
-  placed.scales = reinterpret_cast<const char*>(slot) + reinterpret_cast<uintptr_t>(matrix.scales);
+  placed.data = begin + reinterpret_cast<uintptr_t>(matrix.data);
+  placed.scales = begin + reinterpret_cast<uintptr_t>(matrix.scales);
+  for (const void** part : {&placed.zeros, &placed.rest, &placed.divisor, &placed.order}) {
+    if (*part) *part = begin + reinterpret_cast<uintptr_t>(*part);  // never the first in a slot, so null is none
+  }
   return placed;
 }
 

@@ -13,7 +13,12 @@ enum class Format : int32_t {
   kFloat16 = 2,
   kQ8 = 3,     // server/kernels/q8.py
   kQ4 = 4,     // server/kernels/q4.py
-  kMxfp4 = 5,  // server/kernels/fp4.py with scales that are exponents of two
+  kMxfp4 = 5,  // server/kernels/fp4.py with groups of 32 whose scales are exponents of two
+  kFp8 = 6,    // E4M3 numbers; server/kernels/fp8.py
+  kE8M0 = 7,   // exponents of two, which only scales are
+  kInt8 = 8,   // server/kernels/int8.py and int8_groups.py
+  kInt4 = 9,   // server/kernels/int4.py
+  kFp4 = 10,   // server/kernels/fp4.py with scales of any format
 };
 
 inline constexpr int kGroup = 32;    // inputs that share a scale in kQ8, kQ4 and kMxfp4
@@ -29,6 +34,15 @@ struct Matrix {
   int64_t inputs;
   const void* data;
   const void* scales;  // null for plain formats
+  // Of kFp8, kInt8, kInt4 and kFp4; what a matrix has not is null.
+  const void* zeros;    // int16, of kInt8: as many as scales, which are of what codes are more than them
+  const void* rest;     // bfloat16, of kInt4: to be added to scales
+  const void* divisor;  // float, of kFp4: of all scales
+  const void* order;    // int32 (inputs): which input each column belongs to
+  int64_t row_block;     // outputs that share a scale
+  int64_t column_block;  // inputs that do; in kInt4 and kInt8 the last group may be shorter
+  Format scale_format;
+  int32_t block;  // outputs that lie together in kInt4
 };
 
 inline int64_t divide_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
