@@ -74,6 +74,7 @@ extern const Level kAvx512Bf16;
 #endif
 
 // The best level that this processor can run and whose name is not above `most` (null: any); null if `most` is unknown.
+// A level whose flags the compiler did not know is unknown; GREENROOM_NO_ and its name tell (setup.py).
 const Level* find_level(const char* most);
 
 }  // namespace greenroom
