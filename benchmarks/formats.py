@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from expert_store import ExpertStore, Weights, open_pack, write_pack
 from server.demo.corpus import Domain, read_corpus
 from server.demo.measure import held_out_batches, mean_perplexity, measure
-from server.kernels import int4, int8
+from server.kernels import expert
 from server.kernels.expert import transposed_names
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint_map import experts_modules, layer_numbers
@@ -39,11 +39,10 @@ def stock_model() -> PreTrainedModel:
 
 
 def dequantised(weights: Weights, name: str, is_transposed: bool) -> torch.Tensor:
-    for kernel in (int4, int8):
-        if kernel.is_quantised(weights, name):
-            matrix = kernel.dequantise(weights, name)
-            return matrix.mT if is_transposed else matrix
-    return weights[name].float()
+    matrix = expert.dequantised(weights, name)
+    if matrix is None:
+        return weights[name].float()
+    return matrix.mT if is_transposed else matrix
 
 
 @torch.no_grad()
@@ -55,9 +54,9 @@ def with_packed_experts(folder: Path) -> tuple[PreTrainedModel, int]:
     store = ExpertStore(catalog, catalog.total_bytes)
     for name, module in modules.items():
         with store.lease(numbers[name], dict.fromkeys(range(module.num_experts), 1)) as lease:
-            for expert, weights in lease:
+            for number, weights in lease:
                 for parameter, value in module.named_parameters(recurse=False):
-                    value[expert].copy_(dequantised(weights, parameter, parameter in transposed_names(module)))
+                    value[number].copy_(dequantised(weights, parameter, parameter in transposed_names(module)))
     store.close()
     return model, max(layout.slot_bytes for layout in catalog.layouts)
 

@@ -24,14 +24,13 @@ from expert_store import (
     read_index,
     read_tensor,
 )
-from server.kernels import int4
 from server.kernels.expert import dequantised, transposed_names
 
 from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
 from .quantised.matrix import sort_index, stored_parts
 from .quantised.scheme import find_scheme
-from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout
+from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout, readable_layouts
 
 FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, tokenizer, generation
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
@@ -53,7 +52,6 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
     shards = find_shards(folder)
     places = map_checkpoint(model, read_index(shards))
     modules = {number: module for number, _, module in _numbered(model)}
-    block = int4.native_block() or int4.BLOCKS[0]
 
     def encode_expert(key: ExpertKey) -> Weights:
         recipe = places.catalog.recipe(key)
@@ -62,7 +60,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         weights_read = _read_expert(recipe, places.catalog.layout(key.layer))
         parameters = _as_in_module(weights_read, modules[key.layer])
         try:
-            return encode(parameters, transposed_names(modules[key.layer]), weights, block)
+            return encode(parameters, transposed_names(modules[key.layer]), weights)
         except ModelError as error:
             raise ModelError(f"{key}: {error}") from error
 
@@ -70,9 +68,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         model=name,
         weights=weights,
         layers={
-            number: PackedLayer(
-                packed_layout(_shapes(module), transposed_names(module), weights, block), module.num_experts
-            )
+            number: PackedLayer(packed_layout(_shapes(module), transposed_names(module), weights), module.num_experts)
             for number, module in modules.items()
         },
         encode=encode_expert,
@@ -107,10 +103,7 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
                 f"{name} has {len(layer.experts)} experts in layer {number}, its model {module.num_experts}; "
                 "pack the model again"
             )
-        shapes = _shapes(module)
-        transposed = transposed_names(module)
-        wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
-        if layer.layout not in wanted:
+        if layer.layout not in readable_layouts(_shapes(module), transposed_names(module), manifest.weights):
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
     trunk = sort_index(find_scheme(model.config, name), read_index([pack.trunk]))
     return CheckpointMap(trunk, pack.catalog, [])
