@@ -26,7 +26,18 @@ from .errors import (
 )
 from .keys import ExpertKey
 from .lease import Lease, Recorder
-from .packed import Manifest, Pack, PackedLayer, PackSource, is_pack, open_pack, read_manifest, write_pack
+from .packed import (
+    UNCHANGED,
+    MadeTensors,
+    Manifest,
+    Pack,
+    PackedLayer,
+    PackSource,
+    is_pack,
+    open_pack,
+    read_manifest,
+    write_pack,
+)
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
@@ -50,6 +61,7 @@ __all__ = [
     "PHASES",
     "PREDICTORS",
     "PREFETCH_OUTCOMES",
+    "UNCHANGED",
     "BudgetError",
     "CheckpointError",
     "ChecksumError",
@@ -65,6 +77,7 @@ __all__ = [
     "LayerEntry",
     "Lease",
     "LoadStatistics",
+    "MadeTensors",
     "Manifest",
     "Pack",
     "PackError",

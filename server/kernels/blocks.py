@@ -49,10 +49,10 @@ def shape_of(weights: Mapping[str, torch.Tensor], name: str, scale: torch.Tensor
 
 
 def chunks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A float32 matrix ``(out, in)`` as groups ``(blocks, 16, groups, 32)``, some blocks after the other."""
+    """A matrix ``(out, in)`` as float32 groups ``(blocks, 16, groups, 32)``, some blocks after the other."""
     rows = max(1, CHUNK // (OUTPUTS * matrix.shape[1])) * OUTPUTS
     for chunk in torch.split(matrix, rows):
-        filled = F.pad(chunk, (0, -chunk.shape[1] % GROUP, 0, -len(chunk) % OUTPUTS))
+        filled = F.pad(chunk.float(), (0, -chunk.shape[1] % GROUP, 0, -len(chunk) % OUTPUTS))
         yield filled.reshape(-1, OUTPUTS, num_groups(matrix.shape[1]), GROUP)
 
 

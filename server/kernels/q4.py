@@ -56,7 +56,7 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a float32 matrix ``(out, in)`` of no number beyond ``LARGEST_WEIGHT``."""
+    """The tensors of a matrix ``(out, in)`` of no number beyond ``LARGEST_WEIGHT``."""
     codes, words = [], []
     for groups in blocks.chunks(matrix):
         found, word = _quantise_groups(groups.flatten(0, 2))

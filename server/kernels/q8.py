@@ -21,6 +21,7 @@ LARGEST_WEIGHT = 65504.0 * LARGEST
 QUAD = 4  # inputs
 CODES = "_q8"
 SCALE = "_q8_scale"
+SHAPE = CODES + blocks.SHAPE
 DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # of the largest weight: scales that are tried
 
 
@@ -39,7 +40,7 @@ def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
 
 
 def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a float32 matrix ``(out, in)`` of no number beyond ``LARGEST_WEIGHT``."""
+    """The tensors of a matrix ``(out, in)`` of no number beyond ``LARGEST_WEIGHT``."""
     codes, scales = [], []
     for groups in blocks.chunks(matrix):
         found, scale = _quantise_groups(groups)

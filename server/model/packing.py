@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import (
+    UNCHANGED,
     CheckpointError,
     ExpertKey,
     ExpertLayout,
@@ -18,6 +19,7 @@ from expert_store import (
     PackedRecord,
     PackSource,
     ParameterRecipe,
+    TensorSource,
     Weights,
     find_shards,
     is_pack,
@@ -26,8 +28,9 @@ from expert_store import (
 )
 from server.kernels.expert import dequantised, transposed_names
 
-from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
+from .checkpoint_map import CheckpointMap, Int8Matrices, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .packed_trunk import TRUNK_FORMATS, TrunkFormat, made_tensors, split_trunk
 from .quantised.matrix import sort_index, stored_parts
 from .quantised.scheme import find_scheme
 from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout, readable_layouts
@@ -36,12 +39,16 @@ FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, token
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
 
 
-def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+def pack_source(
+    model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat, trunk: TrunkFormat = UNCHANGED
+) -> PackSource:
     """What has to be packed of a checkpoint.
 
     Args:
         model: on the meta device, its experts' parameters still in place.
         name: what the pack will be served as.
+        weights: the format of the experts.
+        trunk: the format of the linear layers beside them.
 
     Raises:
         ModelError: the checkpoint can't be packed.
@@ -51,6 +58,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         raise ModelError(f"{folder} is packed already; give the checkpoint that it was made from")
     shards = find_shards(folder)
     places = map_checkpoint(model, read_index(shards))
+    made = made_tensors(model, places.trunk) if trunk == "int8" else {}
     modules = {number: module for number, _, module in _numbered(model)}
 
     def encode_expert(key: ExpertKey) -> Weights:
@@ -72,7 +80,9 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
             for number, module in modules.items()
         },
         encode=encode_expert,
-        trunk=[part for source in places.trunk.values() for part in stored_parts(source)],
+        trunk=[part for name, source in places.trunk.items() if name not in made for part in stored_parts(source)],
+        made=list(made.values()),
+        trunk_format=trunk,
         files=_small_files(folder),
         shards=shards,
     )
@@ -90,6 +100,8 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
     manifest, name = pack.manifest, pack.folder.name
     if manifest.weights not in WEIGHT_FORMATS:
         raise CheckpointError(f"{name} has the unknown weights {manifest.weights!r}; pack the model again")
+    if manifest.trunk not in TRUNK_FORMATS:
+        raise CheckpointError(f"{name} has the unknown trunk {manifest.trunk!r}; pack the model again")
     numbered = _numbered(model)
     if set(pack.catalog.layers) != {number for number, _, _ in numbered}:
         raise CheckpointError(
@@ -105,8 +117,17 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
             )
         if layer.layout not in readable_layouts(_shapes(module), transposed_names(module), manifest.weights):
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
-    trunk = sort_index(find_scheme(model.config, name), read_index([pack.trunk]))
-    return CheckpointMap(trunk, pack.catalog, [])
+    plain, int8 = _split_trunk(pack)
+    return CheckpointMap(sort_index(find_scheme(model.config, name), plain), pack.catalog, [], int8)
+
+
+def int8_trunk(pack: Pack) -> Int8Matrices:
+    """The int8 matrices of a pack's trunk.
+
+    Raises:
+        CheckpointError: the header of its file is damaged.
+    """
+    return _split_trunk(pack)[1]
 
 
 def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
@@ -140,6 +161,11 @@ def _as_in_module(weights: Weights, module: Any) -> Weights:
         matrix = dequantised(weights, name)
         parameters[name] = weights[name] if matrix is None else matrix.mT if name in transposed else matrix
     return parameters
+
+
+def _split_trunk(pack: Pack) -> tuple[dict[str, TensorSource], Int8Matrices]:
+    index = read_index([pack.trunk])
+    return split_trunk(index) if pack.manifest.trunk == "int8" else (index, {})
 
 
 def _small_files(folder: Path) -> list[Path]:

@@ -56,7 +56,10 @@ def encode(parameters: Weights, transposed: Collection[str], weights: WeightForm
         if weights == "bfloat16" or value.ndim != MATRIX_DIMENSIONS:
             encoded[name] = value.to(torch.bfloat16)
         else:
-            encoded |= quantise(name, value.mT if name in transposed else value, weights)
+            try:
+                encoded |= quantise(name, value.mT if name in transposed else value, weights)
+            except ModelError as error:
+                raise ModelError(f"{error}; pack it with --weights bfloat16") from error
     return encoded
 
 
@@ -67,14 +70,11 @@ def quantise(name: str, matrix: torch.Tensor, weights: Literal["int8", "int4"]) 
         ModelError: it has a number that can't be quantised.
     """
     largest = q8.LARGEST_WEIGHT if weights == "int8" else q4.LARGEST_WEIGHT
-    matrix = matrix.float()
     if not matrix.isfinite().all():
-        raise ModelError(f"{name} holds NaN or infinity, which {weights} can't; pack it as bfloat16")
-    if matrix.numel() and matrix.abs().max() > largest:
-        raise ModelError(
-            f"{name} holds {matrix.abs().max():.3g}, more than the {largest:.3g} that {weights} can; "
-            "pack it as bfloat16"
-        )
+        raise ModelError(f"{name} holds NaN or infinity, which {weights} can't")
+    most = max(abs(extreme.item()) for extreme in matrix.aminmax()) if matrix.numel() else 0.0
+    if most > largest:
+        raise ModelError(f"{name} holds {most:.3g}, more than the {largest:.3g} that {weights} can")
     return q8.quantise(name, matrix) if weights == "int8" else q4.quantise(name, matrix)
 
 
