@@ -99,6 +99,7 @@ class StepLease:
     def __init__(self, backstage: Backstage, residents: Residents, addresses: Addresses, recorder: Recorder | None):
         self._backstage, self._residents, self._recorder = backstage, residents, recorder
         self._is_open = True
+        self.layers = list(backstage.keys)  # in the order of the rows of ``addresses``
         self.addresses = addresses  # (layers, experts): where each slot begins; 0 where a layer has fewer experts
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertCatalog, ExpertKey, ExpertLayout, ExpertStore, Lease, Phase, Prefetcher
+from expert_store import ExpertCatalog, ExpertKey, ExpertLayout, ExpertStore, Lease, Phase, Prefetcher, StepLease
 from server.kernels.backend import ExpertBackend, SortedRows
 from server.kernels.choice import choose_backend
 from server.kernels.expert import ExpertsModule
@@ -113,6 +113,22 @@ class StepExperts:
             _, outputs = layer.backend.compute(hidden_states, chosen.shape[1], rows, lease.batches(), self._between)
         self._note(layer, chosen, lease)
         return outputs
+
+    def note_residents(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], lease: StepLease) -> None:
+        """End the lease of a step whose experts were all resident, and note what it chose.
+
+        Args:
+            layers: in the order in which they ran.
+            chosen: of each, ``(tokens, k)``, every one an expert.
+        """
+        counts = {}
+        for layer, choices in zip(layers, chosen, strict=True):
+            rows = counts[layer.number] = np.bincount(choices.ravel(), minlength=len(layer.keys))
+            cost = ExpertCost(int(np.count_nonzero(rows)))
+            self.routing[layer.number] = choices
+            self.runs.append(LayerRun(layer.number, choices, len(layer.keys), cost, {}))
+            self.cost.num_lookups += cost.num_lookups
+        lease.close(counts, self._phase)
 
     @contextmanager
     def _lease(self, layer: ExpertLayer, chosen: IntArray, rows: SortedRows) -> Iterator[Lease]:

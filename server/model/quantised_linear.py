@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from server.kernels import q8
+from server.kernels.native.library import Format, Matrix
 
 NAME = "weight"
 
@@ -32,6 +33,18 @@ class QuantisedLinear(nn.Module):
         """Take the matrix, whose tensors are named as ``q8.specs("weight", ...)`` names them."""
         for name, value in tensors.items():
             setattr(self, name, value)
+
+    @property
+    def matrix(self) -> Matrix:
+        """What the native kernels are told of the matrix."""
+        codes, scales = self._tensors[NAME + q8.CODES], self._tensors[NAME + q8.SCALE]
+        return Matrix(
+            format=Format.Q8,
+            outputs=self.out_features,
+            inputs=self.in_features,
+            data=codes.data_ptr(),
+            scales=scales.data_ptr(),
+        )
 
     @property
     def weight(self) -> torch.Tensor:

@@ -24,7 +24,7 @@ from server.model.step import SequenceChunk
 from .capture import Capture, LayerCapture, capture
 from .errors import UnusualError
 from .model import LeanModel
-from .parts import find_norm, find_parts, matrix_of
+from .parts import LINEARS, find_norm, find_parts, matrix_of
 from .spec import LeanLayer, build_layer, rope_kinds, routers
 from .workspace import PairAngles, Positions, Workspace
 
@@ -213,7 +213,7 @@ class _Finder:
 
     def _find_head(self, captured: Capture) -> HeadCall:
         head = self._model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
+        if not isinstance(head, LINEARS):
             raise UnusualError("its head is no linear layer")
         norm = find_norm(self._body.norm)
         self._keeps = [norm.weight]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from expert_store import StepLease
 from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import HeadCall, LayerSpec
@@ -47,6 +48,8 @@ class LeanModel:
         self._kernels, self._layers, self._workspace, self._positions = kernels, layers, workspace, positions
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
         self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
+        self._routed = [layer.experts for layer in layers if layer.experts is not None]
+        self._top_ks = [layer.spec.router.top_k for layer in layers if layer.experts is not None]
         self._cache: KVCache | None = None
 
     def run(
@@ -56,20 +59,46 @@ class LeanModel:
         experts: StepExperts,
         rows: Sequence[int],
         hidden_rows: Sequence[int],
+        lease: StepLease | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step.
+
+        Args:
+            rows: tokens that want logits.
+            hidden_rows: tokens that want their last states.
+            lease: of all experts, if they are all in memory.
 
         Returns:
             Logits of some tokens, float32 ``(rows, vocabulary)``, and normed last states of some, float32
             ``(hidden_rows, hidden)``.
         """
         self._bind(kv_cache)
-        workspace, kernels = self._workspace, self._kernels
+        workspace = self._workspace
         workspace.begin(chunks, len(kv_cache.groups))
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         self._embed(token_ids)
         self._positions.place(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
-        place = 0
+        if lease is None:
+            self._run_by_layers(experts)
+        else:
+            self._run_at_once(experts, lease)
+        return self._finish(rows, hidden_rows)
+
+    def _run_at_once(self, experts: StepExperts, lease: StepLease) -> None:
+        """All layers in one call, for all experts are where the lease says."""
+        workspace = self._workspace
+        slots = lease.addresses
+        rows = [lease.layers.index(layer.number) for layer in self._routed]
+        if rows != list(range(len(slots))):
+            slots = slots[rows]
+        workspace.call.slots, workspace.call.most_experts = slots.ctypes.data, slots.shape[1]
+        self._kernels.layers(self._specs, workspace.call)
+        chosen = [workspace.chosen(place, top_k).astype(np.int64) for place, top_k in enumerate(self._top_ks)]
+        experts.note_residents(self._routed, chosen, lease)
+
+    def _run_by_layers(self, experts: StepExperts) -> None:
+        """Layer by layer, each with a lease of its own experts."""
+        workspace, kernels, place = self._workspace, self._kernels, 0
         for layer, spec in zip(self._layers, self._specs, strict=True):
             kernels.attention(spec, workspace.call, place)
             outputs = 0
@@ -78,7 +107,6 @@ class LeanModel:
                 outputs = experts.compute(layer.experts, chosen.astype(np.int64), torch.from_numpy(workspace.normed))
             kernels.finish_layer(spec, workspace.call, place, outputs)
             place += layer.experts is not None
-        return self._finish(rows, hidden_rows)
 
     def _embed(self, token_ids: Sequence[int]) -> None:
         embedded = torch.from_numpy(self._workspace.hidden)

@@ -11,9 +11,12 @@ from torch import nn
 
 from server.kernels.native.library import Format, Matrix
 from server.kernels.native.slot_format import PLAIN
+from server.model.quantised_linear import QuantisedLinear
 
 from .errors import UnusualError
 
+Linear = nn.Linear | QuantisedLinear
+LINEARS = (nn.Linear, QuantisedLinear)
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
 NEARNESS = 2e-2  # of a norm, in bfloat16
 
@@ -32,10 +35,10 @@ class Attention:
     """The parts of grouped-query attention."""
 
     module: Any
-    query: nn.Linear
-    key: nn.Linear
-    value: nn.Linear
-    output: nn.Linear
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
     query_norm: Norm | None
     key_norm: Norm | None
 
@@ -44,11 +47,11 @@ class Attention:
 class Dense:
     """A gated MLP that every token goes to."""
 
-    gate: nn.Linear
-    up: nn.Linear
-    down: nn.Linear
+    gate: Linear
+    up: Linear
+    down: Linear
     act_fn: Any
-    weighting: nn.Linear | None = None  # a linear layer whose sigmoid weights the result
+    weighting: Linear | None = None  # a linear layer whose sigmoid weights the result
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,10 @@ def find_norm(module: nn.Module) -> Norm:
     return norm
 
 
-def matrix_of(linear: nn.Linear) -> Matrix:
+def matrix_of(linear: Linear) -> Matrix:
     """What the kernels are told of a linear layer's weights."""
+    if isinstance(linear, QuantisedLinear):
+        return linear.matrix
     weight = linear.weight
     if weight.dtype not in PLAIN or not weight.is_contiguous():
         raise UnusualError(f"its weights are {weight.dtype}")
@@ -121,7 +126,7 @@ def _attention(layer: nn.Module) -> Attention:
         found = [getattr(child, name, None) for name in ("q_proj", "k_proj", "v_proj")]
         output = next((getattr(child, name) for name in ("o_proj", "out_proj", "dense") if hasattr(child, name)), None)
         linears = [*found, output]
-        if all(isinstance(linear, nn.Linear) for linear in linears):
+        if all(isinstance(linear, LINEARS) for linear in linears):
             norms = [getattr(child, name, None) for name in ("q_norm", "k_norm")]
             return Attention(child, *linears, *(None if norm is None else find_norm(norm) for norm in norms))
     raise UnusualError("its attention has no projections of queries, keys and values")
@@ -155,7 +160,7 @@ def _dense(block: nn.Module, experts: nn.Module | None) -> Dense | None:
 
 def _is_dense(module: nn.Module) -> bool:
     names = ("gate_proj", "up_proj", "down_proj")
-    return hasattr(module, "act_fn") and all(isinstance(getattr(module, name, None), nn.Linear) for name in names)
+    return hasattr(module, "act_fn") and all(isinstance(getattr(module, name, None), LINEARS) for name in names)
 
 
 def _router_of(block: nn.Module, rest: Iterable[nn.Parameter]) -> nn.Module:
