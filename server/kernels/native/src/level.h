@@ -33,9 +33,10 @@ struct Level {
   // The panel kind for products of rows with a matrix; exact rows are never rounded.
   PanelKind (*panel_kind)(const Matrix& matrix, bool is_exact);
 
-  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row i.
+  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row
+  // i, and `order[i]`, or i without it, that of a row's number i.
   void (*prepare)(Panel& panel, const void* source, Format format, int64_t source_stride, const int32_t* rows,
-                  int64_t first, int64_t last);
+                  const int32_t* order, int64_t first, int64_t last);
 
   // Some rows and outputs, the first of both at `y`. `first_output` is a multiple of kBlock.
   void (*multiply)(const Matrix& matrix, const Panel& panel, int64_t first_row, int64_t last_row,
