@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from expert_store import ExpertStore, Weights, open_pack, write_pack
+from expert_store import ExpertKey, ExpertStore, Weights, open_pack, write_pack
 from server.demo.corpus import Domain, read_corpus
 from server.demo.measure import held_out_batches, mean_perplexity, measure
 from server.kernels import int4, int8
@@ -54,10 +54,10 @@ def with_packed_experts(folder: Path) -> tuple[PreTrainedModel, int]:
     numbers = layer_numbers(list(modules))
     store = ExpertStore(catalog, catalog.total_bytes)
     for name, module in modules.items():
-        with store.lease(numbers[name], dict.fromkeys(range(module.num_experts), 1)) as lease:
-            for expert, weights in lease:
+        with store.lease({ExpertKey(numbers[name], expert): 1 for expert in range(module.num_experts)}) as lease:
+            for key, weights in lease:
                 for parameter, value in module.named_parameters(recurse=False):
-                    value[expert].copy_(dequantised(weights, parameter, parameter in transposed_names(module)))
+                    value[key.expert].copy_(dequantised(weights, parameter, parameter in transposed_names(module)))
     store.close()
     return model, max(layout.slot_bytes for layout in catalog.layouts)
 

@@ -117,7 +117,7 @@ class RawReads:
 
 
 def lease_all(store: ExpertStore, order: list[int]) -> None:
-    with store.lease(0, dict.fromkeys(order, 1)) as lease:
+    with store.lease({ExpertKey(0, expert): 1 for expert in order}) as lease:
         for _ in lease:
             pass
 
@@ -169,11 +169,11 @@ def resident_lease(folder: Path) -> float:
     layout = make_layout(1)
     catalog = write_packed(folder / "experts.pack", layout, 16)
     store = ExpertStore(catalog, catalog.total_bytes)
-    rows = dict.fromkeys(range(8), 1)
+    rows = {ExpertKey(0, expert): 1 for expert in range(8)}
     times = []
     for _ in range(5000):
         started = time.perf_counter()
-        with store.lease(0, rows) as lease:
+        with store.lease(rows) as lease:
             for _ in lease:
                 pass
         times.append(time.perf_counter() - started)

@@ -24,8 +24,8 @@ from .errors import (
     StoreClosedError,
     TraceError,
 )
-from .keys import ExpertKey
-from .lease import Lease, Recorder
+from .keys import BASE, ExpertKey
+from .lease import Lease, ReadyExperts, Recorder
 from .packed import Manifest, Pack, PackedLayer, PackSource, is_pack, open_pack, read_manifest, write_pack
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
@@ -46,6 +46,7 @@ from .trace import TraceHeader, TraceWriter, read_trace
 from .verification import unreadable_experts
 
 __all__ = [
+    "BASE",
     "LOAD_SECONDS_BUCKETS",
     "PHASES",
     "PREDICTORS",
@@ -77,6 +78,7 @@ __all__ = [
     "PrefetchMode",
     "PrefetchStatistics",
     "Prefetcher",
+    "ReadyExperts",
     "Recorder",
     "StoreClosedError",
     "StoreStatistics",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from .catalog import ExpertCatalog, ExpertLayout
 from .copier import Copier
 from .device import open_device
 from .errors import ChecksumError, ExpertLoadError, StoreClosedError
-from .keys import ExpertKey
+from .keys import BASE, ExpertKey
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
-from .statistics import StoreStatistics
+from .statistics import Phase, StoreStatistics
 from .tier import Entry
-from .trace import TracedLease
 from .window import RecentWindow
 
 
@@ -77,6 +76,19 @@ class Backstage:
         self.windows = {pool: RecentWindow(_residents_of(pool)) for pool in self.pools}
         self.reader = DiskReader(catalog.paths, num_readers)
 
+    def layer_of(self, keys: Sequence[ExpertKey]) -> int:
+        """The one layer of some experts of the model.
+
+        Raises:
+            ValueError: they are of several layers, or the model has not all of them.
+        """
+        layers = {key.layer for key in keys}
+        if len(layers) > 1:
+            raise ValueError(f"a lease is of one layer, not of layers {sorted(layers)}; take one for each")
+        for key in keys:
+            self.catalog.recipe(key)
+        return keys[0].layer
+
     def refuse_quarantined(self, keys: Iterable[ExpertKey]) -> None:
         """Raise ExpertLoadError if one of the experts is known to be damaged."""
         if self.quarantined:
@@ -115,26 +127,27 @@ class Backstage:
         if self._num_waiting:
             self.changed.notify_all()
 
-    def count_tokens(self, layer: int, rows: Mapping[int, int]) -> None:
+    def count_tokens(self, layer: int, rows: Mapping[ExpertKey, int]) -> None:
         tokens = self._tokens[layer]
-        for expert, count in rows.items():
-            tokens[expert] += count
+        for key, count in rows.items():
+            tokens[key.expert] += count
 
-    def count_lookups(self, lease: TracedLease, ready: Sequence[Entry]) -> list[ExpertKey]:
-        """Count where experts were found, before anything of this lease moves; those that were in no tier."""
-        pool, lookups, hits = self.pool_of[lease.layer], self.statistics.lookups, len(ready)
+    def count_lookups(
+        self, pool: Pool, asked: tuple[ExpertKey, ...], ready: Collection[Entry], phase: Phase
+    ) -> list[ExpertKey]:
+        """Count where experts were found, before anything of their lease moves; those that were in no tier."""
+        lookups, hits = self.statistics.lookups, len(ready)
         missed: list[ExpertKey] = []
-        lookups[pool.top_name, lease.phase] += hits
-        if hits < len(lease.experts):
-            found = {entry.key.expert for entry in ready}
-            for expert in lease.experts:
-                if expert not in found:
-                    key = self.keys[lease.layer][expert]
+        lookups[pool.top_name, phase] += hits
+        if hits < len(asked):
+            found = {entry.key for entry in ready}
+            for key in asked:
+                if key not in found:
                     where = pool.where(key)
-                    lookups[where, lease.phase] += 1
+                    lookups[where, phase] += 1
                     if where == "disk":
                         missed.append(key)
-        self.windows[pool].record(lease, len(lease.experts) - len(missed))
+        self.windows[pool].record(asked, len(asked) - len(missed))
         return missed
 
     def count_ahead(self, entry: Entry, outcome: str) -> None:
@@ -201,7 +214,8 @@ class Backstage:
             self.wake()
 
     def _note_slot(self, key: ExpertKey, slot: int | None) -> None:
-        self.slot_table[self._row[key.layer], key.expert] = -1 if slot is None else slot
+        if key.variant == BASE:
+            self.slot_table[self._row[key.layer], key.expert] = -1 if slot is None else slot
 
 
 def _residents_of(pool: Pool) -> Callable[[], frozenset[ExpertKey]]:

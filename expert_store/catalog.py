@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from .errors import CheckpointError
-from .keys import ExpertKey
+from .keys import BASE, ExpertKey
 
 TENSOR_ALIGNMENT = 64  # bytes; what vector loads like
 PAGE_BYTES = 4096  # what direct reads and pages of memory are multiples of
@@ -122,20 +122,42 @@ class LayerEntry:
 class ExpertCatalog:
     """All experts of a model; checked whole when it is built.
 
+    Args:
+        layers: the experts of each MoE layer.
+        variants: further sets of weights for the places of these experts, in the layouts of their layers. They share
+            the slots of their layer, and budgets are counted without them.
+
     Raises:
         CheckpointError: an expert lacks a parameter, or its sources do not fill it; the message names both.
+        ValueError: a variant's place is not there.
     """
 
-    def __init__(self, layers: Mapping[int, LayerEntry]):
+    def __init__(self, layers: Mapping[int, LayerEntry], variants: Mapping[ExpertKey, ExpertRecipe] | None = None):
         if not layers:
             raise CheckpointError("the checkpoint holds no routed experts")
         self.layers = dict(sorted(layers.items()))
         for index, entry in self.layers.items():
             for expert, recipe in enumerate(entry.experts):
                 _check_recipe(ExpertKey(index, expert), entry.layout, recipe)
+        self.variants = dict(variants or {})
+        for key, recipe in self.variants.items():
+            self.recipe(key._replace(variant=BASE))  # the place is there
+            _check_recipe(key, self.layout(key.layer), recipe)
 
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
-        return self.layers[key.layer].experts[key.expert]
+        """How an expert is read.
+
+        Raises:
+            ValueError: the model has no such expert.
+        """
+        entry = self.layers.get(key.layer)
+        if key.variant != BASE:
+            recipe = self.variants.get(key)
+        else:
+            recipe = entry.experts[key.expert] if entry and 0 <= key.expert < len(entry.experts) else None
+        if recipe is None:
+            raise ValueError(f"the model has no {key}")
+        return recipe
 
     def layout(self, layer: int) -> ExpertLayout:
         return self.layers[layer].layout
@@ -165,9 +187,8 @@ class ExpertCatalog:
     @cached_property
     def paths(self) -> list[Path]:
         """Every file that holds a part of an expert."""
-        return sorted(
-            {extent.path for entry in self.layers.values() for recipe in entry.experts for extent in extents(recipe)}
-        )
+        recipes = [recipe for entry in self.layers.values() for recipe in entry.experts]
+        return sorted({extent.path for recipe in [*recipes, *self.variants.values()] for extent in extents(recipe)})
 
 
 def extents(recipe: ExpertRecipe) -> Iterator[Extent]:

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from .arena import Weights
 from .backstage import Backstage
 from .errors import ExpertLoadError
 from .keys import ExpertKey
+from .pool import Pool
 from .statistics import Phase
 from .tier import Entry, State
-from .trace import TracedLease
 
 
 class Recorder(Protocol):
@@ -23,25 +26,51 @@ class Recorder(Protocol):
     def record(self, layer: int, experts: Iterable[int], phase: Phase) -> None: ...
 
 
-class Lease:
-    """A context manager whose iteration yields ``(expert, weights)``, ready ones first.
+class ReadyExperts:
+    """Some experts of a lease whose weights are there."""
 
-    Every expert is yielded once, in an order that depends on what is resident. Weights may be used until the next
-    expert is asked for, and while ``gives_back`` is False until the end of the lease. A lease of more experts than its
-    layer's share of slots is served in waves: those that were found stay till its end, the others are given back when
-    the next one is asked for.
+    __slots__ = ("_entries", "_lease", "_pool", "keys")
+
+    def __init__(self, lease: Lease, pool: Pool, entries: Sequence[Entry], keys: Sequence[ExpertKey]):
+        self._lease, self._pool, self._entries = lease, pool, entries
+        self.keys = keys
+
+    def weights(self, index: int) -> Weights:
+        """The tensors of ``keys[index]`` by parameter name: views of its slot."""
+        return self._pool.weights(self._entries[index])
+
+    @property
+    def addresses(self) -> npt.NDArray[np.uint64]:
+        """Where the slot of each expert begins, ``(keys,)``; ``ExpertLayout.offsets`` tells the rest.
+
+        Addresses are in the memory of the host, or of the device where there is a device tier.
+        """
+        return self._pool.addresses(self._entries)
+
+    @property
+    def gives_back(self) -> bool:
+        """Whether asking for the next batch may take these weights away; once False, it stays so."""
+        return self._lease.gives_back
+
+
+class Lease:
+    """A context manager that holds experts of one layer and gives them out as they become ready.
+
+    Every expert is given out once, in an order that depends on what is resident. Weights may be used until the next
+    batch is asked for, and while ``gives_back`` is False until the end of the lease. The reads of all that is missing
+    have begun, as far as there are slots, when the lease is entered. A lease of more experts than its layer's share of
+    slots is served in waves: those that were found stay till its end, the others are given back when the next batch is
+    asked for.
 
     Raises (when entered or while iterating):
         ExpertLoadError: an expert could not be read; the message names it and says why.
         StoreClosedError: the store was closed meanwhile.
+        ValueError: the model has no such expert, or they are of several layers; nothing is leased then.
     """
 
-    def __init__(
-        self, backstage: Backstage, layer: int, rows: Mapping[int, int], phase: Phase, recorder: Recorder | None
-    ):
-        self._backstage, self._layer, self._rows, self._phase = backstage, layer, rows, phase
+    def __init__(self, backstage: Backstage, rows: Mapping[ExpertKey, int], phase: Phase, recorder: Recorder | None):
+        self._backstage, self._rows, self._phase = backstage, rows, phase
         self._recorder = recorder
-        self._pool = backstage.pool_of[layer]
         self._held: list[Entry] = []
         self._ready: deque[Entry] = deque()  # of those that are held, and not yet yielded
         self._coming: list[Entry] = []
@@ -56,19 +85,20 @@ class Lease:
 
     @property
     def gives_back(self) -> bool:
-        """Whether asking for the next expert may take away the weights of those that came before."""
+        """Whether asking for the next batch may take away the weights of those that came before."""
         return bool(self._wanted)
 
     def __enter__(self) -> Self:
-        backstage, pool = self._backstage, self._pool
-        keys = backstage.keys[self._layer]
-        asked = [keys[expert] for expert in self._rows]
-        record = TracedLease(self._layer, tuple(self._rows), self._phase)
+        backstage, asked = self._backstage, tuple(self._rows)
+        if not asked:
+            return self
+        layer = backstage.layer_of(asked)
+        self._pool = pool = backstage.pool_of[layer]
         if self._recorder is not None:
-            self._recorder.record(*record)
+            self._recorder.record(layer, dict.fromkeys(key.expert for key in asked), self._phase)
         with backstage.changed:
             backstage.refuse_quarantined(asked)
-            backstage.count_tokens(self._layer, self._rows)
+            backstage.count_tokens(layer, self._rows)
             # All that is there is leased before anything is evicted, or one expert here would push out another.
             for key in asked:
                 entry = pool.top.lease(key)
@@ -80,9 +110,9 @@ class Lease:
                 (self._ready if is_ready else self._coming).append(entry)
                 if entry.is_ahead:
                     backstage.count_ahead(entry, "used" if is_ready else "late")
-            self.missed = backstage.count_lookups(record, self._ready)
+            self.missed = backstage.count_lookups(pool, asked, self._ready, self._phase)
             self._found = frozenset(self._held)
-            self._most_held = pool.most_held(self._layer, len(asked), len(self._held))
+            self._most_held = pool.most_held(layer, len(asked), len(self._held))
             if self._wanted:
                 self._fetch()
         return self
@@ -90,6 +120,8 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if not self._rows:
+            return
         backstage, pool = self._backstage, self._pool
         last_use = pool.mark_use()
         with backstage.changed:
@@ -101,17 +133,30 @@ class Lease:
             self._wanted.clear()
             backstage.wake()
 
-    def __iter__(self) -> Iterator[tuple[int, Weights]]:
-        weights = self._pool.weights
-        while True:
-            while self._ready:
-                entry = self._ready.popleft()
-                yield entry.key.expert, weights(entry)
-                if self._wanted and entry not in self._found:
-                    self._give_back([entry])
-            if not self._coming and not self._wanted:
-                return
-            self._wait()
+    def batches(self) -> Iterator[ReadyExperts]:
+        """All that is resident at once, then what has become ready since, as soon as anything has.
+
+        In waves (``gives_back``) what has arrived comes one by one, so that slots go back and reads go on.
+        """
+        are_found = bool(self._ready)
+        while self._ready or self._coming or self._wanted:
+            if not self._ready:
+                self._wait()
+            if are_found or not self._wanted:
+                entries = list(self._ready)
+                self._ready.clear()
+            else:
+                entries = [self._ready.popleft()]
+            are_found = False
+            yield ReadyExperts(self, self._pool, entries, [entry.key for entry in entries])
+            if self._wanted:
+                self._give_back([entry for entry in entries if entry not in self._found])
+
+    def __iter__(self) -> Iterator[tuple[ExpertKey, Weights]]:
+        """The same one by one: each expert and its tensors."""
+        for ready in self.batches():
+            for index, key in enumerate(ready.keys):
+                yield key, ready.weights(index)
 
     def _wait(self) -> None:
         """Until at least one more expert is ready."""

@@ -9,10 +9,12 @@ copied down that is there already. `docs/log.md` has the bytes moved by this and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from .arena import DeviceArena, HostArena, Weights
@@ -98,6 +100,15 @@ class Pool:
             return self.host_arena.weights(entry.slot)
         self._device.device.order(entry.arrival)
         return self.device_arena.weights(entry.slot)
+
+    def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+        """Where the slots of ready entries of the top tier begin, in the memory of that tier."""
+        arena = self.host_arena if self._device is None else self.device_arena
+        if self._device is not None:
+            for entry in entries:
+                self._device.device.order(entry.arrival)
+        slots = np.array([entry.slot for entry in entries], np.uint64)
+        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(arena.address)
 
     def where(self, key: ExpertKey) -> TierName:
         """The fastest tier in which an expert is ready."""

@@ -16,7 +16,6 @@ from .errors import BudgetError
 from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
-from .replay import optimal
 from .statistics import HitRatios, Phase, StoreStatistics, TierReport
 
 NUM_READERS = 6  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
@@ -64,9 +63,9 @@ class ExpertStore:
         # A store that is forgotten stops its threads, too; at the program's end they would bring it down.
         self._finalizer = weakref.finalize(self, self._backstage.close)
 
-    def lease(self, layer: int, rows: Mapping[int, int], phase: Phase = "decode") -> Lease:
-        """Lease experts of a layer: ``rows`` tells for each expert how many tokens will be run through it."""
-        return Lease(self._backstage, layer, rows, phase, self._recorder)
+    def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
+        """Lease experts of one layer: ``rows`` tells for each how many tokens will be run through it."""
+        return Lease(self._backstage, rows, phase, self._recorder)
 
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
         """Ask for experts that will be leased soon, the likeliest first; tells how many are on their way.
@@ -134,8 +133,11 @@ class ExpertStore:
         Raises:
             BudgetError: too few slots would be left; nothing is pinned then.
             ExpertLoadError: one is quarantined; nothing is pinned then.
+            ValueError: the model has no such expert; nothing is pinned then.
         """
         backstage = self._backstage
+        for key in keys:
+            self.catalog.recipe(key)
         with backstage.changed:
             backstage.refuse_quarantined(keys)
             for pool in backstage.pools:
@@ -203,7 +205,7 @@ class ExpertStore:
         lookups = sum(window.lookups for window, _ in windows)
         if not lookups:
             return None
-        best = sum(optimal(window.leases, num_slots, window.residents) for window, num_slots in windows)
+        best = sum(window.optimal_hits(num_slots) for window, num_slots in windows)
         return HitRatios(lookups, sum(window.hits for window, _ in windows) / lookups, best / lookups)
 
     @property

@@ -39,7 +39,7 @@ def unreadable_experts(catalog: ExpertCatalog, report: Callable[[int], None]) ->
 
 def _complaint(store: ExpertStore, key: ExpertKey) -> str | None:
     try:
-        with store.lease(key.layer, {key.expert: 1}) as lease:
+        with store.lease({key: 1}) as lease:
             for _ in lease:
                 pass
     except ExpertLoadError as error:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from .keys import ExpertKey
+from .replay import optimal
 from .trace import TracedLease
 
 WINDOW_LOOKUPS = 4096
@@ -16,9 +17,19 @@ class Window:
     """Leases in their order, from a known state on."""
 
     residents: frozenset[ExpertKey]
-    leases: list[TracedLease] = field(default_factory=list)
+    leases: list[tuple[ExpertKey, ...]] = field(default_factory=list)
     lookups: int = 0
     hits: int = 0
+
+    def optimal_hits(self, num_slots: int) -> int:
+        """The most hits that replacement on demand could have had, had it known the future."""
+        numbers: dict[ExpertKey, int] = {}
+
+        def number(key: ExpertKey) -> int:
+            return numbers.setdefault(key, len(numbers))
+
+        leases = [TracedLease(0, tuple(map(number, lease)), "decode") for lease in self.leases]
+        return optimal(leases, num_slots, [ExpertKey(0, number(key)) for key in self.residents])
 
 
 class RecentWindow:
@@ -33,13 +44,13 @@ class RecentWindow:
         self._current = Window(self._residents())
         self._last: Window | None = None
 
-    def record(self, lease: TracedLease, hits: int) -> None:
+    def record(self, lease: tuple[ExpertKey, ...], hits: int) -> None:
         """Add a lease; to be called before it changes what is resident."""
         if self._current.lookups >= WINDOW_LOOKUPS:
             self._last, self._current = self._current, Window(self._residents())
         window = self._current
         window.leases.append(lease)
-        window.lookups += len(lease.experts)
+        window.lookups += len(lease)
         window.hits += hits
 
     @property

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
 
-from expert_store import ExpertCatalog, ExpertStore, Lease, Phase
+from expert_store import ExpertStore
 from expert_store.trace import TraceHeader, TraceWriter
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.kv_cache import KVCache
@@ -38,18 +38,6 @@ BLOCK_SIZE = 16
 CHAT = "chat"
 TEMPERATURE = 0.7
 END_TOKENS = (0, 2)
-
-
-class TracingStore(ExpertStore):
-    """Records every lease."""
-
-    def __init__(self, catalog: ExpertCatalog, writer: TraceWriter):
-        super().__init__(catalog, catalog.total_bytes)
-        self._writer = writer
-
-    def lease(self, layer: int, rows: Mapping[int, int], phase: Phase = "decode") -> Lease:
-        self._writer.record(layer, rows, phase)
-        return super().lease(layer, rows, phase)
 
 
 class Stream:
@@ -106,7 +94,7 @@ def record(trunk: Trunk | SoloTrunk, streams: Iterator[Stream], batch: int, path
     running = list(islice(streams, batch))
     decoded = 0
     with TraceWriter(path, TraceHeader(BUNDLED_NAME, layers, slot_bytes)) as writer:
-        store = TracingStore(trunk.catalog, writer)
+        store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes, recorder=writer)
         while decoded < DECODE_STEPS:
             decoded += all(len(stream.new) == 1 for stream in running)
             chunks = [

@@ -15,6 +15,7 @@ import torch
 
 from expert_store import (
     ExpertCatalog,
+    ExpertKey,
     ExpertLayout,
     ExpertStore,
     Extent,
@@ -64,7 +65,7 @@ def measure_disk(catalog: ExpertCatalog) -> float:
     def read_some() -> None:
         layer, entry = order.choice(layers)
         experts = order.sample(range(len(entry.experts)), min(count, len(entry.experts)))
-        with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
+        with store.lease({ExpertKey(layer, expert): 1 for expert in experts}) as lease:
             for _ in lease:
                 pass
         store.evict(store.residents())

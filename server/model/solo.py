@@ -124,7 +124,7 @@ class SoloTrunk(ResidentModel):
         started = time.perf_counter()
         if phase == "prefill" or chunk.shows_images:
             prefetcher = None
-        experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
+        experts = StepExperts(store, self._layers, phase, prefetcher)
         if prefetcher is not None:
             prefetcher.begin_step()
         with running(_StockStep(experts)):

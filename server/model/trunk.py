@@ -21,7 +21,7 @@ from .architecture import text_part
 from .attention import StepAttention
 from .cells import Discovery, parts_of, split_cells
 from .errors import ModelError, NotBatchableError
-from .experts import StepExperts
+from .experts import StepExperts, expert_layers
 from .forward import Forward
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
@@ -95,7 +95,8 @@ class ResidentModel:
         self.catalog = catalog
         self._pool = pool or ComputePool(1)
         self._is_deterministic = is_deterministic
-        self._model, self._layers = model, layers
+        self._model = model
+        self._layers = expert_layers(layers, catalog, self._pool)
         self.config = model.config.get_text_config()
         self.max_model_len = settle_length(model, self.config, max_model_len)  # tokens of the longest sequence
         self.device = model.device
@@ -165,7 +166,7 @@ class Trunk(ResidentModel):
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
-        experts = StepExperts(store, self._layers, phase, self._pool, prefetcher)
+        experts = StepExperts(store, self._layers, phase, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))

@@ -22,6 +22,7 @@ from expert_store import (
     read_index,
     write_pack,
 )
+from tests.expert_store.asking import of_layer
 
 NUM_LAYERS, NUM_EXPERTS = 2, 4
 LAYOUT = ExpertLayout((ParameterSpec("weight", torch.float32, (30, 50)), ParameterSpec("bias", torch.bfloat16, (30,))))
@@ -74,9 +75,9 @@ def served(opened: Pack) -> dict[ExpertKey, float]:
     try:
         found = {}
         for layer in opened.catalog.layers:
-            with store.lease(layer, dict.fromkeys(range(NUM_EXPERTS), 1)) as lease:
-                for expert, tensors in lease:
-                    found[ExpertKey(layer, expert)] = float(tensors["weight"][7, 9])
+            with store.lease(of_layer(layer, range(NUM_EXPERTS))) as lease:
+                for key, tensors in lease:
+                    found[key] = float(tensors["weight"][7, 9])
         return found
     finally:
         store.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 import xxhash
 
 from expert_store import (
+    BASE,
     ExpertCatalog,
     ExpertKey,
     ExpertLayout,
@@ -22,17 +25,26 @@ from expert_store import (
 LAYOUT = ExpertLayout((ParameterSpec("weight", torch.int32, (16,)),))
 
 
-def make_records(folder: Path, num_layers: int = 2, num_experts: int = 8) -> ExpertCatalog:
-    """Each weight is ``layer * 1000 + expert``."""
-    layers = {}
+def value_of(key: ExpertKey) -> int:
+    """What each weight of an expert is."""
+    return key.layer * 1000 + key.expert + (0 if key.variant == BASE else 500)
+
+
+def make_records(
+    folder: Path, num_layers: int = 2, num_experts: int = 8, variants: Collection[str] = ()
+) -> ExpertCatalog:
+    """Experts whose every weight is ``value_of``; each has all the variants."""
+    layers, others = {}, {}
     for layer in range(num_layers):
-        path, records = folder / f"layer{layer}.pack", []
+        path, records = folder / f"layer{layer}.pack", {}
         with path.open("wb") as file:
-            for expert in range(num_experts):
+            for variant, expert in product([BASE, *variants], range(num_experts)):
+                key = ExpertKey(layer, expert, variant)
                 record = np.zeros(LAYOUT.slot_bytes, dtype=np.uint8)
-                record[:64].view(np.int32)[:] = layer * 1000 + expert
-                checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(ExpertKey(layer, expert)))
-                records.append(PackedRecord(Extent(path, file.tell(), LAYOUT.slot_bytes), checksum))
+                record[:64].view(np.int32)[:] = value_of(key)
+                checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(key))
+                records[key] = PackedRecord(Extent(path, file.tell(), LAYOUT.slot_bytes), checksum)
                 file.write(record.data)
-        layers[layer] = LayerEntry(LAYOUT, tuple(records))
-    return ExpertCatalog(layers)
+        layers[layer] = LayerEntry(LAYOUT, tuple(records.values())[:num_experts])
+        others.update({key: record for key, record in records.items() if key.variant != BASE})
+    return ExpertCatalog(layers, others)

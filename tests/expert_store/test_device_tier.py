@@ -14,6 +14,7 @@ from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError,
 from expert_store.arena import HostArena
 from expert_store.device import EmulatedDevice
 from expert_store.direct_io import DirectFile
+from tests.expert_store.asking import of_layer
 from tests.expert_store.records import LAYOUT, make_records
 from tests.expert_store.settling import TIMEOUT, settle
 
@@ -40,8 +41,8 @@ def stores(catalog: ExpertCatalog) -> Iterator[Any]:
 
 
 def use(store: ExpertStore, layer: int, *experts: int) -> None:
-    with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-        found = {expert: int(weights["weight"][0]) for expert, weights in lease}
+    with store.lease(of_layer(layer, experts)) as lease:
+        found = {key.expert: int(weights["weight"][0]) for key, weights in lease}
     assert found == {expert: layer * 1000 + expert for expert in experts}
 
 
@@ -169,7 +170,7 @@ def test_a_device_without_the_memory_keeps_its_old_size(stores: Any, monkeypatch
 
 def test_a_rebuild_waits_for_leases(stores: Any) -> None:
     store = stores(2, 4)
-    with store.lease(0, {1: 1}) as lease:
+    with store.lease(of_layer(0, [1])) as lease:
         for _, weights in lease:
             rebuild = threading.Thread(target=store.resize, kwargs={"device_bytes": 3 * SLOT})
             rebuild.start()

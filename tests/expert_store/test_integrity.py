@@ -9,6 +9,7 @@ import pytest
 
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore
 from expert_store.direct_io import DirectFile
+from tests.expert_store.asking import of_layer
 from tests.expert_store.records import LAYOUT, make_records
 
 
@@ -26,8 +27,8 @@ def store(catalog: ExpertCatalog) -> Iterator[ExpertStore]:
 
 
 def values(store: ExpertStore, layer: int, *experts: int) -> dict[int, int]:
-    with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-        return {expert: int(weights["weight"][0]) for expert, weights in lease}
+    with store.lease(of_layer(layer, experts)) as lease:
+        return {key.expert: int(weights["weight"][0]) for key, weights in lease}
 
 
 def flip(path: Path, offset: int) -> None:

@@ -20,6 +20,7 @@ from expert_store import (
     find_shards,
     read_index,
 )
+from tests.expert_store.asking import of_layer
 
 WIDTHS = {0: 16, 1: 3000, 2: 16, 5: 700}  # by layer; two layers share a layout
 NUM_EXPERTS = {0: 6, 1: 4, 2: 6, 5: 8}
@@ -50,9 +51,9 @@ def catalog(tmp_path: Path) -> ExpertCatalog:
 def use_all(store: ExpertStore) -> None:
     for layer, width in WIDTHS.items():
         experts = range(NUM_EXPERTS[layer])
-        with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-            for expert, weights in lease:
-                assert torch.equal(weights["weight"], torch.full((width,), layer * 100.0 + expert))
+        with store.lease(of_layer(layer, experts)) as lease:
+            for key, weights in lease:
+                assert torch.equal(weights["weight"], torch.full((width,), layer * 100.0 + key.expert))
 
 
 @pytest.mark.parametrize("device_share", [0, 0.4])

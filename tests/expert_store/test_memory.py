@@ -19,7 +19,8 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from expert_store import (
-    ExpertCatalog, ExpertLayout, ExpertStore, LayerEntry, ParameterRecipe, ParameterSpec, find_shards, read_index
+    ExpertCatalog, ExpertKey, ExpertLayout, ExpertStore, LayerEntry, ParameterRecipe, ParameterSpec, find_shards,
+    read_index,
 )
 
 index = read_index(find_shards(Path(sys.argv[1])))
@@ -29,7 +30,7 @@ catalog = ExpertCatalog({0: LayerEntry(layout, experts)})
 
 def read_all(store):
     for _ in range(3):
-        with store.lease(0, dict.fromkeys(range(len(index)), 1)) as lease:
+        with store.lease({ExpertKey(0, expert): 1 for expert in range(len(index))}) as lease:
             for _ in lease:
                 pass
 

@@ -14,19 +14,34 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
+from expert_store import BASE, BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
 from expert_store.arena import Bytes
 from expert_store.direct_io import DirectFile, Piece
 from expert_store.policies import POLICIES
-from tests.expert_store.records import LAYOUT, make_records
+from tests.expert_store.asking import of_layer
+from tests.expert_store.records import LAYOUT, make_records, value_of
 from tests.expert_store.settling import settle
 
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
+VARIANT = "other"
 SLOT = LAYOUT.slot_bytes
 
 experts = st.sets(st.integers(0, EXPERTS - 1), min_size=1)
-keys = st.builds(ExpertKey, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1))
-requests = st.lists(st.tuples(st.integers(0, LAYERS - 1), experts), min_size=1, max_size=THREADS)
+variants = st.sampled_from([BASE, BASE, BASE, VARIANT])
+keys = st.builds(ExpertKey, st.integers(0, LAYERS - 1), st.integers(0, EXPERTS - 1), variants)
+
+
+def keys_of(layer: int) -> st.SearchStrategy[ExpertKey]:
+    return st.builds(ExpertKey, st.just(layer), st.integers(0, EXPERTS - 1), variants)
+
+
+requests = st.lists(
+    st.integers(0, LAYERS - 1).flatmap(
+        lambda layer: st.sets(keys.map(lambda key: key._replace(layer=layer)), min_size=1)
+    ),
+    min_size=1,
+    max_size=THREADS,
+)
 slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be held
 
 
@@ -55,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
         FaultyFile.broken = set()
         self.threads = ThreadPoolExecutor(THREADS + 1)
         self.store = ExpertStore(
-            make_records(self.folder, LAYERS, EXPERTS),
+            make_records(self.folder, LAYERS, EXPERTS, [VARIANT]),
             host_slots * SLOT,
             device_bytes=self.device_slots * SLOT,
             num_readers=2,
@@ -64,33 +79,33 @@ class StoreMachine(RuleBasedStateMachine):
         )
         self.held: list[Lease] = []
 
-    def use(self, layer: int, chosen: set[int]) -> None:
+    def use(self, chosen: set[ExpertKey]) -> None:
         try:
-            with self.store.lease(layer, dict.fromkeys(chosen, 1)) as lease:
-                found = {expert: int(weights["weight"][0]) for expert, weights in lease}
-            assert found == {expert: layer * 1000 + expert for expert in chosen}
+            with self.store.lease(dict.fromkeys(chosen, 1)) as lease:
+                found = {key: int(weights["weight"][0]) for key, weights in lease}
+            assert found == {key: value_of(key) for key in chosen}
         except ExpertLoadError as error:
             assert error.key in FaultyFile.broken  # noqa: PT017  it may be raised or not
 
-    def together(self, batch: list[tuple[int, set[int]]], *others: Any) -> None:
-        jobs = [self.threads.submit(self.use, layer, chosen) for layer, chosen in batch]
+    def together(self, batch: list[set[ExpertKey]], *others: Any) -> None:
+        jobs = [self.threads.submit(self.use, chosen) for chosen in batch]
         jobs += [self.threads.submit(other) for other in others]
         for job in jobs:
             job.result(timeout=TIMEOUT)
 
     @rule(batch=requests)
-    def lease(self, batch: list[tuple[int, set[int]]]) -> None:
+    def lease(self, batch: list[set[ExpertKey]]) -> None:
         self.together(batch)
 
     @rule(batch=requests, broken=st.sets(keys, max_size=4))
-    def lease_while_reads_fail(self, batch: list[tuple[int, set[int]]], broken: set[ExpertKey]) -> None:
+    def lease_while_reads_fail(self, batch: list[set[ExpertKey]], broken: set[ExpertKey]) -> None:
         FaultyFile.broken = broken
         self.together(batch)
         settle(self.store)
         FaultyFile.broken = set()
 
     @rule(batch=requests, host_slots=slots)
-    def lease_while_resizing(self, batch: list[tuple[int, set[int]]], host_slots: int) -> None:
+    def lease_while_resizing(self, batch: list[set[ExpertKey]], host_slots: int) -> None:
         self.together(batch, lambda: self.resize(host_slots))
 
     def resize(self, host_slots: int) -> None:
@@ -100,15 +115,15 @@ class StoreMachine(RuleBasedStateMachine):
             assert "pinned" in str(error)  # noqa: PT017
 
     @rule(batch=requests, chosen=st.lists(keys, max_size=5))
-    def lease_while_evicting(self, batch: list[tuple[int, set[int]]], chosen: list[ExpertKey]) -> None:
+    def lease_while_evicting(self, batch: list[set[ExpertKey]], chosen: list[ExpertKey]) -> None:
         self.together(batch, lambda: self.store.evict(chosen))
 
     @rule(batch=requests, layer=st.integers(0, LAYERS - 1), chosen=experts)
-    def lease_while_prefetching(self, batch: list[tuple[int, set[int]]], layer: int, chosen: set[int]) -> None:
+    def lease_while_prefetching(self, batch: list[set[ExpertKey]], layer: int, chosen: set[int]) -> None:
         self.together(batch, lambda: self.store.prefetch(layer, chosen))
 
     @rule(batch=requests, chosen=st.lists(keys, max_size=3))
-    def lease_while_pinning(self, batch: list[tuple[int, set[int]]], chosen: list[ExpertKey]) -> None:
+    def lease_while_pinning(self, batch: list[set[ExpertKey]], chosen: list[ExpertKey]) -> None:
         self.together(batch, lambda: self.pin(chosen))
 
     def pin(self, chosen: list[ExpertKey]) -> None:
@@ -121,10 +136,10 @@ class StoreMachine(RuleBasedStateMachine):
     def unpin(self, chosen: list[ExpertKey]) -> None:
         self.store.unpin(chosen)
 
-    @rule(batch=requests, layer=st.integers(0, LAYERS - 1), chosen=experts)
-    def leave_a_lease_at_once(self, batch: list[tuple[int, set[int]]], layer: int, chosen: set[int]) -> None:
+    @rule(batch=requests)
+    def leave_a_lease_at_once(self, batch: list[set[ExpertKey]]) -> None:
         def enter_and_leave() -> None:
-            with self.store.lease(layer, dict.fromkeys(chosen, 1)):
+            with self.store.lease(dict.fromkeys(batch[0], 1)):
                 pass
 
         self.together(batch, enter_and_leave)
@@ -133,7 +148,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
     def hold(self, layer: int, expert: int) -> None:
         """One expert in use for several steps."""
-        lease = self.store.lease(layer, {expert: 1})
+        lease = self.store.lease(of_layer(layer, [expert]))
         lease.__enter__()
         self.held.append(lease)
         next(iter(lease))
@@ -173,7 +188,7 @@ class DeviceMachine(StoreMachine):
 
     @precondition(lambda self: not self.held)
     @rule(batch=requests, device_slots=st.integers(3, 9))
-    def lease_while_rebuilding_the_device_tier(self, batch: list[tuple[int, set[int]]], device_slots: int) -> None:
+    def lease_while_rebuilding_the_device_tier(self, batch: list[set[ExpertKey]], device_slots: int) -> None:
         def rebuild() -> None:
             try:
                 self.store.resize(device_bytes=device_slots * SLOT)

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
+from tests.expert_store.asking import of_layer
 from tests.expert_store.files import expected, make_catalog
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.settling import settle
@@ -43,10 +44,10 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 def use(store: ExpertStore, layer: int, *experts: int) -> list[int]:
     """Lease experts, check their weights, and tell in which order they came."""
     order = []
-    with store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-        for expert, weights in lease:
-            assert torch.equal(weights["gate_up"], expected(layer, expert))
-            order.append(expert)
+    with store.lease(of_layer(layer, experts)) as lease:
+        for key, weights in lease:
+            assert torch.equal(weights["gate_up"], expected(layer, key.expert))
+            order.append(key.expert)
     assert sorted(order) == sorted(experts)
     return order
 
@@ -150,7 +151,7 @@ def test_a_lease_that_leaves_during_a_read_keeps_nothing(
 ) -> None:
     reads = GatedReads(monkeypatch)
     store = make_store(1)
-    with store.lease(0, {6: 1}):
+    with store.lease(of_layer(0, [6])):
         reads.wait_until_started()
     reads.is_open.set()
     use(store, 0, 1)
@@ -185,7 +186,7 @@ def test_a_closed_store_ends_those_who_wait(make_store: MakeStore, monkeypatch: 
 
 def test_tokens_are_counted_by_layer_and_expert(make_store: MakeStore) -> None:
     store = make_store(4)
-    with store.lease(1, {2: 5, 3: 1}, "prefill") as lease:
+    with store.lease({ExpertKey(1, 2): 5, ExpertKey(1, 3): 1}, "prefill") as lease:
         for _ in lease:
             pass
     tokens = store.statistics().tokens
@@ -215,7 +216,7 @@ def test_a_lease_that_leaves_calls_off_reads_that_have_not_begun(
 ) -> None:
     reads = GatedReads(monkeypatch)
     store = make_store(8, num_readers=1)
-    with store.lease(0, dict.fromkeys(range(6), 1)):
+    with store.lease(of_layer(0, range(6))):
         reads.wait_until_started()
     reads.is_open.set()
     use(store, 1, 0)
@@ -227,7 +228,7 @@ def test_reads_go_on_for_those_who_stay(make_store: MakeStore, monkeypatch: pyte
     reads = GatedReads(monkeypatch)
     store = make_store(8, num_readers=1)
     with ThreadPoolExecutor(1) as pool:
-        with store.lease(0, dict.fromkeys(range(6), 1)):
+        with store.lease(of_layer(0, range(6))):
             reads.wait_until_started()
             stays = pool.submit(use, store, 0, 4, 5)
             while sum(lookups(store).values()) < 8:
@@ -262,7 +263,7 @@ def test_a_pinned_expert_that_is_not_there_is_asked_for(make_store: MakeStore) -
 
 def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
     store = make_store(4)
-    with store.lease(0, {3: 1}) as lease:
+    with store.lease(of_layer(0, [3])) as lease:
         for _, weights in lease:
             assert store.evict([ExpertKey(0, 3)]) == 0
             assert torch.equal(weights["gate_up"], expected(0, 3))
@@ -271,11 +272,11 @@ def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
 def test_a_budget_changes_while_leases_are_open(make_store: MakeStore) -> None:
     store = make_store(12)
     slot_bytes = store.catalog.layout(0).slot_bytes
-    with store.lease(0, dict.fromkeys(range(6), 1)) as lease:
-        for seen, (expert, weights) in enumerate(lease):
+    with store.lease(of_layer(0, range(6))) as lease:
+        for seen, (key, weights) in enumerate(lease):
             if seen == 0:
                 store.resize(host_bytes=2 * slot_bytes)
-            assert torch.equal(weights["gate_up"], expected(0, expert))
+            assert torch.equal(weights["gate_up"], expected(0, key.expert))
         assert store.tiers()["host"].num_slots == 6
     assert store.tiers()["host"].num_slots == 2
     use(store, 1, *range(8))
@@ -343,11 +344,11 @@ def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(4, num_readers=1)
-    with store.lease(0, {0: 1, 1: 1}) as first, store.lease(1, {0: 1, 1: 1}) as second:
+    with store.lease(of_layer(0, [0, 1])) as first, store.lease(of_layer(1, [0, 1])) as second:
         assert len([*first, *second]) == 4
         assert store.prefetch(0, [5]) == 0
     reads = GatedReads(monkeypatch)
-    with store.lease(1, {2: 1, 3: 1}):
+    with store.lease(of_layer(1, [2, 3])):
         reads.wait_until_started()
         assert store.prefetch(0, [5]) == 0
         reads.is_open.set()
@@ -367,7 +368,7 @@ def test_a_fetch_does_not_wait_for_ever_and_takes_nothing_that_is_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(4, num_readers=2)
-    with store.lease(0, {0: 1, 1: 1}) as first, store.lease(1, {2: 1, 3: 1}) as second:
+    with store.lease(of_layer(0, [0, 1])) as first, store.lease(of_layer(1, [2, 3])) as second:
         assert len([*first, *second]) == 4
         assert store.fetch([ExpertKey(1, 0)], timeout_seconds=30) == 0
     reads = GatedReads(monkeypatch)
@@ -400,8 +401,8 @@ def test_pins_and_their_end_tell_how_many_were_not_so_already(make_store: MakeSt
 def test_a_lease_tells_which_experts_were_missing(make_store: MakeStore) -> None:
     store = make_store(4)
     use(store, 0, 1)
-    with store.lease(0, {1: 1, 2: 1, 3: 1}) as lease:
-        assert sorted(expert for expert, _ in lease) == [1, 2, 3]
+    with store.lease(of_layer(0, [1, 2, 3])) as lease:
+        assert sorted(key.expert for key, _ in lease) == [1, 2, 3]
     assert sorted(lease.missed) == [ExpertKey(0, 2), ExpertKey(0, 3)]
     assert store.catalog.read_bytes(ExpertKey(0, 2)) == 192
 

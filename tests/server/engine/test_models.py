@@ -21,8 +21,9 @@ from server.engine.request import GenerationRequest, SamplingParams
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
+from server.kernels import reference_backend
 from server.kernels.pool import ComputePool
-from server.model import attention, experts, linear
+from server.model import attention, linear
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
 from server.model.solo import SoloTrunk
@@ -118,7 +119,7 @@ def some_prompts(seed: int) -> list[list[int]]:
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ComputePool]:
     """Threads that share out experts, linear layers and attention, however small."""
     monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 8)
-    for module in (attention, experts, linear):
+    for module in (attention, linear, reference_backend):
         monkeypatch.setattr(module, "LEAST_SHARED_BYTES", 0)
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     pool = ComputePool(request.param)

@@ -15,6 +15,7 @@ from expert_store import ExpertKey, ExpertStore
 from server.administration.experts import StoreAdministration
 from server.api.service import LoadedModel
 from server.engine.codec import Codec
+from tests.expert_store.asking import of_layer
 from tests.expert_store.files import make_catalog
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
@@ -49,8 +50,8 @@ class ExpertServer:
 
     def use(self, layer: int, *experts: int) -> None:
         """Run one token through each."""
-        with self.store.lease(layer, dict.fromkeys(experts, 1)) as lease:
-            assert sorted(expert for expert, _ in lease) == sorted(experts)
+        with self.store.lease(of_layer(layer, experts)) as lease:
+            assert sorted(key.expert for key, _ in lease) == sorted(experts)
 
 
 @pytest.fixture(params=[0, 4], ids=["two tiers", "three tiers"])
@@ -124,8 +125,8 @@ def test_pins_are_counted_once_and_stay(server: ExpertServer) -> None:
 
 
 def test_an_expert_in_use_is_not_evicted(server: ExpertServer) -> None:
-    with server.store.lease(1, {4: 1}) as lease:
-        assert [expert for expert, _ in lease] == [4]
+    with server.store.lease(of_layer(1, [4])) as lease:
+        assert [key.expert for key, _ in lease] == [4]
         assert server.changed("evict", [1, 4]) == 0
     assert server.changed("evict", [1, 4]) == 1
 

@@ -24,6 +24,7 @@ from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk import Trunk
 from server.model.weight_formats import WeightFormat
 from tests.checkpoints import save_checkpoint
+from tests.expert_store.asking import of_layer
 from tests.families import make_config
 from tests.server.model.test_packing import pack
 
@@ -145,9 +146,9 @@ def test_quantised_packs_hold_an_experts_matrices_the_way_kernels_take_them(
     trunk = load_trunk(pack(folder, tmp_path / "pack", weights), torch.float32)
     tensors = load_file(folder / "model.safetensors")
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    with store.lease(max(trunk.catalog.layers), {3: 1, 7: 1}) as lease:
-        for expert, packed in lease:
-            for name, wanted in matrices(model_type, tensors, expert).items():
+    with store.lease(of_layer(max(trunk.catalog.layers), [3, 7])) as lease:
+        for key, packed in lease:
+            for name, wanted in matrices(model_type, tensors, key.expert).items():
                 difference = kernel.dequantise(packed, name) - wanted.float()
                 assert float(difference.norm()) < tolerance * float(wanted.float().norm())
     store.close()

@@ -21,6 +21,7 @@ from server.model.processor import MediaProcessor
 from server.model.trunk import Trunk
 from server.model.weight_formats import WeightFormat
 from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.expert_store.asking import of_layer
 from tests.server.model.test_images import make_prompts, save_model, write
 from tests.server.model.test_parity import generate
 
@@ -137,11 +138,11 @@ def test_a_damaged_expert_is_refused_and_the_others_serve(packed: Path) -> None:
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     with (
         pytest.raises(ExpertLoadError, match="cannot read expert 3 of layer 0: the checksum"),
-        store.lease(0, {3: 1}) as lease,
+        store.lease(of_layer(0, [3])) as lease,
     ):
         list(lease)
-    with store.lease(0, {0: 1, 7: 1}) as lease:
-        assert {expert for expert, _ in lease} == {0, 7}
+    with store.lease(of_layer(0, [0, 7])) as lease:
+        assert {key.expert for key, _ in lease} == {0, 7}
     store.close()
 
 

@@ -13,6 +13,7 @@ from expert_store import CheckpointError, ExpertLoadError, ExpertStore
 from server.model.errors import ModelError
 from server.model.loading import load_trunk, read_config
 from tests.checkpoints import make_checkpoint, save_checkpoint
+from tests.expert_store.asking import of_layer
 from tests.families import make_config
 from tests.quantise import GROUP, Published, awq, compressed_tensors, edit_config, fp8, gptq, mxfp4, publish
 
@@ -201,7 +202,7 @@ def test_an_expert_whose_groups_are_not_equal_is_named_when_it_is_read(tmp_path:
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     with (
         pytest.raises(ExpertLoadError, match=r"g_idx has groups that are not of 8 inputs each"),
-        store.lease(1, {3: 1}) as lease,
+        store.lease(of_layer(1, [3])) as lease,
     ):
         list(lease)
     store.close()

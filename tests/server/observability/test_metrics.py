@@ -13,6 +13,7 @@ from expert_store import ExpertKey, ExpertLoadError, ExpertStore
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.metrics import Metrics
 from server.observability.statistics import EngineStatistics
+from tests.expert_store.asking import of_layer
 from tests.expert_store.files import make_catalog
 from tests.expert_store.records import make_records
 
@@ -32,7 +33,8 @@ def test_known_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     store = ExpertStore(catalog, 4 * catalog.layout(0).slot_bytes)
     metrics = Metrics("made-up", store, EngineStatistics())
     for rows, phase in (({0: 3, 1: 1}, "prefill"), ({0: 1, 2: 1}, "decode"), ({3: 1, 4: 1}, "decode")):
-        with store.lease(1, rows, phase) as lease:  # type: ignore[arg-type]
+        asked = {ExpertKey(1, expert): count for expert, count in rows.items()}
+        with store.lease(asked, phase) as lease:  # type: ignore[arg-type]
             for _ in lease:
                 pass
     store.close()
@@ -59,7 +61,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
     assert ("greenroom_expert_hit_ratio", frozenset()) not in samples(metrics)
 
     def use(*experts: int) -> None:
-        with store.lease(0, dict.fromkeys(experts, 1)) as lease:
+        with store.lease(of_layer(0, experts)) as lease:
             for _ in lease:
                 pass
 
@@ -94,7 +96,7 @@ def test_damaged_experts_are_counted(tmp_path: Path) -> None:
     store = ExpertStore(catalog, catalog.total_bytes)
     metrics = Metrics("made-up", store, EngineStatistics())
     (tmp_path / "layer0.pack").write_bytes(bytes(8 * catalog.layout(0).slot_bytes))
-    with pytest.raises(ExpertLoadError), store.lease(0, {3: 1}) as lease:
+    with pytest.raises(ExpertLoadError), store.lease(of_layer(0, [3])) as lease:
         next(iter(lease))
     store.close()
     assert value(metrics, "expert_quarantined") == 1

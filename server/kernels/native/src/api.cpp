@@ -4,6 +4,7 @@
 
 #include "experts.h"
 #include "linear.h"
+#include "step.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
 
@@ -64,4 +65,24 @@ GREENROOM_API int greenroom_experts(Handle* handle, const greenroom::ExpertShape
 
 GREENROOM_API int greenroom_combine(Handle* handle, const greenroom::Combination* call) {
   return greenroom::guarded(handle, [&](greenroom::Engine& engine) { combine(engine, *call); });
+}
+
+GREENROOM_API int greenroom_attention(Handle* handle, const greenroom::LayerSpec* layer,
+                                      const greenroom::StepCall* step, int64_t place) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_attention(engine, *layer, *step, place); });
+}
+
+GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer,
+                                         const greenroom::StepCall* step, int64_t place, const float* outputs) {
+  return greenroom::guarded(
+      handle, [&](greenroom::Engine& engine) { finish_layer(engine, *layer, *step, place, outputs); });
+}
+
+GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
+                                   const greenroom::StepCall* step) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_layers(engine, layers, num_layers, *step); });
+}
+
+GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_head(engine, *call); });
 }

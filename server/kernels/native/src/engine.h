@@ -43,10 +43,16 @@ struct Engine {
 
   ThreadPool pool;
   const Level& level;
-  Buffer rows;     // panels of a call's rows
-  Buffer middle;   // what the first matrix of experts gives
-  Buffer hidden;   // panels of what the second is given
-  Buffer tables;   // of tiles
+  Buffer rows;      // panels of a call's rows
+  Buffer middle;    // what the first matrix of experts gives
+  Buffer hidden;    // panels of what the second is given
+  Buffer tables;    // of tiles
+  Buffer heads;     // queries, keys and values of a step
+  Buffer attended;  // what attention gives, and memory for it to work in
+  Buffer logits;    // of routers
+  Buffer sorted;    // choices by expert
+  Buffer results;   // of experts
+  Buffer shared;    // of the dense expert
 };
 
 // Adds a bias of plain numbers to some outputs, at most kOutputTile, of some rows; `y` is the first of both.

@@ -91,16 +91,20 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   auto* sources = reinterpret_cast<int32_t*>(tables + num_experts * (shape.num_parts + 1));
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
 
-  // The order of inputs of a matrix of the expert that a row goes to.
-  const auto order_of = [&](const Matrix& matrix, int64_t row) -> const int32_t* {
-    if (!matrix.order) return nullptr;
-    const int64_t expert = std::upper_bound(batch.starts, batch.starts + num_experts + 1, row + begin) - batch.starts - 1;
-    return static_cast<const int32_t*>(in_slot(matrix, batch.slots[expert]).order);
+  // A panel with the order of inputs that a matrix has in the expert that a row goes to.
+  const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
+    if (matrix.order) {
+      const int64_t expert =
+          std::upper_bound(batch.starts, batch.starts + num_experts + 1, row + begin) - batch.starts - 1;
+      target.order = static_cast<const int32_t*>(in_slot(matrix, batch.slots[expert]).order);
+    }
+    return target;
   };
-  const auto prepare_for = [&](const Matrix& matrix, Panel& target, int64_t from, int64_t to) {
+  const auto prepare_for = [&](const Matrix& matrix, const Panel& target, int64_t from, int64_t to) {
     const int64_t step = matrix.order ? 1 : to - from;
     for (int64_t row = from; row < to; row += step) {
-      level.prepare(target, batch.x, batch.x_format, batch.x_stride, sources, order_of(matrix, row), row, row + step);
+      Panel rows_of_expert = ordered(target, matrix, row);
+      level.prepare(rows_of_expert, batch.x, batch.x_format, batch.x_stride, sources, row, row + step);
     }
   };
   auto prepare = [&](int64_t tile, int) {
@@ -133,8 +137,8 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     float* hidden_row = activated + thread * second.inputs;
     for (int64_t row = tile * kPrepared; row < std::min((tile + 1) * kPrepared, rows); ++row) {
       level.activate(shape.gate, middle + row * width, second.inputs, hidden_row);
-      // All rows come from this one.
-      level.prepare(inner_panel, hidden_row, Format::kFloat32, 0, nullptr, order_of(second, row), row, row + 1);
+      Panel target = ordered(inner_panel, second, row);
+      level.prepare(target, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // all rows come from this one
     }
   };
   const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);

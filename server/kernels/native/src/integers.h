@@ -36,6 +36,11 @@ inline Integers shift_right_signed(Integers a) {
 inline Integers operator&(Integers a, Integers b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline Integers operator-(Integers a, Integers b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Vector to_float(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Each byte, 0 to 15, replaced by one of sixteen.
+inline Integers look_up(const uint8_t* table, Integers a) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), a.v)};
+}
 inline Vector as_float(Integers a) { return {_mm512_castsi512_ps(a.v)}; }
 
 // Sixteen numbers that are looked up by the lowest four bits of each lane.
@@ -91,6 +96,10 @@ inline Integers shift_right_signed(Integers a) {
 inline Integers operator&(Integers a, Integers b) { return {_mm256_and_si256(a.a, b.a), _mm256_and_si256(a.b, b.b)}; }
 inline Integers operator-(Integers a, Integers b) { return {_mm256_sub_epi32(a.a, b.a), _mm256_sub_epi32(a.b, b.b)}; }
 inline Vector to_float(Integers a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
+inline Integers look_up(const uint8_t* table, Integers a) {
+  const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(bytes, a.a), _mm256_shuffle_epi8(bytes, a.b)};
+}
 inline Vector as_float(Integers a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
 
 // Sixteen numbers that are looked up by the lowest four bits of each lane.
@@ -156,6 +165,13 @@ inline Integers operator-(Integers a, Integers b) {
 }
 inline Vector to_float(Integers a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
+}
+inline Integers look_up(const uint8_t* table, Integers a) {
+  uint8_t bytes[4 * kLanes];
+  memcpy(bytes, a.v, sizeof bytes);
+  for (uint8_t& byte : bytes) byte = table[byte];
+  memcpy(a.v, bytes, sizeof bytes);
+  return a;
 }
 inline Vector as_float(Integers a) {
   return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });

@@ -4,6 +4,7 @@
 // they stand and how they are shared out among threads changes no bit.
 #pragma once
 
+#include "attention.h"
 #include "matrix.h"
 
 namespace greenroom {
@@ -33,10 +34,9 @@ struct Level {
   // The panel kind for products of rows with a matrix; exact rows are never rounded.
   PanelKind (*panel_kind)(const Matrix& matrix, bool is_exact);
 
-  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row
-  // i, and `order[i]`, or i without it, that of a row's number i.
+  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row i.
   void (*prepare)(Panel& panel, const void* source, Format format, int64_t source_stride, const int32_t* rows,
-                  const int32_t* order, int64_t first, int64_t last);
+                  int64_t first, int64_t last);
 
   // Some rows and outputs, the first of both at `y`. `first_output` is a multiple of kBlock.
   void (*multiply)(const Matrix& matrix, const Panel& panel, int64_t first_row, int64_t last_row,
@@ -47,6 +47,19 @@ struct Level {
 
   // y[i] += factor * x[i]
   void (*add_scaled)(float* y, const float* x, float factor, int64_t size);
+
+  // y = x * weight / sqrt(mean(x * x) + epsilon)
+  void (*normalise)(const float* x, const float* weight, float epsilon, int64_t size, float* y);
+
+  // Rotary positions: turns the first `size` numbers of x, of which i and i + size / 2 make a pair, or, interleaved,
+  // 2 * i and 2 * i + 1.
+  void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);
+
+  void (*attend)(const Attention& attention);
+
+  // x to its soft-max, or its sigmoid.
+  void (*soft_max)(float* x, int64_t size);
+  void (*sigmoid)(float* x, int64_t size);
 
   // Plain numbers to float and back, rounded to nearest even.
   void (*widen)(const void* source, Format format, float* target, int64_t size);

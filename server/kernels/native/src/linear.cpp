@@ -18,11 +18,11 @@ void run_linear(Engine& engine, const LinearCall& call) {
   const PanelKind kind = level.panel_kind(matrix, call.is_exact);
   Panel panel = place_panel(kind, call.rows, matrix.inputs,
                             engine.rows.reserve(panel_bytes(kind, call.rows, matrix.inputs)));
+  panel.order = static_cast<const int32_t*>(matrix.order);
   constexpr int64_t kPrepared = 4;  // rows a tile
   auto prepare = [&](int64_t tile, int) {
     const int64_t first = tile * kPrepared;
-    level.prepare(panel, call.x, call.x_format, call.x_stride, nullptr, static_cast<const int32_t*>(matrix.order), first,
-                  std::min(first + kPrepared, call.rows));
+    level.prepare(panel, call.x, call.x_format, call.x_stride, nullptr, first, std::min(first + kPrepared, call.rows));
   };
   const int64_t output_tiles = divide_up(matrix.outputs, kOutputTile), row_tiles = divide_up(call.rows, kRowTile);
   auto multiply = [&](int64_t tile, int) {

@@ -236,6 +236,12 @@ inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
 }
 #endif
 
+inline float first_lane(Vector x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  return lanes[0];
+}
+
 inline float largest(Vector x) {
   alignas(64) float lanes[kLanes];
   store(lanes, x);

@@ -1,0 +1,391 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace greenroom {
+namespace {
+
+constexpr int64_t kTokenTile = 16;   // of one sequence, that attend together
+constexpr int64_t kRouterTile = 16;  // experts
+
+// Some matrices with the same rows, their outputs one after the other in `y`.
+struct Side {
+  const Matrix* matrix;
+  const float* bias;
+  int64_t offset;  // of its first output
+};
+
+template <typename Put>
+auto multiply_sides(const Engine& engine, const Panel& panel, const Side* sides, int num_sides, int64_t output_tile,
+                    Put put) {
+  return [&engine, &panel, sides, num_sides, output_tile, put](int64_t tile, int) {
+    const int64_t row_tiles = divide_up(panel.rows, kRowTile);
+    int64_t place = tile / row_tiles;
+    const int64_t first_row = tile % row_tiles * kRowTile, last_row = std::min(first_row + kRowTile, panel.rows);
+    for (int i = 0; i < num_sides; ++i) {
+      const int64_t tiles = divide_up(sides[i].matrix->outputs, output_tile);
+      if (place >= tiles) {
+        place -= tiles;
+        continue;
+      }
+      const int64_t first = place * output_tile, last = std::min(first + output_tile, sides[i].matrix->outputs);
+      alignas(64) float sums[kRowTile * kOutputTile];
+      engine.level.multiply(*sides[i].matrix, panel, first_row, last_row, first, last, sums, kOutputTile);
+      if (sides[i].bias) {
+        add_bias(engine.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
+      }
+      for (int64_t row = first_row; row < last_row; ++row) {
+        put(row, sides[i].offset + first, sums + (row - first_row) * kOutputTile, last - first);
+      }
+      return;
+    }
+  };
+}
+
+int64_t num_tiles(const Side* sides, int num_sides, int64_t rows, int64_t output_tile) {
+  int64_t tiles = 0;
+  for (int i = 0; i < num_sides; ++i) tiles += divide_up(sides[i].matrix->outputs, output_tile);
+  return tiles * divide_up(rows, kRowTile);
+}
+
+// Norms of heads, rotary positions, and keys and values into the cache, for one token.
+void place_token(const Level& level, const LayerSpec& layer, const StepCall& step, const StepSequence& sequence,
+                 int64_t token, float* query, float* key, const float* value) {
+  const int64_t position = sequence.first_position + token - sequence.first_row;
+  const auto norm_heads = [&](float* x, const float* weight, int64_t heads) {
+    if (!weight) return;
+    if (layer.norms_together) {
+      level.normalise(x, weight, layer.head_norm_epsilon, heads * layer.key_dim, x);
+      return;
+    }
+    for (int64_t head = 0; head < heads; ++head) {
+      level.normalise(x + head * layer.key_dim, weight, layer.head_norm_epsilon, layer.key_dim, x + head * layer.key_dim);
+    }
+  };
+  norm_heads(query, layer.query_norm, layer.heads);
+  norm_heads(key, layer.key_norm, layer.kv_heads);
+  if (layer.rope_kind != RopeKind::kNone) {
+    const float* cosines = step.cosines[layer.rope] + token * layer.rotary_dim;
+    const float* sines = step.sines[layer.rope] + token * layer.rotary_dim;
+    const bool is_interleaved = layer.rope_kind == RopeKind::kInterleaved;
+    for (int64_t head = 0; head < layer.heads; ++head) {
+      level.rotate(query + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+    }
+    for (int64_t head = 0; head < layer.kv_heads; ++head) {
+      level.rotate(key + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+    }
+  }
+  const int32_t* blocks = step.block_tables[layer.group] + sequence.first_block;
+  const int64_t block = blocks[position / kCacheBlock], place = position % kCacheBlock;
+  const int64_t bytes = bytes_of(layer.cache_format), head_numbers = layer.cache_slots * layer.cache_dim;
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    char* keys = static_cast<char*>(layer.key_cache) + (head * head_numbers + block * kCacheBlock * layer.cache_dim) * bytes;
+    char* values = static_cast<char*>(layer.value_cache) +
+                   (head * head_numbers + (block * kCacheBlock + place) * layer.cache_dim) * bytes;
+    level.narrow(value + head * layer.value_dim, layer.cache_format, values, layer.value_dim);
+    constexpr int64_t kPiece = 64;
+    alignas(64) char numbers[kPiece * 4];
+    for (int64_t d = 0; d < layer.key_dim; d += kPiece) {
+      const int64_t count = std::min(kPiece, layer.key_dim - d);
+      level.narrow(key + head * layer.key_dim + d, layer.cache_format, numbers, count);
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(keys + ((d + i) * kCacheBlock + place) * bytes, numbers + i * bytes, static_cast<size_t>(bytes));
+      }
+    }
+  }
+}
+
+// The best `count` of `scores`, which are overwritten; of equal ones the first.
+void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t found = 0;
+    for (int64_t j = 1; j < size; ++j) found = scores[j] > scores[found] ? j : found;
+    best[i] = static_cast<int32_t>(found);
+    scores[found] = -INFINITY;
+  }
+}
+
+// Leaves the scores of the groups with the greatest sums of their two best, and -infinity elsewhere.
+void keep_best_groups(const Router& router, int64_t num_experts, float* scores) {
+  constexpr int64_t kMostGroups = 64;
+  const int64_t size = num_experts / router.num_groups;
+  float sums[kMostGroups];
+  for (int64_t group = 0; group < router.num_groups; ++group) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int64_t i = group * size; i < (group + 1) * size; ++i) {
+      if (scores[i] > first) {
+        second = first;
+        first = scores[i];
+      } else if (scores[i] > second) {
+        second = scores[i];
+      }
+    }
+    sums[group] = first + second;
+  }
+  int32_t best[kMostGroups];
+  take_best(sums, router.num_groups, router.top_groups, best);
+  for (int64_t group = 0; group < router.num_groups; ++group) {
+    if (std::find(best, best + router.top_groups, group) != best + router.top_groups) continue;
+    std::fill(scores + group * size, scores + (group + 1) * size, -INFINITY);
+  }
+}
+
+// `scores` are a token's logits, `spare` memory for as many numbers.
+void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
+            float* weights) {
+  if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
+  if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts);
+  std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
+  if (router.correction) level.add_scaled(spare, router.correction, 1.0f, num_experts);
+  if (router.num_groups > 1) keep_best_groups(router, num_experts, spare);
+  take_best(spare, num_experts, router.top_k, chosen);
+  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
+  if (router.kind == RouterKind::kTopFirst) level.soft_max(weights, router.top_k);
+  float total = 1.0f;
+  if (router.is_normalised) {
+    total = 1e-20f;
+    for (int32_t i = 0; i < router.top_k; ++i) total += weights[i];
+  }
+  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
+}
+
+int32_t* choices_of(const StepCall& step, int64_t place) {
+  return step.chosen + place * step.tokens * step.most_top_k;
+}
+
+float* weights_of(const StepCall& step, int64_t place) {
+  return step.weights + place * step.tokens * step.most_top_k;
+}
+
+}  // namespace
+
+void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  const Level& level = engine.level;
+  const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
+  const int64_t queries = layer.heads * layer.key_dim, keys = layer.kv_heads * layer.key_dim;
+  const int64_t values = layer.kv_heads * layer.value_dim, width = queries + keys + values;
+  const int64_t attended_size = layer.heads * layer.value_dim, threads = engine.pool.num_threads();
+  const PanelKind kind = level.panel_kind(layer.query, step.is_exact);
+  const PanelKind output_kind = level.panel_kind(layer.output, step.is_exact);
+  const int64_t panel_size = panel_bytes(kind, tokens, hidden_size);
+  const int64_t output_size = panel_bytes(output_kind, tokens, attended_size);
+  Panel panel = place_panel(kind, tokens, hidden_size, engine.rows.reserve(round_up(panel_size, 64) + output_size));
+  Panel output_panel =
+      place_panel(output_kind, tokens, attended_size, static_cast<char*>(panel.data) + round_up(panel_size, 64));
+  Panel router_panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
+                                   engine.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
+  float* heads = engine.heads.reserve<float>(tokens * width * 4);
+  const int64_t scratch_size = attention_scratch(layer.value_dim);
+  float* attended = engine.attended.reserve<float>((tokens * attended_size + threads * scratch_size) * 4);
+  float* scratch = attended + tokens * attended_size;
+
+  auto norm = [&](int64_t token, int) {
+    float* normed = step.normed + token * hidden_size;
+    level.normalise(step.hidden + token * hidden_size, layer.input_norm, layer.norm_epsilon, hidden_size, normed);
+    level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+  };
+  const Side sides[] = {{&layer.query, layer.query_bias, 0},
+                        {&layer.key, layer.key_bias, queries},
+                        {&layer.value, layer.value_bias, queries + keys}};
+  auto project = multiply_sides(engine, panel, sides, 3, kOutputTile,
+                                [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                  std::memcpy(heads + row * width + output, sums, static_cast<size_t>(count) * 4);
+                                });
+  auto put = [&](int64_t token, int) {
+    const StepSequence* sequence = step.sequences;
+    while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
+    float* row = heads + token * width;
+    place_token(level, layer, step, *sequence, token, row, row + queries, row + queries + keys);
+  };
+
+  int64_t token_tiles = 0;
+  for (int64_t i = 0; i < step.num_sequences; ++i) token_tiles += divide_up(step.sequences[i].num_tokens, kTokenTile);
+  auto attend = [&](int64_t tile, int thread) {
+    const int64_t kv_head = tile % layer.kv_heads, group = layer.heads / layer.kv_heads;
+    // The last tokens of a sequence see the most, so they are taken first.
+    int64_t place_of_tile = token_tiles - 1 - tile / layer.kv_heads;
+    const StepSequence* sequence = step.sequences;
+    for (int64_t count; place_of_tile >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) {
+      place_of_tile -= count;
+    }
+    const int64_t first = place_of_tile * kTokenTile, row = sequence->first_row + first;
+    const int64_t bytes = bytes_of(layer.cache_format), begin = kv_head * layer.cache_slots * layer.cache_dim * bytes;
+    Attention attention{};
+    attention.query = heads + row * width + kv_head * group * layer.key_dim;
+    attention.output = attended + row * attended_size + kv_head * group * layer.value_dim;
+    attention.query_stride = width;
+    attention.output_stride = attended_size;
+    attention.keys = static_cast<const char*>(layer.key_cache) + begin;
+    attention.values = static_cast<const char*>(layer.value_cache) + begin;
+    attention.blocks = step.block_tables[layer.group] + sequence->first_block;
+    attention.sinks = layer.sinks ? layer.sinks + kv_head * group : nullptr;
+    attention.scratch = scratch + thread * scratch_size;
+    attention.first_position = sequence->first_position + first;
+    attention.tokens = std::min<int64_t>(kTokenTile, sequence->num_tokens - first);
+    attention.heads = group;
+    attention.dim = layer.cache_dim;
+    attention.key_dim = layer.key_dim;
+    attention.value_dim = layer.value_dim;
+    attention.window = layer.window;
+    attention.is_chunked = layer.is_chunked;
+    attention.format = layer.cache_format;
+    attention.scaling = layer.scaling;
+    attention.softcap = layer.softcap;
+    level.attend(attention);
+  };
+  auto prepare = [&](int64_t token, int) {
+    level.prepare(output_panel, attended, Format::kFloat32, attended_size, nullptr, token, token + 1);
+  };
+  const Side output_side[] = {{&layer.output, layer.output_bias, 0}};
+  auto project_back = multiply_sides(engine, output_panel, output_side, 1, kOutputTile,
+                                     [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                       level.add_scaled(step.hidden + row * hidden_size + output, sums,
+                                                        layer.residual_scale, count);
+                                     });
+  auto norm_again = [&](int64_t token, int) {
+    float* normed = step.normed + token * hidden_size;
+    level.normalise(step.hidden + token * hidden_size, layer.inner_norm, layer.norm_epsilon, hidden_size, normed);
+    if (layer.has_router) {
+      level.prepare(router_panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+    }
+  };
+  Phase phases[] = {phase_of(tokens, norm),
+                    phase_of(num_tiles(sides, 3, tokens, kOutputTile), project),
+                    phase_of(tokens, put),
+                    phase_of(token_tiles * layer.kv_heads, attend),
+                    phase_of(tokens, prepare),
+                    phase_of(num_tiles(output_side, 1, tokens, kOutputTile), project_back),
+                    phase_of(tokens, norm_again),
+                    {},
+                    {}};
+  if (!layer.has_router) {
+    engine.pool.run(phases, 7);
+    return;
+  }
+  const int64_t num_experts = layer.num_experts, top_k = layer.router.top_k;
+  float* logits = engine.logits.reserve<float>((tokens + threads) * num_experts * 4);
+  float* spare = logits + tokens * num_experts;
+  const Side router_side[] = {{&layer.router.matrix, layer.router.bias, 0}};
+  auto score = multiply_sides(engine, router_panel, router_side, 1, kRouterTile,
+                              [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                std::memcpy(logits + row * num_experts + output, sums, static_cast<size_t>(count) * 4);
+                              });
+  auto choose_experts = [&](int64_t token, int thread) {
+    choose(level, layer.router, num_experts, logits + token * num_experts, spare + thread * num_experts,
+           choices_of(step, place) + token * top_k, weights_of(step, place) + token * top_k);
+  };
+  phases[7] = phase_of(num_tiles(router_side, 1, tokens, kRouterTile), score);
+  phases[8] = phase_of(tokens, choose_experts);
+  engine.pool.run(phases, 9);
+}
+
+void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
+  const Level& level = engine.level;
+  const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
+  float* shared = nullptr;
+  float* gates = nullptr;
+  if (layer.has_dense) {
+    shared = engine.shared.reserve<float>((tokens * hidden_size + tokens) * 4);
+    gates = shared + tokens * hidden_size;
+    auto* numbers = engine.sorted.reserve<int32_t>(tokens * 4);
+    for (int64_t token = 0; token < tokens; ++token) numbers[token] = static_cast<int32_t>(token);
+    const uint64_t slot = 0;
+    const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
+    const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  shared, 1, 1, hidden_size,
+                            Format::kFloat32, step.is_exact};
+    run_experts(engine, layer.dense, batch);
+    if (layer.dense_gate.outputs) {
+      Panel panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
+                                engine.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
+      level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, 0, tokens);
+      level.multiply(layer.dense_gate, panel, 0, tokens, 0, 1, gates, 1);
+      level.sigmoid(gates, tokens);
+    }
+  }
+  const int64_t top_k = layer.has_router ? layer.router.top_k : 0;
+  const float* weights = layer.has_router ? weights_of(step, place) : nullptr;
+  float* sums = engine.middle.reserve<float>(engine.pool.num_threads() * hidden_size * 4);
+  auto add = [&](int64_t token, int thread) {
+    float* sum = sums + thread * hidden_size;
+    std::memset(sum, 0, static_cast<size_t>(hidden_size) * sizeof(float));
+    for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
+      level.add_scaled(sum, outputs + i * hidden_size, weights[i], hidden_size);
+    }
+    if (shared) {
+      level.add_scaled(sum, shared + token * hidden_size, layer.dense_gate.outputs ? gates[token] : 1.0f, hidden_size);
+    }
+    level.add_scaled(step.hidden + token * hidden_size, sum, layer.residual_scale, hidden_size);
+  };
+  const Phase phase = phase_of(tokens, add);
+  engine.pool.run(&phase, 1);
+}
+
+namespace {
+
+// The experts of a layer, all of which are in memory.
+const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  const int64_t num_choices = step.tokens * layer.router.top_k, num_experts = layer.num_experts;
+  const int32_t* chosen = choices_of(step, place);
+  const uint64_t* slots = step.slots + place * step.most_experts;
+  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (2 * num_experts + 2 + num_choices) * 4);
+  auto* starts = reinterpret_cast<int32_t*>(used_slots + num_experts);
+  int32_t* ends = starts + num_experts + 1;  // by expert
+  int32_t* choices = ends + num_experts + 1;
+  std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
+  for (int64_t i = 0; i < num_choices; ++i) ++ends[chosen[i]];
+  int64_t num_used = 0;
+  int32_t end = 0;
+  for (int64_t expert = 0; expert < num_experts; ++expert) {
+    const int32_t count = ends[expert];
+    ends[expert] = end;  // for now where its choices begin
+    if (!count) continue;
+    starts[num_used] = end;
+    used_slots[num_used++] = slots[expert];
+    end += count;
+  }
+  starts[num_used] = end;
+  for (int64_t i = 0; i < num_choices; ++i) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
+  float* results = engine.results.reserve<float>(num_choices * step.hidden_size * 4);
+  const ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, layer.router.top_k,
+                          step.hidden_size, Format::kFloat32, step.is_exact};
+  run_experts(engine, layer.experts, batch);
+  return results;
+}
+
+}  // namespace
+
+void run_layers(Engine& engine, const LayerSpec* layers, int64_t num_layers, const StepCall& step) {
+  int64_t place = 0;
+  for (int64_t i = 0; i < num_layers; ++i) {
+    const LayerSpec& layer = layers[i];
+    run_attention(engine, layer, step, place);
+    const float* outputs = layer.has_router ? run_resident_experts(engine, layer, step, place) : nullptr;
+    finish_layer(engine, layer, step, place, outputs);
+    place += layer.has_router;
+  }
+}
+
+void run_head(Engine& engine, const HeadCall& call) {
+  const Level& level = engine.level;
+  const int64_t hidden_size = call.hidden_size, rows = call.num_rows, vocabulary = call.matrix.outputs;
+  const PanelKind kind = level.panel_kind(call.matrix, call.is_exact);
+  Panel panel =
+      place_panel(kind, rows, hidden_size, engine.rows.reserve(panel_bytes(kind, rows, hidden_size)));
+  auto norm = [&](int64_t row, int) {
+    float* normed = call.normed + row * hidden_size;
+    level.normalise(call.hidden + call.rows[row] * hidden_size, call.norm, call.norm_epsilon, hidden_size, normed);
+    level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
+  };
+  const Side side[] = {{&call.matrix, call.bias, 0}};
+  auto multiply = multiply_sides(engine, panel, side, 1, kOutputTile,
+                                 [&](int64_t row, int64_t output, const float* sums, int64_t count) {
+                                   float* y = call.logits + row * vocabulary + output;
+                                   for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
+                                 });
+  const Phase phases[] = {phase_of(rows, norm), phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
+  engine.pool.run(phases, 2);
+}
+
+}  // namespace greenroom
