@@ -55,8 +55,8 @@ enum class PanelKind : int32_t {
   kFloat32,   // as they are
   kBFloat16,  // rounded
   kInt8,      // codes in groups of kGroup with a scale each
-  // The same for kMxfp4: of each four groups first the even inputs of all, then the odd ones. Each group has four lanes
-  // of scales, all its scale by two, and four of sums, the first of which is -12 times its sum and the others zero.
+  // The same for kMxfp4 and NVFP4: of each four groups first the even inputs of all, then the odd ones. Each group has
+  // four lanes of scales, all its scale by two, and four of sums, each -12 times the sum of eight neighbours.
   kInt8Split,
 };
 

@@ -78,6 +78,16 @@ def test_products_are_those_with_the_dequantised_matrix(kernels: Kernels, case: 
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_products_with_rounded_rows_are_near(kernels: Kernels, case: str) -> None:
+    kind, shape, make = CASES[case]
+    tensors = make(Maker(0))
+    slot, rows = fill_slot(tensors), rows_of(7, shape[1])
+    found = multiply(kernels, matrix_in(slot, "w", *shape), rows, is_exact=False)
+    wanted = rows @ DEQUANTISE[kind](tensors, "w").T
+    assert float((found - wanted).norm() / wanted.norm()) < 0.01
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("is_exact", [True, False])
 def test_a_row_gives_the_same_bits_in_any_company(kernels: Kernels, case: str, is_exact: bool) -> None:
     _, shape, make = CASES[case]
