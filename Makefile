@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+KERNELS := server/kernels/native
 
 .PHONY: run test check bench clean
 
@@ -20,15 +21,17 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.store
 
-$(VENV)/.installed: pyproject.toml
+# Installing again compiles what has changed of the native kernels.
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -f $(KERNELS)/*.so $(KERNELS)/no_kernels.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

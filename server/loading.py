@@ -26,6 +26,8 @@ from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
 from server.expert_plan import FreeMemory, plan_experts
 from server.fitting import check_budgets, check_trunk
+from server.kernels.native.available import choose_level, describe_level
+from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
 from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.memory import format_bytes
@@ -40,7 +42,7 @@ from server.model.tokenizer import Tokenizer
 from server.model.trunk import Trunk, TrunkFacts
 from server.observability.metrics import Metrics
 from server.routing_trace import RoutingTrace
-from server.settings import ServeSettings
+from server.settings import ServeSettings, SettingsError
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     name = settings.served_model_name or name
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
-    pool = ComputePool(num_threads if device.type == "cpu" else 1)
+    level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
+    pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
     def admit(trunk_bytes: int, catalog: ExpertCatalog) -> None:
         check_trunk(trunk_bytes, catalog, dtype, device)
@@ -110,7 +113,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     experts_per_layer = {layer: len(trunk.catalog.layers[layer].experts) for layer in trunk.facts.text_layers}
     prefetcher = make_prefetcher(settings.prefetch, store, experts_per_layer, trunk.gates)
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
-    log.info("compute: %s in %s, threads: %d", device, str(dtype).removeprefix("torch."), pool.num_threads)
+    kernels = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
+    log.info("compute: %s in %s, threads: %d%s", device, str(dtype).removeprefix("torch."), pool.num_threads, kernels)
     describe(trunk, store, plan)
     eos_token_ids = generation.eos_token_ids | tokenizer.eos_token_ids
     codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids)
@@ -133,6 +137,20 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     metrics = Metrics(name, store, engine.statistics, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics)
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
+
+
+def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:
+    """The level of native kernels to compute with; None if torch is to.
+
+    Raises:
+        SettingsError: ``--kernels`` names a level that can't be run here.
+    """
+    if device.type != "cpu":
+        return None
+    try:
+        return choose_level(settings.kernels)
+    except KernelError as error:
+        raise SettingsError(f"--kernels {settings.kernels}: {error}") from error
 
 
 def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:

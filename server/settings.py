@@ -184,6 +184,9 @@ class ServeSettings(BaseModel):
         False, description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; slower"
     )
     threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
+    kernels: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "off"] = Field(
+        "auto", description="most of the processor's instructions that native kernels use; off is torch alone"
+    )
     allowed_host: HostNames = Field(
         (), description="name by which clients reach the server, beside those of this machine; * is any"
     )

@@ -88,6 +88,7 @@ ALLOWED = {
         "server.device",
         "server.fitting",
         "server.inspection",
+        "server.kernels",
         "server.memory",
         "server.model",
         "server.observability.logging",

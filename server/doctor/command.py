@@ -14,7 +14,7 @@ from server.settings import PLANNING, ServeSettings, SettingsError, add_flags, f
 
 from .finding import Finding
 
-SETTINGS = ("host", "port", *PLANNING)
+SETTINGS = ("host", "port", "kernels", *PLANNING)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +71,7 @@ def examine(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
     yield surroundings.check_versions()
     yield processor.check_cores(settings.threads)
     yield processor.check_instructions()
+    yield processor.check_kernels(settings.kernels)
     yield memory.check_memory()
     yield memory.check_huge_pages()
     yield memory.check_pinning()

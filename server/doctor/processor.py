@@ -9,6 +9,8 @@ import psutil
 import torch
 
 from server.control_group import processor_limit
+from server.kernels.native.available import availability, choose_level, describe_level
+from server.kernels.native.library import KernelError
 
 from .finding import Finding
 
@@ -54,6 +56,34 @@ def check_instructions(cpuinfo: Path = CPUINFO) -> Finding:
     if "avx2" not in flags:
         return Finding("instructions", "warn", message, "compute will be slow without AVX2")
     return Finding("instructions", "ok", message)
+
+
+def check_kernels(wanted: str) -> Finding:
+    """Which native kernels compute.
+
+    Args:
+        wanted: a value of ``--kernels``.
+    """
+    try:
+        level = choose_level(wanted)
+    except KernelError as error:
+        reason, _, advice = str(error).partition("; ")
+        return Finding("kernels", "fail", f"--kernels {wanted}: {reason}", advice)
+    found = availability()
+    if level is None and found.reason is not None and wanted == "auto":
+        remedy = "reinstall with a compiler that works (CXX names it)"
+        if "found no" in found.reason:
+            remedy = "install g++ and reinstall"
+        message = f"no native kernels: {found.reason}"
+        return Finding("kernels", "warn", message, f"{remedy}; decoding is about four times slower")
+    message = describe_level(wanted, level)
+    if wanted != "auto":
+        message += ", as --kernels asks"
+        if found.runnable and level != found.runnable[-1]:
+            message += f"; {found.runnable[-1]} would run"
+    if found.lacking and found.reason is None:
+        message += f"; the build lacks {', '.join(found.lacking)}"
+    return Finding("kernels", "ok", message)
 
 
 def _flags(cpuinfo: Path) -> set[str] | None:

@@ -15,6 +15,8 @@ from weakref import finalize
 
 import torch
 
+from .native.library import Kernels
+
 Task = Callable[[], None]
 
 ROWS_LIKE_A_READ = 32  # so many rows take as long to multiply by a matrix as the matrix to read
@@ -30,10 +32,11 @@ class ComputePool:
 
     Args:
         num_threads: with 1, tasks run where they are started.
+        kernels: native ones on as many threads, for what they can compute; None is torch for everything.
     """
 
-    def __init__(self, num_threads: int):
-        self.num_threads = num_threads
+    def __init__(self, num_threads: int, kernels: Kernels | None = None):
+        self.num_threads, self.kernels = num_threads, kernels
         self._tasks: SimpleQueue[Task | None] = SimpleQueue()
         self._results: SimpleQueue[Exception | None] = SimpleQueue()
         self._num_started = 0

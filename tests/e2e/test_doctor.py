@@ -11,6 +11,7 @@ NAMES = {
     "versions",
     "cores",
     "instructions",
+    "kernels",
     "memory",
     "huge pages",
     "pinning",

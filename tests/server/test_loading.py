@@ -6,10 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from server.loading import load_media_processor
+from server.kernels.native import available
+from server.kernels.native.available import Availability
+from server.loading import kernel_level, load_media_processor
 from server.model.processor import MediaProcessor
 from server.model.trunk import TrunkFacts
+from server.settings import ServeSettings, SettingsError
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 from tests.vision import save_vision
@@ -47,3 +51,11 @@ def test_images_are_refused_where_an_encoder_reads_prompts(tmp_path: Path) -> No
 def test_a_model_of_text_says_so(facts: TrunkFacts, tmp_path: Path) -> None:
     folder = save_checkpoint(make_config("mixtral"), tmp_path)
     assert load_media_processor(folder, facts) == "the model takes no images"
+
+
+def test_kernels_that_can_not_be_had_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "availability", lambda: Availability(("portable",), (), None))
+    settings = ServeSettings(kernels="avx2")
+    with pytest.raises(SettingsError, match=r"^--kernels avx2: avx2 is more than this processor can run"):
+        kernel_level(settings, torch.device("cpu"))
+    assert kernel_level(settings, torch.device("cuda")) is None

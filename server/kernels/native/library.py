@@ -11,6 +11,9 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 ABI = 2
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
@@ -157,6 +160,10 @@ def load() -> ctypes.CDLL:
         ("greenroom_linear", [POINTER(LinearCall)]),
         ("greenroom_experts", [POINTER(ExpertShape), POINTER(ExpertBatch)]),
         ("greenroom_combine", [POINTER(Combination)]),
+        ("greenroom_attention", [c_void_p, c_void_p, c_int64]),
+        ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
+        ("greenroom_layers", [c_void_p, c_int64, c_void_p]),
+        ("greenroom_head", [c_void_p]),
     ):
         function = getattr(library, name)
         function.restype = c_int
@@ -191,6 +198,7 @@ class Kernels:
         self._handle = self._library.greenroom_open(num_threads, self.level.encode())
         if not self._handle:
             raise KernelError(f"{num_threads} threads for the native kernels could not be started")
+        self._results = np.empty(0, dtype=np.float32)
 
     def close(self) -> None:
         """End the threads."""
@@ -200,6 +208,12 @@ class Kernels:
 
     __del__ = close
 
+    def results(self, count: int) -> int:
+        """The address of so many float32 numbers, for what experts give; it is valid until more are asked for."""
+        if len(self._results) < count:
+            self._results = np.empty(count * 5 // 4, dtype=np.float32)
+        return int(self._results.ctypes.data)
+
     def linear(self, call: LinearCall) -> None:
         self._check(self._library.greenroom_linear(self._handle, byref(call)))
 
@@ -208,6 +222,26 @@ class Kernels:
 
     def combine(self, call: Combination) -> None:
         self._check(self._library.greenroom_combine(self._handle, byref(call)))
+
+    def attention(self, layer: Structure, step: Structure, place: int) -> None:
+        """Norm, attention and router of a decoder layer (``structures.LayerSpec`` and ``StepCall``).
+
+        Args:
+            place: of the layer among those with a router.
+        """
+        self._check(self._library.greenroom_attention(self._handle, byref(layer), byref(step), place))
+
+    def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
+        """Add what experts gave, at the address ``outputs``, and the dense expert's result to the hidden states."""
+        self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
+
+    def layers(self, layers: ctypes.Array[Any], step: Structure) -> None:
+        """Decoder layers whose experts are all at the addresses ``step.slots``."""
+        self._check(self._library.greenroom_layers(self._handle, byref(layers), len(layers), byref(step)))
+
+    def head(self, call: Structure) -> None:
+        """The final norm and the head (``structures.HeadCall``)."""
+        self._check(self._library.greenroom_head(self._handle, byref(call)))
 
     def _check(self, status: int) -> None:
         if status:

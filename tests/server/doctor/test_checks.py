@@ -17,6 +17,9 @@ from server.doctor import disk, memory, processor, surroundings
 from server.doctor.finding import Finding
 from server.doctor.model import check_model
 from server.doctor.report import as_object, serve_command
+from server.kernels.native import available
+from server.kernels.native.available import Availability
+from server.kernels.native.library import LEVELS
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
 
@@ -60,6 +63,29 @@ def test_instructions_are_read_or_said_to_be_unreadable(tmp_path: Path) -> None:
     assert found.message.startswith("AVX2, AVX-512; not AVX-512 BF16, AMX BF16; bfloat16 is ")
     cpuinfo.write_text("flags : sse\n")
     assert processor.check_instructions(cpuinfo).level == "warn"
+
+
+def test_kernels_are_told_with_what_the_build_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Availability(("portable", "avx2"), ("avx512_bf16",), None)
+    for module in (available, processor):
+        monkeypatch.setattr(module, "availability", lambda: found)
+    assert processor.check_kernels("auto") == Finding("kernels", "ok", "avx2; the build lacks avx512_bf16")
+    lower = "portable, as --kernels asks; avx2 would run; the build lacks avx512_bf16"
+    assert processor.check_kernels("portable") == Finding("kernels", "ok", lower)
+    refused = processor.check_kernels("avx512")
+    assert (refused.level, refused.advice) == ("fail", "choose auto, portable, avx2 or off")
+
+
+def test_what_was_lost_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (available, processor):
+        monkeypatch.setattr(module, "availability", lambda: Availability((), LEVELS, "pip found no C++ compiler"))
+    assert processor.check_kernels("auto") == Finding(
+        "kernels",
+        "warn",
+        "no native kernels: pip found no C++ compiler",
+        "install g++ and reinstall; decoding is about four times slower",
+    )
+    assert processor.check_kernels("off").level == "ok"
 
 
 def test_memory_tells_the_limit_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:

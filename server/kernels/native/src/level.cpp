@@ -2,6 +2,10 @@
 
 #include <cstring>
 
+#ifdef GREENROOM_X86
+#include <cpuid.h>
+#endif
+
 namespace greenroom {
 namespace {
 
@@ -10,18 +14,37 @@ struct Choice {
   bool can_run;
 };
 
+#ifdef GREENROOM_X86
+// Clang's `__builtin_cpu_supports` does not know this one.
+[[maybe_unused]] bool has_f16c() {
+  unsigned int a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+#endif
+
 }  // namespace
 
 const Level* find_level(const char* most) {
 #ifdef GREENROOM_X86
   __builtin_cpu_init();
-  const bool has_avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool has_bf16 =
-      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
-  const Choice choices[] = {{&kPortable, true}, {&kAvx2, has_avx2}, {&kAvx512, has_avx512}, {&kAvx512Bf16, has_bf16}};
+  [[maybe_unused]] const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+  [[maybe_unused]] const bool has_avx512 =
+      has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const Choice choices[] = {
+      {&kPortable, true},
+#ifndef GREENROOM_NO_AVX2
+      {&kAvx2, has_avx2},
+#endif
+#ifndef GREENROOM_NO_AVX512
+      {&kAvx512, has_avx512},
+#endif
+#ifndef GREENROOM_NO_AVX512_BF16
+      {&kAvx512Bf16,
+       has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")},
+#endif
+  };
 #else
   const Choice choices[] = {{&kPortable, true}};
 #endif

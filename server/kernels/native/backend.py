@@ -1,0 +1,160 @@
+"""NativeBackend: the experts of a layer in one call of the compiled kernels for each batch that is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from server.kernels.backend import Layout, ReadyExperts, SortedRows
+from server.kernels.expert import ExpertsModule, scales_input, transposed_names
+
+from .activation import recognise
+from .library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
+from .slot_format import PLAIN, describe
+
+MOST_PARTS = 2
+IntArray = npt.NDArray[np.int32]
+
+
+def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
+    """What the kernels are told of a layer's experts, or why they can't run them."""
+    shapes: Mapping[str, tuple[int, ...]] | None = getattr(module, "parameter_shapes", None)
+    if shapes is None:
+        return "the shapes of its parameters are not known"
+    if module.has_post_expert_norm:
+        return "its experts end in a norm"
+    gate = recognise(module)
+    if gate is None:
+        return "its activation is unknown"
+    places = {spec.name: (spec.dtype, spec.shape, layout.offsets[spec.name]) for spec in layout.parameters}
+    transposed, first_name = transposed_names(module), "gate_up_proj" if module.has_gate else "up_proj"
+
+    def out_in(name: str) -> tuple[int, int]:
+        shape = shapes[name]
+        return (shape[1], shape[0]) if name in transposed else (shape[0], shape[1])
+
+    (width, hidden), (outputs, inputs) = out_in(first_name), out_in("down_proj")
+    whole = describe(places, first_name, first_name in transposed, width, hidden)
+    parts = [whole] if whole is not None else _parts(places, first_name, width, hidden)
+    second = describe(places, "down_proj", "down_proj" in transposed, outputs, inputs)
+    if not parts or second is None:
+        return "the format of its weights is unknown"
+    biases, bias_format = [-1, -1], Format.FLOAT32
+    if module.has_bias:
+        found = [places.get(f"{name}_bias") for name in (first_name, "down_proj")]
+        if any(place is None or place[0] not in PLAIN for place in found) or found[0][0] != found[1][0]:
+            return "the format of its biases is unknown"
+        biases, bias_format = [place[2] for place in found], PLAIN[found[0][0]]
+    matrices = (Matrix * MOST_PARTS)(*parts)
+    return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
+
+
+def _parts(
+    places: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]], name: str, outputs: int, inputs: int
+) -> list[Matrix]:
+    """The matrices of a parameter that comes in equal parts."""
+    parts = [describe(places, f"{name}.{part}", False, outputs // MOST_PARTS, inputs) for part in range(MOST_PARTS)]
+    return [part for part in parts if part is not None] if None not in parts else []
+
+
+class NativeBackend:
+    """Runs a layer's experts in the native kernels; see ``ExpertBackend``.
+
+    A result depends on its row and its expert alone, so batches of any size and order give the same bits.
+
+    Args:
+        kernels: run the calls.
+        shape: what ``expert_shape`` made of the layer.
+    """
+
+    def __init__(self, kernels: Kernels, shape: ExpertShape):
+        self._kernels, self._shape = kernels, shape
+        self._hidden = shape.second.outputs
+
+    def run(
+        self,
+        module: ExpertsModule,
+        layout: Layout,
+        rows: SortedRows,
+        batches: Iterable[ReadyExperts],
+        between: Callable[[], None],
+    ) -> torch.Tensor:
+        """See ``ExpertBackend``."""
+        del layout
+        hidden_states, weights = rows.hidden_states.contiguous(), rows.weights.contiguous()
+        if scales_input(module):  # a row of each choice, and results that are added as they are
+            hidden_states = (hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
+            weights = torch.ones_like(weights)
+        top_k = 1 if scales_input(module) else rows.top_k
+        order, outputs = self.compute(hidden_states, top_k, rows, batches, between)
+        return self._combine(outputs, weights, order[rows.num_run :], rows.hidden_states)
+
+    def compute(
+        self,
+        hidden_states: torch.Tensor,
+        top_k: int,
+        rows: SortedRows,
+        batches: Iterable[ReadyExperts],
+        between: Callable[[], None],
+    ) -> tuple[IntArray, int]:
+        """The order of choices, and the address of their outputs, float32 ``(choices, hidden)``, until the next call.
+
+        Args:
+            hidden_states: contiguous; choice ``i`` is of row ``i // top_k``.
+        """
+        order = rows.order.astype(np.int32)
+        outputs = self._kernels.results(len(order) * self._hidden)
+        batch = ExpertBatch(
+            x=hidden_states.data_ptr(),
+            outputs=outputs,
+            top_k=top_k,
+            x_stride=hidden_states.shape[1],
+            x_format=PLAIN[hidden_states.dtype],
+            is_exact=int(hidden_states.dtype == torch.float32),
+        )
+        for ready in batches:
+            between()
+            starts, choices = _choices(order, [rows.spans[key] for key in ready.keys])
+            addresses = ready.addresses
+            batch.slots, batch.starts, batch.choices = (
+                array.ctypes.data for array in (addresses, starts, choices)
+            )
+            batch.num_experts = len(addresses)
+            self._kernels.experts(self._shape, batch)
+        return order, outputs
+
+    def _combine(
+        self, outputs: int, weights: torch.Tensor, absent: IntArray, hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        y = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        tokens, top_k = weights.shape
+        self._kernels.combine(
+            Combination(
+                outputs=outputs,
+                weights=weights.data_ptr(),
+                absent=absent.ctypes.data,
+                y=y.data_ptr(),
+                tokens=tokens,
+                top_k=top_k,
+                hidden=self._hidden,
+                y_stride=self._hidden,
+                num_absent=len(absent),
+                weights_format=PLAIN[weights.dtype],
+                y_format=PLAIN[y.dtype],
+            )
+        )
+        return y
+
+
+def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
+    """Where the choices of each expert begin, and the choices, expert after expert."""
+    bounds = np.array(spans, dtype=np.int32)  # (experts, 2)
+    if np.array_equal(bounds[1:, 0], bounds[:-1, 1]):
+        return np.append(bounds[:, 0], bounds[-1:, 1]), order
+    choices = np.concatenate([order[start:end] for start, end in spans])
+    starts = np.zeros(len(spans) + 1, dtype=np.int32)
+    np.cumsum(bounds[:, 1] - bounds[:, 0], out=starts[1:])
+    return starts, choices

@@ -1,0 +1,83 @@
+"""Which level of the native kernels is used, and what is said where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from server.kernels.native import available, library
+from server.kernels.native.available import Availability, choose_level, describe_level
+from server.kernels.native.library import LEVELS, KernelError
+from server.settings import ServeSettings
+
+
+def have(monkeypatch: pytest.MonkeyPatch, found: Availability) -> None:
+    monkeypatch.setattr(available, "availability", lambda: found)
+
+
+@pytest.fixture
+def fresh() -> None:
+    """What was found out before is forgotten, before and after."""
+    library.load.cache_clear()
+    available.availability.cache_clear()
+    yield
+    library.load.cache_clear()
+    available.availability.cache_clear()
+
+
+def test_the_setting_has_all_levels() -> None:
+    assert get_args(ServeSettings.model_fields["kernels"].annotation) == ("auto", *LEVELS, "off")
+
+
+def test_auto_is_the_best_level_and_a_lower_one_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, Availability(("portable", "avx2"), ("avx512_bf16",), None))
+    assert choose_level("auto") == "avx2"
+    assert choose_level("portable") == "portable"
+    assert choose_level("off") is None
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("avx512", "avx512 is more than this processor can run; choose auto, portable, avx2 or off"),
+        ("avx512_bf16", "avx512_bf16 was not built; choose auto, portable, avx2 or off"),
+        ("sse9", "there are no kernels named 'sse9'; choose auto, portable, avx2, avx512, avx512_bf16 or off"),
+    ],
+)
+def test_a_level_that_is_not_there_is_refused(wanted: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, Availability(("portable", "avx2"), ("avx512_bf16",), None))
+    with pytest.raises(KernelError) as refusal:
+        choose_level(wanted)
+    assert str(refusal.value) == message
+
+
+def test_without_a_library_torch_computes_unless_a_level_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, Availability((), LEVELS, "pip found no C++ compiler"))
+    assert choose_level("auto") is None
+    assert describe_level("auto", None) == "none, torch computes (pip found no C++ compiler)"
+    with pytest.raises(KernelError, match=r"^there are no native kernels \(pip found no C\+\+ compiler\); choose auto"):
+        choose_level("avx2")
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({}, "they were not built"),
+        ({"no_kernels.txt": b"pip found no C++ compiler\n"}, "pip found no C++ compiler"),
+        ({"kernels.so": b"not a library", "no_kernels.txt": b"old"}, "the native kernels can't be loaded"),
+    ],
+)
+def test_the_reason_is_what_the_build_left(
+    files: dict[str, bytes], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(library, "PATH", tmp_path / "kernels.so")
+    monkeypatch.setattr(available, "NOTE", tmp_path / "no_kernels.txt")
+    found = available.availability()
+    assert found.runnable == ()
+    assert found.reason is not None
+    assert found.reason.startswith(reason)
