@@ -9,15 +9,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.kernels.native.library import LEVELS, KernelError, Kernels, Matrix, best_level
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels, Matrix
 from server.kernels.native.slot_format import describe
 
 from .slots import DEQUANTISE, Maker, Tensors, fill_slot, matrix_in, multiply
 
-try:
-    HERE = LEVELS[: LEVELS.index(best_level()) + 1]
-except KernelError:
-    pytest.skip("the native kernels are not built", allow_module_level=True)
+HERE = availability().runnable
+if not HERE:
+    pytest.skip("there are no native kernels here", allow_module_level=True)
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SHAPE = (72, 1152)

@@ -7,24 +7,21 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels import int4
+from server.kernels.native.available import availability
 from server.kernels.native.library import (
     Activation,
     ExpertBatch,
     ExpertShape,
     Format,
     Gate,
-    KernelError,
     Kernels,
-    best_level,
 )
 from server.kernels.native.slot_format import describe
 
 from .slots import Maker, Slot, Tensors, fill_slot
 
-try:
-    best_level()
-except KernelError:
-    pytest.skip("the native kernels are not built", allow_module_level=True)
+if not availability().runnable:
+    pytest.skip("there are no native kernels here", allow_module_level=True)
 
 HIDDEN, INTERMEDIATE = 128, 64
 PARTS = {
