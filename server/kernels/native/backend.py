@@ -119,9 +119,7 @@ class NativeBackend:
             between()
             starts, choices = _choices(order, [rows.spans[key] for key in ready.keys])
             addresses = ready.addresses
-            batch.slots, batch.starts, batch.choices = (
-                array.ctypes.data for array in (addresses, starts, choices)
-            )
+            batch.slots, batch.starts, batch.choices = (array.ctypes.data for array in (addresses, starts, choices))
             batch.num_experts = len(addresses)
             self._kernels.experts(self._shape, batch)
         return order, outputs

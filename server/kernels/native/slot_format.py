@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from server.kernels import fp4
+from server.kernels import fp4, fp8, int4, int8, int8_groups
 
 from .library import Format, Matrix
 
@@ -56,7 +56,7 @@ def describe(
         is_transposed: whether the matrix lies ``(in, out)`` where it is of a plain format.
     """
     places = {key: Place(*value) for key, value in parameters.items()}
-    for find in (_q8, _q4, _plain, _fp4):
+    for find in (_q8, _q4, _plain, _int4, _fp4, _fp8, _int8, _int8_groups):
         matrix = find(places, name, (outputs, inputs), is_transposed)
         if matrix is not None:
             return matrix
@@ -100,11 +100,93 @@ def _fp4(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
         return None
     if kind is Format.E8M0 and divisor is None and group == GROUP:
         return _matrix(Format.MXFP4, shape, codes, scales)
-    return None
+    if group % LANES and codes.shape[1] != 1:
+        return None
+    return _matrix(
+        Format.FP4,
+        shape,
+        codes,
+        scales,
+        divisor=None if divisor is None else divisor.offset,
+        row_block=1,
+        column_block=group,
+        scale_format=kind,
+    )
+
+
+def _fp8(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
+    codes, scales = places.get(name), places.get(name + fp8.SCALE)
+    if codes is None or scales is None or codes.dtype != torch.float8_e4m3fn or codes.shape != shape:
+        return None
+    return _in_blocks(Format.FP8, shape, codes, scales)
+
+
+def _int8(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
+    codes, scales = places.get(name), places.get(name + int8.SCALE)
+    if codes is None or scales is None or codes.dtype != torch.int8 or codes.shape != shape:
+        return None
+    return _in_blocks(Format.INT8, shape, codes, scales)
+
+
+def _int8_groups(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
+    codes, steps, zeros, order = (
+        places.get(name + suffix)
+        for suffix in (int8_groups.CODES, int8_groups.STEPS, int8_groups.ZERO, int8_groups.ORDER)
+    )
+    if codes is None or steps is None or codes.dtype != torch.int8 or codes.shape != shape:
+        return None
+    matrix = _in_blocks(Format.INT8, shape, codes, steps)
+    if matrix is not None:
+        matrix.zeros = None if zeros is None else zeros.offset
+        matrix.order = None if order is None else order.offset
+    return matrix
+
+
+def _int4(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
+    codes, scales, rest, order = (places.get(name + suffix) for suffix in ("", int4.SCALE, int4.REST, int4.ORDER))
+    if codes is None or scales is None or codes.dtype != torch.uint8 or scales.dtype not in PLAIN:
+        return None
+    block = 2 * codes.shape[2]
+    if block not in int4.BLOCKS or codes.shape[:2] != (-(-shape[0] // block), shape[1]):
+        return None
+    group = next((size for size in int4.GROUPS if -(-shape[1] // size) == scales.shape[0]), None)
+    if group is None or scales.shape[1:] != (shape[0], 2) or scales.dtype == torch.float16:
+        return None
+    return _matrix(
+        Format.INT4,
+        shape,
+        codes,
+        scales,
+        rest=None if rest is None else rest.offset,
+        order=None if order is None else order.offset,
+        row_block=1,
+        column_block=group,
+        scale_format=PLAIN[scales.dtype],
+        block=block,
+    )
+
+
+def _in_blocks(kind: Format, shape: Shape, codes: Place, scales: Place) -> Matrix | None:
+    """Codes that lie row after row, with scales of equal blocks of them."""
+    rows, columns = (*scales.shape, 1, 1)[:2]
+    if scales.dtype not in SCALES or shape[0] % rows or shape[1] % columns:
+        return None
+    column_block = shape[1] // columns
+    if column_block % LANES and columns != 1:
+        return None
+    return _matrix(
+        kind,
+        shape,
+        codes,
+        scales,
+        row_block=shape[0] // rows,
+        column_block=column_block,
+        scale_format=SCALES[scales.dtype],
+    )
 
 
 def _matrix(
-    kind: Format, shape: Shape, codes: Place, scales: Place | None, *, is_transposed: bool = False, **others: int
+    kind: Format, shape: Shape, codes: Place, scales: Place | None, *, is_transposed: bool = False, **others: int | None
 ) -> Matrix:
     return Matrix(
         format=kind,

@@ -72,8 +72,16 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   for (int part = 0; part < shape.num_parts; ++part) width += shape.first[part].outputs;
   const int64_t hidden = second.outputs;
 
+  // Parts share a panel unless they want rows of other kinds or in another order.
+  const Matrix& other = shape.first[shape.num_parts - 1];
   const PanelKind kind = level.panel_kind(first, batch.is_exact), inner = level.panel_kind(second, batch.is_exact);
-  Panel panel = place_panel(kind, rows, first.inputs, engine.rows.reserve(panel_bytes(kind, rows, first.inputs)));
+  const PanelKind other_kind = level.panel_kind(other, batch.is_exact);
+  const bool is_shared = kind == other_kind && first.order == other.order;
+  const int64_t panel_size = round_up(panel_bytes(kind, rows, first.inputs), 64);
+  char* panel_memory =
+      engine.rows.reserve(panel_size + (is_shared ? 0 : panel_bytes(other_kind, rows, first.inputs)));
+  Panel panel = place_panel(kind, rows, first.inputs, panel_memory);
+  Panel other_panel = is_shared ? panel : place_panel(other_kind, rows, first.inputs, panel_memory + panel_size);
   Panel inner_panel =
       place_panel(inner, rows, second.inputs, engine.hidden.reserve(panel_bytes(inner, rows, second.inputs)));
   float* middle = engine.middle.reserve<float>(rows * width * 4 + engine.pool.num_threads() * second.inputs * 4);
@@ -83,15 +91,32 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   auto* sources = reinterpret_cast<int32_t*>(tables + num_experts * (shape.num_parts + 1));
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
 
+  // A panel with the order of inputs that a matrix has in the expert that a row goes to.
+  const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
+    if (matrix.order) {
+      const int64_t expert =
+          std::upper_bound(batch.starts, batch.starts + num_experts + 1, row + begin) - batch.starts - 1;
+      target.order = static_cast<const int32_t*>(in_slot(matrix, batch.slots[expert]).order);
+    }
+    return target;
+  };
+  const auto prepare_for = [&](const Matrix& matrix, const Panel& target, int64_t from, int64_t to) {
+    const int64_t step = matrix.order ? 1 : to - from;
+    for (int64_t row = from; row < to; row += step) {
+      Panel rows_of_expert = ordered(target, matrix, row);
+      level.prepare(rows_of_expert, batch.x, batch.x_format, batch.x_stride, sources, row, row + step);
+    }
+  };
   auto prepare = [&](int64_t tile, int) {
-    const int64_t from = tile * kPrepared;
-    level.prepare(panel, batch.x, batch.x_format, batch.x_stride, sources, from, std::min(from + kPrepared, rows));
+    const int64_t from = tile * kPrepared, to = std::min(from + kPrepared, rows);
+    prepare_for(first, panel, from, to);
+    if (!is_shared) prepare_for(other, other_panel, from, to);
   };
   const auto run_first = [&](const Tiling& tiling, int part, int64_t offset, int64_t index) {
     const Tiling::Tile tile = tiling.at(index);
     const uint64_t slot = batch.slots[tile.expert];
     float* y = middle + tile.first_row * width + offset + tile.first_output;
-    level.multiply(in_slot(shape.first[part], slot), panel, tile.first_row, tile.last_row, tile.first_output,
+    level.multiply(in_slot(shape.first[part], slot), part ? other_panel : panel, tile.first_row, tile.last_row, tile.first_output,
                    tile.last_output, y, width);
     if (shape.first_bias >= 0) {
       const char* bias = reinterpret_cast<const char*>(slot) + shape.first_bias + offset * bytes_of(shape.bias_format);
@@ -112,7 +137,8 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     float* hidden_row = activated + thread * second.inputs;
     for (int64_t row = tile * kPrepared; row < std::min((tile + 1) * kPrepared, rows); ++row) {
       level.activate(shape.gate, middle + row * width, second.inputs, hidden_row);
-      level.prepare(inner_panel, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // all rows come from this one
+      Panel target = ordered(inner_panel, second, row);
+      level.prepare(target, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // all rows come from this one
     }
   };
   const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);

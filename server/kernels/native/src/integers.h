@@ -10,6 +10,17 @@ inline Integers load_ints(const void* p) { return {_mm512_loadu_si512(p)}; }
 inline Integers load_u16(const uint16_t* p) {
   return {_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
 }
+inline Integers load_u8(const void* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
+}
+inline Integers load_i8(const void* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
+}
+// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane; what is above them is of no meaning.
+inline Integers load_halves(const void* p) {
+  const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
+  return {_mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28))};
+}
 template <int N>
 inline Integers shift_left(Integers a) {
   return {_mm512_slli_epi32(a.v, N)};
@@ -23,6 +34,7 @@ inline Integers shift_right_signed(Integers a) {
   return {_mm512_srai_epi32(a.v, N)};
 }
 inline Integers operator&(Integers a, Integers b) { return {_mm512_and_si512(a.v, b.v)}; }
+inline Integers operator-(Integers a, Integers b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Vector to_float(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
 // Each byte, 0 to 15, replaced by one of sixteen.
 inline Integers look_up(const uint8_t* table, Integers a) {
@@ -30,6 +42,13 @@ inline Integers look_up(const uint8_t* table, Integers a) {
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), a.v)};
 }
 inline Vector as_float(Integers a) { return {_mm512_castsi512_ps(a.v)}; }
+
+// Sixteen numbers that are looked up by the lowest four bits of each lane.
+struct Table {
+  Vector numbers;
+  explicit Table(const float* p) : numbers(load(p)) {}
+  Vector at(Integers places) const { return {_mm512_permutexvar_ps(places.v, numbers.v)}; }
+};
 
 #elif defined(__AVX2__)
 
@@ -45,6 +64,23 @@ inline Integers load_u16(const uint16_t* p) {
   const __m128i* q = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
 }
+inline Integers load_u8(const void* p) {
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepu8_epi32(bytes), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+}
+inline Integers load_i8(const void* p) {
+  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
+}
+// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane; what is above them is of no meaning.
+inline __m256i spread_halves(__m128i bytes) {
+  const __m256i wide = _mm256_cvtepu8_epi64(bytes);
+  return _mm256_or_si256(wide, _mm256_slli_epi64(wide, 28));
+}
+inline Integers load_halves(const void* p) {
+  const __m128i bytes = _mm_loadl_epi64(static_cast<const __m128i*>(p));
+  return {spread_halves(bytes), spread_halves(_mm_srli_epi64(bytes, 32))};
+}
 template <int N>
 inline Integers shift_left(Integers a) {
   return {_mm256_slli_epi32(a.a, N), _mm256_slli_epi32(a.b, N)};
@@ -58,12 +94,24 @@ inline Integers shift_right_signed(Integers a) {
   return {_mm256_srai_epi32(a.a, N), _mm256_srai_epi32(a.b, N)};
 }
 inline Integers operator&(Integers a, Integers b) { return {_mm256_and_si256(a.a, b.a), _mm256_and_si256(a.b, b.b)}; }
+inline Integers operator-(Integers a, Integers b) { return {_mm256_sub_epi32(a.a, b.a), _mm256_sub_epi32(a.b, b.b)}; }
 inline Vector to_float(Integers a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
 inline Integers look_up(const uint8_t* table, Integers a) {
   const __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
   return {_mm256_shuffle_epi8(bytes, a.a), _mm256_shuffle_epi8(bytes, a.b)};
 }
 inline Vector as_float(Integers a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
+
+// Sixteen numbers that are looked up by the lowest four bits of each lane.
+struct Table {
+  Vector numbers;
+  explicit Table(const float* p) : numbers(load(p)) {}
+  __m256 at(__m256i places) const {
+    const __m256 low = _mm256_permutevar8x32_ps(numbers.a, places), high = _mm256_permutevar8x32_ps(numbers.b, places);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(places, 28)));
+  }
+  Vector at(Integers places) const { return {at(places.a), at(places.b)}; }
+};
 
 #else
 
@@ -87,6 +135,16 @@ inline Integers load_ints(const void* p) {
 inline Integers load_u16(const uint16_t* p) {
   return each_int([=](int i) { return static_cast<int32_t>(p[i]); });
 }
+inline Integers load_u8(const void* p) {
+  return each_int([=](int i) { return static_cast<int32_t>(static_cast<const uint8_t*>(p)[i]); });
+}
+inline Integers load_i8(const void* p) {
+  return each_int([=](int i) { return static_cast<int32_t>(static_cast<const int8_t*>(p)[i]); });
+}
+// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane.
+inline Integers load_halves(const void* p) {
+  return each_int([=](int i) { return static_cast<const uint8_t*>(p)[i / 2] >> (i % 2 * 4) & 15; });
+}
 template <int N>
 inline Integers shift_left(Integers a) {
   return each_int([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << N); });
@@ -102,6 +160,9 @@ inline Integers shift_right_signed(Integers a) {
 inline Integers operator&(Integers a, Integers b) {
   return each_int([&](int i) { return a.v[i] & b.v[i]; });
 }
+inline Integers operator-(Integers a, Integers b) {
+  return each_int([&](int i) { return a.v[i] - b.v[i]; });
+}
 inline Vector to_float(Integers a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
 }
@@ -115,6 +176,15 @@ inline Integers look_up(const uint8_t* table, Integers a) {
 inline Vector as_float(Integers a) {
   return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });
 }
+
+// Sixteen numbers that are looked up by the lowest four bits of each lane.
+struct Table {
+  const float* numbers;
+  explicit Table(const float* p) : numbers(p) {}
+  Vector at(Integers places) const {
+    return each([&](int i) { return numbers[places.v[i] & 15]; });
+  }
+};
 
 #endif
 

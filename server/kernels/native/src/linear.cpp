@@ -18,6 +18,7 @@ void run_linear(Engine& engine, const LinearCall& call) {
   const PanelKind kind = level.panel_kind(matrix, call.is_exact);
   Panel panel = place_panel(kind, call.rows, matrix.inputs,
                             engine.rows.reserve(panel_bytes(kind, call.rows, matrix.inputs)));
+  panel.order = static_cast<const int32_t*>(matrix.order);
   constexpr int64_t kPrepared = 4;  // rows a tile
   auto prepare = [&](int64_t tile, int) {
     const int64_t first = tile * kPrepared;

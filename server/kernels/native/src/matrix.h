@@ -55,8 +55,8 @@ enum class PanelKind : int32_t {
   kFloat32,   // as they are
   kBFloat16,  // rounded
   kInt8,      // codes in groups of kGroup with a scale each
-  // The same for kMxfp4: of each four groups first the even inputs of all, then the odd ones. Each group has four lanes
-  // of scales, all its scale by two, and four of sums, the first of which is -12 times its sum and the others zero.
+  // The same for kMxfp4 and NVFP4: of each four groups first the even inputs of all, then the odd ones. Each group has
+  // four lanes of scales, all its scale by two, and four of sums, each -12 times the sum of eight neighbours.
   kInt8Split,
 };
 
@@ -69,6 +69,7 @@ struct Panel {
   void* data;       // float, bfloat16 or int8
   float* scales;    // of kInt8: (rows, groups)
   int32_t* sums;    // of kInt8: of the codes of each group, (rows, groups)
+  const int32_t* order = nullptr;  // the place of each number in what rows are prepared from; null if it is its own
 
   int64_t groups() const { return stride / kGroup; }
 };
@@ -91,7 +92,7 @@ inline int64_t panel_bytes(PanelKind kind, int64_t rows, int64_t inputs) {
 
 // A panel in memory of `panel_bytes`, whose address is a multiple of 64.
 inline Panel place_panel(PanelKind kind, int64_t rows, int64_t inputs, void* memory) {
-  Panel panel{kind, rows, inputs, panel_stride(inputs), memory, nullptr, nullptr};
+  Panel panel{kind, rows, inputs, panel_stride(inputs), memory, nullptr, nullptr, nullptr};
   if (kind == PanelKind::kInt8 || kind == PanelKind::kInt8Split) {
     panel.scales = reinterpret_cast<float*>(static_cast<char*>(memory) + rows * panel.stride);
     const int64_t lanes = kind == PanelKind::kInt8 ? 1 : kSplitLanes;
