@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from expert_store import ExpertKey, ExpertStore, Weights, open_pack, write_pack
 from server.demo.corpus import Domain, read_corpus
 from server.demo.measure import held_out_batches, mean_perplexity, measure
-from server.kernels import int4, int8
+from server.kernels import expert
 from server.kernels.expert import transposed_names
 from server.model.checkpoint import BUNDLED, BUNDLED_NAME
 from server.model.checkpoint_map import experts_modules, layer_numbers
@@ -39,11 +39,10 @@ def stock_model() -> PreTrainedModel:
 
 
 def dequantised(weights: Weights, name: str, is_transposed: bool) -> torch.Tensor:
-    for kernel in (int4, int8):
-        if kernel.is_quantised(weights, name):
-            matrix = kernel.dequantise(weights, name)
-            return matrix.mT if is_transposed else matrix
-    return weights[name].float()
+    matrix = expert.dequantised(weights, name)
+    if matrix is None:
+        return weights[name].float()
+    return matrix.mT if is_transposed else matrix
 
 
 @torch.no_grad()

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from server.kernels import int4
 from server.kernels.expert import run_expert
 from server.model.weight_formats import WEIGHT_FORMATS, encode
 
@@ -44,8 +43,7 @@ def main() -> None:
         "gate_up_proj": torch.randn((2 * INTERMEDIATE, HIDDEN), generator=generator) * 0.02,
         "down_proj": torch.randn((HIDDEN, INTERMEDIATE), generator=generator) * 0.02,
     }
-    block = int4.native_block() or int4.BLOCKS[0]
-    first = {weights: encode(plain, False, weights, block) for weights in WEIGHT_FORMATS}
+    first = {weights: encode(plain, (), weights) for weights in WEIGHT_FORMATS}
     experts = {
         weights: [{name: value.clone() for name, value in tensors.items()} for _ in range(NUM_EXPERTS)]
         for weights, tensors in first.items()
@@ -53,7 +51,6 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "kernels",
         "threads": torch.get_num_threads(),
-        "int4_block": int4.native_block(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "expert_bytes": {w: sum(v.nbytes for v in tensors.values()) for w, tensors in first.items()},
     }

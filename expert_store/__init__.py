@@ -26,7 +26,18 @@ from .errors import (
 )
 from .keys import BASE, ExpertKey
 from .lease import Lease, ReadyExperts, Recorder
-from .packed import Manifest, Pack, PackedLayer, PackSource, is_pack, open_pack, read_manifest, write_pack
+from .packed import (
+    UNCHANGED,
+    MadeTensors,
+    Manifest,
+    Pack,
+    PackedLayer,
+    PackSource,
+    is_pack,
+    open_pack,
+    read_manifest,
+    write_pack,
+)
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
 from .reader import read_tensor
@@ -41,6 +52,7 @@ from .statistics import (
     StoreStatistics,
     TierReport,
 )
+from .step_lease import StepLease
 from .store import ExpertStore
 from .trace import TraceHeader, TraceWriter, read_trace
 from .verification import unreadable_experts
@@ -51,6 +63,7 @@ __all__ = [
     "PHASES",
     "PREDICTORS",
     "PREFETCH_OUTCOMES",
+    "UNCHANGED",
     "BudgetError",
     "CheckpointError",
     "ChecksumError",
@@ -66,6 +79,7 @@ __all__ = [
     "LayerEntry",
     "Lease",
     "LoadStatistics",
+    "MadeTensors",
     "Manifest",
     "Pack",
     "PackError",
@@ -80,6 +94,7 @@ __all__ = [
     "Prefetcher",
     "ReadyExperts",
     "Recorder",
+    "StepLease",
     "StoreClosedError",
     "StoreStatistics",
     "TensorSource",

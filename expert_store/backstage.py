@@ -77,17 +77,23 @@ class Backstage:
         self.reader = DiskReader(catalog.paths, num_readers)
 
     def layer_of(self, keys: Sequence[ExpertKey]) -> int:
-        """The one layer of some experts of the model.
+        """The one layer of some experts.
 
         Raises:
-            ValueError: they are of several layers, or the model has not all of them.
+            ValueError: they are of several layers, or of one that the model has not.
         """
-        layers = {key.layer for key in keys}
+        layers = {key[0] for key in keys}
         if len(layers) > 1:
             raise ValueError(f"a lease is of one layer, not of layers {sorted(layers)}; take one for each")
+        layer = keys[0].layer
+        if layer not in self.pool_of:
+            raise ValueError(f"the model has no experts in layer {layer}")
+        return layer
+
+    def refuse_unknown(self, keys: Iterable[ExpertKey]) -> None:
+        """Raise ValueError if the model has not all of these experts."""
         for key in keys:
             self.catalog.recipe(key)
-        return keys[0].layer
 
     def refuse_quarantined(self, keys: Iterable[ExpertKey]) -> None:
         """Raise ExpertLoadError if one of the experts is known to be damaged."""
@@ -131,6 +137,11 @@ class Backstage:
         tokens = self._tokens[layer]
         for key, count in rows.items():
             tokens[key.expert] += count
+
+    def count_hits(self, pool: Pool, asked: tuple[ExpertKey, ...], phase: Phase) -> None:
+        """Count look-ups that all found their experts where compute reads them."""
+        self.statistics.lookups[pool.top_name, phase] += len(asked)
+        self.windows[pool].record(asked, len(asked))
 
     def count_lookups(
         self, pool: Pool, asked: tuple[ExpertKey, ...], ready: Collection[Entry], phase: Phase

@@ -72,7 +72,7 @@ class Lease:
         self._backstage, self._rows, self._phase = backstage, rows, phase
         self._recorder = recorder
         self._held: list[Entry] = []
-        self._ready: deque[Entry] = deque()  # of those that are held, and not yet yielded
+        self._ready: list[Entry] = []  # of those that are held, and not yet given out
         self._coming: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
         self.missed: Sequence[ExpertKey] = ()  # experts that were in no tier
@@ -98,24 +98,37 @@ class Lease:
             self._recorder.record(layer, dict.fromkeys(key.expert for key in asked), self._phase)
         with backstage.changed:
             backstage.refuse_quarantined(asked)
+            found = pool.top.lease_ready(asked)
+            if found is None:
+                self._lease_some(layer, asked)
+            else:
+                self._held, self._ready = found, found
+                for entry in found:
+                    if entry.is_ahead:
+                        backstage.count_ahead(entry, "used")
+                backstage.count_hits(pool, asked, self._phase)
             backstage.count_tokens(layer, self._rows)
-            # All that is there is leased before anything is evicted, or one expert here would push out another.
-            for key in asked:
-                entry = pool.top.lease(key)
-                if entry is None:
-                    self._wanted.append(key)
-                    continue
-                self._held.append(entry)
-                is_ready = entry.state is State.READY
-                (self._ready if is_ready else self._coming).append(entry)
-                if entry.is_ahead:
-                    backstage.count_ahead(entry, "used" if is_ready else "late")
-            self.missed = backstage.count_lookups(pool, asked, self._ready, self._phase)
-            self._found = frozenset(self._held)
-            self._most_held = pool.most_held(layer, len(asked), len(self._held))
-            if self._wanted:
-                self._fetch()
         return self
+
+    def _lease_some(self, layer: int, asked: tuple[ExpertKey, ...]) -> None:
+        """Lease what is there, and fetch the rest as far as there are slots; the lock is held."""
+        backstage, pool = self._backstage, self._pool
+        backstage.refuse_unknown(asked)
+        # All that is there is leased before anything is evicted, or one expert here would push out another.
+        for key in asked:
+            entry = pool.top.lease(key)
+            if entry is None:
+                self._wanted.append(key)
+                continue
+            self._held.append(entry)
+            is_ready = entry.state is State.READY
+            (self._ready if is_ready else self._coming).append(entry)
+            if entry.is_ahead:
+                backstage.count_ahead(entry, "used" if is_ready else "late")
+        self.missed = backstage.count_lookups(pool, asked, self._ready, self._phase)
+        self._found = frozenset(self._held)
+        self._most_held = pool.most_held(layer, len(asked), len(self._held))
+        self._fetch()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -125,11 +138,11 @@ class Lease:
         backstage, pool = self._backstage, self._pool
         last_use = pool.mark_use()
         with backstage.changed:
+            pool.give_back_all(self._held, last_use)
             for entry in self._held:
-                pool.give_back(entry, last_use)
                 if entry.state is State.LOADING and not entry.leases:
                     backstage.call_off(pool, entry)
-            self._held.clear()
+            self._held = []
             self._wanted.clear()
             backstage.wake()
 
@@ -143,10 +156,9 @@ class Lease:
             if not self._ready:
                 self._wait()
             if are_found or not self._wanted:
-                entries = list(self._ready)
-                self._ready.clear()
+                entries, self._ready = self._ready, []
             else:
-                entries = [self._ready.popleft()]
+                entries = [self._ready.pop(0)]
             are_found = False
             yield ReadyExperts(self, self._pool, entries, [entry.key for entry in entries])
             if self._wanted:

@@ -79,6 +79,11 @@ class Pool:
         self._count_shares()
 
     @property
+    def experts(self) -> Iterator[ExpertKey]:
+        """The experts of the model that have this layout; variants are not among them."""
+        return (ExpertKey(layer, expert) for layer, num in self._experts_per_layer.items() for expert in range(num))
+
+    @property
     def top(self) -> Tier:
         """The tier that compute reads."""
         return self.host if self._device is None else self.device
@@ -107,8 +112,8 @@ class Pool:
         if self._device is not None:
             for entry in entries:
                 self._device.device.order(entry.arrival)
-        slots = np.array([entry.slot for entry in entries], np.uint64)
-        return slots * np.uint64(self.layout.slot_bytes) + np.uint64(arena.address)
+        address, slot_bytes = arena.address, self.layout.slot_bytes
+        return np.array([address + entry.slot * slot_bytes for entry in entries], np.uint64)
 
     def where(self, key: ExpertKey) -> TierName:
         """The fastest tier in which an expert is ready."""
@@ -153,6 +158,12 @@ class Pool:
         if last_use is not None:
             self._last_use[entry.slot] = last_use
         self.top.release(entry)
+
+    def give_back_all(self, entries: Sequence[Entry], last_use: Event) -> None:
+        """Release entries of the top tier that are resident, coming or failed."""
+        if last_use is not None:
+            self._last_use.update((entry.slot, last_use) for entry in entries)
+        self.top.release_all(entries)
 
     def mark_use(self) -> Event:
         """The end of all compute that this thread has queued on the device."""

@@ -17,6 +17,7 @@ from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
 from .statistics import HitRatios, Phase, StoreStatistics, TierReport
+from .step_lease import Residents, StepLease
 
 NUM_READERS = 6  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
 CPU = torch.device("cpu")
@@ -60,12 +61,23 @@ class ExpertStore:
         self._least_unpinned = least_unpinned
         self._recorder = recorder
         self._backstage = Backstage(catalog, host_bytes, device_bytes, device, num_readers, policy)
+        self._residents = Residents(self._backstage)
         # A store that is forgotten stops its threads, too; at the program's end they would bring it down.
         self._finalizer = weakref.finalize(self, self._backstage.close)
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
         """Lease experts of one layer: ``rows`` tells for each how many tokens will be run through it."""
         return Lease(self._backstage, rows, phase, self._recorder)
+
+    def hold_residents(self) -> StepLease | None:
+        """Lease all experts of all layers for a step, to be left as a context manager; None unless all are in memory.
+
+        That is the host's memory: of a store with a device tier it is always None. It takes microseconds either way, so
+        it may be asked for at each step.
+        """
+        with self._backstage.changed:
+            addresses = self._residents.keep()
+        return None if addresses is None else StepLease(self._backstage, self._residents, addresses, self._recorder)
 
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
         """Ask for experts that will be leased soon, the likeliest first; tells how many are on their way.
@@ -136,8 +148,7 @@ class ExpertStore:
             ValueError: the model has no such expert; nothing is pinned then.
         """
         backstage = self._backstage
-        for key in keys:
-            self.catalog.recipe(key)
+        backstage.refuse_unknown(keys)
         with backstage.changed:
             backstage.refuse_quarantined(keys)
             for pool in backstage.pools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -80,10 +80,24 @@ class Tier:
         self._failed: list[Entry] = []
         self._pinned: set[ExpertKey] = set()
         self._spare: dict[ExpertKey, None] = {}
+        self._kept: frozenset[ExpertKey] = frozenset()
+        self._num_keeping = 0
+        self.num_changes = 0  # of what is resident, or where
 
     def find(self, key: ExpertKey) -> Entry | None:
         """The entry of an expert that is resident or on its way, without leasing it."""
         return self._entries.get(key)
+
+    def find_ready(self, keys: Iterable[ExpertKey]) -> list[Entry] | None:
+        """The entries of experts that are all resident, without leasing them; None if one is not."""
+        find, ready = self._entries.get, State.READY
+        found = []
+        for key in keys:
+            entry = find(key)
+            if entry is None or entry.state is not ready:
+                return None
+            found.append(entry)
+        return found
 
     def lease(self, key: ExpertKey) -> Entry | None:
         """Lease an expert that is resident or on its way; None if it is neither."""
@@ -93,6 +107,21 @@ class Tier:
             if entry.state is State.READY and key not in self._pinned:
                 self._policy.touch(key)
         return entry
+
+    def lease_ready(self, keys: tuple[ExpertKey, ...]) -> list[Entry] | None:
+        """Lease experts of one layer that are all resident; None, and none is leased, if one is not."""
+        found = self.find_ready(keys)
+        if found is not None:
+            for entry in found:
+                entry.leases += 1
+            self.touch(keys)
+        return found
+
+    def touch(self, keys: tuple[ExpertKey, ...]) -> None:
+        """Resident experts of one layer are asked for."""
+        if self._pinned:
+            keys = tuple(key for key in keys if key not in self._pinned)
+        self._policy.touch_all(keys)
 
     def hold(self, key: ExpertKey) -> Entry | None:
         """Lease an expert without counting it as asked for, so that what is fetched now does not push it out."""
@@ -122,6 +151,7 @@ class Tier:
         entry.job = None
         if error is None:
             entry.state = State.READY
+            self.num_changes += 1
             if entry.key not in self._pinned:
                 self._policy.insert(entry.key)
             self._settle()
@@ -137,15 +167,38 @@ class Tier:
         self._free.append(entry.slot)
         self._settle()
 
+    def release_all(self, entries: Iterable[Entry]) -> None:
+        """Give one lease of each entry back."""
+        for entry in entries:
+            if entry.leases < 1:
+                raise ValueError(f"{entry.key} was released more often than leased")
+            entry.leases -= 1
+            if entry.state is State.FAILED:
+                self._drop_if_unused(entry)
+        if self.excess:
+            self._settle()
+
+    def keep(self, keys: frozenset[ExpertKey]) -> None:
+        """Hold resident experts where they are, as leases of each of them would, until ``let_go``.
+
+        Args:
+            keys: the same whenever some are kept already.
+        """
+        self._kept = keys
+        self._num_keeping += 1
+
+    def let_go(self) -> None:
+        """End one ``keep``."""
+        if self._num_keeping < 1:
+            raise ValueError("experts were let go more often than kept")
+        self._num_keeping -= 1
+        if not self._num_keeping:
+            self._kept = frozenset()
+            self._settle()
+
     def release(self, entry: Entry) -> None:
         """Give one lease back."""
-        if entry.leases < 1:
-            raise ValueError(f"{entry.key} was released more often than leased")
-        entry.leases -= 1
-        if entry.state is State.FAILED:
-            self._drop_if_unused(entry)
-        elif self.excess:
-            self._settle()
+        self.release_all((entry,))
 
     def pin(self, key: ExpertKey) -> bool:
         """Keep an expert once it is here; False if it is pinned already."""
@@ -204,13 +257,20 @@ class Tier:
         return (key for key, entry in self._entries.items() if entry.state is State.READY)
 
     @property
+    def num_entries(self) -> int:
+        """Experts that are resident or on their way."""
+        return len(self._entries)
+
+    @property
     def pinned(self) -> frozenset[ExpertKey]:
         return frozenset(self._pinned)
 
     def is_held(self, key: ExpertKey) -> bool:
         """Whether an expert is in use, on its way or pinned."""
         entry = self._entries.get(key)
-        return key in self._pinned or (entry is not None and (entry.leases > 0 or entry.state is State.LOADING))
+        if key in self._pinned or key in self._kept:
+            return True
+        return entry is not None and (entry.leases > 0 or entry.state is State.LOADING)
 
     @property
     def is_quiet(self) -> bool:
@@ -236,7 +296,9 @@ class Tier:
 
     def _is_evictable(self, key: ExpertKey) -> bool:
         entry = self._entries.get(key)
-        return entry is not None and entry.state is State.READY and not entry.leases and key not in self._pinned
+        if entry is None or entry.state is not State.READY or entry.leases:
+            return False
+        return key not in self._pinned and key not in self._kept
 
     def _pick(self, incoming: ExpertKey) -> ExpertKey | None:
         spare = next((key for key in self._spare if self._is_evictable(key)), None)
@@ -246,6 +308,7 @@ class Tier:
         self._policy.remove(key)
         self._spare.pop(key, None)
         entry = self._entries.pop(key)
+        self.num_changes += 1
         self._free.append(entry.slot)
         self.evictions += 1
         self.wasted += entry.is_ahead

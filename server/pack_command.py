@@ -10,6 +10,7 @@ from server.complaint import FAILURE, INTERRUPTED, complain, ending_at_once, say
 from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
+TRUNKS = ("unchanged", "int8")
 UNFINISHED = "interrupted; the same command goes on from here"
 
 
@@ -17,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="hub id or local checkpoint folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write; new, empty, or of an earlier pack")
     parser.add_argument("--weights", choices=WEIGHTS, default="bfloat16", help="format of the experts (bfloat16)")
+    parser.add_argument(
+        "--trunk", choices=TRUNKS, default=TRUNKS[0], help="format of the linear layers beside them (unchanged)"
+    )
     parser.add_argument(
         "--jobs", type=_positive, default=os.cpu_count() or 1, metavar="N", help="experts at a time (number of cores)"
     )
@@ -43,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         with ending_at_once(UNFINISHED):
             folder, name = find_checkpoint(arguments.model, arguments.revision)
         model = build_model(read_config(folder), torch.bfloat16)
-        source = pack_source(model, folder, name, arguments.weights)
+        source = pack_source(model, folder, name, arguments.weights, arguments.trunk)
         with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
             is_new = write_pack(source, arguments.out, arguments.jobs, shown.advance)
     except (ModelError, ExpertStoreError) as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -35,6 +35,7 @@ VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TRUNK_NAME = "trunk.safetensors"
 PACK_SUFFIX = ".pack"
+UNCHANGED: Literal["unchanged"] = "unchanged"  # a trunk as the checkpoint has it
 DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
 CHUNK_BYTES = 8 << 20
 AGAIN = "copy it again, or pack the model again"  # what to do about a file that is not as it was packed
@@ -95,6 +96,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str  # the name it is served under
     weights: str  # format of the experts: bfloat16, int8, int4
+    trunk: str = UNCHANGED  # format of the trunk's linear layers: that, or int8
     source: str  # fingerprint of the checkpoint it was made from
     data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
@@ -103,7 +105,7 @@ class Manifest(BaseModel):
 
     def to_bytes(self) -> bytes:
         """JSON with format, version and a checksum over all else."""
-        content = {"format": FORMAT, "version": VERSION, **self.model_dump(mode="json")}
+        content = {"format": FORMAT, "version": VERSION, **self.model_dump(mode="json", exclude_defaults=True)}
         return _canonical(content | {"checksum": _self_checksum(content)}) + b"\n"
 
     def expert_layouts(self) -> list[ExpertLayout]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from expert_store.catalog import TensorSource
+from expert_store.catalog import ParameterSpec, TensorSource
 from expert_store.errors import ShortReadError
 from expert_store.safetensors_index import DTYPES
 
@@ -23,30 +25,50 @@ CHUNK_BYTES = 8 << 20
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def write_safetensors(path: Path, tensors: Sequence[TensorSource]) -> None:
-    """Copy tensors as they are; what was in the file is lost.
+@dataclass(frozen=True)
+class MadeTensors:
+    """Tensors that are computed together, when they are written.
+
+    Args:
+        specs: their names, dtypes and shapes.
+        make: gives them by name.
+    """
+
+    specs: tuple[ParameterSpec, ...]
+    make: Callable[[], Mapping[str, torch.Tensor]]
+
+
+def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequence[MadeTensors] = ()) -> None:
+    """Copy tensors as they are, and write made ones; what was in the file is lost.
 
     Raises:
         OSError: a file can't be read or written.
         ShortReadError: a source ends too early.
     """
-    tensors = sorted(tensors, key=lambda source: (-source.dtype.itemsize, source.name))  # so that all lie aligned
+    specs = [ParameterSpec(source.name, source.dtype, source.shape) for source in tensors]
+    specs += [spec for each in made for spec in each.specs]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for source in tensors:
-        header[source.name] = {
-            "dtype": DTYPE_NAMES[source.dtype],
-            "shape": list(source.shape),
-            "data_offsets": [end, end + source.extent.nbytes],
+    offsets, end = {}, 0
+    for spec in sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name)):  # so that all lie aligned
+        header[spec.name] = {
+            "dtype": DTYPE_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [end, end + spec.nbytes],
         }
-        end += source.extent.nbytes
+        offsets[spec.name] = end
+        end += spec.nbytes
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
     target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     try:
-        position = write_at(target, np.frombuffer(struct.pack("<Q", len(raw)) + raw, dtype=np.uint8), 0)
-        for source in tensors:
-            position = _copy(source, target, position)
+        start = write_at(target, np.frombuffer(struct.pack("<Q", len(raw)) + raw, dtype=np.uint8), 0)
+        for source in sorted(tensors, key=lambda source: offsets[source.name]):
+            _copy(source, target, start + offsets[source.name])
+        for each in made:
+            values = each.make()
+            for spec in each.specs:
+                data = values[spec.name].contiguous().flatten().view(torch.uint8).numpy()
+                write_at(target, data, start + offsets[spec.name])
     finally:
         os.close(target)
 
@@ -59,7 +81,7 @@ def write_at(file: int, data: npt.NDArray[np.uint8], offset: int) -> int:
     return offset + done
 
 
-def _copy(source: TensorSource, target: int, position: int) -> int:
+def _copy(source: TensorSource, target: int, position: int) -> None:
     with source.extent.path.open("rb", buffering=0) as file:
         file.seek(source.extent.offset)
         left = source.extent.nbytes
@@ -69,4 +91,3 @@ def _copy(source: TensorSource, target: int, position: int) -> int:
                 raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
             position = write_at(target, np.frombuffer(chunk, dtype=np.uint8), position)
             left -= len(chunk)
-    return position

@@ -30,6 +30,7 @@ from .manifest import (
     CHUNK_BYTES,
     PACK_SUFFIX,
     TRUNK_NAME,
+    UNCHANGED,
     VERSION,
     Manifest,
     ManifestFile,
@@ -39,7 +40,7 @@ from .manifest import (
     file_checksum,
     open_pack,
 )
-from .safetensors_writer import DTYPE_NAMES, write_at, write_safetensors
+from .safetensors_writer import DTYPE_NAMES, MadeTensors, write_at, write_safetensors
 
 MAX_FILE_BYTES = 4 << 30
 SPARE_BYTES = 16 << 20  # for what a file system needs besides
@@ -67,6 +68,8 @@ class PackSource:
         layers: by number.
         encode: reads an expert and gives its tensors as the layout of its layer has them; called from many threads.
         trunk: the tensors to be kept as they are.
+        made: the trunk's other tensors.
+        trunk_format: of those.
         files: small files to be kept as they are, ``config.json`` among them.
         shards: the checkpoint's files of tensors.
     """
@@ -78,6 +81,8 @@ class PackSource:
     trunk: Sequence[TensorSource]
     files: Sequence[Path]
     shards: Sequence[Path]
+    made: Sequence[MadeTensors] = ()
+    trunk_format: str = UNCHANGED
 
     @property
     def record_bytes(self) -> int:
@@ -87,8 +92,9 @@ class PackSource:
     @property
     def total_bytes(self) -> int:
         """Bytes that the pack takes on disk."""
-        others = sum(source.extent.nbytes for source in self.trunk) + sum(path.stat().st_size for path in self.files)
-        return self.record_bytes + others
+        trunk = sum(source.extent.nbytes for source in self.trunk)
+        trunk += sum(spec.nbytes for each in self.made for spec in each.specs)
+        return self.record_bytes + trunk + sum(path.stat().st_size for path in self.files)
 
 
 def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_file_bytes: int = MAX_FILE_BYTES) -> bool:
@@ -153,6 +159,8 @@ class _Writer:
             [_describe(layout) for layout in self._layouts],
             [[key.layer, key.expert, *place] for key, place in self._places.items()],
         ]
+        if source.trunk_format != UNCHANGED:
+            plan.append([source.trunk_format, [spec.name for each in source.made for spec in each.specs]])
         self._identity = hashlib.blake2b(json.dumps(plan).encode(), digest_size=8).hexdigest()
 
     def run(self) -> bool:
@@ -225,7 +233,7 @@ class _Writer:
 
     def _write_others(self, partial: Path) -> list[str]:
         """The trunk and the small files; their names."""
-        write_safetensors(partial / TRUNK_NAME, self._source.trunk)
+        write_safetensors(partial / TRUNK_NAME, self._source.trunk, self._source.made)
         for path in self._source.files:
             shutil.copyfile(path, partial / path.name)
         return [TRUNK_NAME, *(path.name for path in self._source.files)]
@@ -242,6 +250,7 @@ class _Writer:
         return Manifest(
             model=self._source.model,
             weights=self._source.weights,
+            trunk=self._source.trunk_format,
             source=self._fingerprint,
             data=partial.name.removesuffix(PARTIAL_SUFFIX),
             layouts=tuple(_describe(layout) for layout in self._layouts),

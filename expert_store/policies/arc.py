@@ -8,10 +8,12 @@ from itertools import chain
 
 from expert_store.keys import ExpertKey
 
+from .base import TouchesEach
+
 _Order = OrderedDict[ExpertKey, None]
 
 
-class ArcPolicy:
+class ArcPolicy(TouchesEach):
     """Shares its slots between keys asked for once and keys asked for again, by which of them it misses.
 
     Each of the two orders of recency has a ghost, the keys that it gave up last. A key that comes back from a ghost

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from expert_store.keys import ExpertKey
@@ -20,6 +20,9 @@ class Policy(Protocol):
     def touch(self, key: ExpertKey) -> None:
         """A resident key was asked for."""
 
+    def touch_all(self, keys: Sequence[ExpertKey]) -> None:
+        """Resident keys of one layer were asked for, in this order; takes constant time for each."""
+
     def remove(self, key: ExpertKey) -> None:
         """A key is no longer resident, or no longer to be evicted; a policy may remember that it was."""
 
@@ -28,6 +31,17 @@ class Policy(Protocol):
 
     def resize(self, num_slots: int) -> None:
         """The number of slots changed; what is resident stays until it is removed."""
+
+
+class TouchesEach:
+    """``touch_all`` for policies that gain nothing by being told at once."""
+
+    def touch(self, key: ExpertKey) -> None:
+        raise NotImplementedError
+
+    def touch_all(self, keys: Sequence[ExpertKey]) -> None:
+        for key in keys:
+            self.touch(key)
 
 
 PolicyFactory = Callable[[int], Policy]  # from the number of slots

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from expert_store.keys import ExpertKey
 
@@ -45,6 +45,10 @@ class FairPolicy:
 
     def touch(self, key: ExpertKey) -> None:
         self._inner[key.layer].touch(key)
+
+    def touch_all(self, keys: Sequence[ExpertKey]) -> None:
+        if keys:
+            self._inner[keys[0].layer].touch_all(keys)
 
     def remove(self, key: ExpertKey) -> None:
         self._inner[key.layer].remove(key)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 from expert_store.keys import ExpertKey
 
+from .base import TouchesEach
+
 
 class _Bucket:
     """The keys that were asked for equally often, and its neighbours: a ring, rarest first, around a sentinel."""
@@ -19,7 +21,7 @@ class _Bucket:
         self.previous = self.following = self
 
 
-class LfuPolicy:
+class LfuPolicy(TouchesEach):
     """Gives up the key that was asked for least often since it came; among equals, the longest ago.
 
     Buckets of equal counts in a ring, each in order of recency: every operation takes constant time. Ketan Shah,

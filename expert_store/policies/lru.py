@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from expert_store.keys import ExpertKey
 
+from .base import TouchesEach
 
-class LruPolicy:
+
+class LruPolicy(TouchesEach):
     """Gives up the key that was asked for longest ago."""
 
     def __init__(self, num_slots: int) -> None:

@@ -8,10 +8,12 @@ from itertools import chain
 
 from expert_store.keys import ExpertKey
 
+from .base import TouchesEach
+
 PROTECTED_SHARE = 0.8
 
 
-class SlruPolicy:
+class SlruPolicy(TouchesEach):
     """Two orders of recency: who is asked for again is protected, the longest ago of the others goes first.
 
     A full protected segment gives its oldest key back to the other one. Karedla, Love, Wherry, "Caching strategies to

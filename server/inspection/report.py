@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from expert_store import UNCHANGED
 from server.memory import format_bytes
 from server.model.states import states_bytes
 
@@ -40,6 +41,7 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: 
         "dtype": str(shape.dtype).removeprefix("torch."),
         "solo_reason": shape.solo_reason,
         "trunk_bytes": shape.trunk_bytes,
+        "trunk_format": found.trunk_format,
         "trunk_fits": plan.holds_trunk,
         "num_unused_tensors": found.num_unused,
         "experts": {
@@ -110,7 +112,8 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     each = " or ".join(format_bytes(nbytes) for nbytes in experts["bytes_each"])
     yield f"{report['model']}: {report['architecture']} in {report['dtype']}, by {SOURCES[report['source']]}"
     yield from _notes(report)
-    yield _row("trunk", f"{format_bytes(report['trunk_bytes'])} resident")
+    form = "" if report["trunk_format"] == UNCHANGED else f", linear layers in {report['trunk_format']}"
+    yield _row("trunk", f"{format_bytes(report['trunk_bytes'])} resident{form}")
     yield _row(
         "experts",
         f"{experts['num_experts']} in {experts['num_layers']} layers, {each} each, "

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from expert_store import (
+    UNCHANGED,
     ExpertCatalog,
     find_shards,
     is_header_alone,
@@ -27,7 +28,7 @@ from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
-from server.model.packing import map_pack
+from server.model.packing import int8_trunk, map_pack
 from server.model.states import states_bytes
 from server.settings import ServeSettings
 
@@ -45,6 +46,7 @@ class Survey:
     outline: Outline
     catalog: ExpertCatalog
     num_unused: int  # tensors in the files that the model has no place for
+    trunk_format: str = UNCHANGED  # of its linear layers
 
     @property
     def has_experts(self) -> bool:
@@ -119,9 +121,12 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:
     config = read_config(folder)
-    shape = outline(config, compute_dtype(settings.dtype, config, device), settings.max_model_len)
+    dtype, length = compute_dtype(settings.dtype, config, device), settings.max_model_len
     if is_pack(folder):
-        return Survey(name, "packed", shape, map_pack(shape.model, open_pack(folder)).catalog, 0)
+        pack = open_pack(folder)
+        shape = outline(config, dtype, length, int8_trunk(pack))
+        return Survey(name, "packed", shape, map_pack(shape.model, pack).catalog, 0, pack.manifest.trunk)
+    shape = outline(config, dtype, length)
     if not any(folder.glob("*.safetensors")):
         return Survey(name, "config", shape, catalog_of_shapes(shape.model), 0)
     shards = find_shards(folder)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from . import dense, fp4, fp8, int4, int8, int8_groups
+from . import dense, fp4, fp8, int4, int8, int8_groups, q4, q8
 
 
 class QuantisedFormat(Protocol):
@@ -23,7 +23,7 @@ class QuantisedFormat(Protocol):
 
 
 PLAIN = {torch.bfloat16, torch.float16, torch.float32}  # dtypes of matrices that are no codes
-QUANTISED: tuple[QuantisedFormat, ...] = (int4, fp4, fp8, int8, int8_groups)
+QUANTISED: tuple[QuantisedFormat, ...] = (q4, q8, int4, fp4, fp8, int8, int8_groups)
 
 
 class ExpertsModule(Protocol):

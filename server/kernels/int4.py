@@ -1,6 +1,7 @@
 """Matrices of 4 bits, asymmetric, in groups of 128 inputs, or of fewer where they come so.
 
-A weight is ``(code - 8) * scale + centre``. Output channels lie in blocks, the last of which may be filled up:
+Published checkpoints of 4 bits lie in slots so, and experts of older packs. A weight is ``(code - 8) * scale +
+centre``. Output channels lie in blocks, the last of which may be filled up:
 
 - ``NAME`` is uint8 ``(blocks, in, block / 2)``: at each input the low halves of the bytes are the codes of the first
   half of the block's channels, the high halves those of the second.
@@ -17,7 +18,6 @@ are not bfloat16, and for many rows, the matrix is dequantised block by block.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 
@@ -37,10 +37,7 @@ ORDER = "_order"
 GROUPS = (128, 64, 32, 16, 8)  # inputs that a group may have
 MOST_FUSED_ROWS = 48  # from there on dequantising costs less than a slower product (docs/log.md)
 FUSED_GROUPS = (128, 64, 32)  # that the fused product knows
-CLIP_RATIOS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-NUM_REFITS = 2
 PIECE = 1 << 20  # weights that are dequantised at a time
-CHUNK = 1 << 20  # weights that are quantised at a time, which bounds the memory it takes
 
 
 def specs(name: str, out_features: int, in_features: int, block: int) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
@@ -53,17 +50,6 @@ def specs(name: str, out_features: int, in_features: int, block: int) -> list[tu
 
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
     return name in weights and weights[name].dtype == torch.uint8
-
-
-def quantise(name: str, matrix: torch.Tensor, block: int) -> dict[str, torch.Tensor]:
-    """The tensors of a float32 matrix ``(out, in)``."""
-    rows = max(block, CHUNK // matrix.shape[1] // block * block)
-    codes, scales = [], []
-    for chunk in torch.split(matrix, rows):
-        found, scale = _quantise_rows(chunk)
-        codes.append(_to_blocks(found, block))
-        scales.append(scale)
-    return {name: torch.cat(codes), name + SCALE: torch.cat(scales, 1)}
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
@@ -165,51 +151,3 @@ def _to_blocks(codes: torch.Tensor, block: int) -> torch.Tensor:
     filled = F.pad(codes, (0, 0, 0, -len(codes) % block))
     low, high = filled.view(-1, 2, block // 2, codes.shape[1]).unbind(1)
     return (low | high << 4).mT.contiguous()
-
-
-def _quantise_rows(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes uint8 ``(out, in)``, scales and centres bfloat16 ``(groups, out, 2)``."""
-    whole = matrix.shape[1] // GROUP * GROUP
-    parts = [matrix[:, :whole].reshape(len(matrix), -1, GROUP), matrix[:, whole:].unsqueeze(1)]
-    found = [_quantise_groups(part) for part in parts if part.numel()]
-    codes = torch.cat([codes.flatten(1) for codes, _ in found], 1)
-    return codes, torch.cat([scale for _, scale in found], 1).transpose(0, 1)
-
-
-def _quantise_groups(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes and scales of groups ``(..., size)``, of the least squared error that a small search finds.
-
-    The range is clipped by several ratios; then scale and centre are fitted to the best codes, and the codes to them.
-    """
-    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
-    best = _Best(values)
-    for ratio in CLIP_RATIOS:
-        scale = (high - low) * (ratio / LARGEST)
-        best.offer(scale, low * ratio + MIDDLE * scale)
-    for _ in range(NUM_REFITS):
-        codes = best.codes - best.codes.mean(-1, keepdim=True)
-        spread = codes.square().sum(-1, keepdim=True).clamp_min(math.ulp(1.0))
-        scale = (codes * values).sum(-1, keepdim=True) / spread
-        best.offer(scale, values.mean(-1, keepdim=True) - (best.codes.mean(-1, keepdim=True) - MIDDLE) * scale)
-    return best.codes.to(torch.uint8), torch.cat((best.scale, best.centre), -1).bfloat16()
-
-
-class _Best:
-    """The codes of least squared error so far, group by group."""
-
-    def __init__(self, values: torch.Tensor):
-        self._values = values
-        self.codes = torch.zeros_like(values)
-        self.scale = self.centre = values.new_zeros((*values.shape[:-1], 1))
-        self._error = torch.full_like(self.scale, math.inf)
-
-    def offer(self, scale: torch.Tensor, centre: torch.Tensor) -> None:
-        scale, centre = scale.bfloat16().float(), centre.bfloat16().float()
-        steps = torch.where(scale > 0, scale, 1.0)
-        codes = ((self._values - centre) / steps).round_().add_(MIDDLE).clamp_(0, LARGEST)
-        error = ((codes - MIDDLE) * scale + centre - self._values).square_().sum(-1, keepdim=True)
-        is_better = error < self._error
-        self.codes = torch.where(is_better, codes, self.codes)
-        self.scale = torch.where(is_better, scale, self.scale)
-        self.centre = torch.where(is_better, centre, self.centre)
-        self._error = torch.where(is_better, error, self._error)

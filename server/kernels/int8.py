@@ -1,5 +1,6 @@
 """Matrices of int8, symmetric, with one scale an output channel.
 
+Published checkpoints with such scales lie in slots so, and experts of older packs.
 ``NAME`` is int8 ``(out, in)`` whatever the module's orientation, ``NAME_scale`` float32 ``(out,)``; the weight is
 ``NAME * NAME_scale``. Scales are numbers that bfloat16 has, too, so that the fused product loses nothing on them.
 """
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 from .batch_invariant import is_batch_invariant
 from .linear import linear
 
-LARGEST = 127
 SCALE = "_scale"
 FUSED_INPUTS = 32  # the fused product reads beyond the rows of a matrix whose width is no multiple of its vectors
 MOST_FUSED_ROWS = 8  # from there on one conversion of the matrix costs less than a slower product (docs/log.md)
@@ -27,14 +27,6 @@ def specs(name: str, out_features: int, in_features: int) -> list[tuple[str, tor
 
 def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
     return name + SCALE in weights
-
-
-def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a float32 matrix ``(out, in)``."""
-    scale = (matrix.abs().amax(1) / LARGEST).bfloat16().float()  # (out,)
-    steps = torch.where(scale > 0, scale, 1.0)
-    codes = (matrix / steps.unsqueeze(1)).round().clamp(-LARGEST, LARGEST).to(torch.int8)
-    return {name: codes, name + SCALE: scale}
 
 
 def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:

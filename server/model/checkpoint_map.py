@@ -41,6 +41,8 @@ from .quantised.matrix import StoredMatrix, StoredTensor, sort_index
 from .quantised.scheme import find_scheme
 from .quantised.slots import is_stack, slot_tensors
 
+Int8Matrices = Mapping[str, Mapping[str, TensorSource]]  # tensors of ``server.kernels.q8`` by suffix, by hub name
+
 
 @dataclass(frozen=True)
 class CheckpointMap:
@@ -49,6 +51,7 @@ class CheckpointMap:
     trunk: dict[str, TensorSource | StoredTensor]  # by hub name, as if nothing were quantised
     catalog: ExpertCatalog
     unused: list[str]  # hub names that the model has no place for
+    int8: Int8Matrices = field(default_factory=dict)  # what else a pack has of the trunk
 
 
 @dataclass
@@ -152,6 +155,15 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
         and id(tensor) not in here
         and not any(re.search(pattern, name) for pattern in ignored)
     )
+
+
+def renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Of these hub names, those of tensors that become a parameter as they are, and that parameter's name."""
+    known = _Names(model)
+    targets = {name: known.target(name) for name in names}
+    return {
+        name: target for name, (target, pattern) in targets.items() if pattern is None and target in known.parameters
+    }
 
 
 class _Names:

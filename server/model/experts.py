@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store import ExpertCatalog, ExpertKey, ExpertLayout, ExpertStore, Lease, Phase, Prefetcher
+from expert_store import ExpertCatalog, ExpertKey, ExpertLayout, ExpertStore, Lease, Phase, Prefetcher, StepLease
 from server.kernels.backend import ExpertBackend, SortedRows
 from server.kernels.choice import choose_backend
 from server.kernels.expert import ExpertsModule
+from server.kernels.native.backend import NativeBackend
 from server.kernels.pool import ComputePool
 
 from .routing import LayerRun
@@ -89,13 +91,52 @@ class StepExperts:
             return torch.zeros_like(hidden_states)
         order, spans = sort_choices(chosen, layer.keys)
         rows = SortedRows(hidden_states, top_k_weights, order, spans)
-        wanted = {key: end - start for key, (start, end) in spans.items()}
-        with self._store.lease(wanted, self._phase) as lease:
-            if self._prefetcher is not None:
-                self._prefetcher.observe(layer.number, chosen, hidden_states)
+        with self._lease(layer, chosen, rows) as lease:
             output = layer.backend.run(module, layer.layout, rows, lease.batches(), self._between)
         self._note(layer, chosen, lease)
         return output
+
+    def compute(self, layer: ExpertLayer, chosen: IntArray, hidden_states: torch.Tensor) -> int:
+        """Each choice's output, unweighted, by the native kernels: the address of float32 ``(tokens * k, hidden)``.
+
+        It is valid until the next layer is computed.
+
+        Args:
+            chosen: ``(tokens, k)``, every one an expert.
+            hidden_states: float32 ``(tokens, hidden)``.
+        """
+        assert isinstance(layer.backend, NativeBackend)
+        self.routing[layer.number] = chosen
+        order, spans = sort_choices(chosen, layer.keys)
+        rows = SortedRows(hidden_states, hidden_states, order, spans)
+        with self._lease(layer, chosen, rows) as lease:
+            _, outputs = layer.backend.compute(hidden_states, chosen.shape[1], rows, lease.batches(), self._between)
+        self._note(layer, chosen, lease)
+        return outputs
+
+    def note_residents(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], lease: StepLease) -> None:
+        """End the lease of a step whose experts were all resident, and note what it chose.
+
+        Args:
+            layers: in the order in which they ran.
+            chosen: of each, ``(tokens, k)``, every one an expert.
+        """
+        counts = {}
+        for layer, choices in zip(layers, chosen, strict=True):
+            rows = counts[layer.number] = np.bincount(choices.ravel(), minlength=len(layer.keys))
+            cost = ExpertCost(int(np.count_nonzero(rows)))
+            self.routing[layer.number] = choices
+            self.runs.append(LayerRun(layer.number, choices, len(layer.keys), cost, {}))
+            self.cost.num_lookups += cost.num_lookups
+        lease.close(counts, self._phase)
+
+    @contextmanager
+    def _lease(self, layer: ExpertLayer, chosen: IntArray, rows: SortedRows) -> Iterator[Lease]:
+        wanted = {key: end - start for key, (start, end) in rows.spans.items()}
+        with self._store.lease(wanted, self._phase) as lease:
+            if self._prefetcher is not None:
+                self._prefetcher.observe(layer.number, chosen, rows.hidden_states)
+            yield lease
 
     def _note(self, layer: ExpertLayer, chosen: IntArray, lease: Lease) -> None:
         missed = {key.expert: self._store.catalog.read_bytes(key) for key in lease.missed}

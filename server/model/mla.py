@@ -109,14 +109,15 @@ class LatentAttention:
         return projection.values(self._attention.attend(layer, projection.absorb(query), row, row, options))
 
 
+def latent_linears(model: nn.Module) -> set[nn.Linear]:
+    """The ``kv_b_proj`` of each attention module that looks like MLA."""
+    return {module.kv_b_proj for module in _latent_modules(model)}
+
+
 def replace_projections(model: nn.Module) -> None:
-    """Put a ``LatentProjection`` into each attention module that looks like MLA, by what it calls its parts."""
-    for module in list(model.modules()):
-        linear, sizes = getattr(module, "kv_b_proj", None), ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
-        if type(linear) is not nn.Linear or linear.bias is not None:
-            continue
-        if all(isinstance(getattr(module, name, None), int) for name in ("layer_idx", *sizes)):
-            module.kv_b_proj = LatentProjection(module)
+    """Put a ``LatentProjection`` into each attention module that looks like MLA."""
+    for module in _latent_modules(model):
+        module.kv_b_proj = LatentProjection(module)
 
 
 def settle_projections(model: nn.Module, latent_layers: Collection[int]) -> None:
@@ -129,3 +130,15 @@ def settle_projections(model: nn.Module, latent_layers: Collection[int]) -> None
             projection.split()
         else:
             module.kv_b_proj = projection.linear
+
+
+def _latent_modules(model: nn.Module) -> list[Any]:
+    """Attention modules that look like MLA, by what they call their parts."""
+    found: list[Any] = []
+    for module in model.modules():
+        linear, sizes = getattr(module, "kv_b_proj", None), ("kv_lora_rank", "qk_nope_head_dim", "v_head_dim")
+        if type(linear) is not nn.Linear or linear.bias is not None:
+            continue
+        if all(isinstance(getattr(module, name, None), int) for name in ("layer_idx", *sizes)):
+            found.append(module)
+    return found

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from expert_store import (
+    UNCHANGED,
     CheckpointError,
     ExpertKey,
     ExpertLayout,
@@ -18,31 +19,36 @@ from expert_store import (
     PackedRecord,
     PackSource,
     ParameterRecipe,
+    TensorSource,
     Weights,
     find_shards,
     is_pack,
     read_index,
     read_tensor,
 )
-from server.kernels import int4
 from server.kernels.expert import dequantised, transposed_names
 
-from .checkpoint_map import CheckpointMap, experts_modules, layer_numbers, map_checkpoint
+from .checkpoint_map import CheckpointMap, Int8Matrices, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
+from .packed_trunk import TRUNK_FORMATS, TrunkFormat, made_tensors, split_trunk
 from .quantised.matrix import sort_index, stored_parts
 from .quantised.scheme import find_scheme
-from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout
+from .weight_formats import WEIGHT_FORMATS, WeightFormat, encode, packed_layout, readable_layouts
 
 FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")  # config, tokenizer, generation
 NOT_FILES = ("*.index.json", "LICENSE*", "README*")
 
 
-def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat) -> PackSource:
+def pack_source(
+    model: PreTrainedModel, folder: Path, name: str, weights: WeightFormat, trunk: TrunkFormat = UNCHANGED
+) -> PackSource:
     """What has to be packed of a checkpoint.
 
     Args:
         model: on the meta device, its experts' parameters still in place.
         name: what the pack will be served as.
+        weights: the format of the experts.
+        trunk: the format of the linear layers beside them.
 
     Raises:
         ModelError: the checkpoint can't be packed.
@@ -52,8 +58,8 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         raise ModelError(f"{folder} is packed already; give the checkpoint that it was made from")
     shards = find_shards(folder)
     places = map_checkpoint(model, read_index(shards))
+    made = made_tensors(model, places.trunk) if trunk == "int8" else {}
     modules = {number: module for number, _, module in _numbered(model)}
-    block = int4.native_block() or int4.BLOCKS[0]
 
     def encode_expert(key: ExpertKey) -> Weights:
         recipe = places.catalog.recipe(key)
@@ -62,7 +68,7 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         weights_read = _read_expert(recipe, places.catalog.layout(key.layer))
         parameters = _as_in_module(weights_read, modules[key.layer])
         try:
-            return encode(parameters, transposed_names(modules[key.layer]), weights, block)
+            return encode(parameters, transposed_names(modules[key.layer]), weights)
         except ModelError as error:
             raise ModelError(f"{key}: {error}") from error
 
@@ -70,13 +76,13 @@ def pack_source(model: PreTrainedModel, folder: Path, name: str, weights: Weight
         model=name,
         weights=weights,
         layers={
-            number: PackedLayer(
-                packed_layout(_shapes(module), transposed_names(module), weights, block), module.num_experts
-            )
+            number: PackedLayer(packed_layout(_shapes(module), transposed_names(module), weights), module.num_experts)
             for number, module in modules.items()
         },
         encode=encode_expert,
-        trunk=[part for source in places.trunk.values() for part in stored_parts(source)],
+        trunk=[part for name, source in places.trunk.items() if name not in made for part in stored_parts(source)],
+        made=list(made.values()),
+        trunk_format=trunk,
         files=_small_files(folder),
         shards=shards,
     )
@@ -94,6 +100,8 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
     manifest, name = pack.manifest, pack.folder.name
     if manifest.weights not in WEIGHT_FORMATS:
         raise CheckpointError(f"{name} has the unknown weights {manifest.weights!r}; pack the model again")
+    if manifest.trunk not in TRUNK_FORMATS:
+        raise CheckpointError(f"{name} has the unknown trunk {manifest.trunk!r}; pack the model again")
     numbered = _numbered(model)
     if set(pack.catalog.layers) != {number for number, _, _ in numbered}:
         raise CheckpointError(
@@ -107,13 +115,19 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
                 f"{name} has {len(layer.experts)} experts in layer {number}, its model {module.num_experts}; "
                 "pack the model again"
             )
-        shapes = _shapes(module)
-        transposed = transposed_names(module)
-        wanted = [packed_layout(shapes, transposed, manifest.weights, block) for block in int4.BLOCKS]
-        if layer.layout not in wanted:
+        if layer.layout not in readable_layouts(_shapes(module), transposed_names(module), manifest.weights):
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
-    trunk = sort_index(find_scheme(model.config, name), read_index([pack.trunk]))
-    return CheckpointMap(trunk, pack.catalog, [])
+    plain, int8 = _split_trunk(pack)
+    return CheckpointMap(sort_index(find_scheme(model.config, name), plain), pack.catalog, [], int8)
+
+
+def int8_trunk(pack: Pack) -> Int8Matrices:
+    """The int8 matrices of a pack's trunk.
+
+    Raises:
+        CheckpointError: the header of its file is damaged.
+    """
+    return _split_trunk(pack)[1]
 
 
 def _numbered(model: PreTrainedModel) -> list[tuple[int, str, Any]]:
@@ -147,6 +161,11 @@ def _as_in_module(weights: Weights, module: Any) -> Weights:
         matrix = dequantised(weights, name)
         parameters[name] = weights[name] if matrix is None else matrix.mT if name in transposed else matrix
     return parameters
+
+
+def _split_trunk(pack: Pack) -> tuple[dict[str, TensorSource], Int8Matrices]:
+    index = read_index([pack.trunk])
+    return split_trunk(index) if pack.manifest.trunk == "int8" else (index, {})
 
 
 def _small_files(folder: Path) -> list[Path]:

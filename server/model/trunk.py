@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -26,6 +27,8 @@ from .forward import Forward
 from .gates import find_next_gates
 from .invariant_attention import InvariantAttention
 from .kv_cache import KVCache, KVGroup
+from .lean.find import find_lean
+from .lean.model import LeanModel
 from .linear import speed_up_linears
 from .masks import with_masks
 from .media import Overlay
@@ -37,6 +40,8 @@ from .seam import running
 from .states import StateCache, StateShapes, StepStates, states_bytes
 from .step import SequenceChunk, StepOutput
 from .support import depends_on_company, find_leak
+
+log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 17  # enough to tell by which scores a router chooses, and not the size of anything else
 
@@ -129,6 +134,14 @@ class Trunk(ResidentModel):
         size = self._logits.hidden_size
         self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size)
         self.gates = find_next_gates(model, layers, probe.routed)
+        self._lean = self._find_lean()
+        if is_deterministic and self._lean is None:
+            self._check_invariance()
+
+    @property
+    def is_invariant(self) -> bool:
+        """Whether what a token gives does not depend on what else is in its step."""
+        return self._is_deterministic or self._lean is not None
 
     @property
     def vocab_size(self) -> int:
@@ -158,14 +171,12 @@ class Trunk(ResidentModel):
             ExpertLoadError: an expert that the step needs can't be read.
         """
         started = time.perf_counter()
-        attention = (
-            InvariantAttention(chunks, kv_cache)
-            if self._is_deterministic
-            else StepAttention(chunks, kv_cache, self._pool)
-        )
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
+        lease = store.hold_residents() if self._lean is not None else None
+        if lease is not None:
+            prefetcher = None  # there is nothing to fetch
         experts = StepExperts(store, self._layers, phase, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
@@ -174,15 +185,22 @@ class Trunk(ResidentModel):
         hidden = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)]
         if prefetcher is not None:
             prefetcher.begin_step()
-        step_states = self._step_states(chunks, states)
-        overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
-        with (
-            running(_PagedStep(LatentAttention(attention), experts)),
-            batch_invariant() if self._is_deterministic else nullcontext(),
-        ):
-            logits = self._logits(token_ids, positions, rows, step_states, overlay, hidden)
-        if step_states is not None:
-            step_states.commit()
+        overlay = None
+        if self._lean is not None:
+            with lease or nullcontext():
+                logits, states_of_rows = self._lean.run(chunks, kv_cache, experts, rows, hidden, lease)
+        else:
+            step_states = self._step_states(chunks, states)
+            overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
+            attention = self._attention(chunks, kv_cache)
+            with (
+                running(_PagedStep(LatentAttention(attention), experts)),
+                batch_invariant() if self._is_deterministic else nullcontext(),
+            ):
+                logits = self._logits(token_ids, positions, rows, step_states, overlay, hidden)
+            states_of_rows = self._logits.hidden
+            if step_states is not None:
+                step_states.commit()
         if prefetcher is not None:
             prefetcher.end_step(time.perf_counter() - started)
         routing = {layer: chosen for layer, chosen in experts.routing.items() if len(chosen) == len(token_ids)}
@@ -190,14 +208,13 @@ class Trunk(ResidentModel):
         split = Rows(chunks, None if overlay is None else overlay.are_images(len(token_ids)), layers)
         costs = costs_of(experts.runs, split)
         chosen = chosen_by(experts.runs, split, layers)
-        return StepOutput(logits, routing, experts.cost, costs, chosen, self._logits.hidden, experts.stalls)
+        return StepOutput(logits, routing, experts.cost, costs, chosen, states_of_rows, experts.stalls)
 
     @torch.inference_mode()
     def _look(self) -> tuple[Probe, StateShapes]:
         probe, discovery = Probe(), Discovery()
-        count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
-        spread = self.vocab_size // count
-        tokens = range(0, count * spread, spread)
+        tokens = self._probe_tokens()
+        count = len(tokens)
         with running(probe), with_masks(self._model), discovery.watching(text_part(self._model)):
             self._logits(tokens, range(count), [0], discovery)
         split_cells(discovery.cells, count)
@@ -213,9 +230,30 @@ class Trunk(ResidentModel):
             raise NotBatchableError(
                 f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {leak})"
             )
-        if self._is_deterministic:
-            self._check_invariance(tokens)
         return probe, discovery.shapes
+
+    def _probe_tokens(self) -> Sequence[int]:
+        count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)
+        spread = self.vocab_size // count
+        return range(0, count * spread, spread)
+
+    @torch.inference_mode()
+    def _find_lean(self) -> LeanModel | None:
+        """The model as the native kernels run it; None if they can't, of which the log tells."""
+        kernels = self._pool.kernels
+        if kernels is None:
+            return None
+        tokens = self._probe_tokens()
+        found = find_lean(self._model, self._logits, self._layers, tokens, kernels, self.max_model_len)
+        if isinstance(found, LeanModel):
+            return found
+        log.info("%s goes through the modules of transformers: %s", type(self._model).__name__, found)
+        return None
+
+    def _attention(self, chunks: Sequence[SequenceChunk], kv_cache: KVCache) -> InvariantAttention | StepAttention:
+        if self._is_deterministic:
+            return InvariantAttention(chunks, kv_cache)
+        return StepAttention(chunks, kv_cache, self._pool)
 
     def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Of tokens none of which knows of another, ``(tokens, vocabulary)``; recurrent modules do not run."""
@@ -229,7 +267,9 @@ class Trunk(ResidentModel):
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
         return StepStates(parts_of(chunks, self.device, self._is_deterministic), copies, states, self._is_deterministic)
 
-    def _check_invariance(self, tokens: Sequence[int]) -> None:
+    @torch.inference_mode()
+    def _check_invariance(self) -> None:
+        tokens = self._probe_tokens()
         name = type(self._model).__name__
         try:
             with running(Isolation()), batch_invariant():

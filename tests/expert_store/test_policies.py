@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -50,7 +50,7 @@ def filled(policy: Policy, *experts: int) -> Policy:
 # What is done next, and with which of the keys that suit it.
 operations = st.lists(
     st.tuples(
-        st.sampled_from(["ask", "ask", "ask", "ask", "lease", "release", "pin", "resize"]),
+        st.sampled_from(["ask", "ask", "ask", "ask", "ask_layer", "lease", "release", "pin", "resize"]),
         st.integers(0, 2),
         st.integers(0, 7),
     ),
@@ -71,6 +71,12 @@ class Lockstep:
     def touch(self, key: ExpertKey) -> None:
         for policy in self.policies:
             policy.touch(key)
+
+    def touch_all(self, keys: Sequence[ExpertKey]) -> None:
+        first, second = self.policies
+        first.touch_all(keys)
+        for key in keys:
+            second.touch(key)
 
     def remove(self, key: ExpertKey) -> None:
         for policy in self.policies:
@@ -107,6 +113,9 @@ class Cache:
             self.pin(victim)
         self.resident.add(key)
         self.policy.insert(key)
+
+    def ask_layer(self, key: ExpertKey) -> None:
+        self.policy.touch_all(sorted(each for each in self.resident if each.layer == key.layer))
 
     def lease(self, key: ExpertKey) -> None:
         if key in self.resident:
@@ -216,6 +225,16 @@ def test_lfru_keeps_no_more_buckets_than_keys_where_nothing_is_ever_given_up() -
         policy.touch(key(turn % 2))
     assert len(policy._buckets) <= 2
     assert len(policy._numbers) < 100
+
+
+def test_lfru_counts_on_when_its_sums_have_grown_beyond_a_float() -> None:
+    policy = filled(LfruPolicy(1), 0, 1, 2)
+    for _ in range(10_000):  # 1,250 half-lives
+        policy.touch(key(1))
+    policy.touch_all([key(0)])
+    assert victim_of(policy) == 2
+    policy.remove(key(2))
+    assert victim_of(policy) == 0
 
 
 def test_lfru_remembers_a_key_that_it_gave_up() -> None:

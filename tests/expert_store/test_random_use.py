@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -143,6 +145,24 @@ class StoreMachine(RuleBasedStateMachine):
                 pass
 
         self.together(batch, enter_and_leave)
+
+    @precondition(lambda self: not self.held)
+    @rule(chosen=st.lists(keys, max_size=5), host_slots=slots, rows=experts)
+    def hold_all(self, chosen: list[ExpertKey], host_slots: int, rows: set[int]) -> None:
+        """All experts that fit, held for a step while others try to move them."""
+        self.store.resize(host_bytes=LAYERS * EXPERTS * SLOT)
+        for layer in range(LAYERS):
+            self.use({ExpertKey(layer, expert) for expert in range(EXPERTS)})
+        hold = self.store.hold_residents()
+        if hold is None:  # pinned variants have some of the slots, or there is a device tier
+            return
+        with hold:
+            base = [{ExpertKey(layer, expert) for expert in rows} for layer in range(LAYERS)]
+            self.together(base, lambda: self.resize(host_slots), lambda: self.store.evict(chosen))
+            for layer, addresses in enumerate(hold.addresses):
+                found = [np.frombuffer(ctypes.string_at(int(address), 4), np.int32)[0] for address in addresses]
+                assert found == [value_of(ExpertKey(layer, expert)) for expert in range(EXPERTS)]
+            hold.close(dict.fromkeys(range(LAYERS), np.isin(np.arange(EXPERTS), list(rows)).astype(np.int64)))
 
     @precondition(lambda self: not self.held)
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))

@@ -11,6 +11,7 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32,
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,6 +160,10 @@ def load() -> ctypes.CDLL:
         ("greenroom_linear", [POINTER(LinearCall)]),
         ("greenroom_experts", [POINTER(ExpertShape), POINTER(ExpertBatch)]),
         ("greenroom_combine", [POINTER(Combination)]),
+        ("greenroom_attention", [c_void_p, c_void_p, c_int64]),
+        ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
+        ("greenroom_layers", [c_void_p, c_int64, c_void_p]),
+        ("greenroom_head", [c_void_p]),
     ):
         function = getattr(library, name)
         function.restype = c_int
@@ -218,6 +223,26 @@ class Kernels:
 
     def combine(self, call: Combination) -> None:
         self._check(self._library.greenroom_combine(self._handle, byref(call)))
+
+    def attention(self, layer: Structure, step: Structure, place: int) -> None:
+        """Norm, attention and router of a decoder layer (``structures.LayerSpec`` and ``StepCall``).
+
+        Args:
+            place: of the layer among those with a router.
+        """
+        self._check(self._library.greenroom_attention(self._handle, byref(layer), byref(step), place))
+
+    def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
+        """Add what experts gave, at the address ``outputs``, and the dense expert's result to the hidden states."""
+        self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
+
+    def layers(self, layers: ctypes.Array[Any], step: Structure) -> None:
+        """Decoder layers whose experts are all at the addresses ``step.slots``."""
+        self._check(self._library.greenroom_layers(self._handle, byref(layers), len(layers), byref(step)))
+
+    def head(self, call: Structure) -> None:
+        """The final norm and the head (``structures.HeadCall``)."""
+        self._check(self._library.greenroom_head(self._handle, byref(call)))
 
     def _check(self, status: int) -> None:
         if status:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from server.kernels import int4, int8, tiles
+from server.kernels import int4, int8, q4, q8, tiles
 from server.kernels.batch_invariant import batch_invariant, is_batch_invariant
+from tests.old_packs import int4_matrix, int8_matrix
 from tests.server.kernels.rows import cancelling, company, threads
 
 SHAPES = [(1, 32), (1, 2048), (48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
@@ -114,15 +116,19 @@ def test_norms_scores_and_sums(width: int, dtype: torch.dtype, num_threads: int)
 
 @THREADS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("block", int4.BLOCKS)
 @pytest.mark.parametrize("shape", [(192, 384), (128, 96), (100, 130)])
-def test_quantised_matrices(shape: tuple[int, int], block: int, dtype: torch.dtype, num_threads: int) -> None:
+def test_quantised_matrices(shape: tuple[int, int], dtype: torch.dtype, num_threads: int) -> None:
     matrix, row = matrix_and_row(*shape, dtype)
     bias = torch.linspace(-1, 1, shape[0]).to(dtype)
-    by_four, by_eight = int4.quantise("w", matrix.float(), block), int8.quantise("w", matrix.float())
+    tensors = [
+        (q8, q8.quantise("w", matrix.float())),
+        (q4, q4.quantise("w", matrix.float())),
+        (int8, int8_matrix("w", matrix.float())),
+        *((int4, int4_matrix("w", matrix.float(), block)) for block in int4.BLOCKS),
+    ]
     with threads(num_threads):
-        assert_invariant(lambda rows: int4.project(by_four, "w", rows, bias), row)
-        assert_invariant(lambda rows: int8.project(by_eight, "w", rows, bias), row)
+        for kernel, weights in tensors:
+            assert_invariant(partial(kernel.project, weights, "w", bias=bias), row)
 
 
 def test_results_are_near_the_usual_ones() -> None:

@@ -51,7 +51,7 @@ struct Level {
   // y = x * weight / sqrt(mean(x * x) + epsilon)
   void (*normalise)(const float* x, const float* weight, float epsilon, int64_t size, float* y);
 
-  // Rotary positions: turns the first `size` numbers of x, of which i and i + size / 2 make a pair, or, interleaved,
+  // Rotary positions: turns the first `size` numbers of x, of which i and i + size / 2 make pair i, or, interleaved,
   // 2 * i and 2 * i + 1.
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);
 

@@ -67,8 +67,8 @@ void place_token(const Level& level, const LayerSpec& layer, const StepCall& ste
   norm_heads(query, layer.query_norm, layer.heads);
   norm_heads(key, layer.key_norm, layer.kv_heads);
   if (layer.rope_kind != RopeKind::kNone) {
-    const float* cosines = step.cosines[layer.rope] + token * layer.rotary_dim;
-    const float* sines = step.sines[layer.rope] + token * layer.rotary_dim;
+    const float* cosines = step.cosines[layer.rope] + position * (layer.rotary_dim / 2);
+    const float* sines = step.sines[layer.rope] + position * (layer.rotary_dim / 2);
     const bool is_interleaved = layer.rope_kind == RopeKind::kInterleaved;
     for (int64_t head = 0; head < layer.heads; ++head) {
       level.rotate(query + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);

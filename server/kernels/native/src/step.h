@@ -80,7 +80,7 @@ struct StepCall {
   float* hidden;                       // (tokens, hidden), the residual stream
   const StepSequence* sequences;
   const int32_t* const* block_tables;  // by group
-  const float* const* cosines;         // by rope: (tokens, rotary_dim)
+  const float* const* cosines;         // by rope: (positions, rotary_dim / 2), one for each pair that is turned
   const float* const* sines;
   float* normed;                       // (tokens, hidden): what experts are given, for the caller
   int32_t* chosen;                     // (layers, tokens, top_k): of layers with a router, in their order

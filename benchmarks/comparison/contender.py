@@ -1,0 +1,221 @@
+"""A process that generates: loaded once, asked by turns, stopped while others have theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, forget_files
+from benchmarks.load_generator import Completion, Timing, burst
+
+LOAD_SECONDS, ANSWER_SECONDS = 300.0, 240.0
+
+
+@dataclass(frozen=True)
+class Work:
+    """Prompts of one length, and how many tokens to write after each of them at once."""
+
+    prompts: Sequence[Sequence[int]]
+    new_tokens: int
+    seconds: float = 30.0  # of decoding, after which a slow contender may stop
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a contender took for some work."""
+
+    first_token_seconds: float  # until every prompt had its first token
+    tokens: int  # of all prompts, after that
+    seconds: float  # from there on
+    bytes_read: int = 0  # from disk, for all of the work
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else float("nan")
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a contender is started."""
+
+    command: Sequence[str]
+    model: Path  # file or folder, whose page cache is emptied first under a limit
+    limit_bytes: int | None = None
+    folder: Path | None = None  # where the command runs
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+class ContenderError(Exception):
+    """A contender did not start, failed or took too long."""
+
+
+class Contender(ABC):
+    """A running process. It is stopped by SIGSTOP except within ``ask``."""
+
+    def __init__(self, start: Start, log: Path):
+        self._group: ControlGroup | None = None
+        try:
+            self._group = ControlGroup(start.limit_bytes)
+        except ControlGroupError:
+            if start.limit_bytes is not None:
+                raise
+        if start.limit_bytes is not None:
+            forget_files(start.model)
+        self._log = log
+        command = self._group.command(start.command) if self._group else list(start.command)
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=start.folder,
+                env={**os.environ, **start.environment},
+                start_new_session=True,
+            )
+        try:
+            started = time.perf_counter()
+            self.about = self._wait_until_ready()
+            self.load_seconds = time.perf_counter() - started
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    def ask(self, work: Work) -> Answer:
+        """Do some work.
+
+        Raises:
+            ContenderError: it failed.
+        """
+        self._signal(signal.SIGCONT)
+        before = self._bytes_read()
+        fields = self._generate(work)
+        read = self._bytes_read() - before
+        self._signal(signal.SIGSTOP)
+        return Answer(fields["first_token_seconds"], int(fields["tokens"]), fields["seconds"], read)
+
+    def peak_bytes(self) -> int:
+        """The most memory that its processes had resident; mapped files count."""
+        peak = 0
+        for pid in self._pids():
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmHWM"):
+                    peak += int(line.split()[1]) << 10
+        return peak
+
+    def group_peak_bytes(self) -> int | None:
+        """The most that its control group held, page cache included."""
+        return self._group.peak_bytes() if self._group else None
+
+    def close(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._process.communicate()
+        if self._group:
+            self._group.close()
+
+    @abstractmethod
+    def _wait_until_ready(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def _generate(self, work: Work) -> Mapping[str, float]: ...
+
+    def _read_line(self, seconds: float) -> str:
+        assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], seconds)[0]:
+            raise ContenderError(f"no answer in {seconds:.0f} seconds; {self._last_words()}")
+        line = self._process.stdout.readline().decode()
+        if not line:
+            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}")
+        return line
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return f"{self._log}: {lines[-1] if lines else 'is empty'}"
+
+    def _pids(self) -> list[int]:
+        return self._group.pids() if self._group else [self._process.pid]
+
+    def _bytes_read(self) -> int:
+        total = 0
+        for pid in self._pids():
+            for line in Path(f"/proc/{pid}/io").read_text().splitlines():
+                if line.startswith("read_bytes"):
+                    total += int(line.split()[1])
+        return total
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return
+
+
+class Peer(Contender):
+    """A script of ``benchmarks/peers``, which answers in JSON lines."""
+
+    def _wait_until_ready(self) -> dict[str, Any]:
+        return json.loads(self._read_line(LOAD_SECONDS))
+
+    def _generate(self, work: Work) -> Mapping[str, float]:
+        assert self._process.stdin is not None
+        question = {"prompts": work.prompts, "new_tokens": work.new_tokens, "seconds": work.seconds}
+        try:
+            self._process.stdin.write(json.dumps(question).encode() + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}") from error
+        return json.loads(self._read_line(ANSWER_SECONDS))
+
+
+class Greenroom(Contender):
+    """`greenroom serve`, asked over HTTP; tokens are counted as its streams tell them."""
+
+    def _wait_until_ready(self) -> dict[str, Any]:
+        line = self._read_line(LOAD_SECONDS)
+        self._url = line.removeprefix("Greenroom ready: ").split()[0]
+        return {"version": "greenroom"}
+
+    def _generate(self, work: Work) -> Mapping[str, float]:
+        completions = [Completion(prompt, work.new_tokens) for prompt in work.prompts]
+        try:
+            timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), ANSWER_SECONDS))
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise ContenderError(f"{type(error).__name__} {error}; {self._last_words()}") from error
+        return decoded(timings)
+
+
+def decoded(timings: Sequence[Timing]) -> dict[str, float]:
+    """Tokens from the moment when all streams have their first until the last of them ends.
+
+    A token that completes no character comes with the next one's chunk: each chunk counts as its stream's tokens over
+    its stream's chunks.
+    """
+    first = max(timing.arrivals[0] for timing in timings)
+    tokens = sum(
+        timing.num_tokens / len(timing.arrivals) * sum(arrival > first for arrival in timing.arrivals)
+        for timing in timings
+    )
+    last = max(timing.arrivals[-1] for timing in timings)
+    return {
+        "first_token_seconds": first - min(timing.sent for timing in timings),
+        "tokens": round(tokens),
+        "seconds": last - first,
+    }

@@ -1,0 +1,93 @@
+"""A memory control group of its own for each process that is measured, by either version of the kernel's interface.
+
+https://docs.kernel.org/admin-guide/cgroup-v2.html
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+NUMBERS = itertools.count()
+
+
+class ControlGroupError(Exception):
+    """No memory control group can be made on this machine by this user."""
+
+
+class ControlGroup:
+    """A new memory group; page cache counts against its limit.
+
+    Raises:
+        ControlGroupError: none can be made.
+    """
+
+    def __init__(self, limit_bytes: int | None, root: Path = ROOT):
+        self._is_v1 = (root / "memory" / "memory.limit_in_bytes").exists()
+        base = root / "memory" if self._is_v1 else root
+        self._folder = base / f"greenroom-compare-{os.getpid()}-{next(NUMBERS)}"
+        try:
+            if not self._is_v1 and "memory" not in (root / "cgroup.subtree_control").read_text().split():
+                (root / "cgroup.subtree_control").write_text("+memory")
+            self._folder.mkdir()
+            if limit_bytes is not None:
+                self._limit(limit_bytes)
+        except OSError as error:
+            raise ControlGroupError(f"no memory control group can be made in {base}: {error}") from error
+
+    def command(self, command: Sequence[str]) -> list[str]:
+        """A command that runs another in this group."""
+        return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self._folder), *command]
+
+    def pids(self) -> list[int]:
+        return [int(pid) for pid in (self._folder / "cgroup.procs").read_text().split()]
+
+    def peak_bytes(self) -> int | None:
+        """The most that the group held, page cache included; None where the kernel does not tell."""
+        try:
+            name = "memory.max_usage_in_bytes" if self._is_v1 else "memory.peak"
+            return int((self._folder / name).read_text())
+        except OSError:
+            return None
+
+    def close(self) -> None:
+        """End what still runs in it, and remove it."""
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            pids = self.pids()
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            if not pids:
+                break
+            time.sleep(0.1)
+        if self._is_v1:
+            (self._folder / "memory.force_empty").write_text("0")
+        self._folder.rmdir()
+
+    def _limit(self, limit_bytes: int) -> None:
+        if self._is_v1:
+            (self._folder / "memory.limit_in_bytes").write_text(str(limit_bytes))
+            return
+        (self._folder / "memory.max").write_text(str(limit_bytes))
+        swap = self._folder / "memory.swap.max"
+        if swap.exists():
+            swap.write_text("0")
+
+
+def forget_files(path: Path) -> None:
+    """Drop a file, or all files of a folder, from the page cache."""
+    for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)

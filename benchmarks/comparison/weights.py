@@ -1,0 +1,109 @@
+"""Bytes of weights that a decode step reads, from the headers of a checkpoint, a pack or a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+GGUF_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+GGUF_STRING, GGUF_ARRAY = 8, 9
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Sizes of one model in one format."""
+
+    trunk_bytes: int  # without the embedding, of which a step reads a row
+    expert_bytes: int  # of one expert
+    num_experts: int  # of a layer
+    top_k: int
+    num_layers: int
+
+    def experts_of_step(self, streams: int) -> float:
+        """The mean number of different experts of a layer, where tokens choose them independently."""
+        return self.num_experts * (1 - (1 - self.top_k / self.num_experts) ** streams)
+
+    def step_bytes(self, streams: int) -> float:
+        """The mean number of bytes that a decode step of some streams must read."""
+        return self.trunk_bytes + self.num_layers * self.experts_of_step(streams) * self.expert_bytes
+
+
+def weights_of(path: Path, config: dict[str, Any]) -> Weights:
+    """Of a checkpoint's folder, a pack's, or a GGUF file; ``config`` is the model's."""
+    experts = config.get("num_experts") or config["num_local_experts"]
+    layers = config["num_hidden_layers"]
+    if path.is_file():
+        sizes = gguf_sizes(path)
+        is_expert, embedding, head = "_exps", "token_embd.weight", "output.weight"
+    else:
+        sizes = safetensors_sizes(path)
+        is_expert, embedding, head = ".experts.", "model.embed_tokens.weight", "lm_head.weight"
+    packed = sum(file.stat().st_size for file in path.rglob("experts-*.pack")) if path.is_dir() else 0
+    expert_bytes = packed or sum(size for name, size in sizes.items() if is_expert in name)
+    trunk = sum(size for name, size in sizes.items() if is_expert not in name)
+    if head in sizes:
+        trunk -= sizes.get(embedding, 0)
+    return Weights(trunk, expert_bytes // (layers * experts), experts, config["num_experts_per_tok"], layers)
+
+
+def safetensors_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each tensor of all files in a folder and those within."""
+    sizes = {}
+    for path in folder.rglob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for name, fields in header.items():
+            if name != "__metadata__":
+                begin, end = fields["data_offsets"]
+                sizes[name] = end - begin
+    return sizes
+
+
+def gguf_sizes(path: Path) -> dict[str, int]:
+    """Bytes of each tensor of a GGUF file, padding to its alignment included.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    with path.open("rb") as file:
+        magic, _, num_tensors, num_fields = struct.unpack("<4sIQQ", file.read(24))
+        if magic != b"GGUF":
+            raise ValueError(f"{path} is not a GGUF file")
+        alignment = 32
+        for _ in range(num_fields):
+            name = _gguf_string(file)
+            value = _gguf_value(file, _read(file, "I"))
+            if name == "general.alignment":
+                alignment = value
+        offsets = {}
+        for _ in range(num_tensors):
+            name = _gguf_string(file)
+            file.seek(8 * _read(file, "I") + 4, 1)  # its dimensions and its type
+            offsets[name] = _read(file, "Q")
+        data = -(-file.tell() // alignment) * alignment
+    end = path.stat().st_size - data
+    names = sorted(offsets, key=offsets.__getitem__)
+    ends = [offsets[name] for name in names[1:]] + [end]
+    return {name: after - offsets[name] for name, after in zip(names, ends, strict=True)}
+
+
+def _read(file: BinaryIO, kind: str) -> Any:
+    return struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))[0]
+
+
+def _gguf_string(file: BinaryIO) -> str:
+    return file.read(_read(file, "Q")).decode()
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == GGUF_STRING:
+        return _gguf_string(file)
+    if kind != GGUF_ARRAY:
+        return _read(file, GGUF_SCALARS[kind])
+    of, count = _read(file, "I"), _read(file, "Q")
+    if of in GGUF_SCALARS:
+        file.seek(count * struct.calcsize(f"<{GGUF_SCALARS[of]}"), 1)
+        return None
+    return [_gguf_value(file, of) for _ in range(count)]

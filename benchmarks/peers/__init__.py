@@ -1,0 +1,1 @@
+"""Scripts that the peers' own interpreters run; they import nothing of Greenroom."""

@@ -1,0 +1,87 @@
+"""ftllm (fastllm), experts in memory or from disk: ``run_ftllm.py MODEL --threads 2 [--cache 700m]``."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import time
+from importlib.metadata import version
+from typing import Any
+
+from speaking import Prompts, answer  # before what may print
+
+# isort: split
+from ftllm.llm import fastllm_lib as lib
+from ftllm.util import make_normal_llm_model, make_normal_parser
+
+POLL_SECONDS = 0.0003
+
+
+class Runner:
+    def __init__(self, arguments: list[str]):
+        self._model = make_normal_llm_model(make_normal_parser("run_ftllm").parse_args(arguments))
+
+    def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
+        started = time.perf_counter()
+        handles = [self._launch(prompt, new_tokens) for prompt in prompts]
+        running, arrivals = set(handles), {handle: [] for handle in handles}
+        while running:
+            idle = True
+            for handle in sorted(running):
+                if not lib.can_fetch_response_llm_model(self._model.model, handle):
+                    continue
+                idle = False
+                if lib.fetch_response_llm_model(self._model.model, handle) < 0:
+                    running.discard(handle)
+                else:
+                    arrivals[handle].append(time.perf_counter())
+            if idle:
+                time.sleep(POLL_SECONDS)
+            if all(arrivals.values()):
+                since = max(times[0] for times in arrivals.values())
+                if time.perf_counter() - since > seconds:
+                    for handle in running:
+                        lib.abort_response_llm_model(self._model.model, handle)
+                    running.clear()
+        first = max(times[0] for times in arrivals.values())
+        after = [moment for times in arrivals.values() for moment in times if moment > first]
+        taken = max(after, default=first) - first
+        return {"first_token_seconds": first - started, "tokens": len(after), "seconds": taken}
+
+    def _launch(self, prompt: list[int], new_tokens: int) -> int:
+        stops, stop_list = self._model.stop_token_ctypes(None)
+        ids = (ctypes.c_int * len(prompt))(*prompt)
+        return lib.launch_response_llm_model(
+            self._model.model,
+            len(prompt),
+            ids,
+            ctypes.c_int(new_tokens),
+            ctypes.c_int(new_tokens),  # at least
+            ctypes.c_bool(False),
+            ctypes.c_float(1.0),
+            ctypes.c_int(1),
+            ctypes.c_float(1.0),
+            ctypes.c_float(1.0),
+            ctypes.c_bool(False),
+            stops,
+            stop_list,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--cache", help="memory for experts that come from disk; without it all are in memory")
+    options = parser.parse_args()
+    arguments = [options.model, "--device", "cpu", "-t", str(options.threads), "--dtype", "float16"]
+    arguments += ["--moe_dtype", "float16", "--tokens", str(options.max_model_len), "--max_batch", "8"]
+    arguments += ["--prefix_cache", "false"]
+    if options.cache:
+        arguments += ["--moe_device", "disk", "--moe_cpu_cache", options.cache, "--chunked_prefill_size", "128"]
+    answer(Runner(arguments).generate, version=f"ftllm {version('ftllm')}")
+
+
+if __name__ == "__main__":
+    main()

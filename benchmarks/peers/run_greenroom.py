@@ -1,0 +1,55 @@
+"""Greenroom's own logits of one sequence: ``run_greenroom.py MODEL --logits IDS.json OUT.npy [--one-by-one]``.
+
+It runs in the folder of the checkout that it is to measure, which is first on the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path.cwd()))
+
+from expert_store import ExpertStore
+from server.kernels.pool import ComputePool
+from server.model.dtype import compute_dtype
+from server.model.kv_cache import KVCache
+from server.model.loading import load_trunk, read_config
+from server.model.step import SequenceChunk
+
+BLOCK_SIZE = 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--logits", nargs=2, type=Path, required=True)
+    parser.add_argument("--one-by-one", action="store_true")
+    parser.add_argument("--deterministic", action="store_true")
+    options = parser.parse_args()
+    ids = json.loads(options.logits[0].read_text())
+    cpu = torch.device("cpu")
+    dtype = compute_dtype("auto", read_config(options.model), cpu)
+    trunk = load_trunk(options.model, dtype, cpu, options.deterministic, ComputePool(options.threads))
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    blocks = -(-len(ids) // BLOCK_SIZE)
+    cache = KVCache(trunk.facts.kv_groups, [blocks] * len(trunk.facts.kv_groups), BLOCK_SIZE)
+    states = trunk.new_states(1)
+    table = [list(range(blocks))] * len(trunk.facts.kv_groups)
+    rows, size = [], 1 if options.one_by_one else len(ids)
+    for start in range(0, len(ids), size):
+        piece = ids[start : start + size]
+        chunk = SequenceChunk(piece, start, table, len(piece), num_prompt=len(ids))
+        rows.append(trunk.forward([chunk], cache, store, None, states).logits.float())
+    np.save(options.logits[1], torch.cat(rows).numpy())
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""llama.cpp through its own C interface, by llama-cpp-python: ``run_llama_cpp.py FILE.gguf --threads 2``.
+
+``--logits IDS.json OUT.npy`` writes the float32 logits of one sequence of token ids instead, ``(tokens, vocabulary)``;
+``--one-by-one`` computes them as decodes do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+from speaking import Prompts, answer, say  # before what may print
+
+# isort: split
+import llama_cpp as llama
+import numpy as np
+
+UBATCH_TOKENS = 512
+
+
+class Context:
+    """A context and a batch, large enough for some work; both are freed at the end of a ``with``."""
+
+    def __init__(self, model: Any, num_sequences: int, num_tokens: int, batch_tokens: int, threads: int):
+        parameters = llama.llama_context_default_params()
+        parameters.n_ctx = num_tokens
+        parameters.n_batch = max(UBATCH_TOKENS, batch_tokens)
+        parameters.n_ubatch = UBATCH_TOKENS
+        parameters.n_seq_max = num_sequences
+        parameters.n_threads = parameters.n_threads_batch = threads
+        parameters.kv_unified = True
+        self.context = llama.llama_init_from_model(model, parameters)
+        self.batch = llama.llama_batch_init(parameters.n_batch, 0, num_sequences)
+        self._vocabulary = llama.llama_vocab_n_tokens(llama.llama_model_get_vocab(model))
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        llama.llama_batch_free(self.batch)
+        llama.llama_free(self.context)
+
+    def add(self, token: int, position: int, sequence: int, *, wants_logits: bool) -> None:
+        batch, index = self.batch, self._count
+        batch.token[index], batch.pos[index] = token, position
+        batch.n_seq_id[index], batch.logits[index] = 1, int(wants_logits)
+        batch.seq_id[index][0] = sequence
+        self._count += 1
+
+    def run(self) -> None:
+        self.batch.n_tokens, self._count = self._count, 0
+        if llama.llama_decode(self.context, self.batch):
+            raise RuntimeError("llama_decode failed")
+        llama.llama_synchronize(self.context)
+
+    def logits(self, index: int) -> np.ndarray:
+        return np.ctypeslib.as_array(llama.llama_get_logits_ith(self.context, index), (self._vocabulary,))
+
+
+class Runner:
+    def __init__(self, path: str, threads: int):
+        llama.llama_backend_init()
+        self._log = llama.llama_log_callback(lambda *_: None)
+        llama.llama_log_set(self._log, ctypes.c_void_p(0))
+        self._model = llama.llama_model_load_from_file(path.encode(), llama.llama_model_default_params())
+        self._threads = threads
+
+    def generate(self, prompts: Prompts, new_tokens: int, seconds: float) -> dict[str, Any]:
+        count, length = len(prompts), len(prompts[0])
+        with Context(self._model, count, count * (length + new_tokens + 32), count * length, self._threads) as context:
+            started = time.perf_counter()
+            for sequence, prompt in enumerate(prompts):
+                for position, token in enumerate(prompt):
+                    context.add(token, position, sequence, wants_logits=position == length - 1)
+            context.run()
+            last = [int(context.logits((row + 1) * length - 1).argmax()) for row in range(count)]
+            first = time.perf_counter()
+            done, now = 0, first
+            while done < new_tokens - 1 and now - first < seconds:
+                for sequence, token in enumerate(last):
+                    context.add(token, length + done, sequence, wants_logits=True)
+                context.run()
+                last = [int(context.logits(row).argmax()) for row in range(count)]
+                done, now = done + 1, time.perf_counter()
+        return {"first_token_seconds": first - started, "tokens": done * count, "seconds": now - first}
+
+    def sequence_logits(self, ids: list[int], *, one_by_one: bool) -> np.ndarray:
+        with Context(self._model, 1, len(ids) + 32, len(ids), self._threads) as context:
+            if not one_by_one:
+                for position, token in enumerate(ids):
+                    context.add(token, position, 0, wants_logits=True)
+                context.run()
+                return np.stack([context.logits(row).copy() for row in range(len(ids))])
+            rows = []
+            for position, token in enumerate(ids):
+                context.add(token, position, 0, wants_logits=True)
+                context.run()
+                rows.append(context.logits(0).copy())
+            return np.stack(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--logits", nargs=2, type=Path)
+    parser.add_argument("--one-by-one", action="store_true")
+    options = parser.parse_args()
+    runner = Runner(options.model, options.threads)
+    if options.logits:
+        ids, out = options.logits
+        np.save(out, runner.sequence_logits(json.loads(ids.read_text()), one_by_one=options.one_by_one))
+        say(done=True)
+        return
+    system = llama.llama_print_system_info().decode().strip()
+    answer(runner.generate, version=f"llama-cpp-python {version('llama-cpp-python')}", system=system)
+
+
+if __name__ == "__main__":
+    main()

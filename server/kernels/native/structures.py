@@ -1,0 +1,121 @@
+"""The structures of ``src/step.h``, in Python: decoder layers, a step, and the head."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
+from enum import IntEnum
+
+from .library import ExpertShape, Matrix
+
+
+class RopeKind(IntEnum):
+    """How the numbers of a head make pairs that rotary positions turn."""
+
+    NONE = 0
+    HALVES = 1
+    INTERLEAVED = 2
+
+
+class RouterKind(IntEnum):
+    """How experts are chosen by a router's logits."""
+
+    SOFTMAX_FIRST = 0
+    TOP_FIRST = 1
+    SIGMOID = 2
+
+
+class Router(Structure):
+    _fields_ = [
+        ("matrix", Matrix),
+        ("bias", c_void_p),
+        ("correction", c_void_p),
+        ("kind", c_int32),
+        ("top_k", c_int32),
+        ("num_groups", c_int32),
+        ("top_groups", c_int32),
+        ("is_normalised", c_int32),
+        ("scale", c_float),
+    ]
+
+
+class LayerSpec(Structure):
+    _fields_ = [
+        ("input_norm", c_void_p),
+        ("inner_norm", c_void_p),
+        ("query", Matrix),
+        ("key", Matrix),
+        ("value", Matrix),
+        ("output", Matrix),
+        ("query_bias", c_void_p),
+        ("key_bias", c_void_p),
+        ("value_bias", c_void_p),
+        ("output_bias", c_void_p),
+        ("query_norm", c_void_p),
+        ("key_norm", c_void_p),
+        ("sinks", c_void_p),
+        ("key_cache", c_void_p),
+        ("value_cache", c_void_p),
+        ("cache_slots", c_int64),
+        ("cache_dim", c_int64),
+        ("heads", c_int64),
+        ("kv_heads", c_int64),
+        ("key_dim", c_int64),
+        ("value_dim", c_int64),
+        ("rotary_dim", c_int64),
+        ("window", c_int64),
+        ("is_chunked", c_int32),
+        ("norms_together", c_int32),
+        ("rope", c_int32),
+        ("group", c_int32),
+        ("rope_kind", c_int32),
+        ("cache_format", c_int32),
+        ("norm_epsilon", c_float),
+        ("head_norm_epsilon", c_float),
+        ("scaling", c_float),
+        ("softcap", c_float),
+        ("residual_scale", c_float),
+        ("has_router", c_int32),
+        ("has_dense", c_int32),
+        ("num_experts", c_int32),
+        ("router", Router),
+        ("experts", ExpertShape),
+        ("dense", ExpertShape),
+        ("dense_gate", Matrix),
+    ]
+
+
+class StepCall(Structure):
+    _fields_ = [
+        ("hidden", c_void_p),
+        ("sequences", c_void_p),
+        ("block_tables", c_void_p),
+        ("cosines", c_void_p),
+        ("sines", c_void_p),
+        ("normed", c_void_p),
+        ("chosen", c_void_p),
+        ("weights", c_void_p),
+        ("slots", c_void_p),
+        ("tokens", c_int64),
+        ("num_sequences", c_int64),
+        ("hidden_size", c_int64),
+        ("most_top_k", c_int64),
+        ("most_experts", c_int64),
+        ("is_exact", c_int32),
+    ]
+
+
+class HeadCall(Structure):
+    _fields_ = [
+        ("matrix", Matrix),
+        ("bias", c_void_p),
+        ("norm", c_void_p),
+        ("hidden", c_void_p),
+        ("rows", c_void_p),
+        ("normed", c_void_p),
+        ("logits", c_void_p),
+        ("num_rows", c_int64),
+        ("hidden_size", c_int64),
+        ("norm_epsilon", c_float),
+        ("scale", c_float),
+        ("is_exact", c_int32),
+    ]

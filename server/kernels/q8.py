@@ -1,0 +1,97 @@
+"""Matrices of int8, symmetric, with a scale for each output and group of 32 inputs: 8.5 bits a weight.
+
+The weight is ``code * scale``. The blocks are those of ``blocks``:
+
+- ``NAME_q8`` is int8 ``(blocks, quads, 16, 4)``: at each four inputs of a block its 16 outputs, and the four codes of
+  each, from -127 to 127.
+- ``NAME_q8_scale`` is float16 ``(blocks, groups, 16)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from . import blocks
+from .blocks import GROUP, OUTPUTS, Spec
+
+LARGEST = 127
+LARGEST_WEIGHT = 65504.0 * LARGEST
+QUAD = 4  # inputs
+CODES = "_q8"
+SCALE = "_q8_scale"
+SHAPE = CODES + blocks.SHAPE
+DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # of the largest weight: scales that are tried
+
+
+def specs(name: str, out_features: int, in_features: int) -> list[Spec]:
+    """Name, dtype and shape of each tensor of a matrix."""
+    num_blocks, num_groups = blocks.num_blocks(out_features), blocks.num_groups(in_features)
+    return [
+        (name + CODES, torch.int8, (num_blocks, num_groups * GROUP // QUAD, OUTPUTS, QUAD)),
+        (name + SCALE, torch.float16, (num_blocks, num_groups, OUTPUTS)),
+        *blocks.shape_specs(name + CODES, out_features, in_features),
+    ]
+
+
+def is_quantised(weights: Mapping[str, torch.Tensor], name: str) -> bool:
+    return name + CODES in weights
+
+
+def quantise(name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a matrix ``(out, in)`` of no number beyond ``LARGEST_WEIGHT``."""
+    codes, scales = [], []
+    for groups in blocks.chunks(matrix):
+        found, scale = _quantise_groups(groups)
+        codes.append(found.flatten(2).unflatten(2, (-1, QUAD)).transpose(1, 2))  # type: ignore[no-untyped-call]
+        scales.append(scale.squeeze(-1).transpose(1, 2))
+    tensors = {name + CODES: torch.cat(codes), name + SCALE: torch.cat(scales)}
+    return tensors | blocks.shape_tensors(name + CODES, matrix)
+
+
+def dequantise(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The float32 matrix ``(out, in)``."""
+    shape = blocks.shape_of(weights, name + CODES, weights[name + SCALE])
+    return blocks.join(_pieces(weights, name, shape[1], torch.float32), shape)
+
+
+def project(
+    weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """``(rows, in)`` to ``(rows, out)`` in the dtype of the rows."""
+    out_features, in_features = blocks.shape_of(weights, name + CODES, weights[name + SCALE])
+    return blocks.project(rows, _pieces(weights, name, in_features, rows.dtype), out_features, bias)
+
+
+def _pieces(
+    weights: Mapping[str, torch.Tensor], name: str, in_features: int, dtype: torch.dtype
+) -> Iterator[torch.Tensor]:
+    """Some rows of the matrix after the other, ``(rows, in)``."""
+    codes, scale = weights[name + CODES], weights[name + SCALE]
+    count = blocks.blocks_of_piece(scale)
+    for start in range(0, len(codes), count):
+        steps = scale[start : start + count].float().transpose(1, 2).unsqueeze(-1)  # (blocks, 16, groups, 1)
+        values = codes[start : start + count].transpose(1, 2).float()  # (blocks, 16, quads, 4)
+        values = values.reshape(*steps.shape[:3], GROUP).mul_(steps)
+        yield values.flatten(2).flatten(0, 1)[:, :in_features].to(dtype)
+
+
+def _quantise_groups(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes int8 of groups ``(..., 32)`` and scales float16 ``(..., 1)``, of the least squared error among some.
+
+    The first is as small as it can be with no weight off by more than half a step. Others have larger steps, but are
+    lucky: the error of 32 weights varies by a sixth.
+    """
+    largest = values.abs().amax(-1, keepdim=True)
+    best = torch.zeros_like(largest)
+    least = torch.full_like(largest, torch.inf)
+    for divisor in DIVISORS:
+        scale = (largest / divisor).half().float()
+        steps = torch.where(scale > 0, scale, 1.0)
+        off = (values / steps).round_().clamp_(-LARGEST, LARGEST).mul_(scale).sub_(values)
+        error = torch.linalg.vecdot(off, off).unsqueeze(-1)
+        is_better = error < least
+        best, least = torch.where(is_better, scale, best), torch.where(is_better, error, least)
+    steps = torch.where(best > 0, best, 1.0)
+    return (values / steps).round_().clamp_(-LARGEST, LARGEST).to(torch.int8), best.half()

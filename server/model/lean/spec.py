@@ -1,0 +1,161 @@
+"""Builds what the kernels are told of a decoder layer, and finds out what its modules do not say by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.kernels.native.activation import recognise
+from server.kernels.native.backend import expert_shape
+from server.kernels.native.library import ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
+from server.model.experts import ExpertLayer
+from server.model.gates import RouterWeights
+
+from .capture import LayerCapture
+from .errors import UnusualError
+from .parts import Dense, Norm, Parts, find_parts, matrix_of, no_matrix
+
+
+@dataclass
+class LeanLayer:
+    """One decoder layer as the kernels know it."""
+
+    spec: LayerSpec
+    attention_layer: int  # its number in the KV cache
+    experts: ExpertLayer | None
+    keeps: list[torch.Tensor] = field(default_factory=list)  # whose memory the spec refers to
+
+    def address(self, tensor: torch.Tensor | None) -> int | None:
+        """The address of a float32 copy of a tensor, which is kept."""
+        if tensor is None:
+            return None
+        self.keeps.append(tensor.detach().float().contiguous())
+        return self.keeps[-1].data_ptr()
+
+
+def build_layer(module: nn.Module, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None) -> LeanLayer:
+    """A layer's spec, but for the kinds of rotary positions and of router (``rope_kinds``, ``router_kinds``).
+
+    Raises:
+        UnusualError: the layer is not of the usual shape.
+    """
+    parts, options = find_parts(module), captured.options
+    if options is None:
+        raise UnusualError("a layer has no attention")
+    attention = parts.attention
+    own: Any = attention.module
+    spec = LayerSpec()
+    layer = LeanLayer(spec, own.layer_idx, experts)
+    spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
+    if parts.input_norm.epsilon != parts.inner_norm.epsilon:
+        raise UnusualError("its norms have different epsilons")
+    spec.norm_epsilon = parts.input_norm.epsilon
+    for name in ("query", "key", "value", "output"):
+        linear = getattr(attention, name)
+        setattr(spec, name, matrix_of(linear))
+        setattr(spec, f"{name}_bias", layer.address(linear.bias))
+    spec.key_dim = int(own.head_dim)
+    spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
+    spec.value_dim = attention.value.out_features // spec.kv_heads
+    if spec.heads % spec.kv_heads or attention.output.in_features != spec.heads * spec.value_dim:
+        raise UnusualError("its heads have other sizes than their projections")
+    _set_head_norms(layer, attention.query_norm, attention.key_norm)
+    spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
+    spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+    spec.sinks = layer.address(options.sinks)
+    spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
+    spec.dense_gate = no_matrix()
+    if parts.dense is not None:
+        _set_dense(layer, parts.dense)
+    if parts.experts is not None:
+        _set_experts(layer, parts, router)
+    return layer
+
+
+def rope_kinds(captured: LayerCapture) -> list[RopeKind]:
+    """Candidates, the likeliest first."""
+    return [RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE] if captured.positions is not None else [RopeKind.NONE]
+
+
+def routers(router: Router, module: Any, correction: int | None) -> Iterator[Router]:
+    """Candidates for how a router chooses, the likeliest first.
+
+    Args:
+        module: the router's, which may tell of groups.
+        correction: address of what is added to scores for the choice.
+    """
+    groups = [(1, 1)]
+    names = (("num_group", "topk_group"), ("n_group", "topk_group"))
+    found = [tuple(getattr(module, name, None) for name in pair) for pair in names]
+    groups = [(pair[0], pair[1]) for pair in found if all(isinstance(count, int) and count > 0 for count in pair)][:1] or groups
+    kinds = (RouterKind.SIGMOID,) if correction else (RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID)
+    kinds = (*kinds, RouterKind.SOFTMAX_FIRST) if correction else kinds
+    for kind in kinds:
+        for is_normalised in (1, 0):
+            candidate = Router.from_buffer_copy(router)
+            candidate.kind, candidate.is_normalised, candidate.correction = kind, is_normalised, correction
+            candidate.num_groups, candidate.top_groups = groups[0]
+            candidate.scale = 1.0
+            yield candidate
+
+
+def _set_head_norms(layer: LeanLayer, query: Norm | None, key: Norm | None) -> None:
+    if query is None or key is None:
+        if query is not key:
+            raise UnusualError("only its queries or only its keys are normed")
+        return
+    spec = layer.spec
+    if query.epsilon != key.epsilon:
+        raise UnusualError("its norms have different epsilons")
+    sizes = len(query.weight), len(key.weight)
+    if sizes == (spec.heads * spec.key_dim, spec.kv_heads * spec.key_dim) and sizes[0] != spec.key_dim:
+        spec.norms_together = 1
+    elif sizes != (spec.key_dim, spec.key_dim):
+        raise UnusualError("its heads' norms have another size")
+    spec.query_norm, spec.key_norm = layer.address(query.weight), layer.address(key.weight)
+    spec.head_norm_epsilon = query.epsilon
+
+
+def _set_dense(layer: LeanLayer, dense: Dense) -> None:
+    linears = dense.gate, dense.up, dense.down
+    if any(linear.bias is not None for linear in linears):
+        raise UnusualError("its dense MLP has biases")
+    like: Any = SimpleNamespace(
+        has_gate=True, act_fn=dense.act_fn, _apply_gate=lambda x: dense.act_fn(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
+    )
+    gate = recognise(like)
+    if gate is None:
+        raise UnusualError("its dense MLP has an unknown activation")
+    parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
+    layer.spec.dense = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
+    layer.spec.has_dense = 1
+    if dense.weighting is not None:
+        if dense.weighting.bias is not None or dense.weighting.out_features != 1:
+            raise UnusualError("its shared expert is weighted in another way")
+        layer.spec.dense_gate = matrix_of(dense.weighting)
+
+
+def _set_experts(layer: LeanLayer, parts: Parts, router: RouterWeights | None) -> None:
+    if layer.experts is None or router is None:
+        raise UnusualError("its router is not to be found")
+    shape = expert_shape(parts.experts, layer.experts.layout)
+    if isinstance(shape, str):
+        raise UnusualError(shape)
+    spec = layer.spec
+    weight = router.weight.detach()
+    layer.keeps.append(weight.float().contiguous())
+    spec.router.matrix = Matrix(
+        format=Format.FLOAT32, outputs=weight.shape[0], inputs=weight.shape[1], data=layer.keeps[-1].data_ptr()
+    )
+    spec.router.bias = layer.address(router.bias)
+    spec.router.num_groups = spec.router.top_groups = 1
+    spec.router.scale = 1.0
+    spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]
+
+

@@ -1,0 +1,61 @@
+"""A linear layer of the trunk whose matrix stays int8."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from server.kernels import q8
+from server.kernels.native.library import Format, Matrix
+
+NAME = "weight"
+
+
+class QuantisedLinear(nn.Module):
+    """In the place of an ``nn.Linear``, with its bias and, as buffers, the tensors of ``server.kernels.q8``.
+
+    Buffers are not part of the state dict, because checkpoints have the matrix under another name; ``fill`` sets them.
+
+    Args:
+        original: on the meta device.
+    """
+
+    def __init__(self, original: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features = original.in_features, original.out_features
+        self.bias = original.bias
+        self._dtype = original.weight.dtype
+        for name, dtype, shape in q8.specs(NAME, self.out_features, self.in_features):
+            self.register_buffer(name, torch.empty(shape, dtype=dtype, device="meta"), persistent=False)
+        self._is_hf_initialized = True  # or transformers would initialise it
+
+    def fill(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take the matrix, whose tensors are named as ``q8.specs("weight", ...)`` names them."""
+        for name, value in tensors.items():
+            setattr(self, name, value)
+
+    @property
+    def matrix(self) -> Matrix:
+        """What the native kernels are told of the matrix."""
+        codes, scales = self._tensors[NAME + q8.CODES], self._tensors[NAME + q8.SCALE]
+        return Matrix(
+            format=Format.Q8,
+            outputs=self.out_features,
+            inputs=self.in_features,
+            data=codes.data_ptr(),
+            scales=scales.data_ptr(),
+        )
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The matrix ``(out, in)``, dequantised at each call, for models that look at it themselves."""
+        return q8.dequantise(self._tensors, NAME).to(self._dtype)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
+        """``(..., in)`` to ``(..., out)`` in the dtype of the input."""
+        output = q8.project(self._tensors, NAME, input.flatten(0, -2), self.bias)
+        return output.view(*input.shape[:-1], self.out_features)
+
+    @property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: value for name, value in self._buffers.items() if value is not None}

@@ -1,0 +1,272 @@
+"""All experts held for a step: what it keeps in place, and what it counts."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from expert_store import ExpertKey, ExpertStore, StepLease
+from expert_store.trace import TraceHeader, TraceWriter, read_trace
+from tests.expert_store.asking import of_layer
+from tests.expert_store.records import LAYOUT, make_records, value_of
+from tests.expert_store.settling import settle
+
+LAYERS, EXPERTS = 3, 8
+ALL = LAYERS * EXPERTS
+SLOT = LAYOUT.slot_bytes
+VARIANT = "other"
+KEYS = [ExpertKey(layer, expert) for layer in range(LAYERS) for expert in range(EXPERTS)]
+ROWS = {0: [3, 0, 0, 1, 0, 0, 0, 0], 1: [0, 0, 0, 0, 0, 0, 2, 2], 2: [0] * EXPERTS}
+MakeStore = Callable[..., ExpertStore]
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Iterator[MakeStore]:
+    """Stores whose experts are all in memory, unless told otherwise."""
+    catalog = make_records(tmp_path, LAYERS, EXPERTS, [VARIANT])
+    stores: list[ExpertStore] = []
+
+    def make(slots: int = ALL, is_filled: bool = True, **options: Any) -> ExpertStore:
+        store = ExpertStore(catalog, slots * SLOT, **options)
+        stores.append(store)
+        if is_filled:
+            fill(store)
+        return store
+
+    yield make
+    for store in stores:
+        store.close()
+        store.check_integrity()
+
+
+def fill(store: ExpertStore) -> None:
+    for layer in range(LAYERS):
+        with store.lease(of_layer(layer, range(EXPERTS)), "prefill") as lease:
+            assert len(list(lease)) == EXPERTS
+    settle(store)
+
+
+def held(store: ExpertStore) -> StepLease:
+    hold = store.hold_residents()
+    assert hold is not None
+    return hold
+
+
+def counts(rows: dict[int, list[int]]) -> dict[int, npt.NDArray[np.int64]]:
+    return {layer: np.array(numbers) for layer, numbers in rows.items()}
+
+
+def are_in_place(hold: StepLease) -> bool:
+    """Whether every address leads to the weights of its expert."""
+    return all(
+        int(np.frombuffer(ctypes.string_at(int(hold.addresses[key.layer, key.expert]), 4), np.int32)[0])
+        == value_of(key)
+        for key in KEYS
+    )
+
+
+def test_addresses_lead_to_the_weights_of_every_expert(make_store: MakeStore) -> None:
+    with held(make_store()) as hold:
+        assert hold.addresses.shape == (LAYERS, EXPERTS)
+        assert hold.addresses.dtype == np.uint64
+        assert are_in_place(hold)
+
+
+def test_there_is_none_while_an_expert_is_missing(make_store: MakeStore) -> None:
+    store = make_store(is_filled=False)
+    assert store.hold_residents() is None
+    fill(store)
+    held(store).close({})
+    store.evict([ExpertKey(1, 4)])
+    assert store.hold_residents() is None
+    fill(store)
+    with held(store) as hold:
+        assert are_in_place(hold)
+
+
+def test_there_is_none_where_experts_do_not_all_fit(make_store: MakeStore) -> None:
+    assert make_store(ALL - 1).hold_residents() is None
+
+
+def test_there_is_none_while_a_variant_has_an_experts_slot(make_store: MakeStore) -> None:
+    store = make_store()
+    with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
+        list(lease)
+    assert store.tiers()["host"].num_resident == ALL
+    assert store.hold_residents() is None
+
+
+def test_there_is_none_with_a_device_tier(make_store: MakeStore) -> None:
+    assert make_store(device_bytes=ALL * SLOT).hold_residents() is None
+
+
+def test_the_same_addresses_serve_until_something_moves(make_store: MakeStore) -> None:
+    store = make_store()
+    first, second = held(store), held(store)
+    assert first.addresses is second.addresses
+    assert not first.addresses.flags.writeable
+    first.close({})
+    second.close({})
+    store.evict(KEYS)
+    fill(store)
+    with held(store) as hold:
+        assert are_in_place(hold)
+
+
+def test_nothing_is_evicted_while_all_are_held(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store) as hold:
+        assert store.evict(KEYS) == 0
+        assert are_in_place(hold)
+    assert store.evict(KEYS) == ALL
+
+
+def test_two_holds_end_one_by_one(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store):
+        with held(store):
+            pass
+        assert store.evict(KEYS) == 0
+    assert store.evict(KEYS) == ALL
+
+
+def test_a_smaller_budget_waits_for_the_end(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store) as hold:
+        store.resize(host_bytes=5 * SLOT)
+        assert store.tiers()["host"].num_resident == ALL
+        assert are_in_place(hold)
+    assert store.tiers()["host"].num_slots == store.tiers()["host"].num_resident == 5
+    assert store.hold_residents() is None
+
+
+def test_a_larger_budget_comes_at_once(make_store: MakeStore) -> None:
+    store = make_store()
+    store.resize(host_bytes=(ALL - 1) * SLOT)
+    store.resize(host_bytes=ALL * SLOT)
+    fill(store)
+    with held(store) as hold:
+        store.resize(host_bytes=ALL * SLOT)
+        assert are_in_place(hold)
+
+
+def test_pins_come_and_go_meanwhile(make_store: MakeStore) -> None:
+    store = make_store()
+    store.pin([ExpertKey(0, 0)])
+    with held(store) as hold:
+        assert store.pin([ExpertKey(0, 3), ExpertKey(1, 6)]) == 2
+        assert store.unpin([ExpertKey(0, 0)]) == 1
+        hold.close(counts(ROWS))
+    assert store.evict(KEYS) == ALL - 2
+
+
+def test_leases_and_prefetches_go_on_meanwhile(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store), store.lease(of_layer(1, [2, 3])) as lease:
+        assert [key.expert for key, _ in lease] == [2, 3]
+        assert store.prefetch(2, [1]) == 0
+    assert store.evict(KEYS) == ALL
+
+
+def test_who_needs_a_slot_meanwhile_gets_it_at_the_end(make_store: MakeStore) -> None:
+    store = make_store()
+    come = threading.Event()
+
+    def use() -> None:
+        with store.lease({ExpertKey(0, 1, VARIANT): 1}) as lease:
+            list(lease)
+        come.set()
+
+    with held(store) as hold:
+        user = threading.Thread(target=use)
+        user.start()
+        while not store.statistics().lookups["disk", "decode"]:
+            threading.Event().wait(0.001)
+        assert not come.is_set()
+        assert are_in_place(hold)
+    assert come.wait(30)
+    user.join()
+
+
+def test_a_store_that_closes_leaves_what_is_held_in_place(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store) as hold:
+        store.close()
+        assert are_in_place(hold)
+        hold.close(counts(ROWS))
+    assert store.statistics().tokens.sum() == ALL + 8
+
+
+def test_it_counts_what_a_lease_of_each_layer_would(make_store: MakeStore, tmp_path: Path) -> None:
+    header = TraceHeader("made-up", dict.fromkeys(range(LAYERS), EXPERTS), dict.fromkeys(range(LAYERS), SLOT))
+    paths, found = [tmp_path / "whole.jsonl", tmp_path / "layers.jsonl"], []
+    for path in paths:
+        with TraceWriter(path, header) as writer:
+            store = make_store(recorder=writer)
+            for _ in range(3):
+                if path is paths[0]:
+                    with held(store) as hold:
+                        hold.close(counts(ROWS), "decode")
+                    continue
+                for layer, numbers in ROWS.items():
+                    asked = {ExpertKey(layer, expert): number for expert, number in enumerate(numbers) if number}
+                    with store.lease(asked, "decode") as lease:
+                        list(lease)
+        statistics = store.statistics()
+        found.append((statistics.tokens.tolist(), statistics.lookups, store.hit_ratios()))
+    assert found[0] == found[1]
+    assert read_trace(paths[0]) == read_trace(paths[1])
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfru"])
+def test_what_it_used_is_what_stays_when_others_have_to_go(make_store: MakeStore, policy: str) -> None:
+    store = make_store(policy=policy)
+    for _ in range(3):
+        held(store).close({0: np.array([1, 0, 0, 1, 0, 0, 0, 1]), 1: np.ones(8, np.int64), 2: np.ones(8, np.int64)})
+    store.resize(host_bytes=9 * SLOT)
+    assert {key.expert for key in store.residents() if key.layer == 0} <= {0, 3, 7}
+
+
+def test_what_was_prefetched_counts_as_used_once_it_is(make_store: MakeStore) -> None:
+    store = make_store()
+    store.evict([ExpertKey(0, 0), ExpertKey(0, 1)])
+    assert store.fetch([ExpertKey(0, 0), ExpertKey(0, 1)], timeout_seconds=30) == 2
+    settle(store)
+    for _ in range(2):
+        held(store).close(counts(ROWS))
+    assert store.statistics().prefetches["used"] == 1
+    store.evict([ExpertKey(0, 1)])
+    assert dict(store.statistics().prefetches) == {"used": 1, "wasted": 1}
+
+
+def test_a_step_that_failed_counts_nothing_and_lets_go(make_store: MakeStore) -> None:
+    store = make_store()
+    before = store.statistics()
+    with pytest.raises(RuntimeError, match="in a kernel"), held(store):
+        raise RuntimeError("in a kernel")
+    assert store.statistics().lookups == before.lookups
+    assert store.evict(KEYS) == ALL
+
+
+def test_counts_that_do_not_fit_the_layers_are_refused(make_store: MakeStore) -> None:
+    store = make_store()
+    with pytest.raises(ValueError, match="7 counts for the 8 experts of these layers"), held(store) as hold:
+        hold.close({1: np.ones(7, np.int64)})
+    assert store.evict(KEYS) == ALL
+
+
+def test_a_second_end_is_refused(make_store: MakeStore) -> None:
+    store = make_store()
+    with held(store) as hold:
+        hold.close(counts(ROWS))
+        with pytest.raises(ValueError, match="closed once"):
+            hold.close(counts(ROWS))
+    with held(store):
+        assert store.evict(KEYS) == 0
