@@ -6,7 +6,10 @@ r"""Greenroom and other engines side by side, in one interleaved run.
 
 Greenroom serves over HTTP, and its streams are counted; each peer runs in the environment whose interpreter is given
 (peers without one are named and left out), two threads each, greedy, with the same token ids as prompts. Engines that
-are compared are loaded together, and asked by turns, round after round; those whose turn it is not are stopped.
+are compared are loaded together, and asked by turns, round after round; those whose turn it is not are stopped. A turn
+in which other processes kept more than a tenth of a core busy is tried again (``--retries``), and the quietest counts;
+``--niceness -20`` keeps them away, for root.
+
 Conditions are ``resident``, and ``half`` and ``quarter`` in a memory control group of 1640 and 820 MiB (for which root
 is needed) whose page cache is empty at first. ``--only`` takes any words of: resident, half, quarter; bf16, int8, int4;
 decode, prompt; names of engines. ``--also "NAME FOLDER [packs=FOLDER] [FLAG ...]"`` measures another checkout of
@@ -22,6 +25,8 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -32,7 +37,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.comparison.bandwidth import disk_bytes_per_second, memory_bytes_per_second
-from benchmarks.comparison.contender import Answer, Contender, ContenderError, Work
+from benchmarks.comparison.contender import Answer, Contender, ContenderError, Work, set_niceness
 from benchmarks.comparison.control_group import ControlGroupError
 from benchmarks.comparison.engines import MissingError, Stable, Variant
 from benchmarks.comparison.machine import describe_machine
@@ -42,6 +47,9 @@ from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.comparison.weights import Weights, weights_of
 
 WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # what is resident is then in memory
+
+QUIET_CORES = 0.1
+IDENTITY = ("condition", "weights", "engine", "format", "kind", "streams", "prompt_tokens")
 
 
 class Entrant:
@@ -56,16 +64,15 @@ class Entrant:
     def about(self) -> dict[str, Any]:
         return self._contender.about
 
-    def run(self, task: Task, prompts: list[list[int]], *, counts: bool) -> None:
+    def run(self, task: Task, prompts: list[list[int]], note: str = "") -> Answer:
         answer = self._contender.ask(Work(prompts, task.new_tokens))
-        if counts:
-            self.answers.setdefault(task, []).append(answer)
-        if task.kind == "prompt":
-            shown = f"first token after {answer.first_token_seconds:.3f} s"
-        else:
-            shown = f"{answer.tokens_per_second:.1f} tokens/s, first token after {answer.first_token_seconds:.3f} s"
-        warm = "" if counts else " (warm-up)"
-        print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{warm}", flush=True)
+        shown = f"first token after {answer.first_token_seconds:.3f} s"
+        if task.kind == "decode":
+            shown = f"{answer.tokens_per_second:.1f} tokens/s, {shown}"
+        if answer.others_cores > QUIET_CORES:
+            note += f"; others kept {answer.others_cores:.1f} cores busy"
+        print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{note}", flush=True)
+        return answer
 
     def entries(self, condition: str, weights: str) -> Iterator[dict[str, Any]]:
         for task, answers in self.answers.items():
@@ -90,8 +97,8 @@ class Entrant:
 class Comparison:
     """A run over everything that was selected."""
 
-    def __init__(self, stable: Stable, variants: Sequence[Variant], selection: Selection):
-        self._stable, self._variants, self._selection = stable, variants, selection
+    def __init__(self, stable: Stable, variants: Sequence[Variant], selection: Selection, retries: int):
+        self._stable, self._variants, self._selection, self._retries = stable, variants, selection, retries
         self._config = json.loads((stable.model / "config.json").read_text())
         self.entries: list[dict[str, Any]] = []
         self.skipped: list[str] = []
@@ -102,17 +109,40 @@ class Comparison:
         print(f"{condition}, {weights}", flush=True)
         with ExitStack() as stack:
             entrants = list(self._start(condition, weights, stack))
-            for index in range(rounds + 1):
-                for task in work if index else WARM_UP:
-                    prompts = task.prompts(index, self._config["vocab_size"])
-                    for entrant in list(entrants):
-                        try:
-                            entrant.run(task, prompts, counts=index > 0)
-                        except ContenderError as error:
-                            self._skip(condition, f"{entrant.name} {entrant.format}", error)
-                            entrants.remove(entrant)
+            for task in WARM_UP:
+                self._ask_all(entrants, condition, task, 0, " (warm-up)")
+            for index in range(1, rounds + 1):
+                for task in work:
+                    self._ask_quietly(entrants, condition, task, index)
             for entrant in entrants:
                 self.entries += entrant.entries(condition, weights)
+
+    def _ask_quietly(self, entrants: list[Entrant], condition: str, task: Task, index: int) -> None:
+        """A turn of all engines; while others keep the machine busy it is tried again, and the quietest counts."""
+        best: dict[Entrant, Answer] = {}
+        least = float("inf")
+        for attempt in range(self._retries + 1):
+            answers = self._ask_all(entrants, condition, task, index + 1000 * attempt)
+            busiest = max((answer.others_cores for answer in answers.values()), default=0)
+            if busiest < least:
+                best, least = answers, busiest
+            if least <= QUIET_CORES:
+                break
+        for entrant, answer in best.items():
+            entrant.answers.setdefault(task, []).append(answer)
+
+    def _ask_all(
+        self, entrants: list[Entrant], condition: str, task: Task, seed: int, note: str = ""
+    ) -> dict[Entrant, Answer]:
+        answers = {}
+        prompts = task.prompts(seed, self._config["vocab_size"])
+        for entrant in list(entrants):
+            try:
+                answers[entrant] = entrant.run(task, prompts, note)
+            except ContenderError as error:
+                self._skip(condition, f"{entrant.name} {entrant.format}", error)
+                entrants.remove(entrant)
+        return answers
 
     def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[Entrant]:
         limit = CONDITIONS[condition]
@@ -160,8 +190,14 @@ class Comparison:
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Runs of parts as one; the best bandwidth that any of them saw counts."""
-    whole = dict(results[-1])
-    whole["entries"] = [entry for result in results for entry in result["entries"]]
+    whole = {name: value for result in results for name, value in result.items()}
+    entries: dict[tuple[object, ...], dict[str, Any]] = {}
+    for entry in (entry for result in results for entry in result["entries"]):
+        known = entries.setdefault(tuple(entry[name] for name in IDENTITY), entry)
+        if known is not entry:
+            known["samples"] += entry["samples"]
+            known["peak_bytes"] = max(known["peak_bytes"], entry["peak_bytes"])
+    whole["entries"] = list(entries.values())
     whole["skipped"] = [line for result in results for line in result["skipped"]]
     whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
     disk: dict[str, float] = {}
@@ -184,10 +220,13 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         options.threads,
         max(options.prompts) + 1024,
         options.greenroom,
+        options.niceness,
         {peer: path for peer in PEERS if (path := getattr(options, attribute(peer)))},
     )
+    if options.niceness:
+        set_niceness(os.getpid(), options.niceness)
     variants = [Variant("greenroom", Path.cwd()), *map(Variant.parse, options.also)]
-    comparison = Comparison(stable, variants, selection)
+    comparison = Comparison(stable, variants, selection, options.retries)
     for condition in selection.conditions:
         for weights in selection.formats:
             work = tasks(condition, selection.kinds, options.streams, options.prompts, options.tokens)
@@ -214,7 +253,12 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def stop(*_: object) -> None:
+    sys.exit("stopped")
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, stop)  # so that what was started is ended
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="a checkpoint's folder")
     parser.add_argument("--greenroom", default=sys.executable, help="interpreter of Greenroom's environment")
@@ -228,6 +272,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=numbers, default=[64, 512, 4096], help="lengths of prompts, in tokens")
     parser.add_argument("--tokens", type=int, default=64, help="to generate after each prompt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--retries", type=int, default=2, help="of a turn while other processes are busy")
+    parser.add_argument("--niceness", type=int, default=0, help="of the engines and of this process, -20 to 19")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--from", dest="files", type=Path, nargs="+", help="show results of earlier runs")
     parser.add_argument("--page", type=Path, help="Markdown file whose results are written anew")

@@ -19,6 +19,7 @@ from typing import Any, Self
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, forget_files
 from benchmarks.load_generator import Completion, Timing, burst
 
+TICKS = os.sysconf("SC_CLK_TCK")
 LOAD_SECONDS, ANSWER_SECONDS = 300.0, 240.0
 
 
@@ -39,6 +40,7 @@ class Answer:
     tokens: int  # of all prompts, after that
     seconds: float  # from there on
     bytes_read: int = 0  # from disk, for all of the work
+    others_cores: float = 0.0  # that other processes kept busy meanwhile, of the machine's
 
     @property
     def tokens_per_second(self) -> float:
@@ -54,6 +56,16 @@ class Start:
     limit_bytes: int | None = None
     folder: Path | None = None  # where the command runs
     environment: Mapping[str, str] = field(default_factory=dict)
+    niceness: int = 0
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Counters at one moment."""
+
+    bytes_read: int
+    own_cpu_seconds: float  # of the contender and of this process
+    machine_cpu_seconds: float  # of all processes, interrupts and what the host took
 
 
 class ContenderError(Exception):
@@ -85,6 +97,8 @@ class Contender(ABC):
                 start_new_session=True,
             )
         try:
+            if start.niceness:
+                set_niceness(self._process.pid, start.niceness)
             started = time.perf_counter()
             self.about = self._wait_until_ready()
             self.load_seconds = time.perf_counter() - started
@@ -106,11 +120,20 @@ class Contender(ABC):
             ContenderError: it failed.
         """
         self._signal(signal.SIGCONT)
-        before = self._bytes_read()
+        before, started = self._usage(), time.perf_counter()
         fields = self._generate(work)
-        read = self._bytes_read() - before
+        after, took = self._usage(), time.perf_counter() - started
         self._signal(signal.SIGSTOP)
-        return Answer(fields["first_token_seconds"], int(fields["tokens"]), fields["seconds"], read)
+        others = (after.machine_cpu_seconds - before.machine_cpu_seconds) - (
+            after.own_cpu_seconds - before.own_cpu_seconds
+        )
+        return Answer(
+            fields["first_token_seconds"],
+            int(fields["tokens"]),
+            fields["seconds"],
+            after.bytes_read - before.bytes_read,
+            max(0.0, others / took),
+        )
 
     def peak_bytes(self) -> int:
         """The most memory that its processes had resident; mapped files count."""
@@ -153,13 +176,16 @@ class Contender(ABC):
     def _pids(self) -> list[int]:
         return self._group.pids() if self._group else [self._process.pid]
 
-    def _bytes_read(self) -> int:
-        total = 0
+    def _usage(self) -> Usage:
+        read, ticks = 0, 0
         for pid in self._pids():
             for line in Path(f"/proc/{pid}/io").read_text().splitlines():
                 if line.startswith("read_bytes"):
-                    total += int(line.split()[1])
-        return total
+                    read += int(line.split()[1])
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        own = ticks / TICKS + sum(os.times()[:2])
+        user, nice, system, _, _, *more = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+        return Usage(read, own, (user + nice + system + sum(more)) / TICKS)
 
     def _signal(self, number: int) -> None:
         try:
@@ -200,6 +226,14 @@ class Greenroom(Contender):
         except (OSError, RuntimeError, TimeoutError) as error:
             raise ContenderError(f"{type(error).__name__} {error}; {self._last_words()}") from error
         return decoded(timings)
+
+
+def set_niceness(pid: int, niceness: int) -> None:
+    """Of a process and, where the kernel schedules sessions as groups, of its session."""
+    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    autogroup = Path(f"/proc/{pid}/autogroup")
+    if autogroup.exists():
+        autogroup.write_text(str(niceness))
 
 
 def decoded(timings: Sequence[Timing]) -> dict[str, float]:

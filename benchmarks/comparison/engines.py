@@ -55,6 +55,7 @@ class Stable:
     threads: int
     model_len: int
     greenroom: str  # its interpreter
+    niceness: int = 0
     interpreters: Mapping[str, str] = field(default_factory=dict)  # of the peers
 
     def peer_file(self, engine: Engine) -> Path:
@@ -86,7 +87,8 @@ class Stable:
             command += ["--max-model-len", str(self.model_len if limit_bytes is None else PAGED_MODEL_LEN)]
         if engine.name == "ftllm" and condition in FTLLM_CACHES:
             command += ["--cache", FTLLM_CACHES[condition]]
-        start = Start(command, model, limit_bytes, environment={"OMP_NUM_THREADS": str(self.threads)})
+        threads = {"OMP_NUM_THREADS": str(self.threads)}
+        start = Start(command, model, limit_bytes, environment=threads, niceness=self.niceness)
         return Peer(start, self._log(engine.name, engine.format, condition))
 
     def packed(self, variant: Variant, weights: str) -> Path:
@@ -110,7 +112,7 @@ class Stable:
         length = self.model_len if limit_bytes is None else PAGED_MODEL_LEN
         command = [self.greenroom, "-m", "server.cli", "serve", str(model), "--port", "0"]
         command += ["--threads", str(self.threads), "--max-model-len", str(length), *variant.flags]
-        start = Start(command, model, limit_bytes, folder=variant.folder)
+        start = Start(command, model, limit_bytes, folder=variant.folder, niceness=self.niceness)
         return Greenroom(start, self._log(variant.name, weights, condition))
 
     def _log(self, *names: str) -> Path:
