@@ -23,7 +23,7 @@ class Engine:
 
 
 # The peers that are measured against Greenroom's format, by condition.
-RIVALS: dict[tuple[str, str], tuple[Engine, ...]] = {
+PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
     ("resident", "bf16"): (
         Engine("llama.cpp", "bf16"),
         Engine("vllm-cpu", "bf16"),
@@ -64,8 +64,8 @@ class Selection:
     kinds: Collection[str]
     engines: Collection[str]
 
-    def rivals(self, condition: str, weights: str) -> list[Engine]:
-        return [engine for engine in RIVALS[condition, weights] if not self.engines or engine.name in self.engines]
+    def peers(self, condition: str, weights: str) -> list[Engine]:
+        return [engine for engine in PEERS_OF[condition, weights] if not self.engines or engine.name in self.engines]
 
 
 def select(words: Collection[str]) -> Selection:

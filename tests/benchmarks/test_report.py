@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.compare import merged
-from benchmarks.comparison.contender import decoded
 from benchmarks.comparison.page import BEGIN, END, write_page
 from benchmarks.comparison.plan import Task, select
+from benchmarks.comparison.process import decoded
 from benchmarks.comparison.report import losses, make_rows
 from benchmarks.exactness import mean_divergence
 from benchmarks.load_generator import Timing
@@ -32,7 +32,7 @@ def result(*entries: dict[str, Any]) -> dict[str, Any]:
         "threads": 2,
         "machine": machine,
         "versions": {"greenroom": "1"},
-        "bandwidth": {"memory": 10000.0, "disk": {"100": 40.0}},
+        "bandwidth": {"memory": [9000.0, 10000.0], "disk": {"100": [30.0, 40.0, 50.0]}},
         "entries": list(entries),
         "skipped": [],
     }

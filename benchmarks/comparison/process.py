@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,12 +30,12 @@ class Work:
 
     prompts: Sequence[Sequence[int]]
     new_tokens: int
-    seconds: float = 30.0  # of decoding, after which a slow contender may stop
+    seconds: float = 30.0  # of decoding, after which a slow process may stop
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a contender took for some work."""
+    """What an engine took for some work."""
 
     first_token_seconds: float  # until every prompt had its first token
     tokens: int  # of all prompts, after that
@@ -49,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Start:
-    """How a contender is started."""
+    """How an engine is started."""
 
     command: Sequence[str]
     model: Path  # file or folder, whose page cache is emptied first under a limit
@@ -64,15 +65,15 @@ class Usage:
     """Counters at one moment."""
 
     bytes_read: int
-    own_cpu_seconds: float  # of the contender and of this process
+    own_cpu_seconds: float  # of the process and of this process
     machine_cpu_seconds: float  # of all processes, interrupts and what the host took
 
 
-class ContenderError(Exception):
-    """A contender did not start, failed or took too long."""
+class EngineError(Exception):
+    """A process did not start, failed or took too long."""
 
 
-class Contender(ABC):
+class EngineProcess(ABC):
     """A running process. It is stopped by SIGSTOP except within ``ask``."""
 
     def __init__(self, start: Start, log: Path):
@@ -84,7 +85,7 @@ class Contender(ABC):
                 raise
         if start.limit_bytes is not None:
             forget_files(start.model)
-        self._log = log
+        self._log, self._folder = log, start.folder
         command = self._group.command(start.command) if self._group else list(start.command)
         with log.open("w") as errors:
             self._process = subprocess.Popen(
@@ -117,7 +118,7 @@ class Contender(ABC):
         """Do some work.
 
         Raises:
-            ContenderError: it failed.
+            EngineError: it failed.
         """
         self._signal(signal.SIGCONT)
         before, started = self._usage(), time.perf_counter()
@@ -163,10 +164,10 @@ class Contender(ABC):
     def _read_line(self, seconds: float) -> str:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
-            raise ContenderError(f"no answer in {seconds:.0f} seconds; {self._last_words()}")
+            raise EngineError(f"no answer in {seconds:.0f} seconds; {self._last_words()}")
         line = self._process.stdout.readline().decode()
         if not line:
-            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}")
+            raise EngineError(f"it ended ({self._process.wait()}); {self._last_words()}")
         return line
 
     def _last_words(self) -> str:
@@ -194,7 +195,7 @@ class Contender(ABC):
             return
 
 
-class Peer(Contender):
+class Peer(EngineProcess):
     """A script of ``benchmarks/peers``, which answers in JSON lines."""
 
     def _wait_until_ready(self) -> dict[str, Any]:
@@ -207,24 +208,31 @@ class Peer(Contender):
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}") from error
+            raise EngineError(f"it ended ({self._process.wait()}); {self._last_words()}") from error
         return json.loads(self._read_line(ANSWER_SECONDS))
 
 
-class Greenroom(Contender):
+class Greenroom(EngineProcess):
     """`greenroom serve`, asked over HTTP; tokens are counted as its streams tell them."""
 
     def _wait_until_ready(self) -> dict[str, Any]:
         line = self._read_line(LOAD_SECONDS)
         self._url = line.removeprefix("Greenroom ready: ").split()[0]
-        return {"version": "greenroom"}
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607
+            cwd=self._folder,
+            check=False,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        return {"version": f"{version('greenroom')} {commit}".strip()}
 
     def _generate(self, work: Work) -> Mapping[str, float]:
         completions = [Completion(prompt, work.new_tokens) for prompt in work.prompts]
         try:
             timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), ANSWER_SECONDS))
         except (OSError, RuntimeError, TimeoutError) as error:
-            raise ContenderError(f"{type(error).__name__} {error}; {self._last_words()}") from error
+            raise EngineError(f"{type(error).__name__} {error}; {self._last_words()}") from error
         return decoded(timings)
 
 
