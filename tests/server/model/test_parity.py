@@ -52,32 +52,34 @@ def generate(
     steps: int = NEW_TOKENS,
     prefetcher: Prefetcher | None = None,
     order: Callable[[int], Sequence[int]] = range,
+    block_size: int = BLOCK_SIZE,
+    prompts: Sequence[list[int]] = PROMPTS,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens.
 
     Each group of layers has as many blocks as hold all sequences, given to them in an order; those that no later token
     sees are given back.
     """
-    blocks = -(-(max(map(len, PROMPTS)) + steps) // BLOCK_SIZE)
+    blocks = -(-(max(map(len, prompts)) + steps) // block_size)
     groups = trunk.facts.kv_groups
-    cache = KVCache(groups, [blocks * len(PROMPTS)] * len(groups), BLOCK_SIZE)
-    pool = list(order(blocks * len(PROMPTS)))
-    tables = [pool[blocks * n : blocks * (n + 1)] for n in range(len(PROMPTS))]
+    cache = KVCache(groups, [blocks * len(prompts)] * len(groups), block_size)
+    pool = list(order(blocks * len(prompts)))
+    tables = [pool[blocks * n : blocks * (n + 1)] for n in range(len(prompts))]
 
     def tables_of(i: int) -> list[list[int]]:
         oldest = [oldest_seen(cached[i], group.window, group.is_chunked) if group.window else 0 for group in groups]
-        gone = [max(0, position) // BLOCK_SIZE for position in oldest]
+        gone = [max(0, position) // block_size for position in oldest]
         return [[-1] * count + tables[i][count:] for count in gone]
 
-    texts = [list(prompt) for prompt in PROMPTS]
-    cached, states = [0] * len(PROMPTS), trunk.new_states(len(PROMPTS))
-    logits: list[list[torch.Tensor]] = [[] for _ in PROMPTS]
+    texts = [list(prompt) for prompt in prompts]
+    cached, states = [0] * len(prompts), trunk.new_states(len(prompts))
+    logits: list[list[torch.Tensor]] = [[] for _ in prompts]
     while any(len(rows) < steps for rows in logits):
-        active = [i for i in range(len(PROMPTS)) if len(logits[i]) < steps]
+        active = [i for i in range(len(prompts)) if len(logits[i]) < steps]
         chunks = []
         for i in active:
             tokens, is_last = texts[i][cached[i] : cached[i] + chunk], cached[i] + chunk >= len(texts[i])
-            prompt = len(PROMPTS[i])
+            prompt = len(prompts[i])
             chunks.append(SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt))
         rows = iter(trunk.forward(chunks, cache, store, prefetcher, states).logits)
         for i, piece in zip(active, chunks, strict=True):
@@ -85,7 +87,7 @@ def generate(
             if piece.num_logits:
                 logits[i].append(next(rows))
                 texts[i].append(int(logits[i][-1].argmax()))
-    return [(text[len(p) :], torch.stack(rows)) for text, p, rows in zip(texts, PROMPTS, logits, strict=True)]
+    return [(text[len(p) :], torch.stack(rows)) for text, p, rows in zip(texts, prompts, logits, strict=True)]
 
 
 def test_the_smallest_and_the_whole_cache_give_the_stock_logits(

@@ -1,0 +1,82 @@
+"""Models whose decoder layers run natively give what transformers' modules give."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
+from server.kernels.pool import ComputePool
+from server.model.loading import load_trunk
+from server.model.trunk import Trunk
+from tests.checkpoints import make_checkpoint
+from tests.server.model.test_parity import PROMPTS, generate
+
+BLOCK = 16  # tokens; what the native attention takes
+TOLERANCE = 1e-5  # of the range of the logits
+LEAN = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss", "qwen2_moe", "glm4_moe", "granitemoe", "dots1"]
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+@pytest.fixture(scope="module", params=LEAN)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def pool() -> Iterator[ComputePool]:
+    kernels = Kernels(2)
+    yield ComputePool(2, kernels)
+    kernels.close()
+
+
+def load(folder: Path, pool: ComputePool | None) -> Trunk:
+    trunk = load_trunk(folder, torch.float32, pool=pool)
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+Written = list[tuple[list[int], torch.Tensor]]
+
+
+def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = False) -> Written:
+    needed = trunk.catalog.total_bytes if all_fit else least_bytes(trunk.catalog, trunk.facts.top_k)
+    store = ExpertStore(trunk.catalog, needed)
+    try:
+        written = generate(trunk, store, 3, block_size=BLOCK, prompts=prompts)
+        return generate(trunk, store, 3, block_size=BLOCK, prompts=prompts) if all_fit else written
+    finally:
+        store.close()
+
+
+def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
+    lean = load(checkpoint, pool)
+    assert lean.is_invariant, "it goes through the modules"
+    for (tokens, logits), (expected_tokens, expected) in zip(write(lean), write(load(checkpoint, None)), strict=True):
+        assert tokens == expected_tokens
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
+    trunk = load(checkpoint, pool)
+    together = write(trunk)
+    for prompt, (tokens, logits) in zip(PROMPTS, together, strict=True):
+        ((alone_tokens, alone),) = write(trunk, [prompt])
+        assert tokens == alone_tokens
+        assert torch.equal(logits, alone)
+
+
+def test_resident_experts_give_the_same_bits_as_paged_ones(tmp_path: Path, pool: ComputePool) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool)
+    for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
+        assert torch.equal(paged, resident)
+
+
+def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
+    assert not load(make_checkpoint("deepseek_v3", tmp_path), pool).is_invariant
