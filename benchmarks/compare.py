@@ -121,6 +121,33 @@ class Comparison:
                 for engine in engines:
                     self.entries += engine.entries(condition, weights)
 
+    def _ask_quietly(self, engines: list[LoadedEngine], condition: str, task: Task, index: int) -> None:
+        """A turn of all engines; while others keep the machine busy it is tried again, and the quietest counts."""
+        best: dict[LoadedEngine, Answer] = {}
+        least = float("inf")
+        for attempt in range(self._retries + 1):
+            answers = self._ask_all(engines, condition, task, index + 1000 * attempt)
+            busiest = max((answer.others_cores for answer in answers.values()), default=0)
+            if busiest < least:
+                best, least = answers, busiest
+            if least <= QUIET_CORES:
+                break
+        for engine, answer in best.items():
+            engine.answers.setdefault(task, []).append(answer)
+
+    def _ask_all(
+        self, engines: list[LoadedEngine], condition: str, task: Task, seed: int, note: str = ""
+    ) -> dict[LoadedEngine, Answer]:
+        answers = {}
+        prompts = task.prompts(seed, self._config["vocab_size"])
+        for engine in list(engines):
+            try:
+                answers[engine] = engine.run(task, prompts, note)
+            except EngineError as error:
+                self._skip(condition, f"{engine.name} {engine.format}", error)
+                engines.remove(engine)
+        return answers
+
     def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[LoadedEngine]:
         chosen: list[Variant | Engine] = []
         if not self._selection.engines or "greenroom" in self._selection.engines:
