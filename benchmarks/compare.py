@@ -45,7 +45,7 @@ from benchmarks.comparison.process import Answer, EngineError, EngineProcess, Wo
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.comparison.weights import Weights, weights_of
 
-WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # what is resident is then in memory
+WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # after it, what can be resident is
 
 QUIET_CORES = 0.1
 IDENTITY = ("condition", "weights", "engine", "format", "kind", "streams", "prompt_tokens")
@@ -111,7 +111,7 @@ class Comparison:
         with ExitStack() as stack:
             engines = list(self._start(condition, weights, stack))
             try:
-                for task in WARM_UP:
+                for task in WARM_UP if CONDITIONS[condition] is None else work:
                     self._ask_all(engines, condition, task, 0, " (warm-up)")
                 for index in range(1, rounds + 1):
                     for task in work:
