@@ -48,7 +48,6 @@ from benchmarks.comparison.weights import Weights, weights_of
 WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # after it, what can be resident is
 
 QUIET_CORES = 0.1
-IDENTITY = ("condition", "weights", "engine", "format", "kind", "streams", "prompt_tokens")
 
 
 class LoadedEngine:
@@ -179,15 +178,9 @@ class Comparison:
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Runs of parts as one."""
+    """Runs of parts as one; each entry keeps the number of its run, within which alone engines are compared."""
     whole = {name: value for result in results for name, value in result.items()}
-    entries: dict[tuple[object, ...], dict[str, Any]] = {}
-    for entry in (entry for result in results for entry in result["entries"]):
-        known = entries.setdefault(tuple(entry[name] for name in IDENTITY), entry)
-        if known is not entry:
-            known["samples"] += entry["samples"]
-            known["peak_bytes"] = max(known["peak_bytes"], entry["peak_bytes"])
-    whole["entries"] = list(entries.values())
+    whole["entries"] = [entry | {"run": run} for run, result in enumerate(results) for entry in result["entries"]]
     whole["skipped"] = [line for result in results for line in result["skipped"]]
     whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
     disk: dict[str, list[float]] = {}
