@@ -45,10 +45,9 @@ from benchmarks.comparison.process import Answer, EngineError, EngineProcess, Wo
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.comparison.weights import Weights, weights_of
 
-WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # what is resident is then in memory
+WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # after it, what can be resident is
 
 QUIET_CORES = 0.1
-IDENTITY = ("condition", "weights", "engine", "format", "kind", "streams", "prompt_tokens")
 
 
 class LoadedEngine:
@@ -111,7 +110,7 @@ class Comparison:
         with ExitStack() as stack:
             engines = list(self._start(condition, weights, stack))
             try:
-                for task in WARM_UP:
+                for task in WARM_UP if CONDITIONS[condition] is None else work:
                     self._ask_all(engines, condition, task, 0, " (warm-up)")
                 for index in range(1, rounds + 1):
                     for task in work:
@@ -120,6 +119,33 @@ class Comparison:
             finally:
                 for engine in engines:
                     self.entries += engine.entries(condition, weights)
+
+    def _ask_quietly(self, engines: list[LoadedEngine], condition: str, task: Task, index: int) -> None:
+        """A turn of all engines; while others keep the machine busy it is tried again, and the quietest counts."""
+        best: dict[LoadedEngine, Answer] = {}
+        least = float("inf")
+        for attempt in range(self._retries + 1):
+            answers = self._ask_all(engines, condition, task, index + 1000 * attempt)
+            busiest = max((answer.others_cores for answer in answers.values()), default=0)
+            if busiest < least:
+                best, least = answers, busiest
+            if least <= QUIET_CORES:
+                break
+        for engine, answer in best.items():
+            engine.answers.setdefault(task, []).append(answer)
+
+    def _ask_all(
+        self, engines: list[LoadedEngine], condition: str, task: Task, seed: int, note: str = ""
+    ) -> dict[LoadedEngine, Answer]:
+        answers = {}
+        prompts = task.prompts(seed, self._config["vocab_size"])
+        for engine in list(engines):
+            try:
+                answers[engine] = engine.run(task, prompts, note)
+            except EngineError as error:
+                self._skip(condition, f"{engine.name} {engine.format}", error)
+                engines.remove(engine)
+        return answers
 
     def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[LoadedEngine]:
         chosen: list[Variant | Engine] = []
@@ -152,15 +178,9 @@ class Comparison:
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Runs of parts as one."""
+    """Runs of parts as one; each entry keeps the number of its run, within which alone engines are compared."""
     whole = {name: value for result in results for name, value in result.items()}
-    entries: dict[tuple[object, ...], dict[str, Any]] = {}
-    for entry in (entry for result in results for entry in result["entries"]):
-        known = entries.setdefault(tuple(entry[name] for name in IDENTITY), entry)
-        if known is not entry:
-            known["samples"] += entry["samples"]
-            known["peak_bytes"] = max(known["peak_bytes"], entry["peak_bytes"])
-    whole["entries"] = list(entries.values())
+    whole["entries"] = [entry | {"run": run} for run, result in enumerate(results) for entry in result["entries"]]
     whole["skipped"] = [line for result in results for line in result["skipped"]]
     whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
     disk: dict[str, list[float]] = {}

@@ -19,7 +19,7 @@ SCRIPTS = {
     "transformers": "run_transformers.py",
 }
 FTLLM_CACHES = {"half": "700m", "quarter": "100m"}  # experts beside all that ftllm keeps in memory otherwise
-PAGED_MODEL_LEN = 2048
+PAGED_MODEL_LEN, PAGED_PROMPT_TOKENS = 2048, 128  # under a limit, most tokens of a sequence, and of a prompt in a step
 
 
 class MissingError(Exception):
@@ -78,9 +78,12 @@ class Setup:
         return Peer(start, self.logs / f"{engine.name}-{engine.format}-{condition}.log"), model
 
     def _greenroom_command(self, variant: Variant, model: Path, limit_bytes: int | None) -> list[str]:
-        length = self.model_len if limit_bytes is None else PAGED_MODEL_LEN
         command = [self.greenroom, "-m", "server.cli", "serve", str(model), "--port", "0"]
-        return [*command, "--threads", str(self.threads), "--max-model-len", str(length), *variant.flags]
+        command += ["--threads", str(self.threads)]
+        if limit_bytes is None:
+            return [*command, "--max-model-len", str(self.model_len), *variant.flags]
+        command += ["--max-model-len", str(PAGED_MODEL_LEN), "--max-batched-tokens", str(PAGED_PROMPT_TOKENS)]
+        return [*command, *variant.flags]
 
     def _peer_command(self, engine: Engine, model: Path, condition: str, limit_bytes: int | None) -> list[str]:
         if engine.name not in self.interpreters:

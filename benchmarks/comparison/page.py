@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.comparison.report import Row, cells, disk_rates, losses, memory_rate
+from benchmarks.comparison.report import Row, busy_cores, cells, disk_rates, losses, memory_rate
 
 BEGIN, END = "<!-- results: made by benchmarks.compare -->", "<!-- end of results -->"
 HEADINGS = {
@@ -47,7 +47,8 @@ def _about(result: Mapping[str, Any]) -> Iterator[str]:
         text += f" Memory gives {memory / 1e9:.0f} GB/s to {result['threads']} threads."
     for block, rate in disk_rates(result["bandwidth"]).items():
         text += f" Direct reads of {int(block) / 1e6:.1f} MB give {rate / 1e9:.2f} GB/s."
-    yield text
+    median, most = busy_cores(result)
+    yield f"{text} Meanwhile other processes kept {median:.1f} cores busy (median; at most {most:.1f})."
     yield ""
     yield "Versions: " + "; ".join(f"{name}: {text}" for name, text in result["versions"].items()) + "."
     yield ""
@@ -68,8 +69,8 @@ def _tables(rows: Sequence[Row]) -> Iterator[str]:
         before = None
         for row in found:
             _, weights, task, engine, median, spread, ratio, memory, disk, peak, read = cells(row)
-            group = (weights, task)
-            if row.engine.startswith("greenroom"):
+            group = (weights, task, row.run)
+            if row.is_greenroom:
                 engine, median = f"**{engine}**", f"**{median}**"
             shown = [f"{weights}, {task}" if group != before else "", engine, median, spread, ratio, memory]
             shown += [disk, read.removesuffix("/token")] if is_paged else [peak]
@@ -125,15 +126,17 @@ def draw(path: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
         panels.setdefault((row.condition, kind), []).append(row)
     columns = 2
     height = -(-len(panels) // columns)
-    figure = Figure(figsize=(12, 3.4 * height), layout="constrained")
+    bars = max((len(found) for found in panels.values()), default=1)
+    figure = Figure(figsize=(12, (1.2 + 0.22 * bars) * height), layout="constrained")
     figure.suptitle(f"{result['model']}, {result['threads']} threads, {result['machine']['cpu']}, {result['date']}")
     axes = figure.subplots(height, columns, squeeze=False).flat
     for plot, ((condition, kind), found) in zip(axes, panels.items(), strict=False):
         is_time = kind == "first token"
         labels = [f"{row.engine}" + (f", {row.task.rpartition(' ')[2]} tokens" if is_time else "") for row in found]
-        colors = [COLORS.get(row.engine.split()[0], OTHER_COLOR) for row in found]
-        bars = plot.barh(range(len(found)), [row.median for row in found], color=colors)
-        plot.bar_label(bars, [f"{row.median:.2f}" if is_time else f"{row.median:.1f}" for row in found], padding=3)
+        names = ["greenroom" if row.is_greenroom else row.engine.split()[0] for row in found]
+        colors = [COLORS.get(name, OTHER_COLOR) for name in names]
+        drawn = plot.barh(range(len(found)), [row.median for row in found], color=colors)
+        plot.bar_label(drawn, [f"{row.median:.2f}" if is_time else f"{row.median:.1f}" for row in found], padding=3)
         plot.set_yticks(range(len(found)), labels, fontsize=8)
         plot.invert_yaxis()
         if is_time:

@@ -172,7 +172,7 @@ class EngineProcess(ABC):
 
     def _last_words(self) -> str:
         lines = self._log.read_text(errors="replace").strip().splitlines()
-        return f"{self._log}: {lines[-1] if lines else 'is empty'}"
+        return f"its log {self._log.name} ends with {lines[-1][:200] if lines else 'nothing'!r}"
 
     def _pids(self) -> list[int]:
         return self._group.pids() if self._group else [self._process.pid]
@@ -232,6 +232,8 @@ class Greenroom(EngineProcess):
         try:
             timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), ANSWER_SECONDS))
         except (OSError, RuntimeError, TimeoutError) as error:
+            if self._process.poll() is not None:
+                raise EngineError(f"it ended ({self._process.returncode}); {self._last_words()}") from error
             raise EngineError(f"{type(error).__name__} {error}; {self._last_words()}") from error
         return decoded(timings)
 

@@ -19,7 +19,9 @@ class Row:
     condition: str
     weights: str  # Greenroom's format of the group
     task: str
+    run: int
     engine: str
+    is_greenroom: bool
     median: float  # tokens/s, or seconds to the first token
     least: float
     most: float
@@ -49,12 +51,14 @@ def speeds(entry: Entry) -> list[float]:
 
 def make_rows(result: Mapping[str, Any]) -> list[Row]:
     """All rows, in the order of the entries."""
-    groups: dict[tuple[str, ...], list[Entry]] = {}
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in result["entries"]:
         if speeds(entry):
-            groups.setdefault((entry["condition"], entry["weights"], task_name(entry)), []).append(entry)
+            groups.setdefault((entry["condition"], entry["weights"], task_name(entry), entry.get("run", 0)), []).append(
+                entry
+            )
     rows = []
-    for (condition, weights, task), entries in groups.items():
+    for (condition, weights, task, run), entries in groups.items():
         peers = [statistics.median(speeds(entry)) for entry in entries if not entry["is_greenroom"]]
         best = max(peers, default=float("nan"))
         for entry in entries:
@@ -66,7 +70,9 @@ def make_rows(result: Mapping[str, Any]) -> list[Row]:
                     condition,
                     weights,
                     task,
+                    run,
                     f"{entry['engine']} {entry['format']}",
+                    entry["is_greenroom"],
                     statistics.median(shown),
                     min(shown),
                     max(shown),
@@ -78,6 +84,12 @@ def make_rows(result: Mapping[str, Any]) -> list[Row]:
                 )
             )
     return rows
+
+
+def busy_cores(result: Mapping[str, Any]) -> tuple[float, float]:
+    """Cores that other processes kept busy while engines were measured: the median sample's and the worst's."""
+    found = [sample.get("others_cores", 0.0) for entry in result["entries"] for sample in entry["samples"]]
+    return (statistics.median(found), max(found)) if found else (0.0, 0.0)
 
 
 def memory_rate(bandwidth: Mapping[str, Any]) -> float | None:
@@ -153,7 +165,7 @@ def make_table(rows: Iterable[Row]) -> Table:
     table = Table(*COLUMNS)
     before = None
     for row in rows:
-        group = (row.condition, row.weights, row.task)
+        group = (row.condition, row.weights, row.task, row.run)
         if before not in (None, group):
             table.add_section()
         table.add_row(*(["", "", "", *cells(row)[3:]] if before == group else cells(row)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
+from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, cached_share
 
 
 def test_version_1_is_taken_where_it_has_the_memory_controller(tmp_path: Path) -> None:
@@ -28,3 +28,10 @@ def test_version_2_hands_the_memory_controller_down(tmp_path: Path) -> None:
 def test_machine_without_control_groups_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ControlGroupError, match="no memory control group"):
         ControlGroup(None, tmp_path / "nowhere")
+
+
+def test_file_that_was_just_written_is_in_the_page_cache(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(1 << 16))
+    with path.open("rb") as file:
+        assert cached_share(file.fileno()) == 1.0

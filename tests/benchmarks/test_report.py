@@ -74,9 +74,10 @@ def test_losses_are_those_of_greenroom_alone_worst_first() -> None:
     assert [row.task for row in losses(rows)] == ["8 streams", "1 stream"]
 
 
-def test_parts_of_a_run_join_the_samples_of_an_engine() -> None:
-    whole = merged([result(entry("greenroom", [5])), result(entry("greenroom", [7]), entry("a", [6]))])
-    assert [len(found["samples"]) for found in whole["entries"]] == [2, 1]
+def test_engines_are_compared_within_their_run_alone() -> None:
+    first = result(entry("greenroom", [5]), entry("a", [10]))
+    second = result(entry("greenroom", [5]), entry("b", [5]))
+    assert [row.ratio for row in make_rows(merged([first, second]))] == [0.5, 1.0, 1.0, 1.0]
 
 
 def test_page_keeps_what_stands_around_the_results(tmp_path: Path) -> None:
