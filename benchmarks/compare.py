@@ -6,15 +6,18 @@ r"""Greenroom and other engines side by side, in one interleaved run.
 
 Greenroom serves over HTTP, and its streams are counted; each peer runs in the environment whose interpreter is given
 (peers without one are named and left out), two threads each, greedy, with the same token ids as prompts. Engines that
-are compared are loaded together, and asked by turns, round after round; those whose turn it is not are stopped.
+are compared are loaded together, and asked by turns, round after round; those whose turn it is not are stopped. A turn
+in which other processes kept more than a tenth of a core busy is tried again (``--retries``), and the quietest counts;
+``--niceness -20`` keeps them away, for root.
+
 Conditions are ``resident``, and ``half`` and ``quarter`` in a memory control group of 1640 and 820 MiB (for which root
 is needed) whose page cache is empty at first. ``--only`` takes any words of: resident, half, quarter; bf16, int8, int4;
 decode, prompt; names of engines. ``--also "NAME FOLDER [packs=FOLDER] [FLAG ...]"`` measures another checkout of
 Greenroom, or other flags of it, beside the others.
 
 Packs and GGUF files lie in ``--work`` (the model's own folder's parent), as MODEL-int8, MODEL-Q8_0.gguf, ...; packs
-are made if missing. The bandwidth of memory and of direct reads is measured in the same run. The last line is one
-JSON object, with every sample; ``--from`` makes tables, a page and a picture from one or more files of such lines.
+are made if missing. The bandwidth of memory and of direct reads is measured in every round. The last line is one JSON
+object, with every sample; ``--from`` makes tables, a page and a picture from one or more files of such lines.
 """
 
 from __future__ import annotations
@@ -22,50 +25,53 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from benchmarks.comparison.bandwidth import disk_bytes_per_second, memory_bytes_per_second
-from benchmarks.comparison.contender import Answer, Contender, ContenderError, Work
 from benchmarks.comparison.control_group import ControlGroupError
-from benchmarks.comparison.engines import MissingError, Stable, Variant
+from benchmarks.comparison.engines import MissingError, Setup, Variant
 from benchmarks.comparison.machine import describe_machine
 from benchmarks.comparison.page import draw, write_page
-from benchmarks.comparison.plan import CONDITIONS, PEERS, Selection, Task, select, tasks
+from benchmarks.comparison.plan import CONDITIONS, PEERS, Engine, Selection, Task, select, tasks
+from benchmarks.comparison.process import Answer, EngineError, EngineProcess, Work, set_niceness
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.comparison.weights import Weights, weights_of
 
 WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # what is resident is then in memory
 
+QUIET_CORES = 0.1
+IDENTITY = ("condition", "weights", "engine", "format", "kind", "streams", "prompt_tokens")
 
-class Entrant:
+
+class LoadedEngine:
     """One engine of a group, its weights and what it took so far."""
 
-    def __init__(self, name: str, own_format: str, weights: Weights, contender: Contender, *, is_greenroom: bool):
+    def __init__(self, name: str, own_format: str, weights: Weights, process: EngineProcess, *, is_greenroom: bool):
         self.name, self.format, self.weights, self.is_greenroom = name, own_format, weights, is_greenroom
-        self._contender = contender
+        self._process = process
         self.answers: dict[Task, list[Answer]] = {}
 
     @property
     def about(self) -> dict[str, Any]:
-        return self._contender.about
+        return self._process.about
 
-    def run(self, task: Task, prompts: list[list[int]], *, counts: bool) -> None:
-        answer = self._contender.ask(Work(prompts, task.new_tokens))
-        if counts:
-            self.answers.setdefault(task, []).append(answer)
-        if task.kind == "prompt":
-            shown = f"first token after {answer.first_token_seconds:.3f} s"
-        else:
-            shown = f"{answer.tokens_per_second:.1f} tokens/s, first token after {answer.first_token_seconds:.3f} s"
-        warm = "" if counts else " (warm-up)"
-        print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{warm}", flush=True)
+    def run(self, task: Task, prompts: list[list[int]], note: str = "") -> Answer:
+        answer = self._process.ask(Work(prompts, task.new_tokens))
+        shown = f"first token after {answer.first_token_seconds:.3f} s"
+        if task.kind == "decode":
+            shown = f"{answer.tokens_per_second:.1f} tokens/s, {shown}"
+        if answer.others_cores > QUIET_CORES:
+            note += f"; others kept {answer.others_cores:.1f} cores busy"
+        print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{note}", flush=True)
+        return answer
 
     def entries(self, condition: str, weights: str) -> Iterator[dict[str, Any]]:
         for task, answers in self.answers.items():
@@ -80,9 +86,9 @@ class Entrant:
                 "prompt_tokens": task.prompt_tokens,
                 "step_bytes": round(self.weights.step_bytes(task.streams)),
                 "block_bytes": self.weights.expert_bytes,
-                "peak_bytes": self._contender.peak_bytes(),
-                "group_peak_bytes": self._contender.group_peak_bytes(),
-                "load_seconds": self._contender.load_seconds,
+                "peak_bytes": self._process.peak_bytes(),
+                "group_peak_bytes": self._process.group_peak_bytes(),
+                "load_seconds": self._process.load_seconds,
                 "samples": [vars(answer) for answer in answers],
             }
 
@@ -90,86 +96,88 @@ class Entrant:
 class Comparison:
     """A run over everything that was selected."""
 
-    def __init__(self, stable: Stable, variants: Sequence[Variant], selection: Selection):
-        self._stable, self._variants, self._selection = stable, variants, selection
-        self._config = json.loads((stable.model / "config.json").read_text())
+    def __init__(self, setup: Setup, variants: Sequence[Variant], selection: Selection, retries: int):
+        self._setup, self._variants, self._selection, self._retries = setup, variants, selection, retries
+        self._config = json.loads((setup.model / "config.json").read_text())
         self.entries: list[dict[str, Any]] = []
         self.skipped: list[str] = []
-        self.versions: dict[str, str] = {"greenroom": version("greenroom")}
+        self.versions: dict[str, str] = {}
+        self.memory: list[float] = []  # bytes a second
+        self.disk: dict[str, list[float]] = {}  # the same, by bytes of a block
 
     def run_group(self, condition: str, weights: str, work: Sequence[Task], rounds: int) -> None:
         """Load the engines of one condition and format together, and ask them by turns."""
         print(f"{condition}, {weights}", flush=True)
         with ExitStack() as stack:
-            entrants = list(self._start(condition, weights, stack))
-            for index in range(rounds + 1):
-                for task in work if index else WARM_UP:
-                    prompts = task.prompts(index, self._config["vocab_size"])
-                    for entrant in list(entrants):
-                        try:
-                            entrant.run(task, prompts, counts=index > 0)
-                        except ContenderError as error:
-                            self._skip(condition, f"{entrant.name} {entrant.format}", error)
-                            entrants.remove(entrant)
-            for entrant in entrants:
-                self.entries += entrant.entries(condition, weights)
-
-    def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[Entrant]:
-        limit = CONDITIONS[condition]
-        starts: list[tuple[str, str, bool, Any]] = []
-        if not self._selection.engines or "greenroom" in self._selection.engines:
-            starts += [
-                (
-                    variant.name,
-                    weights,
-                    True,
-                    lambda v=variant: self._stable.start_greenroom(v, weights, condition, limit),
-                )
-                for variant in self._variants
-            ]
-        starts += [
-            (engine.name, engine.format, False, lambda e=engine: self._stable.start_peer(e, condition, limit))
-            for engine in self._selection.rivals(condition, weights)
-        ]
-        paths = {variant.name: self._stable.packed(variant, weights) for variant in self._variants}
-        rivals = self._selection.rivals(condition, weights)
-        for name, own_format, is_greenroom, start in starts:
+            engines = list(self._start(condition, weights, stack))
             try:
-                contender = stack.enter_context(start())
-                engine = next((each for each in rivals if (each.name, each.format) == (name, own_format)), None)
-                path = self._stable.peer_file(engine) if engine else paths[name]
-            except (MissingError, ContenderError, ControlGroupError) as error:
-                self._skip(condition, f"{name} {own_format}", error)
+                for task in WARM_UP:
+                    self._ask_all(engines, condition, task, 0, " (warm-up)")
+                for index in range(1, rounds + 1):
+                    for task in work:
+                        self._ask_quietly(engines, condition, task, index)
+                    self._measure_bandwidth(condition, {engine.weights.expert_bytes for engine in engines})
+            finally:
+                for engine in engines:
+                    self.entries += engine.entries(condition, weights)
+
+    def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[LoadedEngine]:
+        chosen: list[Variant | Engine] = []
+        if not self._selection.engines or "greenroom" in self._selection.engines:
+            chosen += self._variants
+        for engine in [*chosen, *self._selection.peers(condition, weights)]:
+            own_format = engine.format if isinstance(engine, Engine) else weights
+            try:
+                process, path = self._setup.start(engine, weights, condition, CONDITIONS[condition])
+            except (MissingError, EngineError, ControlGroupError) as error:
+                self._skip(condition, f"{engine.name} {own_format}", error)
                 continue
-            self.versions.setdefault(name, contender.about["version"])
-            yield Entrant(name, own_format, weights_of(path, self._config), contender, is_greenroom=is_greenroom)
+            stack.enter_context(process)
+            self.versions.setdefault(engine.name, process.about["version"])
+            size = weights_of(path, self._config)
+            yield LoadedEngine(engine.name, own_format, size, process, is_greenroom=isinstance(engine, Variant))
 
     def _skip(self, condition: str, name: str, error: Exception) -> None:
         self.skipped.append(f"{condition}, {name}: {error}")
         print(f"  left out: {self.skipped[-1]}", flush=True)
 
-    def bandwidth(self) -> dict[str, Any]:
-        """Bytes a second of memory, and of direct reads of blocks as large as the experts that were measured."""
-        files = sorted(self._stable.model.glob("*.safetensors"))
-        blocks = {entry["block_bytes"] for entry in self.entries if entry["condition"] != "resident"}
-        return {
-            "memory": memory_bytes_per_second(self._stable.threads),
-            "disk": {str(block): disk_bytes_per_second(files, block) for block in sorted(blocks)},
-        }
+    def _measure_bandwidth(self, condition: str, blocks: set[int]) -> None:
+        """Of memory, or of direct reads of blocks as large as the experts, while all engines are stopped."""
+        if condition == "resident":
+            self.memory.append(memory_bytes_per_second(self._setup.threads))
+            return
+        files = sorted(self._setup.model.glob("*.safetensors"))
+        for block in sorted(blocks):
+            self.disk.setdefault(str(block), []).append(disk_bytes_per_second(files, block))
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Runs of parts as one; the best bandwidth that any of them saw counts."""
-    whole = dict(results[-1])
-    whole["entries"] = [entry for result in results for entry in result["entries"]]
+    """Runs of parts as one."""
+    whole = {name: value for result in results for name, value in result.items()}
+    entries: dict[tuple[object, ...], dict[str, Any]] = {}
+    for entry in (entry for result in results for entry in result["entries"]):
+        known = entries.setdefault(tuple(entry[name] for name in IDENTITY), entry)
+        if known is not entry:
+            known["samples"] += entry["samples"]
+            known["peak_bytes"] = max(known["peak_bytes"], entry["peak_bytes"])
+    whole["entries"] = list(entries.values())
     whole["skipped"] = [line for result in results for line in result["skipped"]]
     whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
-    disk: dict[str, float] = {}
+    disk: dict[str, list[float]] = {}
     for result in results:
-        for block, rate in result["bandwidth"]["disk"].items():
-            disk[block] = max(rate, disk.get(block, 0))
-    whole["bandwidth"] = {"memory": max(result["bandwidth"]["memory"] for result in results), "disk": disk}
+        for block, rates in result["bandwidth"]["disk"].items():
+            disk.setdefault(block, []).extend(rates)
+    memory = [rate for result in results for rate in result["bandwidth"]["memory"]]
+    whole["bandwidth"] = {"memory": memory, "disk": disk}
     return whole
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The last line of a run's output; without one, this program ends."""
+    try:
+        return json.loads(path.read_text().strip().rpartition("\n")[2])
+    except ValueError:
+        sys.exit(f"{path} does not end in a JSON line; the run that wrote it did not end")
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -177,22 +185,28 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     model = options.model.resolve()
     logs = options.logs.resolve()
     logs.mkdir(parents=True, exist_ok=True)
-    stable = Stable(
+    setup = Setup(
         model,
         (options.work or model.parent).resolve(),
         logs,
         options.threads,
         max(options.prompts) + 1024,
         options.greenroom,
+        options.niceness,
         {peer: path for peer in PEERS if (path := getattr(options, attribute(peer)))},
     )
+    if options.niceness:
+        set_niceness(os.getpid(), options.niceness)
     variants = [Variant("greenroom", Path.cwd()), *map(Variant.parse, options.also)]
-    comparison = Comparison(stable, variants, selection)
-    for condition in selection.conditions:
-        for weights in selection.formats:
-            work = tasks(condition, selection.kinds, options.streams, options.prompts, options.tokens)
-            if work:
-                comparison.run_group(condition, weights, work, options.rounds)
+    comparison = Comparison(setup, variants, selection, options.retries)
+    try:
+        for condition in selection.conditions:
+            for weights in selection.formats:
+                work = tasks(condition, selection.kinds, options.streams, options.prompts, options.tokens)
+                if work:
+                    comparison.run_group(condition, weights, work, options.rounds)
+    except KeyboardInterrupt:
+        comparison.skipped.append("all after this: the run was stopped")
     return {
         "benchmark": "compare",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -200,7 +214,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "machine": describe_machine(),
         "versions": comparison.versions,
-        "bandwidth": comparison.bandwidth(),
+        "bandwidth": {"memory": comparison.memory, "disk": comparison.disk},
         "entries": comparison.entries,
         "skipped": comparison.skipped,
     }
@@ -214,7 +228,12 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def main() -> None:
+    signal.signal(signal.SIGTERM, stop)  # what was started is ended, what was measured is told
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, nargs="?", help="a checkpoint's folder")
     parser.add_argument("--greenroom", default=sys.executable, help="interpreter of Greenroom's environment")
@@ -228,14 +247,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=numbers, default=[64, 512, 4096], help="lengths of prompts, in tokens")
     parser.add_argument("--tokens", type=int, default=64, help="to generate after each prompt")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--retries", type=int, default=2, help="of a turn while other processes are busy")
+    parser.add_argument("--niceness", type=int, default=0, help="of the engines and of this process, -20 to 19")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--from", dest="files", type=Path, nargs="+", help="show results of earlier runs")
     parser.add_argument("--page", type=Path, help="Markdown file whose results are written anew")
     parser.add_argument("--picture", type=Path, help="picture to draw")
     options = parser.parse_args()
     if options.files:
-        lines = [path.read_text().strip().splitlines()[-1] for path in options.files]
-        result = merged([json.loads(line) for line in lines])
+        result = merged([read_result(path) for path in options.files])
     elif options.model:
         result = compare(options)
     else:

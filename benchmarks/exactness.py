@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison.engines import PEERS, Variant
+from benchmarks.comparison.engines import SCRIPTS_FOLDER, Variant
 from benchmarks.comparison.weights import weights_of
 
 GREENROOM_FORMATS = {"bf16": "", "int8": "-int8", "int4": "-int4"}
@@ -67,7 +67,7 @@ class Logits:
             return np.load(out)
 
     def _run(self, interpreter: str, script: str, model: Path, more: list[str], folder: Path | None = None) -> None:
-        command = [interpreter, str(PEERS / script), str(model), "--threads", str(self._threads), *more]
+        command = [interpreter, str(SCRIPTS_FOLDER / script), str(model), "--threads", str(self._threads), *more]
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 

@@ -104,6 +104,7 @@ check_inside() {
         sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
         >"$folder/pack.log" 2>&1 || fail "greenroom pack: $(cat "$folder/pack.log")"
     expect "the owner of what was packed" "$(stat --format %u:%g "$folder/models/packed/manifest.json")" 1001:1001
+    inside greenroom doctor --port 0 | grep --quiet "^ok *kernels" || fail "the native kernels can't be loaded"
     say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
 }
 

@@ -19,7 +19,7 @@ from .keys import BASE, ExpertKey
 from .pool import DeviceSlots, Pool
 from .reader import DiskReader, ReadJob
 from .statistics import Phase, StoreStatistics
-from .tier import Entry
+from .tier import Entry, Tier
 from .window import RecentWindow
 
 
@@ -230,4 +230,15 @@ class Backstage:
 
 
 def _residents_of(pool: Pool) -> Callable[[], frozenset[ExpertKey]]:
-    return lambda: frozenset(key for _, tier in pool.tiers for key in tier.resident)
+    """Tells the residents of all tiers; made anew only when something has moved."""
+    known: frozenset[ExpertKey] = frozenset()
+    changes: list[tuple[Tier, int]] = []
+
+    def residents() -> frozenset[ExpertKey]:
+        nonlocal known, changes
+        now = [(tier, tier.num_changes) for _, tier in pool.tiers]
+        if now != changes:
+            known, changes = frozenset(key for tier, _ in now for key in tier.resident), now
+        return known
+
+    return residents

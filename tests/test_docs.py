@@ -15,6 +15,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 # Of other commands of ours, of docker and rsync.
 OTHER_FLAGS = {
     "--weights",
+    "--trunk",
     "--config",
     "--json",
     "--file",

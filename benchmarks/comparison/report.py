@@ -80,15 +80,26 @@ def make_rows(result: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
+def memory_rate(bandwidth: Mapping[str, Any]) -> float | None:
+    """Bytes a second that memory can give: the most that was seen."""
+    return max(bandwidth["memory"], default=None)
+
+
+def disk_rates(bandwidth: Mapping[str, Any]) -> dict[str, float]:
+    """Bytes a second that direct reads gave, by bytes of a block: medians, since disks are shared."""
+    return {block: statistics.median(rates) for block, rates in bandwidth["disk"].items()}
+
+
 def _memory_share(entry: Entry, speed: float, bandwidth: Mapping[str, Any]) -> float | None:
-    if entry["kind"] == "prompt" or not bandwidth.get("memory"):
+    memory = memory_rate(bandwidth)
+    if entry["kind"] == "prompt" or memory is None:
         return None
-    return speed / entry["streams"] * entry["step_bytes"] / bandwidth["memory"]
+    return speed / entry["streams"] * entry["step_bytes"] / memory
 
 
 def _disk_share(entry: Entry, bandwidth: Mapping[str, Any]) -> float | None:
-    disk = bandwidth.get("disk", {}).get(str(entry["block_bytes"]))
-    if entry["condition"] == "resident" or not disk:
+    disk = disk_rates(bandwidth).get(str(entry["block_bytes"]))
+    if entry["condition"] == "resident" or disk is None:
         return None
     rates = [sample["bytes_read"] / (sample["seconds"] + sample["first_token_seconds"]) for sample in entry["samples"]]
     return statistics.median(rates) / disk

@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--cache", help="memory for experts that come from disk; without it all are in memory")
     options = parser.parse_args()
-    arguments = [options.model, "--device", "cpu", "-t", str(options.threads), "--dtype", "float16"]
+    workers = max(1, options.threads - 1)  # beside its main thread, which spins: with one more all wait for each other
+    arguments = [options.model, "--device", "cpu", "-t", str(workers), "--dtype", "float16"]
     arguments += ["--moe_dtype", "float16", "--tokens", str(options.max_model_len), "--max_batch", "8"]
     arguments += ["--prefix_cache", "false"]
     if options.cache:

@@ -164,7 +164,7 @@ def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArra
         keys: the layer's experts.
     """
     choices = chosen.ravel()
-    order = choices.argsort(kind="stable")
+    order = choices.astype(np.int16).argsort(kind="stable")  # numpy sorts these by radix, several times as fast
     counts = np.bincount(choices, minlength=len(keys))[: len(keys)]
     experts = counts.nonzero()[0]
     spans, start = {}, 0

@@ -10,7 +10,11 @@ from torch import nn
 
 from server.kernels.batch_invariant import is_batch_invariant
 from server.kernels.linear import is_few, linear
+from server.kernels.native.linear import native_linear, plain_matrix
+from server.kernels.native.slot_format import PLAIN
 from server.kernels.pool import ComputePool, work_bytes
+
+from .quantised_linear import QuantisedLinear
 
 MOST_ROWS = 64  # from there on copying the result into the order that modules expect takes what was gained
 LEAST_WEIGHTS = 1 << 18  # of a layer that is worth another call
@@ -18,13 +22,16 @@ LEAST_SHARED_BYTES = 6 << 20  # read, or multiplied instead, below which threads
 
 
 class FastLinear(nn.Linear):
-    """A linear layer that is fast for the few rows of a decode, and shares out what is much."""
+    """A linear layer by the native kernels; without them, one that is fast for few rows and shares out what is much."""
 
     pool: ComputePool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         rows = input.flatten(0, -2)
         count, weight = rows.shape[0], self.weight
+        matrix = plain_matrix(weight) if self.pool.kernels is not None and input.dtype in PLAIN else None
+        if self.pool.kernels is not None and matrix is not None:
+            return native_linear(self.pool.kernels, input, matrix, self.bias)
         if not rows.is_cpu or is_batch_invariant():
             return super().forward(input)
         work = work_bytes(weight.nbytes, count)
@@ -57,6 +64,8 @@ class FastLinear(nn.Linear):
 def speed_up_linears(model: nn.Module, pool: ComputePool) -> None:
     """Let every plain linear layer of a model be a fast one, but small ones, whose calls cost more."""
     for module in model.modules():
+        if isinstance(module, QuantisedLinear):
+            module.kernels = pool.kernels
         if type(module) is nn.Linear and module.weight.numel() >= LEAST_WEIGHTS:
             module.__class__ = FastLinear
             cast("FastLinear", module).pool = pool

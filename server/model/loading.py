@@ -90,8 +90,9 @@ def _load(
     modules = experts_modules(model)
     numbers = layer_numbers(list(modules))
     for module in modules.values():
-        module.parameter_shapes = {name: tuple(value.shape[1:]) for name, value in module.named_parameters(recurse=False)}
-        for name in [name for name, _ in module.named_parameters(recurse=False)]:
+        parameters = dict(module.named_parameters(recurse=False))
+        module.parameter_shapes = {name: tuple(value.shape[1:]) for name, value in parameters.items()}
+        for name in parameters:
             delattr(module, name)
             setattr(module, name, torch.empty(0))  # or some models' initialisation would miss what is gone
         module._is_hf_initialized = True  # noqa: SLF001

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from server.kernels import q8
-from server.kernels.native.library import Format, Matrix
+from server.kernels.native.library import Format, Kernels, Matrix
+from server.kernels.native.linear import native_linear
+from server.kernels.native.slot_format import PLAIN
 
 NAME = "weight"
 
@@ -19,6 +21,8 @@ class QuantisedLinear(nn.Module):
     Args:
         original: on the meta device.
     """
+
+    kernels: Kernels | None = None
 
     def __init__(self, original: nn.Linear):
         super().__init__()
@@ -53,6 +57,8 @@ class QuantisedLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         """``(..., in)`` to ``(..., out)`` in the dtype of the input."""
+        if self.kernels is not None and input.dtype in PLAIN:
+            return native_linear(self.kernels, input, self.matrix, self.bias)
         output = q8.project(self._tensors, NAME, input.flatten(0, -2), self.bias)
         return output.view(*input.shape[:-1], self.out_features)
 

@@ -19,6 +19,7 @@ KEYS = {
     "source",
     "dtype",
     "trunk_bytes",
+    "trunk_format",
     "trunk_fits",
     "num_unused_tensors",
     "experts",

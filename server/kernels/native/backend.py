@@ -44,10 +44,10 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
         return "the format of its weights is unknown"
     biases, bias_format = [-1, -1], Format.FLOAT32
     if module.has_bias:
-        found = [places.get(f"{name}_bias") for name in (first_name, "down_proj")]
-        if any(place is None or place[0] not in PLAIN for place in found) or found[0][0] != found[1][0]:
+        first_bias, second_bias = places.get(f"{first_name}_bias"), places.get("down_proj_bias")
+        if first_bias is None or second_bias is None or first_bias[0] != second_bias[0] or first_bias[0] not in PLAIN:
             return "the format of its biases is unknown"
-        biases, bias_format = [place[2] for place in found], PLAIN[found[0][0]]
+        biases, bias_format = [first_bias[2], second_bias[2]], PLAIN[first_bias[0]]
     matrices = (Matrix * MOST_PARTS)(*parts)
     return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
 

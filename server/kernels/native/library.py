@@ -192,6 +192,7 @@ class Kernels:
     """
 
     def __init__(self, num_threads: int, level: str | None = None):
+        self._handle = None  # of what fails before it is open, too
         self.level = best_level(level)
         self.num_threads = num_threads
         self._library = load()

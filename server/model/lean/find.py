@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from expert_store import ExpertCatalog
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Format, Kernels
 from server.kernels.native.structures import HeadCall, LayerSpec, RopeKind
@@ -96,21 +95,27 @@ class _Finder:
         for layer, module, each in zip(layers, self._body.layers, captured.layers, strict=True):
             self._settle(layer, module, each)
         head = self._find_head(captured)
-        workspace = Workspace(
-            hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32
-        )
+        workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         head.is_exact = workspace.call.is_exact
         embedding = self._body.embed_tokens.weight
         return LeanModel(
-            self._kernels, layers, workspace, self._positions, embedding, self._embedding_scale(captured), head, self._keeps
+            self._kernels,
+            layers,
+            workspace,
+            self._positions,
+            embedding,
+            self._embedding_scale(captured),
+            head,
+            self._keeps,
         )
 
     def _build(self, module: nn.Module, captured: LayerCapture, names: Mapping[Any, str]) -> LeanLayer:
-        experts = next((each for each in module.modules() if each in self._layers), None)
+        known: Mapping[Any, ExpertLayer] = self._layers
+        experts = next((each for each in module.modules() if each in known), None)
         router: RouterWeights | None = None
         layer: ExpertLayer | None = None
         if experts is not None:
-            layer, routing = self._layers[experts], captured.routing  # type: ignore[index]
+            layer, routing = known[experts], captured.routing
             if routing is None:
                 raise UnusualError("a layer does not call its experts")
             router = find_router(self._model, names[experts], Routed(routing.hidden_states, routing.top_k_index))
@@ -127,7 +132,7 @@ class _Finder:
         rotary = getattr(self._body, "rotary_emb", None)
         if rotary is None or getattr(rotary, "rope_type", "default") == "dynamic":
             raise UnusualError("its rotary positions depend on the length of a sequence")
-        found = []
+        found: list[tuple[float, int, Positions]] = []
         for angles in PairAngles:
             positions = Positions(rotary, angles, self._longest)
             positions.place(self._workspace.call, len(self._tokens) - 1)
@@ -159,8 +164,12 @@ class _Finder:
         routing, spec = captured.routing, layer.spec
         assert routing is not None
         spec.router.top_k = routing.top_k_index.shape[1]
-        correction = next((value for name, value in [*owner.named_buffers(), *owner.named_parameters()] if "correction" in name), None)
-        for candidate in routers(spec.router, owner, layer.address(None if correction is None else correction.flatten())):
+        correction = next(
+            (value for name, value in [*owner.named_buffers(), *owner.named_parameters()] if "correction" in name), None
+        )
+        for candidate in routers(
+            spec.router, owner, layer.address(None if correction is None else correction.flatten())
+        ):
             candidate.top_k = spec.router.top_k
             spec.router = candidate
             scale = self._router_scale(spec, captured)
@@ -205,7 +214,12 @@ class _Finder:
         trial = LayerSpec.from_buffer_copy(spec)
         caches = [np.zeros((shape.kv_heads, num_blocks * BLOCK, shape.dim), dtype=np.float32) for _ in range(2)]
         trial.key_cache, trial.value_cache = (cache.ctypes.data for cache in caches)
-        trial.cache_slots, trial.cache_dim, trial.cache_format, trial.group = num_blocks * BLOCK, shape.dim, Format.FLOAT32, 0
+        trial.cache_slots, trial.cache_dim, trial.cache_format, trial.group = (
+            num_blocks * BLOCK,
+            shape.dim,
+            Format.FLOAT32,
+            0,
+        )
         trial.router.top_k = max(1, trial.router.top_k)
         self._kernels.attention(trial, workspace.call, 0)
         nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
@@ -223,7 +237,10 @@ class _Finder:
         hidden = captured.layers[-1].output.contiguous()
         count, size = hidden.shape
         rows = np.arange(count, dtype=np.int32)
-        logits, normed = np.empty((count, head.out_features), dtype=np.float32), np.empty((count, size), dtype=np.float32)
+        logits, normed = (
+            np.empty((count, head.out_features), dtype=np.float32),
+            np.empty((count, size), dtype=np.float32),
+        )
         call = HeadCall(
             matrix=matrix_of(head),
             bias=None if bias is None else bias.data_ptr(),

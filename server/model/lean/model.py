@@ -139,5 +139,3 @@ class LeanModel:
             spec.cache_format = PLAIN[cache.shape.dtype]
             spec.group = kv_cache.group_of[layer.attention_layer]
         self._cache = kv_cache
-
-

@@ -125,17 +125,24 @@ def _attention(layer: nn.Module) -> Attention:
     for child in layer.children():
         found = [getattr(child, name, None) for name in ("q_proj", "k_proj", "v_proj")]
         output = next((getattr(child, name) for name in ("o_proj", "out_proj", "dense") if hasattr(child, name)), None)
-        linears = [*found, output]
-        if all(isinstance(linear, LINEARS) for linear in linears):
+        linears = [linear for linear in (*found, output) if isinstance(linear, LINEARS)]
+        if len(linears) == 4:  # noqa: PLR2004
             norms = [getattr(child, name, None) for name in ("q_norm", "k_norm")]
-            return Attention(child, *linears, *(None if norm is None else find_norm(norm) for norm in norms))
+            query, key, value, back = linears
+            query_norm, key_norm = (None if norm is None else find_norm(norm) for norm in norms)
+            return Attention(child, query, key, value, back, query_norm, key_norm)
     raise UnusualError("its attention has no projections of queries, keys and values")
 
 
 def _norm(module: nn.Module) -> Norm | None:
     weight = getattr(module, "weight", None)
     epsilon = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
-    if epsilon is None or not isinstance(weight, torch.Tensor) or weight.ndim != 1 or len(list(module.parameters())) > 1:
+    if (
+        epsilon is None
+        or not isinstance(weight, torch.Tensor)
+        or weight.ndim != 1
+        or len(list(module.parameters())) > 1
+    ):
         return None
     sample = torch.linspace(-3, 2, len(weight)).to(weight.dtype)
     normed = sample.float() * torch.rsqrt(sample.float().square().mean() + epsilon)

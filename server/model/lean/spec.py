@@ -12,7 +12,7 @@ from torch import nn
 
 from server.kernels.native.activation import recognise
 from server.kernels.native.backend import expert_shape
-from server.kernels.native.library import ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.library import ExpertShape, Format, Matrix
 from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
 from server.model.experts import ExpertLayer
 from server.model.gates import RouterWeights
@@ -39,8 +39,10 @@ class LeanLayer:
         return self.keeps[-1].data_ptr()
 
 
-def build_layer(module: nn.Module, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None) -> LeanLayer:
-    """A layer's spec, but for the kinds of rotary positions and of router (``rope_kinds``, ``router_kinds``).
+def build_layer(
+    module: nn.Module, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None
+) -> LeanLayer:
+    """Build a layer's spec, but for the kinds of rotary positions and of router (``rope_kinds``, ``routers``).
 
     Raises:
         UnusualError: the layer is not of the usual shape.
@@ -90,17 +92,19 @@ def routers(router: Router, module: Any, correction: int | None) -> Iterator[Rou
         module: the router's, which may tell of groups.
         correction: address of what is added to scores for the choice.
     """
-    groups = [(1, 1)]
-    names = (("num_group", "topk_group"), ("n_group", "topk_group"))
-    found = [tuple(getattr(module, name, None) for name in pair) for pair in names]
-    groups = [(pair[0], pair[1]) for pair in found if all(isinstance(count, int) and count > 0 for count in pair)][:1] or groups
-    kinds = (RouterKind.SIGMOID,) if correction else (RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID)
-    kinds = (*kinds, RouterKind.SOFTMAX_FIRST) if correction else kinds
+    num_groups, top_groups = 1, 1
+    for name in ("num_group", "n_group"):
+        counts = getattr(module, name, None), getattr(module, "topk_group", None)
+        if isinstance(counts[0], int) and isinstance(counts[1], int):
+            num_groups, top_groups = counts[0], counts[1]
+    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
+    if correction:
+        kinds.reverse()
     for kind in kinds:
         for is_normalised in (1, 0):
             candidate = Router.from_buffer_copy(router)
             candidate.kind, candidate.is_normalised, candidate.correction = kind, is_normalised, correction
-            candidate.num_groups, candidate.top_groups = groups[0]
+            candidate.num_groups, candidate.top_groups = num_groups, top_groups
             candidate.scale = 1.0
             yield candidate
 
@@ -157,5 +161,3 @@ def _set_experts(layer: LeanLayer, parts: Parts, router: RouterWeights | None) -
     spec.router.num_groups = spec.router.top_groups = 1
     spec.router.scale = 1.0
     spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]
-
-

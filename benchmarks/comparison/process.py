@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +20,7 @@ from typing import Any, Self
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, forget_files
 from benchmarks.load_generator import Completion, Timing, burst
 
+TICKS = os.sysconf("SC_CLK_TCK")
 LOAD_SECONDS, ANSWER_SECONDS = 300.0, 240.0
 
 
@@ -28,17 +30,18 @@ class Work:
 
     prompts: Sequence[Sequence[int]]
     new_tokens: int
-    seconds: float = 30.0  # of decoding, after which a slow contender may stop
+    seconds: float = 30.0  # of decoding, after which a slow process may stop
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a contender took for some work."""
+    """What an engine took for some work."""
 
     first_token_seconds: float  # until every prompt had its first token
     tokens: int  # of all prompts, after that
     seconds: float  # from there on
     bytes_read: int = 0  # from disk, for all of the work
+    others_cores: float = 0.0  # that other processes kept busy meanwhile, of the machine's
 
     @property
     def tokens_per_second(self) -> float:
@@ -47,20 +50,30 @@ class Answer:
 
 @dataclass(frozen=True)
 class Start:
-    """How a contender is started."""
+    """How an engine is started."""
 
     command: Sequence[str]
     model: Path  # file or folder, whose page cache is emptied first under a limit
     limit_bytes: int | None = None
     folder: Path | None = None  # where the command runs
     environment: Mapping[str, str] = field(default_factory=dict)
+    niceness: int = 0
 
 
-class ContenderError(Exception):
-    """A contender did not start, failed or took too long."""
+@dataclass(frozen=True)
+class Usage:
+    """Counters at one moment."""
+
+    bytes_read: int
+    own_cpu_seconds: float  # of the process and of this process
+    machine_cpu_seconds: float  # of all processes, interrupts and what the host took
 
 
-class Contender(ABC):
+class EngineError(Exception):
+    """A process did not start, failed or took too long."""
+
+
+class EngineProcess(ABC):
     """A running process. It is stopped by SIGSTOP except within ``ask``."""
 
     def __init__(self, start: Start, log: Path):
@@ -72,7 +85,7 @@ class Contender(ABC):
                 raise
         if start.limit_bytes is not None:
             forget_files(start.model)
-        self._log = log
+        self._log, self._folder = log, start.folder
         command = self._group.command(start.command) if self._group else list(start.command)
         with log.open("w") as errors:
             self._process = subprocess.Popen(
@@ -85,6 +98,8 @@ class Contender(ABC):
                 start_new_session=True,
             )
         try:
+            if start.niceness:
+                set_niceness(self._process.pid, start.niceness)
             started = time.perf_counter()
             self.about = self._wait_until_ready()
             self.load_seconds = time.perf_counter() - started
@@ -103,14 +118,23 @@ class Contender(ABC):
         """Do some work.
 
         Raises:
-            ContenderError: it failed.
+            EngineError: it failed.
         """
         self._signal(signal.SIGCONT)
-        before = self._bytes_read()
+        before, started = self._usage(), time.perf_counter()
         fields = self._generate(work)
-        read = self._bytes_read() - before
+        after, took = self._usage(), time.perf_counter() - started
         self._signal(signal.SIGSTOP)
-        return Answer(fields["first_token_seconds"], int(fields["tokens"]), fields["seconds"], read)
+        others = (after.machine_cpu_seconds - before.machine_cpu_seconds) - (
+            after.own_cpu_seconds - before.own_cpu_seconds
+        )
+        return Answer(
+            fields["first_token_seconds"],
+            int(fields["tokens"]),
+            fields["seconds"],
+            after.bytes_read - before.bytes_read,
+            max(0.0, others / took),
+        )
 
     def peak_bytes(self) -> int:
         """The most memory that its processes had resident; mapped files count."""
@@ -140,10 +164,10 @@ class Contender(ABC):
     def _read_line(self, seconds: float) -> str:
         assert self._process.stdout is not None
         if not select.select([self._process.stdout], [], [], seconds)[0]:
-            raise ContenderError(f"no answer in {seconds:.0f} seconds; {self._last_words()}")
+            raise EngineError(f"no answer in {seconds:.0f} seconds; {self._last_words()}")
         line = self._process.stdout.readline().decode()
         if not line:
-            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}")
+            raise EngineError(f"it ended ({self._process.wait()}); {self._last_words()}")
         return line
 
     def _last_words(self) -> str:
@@ -153,13 +177,16 @@ class Contender(ABC):
     def _pids(self) -> list[int]:
         return self._group.pids() if self._group else [self._process.pid]
 
-    def _bytes_read(self) -> int:
-        total = 0
+    def _usage(self) -> Usage:
+        read, ticks = 0, 0
         for pid in self._pids():
             for line in Path(f"/proc/{pid}/io").read_text().splitlines():
                 if line.startswith("read_bytes"):
-                    total += int(line.split()[1])
-        return total
+                    read += int(line.split()[1])
+            ticks += sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+        own = ticks / TICKS + sum(os.times()[:2])
+        user, nice, system, _, _, *more = map(int, Path("/proc/stat").read_text().split(maxsplit=9)[1:9])
+        return Usage(read, own, (user + nice + system + sum(more)) / TICKS)
 
     def _signal(self, number: int) -> None:
         try:
@@ -168,7 +195,7 @@ class Contender(ABC):
             return
 
 
-class Peer(Contender):
+class Peer(EngineProcess):
     """A script of ``benchmarks/peers``, which answers in JSON lines."""
 
     def _wait_until_ready(self) -> dict[str, Any]:
@@ -181,25 +208,40 @@ class Peer(Contender):
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise ContenderError(f"it ended ({self._process.wait()}); {self._last_words()}") from error
+            raise EngineError(f"it ended ({self._process.wait()}); {self._last_words()}") from error
         return json.loads(self._read_line(ANSWER_SECONDS))
 
 
-class Greenroom(Contender):
+class Greenroom(EngineProcess):
     """`greenroom serve`, asked over HTTP; tokens are counted as its streams tell them."""
 
     def _wait_until_ready(self) -> dict[str, Any]:
         line = self._read_line(LOAD_SECONDS)
         self._url = line.removeprefix("Greenroom ready: ").split()[0]
-        return {"version": "greenroom"}
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607
+            cwd=self._folder,
+            check=False,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+        return {"version": f"{version('greenroom')} {commit}".strip()}
 
     def _generate(self, work: Work) -> Mapping[str, float]:
         completions = [Completion(prompt, work.new_tokens) for prompt in work.prompts]
         try:
             timings = asyncio.run(asyncio.wait_for(burst(self._url, completions), ANSWER_SECONDS))
         except (OSError, RuntimeError, TimeoutError) as error:
-            raise ContenderError(f"{type(error).__name__} {error}; {self._last_words()}") from error
+            raise EngineError(f"{type(error).__name__} {error}; {self._last_words()}") from error
         return decoded(timings)
+
+
+def set_niceness(pid: int, niceness: int) -> None:
+    """Of a process and, where the kernel schedules sessions as groups, of its session."""
+    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    autogroup = Path(f"/proc/{pid}/autogroup")
+    if autogroup.exists():
+        autogroup.write_text(str(niceness))
 
 
 def decoded(timings: Sequence[Timing]) -> dict[str, float]:

@@ -1,0 +1,45 @@
+"""Rows times a matrix by the native kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from .library import Format, Kernels, LinearCall, Matrix
+from .slot_format import PLAIN
+
+
+def plain_matrix(weight: torch.Tensor) -> Matrix | None:
+    """What the kernels are told of ``weight (out, in)``; None if they can't take it as it lies."""
+    if weight.dtype not in PLAIN or not weight.is_cpu or not weight.is_contiguous():
+        return None
+    outputs, inputs = weight.shape
+    return Matrix(format=PLAIN[weight.dtype], outputs=outputs, inputs=inputs, data=weight.data_ptr())
+
+
+def native_linear(
+    kernels: Kernels, rows: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``rows (..., in)`` times a matrix: ``(..., out)`` in the dtype of the rows.
+
+    A row's bits do not depend on the others. Rows of float32 are never rounded.
+    """
+    flat = rows.reshape(-1, rows.shape[-1])
+    if flat.stride(-1) != 1:
+        flat = flat.contiguous()
+    output = rows.new_empty((flat.shape[0], matrix.outputs))
+    kernels.linear(
+        LinearCall(
+            matrix=matrix,
+            bias=None if bias is None else bias.data_ptr(),
+            x=flat.data_ptr(),
+            y=output.data_ptr(),
+            rows=flat.shape[0],
+            x_stride=flat.stride(0),
+            y_stride=matrix.outputs,
+            bias_format=Format.FLOAT32 if bias is None else PLAIN[bias.dtype],
+            x_format=PLAIN[rows.dtype],
+            y_format=PLAIN[rows.dtype],
+            is_exact=int(rows.dtype == torch.float32),
+        )
+    )
+    return output.view(*rows.shape[:-1], matrix.outputs)

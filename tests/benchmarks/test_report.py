@@ -1,0 +1,126 @@
+"""What ``benchmarks.compare`` makes of its samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.compare import merged
+from benchmarks.comparison.page import BEGIN, END, write_page
+from benchmarks.comparison.plan import Task, select
+from benchmarks.comparison.process import decoded
+from benchmarks.comparison.report import losses, make_rows
+from benchmarks.exactness import mean_divergence
+from benchmarks.load_generator import Timing
+
+
+def entry(engine: str, speeds: list[float], **more: Any) -> dict[str, Any]:
+    fields = {"condition": "resident", "weights": "bf16", "format": "bf16", "kind": "decode", "streams": 1}
+    fields |= {"prompt_tokens": 64, "step_bytes": 500, "block_bytes": 100, "peak_bytes": 1 << 30}
+    samples = [{"first_token_seconds": 1.0, "tokens": 10, "seconds": 10 / speed, "bytes_read": 220} for speed in speeds]
+    return fields | {"engine": engine, "is_greenroom": engine == "greenroom", "samples": samples} | more
+
+
+def result(*entries: dict[str, Any]) -> dict[str, Any]:
+    machine = {"cpu": "a CPU", "family": "1", "model": "2", "cores": 2, "memory_bytes": 1 << 30, "flags": ["avx2"]}
+    return {
+        "date": "2026-11-26",
+        "model": "M",
+        "threads": 2,
+        "machine": machine,
+        "versions": {"greenroom": "1"},
+        "bandwidth": {"memory": [9000.0, 10000.0], "disk": {"100": [30.0, 40.0, 50.0]}},
+        "entries": list(entries),
+        "skipped": [],
+    }
+
+
+def test_ratio_is_of_medians_and_to_the_best_peer() -> None:
+    rows = make_rows(result(entry("greenroom", [5, 9, 6]), entry("a", [3, 3, 100]), entry("b", [12, 12, 1])))
+    assert [round(row.ratio, 3) for row in rows] == [0.5, 0.25, 1.0]
+
+
+def test_first_tokens_are_shown_in_seconds_and_compared_as_speeds() -> None:
+    slow, fast = entry("greenroom", [1], kind="prompt"), entry("a", [1], kind="prompt")
+    fast["samples"][0]["first_token_seconds"] = 0.5
+    rows = make_rows(result(slow, fast))
+    assert [(row.median, row.ratio) for row in rows] == [(1.0, 0.5), (0.5, 1.0)]
+
+
+def test_memory_share_counts_the_weights_of_each_step() -> None:
+    (row,) = make_rows(result(entry("greenroom", [16], streams=8)))
+    assert row.memory_share == pytest.approx(2 * 500 / 10000)
+
+
+def test_disk_share_counts_bytes_over_the_whole_time() -> None:
+    (row,) = make_rows(result(entry("greenroom", [1], condition="half")))
+    assert row.disk_share == pytest.approx(220 / 11 / 40)
+
+
+def test_losses_are_those_of_greenroom_alone_worst_first() -> None:
+    rows = make_rows(
+        result(
+            entry("greenroom", [5]),
+            entry("a", [10]),
+            entry("greenroom", [1], streams=8),
+            entry("a", [10], streams=8),
+            entry("greenroom", [20], weights="int8"),
+            entry("a", [10], weights="int8"),
+        )
+    )
+    assert [row.task for row in losses(rows)] == ["8 streams", "1 stream"]
+
+
+def test_parts_of_a_run_join_the_samples_of_an_engine() -> None:
+    whole = merged([result(entry("greenroom", [5])), result(entry("greenroom", [7]), entry("a", [6]))])
+    assert [len(found["samples"]) for found in whole["entries"]] == [2, 1]
+
+
+def test_page_keeps_what_stands_around_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    found = result(entry("greenroom", [5]), entry("a", [10]))
+    write_page(page, found, make_rows(found))
+    text = page.read_text()
+    assert text.startswith(f"before\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nafter\n")
+    assert "old" not in text
+    assert "0.50 of the best peer's speed" in text
+
+
+def test_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("text\n")
+    with pytest.raises(ValueError, match="no lines"):
+        write_page(page, result(), [])
+
+
+def test_decode_rate_begins_when_all_streams_have_a_token() -> None:
+    early = Timing(0.0, [1.0, 2.0, 3.0, 4.0], 4)
+    late = Timing(0.0, [2.0, 3.0, 4.0, 5.0], 8)  # two tokens a chunk
+    assert decoded([early, late]) == {"first_token_seconds": 2.0, "tokens": 8, "seconds": 3.0}
+
+
+def test_prompts_differ_by_round_and_are_the_same_for_each_engine() -> None:
+    task = Task("decode", 2, 8, 4)
+    assert task.prompts(1, 1000) == task.prompts(1, 1000)
+    assert task.prompts(1, 1000) != task.prompts(2, 1000)
+
+
+def test_only_takes_words_of_every_kind() -> None:
+    chosen = select(["int8", "half", "llama.cpp"])
+    assert (list(chosen.conditions), list(chosen.formats), list(chosen.engines)) == (["half"], ["int8"], ["llama.cpp"])
+    assert list(chosen.kinds) == ["decode", "prompt"]
+
+
+def test_unknown_word_of_only_is_refused() -> None:
+    with pytest.raises(ValueError, match="int7"):
+        select(["int7"])
+
+
+def test_divergence_is_that_of_the_distributions() -> None:
+    right, other = np.log([[0.5, 0.5]]) + 3, np.log([[0.25, 0.75]]).astype(np.float32)
+    assert mean_divergence(right, other) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))

@@ -1,0 +1,112 @@
+"""Random matrices in each format of the native kernels, with the numbers that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from server.kernels.native.library import Format, Matrix
+
+BLOCK = 16  # outputs
+GROUP = 32  # inputs
+LEAST_EXPONENT, MOST_EXPONENT = 118, 125
+FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
+Q4_TABLE = torch.tensor([-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74], dtype=torch.float64)
+PLAIN = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16, torch.float16: Format.FLOAT16}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A matrix as it lies in memory."""
+
+    format: Format
+    is_transposed: bool
+    data: torch.Tensor
+    scales: torch.Tensor | None
+    values: torch.Tensor  # float64 (outputs, inputs)
+
+    def described(self, data: int, scales: int | None) -> Matrix:
+        outputs, inputs = self.values.shape
+        return Matrix(self.format, int(self.is_transposed), outputs, inputs, data, scales)
+
+    @property
+    def matrix(self) -> Matrix:
+        return self.described(self.data.data_ptr(), None if self.scales is None else self.scales.data_ptr())
+
+    @property
+    def is_plain(self) -> bool:
+        return self.scales is None
+
+
+def plain(dtype: torch.dtype, random: torch.Generator, outputs: int, inputs: int, *, is_transposed: bool) -> Weights:
+    shape = (inputs, outputs) if is_transposed else (outputs, inputs)
+    data = torch.randn(shape, generator=random).to(dtype)
+    values = data.double().T if is_transposed else data.double()
+    return Weights(PLAIN[dtype], is_transposed, data, None, values)
+
+
+def q8(random: torch.Generator, outputs: int, inputs: int) -> Weights:
+    codes, scales = _grid(random, outputs, inputs, -127, 128), _scales(random, outputs, inputs)
+    data = codes.view(-1, BLOCK, codes.shape[1] // 4, 4).transpose(1, 2).to(torch.int8).contiguous()
+    values = _scaled(codes.double(), scales)[:outputs, :inputs]
+    return Weights(Format.Q8, False, data, _in_blocks(scales), values)
+
+
+def q4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
+    codes, scales = _grid(random, outputs, inputs, 0, 16), 64 * _scales(random, outputs, inputs)
+    zeros = _grid(random, outputs, inputs, 0, 32)[:, ::GROUP]
+    signs = _grid(random, outputs, inputs, 0, 2)[:, ::GROUP] * 2 - 1
+    words = (scales * signs).half().view(torch.int16) & -32 | zeros.to(torch.int16)
+    steps = (words & -32).view(torch.float16).double() / 64
+    halves = codes.view(-1, BLOCK, codes.shape[1] // 8, 2, 4).transpose(1, 2)
+    data = (halves[..., 0, :] | halves[..., 1, :] << 4).to(torch.uint8).contiguous()
+    values = _scaled(Q4_TABLE[codes] - zeros.repeat_interleave(GROUP, 1), steps)[:outputs, :inputs]
+    return Weights(Format.Q4, False, data, _in_blocks(words), values)
+
+
+def mxfp4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
+    inputs = max(GROUP, inputs // GROUP * GROUP)  # as it is defined
+    codes = torch.randint(0, 16, (outputs, inputs), generator=random)
+    exponents = torch.randint(LEAST_EXPONENT, MOST_EXPONENT, (outputs, inputs // GROUP), generator=random)
+    data = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
+    values = _scaled(FP4[codes], 2.0 ** (exponents - 127).double())
+    return Weights(Format.MXFP4, False, data, exponents.to(torch.uint8), values)
+
+
+def _plain(dtype: torch.dtype, *, is_transposed: bool = False) -> Callable[[torch.Generator, int, int], Weights]:
+    return lambda random, outputs, inputs: plain(dtype, random, outputs, inputs, is_transposed=is_transposed)
+
+
+MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
+    "float32": _plain(torch.float32),
+    "bfloat16": _plain(torch.bfloat16),
+    "float16": _plain(torch.float16),
+    "float32 transposed": _plain(torch.float32, is_transposed=True),
+    "bfloat16 transposed": _plain(torch.bfloat16, is_transposed=True),
+    "float16 transposed": _plain(torch.float16, is_transposed=True),
+    "q8": q8,
+    "q4": q4,
+    "mxfp4": mxfp4,
+}
+
+
+def _grid(random: torch.Generator, outputs: int, inputs: int, low: int, high: int) -> torch.Tensor:
+    """Integers for whole blocks and groups."""
+    shape = (-(-outputs // BLOCK) * BLOCK, -(-inputs // GROUP) * GROUP)
+    return torch.randint(low, high, shape, generator=random)
+
+
+def _scales(random: torch.Generator, outputs: int, inputs: int) -> torch.Tensor:
+    """Of each group, float16."""
+    shape = (-(-outputs // BLOCK) * BLOCK, -(-inputs // GROUP))
+    return (torch.rand(shape, generator=random) * 0.02 + 0.001).half()
+
+
+def _scaled(numbers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return numbers * scales.double().repeat_interleave(GROUP, 1)
+
+
+def _in_blocks(scales: torch.Tensor) -> torch.Tensor:
+    return scales.view(-1, BLOCK, scales.shape[1]).transpose(1, 2).contiguous()

@@ -1,0 +1,192 @@
+"""Native experts are those of float64, each on its rows alone, and are added up by choice."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.kernels.native.activation import FUNCTIONS
+from server.kernels.native.library import Activation, Combination, ExpertBatch, ExpertShape, Gate, Kernels
+
+from .matrices import MAKERS, PLAIN, Weights
+
+ALIGNMENT = 64
+NONE = -1  # the expert of an absent choice, and the offset of what is not there
+ALPHA, LIMIT = 1.702, 2.5
+EXACT, ROUNDED = 1e-4, 0.05  # parts of the largest sum that a result may be off
+DTYPES = st.sampled_from(list(PLAIN))
+
+
+class Expert(NamedTuple):
+    """The matrices of one expert: gate and up in one or two parts, and down."""
+
+    parts: list[Weights]
+    second: Weights
+    first_bias: torch.Tensor | None
+    second_bias: torch.Tensor | None
+
+
+class Layer(NamedTuple):
+    """Experts, and the rows that go to them."""
+
+    experts: list[Expert]
+    gate: Gate
+    x: torch.Tensor  # (tokens, inputs)
+    chosen: torch.Tensor  # (tokens, k); NONE is no expert
+    is_exact: bool
+
+
+class Slots:
+    """Experts in memory, all with the same offsets."""
+
+    def __init__(self, experts: list[Expert], gate: Gate):
+        self._memory: list[torch.Tensor] = []
+        for expert in experts:
+            self._pieces: list[torch.Tensor] = []
+            self._end = 0
+            first_bias, second_bias = self._put(expert.first_bias), self._put(expert.second_bias)
+            parts = [part.described(self._put(part.data), self._put(part.scales)) for part in expert.parts]
+            second = expert.second.described(self._put(expert.second.data), self._put(expert.second.scales))
+            self._memory.append(torch.cat(self._pieces))
+        bias = experts[0].first_bias
+        bias_format = 0 if bias is None else PLAIN[bias.dtype]
+        first = (type(second) * 2)(*parts)
+        self.shape = ExpertShape(first, second, first_bias, second_bias, gate, len(parts), bias_format)
+
+    def address(self, expert: int) -> int:
+        return self._memory[expert].data_ptr()
+
+    def _put(self, tensor: torch.Tensor | None) -> int:
+        """The offset of a tensor that is added to a slot."""
+        if tensor is None:
+            return NONE
+        offset, data = self._end, tensor.view(torch.uint8).flatten()
+        padding = torch.zeros(-len(data) % ALIGNMENT, dtype=torch.uint8)
+        self._pieces += [data, padding]
+        self._end += len(data) + len(padding)
+        return offset
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    make, activation = MAKERS[draw(st.sampled_from(list(MAKERS)))], draw(st.sampled_from(Activation))
+    has_gate = activation is Activation.CLAMPED_SWISH or draw(st.booleans())
+    is_interleaved = has_gate and draw(st.booleans())
+    num_parts = 2 if has_gate and not is_interleaved and draw(st.booleans()) else 1
+    size, most_inputs, bias_dtype = draw(st.integers(1, 90)), draw(st.integers(1, 150)), draw(DTYPES)
+    has_bias, num_experts = draw(st.booleans()), draw(st.integers(1, 4))
+    experts = []
+    for _ in range(num_experts):
+        second = make(random, most_inputs, size)
+        width = second.values.shape[1] * (2 if has_gate else 1)
+        parts = [make(random, width // num_parts, most_inputs) for _ in range(num_parts)]
+        inputs = parts[0].values.shape[1]
+        if second.values.shape[0] != inputs:  # MXFP4 has whole groups
+            second = make(random, inputs, size)
+        biases = [torch.randn(n, generator=random).to(bias_dtype) if has_bias else None for n in (width, inputs)]
+        experts.append(Expert(parts, second, *biases))
+    tokens, top_k = draw(st.integers(1, 40)), draw(st.integers(1, 3))
+    x = (torch.randn((tokens, inputs), generator=random) / inputs**0.5).to(draw(DTYPES))
+    chosen = torch.randint(NONE, num_experts, (tokens, top_k), generator=random)
+    gate = Gate(activation, int(has_gate), int(is_interleaved), ALPHA, LIMIT)
+    return Layer(experts, gate, x, chosen, draw(st.booleans()))
+
+
+def run(kernels: Kernels, layer: Layer, first: int = 0) -> torch.Tensor:
+    """What experts from `first` on give, ``(tokens * k, inputs)``; other choices stay as they were, not a number."""
+    slots, inputs = Slots(layer.experts, layer.gate), layer.x.shape[1]
+    flat = layer.chosen.flatten()
+    order = flat.argsort(stable=True)[int((flat == NONE).sum()) :].int()
+    starts = torch.searchsorted(flat[order].contiguous(), torch.arange(len(layer.experts) + 1)).int()
+    addresses = np.array([slots.address(expert) for expert in range(first, len(layer.experts))], dtype=np.uint64)
+    outputs = torch.full((len(flat), inputs), torch.nan)
+    batch = ExpertBatch(
+        slots=addresses.ctypes.data,
+        starts=starts[first:].data_ptr(),
+        choices=order.data_ptr(),
+        x=layer.x.data_ptr(),
+        outputs=outputs.data_ptr(),
+        num_experts=len(addresses),
+        top_k=layer.chosen.shape[1],
+        x_stride=inputs,
+        x_format=PLAIN[layer.x.dtype],
+        is_exact=int(layer.is_exact),
+    )
+    kernels.experts(slots.shape, batch)
+    return outputs
+
+
+def apply_gate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
+    if not gate.has_gate:
+        return FUNCTIONS[Activation(gate.activation)](rows)
+    left, up = (rows[:, ::2], rows[:, 1::2]) if gate.is_interleaved else rows.chunk(2, 1)
+    if gate.activation == Activation.CLAMPED_SWISH:
+        left = left.clamp(max=LIMIT)
+        return left * torch.sigmoid(ALPHA * left) * (up.clamp(-LIMIT, LIMIT) + 1)
+    return FUNCTIONS[Activation(gate.activation)](left) * up
+
+
+@settings(max_examples=40)
+@given(layer=layers())
+def test_each_choice_is_its_experts_on_its_token(kernels: Kernels, layer: Layer) -> None:
+    found, top_k = run(kernels, layer).double(), layer.chosen.shape[1]
+    flat = layer.chosen.flatten()
+    assert bool(found[flat == NONE].isnan().all())
+    for number, expert in enumerate(layer.experts):
+        choices = (flat == number).nonzero().flatten()
+        rows = layer.x[choices // top_k].double() @ torch.cat([part.values for part in expert.parts]).T
+        rows = rows if expert.first_bias is None else rows + expert.first_bias.double()
+        hidden, down = apply_gate(layer.gate, rows), expert.second.values
+        bias = torch.zeros(1, dtype=torch.float64) if expert.second_bias is None else expert.second_bias.double()
+        if len(choices):
+            largest = (hidden.abs() @ down.abs().T + bias.abs()).max()
+            error = (found[choices] - (hidden @ down.T + bias)).abs().max()
+            assert float(error) <= (EXACT if layer.is_exact else ROUNDED) * float(largest)
+
+
+@settings(max_examples=15)
+@given(layer=layers(), data=st.data())
+def test_a_choice_has_the_same_bits_whichever_experts_run_with_its_own(
+    kernels: Kernels, layer: Layer, data: st.DataObject
+) -> None:
+    first = data.draw(st.integers(0, len(layer.experts) - 1))
+    together, later = run(kernels, layer), run(kernels, layer, first)
+    is_run = layer.chosen.flatten() >= first
+    assert torch.equal(later[is_run], together[is_run])
+    assert bool(later[~is_run].isnan().all())
+
+
+@settings(max_examples=20)
+@given(tokens=st.integers(1, 40), top_k=st.integers(1, 8), hidden=st.integers(1, 150), dtypes=st.tuples(DTYPES, DTYPES))
+def test_choices_are_weighted_and_added(
+    kernels: Kernels, tokens: int, top_k: int, hidden: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    random = torch.Generator().manual_seed(tokens)
+    outputs = torch.randn((tokens, top_k, hidden), generator=random)
+    weights = torch.rand((tokens, top_k), generator=random).to(dtypes[0])
+    absent = (torch.rand(tokens * top_k, generator=random) < 0.2).nonzero().flatten().int()
+    y = torch.empty((tokens, hidden), dtype=dtypes[1])
+    left = outputs.clone()
+    left.view(-1, hidden)[absent.long()] = torch.nan
+    kernels.combine(
+        Combination(
+            outputs=left.data_ptr(),
+            weights=weights.data_ptr(),
+            absent=absent.data_ptr(),
+            y=y.data_ptr(),
+            tokens=tokens,
+            top_k=top_k,
+            hidden=hidden,
+            y_stride=hidden,
+            num_absent=len(absent),
+            weights_format=PLAIN[dtypes[0]],
+            y_format=PLAIN[dtypes[1]],
+        )
+    )
+    outputs.view(-1, hidden)[absent.long()] = 0
+    torch.testing.assert_close(y, (outputs * weights.unsqueeze(-1).float()).sum(1).to(dtypes[1]))

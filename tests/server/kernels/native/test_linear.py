@@ -1,0 +1,110 @@
+"""Native products are those of float64, as near as their formats allow, and a row's bits are its own."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.kernels.native.library import Kernels, LinearCall
+
+from .matrices import GROUP, MAKERS, PLAIN, Weights
+
+FLOAT32 = 2.0**-24  # half a unit in the last place, of 1
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of what is written
+LEAST = 1e-7  # float16 has no smaller numbers
+UNTOUCHED = 77.0
+DTYPES = st.sampled_from(list(PLAIN))
+
+
+class Call(NamedTuple):
+    """A product's rows, its bias, and what is asked for."""
+
+    x: torch.Tensor  # (rows, inputs); rows may lie apart
+    bias: torch.Tensor | None
+    y_dtype: torch.dtype
+    y_gap: int  # numbers between two rows of the result
+    is_exact: bool
+
+
+@st.composite
+def products(draw: st.DrawFn) -> tuple[Weights, Call]:
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    make = MAKERS[draw(st.sampled_from(list(MAKERS)))]
+    weights = make(random, draw(st.integers(1, 200)), draw(st.integers(1, 300)))
+    outputs, inputs = weights.values.shape
+    rows, x_gap, x_dtype, bias_dtype = draw(st.integers(1, 70)), draw(st.integers(0, 9)), draw(DTYPES), draw(DTYPES)
+    x = torch.randn((rows, inputs + x_gap), generator=random).to(x_dtype)[:, :inputs]
+    bias = torch.randn(outputs, generator=random).to(bias_dtype) if draw(st.booleans()) else None
+    return weights, Call(x, bias, draw(DTYPES), draw(st.integers(0, 9)), draw(st.booleans()))
+
+
+def multiply(kernels: Kernels, weights: Weights, call: Call) -> torch.Tensor:
+    outputs, inputs = weights.values.shape
+    rows = len(call.x)
+    y = torch.full((rows, outputs + call.y_gap), UNTOUCHED, dtype=call.y_dtype)
+    kernels.linear(
+        LinearCall(
+            matrix=weights.matrix,
+            bias=None if call.bias is None else call.bias.data_ptr(),
+            x=call.x.data_ptr(),
+            y=y.data_ptr(),
+            rows=rows,
+            x_stride=call.x.stride(0) if rows > 1 else inputs,
+            y_stride=outputs + call.y_gap,
+            bias_format=0 if call.bias is None else PLAIN[call.bias.dtype],
+            x_format=PLAIN[call.x.dtype],
+            y_format=PLAIN[call.y_dtype],
+            is_exact=int(call.is_exact),
+        )
+    )
+    assert bool((y[:, outputs:] == UNTOUCHED).all())
+    return y[:, :outputs]
+
+
+def most_error(weights: Weights, call: Call, wanted: torch.Tensor) -> torch.Tensor:
+    """The most that a result may be off, ``(rows, outputs)``."""
+    x, matrix = call.x.double(), weights.values
+    size = x.abs() @ matrix.abs().T + (0 if call.bias is None else call.bias.double().abs())
+    most = 2 * matrix.shape[1] * FLOAT32 * size + ROUNDING[call.y_dtype] * wanted.abs() + LEAST
+    if call.is_exact:
+        return most
+    if weights.is_plain:  # rows may be rounded to bfloat16
+        return most + 2.0**-8 * size
+    groups = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+    half_step = (groups.abs().amax(-1) / 127 * 0.501).repeat_interleave(GROUP, 1)[:, : x.shape[1]]
+    return most + half_step @ matrix.abs().T
+
+
+@settings(max_examples=40)
+@given(product=products())
+def test_products_are_as_near_as_their_formats_allow(kernels: Kernels, product: tuple[Weights, Call]) -> None:
+    weights, call = product
+    wanted = call.x.double() @ weights.values.T + (0 if call.bias is None else call.bias.double())
+    error = (multiply(kernels, weights, call).double() - wanted).abs()
+    assert bool((error <= most_error(weights, call, wanted)).all())
+
+
+@settings(max_examples=20)
+@given(product=products(), data=st.data())
+def test_the_bits_of_a_row_do_not_depend_on_company(
+    kernels: Kernels, product: tuple[Weights, Call], data: st.DataObject
+) -> None:
+    weights, call = product
+    together = multiply(kernels, weights, call)
+    first = data.draw(st.integers(0, len(call.x) - 1))
+    last = data.draw(st.integers(first + 1, len(call.x)))
+    assert torch.equal(multiply(kernels, weights, call._replace(x=call.x[first:last])), together[first:last])
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_number_of_threads_changes_no_bit(kernels: Kernels, name: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = MAKERS[name](random, 300, 96)
+    call = Call(torch.randn((70, 96), generator=random), None, torch.float32, 0, False)
+    alone = Kernels(1, kernels.level)
+    assert torch.equal(multiply(alone, weights, call), multiply(kernels, weights, call))
+    alone.close()

@@ -1,0 +1,171 @@
+"""A trunk packed as int8: what of it is, and that it computes what its dequantised matrices give."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+from expert_store import CheckpointError, Manifest, open_pack, read_index, write_pack
+from server.inspection.survey import survey
+from server.kernels import q8
+from server.model import packed_trunk
+from server.model.checkpoint import BUNDLED
+from server.model.checkpoint_map import experts_modules
+from server.model.errors import ModelError
+from server.model.loading import build_model, load_trunk, read_config
+from server.model.packing import pack_source
+from server.model.quantised_linear import QuantisedLinear
+from server.model.solo import SoloTrunk
+from server.settings import ServeSettings
+from tests.checkpoints import make_checkpoint
+from tests.quantise import fp8, publish
+from tests.server.model.test_packing import logits_of
+
+NAMES = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "jamba")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let layers of tiny models be worth it."""
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+
+
+def pack(folder: Path, out: Path) -> Path:
+    model = build_model(read_config(folder), torch.bfloat16)
+    write_pack(pack_source(model, folder, folder.name, "bfloat16", "int8"), out, 1, lambda _: None)
+    return out
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp("checkpoints") / request.param, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("qwen3_moe", tmp_path_factory.mktemp("checkpoints") / "tiny", torch.bfloat16)
+
+
+@pytest.fixture
+def packed(tiny: Path, tmp_path: Path) -> Path:
+    return pack(tiny, tmp_path / "out")
+
+
+def stored(out: Path) -> set[str]:
+    """Hub names of the matrices that are int8."""
+    return {name.removesuffix("_q8") for name in read_index([open_pack(out).trunk]) if name.endswith("_q8")}
+
+
+def test_logits_are_those_of_the_dequantised_matrices(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk = load_trunk(pack(checkpoint, tmp_path / "out"), torch.float32)
+    assert not isinstance(trunk, SoloTrunk)
+    found = logits_of(trunk)
+    monkeypatch.setattr(QuantisedLinear, "forward", lambda self, rows: F.linear(rows, self.weight, self.bias))
+    for one, other in zip(found, logits_of(trunk), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_matrices_are_near_those_of_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    out = pack(checkpoint, tmp_path / "out")
+    parts, plain = load_file(open_pack(out).trunk), load_file(checkpoint / "model.safetensors")
+    for name in stored(out):
+        tensors = {part.removeprefix(name): value for part, value in parts.items() if part.startswith(name)}
+        found, wanted = q8.dequantise(tensors, ""), plain[name].float()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_what_it_takes_is_told_beforehand(checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    out = pack(checkpoint, tmp_path / "out")
+    admitted: list[int] = []
+    trunk = load_trunk(out, dtype, admit=lambda nbytes, _: admitted.append(nbytes))
+    settings = ServeSettings.model_validate({"dtype": str(dtype).removeprefix("torch.")})
+    found = survey(str(out), settings, CPU)
+    assert found.trunk_format == "int8"
+    assert found.outline.trunk_bytes == trunk.nbytes
+    assert admitted[0] <= trunk.nbytes < load_trunk(checkpoint, dtype).nbytes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_routers_norms_and_embeddings_stay_as_they_are(name: str, tmp_path: Path) -> None:
+    model = build_model(read_config(make_checkpoint(name, tmp_path / name, torch.bfloat16)), torch.bfloat16)
+    layers = packed_trunk.linear_layers(model)
+    widths = {module.num_experts for module in experts_modules(model).values()}
+    assert not {layer.out_features for layer in layers.values()} & widths
+    assert any("attn" in found for found in layers)
+    assert not any("norm" in found or "embed" in found for found in layers)
+
+
+def test_what_latent_attention_takes_apart_stays_as_it_is(tmp_path: Path) -> None:
+    out = pack(make_checkpoint("deepseek_v3", tmp_path / "checkpoint", torch.bfloat16), tmp_path / "out")
+    assert "model.layers.0.self_attn.kv_a_proj_with_mqa.weight" in stored(out)
+    assert not any("kv_b_proj" in name for name in stored(out))
+
+
+def test_a_head_is_int8_unless_it_is_the_table_of_embeddings(packed: Path, tmp_path: Path) -> None:
+    assert "lm_head.weight" in stored(packed)
+    assert "lm_head.weight" not in stored(pack(BUNDLED, tmp_path / "tied"))
+
+
+def test_small_layers_stay_as_they_are(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 128 * 32)
+    assert stored(pack(tiny, tmp_path / "out")) == {"lm_head.weight"}
+
+
+def test_quantised_trunks_are_quantised_anew(tiny: Path, tmp_path: Path) -> None:
+    quantised, reference = publish(tiny, tmp_path, fp8())
+    found = logits_of(load_trunk(pack(quantised, tmp_path / "out"), torch.float32))
+    wanted = logits_of(load_trunk(pack(reference, tmp_path / "other"), torch.float32))
+    similarity = [torch.cosine_similarity(one[0], other[0], dim=0) for one, other in zip(found, wanted, strict=True)]
+    assert min(similarity) > 0.99
+
+
+def test_weights_that_are_no_numbers_are_named(tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "odd")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["lm_head.weight"][0, 0] = torch.nan
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"lm_head\.weight holds NaN or infinity, which int8 can't; pack it with --trunk"
+    ):
+        pack(folder, tmp_path / "out")
+
+
+def test_a_manifest_of_an_unchanged_trunk_says_nothing_of_it(tiny: Path, tmp_path: Path) -> None:
+    """So that earlier versions read it."""
+    model = build_model(read_config(tiny), torch.bfloat16)
+    write_pack(pack_source(model, tiny, "tiny", "bfloat16"), tmp_path / "out", 1, lambda _: None)
+    assert "trunk" not in json.loads((tmp_path / "out" / "manifest.json").read_bytes())
+
+
+def test_a_pack_is_made_anew_for_another_trunk(tiny: Path, packed: Path) -> None:
+    model = build_model(read_config(tiny), torch.bfloat16)
+    source = pack_source(model, tiny, "tiny", "bfloat16", "int8")
+    assert not write_pack(source, packed, 1, lambda _: None)
+    assert write_pack(replace(source, model="tiny", trunk_format="unchanged", made=()), packed, 1, lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [({"head_dim": 16}, "has another shape than its model's"), ({"num_hidden_layers": 3, "trunk": "int3"}, "int3")],
+)
+def test_trunks_that_are_not_the_models_are_refused(packed: Path, changes: dict[str, object], complaint: str) -> None:
+    content = json.loads((packed / "manifest.json").read_bytes())
+    del content["checksum"], content["format"], content["version"]
+    path = packed / content["data"] / "config.json"
+    content["trunk"] = changes.pop("trunk", "int8")
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    content["files"]["config.json"] = [path.stat().st_size, None]
+    (packed / "manifest.json").write_bytes(Manifest.model_validate(content).to_bytes())
+    with pytest.raises(CheckpointError, match=complaint):
+        load_trunk(packed, torch.float32)
