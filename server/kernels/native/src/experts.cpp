@@ -116,8 +116,8 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     const Tiling::Tile tile = tiling.at(index);
     const uint64_t slot = batch.slots[tile.expert];
     float* y = middle + tile.first_row * width + offset + tile.first_output;
-    level.multiply(in_slot(shape.first[part], slot), part ? other_panel : panel, tile.first_row, tile.last_row, tile.first_output,
-                   tile.last_output, y, width);
+    level.multiply(in_slot(shape.first[part], slot), part ? other_panel : panel, tile.first_row, tile.last_row,
+                   tile.first_output, tile.last_output, y, width);
     if (shape.first_bias >= 0) {
       const char* bias = reinterpret_cast<const char*>(slot) + shape.first_bias + offset * bytes_of(shape.bias_format);
       add_bias(level, bias, shape.bias_format, tile.last_row - tile.first_row, tile.first_output, tile.last_output, y,

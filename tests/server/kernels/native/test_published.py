@@ -29,11 +29,13 @@ CASES: dict[str, Made] = {
     "fp8_blocks": ("fp8", (256, 1152), lambda make: make.fp8((256, 1152), (2, 9), F32)),
     "fp8_single": ("fp8", SHAPE, lambda make: make.fp8(SHAPE, (1, 1), BF16)),
     "fp8_rows": ("fp8", (70, 1149), lambda make: make.fp8((70, 1149), (70, 1), F16)),
+    "fp8_wide": ("fp8", (20, 4352), lambda make: make.fp8((20, 4352), (1, 34), F32)),
     "mxfp8": ("fp8", SHAPE, lambda make: make.fp8(SHAPE, (72, 36), torch.uint8)),
     "nvfp4": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 16, torch.float8_e4m3fn, has_divisor=True)),
     "fp4_e8m0": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 16, torch.uint8, has_divisor=False)),
     "mxfp4": ("fp4", SHAPE, lambda make: make.fp4(SHAPE, 32, torch.uint8, has_divisor=False)),
     "int8": ("int8", (70, 1149), lambda make: make.int8((70, 1149))),
+    "int8_wide": ("int8", (6, 4100), lambda make: make.int8((6, 4100))),
     "int8_groups": (
         "int8_groups",
         SHAPE,
