@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from server.kernels import q4 as q4_format
 from server.kernels.native.library import Format, Matrix
 
 BLOCK = 16  # outputs
 GROUP = 32  # inputs
 LEAST_EXPONENT, MOST_EXPONENT = 118, 125
 FP4 = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6], dtype=torch.float64)
-Q4_TABLE = torch.tensor([-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74], dtype=torch.float64)
+Q4_TABLE = torch.tensor(q4_format.TABLE, dtype=torch.float64)
 PLAIN = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16, torch.float16: Format.FLOAT16}
 
 
@@ -55,11 +56,11 @@ def q8(random: torch.Generator, outputs: int, inputs: int) -> Weights:
 
 
 def q4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
-    codes, scales = _grid(random, outputs, inputs, 0, 16), 64 * _scales(random, outputs, inputs)
+    codes, scales = _grid(random, outputs, inputs, 0, 16), _scales(random, outputs, inputs) / q4_format.SHARE
     zeros = _grid(random, outputs, inputs, 0, 32)[:, ::GROUP]
     signs = _grid(random, outputs, inputs, 0, 2)[:, ::GROUP] * 2 - 1
-    words = (scales * signs).half().view(torch.int16) & -32 | zeros.to(torch.int16)
-    steps = (words & -32).view(torch.float16).double() / 64
+    words = (scales * signs).half().view(torch.int16) & q4_format.SCALE_BITS | zeros.to(torch.int16)
+    steps = (words & q4_format.SCALE_BITS).view(torch.float16).double() * q4_format.SHARE
     halves = codes.view(-1, BLOCK, codes.shape[1] // 8, 2, 4).transpose(1, 2)
     data = (halves[..., 0, :] | halves[..., 1, :] << 4).to(torch.uint8).contiguous()
     values = _scaled(Q4_TABLE[codes] - zeros.repeat_interleave(GROUP, 1), steps)[:outputs, :inputs]
