@@ -181,7 +181,9 @@ class ServeSettings(BaseModel):
     max_queued_requests: int = Field(256, ge=1, description="requests that may wait")
     max_batched_tokens: int = Field(512, ge=1, description="tokens of one step")
     deterministic: bool = Field(
-        False, description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; slower"
+        False,
+        description="batch-invariant arithmetic: the same tokens and logprobs alone and in any batch; native decoder "
+        "layers have it anyway, other models become slower",
     )
     threads: int | None = Field(None, ge=1, description="compute threads (number of cores)")
     kernels: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "off"] = Field(
