@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -149,10 +150,7 @@ class NativeBackend:
 
 def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
     """Where the choices of each expert begin, and the choices, expert after expert."""
-    bounds = np.array(spans, dtype=np.int32)  # (experts, 2)
-    if np.array_equal(bounds[1:, 0], bounds[:-1, 1]):
-        return np.append(bounds[:, 0], bounds[-1:, 1]), order
-    choices = np.concatenate([order[start:end] for start, end in spans])
-    starts = np.zeros(len(spans) + 1, dtype=np.int32)
-    np.cumsum(bounds[:, 1] - bounds[:, 0], out=starts[1:])
-    return starts, choices
+    if all(end == start for (_, end), (start, _) in pairwise(spans)):
+        return np.array([*(start for start, _ in spans), *(end for _, end in spans[-1:])], dtype=np.int32), order
+    starts = [0, *accumulate(end - start for start, end in spans)]
+    return np.array(starts, dtype=np.int32), np.concatenate([order[start:end] for start, end in spans])
