@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
 
-from tests.families import FAMILIES
+from tests.families import FAMILIES, LEAN
 from tests.family_checks import Refused, Served, examine
 from tests.vision import VISIONS
 
@@ -67,6 +68,15 @@ experts of NLLB-MoE; here all run, and are compared with a plain sum over them.
 | model type | class | has | tensors of an expert |
 | --- | --- | --- | --- |
 {solo_rows}
+
+### Native decoder layers: {lean}
+
+{lean_families}.
+
+These run on fused native operations instead of transformers' modules
+([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32, the same
+bits in any batch, paged or not (`tests/server/model/lean/test_lean.py`). All others run their linear layers and experts
+natively where the format and the activation are known, and the log says where not.
 
 ## Quantised checkpoints
 
@@ -144,6 +154,8 @@ def compose(results: Sequence[Served | Refused]) -> str:
         batched_rows="\n".join(batched),
         solo=len(solo),
         solo_rows="\n".join(solo),
+        lean=len(LEAN),
+        lean_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in LEAN), 120),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),

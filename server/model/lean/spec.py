@@ -29,6 +29,7 @@ class LeanLayer:
     spec: LayerSpec
     attention_layer: int  # its number in the KV cache
     experts: ExpertLayer | None
+    correction: torch.Tensor | None = None  # added to a router's scores for the choice
     keeps: list[torch.Tensor] = field(default_factory=list)  # whose memory the spec refers to
 
     def address(self, tensor: torch.Tensor | None) -> int | None:
@@ -157,7 +158,7 @@ def _set_experts(layer: LeanLayer, parts: Parts, router: RouterWeights | None) -
     spec.router.matrix = Matrix(
         format=Format.FLOAT32, outputs=weight.shape[0], inputs=weight.shape[1], data=layer.keeps[-1].data_ptr()
     )
-    spec.router.bias = layer.address(router.bias)
+    spec.router.bias, layer.correction = layer.address(router.bias), router.correction
     spec.router.num_groups = spec.router.top_groups = 1
     spec.router.scale = 1.0
     spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]

@@ -15,11 +15,11 @@ from server.kernels.pool import ComputePool
 from server.model.loading import load_trunk
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
+from tests.families import LEAN
 from tests.server.model.test_parity import PROMPTS, generate
 
 BLOCK = 16  # tokens; what the native attention takes
 TOLERANCE = 1e-5  # of the range of the logits
-LEAN = ["qwen3_moe", "mixtral", "olmoe", "gpt_oss", "qwen2_moe", "glm4_moe", "granitemoe", "dots1"]
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
 
