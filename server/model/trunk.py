@@ -128,15 +128,15 @@ class Trunk(ResidentModel):
         self._logits = Forward(model)
         replace_projections(model)
         probe, states = self._look()
+        self._lean = self._find_lean()
+        if is_deterministic and self._lean is None:
+            self._check_invariance()
         settle_projections(model, probe.latent_layers)
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         size = self._logits.hidden_size
         self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size)
         self.gates = find_next_gates(model, layers, probe.routed)
-        self._lean = self._find_lean()
-        if is_deterministic and self._lean is None:
-            self._check_invariance()
 
     @property
     def is_invariant(self) -> bool:

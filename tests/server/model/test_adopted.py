@@ -14,7 +14,7 @@ from torch import nn
 from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
 from expert_store import CheckpointError, ExpertKey, ExpertStore, least_bytes
-from server.kernels import int4, int8
+from server.kernels import q4, q8
 from server.kernels.expert import run_expert
 from server.model.adopted import adopt_experts
 from server.model.errors import ModelError
@@ -141,7 +141,7 @@ def matrices(model_type: str, tensors: dict[str, torch.Tensor], expert: int) -> 
 def test_quantised_packs_hold_an_experts_matrices_the_way_kernels_take_them(
     model_type: str, weights: WeightFormat, tolerance: float, tmp_path: Path
 ) -> None:
-    kernel = int8 if weights == "int8" else int4
+    kernel = q8 if weights == "int8" else q4
     folder = save_checkpoint(make_config(model_type), tmp_path / "checkpoint", torch.bfloat16)
     trunk = load_trunk(pack(folder, tmp_path / "pack", weights), torch.float32)
     tensors = load_file(folder / "model.safetensors")
