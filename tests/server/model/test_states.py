@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from expert_store import ExpertStore
+from expert_store import ExpertKey, ExpertStore
 from server.model.cells import parts_of
 from server.model.kv_cache import KVCache
 from server.model.loading import load_trunk
@@ -83,10 +83,10 @@ def test_a_step_that_failed_can_be_run_again(rig: Rig, monkeypatch: pytest.Monke
     rig.run((0, FIRST[:5], 0))
     last, lease = max(rig.trunk.catalog.layers), rig.store.lease
 
-    def fail_in_the_last(layer: int, *args: object) -> object:
-        if layer == last:
+    def fail_in_the_last(rows: Mapping[ExpertKey, int], *args: object) -> object:
+        if next(iter(rows)).layer == last:
             raise OSError("the disk is gone")
-        return lease(layer, *args)
+        return lease(rows, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(rig.store, "lease", fail_in_the_last)
