@@ -107,6 +107,8 @@ LEAN = (  # families whose decoder layers run natively
     "glm4_moe",
     "gpt_oss",
     "granitemoe",
+    "hy_v3",
+    "minimax_m2",
     "mixtral",
     "olmoe",
     "qwen2_moe",

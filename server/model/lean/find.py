@@ -164,12 +164,7 @@ class _Finder:
         routing, spec = captured.routing, layer.spec
         assert routing is not None
         spec.router.top_k = routing.top_k_index.shape[1]
-        correction = next(
-            (value for name, value in [*owner.named_buffers(), *owner.named_parameters()] if "correction" in name), None
-        )
-        for candidate in routers(
-            spec.router, owner, layer.address(None if correction is None else correction.flatten())
-        ):
+        for candidate in routers(spec.router, owner, layer.address(layer.correction)):
             candidate.top_k = spec.router.top_k
             spec.router = candidate
             scale = self._router_scale(spec, captured)
