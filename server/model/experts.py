@@ -96,23 +96,29 @@ class StepExperts:
         self._note(layer, chosen, lease)
         return output
 
-    def compute(self, layer: ExpertLayer, chosen: IntArray, hidden_states: torch.Tensor) -> int:
-        """Each choice's output, unweighted, by the native kernels: the address of float32 ``(tokens * k, hidden)``.
-
-        It is valid until the next layer is computed.
+    def compute(self, layer: ExpertLayer, hidden_states: torch.Tensor, chosen: IntArray, weights: torch.Tensor) -> int:
+        """Run each choice's expert by the native kernels, without the router's weights.
 
         Args:
-            chosen: ``(tokens, k)``, every one an expert.
             hidden_states: float32 ``(tokens, hidden)``.
+            chosen: ``(tokens, k)``, every one an expert.
+            weights: of the router, ``(tokens, k)``.
+
+        Returns:
+            The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
         """
         assert isinstance(layer.backend, NativeBackend)
         self.routing[layer.number] = chosen
         order, spans = sort_choices(chosen, layer.keys)
-        rows = SortedRows(hidden_states, hidden_states, order, spans)
+        rows = SortedRows(hidden_states, weights, order, spans)
         with self._lease(layer, chosen, rows) as lease:
-            _, outputs = layer.backend.compute(hidden_states, chosen.shape[1], rows, lease.batches(), self._between)
+            outputs = layer.backend.compute(rows, lease.batches(), self._between)
         self._note(layer, chosen, lease)
         return outputs
+
+    def hold_residents(self) -> StepLease | None:
+        """A lease of all experts for this step; None unless all are in memory (``ExpertStore.hold_residents``)."""
+        return self._store.hold_residents()
 
     def note_residents(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], lease: StepLease) -> None:
         """End the lease of a step whose experts were all resident, and note what it chose.

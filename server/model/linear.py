@@ -29,9 +29,9 @@ class FastLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         rows = input.flatten(0, -2)
         count, weight = rows.shape[0], self.weight
-        matrix = plain_matrix(weight) if self.pool.kernels is not None and input.dtype in PLAIN else None
-        if self.pool.kernels is not None and matrix is not None:
-            return native_linear(self.pool.kernels, input, matrix, self.bias)
+        kernels = self.pool.kernels
+        if kernels is not None and input.dtype in PLAIN and (matrix := plain_matrix(weight)) is not None:
+            return native_linear(kernels, input, matrix, self.bias)
         if not rows.is_cpu or is_batch_invariant():
             return super().forward(input)
         work = work_bytes(weight.nbytes, count)

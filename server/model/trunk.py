@@ -174,12 +174,8 @@ class Trunk(ResidentModel):
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
-        lease = store.hold_residents() if self._lean is not None else None
-        if lease is not None:
-            prefetcher = None  # there is nothing to fetch
         experts = StepExperts(store, self._layers, phase, prefetcher)
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
-        positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         ends = list(accumulate(chunk.num_tokens for chunk in chunks))
         rows = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)]
         hidden = [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)]
@@ -187,9 +183,9 @@ class Trunk(ResidentModel):
             prefetcher.begin_step()
         overlay = None
         if self._lean is not None:
-            with lease or nullcontext():
-                logits, states_of_rows = self._lean.run(chunks, kv_cache, experts, rows, hidden, lease)
+            logits, states_of_rows = self._lean.run(chunks, token_ids, kv_cache, experts, rows, hidden)
         else:
+            positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
             step_states = self._step_states(chunks, states)
             overlay = Overlay.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
             attention = self._attention(chunks, kv_cache)

@@ -85,33 +85,27 @@ class NativeBackend:
     ) -> torch.Tensor:
         """See ``ExpertBackend``."""
         del layout
-        hidden_states, weights = rows.hidden_states.contiguous(), rows.weights.contiguous()
-        if scales_input(module):  # a row of each choice, and results that are added as they are
-            hidden_states = (hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
+        weights = rows.weights.contiguous()
+        if not scales_input(module):
+            outputs = self.compute(rows, batches, between)
+        else:  # a row of each choice, and results that are added as they are
+            scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
+            outputs = self.compute(SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans), batches, between)
             weights = torch.ones_like(weights)
-        top_k = 1 if scales_input(module) else rows.top_k
-        order, outputs = self.compute(hidden_states, top_k, rows, batches, between)
-        return self._combine(outputs, weights, order[rows.num_run :], rows.hidden_states)
+        return self._combine(outputs, weights, rows.order[rows.num_run :].astype(np.int32), rows.hidden_states)
 
-    def compute(
-        self,
-        hidden_states: torch.Tensor,
-        top_k: int,
-        rows: SortedRows,
-        batches: Iterable[ReadyExperts],
-        between: Callable[[], None],
-    ) -> tuple[IntArray, int]:
-        """The order of choices, and the address of their outputs, float32 ``(choices, hidden)``, until the next call.
+    def compute(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> int:
+        """Run each choice's expert on its row, without the router's weights.
 
-        Args:
-            hidden_states: contiguous; choice ``i`` is of row ``i // top_k``.
+        Returns:
+            The address of the outputs, float32 ``(choices, hidden)``, valid until the next call.
         """
-        order = rows.order.astype(np.int32)
+        hidden_states, order = rows.hidden_states.contiguous(), rows.order.astype(np.int32)
         outputs = self._kernels.results(len(order) * self._hidden)
         batch = ExpertBatch(
             x=hidden_states.data_ptr(),
             outputs=outputs,
-            top_k=top_k,
+            top_k=rows.top_k,
             x_stride=hidden_states.shape[1],
             x_format=PLAIN[hidden_states.dtype],
             is_exact=int(hidden_states.dtype == torch.float32),
@@ -123,7 +117,7 @@ class NativeBackend:
             batch.slots, batch.starts, batch.choices = (array.ctypes.data for array in (addresses, starts, choices))
             batch.num_experts = len(addresses)
             self._kernels.experts(self._shape, batch)
-        return order, outputs
+        return outputs
 
     def _combine(
         self, outputs: int, weights: torch.Tensor, absent: IntArray, hidden_states: torch.Tensor

@@ -114,6 +114,7 @@ class HeadCall(Structure):
         ("normed", c_void_p),
         ("logits", c_void_p),
         ("num_rows", c_int64),
+        ("num_logits", c_int64),
         ("hidden_size", c_int64),
         ("norm_epsilon", c_float),
         ("scale", c_float),

@@ -23,11 +23,10 @@ from server.model.step import SequenceChunk
 from .capture import Capture, LayerCapture, capture
 from .errors import UnusualError
 from .model import LeanModel
-from .parts import LINEARS, find_norm, find_parts, matrix_of
+from .parts import LINEARS, Parts, find_norm, find_parts, matrix_of
 from .spec import LeanLayer, build_layer, rope_kinds, routers
-from .workspace import PairAngles, Positions, Workspace
+from .workspace import BLOCK, PairAngles, Positions, Workspace
 
-BLOCK = 16  # tokens of a block of the cache; ``kCacheBlock``
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of what a layer adds
 LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # of choices of experts
 
@@ -74,14 +73,14 @@ class _Finder:
             raise UnusualError(f"it is computed in {self._dtype} on {model.device}")
 
     def find(self) -> LeanModel:
-        for layer in self._body.layers:
-            find_parts(layer)
+        parts = [find_parts(layer) for layer in self._body.layers]
         captured = capture(self._model, self._forward, self._tokens)
         if len(captured.layers) != len(self._body.layers):
             raise UnusualError("not all of its layers are called")
         names = {module: name for name, module in self._model.named_modules()}
         layers = [
-            self._build(module, each, names) for module, each in zip(self._body.layers, captured.layers, strict=True)
+            self._build(module, found, each, names)
+            for module, found, each in zip(self._body.layers, parts, captured.layers, strict=True)
         ]
         routed = [layer for layer in layers if layer.spec.has_router]
         routing = [each.routing for each in captured.layers if each.routing is not None]
@@ -92,9 +91,9 @@ class _Finder:
         num_experts = max(layer.spec.num_experts for layer in routed)
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._positions = self._find_positions(captured, layers[0])
-        for layer, module, each in zip(layers, self._body.layers, captured.layers, strict=True):
-            self._settle(layer, module, each)
-        head = self._find_head(captured)
+        for layer, found, each in zip(layers, parts, captured.layers, strict=True):
+            self._settle(layer, found.router, each)
+        head, keeps = self._find_head(captured)
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         head.is_exact = workspace.call.is_exact
         embedding = self._body.embed_tokens.weight
@@ -106,10 +105,10 @@ class _Finder:
             embedding,
             self._embedding_scale(captured),
             head,
-            self._keeps,
+            keeps,
         )
 
-    def _build(self, module: nn.Module, captured: LayerCapture, names: Mapping[Any, str]) -> LeanLayer:
+    def _build(self, module: nn.Module, parts: Parts, captured: LayerCapture, names: Mapping[Any, str]) -> LeanLayer:
         known: Mapping[Any, ExpertLayer] = self._layers
         experts = next((each for each in module.modules() if each in known), None)
         router: RouterWeights | None = None
@@ -119,7 +118,7 @@ class _Finder:
             if routing is None:
                 raise UnusualError("a layer does not call its experts")
             router = find_router(self._model, names[experts], Routed(routing.hidden_states, routing.top_k_index))
-        return build_layer(module, captured, layer, router)
+        return build_layer(module, parts, captured, layer, router)
 
     def _find_positions(self, captured: Capture, layer: LeanLayer) -> Positions:
         """The positions with which a layer comes nearest to what its modules gave."""
@@ -151,14 +150,14 @@ class _Finder:
             errors.append((self._error(spec, captured), kind))
         return min(errors)
 
-    def _settle(self, layer: LeanLayer, module: nn.Module, captured: LayerCapture) -> None:
+    def _settle(self, layer: LeanLayer, router: Any, captured: LayerCapture) -> None:
         """Choose what comes nearest to what the modules gave, and see that it is near enough."""
         spec = layer.spec
         error, spec.rope_kind = self._nearest(spec, captured, self._positions)
         if not error < TOLERANCES[self._dtype]:
             raise UnusualError(f"its layers compute something else, off by {error:.1e} of what they add")
         if spec.has_router:
-            self._settle_router(layer, find_parts(module).router, captured)
+            self._settle_router(layer, router, captured)
 
     def _settle_router(self, layer: LeanLayer, owner: Any, captured: LayerCapture) -> None:
         routing, spec = captured.routing, layer.spec
@@ -220,15 +219,16 @@ class _Finder:
         nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
         self._kernels.finish_layer(trial, workspace.call, 0, nothing.ctypes.data)
 
-    def _find_head(self, captured: Capture) -> HeadCall:
+    def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
+        """The head, and the tensors that it refers to."""
         head = self._model.get_output_embeddings()
         if not isinstance(head, LINEARS):
             raise UnusualError("its head is no linear layer")
         norm = find_norm(self._body.norm)
-        self._keeps = [norm.weight]
+        keeps = [norm.weight]
         bias = None if head.bias is None else head.bias.detach().float().contiguous()
         if bias is not None:
-            self._keeps.append(bias)
+            keeps.append(bias)
         hidden = captured.layers[-1].output.contiguous()
         count, size = hidden.shape
         rows = np.arange(count, dtype=np.int32)
@@ -245,6 +245,7 @@ class _Finder:
             normed=normed.ctypes.data,
             logits=logits.ctypes.data,
             num_rows=count,
+            num_logits=count,
             hidden_size=size,
             norm_epsilon=norm.epsilon,
             scale=1.0,
@@ -256,7 +257,7 @@ class _Finder:
         if not (found * scale - wanted).norm() <= TOLERANCES[self._dtype] * wanted.norm():
             raise UnusualError("its head computes something else")
         call.scale = 1.0 if abs(scale - 1) < TOLERANCES[self._dtype] else scale
-        return call
+        return call, keeps
 
     def _embedding_scale(self, captured: Capture) -> float:
         """By what embeddings are multiplied before the first layer."""

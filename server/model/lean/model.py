@@ -16,9 +16,7 @@ from server.model.kv_cache import KVCache
 from server.model.step import SequenceChunk
 
 from .spec import LeanLayer
-from .workspace import Positions, Workspace
-
-BLOCK = 16  # tokens of a block of the cache; ``kCacheBlock``
+from .workspace import BLOCK, Positions, Workspace
 
 
 class LeanModel:
@@ -49,24 +47,25 @@ class LeanModel:
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
         self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
+        self._numbers = [layer.number for layer in self._routed]
         self._top_ks = [layer.spec.router.top_k for layer in layers if layer.experts is not None]
         self._cache: KVCache | None = None
 
     def run(
         self,
         chunks: Sequence[SequenceChunk],
+        token_ids: Sequence[int],
         kv_cache: KVCache,
         experts: StepExperts,
         rows: Sequence[int],
         hidden_rows: Sequence[int],
-        lease: StepLease | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One step.
 
         Args:
+            token_ids: of all chunks.
             rows: tokens that want logits.
             hidden_rows: tokens that want their last states.
-            lease: of all experts, if they are all in memory.
 
         Returns:
             Logits of some tokens, float32 ``(rows, vocabulary)``, and normed last states of some, float32
@@ -75,22 +74,22 @@ class LeanModel:
         self._bind(kv_cache)
         workspace = self._workspace
         workspace.begin(chunks, len(kv_cache.groups))
-        token_ids = [token for chunk in chunks for token in chunk.token_ids]
         self._embed(token_ids)
         self._positions.place(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
+        lease = experts.hold_residents()
         if lease is None:
             self._run_by_layers(experts)
         else:
-            self._run_at_once(experts, lease)
+            with lease:
+                self._run_at_once(experts, lease)
         return self._finish(rows, hidden_rows)
 
     def _run_at_once(self, experts: StepExperts, lease: StepLease) -> None:
         """All layers in one call, for all experts are where the lease says."""
         workspace = self._workspace
         slots = lease.addresses
-        rows = [lease.layers.index(layer.number) for layer in self._routed]
-        if rows != list(range(len(slots))):
-            slots = slots[rows]
+        if lease.layers != self._numbers:
+            slots = slots[[lease.layers.index(number) for number in self._numbers]]
         workspace.call.slots, workspace.call.most_experts = slots.ctypes.data, slots.shape[1]
         self._kernels.layers(self._specs, workspace.call)
         chosen = [workspace.chosen(place, top_k).astype(np.int64) for place, top_k in enumerate(self._top_ks)]
@@ -103,8 +102,9 @@ class LeanModel:
             kernels.attention(spec, workspace.call, place)
             outputs = 0
             if layer.experts is not None:
-                chosen = workspace.chosen(place, spec.router.top_k)
-                outputs = experts.compute(layer.experts, chosen.astype(np.int64), torch.from_numpy(workspace.normed))
+                chosen, weights = (of(place, spec.router.top_k) for of in (workspace.chosen, workspace.weights))
+                hidden_states, router_weights = torch.from_numpy(workspace.normed), torch.from_numpy(weights)
+                outputs = experts.compute(layer.experts, hidden_states, chosen.astype(np.int64), router_weights)
             kernels.finish_layer(spec, workspace.call, place, outputs)
             place += layer.experts is not None
 
@@ -116,15 +116,19 @@ class LeanModel:
 
     def _finish(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         call, size = self._head, self._workspace.call.hidden_size
-        wanted = np.array([*rows, *(row for row in hidden_rows if row not in rows)], dtype=np.int32)
-        logits = np.empty((len(wanted), call.matrix.outputs), dtype=np.float32)
+        places = {row: place for place, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))}
+        wanted = np.array(list(places), dtype=np.int32)
+        logits = np.empty((len(rows), call.matrix.outputs), dtype=np.float32)
         normed = np.empty((len(wanted), size), dtype=np.float32)
         call.hidden, call.rows = self._workspace.call.hidden, wanted.ctypes.data
-        call.normed, call.logits, call.num_rows = normed.ctypes.data, logits.ctypes.data, len(wanted)
-        if len(wanted):
-            self._kernels.head(call)
-        places = {row: place for place, row in enumerate(wanted.tolist())}
-        return torch.from_numpy(logits[: len(rows)]), torch.from_numpy(normed[[places[row] for row in hidden_rows]])
+        call.normed, call.logits, call.num_rows, call.num_logits = (
+            normed.ctypes.data,
+            logits.ctypes.data,
+            len(wanted),
+            len(rows),
+        )
+        self._kernels.head(call)
+        return torch.from_numpy(logits), torch.from_numpy(normed[[places[row] for row in hidden_rows]])
 
     def _bind(self, kv_cache: KVCache) -> None:
         """Tell the layers where their keys and values are."""

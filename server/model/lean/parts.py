@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from server.kernels.native.library import Format, Matrix
-from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.linear import plain_matrix
 from server.model.quantised_linear import QuantisedLinear
 
 from .errors import UnusualError
@@ -110,10 +110,10 @@ def matrix_of(linear: Linear) -> Matrix:
     """What the kernels are told of a linear layer's weights."""
     if isinstance(linear, QuantisedLinear):
         return linear.matrix
-    weight = linear.weight
-    if weight.dtype not in PLAIN or not weight.is_contiguous():
-        raise UnusualError(f"its weights are {weight.dtype}")
-    return Matrix(format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr())
+    matrix = plain_matrix(linear.weight)
+    if matrix is None:
+        raise UnusualError(f"its weights are {linear.weight.dtype}")
+    return matrix
 
 
 def no_matrix() -> Matrix:

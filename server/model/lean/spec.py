@@ -19,7 +19,7 @@ from server.model.gates import RouterWeights
 
 from .capture import LayerCapture
 from .errors import UnusualError
-from .parts import Dense, Norm, Parts, find_parts, matrix_of, no_matrix
+from .parts import Dense, Norm, Parts, matrix_of, no_matrix
 
 
 @dataclass
@@ -41,14 +41,14 @@ class LeanLayer:
 
 
 def build_layer(
-    module: nn.Module, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None
+    module: nn.Module, parts: Parts, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None
 ) -> LeanLayer:
     """Build a layer's spec, but for the kinds of rotary positions and of router (``rope_kinds``, ``routers``).
 
     Raises:
         UnusualError: the layer is not of the usual shape.
     """
-    parts, options = find_parts(module), captured.options
+    options = captured.options
     if options is None:
         raise UnusualError("a layer has no attention")
     attention = parts.attention

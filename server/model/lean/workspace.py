@@ -13,6 +13,7 @@ import torch
 from server.kernels.native.structures import StepCall
 from server.model.step import SequenceChunk
 
+BLOCK = 16  # tokens of a block of the cache that the native attention takes; ``kCacheBlock``
 GROWTH = 1.5
 
 

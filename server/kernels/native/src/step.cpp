@@ -369,14 +369,14 @@ void run_layers(Engine& engine, const LayerSpec* layers, int64_t num_layers, con
 
 void run_head(Engine& engine, const HeadCall& call) {
   const Level& level = engine.level;
-  const int64_t hidden_size = call.hidden_size, rows = call.num_rows, vocabulary = call.matrix.outputs;
+  const int64_t hidden_size = call.hidden_size, rows = call.num_logits, vocabulary = call.matrix.outputs;
   const PanelKind kind = level.panel_kind(call.matrix, call.is_exact);
   Panel panel =
       place_panel(kind, rows, hidden_size, engine.rows.reserve(panel_bytes(kind, rows, hidden_size)));
   auto norm = [&](int64_t row, int) {
     float* normed = call.normed + row * hidden_size;
     level.normalise(call.hidden + call.rows[row] * hidden_size, call.norm, call.norm_epsilon, hidden_size, normed);
-    level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
+    if (row < rows) level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
   };
   const Side side[] = {{&call.matrix, call.bias, 0}};
   auto multiply = multiply_sides(engine, panel, side, 1, kOutputTile,
@@ -384,7 +384,7 @@ void run_head(Engine& engine, const HeadCall& call) {
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
                                  });
-  const Phase phases[] = {phase_of(rows, norm), phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
+  const Phase phases[] = {phase_of(call.num_rows, norm), phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
   engine.pool.run(phases, 2);
 }
 

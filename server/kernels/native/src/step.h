@@ -109,10 +109,11 @@ struct HeadCall {
   const float* bias;         // (vocabulary) or null
   const float* norm;
   const float* hidden;       // (tokens, hidden)
-  const int32_t* rows;       // that want logits
+  const int32_t* rows;       // the first of them want logits, too
   float* normed;             // (num_rows, hidden): their normed states
-  float* logits;             // (num_rows, vocabulary)
+  float* logits;             // (num_logits, vocabulary)
   int64_t num_rows;
+  int64_t num_logits;
   int64_t hidden_size;
   float norm_epsilon;
   float scale;               // of the logits
