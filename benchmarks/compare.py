@@ -168,7 +168,7 @@ class Comparison:
         print(f"  left out: {self.skipped[-1]}", flush=True)
 
     def _measure_bandwidth(self, condition: str, blocks: set[int]) -> None:
-        """Of memory, or of direct reads of blocks as large as the experts, while all engines are stopped."""
+        """Measures memory, or direct reads of blocks as large as the experts, while all engines are stopped."""
         if condition == "resident":
             self.memory.append(memory_bytes_per_second(self._setup.threads))
             return

@@ -1,4 +1,4 @@
-"""How far each engine's next-token distributions are from those of float32.
+"""Measures the divergence of each engine's next-token distributions from those of float32.
 
     python -m benchmarks.exactness MODEL --transformers PYTHON --llama-cpp PYTHON [--add results.json]
 

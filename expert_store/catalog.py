@@ -145,7 +145,7 @@ class ExpertCatalog:
             _check_recipe(key, self.layout(key.layer), recipe)
 
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
-        """How an expert is read.
+        """The recipe by which an expert is read.
 
         Raises:
             ValueError: the model has no such expert.

@@ -41,7 +41,7 @@ class ReadyExperts:
 
     @property
     def addresses(self) -> npt.NDArray[np.uint64]:
-        """Where the slot of each expert begins, ``(keys,)``; ``ExpertLayout.offsets`` tells the rest.
+        """The address of each expert's slot, ``(keys,)``; ``ExpertLayout.offsets`` has the places of its tensors.
 
         Addresses are in the memory of the host, or of the device where there is a device tier.
         """
@@ -49,7 +49,7 @@ class ReadyExperts:
 
     @property
     def gives_back(self) -> bool:
-        """Whether asking for the next batch may take these weights away; once False, it stays so."""
+        """True while asking for the next batch may take these weights away; once False, it stays so."""
         return self._lease.gives_back
 
 
@@ -85,7 +85,7 @@ class Lease:
 
     @property
     def gives_back(self) -> bool:
-        """Whether asking for the next batch may take away the weights of those that came before."""
+        """True while asking for the next batch may take away the weights of earlier ones."""
         return bool(self._wanted)
 
     def __enter__(self) -> Self:

@@ -107,7 +107,7 @@ class Pool:
         return self.device_arena.weights(entry.slot)
 
     def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
-        """Where the slots of ready entries of the top tier begin, in the memory of that tier."""
+        """The addresses of the slots of ready entries of the top tier, in the memory of that tier."""
         arena = self.host_arena if self._device is None else self.device_arena
         if self._device is not None:
             for entry in entries:

@@ -1,4 +1,4 @@
-"""What memory and disk of this machine give: the most that any engine can read in a second."""
+"""Measures the bandwidth of memory and disk: the most that any engine can read in a second."""
 
 from __future__ import annotations
 

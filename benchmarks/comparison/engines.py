@@ -1,4 +1,4 @@
-"""How each engine is started, given the environments and files that there are."""
+"""Starts each engine, given the environments and files that there are."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Setup:
-    """Where everything is."""
+    """Paths of environments, checkpoints and logs."""
 
     model: Path
     work: Path  # folder of packs and GGUF files

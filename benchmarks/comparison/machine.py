@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""Describes the machine: processor, cores, memory and instruction sets."""
 
 from __future__ import annotations
 

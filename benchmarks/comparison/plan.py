@@ -1,4 +1,4 @@
-"""What is measured: engines in formats, conditions, and work."""
+"""Plans the measurements: engines and formats, memory limits, and tasks."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an engine took for some work."""
+    """One measurement: the times that an engine took for a task."""
 
     first_token_seconds: float  # until every prompt had its first token
     tokens: int  # of all prompts, after that
@@ -50,7 +50,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Start:
-    """How an engine is started."""
+    """The command that starts an engine."""
 
     command: Sequence[str]
     model: Path  # file or folder, whose page cache is emptied first under a limit
@@ -239,7 +239,7 @@ class Greenroom(EngineProcess):
 
 
 def set_niceness(pid: int, niceness: int) -> None:
-    """Of a process and, where the kernel schedules sessions as groups, of its session."""
+    """Sets the niceness of a process and, where the kernel schedules sessions as groups, of its session."""
     os.setpriority(os.PRIO_PROCESS, pid, niceness)
     autogroup = Path(f"/proc/{pid}/autogroup")
     if autogroup.exists():

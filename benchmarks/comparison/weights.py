@@ -32,7 +32,7 @@ class Weights:
 
 
 def weights_of(path: Path, config: dict[str, Any]) -> Weights:
-    """Of a checkpoint's folder, a pack's, or a GGUF file; ``config`` is the model's."""
+    """The bytes of weights in a checkpoint's folder, a pack's, or a GGUF file; ``config`` is the model's."""
     experts = config.get("num_experts") or config["num_local_experts"]
     layers = config["num_hidden_layers"]
     if path.is_file():

@@ -1,4 +1,4 @@
-"""How a runner of a peer speaks: JSON objects, one a line, on the standard output that it was started with.
+"""The protocol of a peer's runner: JSON objects, one a line, on the standard output that it was started with.
 
 Whatever libraries print goes to standard error instead.
 """

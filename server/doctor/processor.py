@@ -59,7 +59,7 @@ def check_instructions(cpuinfo: Path = CPUINFO) -> Finding:
 
 
 def check_kernels(wanted: str) -> Finding:
-    """Which native kernels compute.
+    """The level of the native kernels that compute.
 
     Args:
         wanted: a value of ``--kernels``.

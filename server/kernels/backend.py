@@ -31,14 +31,14 @@ class Parameter(Protocol):
 
 
 class Layout(Protocol):
-    """Where the tensors of each expert of a layer lie in its slot."""
+    """The places of an expert's tensors in its slot, the same for all experts of a layer."""
 
     @property
     def parameters(self) -> Sequence[Parameter]: ...
 
     @property
     def offsets(self) -> Mapping[str, int]:
-        """By parameter, bytes from the beginning of the slot."""
+        """Bytes from the beginning of the slot, by parameter."""
 
     @property
     def slot_bytes(self) -> int: ...
@@ -58,11 +58,11 @@ class ReadyExperts(Protocol):
 
     @property
     def addresses(self) -> npt.NDArray[np.uint64]:
-        """Where the slot of each expert begins, ``(keys,)``."""
+        """The address of each expert's slot, ``(keys,)``."""
 
     @property
     def gives_back(self) -> bool:
-        """Whether asking for the next batch may take these weights away; once False, it stays so."""
+        """True while asking for the next batch may take these weights away; once False, it stays so."""
 
 
 @dataclass(frozen=True)

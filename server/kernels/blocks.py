@@ -30,7 +30,7 @@ def num_groups(in_features: int) -> int:
 
 
 def shape_specs(name: str, out_features: int, in_features: int) -> list[Spec]:
-    """What says the shape of a matrix that had to be filled up."""
+    """The tensor that holds the shape of a matrix that had to be padded; none for other matrices."""
     is_whole = out_features % OUTPUTS == 0 and in_features % GROUP == 0
     return [] if is_whole else [(name + SHAPE, torch.int32, (2,))]
 
@@ -57,7 +57,7 @@ def chunks(matrix: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def blocks_of_piece(scale: torch.Tensor) -> int:
-    """How many blocks to dequantise at a time."""
+    """The number of blocks to dequantise at a time."""
     return max(1, PIECE // (OUTPUTS * GROUP * scale.shape[1]))
 
 

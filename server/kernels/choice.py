@@ -1,4 +1,4 @@
-"""Which backend runs a layer of experts."""
+"""Chooses the backend that runs a layer of experts."""
 
 from __future__ import annotations
 

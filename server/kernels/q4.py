@@ -101,7 +101,7 @@ def _table(device: torch.device) -> torch.Tensor:
 
 
 def _scale_and_zero(words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What words, as int16, stand for: both float32."""
+    """Decodes words, as int16, to float32 scales and zeros."""
     return (words & SCALE_BITS).view(torch.float16).float() * SHARE, (words & LARGEST_ZERO).float()
 
 

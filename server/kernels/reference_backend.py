@@ -65,7 +65,7 @@ class TorchBackend:
 
 
 def _is_worth_sharing(layout: Layout, rows: SortedRows) -> bool:
-    """Whether an expert takes longer than it takes to hand it to another thread."""
+    """Tells whether an expert takes longer than handing it to another thread."""
     if not rows.spans:
         return False
     return work_bytes(layout.slot_bytes, len(rows.order) / len(rows.spans)) >= LEAST_SHARED_BYTES

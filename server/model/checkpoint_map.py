@@ -158,7 +158,7 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
 
 
 def renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
-    """Of these hub names, those of tensors that become a parameter as they are, and that parameter's name."""
+    """Maps hub names of tensors that become a parameter as they are to that parameter's name."""
     known = _Names(model)
     targets = {name: known.target(name) for name in names}
     return {

@@ -31,7 +31,7 @@ SUFFIXES = (q8.CODES, q8.SCALE, q8.SHAPE)
 
 
 def int8_bytes(matrices: Int8Matrices) -> int:
-    """What int8 matrices take, on disk and loaded."""
+    """The bytes of int8 matrices, on disk and loaded."""
     return sum(source.extent.nbytes for parts in matrices.values() for source in parts.values())
 
 
@@ -69,7 +69,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def made_tensors(model: PreTrainedModel, trunk: Mapping[str, TensorSource | StoredTensor]) -> dict[str, MadeTensors]:
-    """What ``--trunk int8`` writes in the place of some of a trunk's tensors, by their hub names.
+    """The tensors that ``--trunk int8`` writes in the place of some of a trunk's, by their hub names.
 
     Args:
         model: on the meta device.

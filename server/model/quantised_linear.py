@@ -14,7 +14,7 @@ NAME = "weight"
 
 
 class QuantisedLinear(nn.Module):
-    """In the place of an ``nn.Linear``, with its bias and, as buffers, the tensors of ``server.kernels.q8``.
+    """Replaces an ``nn.Linear``; has its bias and, as buffers, the tensors of ``server.kernels.q8``.
 
     Buffers are not part of the state dict, because checkpoints have the matrix under another name; ``fill`` sets them.
 
@@ -40,7 +40,7 @@ class QuantisedLinear(nn.Module):
 
     @property
     def matrix(self) -> Matrix:
-        """What the native kernels are told of the matrix."""
+        """The matrix as the native kernels take it."""
         codes, scales = self._tensors[NAME + q8.CODES], self._tensors[NAME + q8.SCALE]
         return Matrix(
             format=Format.Q8,

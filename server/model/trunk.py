@@ -140,7 +140,7 @@ class Trunk(ResidentModel):
 
     @property
     def is_invariant(self) -> bool:
-        """Whether what a token gives does not depend on what else is in its step."""
+        """True if a token's results do not depend on what else is in its step."""
         return self._is_deterministic or self._lean is not None
 
     @property

@@ -1,4 +1,4 @@
-"""What ``benchmarks.compare`` makes of its samples."""
+"""The report that ``benchmarks.compare`` makes of its samples."""
 
 from __future__ import annotations
 

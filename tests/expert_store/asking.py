@@ -1,4 +1,4 @@
-"""What a lease is asked for."""
+"""Helpers that make the keys which a lease is asked for."""
 
 from __future__ import annotations
 

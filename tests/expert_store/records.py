@@ -26,7 +26,7 @@ LAYOUT = ExpertLayout((ParameterSpec("weight", torch.int32, (16,)),))
 
 
 def value_of(key: ExpertKey) -> int:
-    """What each weight of an expert is."""
+    """The value of each weight of an expert."""
     return key.layer * 1000 + key.expert + (0 if key.variant == BASE else 500)
 
 

@@ -1,4 +1,4 @@
-"""What a lease gives out, and when."""
+"""The batches that a lease gives out, and their order."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def counts(rows: dict[int, list[int]]) -> dict[int, npt.NDArray[np.int64]]:
 
 
 def are_in_place(hold: StepLease) -> bool:
-    """Whether every address leads to the weights of its expert."""
+    """Tells whether every address leads to the weights of its expert."""
     return all(
         int(np.frombuffer(ctypes.string_at(int(hold.addresses[key.layer, key.expert]), 4), np.int32)[0])
         == value_of(key)

@@ -1,4 +1,4 @@
-"""Which level of the native kernels is to be used, and why there may be none."""
+"""Chooses the level of the native kernels, and tells why there may be none."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NOT_BUILT = "they were not built: run `pip install --editable .`"
 
 @dataclass(frozen=True)
 class Availability:
-    """What of the kernels was built, and what of that this processor can run."""
+    """The levels of the kernels that were built, and those that this processor can run."""
 
     runnable: tuple[str, ...]  # levels, the lowest first; the last is the best
     lacking: tuple[str, ...]  # levels that the build has not: another processor's, or unknown to its compiler
@@ -74,7 +74,7 @@ def choose_level(wanted: str) -> str | None:
 
 
 def describe_level(wanted: str, level: str | None) -> str:
-    """What the log says of the kernels.
+    """The log's description of the kernels.
 
     Args:
         level: what ``choose_level`` answered for `wanted`.

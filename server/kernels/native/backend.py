@@ -21,7 +21,7 @@ IntArray = npt.NDArray[np.int32]
 
 
 def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
-    """What the kernels are told of a layer's experts, or why they can't run them."""
+    """Describes a layer's experts to the kernels, or tells why they can't run them."""
     shapes: Mapping[str, tuple[int, ...]] | None = getattr(module, "parameter_shapes", None)
     if shapes is None:
         return "the shapes of its parameters are not known"
@@ -143,7 +143,7 @@ class NativeBackend:
 
 
 def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
-    """Where the choices of each expert begin, and the choices, expert after expert."""
+    """The start of each expert's choices, and the choices, expert after expert."""
     if all(end == start for (_, end), (start, _) in pairwise(spans)):
         return np.array([*(start for start, _ in spans), *(end for _, end in spans[-1:])], dtype=np.int32), order
     starts = [0, *accumulate(end - start for start, end in spans)]

@@ -9,7 +9,7 @@ from .slot_format import PLAIN
 
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:
-    """What the kernels are told of ``weight (out, in)``; None if they can't take it as it lies."""
+    """Describes ``weight (out, in)`` to the kernels; None if they can't take it as it lies."""
     if weight.dtype not in PLAIN or not weight.is_cpu or not weight.is_contiguous():
         return None
     outputs, inputs = weight.shape

@@ -9,7 +9,7 @@ from .library import ExpertShape, Matrix
 
 
 class RopeKind(IntEnum):
-    """How the numbers of a head make pairs that rotary positions turn."""
+    """The pairs of a head's numbers that rotary positions turn."""
 
     NONE = 0
     HALVES = 1
@@ -17,7 +17,7 @@ class RopeKind(IntEnum):
 
 
 class RouterKind(IntEnum):
-    """How experts are chosen by a router's logits."""
+    """The ways to choose experts by a router's logits."""
 
     SOFTMAX_FIRST = 0
     TOP_FIRST = 1

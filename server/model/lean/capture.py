@@ -1,4 +1,4 @@
-"""What a model's own modules give for some tokens, layer by layer, with experts that add nothing."""
+"""Records what a model's own modules compute for some tokens, layer by layer, with experts that add nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .errors import UnusualError
 
 @dataclass(frozen=True)
 class Routing:
-    """What a layer's experts were given."""
+    """The input of a layer's experts."""
 
     hidden_states: torch.Tensor  # (tokens, hidden)
     top_k_index: torch.Tensor  # (tokens, k)

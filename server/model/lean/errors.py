@@ -1,4 +1,4 @@
-"""Why a model does not take the lean path."""
+"""The error of a model that can't take the native layers."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class _Finder:
         return positions
 
     def _nearest(self, spec: LayerSpec, captured: LayerCapture, positions: Positions) -> tuple[float, RopeKind]:
-        """How far a layer is from what its modules gave with the best kind of rotary positions, and that kind."""
+        """The least error of a layer among the kinds of rotary positions, and that kind."""
         spec.rotary_dim = positions.rotary_dim
         errors = []
         for kind in rope_kinds(captured):
@@ -173,7 +173,7 @@ class _Finder:
         raise UnusualError("its router chooses in another way")
 
     def _router_scale(self, spec: LayerSpec, captured: LayerCapture) -> float | None:
-        """By what the router's weights have to be multiplied to be the modules'; None if they are other ones."""
+        """The factor from the router's weights to the modules'; None if they are not in proportion."""
         routing = captured.routing
         assert routing is not None
         self._run(spec, captured)
@@ -260,7 +260,7 @@ class _Finder:
         return call, keeps
 
     def _embedding_scale(self, captured: Capture) -> float:
-        """By what embeddings are multiplied before the first layer."""
+        """The factor of embeddings before the first layer."""
         embedded = self._body.embed_tokens.weight[torch.tensor(self._tokens)].float()
         given = captured.layers[0].given
         scale = float((embedded * given).sum() / embedded.square().sum())

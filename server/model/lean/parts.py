@@ -107,7 +107,7 @@ def find_norm(module: nn.Module) -> Norm:
 
 
 def matrix_of(linear: Linear) -> Matrix:
-    """What the kernels are told of a linear layer's weights."""
+    """Describes a linear layer's weights to the kernels."""
     if isinstance(linear, QuantisedLinear):
         return linear.matrix
     matrix = plain_matrix(linear.weight)

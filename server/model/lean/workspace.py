@@ -64,7 +64,7 @@ class Workspace:
 
     @property
     def normed(self) -> npt.NDArray[np.float32]:
-        """What experts are given, ``(tokens, hidden)``."""
+        """The input of experts, ``(tokens, hidden)``."""
         return self._normed[: self.call.tokens]
 
     def chosen(self, place: int, top_k: int) -> npt.NDArray[np.int32]:
@@ -91,7 +91,7 @@ class Workspace:
 
 
 class PairAngles(Enum):
-    """Which of the cosines that a model makes for a position belong to its pairs of numbers, in their order."""
+    """The part of a model's cosines for a position that has one number for each pair, in their order."""
 
     FIRST_HALF = "first half"
     EVERY_OTHER = "every other"

@@ -100,7 +100,7 @@ def _grid(random: torch.Generator, outputs: int, inputs: int, low: int, high: in
 
 
 def _scales(random: torch.Generator, outputs: int, inputs: int) -> torch.Tensor:
-    """Of each group, float16."""
+    """The scale of each group, float16."""
     shape = (-(-outputs // BLOCK) * BLOCK, -(-inputs // GROUP))
     return (torch.rand(shape, generator=random) * 0.02 + 0.001).half()
 

@@ -1,4 +1,4 @@
-"""Which level of the native kernels is used, and what is said where there is none."""
+"""The choice of a level of the native kernels, and the messages where there is none."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def have(monkeypatch: pytest.MonkeyPatch, found: Availability) -> None:
 
 @pytest.fixture
 def fresh() -> None:
-    """What was found out before is forgotten, before and after."""
+    """Clears the cached availability before and after."""
     library.load.cache_clear()
     available.availability.cache_clear()
     yield

@@ -1,4 +1,4 @@
-"""What setup.py makes of a compiler, with one that is made up."""
+"""Tests of setup.py with a made-up compiler."""
 
 from __future__ import annotations
 

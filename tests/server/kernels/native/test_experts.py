@@ -98,7 +98,7 @@ def layers(draw: st.DrawFn) -> Layer:
 
 
 def run(kernels: Kernels, layer: Layer, first: int = 0) -> torch.Tensor:
-    """What experts from `first` on give, ``(tokens * k, inputs)``; other choices stay as they were, not a number."""
+    """Runs experts from `first` on: ``(tokens * k, inputs)``; other choices stay NaN."""
     slots, inputs = Slots(layer.experts, layer.gate), layer.x.shape[1]
     flat = layer.chosen.flatten()
     order = flat.argsort(stable=True)[int((flat == NONE).sum()) :].int()
