@@ -277,6 +277,8 @@ def main() -> None:
     if options.files:
         result = merged([read_result(path) for path in options.files])
     elif options.model:
+        if not (options.model / "config.json").is_file():
+            parser.error(f"{options.model} has no config.json; name a checkpoint's folder")
         result = compare(options)
     else:
         parser.error("name a model, or results with --from")

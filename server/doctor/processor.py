@@ -75,7 +75,7 @@ def check_kernels(wanted: str) -> Finding:
         if "found no" in found.reason:
             remedy = "install g++ and reinstall"
         message = f"no native kernels: {found.reason}"
-        return Finding("kernels", "warn", message, f"{remedy}; decoding is about four times slower")
+        return Finding("kernels", "warn", message, f"{remedy}; decoding is about six times slower")
     message = describe_level(wanted, level)
     if wanted != "auto":
         message += ", as --kernels asks"

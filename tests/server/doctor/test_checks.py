@@ -83,7 +83,7 @@ def test_what_was_lost_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatc
         "kernels",
         "warn",
         "no native kernels: pip found no C++ compiler",
-        "install g++ and reinstall; decoding is about four times slower",
+        "install g++ and reinstall; decoding is about six times slower",
     )
     assert processor.check_kernels("off").level == "ok"
 
