@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -33,11 +34,12 @@ class Policy(Protocol):
         """The number of slots changed; what is resident stays until it is removed."""
 
 
-class TouchesEach:
+class TouchesEach(ABC):
     """``touch_all`` for policies that gain nothing by being told at once."""
 
+    @abstractmethod
     def touch(self, key: ExpertKey) -> None:
-        raise NotImplementedError
+        """A resident key was asked for."""
 
     def touch_all(self, keys: Sequence[ExpertKey]) -> None:
         for key in keys:
