@@ -96,13 +96,16 @@ class StepExperts:
         self._note(layer, chosen, lease)
         return output
 
-    def compute(self, layer: ExpertLayer, hidden_states: torch.Tensor, chosen: IntArray, weights: torch.Tensor) -> int:
+    def compute(
+        self, layer: ExpertLayer, hidden_states: torch.Tensor, chosen: IntArray, weights: torch.Tensor, *, is_exact: bool
+    ) -> int:
         """Run each choice's expert by the native kernels, without the router's weights.
 
         Args:
             hidden_states: float32 ``(tokens, hidden)``.
             chosen: ``(tokens, k)``, every one an expert.
             weights: of the router, ``(tokens, k)``.
+            is_exact: whether rows are never rounded before a product.
 
         Returns:
             The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
@@ -112,7 +115,7 @@ class StepExperts:
         order, spans = sort_choices(chosen, layer.keys)
         rows = SortedRows(hidden_states, weights, order, spans)
         with self._lease(layer, chosen, rows) as lease:
-            outputs = layer.backend.compute(rows, lease.batches(), self._between)
+            outputs = layer.backend.compute(rows, lease.batches(), self._between, is_exact=is_exact)
         self._note(layer, chosen, lease)
         return outputs
 

@@ -85,17 +85,23 @@ class NativeBackend:
     ) -> torch.Tensor:
         """See ``ExpertBackend``."""
         del layout
-        weights = rows.weights.contiguous()
+        weights, is_exact = rows.weights.contiguous(), rows.hidden_states.dtype == torch.float32
         if not scales_input(module):
-            outputs = self.compute(rows, batches, between)
+            outputs = self.compute(rows, batches, between, is_exact=is_exact)
         else:  # a row of each choice, and results that are added as they are
             scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
-            outputs = self.compute(SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans), batches, between)
+            one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans)
+            outputs = self.compute(one_each, batches, between, is_exact=is_exact)
             weights = torch.ones_like(weights)
         return self._combine(outputs, weights, rows.order[rows.num_run :].astype(np.int32), rows.hidden_states)
 
-    def compute(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> int:
+    def compute(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
+    ) -> int:
         """Run each choice's expert on its row, without the router's weights.
+
+        Args:
+            is_exact: whether rows are never rounded before a product.
 
         Returns:
             The address of the outputs, float32 ``(choices, hidden)``, valid until the next call.
@@ -108,7 +114,7 @@ class NativeBackend:
             top_k=rows.top_k,
             x_stride=hidden_states.shape[1],
             x_format=PLAIN[hidden_states.dtype],
-            is_exact=int(hidden_states.dtype == torch.float32),
+            is_exact=int(is_exact),
         )
         for ready in batches:
             between()

@@ -104,7 +104,13 @@ class LeanModel:
             if layer.experts is not None:
                 chosen, weights = (of(place, spec.router.top_k) for of in (workspace.chosen, workspace.weights))
                 hidden_states, router_weights = torch.from_numpy(workspace.normed), torch.from_numpy(weights)
-                outputs = experts.compute(layer.experts, hidden_states, chosen.astype(np.int64), router_weights)
+                outputs = experts.compute(
+                    layer.experts,
+                    hidden_states,
+                    chosen.astype(np.int64),
+                    router_weights,
+                    is_exact=bool(workspace.call.is_exact),
+                )
             kernels.finish_layer(spec, workspace.call, place, outputs)
             place += layer.experts is not None
 
