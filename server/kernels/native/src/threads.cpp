@@ -44,7 +44,8 @@ void wait_until(Condition is_met) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads)
+    : num_threads_(num_threads), next_(static_cast<size_t>(kMostPhases * num_threads)) {
   num_inside_.store(kClosed);
   for (int thread = 1; thread < num_threads; ++thread) workers_.emplace_back([this, thread] { work(thread); });
 }
@@ -66,7 +67,10 @@ void ThreadPool::run(const Phase* phases, int num_phases) {
   phases_ = phases;
   num_phases_ = num_phases;
   for (int phase = 0; phase < num_phases; ++phase) {
-    next_[phase].value.store(0, std::memory_order_relaxed);
+    const int64_t num_tiles = phases[phase].num_tiles;
+    for (int range = 0; range < num_threads_; ++range) {
+      next(phase, range).value.store(num_tiles * range / num_threads_, std::memory_order_relaxed);
+    }
     done_[phase].value.store(0, std::memory_order_relaxed);
   }
   num_inside_.store(0, std::memory_order_release);
@@ -108,8 +112,13 @@ void ThreadPool::help(int thread) {
   for (int phase = 0; phase < num_phases_; ++phase) {
     const int64_t total = phases[phase].num_tiles;
     int64_t num_run = 0;
-    for (int64_t tile; (tile = next_[phase].value.fetch_add(1, std::memory_order_relaxed)) < total; ++num_run) {
-      phases[phase].run(phases[phase].context, tile, thread);
+    for (int place = 0; place < num_threads_; ++place) {
+      const int range = (thread + place) % num_threads_;
+      const int64_t end = total * (range + 1) / num_threads_;
+      std::atomic<int64_t>& counter = next(phase, range).value;
+      for (int64_t tile; (tile = counter.fetch_add(1, std::memory_order_relaxed)) < end; ++num_run) {
+        phases[phase].run(phases[phase].context, tile, thread);
+      }
     }
     if (num_run) done_[phase].value.fetch_add(num_run, std::memory_order_acq_rel);
     wait_until([&] { return done_[phase].value.load(std::memory_order_acquire) == total; });

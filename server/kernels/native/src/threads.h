@@ -15,7 +15,8 @@ struct Phase {
   void* context;
 };
 
-// One caller at a time. Tiles are taken from a counter, so a thread whose core is busy with something else takes fewer;
+// One caller at a time. Each thread has a range of neighbouring tiles, so that it reads weights as one stream, and takes
+// what is left of the others' ranges after its own: a thread whose core is busy with something else runs fewer tiles, and
 // one that has not woken up by the end of a call is not waited for. Threads wait awake for some microseconds, then sleep.
 class ThreadPool {
  public:
@@ -24,7 +25,7 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int num_threads() const { return num_threads_; }
 
   // Runs all phases; the calling thread is thread 0.
   void run(const Phase* phases, int num_phases);
@@ -39,10 +40,13 @@ class ThreadPool {
   void work(int thread);
   void help(int thread);
 
+  Counter& next(int phase, int range) { return next_[static_cast<size_t>(phase * num_threads_ + range)]; }
+
+  const int num_threads_;
   std::vector<std::thread> workers_;
   const Phase* phases_ = nullptr;
   int num_phases_ = 0;
-  Counter next_[kMostPhases];
+  std::vector<Counter> next_;  // by phase and range
   Counter done_[kMostPhases];
   alignas(64) std::atomic<uint32_t> epoch_{0};     // of calls; what sleeping threads wait on
   alignas(64) std::atomic<int32_t> num_inside_{0};  // threads in the current call; negative while it takes no more
