@@ -23,6 +23,7 @@ from .scheduler import Scheduled
 from .sequence import Sequence
 from .working_set import StepCosts, WorkingSets
 
+NO_STALL_SHARE = 0.001  # of decode time, that is no stall any longer
 LEAST_STALL_SHARE = 0.25  # of decode time, from which on groups are thought of
 GAIN_TO_BEGIN, GAIN_TO_GO_ON = 1.15, 1.0  # in tokens a second, as expected
 GAIN_TO_KEEP = 1.05  # as measured
@@ -120,7 +121,7 @@ class WorkingSetStage:
     def note(self, step: AbstractSequence[Scheduled], output: StepOutput, seconds: float) -> None:
         """Learn from a step: who used what, and what it cost."""
         cost = output.experts
-        if not cost.num_misses and not self.stall_share:
+        if not cost.num_misses and self.stall_share < NO_STALL_SHARE:
             return  # all experts are in memory
         if any(layer not in output.routing for layer in self._sets.layers):
             return  # images went elsewhere, where a layer has experts for them, or a prompt has not come whole
@@ -202,6 +203,9 @@ class WorkingSetStage:
 def _stack(output: StepOutput, layers: AbstractSequence[int]) -> npt.NDArray[np.int64]:
     """What all layers chose, ``(layers, tokens, k)``; where a layer chooses fewer, the rest is none."""
     chosen = [output.routing[layer] for layer in layers]
-    most = max(layer.shape[1] for layer in chosen)
+    widths = {layer.shape[1] for layer in chosen}
+    if len(widths) == 1:
+        return np.stack(chosen)
+    most = max(widths)
     none = np.iinfo(np.int64).max
     return np.stack([np.pad(each, ((0, 0), (0, most - each.shape[1])), constant_values=none) for each in chosen])

@@ -97,7 +97,13 @@ class StepExperts:
         return output
 
     def compute(
-        self, layer: ExpertLayer, hidden_states: torch.Tensor, chosen: IntArray, weights: torch.Tensor, *, is_exact: bool
+        self,
+        layer: ExpertLayer,
+        hidden_states: torch.Tensor,
+        chosen: IntArray,
+        weights: torch.Tensor,
+        *,
+        is_exact: bool,
     ) -> int:
         """Run each choice's expert by the native kernels, without the router's weights.
 

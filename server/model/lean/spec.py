@@ -13,6 +13,7 @@ from torch import nn
 from server.kernels.native.activation import recognise
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.library import ExpertShape, Format, Matrix
+from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
 from server.model.experts import ExpertLayer
 from server.model.gates import RouterWeights
@@ -153,10 +154,11 @@ def _set_experts(layer: LeanLayer, parts: Parts, router: RouterWeights | None) -
     if isinstance(shape, str):
         raise UnusualError(shape)
     spec = layer.spec
-    weight = router.weight.detach()
-    layer.keeps.append(weight.float().contiguous())
+    weight = router.weight.detach().contiguous()  # read as float32, which loses nothing
+    weight = weight if weight.dtype in PLAIN else weight.float()
+    layer.keeps.append(weight)
     spec.router.matrix = Matrix(
-        format=Format.FLOAT32, outputs=weight.shape[0], inputs=weight.shape[1], data=layer.keeps[-1].data_ptr()
+        format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr()
     )
     spec.router.bias, layer.correction = layer.address(router.bias), router.correction
     spec.router.num_groups = spec.router.top_groups = 1

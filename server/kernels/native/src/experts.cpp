@@ -59,6 +59,42 @@ class Tiling {
   int64_t* ends_;
 };
 
+// Rows that come from the same token, of which one is prepared and copied.
+class Duplicates {
+ public:
+  // `memory` is for 2 * rows + num_sources numbers. If `are_apart`, each row is taken for the only one of its token.
+  Duplicates(const int32_t* sources, int64_t rows, int64_t num_sources, int32_t* memory, bool are_apart)
+      : first_(memory), next_(memory + rows) {
+    int32_t* last = memory + 2 * rows;  // the last row yet of each token, or -1
+    std::fill(last, last + num_sources, -1);
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto number = static_cast<int32_t>(row);
+      int32_t& before = last[sources[row]];
+      if (before < 0 || are_apart) {
+        first_[num_first_++] = number;
+      } else {
+        next_[before] = number;
+      }
+      next_[row] = -1;
+      before = number;
+    }
+  }
+
+  int64_t num_first() const { return num_first_; }
+  int64_t first(int64_t place) const { return first_[place]; }
+
+  // Calls `act` with all rows but the first of its token.
+  template <typename Act>
+  void each(int64_t first, Act act) const {
+    for (int64_t row = next_[first]; row >= 0; row = next_[row]) act(row);
+  }
+
+ private:
+  int32_t* first_;
+  int32_t* next_;
+  int64_t num_first_ = 0;
+};
+
 }  // namespace
 
 void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch) {
@@ -87,9 +123,12 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   float* middle = engine.middle.reserve<float>(rows * width * 4 + engine.pool.num_threads() * second.inputs * 4);
   float* activated = middle + rows * width;  // a row of each thread
   const int64_t num_experts = batch.num_experts;
-  auto* tables = engine.tables.reserve<int64_t>((num_experts * (shape.num_parts + 1)) * 8 + rows * 4);
+  const int64_t num_sources = *std::max_element(choices, choices + rows) / batch.top_k + 1;
+  auto* tables =
+      engine.tables.reserve<int64_t>(num_experts * (shape.num_parts + 1) * 8 + (3 * rows + num_sources) * 4);
   auto* sources = reinterpret_cast<int32_t*>(tables + num_experts * (shape.num_parts + 1));
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
+  const Duplicates duplicates(sources, rows, num_sources, sources + rows, first.order || other.order);
 
   // A panel with the order of inputs that a matrix has in the expert that a row goes to.
   const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
@@ -100,17 +139,16 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     }
     return target;
   };
-  const auto prepare_for = [&](const Matrix& matrix, const Panel& target, int64_t from, int64_t to) {
-    const int64_t step = matrix.order ? 1 : to - from;
-    for (int64_t row = from; row < to; row += step) {
-      Panel rows_of_expert = ordered(target, matrix, row);
-      level.prepare(rows_of_expert, batch.x, batch.x_format, batch.x_stride, sources, row, row + step);
-    }
+  const auto prepare_for = [&](const Matrix& matrix, const Panel& target, int64_t row) {
+    Panel rows_of_expert = ordered(target, matrix, row);
+    level.prepare(rows_of_expert, batch.x, batch.x_format, batch.x_stride, sources, row, row + 1);
+    duplicates.each(row, [&](int64_t copy) { copy_row(target, row, copy); });
   };
   auto prepare = [&](int64_t tile, int) {
-    const int64_t from = tile * kPrepared, to = std::min(from + kPrepared, rows);
-    prepare_for(first, panel, from, to);
-    if (!is_shared) prepare_for(other, other_panel, from, to);
+    for (int64_t i = tile * kPrepared; i < std::min((tile + 1) * kPrepared, duplicates.num_first()); ++i) {
+      prepare_for(first, panel, duplicates.first(i));
+      if (!is_shared) prepare_for(other, other_panel, duplicates.first(i));
+    }
   };
   const auto run_first = [&](const Tiling& tiling, int part, int64_t offset, int64_t index) {
     const Tiling::Tile tile = tiling.at(index);
@@ -160,7 +198,7 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   };
   const int64_t row_tiles = divide_up(rows, kPrepared);
   const int64_t num_first = first_tiles.count() + (shape.num_parts > 1 ? other_tiles.count() : 0);
-  const Phase phases[] = {phase_of(row_tiles, prepare), phase_of(num_first, multiply_first),
+  const Phase phases[] = {phase_of(divide_up(duplicates.num_first(), kPrepared), prepare), phase_of(num_first, multiply_first),
                           phase_of(row_tiles, activate), phase_of(second_tiles.count(), multiply_second)};
   engine.pool.run(phases, 4);
 }

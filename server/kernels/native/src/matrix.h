@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace greenroom {
 
@@ -87,6 +88,24 @@ inline int64_t panel_bytes(PanelKind kind, int64_t rows, int64_t inputs) {
     case PanelKind::kBFloat16: return rows * stride * 2;
     case PanelKind::kInt8: return rows * (stride + groups * 8);
     default: return rows * (stride + groups * 8 * kSplitLanes);
+  }
+}
+
+// Gives row `to` what row `from` has.
+inline void copy_row(const Panel& panel, int64_t from, int64_t to) {
+  const auto copy = [&](void* data, int64_t bytes) {
+    char* rows = static_cast<char*>(data);
+    std::memcpy(rows + to * bytes, rows + from * bytes, static_cast<size_t>(bytes));
+  };
+  switch (panel.kind) {
+    case PanelKind::kFloat32: return copy(panel.data, panel.stride * 4);
+    case PanelKind::kBFloat16: return copy(panel.data, panel.stride * 2);
+    default: {
+      copy(panel.data, panel.stride);
+      const int64_t lanes = panel.kind == PanelKind::kInt8 ? 1 : kSplitLanes;
+      copy(panel.scales, panel.groups() * lanes * 4);
+      copy(panel.sums, panel.groups() * lanes * 4);
+    }
   }
 }
 

@@ -221,6 +221,16 @@ inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
   _MM_TRANSPOSE4_PS(a, b, c, d);
   _mm_storeu_ps(p, _mm_add_ps(_mm_add_ps(a, c), _mm_add_ps(b, d)));
 }
+inline float largest(Vector x) {
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+  const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(x.v), _mm512_extractf32x8_ps(x.v, 1));
+#else
+  const __m256 eight = _mm256_max_ps(x.a, x.b);
+#endif
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
 #else
 inline float sum(Vector x) {
   for (int half = kLanes / 2; half > 0; half /= 2) {
@@ -234,6 +244,11 @@ inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
   p[2] = sum(x2);
   p[3] = sum(x3);
 }
+inline float largest(Vector x) {
+  float most = x.v[0];
+  for (int i = 1; i < kLanes; ++i) most = x.v[i] > most ? x.v[i] : most;
+  return most;
+}
 #endif
 
 inline float first_lane(Vector x) {
@@ -242,13 +257,6 @@ inline float first_lane(Vector x) {
   return lanes[0];
 }
 
-inline float largest(Vector x) {
-  alignas(64) float lanes[kLanes];
-  store(lanes, x);
-  float most = lanes[0];
-  for (int i = 1; i < kLanes; ++i) most = lanes[i] > most ? lanes[i] : most;
-  return most;
-}
 
 // e ** x with an error of about 1 unit in the last place; 0 below -87.
 inline Vector exp(Vector x) {
