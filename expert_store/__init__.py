@@ -40,6 +40,7 @@ from .packed import (
 )
 from .pool import TierName
 from .prefetch import PREDICTORS, Gate, Prefetcher, PrefetchMode, PrefetchStatistics, make_prefetcher
+from .preloader import Preloader
 from .reader import read_tensor
 from .safetensors_index import find_shards, is_header_alone, read_index
 from .statistics import (
@@ -92,6 +93,7 @@ __all__ = [
     "PrefetchMode",
     "PrefetchStatistics",
     "Prefetcher",
+    "Preloader",
     "ReadyExperts",
     "Recorder",
     "StepLease",

@@ -12,7 +12,7 @@ import torch
 from .backstage import Backstage
 from .budget import share_slots
 from .catalog import ExpertCatalog, ExpertLayout
-from .errors import BudgetError
+from .errors import BudgetError, StoreClosedError
 from .keys import ExpertKey
 from .lease import Lease, Recorder
 from .pool import TierName
@@ -204,6 +204,29 @@ class ExpertStore:
                 self._backstage.resize_device(slots)
                 self._budgets["device"] = device_bytes
                 self._backstage.wake()
+
+    @property
+    def holds_all(self) -> bool:
+        """Whether the fastest tier has a slot for every expert."""
+        with self._backstage.changed:
+            return all(pool.top.num_slots >= len(list(pool.experts)) for pool in self._backstage.pools)
+
+    def absent(self) -> list[ExpertKey]:
+        """Experts that are neither in the fastest tier nor on their way to it, without quarantined ones.
+
+        Raises:
+            StoreClosedError: the store was closed.
+        """
+        backstage = self._backstage
+        with backstage.changed:
+            if backstage.is_closed:
+                raise StoreClosedError("the expert store was closed")
+            return [
+                key
+                for pool in backstage.pools
+                for key in pool.experts
+                if pool.top.find(key) is None and key not in backstage.quarantined
+            ]
 
     def hit_ratios(self) -> HitRatios | None:
         """The recent window's hit ratio beside Belady's optimum from the same start; None before the first lease."""

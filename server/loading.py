@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from transformers.utils import logging as transformers_logging
 
-from expert_store import ExpertCatalog, ExpertStore, make_prefetcher
+from expert_store import ExpertCatalog, ExpertStore, Preloader, make_prefetcher
 from server.administration.experts import StoreAdministration
 from server.device import find_device
 from server.engine.block_manager import BlockManager
@@ -59,9 +59,11 @@ class LoadedServer:
     store: ExpertStore
     experts: StoreAdministration
     trace: RoutingTrace | None
+    preloader: Preloader
 
     def close(self) -> None:
         self.engine.stop()
+        self.preloader.stop()
         self.store.close()
         if self.trace is not None:
             self.trace.close()
@@ -134,9 +136,12 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
+    preloader = Preloader(store)
+    if settings.prefetch != "off":
+        preloader.start()
     metrics = Metrics(name, store, engine.statistics, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics)
-    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
+    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace, preloader)
 
 
 def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:

@@ -169,7 +169,8 @@ class ServeSettings(BaseModel):
     )
     cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field("lfru", description="which expert goes first")
     prefetch: Literal["auto", "off", "gate", "coactivation"] = Field(
-        "auto", description="how experts are predicted and read ahead, as far as that makes steps faster"
+        "auto",
+        description="how experts are read ahead: all at the start where they fit, else as predicted, if that pays",
     )
     admission: Literal["auto", "off"] = Field(
         "auto", description="requests whose experts do not fit together decode in turns where that is faster, or never"
