@@ -35,6 +35,8 @@ def sample(
     Returns:
         The tokens; None where the logits are not finite or leave no token possible.
     """
+    if all(state.is_greedy for state in states):
+        return _most_likely_of_all(logits)
     vocabulary = Vocabulary(logits)
     adjusted = adjust(vocabulary.logits, states, eos_token_ids)
     if adjusted:
@@ -46,6 +48,14 @@ def sample(
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen
+
+
+def _most_likely_of_all(logits: torch.Tensor) -> list[int | None]:
+    """The likeliest token of each row, where nothing changes its logits; None where they are not finite."""
+    tokens = logits.argmax(-1).tolist()
+    extremes = zip(*(values.tolist() for values in logits.aminmax(dim=-1)), strict=True)
+    finite = [math.isfinite(least) and math.isfinite(most) for least, most in extremes]
+    return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
 
 
 def _by_way(states: Sequence[SamplingState], finite: Sequence[bool]) -> dict[Choice, list[int]]:

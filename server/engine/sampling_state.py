@@ -69,6 +69,14 @@ class SamplingState:
         """Whether it may not end yet."""
         return self.num_generated < self.params.min_tokens
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether its token is the likeliest by the logits as they are."""
+        params = self.params
+        if params.temperature or params.grammar is not None or params.has_penalties or params.logit_bias:
+            return False
+        return not self.is_too_short
+
     @cached_property
     def matcher(self) -> GrammarMatcher | None:
         """Where it is in its grammar, if it has one."""

@@ -129,20 +129,22 @@ class StepExperts:
         """A lease of all experts for this step; None unless all are in memory (``ExpertStore.hold_residents``)."""
         return self._store.hold_residents()
 
-    def note_residents(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], lease: StepLease) -> None:
+    def note_residents(
+        self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], rows: IntArray, lease: StepLease
+    ) -> None:
         """End the lease of a step whose experts were all resident, and note what it chose.
 
         Args:
             layers: in the order in which they ran.
             chosen: of each, ``(tokens, k)``, every one an expert.
+            rows: of each expert, ``(layers, experts)``; 0 where a layer has fewer experts.
         """
-        counts = {}
-        for layer, choices in zip(layers, chosen, strict=True):
-            rows = counts[layer.number] = np.bincount(choices.ravel(), minlength=len(layer.keys))
-            cost = ExpertCost(int(np.count_nonzero(rows)))
+        num_lookups = np.count_nonzero(rows, axis=1).tolist()
+        for layer, choices, count in zip(layers, chosen, num_lookups, strict=True):
             self.routing[layer.number] = choices
-            self.runs.append(LayerRun(layer.number, choices, len(layer.keys), cost, {}))
-            self.cost.num_lookups += cost.num_lookups
+            self.runs.append(LayerRun(layer.number, choices, len(layer.keys), ExpertCost(count), {}))
+        self.cost.num_lookups += sum(num_lookups)
+        counts = {layer.number: row[: len(layer.keys)] for layer, row in zip(layers, rows, strict=True)}
         lease.close(counts, self._phase)
 
     @contextmanager

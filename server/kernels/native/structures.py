@@ -95,6 +95,7 @@ class StepCall(Structure):
         ("chosen", c_void_p),
         ("weights", c_void_p),
         ("slots", c_void_p),
+        ("counts", c_void_p),
         ("tokens", c_int64),
         ("num_sequences", c_int64),
         ("hidden_size", c_int64),

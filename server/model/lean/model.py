@@ -90,10 +90,11 @@ class LeanModel:
         slots = lease.addresses
         if lease.layers != self._numbers:
             slots = slots[[lease.layers.index(number) for number in self._numbers]]
-        workspace.call.slots, workspace.call.most_experts = slots.ctypes.data, slots.shape[1]
-        self._kernels.layers(self._specs, workspace.call)
-        chosen = [workspace.chosen(place, top_k).astype(np.int64) for place, top_k in enumerate(self._top_ks)]
-        experts.note_residents(self._routed, chosen, lease)
+        counts = np.zeros(slots.shape, dtype=np.int64)
+        call = workspace.call
+        call.slots, call.counts, call.most_experts = slots.ctypes.data, counts.ctypes.data, slots.shape[1]
+        self._kernels.layers(self._specs, call)
+        experts.note_residents(self._routed, workspace.all_chosen(self._top_ks), counts, lease)
 
     def _run_by_layers(self, experts: StepExperts) -> None:
         """Layer by layer, each with a lease of its own experts."""

@@ -72,6 +72,14 @@ class Workspace:
         start = place * self.call.tokens * self._top_k
         return self._chosen[start : start + self.call.tokens * top_k].reshape(-1, top_k)
 
+    def all_chosen(self, top_ks: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """A copy of the experts that the last call chose, of each layer ``(tokens, k)``."""
+        size = self.call.tokens * self._top_k
+        chosen = self._chosen[: len(top_ks) * size].astype(np.int64).reshape(-1, size)
+        return [
+            layer[: self.call.tokens * top_k].reshape(-1, top_k) for layer, top_k in zip(chosen, top_ks, strict=True)
+        ]
+
     def weights(self, place: int, top_k: int) -> npt.NDArray[np.float32]:
         """The router's weights of ``chosen``."""
         start = place * self.call.tokens * self._top_k

@@ -335,10 +335,12 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
   int32_t* choices = ends + num_experts + 1;
   std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
   for (int64_t i = 0; i < num_choices; ++i) ++ends[chosen[i]];
+  int64_t* counts = step.counts + place * step.most_experts;
   int64_t num_used = 0;
   int32_t end = 0;
   for (int64_t expert = 0; expert < num_experts; ++expert) {
     const int32_t count = ends[expert];
+    counts[expert] = count;
     ends[expert] = end;  // for now where its choices begin
     if (!count) continue;
     starts[num_used] = end;

@@ -86,6 +86,7 @@ struct StepCall {
   int32_t* chosen;                     // (layers, tokens, top_k): of layers with a router, in their order
   float* weights;                      // (layers, tokens, top_k)
   const uint64_t* slots;               // (layers with a router, experts) addresses; null if experts are not all there
+  int64_t* counts;                     // (layers with a router, experts): rows of each expert, for the caller
   int64_t tokens;
   int64_t num_sequences;
   int64_t hidden_size;
