@@ -10,7 +10,7 @@
 namespace greenroom {
 namespace {
 
-constexpr auto kAwake = std::chrono::microseconds(2000);  // longer than what lies between two layers of a decode step
+constexpr auto kAwake = std::chrono::milliseconds(1);  // longer than what lies between two decode steps
 constexpr int kChecks = 64;                              // pauses between two looks at the clock
 constexpr int kClosed = INT_MIN / 2;
 

@@ -17,7 +17,7 @@ struct Phase {
 
 // One caller at a time. Each thread has a range of neighbouring tiles, so that it reads weights as one stream, and takes
 // what is left of the others' ranges after its own: a thread whose core is busy with something else runs fewer tiles, and
-// one that has not woken up by the end of a call is not waited for. Threads wait awake for some microseconds, then sleep.
+// one that has not woken up by the end of a call is not waited for. Threads wait awake for a millisecond, then sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
