@@ -397,7 +397,7 @@ void run_threads(const char* level, int num_calls) {
     call.y_stride = 130;
     call.is_exact = 1;
     for (int i = 0; i < num_calls; ++i) {
-      if (i % 50 == 49) std::this_thread::sleep_for(std::chrono::microseconds(400));
+      if (i % 50 == 49) std::this_thread::sleep_for(std::chrono::microseconds(1500));
       std::memset(y.data(), 0, y.size() * sizeof(float));
       if (greenroom_linear(handle, &call)) std::abort();
       for (int64_t place = 0; place < 3 * 130; ++place) {
