@@ -36,8 +36,8 @@ def pool() -> Iterator[ComputePool]:
     kernels.close()
 
 
-def load(folder: Path, pool: ComputePool | None) -> Trunk:
-    trunk = load_trunk(folder, torch.float32, pool=pool)
+def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.float32) -> Trunk:
+    trunk = load_trunk(folder, dtype, pool=pool)
     assert isinstance(trunk, Trunk)
     return trunk
 
@@ -72,8 +72,11 @@ def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: Compute
         assert torch.equal(logits, alone)
 
 
-def test_resident_experts_give_the_same_bits_as_paged_ones(tmp_path: Path, pool: ComputePool) -> None:
-    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resident_experts_give_the_same_bits_as_paged_ones(
+    tmp_path: Path, pool: ComputePool, dtype: torch.dtype
+) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool, dtype)
     for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
         assert torch.equal(paged, resident)
 
