@@ -15,6 +15,7 @@ from server.kernels.pool import ComputePool
 from server.model.loading import load_trunk
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
+from tests.expert_store.settling import TIMEOUT, settle
 from tests.families import LEAN
 from tests.server.model.test_parity import PROMPTS, generate
 
@@ -49,8 +50,10 @@ def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = F
     needed = trunk.catalog.total_bytes if all_fit else least_bytes(trunk.catalog, trunk.facts.top_k)
     store = ExpertStore(trunk.catalog, needed)
     try:
-        written = generate(trunk, store, 3, block_size=BLOCK, prompts=prompts)
-        return generate(trunk, store, 3, block_size=BLOCK, prompts=prompts) if all_fit else written
+        if all_fit:
+            store.fetch(store.absent(), TIMEOUT)
+            settle(store)
+        return generate(trunk, store, 3, block_size=BLOCK, prompts=prompts)
     finally:
         store.close()
 
