@@ -79,7 +79,7 @@ def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: Compute
 def test_resident_experts_give_the_same_bits_as_paged_ones(
     tmp_path: Path, pool: ComputePool, dtype: torch.dtype
 ) -> None:
-    trunk = load(make_checkpoint("qwen3_moe", tmp_path), pool, dtype)
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path, dtype), pool, dtype)
     for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
         assert torch.equal(paged, resident)
 
