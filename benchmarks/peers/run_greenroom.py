@@ -16,6 +16,8 @@ import torch
 sys.path.insert(0, str(Path.cwd()))
 
 from expert_store import ExpertStore
+from server.kernels.native.available import choose_level
+from server.kernels.native.library import Kernels
 from server.kernels.pool import ComputePool
 from server.model.dtype import compute_dtype
 from server.model.kv_cache import KVCache
@@ -32,11 +34,14 @@ def main() -> None:
     parser.add_argument("--logits", nargs=2, type=Path, required=True)
     parser.add_argument("--one-by-one", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
+    parser.add_argument("--kernels", default="auto", help="as of greenroom serve")
     options = parser.parse_args()
     ids = json.loads(options.logits[0].read_text())
     cpu = torch.device("cpu")
     dtype = compute_dtype("auto", read_config(options.model), cpu)
-    trunk = load_trunk(options.model, dtype, cpu, options.deterministic, ComputePool(options.threads))
+    level = choose_level(options.kernels)
+    pool = ComputePool(options.threads, None if level is None else Kernels(options.threads, level))
+    trunk = load_trunk(options.model, dtype, cpu, options.deterministic, pool)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     blocks = -(-len(ids) // BLOCK_SIZE)
     cache = KVCache(trunk.facts.kv_groups, [blocks] * len(trunk.facts.kv_groups), BLOCK_SIZE)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Format, Kernels
+from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import HeadCall, LayerSpec, RopeKind
 from server.model.architecture import text_body, text_part
 from server.model.experts import ExpertLayer
@@ -95,7 +96,8 @@ class _Finder:
             self._settle(layer, found.router, each)
         head, keeps = self._find_head(captured)
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
-        head.is_exact = workspace.call.is_exact
+        # A head's errors are those of the logits, and its few rows cost little: they are rounded only for packed ones.
+        head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
         embedding = self._body.embed_tokens.weight
         return LeanModel(
             self._kernels,
