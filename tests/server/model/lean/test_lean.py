@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.kernels.pool import ComputePool
-from server.model.loading import load_trunk
+from server.model import packed_trunk
+from server.model.loading import build_model, load_trunk, read_config
+from server.model.packed_trunk import TrunkFormat
+from server.model.packing import pack_source
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.families import LEAN
@@ -55,12 +58,27 @@ def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = F
         store.close()
 
 
-def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
-    lean = load(checkpoint, pool)
+def assert_native_layers_give_what_the_modules_give(folder: Path, pool: ComputePool) -> None:
+    lean = load(folder, pool)
     assert lean.is_invariant, "it goes through the modules"
-    for (tokens, logits), (expected_tokens, expected) in zip(write(lean), write(load(checkpoint, None)), strict=True):
+    for (tokens, logits), (expected_tokens, expected) in zip(write(lean), write(load(folder, None)), strict=True):
         assert tokens == expected_tokens
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
+    assert_native_layers_give_what_the_modules_give(checkpoint, pool)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_native_layers_read_packed_trunks(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, weights: TrunkFormat
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    checkpoint, out = make_checkpoint("qwen3_moe", tmp_path / "checkpoint"), tmp_path / "out"
+    model = build_model(read_config(checkpoint), torch.bfloat16)
+    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", weights), out, 1, lambda _: None)
+    assert_native_layers_give_what_the_modules_give(out, pool)
 
 
 def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
