@@ -45,6 +45,13 @@ def load(folder: Path, pool: ComputePool | None) -> Trunk:
     return trunk
 
 
+def pack(folder: Path, trunk: TrunkFormat) -> Path:
+    checkpoint, out = make_checkpoint("qwen3_moe", folder / "checkpoint"), folder / "out"
+    model = build_model(read_config(checkpoint), torch.bfloat16)
+    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", trunk), out, 1, lambda _: None)
+    return out
+
+
 Written = list[tuple[list[int], torch.Tensor]]
 
 
@@ -75,10 +82,14 @@ def test_native_layers_read_packed_trunks(
     tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, weights: TrunkFormat
 ) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
-    checkpoint, out = make_checkpoint("qwen3_moe", tmp_path / "checkpoint"), tmp_path / "out"
-    model = build_model(read_config(checkpoint), torch.bfloat16)
-    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", weights), out, 1, lambda _: None)
-    assert_native_layers_give_what_the_modules_give(out, pool)
+    assert_native_layers_give_what_the_modules_give(pack(tmp_path, weights), pool)
+
+
+def test_projections_of_different_formats_go_through_the_modules(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 32 * 32)  # as many as that of queries has
+    assert not load(pack(tmp_path, "int8"), pool).is_invariant
 
 
 def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
