@@ -10,7 +10,7 @@ from server.complaint import FAILURE, INTERRUPTED, complain, ending_at_once, say
 from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
-TRUNKS = ("unchanged", "int8")
+TRUNKS = ("unchanged", "int8", "int4")
 UNFINISHED = "interrupted; the same command goes on from here"
 
 

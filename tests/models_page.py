@@ -110,7 +110,7 @@ AWQ or GPTQ take 0.38. Where a format is slow to run, `greenroom pack --weights 
 is not, and rounds once more.
 
 **What is not packed.** Everything but the experts is dequantised once, when it is loaded, into `--dtype`: the trunk
-takes as much memory as that of the bfloat16 checkpoint, unless `greenroom pack --trunk int8` packed it. Checkpoints
+takes as much memory as that of the bfloat16 checkpoint, unless `greenroom pack --trunk` packed it. Checkpoints
 whose config says float16 are computed in bfloat16 where that is fast.
 
 **What is ignored.** Activations are not quantised, whatever a checkpoint says of them (`activation_scale`,

@@ -96,7 +96,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     model: str  # the name it is served under
     weights: str  # format of the experts: bfloat16, int8, int4
-    trunk: str = UNCHANGED  # format of the trunk's linear layers: that, or int8
+    trunk: str = UNCHANGED  # format of the trunk's linear layers: that, int8, int4
     source: str  # fingerprint of the checkpoint it was made from
     data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]

@@ -28,7 +28,7 @@ from server.model.dtype import compute_dtype
 from server.model.errors import incomplete
 from server.model.loading import read_config
 from server.model.outline import Outline, outline
-from server.model.packing import int8_trunk, map_pack
+from server.model.packing import map_pack, packed_matrices
 from server.model.states import states_bytes
 from server.settings import ServeSettings
 
@@ -124,7 +124,7 @@ def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: tor
     dtype, length = compute_dtype(settings.dtype, config, device), settings.max_model_len
     if is_pack(folder):
         pack = open_pack(folder)
-        shape = outline(config, dtype, length, int8_trunk(pack))
+        shape = outline(config, dtype, length, packed_matrices(pack))
         return Survey(name, "packed", shape, map_pack(shape.model, pack).catalog, 0, pack.manifest.trunk)
     shape = outline(config, dtype, length)
     if not any(folder.glob("*.safetensors")):

@@ -7,6 +7,7 @@ int32 ``(2,)``: out and in as they were.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch.nn import functional as F
@@ -19,6 +20,24 @@ SHAPE = "_shape"
 CHUNK = 1 << 18  # weights that are quantised at a time, so that what is made of them stays in the caches
 
 Spec = tuple[str, torch.dtype, tuple[int, ...]]
+
+
+class BlockFormat(Protocol):
+    """What the modules ``q8`` and ``q4`` are."""
+
+    CODES: str  # suffixes of the names of a matrix's tensors
+    SCALE: str
+    LARGEST_WEIGHT: float
+
+    def specs(self, name: str, out_features: int, in_features: int) -> list[Spec]: ...
+
+    def quantise(self, name: str, matrix: torch.Tensor) -> dict[str, torch.Tensor]: ...
+
+    def dequantise(self, weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor: ...
+
+    def project(
+        self, weights: Mapping[str, torch.Tensor], name: str, rows: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor: ...
 
 
 def num_blocks(out_features: int) -> int:

@@ -21,7 +21,6 @@ LARGEST_WEIGHT = 65504.0 * LARGEST
 QUAD = 4  # inputs
 CODES = "_q8"
 SCALE = "_q8_scale"
-SHAPE = CODES + blocks.SHAPE
 DIVISORS = (127.5, 126.0, 124.5, 123.0, 121.5, 120.0, 118.5, 117.0)  # of the largest weight: scales that are tried
 
 

@@ -41,7 +41,7 @@ from .quantised.matrix import StoredMatrix, StoredTensor, sort_index
 from .quantised.scheme import find_scheme
 from .quantised.slots import is_stack, slot_tensors
 
-Int8Matrices = Mapping[str, Mapping[str, TensorSource]]  # tensors of ``server.kernels.q8`` by suffix, by hub name
+PackedMatrices = Mapping[str, Mapping[str, TensorSource]]  # by hub name: tensors of a block format, by suffix
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class CheckpointMap:
     trunk: dict[str, TensorSource | StoredTensor]  # by hub name, as if nothing were quantised
     catalog: ExpertCatalog
     unused: list[str]  # hub names that the model has no place for
-    int8: Int8Matrices = field(default_factory=dict)  # what else a pack has of the trunk
+    packed: PackedMatrices = field(default_factory=dict)  # matrices of the trunk that stay quantised
 
 
 @dataclass

@@ -27,7 +27,7 @@ from .architecture import config_of_class, find_class, settle_implementations, w
 from .checkpoint import config_folder
 from .checkpoint_map import experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError, NotBatchableError, incomplete
-from .packed_trunk import fill_linears, int8_bytes, replace_linears
+from .packed_trunk import fill_linears, packed_bytes, replace_linears
 from .packing import map_pack
 from .quantised.matrix import StoredTensor, stored_parts
 from .quantised.scheme import find_scheme, tell_text
@@ -98,8 +98,8 @@ def _load(
         module._is_hf_initialized = True  # noqa: SLF001
     if places.unused:
         log.warning("%d tensors have no place in %s, %s first", len(places.unused), config.model_type, places.unused[0])
-    linears = replace_linears(model, places.int8)
-    admit(_resident_bytes(places.trunk, dtype) + int8_bytes(places.int8), places.catalog)
+    linears = replace_linears(model, places.packed)
+    admit(_resident_bytes(places.trunk, dtype) + packed_bytes(places.packed), places.catalog)
     state = _read_trunk(places.trunk, dtype)
     plan = LoadStateDictConfig(
         dtype=dtype,
@@ -116,7 +116,7 @@ def _load(
     info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
     if info.missing_keys:
         raise incomplete(folder.name, sorted(info.missing_keys))
-    fill_linears(linears, places.int8)
+    fill_linears(linears, places.packed)
     if config.is_encoder_decoder:
         model.generation_config = _generation_config(config, config_folder(folder))
     model.to(device).eval()

@@ -16,7 +16,7 @@ from transformers.core_model_loading import build_glob_alternation
 
 from .architecture import text_part
 from .cells import Discovery
-from .checkpoint_map import Int8Matrices, experts_modules, layer_numbers
+from .checkpoint_map import PackedMatrices, experts_modules, layer_numbers
 from .encdec import stock_model
 from .errors import ModelError, NotBatchableError
 from .forward import Forward
@@ -24,7 +24,7 @@ from .kv_cache import KVGroup
 from .loading import build_model
 from .masks import with_masks
 from .mla import replace_projections
-from .packed_trunk import int8_sizes
+from .packed_trunk import packed_sizes
 from .probe import Probe
 from .rope import longest_served
 from .seam import IMPLEMENTATION, running
@@ -56,7 +56,7 @@ def outline(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     max_model_len: int | None = None,
-    int8: Int8Matrices = MappingProxyType({}),
+    packed: PackedMatrices = MappingProxyType({}),
 ) -> Outline:
     """The shapes of a model.
 
@@ -67,22 +67,22 @@ def outline(
     Args:
         dtype: of compute.
         max_model_len: that is asked for, where the model's rotary frequencies depend on it.
-        int8: what stays int8 of its trunk.
+        packed: the matrices of its trunk that stay quantised.
 
     Raises:
         ModelError: the architecture can't be served.
     """
     try:
-        return _outline(config, dtype, max_model_len, int8, None)
+        return _outline(config, dtype, max_model_len, packed, None)
     except NotBatchableError as error:
-        return _outline(config, dtype, max_model_len, int8, str(error))
+        return _outline(config, dtype, max_model_len, packed, str(error))
 
 
 def _outline(
     config: PreTrainedConfig,
     dtype: torch.dtype,
     max_model_len: int | None,
-    int8: Int8Matrices,
+    packed: PackedMatrices,
     solo_reason: str | None,
 ) -> Outline:
     attention = IMPLEMENTATION if solo_reason is None else None
@@ -94,7 +94,7 @@ def _outline(
     modules = experts_modules(model)
     if not modules:
         raise ModelError(f"{name} has no routed experts that Greenroom can page; give a Mixture-of-Experts model")
-    resident, active = _trunk_bytes(model, dtype, int8_sizes(model, int8) if int8 else {})
+    resident, active = _trunk_bytes(model, dtype, packed_sizes(model, packed) if packed else {})
     text = model.config.get_text_config()
     numbers = layer_numbers(list(modules))
     hollow = _hollow(build_model(config, dtype, attention))
@@ -161,19 +161,19 @@ def _look(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
     return probe, discovery.shapes
 
 
-def _trunk_bytes(model: Any, dtype: torch.dtype, int8: Mapping[str, int]) -> tuple[int, int]:
+def _trunk_bytes(model: Any, dtype: torch.dtype, packed: Mapping[str, int]) -> tuple[int, int]:
     """Bytes of the trunk once it is loaded, and of these the ones that each token of text reads.
 
     Args:
-        int8: bytes of parameters that stay int8, by name.
+        packed: bytes of matrices that stay quantised, by the parameters in whose place they are.
     """
     plan = model._get_dtype_plan(dtype)  # noqa: SLF001
     kept = build_glob_alternation(list(plan))[0] if plan else None
     routed = {id(tensor) for module in experts_modules(model).values() for tensor in module.parameters(recurse=False)}
 
     def nbytes(name: str, tensor: torch.Tensor) -> int:
-        if name in int8:
-            return int8[name]
+        if name in packed:
+            return packed[name]
         size = torch.float32.itemsize if kept is not None and kept.search(name) else tensor.element_size()
         return tensor.numel() * size
 

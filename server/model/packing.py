@@ -28,7 +28,7 @@ from expert_store import (
 )
 from server.kernels.expert import dequantised, transposed_names
 
-from .checkpoint_map import CheckpointMap, Int8Matrices, experts_modules, layer_numbers, map_checkpoint
+from .checkpoint_map import CheckpointMap, PackedMatrices, experts_modules, layer_numbers, map_checkpoint
 from .errors import ModelError
 from .packed_trunk import TRUNK_FORMATS, TrunkFormat, made_tensors, split_trunk
 from .quantised.matrix import sort_index, stored_parts
@@ -58,7 +58,7 @@ def pack_source(
         raise ModelError(f"{folder} is packed already; give the checkpoint that it was made from")
     shards = find_shards(folder)
     places = map_checkpoint(model, read_index(shards))
-    made = made_tensors(model, places.trunk) if trunk == "int8" else {}
+    made = made_tensors(model, places.trunk, trunk) if trunk != UNCHANGED else {}
     modules = {number: module for number, _, module in _numbered(model)}
 
     def encode_expert(key: ExpertKey) -> Weights:
@@ -117,12 +117,12 @@ def map_pack(model: PreTrainedModel, pack: Pack) -> CheckpointMap:
             )
         if layer.layout not in readable_layouts(_shapes(module), transposed_names(module), manifest.weights):
             raise CheckpointError(f"the experts of layer {number} of {name} have other shapes than its model's")
-    plain, int8 = _split_trunk(pack)
-    return CheckpointMap(sort_index(find_scheme(model.config, name), plain), pack.catalog, [], int8)
+    plain, matrices = _split_trunk(pack)
+    return CheckpointMap(sort_index(find_scheme(model.config, name), plain), pack.catalog, [], matrices)
 
 
-def int8_trunk(pack: Pack) -> Int8Matrices:
-    """The int8 matrices of a pack's trunk.
+def packed_matrices(pack: Pack) -> PackedMatrices:
+    """The matrices of a pack's trunk that are quantised.
 
     Raises:
         CheckpointError: the header of its file is damaged.
@@ -163,9 +163,9 @@ def _as_in_module(weights: Weights, module: Any) -> Weights:
     return parameters
 
 
-def _split_trunk(pack: Pack) -> tuple[dict[str, TensorSource], Int8Matrices]:
+def _split_trunk(pack: Pack) -> tuple[dict[str, TensorSource], PackedMatrices]:
     index = read_index([pack.trunk])
-    return split_trunk(index) if pack.manifest.trunk == "int8" else (index, {})
+    return (index, {}) if pack.manifest.trunk == UNCHANGED else split_trunk(index)
 
 
 def _small_files(folder: Path) -> list[Path]:

@@ -10,11 +10,14 @@ import torch
 
 from expert_store import ExpertLayout, ParameterSpec, Weights
 from server.kernels import int4, int8, q4, q8
+from server.kernels.blocks import BlockFormat
 
 from .errors import ModelError
 
 WeightFormat = Literal["bfloat16", "int8", "int4"]
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = get_args(WeightFormat)
+QuantisedWeights = Literal["int8", "int4"]
+BLOCK_FORMATS: Mapping[QuantisedWeights, BlockFormat] = {"int8": q8, "int4": q4}  # that packs are written in
 MATRIX_DIMENSIONS = 2
 
 Specs = Callable[[str, int, int], list[tuple[str, torch.dtype, tuple[int, ...]]]]
@@ -29,8 +32,7 @@ def packed_layout(
         shapes: of its parameters in the module.
         transposed: which of the module's matrices are ``(in, out)``; quantised ones are always ``(out, in)``.
     """
-    specs = {"bfloat16": None, "int8": q8.specs, "int4": q4.specs}[weights]
-    return _layout(shapes, transposed, specs)
+    return _layout(shapes, transposed, None if weights == "bfloat16" else BLOCK_FORMATS[weights].specs)
 
 
 def readable_layouts(
@@ -63,19 +65,19 @@ def encode(parameters: Weights, transposed: Collection[str], weights: WeightForm
     return encoded
 
 
-def quantise(name: str, matrix: torch.Tensor, weights: Literal["int8", "int4"]) -> Weights:
+def quantise(name: str, matrix: torch.Tensor, weights: QuantisedWeights) -> Weights:
     """The tensors of a matrix ``(out, in)``.
 
     Raises:
         ModelError: it has a number that can't be quantised.
     """
-    largest = q8.LARGEST_WEIGHT if weights == "int8" else q4.LARGEST_WEIGHT
+    block_format = BLOCK_FORMATS[weights]
     if not matrix.isfinite().all():
         raise ModelError(f"{name} holds NaN or infinity, which {weights} can't")
     most = max(abs(extreme.item()) for extreme in matrix.aminmax()) if matrix.numel() else 0.0
-    if most > largest:
-        raise ModelError(f"{name} holds {most:.3g}, more than the {largest:.3g} that {weights} can")
-    return q8.quantise(name, matrix) if weights == "int8" else q4.quantise(name, matrix)
+    if most > block_format.LARGEST_WEIGHT:
+        raise ModelError(f"{name} holds {most:.3g}, more than the {block_format.LARGEST_WEIGHT:.3g} that {weights} can")
+    return block_format.quantise(name, matrix)
 
 
 def _layout(shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str], specs: Specs | None) -> ExpertLayout:

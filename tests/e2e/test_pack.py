@@ -55,6 +55,13 @@ def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
     assert run_command("pack", *arguments).returncode == 2
 
 
+def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
+    refused = run_command("pack", "x", "y", "--trunk", "int2")
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("greenroom pack: argument --trunk: invalid choice: 'int2'")
+    assert all(known in line for known in ("unchanged", "int8", "int4"))
+
+
 def verified(folder: Path, status: int) -> str:
     """What `greenroom verify` says, on one line."""
     done = run_command("verify", str(folder))

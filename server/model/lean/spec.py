@@ -64,6 +64,8 @@ def build_layer(
         linear = getattr(attention, name)
         setattr(spec, name, matrix_of(linear))
         setattr(spec, f"{name}_bias", layer.address(linear.bias))
+    if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share their rows' numbers
+        raise UnusualError("its queries, keys and values have weights of different formats")
     spec.key_dim = int(own.head_dim)
     spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
     spec.value_dim = attention.value.out_features // spec.kv_heads

@@ -1,10 +1,10 @@
-"""A trunk packed as int8: what of it is, and that it computes what its dequantised matrices give."""
+"""A trunk packed as int8 or int4: what of it is, and that it computes what its dequantised matrices give."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from expert_store import CheckpointError, Manifest, open_pack, read_index, write_pack
 from server.inspection.survey import survey
-from server.kernels import q8
 from server.model import packed_trunk
 from server.model.checkpoint import BUNDLED
 from server.model.checkpoint_map import experts_modules
@@ -23,12 +22,18 @@ from server.model.loading import build_model, load_trunk, read_config
 from server.model.packing import pack_source
 from server.model.quantised_linear import QuantisedLinear
 from server.model.solo import SoloTrunk
+from server.model.weight_formats import BLOCK_FORMATS, QuantisedWeights
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
 from tests.quantise import fp8, publish
 from tests.server.model.test_packing import logits_of
 
 NAMES = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "jamba")
+CASES: list[tuple[str, QuantisedWeights]] = [
+    *((name, "int8") for name in NAMES),
+    *((name, "int4") for name in ("qwen3_moe", "gpt_oss", "deepseek_v3")),
+]
+ERRORS = {"int8": 0.01, "int4": 0.1}  # of a matrix, relative
 CPU = torch.device("cpu")
 
 
@@ -38,15 +43,26 @@ def _small_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
 
 
-def pack(folder: Path, out: Path) -> Path:
+def pack(folder: Path, out: Path, trunk: QuantisedWeights = "int8") -> Path:
     model = build_model(read_config(folder), torch.bfloat16)
-    write_pack(pack_source(model, folder, folder.name, "bfloat16", "int8"), out, 1, lambda _: None)
+    write_pack(pack_source(model, folder, folder.name, "bfloat16", trunk), out, 1, lambda _: None)
     return out
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(request.param, tmp_path_factory.mktemp("checkpoints") / request.param, torch.bfloat16)
+@dataclass(frozen=True)
+class Packed:
+    """A pack and the checkpoint that it was made from."""
+
+    folder: Path
+    checkpoint: Path
+    trunk: QuantisedWeights
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Packed:
+    name, trunk = request.param
+    checkpoint = make_checkpoint(name, tmp_path / name, torch.bfloat16)
+    return Packed(pack(checkpoint, tmp_path / "out", trunk), checkpoint, trunk)
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +75,14 @@ def packed(tiny: Path, tmp_path: Path) -> Path:
     return pack(tiny, tmp_path / "out")
 
 
-def stored(out: Path) -> set[str]:
-    """Hub names of the matrices that are int8."""
-    return {name.removesuffix("_q8") for name in read_index([open_pack(out).trunk]) if name.endswith("_q8")}
+def stored(out: Path, weights: QuantisedWeights = "int8") -> set[str]:
+    """Hub names of the matrices of a format."""
+    codes = BLOCK_FORMATS[weights].CODES
+    return {name.removesuffix(codes) for name in read_index([open_pack(out).trunk]) if name.endswith(codes)}
 
 
-def test_logits_are_those_of_the_dequantised_matrices(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trunk = load_trunk(pack(checkpoint, tmp_path / "out"), torch.float32)
+def test_logits_are_those_of_the_dequantised_matrices(case: Packed, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = load_trunk(case.folder, torch.float32)
     assert not isinstance(trunk, SoloTrunk)
     found = logits_of(trunk)
     monkeypatch.setattr(QuantisedLinear, "forward", lambda self, rows: F.linear(rows, self.weight, self.bias))
@@ -75,25 +90,23 @@ def test_logits_are_those_of_the_dequantised_matrices(
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_matrices_are_near_those_of_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
-    out = pack(checkpoint, tmp_path / "out")
-    parts, plain = load_file(open_pack(out).trunk), load_file(checkpoint / "model.safetensors")
-    for name in stored(out):
+def test_matrices_are_near_those_of_the_checkpoint(case: Packed) -> None:
+    parts, plain = load_file(open_pack(case.folder).trunk), load_file(case.checkpoint / "model.safetensors")
+    for name in stored(case.folder, case.trunk):
         tensors = {part.removeprefix(name): value for part, value in parts.items() if part.startswith(name)}
-        found, wanted = q8.dequantise(tensors, ""), plain[name].float()
-        assert float((found - wanted).norm() / wanted.norm()) < 0.01
+        found, wanted = BLOCK_FORMATS[case.trunk].dequantise(tensors, ""), plain[name].float()
+        assert float((found - wanted).norm() / wanted.norm()) < ERRORS[case.trunk]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_it_takes_is_told_beforehand(checkpoint: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    out = pack(checkpoint, tmp_path / "out")
+def test_what_it_takes_is_told_beforehand(case: Packed, dtype: torch.dtype) -> None:
     admitted: list[int] = []
-    trunk = load_trunk(out, dtype, admit=lambda nbytes, _: admitted.append(nbytes))
+    trunk = load_trunk(case.folder, dtype, admit=lambda nbytes, _: admitted.append(nbytes))
     settings = ServeSettings.model_validate({"dtype": str(dtype).removeprefix("torch.")})
-    found = survey(str(out), settings, CPU)
-    assert found.trunk_format == "int8"
+    found = survey(str(case.folder), settings, CPU)
+    assert found.trunk_format == case.trunk
     assert found.outline.trunk_bytes == trunk.nbytes
-    assert admitted[0] <= trunk.nbytes < load_trunk(checkpoint, dtype).nbytes
+    assert admitted[0] <= trunk.nbytes < load_trunk(case.checkpoint, dtype).nbytes
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -117,6 +130,19 @@ def test_a_head_is_int8_unless_it_is_the_table_of_embeddings(packed: Path, tmp_p
     assert "lm_head.weight" not in stored(pack(BUNDLED, tmp_path / "tied"))
 
 
+def test_a_head_is_int8_beside_layers_in_int4(tiny: Path, tmp_path: Path) -> None:
+    out = pack(tiny, tmp_path / "out", "int4")
+    assert stored(out) == {"lm_head.weight"}
+    assert stored(out, "int4") == stored(pack(tiny, tmp_path / "other")) - {"lm_head.weight"}
+
+
+def test_an_int8_trunk_has_the_tensors_that_older_packs_have(packed: Path) -> None:
+    found = read_index([open_pack(packed).trunk])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tensors = {part.removeprefix(name): (source.dtype, source.shape) for part, source in found.items() if name in part}
+    assert tensors == {"_q8": (torch.int8, (2, 8, 16, 4)), "_q8_scale": (torch.float16, (2, 1, 16))}
+
+
 def test_small_layers_stay_as_they_are(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 128 * 32)
     assert stored(pack(tiny, tmp_path / "out")) == {"lm_head.weight"}
@@ -130,15 +156,19 @@ def test_quantised_trunks_are_quantised_anew(tiny: Path, tmp_path: Path) -> None
     assert min(similarity) > 0.99
 
 
-def test_weights_that_are_no_numbers_are_named(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "weights"), [("lm_head.weight", "int8"), ("model.layers.0.self_attn.q_proj.weight", "int4")]
+)
+def test_weights_that_are_no_numbers_are_named(
+    tiny: Path, tmp_path: Path, name: str, weights: QuantisedWeights
+) -> None:
     folder = shutil.copytree(tiny, tmp_path / "odd")
     tensors = load_file(folder / "model.safetensors")
-    tensors["lm_head.weight"][0, 0] = torch.nan
+    tensors[name][0, 0] = torch.nan
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(
-        ModelError, match=r"lm_head\.weight holds NaN or infinity, which int8 can't; pack it with --trunk"
-    ):
-        pack(folder, tmp_path / "out")
+    with pytest.raises(ModelError) as refusal:
+        pack(folder, tmp_path / "out", weights)
+    assert str(refusal.value) == f"{name} holds NaN or infinity, which {weights} can't; pack it with --trunk unchanged"
 
 
 def test_a_manifest_of_an_unchanged_trunk_says_nothing_of_it(tiny: Path, tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from expert_store import ExpertStore, least_bytes
+from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels
 from server.kernels.pool import ComputePool
-from server.model.loading import load_trunk
+from server.model import packed_trunk
+from server.model.loading import build_model, load_trunk, read_config
+from server.model.packed_trunk import TrunkFormat
+from server.model.packing import pack_source
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.settling import TIMEOUT, settle
@@ -43,6 +46,13 @@ def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.floa
     return trunk
 
 
+def pack(folder: Path, trunk: TrunkFormat) -> Path:
+    checkpoint, out = make_checkpoint("qwen3_moe", folder / "checkpoint"), folder / "out"
+    model = build_model(read_config(checkpoint), torch.bfloat16)
+    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", trunk), out, 1, lambda _: None)
+    return out
+
+
 Written = list[tuple[list[int], torch.Tensor]]
 
 
@@ -58,12 +68,31 @@ def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = F
         store.close()
 
 
-def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
-    lean = load(checkpoint, pool)
+def assert_native_layers_give_what_the_modules_give(folder: Path, pool: ComputePool) -> None:
+    lean = load(folder, pool)
     assert lean.is_invariant, "it goes through the modules"
-    for (tokens, logits), (expected_tokens, expected) in zip(write(lean), write(load(checkpoint, None)), strict=True):
+    for (tokens, logits), (expected_tokens, expected) in zip(write(lean), write(load(folder, None)), strict=True):
         assert tokens == expected_tokens
         assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
+    assert_native_layers_give_what_the_modules_give(checkpoint, pool)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_native_layers_read_packed_trunks(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, weights: TrunkFormat
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    assert_native_layers_give_what_the_modules_give(pack(tmp_path, weights), pool)
+
+
+def test_projections_of_different_formats_go_through_the_modules(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 32 * 32)  # as many as that of queries has
+    assert not load(pack(tmp_path, "int8"), pool).is_invariant
 
 
 def test_company_changes_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
