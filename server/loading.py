@@ -24,13 +24,15 @@ from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
-from server.expert_plan import FreeMemory, plan_experts
-from server.fitting import check_budgets, check_trunk
 from server.kernels.native.available import choose_level, describe_level
 from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
-from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
-from server.memory import format_bytes
+from server.memory.expert_plan import RESERVE_BYTES, FreeMemory, plan_experts
+from server.memory.fitting import check_budgets, check_trunk
+from server.memory.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
+from server.memory.machine import own_bytes
+from server.memory.sizes import format_bytes
+from server.memory.usage import MemoryUsage
 from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
@@ -58,6 +60,7 @@ class LoadedServer:
     metrics: Metrics
     store: ExpertStore
     experts: StoreAdministration
+    memory: MemoryUsage
     trace: RoutingTrace | None
 
     def close(self) -> None:
@@ -93,6 +96,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     tokenizer.prepare()
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
+    trunk_bytes = trunk.nbytes if device.type == "cpu" else 0
+    process_bytes = max(0, own_bytes() - trunk_bytes)
     free = FreeMemory.beside_trunk(device)
     facts = trunk.facts
     plan = plan_kv_cache(
@@ -136,7 +141,17 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     engine.start()
     metrics = Metrics(name, store, engine.statistics, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics)
-    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace)
+    memory = MemoryUsage(
+        budget_bytes=process_bytes + trunk_bytes + free.host,
+        trunk_bytes=trunk_bytes,
+        process_bytes=process_bytes,
+        experts=lambda: store.tiers()["host"].resident_bytes,
+        kv_cache=lambda: plan.nbytes if device.type == "cpu" else 0,
+        step=lambda: RESERVE_BYTES,
+        expert_budget=lambda: host_bytes,
+        kv_budget=lambda: plan.nbytes if device.type == "cpu" else 0,
+    )
+    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, memory, trace)
 
 
 def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:

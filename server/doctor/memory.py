@@ -8,8 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from server.control_group import memory_limit
-from server.memory import available_bytes, format_bytes
+from server.memory.control_group import memory_limit
+from server.memory.machine import available_bytes
+from server.memory.sizes import format_bytes
 
 from .finding import Finding
 

@@ -10,9 +10,9 @@ from huggingface_hub import constants
 
 from expert_store import ExpertStoreError
 from server.device import find_device
-from server.fitting import check_budgets, check_trunk
 from server.inspection.survey import Survey, fit, survey
-from server.memory import format_bytes
+from server.memory.fitting import check_budgets, check_trunk
+from server.memory.sizes import format_bytes
 from server.model.checkpoint import find_local
 from server.model.download import check_room
 from server.model.errors import ModelError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_store import UNCHANGED
-from server.memory import format_bytes
+from server.memory.sizes import format_bytes
 from server.model.states import states_bytes
 
 from .bound import Bandwidths, Traffic, hit_ratios, tokens_per_second

@@ -19,8 +19,8 @@ from expert_store import (
     read_index,
     share_slots,
 )
-from server.expert_plan import FreeMemory, plan_experts
-from server.kv_plan import KVPlan, plan_kv_cache
+from server.memory.expert_plan import FreeMemory, plan_experts
+from server.memory.kv_plan import KVPlan, plan_kv_cache
 from server.model.checkpoint import find_local
 from server.model.checkpoint_map import map_checkpoint, missing_parameters
 from server.model.config_catalog import catalog_of_shapes

@@ -12,13 +12,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
-from server import expert_plan
 from server.inspection import inspect as inspection
 from server.inspection.hub import write_header
 from server.inspection.inspect import inspect
 from server.inspection.report import as_text
 from server.inspection.survey import Survey, fit, survey
-from server.kv_plan import plan_kv_cache
+from server.memory import expert_plan
+from server.memory.kv_plan import plan_kv_cache
 from server.model.checkpoint import find_checkpoint
 from server.model.loading import build_model, load_trunk, read_config
 from server.model.outline import outline

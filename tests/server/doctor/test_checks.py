@@ -11,8 +11,6 @@ import psutil
 import pytest
 import torch
 
-from server import expert_plan
-from server.control_group import MemoryLimit
 from server.doctor import disk, memory, processor, surroundings
 from server.doctor.finding import Finding
 from server.doctor.model import check_model
@@ -20,6 +18,8 @@ from server.doctor.report import as_object, serve_command
 from server.kernels.native import available
 from server.kernels.native.available import Availability
 from server.kernels.native.library import LEVELS
+from server.memory import expert_plan
+from server.memory.control_group import MemoryLimit
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
-from server.expert_plan import FreeMemory
-from server.memory import format_bytes
 from server.settings import ServeSettings, SettingsError
 
-GIB = 1 << 30
+from .expert_plan import FreeMemory
+from .sizes import as_flag, format_bytes
+
 MORE_MEMORY = "free some, take a machine with more, or `greenroom pack --weights int4` the model"
 
 
@@ -70,8 +70,3 @@ def _check(flag: str, text: str, planned: int, least: int, free: int, kv_bytes: 
     if kv_bytes and least < free:
         raise SettingsError(f"{needs}; give --kv-cache-memory {as_flag(free - least)} at most, or less --max-model-len")
     raise SettingsError(f"{needs} beside the trunk; {MORE_MEMORY}")
-
-
-def as_flag(nbytes: int) -> str:
-    """A size as a flag takes it, rounded down."""
-    return f"{nbytes * 10 // GIB / 10}GiB" if nbytes >= 10 * GIB else f"{nbytes >> 20}MiB"

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine.block_manager import BlockGroup
-from server.memory import format_bytes
 from server.model.kv_cache import KVGroup
 from server.settings import ServeSettings, SettingsError, parse_budget
+
+from .sizes import format_bytes
 
 log = logging.getLogger(__name__)
 

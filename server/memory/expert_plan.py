@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
-from server.memory import available_bytes, format_bytes
 from server.settings import ServeSettings, parse_budget
+
+from .machine import available_bytes
+from .sizes import format_bytes
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.control_group import MemoryLimit, memory_limit, processor_limit
+from server.memory.control_group import MemoryLimit, memory_limit, processor_limit
 
 HYBRID = "4:memory:/outer/inner\n2:cpu,cpuacct:/outer\n0::/\n"
 

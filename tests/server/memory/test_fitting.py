@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from expert_store import ExpertCatalog, least_bytes, read_index
-from server import expert_plan
-from server.expert_plan import RESERVE_BYTES, FreeMemory, plan_experts
-from server.fitting import as_flag, check_budgets, check_trunk
+from server.memory import expert_plan
+from server.memory.expert_plan import RESERVE_BYTES, FreeMemory, plan_experts
+from server.memory.fitting import check_budgets, check_trunk
+from server.memory.sizes import as_flag
 from server.model.checkpoint import BUNDLED
 from server.model.checkpoint_map import map_checkpoint
 from server.model.loading import build_model, read_config

@@ -1,0 +1,40 @@
+"""How much memory the machine and the control groups of this process leave, and how much it takes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+
+from .control_group import memory_limit
+
+PROCESSES = Path("/proc")
+TAKEN = ("RssAnon", "RssShmem", "VmPTE", "VmSwap")  # KiB each; pages of files can be dropped at any time
+
+
+def available_bytes() -> int:
+    """Memory that this process may still take: the machine's, or what its control group leaves if that is less."""
+    available = int(psutil.virtual_memory().available)
+    limit = memory_limit()
+    return available if limit is None else min(available, limit.free_bytes)
+
+
+def total_bytes() -> int:
+    """Memory of the machine, or the tightest limit of a control group of this process."""
+    total = int(psutil.virtual_memory().total)
+    limit = memory_limit()
+    return total if limit is None else min(total, limit.limit_bytes)
+
+
+def own_bytes() -> int:
+    """Memory that this process and its children take; pages of files are not counted."""
+    own = psutil.Process()
+    taken = 0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            lines = (PROCESSES / str(process.pid) / "status").read_text().splitlines()
+        except OSError:  # it ended meanwhile
+            continue
+        fields = dict(line.split(":", 1) for line in lines)
+        taken += sum(int(fields[name].split()[0]) << 10 for name in TAKEN if name in fields)
+    return taken
