@@ -139,8 +139,6 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
-    metrics = Metrics(name, store, engine.statistics, prefetcher)
-    experts = StoreAdministration(name, store, engine.statistics)
     memory = MemoryUsage(
         budget_bytes=process_bytes + trunk_bytes + free.host,
         trunk_bytes=trunk_bytes,
@@ -151,6 +149,8 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         expert_budget=lambda: host_bytes,
         kv_budget=lambda: plan.nbytes if device.type == "cpu" else 0,
     )
+    metrics = Metrics(name, store, engine.statistics, memory, prefetcher)
+    experts = StoreAdministration(name, store, engine.statistics, memory)
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, memory, trace)
 
 

@@ -13,9 +13,9 @@ from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
 from benchmarks.memory_use.load import Load
 from benchmarks.memory_use.report import make_table, missed, sweep_lines
 from benchmarks.memory_use.server import GroupedServer, ServerError
-from tests.checkpoints import make_checkpoint
 
 MIB = 1 << 20
+BUNDLED = Path(__file__).parents[2] / "server/demo/model"
 
 
 def entry(budget: str = "auto", speed: float = 4.0, **others: Any) -> dict[str, Any]:
@@ -67,13 +67,12 @@ def control_groups() -> None:
 @pytest.fixture
 def server(control_groups: None, tmp_path: Path) -> Iterator[GroupedServer]:
     del control_groups
-    folder = make_checkpoint("mixtral", tmp_path / "model")
-    with GroupedServer(folder, 2048 * MIB, [], tmp_path / "log") as running:
+    with GroupedServer(BUNDLED, 2048 * MIB, [], tmp_path / "log") as running:
         yield running
 
 
 def test_server_is_measured_by_the_counters_of_its_group(server: GroupedServer) -> None:
-    speed = Load(streams=2, prompt_tokens=8, new_tokens=4).run(server.url, vocab_size=96, seed=0)
+    speed = Load(streams=2, prompt_tokens=8, new_tokens=4).run(server.url, vocab_size=4000, seed=0)
     usage = server.usage()
     assert speed.tokens_per_second > 0
     assert usage.group_bytes is not None
@@ -84,6 +83,5 @@ def test_server_is_measured_by_the_counters_of_its_group(server: GroupedServer) 
 
 @pytest.mark.usefixtures("control_groups")
 def test_server_that_does_not_fit_its_group_is_told_to_be_killed(tmp_path: Path) -> None:
-    folder = make_checkpoint("mixtral", tmp_path / "model")
     with pytest.raises(ServerError, match="did not start; killed by the kernel"):
-        GroupedServer(folder, 64 * MIB, [], tmp_path / "log")
+        GroupedServer(BUNDLED, 64 * MIB, [], tmp_path / "log")
