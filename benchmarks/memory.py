@@ -15,10 +15,12 @@ with prompts of so many random tokens. A server that was killed is started again
 - ``tokens/s``: generated over the whole load, prompts included, and once all streams have their first token.
 
 ``--sweep`` serves each limit again with ``--host-expert-memory`` set to parts of the limit, and gives the speed of the
-budget that was planned as part of the best of these that was not killed. ``--minutes`` gives a mixed load instead
-(streams, prompts of 4,000 tokens, 128 choices, embeddings of 128 prompts, logprobs of prompts) and tells whether memory
-is flat: the most in the last third of the time against the second. Flags after ``--`` go to the server. The last line
-is one JSON object; the exit status is 1 if a server was killed, failed at a load, or passed its limit.
+budget that was planned as part of the best of these that was not killed. ``--minutes`` gives a mixed load instead:
+streams, prompts of 4,000 tokens, 128 choices, embeddings of 128 prompts, logprobs of prompts. It tells the most memory
+of each third of the time, which shows whether it is flat. Flags after ``--`` go to the server.
+
+The last line is one JSON object. The exit status is 1 if a server was killed, failed at a load or passed its limit; a
+load that is refused, such as a prompt longer than the context, is no failure.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from rich.console import Console
 
 from benchmarks.comparison.control_group import ControlGroupError
 from benchmarks.comparison.machine import describe_machine
+from benchmarks.load_generator import RefusedError
 from benchmarks.memory_use.load import Load, Mixture
 from benchmarks.memory_use.report import Entry, limit_name, make_table, missed, mixture_lines, sweep_lines
 from benchmarks.memory_use.sampler import Sampler
@@ -66,7 +69,7 @@ class Runs:
                     server = self._start(limit_mib, budget)
                     self._run(server, WARM_UP, seed)
                 self._note(limit_mib, budget, load, self._run(server, load, seed))
-                if self.entries[-1]["state"] != "alive":
+                if self.entries[-1]["state"] in ("killed", "failed"):
                     server.close()
                     server = None
         except (ControlGroupError, ServerError) as error:
@@ -91,7 +94,7 @@ class Runs:
                     "limit_mib": limit_mib,
                     "budget": budget,
                     "minutes": minutes,
-                    "state": "killed" if server.was_killed else "alive",
+                    "state": "killed" if server.was_killed else "failed" if mixture.failed else "alive",
                     "peak_bytes": server.peak_bytes(),
                     "answered": mixture.answered,
                     "refused": mixture.refused,
@@ -109,13 +112,17 @@ class Runs:
         try:
             speed = load.run(server.url, self._vocab_size, seed)
             return {"state": "alive", **asdict(speed), **asdict(server.usage())}
+        except RefusedError as error:
+            return {"state": "refused", "reason": str(error), "peak_bytes": server.peak_bytes()}
         except ENDED as error:
-            state = "killed" if server.was_killed else f"failed: {error}; its log ends with: {server.last_words()}"
-            return {"state": state, "peak_bytes": server.peak_bytes()}
+            state = "killed" if server.was_killed else "failed"
+            reason = f"{type(error).__name__} {error}; its log ends with: {server.last_words()}"
+            return {"state": state, "reason": reason, "peak_bytes": server.peak_bytes()}
 
     def _note(self, limit_mib: int | None, budget: str, load: Load, figures: dict[str, Any]) -> None:
         self.entries.append({"limit_mib": limit_mib, "budget": budget, **asdict(load), **figures})
-        shown = f"{figures['tokens_per_second']:.2f} tokens/s" if "tokens_per_second" in figures else figures["state"]
+        speed = figures.get("tokens_per_second")
+        shown = f"{figures['state']}: {figures['reason']}" if speed is None else f"{speed:.2f} tokens/s"
         name = f"{limit_name(limit_mib)}, {budget}, {load.streams} x {load.prompt_tokens}"
         print(f"{name}: {shown}", file=sys.stderr, flush=True)
 
