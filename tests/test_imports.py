@@ -18,6 +18,7 @@ ALLOWED = {
     "server.memory": {
         "expert_store",
         "server.engine.block_manager",
+        "server.engine.extents",
         "server.memory.sizes",
         "server.model.kv_cache",
         "server.settings",
@@ -66,6 +67,7 @@ ALLOWED = {
     "server.inspection": {
         "expert_store",
         "server.device",
+        "server.kernels.native.available",
         "server.memory",
         "server.model",
         "server.settings",

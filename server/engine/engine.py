@@ -46,6 +46,7 @@ from .text import TextAssembler
 from .timing import note_event, note_stalls, note_start
 
 STOPPING = "the server is shutting down"
+SETTLE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence.
         detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
+        settle: is called after each step, and when nothing runs every ``SETTLE_SECONDS`` for as long as it says True.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Engine:
         eos_token_ids: frozenset[int],
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         stage: WorkingSetStage | None = None,
+        settle: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
-        self._stage = stage
+        self._stage, self._settle = stage, settle
         self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
         self._present: list[Sequence] = []  # all that the scheduler had when the last step began
@@ -216,7 +219,7 @@ class Engine:
         with self._changed:
             self._present = [*self._scheduler.running, *self._scheduler.waiting]
             while not (self._is_stopping or self._inbox or self._scheduler.running or self._scheduler.waiting):
-                self._changed.wait()
+                self._changed.wait(SETTLE_SECONDS if self._settle() else None)
             for sequence in self._inbox:
                 self._scheduler.add(sequence)
             self._present += self._inbox
@@ -234,6 +237,7 @@ class Engine:
                 self._attempt(part)
             is_decode = all(item.num_tokens == 1 for item in step)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
+        self._settle()
         self._take_stock()
 
     def _attempt(self, step: AbstractSequence[Scheduled]) -> None:

@@ -73,17 +73,17 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: 
                 }
                 for group in shape.kv_groups
             ],
-            "bytes": plan.kv.nbytes,
-            "num_tokens": plan.kv.num_tokens,
-            "max_model_len": plan.kv.max_model_len,
+            "bytes": plan.memory.kv.nbytes,
+            "num_tokens": plan.memory.kv.num_tokens,
+            "max_model_len": plan.memory.kv.max_model_len,
             "bytes_per_sequence": states_bytes(shape.states),
-            "num_sequences": plan.kv.num_slots,
+            "num_sequences": plan.memory.kv.num_slots,
         },
         "tiers": {
             name: {"budget_bytes": budget, "slots": slots}
             for name, budget, slots in (
-                ("host", plan.host_bytes, plan.host_slots),
-                ("device", plan.device_bytes, plan.device_slots),
+                ("host", plan.memory.host_bytes, plan.host_slots),
+                ("device", plan.memory.device_bytes, plan.device_slots),
             )
         },
         "bandwidth": {
@@ -127,7 +127,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _kept(kv)
     yield "fits"
     if not report["trunk_fits"]:
-        yield _row("nothing", "the trunk alone takes more memory than is free here")
+        yield _row("nothing", "trunk, process and the least of experts take more memory than is free here")
     else:
         context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
         if kv["bytes_per_sequence"]:

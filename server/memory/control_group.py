@@ -40,6 +40,15 @@ def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimi
     return min(limits, key=lambda limit: limit.free_bytes, default=None)
 
 
+def memory_pressure(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
+    """Percent of the last ten seconds in which a thread of this process' group waited for memory; None if unknown."""
+    for folder in _folders("memory", root, membership):
+        words = (_read(folder / "memory.pressure") or "").split()
+        if words[:1] == ["some"]:
+            return float(words[1].removeprefix("avg10="))
+    return None
+
+
 def processor_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
     """Processors' time that this process may use in as much time; None without a limit."""
     shares = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import psutil
@@ -9,6 +11,7 @@ import psutil
 from .control_group import memory_limit
 
 PROCESSES = Path("/proc")
+FAMILY_SECONDS = 5.0  # for which it is remembered who the children are
 TAKEN = ("RssAnon", "RssShmem", "VmPTE", "VmSwap")  # KiB each; pages of files can be dropped at any time
 
 
@@ -28,13 +31,26 @@ def total_bytes() -> int:
 
 def own_bytes() -> int:
     """Memory that this process and its children take; pages of files are not counted."""
-    own = psutil.Process()
     taken = 0
-    for process in (own, *own.children(recursive=True)):
+    for pid in _family():
         try:
-            lines = (PROCESSES / str(process.pid) / "status").read_text().splitlines()
+            lines = (PROCESSES / str(pid) / "status").read_text().splitlines()
         except OSError:  # it ended meanwhile
             continue
         fields = dict(line.split(":", 1) for line in lines)
         taken += sum(int(fields[name].split()[0]) << 10 for name in TAKEN if name in fields)
     return taken
+
+
+_family_at: tuple[float, list[int]] = (float("-inf"), [])
+
+
+def _family() -> list[int]:
+    """The process and its children; to find these takes a look at every process of the machine."""
+    global _family_at  # noqa: PLW0603
+    read_at, pids = _family_at
+    if not pids or pids[0] != os.getpid() or time.monotonic() - read_at > FAMILY_SECONDS:
+        own = psutil.Process()
+        pids = [own.pid, *(child.pid for child in own.children(recursive=True))]
+        _family_at = time.monotonic(), pids
+    return pids

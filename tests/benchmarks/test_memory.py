@@ -52,10 +52,10 @@ def test_plan_is_compared_with_the_best_by_hand_that_lived() -> None:
     ("figures", "is_missed"),
     [
         ({}, False),
+        ({"state": "refused"}, False),
+        ({"state": "failed"}, True),
         ({"state": "killed"}, True),
         ({"peak_bytes": 101 * MIB}, True),
-        ({"state": "failed"}, True),
-        ({"state": "refused"}, False),
     ],
 )
 def test_goal_is_missed_by_a_kill_a_failure_or_a_passed_limit(figures: dict[str, Any], is_missed: bool) -> None:
