@@ -67,7 +67,7 @@ class Runs:
             for seed, load in enumerate(loads):
                 if server is None:
                     server = self._start(limit_mib, budget)
-                    self._run(server, WARM_UP, seed)
+                    self._run(server, WARM_UP, len(loads))
                 self._note(limit_mib, budget, load, self._run(server, load, seed))
                 if self.entries[-1]["state"] in ("killed", "failed"):
                     server.close()
