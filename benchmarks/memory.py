@@ -16,8 +16,8 @@ with prompts of so many random tokens. A server that was killed is started again
 
 ``--sweep`` serves each limit again with ``--host-expert-memory`` set to parts of the limit, and gives the speed of the
 budget that was planned as part of the best of these that was not killed. ``--minutes`` gives a mixed load instead:
-streams, prompts of 4,000 tokens, 128 choices, embeddings of 128 prompts, logprobs of prompts. It tells the most memory
-of each third of the time, which shows whether it is flat. Flags after ``--`` go to the server.
+streams, prompts of 4,000 tokens or what the context holds, 128 choices, embeddings of 128 prompts, logprobs of prompts.
+It tells the most memory of each third of the time, which shows whether it is flat. Flags after ``--`` go to the server.
 
 The last line is one JSON object. The exit status is 1 if a server was killed, failed at a load or passed its limit; a
 load that is refused, such as a prompt longer than the context, is no failure.
@@ -43,7 +43,7 @@ from benchmarks.comparison.machine import describe_machine
 from benchmarks.load_generator import RefusedError
 from benchmarks.memory_use.load import Load, Mixture
 from benchmarks.memory_use.report import Entry, limit_name, make_table, missed, mixture_lines, sweep_lines
-from benchmarks.memory_use.sampler import Sampler
+from benchmarks.memory_use.sampler import Sampler, by_thirds
 from benchmarks.memory_use.server import GroupedServer, ServerError
 
 MIB = 1 << 20
@@ -87,7 +87,7 @@ class Runs:
             return
         with server:
             mixture = Mixture(server.url, self._vocab_size, seed=0)
-            with Sampler(server) as sampler:
+            with Sampler(server.usage) as sampler:
                 asyncio.run(mixture.run(60 * minutes))
             self.entries.append(
                 {
@@ -99,7 +99,7 @@ class Runs:
                     "answered": mixture.answered,
                     "refused": mixture.refused,
                     "failed": mixture.failed,
-                    **sampler.by_thirds(),
+                    **by_thirds(sampler.samples),
                 }
             )
 

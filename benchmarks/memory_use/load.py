@@ -16,6 +16,7 @@ from benchmarks.comparison.process import decoded
 from benchmarks.load_generator import Completion, burst
 
 REFUSALS = (429, 503)
+LONG_PROMPT_TOKENS = 4000
 WORKERS = 8  # requests of the mixture at once
 REPLY_SECONDS = 600.0
 
@@ -29,7 +30,12 @@ class Load:
     new_tokens: int
 
     def run(self, url: str, vocab_size: int, seed: int) -> Speed:
-        """Raises OSError, RuntimeError or TimeoutError if a stream does not end as it should."""
+        """Ask for all streams at once, and wait for their ends.
+
+        Raises:
+            RefusedError: the server refused one.
+            OSError, RuntimeError, TimeoutError: one did not end as it should.
+        """
         draw = random.Random(seed)  # noqa: S311
         prompts = [_prompt(draw, vocab_size, self.prompt_tokens) for _ in range(self.streams)]
         work = [Completion(prompt, self.new_tokens) for prompt in prompts]
@@ -57,6 +63,7 @@ class Mixture:
 
     def __init__(self, url: str, vocab_size: int, seed: int):
         self._url, self._vocab_size, self._draw = url, vocab_size, random.Random(seed)  # noqa: S311
+        self._longest = 0  # tokens of a request
         self.answered: Counter[str] = Counter()  # by kind of request
         self.refused: Counter[str] = Counter()  # with 429 or 503
         self.failed: Counter[str] = Counter()
@@ -72,6 +79,8 @@ class Mixture:
             self._prompt_logprobs,
         )
         async with httpx.AsyncClient(base_url=self._url, timeout=REPLY_SECONDS) as client:
+            models = (await client.get("/v1/models")).raise_for_status().json()
+            self._longest = models["data"][0]["max_model_len"]
 
             async def work() -> None:
                 while time.monotonic() < end:
@@ -86,7 +95,8 @@ class Mixture:
             raise RuntimeError("the stream ended in an error")
 
     async def _long_prompt(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, "completions", prompt=self._prompt(4000), max_tokens=4)
+        prompt = self._prompt(min(LONG_PROMPT_TOKENS, self._longest - 4))
+        await self._post(client, "completions", prompt=prompt, max_tokens=4)
 
     async def _many_choices(self, client: httpx.AsyncClient) -> None:
         await self._post(client, "completions", prompt=self._prompt(16), max_tokens=4, n=128)

@@ -12,7 +12,8 @@ from rich.console import Console
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
 from benchmarks.memory_use.load import Load
 from benchmarks.memory_use.report import make_table, missed, sweep_lines
-from benchmarks.memory_use.server import GroupedServer, ServerError
+from benchmarks.memory_use.sampler import by_thirds
+from benchmarks.memory_use.server import GroupedServer, ServerError, Usage
 
 MIB = 1 << 20
 BUNDLED = Path(__file__).parents[2] / "server/demo/model"
@@ -60,6 +61,14 @@ def test_plan_is_compared_with_the_best_by_hand_that_lived() -> None:
 )
 def test_goal_is_missed_by_a_kill_a_failure_or_a_passed_limit(figures: dict[str, Any], is_missed: bool) -> None:
     assert missed([entry(**figures)]) is is_missed
+
+
+def test_memory_over_time_is_told_by_thirds() -> None:
+    def usage(anonymous: int, beside: int | None) -> Usage:
+        return Usage(anonymous, beside, None, None, {}, 0, 0)
+
+    samples = [(1.0, usage(10, 5)), (2.9, usage(8, None)), (9.0, usage(20, None))]
+    assert by_thirds(samples) == {"anonymous_bytes": [10, None, 20], "beside_bytes": [5, None, None]}
 
 
 @pytest.fixture
