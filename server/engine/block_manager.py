@@ -205,10 +205,18 @@ class BlockManager:
             table.clear()
         blocks.num_named = blocks.num_promised = 0
 
-    def give_memory_back(self, taken_bytes: int) -> None:
-        """Give back memory that nobody uses until blocks take no more than so much, or all that is left is in use."""
+    def give_memory_back(self, taken_bytes: int, kept_bytes: int) -> None:
+        """Give back memory that nobody uses.
+
+        Args:
+            taken_bytes: that blocks may go on to take.
+            kept_bytes: the same where they are kept for their content.
+        """
+        allowance = self._allowance
         for pool in self._pools:
-            pool.give_memory_back(lambda: self._allowance.taken_bytes <= taken_bytes)
+            pool.give_memory_back(lambda: allowance.taken_bytes <= taken_bytes, spares_kept=True)
+        for pool in self._pools:
+            pool.give_memory_back(lambda: allowance.taken_bytes <= max(taken_bytes, kept_bytes))
 
     def check_integrity(self, sequences: Iterable[SequenceBlocks]) -> None:
         """Raise AssertionError unless every block is accounted for by these sequences."""

@@ -115,17 +115,20 @@ class BlockPool:
                 self._unused[block] = None
                 self._released_at[block] = self._num_releases
 
-    def give_memory_back(self, is_enough: Callable[[], bool], wanted: AbstractSet[int] = frozenset()) -> None:
+    def give_memory_back(
+        self, is_enough: Callable[[], bool], wanted: AbstractSet[int] = frozenset(), *, spares_kept: bool = False
+    ) -> None:
         """Give back the memory of extents that nobody uses until it is enough: free ones, then those unused longest.
 
         Args:
             wanted: kept blocks whose extents stay.
+            spares_kept: whether the extents of all kept ones stay.
         """
         in_use = {self._extents.of(block) for block in wanted}
         in_use.update(self._extents.of(block) for block, users in enumerate(self._users) if users)
         kept = dict.fromkeys(self._extents.of(block) for block in self._unused)
         free = [extent for extent in self._extents.with_memory if extent not in kept]
-        for extent in (*free, *kept):
+        for extent in free if spares_kept else (*free, *kept):
             if is_enough():
                 return
             if extent in in_use:

@@ -54,7 +54,7 @@ class Extents:
     """The extents of one group's blocks.
 
     Args:
-        num_blocks: of the group; the last extent may be shorter.
+        num_blocks: of the group, some extents' worth.
         size: blocks of an extent.
         block_bytes: of one block, in all layers of the group.
         allowance: that all groups share.
@@ -69,9 +69,11 @@ class Extents:
         allowance: Allowance,
         release: Callable[[int, int], None] = _ignore,
     ):
-        self.size, self._block_bytes, self._num_blocks = size, block_bytes, num_blocks
+        if num_blocks % size:
+            raise ValueError(f"{num_blocks} blocks are no whole extents of {size}")
+        self.size, self._nbytes = size, size * block_bytes
         self._allowance, self._release = allowance, release
-        self._has_memory = np.zeros(-(-num_blocks // size), dtype=bool)
+        self._has_memory = np.zeros(num_blocks // size, dtype=bool)
 
     @classmethod
     def resident(cls, num_blocks: int) -> Extents:
@@ -81,7 +83,7 @@ class Extents:
         return extents
 
     def blocks(self, extent: int) -> range:
-        return range(extent * self.size, min((extent + 1) * self.size, self._num_blocks))
+        return range(extent * self.size, (extent + 1) * self.size)
 
     def of(self, block: int) -> int:
         """The extent of a block."""
@@ -101,8 +103,8 @@ class Extents:
 
     @property
     def num_spare_blocks(self) -> int:
-        """Blocks that may get memory, at least."""
-        return self._blocks_of(min(self.num_missing, self._num_spare()))
+        """Blocks that may get memory."""
+        return min(self.num_missing, self._num_spare()) * self.size
 
     @property
     def can_grow(self) -> bool:
@@ -110,11 +112,8 @@ class Extents:
 
     def bytes_for(self, num_blocks: int) -> int | None:
         """Bytes of the extents that have so many blocks; None if there are not so many without memory."""
-        if num_blocks <= 0:
-            return 0
-        if num_blocks > self._blocks_of(self.num_missing):
-            return None
-        return -(-num_blocks // self.size) * self.size * self._block_bytes
+        count = max(0, -(-num_blocks // self.size))
+        return None if count > self.num_missing else count * self._nbytes
 
     def widest_gap(self) -> int:
         """The extent without memory in the middle of most others, so that sequences on both sides can grow."""
@@ -126,25 +125,18 @@ class Extents:
 
     def give_memory(self, extent: int) -> range:
         """Let an extent take memory; its blocks."""
-        blocks = self.blocks(extent)
         self._has_memory[extent] = True
-        self._allowance.taken_bytes += len(blocks) * self._block_bytes
-        return blocks
+        self._allowance.taken_bytes += self._nbytes
+        return self.blocks(extent)
 
     def take_memory(self, extent: int) -> range:
         """Give an extent's memory back; its blocks."""
         blocks = self.blocks(extent)
         self._has_memory[extent] = False
-        self._allowance.taken_bytes -= len(blocks) * self._block_bytes
+        self._allowance.taken_bytes -= self._nbytes
         self._release(blocks.start, len(blocks))
         return blocks
 
     def _num_spare(self) -> int:
         """Extents that the allowance has room for."""
-        nbytes = self.size * self._block_bytes
-        return self._allowance.spare_bytes // nbytes if nbytes else len(self._has_memory)
-
-    def _blocks_of(self, count: int) -> int:
-        """Blocks of so many extents without memory, of which one may be the last."""
-        shortness = -self._num_blocks % self.size
-        return max(0, count * self.size - (0 if not count or self._has_memory[-1] else shortness))
+        return self._allowance.spare_bytes // self._nbytes if self._nbytes else len(self._has_memory)

@@ -125,10 +125,14 @@ def plan_kv_cache(
     blocks_of_one, num_slots = -(-longest // BLOCK_SIZE), settings.max_running_requests
     most = blocks_of_one * num_slots
     limits = [_most_blocks(group, settings) or most for group in groups]
+    is_elastic = most_bytes > 0
 
     def plan(num_blocks: int) -> KVPlan:
         counts = [min(num_blocks, limit) for limit in limits]
-        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes, most_bytes > 0)
+        if is_elastic:  # whole extents
+            sizes = [extent_blocks(group, BLOCK_SIZE) for group in groups]
+            counts = [-(-count // size) * size for count, size in zip(counts, sizes, strict=True)]
+        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes, is_elastic)
 
     of_longest = min(plan(blocks_of_one).nbytes, most_bytes)
     auto = max(0, min(plan(most).nbytes, max(free_bytes // share, of_longest)))

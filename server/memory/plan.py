@@ -131,15 +131,16 @@ def plan_memory(
     pinned_experts = settings.host_expert_memory != "auto"
     asked = parse_budget(settings.host_expert_memory).resolve(needs.catalog.total_bytes, least)
     experts = 0 if is_cuda else min(needs.catalog.total_bytes, max(least, asked))
+    first_kv = first_bytes(needs.kv_groups, needs.longest) + needs.state_bytes
     kv = plan_kv_cache(
         settings,
         needs.kv_groups,
         needs.longest,
-        free.device - (experts if pinned_experts else 0),
+        max(first_kv, free.device - experts) if pinned_experts else free.device,
         needs.state_bytes,
         needs.shares_prefixes,
         KV_SHARE if is_cuda else 1 if pinned_experts else ELASTIC_SHARE,
-        0 if is_cuda else free.device - experts,
+        0 if is_cuda else max(first_kv, free.device - experts),
     )
     roomy = FreeMemory(free.host + (0 if is_cuda else largest - first), free.device, is_cuda)
     at_first = kv.nbytes if is_cuda or settings.kv_cache_memory != "auto" else kv.first_bytes

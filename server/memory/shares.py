@@ -125,9 +125,8 @@ class Shares:
         needed = max(self._peak, self._peak_before)
         with self._lock:
             kept = allowance.kept_bytes if self._withheld == 0 or self.can_shrink else 0
-            target = max(needed, min(allowance.taken_bytes, kept)) + self._chunk
-            if allowance.taken_bytes > target:
-                blocks.give_memory_back(target)
+            if allowance.taken_bytes > needed + self._chunk:
+                blocks.give_memory_back(needed + self._chunk, kept)
             limit = max(self._first_kv, max(allowance.taken_bytes, needed) + self._chunk)
             if not self._plan.is_kv_pinned and allowance.limit_bytes > limit + self._chunk:
                 allowance.limit_bytes = limit

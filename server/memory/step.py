@@ -13,7 +13,7 @@ CHOICE_BYTES = 8  # of an expert's number and its weight
 NATIVE_GROWTH = 1.25  # ``Buffer::reserve`` of the native engine takes so much more than was asked for
 WORKSPACE_GROWTH = 1.5  # and so does ``lean.workspace``
 LOGIT_COPIES = 4  # of a row: the logits, what sampling makes of them, log probabilities and their order
-TORCH_COPIES = 2  # of what a layer reads and writes: torch makes a new tensor at each operation
+TORCH_COPIES = 4  # of what a layer reads and writes: torch makes a new tensor at each operation
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 
 
@@ -85,19 +85,14 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
 
 def _native_bytes(shape: StepShape) -> int:
     """Of a token, in ``lean.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
+    panel = shape.itemsize  # bytes of a number of what products are given, at most
     workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
-    attention = (
-        (shape.hidden + shape.queries)  # rows
-        + (shape.queries + 2 * shape.keys)  # heads
-        + shape.queries  # attended
-        + shape.num_experts  # logits of the router
-        + shape.hidden  # shared
-    )
-    # Panels of inputs, what the first matrices give, panels of what the second is given, and results.
-    routed = shape.top_k * (shape.hidden + 2 * shape.expert + shape.expert + shape.hidden)
-    dense = shape.hidden + 3 * shape.dense
-    buffers = (attention + max(routed, dense)) * FLOAT
-    return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * buffers)
+    attention = (shape.hidden + shape.queries) * panel  # rows
+    attention += (2 * shape.queries + 2 * shape.keys + shape.num_experts) * FLOAT  # heads, attended, logits
+    # Rows, what the first matrices give, panels of what the second is given, and results.
+    routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
+    dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT
+    return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * (attention + max(routed, dense)))
 
 
 def _torch_bytes(shape: StepShape) -> int:

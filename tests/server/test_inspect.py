@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
 from server.inspection import inspect as inspection
+from server.inspection import survey as inspected
 from server.inspection.hub import write_header
 from server.inspection.inspect import inspect
 from server.inspection.report import as_text
 from server.inspection.survey import Survey, fit, survey
-from server.memory import expert_plan
 from server.memory.kv_plan import plan_kv_cache
 from server.model.checkpoint import find_checkpoint
 from server.model.loading import build_model, load_trunk, read_config
@@ -173,12 +173,12 @@ def test_a_piece_of_a_prompt_reads_what_is_not_in_memory(tmp_path: Path) -> None
 def test_a_trunk_that_is_larger_than_memory_is_told_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(inspected, "host_budget", lambda _: 1000)
     report = inspect(str(make_checkpoint("qwen3_moe", tmp_path)), SETTINGS)
     assert not report["trunk_fits"]
     assert report["trunk_bytes"] > 1000
     assert report["tiers"]["host"] == {"budget_bytes": 0, "slots": 0}
-    assert "the trunk alone takes more memory than is free here" in as_text(report)
+    assert "trunk, process and the least of experts take more memory than is free here" in as_text(report)
 
 
 @pytest.mark.usefixtures("instant")

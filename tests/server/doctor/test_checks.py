@@ -18,7 +18,7 @@ from server.doctor.report import as_object, serve_command
 from server.kernels.native import available
 from server.kernels.native.available import Availability
 from server.kernels.native.library import LEVELS
-from server.memory import expert_plan
+from server.memory import fitting
 from server.memory.control_group import MemoryLimit
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
@@ -222,7 +222,7 @@ def test_a_model_is_told_with_its_disk_and_its_plan(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("instant")
 def test_a_model_that_does_not_fit_fails_with_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("mixtral", tmp_path)
-    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(fitting, "host_budget", lambda _: 1000)
     *_, plan = check_model(str(folder), ServeSettings(dtype="float32"))
     assert (plan.level, plan.advice) == ("fail", "try --dtype bfloat16")
 
