@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 from rich.console import Console
 
 from benchmarks.comparison.control_group import ControlGroupError
@@ -48,7 +49,7 @@ from benchmarks.memory_use.server import GroupedServer, ServerError
 
 MIB = 1 << 20
 WARM_UP = Load(streams=1, prompt_tokens=16, new_tokens=2)
-ENDED = (OSError, RuntimeError, TimeoutError, httpx.TransportError)
+ENDED = (OSError, RuntimeError, TimeoutError, httpx.TransportError, psutil.NoSuchProcess)
 
 
 class Runs:

@@ -19,6 +19,7 @@ REFUSALS = (429, 503)
 LONG_PROMPT_TOKENS = 4000
 WORKERS = 8  # requests of the mixture at once
 REPLY_SECONDS = 600.0
+RETRY_SECONDS = 1.0  # after a refusal or a failure, for which a server takes no time
 
 
 @dataclass(frozen=True)
@@ -112,9 +113,10 @@ class Mixture:
             await request
         except httpx.HTTPStatusError as error:
             (self.refused if error.response.status_code in REFUSALS else self.failed)[kind] += 1
+            await asyncio.sleep(RETRY_SECONDS)
         except (OSError, RuntimeError, httpx.TransportError):
             self.failed[kind] += 1
-            await asyncio.sleep(1)  # a server that has ended refuses at once
+            await asyncio.sleep(RETRY_SECONDS)
         else:
             self.answered[kind] += 1
 
