@@ -71,7 +71,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence.
         detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
-        settle: is called after each step, and when nothing runs every ``SETTLE_SECONDS`` for as long as it says True.
+        settle: is called before each step, and when nothing runs every ``SETTLE_SECONDS`` for as long as it says True.
     """
 
     def __init__(
@@ -216,15 +216,24 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""
+        while not self._take_in(SETTLE_SECONDS if self._settle() else None):
+            pass
+        return not self._is_stopping
+
+    def _take_in(self, timeout_seconds: float | None) -> bool:
+        """Wait until there is something to do, and take in what was submitted; False if there is nothing by then."""
+        scheduler = self._scheduler
         with self._changed:
-            self._present = [*self._scheduler.running, *self._scheduler.waiting]
-            while not (self._is_stopping or self._inbox or self._scheduler.running or self._scheduler.waiting):
-                self._changed.wait(SETTLE_SECONDS if self._settle() else None)
+            self._present = [*scheduler.running, *scheduler.waiting]
+            if not self._changed.wait_for(
+                lambda: self._is_stopping or self._inbox or scheduler.running or scheduler.waiting, timeout_seconds
+            ):
+                return False
             for sequence in self._inbox:
                 self._scheduler.add(sequence)
             self._present += self._inbox
             self._inbox.clear()
-            return not self._is_stopping
+        return True
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""
@@ -237,7 +246,6 @@ class Engine:
                 self._attempt(part)
             is_decode = all(item.num_tokens == 1 for item in step)
             self.statistics.count_step("decode" if is_decode else "prefill", time.perf_counter() - started)
-        self._settle()
         self._take_stock()
 
     def _attempt(self, step: AbstractSequence[Scheduled]) -> None:

@@ -79,6 +79,13 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: 
             "bytes_per_sequence": states_bytes(shape.states),
             "num_sequences": plan.memory.kv.num_slots,
         },
+        "memory": {
+            "budget_bytes": plan.memory.budget_bytes,
+            "process_bytes": plan.memory.process_bytes,
+            "step_bytes": plan.memory.first_step_bytes,
+            "largest_step_bytes": plan.memory.step_bytes,
+            "kv_cache_first_bytes": plan.memory.kv.first_bytes,
+        },
         "tiers": {
             name: {"budget_bytes": budget, "slots": slots}
             for name, budget, slots in (
@@ -133,6 +140,12 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         if kv["bytes_per_sequence"]:
             context += f"; states of {kv['num_sequences']} sequences"
         yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
+        memory = report["memory"]
+        yield _row(
+            "memory",
+            f"{format_bytes(memory['budget_bytes'])} in all; the process {format_bytes(memory['process_bytes'])}, "
+            f"a step up to {format_bytes(memory['largest_step_bytes'])}",
+        )
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
             slots, count = tier["slots"], experts["num_experts"]

@@ -10,9 +10,10 @@ from server.settings import ServeSettings, SettingsError
 from .budget import host_budget
 from .expert_plan import FreeMemory
 from .machine import own_bytes
-from .plan import MemoryPlan
+from .plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan
 from .sizes import as_flag, format_bytes
 
+USUAL_STEP_BYTES = 64 << 20  # of a step and some KV cache, before more is known of the model
 MORE_MEMORY = "free some, take a machine with more, or `greenroom pack --weights int4` the model"
 
 
@@ -31,6 +32,9 @@ def check_trunk(
     if trunk_bytes + least <= short:
         return
     advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.is_cuda else MORE_MEMORY
+    if settings.memory != "auto" and short == free.host:
+        enough = PROCESS_BYTES + GROWTH_BYTES + trunk_bytes + least + USUAL_STEP_BYTES
+        advice = f"give --memory {as_flag(enough, rounds_up=True)} or more"
     raise SettingsError(
         f"the model does not fit: its trunk takes {format_bytes(trunk_bytes)} in {str(dtype).removeprefix('torch.')} "
         f"and its experts at least {format_bytes(least)}, of {format_bytes(short)} available; {advice}"

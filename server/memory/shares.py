@@ -80,7 +80,7 @@ class Shares:
     @property
     def can_shrink(self) -> bool:
         """Whether experts have more than the least."""
-        return self._host_bytes > self._least_experts
+        return self._host_bytes > self._least()
 
     def grow(self, nbytes: int) -> None:
         """Let blocks take so many more bytes, or as many as experts can give up."""
@@ -100,7 +100,7 @@ class Shares:
             while self._store.host_slot_bytes > self._host_bytes and self._clock() < deadline:
                 time.sleep(0.001)
             held = self._store.host_slot_bytes
-            spare = self._room() - held if held > self._least_experts else wanted
+            spare = self._room() - held if held > self._least() else wanted
             allowance.limit_bytes = max(allowance.limit_bytes, min(wanted, spare))
 
     def before_step(self, num_tokens: int, num_logits: int) -> None:
@@ -166,6 +166,11 @@ class Shares:
         tokens = kv.max_model_len * sum(group.token_bytes for group in kv.groups)
         return min(self._most_kv, tokens + kv.extent_bytes)
 
+    def _least(self) -> int:
+        """Of experts: what a token needs, beside those that are pinned."""
+        slot_bytes = max(layout.slot_bytes for layout in self._plan.needs.catalog.layouts)
+        return min(self._most_experts, self._least_experts + len(self._store.pinned) * slot_bytes)
+
     def _rebalance(self) -> None:
         """Experts get what blocks may not take."""
         self._resize_experts(self._room() - self.allowance.limit_bytes)
@@ -183,12 +188,12 @@ class Shares:
         self.allowance.kept_bytes = min(self._most_kv, max(room // KEPT_SHARE, room - self._most_experts))
 
     def _resize_experts(self, nbytes: int) -> None:
-        nbytes = min(self._most_experts, max(self._least_experts, nbytes))
+        nbytes = min(self._most_experts, max(self._least(), nbytes))
         if nbytes == self._host_bytes:
             return
         try:
             self._store.resize(host_bytes=nbytes)
-        except BudgetError as error:  # pinned experts stay
+        except BudgetError as error:  # some were pinned meanwhile
             log.warning("experts keep their memory: %s", error)
             return
         self._host_bytes = nbytes
