@@ -65,6 +65,7 @@ class Mixture:
     def __init__(self, url: str, vocab_size: int, seed: int):
         self._url, self._vocab_size, self._draw = url, vocab_size, random.Random(seed)  # noqa: S311
         self._longest = 0  # tokens of a request
+        self._fills_queue = asyncio.Lock()  # held by a request of 128 sequences, half of what may wait
         self.answered: Counter[str] = Counter()  # by kind of request
         self.refused: Counter[str] = Counter()  # with 429 or 503
         self.failed: Counter[str] = Counter()
@@ -100,10 +101,12 @@ class Mixture:
         await self._post(client, "completions", prompt=prompt, max_tokens=4)
 
     async def _many_choices(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, "completions", prompt=self._prompt(16), max_tokens=4, n=128)
+        async with self._fills_queue:
+            await self._post(client, "completions", prompt=self._prompt(16), max_tokens=4, n=128)
 
     async def _embeddings(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, "embeddings", input=[self._prompt(64) for _ in range(128)])
+        async with self._fills_queue:
+            await self._post(client, "embeddings", input=[self._prompt(64) for _ in range(128)])
 
     async def _prompt_logprobs(self, client: httpx.AsyncClient) -> None:
         await self._post(client, "completions", prompt=self._prompt(512), max_tokens=1, echo=True, logprobs=5)

@@ -8,10 +8,10 @@ from typing import Any
 
 import httpx
 import openai
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.memory_use.server import anonymous_bytes
 from tests.dashboards import DASHBOARDS, DOCKER
 from tests.e2e.counted import Counted
 from tests.e2e.processes import Server
@@ -169,9 +169,7 @@ def test_what_clients_make_up_makes_no_metric(http: httpx.Client, counted: Count
 def test_memory_is_told_whole(server: Server) -> None:
     """The parts are no less than what the kernel says of the process, and no more than the budget."""
     told = server.total("memory_bytes")
-    process = psutil.Process(server.process.pid)
-    anonymous = sum(each.memory_info().rss - each.memory_info().shared for each in (process, *process.children()))
-    assert told >= 0.95 * anonymous
+    assert told >= 0.95 * anonymous_bytes(server.process.pid)
     assert told <= server.total("memory_budget_bytes")
     assert server.total("memory_bytes", 'part="trunk"') > 0
     assert server.total("memory_bytes", 'part="experts"') == server.total("expert_resident_bytes")
