@@ -14,13 +14,14 @@ from expert_store import BudgetError, ExpertStore
 from server.engine.block_manager import BlockManager
 from server.engine.extents import Allowance
 
-from .plan import MemoryPlan
+from .plan import GROWTH_BYTES, MemoryPlan
 from .sizes import format_bytes
 from .step import step_bytes
 from .usage import Adjustments
 
 log = logging.getLogger(__name__)
 
+LENT_SHARE = 2  # one part in so many of what is set aside
 CHUNKS = 64  # of what is shared; memory changes hands in no smaller parts
 KEPT_SHARE = 8  # one part in so many may hold beginnings of prompts that nobody uses now
 HOLD_SECONDS = 10.0  # that blocks stay unneeded before experts get their memory
@@ -74,7 +75,7 @@ class Shares:
 
     @property
     def withheld_bytes(self) -> int:
-        """What ``withhold`` keeps from both."""
+        """What ``withhold`` keeps from both; less than 0 if it lends."""
         return self._withheld
 
     @property
@@ -137,10 +138,11 @@ class Shares:
         """Keep so many bytes from both, for what was not foreseen; experts give them up, or get them back.
 
         Args:
+            nbytes: less than 0 lends them what was set aside and is not taken, up to half of it.
             reason: for the log.
         """
         with self._lock:
-            before, self._withheld = self._withheld, max(0, nbytes)
+            before, self._withheld = self._withheld, max(-self._lendable(), nbytes)
             had = self._host_bytes
             self._rebalance()
             if self._host_bytes == had:
@@ -165,6 +167,9 @@ class Shares:
         kv = self._plan.kv
         tokens = kv.max_model_len * sum(group.token_bytes for group in kv.groups)
         return min(self._most_kv, tokens + kv.extent_bytes)
+
+    def _lendable(self) -> int:
+        return (GROWTH_BYTES + self._step_bytes) // LENT_SHARE
 
     def _least(self) -> int:
         """Of experts: what a token needs, beside those that are pinned."""

@@ -12,7 +12,7 @@ FLOAT = 4  # bytes of a float32
 CHOICE_BYTES = 8  # of an expert's number and its weight
 NATIVE_GROWTH = 1.25  # ``Buffer::reserve`` of the native engine takes so much more than was asked for
 WORKSPACE_GROWTH = 1.5  # and so does ``lean.workspace``
-LOGIT_COPIES = 4  # of a row: the logits, what sampling makes of them, log probabilities and their order
+LOGIT_COPIES = 3  # of a row: the logits, their log probabilities, and what sampling makes of them
 TORCH_COPIES = 4  # of what a layer reads and writes: torch makes a new tensor at each operation
 LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 

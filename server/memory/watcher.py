@@ -16,7 +16,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 LOW, LEAST_LOW = 0.01, 8 << 20  # of the budget: with less left, experts shrink
-CALM_SECONDS = 30.0  # that more than enough is left before experts grow again
+CALM_SECONDS = 30.0  # that more than enough is left before experts grow
+ENOUGH = 0.04  # of the budget: what has to be left then
 PRESSURE = 10.0  # percent of the last ten seconds in which some thread of the group waited for memory
 PRESSURE_STEP = 0.02  # of the budget, that experts shrink by then
 PRESSURE_SECONDS = 5.0  # before they shrink by it again
@@ -54,6 +55,7 @@ class Watcher:
     """A thread that shrinks what can be shrunk when less is left than should be, and lets it grow again later.
 
     What is left counts as if experts and KV cache had taken all that they may: then what comes after is no surprise.
+    Where the plan set aside more than is taken, experts get some of it, too.
 
     Args:
         budget_bytes: of the process and its children.
@@ -102,9 +104,9 @@ class Watcher:
                 step = int(PRESSURE_STEP * self._budget_bytes)
                 shares.withhold(shares.withheld_bytes + step, f"memory pressure is {reading.pressure:.0f} %")
         elif now - self._calm_since >= CALM_SECONDS:
-            more = self._least_left - 3 * self._low
-            if more > 0 and shares.withheld_bytes:
-                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "memory is left again")
+            more = self._least_left - max(3 * self._low, int(ENOUGH * self._budget_bytes))
+            if more > 0:
+                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "memory is left")
             self._begin_calm(now)
 
     def _begin_calm(self, now: float) -> None:

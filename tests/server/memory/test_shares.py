@@ -11,7 +11,7 @@ import torch
 from expert_store import ExpertKey, ExpertStore
 from server.engine.block_manager import BlockManager, SequenceBlocks
 from server.memory.kv_plan import BLOCK_SIZE
-from server.memory.plan import MemoryPlan, least_budget, plan_memory
+from server.memory.plan import GROWTH_BYTES, MemoryPlan, least_budget, plan_memory
 from server.memory.shares import HOLD_SECONDS, Shares
 from server.settings import ServeSettings
 
@@ -149,3 +149,8 @@ def test_a_pinned_kv_cache_stays_as_it_is(tmp_path: Path) -> None:
         assert scene.store.host_slot_bytes == before
     finally:
         scene.store.close()
+
+
+def test_at_most_half_of_what_is_set_aside_is_lent(scene: Scene) -> None:
+    scene.shares.withhold(-(1 << 40), "much is left")
+    assert -scene.shares.withheld_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2
