@@ -43,6 +43,7 @@ class Shares:
         self._store, self._plan, self._clock = store, plan, clock
         self._step_bytes = plan.first_step_bytes
         self._withheld = 0
+        self._was_shrink: bool | None = None
         self._lock = threading.RLock()
         self._host_bytes = plan.host_bytes
         self._most_experts = plan.host_bytes if plan.are_experts_pinned else plan.needs.catalog.total_bytes
@@ -147,14 +148,16 @@ class Shares:
             self._rebalance()
             if self._host_bytes == had:
                 return
-            is_shrink = self._withheld > before
+            is_shrink, size = self._withheld > before, format_bytes(self._host_bytes)
             adjustments = self.adjustments
             if is_shrink:
                 adjustments.num_shrinks += 1
             else:
                 adjustments.num_grows += 1
             adjustments.reason = reason
-            log.info("experts %s to %s: %s", "shrink" if is_shrink else "grow", format_bytes(self._host_bytes), reason)
+            level = logging.DEBUG if is_shrink == self._was_shrink else logging.INFO  # a line for each turn
+            self._was_shrink = is_shrink
+            log.log(level, "experts %s to %s: %s", "shrink" if is_shrink else "grow", size, reason)
 
     def _room(self, *, largest_step: bool = False) -> int:
         """What is shared."""

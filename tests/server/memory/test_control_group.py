@@ -31,7 +31,8 @@ def root(tmp_path: Path) -> Path:
 def test_the_tightest_of_nested_groups_counts_and_page_cache_does_not(root: Path, membership: Path) -> None:
     membership.write_text("0::/service/worker\n")
     write(root)
-    write(root / "service", memory__max="1000", memory__current="700", memory__stat="anon 1\ninactive_file 100\n")
+    cached = "anon 1\ninactive_file 90\nactive_file 30\nfile_mapped 20\n"
+    write(root / "service", memory__max="1000", memory__current="700", memory__stat=cached)
     write(root / "service/worker", memory__max="max", memory__current="600", cpu__max="150000 100000\n")
     assert memory_limit(root, membership) == MemoryLimit(1000, 600)
     assert processor_limit(root, membership) == 1.5
