@@ -125,7 +125,7 @@ class BlockManager:
             spoken_for.append({block for block in found if block is not None and pool.is_unused(block)})
         if self._can_take(counts, spoken_for):
             return True
-        if len(self._pools) == 1:
+        if len(self._pools) == 1 or not any(group.extent_blocks for group in self.groups):
             return False
         # What one group keeps may be what another lacks.
         for pool, wanted in zip(self._pools, spoken_for, strict=True):

@@ -116,7 +116,7 @@ class Shares:
             self._rebalance()
 
     def settle(self, blocks: BlockManager) -> bool:
-        """Once in a while: give memory that blocks have not needed lately to the experts; whether some is left to."""
+        """Give memory that blocks have not needed lately to the experts; False if a later call would give no more."""
         now, allowance = self._clock(), self.allowance
         self._peak = max(self._peak, blocks.used_bytes)
         if now - self._settled_at < TICK_SECONDS:
@@ -129,11 +129,11 @@ class Shares:
             kept = allowance.kept_bytes if self._withheld == 0 or self.can_shrink else 0
             if allowance.taken_bytes > needed + self._chunk:
                 blocks.give_memory_back(needed + self._chunk, kept)
-            limit = max(self._first_kv, max(allowance.taken_bytes, needed) + self._chunk)
+            limit = max(self._first_kv, self._rest_of_experts(), max(allowance.taken_bytes, needed) + self._chunk)
             if not self._plan.is_kv_pinned and allowance.limit_bytes > limit + self._chunk:
                 allowance.limit_bytes = limit
                 self._rebalance()
-        return max(allowance.limit_bytes, allowance.taken_bytes) > self._first_kv + 2 * self._chunk
+        return needed > blocks.used_bytes or allowance.limit_bytes > limit + self._chunk
 
     def withhold(self, nbytes: int, reason: str) -> None:
         """Keep so many bytes from both, for what was not foreseen; experts give them up, or get them back.
@@ -188,8 +188,10 @@ class Shares:
     def _give_rest_to_kv(self) -> None:
         """What no expert is there for."""
         if not self._plan.is_kv_pinned:
-            rest = min(self._most_kv, self._room() - self._most_experts)
-            self.allowance.limit_bytes = max(self.allowance.limit_bytes, rest)
+            self.allowance.limit_bytes = max(self.allowance.limit_bytes, self._rest_of_experts())
+
+    def _rest_of_experts(self) -> int:
+        return min(self._most_kv, self._room() - self._most_experts)
 
     def _set_kept(self) -> None:
         room = self._room()
