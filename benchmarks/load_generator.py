@@ -12,6 +12,10 @@ from urllib.parse import urlsplit
 import numpy as np
 
 
+class RefusedError(RuntimeError):
+    """The server answered with an error instead of a stream."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """A prompt and exactly how many tokens to write after it."""
@@ -47,7 +51,8 @@ async def complete(url: str, completion: Completion) -> Timing:
     """Ask for one completion on a connection of its own.
 
     Raises:
-        RuntimeError: the server refused it, or ended its stream before the end.
+        RefusedError: the server refused it.
+        RuntimeError: the server ended its stream before the end.
     """
     address = urlsplit(url)
     reply = _Reply(Timing(time.perf_counter()))
@@ -117,10 +122,19 @@ class _Reply(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(exc or RuntimeError(f"the stream ended early: {self._rest.decode()!r}"))
+            self.done.set_exception(exc or _failure(self._rest))
 
     def _end(self, chunk: dict[str, dict[str, int]]) -> None:
         if "usage" not in chunk:
             self.done.set_exception(RuntimeError(f"the request failed: {chunk}"))
             return
         self._timing.num_tokens = chunk["usage"]["completion_tokens"]
+
+
+def _failure(reply: bytes) -> RuntimeError:
+    """What a reply that is no whole stream says of itself."""
+    head, _, body = reply.partition(b"\r\n\r\n")
+    try:
+        return RefusedError(f"{head.split()[1].decode()} {json.loads(body)['error']['message']}")
+    except (ValueError, IndexError, KeyError):
+        return RuntimeError(f"the stream ended early: {reply.decode()!r}")

@@ -32,6 +32,7 @@ from client.generation import (
     ToolCallPiece,
     Usage,
 )
+from client.memory import Memory
 from client.metrics import Metrics, Sample
 from client.operations import Health, Model
 from client.sync_client import Client, Stream
@@ -57,6 +58,7 @@ __all__ = [
     "GreenroomError",
     "Health",
     "InvalidReplyError",
+    "Memory",
     "Metrics",
     "Model",
     "NotFoundError",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from client.experts import Tier, tiers_of
+from client.memory import Memory
 from client.parsing import record
 
 DISK, HOST, DEVICE = 0, 1, 2
@@ -33,6 +34,7 @@ class ExpertFrame:
     num_requests_running: int
     num_requests_waiting: int
     kv_cache_usage: float  # 0 to 1
+    memory: Memory
 
 
 def snapshot_of(body: Mapping[str, Any]) -> ExpertFrame:
@@ -45,6 +47,7 @@ def snapshot_of(body: Mapping[str, Any]) -> ExpertFrame:
         tokens=tuple(map(tuple, body["tokens"])),
         pinned=_pairs(body["pinned"]),
         tiers=tiers_of(body["tiers"]),
+        memory=record(Memory, body["memory"]),
     )
 
 
@@ -59,6 +62,7 @@ def updated(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
         tokens=_changed(frame.layers, frame.tokens, body["tokens"], int.__add__),
         pinned=frame.pinned if body["pinned"] is None else _pairs(body["pinned"]),
         tiers=tiers_of(body["tiers"]),
+        memory=record(Memory, body["memory"]),
     )
 
 

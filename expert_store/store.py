@@ -269,6 +269,20 @@ class ExpertStore:
                 found.setdefault(key, name)
         return found
 
+    @property
+    def host_slot_bytes(self) -> int:
+        """Bytes of the host tier's slots, those included that leave when their leases end."""
+        with self._backstage.changed:
+            return sum(
+                (pool.host.num_slots + pool.host.excess) * pool.layout.slot_bytes for pool in self._backstage.pools
+            )
+
+    @property
+    def host_resident_bytes(self) -> int:
+        """Bytes of the host tier's slots that hold an expert, or are about to."""
+        with self._backstage.changed:
+            return sum(pool.host.num_entries * pool.layout.slot_bytes for pool in self._backstage.pools)
+
     def tiers(self) -> dict[TierName, TierReport]:
         """The tiers as they are now, fastest first."""
         reports: dict[TierName, TierReport] = {}

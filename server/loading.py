@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +25,19 @@ from server.engine.scheduler import SchedulerLimits
 from server.engine.snapshots import SnapshotPool
 from server.engine.stage import WorkingSetStage
 from server.engine.working_set import WorkingSets
-from server.expert_plan import FreeMemory, plan_experts
-from server.fitting import check_budgets, check_trunk
 from server.kernels.native.available import choose_level, describe_level
 from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
-from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
-from server.memory import format_bytes
+from server.memory.budget import host_budget
+from server.memory.fitting import check_plan, check_trunk
+from server.memory.kv_plan import BLOCK_SIZE
+from server.memory.machine import own_bytes
+from server.memory.plan import MemoryPlan, ModelNeeds, plan_memory
+from server.memory.shares import Shares
+from server.memory.sizes import format_bytes
+from server.memory.step import StepShape
+from server.memory.usage import Adjustments, MemoryUsage
+from server.memory.watcher import Watcher
 from server.model.checkpoint import config_folder, find_checkpoint
 from server.model.dtype import compute_dtype
 from server.model.generation_config import read_generation_config
@@ -58,10 +65,14 @@ class LoadedServer:
     metrics: Metrics
     store: ExpertStore
     experts: StoreAdministration
+    memory: MemoryUsage
     trace: RoutingTrace | None
     preloader: Preloader
+    watcher: Watcher | None  # of memory
 
     def close(self) -> None:
+        if self.watcher is not None:
+            self.watcher.stop()
         self.engine.stop()
         self.preloader.stop()
         self.store.close()
@@ -87,7 +98,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
     def admit(trunk_bytes: int, catalog: ExpertCatalog) -> None:
-        check_trunk(trunk_bytes, catalog, dtype, device)
+        check_trunk(settings, trunk_bytes, catalog, dtype, device)
         log.info("loading %s from %s", name, folder)
 
     trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, admit)
@@ -95,18 +106,17 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     tokenizer.prepare()
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
-    free = FreeMemory.beside_trunk(device)
     facts = trunk.facts
-    plan = plan_kv_cache(
-        settings, facts.kv_groups, trunk.max_model_len, free.device, facts.state_bytes, facts.shares_prefixes
+    memory_plan = plan_memory(
+        settings, needs_of(trunk), device, host_budget(settings), max(0, own_bytes() - host_part(trunk.nbytes, device))
     )
-    host_bytes, device_bytes = plan_experts(settings, trunk.catalog, facts.top_k, free, plan.nbytes)
-    check_budgets(settings, trunk.catalog, facts.top_k, free, plan.nbytes, host_bytes, device_bytes)
+    check_plan(settings, memory_plan)
+    plan = memory_plan.kv
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
         trunk.catalog,
-        host_bytes,
-        device_bytes=device_bytes,
+        memory_plan.host_bytes,
+        device_bytes=memory_plan.device_bytes,
         device=device,
         policy=settings.cache_policy,
         least_unpinned=facts.top_k,
@@ -117,13 +127,16 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     kv_cache = KVCache(plan.groups, plan.num_blocks, BLOCK_SIZE, device)
     kernels = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
     log.info("compute: %s in %s, threads: %d%s", device, str(dtype).removeprefix("torch."), pool.num_threads, kernels)
-    describe(trunk, store, plan)
+    describe(trunk, store, memory_plan)
     eos_token_ids = generation.eos_token_ids | tokenizer.eos_token_ids
     codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids)
     snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
+    shares = Shares(store, memory_plan) if plan.is_elastic else None
+    before_step, allowance = (None, None) if shares is None else (shares.before_step, shares.allowance)
+    blocks = BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots, allowance, kv_cache.release)
     engine = Engine(
-        PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states)),
-        BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots),
+        PagedModelRunner(trunk, kv_cache, store, prefetcher, trunk.new_states(plan.num_states), before_step),
+        blocks,
         EngineLimits(
             plan.max_model_len,
             settings.max_queued_requests,
@@ -133,15 +146,66 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         eos_token_ids,
         codec.detokenizer,
         make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
+        (lambda: False) if shares is None else partial(shares.settle, blocks),
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()
     preloader = Preloader(store)
     if settings.prefetch != "off":
         preloader.start()
-    metrics = Metrics(name, store, engine.statistics, prefetcher)
-    experts = StoreAdministration(name, store, engine.statistics)
-    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, trace, preloader)
+    memory = memory_usage(memory_plan, store, shares)
+    metrics = Metrics(name, store, engine.statistics, memory, prefetcher)
+    experts = StoreAdministration(name, store, engine.statistics, memory)
+    watcher = None
+    if shares is not None:
+        watcher = Watcher(shares, memory_plan.budget_bytes)
+        watcher.start()
+    return LoadedServer(name, engine, codec, defaults, metrics, store, experts, memory, trace, preloader, watcher)
+
+
+def needs_of(trunk: Trunk | SoloTrunk) -> ModelNeeds:
+    """What the memory's planner has to know of a model that is loaded."""
+    facts, catalog = trunk.facts, trunk.catalog
+    shape = StepShape.of(
+        trunk.config,
+        facts.kv_groups,
+        catalog.num_experts,
+        len(catalog.layers),
+        facts.top_k,
+        trunk.dtype.itemsize,
+        is_native=facts.is_native,
+    )
+    return ModelNeeds(
+        catalog,
+        trunk.nbytes,
+        facts.top_k,
+        facts.kv_groups,
+        trunk.max_model_len,
+        facts.state_bytes,
+        facts.shares_prefixes,
+        shape,
+    )
+
+
+def host_part(trunk_bytes: int, device: torch.device) -> int:
+    """What a trunk takes of the host's memory."""
+    return 0 if device.type == "cuda" else trunk_bytes
+
+
+def memory_usage(plan: MemoryPlan, store: ExpertStore, shares: Shares | None) -> MemoryUsage:
+    """What tells who takes how much of the host's memory."""
+    states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
+    return MemoryUsage(
+        budget_bytes=plan.budget_bytes,
+        trunk_bytes=plan.trunk_bytes,
+        process_bytes=plan.process_bytes,
+        experts=lambda: store.host_resident_bytes,
+        kv_cache=lambda: states + (0 if shares is None else shares.allowance.taken_bytes),
+        step=lambda: 0 if shares is None else shares.step_bytes,
+        expert_budget=lambda: plan.host_bytes if shares is None else shares.expert_budget,
+        kv_budget=lambda: states + (0 if shares is None else shares.allowance.limit_bytes),
+        adjustments=Adjustments() if shares is None else shares.adjustments,
+    )
 
 
 def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:
@@ -182,9 +246,14 @@ def make_stage(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> Work
     return WorkingSetStage(working_sets, layer_slots)
 
 
-def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None:
+def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, memory: MemoryPlan) -> None:
     """Say what lies where."""
+    plan = memory.kv
     catalog: ExpertCatalog = trunk.catalog
+    log.info(
+        "memory: %s in all, of which the process takes %s and steps up to %s",
+        *map(format_bytes, (memory.budget_bytes, memory.process_bytes, memory.step_bytes)),
+    )
     log.info("trunk: %s resident", format_bytes(trunk.nbytes))
     log.info(
         "experts: %d in %d layers, %s on disk",
@@ -196,7 +265,13 @@ def describe(trunk: Trunk | SoloTrunk, store: ExpertStore, plan: KVPlan) -> None
         log.info(
             "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
         )
-    log.info("KV cache: %s for %d tokens; context %d", format_bytes(plan.nbytes), plan.num_tokens, plan.max_model_len)
+    log.info(
+        "KV cache: %s%s for %d tokens; context %d",
+        "up to " if plan.is_elastic else "",
+        format_bytes(plan.nbytes),
+        plan.num_tokens,
+        plan.max_model_len,
+    )
     if plan.state_bytes:
         beginnings = f" and {plan.num_snapshots} beginnings" if plan.num_snapshots else ""
         nbytes = format_bytes(plan.num_states * plan.state_bytes)

@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from tqdm import tqdm
 
-from server.memory import format_bytes
+from server.memory.sizes import format_bytes
 
 LINE_SECONDS = 5.0  # between two lines of the log
 LOOK_SECONDS = 0.5  # between two looks at something that does not tell by itself

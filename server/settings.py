@@ -161,8 +161,15 @@ class ServeSettings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         "auto", description="of activations and trunk; auto is the checkpoint's where the processor is fast at it"
     )
+    memory: BudgetText = Field(
+        "auto",
+        description="all that the server may take: 12GiB, 50%% of the machine's or its control group's memory, or "
+        "auto: what they leave",
+    )
+    device_memory: BudgetText = Field("auto", description="the same of a CUDA device's memory")
     host_expert_memory: BudgetText = Field(
-        "auto", description="budget of experts in memory: 6GiB, 50%% of all expert bytes, or auto"
+        "auto",
+        description="of it, for experts: 6GiB, 50%% of all expert bytes, or auto: the rest, shared with the KV cache",
     )
     device_expert_memory: BudgetText = Field(
         "auto", description="budget of experts on the device, same forms; auto on a CPU is 0, no tier of its own"
@@ -176,7 +183,7 @@ class ServeSettings(BaseModel):
         "auto", description="requests whose experts do not fit together decode in turns where that is faster, or never"
     )
     trace_file: Path | None = Field(None, description="record routing for greenroom replay; .gz is compressed")
-    kv_cache_memory: BytesText = Field("auto", description="budget of the KV cache: 2GiB or auto")
+    kv_cache_memory: BytesText = Field("auto", description="of it, for the KV cache: 2GiB, or auto")
     max_model_len: int | None = Field(None, ge=2, description="most tokens of prompt and completion (the model's own)")
     max_running_requests: int = Field(64, ge=1, description="requests in a batch")
     max_queued_requests: int = Field(256, ge=1, description="requests that may wait")
@@ -265,6 +272,8 @@ PLANNING = (
     "revision",
     "device",
     "dtype",
+    "memory",
+    "device_memory",
     "host_expert_memory",
     "device_expert_memory",
     "kv_cache_memory",

@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify a packed model; the exit status."""
     # torch takes seconds that --help should not
     from expert_store import ExpertStoreError, is_pack, open_pack, unreadable_experts  # noqa: PLC0415
-    from server.memory import format_bytes  # noqa: PLC0415
+    from server.memory.sizes import format_bytes  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)

@@ -60,6 +60,17 @@ class ControlGroup:
         except OSError:
             return None
 
+    def used_bytes(self) -> int:
+        """What it holds now, without the page cache of files, which the kernel can give up."""
+        usage = int((self._folder / ("memory.usage_in_bytes" if self._is_v1 else "memory.current")).read_text())
+        statistics = dict(line.split() for line in (self._folder / "memory.stat").read_text().splitlines())
+        return max(0, usage - int(statistics["active_file"]) - int(statistics["inactive_file"]))
+
+    def num_kills(self) -> int:
+        """Processes of it that the kernel ended for want of memory."""
+        text = (self._folder / ("memory.oom_control" if self._is_v1 else "memory.events")).read_text()
+        return int(dict(line.split() for line in text.splitlines())["oom_kill"])
+
     def close(self) -> None:
         """End what still runs in it, and remove it."""
         deadline = time.monotonic() + 10

@@ -8,12 +8,23 @@ from rich.table import Table
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, ExpertFrame
+from client.memory import Memory
 from client.terminal import printable, ratio_text, size_text
 from client.top.heatmap import HeatMap, tier_style
+from client.top.stacked import StackedBar
 from client.top.trends import Rates, View
 
 MAX_BAR = 32  # columns
-NUM_OTHER_LINES = 6  # title, disk, two of numbers, legend, and one for the cursor
+NUM_NAMED_PARTS = 2
+NUM_OTHER_LINES = 7  # title, memory, disk, two of numbers, legend, and one for the cursor
+MEMORY_COLOURS = {
+    "trunk": "magenta",
+    "experts": "blue",
+    "kv_cache": "green",
+    "step": "yellow",
+    "process": "bright_black",
+    "unaccounted": "red",
+}
 
 
 def picture(view: View, title: str, height: int) -> RenderableType:
@@ -29,7 +40,7 @@ def picture(view: View, title: str, height: int) -> RenderableType:
 
 
 def _tiers(frame: ExpertFrame) -> RenderableType:
-    """A bar for each tier: the part of all experts that is there, or on disk alone."""
+    """A bar of all memory by part, and one for each tier: the part of all experts that is there, or on disk alone."""
     num_experts = sum(map(len, frame.residency))
     num_on_disk = sum(row.count(DISK) for row in frame.residency)
     table = Table.grid(padding=(0, 2, 0, 0))
@@ -37,6 +48,7 @@ def _tiers(frame: ExpertFrame) -> RenderableType:
     table.add_column(max_width=MAX_BAR)  # shorter where the rest needs the room
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
+    table.add_row("memory", *_memory(frame.memory))
     for name, tier in sorted(frame.tiers.items()):
         slots = f"{tier.num_resident:,} of {tier.num_slots:,} slots, {tier.num_pinned:,} pinned"
         nbytes = f"{size_text(tier.resident_bytes)} of {size_text(tier.budget_bytes)}"
@@ -45,6 +57,16 @@ def _tiers(frame: ExpertFrame) -> RenderableType:
     alone = f"{num_on_disk:,} of {num_experts:,} experts"
     table.add_row("disk", _bar(num_experts, num_on_disk, DISK), alone, f"{len(frame.layers)} layers")
     return table
+
+
+def _memory(memory: Memory) -> tuple[RenderableType, str, str]:
+    """The bar, its largest parts in words, and bytes."""
+    parts = [(nbytes, MEMORY_COLOURS.get(name, "white")) for name, nbytes in memory.parts.items()]
+    largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:NUM_NAMED_PARTS]
+    whole = max(memory.budget_bytes, memory.total_bytes, 1)
+    words = ", ".join(f"{printable(name).replace('_', ' ')} {nbytes / whole:.0%}" for name, nbytes in largest)
+    nbytes = f"{size_text(memory.total_bytes)} of {size_text(memory.budget_bytes)}"
+    return StackedBar(memory.budget_bytes, parts), words, nbytes
 
 
 def _bar(total: int, part: int, tier: int) -> ProgressBar:

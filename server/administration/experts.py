@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,17 +13,17 @@ from expert_store import (
     ExpertKey,
     ExpertLoadError,
     ExpertStore,
-    HitRatios,
     StoreClosedError,
     StoreStatistics,
 )
 from server.engine.request import EngineUnavailableError, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+from server.memory.usage import MemoryUsage
 from server.observability.statistics import EngineStatistics
 
+from .recent import Recent
 from .sample import RESIDENCY, ExpertSample, snapshot, update
 
 MAX_PREFETCH_SECONDS = 5.0  # that one prefetch waits for the disk to be idle
-RATIO_SECONDS = 1.0  # between two looks at what replacement could have done, which takes a while
 
 
 class StoreAdministration:
@@ -36,13 +34,11 @@ class StoreAdministration:
         engine: what is counted besides experts.
     """
 
-    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics):
+    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, memory: MemoryUsage):
         self._model, self._store, self._engine = model, store, engine
         self._num_experts = {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}
         self._row = {layer: row for row, layer in enumerate(self._num_experts)}
-        self._ratios: HitRatios | None = None
-        self._ratios_until = 0.0
-        self._ratio_lock = threading.Lock()  # guards the two above
+        self._ratios, self._memory = Recent(store.hit_ratios), Recent(lambda: describe_memory(memory))
 
     def overview(self) -> JsonObject:
         statistics = self._store.statistics()
@@ -93,6 +89,7 @@ class StoreAdministration:
             "num_requests_running": engine.num_running,
             "num_requests_waiting": engine.num_waiting,
             "kv_cache_usage": engine.kv_cache_usage,
+            "memory": self._memory(),
         }
         return ExpertSample(self._num_experts, residency, statistics.tokens, self._store.pinned, totals)
 
@@ -117,7 +114,7 @@ class StoreAdministration:
 
     def _totals(self, statistics: StoreStatistics) -> JsonObject:
         """What the overview and every event of the stream hold."""
-        catalog, ratios = self._store.catalog, self._recent_ratios()
+        catalog, ratios = self._store.catalog, self._ratios()
         tiers: dict[str, Any] = {name: asdict(tier) for name, tier in self._store.tiers().items()}
         for tier in tiers.values():
             del tier["name"]
@@ -130,15 +127,20 @@ class StoreAdministration:
             "loaded_bytes": statistics.loaded_bytes,
         }
 
-    def _recent_ratios(self) -> HitRatios | None:
-        with self._ratio_lock:
-            if time.monotonic() >= self._ratios_until:
-                self._ratios = self._store.hit_ratios()
-                self._ratios_until = time.monotonic() + RATIO_SECONDS
-            return self._ratios
-
     def _experts(self, statistics: StoreStatistics) -> _Experts:
         return _Experts(self._store, self._row, statistics)
+
+
+def describe_memory(memory: MemoryUsage) -> JsonObject:
+    """The budget, what takes it, and how often it was shared out anew."""
+    adjustments = memory.adjustments
+    return {
+        "budget_bytes": memory.budget_bytes,
+        "parts": memory.by_part(),
+        "num_shrinks": adjustments.num_shrinks,
+        "num_grows": adjustments.num_grows,
+        "reason": adjustments.reason,
+    }
 
 
 class _Experts:

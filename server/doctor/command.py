@@ -73,6 +73,7 @@ def examine(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
     yield processor.check_instructions()
     yield processor.check_kernels(settings.kernels)
     yield memory.check_memory()
+    yield memory.check_budget(settings)
     yield memory.check_huge_pages()
     yield memory.check_pinning()
     yield memory.check_open_files()

@@ -13,7 +13,7 @@ import torch
 
 from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, ParameterSpec
 from server.inspection.bandwidth import measure_disk, temporary_experts
-from server.memory import format_bytes
+from server.memory.sizes import format_bytes
 
 from .finding import Finding
 

@@ -8,8 +8,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from server.control_group import memory_limit
-from server.memory import available_bytes, format_bytes
+from server.memory.budget import host_budget
+from server.memory.control_group import memory_limit
+from server.memory.machine import available_bytes
+from server.memory.sizes import format_bytes
+from server.settings import ServeSettings
 
 from .finding import Finding
 
@@ -32,6 +35,19 @@ def check_memory() -> Finding:
     if available < LITTLE_BYTES:
         return Finding("memory", "warn", message, "budgets are shares of what is available: free some")
     return Finding("memory", "ok", message)
+
+
+def check_budget(settings: ServeSettings) -> Finding:
+    """What a server may take, and what ``auto`` would be where something else is asked for."""
+    budget, auto = host_budget(settings), host_budget(settings.model_copy(update={"memory": "auto"}))
+    message = f"{format_bytes(budget)} for the server and its children, by --memory {settings.memory}"
+    if settings.memory == "auto":
+        return Finding("memory budget", "ok", message)
+    message += f"; auto would be {format_bytes(auto)}"
+    if budget > auto:
+        advice = "leave it to auto, or the kernel may end the server when others need memory"
+        return Finding("memory budget", "warn", message, advice)
+    return Finding("memory budget", "ok", message)
 
 
 def check_huge_pages(path: Path = HUGE_PAGES) -> Finding:

@@ -10,9 +10,11 @@ from huggingface_hub import constants
 
 from expert_store import ExpertStoreError
 from server.device import find_device
-from server.fitting import check_budgets, check_trunk
-from server.inspection.survey import Survey, fit, survey
-from server.memory import format_bytes
+from server.inspection.survey import Survey, fit, needs_of, survey
+from server.memory.budget import host_budget
+from server.memory.fitting import check_plan, check_trunk
+from server.memory.plan import PROCESS_BYTES, plan_memory
+from server.memory.sizes import format_bytes
 from server.model.checkpoint import find_local
 from server.model.download import check_room
 from server.model.errors import ModelError
@@ -52,24 +54,27 @@ def _describe(found: Survey, missing: int) -> str:
 
 
 def _check_fit(found: Survey, settings: ServeSettings, device: torch.device) -> Finding:
-    shape, catalog, top_k = found.outline, found.catalog, max(found.outline.top_k.values())
+    shape = found.outline
     try:
-        check_trunk(shape.trunk_bytes, catalog, shape.dtype, device)
+        check_trunk(settings, shape.trunk_bytes, found.catalog, shape.dtype, device)
+        memory = plan_memory(settings, needs_of(found, settings, device), device, host_budget(settings), PROCESS_BYTES)
+        check_plan(settings, memory)
         plan = fit(found, settings, device)
-        check_budgets(settings, catalog, top_k, plan.free, plan.kv.nbytes, plan.host_bytes, plan.device_bytes)
     except REFUSALS as error:
         reason, _, advice = str(error).partition("; ")
         return Finding("memory plan", "fail", reason, advice or None)
     parts = [
         f"{slots} of {found.num_experts} experts ({slots / found.num_experts:.0%}) in {format_bytes(budget)} of {name}"
         for name, slots, budget in (
-            ("device memory", plan.device_slots, plan.device_bytes),
-            ("memory", plan.host_slots, plan.host_bytes),
+            ("device memory", plan.device_slots, memory.device_bytes),
+            ("memory", plan.host_slots, memory.host_bytes),
         )
         if slots
     ]
-    kv = f"{format_bytes(plan.kv.nbytes)} of KV cache for {plan.kv.num_tokens} tokens, context {plan.kv.max_model_len}"
-    if plan.kv.max_model_len < shape.max_model_len and settings.max_model_len is None:
+    cache = memory.kv
+    upto = "up to " if cache.is_elastic else ""
+    kv = f"{upto}{format_bytes(cache.nbytes)} of KV cache for {cache.num_tokens} tokens, context {cache.max_model_len}"
+    if cache.max_model_len < shape.max_model_len and settings.max_model_len is None:
         advice = f"the model's context is {shape.max_model_len} tokens: more memory, or --kv-cache-memory"
         return Finding("memory plan", "warn", "; ".join([*parts, kv]), advice)
     return Finding("memory plan", "ok", "; ".join([*parts, kv]))

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from server.control_group import processor_limit
 from server.kernels.native.available import availability, choose_level, describe_level
 from server.kernels.native.library import KernelError
+from server.memory.control_group import processor_limit
 
 from .finding import Finding
 

@@ -11,7 +11,7 @@ from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
 
 from server.connections import listen
-from server.memory import format_bytes
+from server.memory.sizes import format_bytes
 from server.settings import SettingsError
 
 from .finding import Finding

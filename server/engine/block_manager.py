@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from server.model.windows import oldest_seen
 
 from .block_pool import BlockPool
+from .extents import Allowance, Extents
 from .snapshots import SnapshotPool
 
 GONE = -1  # in a table: a block that lies before the window
@@ -26,6 +29,8 @@ class BlockGroup:
     num_blocks: int
     window: int | None = None  # tokens that a query sees, its own included; None is all
     is_chunked: bool = False  # it sees its own chunk of so many tokens, instead of the last ones
+    extent_blocks: int = 0  # neighbours that get memory together; 0 where all have it
+    block_bytes: int = 0
 
 
 @dataclass(eq=False)
@@ -53,6 +58,8 @@ class BlockManager:
     Args:
         shares_prefixes: whether a sequence can begin with what another left; else nothing is used again.
         snapshots: places for copies of states, if blocks are not all that a sequence needs to go on.
+        allowance: bytes that blocks with extents may take; without, all that they need.
+        release: is told each group, first block and number of blocks whose memory is given back.
     """
 
     def __init__(
@@ -61,16 +68,32 @@ class BlockManager:
         block_size: int,
         shares_prefixes: bool = True,
         snapshots: SnapshotPool | None = None,
+        allowance: Allowance | None = None,
+        release: Callable[[int, int, int], None] = lambda *_: None,
     ):
         self.groups, self.block_size = tuple(groups), block_size
-        self._pools = [BlockPool(group.num_blocks) for group in groups]
+        self._allowance = allowance or Allowance(sum(group.num_blocks * group.block_bytes for group in groups))
+        self._pools = [
+            BlockPool(
+                group.num_blocks,
+                Extents(group.num_blocks, group.extent_blocks, group.block_bytes, self._allowance, partial(release, i))
+                if group.extent_blocks
+                else None,
+            )
+            for i, group in enumerate(groups)
+        ]
         self._shares_prefixes, self._snapshots = shares_prefixes, snapshots
         self._promised: Counter[bytes] = Counter()  # blocks that running sequences are about to fill
 
     @property
     def usage(self) -> float:
         """Part of the fullest group's blocks that sequences use, 0 to 1."""
-        return max(1 - pool.num_available / pool.num_blocks for pool in self._pools)
+        return max(pool.num_used / pool.num_blocks for pool in self._pools)
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes of the blocks that sequences use; of extents that are used in part, the used part."""
+        return sum(pool.num_used * group.block_bytes for pool, group in zip(self._pools, self.groups, strict=True))
 
     def new_blocks(self) -> SequenceBlocks:
         return SequenceBlocks([[] for _ in self.groups])
@@ -93,14 +116,21 @@ class BlockManager:
             num_reusable: of them, how many ``adopt`` will take from the cache first.
         """
         num_blocks, num_reused = -(-num_tokens // self.block_size), num_reusable // self.block_size
+        counts, spoken_for = [], []
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
-            have, first = max(len(table), num_reused), self._first_seen(group, num_reusable)
+            counts.append(num_blocks - max(len(table), num_reused))
             # Reused blocks that nobody uses are available until they are adopted.
+            first = self._first_seen(group, num_reusable)
             found = [pool.find(content) for content in blocks.hashes[first:num_reused]]
-            spoken_for = sum(pool.is_unused(block) for block in found if block is not None)
-            if num_blocks - have > pool.num_available - spoken_for:
-                return False
-        return True
+            spoken_for.append({block for block in found if block is not None and pool.is_unused(block)})
+        if self._can_take(counts, spoken_for):
+            return True
+        if len(self._pools) == 1 or not any(group.extent_blocks for group in self.groups):
+            return False
+        # What one group keeps may be what another lacks.
+        for pool, wanted in zip(self._pools, spoken_for, strict=True):
+            pool.give_memory_back(lambda: False, wanted)
+        return self._can_take(counts, spoken_for)
 
     def adopt(self, blocks: SequenceBlocks, num_tokens: int) -> None:
         """Begin a sequence with tokens that are in the cache, as many as ``num_reusable`` said."""
@@ -145,11 +175,13 @@ class BlockManager:
 
     def hold(self, blocks: SequenceBlocks, num_tokens: int) -> None:
         """Give a sequence room for so many tokens; ``can_hold`` must have said yes."""
-        for pool, table in zip(self._pools, blocks.tables, strict=True):
-            missing = -(-num_tokens // self.block_size) - len(table)
+        counts = [-(-num_tokens // self.block_size) - len(table) for table in blocks.tables]
+        for index, (pool, table, missing) in enumerate(zip(self._pools, blocks.tables, counts, strict=True)):
             if missing > 0:
                 after = table[-1] if table and table[-1] != GONE else None
+                self._allowance.set_aside_bytes = self._needed_bytes(index + 1, counts)
                 table.extend(pool.take(after, missing))
+        self._allowance.set_aside_bytes = 0
 
     def keep(self, blocks: SequenceBlocks, token_ids: Sequence[int], num_cached: int) -> None:
         """After a step: full blocks can be found from now on, and those before a window are given up."""
@@ -173,6 +205,19 @@ class BlockManager:
             table.clear()
         blocks.num_named = blocks.num_promised = 0
 
+    def give_memory_back(self, taken_bytes: int, kept_bytes: int) -> None:
+        """Give back memory that nobody uses.
+
+        Args:
+            taken_bytes: that blocks may go on to take.
+            kept_bytes: the same where they are kept for their content.
+        """
+        allowance = self._allowance
+        for pool in self._pools:
+            pool.give_memory_back(lambda: allowance.taken_bytes <= taken_bytes, spares_kept=True)
+        for pool in self._pools:
+            pool.give_memory_back(lambda: allowance.taken_bytes <= max(taken_bytes, kept_bytes))
+
     def check_integrity(self, sequences: Iterable[SequenceBlocks]) -> None:
         """Raise AssertionError unless every block is accounted for by these sequences."""
         sequences = list(sequences)
@@ -186,6 +231,21 @@ class BlockManager:
             self._snapshots.check_integrity(
                 [place for place in taken if place is not None], [place for place in read if place is not None]
             )
+
+    def _can_take(self, counts: Sequence[int], spoken_for: Sequence[AbstractSet[int]]) -> bool:
+        """Whether every group can have so many more blocks, of which some kept ones are not to be given up."""
+        wanted = needed = 0
+        for pool, count, kept in zip(self._pools, counts, spoken_for, strict=True):
+            nbytes = pool.bytes_to_take(count, len(kept))
+            if nbytes is None:
+                return False
+            wanted, needed = wanted + nbytes[0], needed + nbytes[1]
+        return self._allowance.reach(wanted, needed)
+
+    def _needed_bytes(self, first: int, counts: Sequence[int]) -> int:
+        """Memory that groups from the first on need for so many more blocks each."""
+        missing = [pool.bytes_to_take(count) for pool, count in zip(self._pools[first:], counts[first:], strict=True)]
+        return sum(nbytes[1] for nbytes in missing if nbytes is not None)
 
     def _first_seen(self, group: BlockGroup, num_tokens: int) -> int:
         """The first block that the token after so many tokens sees."""

@@ -1,37 +1,66 @@
 """The blocks of one group of layers: free, in use, or unused but kept because their content may be wanted again.
 
-Torch-free. A block is in use by any number of sequences. One that nobody uses stays findable by the hash of its content
-until it is needed for something else; those unused longest go first. A sequence's next block is the neighbour of its
-last one where that may be had, so that attention reads long runs instead of single blocks.
+Torch-free. Blocks of extents without memory are none of these, until the extent gets some. A block is in use by any
+number of sequences. One that nobody uses stays findable by the hash of its content until it is needed for something
+else; those unused longest go first. A sequence's next block is the neighbour of its last one where that may be had, so
+that attention reads long runs instead of single blocks.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 
 import numpy as np
+
+from .extents import Extents
 
 LEAST_RUN = 16  # blocks that are given up together where a new run begins among kept ones
 
 
 class BlockPool:
-    """Blocks ``0 .. num_blocks - 1``."""
+    """Blocks ``0 .. num_blocks - 1``.
 
-    def __init__(self, num_blocks: int):
+    Args:
+        extents: what gives them memory; without, they have it.
+    """
+
+    def __init__(self, num_blocks: int, extents: Extents | None = None):
         self.num_blocks = num_blocks
+        self._extents = extents or Extents.resident(num_blocks)
+        self.num_used = 0  # by sequences
         self._users = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
         self._found: dict[bytes, int] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # kept for their content, longest unused first
         self._released_at = [0] * num_blocks  # a count of releases, of those in _unused
         self._num_releases = 0
-        self._is_free = np.ones(num_blocks, dtype=bool)
-        self._num_free = num_blocks
+        self._is_free = np.zeros(num_blocks, dtype=bool)  # and has memory
+        self._num_free = 0
+        for extent in self._extents.with_memory:
+            self._welcome(self._extents.blocks(extent))
 
     @property
     def num_available(self) -> int:
-        """Blocks that ``take`` may hand out, kept ones included."""
-        return self._num_free + len(self._unused)
+        """Blocks that ``take`` may hand out, kept ones and those included that may get memory."""
+        return self._num_free + len(self._unused) + self._extents.num_spare_blocks
+
+    def bytes_to_take(self, count: int, num_spoken_for: int = 0) -> tuple[int, int] | None:
+        """Memory that is missing to ``take`` so many blocks, without and with giving up those that are kept.
+
+        Args:
+            num_spoken_for: kept ones that are not to be given up.
+
+        Returns:
+            Bytes; None where no memory would be enough.
+        """
+        kept = len(self._unused) - num_spoken_for
+        needed = self._extents.bytes_for(count - self._num_free - kept)
+        if needed is None:
+            return None
+        wanted = self._extents.bytes_for(count - self._num_free)
+        return needed if wanted is None else wanted, needed
 
     def find(self, content: bytes) -> int | None:
         """The block of that content."""
@@ -44,6 +73,7 @@ class BlockPool:
         """One more sequence uses a block that ``find`` gave."""
         if self._users[block] == 0:
             del self._unused[block]
+            self.num_used += 1
         self._users[block] += 1
 
     def take(self, after: int | None, count: int) -> list[int]:
@@ -55,9 +85,11 @@ class BlockPool:
         while len(taken) < count:
             block = self._neighbour(after)
             if block is None:
+                self._make_room(count - len(taken))
                 block = self._new_run(count - len(taken))
             self._forget(block)
             self._users[block] = 1
+            self.num_used += 1
             taken.append(block)
             after = block
         return taken
@@ -75,6 +107,7 @@ class BlockPool:
             self._users[block] -= 1
             if self._users[block]:
                 continue
+            self.num_used -= 1
             if self._hashes[block] is None:
                 self._is_free[block] = True
                 self._num_free += 1
@@ -82,15 +115,39 @@ class BlockPool:
                 self._unused[block] = None
                 self._released_at[block] = self._num_releases
 
+    def give_memory_back(
+        self, is_enough: Callable[[], bool], wanted: AbstractSet[int] = frozenset(), *, spares_kept: bool = False
+    ) -> None:
+        """Give back the memory of extents that nobody uses until it is enough: free ones, then those unused longest.
+
+        Args:
+            wanted: kept blocks whose extents stay.
+            spares_kept: whether the extents of all kept ones stay.
+        """
+        in_use = {self._extents.of(block) for block in wanted}
+        in_use.update(self._extents.of(block) for block, users in enumerate(self._users) if users)
+        kept = dict.fromkeys(self._extents.of(block) for block in self._unused)
+        free = [extent for extent in self._extents.with_memory if extent not in kept]
+        for extent in free if spares_kept else (*free, *kept):
+            if is_enough():
+                return
+            if extent in in_use:
+                continue
+            for block in self._extents.take_memory(extent):
+                self._forget(block)
+
     def check_integrity(self, tables: list[list[int]]) -> None:
         """Raise AssertionError unless the tables are all that is in use."""
         users = [0] * self.num_blocks
         for table in tables:
             for block in table:
                 users[block] += 1
-        if users != self._users:
+        if users != self._users or self.num_used != sum(map(bool, users)):
             raise AssertionError(f"users of blocks are {self._users}, not {users}")
-        unused = {block for block in range(self.num_blocks) if not users[block] and not self._is_free[block]}
+        with_memory = [block for block in range(self.num_blocks) if self._extents.has_memory(block)]
+        if sum(map(bool, users)) != sum(users[block] > 0 for block in with_memory):
+            raise AssertionError("blocks without memory are in use")
+        unused = {block for block in with_memory if not users[block] and not self._is_free[block]}
         if unused != set(self._unused) or self._num_free != int(self._is_free.sum()):
             raise AssertionError("blocks are neither free nor in use nor kept")
         named = {block: content for content, block in self._found.items()}
@@ -102,20 +159,40 @@ class BlockPool:
         if after is None or after + 1 >= self.num_blocks:
             return None
         block = after + 1
+        if not self._extents.has_memory(block) and self._extents.can_grow:
+            self._welcome(self._extents.give_memory(self._extents.of(block)))
         if self._is_free[block]:
             return block
-        if self._num_free or block not in self._unused:
+        if self._num_free or self._extents.can_grow or block not in self._unused:
             return None
         oldest = self._released_at[next(iter(self._unused))]
         return block if self._released_at[block] <= (oldest + self._num_releases) // 2 else None
 
+    def _welcome(self, blocks: range) -> None:
+        """Blocks have memory from now on."""
+        self._is_free[blocks.start : blocks.stop] = True
+        self._num_free += len(blocks)
+
+    def _make_room(self, count: int) -> None:
+        """Before a run of about so many blocks begins: let an extent take memory where no free run is so long."""
+        if self._extents.can_grow:
+            start, end = self._longest_free()
+            if end - start < min(count, self._extents.size):
+                self._welcome(self._extents.give_memory(self._extents.widest_gap()))
+
+    def _longest_free(self) -> tuple[int, int]:
+        """The longest run of free blocks, from one to before another."""
+        if not self._num_free:
+            return 0, 0
+        edges = np.flatnonzero(np.diff(self._is_free, prepend=False, append=False))
+        starts, ends = edges[::2], edges[1::2]
+        longest = int((ends - starts).argmax())
+        return int(starts[longest]), int(ends[longest])
+
     def _new_run(self, count: int) -> int:
         """Where to begin a run of about so many blocks, with room to grow."""
         if self._num_free:
-            edges = np.flatnonzero(np.diff(self._is_free, prepend=False, append=False))
-            starts, ends = edges[::2], edges[1::2]
-            longest = int((ends - starts).argmax())
-            start, end = int(starts[longest]), int(ends[longest])
+            start, end = self._longest_free()
             # In the middle, for the sequence whose run ends before it wants to grow, too.
             return start if start == 0 else min((start + end) // 2, max(start, end - count))
         last = next(iter(self._unused))

@@ -46,6 +46,7 @@ from .text import TextAssembler
 from .timing import note_event, note_stalls, note_start
 
 STOPPING = "the server is shutting down"
+SETTLE_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +71,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence.
         detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
+        settle: is called before each step, and when nothing runs every ``SETTLE_SECONDS`` for as long as it says True.
     """
 
     def __init__(
@@ -81,12 +83,13 @@ class Engine:
         eos_token_ids: frozenset[int],
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         stage: WorkingSetStage | None = None,
+        settle: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
-        self._stage = stage
+        self._stage, self._settle = stage, settle
         self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
         self._present: list[Sequence] = []  # all that the scheduler had when the last step began
@@ -213,15 +216,24 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""
+        while not self._take_in(SETTLE_SECONDS if self._settle() else None):
+            pass
+        return not self._is_stopping
+
+    def _take_in(self, timeout_seconds: float | None) -> bool:
+        """Wait until there is something to do, and take in what was submitted; False if there is nothing by then."""
+        scheduler = self._scheduler
         with self._changed:
-            self._present = [*self._scheduler.running, *self._scheduler.waiting]
-            while not (self._is_stopping or self._inbox or self._scheduler.running or self._scheduler.waiting):
-                self._changed.wait()
+            self._present = [*scheduler.running, *scheduler.waiting]
+            if not self._changed.wait_for(
+                lambda: self._is_stopping or self._inbox or scheduler.running or scheduler.waiting, timeout_seconds
+            ):
+                return False
             for sequence in self._inbox:
                 self._scheduler.add(sequence)
             self._present += self._inbox
             self._inbox.clear()
-            return not self._is_stopping
+        return True
 
     def step(self) -> None:
         """One step, read aloud: drop who left, schedule, run, postprocess."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from expert_store import ExpertStore, Prefetcher
@@ -36,7 +36,11 @@ class ModelRunner(Protocol):
 
 
 class PagedModelRunner:
-    """A trunk with its cache, its store of experts, and what asks the store for experts ahead of time."""
+    """A trunk with its cache, its store of experts, and what asks the store for experts ahead of time.
+
+    Args:
+        before_step: is told of the tokens of each step, and of the rows of logits that it gives.
+    """
 
     def __init__(
         self,
@@ -45,9 +49,10 @@ class PagedModelRunner:
         store: ExpertStore,
         prefetcher: Prefetcher | None = None,
         states: StateCache | None = None,
+        before_step: Callable[[int, int], None] | None = None,
     ):
         self._trunk, self._kv_cache, self._states = trunk, kv_cache, states
-        self._store, self._prefetcher = store, prefetcher
+        self._store, self._prefetcher, self._before_step = store, prefetcher, before_step
 
     @property
     def is_solo(self) -> bool:
@@ -62,6 +67,8 @@ class PagedModelRunner:
         return self._trunk.facts.hidden_size
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
+        if self._before_step is not None:
+            self._before_step(sum(chunk.num_tokens for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
         return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher, self._states)
 
     def release(self, slot: int) -> None:

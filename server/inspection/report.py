@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_store import UNCHANGED
-from server.memory import format_bytes
+from server.memory.sizes import format_bytes
 from server.model.states import states_bytes
 
 from .bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
@@ -73,17 +73,24 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: 
                 }
                 for group in shape.kv_groups
             ],
-            "bytes": plan.kv.nbytes,
-            "num_tokens": plan.kv.num_tokens,
-            "max_model_len": plan.kv.max_model_len,
+            "bytes": plan.memory.kv.nbytes,
+            "num_tokens": plan.memory.kv.num_tokens,
+            "max_model_len": plan.memory.kv.max_model_len,
             "bytes_per_sequence": states_bytes(shape.states),
-            "num_sequences": plan.kv.num_slots,
+            "num_sequences": plan.memory.kv.num_slots,
+        },
+        "memory": {
+            "budget_bytes": plan.memory.budget_bytes,
+            "process_bytes": plan.memory.process_bytes,
+            "step_bytes": plan.memory.first_step_bytes,
+            "largest_step_bytes": plan.memory.step_bytes,
+            "kv_cache_first_bytes": plan.memory.kv.first_bytes,
         },
         "tiers": {
             name: {"budget_bytes": budget, "slots": slots}
             for name, budget, slots in (
-                ("host", plan.host_bytes, plan.host_slots),
-                ("device", plan.device_bytes, plan.device_slots),
+                ("host", plan.memory.host_bytes, plan.host_slots),
+                ("device", plan.memory.device_bytes, plan.device_slots),
             )
         },
         "bandwidth": {
@@ -127,12 +134,18 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     yield from _kept(kv)
     yield "fits"
     if not report["trunk_fits"]:
-        yield _row("nothing", "the trunk alone takes more memory than is free here")
+        yield _row("nothing", "trunk, process and the least of experts take more memory than is free here")
     else:
         context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
         if kv["bytes_per_sequence"]:
             context += f"; states of {kv['num_sequences']} sequences"
         yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
+        memory = report["memory"]
+        yield _row(
+            "memory",
+            f"{format_bytes(memory['budget_bytes'])} in all; the process {format_bytes(memory['process_bytes'])}, "
+            f"a step up to {format_bytes(memory['largest_step_bytes'])}",
+        )
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
             slots, count = tier["slots"], experts["num_experts"]

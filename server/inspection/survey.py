@@ -19,8 +19,10 @@ from expert_store import (
     read_index,
     share_slots,
 )
-from server.expert_plan import FreeMemory, plan_experts
-from server.kv_plan import KVPlan, plan_kv_cache
+from server.kernels.native.available import choose_level
+from server.memory.budget import host_budget
+from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits, plan_memory
+from server.memory.step import StepShape
 from server.model.checkpoint import find_local
 from server.model.checkpoint_map import map_checkpoint, missing_parameters
 from server.model.config_catalog import catalog_of_shapes
@@ -67,20 +69,17 @@ class Survey:
 class Fit:
     """What fits where."""
 
-    free: FreeMemory  # beside the trunk
-    kv: KVPlan
-    host_bytes: int
-    device_bytes: int
+    memory: MemoryPlan
     host_slots: int
     device_slots: int  # 0 where there is no device tier
 
     @property
     def is_cuda(self) -> bool:
-        return self.free.is_cuda
+        return self.memory.free.is_cuda
 
     @property
     def holds_trunk(self) -> bool:
-        return self.free.device > 0
+        return self.memory.free.device > 0
 
 
 def survey(model: str | None, settings: ServeSettings, device: torch.device) -> Survey:
@@ -105,18 +104,40 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     Raises:
         SettingsError: a budget or limit does not suit the model.
     """
-    shape = found.outline
-    free = FreeMemory.beside_trunk(device, shape.trunk_bytes)
-    if not free.device:
-        return Fit(free, KVPlan(shape.kv_groups, [0] * len(shape.kv_groups), 0, 0), 0, 0, 0, 0)
-    shares_prefixes = shape.solo_reason is None
-    state_bytes = states_bytes(shape.states)
-    kv = plan_kv_cache(settings, shape.kv_groups, shape.max_model_len, free.device, state_bytes, shares_prefixes)
-    host_bytes, device_bytes = plan_experts(settings, found.catalog, max(shape.top_k.values()), free, kv.nbytes)
+    budget, needs = host_budget(settings), needs_of(found, settings, device)
+    if least_budget(settings, needs, device, PROCESS_BYTES) > budget:
+        return Fit(nothing_fits(needs, budget), 0, 0)
+    plan = plan_memory(settings, needs, device, budget, PROCESS_BYTES)
     host, on_device = (
-        sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0 for nbytes in (host_bytes, device_bytes)
+        sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0
+        for nbytes in (plan.host_bytes, plan.device_bytes)
     )
-    return Fit(free, kv, host_bytes, device_bytes, host, on_device)
+    return Fit(plan, host, on_device)
+
+
+def needs_of(found: Survey, settings: ServeSettings, device: torch.device) -> ModelNeeds:
+    """What the memory's planner has to know; native kernels are taken to run the layers wherever there are some."""
+    shape, catalog = found.outline, found.catalog
+    is_native = device.type == "cpu" and shape.solo_reason is None and choose_level(settings.kernels) is not None
+    step = StepShape.of(
+        shape.model.config.get_text_config(),
+        shape.kv_groups,
+        catalog.num_experts,
+        len(catalog.layers),
+        max(shape.top_k.values()),
+        shape.dtype.itemsize,
+        is_native=is_native,
+    )
+    return ModelNeeds(
+        catalog,
+        shape.trunk_bytes,
+        max(shape.top_k.values()),
+        shape.kv_groups,
+        shape.max_model_len,
+        states_bytes(shape.states),
+        shape.solo_reason is None,
+        step,
+    )
 
 
 def _survey_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> Survey:

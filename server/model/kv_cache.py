@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from .reserved import ReservedTensor
+
 CPU = torch.device("cpu")
+LEAST_EXTENT = 16  # blocks
 
 
 @dataclass(frozen=True)
@@ -83,14 +87,28 @@ class LayerCache:
             self.values[0, ..., : self.shape.value_dim].index_copy_(1, slots, value)
 
 
+def extent_blocks(group: KVGroup, block_size: int, page_bytes: int = mmap.PAGESIZE) -> int:
+    """How many neighbouring blocks get memory together: so many that they fill whole pages in each head of each layer.
+
+    Args:
+        block_size: tokens a block.
+    """
+    rows = {shape.dim * shape.dtype.itemsize * block_size for shape in group.shapes.values()}
+    count = LEAST_EXTENT
+    while any(count * nbytes % page_bytes for nbytes in rows):
+        count *= 2  # comes to an end, for a page is a power of two
+    return count
+
+
 class KVCache:
     """Keys and values of all sequences. Who owns which block is the engine's affair.
 
-    A head's rows lie one after the other, so that a run of neighbouring blocks is one strided view for attention.
+    A head's rows lie one after the other, so that a run of neighbouring blocks is one strided view for attention. In
+    the host's memory a block takes none before it is written, and none after ``release``.
 
     Args:
         groups: layers by how far back they see; each group has blocks of its own.
-        num_blocks: of each group.
+        num_blocks: of each group, at most.
         block_size: tokens a block.
     """
 
@@ -100,9 +118,28 @@ class KVCache:
         self.groups, self.num_blocks, self.block_size, self.device = groups, num_blocks, block_size, device
         self.group_of = {layer: index for index, group in enumerate(groups) for layer in group.shapes}
         self.layers: dict[int, LayerCache] = {}
-        for group, blocks in zip(groups, num_blocks, strict=True):
+        self._reserved: list[list[tuple[KVShape, ReservedTensor]]] = [[] for _ in groups]
+        for index, (group, blocks) in enumerate(zip(groups, num_blocks, strict=True)):
+            extent = extent_blocks(group, block_size)
+            rows = -(-blocks // extent) * extent * block_size  # so that each head begins with a page
             for layer, shape in group.shapes.items():
-                size = (1, shape.kv_heads, blocks * block_size, shape.dim)
-                keys = torch.zeros(size, dtype=shape.dtype, device=device)
-                values = keys if shape.is_latent else torch.zeros_like(keys)
+                size = (1, shape.kv_heads, rows, shape.dim)
+                keys = self._allocate(index, shape, size)
+                values = keys if shape.is_latent else self._allocate(index, shape, size)
                 self.layers[layer] = LayerCache(shape, keys, values)
+
+    def release(self, group: int, first_block: int, num_blocks: int) -> None:
+        """Give the memory of neighbouring blocks back to the system; of a device's, nothing."""
+        for shape, reserved in self._reserved[group]:
+            row_bytes = shape.dim * shape.dtype.itemsize
+            head_bytes = reserved.tensor.shape[2] * row_bytes
+            offset, nbytes = (count * self.block_size * row_bytes for count in (first_block, num_blocks))
+            for head in range(shape.kv_heads):
+                reserved.release(head * head_bytes + offset, nbytes)
+
+    def _allocate(self, group: int, shape: KVShape, size: tuple[int, ...]) -> torch.Tensor:
+        if self.device.type != "cpu":
+            return torch.zeros(size, dtype=shape.dtype, device=self.device)
+        reserved = ReservedTensor(size, shape.dtype)
+        self._reserved[group].append((shape, reserved))
+        return reserved.tensor

@@ -57,6 +57,7 @@ class TrunkFacts:
     solo_reason: str | None = None  # why sequences are computed one after the other, if they are
     reads_whole: bool = False  # a prompt is read as a whole and answered, instead of being continued
     hidden_size: int = 0  # of last hidden states; 0 if it gives none
+    is_native: bool = False  # whether native kernels run whole decoder layers
 
     @property
     def is_solo(self) -> bool:
@@ -107,6 +108,12 @@ class ResidentModel:
         self.device = model.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of activations."""
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
     def nbytes(self) -> int:
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -135,7 +142,9 @@ class Trunk(ResidentModel):
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         size = self._logits.hidden_size
-        self.facts = TrunkFacts(probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size)
+        self.facts = TrunkFacts(
+            probe.kv_groups, probe.top_k, states, text_layers, hidden_size=size, is_native=self._lean is not None
+        )
         self.gates = find_next_gates(model, layers, probe.routed)
 
     @property

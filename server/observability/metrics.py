@@ -23,6 +23,7 @@ from expert_store import (
     StoreStatistics,
     TierReport,
 )
+from server.memory.usage import MemoryUsage
 
 from .expert_tokens import ExpertTokens
 from .statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
@@ -34,15 +35,22 @@ Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 class Metrics:
     """The metrics of one server, which serves ``model``."""
 
-    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, prefetcher: Prefetcher | None = None):
+    def __init__(
+        self,
+        model: str,
+        store: ExpertStore,
+        engine: EngineStatistics,
+        memory: MemoryUsage,
+        prefetcher: Prefetcher | None = None,
+    ):
         self._served = (model, version("greenroom"))
-        self._store, self._engine, self._prefetcher = store, engine, prefetcher
+        self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
     def render(self) -> bytes:
         """All metrics in Prometheus' text format; takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        registry.register(_Scrape(self._served, self._store, statistics, self._engine, self._prefetcher))
+        registry.register(_Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher))
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
@@ -55,10 +63,11 @@ class _Scrape(Collector):
         store: ExpertStore,
         statistics: StoreStatistics,
         engine: EngineStatistics,
+        memory: MemoryUsage,
         prefetcher: Prefetcher | None,
     ):
         self._served, self._store, self._statistics = served, store, statistics
-        self._engine, self._prefetcher = engine, prefetcher
+        self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge(
@@ -72,6 +81,7 @@ class _Scrape(Collector):
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
+        yield from _shares(self._memory)
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -168,6 +178,17 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     refused = [((), engine.num_refused)]
     yield _counter("requests_refused", "Requests refused because the queue was full.", [], refused)
     yield from _latencies(engine.latencies)
+
+
+def _shares(memory: MemoryUsage) -> Iterator[Metric]:
+    parts = [((part,), nbytes) for part, nbytes in memory.by_part().items()]
+    text = "Bytes of host memory by what takes them; a step's are set aside for it."
+    yield _gauge("memory_bytes", text, ["part"], parts)
+    text = "Bytes of host memory that the server and its children may take."
+    yield _gauge("memory_budget_bytes", text, [], [((), memory.budget_bytes)])
+    changes = [(("shrink",), memory.adjustments.num_shrinks), (("grow",), memory.adjustments.num_grows)]
+    text = "Times that memory was taken from the experts, or given back to them."
+    yield _counter("memory_adjustments", text, ["action"], changes)
 
 
 def _latencies(latencies: Latencies) -> Iterator[Metric]:

@@ -8,6 +8,8 @@ export const DEVICE = 2;
 export const TIER_NAMES = ["disk", "host", "device"];
 
 /**
+ * @typedef {{budget_bytes: number, parts: Record<string, number>, num_shrinks: number, num_grows: number,
+ *   reason: string}} Memory
  * @typedef {{budget_bytes: number, num_slots: number, num_resident: number, resident_bytes: number,
  *   num_pinned: number}} MemoryTier
  * @typedef {{num_experts: number, total_bytes: number}} DiskTier
@@ -22,6 +24,7 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @property {number} num_requests_running
  * @property {number} num_requests_waiting
  * @property {number} kv_cache_usage
+ * @property {Memory} memory
  * @typedef {Totals & {model: string, layers: {layer: number, num_experts: number}[], residency: number[][],
  *   tokens: number[][], pinned: number[][]}} Snapshot
  * @typedef {Totals & {residency: number[][], tokens: number[][], pinned: number[][] | null}} Update

@@ -5,6 +5,7 @@ import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
 import { Feed } from "./feed.js";
 import { Inspector } from "./inspector.js";
+import { MemoryBar } from "./memory.js";
 import { Navigation } from "./navigation.js";
 import { Numbers } from "./numbers.js";
 import { showPath } from "./path.js";
@@ -23,6 +24,7 @@ const stage = new Stage();
 const inspector = new Inspector();
 const numbers = new Numbers(byId("tiles"));
 const tiers = new Tiers(byId("tiers"));
+const memory = new MemoryBar();
 const requests = new Requests();
 const transcript = new Transcript({
   onChoice: (token) => showPath(token, stage),
@@ -73,6 +75,7 @@ function showTotals(totals, now) {
   if (!experts) return;
   numbers.show(totals, rates.add(totals, now), now);
   tiers.show(totals, experts, now);
+  memory.show(totals.memory, now);
   requests.show(totals, now);
   if (now - lookedAt < LOOK_MS) return;
   lookedAt = now;

@@ -25,6 +25,31 @@ def test_version_2_hands_the_memory_controller_down(tmp_path: Path) -> None:
     assert (control.read_text(), limit.read_text()) == ("+memory", str(1 << 30))
 
 
+@pytest.mark.parametrize(
+    ("base", "limit", "usage", "kills"),
+    [
+        (
+            "memory",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            ("memory.oom_control", "under_oom 0\noom_kill 2\n"),
+        ),
+        (".", "memory.max", "memory.current", ("memory.events", "max 7\noom_kill 2\n")),
+    ],
+)
+def test_use_is_told_without_page_cache_and_with_kills(
+    base: str, limit: str, usage: str, kills: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / base).mkdir(exist_ok=True)
+    (tmp_path / base / limit if base == "memory" else tmp_path / "cgroup.subtree_control").write_text("memory")
+    group = ControlGroup(1 << 30, tmp_path)
+    (folder,) = (found.parent for found in tmp_path.glob(f"{base}/*/{limit}"))
+    (folder / usage).write_text("1000\n")
+    (folder / "memory.stat").write_text("shmem 50\ninactive_file 200\nactive_file 100\n")
+    (folder / kills[0]).write_text(kills[1])
+    assert (group.used_bytes(), group.num_kills()) == (700, 2)
+
+
 def test_machine_without_control_groups_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ControlGroupError, match="no memory control group"):
         ControlGroup(None, tmp_path / "nowhere")

@@ -28,6 +28,13 @@ STATE = {
     "num_requests_running": 1,
     "num_requests_waiting": 0,
     "kv_cache_usage": 0.25,
+    "memory": {
+        "budget_bytes": 16384,
+        "parts": {"trunk": 4096, "experts": 3072, "kv_cache": 512, "step": 0, "process": 512, "unaccounted": 0},
+        "num_shrinks": 1,
+        "num_grows": 0,
+        "reason": "requests need KV cache",
+    },
 }
 SNAPSHOT = {
     "model": "tiny",

@@ -14,6 +14,7 @@ from server.observability.metrics import Metrics
 from server.observability.statistics import EngineStatistics
 from tests.docker.files import FOLDER, PROJECT, read_image, read_manifest, settings_of
 from tests.expert_store.files import make_catalog
+from tests.made_up_memory import made_up_memory
 from tests.server.live.conftest import FakeServer
 
 IMAGE = read_image()
@@ -109,7 +110,7 @@ def test_service_and_monitor_find_the_pods() -> None:
 def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    text = Metrics("made-up", store, EngineStatistics()).render().decode()
+    text = Metrics("made-up", store, EngineStatistics(), made_up_memory()).render().decode()
     store.close()
     scaler = read_manifest("autoscaler.yaml")["spec"]
     (metric,) = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]

@@ -16,6 +16,8 @@ from typing import IO
 import httpx
 import openai
 
+from benchmarks.comparison.control_group import ControlGroup
+
 COMMAND = str(Path(sys.executable).parent / "greenroom")
 READY = "Greenroom ready: "
 
@@ -68,9 +70,14 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, port: int = 0) -> Iterator[Server]:
-    """Start a server, by default on a free port, and end it afterwards, whatever happens."""
+def serving(*arguments: str, port: int = 0, group: ControlGroup | None = None) -> Iterator[Server]:
+    """Start a server, by default on a free port, and end it afterwards, whatever happens.
+
+    Args:
+        group: that it runs in.
+    """
     command = [COMMAND, "serve", *arguments, "--port", str(port)]
+    command = command if group is None else group.command(command)
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:

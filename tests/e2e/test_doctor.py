@@ -13,6 +13,7 @@ NAMES = {
     "instructions",
     "kernels",
     "memory",
+    "memory budget",
     "huge pages",
     "pinning",
     "open files",

@@ -11,6 +11,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.memory_use.server import anonymous_bytes
 from tests.dashboards import DASHBOARDS, DOCKER
 from tests.e2e.counted import Counted
 from tests.e2e.processes import Server
@@ -33,6 +34,9 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "expert_prefetches_total": ("counter", {"outcome"}),
     "expert_optimal_hit_ratio": ("gauge", set()),
     "expert_hit_ratio": ("gauge", set()),
+    "memory_bytes": ("gauge", {"part"}),
+    "memory_budget_bytes": ("gauge", set()),
+    "memory_adjustments_total": ("counter", {"action"}),
     "num_requests_running": ("gauge", set()),
     "num_requests_waiting": ("gauge", set()),
     "kv_cache_usage_perc": ("gauge", set()),
@@ -160,6 +164,15 @@ def test_what_clients_make_up_makes_no_metric(http: httpx.Client, counted: Count
     assert set(server.metrics()) == before
     assert counted.growth("request_success_total") == 0
     assert counted.latencies() == [0, 0, 0, 0]
+
+
+def test_memory_is_told_whole(server: Server) -> None:
+    """The parts are no less than what the kernel says of the process, and no more than the budget."""
+    told = server.total("memory_bytes")
+    assert told >= 0.95 * anonymous_bytes(server.process.pid)
+    assert told <= server.total("memory_budget_bytes")
+    assert server.total("memory_bytes", 'part="trunk"') > 0
+    assert server.total("memory_bytes", 'part="experts"') == server.total("expert_resident_bytes")
 
 
 def test_pins_and_evictions_by_hand_are_shown(http: httpx.Client, server: Server) -> None:

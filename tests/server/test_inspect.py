@@ -12,13 +12,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
-from server import expert_plan
 from server.inspection import inspect as inspection
+from server.inspection import survey as inspected
 from server.inspection.hub import write_header
 from server.inspection.inspect import inspect
 from server.inspection.report import as_text
 from server.inspection.survey import Survey, fit, survey
-from server.kv_plan import plan_kv_cache
+from server.loading import needs_of
+from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint import find_checkpoint
 from server.model.loading import build_model, load_trunk, read_config
 from server.model.outline import outline
@@ -118,17 +119,18 @@ def test_a_packed_folder_has_the_bytes_of_its_records(tmp_path: Path) -> None:
     assert found.catalog.total_bytes == source.record_bytes
 
 
-def test_what_fits_is_what_a_store_and_a_kv_cache_get(tmp_path: Path) -> None:
+def test_what_fits_is_what_serving_plans_in_the_same_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspected, "host_budget", lambda _: 1 << 30)
     folder = make_checkpoint("gpt_oss", tmp_path)
     trunk, found = load_trunk(folder, torch.float32), look(folder)
-    plan = fit(found, SETTINGS, CPU)
-    store = ExpertStore(trunk.catalog, plan.host_bytes)
+    predicted = fit(found, SETTINGS, CPU)
+    served = plan_memory(SETTINGS, needs_of(trunk), CPU, 1 << 30, PROCESS_BYTES)
+    store = ExpertStore(trunk.catalog, served.host_bytes)
     try:
-        assert plan.host_slots == store.tiers()["host"].num_slots == 12
+        assert predicted.host_slots == store.tiers()["host"].num_slots == 12
     finally:
         store.close()
-    served = plan_kv_cache(SETTINGS, trunk.facts.kv_groups, trunk.max_model_len, 1 << 40)
-    assert plan.kv.num_blocks == served.num_blocks
+    assert predicted.memory.kv == served.kv
 
 
 @pytest.mark.usefixtures("instant")
@@ -173,12 +175,12 @@ def test_a_piece_of_a_prompt_reads_what_is_not_in_memory(tmp_path: Path) -> None
 def test_a_trunk_that_is_larger_than_memory_is_told_with_its_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(inspected, "host_budget", lambda _: 1000)
     report = inspect(str(make_checkpoint("qwen3_moe", tmp_path)), SETTINGS)
     assert not report["trunk_fits"]
     assert report["trunk_bytes"] > 1000
     assert report["tiers"]["host"] == {"budget_bytes": 0, "slots": 0}
-    assert "the trunk alone takes more memory than is free here" in as_text(report)
+    assert "trunk, process and the least of experts take more memory than is free here" in as_text(report)
 
 
 @pytest.mark.usefixtures("instant")

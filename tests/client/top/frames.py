@@ -6,6 +6,7 @@ from typing import Any
 
 from client.experts import Tier
 from client.frames import ExpertFrame, Rows
+from client.memory import Memory
 
 GIB = 1 << 30
 
@@ -29,6 +30,7 @@ def frame(residency: Rows, tokens: Rows | None = None, **others: Any) -> ExpertF
             "num_requests_running": 0,
             "num_requests_waiting": 0,
             "kv_cache_usage": 0.25,
+            "memory": Memory(8 * GIB, {"trunk": GIB, "experts": 3 * GIB}, 0, 0, ""),
             **others,
         }
     )

@@ -32,11 +32,12 @@ def test_once_prints_a_frame(
     lines = [line.rstrip() for line in out.splitlines()]
     assert err == ""
     assert lines[0] == f"tiny at {scripted.url}"
-    assert "3 of 4 slots, 1 pinned  3.0 KiB of 4.0 KiB" in lines[1]
-    assert "2 of 6 experts" in lines[2]
-    assert re.split(" {2,}", lines[3]) == ["hit ratio 50.0 % (best 75.0 %)", "read 0 B/s (8.0 KiB)", "stalled 0 %"]
-    assert re.split(" {2,}", lines[4]) == ["0.0 tokens/s (prompts 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
-    assert lines[5:7] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
+    assert "trunk 25%, experts 19%  8.0 KiB of 16.0 KiB" in lines[1]
+    assert "3 of 4 slots, 1 pinned  3.0 KiB of 4.0 KiB" in lines[2]
+    assert "2 of 6 experts" in lines[3]
+    assert re.split(" {2,}", lines[4]) == ["hit ratio 50.0 % (best 75.0 %)", "read 0 B/s (8.0 KiB)", "stalled 0 %"]
+    assert re.split(" {2,}", lines[5]) == ["0.0 tokens/s (prompts 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
+    assert lines[6:8] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -31,6 +31,20 @@ class SyntheticExperts:
         self.tokens = np.zeros(self.shape, dtype=np.int64)
         self.pinned: set[ExpertPlace] = set()
         self.refusal: str | None = None
+        self.memory: JsonObject = {
+            "budget_bytes": 64 << 30,
+            "parts": {
+                "trunk": 3 << 30,
+                "experts": 48 << 30,
+                "kv_cache": 4 << 30,
+                "step": 1 << 30,
+                "process": 512 << 20,
+                "unaccounted": 0,
+            },
+            "num_shrinks": 0,
+            "num_grows": 0,
+            "reason": "",
+        }
 
     def overview(self) -> JsonObject:
         return {"layers": []}
@@ -93,4 +107,5 @@ class SyntheticExperts:
             "num_requests_running": 3,
             "num_requests_waiting": 2,
             "kv_cache_usage": 0.25,
+            "memory": self.memory,
         }

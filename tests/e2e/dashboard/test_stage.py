@@ -82,6 +82,24 @@ def test_forty_eight_layers_of_a_hundred_and_twenty_eight_are_live(
     assert watch.errors == []
 
 
+def test_memory_is_one_bar_of_its_parts(synthetic: Synthetic, page: Page, watch: Watch) -> None:
+    open_live(page, synthetic.url)
+    meter = page.get_by_role("meter", name="Memory", exact=True)
+    expect(meter).to_have_attribute("aria-valuetext", "57\u00a0GiB of 64\u00a0GiB")
+    whole, experts = meter.bounding_box(), meter.locator(".part-experts").bounding_box()
+    assert whole is not None
+    assert experts is not None
+    assert abs(experts["width"] / whole["width"] - 0.75) < 0.01
+    parts = page.get_by_role("list", name="Parts")
+    expect(parts.get_by_role("listitem")).to_have_text(
+        ["Trunk3.0 GiB", "Process512 MiB", "Step1.0 GiB", "KV cache4.0 GiB", "Experts48 GiB"]
+    )
+    synthetic.experts.memory |= {"num_shrinks": 1, "num_grows": 2, "reason": "requests need KV cache"}
+    note = "Experts gave memory up 1 time and were given more 2; last: requests need KV cache."
+    expect(page.locator("#memory-note")).to_have_text(note)
+    assert watch.errors == []
+
+
 def test_a_refusal_is_one_sentence(synthetic: Synthetic, page: Page) -> None:
     open_live(page, synthetic.url)
     synthetic.experts.refusal = "that would leave fewer than 8 of 3072 slots: unpin some first"

@@ -11,8 +11,6 @@ import psutil
 import pytest
 import torch
 
-from server import expert_plan
-from server.control_group import MemoryLimit
 from server.doctor import disk, memory, processor, surroundings
 from server.doctor.finding import Finding
 from server.doctor.model import check_model
@@ -20,6 +18,8 @@ from server.doctor.report import as_object, serve_command
 from server.kernels.native import available
 from server.kernels.native.available import Availability
 from server.kernels.native.library import LEVELS
+from server.memory import fitting
+from server.memory.control_group import MemoryLimit
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
 
@@ -95,6 +95,23 @@ def test_memory_tells_the_limit_that_holds(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.level == "warn"
     assert found.message.startswith("1.0 GiB available of ")
     assert "a control group allows 3.0 GiB and has used 1.0 GiB" in found.message
+
+
+@pytest.mark.parametrize(
+    ("asked", "level", "message"),
+    [
+        ("auto", "ok", "12.0 GiB for the server and its children, by --memory auto"),
+        ("2GiB", "ok", "2.0 GiB for the server and its children, by --memory 2GiB; auto would be 12.0 GiB"),
+        ("14GiB", "warn", "14.0 GiB for the server and its children, by --memory 14GiB; auto would be 12.0 GiB"),
+    ],
+)
+def test_budget_is_told_beside_what_auto_would_be(
+    asked: str, level: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets = {"auto": 12 << 30, "2GiB": 2 << 30, "14GiB": 14 << 30}
+    monkeypatch.setattr(memory, "host_budget", lambda settings: budgets[settings.memory])
+    found = memory.check_budget(ServeSettings(memory=asked))
+    assert (found.level, found.message) == (level, message)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +222,7 @@ def test_a_model_is_told_with_its_disk_and_its_plan(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("instant")
 def test_a_model_that_does_not_fit_fails_with_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("mixtral", tmp_path)
-    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(fitting, "host_budget", lambda _: 1000)
     *_, plan = check_model(str(folder), ServeSettings(dtype="float32"))
     assert (plan.level, plan.advice) == ("fail", "try --dtype bfloat16")
 

@@ -17,6 +17,7 @@ from server.api.service import LoadedModel
 from server.engine.codec import Codec
 from tests.expert_store.asking import of_layer
 from tests.expert_store.files import make_catalog
+from tests.made_up_memory import made_up_memory
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
 
@@ -62,7 +63,7 @@ def server(request: pytest.FixtureRequest, codec: Codec, tmp_path: Path) -> Iter
         catalog, NUM_SLOTS * slot_bytes, device_bytes=request.param * slot_bytes, least_unpinned=LEAST_UNPINNED
     )
     rig = Rig()
-    experts = StoreAdministration("fake", store, rig.engine.statistics)
+    experts = StoreAdministration("fake", store, rig.engine.statistics, made_up_memory())
     rig.engine.start()
     with serving_model(LoadedModel("fake", rig.engine, codec, experts=experts), rig.engine) as live:
         yield ExpertServer(live, store, f"http://127.0.0.1:{live.port}")
@@ -103,6 +104,17 @@ def test_tiers_tell_what_they_hold(server: ExpertServer) -> None:
     }  # fmt: skip
     top = tiers.get("device", tiers["host"])
     assert (top["num_resident"], top["resident_bytes"], top["num_pinned"]) == (2, 2 * slot_bytes, 1)
+
+
+def test_stream_tells_who_has_the_memory(server: ExpertServer) -> None:
+    with httpx.stream("GET", f"{server.url}/v1/experts/stream", timeout=30) as response:
+        _, whole = next(events(response))
+    memory = whole["memory"]
+    parts = memory["parts"]
+    taken = parts.pop("unaccounted")
+    assert parts == {"trunk": 300, "experts": 2000, "kv_cache": 40, "step": 5, "process": 100}
+    assert taken > 1 << 20  # of this very process
+    assert (memory["budget_bytes"], memory["num_shrinks"], memory["num_grows"], memory["reason"]) == (1 << 30, 0, 0, "")
 
 
 def test_before_any_use_there_is_no_ratio(server: ExpertServer) -> None:

@@ -19,7 +19,7 @@ class MemoryLimit:
     """Of the group that leaves least."""
 
     limit_bytes: int
-    used_bytes: int  # without the page cache that the kernel gives up first
+    used_bytes: int  # without page cache that no process has mapped, which the kernel gives up first
 
     @property
     def free_bytes(self) -> int:
@@ -32,12 +32,21 @@ def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimi
         limit
         for folder in _folders("memory", root, membership)
         for limit in (
-            _memory(folder, "memory.max", "memory.current", "inactive_file"),
-            _memory(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+            _memory(folder, "memory.max", "memory.current", "{}_file", "file_mapped"),
+            _memory(folder, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_{}_file", "total_mapped_file"),
         )
         if limit is not None
     ]
     return min(limits, key=lambda limit: limit.free_bytes, default=None)
+
+
+def memory_pressure(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
+    """Percent of the last ten seconds in which a thread of this process' group waited for memory; None if unknown."""
+    for folder in _folders("memory", root, membership):
+        words = (_read(folder / "memory.pressure") or "").split()
+        if words[:1] == ["some"]:
+            return float(words[1].removeprefix("avg10="))
+    return None
 
 
 def processor_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
@@ -68,12 +77,13 @@ def _folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
         yield from (each for each in (folder, *folder.parents) if each.is_relative_to(base) and each.is_dir())
 
 
-def _memory(folder: Path, limit_name: str, used_name: str, cache_name: str) -> MemoryLimit | None:
+def _memory(folder: Path, limit_name: str, used_name: str, cache_name: str, mapped_name: str) -> MemoryLimit | None:
     limit, used, statistics = (_read(folder / name) for name in (limit_name, used_name, "memory.stat"))
     if limit is None or used is None or not limit.isdecimal() or int(limit) >= NO_LIMIT:
         return None
     fields = dict(line.split() for line in (statistics or "").splitlines())
-    return MemoryLimit(int(limit), max(0, int(used) - int(fields.get(cache_name, 0))))
+    cached = sum(int(fields.get(cache_name.format(kind), 0)) for kind in ("inactive", "active"))
+    return MemoryLimit(int(limit), max(0, int(used) - max(0, cached - int(fields.get(mapped_name, 0)))))
 
 
 def _read(path: Path) -> str | None:

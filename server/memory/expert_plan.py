@@ -8,30 +8,39 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
-from server.memory import available_bytes, format_bytes
 from server.settings import ServeSettings, parse_budget
+
+from .sizes import format_bytes
 
 log = logging.getLogger(__name__)
 
-RESERVE_BYTES = 1 << 30  # left to the system, and for the tensors of a step
+DEVICE_RESERVE_BYTES = 1 << 30  # of a device's memory: for the tensors of a step, and what its libraries take
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes that may still be taken once the trunk is resident."""
+    """Bytes that experts and KV cache may take once the trunk is resident."""
 
     host: int
     device: int  # where compute runs; the same memory on a CPU
     is_cuda: bool
 
     @classmethod
-    def beside_trunk(cls, device: torch.device, trunk_bytes: int = 0) -> FreeMemory:
-        """What there is now, less a trunk that is yet to be loaded."""
-        is_cuda, host = device.type == "cuda", available_bytes()
-        if is_cuda:
-            return cls(host, max(0, torch.cuda.mem_get_info(device)[0] - trunk_bytes), is_cuda)
-        host = max(0, host - trunk_bytes)
-        return cls(host, host, is_cuda)
+    def beside(
+        cls, settings: ServeSettings, device: torch.device, host_bytes: int, unloaded_trunk_bytes: int
+    ) -> FreeMemory:
+        """What is left of the host's budget, and of the device's.
+
+        Args:
+            unloaded_trunk_bytes: of a trunk that the device does not hold yet.
+        """
+        host_bytes = max(0, host_bytes)
+        if device.type != "cuda":
+            return cls(host_bytes, host_bytes, is_cuda=False)
+        free, total = torch.cuda.mem_get_info(device)
+        limit = parse_budget(settings.device_memory).resolve(total, total)
+        left = min(free, limit - (total - free)) - unloaded_trunk_bytes - DEVICE_RESERVE_BYTES
+        return cls(host_bytes, max(0, left), is_cuda=True)
 
 
 def plan_experts(
@@ -43,14 +52,14 @@ def plan_experts(
 
     Args:
         top_k: experts a token, of the widest layer.
-        kv_bytes: that the KV cache takes where compute runs.
+        kv_bytes: that the KV cache takes where compute runs, at the start.
     """
     total = catalog.total_bytes
-    auto = min(total, max(0, free.device - kv_bytes - RESERVE_BYTES)) if free.is_cuda else 0
+    auto = min(total, max(0, free.device - kv_bytes)) if free.is_cuda else 0
     device_bytes = min(total, parse_budget(settings.device_expert_memory).resolve(total, auto))
     if device_bytes or free.is_cuda:
         device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, catalog, top_k)
-    taken = RESERVE_BYTES if free.is_cuda else RESERVE_BYTES + kv_bytes + device_bytes
+    taken = 0 if free.is_cuda else kv_bytes + device_bytes
     auto = min(total, max(0, free.host - taken))
     host_bytes = min(total, parse_budget(settings.host_expert_memory).resolve(total, auto))
     return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, catalog, top_k), device_bytes

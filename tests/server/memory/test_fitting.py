@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from expert_store import ExpertCatalog, least_bytes, read_index
-from server import expert_plan
-from server.expert_plan import RESERVE_BYTES, FreeMemory, plan_experts
-from server.fitting import as_flag, check_budgets, check_trunk
+from server.memory import fitting
+from server.memory.expert_plan import DEVICE_RESERVE_BYTES, FreeMemory, plan_experts
+from server.memory.fitting import check_budgets, check_trunk
+from server.memory.machine import own_bytes
+from server.memory.sizes import as_flag
 from server.model.checkpoint import BUNDLED
 from server.model.checkpoint_map import map_checkpoint
 from server.model.loading import build_model, read_config
@@ -42,7 +44,7 @@ def advised(message: str) -> str:
 
 def test_budgets_left_to_us_fit_wherever_the_least_does(catalog: ExpertCatalog) -> None:
     least = least_bytes(catalog, TOP_K)
-    for host in (least, least + 1000, RESERVE_BYTES, RESERVE_BYTES + catalog.total_bytes, 1 << 40):
+    for host in (least, least + 1000, catalog.total_bytes, 1 << 40):
         fit(catalog, FreeMemory(host, host, is_cuda=False))
 
 
@@ -92,11 +94,12 @@ def test_experts_of_a_token_that_fit_nowhere_are_told(catalog: ExpertCatalog) ->
 def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
     catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expert_plan, "available_bytes", lambda: 20 << 30)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (10 << 30, 80 << 30))
-    check_trunk(1 << 30, catalog, dtype, device)
+    monkeypatch.setattr(fitting, "host_budget", lambda _: (20 << 30) + own_bytes())
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: ((10 << 30) + DEVICE_RESERVE_BYTES, 80 << 30))
+    settings = ServeSettings()
+    check_trunk(settings, 1 << 30, catalog, dtype, device)
     with pytest.raises(SettingsError, match=advice):
-        check_trunk(30 << 30, catalog, dtype, device)
+        check_trunk(settings, 30 << 30, catalog, dtype, device)
 
 
 @pytest.mark.parametrize(

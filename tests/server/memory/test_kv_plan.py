@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from server.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
+from server.memory.kv_plan import BLOCK_SIZE, KVPlan, plan_kv_cache
 from server.model.kv_cache import KVGroup, KVShape
 from server.settings import ServeSettings, SettingsError
 

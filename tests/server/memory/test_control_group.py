@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.control_group import MemoryLimit, memory_limit, processor_limit
+from server.memory.control_group import MemoryLimit, memory_limit, memory_pressure, processor_limit
 
 HYBRID = "4:memory:/outer/inner\n2:cpu,cpuacct:/outer\n0::/\n"
 
@@ -31,7 +31,8 @@ def root(tmp_path: Path) -> Path:
 def test_the_tightest_of_nested_groups_counts_and_page_cache_does_not(root: Path, membership: Path) -> None:
     membership.write_text("0::/service/worker\n")
     write(root)
-    write(root / "service", memory__max="1000", memory__current="700", memory__stat="anon 1\ninactive_file 100\n")
+    cached = "anon 1\ninactive_file 90\nactive_file 30\nfile_mapped 20\n"
+    write(root / "service", memory__max="1000", memory__current="700", memory__stat=cached)
     write(root / "service/worker", memory__max="max", memory__current="600", cpu__max="150000 100000\n")
     assert memory_limit(root, membership) == MemoryLimit(1000, 600)
     assert processor_limit(root, membership) == 1.5
@@ -72,3 +73,19 @@ def test_without_groups_there_is_no_limit(root: Path, membership: Path) -> None:
     membership.write_text(HYBRID)
     assert memory_limit(root, membership) is None
     assert processor_limit(root, membership) is None
+
+
+def test_pressure_is_that_of_the_innermost_group_that_tells(root: Path, membership: Path) -> None:
+    membership.write_text("0::/service/worker\n")
+    write(root)
+    line = "some avg10={} avg60=1.00 avg300=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+    write(root / "service", memory__pressure=line.format("12.50"))
+    assert memory_pressure(root, membership) == 12.5
+    write(root / "service/worker", memory__pressure=line.format("3.00"))
+    assert memory_pressure(root, membership) == 3.0
+
+
+def test_a_kernel_that_tells_no_pressure_is_none(root: Path, membership: Path) -> None:
+    membership.write_text(HYBRID)
+    write(root / "memory" / "outer/inner")
+    assert memory_pressure(root, membership) is None

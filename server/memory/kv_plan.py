@@ -7,14 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine.block_manager import BlockGroup
-from server.memory import format_bytes
-from server.model.kv_cache import KVGroup
+from server.model.kv_cache import KVGroup, extent_blocks
 from server.settings import ServeSettings, SettingsError, parse_budget
+
+from .sizes import format_bytes
 
 log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16  # tokens
-KV_SHARE = 8  # one part in so many of the free memory, at most
+KV_SHARE = 8  # one part in so many of a device's free memory, at most
+ELASTIC_SHARE = 2  # the same of the host's, which blocks take only while sequences need them
+FIRST_TOKENS = 512  # for which there is memory before the first request
 STATE_SHARE = 2  # of the budget, one part in so many for states, at most
 
 
@@ -28,6 +31,7 @@ class KVPlan:
     num_slots: int  # sequences that run at once
     state_bytes: int = 0  # of each of them, in recurrent layers
     shares_prefixes: bool = True
+    is_elastic: bool = False  # blocks take memory when they are used first, and give it back
 
     @property
     def num_snapshots(self) -> int:
@@ -43,7 +47,22 @@ class KVPlan:
         blocks = sum(
             count * BLOCK_SIZE * group.token_bytes for count, group in zip(self.num_blocks, self.groups, strict=True)
         )
-        return blocks + self.num_states * self.state_bytes
+        return blocks + self.fixed_bytes
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Of states, which do not come and go."""
+        return self.num_states * self.state_bytes
+
+    @property
+    def extent_bytes(self) -> int:
+        """Of an extent of blocks in each group."""
+        return first_bytes(self.groups, 0)
+
+    @property
+    def first_bytes(self) -> int:
+        """The least that is of use: for one sequence of some length."""
+        return min(self.nbytes, first_bytes(self.groups, self.max_model_len) + self.fixed_bytes)
 
     @property
     def num_tokens(self) -> int:
@@ -53,7 +72,24 @@ class KVPlan:
     @property
     def block_groups(self) -> list[BlockGroup]:
         pairs = zip(self.num_blocks, self.groups, strict=True)
-        return [BlockGroup(count, group.window, group.is_chunked) for count, group in pairs]
+        return [
+            BlockGroup(
+                count,
+                group.window,
+                group.is_chunked,
+                extent_blocks(group, BLOCK_SIZE) if self.is_elastic else 0,
+                BLOCK_SIZE * group.token_bytes,
+            )
+            for count, group in pairs
+        ]
+
+
+def first_bytes(groups: Sequence[KVGroup], longest: int) -> int:
+    """Of blocks for one sequence of some length, whole extents of them."""
+    token_bytes, extents = sum(group.token_bytes for group in groups), 0
+    for group in groups:
+        extents += extent_blocks(group, BLOCK_SIZE) * BLOCK_SIZE * group.token_bytes
+    return max(min(FIRST_TOKENS, longest) * token_bytes, extents)
 
 
 def plan_kv_cache(
@@ -63,8 +99,10 @@ def plan_kv_cache(
     free_bytes: int,
     state_bytes: int = 0,
     shares_prefixes: bool = True,
+    share: int = KV_SHARE,
+    most_bytes: int = 0,
 ) -> KVPlan:
-    """Share out the budget.
+    """Share out the budget: of an elastic cache, the most that it ever takes.
 
     The states of recurrent layers come first, of as many sequences as may run or as half of the budget holds.
 
@@ -73,7 +111,8 @@ def plan_kv_cache(
 
     Args:
         longest: the model's context, in tokens.
-        free_bytes: of which a part is taken when no budget is given.
+        free_bytes: of which a part is taken when no budget is given, one in ``share``.
+        most_bytes: that is taken of them if one sequence of the longest needs it. A cache that has some is elastic.
         state_bytes: that each running sequence takes besides its blocks.
         shares_prefixes: whether copies of states are kept, for sequences that begin alike.
 
@@ -86,12 +125,17 @@ def plan_kv_cache(
     blocks_of_one, num_slots = -(-longest // BLOCK_SIZE), settings.max_running_requests
     most = blocks_of_one * num_slots
     limits = [_most_blocks(group, settings) or most for group in groups]
+    is_elastic = most_bytes > 0
 
     def plan(num_blocks: int) -> KVPlan:
         counts = [min(num_blocks, limit) for limit in limits]
-        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes)
+        if is_elastic:  # whole extents
+            sizes = [extent_blocks(group, BLOCK_SIZE) for group in groups]
+            counts = [-(-count // size) * size for count, size in zip(counts, sizes, strict=True)]
+        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes, is_elastic)
 
-    auto = min(plan(most).nbytes, free_bytes // KV_SHARE)
+    of_longest = min(plan(blocks_of_one).nbytes, most_bytes)
+    auto = max(0, min(plan(most).nbytes, max(free_bytes // share, of_longest)))
     budget = parse_budget(settings.kv_cache_memory).resolve(plan(most).nbytes, auto)
     if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
         num_slots = max(1, budget // STATE_SHARE // ((2 if shares_prefixes else 1) * state_bytes))

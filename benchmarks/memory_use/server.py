@@ -1,0 +1,140 @@
+"""A server in a memory control group of its own, and the memory that it takes there."""
+
+from __future__ import annotations
+
+import select
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, forget_files
+from benchmarks.serving_processes import READY
+
+START_SECONDS = 300.0
+END_SECONDS = 60.0
+COUNTED_PARTS = ("trunk", "experts", "kv_cache")
+
+
+class ServerError(Exception):
+    """A server did not start."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Memory at one moment in bytes, by the kernel's counters except where it says otherwise."""
+
+    anonymous_bytes: int  # of the server and its children
+    beside_bytes: int | None  # of these, beside trunk, experts and KV cache; None where the server tells no parts
+    group_bytes: int | None  # of the control group, without page cache of files; None without a group
+    peak_bytes: int | None  # the most that the group held so far, page cache included
+    parts: Mapping[str, float]  # as the server tells
+    expert_slots: int  # of the host tier, by the server's metrics
+    expert_resident: int
+
+
+class GroupedServer:
+    """`greenroom serve` in a control group; in none where no limit is asked for and no group can be made.
+
+    Raises:
+        ControlGroupError: a limit is asked for, and no group can be made.
+        ServerError: the server ended before it was ready, or took too long.
+    """
+
+    def __init__(self, model: Path, limit_bytes: int | None, flags: Sequence[str], log: Path):
+        if limit_bytes is not None:
+            forget_files(model)  # what is in the page cache already would not count
+        self._log, self._group = log, _make_group(limit_bytes)
+        command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
+        with log.open("w") as errors:
+            self._process = subprocess.Popen(
+                self._group.command(command) if self._group else command, stdout=subprocess.PIPE, stderr=errors
+            )
+        try:
+            self.url = self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.close()
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether the kernel ended it, or a child of it, for want of memory."""
+        return self._group is not None and self._group.num_kills() > 0
+
+    def peak_bytes(self) -> int | None:
+        """The most that its group held; None where nothing tells. It may have ended since."""
+        return self._group.peak_bytes() if self._group else None
+
+    def usage(self) -> Usage:
+        samples = {
+            (sample.name.removeprefix("greenroom_"), *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(httpx.get(f"{self.url}/metrics", timeout=60).text)
+            for sample in family.samples
+        }
+        parts = {labels[0]: value for (name, *labels), value in samples.items() if name == "memory_bytes"}
+        anonymous = anonymous_bytes(self._process.pid)
+        return Usage(
+            anonymous,
+            round(anonymous - sum(parts[part] for part in COUNTED_PARTS)) if parts else None,
+            self._group.used_bytes() if self._group else None,
+            self.peak_bytes(),
+            parts,
+            round(samples["expert_slots", "host"]),
+            round(samples["expert_resident", "host"]),
+        )
+
+    def last_words(self) -> str:
+        """The last line of its log."""
+        lines = self._log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "nothing"
+
+    def close(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.communicate(timeout=END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.communicate()
+        if self._group:
+            self._group.close()
+
+    def _wait_until_ready(self) -> str:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
+        line = self._process.stdout.readline().decode() if ready else ""
+        if line.startswith(READY):
+            return line.removeprefix(READY).split()[0]
+        cause = "killed by the kernel" if self.was_killed else f"its log {self._log} ends with: {self.last_words()}"
+        raise ServerError(f"did not start; {cause}")
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous and shared memory of a process and its children; a page that several have counts once."""
+    total = 0
+    for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) << 10
+    return total
+
+
+def _make_group(limit_bytes: int | None) -> ControlGroup | None:
+    try:
+        return ControlGroup(limit_bytes)
+    except ControlGroupError:
+        if limit_bytes is not None:
+            raise
+        return None

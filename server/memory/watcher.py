@@ -1,0 +1,121 @@
+"""Looks at what is really left of the memory, and takes some from the experts before the kernel ends the process."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from .control_group import memory_pressure
+from .machine import available_bytes, own_bytes
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+LOW, LEAST_LOW = 0.01, 8 << 20  # of the budget: with less left, experts shrink
+CALM_SECONDS = 30.0  # that more than enough is left before experts grow
+ENOUGH = 0.04  # of the budget: what has to be left then
+PRESSURE = 10.0  # percent of the last ten seconds in which some thread of the group waited for memory
+PRESSURE_STEP = 0.02  # of the budget, that experts shrink by then
+PRESSURE_SECONDS = 5.0  # before they shrink by it again
+
+
+class Shrinkable(Protocol):
+    """What the watcher takes memory from; see ``Shares``."""
+
+    @property
+    def unfilled_bytes(self) -> int: ...
+
+    @property
+    def withheld_bytes(self) -> int: ...
+
+    @property
+    def can_shrink(self) -> bool: ...
+
+    def withhold(self, nbytes: int, reason: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Memory at one moment."""
+
+    own_bytes: int  # of the process and its children
+    available_bytes: int  # that the machine or its tightest control group leaves
+    pressure: float | None = None  # percent; None where the kernel does not tell
+
+    @classmethod
+    def take(cls) -> Reading:
+        return cls(own_bytes(), available_bytes(), memory_pressure())
+
+
+class Watcher:
+    """A thread that shrinks what can be shrunk when less is left than should be, and lets it grow again later.
+
+    What is left counts as if experts and KV cache had taken all that they may: then what comes after is no surprise.
+    Where the plan set aside more than is taken, experts get some of it, too.
+
+    Args:
+        budget_bytes: of the process and its children.
+        read: tells how memory is.
+    """
+
+    def __init__(
+        self,
+        shares: Shrinkable,
+        budget_bytes: int,
+        read: Callable[[], Reading] = Reading.take,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._shares, self._budget_bytes, self._read, self._clock = shares, budget_bytes, read, clock
+        self._low = max(LEAST_LOW, int(LOW * budget_bytes))
+        self._least_left: int | None = None  # since the calm began
+        self._calm_since = clock()
+        self._pressed_at = float("-inf")
+        self._ends = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="memory-watcher", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread, and wait for it."""
+        self._ends.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Look once, and act."""
+        reading, shares, now = self._read(), self._shares, self._clock()
+        left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes) - shares.unfilled_bytes
+        self._least_left = left if self._least_left is None else min(left, self._least_left)
+        if left < self._low:
+            self._begin_calm(now)
+            if shares.can_shrink:
+                reason = "less of the memory is left than was planned"
+                if reading.available_bytes < self._budget_bytes - reading.own_bytes:
+                    reason = "others take the memory of the machine or its control group"
+                shares.withhold(shares.withheld_bytes + 2 * self._low - left, reason)
+        elif reading.pressure is not None and reading.pressure > PRESSURE:
+            self._begin_calm(now)
+            if shares.can_shrink and now - self._pressed_at >= PRESSURE_SECONDS:
+                self._pressed_at = now
+                step = int(PRESSURE_STEP * self._budget_bytes)
+                shares.withhold(shares.withheld_bytes + step, f"memory pressure is {reading.pressure:.0f} %")
+        elif now - self._calm_since >= CALM_SECONDS:
+            more = self._least_left - max(3 * self._low, int(ENOUGH * self._budget_bytes))
+            if more > 0:
+                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "memory is left")
+            self._begin_calm(now)
+
+    def _begin_calm(self, now: float) -> None:
+        self._calm_since, self._least_left = now, None
+
+    def _loop(self) -> None:
+        while not self._ends.wait(TICK_SECONDS):
+            try:
+                self.look()
+            except Exception:
+                log.exception("memory is not watched any more")
+                return
