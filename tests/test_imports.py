@@ -63,6 +63,7 @@ ALLOWED = {
         "server.tracing",
     },
     "server.complaint": set(),
+    "server.torch_setup": set(),
     "server.inspection": {
         "expert_store",
         "server.device",
@@ -79,6 +80,7 @@ ALLOWED = {
         "server.model.errors",
         "server.observability.logging",
         "server.settings",
+        "server.torch_setup",
     },
     "server.doctor": {
         "expert_store",
@@ -93,6 +95,7 @@ ALLOWED = {
         "server.model",
         "server.observability.logging",
         "server.settings",
+        "server.torch_setup",
     },
     "server.pack_command": {
         "expert_store",
@@ -117,6 +120,7 @@ ALLOWED = {
         "server.observability.logging",
         "server.progress",
         "server.settings",
+        "server.torch_setup",
     },
     "server.cli": {"server.complaint"},  # its subcommands by name, when they are asked for
 }
