@@ -25,8 +25,8 @@ ALLOWED = {
     "server.observability": {"expert_store"},
     "server.model": {"expert_store", "server.kernels", "server.memory", "server.progress"},
     "server.adapters": {"expert_store", "server.model", "server.kernels"},
-    "server.engine": {"expert_store", "server.model", "server.adapters", "server.observability"},
-    "server.api": {"server.engine.request"},
+    "server.engine": {"expert_store", "server.heap", "server.model", "server.adapters", "server.observability"},
+    "server.api": {"server.engine.request", "server.heap"},
     "server.kv_plan": {"server.engine.block_manager", "server.memory", "server.model.kv_cache", "server.settings"},
     "server.device": {"server.settings"},
     "server.expert_plan": {"expert_store", "server.memory", "server.settings"},
@@ -64,6 +64,7 @@ ALLOWED = {
     },
     "server.complaint": set(),
     "server.torch_setup": set(),
+    "server.heap": set(),
     "server.inspection": {
         "expert_store",
         "server.device",
