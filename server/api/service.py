@@ -22,7 +22,7 @@ from server.engine.request import ExpertAdministration, GenerationEngine, Sampli
 
 MAX_BODIES_BYTES = 64 << 20  # of all requests that have no answer yet, or none that has begun
 BODIES_REFUSAL = "The server is busy with too many large bodies: try again later."
-MAX_ALL_PROMPT_LOGPROBS = 4 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
+MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
 LOGPROBS_REFUSAL = "The server is gathering too many logprobs of prompts: try again later."
 
 
