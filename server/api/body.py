@@ -53,8 +53,8 @@ class BodyRoute(APIRoute):
                 return await handle(request)
             ready = _ReadyRequest(request.scope, request.receive)
             with service.body_room.part() as part:
-                ready.ready_body = await _read(request, model, part, service.large_bodies)
                 try:
+                    ready.ready_body = await _read(request, model, part, service.large_bodies)
                     return await handle(ready)
                 finally:
                     if part.num_taken > LARGE_BODY_BYTES:
