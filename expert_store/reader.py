@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,7 +144,7 @@ class DiskReader:
 
 
 def read_tensor(source: TensorSource) -> torch.Tensor:
-    """One tensor of a checkpoint, in memory of its own.
+    """One tensor of a checkpoint, in memory of its own; the page cache is told to forget its bytes.
 
     Raises:
         OSError: the file can't be read.
@@ -152,6 +154,8 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
     with source.extent.path.open("rb", buffering=0) as file:
         if read_fully(file.fileno(), target, source.extent.offset) < len(target):
             raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
+        with suppress(OSError):  # a hint
+            os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
     return _as_tensor(target, source)
 
 

@@ -9,6 +9,7 @@ import os
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import PLANNING, SettingsError, add_flags, load_settings
+from server.torch_setup import set_up_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
     set_up_logging("warning", COMMAND)
-    # torch takes seconds that --help should not
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_torch(arguments.model)  # takes seconds that --help should not
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.inspection.inspect import inspect  # noqa: PLC0415
     from server.inspection.report import as_text  # noqa: PLC0415

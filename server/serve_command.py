@@ -12,6 +12,7 @@ import uvloop
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.observability.logging import FORMS, set_up_logging
 from server.settings import SettingsError, add_flags, load_settings
+from server.torch_setup import set_up_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
     except SettingsError as error:
         return complain(error, WRONG_USAGE)
     set_up_logging(settings.log_level, FORMS[settings.log_format])
-    # Before torch is imported: threads that spin while they wait take the cores from those that compute.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from expert_store import ExpertStoreError  # noqa: PLC0415  torch takes seconds that --help should not
+    set_up_torch(arguments.model)  # takes seconds that --help should not
+    from expert_store import ExpertStoreError  # noqa: PLC0415
     from server import progress  # noqa: PLC0415
     from server.app import serve  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415

@@ -32,8 +32,8 @@ ALLOWED = {
     "server.observability": {"expert_store", "server.memory"},
     "server.model": {"expert_store", "server.kernels", "server.memory.sizes", "server.progress"},
     "server.adapters": {"expert_store", "server.model", "server.kernels"},
-    "server.engine": {"expert_store", "server.model", "server.adapters", "server.observability"},
-    "server.api": {"server.engine.request"},
+    "server.engine": {"expert_store", "server.heap", "server.model", "server.adapters", "server.observability"},
+    "server.api": {"server.engine.request", "server.heap"},
     "server.device": {"server.settings"},
     "server.administration": {"expert_store", "server.engine.request", "server.memory", "server.observability"},
     "server.loading": {
@@ -64,6 +64,8 @@ ALLOWED = {
         "server.tracing",
     },
     "server.complaint": set(),
+    "server.torch_setup": set(),
+    "server.heap": set(),
     "server.inspection": {
         "expert_store",
         "server.device",
@@ -79,6 +81,7 @@ ALLOWED = {
         "server.model.errors",
         "server.observability.logging",
         "server.settings",
+        "server.torch_setup",
     },
     "server.doctor": {
         "expert_store",
@@ -91,6 +94,7 @@ ALLOWED = {
         "server.model",
         "server.observability.logging",
         "server.settings",
+        "server.torch_setup",
     },
     "server.pack_command": {
         "expert_store",
@@ -115,6 +119,7 @@ ALLOWED = {
         "server.observability.logging",
         "server.progress",
         "server.settings",
+        "server.torch_setup",
     },
     "server.cli": {"server.complaint"},  # its subcommands by name, when they are asked for
 }

@@ -5,6 +5,7 @@ Every route that takes a body is a ``BodyRoute``: ``APIRouter(route_class=BodyRo
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
@@ -26,11 +27,14 @@ from server.api.json_reader import FieldError, JSONError, read_json
 from server.api.openai.fields import is_encodable
 from server.api.room import Part
 from server.api.validation import NOT_AN_OBJECT, quote
+from server.heap import shared_trimmer
 
 MAX_BODY_BYTES = 24 << 20  # room for the images of a request, and as much text as anybody can mean
 SMALL_BODY_BYTES = 16 << 10  # is parsed within a few milliseconds, so it needs no thread
+LARGE_BODY_BYTES = 1 << 20  # more are parsed one at a time, for parsing takes several times their bytes
 BODY_GRACE_SECONDS = 30.0  # for a body to come, and more for each piece that has come
 BODY_BYTES_PER_SECOND = 16 << 10
+SURROGATE = re.compile(rb"\\u[dD]")
 
 
 class BodyRoute(APIRoute):
@@ -49,8 +53,12 @@ class BodyRoute(APIRoute):
                 return await handle(request)
             ready = _ReadyRequest(request.scope, request.receive)
             with service.body_room.part() as part:
-                ready.ready_body = await _read(request, model, part)
-            return await handle(ready)
+                try:
+                    ready.ready_body = await _read(request, model, part, service.large_bodies)
+                    return await handle(ready)
+                finally:
+                    if part.num_taken > LARGE_BODY_BYTES:
+                        shared_trimmer().soon()
 
         return handle_body
 
@@ -67,12 +75,15 @@ class _ReadyRequest(Request):
         return self.ready_body
 
 
-async def _read(request: Request, model: type[BaseModel], part: Part) -> BaseModel:
+async def _read(request: Request, model: type[BaseModel], part: Part, large_bodies: asyncio.Lock) -> BaseModel:
     check_type(request)
     data = await read_body(request, part)
     if len(data) <= SMALL_BODY_BYTES:
         return parse(data, model)
-    return await asyncio.to_thread(parse, data, model)
+    if len(data) <= LARGE_BODY_BYTES:
+        return await asyncio.to_thread(parse, data, model)
+    async with large_bodies:
+        return await asyncio.to_thread(parse, data, model)
 
 
 def check_type(request: Request) -> None:
@@ -133,7 +144,7 @@ def parse(data: bytearray, model: type[BaseModel]) -> BaseModel:
         RequestValidationError: a field has a value that it can't have.
 
     """
-    if not data.strip():
+    if not data or data.isspace():
         raise InvalidRequestError(NOT_AN_OBJECT)
     try:
         value = read_json(data)
@@ -149,6 +160,6 @@ def parse(data: bytearray, model: type[BaseModel]) -> BaseModel:
     except ValidationError as error:
         errors = error.errors(include_url=False)
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
-    if b"\\ud" in data.lower() and not is_encodable(json.dumps(value, ensure_ascii=False)):
+    if SURROGATE.search(data) and not is_encodable(json.dumps(value, ensure_ascii=False)):
         raise InvalidRequestError("The body holds half a surrogate pair: it must be valid Unicode.")
     return body

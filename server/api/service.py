@@ -20,9 +20,9 @@ from server.api.unknown_fields import UnknownFields
 from server.api.validation import quote
 from server.engine.request import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
 
-MAX_BODIES_BYTES = 256 << 20  # of all that are being read
-BODIES_REFUSAL = "The server is reading too many large bodies: try again later."
-MAX_ALL_PROMPT_LOGPROBS = 4 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
+MAX_BODIES_BYTES = 64 << 20  # of all requests that have no answer yet, or none that has begun
+BODIES_REFUSAL = "The server is busy with too many large bodies: try again later."
+MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # of all requests that run or wait; each takes some hundred bytes until it is sent
 LOGPROBS_REFUSAL = "The server is gathering too many logprobs of prompts: try again later."
 
 
@@ -68,6 +68,7 @@ class Service:
     hosts: Hosts = field(default_factory=Hosts)
     turnstile: Turnstile = field(default_factory=Turnstile)
     body_room: Room = field(default_factory=lambda: Room(MAX_BODIES_BYTES, BODIES_REFUSAL))
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one is parsed
     # Of requests whose answer ends with the server, or earlier; draining waits for all others.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop

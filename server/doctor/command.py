@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from server.complaint import FAILURE, WRONG_USAGE, complain
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import PLANNING, ServeSettings, SettingsError, add_flags, flag_name, load_settings
+from server.torch_setup import set_up_torch
 
 from .finding import Finding
 
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
     """One finding after the other, as they are made."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_up_torch(model)
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 
     from . import memory, processor, surroundings  # noqa: PLC0415

@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from server.model.images import ImageError, read_images
+from server.model.images import PIXEL_BYTES, ImageError, count_pixels, read_image
 from server.model.processor import MediaProcessor
 from server.model.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
 from .content import content_ids
 from .detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from .grammar import GrammarCompiler
+from .image_room import ImageRoom
 from .request import (
     ChatPrompt,
     ChatTraits,
@@ -30,6 +31,7 @@ class Codec:
     Args:
         media: the model's image processor, or why there is none.
         eos_token_ids: tokens that end a sequence, by default the tokenizer's.
+        image_room: memory for the images of all requests.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class Codec:
         tokenizer: Tokenizer,
         media: MediaProcessor | str = "the model takes no images",
         eos_token_ids: frozenset[int] | None = None,
+        image_room: ImageRoom | None = None,
     ):
         self._tokenizer, self._media = tokenizer, media
+        self._image_room = image_room or ImageRoom()
         self._grammars: GrammarCompiler | None = None
         if tokenizer.token_bytes is not None:
             # Now, because llguidance holds the interpreter's lock for half a second over 150,000 tokens.
@@ -90,10 +94,16 @@ class Codec:
             content = message["content"] or ""  # a message that calls tools may say nothing
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             self._tokenizer.check_length("".join(texts))
-        messages, shown = self._tokenizer.tool_template.adapt(messages), read_images(images)
-        token_ids, media = self._media.encode_chat(
-            messages, shown, tools, options, add_generation_prompt=add_generation_prompt
-        )
+        messages = self._tokenizer.tool_template.adapt(messages)
+        with self._image_room.taken(PIXEL_BYTES * count_pixels(images)):
+            token_ids, media = self._media.encode_chat(
+                messages,
+                [read_image(image) for image in images],
+                tools,
+                options,
+                add_generation_prompt=add_generation_prompt,
+            )
+            self._image_room.keep(media)
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
 

@@ -120,7 +120,7 @@ class Scheduler:
                 num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.content_ids)
                 if self._blocks.is_promised(sequence.blocks, num_reusable):
                     continue
-            count = self._most_tokens(sequence, num_reusable, budget)
+            count = self._most_tokens(sequence, num_reusable, budget, step)
             while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
                 if not self._preempt_for(sequence, step):
                     return
@@ -154,7 +154,7 @@ class Scheduler:
         insort(self.running, sequence, key=_order)
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
-        count = self._most_tokens(sequence, sequence.num_cached, budget)
+        count = self._most_tokens(sequence, sequence.num_cached, budget, step)
         while not self._blocks.can_hold(sequence.blocks, sequence.num_cached + count):
             last = self.running[-1]
             self._preempt(last, step)
@@ -164,10 +164,13 @@ class Scheduler:
         step.append(Scheduled(sequence, count))
         return count
 
-    def _most_tokens(self, sequence: Sequence, first: int, budget: int) -> int:
+    def _most_tokens(self, sequence: Sequence, first: int, budget: int, step: list[Scheduled]) -> int:
         """How many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
-        most = min(num_tokens - first, budget, MOST_ROWS_OF_LOGITS if sequence.wants_prompt_logits else budget)
+        if sequence.wants_prompt_logits:
+            num_rows = sum(item.num_logits for item in step if item.sequence.wants_prompt_logits)
+            budget = min(budget, max(1, MOST_ROWS_OF_LOGITS - num_rows))
+        most = min(num_tokens - first, budget)
         return self._blocks.cut(first, sequence.end_without_cut(first, first + most), num_tokens) - first
 
     def _leave(self, sequence: Sequence) -> None:

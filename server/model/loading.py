@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
@@ -187,8 +189,27 @@ def build_model(
     """
     settle_implementations(config, attention)
     model_class: Any = find_class(config)
-    with ContextManagers(model_class.get_init_context(dtype, False, False, False)):
+    contexts = model_class.get_init_context(dtype, False, False, False)
+    with ContextManagers([*contexts, no_init_weights(), ranges_on_cpu()]):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))
         adopt_experts(model)
         tell_positions(model)
     return model
+
+
+@contextmanager
+def ranges_on_cpu() -> Iterator[None]:
+    """Let ``torch.arange`` make its numbers on the CPU, as transformers lets ``torch.linspace``.
+
+    On the meta device torch imports SymPy and its compiler for it, 60 MiB; so it does to initialise weights.
+    """
+    arange = torch.arange
+
+    def on_cpu(*arguments: Any, **options: Any) -> torch.Tensor:
+        return arange(*arguments, **{"device": CPU, **options})
+
+    torch.arange = on_cpu
+    try:
+        yield
+    finally:
+        torch.arange = arange

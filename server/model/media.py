@@ -42,9 +42,11 @@ def see(model: PreTrainedModel, media: PromptMedia) -> Seen:
     Raises:
         MediaError: the model refuses the images, or gives its text something that can't be laid over a step.
     """
-    if media.seen is None:
-        media.seen = _seen(_given_to_text(model, media), len(media.token_ids))
-    return media.seen
+    if media.seen is not None:
+        return media.seen
+    seen = _seen(_given_to_text(model, media), len(media.token_ids))
+    media.keep(seen)
+    return seen
 
 
 def _given_to_text(model: PreTrainedModel, media: PromptMedia) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,3 +31,14 @@ class PromptMedia:
     inputs: Mapping[str, torch.Tensor | list[Any]]  # what the processor made of the images
     wholes: Sequence[tuple[int, int]] = ()  # first and last (exclusive) of tokens that see each other through windows
     seen: Seen | None = None  # once the towers have run
+    on_seen: Callable[[], object] = lambda: None  # is called then
+
+    @property
+    def num_input_bytes(self) -> int:
+        """Bytes of all tensors that the processor made."""
+        return sum(value.nbytes for value in self.inputs.values() if isinstance(value, torch.Tensor))
+
+    def keep(self, seen: Seen) -> None:
+        """Keep what the towers gave, and no more what they were given."""
+        self.seen, self.inputs = seen, {}
+        self.on_seen()

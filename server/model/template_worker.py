@@ -12,9 +12,12 @@ import resource
 import signal
 import struct
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib.machinery import PathFinder
 from io import FileIO
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 LENGTH = struct.Struct("<Q")  # before each message, the number of its bytes
@@ -59,8 +62,23 @@ def limit_time() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
 
 
+def lay_out_packages() -> None:
+    """Let one module of transformers be imported without its packages, whose ``__init__`` would take 17 MiB."""
+    # As if it were not installed: templates get no images.
+    sys.modules["PIL"] = None  # type: ignore[assignment]
+    path: Sequence[str] | None = None
+    for name in ("transformers", "transformers.utils"):
+        spec = PathFinder.find_spec(name, path)
+        if spec is None or spec.submodule_search_locations is None:
+            return
+        path = list(spec.submodule_search_locations)
+        sys.modules[name] = package = ModuleType(name)
+        package.__spec__, package.__path__ = spec, path
+
+
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, whose end closes standard input
+    lay_out_packages()
     import transformers.utils.chat_template_utils  # noqa: F401, PLC0415  takes most of a second
 
     limit_memory()

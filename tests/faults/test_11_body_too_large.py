@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import select
+import threading
 
 import pytest
 
@@ -88,3 +89,25 @@ def test_bodies_that_are_read_at_the_same_time_have_room_together(codec: Codec) 
         server.wait_until_left()
         assert service.body_room.num_free == 300_000
         assert still_answers(server)
+
+
+def test_a_body_keeps_its_room_until_it_is_answered(codec: Codec) -> None:
+    service, rig = Service("1", body_room=Room(300, "no room")), Rig()
+    is_asked, may_go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        is_asked.set()
+        may_go_on.wait()
+
+    rig.model.before_step = wait
+    with serving_rig(rig, codec, service=service) as server:
+        with server.connect() as first:
+            first.sendall(complete(b"first", max_tokens=1, user="u" * 100))
+            is_asked.wait()
+            taken = 300 - service.body_room.num_free
+            answer = ask(server.port, complete(b"second", max_tokens=1, user="u" * 200))
+            may_go_on.set()
+            first.recv(1 << 16)
+        assert taken > 100
+        assert status_of(answer) == 503
+        assert error_of(answer)["message"] == "no room"

@@ -558,3 +558,23 @@ def test_a_prompt_whose_logits_are_wanted_is_computed_whole_and_in_small_chunks(
 
     run(rig, scenario)
     assert wanted == [64, 26, 1]
+
+
+def test_prompts_that_want_their_logprobs_share_the_logits_of_a_step() -> None:
+    rig = Rig(num_blocks=256, max_batched_tokens=256)
+    wanted: list[list[int]] = []
+    run_all = rig.model.run
+
+    def note(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        wanted.append([chunk.num_logits for chunk in chunks])
+        return run_all(chunks)
+
+    rig.model.run = note  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        prompts = (b"e" * 40, b"f" * 40, b"g" * 40)
+        await asyncio.gather(*(collect(rig.submit(prompt, 1, prompt_logprobs=0)) for prompt in prompts))
+
+    run(rig, scenario)
+    assert max(map(sum, wanted)) <= 64 + len(wanted[0])
+    assert sum(map(sum, wanted)) == 120

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from server.model import images
-from server.model.images import ImageError, read_image, read_images
+from server.model.images import ImageError, count_pixels, read_image
 from tests.vision import make_image, png
 
 
@@ -32,6 +32,20 @@ def test_what_is_read_is_what_was_sent() -> None:
 def test_what_can_be_seen_through_is_white(mode: str) -> None:
     image = read_image(png(Image.new(mode, (2, 2), (0,) * len(mode))))
     assert image.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_lies_over_white_is_mixed_with_it_strip_by_strip(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "STRIP_ROWS", 5)
+    image = make_image(4, 16, 12).convert(mode)
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    whole = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert("RGB")
+    assert read_image(png(image)).tobytes() == whole.tobytes()
+
+
+def test_a_colour_that_is_declared_transparent_is_white() -> None:
+    image = Image.new("RGB", (2, 2), (1, 2, 3))
+    assert read_image(file(image, "PNG", transparency=(1, 2, 3))).getpixel((1, 1)) == (255, 255, 255)
 
 
 def test_a_picture_that_was_taken_sideways_is_upright() -> None:
@@ -62,6 +76,6 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_read(monkeypatch: p
 def test_images_of_too_many_pixels_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS_TOGETHER", 2 * 16 * 12)
     content = png(make_image(1))
-    assert [image.size for image in read_images([content] * 2)] == [(16, 12)] * 2
+    assert count_pixels([content] * 2) == 2 * 16 * 12
     with pytest.raises(ImageError, match="the images have more than 384 pixels together; send smaller ones"):
-        read_images(iter([content] * 3))
+        count_pixels([content] * 3)

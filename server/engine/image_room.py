@@ -1,0 +1,79 @@
+"""How much memory the images of all requests may take together."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from server.heap import shared_trimmer
+from server.model.images import MAX_PIXELS_TOGETHER, PIXEL_BYTES
+from server.model.prompt_media import PromptMedia
+
+from .request import QueueFullError
+
+MAX_BYTES = MAX_PIXELS_TOGETHER * PIXEL_BYTES  # the images of one request always fit
+MAX_WAITING = 2  # requests; each holds a thread that others need for their prompts
+WAIT_SECONDS = 10.0
+
+
+class ImageRoom:
+    """A bound for decoded images, and for what waits until the model looks at it. Safe to use from several threads."""
+
+    def __init__(self, num_bytes: int = MAX_BYTES, max_waiting: int = MAX_WAITING, wait_seconds: float = WAIT_SECONDS):
+        self._size, self._num_taken = num_bytes, 0
+        self._max_waiting, self._wait_seconds = max_waiting, wait_seconds
+        self._num_waiting = 0
+        self._changed = threading.Condition()  # guards the numbers
+
+    @property
+    def num_taken(self) -> int:
+        """Bytes that are taken now."""
+        return self._num_taken
+
+    @contextmanager
+    def taken(self, num_bytes: int) -> Iterator[None]:
+        """Room for the images of one request while they are decoded and processed; may block.
+
+        Raises:
+            QueueFullError: there is none, and none comes soon or others wait for it already.
+        """
+        self._take(num_bytes)
+        try:
+            yield
+        finally:
+            self._give_back(num_bytes)
+            shared_trimmer().soon()
+
+    def keep(self, media: PromptMedia) -> None:
+        """Count what the processor made of some images until the model has looked at it, or nobody wants it."""
+        num_bytes = media.num_input_bytes
+        with self._changed:
+            self._num_taken += num_bytes
+        media.on_seen = weakref.finalize(media, self._give_back, num_bytes)
+
+    def _take(self, num_bytes: int) -> None:
+        def fits() -> bool:
+            return self._num_taken == 0 or self._num_taken + num_bytes <= self._size
+
+        with self._changed:
+            if not fits():
+                if self._num_waiting >= self._max_waiting:
+                    raise _refusal()
+                self._num_waiting += 1
+                try:
+                    if not self._changed.wait_for(fits, self._wait_seconds):
+                        raise _refusal()
+                finally:
+                    self._num_waiting -= 1
+            self._num_taken += num_bytes
+
+    def _give_back(self, num_bytes: int) -> None:
+        with self._changed:
+            self._num_taken -= num_bytes
+            self._changed.notify_all()
+
+
+def _refusal() -> QueueFullError:
+    return QueueFullError("the images of other requests take all the memory that images may: try again later")
