@@ -26,6 +26,7 @@ KEYS = {
     "bytes_per_token",
     "prompt_piece",
     "kv_cache",
+    "memory",
     "tiers",
     "bandwidth",
     "tokens_per_second",
