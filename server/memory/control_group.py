@@ -41,8 +41,13 @@ def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimi
 
 
 def memory_pressure(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
-    """Percent of the last ten seconds in which a thread of this process' group waited for memory; None if unknown."""
+    """Percent of the last ten seconds in which a thread of this process' group waited for memory; None if unknown.
+
+    A group without a counter of memory is the machine's root, whose pressure others cause.
+    """
     for folder in _folders("memory", root, membership):
+        if not (folder / "memory.current").exists():
+            continue
         words = (_read(folder / "memory.pressure") or "").split()
         if words[:1] == ["some"]:
             return float(words[1].removeprefix("avg10="))

@@ -77,11 +77,16 @@ class KVPlan:
                 count,
                 group.window,
                 group.is_chunked,
-                extent_blocks(group, BLOCK_SIZE) if self.is_elastic else 0,
+                extent_size(group, count) if self.is_elastic else 0,
                 BLOCK_SIZE * group.token_bytes,
             )
             for count, group in pairs
         ]
+
+
+def extent_size(group: KVGroup, num_blocks: int) -> int:
+    """Blocks of an extent; all of a group that has fewer than an extent."""
+    return max(1, min(extent_blocks(group, BLOCK_SIZE), num_blocks))
 
 
 def first_bytes(groups: Sequence[KVGroup], longest: int) -> int:
@@ -130,7 +135,7 @@ def plan_kv_cache(
     def plan(num_blocks: int) -> KVPlan:
         counts = [min(num_blocks, limit) for limit in limits]
         if is_elastic:  # whole extents
-            sizes = [extent_blocks(group, BLOCK_SIZE) for group in groups]
+            sizes = [extent_size(group, count) for group, count in zip(groups, counts, strict=True)]
             counts = [-(-count // size) * size for count, size in zip(counts, sizes, strict=True)]
         return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes, is_elastic)
 

@@ -17,7 +17,7 @@ from server.engine.extents import Allowance
 from .plan import GROWTH_BYTES, MemoryPlan
 from .sizes import format_bytes
 from .step import step_bytes
-from .usage import Adjustments
+from .usage import Action, Adjustments, Cause
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +135,12 @@ class Shares:
                 self._rebalance()
         return needed > blocks.used_bytes or allowance.limit_bytes > limit + self._chunk
 
-    def withhold(self, nbytes: int, reason: str) -> None:
+    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None:
         """Keep so many bytes from both, for what was not foreseen; experts give them up, or get them back.
 
         Args:
             nbytes: less than 0 lends them what was set aside and is not taken, up to half of it.
+            cause: for metrics.
             reason: for the log.
         """
         with self._lock:
@@ -149,15 +150,12 @@ class Shares:
             if self._host_bytes == had:
                 return
             is_shrink, size = self._withheld > before, format_bytes(self._host_bytes)
-            adjustments = self.adjustments
-            if is_shrink:
-                adjustments.num_shrinks += 1
-            else:
-                adjustments.num_grows += 1
-            adjustments.reason = reason
+            action: Action = "shrink" if is_shrink else "grow"
+            self.adjustments.counts[action, cause] += 1
+            self.adjustments.reason = reason
             level = logging.DEBUG if is_shrink == self._was_shrink else logging.INFO  # a line for each turn
             self._was_shrink = is_shrink
-            log.log(level, "experts %s to %s: %s", "shrink" if is_shrink else "grow", size, reason)
+            log.log(level, "experts %s to %s: %s", action, size, reason)
 
     def _room(self, *, largest_step: bool = False) -> int:
         """What is shared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -12,13 +13,35 @@ Part = Literal["trunk", "experts", "kv_cache", "step", "process", "unaccounted"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
+# The server took more than planned; others took the machine's or the group's memory; threads waited for memory; memory
+# was left for a while.
+Cause = Literal["process", "others", "pressure", "calm"]
+Action = Literal["shrink", "grow"]
+ADJUSTMENTS: tuple[tuple[Action, Cause], ...] = (
+    ("shrink", "process"),
+    ("shrink", "others"),
+    ("shrink", "pressure"),
+    ("grow", "calm"),
+)
+
+
 @dataclass
 class Adjustments:
     """How often, and why, memory was taken from the experts or given back to them since the start."""
 
-    num_shrinks: int = 0
-    num_grows: int = 0
+    counts: Counter[tuple[Action, Cause]] = field(default_factory=Counter)
     reason: str = ""  # of the last one, for people
+
+    @property
+    def num_shrinks(self) -> int:
+        return self._num_of("shrink")
+
+    @property
+    def num_grows(self) -> int:
+        return self._num_of("grow")
+
+    def _num_of(self, action: Action) -> int:
+        return sum(count for (each, _), count in self.counts.items() if each == action)
 
 
 @dataclass(frozen=True)

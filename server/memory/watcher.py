@@ -11,6 +11,7 @@ from typing import Protocol
 
 from .control_group import memory_pressure
 from .machine import available_bytes, own_bytes
+from .usage import Cause
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class Shrinkable(Protocol):
     @property
     def can_shrink(self) -> bool: ...
 
-    def withhold(self, nbytes: int, reason: str) -> None: ...
+    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,20 +94,23 @@ class Watcher:
         if left < self._low:
             self._begin_calm(now)
             if shares.can_shrink:
+                cause: Cause = "process"
                 reason = "less of the memory is left than was planned"
                 if reading.available_bytes < self._budget_bytes - reading.own_bytes:
-                    reason = "others take the memory of the machine or its control group"
-                shares.withhold(shares.withheld_bytes + 2 * self._low - left, reason)
+                    cause, reason = "others", "others take the memory of the machine or its control group"
+                shares.withhold(shares.withheld_bytes + 2 * self._low - left, cause, reason)
         elif reading.pressure is not None and reading.pressure > PRESSURE:
             self._begin_calm(now)
             if shares.can_shrink and now - self._pressed_at >= PRESSURE_SECONDS:
                 self._pressed_at = now
                 step = int(PRESSURE_STEP * self._budget_bytes)
-                shares.withhold(shares.withheld_bytes + step, f"memory pressure is {reading.pressure:.0f} %")
+                shares.withhold(
+                    shares.withheld_bytes + step, "pressure", f"memory pressure is {reading.pressure:.0f} %"
+                )
         elif now - self._calm_since >= CALM_SECONDS:
             more = self._least_left - max(3 * self._low, int(ENOUGH * self._budget_bytes))
             if more > 0:
-                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "memory is left")
+                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "calm", "memory is left")
             self._begin_calm(now)
 
     def _begin_calm(self, now: float) -> None:

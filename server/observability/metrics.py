@@ -23,7 +23,7 @@ from expert_store import (
     StoreStatistics,
     TierReport,
 )
-from server.memory.usage import MemoryUsage
+from server.memory.usage import ADJUSTMENTS, MemoryUsage
 
 from .expert_tokens import ExpertTokens
 from .statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
@@ -186,9 +186,9 @@ def _shares(memory: MemoryUsage) -> Iterator[Metric]:
     yield _gauge("memory_bytes", text, ["part"], parts)
     text = "Bytes of host memory that the server and its children may take."
     yield _gauge("memory_budget_bytes", text, [], [((), memory.budget_bytes)])
-    changes = [(("shrink",), memory.adjustments.num_shrinks), (("grow",), memory.adjustments.num_grows)]
-    text = "Times that memory was taken from the experts, or given back to them."
-    yield _counter("memory_adjustments", text, ["action"], changes)
+    counts = [(adjustment, memory.adjustments.counts[adjustment]) for adjustment in ADJUSTMENTS]
+    text = "Times that memory was taken from the experts, or given back to them, by reason."
+    yield _counter("memory_adjustments", text, ["action", "reason"], counts)
 
 
 def _latencies(latencies: Latencies) -> Iterator[Metric]:

@@ -36,7 +36,7 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "expert_hit_ratio": ("gauge", set()),
     "memory_bytes": ("gauge", {"part"}),
     "memory_budget_bytes": ("gauge", set()),
-    "memory_adjustments_total": ("counter", {"action"}),
+    "memory_adjustments_total": ("counter", {"action", "reason"}),
     "num_requests_running": ("gauge", set()),
     "num_requests_waiting": ("gauge", set()),
     "kv_cache_usage_perc": ("gauge", set()),

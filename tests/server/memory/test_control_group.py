@@ -79,10 +79,16 @@ def test_pressure_is_that_of_the_innermost_group_that_tells(root: Path, membersh
     membership.write_text("0::/service/worker\n")
     write(root)
     line = "some avg10={} avg60=1.00 avg300=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
-    write(root / "service", memory__pressure=line.format("12.50"))
+    write(root / "service", memory__pressure=line.format("12.50"), memory__current="0")
     assert memory_pressure(root, membership) == 12.5
-    write(root / "service/worker", memory__pressure=line.format("3.00"))
+    write(root / "service/worker", memory__pressure=line.format("3.00"), memory__current="0")
     assert memory_pressure(root, membership) == 3.0
+
+
+def test_pressure_of_the_machine_is_none_of_a_group(root: Path, membership: Path) -> None:
+    membership.write_text("0::/\n")
+    write(root, memory__pressure="some avg10=50.00 avg60=1.00 avg300=0.00 total=5\n")
+    assert memory_pressure(root, membership) is None
 
 
 def test_a_kernel_that_tells_no_pressure_is_none(root: Path, membership: Path) -> None:

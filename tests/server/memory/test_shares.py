@@ -132,10 +132,10 @@ def test_room_for_a_large_step_is_made_before_it_and_kept(scene: Scene) -> None:
 
 def test_what_is_withheld_comes_from_experts_and_is_told(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
-    scene.shares.withhold(MIB, "it is tight")
+    scene.shares.withhold(MIB, "process", "it is tight")
     assert scene.store.host_slot_bytes <= before - MIB
     assert (scene.shares.adjustments.num_shrinks, scene.shares.adjustments.reason) == (1, "it is tight")
-    scene.shares.withhold(0, "it is not")
+    scene.shares.withhold(0, "calm", "it is not")
     assert scene.store.host_slot_bytes == before
     assert scene.shares.adjustments.num_grows == 1
 
@@ -152,5 +152,5 @@ def test_a_pinned_kv_cache_stays_as_it_is(tmp_path: Path) -> None:
 
 
 def test_at_most_half_of_what_is_set_aside_is_lent(scene: Scene) -> None:
-    scene.shares.withhold(-(1 << 40), "much is left")
+    scene.shares.withhold(-(1 << 40), "calm", "much is left")
     assert -scene.shares.withheld_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2

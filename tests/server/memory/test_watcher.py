@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from server.memory.usage import Cause
 from server.memory.watcher import CALM_SECONDS, PRESSURE_SECONDS, Reading, Watcher
 
 MIB = 1 << 20
@@ -15,9 +16,11 @@ class Experts:
     def __init__(self, can_shrink: bool = True):
         self.unfilled_bytes, self.withheld_bytes, self.can_shrink = 0, 0, can_shrink
         self.reasons: list[str] = []
+        self.causes: list[Cause] = []
 
-    def withhold(self, nbytes: int, reason: str) -> None:
+    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None:
         self.withheld_bytes = nbytes
+        self.causes.append(cause)
         self.reasons.append(reason)
 
 
@@ -58,7 +61,7 @@ def test_what_experts_and_blocks_may_still_take_counts_as_taken() -> None:
 def test_experts_shrink_when_others_take_the_memory() -> None:
     scene = Scene()
     assert scene.look(500, available=4) == 16
-    assert "others" in scene.experts.reasons[0]
+    assert scene.experts.causes == ["others"]
 
 
 def test_experts_at_their_least_are_left_alone() -> None:
