@@ -24,7 +24,7 @@ MOST_ROWS_OF_LOGITS = 64  # of a prompt whose tokens' logits are asked for
 FIRST_TOKENS = 64  # of a step for which memory is set aside from the start
 
 # Measured with the bundled model and a Qwen3-MoE of 3.4 GB; see docs/log.md.
-PROCESS_BYTES = 330 << 20  # of a server without trunk, experts and KV cache, when it is ready to load these
+PROCESS_BYTES = 256 << 20  # of a server without trunk, experts and KV cache, when it is ready to load these
 GROWTH_BYTES = 64 << 20  # that it takes besides by the time it has answered some requests
 
 
