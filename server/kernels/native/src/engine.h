@@ -11,6 +11,12 @@
 
 namespace greenroom {
 
+#ifdef __SANITIZE_ADDRESS__
+inline constexpr bool kIsTight = true;  // a buffer is no larger than a call wants it, so that what is beyond it is seen
+#else
+inline constexpr bool kIsTight = false;
+#endif
+
 // Memory that grows when it has to and is kept from call to call, so that a step allocates nothing once it is warm.
 class Buffer {
  public:
@@ -22,13 +28,14 @@ class Buffer {
   // At least so many bytes, aligned to 64; what was there before is lost.
   template <typename Type = char>
   Type* reserve(int64_t bytes) {
-    if (bytes > size_) {
+    const int64_t least = round_up(bytes, 64);
+    if (least > size_ || (kIsTight && least < size_)) {
       std::free(memory_);
       size_ = 0;
-      const auto wanted = static_cast<size_t>(round_up(bytes + bytes / 4, 4096));
-      memory_ = std::aligned_alloc(64, wanted);
+      const int64_t wanted = kIsTight ? least : round_up(bytes + bytes / 4, 4096);
+      memory_ = std::aligned_alloc(64, static_cast<size_t>(wanted));
       if (!memory_) throw std::bad_alloc();
-      size_ = static_cast<int64_t>(wanted);
+      size_ = wanted;
     }
     return static_cast<Type*>(memory_);
   }

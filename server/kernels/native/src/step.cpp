@@ -167,7 +167,10 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   const int64_t queries = layer.heads * layer.key_dim, keys = layer.kv_heads * layer.key_dim;
   const int64_t values = layer.kv_heads * layer.value_dim, width = queries + keys + values;
   const int64_t attended_size = layer.heads * layer.value_dim, threads = engine.pool.num_threads();
-  const PanelKind kind = level.panel_kind(layer.query, step.is_exact);
+  PanelKind kind = level.panel_kind(layer.query, step.is_exact);
+  for (const Matrix* matrix : {&layer.key, &layer.value}) {  // which share the panel: all take rows in float32
+    if (level.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
+  }
   const PanelKind output_kind = level.panel_kind(layer.output, step.is_exact);
   const int64_t panel_size = panel_bytes(kind, tokens, hidden_size);
   const int64_t output_size = panel_bytes(output_kind, tokens, attended_size);

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[4]
-DRIVER = Path(__file__).with_name("driver.cpp")
+DRIVER = Path(__file__).with_name("driver")  # sources
 
 
 def load_setup() -> ModuleType:

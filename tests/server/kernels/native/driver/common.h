@@ -1,0 +1,72 @@
+// Random numbers, plain numbers in memory, the kernels' C interface, and how results are held against others.
+#pragma once
+
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "linear.h"
+#include "step.h"
+
+struct Handle;
+extern "C" {
+const char* greenroom_level(const char* most);
+Handle* greenroom_open(int num_threads, const char* most);
+void greenroom_close(Handle* handle);
+int greenroom_linear(Handle* handle, const greenroom::LinearCall* call);
+int greenroom_experts(Handle* handle, const greenroom::ExpertShape* shape, const greenroom::ExpertBatch* batch);
+int greenroom_combine(Handle* handle, const greenroom::Combination* call);
+int greenroom_attention(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
+                        int64_t place);
+int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
+                           int64_t place, const float* outputs);
+int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
+                     const greenroom::StepCall* step);
+int greenroom_head(Handle* handle, const greenroom::HeadCall* call);
+}
+
+namespace driver {
+
+using namespace greenroom;
+
+constexpr double kExact = 1e-4;  // part of the sum of magnitudes that a result may be off
+
+extern std::mt19937 random_bits;
+extern int num_wrong;
+
+int64_t between(int64_t low, int64_t high);  // both are possible
+bool one_in(int64_t count);
+float normal();
+std::vector<float> normals(int64_t count, float scale = 1.0f, float mean = 0.0f);
+Format plain_format();
+
+// Writes a plain number that takes part in sums, cut off to what the format holds; gives what it is then.
+double put_plain(Format format, float number, char* target);
+double get_plain(Format format, const char* source);
+
+// A scale of any format that scales have.
+double get_scale(Format format, const char* source);
+int64_t scale_bytes(Format format);
+
+// Numbers of a plain format in memory of their own.
+struct Numbers {
+  Numbers(Format format, int64_t count, float scale = 1.0f);
+
+  Format format;
+  std::unique_ptr<char[]> bytes;
+  std::vector<double> values;
+};
+
+// Counts a result that is more than `most` off, and says so.
+void check(const char* what, const char* level, Format format, double found, double wanted, double most);
+
+// The same for what has to be equal.
+void check_same(const char* what, const char* level, const void* found, const void* wanted, int64_t bytes);
+
+void run_linear(Handle* handle, const char* level);
+void run_experts(Handle* handle, const char* level);
+void run_threads(const char* level, int num_calls);
+void run_layers(Handle* handle, const char* level);
+void run_head(Handle* handle, const char* level);
+
+}  // namespace driver

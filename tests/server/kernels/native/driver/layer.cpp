@@ -1,0 +1,217 @@
+#include "layer.h"
+
+#include <cmath>
+#include <numeric>
+
+namespace driver {
+namespace {
+
+constexpr int32_t kGone = -1;  // in a block table: a block before what any token sees
+
+Format experts_format(int64_t hidden) {
+  for (;;) {
+    const Format format = any_format();
+    if (format == Format::kMxfp4 ? hidden % kGroup == 0 : format != Format::kFp4 || hidden % 2 == 0) return format;
+  }
+}
+
+}  // namespace
+
+Weights trunk_weights(int64_t outputs, int64_t inputs) {
+  Layout layout(trunk_format(), outputs, inputs);
+  layout.is_transposed = false;
+  return Weights(layout);
+}
+
+int64_t Layer::head_size() { return one_in(4) ? between(60, 80) : between(1, 40); }
+
+Plan::Plan() {
+  for (int64_t count = between(1, 3); count > 0; --count) {
+    sequences.push_back({between(0, 3) ? between(0, 90) : 0, one_in(2) ? between(1, 3) : between(1, 24), tokens});
+    tokens += sequences.back().num_tokens;
+    positions = std::max(positions, sequences.back().end());
+  }
+}
+
+Layer::Layer(const Plan& plan, int32_t number) : plan(plan) {
+  set_attention(number);
+  set_experts();
+  set_cache();
+}
+
+const float* Layer::keep(int64_t count, float scale, float mean) {
+  numbers.push_back(normals(count, scale, mean));
+  return numbers.back().data();
+}
+
+const float* Layer::maybe(int64_t count) { return one_in(2) ? keep(count, 1.0f, 0.0f) : nullptr; }
+
+void Layer::set_attention(int32_t number) {
+  spec.input_norm = keep(hidden, 0.3f, 1.0f);
+  spec.inner_norm = keep(hidden, 0.3f, 1.0f);
+  spec.query = query.matrix();
+  spec.key = key.matrix();
+  spec.value = value.matrix();
+  spec.output = output.matrix();
+  spec.query_bias = maybe(heads * key_dim);
+  spec.key_bias = maybe(kv_heads * key_dim);
+  spec.value_bias = maybe(kv_heads * value_dim);
+  spec.output_bias = maybe(hidden);
+  spec.norms_together = between(0, 1);
+  if (one_in(2)) {
+    spec.query_norm = keep(spec.norms_together ? heads * key_dim : key_dim, 0.3f, 1.0f);
+    spec.key_norm = keep(spec.norms_together ? kv_heads * key_dim : key_dim, 0.3f, 1.0f);
+  }
+  spec.sinks = maybe(heads);
+  spec.heads = heads;
+  spec.kv_heads = kv_heads;
+  spec.key_dim = key_dim;
+  spec.value_dim = value_dim;
+  spec.rope_kind = key_dim > 1 ? static_cast<RopeKind>(between(0, 2)) : RopeKind::kNone;
+  spec.rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, key_dim / 2);
+  cosines.resize(static_cast<size_t>(plan.positions * spec.rotary_dim / 2));
+  sines.resize(cosines.size());
+  for (size_t i = 0; i < cosines.size(); ++i) {
+    cosines[i] = std::cos(static_cast<float>(i));
+    sines[i] = std::sin(static_cast<float>(i));
+  }
+  spec.rope = spec.group = number;
+  if (one_in(2)) spec.window = between(1, 70);
+  spec.is_chunked = spec.window && one_in(2);
+  spec.norm_epsilon = kEpsilon;
+  spec.head_norm_epsilon = kHeadEpsilon;
+  spec.scaling = 2 / std::sqrt(static_cast<float>(key_dim)) / (spec.key_norm ? 1.0f : static_cast<float>(hidden));
+  spec.softcap = one_in(3) ? 1.5f : 0.0f;
+  spec.residual_scale = one_in(2) ? 1.0f : 0.3f;
+}
+
+void Layer::set_experts() {
+  spec.has_router = !one_in(4);
+  spec.has_dense = !spec.has_router || one_in(2);
+  if (spec.has_router) {
+    Router& by = spec.router;
+    by.num_groups = one_in(2) ? 1 : static_cast<int32_t>(between(2, 4));
+    const auto size = static_cast<int32_t>(between(2, 6));  // experts of a group
+    by.top_groups = static_cast<int32_t>(between(1, by.num_groups));
+    by.top_k = static_cast<int32_t>(between(1, std::min(4, by.top_groups * size)));
+    spec.num_experts = by.num_groups * size;
+    router.emplace_back(trunk_weights(spec.num_experts, hidden));
+    by.matrix = router[0].matrix();
+    by.bias = maybe(spec.num_experts);
+    by.correction = one_in(2) ? keep(spec.num_experts, 0.1f, 0.0f) : nullptr;
+    by.kind = static_cast<RouterKind>(between(0, 2));
+    by.is_normalised = between(0, 1);
+    by.scale = one_in(2) ? 1.0f : 2.5f;
+    const Format format = experts_format(hidden);
+    experts.emplace_back(format, spec.num_experts, hidden, whole(format, between(1, 40)), one_in(2));
+    spec.experts = experts[0].shape;
+  }
+  if (!spec.has_dense) return;
+  const Format format = experts_format(hidden);
+  dense.emplace_back(format, 1, hidden, whole(format, between(1, 40)), false);
+  spec.dense = dense[0].placed();
+  if (one_in(2)) return;
+  dense_gate.emplace_back(trunk_weights(1, hidden));
+  spec.dense_gate = dense_gate[0].matrix();
+}
+
+// A cache of just the blocks that the step's tokens see, in any order. What no token wrote before is not a number, as
+// what another sequence left there may be.
+void Layer::set_cache() {
+  int32_t num_blocks = 0;
+  for (const Sequence& sequence : plan.sequences) {
+    for (int64_t block = 0; block < divide_up(sequence.end(), kCacheBlock); ++block) {
+      blocks.push_back(block < oldest_seen(sequence.first_position) / kCacheBlock ? kGone : num_blocks++);
+    }
+  }
+  blocks.shrink_to_fit();
+  std::vector<int32_t> places(static_cast<size_t>(num_blocks));
+  std::iota(places.begin(), places.end(), 0);
+  std::shuffle(places.begin(), places.end(), random_bits);
+  for (int32_t& block : blocks) block = block == kGone ? kGone : places[static_cast<size_t>(block)];
+  spec.cache_format = plain_format();
+  spec.cache_slots = num_blocks * kCacheBlock;
+  spec.cache_dim = std::max(key_dim, value_dim) + between(0, 3);
+  const auto bytes = static_cast<size_t>(kv_heads * spec.cache_slots * spec.cache_dim * bytes_of(spec.cache_format));
+  keys.assign(bytes, '\xFF');
+  values.assign(bytes, '\xFF');
+  const float key_size = spec.key_norm ? 1.0f : std::sqrt(static_cast<float>(hidden));
+  const int32_t* table = blocks.data();
+  for (const Sequence& sequence : plan.sequences) {
+    for (int64_t position = oldest_seen(sequence.first_position); position < sequence.first_position; ++position) {
+      for (int64_t head = 0; head < kv_heads; ++head) {
+        for (int64_t d = 0; d < key_dim; ++d) {
+          put_plain(spec.cache_format, key_size * normal(), keys.data() + key_place(table, head, position, d));
+        }
+        for (int64_t d = 0; d < value_dim; ++d) {
+          put_plain(spec.cache_format, normal(), values.data() + value_place(table, head, position, d));
+        }
+      }
+    }
+    table += divide_up(sequence.end(), kCacheBlock);
+  }
+  spec.key_cache = keys.data();
+  spec.value_cache = values.data();
+}
+
+int64_t Layer::oldest_seen(int64_t position) const {
+  if (!spec.window) return 0;
+  if (spec.is_chunked) return position / spec.window * spec.window;
+  return std::max<int64_t>(0, position - spec.window + 1);
+}
+
+Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<Chunk>& chunks,
+           const std::vector<float>& given, bool is_exact) {
+  for (const Chunk& chunk : chunks) {
+    int64_t first_block = 0;
+    for (const Sequence& before : plan.sequences) {
+      if (&before == chunk.sequence) break;
+      first_block += divide_up(before.end(), kCacheBlock);
+    }
+    sequences.push_back({static_cast<int32_t>(call.tokens), static_cast<int32_t>(chunk.count),
+                         static_cast<int32_t>(chunk.sequence->first_position + chunk.first),
+                         static_cast<int32_t>(first_block)});
+    const auto begin = given.begin() + (chunk.sequence->first_row + chunk.first) * plan.hidden;
+    hidden.insert(hidden.end(), begin, begin + chunk.count * plan.hidden);
+    call.tokens += chunk.count;
+  }
+  hidden.shrink_to_fit();
+  sequences.shrink_to_fit();
+  for (const Layer& layer : layers) {
+    tables.push_back(layer.blocks.data());
+    cosines.push_back(layer.cosines.data());
+    sines.push_back(layer.sines.data());
+    if (!layer.spec.has_router) continue;
+    ++num_routed;
+    call.most_top_k = std::max<int64_t>(call.most_top_k, layer.spec.router.top_k);
+    call.most_experts = std::max<int64_t>(call.most_experts, layer.spec.num_experts);
+  }
+  for (const Layer& layer : layers) {
+    if (!layer.spec.has_router) continue;
+    const std::vector<uint64_t> addresses = layer.experts[0].addresses();
+    slots.insert(slots.end(), addresses.begin(), addresses.end());
+    slots.resize(slots.size() + static_cast<size_t>(call.most_experts) - addresses.size());
+  }
+  for (auto* addresses : {&cosines, &sines}) addresses->shrink_to_fit();
+  tables.shrink_to_fit();
+  slots.shrink_to_fit();
+  normed.resize(hidden.size());
+  chosen.resize(static_cast<size_t>(num_routed * call.tokens * call.most_top_k));
+  weights.resize(chosen.size());
+  counts.resize(static_cast<size_t>(num_routed * call.most_experts));
+  call.hidden = hidden.data();
+  call.sequences = sequences.data();
+  call.block_tables = tables.data();
+  call.cosines = cosines.data();
+  call.sines = sines.data();
+  call.normed = normed.data();
+  call.chosen = chosen.data();
+  call.weights = weights.data();
+  call.slots = slots.data();
+  call.counts = counts.data();
+  call.num_sequences = static_cast<int64_t>(sequences.size());
+  call.hidden_size = plan.hidden;
+  call.is_exact = is_exact;
+}
+
+}  // namespace driver

@@ -1,0 +1,93 @@
+// Random decoder layers, and the arrays of a step with them.
+#pragma once
+
+#include <algorithm>
+#include <deque>
+
+#include "slots.h"
+
+namespace driver {
+
+constexpr float kEpsilon = 1e-6f, kHeadEpsilon = 1e-5f;  // of norms
+
+Weights trunk_weights(int64_t outputs, int64_t inputs);
+
+struct Sequence {
+  int64_t first_position, num_tokens, first_row;
+  int64_t end() const { return first_position + num_tokens; }
+};
+
+// What all layers of a step have in common.
+struct Plan {
+  Plan();
+
+  std::vector<Sequence> sequences;
+  int64_t tokens = 0, positions = 0;
+  int64_t hidden = one_in(2) ? between(1, 80) : 32 * between(1, 3);
+};
+
+// Some tokens of a sequence that are computed in the same call.
+struct Chunk {
+  const Sequence* sequence;
+  int64_t first, count;
+};
+
+// A layer, and the memory that its spec refers to.
+struct Layer {
+  Layer(const Plan& plan, int32_t number);
+
+  int64_t oldest_seen(int64_t position) const;
+
+  // Places in a cache, in bytes.
+  int64_t key_place(const int32_t* table, int64_t head, int64_t position, int64_t d) const {
+    const int64_t first = table[position / kCacheBlock] * kCacheBlock;
+    const int64_t place = (head * spec.cache_slots + first) * spec.cache_dim + d * kCacheBlock + position % kCacheBlock;
+    return place * bytes_of(spec.cache_format);
+  }
+  int64_t value_place(const int32_t* table, int64_t head, int64_t position, int64_t d) const {
+    const int64_t slot = table[position / kCacheBlock] * kCacheBlock + position % kCacheBlock;
+    return ((head * spec.cache_slots + slot) * spec.cache_dim + d) * bytes_of(spec.cache_format);
+  }
+
+  const Plan& plan;
+  int64_t hidden = plan.hidden, kv_heads = between(1, 3), heads = kv_heads * between(1, 6);
+  int64_t key_dim = head_size(), value_dim = one_in(2) ? key_dim : head_size();
+  Weights query = trunk_weights(heads * key_dim, hidden), key = trunk_weights(kv_heads * key_dim, hidden);
+  Weights value = trunk_weights(kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
+  std::deque<std::vector<float>> numbers;
+  std::vector<float> cosines, sines;
+  std::deque<Weights> router, dense_gate;  // one, or none
+  std::deque<Experts> experts, dense;
+  std::vector<int32_t> blocks;  // the block tables of all sequences
+  std::vector<char> keys, values;
+  LayerSpec spec{};
+
+ private:
+  const float* keep(int64_t count, float scale, float mean);
+  const float* maybe(int64_t count);  // some numbers, or null
+  static int64_t head_size();
+  void set_attention(int32_t number);
+  void set_experts();
+  void set_cache();
+};
+
+// The arrays of a call with some tokens.
+struct Step {
+  Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<Chunk>& chunks,
+       const std::vector<float>& given, bool is_exact);
+  Step(const Step&) = delete;
+
+  int64_t place_of_choices(int64_t place) const { return place * call.tokens * call.most_top_k; }
+
+  StepCall call{};
+  int64_t num_routed = 0;
+  std::vector<StepSequence> sequences;
+  std::vector<const int32_t*> tables;
+  std::vector<const float*> cosines, sines;
+  std::vector<float> hidden, normed, weights;
+  std::vector<int32_t> chosen;
+  std::vector<uint64_t> slots;
+  std::vector<int64_t> counts;
+};
+
+}  // namespace driver

@@ -1,0 +1,191 @@
+// Decoder layers: one after the other against plain loops, then all in one call, and each sequence in calls of its own,
+// against the bits of that. And the head.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <numeric>
+
+#include "loops.h"
+
+namespace driver {
+namespace {
+
+// What the experts of a layer give for the choices that its router made.
+std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
+  if (!layer.spec.has_router) return {};
+  const int64_t top_k = layer.spec.router.top_k, num_experts = layer.spec.num_experts;
+  const auto first = step.chosen.begin() + step.place_of_choices(place);
+  const std::vector<int32_t> expert_of(first, first + step.call.tokens * top_k);
+  const Sorted sorted(expert_of, num_experts);
+  const std::vector<uint64_t> addresses = layer.experts[0].addresses();
+  std::vector<float> outputs(expert_of.size() * static_cast<size_t>(layer.hidden), NAN);
+  ExpertBatch batch{};
+  batch.slots = addresses.data();
+  batch.starts = sorted.starts.data();
+  batch.choices = sorted.choices.data();
+  batch.x = step.normed.data();
+  batch.outputs = outputs.data();
+  batch.num_experts = num_experts;
+  batch.top_k = top_k;
+  batch.x_stride = layer.hidden;
+  batch.x_format = Format::kFloat32;
+  batch.is_exact = step.call.is_exact;
+  if (greenroom_experts(handle, &layer.spec.experts, &batch)) std::abort();
+  return outputs;
+}
+
+// The layers in calls of their own, held against loops.
+void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& layers, Step& step) {
+  int64_t place = 0;
+  for (const Layer& layer : layers) {
+    std::vector<float> given = step.hidden;
+    const std::vector<char> keys = layer.keys, values = layer.values;
+    if (greenroom_attention(handle, &layer.spec, &step.call, place)) std::abort();
+    check_attention(level, layer, step, given, keys, values);
+    check_norm_and_router(level, layer, step, place);
+    const std::vector<float> outputs = expert_outputs(handle, layer, step, place);
+    given = step.hidden;
+    if (greenroom_finish_layer(handle, &layer.spec, &step.call, place, outputs.data())) std::abort();
+    if (step.call.is_exact) check_finish(level, layer, step, place, given, outputs);
+    place += layer.spec.has_router;
+  }
+}
+
+// Holds some rows of a step against the same rows of another.
+void check_rows(const char* what, const char* level, const std::deque<Layer>& layers, const Step& found,
+                int64_t found_row, const Step& wanted, int64_t wanted_row, int64_t rows) {
+  const int64_t hidden = found.call.hidden_size;
+  check_same(what, level, found.hidden.data() + found_row * hidden, wanted.hidden.data() + wanted_row * hidden,
+             rows * hidden * 4);
+  int64_t place = 0;
+  for (const Layer& layer : layers) {
+    if (!layer.spec.has_router) continue;
+    const int64_t top_k = layer.spec.router.top_k, bytes = rows * top_k * 4;
+    const int64_t there = found.place_of_choices(place) + found_row * top_k;
+    const int64_t here = wanted.place_of_choices(place) + wanted_row * top_k;
+    check_same(what, level, found.chosen.data() + there, wanted.chosen.data() + here, bytes);
+    check_same(what, level, found.weights.data() + there, wanted.weights.data() + here, bytes);
+    ++place;
+  }
+}
+
+void check_counts(const char* level, const std::deque<Layer>& layers, const Step& step) {
+  int64_t place = 0;
+  for (const Layer& layer : layers) {
+    if (!layer.spec.has_router) continue;
+    const auto first = step.chosen.begin() + step.place_of_choices(place);
+    for (int32_t expert = 0; expert < layer.spec.num_experts; ++expert) {
+      const auto rows = std::count(first, first + step.call.tokens * layer.spec.router.top_k, expert);
+      const auto found = static_cast<double>(step.counts[place * step.call.most_experts + expert]);
+      check("a count of rows", level, Format::kFloat32, found, static_cast<double>(rows), 0);
+    }
+    ++place;
+  }
+}
+
+// The caches of all layers.
+struct Caches {
+  explicit Caches(const std::deque<Layer>& layers) {
+    for (const Layer& layer : layers) {
+      keys.push_back(layer.keys);
+      values.push_back(layer.values);
+    }
+  }
+  void put_back(std::deque<Layer>& layers) const {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      std::copy(keys[i].begin(), keys[i].end(), layers[i].keys.begin());
+      std::copy(values[i].begin(), values[i].end(), layers[i].values.begin());
+    }
+  }
+  void check_equal(const char* what, const char* level, const std::deque<Layer>& layers) const {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const auto bytes = static_cast<int64_t>(keys[i].size());
+      check_same(what, level, layers[i].keys.data(), keys[i].data(), bytes);
+      check_same(what, level, layers[i].values.data(), values[i].data(), bytes);
+    }
+  }
+
+  std::vector<std::vector<char>> keys, values;
+};
+
+}  // namespace
+
+void run_layers(Handle* handle, const char* level) {
+  const Plan plan;
+  const bool is_exact = !one_in(3);
+  std::deque<Layer> layers;
+  for (int64_t count = between(1, 2), i = 0; i < count; ++i) layers.emplace_back(plan, static_cast<int32_t>(i));
+  std::vector<LayerSpec> specs;
+  for (const Layer& layer : layers) specs.push_back(layer.spec);
+  const auto num_layers = static_cast<int64_t>(specs.size());
+  const std::vector<float> given = normals(plan.tokens * plan.hidden);
+  std::vector<Chunk> chunks;
+  for (const Sequence& sequence : plan.sequences) chunks.push_back({&sequence, 0, sequence.num_tokens});
+
+  const Caches before(layers);
+  Step parts(plan, layers, chunks, given, is_exact);
+  run_in_parts(handle, level, layers, parts);
+  const Caches after(layers);
+
+  before.put_back(layers);
+  Step together(plan, layers, chunks, given, is_exact);
+  if (greenroom_layers(handle, specs.data(), num_layers, &together.call)) std::abort();
+  check_rows("layers in one call", level, layers, together, 0, parts, 0, plan.tokens);
+  check_counts(level, layers, together);
+  after.check_equal("caches of layers in one call", level, layers);
+
+  before.put_back(layers);
+  for (const Sequence& sequence : plan.sequences) {
+    for (int64_t first = 0, count; first < sequence.num_tokens; first += count) {
+      count = between(1, sequence.num_tokens - first);
+      Step alone(plan, layers, {{&sequence, first, count}}, given, is_exact);
+      if (greenroom_layers(handle, specs.data(), num_layers, &alone.call)) std::abort();
+      check_rows("tokens by themselves", level, layers, alone, 0, parts, sequence.first_row + first, count);
+    }
+  }
+  after.check_equal("caches of tokens by themselves", level, layers);
+}
+
+void run_head(Handle* handle, const char* level) {
+  const int64_t hidden = between(1, 80), tokens = between(1, 20), num_rows = between(1, tokens);
+  const Weights weights = trunk_weights(between(1, 150), hidden);
+  const int64_t vocabulary = weights.layout.outputs;
+  const std::vector<float> bias = normals(vocabulary), norm = normals(hidden, 0.3f, 1.0f);
+  const std::vector<float> states = normals(tokens * hidden);
+  std::vector<int32_t> rows(static_cast<size_t>(tokens));
+  std::iota(rows.begin(), rows.end(), 0);
+  std::shuffle(rows.begin(), rows.end(), random_bits);
+  rows.resize(static_cast<size_t>(num_rows));
+  rows.shrink_to_fit();
+  HeadCall call{};
+  call.num_rows = num_rows;
+  call.num_logits = between(0, num_rows);
+  std::vector<float> normed(static_cast<size_t>(num_rows * hidden));
+  std::vector<float> logits(static_cast<size_t>(call.num_logits * vocabulary));
+  call.matrix = weights.matrix();
+  call.bias = one_in(2) ? bias.data() : nullptr;
+  call.norm = norm.data();
+  call.hidden = states.data();
+  call.rows = rows.data();
+  call.normed = normed.data();
+  call.logits = logits.data();
+  call.hidden_size = hidden;
+  call.norm_epsilon = kEpsilon;
+  call.scale = one_in(2) ? 1.0f : 0.2f;
+  call.is_exact = static_cast<int32_t>(between(0, 1));
+  if (greenroom_head(handle, &call)) std::abort();
+  for (int64_t row = 0; row < num_rows; ++row) {
+    Vector x = widened(states.data() + rows[static_cast<size_t>(row)] * hidden, hidden);
+    normalise(x.data(), norm.data(), kEpsilon, hidden);
+    check_vector("a last state", level, Format::kFloat32, normed.data() + row * hidden, x, kNear * largest(x));
+    for (int64_t i = 0; row < call.num_logits && i < vocabulary; ++i) {
+      double size, wanted = weights.sum(x.data(), i, &size);
+      if (call.bias) wanted += bias[static_cast<size_t>(i)];
+      const double most = call.is_exact ? kExact * size : weights.rounding(x.data(), i);
+      check("a logit", level, weights.layout.format, logits[row * vocabulary + i], call.scale * wanted, most + 1e-5);
+    }
+  }
+}
+
+}  // namespace driver

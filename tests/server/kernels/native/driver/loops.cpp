@@ -1,0 +1,258 @@
+#include "loops.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+namespace driver {
+
+void normalise(double* x, const float* weight, float epsilon, int64_t size) {
+  double squares = 0;
+  for (int64_t i = 0; i < size; ++i) squares += x[i] * x[i];
+  for (int64_t i = 0; i < size; ++i) x[i] *= weight[i] / std::sqrt(squares / static_cast<double>(size) + epsilon);
+}
+
+double largest(const Vector& x) {
+  double most = 0;
+  for (const double number : x) most = std::fmax(most, std::fabs(number));
+  return most;
+}
+
+void check_vector(const char* what, const char* level, Format format, const float* found, const Vector& wanted,
+                  double most) {
+  for (size_t i = 0; i < wanted.size(); ++i) check(what, level, format, found[i], wanted[i], most);
+}
+
+namespace {
+
+Vector product(const Weights& weights, const float* bias, const Vector& x) {
+  Vector y;
+  double size;
+  for (int64_t output = 0; output < weights.layout.outputs; ++output) {
+    y.push_back(weights.sum(x.data(), output, &size) + (bias ? bias[output] : 0));
+  }
+  return y;
+}
+
+void soft_max(Vector& x) {
+  const double most = *std::max_element(x.begin(), x.end());
+  double total = 0;
+  for (double& number : x) total += number = std::exp(number - most);
+  for (double& number : x) number /= total;
+}
+
+// Queries, keys and values of a token, as they are attended to.
+struct Heads {
+  Heads(const Layer& layer, const float* given, int64_t position) {
+    const LayerSpec& spec = layer.spec;
+    Vector x = widened(given, layer.hidden);
+    normalise(x.data(), spec.input_norm, kEpsilon, layer.hidden);
+    query = product(layer.query, spec.query_bias, x);
+    key = product(layer.key, spec.key_bias, x);
+    value = product(layer.value, spec.value_bias, x);
+    for (Vector* vector : {&query, &key}) {
+      const float* weight = vector == &query ? spec.query_norm : spec.key_norm;
+      const auto size = static_cast<int64_t>(vector->size()), piece = spec.norms_together ? size : layer.key_dim;
+      for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
+      for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, vector->data() + i, position);
+    }
+  }
+
+  static void rotate(const Layer& layer, double* head, int64_t position) {
+    const int64_t pairs = layer.spec.rotary_dim / 2;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      const bool is_interleaved = layer.spec.rope_kind == RopeKind::kInterleaved;
+      double& first = head[is_interleaved ? 2 * pair : pair];
+      double& second = head[is_interleaved ? 2 * pair + 1 : pair + pairs];
+      const double cosine = layer.cosines[position * pairs + pair], sine = layer.sines[position * pairs + pair];
+      const double turned = first * cosine - second * sine;
+      second = second * cosine + first * sine;
+      first = turned;
+    }
+  }
+
+  Vector query, key, value;
+};
+
+// Attention of a token to what is in the cache.
+Vector attended(const Layer& layer, const int32_t* table, const Vector& query, int64_t position) {
+  const LayerSpec& spec = layer.spec;
+  const int64_t oldest = layer.oldest_seen(position);
+  Vector result(static_cast<size_t>(layer.heads * layer.value_dim));
+  for (int64_t head = 0; head < layer.heads; ++head) {
+    const int64_t kv_head = head / (layer.heads / layer.kv_heads);
+    Vector scores;
+    for (int64_t key = oldest; key <= position; ++key) {
+      double score = 0;
+      for (int64_t d = 0; d < layer.key_dim; ++d) {
+        score += query[head * layer.key_dim + d] *
+                 get_plain(spec.cache_format, layer.keys.data() + layer.key_place(table, kv_head, key, d));
+      }
+      score *= spec.scaling;
+      scores.push_back(spec.softcap ? std::tanh(score / spec.softcap) * spec.softcap : score);
+    }
+    if (spec.sinks) scores.push_back(spec.sinks[head]);
+    soft_max(scores);
+    for (int64_t key = oldest; key <= position; ++key) {
+      for (int64_t d = 0; d < layer.value_dim; ++d) {
+        result[head * layer.value_dim + d] +=
+            scores[key - oldest] *
+            get_plain(spec.cache_format, layer.values.data() + layer.value_place(table, kv_head, key, d));
+      }
+    }
+  }
+  return result;
+}
+
+// Copies what a token has in the cache to another one.
+void copy_token(const Layer& layer, const int32_t* table, int64_t position, std::vector<char>& keys,
+                std::vector<char>& values) {
+  const int64_t bytes = bytes_of(layer.spec.cache_format);
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    for (int64_t d = 0; d < layer.key_dim; ++d) {
+      const int64_t place = layer.key_place(table, head, position, d);
+      std::memcpy(keys.data() + place, layer.keys.data() + place, static_cast<size_t>(bytes));
+    }
+    const int64_t place = layer.value_place(table, head, position, 0);
+    std::memcpy(values.data() + place, layer.values.data() + place, static_cast<size_t>(layer.value_dim * bytes));
+  }
+}
+
+void check_cache(const char* level, const Layer& layer, const int32_t* table, int64_t position, const Heads& heads) {
+  const Format format = layer.spec.cache_format;
+  const double rounding = format == Format::kFloat32 ? 0 : format == Format::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
+  const double key_size = largest(heads.key), value_size = largest(heads.value);
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    for (int64_t d = 0; d < layer.key_dim; ++d) {
+      const double wanted = heads.key[head * layer.key_dim + d];
+      const double found = get_plain(format, layer.keys.data() + layer.key_place(table, head, position, d));
+      check("a key", level, format, found, wanted, rounding * std::fabs(wanted) + kNear * key_size);
+    }
+    for (int64_t d = 0; d < layer.value_dim; ++d) {
+      const double wanted = heads.value[head * layer.value_dim + d];
+      const double found = get_plain(format, layer.values.data() + layer.value_place(table, head, position, d));
+      check("a value", level, format, found, wanted, rounding * std::fabs(wanted) + kNear * value_size);
+    }
+  }
+}
+
+// Whether two scores are too near to each other to say which is the greater.
+bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs(a) + std::fabs(b)); }
+
+// The places of scores, the greatest first.
+std::vector<size_t> ranked(const Vector& scores) {
+  std::vector<size_t> places(scores.size());
+  std::iota(places.begin(), places.end(), 0);
+  std::stable_sort(places.begin(), places.end(), [&](size_t a, size_t b) { return scores[a] > scores[b]; });
+  return places;
+}
+
+// Scores for the choice, with those of groups that are not chosen far below; false if groups are too near each other.
+bool keep_groups(const Router& router, Vector& scores) {
+  if (router.num_groups == 1) return true;
+  const auto size = static_cast<int64_t>(scores.size()) / router.num_groups;
+  Vector sums;
+  for (int64_t group = 0; group < router.num_groups; ++group) {
+    Vector some(scores.begin() + group * size, scores.begin() + (group + 1) * size);
+    std::sort(some.rbegin(), some.rend());
+    sums.push_back(some[0] + some[1]);
+  }
+  const std::vector<size_t> order = ranked(sums);
+  const auto count = static_cast<size_t>(router.top_groups);
+  for (size_t i = count; i < order.size(); ++i) {
+    std::fill_n(scores.begin() + static_cast<int64_t>(order[i]) * size, size, -1e30);
+  }
+  return count == order.size() || !are_near(sums[order[count - 1]], sums[order[count]]);
+}
+
+void check_router(const char* level, const Layer& layer, const float* normed, const int32_t* chosen,
+                  const float* weights) {
+  const Router& router = layer.spec.router;
+  Vector scores = product(layer.router[0], router.bias, widened(normed, layer.hidden));
+  if (router.kind == RouterKind::kSoftMaxFirst) soft_max(scores);
+  if (router.kind == RouterKind::kSigmoid) {
+    for (double& score : scores) score = 1 / (1 + std::exp(-score));
+  }
+  Vector choice = scores;
+  for (size_t i = 0; router.correction && i < choice.size(); ++i) choice[i] += router.correction[i];
+  if (!keep_groups(router, choice)) return;
+  const std::vector<size_t> order = ranked(choice);
+  Vector wanted;
+  for (int32_t i = 0; i < router.top_k; ++i) {
+    const size_t best = order[static_cast<size_t>(i)], found = static_cast<size_t>(chosen[i]);
+    if (found >= choice.size() || !are_near(choice[found], choice[best])) {
+      return check("a choice", level, Format::kFloat32, chosen[i], static_cast<double>(best), 0);
+    }
+    if (std::count(chosen, chosen + i, chosen[i])) check("a choice made twice", level, Format::kFloat32, 1, 0, 0);
+    wanted.push_back(scores[found]);
+  }
+  if (router.kind == RouterKind::kTopFirst) soft_max(wanted);
+  const double total = router.is_normalised ? std::accumulate(wanted.begin(), wanted.end(), 1e-20) : 1;
+  for (double& weight : wanted) weight *= router.scale / total;
+  check_vector("a weight", level, Format::kFloat32, weights, wanted, kNear * largest(wanted));
+}
+
+}  // namespace
+
+void check_attention(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
+                     std::vector<char> keys, std::vector<char> values) {
+  const LayerSpec& spec = layer.spec;
+  const int64_t hidden = layer.hidden;
+  for (const StepSequence& sequence : step.sequences) {
+    const int32_t* table = layer.blocks.data() + sequence.first_block;
+    for (int64_t i = 0; i < sequence.num_tokens; ++i) {
+      const int64_t position = sequence.first_position + i, row = sequence.first_row + i;
+      copy_token(layer, table, position, keys, values);
+      if (!step.call.is_exact) continue;
+      const Heads heads(layer, given.data() + row * hidden, position);
+      check_cache(level, layer, table, position, heads);
+      Vector wanted = product(layer.output, spec.output_bias, attended(layer, table, heads.query, position));
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + spec.residual_scale * wanted[d];
+      check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
+                   kNear * (largest(wanted) + 1));
+    }
+  }
+  check_same("a cache of keys", level, keys.data(), layer.keys.data(), static_cast<int64_t>(keys.size()));
+  check_same("a cache of values", level, values.data(), layer.values.data(), static_cast<int64_t>(values.size()));
+}
+
+void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place) {
+  const int64_t hidden = layer.hidden, top_k = layer.spec.router.top_k;
+  for (int64_t token = 0; token < step.call.tokens; ++token) {
+    Vector wanted = widened(step.hidden.data() + token * hidden, hidden);
+    normalise(wanted.data(), layer.spec.inner_norm, kEpsilon, hidden);
+    check_vector("a norm", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
+                 kNear * largest(wanted));
+    if (!layer.spec.has_router) continue;
+    const int64_t first = step.place_of_choices(place) + token * top_k;
+    check_router(level, layer, step.normed.data() + token * hidden, step.chosen.data() + first,
+                 step.weights.data() + first);
+  }
+}
+
+void check_finish(const char* level, const Layer& layer, const Step& step, int64_t place,
+                  const std::vector<float>& given, const std::vector<float>& outputs) {
+  const int64_t hidden = layer.hidden, top_k = layer.spec.has_router ? layer.spec.router.top_k : 0;
+  const float* weights = step.weights.data() + step.place_of_choices(place);
+  for (int64_t token = 0; token < step.call.tokens; ++token) {
+    Vector wanted(static_cast<size_t>(hidden));
+    double size = 0;
+    if (layer.spec.has_dense) {
+      const Vector normed = widened(step.normed.data() + token * hidden, hidden);
+      wanted = layer.dense[0].run(0, normed.data(), &size);
+      const bool has_gate = !layer.dense_gate.empty();
+      const double by = has_gate ? 1 / (1 + std::exp(-product(layer.dense_gate[0], nullptr, normed)[0])) : 1;
+      for (double& number : wanted) number *= by;
+    }
+    for (int64_t i = token * top_k; i < (token + 1) * top_k; ++i) {
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] += weights[i] * outputs[i * hidden + d];
+    }
+    for (int64_t d = 0; d < hidden; ++d) {
+      wanted[d] = given[token * hidden + d] + layer.spec.residual_scale * wanted[d];
+    }
+    check_vector("a layer", level, Format::kFloat32, step.hidden.data() + token * hidden, wanted,
+                 kNear * (largest(wanted) + 1) + kExact * size);
+  }
+}
+
+}  // namespace driver

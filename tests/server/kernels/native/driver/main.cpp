@@ -1,0 +1,183 @@
+// Calls the C interface of the native kernels at every level of this processor with random shapes, and holds results
+// against plain loops. It is linked with the kernels' objects, so that sanitizers see both; memory is as large as it
+// has to be and no larger. `driver ROUNDS [SEED]` answers 0, or 1 with a line for each result that is off.
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "slots.h"
+
+namespace driver {
+namespace {
+
+constexpr const char* kLevels[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+constexpr double kRounded = 0.12;  // part of the sum of magnitudes that an expert's result may be off
+constexpr int kLayerShare = 3;  // rounds to one with decoder layers, which take longer
+
+void run_combine(Handle* handle, const char* level, Format format, std::vector<float>& outputs,
+                 const std::vector<int32_t>& absent, int64_t tokens, int64_t top_k, int64_t hidden) {
+  const Numbers weights(plain_format(), tokens * top_k);
+  Combination call{};
+  std::vector<float> y(static_cast<size_t>(tokens * hidden));
+  call.outputs = outputs.data();
+  call.weights = weights.bytes.get();
+  call.absent = absent.data();
+  call.y = y.data();
+  call.tokens = tokens;
+  call.top_k = top_k;
+  call.hidden = hidden;
+  call.y_stride = hidden;
+  call.num_absent = static_cast<int64_t>(absent.size());
+  call.weights_format = weights.format;
+  call.y_format = Format::kFloat32;
+  if (greenroom_combine(handle, &call)) std::abort();
+  for (int64_t i = 0; i < tokens * hidden; ++i) {
+    double wanted = 0, magnitude = 0;
+    for (int64_t place = i / hidden * top_k; place < (i / hidden + 1) * top_k; ++place) {
+      const double part = weights.values[place] * outputs[place * hidden + i % hidden];  // absent ones are zero by now
+      wanted += part;
+      magnitude += std::fabs(part);
+    }
+    check("a sum of choices", level, format, y[i], wanted, 1e-5 * magnitude + 1e-6);
+  }
+}
+
+}  // namespace
+
+void run_linear(Handle* handle, const char* level) {
+  const Format format = any_format();
+  const bool is_long = one_in(12);  // so that inputs are taken in stretches
+  const int64_t inputs = whole(format, is_long ? between(500, 2200) : between(1, 200));
+  const Weights weights(Layout(format, is_long ? between(1, 10) : between(1, 150), inputs));
+  const int64_t outputs = weights.layout.outputs;
+  const int64_t rows = is_long || one_in(2) ? between(1, 7) : between(1, 70);
+  const int64_t x_gap = between(0, 3), y_gap = between(0, 3);
+  const int64_t x_stride = inputs + x_gap, y_stride = outputs + y_gap;
+  const Numbers x(plain_format(), rows * x_stride - x_gap), bias(plain_format(), outputs);
+  const Format y_format = plain_format();
+  std::vector<char> y(static_cast<size_t>((rows * y_stride - y_gap) * bytes_of(y_format)));
+  LinearCall call{};
+  call.matrix = weights.matrix();
+  call.bias = between(0, 1) ? bias.bytes.get() : nullptr;
+  call.x = x.bytes.get();
+  call.y = y.data();
+  call.rows = rows;
+  call.x_stride = x_stride;
+  call.y_stride = y_stride;
+  call.bias_format = bias.format;
+  call.x_format = x.format;
+  call.y_format = y_format;
+  call.is_exact = static_cast<int32_t>(between(0, 1));
+  if (greenroom_linear(handle, &call)) std::abort();
+  for (int64_t row = 0; row < rows; ++row) {
+    const double* numbers = x.values.data() + row * x_stride;
+    for (int64_t output = 0; output < outputs; ++output) {
+      double size, wanted = weights.sum(numbers, output, &size);
+      if (call.bias) wanted += bias.values[output];
+      const double found = get_plain(y_format, y.data() + (row * y_stride + output) * bytes_of(y_format));
+      const double most = call.is_exact ? kExact * size : weights.rounding(numbers, output);
+      check("a product", level, format, found, wanted, most + 0.01 * std::fabs(wanted) + 1e-5);
+    }
+  }
+}
+
+void run_experts(Handle* handle, const char* level) {
+  const Format format = any_format();
+  const int64_t num_experts = between(1, 4), tokens = between(1, 30), top_k = between(1, 3);
+  const int64_t hidden = whole(format, between(1, 80)), size = whole(format, between(1, 60));
+  const Experts experts(format, num_experts, hidden, size, one_in(2));
+  const std::vector<uint64_t> addresses = experts.addresses();
+  std::vector<int32_t> expert_of(static_cast<size_t>(tokens * top_k)), absent;
+  for (int32_t& expert : expert_of) expert = static_cast<int32_t>(between(-1, num_experts - 1));
+  const Sorted sorted(expert_of, num_experts);
+  const Numbers x(plain_format(), tokens * hidden, 1 / std::sqrt(static_cast<float>(hidden)));
+  std::vector<float> outputs(static_cast<size_t>(tokens * top_k * hidden), NAN);
+  ExpertBatch batch{};
+  batch.slots = addresses.data();
+  batch.starts = sorted.starts.data();
+  batch.choices = sorted.choices.data();
+  batch.x = x.bytes.get();
+  batch.outputs = outputs.data();
+  batch.num_experts = num_experts;
+  batch.top_k = top_k;
+  batch.x_stride = hidden;
+  batch.x_format = x.format;
+  batch.is_exact = static_cast<int32_t>(between(0, 1));
+  if (greenroom_experts(handle, &experts.shape, &batch)) std::abort();
+  for (int64_t choice = 0; choice < tokens * top_k; ++choice) {
+    const int32_t expert = expert_of[static_cast<size_t>(choice)];
+    if (expert < 0) {
+      absent.push_back(static_cast<int32_t>(choice));
+      continue;
+    }
+    double largest;
+    const std::vector<double> wanted = experts.run(expert, x.values.data() + choice / top_k * hidden, &largest);
+    const double most = (batch.is_exact ? kExact : kRounded) * largest + (batch.is_exact ? 1e-4 : 1e-2);
+    for (int64_t i = 0; i < hidden; ++i) {
+      check("an expert", level, format, outputs[choice * hidden + i], wanted[i], most);
+    }
+  }
+  absent.shrink_to_fit();
+  run_combine(handle, level, format, outputs, absent, tokens, top_k, hidden);
+}
+
+// Small calls one after the other, some at once, some after pauses in which threads fall asleep.
+void run_threads(const char* level, int num_calls) {
+  Handle* handle = greenroom_open(5, level);
+  Layout layout(Format::kFloat32, 130, 8);
+  layout.is_transposed = false;
+  const Weights weights(layout);
+  const Numbers x(Format::kFloat32, 3 * 8);
+  const auto call_often = [&] {
+    std::vector<float> y(3 * 130);
+    LinearCall call{};
+    call.matrix = weights.matrix();
+    call.x = x.bytes.get();
+    call.y = y.data();
+    call.rows = 3;
+    call.x_stride = 8;
+    call.y_stride = 130;
+    call.is_exact = 1;
+    for (int i = 0; i < num_calls; ++i) {
+      if (i % 50 == 49) std::this_thread::sleep_for(std::chrono::microseconds(1500));
+      std::memset(y.data(), 0, y.size() * sizeof(float));
+      if (greenroom_linear(handle, &call)) std::abort();
+      for (int64_t place = 0; place < 3 * 130; ++place) {
+        double size;
+        const double wanted = weights.sum(x.values.data() + place / 130 * 8, place % 130, &size);
+        if (std::fabs(y[place] - wanted) > kExact * size) std::abort();
+      }
+    }
+  };
+  std::thread other(call_often);
+  call_often();
+  other.join();
+  greenroom_close(handle);
+}
+
+}  // namespace driver
+
+int main(int count, char** arguments) {
+  using namespace driver;
+  const int rounds = count > 1 ? std::atoi(arguments[1]) : 100;
+  random_bits.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0);
+  for (const char* level : kLevels) {
+    const char* found = greenroom_level(level);
+    if (!found || std::strcmp(found, level)) continue;  // not of this build, or not of this processor
+    Handle* handle = greenroom_open(3, level);
+    if (!handle) return 1;
+    for (int round = 0; round < rounds; ++round) {
+      for (int i = 0; i < 3; ++i) run_linear(handle, level);
+      run_experts(handle, level);
+      run_head(handle, level);
+      if (round % kLayerShare == 0) run_layers(handle, level);
+    }
+    greenroom_close(handle);
+    run_threads(level, rounds);
+    std::printf("%s: %d rounds\n", level, rounds);
+  }
+  return num_wrong ? 1 : 0;
+}

@@ -1,0 +1,53 @@
+// Random matrices of every format, with the numbers that they stand for.
+#pragma once
+
+#include "common.h"
+
+namespace driver {
+
+// All of a matrix but its numbers, so that the matrices of several experts can have the same.
+struct Layout {
+  Layout(Format format, int64_t outputs, int64_t inputs);
+
+  Format format;
+  int64_t outputs, inputs;
+  bool is_transposed = false, has_zeros = false, has_rest = false, has_divisor = false, has_order = false;
+  int64_t row_block = 0, column_block = 0;
+  Format scale_format = Format::kFloat32;
+  int32_t block = 0;
+};
+
+Format any_format();
+Format trunk_format();  // of linear layers: plain, or 8 or 4 bits of a pack
+
+// A number of inputs that a format can have, near another one.
+int64_t whole(Format format, int64_t inputs);
+
+// A matrix as it lies in memory; `values` are (outputs, inputs), as inputs are given.
+struct Weights {
+  explicit Weights(const Layout& layout);
+
+  Matrix matrix() const;
+
+  // The sum of an output for some numbers; `size` becomes that of the magnitudes.
+  double sum(const double* x, int64_t output, double* size) const;
+
+  // What that sum may be off if numbers are rounded: to bfloat16, or to 8 bits of the largest.
+  double rounding(const double* x, int64_t output) const;
+
+  Layout layout;
+  std::vector<char> codes, scales, zeros, rest, divisor, order;
+  std::vector<double> values;
+
+ private:
+  double& value(int64_t output, int64_t column);
+  void fill_plain();
+  void fill_pack(bool is_q8);
+  void fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t groups);
+  void fill_codes();  // of kFp8, kInt8, kFp4 and kMxfp4
+  void fill_int4();
+  void fill_scales(int64_t count);
+  double code(int64_t output, int64_t column, double zero);
+};
+
+}  // namespace driver
