@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,17 @@ def build_model(
     """
     settle_implementations(config, attention)
     model_class: Any = find_class(config)
+    try:
+        return _build(config, model_class, dtype, ranges_on_cpu())
+    except RuntimeError:  # it joins ranges with tensors of the meta device
+        return _build(config, model_class, dtype, nullcontext())
+
+
+def _build(
+    config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[None]
+) -> PreTrainedModel:
     contexts = model_class.get_init_context(dtype, False, False, False)
-    with ContextManagers([*contexts, no_init_weights(), ranges_on_cpu()]):
+    with ContextManagers([*contexts, no_init_weights(), ranges]):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))
         adopt_experts(model)
         tell_positions(model)
