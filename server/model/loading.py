@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
@@ -190,13 +191,13 @@ def build_model(
     settle_implementations(config, attention)
     model_class: Any = find_class(config)
     try:
-        return _build(config, model_class, dtype, ranges_on_cpu())
+        return _build(config, model_class, dtype, _RangesOnCpu())
     except RuntimeError:  # it joins ranges with tensors of the meta device
         return _build(config, model_class, dtype, nullcontext())
 
 
 def _build(
-    config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[None]
+    config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[object]
 ) -> PreTrainedModel:
     contexts = model_class.get_init_context(dtype, False, False, False)
     with ContextManagers([*contexts, no_init_weights(), ranges]):
@@ -206,19 +207,14 @@ def _build(
     return model
 
 
-@contextmanager
-def ranges_on_cpu() -> Iterator[None]:
-    """Let ``torch.arange`` make its numbers on the CPU, as transformers lets ``torch.linspace``.
+class _RangesOnCpu(TorchFunctionMode):
+    """Lets ``torch.arange`` make its numbers on the CPU, as transformers lets ``torch.linspace``.
 
     On the meta device torch imports SymPy and its compiler for it, 60 MiB; so it does to initialise weights.
     """
-    arange = torch.arange
 
-    def on_cpu(*arguments: Any, **options: Any) -> torch.Tensor:
-        return arange(*arguments, **{"device": CPU, **options})
-
-    torch.arange = on_cpu
-    try:
-        yield
-    finally:
-        torch.arange = arange
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        return func(*args, **({"device": CPU, **options} if func is torch.arange else options))
