@@ -11,7 +11,7 @@ import torch
 from server.kernels.pool import ComputePool
 from server.model import attention
 from server.model.attention import StepAttention
-from server.model.kv_cache import KVCache, KVShape, group_layers
+from server.model.kv_cache import KVCache, KVShape, extent_blocks, group_layers
 from server.model.probe import attend_alone
 from server.model.seam import AttentionOptions
 from server.model.step import SequenceChunk
@@ -180,7 +180,8 @@ def test_layers_are_grouped_by_their_window_full_attention_first() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bytes_of_a_token_are_those_of_the_tensors(shape: str) -> None:
-    cache = KVCache(group_layers({0: SHAPES[shape]}, {0: None}), [3], BLOCK_SIZE)
-    layer = cache.layers[0]
+    groups = group_layers({0: SHAPES[shape]}, {0: None})
+    num_blocks = extent_blocks(groups[0], BLOCK_SIZE)  # a cache has whole extents
+    layer = KVCache(groups, [num_blocks], BLOCK_SIZE).layers[0]
     tensors = [layer.keys] if layer.keys is layer.values else [layer.keys, layer.values]
-    assert sum(tensor.nbytes for tensor in tensors) == 3 * BLOCK_SIZE * SHAPES[shape].token_bytes
+    assert sum(tensor.nbytes for tensor in tensors) == num_blocks * BLOCK_SIZE * SHAPES[shape].token_bytes
