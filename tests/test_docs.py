@@ -1,4 +1,4 @@
-"""Links of the documentation lead somewhere; flags and metrics that it names are there."""
+"""Links of the documentation lead somewhere; its index is complete; flags and metrics that it names exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from server.settings import ServeSettings, flag_name
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
-# Of other commands of ours, of docker and rsync.
+# Flags of our other commands, of docker and of rsync.
 OTHER_FLAGS = {
     "--weights",
     "--trunk",
@@ -25,6 +25,7 @@ OTHER_FLAGS = {
     "--secret",
     "--read-only",
     "--checksum",
+    "--once",
 }
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
@@ -40,7 +41,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     for path, anchor in LINK.findall(text(page)):
         target = (page.parent / path).resolve() if path else page
@@ -49,10 +50,26 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             assert anchor in anchors(target), f"{path}#{anchor}: there is no such heading"
 
 
-@pytest.mark.parametrize("name", ["operations.md", "security.md", "sizing.md", "tuning.md"])
-def test_flags_that_operators_are_told_are_there(name: str) -> None:
+def test_index_of_the_documentation_names_every_page() -> None:
+    docs = ROOT / "docs"
+    named = {path for path, _ in LINK.findall(text(docs / "README.md"))}
+    assert {page.name for page in docs.glob("*.md")} - {"README.md"} <= named
+
+
+USER_PAGES = [
+    "README.md",
+    "docs/features.md",
+    "docs/operations.md",
+    "docs/security.md",
+    "docs/sizing.md",
+    "docs/tuning.md",
+]
+
+
+@pytest.mark.parametrize("name", USER_PAGES)
+def test_flags_that_users_are_told_exist(name: str) -> None:
     known = {flag_name(setting) for setting in ServeSettings.model_fields} | OTHER_FLAGS
-    assert set(re.findall(r"`(--[a-z-]+)", text(ROOT / "docs" / name))) <= known
+    assert set(re.findall(r"`(--[a-z-]+)", text(ROOT / name))) <= known
 
 
 def test_metrics_and_fields_of_symptoms_are_told_among_all_others() -> None:
