@@ -174,8 +174,10 @@ def test_layers_are_grouped_by_their_window_full_attention_first() -> None:
     assert [(group.window, list(group.shapes)) for group in groups] == [(None, [1, 4]), (4, [2]), (8, [0, 3])]
     mixed = group_layers(dict.fromkeys(range(5), shape), {0: 8, 1: None, 2: 4, 3: 8, 4: None}, chunked=[3])
     assert [(group.window, group.is_chunked) for group in mixed] == [(None, False), (4, False), (8, False), (8, True)]
-    cache = KVCache(groups, [3, 5, 7], BLOCK_SIZE)
-    assert [cache.layers[layer].keys.shape[2] for layer in range(5)] == [28, 12, 20, 28, 12]
+    extent = extent_blocks(groups[0], BLOCK_SIZE)
+    cache = KVCache(groups, [extent, 2 * extent, 3 * extent], BLOCK_SIZE)
+    num_extents = [cache.layers[layer].keys.shape[2] // (extent * BLOCK_SIZE) for layer in range(5)]
+    assert num_extents == [3, 1, 2, 3, 1]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
