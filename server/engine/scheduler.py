@@ -10,7 +10,7 @@ from typing import Protocol
 from .block_manager import BlockManager
 from .sequence import Sequence
 
-MOST_ROWS_OF_LOGITS = 64  # of a step that gives logits of a prompt's tokens, which take the vocabulary's size each
+MOST_ROWS_OF_LOGITS = 64  # of a step, for prompts whose tokens' logits are asked for; each has the vocabulary's size
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
+from server.engine.scheduler import MOST_ROWS_OF_LOGITS
 from server.model.kv_cache import KVGroup
 from server.settings import ServeSettings, SettingsError, parse_budget
 
@@ -20,7 +21,6 @@ from .kv_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from .sizes import as_flag, format_bytes
 from .step import StepShape, step_bytes
 
-MOST_ROWS_OF_LOGITS = 64  # of a prompt whose tokens' logits are asked for
 FIRST_TOKENS = 64  # of a step for which memory is set aside from the start
 
 # Measured with the bundled model and a Qwen3-MoE of 3.4 GB; see docs/log.md.
