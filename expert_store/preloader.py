@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 from .errors import StoreClosedError
@@ -13,7 +14,8 @@ ROUND_SECONDS = 0.5  # after which it looks whether it is to stop
 class Preloader:
     """A thread that prefetches every expert while nothing else is read, and ends when all are there.
 
-    Does nothing if the fastest tier has fewer slots than there are experts: what was read would be evicted again.
+    Does nothing if the fastest tier has fewer slots than there are experts: what was read would be evicted again. Ends,
+    too, when all that is left can't be read.
     """
 
     def __init__(self, store: ExpertStore):
@@ -36,9 +38,13 @@ class Preloader:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        store = self._store
+        store, num_left, num_failures = self._store, sys.maxsize, 0
         try:
             while not self._is_stopping.is_set() and store.holds_all and (absent := store.absent()):
+                failures = store.statistics().load_failures
+                if len(absent) >= num_left and failures > num_failures:
+                    return
+                num_left, num_failures = len(absent), failures
                 store.fetch(absent, ROUND_SECONDS)
         except StoreClosedError:
             return

@@ -27,10 +27,10 @@ class HeapTrimmer:
         with self._lock:
             if self._is_due:
                 return
+            timer = threading.Timer(self._delay_seconds, self._run)
+            timer.daemon = True
+            timer.start()
             self._is_due = True
-        timer = threading.Timer(self._delay_seconds, self._run)
-        timer.daemon = True
-        timer.start()
 
     def _run(self) -> None:
         with self._lock:

@@ -28,7 +28,7 @@ from server.engine.working_set import WorkingSets
 from server.kernels.native.available import choose_level, describe_level
 from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
-from server.memory.budget import host_budget
+from server.memory.budget import host_budget, warn_if_lowered
 from server.memory.fitting import check_plan, check_trunk
 from server.memory.kv_plan import BLOCK_SIZE
 from server.memory.machine import own_bytes
@@ -107,10 +107,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     generation = read_generation_config(config)
     defaults = SamplingDefaults(**generation.sampling)
     facts = trunk.facts
-    memory_plan = plan_memory(
-        settings, needs_of(trunk), device, host_budget(settings), max(0, own_bytes() - host_part(trunk.nbytes, device))
-    )
-    check_plan(settings, memory_plan)
+    memory_plan = plan_beside(trunk, settings, device)
     plan = memory_plan.kv
     trace = RoutingTrace(settings.trace_file, name, trunk.catalog) if settings.trace_file else None
     store = ExpertStore(
@@ -163,8 +160,21 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, memory, trace, preloader, watcher)
 
 
+def plan_beside(trunk: Trunk | SoloTrunk, settings: ServeSettings, device: torch.device) -> MemoryPlan:
+    """Share out the memory beside a trunk that is loaded; the process is measured as it is now.
+
+    Raises:
+        SettingsError: a budget or limit does not suit the model, or what was asked for does not fit.
+    """
+    budget_bytes, trunk_bytes = host_budget(settings), 0 if device.type == "cuda" else trunk.nbytes
+    warn_if_lowered(settings, budget_bytes)
+    plan = plan_memory(settings, needs_of(trunk), device, budget_bytes, max(0, own_bytes() - trunk_bytes))
+    check_plan(settings, plan)
+    return plan
+
+
 def needs_of(trunk: Trunk | SoloTrunk) -> ModelNeeds:
-    """What the memory's planner has to know of a model that is loaded."""
+    """Describe a model that is loaded to the memory's planner."""
     facts, catalog = trunk.facts, trunk.catalog
     shape = StepShape.of(
         trunk.config,
@@ -187,13 +197,8 @@ def needs_of(trunk: Trunk | SoloTrunk) -> ModelNeeds:
     )
 
 
-def host_part(trunk_bytes: int, device: torch.device) -> int:
-    """What a trunk takes of the host's memory."""
-    return 0 if device.type == "cuda" else trunk_bytes
-
-
 def memory_usage(plan: MemoryPlan, store: ExpertStore, shares: Shares | None) -> MemoryUsage:
-    """What tells who takes how much of the host's memory."""
+    """Put together what tells the memory by part."""
     states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
     return MemoryUsage(
         budget_bytes=plan.budget_bytes,

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 from urllib.parse import urlsplit
@@ -50,7 +51,7 @@ def parse_budget(text: str) -> Budget:
     if text == "auto":
         return Budget()
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B|B)?", text, re.IGNORECASE)
-    if match is None:
+    if match is None or not isfinite(float(match.group(1))):
         raise ValueError(f"{text!r} is not a size; write it as 6GiB, 50% or auto")
     number, unit = float(match.group(1)), (match.group(2) or "").upper()
     if unit == "%":

@@ -19,6 +19,7 @@ ALLOWED = {
         "expert_store",
         "server.engine.block_manager",
         "server.engine.extents",
+        "server.engine.scheduler",
         "server.memory.sizes",
         "server.model.kv_cache",
         "server.settings",

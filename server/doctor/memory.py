@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from server.memory.budget import host_budget
+from server.memory.budget import asked_bytes, host_budget
 from server.memory.control_group import memory_limit
 from server.memory.machine import available_bytes
 from server.memory.sizes import format_bytes
@@ -38,11 +38,13 @@ def check_memory() -> Finding:
 
 
 def check_budget(settings: ServeSettings) -> Finding:
-    """What a server may take, and what ``auto`` would be where something else is asked for."""
+    """The memory that a server may take, beside what ``auto`` would be where something else is asked for."""
     budget, auto = host_budget(settings), host_budget(settings.model_copy(update={"memory": "auto"}))
     message = f"{format_bytes(budget)} for the server and its children, by --memory {settings.memory}"
     if settings.memory == "auto":
         return Finding("memory budget", "ok", message)
+    if asked_bytes(settings, budget) > budget:
+        return Finding("memory budget", "warn", f"{message}, which is more than there is", "leave it to auto")
     message += f"; auto would be {format_bytes(auto)}"
     if budget > auto:
         advice = "leave it to auto, or the kernel may end the server when others need memory"

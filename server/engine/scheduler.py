@@ -10,7 +10,7 @@ from typing import Protocol
 from .block_manager import BlockManager
 from .sequence import Sequence
 
-MOST_ROWS_OF_LOGITS = 64  # of a step that gives logits of a prompt's tokens, which take the vocabulary's size each
+MOST_ROWS_OF_LOGITS = 64  # of a step with prompts whose tokens' logits are asked for; each has the vocabulary's size
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,7 @@ class Scheduler:
         """How many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
         if sequence.wants_prompt_logits:
-            num_rows = sum(item.num_logits for item in step if item.sequence.wants_prompt_logits)
-            budget = min(budget, max(1, MOST_ROWS_OF_LOGITS - num_rows))
+            budget = min(budget, max(1, MOST_ROWS_OF_LOGITS - sum(item.num_logits for item in step)))
         most = min(num_tokens - first, budget)
         return self._blocks.cut(first, sequence.end_without_cut(first, first + most), num_tokens) - first
 

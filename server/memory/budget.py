@@ -21,18 +21,25 @@ MACHINE_MARGIN, LEAST_MACHINE_MARGIN = 0.03, 256 << 20
 def host_budget(settings: ServeSettings) -> int:
     """Bytes of the host's memory.
 
-    ``auto`` is what the process takes and what the machine or its tightest control group leaves it, less a margin. A
-    size that is more than there is is lowered to that, with a warning.
+    ``auto`` is what the process takes and what the machine or its tightest control group leaves it, less a margin. It
+    counts, too, where a size is asked for that is more than there is.
     """
     own, left = own_bytes(), available_bytes()
     limit, total = memory_limit(), total_bytes()
     is_of_group = limit is not None and limit.free_bytes <= left
     share, least = (GROUP_MARGIN, LEAST_GROUP_MARGIN) if is_of_group else (MACHINE_MARGIN, LEAST_MACHINE_MARGIN)
     auto = own + max(0, left - max(least, int(share * total)))
-    asked = parse_budget(settings.memory).resolve(total, auto)
-    if asked > own + left:
-        log.warning(
-            "--memory %s is more than there is; the server takes %s at most", settings.memory, format_bytes(auto)
-        )
-        return auto
-    return asked
+    asked = asked_bytes(settings, auto)
+    return auto if asked > own + left else asked
+
+
+def asked_bytes(settings: ServeSettings, auto: int) -> int:
+    """Bytes that ``--memory`` asks for, whether there are as many or not."""
+    return parse_budget(settings.memory).resolve(total_bytes(), auto)
+
+
+def warn_if_lowered(settings: ServeSettings, budget_bytes: int) -> None:
+    """Log a warning where the budget is less than what was asked for."""
+    if asked_bytes(settings, budget_bytes) > budget_bytes:
+        size = format_bytes(budget_bytes)
+        log.warning("--memory %s is more than there is; the server takes %s at most", settings.memory, size)

@@ -47,7 +47,7 @@ def check_plan(settings: ServeSettings, plan: MemoryPlan) -> None:
     Raises:
         SettingsError: it does not; the message says which flag to change, and to what.
     """
-    if not (plan.free.is_cuda or plan.is_kv_pinned or plan.are_experts_pinned):
+    if not (plan.free.is_cuda or plan.is_kv_pinned or plan.are_experts_pinned or plan.device_bytes):
         return  # planned to fit
     kv_bytes = plan.kv.nbytes if plan.free.is_cuda or plan.is_kv_pinned else plan.kv.first_bytes
     host_bytes = plan.host_bytes if plan.are_experts_pinned or plan.free.is_cuda else plan.least_host_bytes
@@ -72,14 +72,14 @@ def check_budgets(
     Raises:
         SettingsError: it does not; the message says which flag to change, and to what.
     """
-    least = least_bytes(catalog, top_k)
+    least, device, host = least_bytes(catalog, top_k), settings.device_expert_memory, settings.host_expert_memory
     if free.is_cuda:
-        _check("--device-expert-memory", settings.device_expert_memory, device_bytes, least, free.device, kv_bytes)
-        _check("--host-expert-memory", settings.host_expert_memory, host_bytes, least, free.host, 0)
-    else:
-        _check(
-            "--host-expert-memory", settings.host_expert_memory, host_bytes, least, free.host - device_bytes, kv_bytes
-        )
+        _check("--device-expert-memory", device, device_bytes, least, free.device, kv_bytes)
+        _check("--host-expert-memory", host, host_bytes, least, free.host, 0)
+        return
+    if device_bytes:  # a device tier in the host's memory
+        _check("--device-expert-memory", device, device_bytes, least, free.host - least, kv_bytes)
+    _check("--host-expert-memory", host, host_bytes, least, free.host - device_bytes, kv_bytes)
 
 
 def _check(flag: str, text: str, planned: int, least: int, free: int, kv_bytes: int) -> None:

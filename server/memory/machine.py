@@ -11,7 +11,7 @@ import psutil
 from .control_group import memory_limit
 
 PROCESSES = Path("/proc")
-FAMILY_SECONDS = 5.0  # for which it is remembered who the children are
+CHILDREN_SECONDS = 5.0  # for which the list of children is kept
 TAKEN = ("RssAnon", "RssShmem", "VmPTE", "VmSwap")  # KiB each; pages of files can be dropped at any time
 
 
@@ -32,7 +32,7 @@ def total_bytes() -> int:
 def own_bytes() -> int:
     """Memory that this process and its children take; pages of files are not counted."""
     taken = 0
-    for pid in _family():
+    for pid in _own_pids():
         try:
             lines = (PROCESSES / str(pid) / "status").read_text().splitlines()
         except OSError:  # it ended meanwhile
@@ -42,15 +42,15 @@ def own_bytes() -> int:
     return taken
 
 
-_family_at: tuple[float, list[int]] = (float("-inf"), [])
+_pids_at: tuple[float, list[int]] = (float("-inf"), [])  # when they were listed, and the ids
 
 
-def _family() -> list[int]:
-    """The process and its children; to find these takes a look at every process of the machine."""
-    global _family_at  # noqa: PLW0603
-    read_at, pids = _family_at
-    if not pids or pids[0] != os.getpid() or time.monotonic() - read_at > FAMILY_SECONDS:
+def _own_pids() -> list[int]:
+    """Ids of the process and its children, which are found by looking at every process of the machine."""
+    global _pids_at  # noqa: PLW0603
+    read_at, pids = _pids_at
+    if not pids or pids[0] != os.getpid() or time.monotonic() - read_at > CHILDREN_SECONDS:
         own = psutil.Process()
         pids = [own.pid, *(child.pid for child in own.children(recursive=True))]
-        _family_at = time.monotonic(), pids
+        _pids_at = time.monotonic(), pids
     return pids

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
+from server.engine.scheduler import MOST_ROWS_OF_LOGITS
 from server.model.kv_cache import KVGroup
 from server.settings import ServeSettings, SettingsError, parse_budget
 
@@ -20,7 +21,6 @@ from .kv_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from .sizes import as_flag, format_bytes
 from .step import StepShape, step_bytes
 
-MOST_ROWS_OF_LOGITS = 64  # of a prompt whose tokens' logits are asked for
 FIRST_TOKENS = 64  # of a step for which memory is set aside from the start
 
 # Measured with the bundled model and a Qwen3-MoE of 3.4 GB; see docs/log.md.
@@ -84,8 +84,7 @@ def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.devic
     """The smallest budget of the host's memory that a model can be served in."""
     is_cuda = device.type == "cuda"
     largest, _ = _steps(settings, needs)
-    first_kv = first_bytes(needs.kv_groups, min(needs.longest, settings.max_model_len or needs.longest))
-    beside = 0 if is_cuda else needs.trunk_bytes + largest + first_kv + needs.state_bytes
+    beside = 0 if is_cuda else needs.trunk_bytes + largest + _first_kv_bytes(settings, needs)
     return process_bytes + GROWTH_BYTES + beside + least_bytes(needs.catalog, needs.top_k)
 
 
@@ -131,7 +130,7 @@ def plan_memory(
     pinned_experts = settings.host_expert_memory != "auto"
     asked = parse_budget(settings.host_expert_memory).resolve(needs.catalog.total_bytes, least)
     experts = 0 if is_cuda else min(needs.catalog.total_bytes, max(least, asked))
-    first_kv = first_bytes(needs.kv_groups, needs.longest) + needs.state_bytes
+    first_kv = _first_kv_bytes(settings, needs)
     kv = plan_kv_cache(
         settings,
         needs.kv_groups,
@@ -159,6 +158,13 @@ def plan_memory(
         settings.kv_cache_memory != "auto",
         pinned_experts,
     )
+
+
+def _first_kv_bytes(settings: ServeSettings, needs: ModelNeeds) -> int:
+    """Bytes of KV cache and states that one sequence needs to run: blocks for its beginning, and its states."""
+    longest = min(needs.longest, settings.max_model_len or needs.longest)
+    num_states = 2 if needs.shares_prefixes else 1  # its own, and a snapshot
+    return first_bytes(needs.kv_groups, longest) + num_states * needs.state_bytes
 
 
 def _refuse_too_little(

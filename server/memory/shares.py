@@ -91,9 +91,7 @@ class Shares:
         with self._lock:
             allowance = self.allowance
             # The longest sequence has to go on, whatever is withheld.
-            most = min(
-                self._most_kv, max(self._room(largest_step=True) - self._least_experts, self._bytes_of_longest())
-            )
+            most = min(self._most_kv, max(self._room(largest_step=True) - self._least(), self._bytes_of_longest()))
             wanted = min(most, allowance.limit_bytes + max(nbytes, self._chunk))
             if wanted <= allowance.limit_bytes:
                 return

@@ -41,7 +41,8 @@ class Adjustments:
         return self._num_of("grow")
 
     def _num_of(self, action: Action) -> int:
-        return sum(count for (each, _), count in self.counts.items() if each == action)
+        # By the keys that there can be: the watcher's thread may add one meanwhile.
+        return sum(self.counts[each] for each in ADJUSTMENTS if each[0] == action)
 
 
 @dataclass(frozen=True)

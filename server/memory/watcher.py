@@ -117,9 +117,13 @@ class Watcher:
         self._calm_since, self._least_left = now, None
 
     def _loop(self) -> None:
+        has_failed = False
         while not self._ends.wait(TICK_SECONDS):
             try:
                 self.look()
-            except Exception:
-                log.exception("memory is not watched any more")
-                return
+            except Exception:  # as of a process that may open no more files
+                if not has_failed:
+                    log.exception("memory could not be looked at; trying again every %g s", TICK_SECONDS)
+                has_failed = True
+            else:
+                has_failed = False

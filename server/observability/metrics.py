@@ -81,7 +81,7 @@ class _Scrape(Collector):
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
-        yield from _shares(self._memory)
+        yield from _memory(self._memory)
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -180,7 +180,7 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield from _latencies(engine.latencies)
 
 
-def _shares(memory: MemoryUsage) -> Iterator[Metric]:
+def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     parts = [((part,), nbytes) for part, nbytes in memory.by_part().items()]
     text = "Bytes of host memory by what takes them; a step's are set aside for it."
     yield _gauge("memory_bytes", text, ["part"], parts)

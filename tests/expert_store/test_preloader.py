@@ -42,3 +42,15 @@ def test_a_closed_store_ends_the_preloader(tmp_path: Path) -> None:
     preloader = Preloader(store)
     preloader.start()
     assert preloader.join(TIMEOUT)
+
+
+def test_files_that_can_not_be_read_end_the_preloader(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    (tmp_path / "layer1.safetensors").write_bytes(b"")
+    store = ExpertStore(catalog, catalog.total_bytes)
+    preloader = Preloader(store)
+    preloader.start()
+    assert preloader.join(TIMEOUT)
+    settle(store)
+    assert store.tiers()["host"].num_resident == 8
+    store.close()

@@ -103,12 +103,17 @@ def test_memory_tells_the_limit_that_holds(monkeypatch: pytest.MonkeyPatch) -> N
         ("auto", "ok", "12.0 GiB for the server and its children, by --memory auto"),
         ("2GiB", "ok", "2.0 GiB for the server and its children, by --memory 2GiB; auto would be 12.0 GiB"),
         ("14GiB", "warn", "14.0 GiB for the server and its children, by --memory 14GiB; auto would be 12.0 GiB"),
+        (
+            "90GiB",
+            "warn",
+            "12.0 GiB for the server and its children, by --memory 90GiB, which is more than there is",
+        ),
     ],
 )
 def test_budget_is_told_beside_what_auto_would_be(
     asked: str, level: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budgets = {"auto": 12 << 30, "2GiB": 2 << 30, "14GiB": 14 << 30}
+    budgets = {"auto": 12 << 30, "2GiB": 2 << 30, "14GiB": 14 << 30, "90GiB": 12 << 30}
     monkeypatch.setattr(memory, "host_budget", lambda settings: budgets[settings.memory])
     found = memory.check_budget(ServeSettings(memory=asked))
     assert (found.level, found.message) == (level, message)

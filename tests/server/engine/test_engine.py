@@ -578,3 +578,22 @@ def test_prompts_that_want_their_logprobs_share_the_logits_of_a_step() -> None:
     run(rig, scenario)
     assert max(map(sum, wanted)) <= 64 + len(wanted[0])
     assert sum(map(sum, wanted)) == 120
+
+
+def test_sequences_that_decode_count_among_the_logits_of_a_step() -> None:
+    rig = Rig(num_blocks=256, max_batched_tokens=256)
+    wanted: list[int] = []
+    run_all = rig.model.run
+
+    def note(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        wanted.append(sum(chunk.num_logits for chunk in chunks))
+        return run_all(chunks)
+
+    rig.model.run = note  # type: ignore[method-assign]
+
+    async def scenario() -> None:
+        older = [rig.submit(prompt, 40) for prompt in (b"older", b"other")]
+        await asyncio.gather(*map(collect, [*older, rig.submit(b"e" * 200, 1, prompt_logprobs=0)]))
+
+    run(rig, scenario)
+    assert max(wanted) == 64

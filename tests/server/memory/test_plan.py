@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,16 @@ def needs(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
     return make_needs(tmp_path_factory.mktemp("experts"))
 
 
-@given(spare=st.integers(0, 1 << 32), tokens=st.integers(1, 4096), running=st.integers(1, 64))
-def test_every_budget_that_is_enough_holds_all_parts(needs: ModelNeeds, spare: int, tokens: int, running: int) -> None:
+@given(
+    spare=st.integers(0, 1 << 32),
+    tokens=st.integers(1, 4096),
+    running=st.integers(1, 64),
+    state_bytes=st.integers(0, 64 * MIB),
+)
+def test_every_budget_that_is_enough_holds_all_parts(
+    needs: ModelNeeds, spare: int, tokens: int, running: int, state_bytes: int
+) -> None:
+    needs = replace(needs, state_bytes=state_bytes)
     settings = ServeSettings(max_batched_tokens=tokens, max_running_requests=running)
     least = least_budget(settings, needs, CPU, PROCESS)
     plan = plan_memory(settings, needs, CPU, least + spare, PROCESS)
@@ -68,4 +77,12 @@ def test_pinned_experts_that_do_not_fit_are_refused_with_what_would(tmp_path: Pa
     settings = ServeSettings(host_expert_memory="100%")
     budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
     with pytest.raises(SettingsError, match=r"give --host-expert-memory \dMiB at most, or auto"):
+        check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
+
+
+def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
+    needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
+    settings = ServeSettings(device_expert_memory="100%")
+    budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
+    with pytest.raises(SettingsError, match=r"give --device-expert-memory \dMiB at most, or auto"):
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))

@@ -154,3 +154,15 @@ def test_a_pinned_kv_cache_stays_as_it_is(tmp_path: Path) -> None:
 def test_at_most_half_of_what_is_set_aside_is_lent(scene: Scene) -> None:
     scene.shares.withhold(-(1 << 40), "calm", "much is left")
     assert -scene.shares.withheld_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2
+
+
+def test_blocks_leave_pinned_experts_their_memory(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, max_model_len=1024)
+    try:
+        scene.store.pin([ExpertKey(layer, expert) for layer in range(2) for expert in range(500)])
+        scene.shares.before_step(512, 64)
+        while scene.hold(1024) is not None:
+            pass
+        assert scene.spent <= scene.to_spend
+    finally:
+        scene.store.close()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
+import pytest
+
 from server.memory.usage import Cause
 from server.memory.watcher import CALM_SECONDS, PRESSURE_SECONDS, Reading, Watcher
 
 MIB = 1 << 20
 BUDGET = 1000 * MIB
 LOW = 10 * MIB
+TIMEOUT = 30.0
 
 
 class Experts:
@@ -89,3 +94,21 @@ def test_a_peak_within_the_calm_keeps_them_small() -> None:
     scene.look(995)
     scene.look(985, after=CALM_SECONDS / 2)
     assert scene.look(900, after=CALM_SECONDS / 2) == 15
+
+
+def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    looks, looked_again = iter([OSError("too many open files"), OSError("too many open files")]), threading.Event()
+
+    def read() -> Reading:
+        for error in looks:
+            raise error
+        looked_again.set()
+        return Reading(0, BUDGET)
+
+    watcher = Watcher(Experts(), BUDGET, read)
+    watcher.start()
+    assert looked_again.wait(TIMEOUT)
+    watcher.stop()
+    assert [record.getMessage() for record in caplog.records] == [
+        "memory could not be looked at; trying again every 0.25 s"
+    ]
