@@ -1,4 +1,4 @@
-"""How a server shares out its memory."""
+"""A server's memory by part."""
 
 from __future__ import annotations
 

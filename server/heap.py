@@ -1,4 +1,4 @@
-"""Giving freed memory back to the system, which glibc's allocator keeps for later."""
+"""Gives freed memory back to the system, which glibc's allocator keeps for later."""
 
 from __future__ import annotations
 

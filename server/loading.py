@@ -143,7 +143,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         eos_token_ids,
         codec.detokenizer,
         make_stage(store, experts_per_layer) if settings.admission == "auto" else None,
-        (lambda: False) if shares is None else partial(shares.settle, blocks),
+        (lambda: False) if shares is None else partial(shares.reclaim, blocks),
     )
     torch.set_num_threads(1)  # of the engine's thread, which is about to begin; the pool has the others
     engine.start()

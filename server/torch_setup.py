@@ -1,4 +1,4 @@
-"""Setting up torch and transformers for a process that serves: what has to be said before they are imported."""
+"""Sets up torch and transformers for a process that serves, before anything imports them."""
 
 from __future__ import annotations
 

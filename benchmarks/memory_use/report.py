@@ -1,4 +1,4 @@
-"""What was noted, as tables and sentences; nothing here measures."""
+"""Tables and sentences of what the memory benchmark noted."""
 
 from __future__ import annotations
 

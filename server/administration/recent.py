@@ -1,4 +1,4 @@
-"""Values that take a while to find."""
+"""Keeps values that take a while to compute for a second."""
 
 from __future__ import annotations
 

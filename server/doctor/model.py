@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from expert_store import ExpertStoreError
 from server.device import find_device
-from server.inspection.survey import Survey, fit, needs_of, survey
+from server.inspection.survey import Survey, count_slots, needs_of, survey
 from server.memory.budget import host_budget
 from server.memory.fitting import check_plan, check_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
@@ -59,10 +59,10 @@ def _check_fit(found: Survey, settings: ServeSettings, device: torch.device) -> 
         check_trunk(settings, shape.trunk_bytes, found.catalog, shape.dtype, device)
         memory = plan_memory(settings, needs_of(found, settings, device), device, host_budget(settings), PROCESS_BYTES)
         check_plan(settings, memory)
-        plan = fit(found, settings, device)
     except REFUSALS as error:
         reason, _, advice = str(error).partition("; ")
         return Finding("memory plan", "fail", reason, advice or None)
+    plan = count_slots(found, memory)
     parts = [
         f"{slots} of {found.num_experts} experts ({slots / found.num_experts:.0%}) in {format_bytes(budget)} of {name}"
         for name, slots, budget in (

@@ -116,21 +116,21 @@ class BlockManager:
             num_reusable: of them, how many ``adopt`` will take from the cache first.
         """
         num_blocks, num_reused = -(-num_tokens // self.block_size), num_reusable // self.block_size
-        counts, spoken_for = [], []
+        counts, reused = [], []
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
             counts.append(num_blocks - max(len(table), num_reused))
             # Reused blocks that nobody uses are available until they are adopted.
             first = self._first_seen(group, num_reusable)
             found = [pool.find(content) for content in blocks.hashes[first:num_reused]]
-            spoken_for.append({block for block in found if block is not None and pool.is_unused(block)})
-        if self._can_take(counts, spoken_for):
+            reused.append({block for block in found if block is not None and pool.is_unused(block)})
+        if self._can_take(counts, reused):
             return True
         if len(self._pools) == 1 or not any(group.extent_blocks for group in self.groups):
             return False
         # What one group keeps may be what another lacks.
-        for pool, wanted in zip(self._pools, spoken_for, strict=True):
+        for pool, wanted in zip(self._pools, reused, strict=True):
             pool.give_memory_back(lambda: False, wanted)
-        return self._can_take(counts, spoken_for)
+        return self._can_take(counts, reused)
 
     def adopt(self, blocks: SequenceBlocks, num_tokens: int) -> None:
         """Begin a sequence with tokens that are in the cache, as many as ``num_reusable`` said."""
@@ -232,15 +232,15 @@ class BlockManager:
                 [place for place in taken if place is not None], [place for place in read if place is not None]
             )
 
-    def _can_take(self, counts: Sequence[int], spoken_for: Sequence[AbstractSet[int]]) -> bool:
+    def _can_take(self, counts: Sequence[int], reused: Sequence[AbstractSet[int]]) -> bool:
         """Whether every group can have so many more blocks, of which some kept ones are not to be given up."""
         wanted = needed = 0
-        for pool, count, kept in zip(self._pools, counts, spoken_for, strict=True):
+        for pool, count, kept in zip(self._pools, counts, reused, strict=True):
             nbytes = pool.bytes_to_take(count, len(kept))
             if nbytes is None:
                 return False
             wanted, needed = wanted + nbytes[0], needed + nbytes[1]
-        return self._allowance.reach(wanted, needed)
+        return self._allowance.make_spare(wanted, needed)
 
     def _needed_bytes(self, first: int, counts: Sequence[int]) -> int:
         """Memory that groups from the first on need for so many more blocks each."""

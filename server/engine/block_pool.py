@@ -39,23 +39,23 @@ class BlockPool:
         self._is_free = np.zeros(num_blocks, dtype=bool)  # and has memory
         self._num_free = 0
         for extent in self._extents.with_memory:
-            self._welcome(self._extents.blocks(extent))
+            self._add_free(self._extents.blocks(extent))
 
     @property
     def num_available(self) -> int:
         """Blocks that ``take`` may hand out, kept ones and those included that may get memory."""
         return self._num_free + len(self._unused) + self._extents.num_spare_blocks
 
-    def bytes_to_take(self, count: int, num_spoken_for: int = 0) -> tuple[int, int] | None:
+    def bytes_to_take(self, count: int, num_reused: int = 0) -> tuple[int, int] | None:
         """Memory that is missing to ``take`` so many blocks, without and with giving up those that are kept.
 
         Args:
-            num_spoken_for: kept ones that are not to be given up.
+            num_reused: kept ones that are not to be given up.
 
         Returns:
             Bytes; None where no memory would be enough.
         """
-        kept = len(self._unused) - num_spoken_for
+        kept = len(self._unused) - num_reused
         needed = self._extents.bytes_for(count - self._num_free - kept)
         if needed is None:
             return None
@@ -160,7 +160,7 @@ class BlockPool:
             return None
         block = after + 1
         if not self._extents.has_memory(block) and self._extents.can_grow:
-            self._welcome(self._extents.give_memory(self._extents.of(block)))
+            self._add_free(self._extents.give_memory(self._extents.of(block)))
         if self._is_free[block]:
             return block
         if self._num_free or self._extents.can_grow or block not in self._unused:
@@ -168,7 +168,7 @@ class BlockPool:
         oldest = self._released_at[next(iter(self._unused))]
         return block if self._released_at[block] <= (oldest + self._num_releases) // 2 else None
 
-    def _welcome(self, blocks: range) -> None:
+    def _add_free(self, blocks: range) -> None:
         """Blocks have memory from now on."""
         self._is_free[blocks.start : blocks.stop] = True
         self._num_free += len(blocks)
@@ -178,7 +178,7 @@ class BlockPool:
         if self._extents.can_grow:
             start, end = self._longest_free()
             if end - start < min(count, self._extents.size):
-                self._welcome(self._extents.give_memory(self._extents.widest_gap()))
+                self._add_free(self._extents.give_memory(self._extents.widest_gap()))
 
     def _longest_free(self) -> tuple[int, int]:
         """The longest run of free blocks, from one to before another."""

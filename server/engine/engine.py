@@ -46,7 +46,7 @@ from .text import TextAssembler
 from .timing import note_event, note_stalls, note_start
 
 STOPPING = "the server is shutting down"
-SETTLE_SECONDS = 1.0
+RECLAIM_SECONDS = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence.
         detokenizer: for the text that follows a prompt, in which some special tokens are written.
         stage: says who decodes where not all experts fit; none is everybody.
-        settle: is called before each step, and when nothing runs every ``SETTLE_SECONDS`` for as long as it says True.
+        reclaim: is called before each step, and every ``RECLAIM_SECONDS`` while nothing runs and it returned True.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class Engine:
         eos_token_ids: frozenset[int],
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         stage: WorkingSetStage | None = None,
-        settle: Callable[[], bool] = lambda: False,
+        reclaim: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
         self._vocab_size, self._eos_token_ids, self._detokenizer = vocab_size, eos_token_ids, detokenizer
-        self._stage, self._settle = stage, settle
+        self._stage, self._reclaim = stage, reclaim
         self._scheduler = Scheduler(blocks, limits.scheduler, stage, runner.release)
         self._inbox: list[Sequence] = []
         self._present: list[Sequence] = []  # all that the scheduler had when the last step began
@@ -216,7 +216,7 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Take in what was submitted; False once the engine is to stop."""
-        while not self._take_in(SETTLE_SECONDS if self._settle() else None):
+        while not self._take_in(RECLAIM_SECONDS if self._reclaim() else None):
             pass
         return not self._is_stopping
 

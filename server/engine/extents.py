@@ -1,4 +1,4 @@
-"""Which blocks of the KV cache have memory. Torch-free.
+"""Tracks which blocks of the KV cache have memory. Torch-free.
 
 Neighbouring blocks get memory together, as an extent, and give it back together: so few calls do, and each is for whole
 pages.
@@ -33,15 +33,15 @@ class Allowance:
     def spare_bytes(self) -> int:
         return max(0, self.limit_bytes - self.taken_bytes - self.set_aside_bytes)
 
-    def reach(self, wanted: int, needed: int) -> bool:
-        """See that so many bytes are spare.
+    def make_spare(self, wanted: int, needed: int) -> bool:
+        """Grow until so many bytes are spare, or as far as can be.
 
         Args:
-            wanted: to give up no block that is kept.
-            needed: where all of these are given up.
+            wanted: bytes without giving up a block that is kept; only as far as kept blocks may go.
+            needed: bytes where all of these are given up.
 
         Returns:
-            Whether those are spare that are needed.
+            Whether the bytes that are needed are spare.
         """
         if self.spare_bytes < wanted and self.taken_bytes + wanted <= self.kept_bytes:
             self.grow(wanted - self.spare_bytes)

@@ -1,4 +1,4 @@
-"""How much memory the images of all requests may take together."""
+"""Bounds the memory that the images of all requests take together."""
 
 from __future__ import annotations
 

@@ -107,7 +107,11 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
     budget, needs = host_budget(settings), needs_of(found, settings, device)
     if least_budget(settings, needs, device, PROCESS_BYTES) > budget:
         return Fit(nothing_fits(needs, budget), 0, 0)
-    plan = plan_memory(settings, needs, device, budget, PROCESS_BYTES)
+    return count_slots(found, plan_memory(settings, needs, device, budget, PROCESS_BYTES))
+
+
+def count_slots(found: Survey, plan: MemoryPlan) -> Fit:
+    """Count the experts that have room in the tiers of a plan."""
     host, on_device = (
         sum(share_slots(found.catalog, nbytes).values()) if nbytes else 0
         for nbytes in (plan.host_bytes, plan.device_bytes)
@@ -116,7 +120,7 @@ def fit(found: Survey, settings: ServeSettings, device: torch.device) -> Fit:
 
 
 def needs_of(found: Survey, settings: ServeSettings, device: torch.device) -> ModelNeeds:
-    """What the memory's planner has to know; native kernels are taken to run the layers wherever there are some."""
+    """Describe a model to the memory's planner; native kernels are taken to run the layers wherever there are some."""
     shape, catalog = found.outline, found.catalog
     is_native = device.type == "cpu" and shape.solo_reason is None and choose_level(settings.kernels) is not None
     step = StepShape.of(

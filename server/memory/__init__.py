@@ -1,1 +1,1 @@
-"""Who gets which bytes of memory: planned at the start, shared out again as requests come and go, and watched."""
+"""The memory budget: planned at the start, shared out again as requests come and go, and watched."""

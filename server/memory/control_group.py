@@ -1,4 +1,4 @@
-"""What the control groups of this process leave it: memory and processors, by version 1 or 2 of the kernel's interface.
+"""Reads the limits of this process' control groups, of memory and processors, by the kernel's interface 1 or 2.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
@@ -16,7 +16,7 @@ NO_LIMIT = 1 << 60  # version 1 writes "none" as the largest number of whole pag
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Of the group that leaves least."""
+    """Limit and use of the group that leaves least."""
 
     limit_bytes: int
     used_bytes: int  # without page cache that no process has mapped, which the kernel gives up first

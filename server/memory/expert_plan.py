@@ -29,7 +29,7 @@ class FreeMemory:
     def beside(
         cls, settings: ServeSettings, device: torch.device, host_bytes: int, unloaded_trunk_bytes: int
     ) -> FreeMemory:
-        """What is left of the host's budget, and of the device's.
+        """Free memory of the host's budget and of the device's.
 
         Args:
             unloaded_trunk_bytes: of a trunk that the device does not hold yet.

@@ -51,12 +51,12 @@ class KVPlan:
 
     @property
     def fixed_bytes(self) -> int:
-        """Of states, which do not come and go."""
+        """Bytes of states, which do not come and go."""
         return self.num_states * self.state_bytes
 
     @property
     def extent_bytes(self) -> int:
-        """Of an extent of blocks in each group."""
+        """Bytes of an extent of blocks in each group."""
         return first_bytes(self.groups, 0)
 
     @property
@@ -90,7 +90,7 @@ def extent_size(group: KVGroup, num_blocks: int) -> int:
 
 
 def first_bytes(groups: Sequence[KVGroup], longest: int) -> int:
-    """Of blocks for one sequence of some length, whole extents of them."""
+    """Bytes of the blocks that a sequence of up to ``longest`` tokens begins with; an extent in each group at least."""
     token_bytes, extents = sum(group.token_bytes for group in groups), 0
     for group in groups:
         extents += extent_blocks(group, BLOCK_SIZE) * BLOCK_SIZE * group.token_bytes

@@ -1,4 +1,4 @@
-"""How much memory the machine and the control groups of this process leave, and how much it takes itself."""
+"""Measures the memory that machine and control groups leave to this process, and what it takes itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who gets which bytes of memory, for serving and for predicting alike.
+"""Shares out the memory budget at the start, for serving and for predicting alike.
 
 Out of the budget come, in this order: the process, the trunk, what a step may take, a least of KV cache and of experts.
 The rest belongs to experts until the KV cache needs it; see ``shares``.
@@ -30,7 +30,7 @@ GROWTH_BYTES = 64 << 20  # that it takes besides by the time it has answered som
 
 @dataclass(frozen=True)
 class ModelNeeds:
-    """What the planner has to know of a model.
+    """A model's sizes, as the planner needs them.
 
     Args:
         top_k: experts a token, of the widest layer.
@@ -75,7 +75,7 @@ class MemoryPlan:
 
     @property
     def fixed_bytes(self) -> int:
-        """What neither steps nor experts nor KV cache take of the budget."""
+        """Bytes of the budget that neither steps nor experts nor KV cache take."""
         device_bytes = 0 if self.free.is_cuda else self.device_bytes
         return self.process_bytes + GROWTH_BYTES + self.trunk_bytes + device_bytes
 

@@ -1,6 +1,6 @@
 """Memory that experts and KV cache share, where compute runs in the host's memory.
 
-All of it belongs to the experts but what blocks of sequences take. Before blocks get memory, experts have given it up.
+Experts have all of it but what blocks of sequences take. Before blocks get more, experts have given it up.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from .usage import Action, Adjustments, Cause
 
 log = logging.getLogger(__name__)
 
-LENT_SHARE = 2  # one part in so many of what is set aside
-CHUNKS = 64  # of what is shared; memory changes hands in no smaller parts
+OVERCOMMIT_SHARE = 2  # one part in so many of what is set aside may be given to experts
+CHUNKS = 64  # of the shared memory; none is moved in smaller parts
 KEPT_SHARE = 8  # one part in so many may hold beginnings of prompts that nobody uses now
 HOLD_SECONDS = 10.0  # that blocks stay unneeded before experts get their memory
 TICK_SECONDS = 1.0  # between looks at what is unneeded
@@ -30,9 +30,9 @@ MOST_WAIT_SECONDS = 1.0  # for reads that are on their way into slots which are 
 
 
 class Shares:
-    """Who has how much of the shared memory.
+    """Moves memory between experts and KV cache, and keeps a reserve from both.
 
-    ``grow``, ``before_step`` and ``settle`` are called by the engine's thread, ``withhold`` by any.
+    ``grow``, ``before_step`` and ``reclaim`` are called by the engine's thread, ``set_reserve`` by any.
 
     Args:
         store: whose host tier has the size that was planned.
@@ -42,7 +42,7 @@ class Shares:
         self.adjustments = Adjustments()
         self._store, self._plan, self._clock = store, plan, clock
         self._step_bytes = plan.first_step_bytes
-        self._withheld = 0
+        self._reserve = 0
         self._was_shrink: bool | None = None
         self._lock = threading.RLock()
         self._host_bytes = plan.host_bytes
@@ -50,8 +50,8 @@ class Shares:
         self._least_experts = plan.host_bytes if plan.are_experts_pinned else plan.least_host_bytes
         self._most_kv = plan.kv.nbytes - plan.kv.fixed_bytes
         self._first_kv = self._most_kv if plan.is_kv_pinned else plan.kv.first_bytes - plan.kv.fixed_bytes
-        self._chunk = max(plan.kv.extent_bytes, self._room() // CHUNKS)
-        self._settled_at = clock()
+        self._chunk = max(plan.kv.extent_bytes, self._shared_bytes() // CHUNKS)
+        self._reclaimed_at = clock()
         self._window_began, self._peak, self._peak_before = clock(), 0, 0
         self.allowance = Allowance(self._first_kv, grow=self.grow)
         self._set_kept()
@@ -60,7 +60,7 @@ class Shares:
 
     @property
     def step_bytes(self) -> int:
-        """Set aside for a step."""
+        """Bytes set aside for a step."""
         return self._step_bytes
 
     @property
@@ -69,15 +69,15 @@ class Shares:
 
     @property
     def unfilled_bytes(self) -> int:
-        """What experts and blocks may take before anything is decided anew."""
+        """Bytes that experts and blocks may take without asking again."""
         return max(0, self._host_bytes - self._store.host_resident_bytes) + max(
             0, self.allowance.limit_bytes - self.allowance.taken_bytes
         )
 
     @property
-    def withheld_bytes(self) -> int:
-        """What ``withhold`` keeps from both; less than 0 if it lends."""
-        return self._withheld
+    def reserve_bytes(self) -> int:
+        """Bytes that ``set_reserve`` keeps from both; less than 0 where it overcommits."""
+        return self._reserve
 
     @property
     def can_shrink(self) -> bool:
@@ -90,17 +90,19 @@ class Shares:
             return
         with self._lock:
             allowance = self.allowance
-            # The longest sequence has to go on, whatever is withheld.
-            most = min(self._most_kv, max(self._room(largest_step=True) - self._least(), self._bytes_of_longest()))
+            # The longest sequence has to go on, whatever the reserve.
+            most = min(
+                self._most_kv, max(self._shared_bytes(largest_step=True) - self._least(), self._bytes_of_longest())
+            )
             wanted = min(most, allowance.limit_bytes + max(nbytes, self._chunk))
             if wanted <= allowance.limit_bytes:
                 return
-            self._resize_experts(self._room() - wanted)
+            self._resize_experts(self._shared_bytes() - wanted)
             deadline = self._clock() + MOST_WAIT_SECONDS
             while self._store.host_slot_bytes > self._host_bytes and self._clock() < deadline:
                 time.sleep(0.001)
             held = self._store.host_slot_bytes
-            spare = self._room() - held if held > self._least() else wanted
+            spare = self._shared_bytes() - held if held > self._least() else wanted
             allowance.limit_bytes = max(allowance.limit_bytes, min(wanted, spare))
 
     def before_step(self, num_tokens: int, num_logits: int) -> None:
@@ -113,41 +115,41 @@ class Shares:
             self._step_bytes = max(self._step_bytes, min(nbytes, plan.step_bytes))
             self._rebalance()
 
-    def settle(self, blocks: BlockManager) -> bool:
+    def reclaim(self, blocks: BlockManager) -> bool:
         """Give memory that blocks have not needed lately to the experts; False if a later call would give no more."""
         now, allowance = self._clock(), self.allowance
         self._peak = max(self._peak, blocks.used_bytes)
-        if now - self._settled_at < TICK_SECONDS:
+        if now - self._reclaimed_at < TICK_SECONDS:
             return True
-        self._settled_at = now
+        self._reclaimed_at = now
         if now - self._window_began >= HOLD_SECONDS:
             self._window_began, self._peak_before, self._peak = now, self._peak, blocks.used_bytes
         needed = max(self._peak, self._peak_before)
         with self._lock:
-            kept = allowance.kept_bytes if self._withheld == 0 or self.can_shrink else 0
+            kept = allowance.kept_bytes if self._reserve <= 0 or self.can_shrink else 0
             if allowance.taken_bytes > needed + self._chunk:
                 blocks.give_memory_back(needed + self._chunk, kept)
-            limit = max(self._first_kv, self._rest_of_experts(), max(allowance.taken_bytes, needed) + self._chunk)
+            limit = max(self._first_kv, self._beyond_all_experts(), max(allowance.taken_bytes, needed) + self._chunk)
             if not self._plan.is_kv_pinned and allowance.limit_bytes > limit + self._chunk:
                 allowance.limit_bytes = limit
                 self._rebalance()
         return needed > blocks.used_bytes or allowance.limit_bytes > limit + self._chunk
 
-    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None:
-        """Keep so many bytes from both, for what was not foreseen; experts give them up, or get them back.
+    def set_reserve(self, nbytes: int, cause: Cause, reason: str) -> None:
+        """Keep so many bytes from both, for what was not planned; experts give them up, or get them back.
 
         Args:
-            nbytes: less than 0 lends them what was set aside and is not taken, up to half of it.
+            nbytes: less than 0 gives them what was set aside and is not taken, up to half of it.
             cause: for metrics.
             reason: for the log.
         """
         with self._lock:
-            before, self._withheld = self._withheld, max(-self._lendable(), nbytes)
+            before, self._reserve = self._reserve, max(-self._most_overcommit(), nbytes)
             had = self._host_bytes
             self._rebalance()
             if self._host_bytes == had:
                 return
-            is_shrink, size = self._withheld > before, format_bytes(self._host_bytes)
+            is_shrink, size = self._reserve > before, format_bytes(self._host_bytes)
             action: Action = "shrink" if is_shrink else "grow"
             self.adjustments.counts[action, cause] += 1
             self.adjustments.reason = reason
@@ -155,43 +157,44 @@ class Shares:
             self._was_shrink = is_shrink
             log.log(level, "experts %s to %s: %s", action, size, reason)
 
-    def _room(self, *, largest_step: bool = False) -> int:
-        """What is shared."""
+    def _shared_bytes(self, *, largest_step: bool = False) -> int:
+        """Bytes that experts and blocks may take together."""
         step = self._plan.step_bytes if largest_step else self._step_bytes
         plan = self._plan
-        return max(0, plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - step - self._withheld)
+        return max(0, plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - step - self._reserve)
 
     def _bytes_of_longest(self) -> int:
-        """Of blocks of the longest sequence."""
+        """Bytes of the blocks of the longest sequence."""
         kv = self._plan.kv
         tokens = kv.max_model_len * sum(group.token_bytes for group in kv.groups)
         return min(self._most_kv, tokens + kv.extent_bytes)
 
-    def _lendable(self) -> int:
-        return (GROWTH_BYTES + self._step_bytes) // LENT_SHARE
+    def _most_overcommit(self) -> int:
+        return (GROWTH_BYTES + self._step_bytes) // OVERCOMMIT_SHARE
 
     def _least(self) -> int:
-        """Of experts: what a token needs, beside those that are pinned."""
+        """The least bytes of experts: those of a token, and those that are pinned."""
         slot_bytes = max(layout.slot_bytes for layout in self._plan.needs.catalog.layouts)
         return min(self._most_experts, self._least_experts + len(self._store.pinned) * slot_bytes)
 
     def _rebalance(self) -> None:
-        """Experts get what blocks may not take."""
-        self._resize_experts(self._room() - self.allowance.limit_bytes)
+        """Give experts what blocks may not take."""
+        self._resize_experts(self._shared_bytes() - self.allowance.limit_bytes)
         self._set_kept()
         self._give_rest_to_kv()
 
     def _give_rest_to_kv(self) -> None:
-        """What no expert is there for."""
+        """Let blocks take what is left when all experts are in memory."""
         if not self._plan.is_kv_pinned:
-            self.allowance.limit_bytes = max(self.allowance.limit_bytes, self._rest_of_experts())
+            self.allowance.limit_bytes = max(self.allowance.limit_bytes, self._beyond_all_experts())
 
-    def _rest_of_experts(self) -> int:
-        return min(self._most_kv, self._room() - self._most_experts)
+    def _beyond_all_experts(self) -> int:
+        """Bytes that are left when all experts are in memory; less than 0 where they do not fit."""
+        return min(self._most_kv, self._shared_bytes() - self._most_experts)
 
     def _set_kept(self) -> None:
-        room = self._room()
-        self.allowance.kept_bytes = min(self._most_kv, max(room // KEPT_SHARE, room - self._most_experts))
+        shared = self._shared_bytes()
+        self.allowance.kept_bytes = min(self._most_kv, max(shared // KEPT_SHARE, shared - self._most_experts))
 
     def _resize_experts(self, nbytes: int) -> None:
         nbytes = min(self._most_experts, max(self._least(), nbytes))

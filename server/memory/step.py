@@ -1,4 +1,4 @@
-"""How much memory the tensors of a step may take, by the model's shapes alone."""
+"""Bounds the memory that the tensors of a step take, by the model's shapes alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
 
 @dataclass(frozen=True)
 class StepShape:
-    """What of a model decides how much its steps take; numbers a token unless told otherwise."""
+    """The sizes of a model that decide how much its steps take; numbers a token unless told otherwise."""
 
     hidden: int
     queries: int  # of the widest attention layer
@@ -84,7 +84,7 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
 
 
 def _native_bytes(shape: StepShape) -> int:
-    """Of a token, in ``lean.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
+    """Bytes of a token in ``lean.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
     panel = shape.itemsize  # bytes of a number of what products are given, at most
     workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
     attention = (shape.hidden + shape.queries) * panel  # rows
@@ -96,7 +96,7 @@ def _native_bytes(shape: StepShape) -> int:
 
 
 def _torch_bytes(shape: StepShape) -> int:
-    """Of a token, in the widest layer: its residual stream with attention, or with experts."""
+    """Bytes of a token in the widest layer: its residual stream with attention, or with experts."""
     attention = 2 * shape.queries + 2 * shape.keys
     routed = shape.top_k * (2 * shape.hidden + 3 * shape.expert)
     widest = max(attention, routed + shape.num_experts, 3 * shape.dense)

@@ -1,4 +1,4 @@
-"""What takes how much of the memory budget, part by part."""
+"""Memory use by part of the budget, and how often it was shared out anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from .machine import own_bytes
 
 Part = Literal["trunk", "experts", "kv_cache", "step", "process", "unaccounted"]
 PARTS: tuple[Part, ...] = get_args(Part)
-
 
 # The server took more than planned; others took the machine's or the group's memory; threads waited for memory; memory
 # was left for a while.
@@ -27,7 +26,7 @@ ADJUSTMENTS: tuple[tuple[Action, Cause], ...] = (
 
 @dataclass
 class Adjustments:
-    """How often, and why, memory was taken from the experts or given back to them since the start."""
+    """Counts how often, and why, memory was taken from the experts or given back to them since the start."""
 
     counts: Counter[tuple[Action, Cause]] = field(default_factory=Counter)
     reason: str = ""  # of the last one, for people

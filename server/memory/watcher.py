@@ -1,4 +1,4 @@
-"""Looks at what is really left of the memory, and takes some from the experts before the kernel ends the process."""
+"""Watches how much memory is really left, and takes some from the experts before the kernel ends the process."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ PRESSURE_SECONDS = 5.0  # before they shrink by it again
 
 
 class Shrinkable(Protocol):
-    """What the watcher takes memory from; see ``Shares``."""
+    """An owner of memory that gives some up; see ``Shares``."""
 
     @property
     def unfilled_bytes(self) -> int: ...
 
     @property
-    def withheld_bytes(self) -> int: ...
+    def reserve_bytes(self) -> int: ...
 
     @property
     def can_shrink(self) -> bool: ...
 
-    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None: ...
+    def set_reserve(self, nbytes: int, cause: Cause, reason: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Memory at one moment."""
+    """Memory use at one moment."""
 
     own_bytes: int  # of the process and its children
     available_bytes: int  # that the machine or its tightest control group leaves
@@ -53,10 +53,10 @@ class Reading:
 
 
 class Watcher:
-    """A thread that shrinks what can be shrunk when less is left than should be, and lets it grow again later.
+    """A thread that shrinks the experts when too little memory is left, and lets them grow again later.
 
-    What is left counts as if experts and KV cache had taken all that they may: then what comes after is no surprise.
-    Where the plan set aside more than is taken, experts get some of it, too.
+    Memory counts as if experts and KV cache had taken all that they may, so that none is short when they do. Where the
+    plan set aside more than is taken, experts get some of it, too.
 
     Args:
         budget_bytes: of the process and its children.
@@ -98,19 +98,19 @@ class Watcher:
                 reason = "less of the memory is left than was planned"
                 if reading.available_bytes < self._budget_bytes - reading.own_bytes:
                     cause, reason = "others", "others take the memory of the machine or its control group"
-                shares.withhold(shares.withheld_bytes + 2 * self._low - left, cause, reason)
+                shares.set_reserve(shares.reserve_bytes + 2 * self._low - left, cause, reason)
         elif reading.pressure is not None and reading.pressure > PRESSURE:
             self._begin_calm(now)
             if shares.can_shrink and now - self._pressed_at >= PRESSURE_SECONDS:
                 self._pressed_at = now
                 step = int(PRESSURE_STEP * self._budget_bytes)
-                shares.withhold(
-                    shares.withheld_bytes + step, "pressure", f"memory pressure is {reading.pressure:.0f} %"
+                shares.set_reserve(
+                    shares.reserve_bytes + step, "pressure", f"memory pressure is {reading.pressure:.0f} %"
                 )
         elif now - self._calm_since >= CALM_SECONDS:
             more = self._least_left - max(3 * self._low, int(ENOUGH * self._budget_bytes))
             if more > 0:
-                shares.withhold(shares.withheld_bytes - max(more // 2, self._low), "calm", "memory is left")
+                shares.set_reserve(shares.reserve_bytes - max(more // 2, self._low), "calm", "memory is left")
             self._begin_calm(now)
 
     def _begin_calm(self, now: float) -> None:

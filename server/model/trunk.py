@@ -109,7 +109,7 @@ class ResidentModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of activations."""
+        """The dtype of activations."""
         dtype: torch.dtype = self._model.dtype
         return dtype
 

@@ -47,7 +47,7 @@ class Scene:
     def wait(self, seconds: float) -> None:
         for _ in range(int(seconds)):
             self.now += 1.0
-            self.shares.settle(self.blocks)
+            self.shares.reclaim(self.blocks)
 
     @property
     def spent(self) -> int:
@@ -130,12 +130,12 @@ def test_room_for_a_large_step_is_made_before_it_and_kept(scene: Scene) -> None:
     assert scene.spent <= scene.to_spend
 
 
-def test_what_is_withheld_comes_from_experts_and_is_told(scene: Scene) -> None:
+def test_a_reserve_comes_from_experts_and_is_told(scene: Scene) -> None:
     before = scene.store.host_slot_bytes
-    scene.shares.withhold(MIB, "process", "it is tight")
+    scene.shares.set_reserve(MIB, "process", "it is tight")
     assert scene.store.host_slot_bytes <= before - MIB
     assert (scene.shares.adjustments.num_shrinks, scene.shares.adjustments.reason) == (1, "it is tight")
-    scene.shares.withhold(0, "calm", "it is not")
+    scene.shares.set_reserve(0, "calm", "it is not")
     assert scene.store.host_slot_bytes == before
     assert scene.shares.adjustments.num_grows == 1
 
@@ -151,9 +151,9 @@ def test_a_pinned_kv_cache_stays_as_it_is(tmp_path: Path) -> None:
         scene.store.close()
 
 
-def test_at_most_half_of_what_is_set_aside_is_lent(scene: Scene) -> None:
-    scene.shares.withhold(-(1 << 40), "calm", "much is left")
-    assert -scene.shares.withheld_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2
+def test_at_most_half_of_what_is_set_aside_is_overcommitted(scene: Scene) -> None:
+    scene.shares.set_reserve(-(1 << 40), "calm", "much is left")
+    assert -scene.shares.reserve_bytes == (GROWTH_BYTES + scene.plan.first_step_bytes) // 2
 
 
 def test_blocks_leave_pinned_experts_their_memory(tmp_path: Path) -> None:
@@ -164,5 +164,19 @@ def test_blocks_leave_pinned_experts_their_memory(tmp_path: Path) -> None:
         while scene.hold(1024) is not None:
             pass
         assert scene.spent <= scene.to_spend
+    finally:
+        scene.store.close()
+
+
+def test_beginnings_are_kept_while_what_was_set_aside_is_given_out(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, host_expert_memory="4MiB")  # which can't shrink
+    try:
+        sequence, token_ids = scene.hold(512), range(512)
+        assert sequence is not None
+        scene.blocks.keep(sequence, token_ids, len(token_ids))
+        scene.blocks.free(sequence)
+        scene.shares.set_reserve(-MIB, "calm", "much is left")
+        scene.wait(3 * HOLD_SECONDS)
+        assert scene.blocks.num_reusable(scene.blocks.new_blocks(), token_ids) == 512 - BLOCK_SIZE
     finally:
         scene.store.close()

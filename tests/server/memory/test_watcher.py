@@ -19,12 +19,12 @@ class Experts:
     """What can be shrunk, without experts."""
 
     def __init__(self, can_shrink: bool = True):
-        self.unfilled_bytes, self.withheld_bytes, self.can_shrink = 0, 0, can_shrink
+        self.unfilled_bytes, self.reserve_bytes, self.can_shrink = 0, 0, can_shrink
         self.reasons: list[str] = []
         self.causes: list[Cause] = []
 
-    def withhold(self, nbytes: int, cause: Cause, reason: str) -> None:
-        self.withheld_bytes = nbytes
+    def set_reserve(self, nbytes: int, cause: Cause, reason: str) -> None:
+        self.reserve_bytes = nbytes
         self.causes.append(cause)
         self.reasons.append(reason)
 
@@ -38,11 +38,11 @@ class Scene:
         self.watcher = Watcher(self.experts, BUDGET, lambda: self.reading, lambda: self.now)
 
     def look(self, own: int, available: int = BUDGET, pressure: float | None = None, after: float = 0.25) -> int:
-        """Look some seconds later, with so many MiB; what is withheld then."""
+        """Look some seconds later, with so many MiB; the reserve then."""
         self.now += after
         self.reading = Reading(own * MIB, available if available == BUDGET else available * MIB, pressure)
         self.watcher.look()
-        return self.experts.withheld_bytes // MIB
+        return self.experts.reserve_bytes // MIB
 
 
 def test_nothing_happens_while_enough_is_left() -> None:
