@@ -181,7 +181,9 @@ def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Runs of parts as one; each entry keeps the number of its run, within which alone engines are compared."""
     whole = {name: value for result in results for name, value in result.items()}
     whole["entries"] = [entry | {"run": run} for run, result in enumerate(results) for entry in result["entries"]]
-    whole["skipped"] = [line for result in results for line in result["skipped"]]
+    measured = {f"{entry['condition']}, {entry['engine']} {entry['format']}: " for entry in whole["entries"]}
+    lines = dict.fromkeys(line for result in results for line in result["skipped"])
+    whole["skipped"] = [line for line in lines if not line.startswith(tuple(measured))]
     whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
     disk: dict[str, list[float]] = {}
     for result in results:

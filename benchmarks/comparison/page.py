@@ -129,7 +129,9 @@ def draw(path: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
     bars = max((len(found) for found in panels.values()), default=1)
     figure = Figure(figsize=(12, (1.2 + 0.22 * bars) * height), layout="constrained")
     figure.suptitle(f"{result['model']}, {result['threads']} threads, {result['machine']['cpu']}, {result['date']}")
-    axes = figure.subplots(height, columns, squeeze=False).flat
+    axes = list(figure.subplots(height, columns, squeeze=False).flat)
+    for unused in axes[len(panels) :]:
+        unused.set_visible(False)
     for plot, ((condition, kind), found) in zip(axes, panels.items(), strict=False):
         is_time = kind == "first token"
         labels = [f"{row.engine}" + (f", {row.task.rpartition(' ')[2]} tokens" if is_time else "") for row in found]
