@@ -28,7 +28,7 @@ from server.engine.working_set import WorkingSets
 from server.kernels.native.available import choose_level, describe_level
 from server.kernels.native.library import KernelError, Kernels
 from server.kernels.pool import ComputePool
-from server.memory.budget import host_budget, warn_if_lowered
+from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
 from server.memory.fitting import check_plan, check_trunk
 from server.memory.kv_plan import BLOCK_SIZE
 from server.memory.machine import own_bytes
@@ -166,6 +166,7 @@ def plan_beside(trunk: Trunk | SoloTrunk, settings: ServeSettings, device: torch
     Raises:
         SettingsError: a budget or limit does not suit the model, or what was asked for does not fit.
     """
+    wait_for_counters()
     budget_bytes, trunk_bytes = host_budget(settings), 0 if device.type == "cuda" else trunk.nbytes
     warn_if_lowered(settings, budget_bytes)
     plan = plan_memory(settings, needs_of(trunk), device, budget_bytes, max(0, own_bytes() - trunk_bytes))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 
 from server.settings import ServeSettings, parse_budget
 
-from .control_group import memory_limit
+from .control_group import MemoryLimit, memory_limit
 from .machine import available_bytes, own_bytes, total_bytes
 from .sizes import format_bytes
 
@@ -16,6 +18,9 @@ log = logging.getLogger(__name__)
 # others start and grow.
 GROUP_MARGIN, LEAST_GROUP_MARGIN = 0.01, 8 << 20
 MACHINE_MARGIN, LEAST_MACHINE_MARGIN = 0.03, 256 << 20
+
+COUNTER_SECONDS, COUNTER_LOOKS = 2.5, 10
+UNEXPLAINED = 0.05  # of a group's limit, that its other processes, the kernel and libraries may take
 
 
 def host_budget(settings: ServeSettings) -> int:
@@ -31,6 +36,23 @@ def host_budget(settings: ServeSettings) -> int:
     auto = own + max(0, left - max(least, int(share * total)))
     asked = asked_bytes(settings, auto)
     return auto if asked > own + left else asked
+
+
+def wait_for_counters(
+    read: Callable[[], MemoryLimit | None] = memory_limit,
+    own: Callable[[], int] = own_bytes,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait, after files were read, until a control group's statistics count them as page cache.
+
+    The kernel brings the statistics up to date every two seconds. Until then, the page cache seems to be memory in use.
+    Returns at once where no group limits the memory, or nearly all that is in use is the process' own.
+    """
+    for _ in range(COUNTER_LOOKS):
+        limit = read()
+        if limit is None or limit.used_bytes - own() <= UNEXPLAINED * limit.limit_bytes:
+            return
+        sleep(COUNTER_SECONDS / COUNTER_LOOKS)
 
 
 def asked_bytes(settings: ServeSettings, auto: int) -> int:
