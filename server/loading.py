@@ -19,6 +19,7 @@ from server.device import find_device
 from server.engine.block_manager import BlockManager
 from server.engine.codec import Codec
 from server.engine.engine import Engine, EngineLimits
+from server.engine.image_room import ImageRoom
 from server.engine.request import SamplingDefaults
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
@@ -126,9 +127,11 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     log.info("compute: %s in %s, threads: %d%s", device, str(dtype).removeprefix("torch."), pool.num_threads, kernels)
     describe(trunk, store, memory_plan)
     eos_token_ids = generation.eos_token_ids | tokenizer.eos_token_ids
-    codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids)
     snapshots = SnapshotPool(range(plan.num_slots, plan.num_states)) if plan.num_snapshots else None
     shares = Shares(store, memory_plan) if plan.is_elastic else None
+    watcher = None if shares is None else Watcher(shares, memory_plan.budget_bytes)
+    image_room = ImageRoom(make_free=None if watcher is None else watcher.make_free)
+    codec = Codec(tokenizer, load_media_processor(config, facts), eos_token_ids, image_room)
     before_step, allowance = (None, None) if shares is None else (shares.before_step, shares.allowance)
     blocks = BlockManager(plan.block_groups, BLOCK_SIZE, facts.shares_prefixes, snapshots, allowance, kv_cache.release)
     engine = Engine(
@@ -153,9 +156,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     memory = memory_usage(memory_plan, store, shares)
     metrics = Metrics(name, store, engine.statistics, memory, prefetcher)
     experts = StoreAdministration(name, store, engine.statistics, memory)
-    watcher = None
-    if shares is not None:
-        watcher = Watcher(shares, memory_plan.budget_bytes)
+    if watcher is not None:
         watcher.start()
     return LoadedServer(name, engine, codec, defaults, metrics, store, experts, memory, trace, preloader, watcher)
 

@@ -95,7 +95,8 @@ class Codec:
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             self._tokenizer.check_length("".join(texts))
         messages = self._tokenizer.tool_template.adapt(messages)
-        with self._image_room.taken(PIXEL_BYTES * count_pixels(images)):
+        decoded_bytes = PIXEL_BYTES * count_pixels(images)
+        with self._image_room.taken(decoded_bytes):
             token_ids, media = self._media.encode_chat(
                 messages,
                 [read_image(image) for image in images],
@@ -103,7 +104,7 @@ class Codec:
                 options,
                 add_generation_prompt=add_generation_prompt,
             )
-            self._image_room.keep(media)
+            self._image_room.keep(media, decoded_bytes)
         content = content_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.wholes)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.heap import shared_trimmer
@@ -16,15 +16,31 @@ from .request import QueueFullError
 MAX_BYTES = MAX_PIXELS_TOGETHER * PIXEL_BYTES  # the images of one request always fit
 MAX_WAITING = 2  # requests; each holds a thread that others need for their prompts
 WAIT_SECONDS = 10.0
+PROCESSING_FACTOR = 3  # of decoded images, which the processor and the towers take beside them at most; docs/log.md
+NO_MEMORY = "the images need more memory than is left: send smaller ones, or try again later"
 
 
 class ImageRoom:
-    """A bound for decoded images, and for what waits until the model looks at it. Safe to use from several threads."""
+    """A bound for decoded images, and for what waits until the model looks at it. Safe to use from several threads.
 
-    def __init__(self, num_bytes: int = MAX_BYTES, max_waiting: int = MAX_WAITING, wait_seconds: float = WAIT_SECONDS):
+    Args:
+        num_bytes: of all together.
+        max_waiting: requests that wait for others to give their bytes back.
+        wait_seconds: that each of them waits.
+        make_free: sees that so many bytes of memory are left, and tells whether they are.
+    """
+
+    def __init__(
+        self,
+        num_bytes: int = MAX_BYTES,
+        max_waiting: int = MAX_WAITING,
+        wait_seconds: float = WAIT_SECONDS,
+        make_free: Callable[[int], bool] | None = None,
+    ):
         self._size, self._num_taken = num_bytes, 0
         self._max_waiting, self._wait_seconds = max_waiting, wait_seconds
         self._num_waiting = 0
+        self._make_free = make_free
         self._changed = threading.Condition()  # guards the numbers
 
     @property
@@ -41,14 +57,20 @@ class ImageRoom:
         """
         self._take(num_bytes)
         try:
+            if self._make_free is not None and not self._make_free(PROCESSING_FACTOR * num_bytes):
+                raise QueueFullError(NO_MEMORY)
             yield
         finally:
             self._give_back(num_bytes)
             shared_trimmer().soon()
 
-    def keep(self, media: PromptMedia) -> None:
-        """Count what the processor made of some images until the model has looked at it, or nobody wants it."""
-        num_bytes = media.num_input_bytes
+    def keep(self, media: PromptMedia, decoded_bytes: int = 0) -> None:
+        """Count what the processor made of some images until the model has looked at it, or nobody wants it.
+
+        Args:
+            decoded_bytes: of the images; what the model takes to look at them is in proportion.
+        """
+        num_bytes = max(media.num_input_bytes, decoded_bytes)
         with self._changed:
             self._num_taken += num_bytes
         media.on_seen = weakref.finalize(media, self._give_back, num_bytes)

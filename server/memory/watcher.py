@@ -21,6 +21,7 @@ CALM_SECONDS = 30.0  # that more than enough is left before experts grow
 ENOUGH = 0.04  # of the budget: what has to be left then
 PRESSURE = 10.0  # percent of the last ten seconds in which some thread of the group waited for memory
 PRESSURE_STEP = 0.02  # of the budget, that experts shrink by then
+MAKE_FREE_SECONDS = 2.0  # that slots may take to come free
 PRESSURE_SECONDS = 5.0  # before they shrink by it again
 
 
@@ -112,6 +113,22 @@ class Watcher:
             if more > 0:
                 shares.set_reserve(shares.reserve_bytes - max(more // 2, self._low), "calm", "memory is left")
             self._begin_calm(now)
+
+    def make_free(self, nbytes: int) -> bool:
+        """Shrink the experts until so many bytes are left, for a moment; whether they are. May block for seconds."""
+        ends_at, has_asked = time.monotonic() + MAKE_FREE_SECONDS, False
+        while True:
+            reading, shares = self._read(), self._shares
+            left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes) - shares.unfilled_bytes
+            if left >= nbytes:
+                return True
+            if time.monotonic() >= ends_at:
+                return False
+            if not has_asked:
+                reason = "images of a request need memory"
+                shares.set_reserve(shares.reserve_bytes + nbytes - left, "process", reason)
+                has_asked = True
+            time.sleep(MAKE_FREE_SECONDS / 40)
 
     def _begin_calm(self, now: float) -> None:
         self._calm_since, self._least_left = now, None

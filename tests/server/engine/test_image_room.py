@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from server.engine.image_room import ImageRoom
+from server.engine.image_room import PROCESSING_FACTOR, ImageRoom
 from server.engine.request import QueueFullError
 from server.model.prompt_media import PromptMedia, Seen
 
@@ -73,4 +73,18 @@ def test_processed_images_that_nobody_wants_any_more_give_their_room_back() -> N
     room, media = ImageRoom(), make_media(8)
     room.keep(media)
     del media
+    assert room.num_taken == 0
+
+
+def test_images_that_need_more_memory_than_is_left_are_refused() -> None:
+    asked: list[int] = []
+
+    def make_free(num_bytes: int) -> bool:
+        asked.append(num_bytes)
+        return False
+
+    room = ImageRoom(make_free=make_free)
+    with pytest.raises(QueueFullError, match="the images need more memory than is left"), room.taken(10):
+        pass
+    assert asked == [10 * PROCESSING_FACTOR]
     assert room.num_taken == 0

@@ -112,3 +112,20 @@ def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> 
     assert [record.getMessage() for record in caplog.records] == [
         "memory could not be looked at; trying again every 0.25 s"
     ]
+
+
+def test_experts_shrink_once_until_enough_is_free() -> None:
+    scene = Scene()
+    scene.reading = Reading(900 * MIB, BUDGET)
+    readings = iter([scene.reading, scene.reading, Reading(600 * MIB, BUDGET)])
+    watcher = Watcher(scene.experts, BUDGET, lambda: next(readings))
+    assert watcher.make_free(300 * MIB)
+    assert scene.experts.reserve_bytes == 200 * MIB
+    assert scene.experts.causes == ["process"]
+
+
+def test_what_can_not_come_free_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.memory.watcher.MAKE_FREE_SECONDS", 0.05)
+    scene = Scene(Experts(can_shrink=False))
+    scene.reading = Reading(900 * MIB, BUDGET)
+    assert not scene.watcher.make_free(300 * MIB)
