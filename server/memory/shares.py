@@ -193,8 +193,8 @@ class Shares:
         return min(self._most_kv, self._shared_bytes() - self._most_experts)
 
     def _set_kept(self) -> None:
-        shared = self._shared_bytes()
-        self.allowance.kept_bytes = min(self._most_kv, max(shared // KEPT_SHARE, shared - self._most_experts))
+        share = min(self._most_kv, self._shared_bytes() // KEPT_SHARE)
+        self.allowance.kept_bytes = max(share, self._beyond_all_experts())
 
     def _resize_experts(self, nbytes: int) -> None:
         nbytes = min(self._most_experts, max(self._least(), nbytes))

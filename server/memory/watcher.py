@@ -76,6 +76,7 @@ class Watcher:
         self._least_left: int | None = None  # since the calm began
         self._calm_since = clock()
         self._pressed_at = float("-inf")
+        self._lock = threading.Lock()  # held from a reading until the reserve is set by it
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="memory-watcher", daemon=True)
 
@@ -89,8 +90,12 @@ class Watcher:
 
     def look(self) -> None:
         """Look once, and act."""
+        with self._lock:
+            self._look()
+
+    def _look(self) -> None:
         reading, shares, now = self._read(), self._shares, self._clock()
-        left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes) - shares.unfilled_bytes
+        left = self._left(reading)
         self._least_left = left if self._least_left is None else min(left, self._least_left)
         if left < self._low:
             self._begin_calm(now)
@@ -118,17 +123,22 @@ class Watcher:
         """Shrink the experts until so many bytes are left, for a moment; whether they are. May block for seconds."""
         ends_at, has_asked = time.monotonic() + MAKE_FREE_SECONDS, False
         while True:
-            reading, shares = self._read(), self._shares
-            left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes) - shares.unfilled_bytes
+            with self._lock:
+                left = self._left(self._read())
+                if left < nbytes and not has_asked:
+                    reserve = self._shares.reserve_bytes + nbytes - left
+                    self._shares.set_reserve(reserve, "process", "images of a request need memory")
+                    has_asked = True
             if left >= nbytes:
                 return True
             if time.monotonic() >= ends_at:
                 return False
-            if not has_asked:
-                reason = "images of a request need memory"
-                shares.set_reserve(shares.reserve_bytes + nbytes - left, "process", reason)
-                has_asked = True
             time.sleep(MAKE_FREE_SECONDS / 40)
+
+    def _left(self, reading: Reading) -> int:
+        """Bytes that would be left if experts and KV cache had taken all that they may."""
+        left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes)
+        return left - self._shares.unfilled_bytes
 
     def _begin_calm(self, now: float) -> None:
         self._calm_since, self._least_left = now, None
