@@ -132,7 +132,7 @@ class _Reply(asyncio.Protocol):
 
 
 def _failure(reply: bytes) -> RuntimeError:
-    """What a reply that is no whole stream says of itself."""
+    """The exception for a reply that is not a complete stream: its message, or how it began."""
     head, _, body = reply.partition(b"\r\n\r\n")
     try:
         return RefusedError(f"{head.split()[1].decode()} {json.loads(body)['error']['message']}")

@@ -207,7 +207,7 @@ class ExpertStore:
 
     @property
     def holds_all(self) -> bool:
-        """Whether the fastest tier has a slot for every expert."""
+        """True if the fastest tier has a slot for every expert."""
         with self._backstage.changed:
             return all(pool.top.num_slots >= len(list(pool.experts)) for pool in self._backstage.pools)
 

@@ -61,7 +61,7 @@ class ControlGroup:
             return None
 
     def used_bytes(self) -> int:
-        """What it holds now, without the page cache of files, which the kernel can give up."""
+        """Bytes in use now, without page cache of files, which the kernel can reclaim."""
         usage = int((self._folder / ("memory.usage_in_bytes" if self._is_v1 else "memory.current")).read_text())
         statistics = dict(line.split() for line in (self._folder / "memory.stat").read_text().splitlines())
         return max(0, usage - int(statistics["active_file"]) - int(statistics["inactive_file"]))

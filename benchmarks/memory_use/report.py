@@ -75,7 +75,7 @@ def mixture_lines(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def missed(entries: Sequence[Entry]) -> bool:
-    """Whether a server was killed, failed at a load or passed its limit."""
+    """True if a server was killed, failed at a load or passed its limit."""
     return any(
         entry["state"] in ("killed", "failed")
         or (entry["limit_mib"] is not None and (entry["peak_bytes"] or 0) > entry["limit_mib"] * MIB)

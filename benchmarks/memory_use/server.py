@@ -71,7 +71,7 @@ class GroupedServer:
 
     @property
     def was_killed(self) -> bool:
-        """Whether the kernel ended it, or a child of it, for want of memory."""
+        """True if the kernel's OOM killer ended the server or a child of it."""
         return self._group is not None and self._group.num_kills() > 0
 
     def peak_bytes(self) -> int | None:

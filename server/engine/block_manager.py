@@ -233,7 +233,7 @@ class BlockManager:
             )
 
     def _can_take(self, counts: Sequence[int], reused: Sequence[AbstractSet[int]]) -> bool:
-        """Whether every group can have so many more blocks, of which some kept ones are not to be given up."""
+        """Tell whether each group can have as many more blocks as asked without giving up those of ``reused``."""
         wanted = needed = 0
         for pool, count, kept in zip(self._pools, counts, reused, strict=True):
             nbytes = pool.bytes_to_take(count, len(kept))

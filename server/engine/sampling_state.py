@@ -71,7 +71,7 @@ class SamplingState:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether its token is the likeliest by the logits as they are."""
+        """True if the next token is the argmax of the unchanged logits."""
         params = self.params
         if params.temperature or params.grammar is not None or params.has_penalties or params.logit_bias:
             return False

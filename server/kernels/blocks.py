@@ -23,7 +23,7 @@ Spec = tuple[str, torch.dtype, tuple[int, ...]]
 
 
 class BlockFormat(Protocol):
-    """What the modules ``q8`` and ``q4`` are."""
+    """The interface of a block format; the modules ``q8`` and ``q4`` implement it."""
 
     CODES: str  # suffixes of the names of a matrix's tensors
     SCALE: str
