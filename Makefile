@@ -1,4 +1,4 @@
-# Everything a newcomer needs; README.md shows the plain commands beside each target.
+# Targets to run, test and check Greenroom; README.md shows the plain commands for each.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +21,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.store
 
-# Installing again compiles what has changed of the native kernels.
+# A new installation compiles the changed sources of the native kernels.
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .

@@ -1,9 +1,9 @@
 """Builds the native CPU kernels beside the Python packages, with the machine's C++ compiler.
 
-The result is one shared library with a plain C interface, so it links to no Python: any compiler that takes GCC's flags
-makes it, and one wheel serves every Python of a platform. Without a compiler, or if compiling fails, the install goes
-on without the library, and a note in its place says why. ``python setup.py build_ext --inplace`` compiles again what
-has changed. ``CXX``, ``CXXFLAGS`` and ``LDFLAGS`` are taken from the environment.
+The result is one shared library with a plain C interface that does not link to Python. So any compiler that takes GCC's
+flags can build it, and one wheel works with every Python of a platform. Without a compiler, or if compiling fails, the
+install continues without the library, and writes the reason to a note in its place. ``python setup.py build_ext
+--inplace`` compiles the changed sources again. ``CXX``, ``CXXFLAGS`` and ``LDFLAGS`` come from the environment.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("server", "kernels", "native", "src")
 LIBRARY = "libgreenroom_kernels.so"
-NOTE = "no_kernels.txt"  # one line: why there is no library
+NOTE = "no_kernels.txt"  # one line: the reason that there is no library
 FLAGS = ("-std=c++17", "-O3", "-Wall", "-Wextra", "-fPIC", "-fvisibility=hidden")
-# After what the environment adds: whether a product and a sum are rounded once is for the sources to say.
+# These come after the flags of the environment: only the sources decide where a product and a sum are fused.
 LAST_FLAGS = ("-ffp-contract=off",)
 LINK_FLAGS = ("-shared", "-s", "-static-libstdc++", "-static-libgcc", "-pthread")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
-# `level_NAME.cpp` alone is compiled with a level's flags, if the compiler knows them; those with flags are x86-64's.
+# Only `level_NAME.cpp` is compiled with a level's flags, if the compiler supports them. Levels with flags are x86-64's.
 LEVELS = {
     "portable": (),
     "avx2": AVX2,
@@ -39,14 +39,14 @@ LEVELS = {
 
 
 class BuildFailure(Exception):  # noqa: N818  not an error for the install
-    """The library can't be built; the message is what `NOTE` says."""
+    """The library can't be built; the message goes into `NOTE`."""
 
 
 class Compiler:
-    """The C++ compiler of the environment, or the machine's.
+    """The C++ compiler named in the environment, or the machine's.
 
     Raises:
-        BuildFailure: there is none, or it does not work.
+        BuildFailure: there is no compiler, or it does not work.
     """
 
     def __init__(self, flags: Sequence[str] = FLAGS):
@@ -68,7 +68,7 @@ class Compiler:
         except OSError as error:
             raise BuildFailure(f"the C++ compiler {self.command[0]} can't be run ({error.strerror})") from error
         if done.returncode:
-            print(done.stderr)  # all that it says; a note has one line
+            print(done.stderr)  # everything; the note has only one line
             lines = [line for line in done.stderr.splitlines() if "error" in line] or ["it gave no reason"]
             raise BuildFailure(f"the C++ compiler {self.command[0]} failed ({lines[0].strip()})")
         print(done.stderr, end="")  # warnings
@@ -79,11 +79,11 @@ class Compiler:
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def objects(self, sources: Path, folder: Path) -> list[Path]:
-        """Compile all sources that this compiler can build, each unless its result is newer than it and all headers.
+        """Compile all sources that this compiler can build, unless the result is newer than its source and all headers.
 
         Args:
-            sources: their folder.
-            folder: of the results, which are kept for the next time.
+            sources: the folder of the sources.
+            folder: the folder of the results, which are kept for the next build.
         """
         headers = max(file.stat().st_mtime for ending in ("*.h", "*.inc") for file in sources.glob(ending))
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ class Compiler:
                 made_by.write_text(self.version + line, "utf-8")
             return target
 
-        # Backwards, so that the portable level, which takes longest, is among the first.
+        # In reverse order, so that the portable level, which takes longest, is among the first.
         chosen = [file for file in sorted(sources.glob("*.cpp"), reverse=True) if self.takes(file.stem)]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as threads:
             return list(threads.map(compiled, chosen))
@@ -113,12 +113,12 @@ class Compiler:
         return level == stem or level in self.levels
 
     def link(self, objects: Sequence[Path], target: Path, flags: Sequence[str] = LINK_FLAGS) -> None:
-        target.unlink(missing_ok=True)  # a process that has loaded it keeps the old one
+        target.unlink(missing_ok=True)  # a process that has loaded the old library keeps it
         self.run(*flags, *map(str, objects), *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(target))
 
 
 class BuildKernels(build_ext):
-    """Makes the library, or else a note of why there is none."""
+    """Builds the library, or else writes a note with the reason."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")[:-1], LIBRARY))
@@ -130,11 +130,11 @@ class BuildKernels(build_ext):
         try:
             compiler = Compiler()
             for level in compiler.lacking:
-                self.warn(f"{compiler.command[0]} does not know the flags of level {level}, which is left out")
+                self.warn(f"{compiler.command[0]} does not support the flags of level {level}; the level is left out")
             objects = compiler.objects(SOURCES, Path(self.get_finalized_command("build").build_base, "kernels"))
             compiler.link(objects, target)
         except BuildFailure as failure:
-            self.warn(f"no native kernels: {failure}; torch will compute in their place, which is slower")
+            self.warn(f"no native kernels: {failure}; torch computes instead, which is slower")
             target.unlink(missing_ok=True)
             note.write_text(f"{failure}\n", "utf-8")
         else:
@@ -145,13 +145,13 @@ class BuildKernels(build_ext):
             built = Path(self.build_lib, self.get_ext_filename(ext.name))
             for name in (LIBRARY, NOTE):
                 source, target = built.with_name(name), SOURCES.parent / name
-                target.unlink(missing_ok=True)  # what an earlier build left, too
+                target.unlink(missing_ok=True)  # from an earlier build
                 if source.exists():
                     self.copy_file(str(source), str(target))
 
 
 class PlatformWheel(bdist_wheel):
-    """One wheel for every Python: the library links to none."""
+    """One wheel for every Python, since the library does not link to Python."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]

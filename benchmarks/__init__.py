@@ -1,1 +1,1 @@
-"""Measurements: each ends with one JSON object on its last line."""
+"""Benchmarks. Each prints one JSON object as its last line."""

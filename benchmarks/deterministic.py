@@ -1,8 +1,8 @@
-"""What batch-invariant arithmetic costs: ``python -m benchmarks.deterministic [--model FOLDER]``.
+"""Benchmark of batch-invariant arithmetic: ``python -m benchmarks.deterministic [--model FOLDER]``.
 
-Steps of one trunk with the usual arithmetic and one with the deterministic, in turn, all experts in memory: decodes of
-1 and 8 sequences of 256 tokens, and a prefill of 256. One compute thread; medians of its processor time in
-milliseconds, in which neighbours on the machine do not count. The last line is one JSON object.
+Interleaves steps of a trunk with the default and one with batch-invariant arithmetic, all experts in memory: decodes of
+1 and 8 sequences of 256 tokens, and a prefill of 256 tokens. Prints median milliseconds of CPU time of the one compute
+thread, which other processes hardly affect. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ import numpy as np
 import torch
 
 from expert_store import ExpertStore
-from server.model.checkpoint import BUNDLED
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk, read_config
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 
-CONTEXT, BLOCK_SIZE, MOST_STREAMS = 256, 16, 8
+CONTEXT, BLOCK_SIZE, MAX_STREAMS = 256, 16, 8
 BLOCKS = CONTEXT // BLOCK_SIZE + 1
 ARITHMETICS = ("usual", "deterministic")
 
 
-class Timed:
+class TimedTrunk:
     """A trunk with sequences of ``CONTEXT`` tokens in its cache."""
 
     def __init__(self, trunk: Trunk, store: ExpertStore):
         self._trunk, self._store = trunk, store
         groups = trunk.facts.kv_groups
-        self._cache = KVCache(groups, [BLOCKS * MOST_STREAMS] * len(groups), BLOCK_SIZE)
+        self._cache = KVCache(groups, [BLOCKS * MAX_STREAMS] * len(groups), BLOCK_SIZE)
         random = np.random.default_rng(0)
-        self._texts = random.integers(trunk.vocab_size, size=(MOST_STREAMS, CONTEXT + 1)).tolist()
-        for stream in range(MOST_STREAMS):
+        self._texts = random.integers(trunk.vocab_size, size=(MAX_STREAMS, CONTEXT + 1)).tolist()
+        for stream in range(MAX_STREAMS):
             self._run([self._chunk(stream, 0, CONTEXT)])
 
     def decode_seconds(self, num_streams: int) -> float:
@@ -59,14 +59,14 @@ class Timed:
 
 
 def measure(folder: Path, dtype: torch.dtype, rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds by kind of step and arithmetic, and their ratio."""
+    """Return median milliseconds by kind of step and arithmetic, and their ratio."""
     trunks = [load_trunk(folder, dtype, is_deterministic=name == "deterministic") for name in ARITHMETICS]
     store = ExpertStore(trunks[0].catalog, trunks[0].catalog.total_bytes)
-    timed = {name: Timed(trunk, store) for name, trunk in zip(ARITHMETICS, trunks, strict=True)}
+    timed = {name: TimedTrunk(trunk, store) for name, trunk in zip(ARITHMETICS, trunks, strict=True)}
     seconds: dict[tuple[str, str], list[float]] = {}
     for _ in range(rounds):
         for name, trunk in timed.items():
-            for streams in (1, MOST_STREAMS):
+            for streams in (1, MAX_STREAMS):
                 seconds.setdefault((f"decode of {streams}", name), []).append(trunk.decode_seconds(streams))
             seconds.setdefault((f"prefill of {CONTEXT}", name), []).append(trunk.prefill_seconds())
     store.close()

@@ -1,8 +1,9 @@
-"""The engine without a server in front of it: what its steps take when no event loop shares its cores.
+"""Runs the engine without a server, to measure its steps when no event loop shares its cores.
 
-``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{}`` once the model is loaded, then
-answers each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, with the decode steps that these took
-together, their seconds, and the CPU time of all: ``{"steps": ..., "seconds": ..., "cpu_seconds": ...}``.
+``python -m benchmarks.engine_alone [MODEL] [flags of greenroom serve]`` prints ``{}`` once the model is loaded. For
+each line of standard input, a JSON list of ``[prompt_ids, max_tokens]``, it generates all completions in one batch and
+prints the number of decode steps, their seconds, and the total CPU time: ``{"steps": ..., "seconds": ...,
+"cpu_seconds": ...}``.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ import sys
 import time
 from dataclasses import asdict
 
-from server.engine.request import GenerationRequest, SamplingParams
-from server.loading import LoadedServer, load_server
-from server.serve_command import add_arguments
+from server.cli.serve import add_arguments
+from server.engine.interface import GenerationRequest, SamplingParams
+from server.loading.load import LoadedServer, load_server
 from server.settings import load_settings
 
 POLL_SECONDS = 0.02
 
 
 async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[str, float]:
-    """Generate all of it at once; the event loop stands still until the last token is there."""
+    """Generate all completions in one batch; blocks the event loop until the last token."""
     statistics = loaded.engine.statistics
     steps, seconds, cpu = statistics.steps["decode"], statistics.step_seconds["decode"], time.process_time()
     num_finished = statistics.finished.total() + len(work)
@@ -32,7 +33,7 @@ async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[s
         sampling = SamplingParams(max_tokens, ignore_eos=True, **asdict(loaded.defaults))
         loaded.engine.submit(GenerationRequest(str(number), tuple(prompt_ids), sampling))
     while statistics.finished.total() < num_finished or statistics.num_running:
-        time.sleep(POLL_SECONDS)  # noqa: ASYNC251  the loop is to do nothing meanwhile
+        time.sleep(POLL_SECONDS)  # noqa: ASYNC251  the event loop must stay idle
     return {
         "steps": statistics.steps["decode"] - steps,
         "seconds": statistics.step_seconds["decode"] - seconds,

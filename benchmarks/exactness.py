@@ -2,11 +2,11 @@
 
     python -m benchmarks.exactness MODEL --transformers PYTHON --llama-cpp PYTHON [--add results.json]
 
-A text is sampled from the model by stock transformers in float32, which also gives the logits that count as right.
-Mean Kullback-Leibler divergence from these, in nats, over all positions: of Greenroom in each format, of llama.cpp in
-each of its own, and of stock transformers in bfloat16. Each computes the text as one prompt, and token by token as
-decodes do. Packs and GGUF files lie where ``benchmarks.compare`` finds them. The last line is one JSON object;
-``--add`` also writes it into the last line of a file of results of ``benchmarks.compare``.
+transformers in float32 samples a text from the model and computes the reference logits. The result is the mean
+Kullback-Leibler divergence from these, in nats, over all positions, for Greenroom in each format, for llama.cpp in each
+of its formats, and for transformers in bfloat16. Each engine computes the text as one prompt, and token by token, as in
+decoding. Packs and GGUF files are expected where ``benchmarks.compare`` looks for them. The last line is one JSON
+object; ``--add`` also merges it into the last line of a results file of ``benchmarks.compare``.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ GGUF_FORMATS = ("bf16", "Q8_0", "Q4_0", "Q4_1", "Q4_K_M")
 
 
 def mean_divergence(reference: np.ndarray, logits: np.ndarray) -> float:
-    """Mean over positions of KL(reference || logits); both ``(positions, vocabulary)``, computed in float64."""
-    right, other = _log_softmax(reference), _log_softmax(logits)
-    return float((np.exp(right) * (right - other)).sum(-1).mean())
+    """Return the mean over positions of KL(reference || logits), both ``(positions, vocabulary)``, in float64."""
+    expected, actual = _log_softmax(reference), _log_softmax(logits)
+    return float((np.exp(expected) * (expected - actual)).sum(-1).mean())
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -40,10 +40,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
-class Logits:
+class LogitsRunner:
     """Runs the scripts that write logits, each in its engine's environment.
 
-    The text and its reference are kept in ``folder``, and taken from there the next time.
+    The text and its reference logits are cached in ``folder``.
     """
 
     def __init__(self, folder: Path, threads: int):
@@ -51,7 +51,7 @@ class Logits:
         self._ids, self._reference, self._threads = folder / "ids.json", folder / "float32.npy", threads
 
     def reference(self, interpreter: str, model: Path, tokens: int) -> np.ndarray:
-        """The logits that count as right, ``(tokens, vocabulary)``, of a text that all others read."""
+        """Return the reference logits of the text, ``(tokens, vocabulary)``; sample the text first if needed."""
         if not self._reference.exists():
             more = ["--dtype", "float32", "--sample", str(self._ids), "--tokens", str(tokens)]
             self._run(
@@ -60,7 +60,7 @@ class Logits:
         return np.load(self._reference)
 
     def of(self, interpreter: str, script: str, model: Path, *more: str, folder: Path | None = None) -> np.ndarray:
-        """The logits of that text, ``(tokens, vocabulary)``."""
+        """Return an engine's logits of the text, ``(tokens, vocabulary)``."""
         with tempfile.TemporaryDirectory() as name:
             out = Path(name) / "logits.npy"
             self._run(interpreter, script, model, ["--logits", str(self._ids), str(out), *more], folder)
@@ -71,8 +71,8 @@ class Logits:
         subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def measured(options: argparse.Namespace, logits: Logits, tokens: int) -> Iterator[dict[str, Any]]:
-    """One entry for each engine and format that is there."""
+def measured(options: argparse.Namespace, logits: LogitsRunner, tokens: int) -> Iterator[dict[str, Any]]:
+    """Yield one entry for each engine and format that is available."""
     model = options.model.resolve()
     work = (options.work or model.parent).resolve()
     config = json.loads((model / "config.json").read_text())
@@ -107,10 +107,10 @@ def measured(options: argparse.Namespace, logits: Logits, tokens: int) -> Iterat
 
             yield entry("llama.cpp", name, path, llama, decodes=True)
 
-    def stock() -> np.ndarray:
+    def transformers() -> np.ndarray:
         return logits.of(options.transformers, "run_transformers.py", model, "--dtype", "bfloat16")
 
-    yield entry("transformers", "bf16", model, stock, decodes=False)
+    yield entry("transformers", "bf16", model, transformers, decodes=False)
 
 
 def main() -> None:
@@ -119,14 +119,14 @@ def main() -> None:
     parser.add_argument("--greenroom", default=sys.executable, help="interpreter of Greenroom's environment")
     parser.add_argument("--transformers", default=sys.executable, metavar="PYTHON")
     parser.add_argument("--llama-cpp", metavar="PYTHON")
-    parser.add_argument("--also", action="append", default=[], metavar="VARIANT", help="as of benchmarks.compare")
+    parser.add_argument("--also", action="append", default=[], metavar="VARIANT", help="as in benchmarks.compare")
     parser.add_argument("--work", type=Path, help="folder of packs and GGUF files")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--add", type=Path, metavar="FILE", help="results of benchmarks.compare to write these into")
+    parser.add_argument("--add", type=Path, metavar="FILE", help="results file of benchmarks.compare to add these to")
     options = parser.parse_args()
-    kept = (options.work or options.model.resolve().parent) / f"{options.model.name}-exactness-{options.tokens}"
-    entries = list(measured(options, Logits(kept, options.threads), options.tokens))
+    cache = (options.work or options.model.resolve().parent) / f"{options.model.name}-exactness-{options.tokens}"
+    entries = list(measured(options, LogitsRunner(cache, options.threads), options.tokens))
     result = {"benchmark": "exactness", "tokens": options.tokens, "entries": entries}
     if options.add:
         *before, last = options.add.read_text().strip().splitlines()

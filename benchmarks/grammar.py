@@ -1,10 +1,9 @@
-"""Structured output: ``python -m benchmarks.grammar``.
+"""Benchmark of structured output: ``python -m benchmarks.grammar``.
 
-Sampling steps a second of processor time with and without a grammar, over a vocabulary of 151,936 tokens: single bytes,
-and words of the standard library's sources with all their beginnings. Logits are Gaussian, so strings end as often as
-chance has it and masks are of every kind. Before them, milliseconds to compile each grammar and microseconds to compute
-one mask, the mean and the worst over the steps of one walk through it. Run it with OMP_NUM_THREADS=1. The last line is
-one JSON object.
+Prints milliseconds to compile each grammar, and mean and maximum microseconds to compute a token mask on a random walk
+through it. Then it prints sampling steps per second of CPU time with and without a grammar. The vocabulary has 151,936
+tokens: single bytes, and the words of the standard library's sources with all their prefixes. Logits are Gaussian, so
+strings end at random and all kinds of masks occur. Run it with OMP_NUM_THREADS=1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.engine.grammar import CompiledGrammar, GrammarCompiler
-from server.engine.request import GrammarSpec, SamplingParams
-from server.engine.sampler import sample
-from server.engine.sampling_state import SamplingState
+from server.engine.interface import GrammarSpec, SamplingParams
+from server.engine.sampling.grammar import CompiledGrammar, GrammarCompiler
+from server.engine.sampling.sampler import sample
+from server.engine.sampling.sampling_state import SamplingState
 
 VOCABULARY = 151_936
 END = 256
@@ -66,7 +65,7 @@ def vocabulary() -> list[bytes]:
 
 
 def walk(grammar: CompiledGrammar, steps: int) -> list[float]:
-    """Seconds of each mask on a random way through a grammar, begun anew when it is complete."""
+    """Return the seconds of each mask on a random walk through a grammar, restarted when complete."""
     random, matcher, seconds = np.random.default_rng(0), grammar.matcher(), []
     for _ in range(steps):
         start = time.thread_time()
@@ -78,15 +77,15 @@ def walk(grammar: CompiledGrammar, steps: int) -> list[float]:
     return seconds
 
 
-def steps_a_second(grammar: CompiledGrammar | None, rows: int, steps: int) -> float:
-    """Sampling steps a second, the median step's."""
+def steps_per_second(grammar: CompiledGrammar | None, rows: int, steps: int) -> float:
+    """Return sampling steps per second, from the median step."""
     generator = torch.Generator().manual_seed(0)
     original = torch.randn((rows, VOCABULARY), generator=generator) * 3
 
-    def begin(row: int) -> SamplingState:
+    def new_state(row: int) -> SamplingState:
         return SamplingState(SamplingParams(1, grammar=grammar), row, [0], 1)
 
-    states, seconds = [begin(row) for row in range(rows)], []
+    states, seconds = [new_state(row) for row in range(rows)], []
     for _ in range(steps):
         logits = original.clone()
         start = time.thread_time()
@@ -96,7 +95,7 @@ def steps_a_second(grammar: CompiledGrammar | None, rows: int, steps: int) -> fl
             if state.matcher is not None:
                 state.matcher.accept(token or 0)
                 if state.matcher.is_complete:
-                    states[row] = begin(row)
+                    states[row] = new_state(row)
         seconds.append(time.thread_time() - start)
     return 1 / statistics.median(seconds)
 
@@ -119,7 +118,7 @@ def main() -> None:
         print(name, result[name], flush=True)
     for rows in ROWS:
         choices = {"none": None, **compiled}
-        figures = {name: round(steps_a_second(grammar, rows, options.steps)) for name, grammar in choices.items()}
+        figures = {name: round(steps_per_second(grammar, rows, options.steps)) for name, grammar in choices.items()}
         result[f"steps_a_second_rows_{rows}"] = figures
         print(f"{rows} rows:", figures, flush=True)
     print(json.dumps(result))

@@ -1,8 +1,8 @@
-"""Hit ratios of the policies: ``python -m benchmarks.hit_ratios``.
+"""Hit ratios of the cache policies: ``python -m benchmarks.hit_ratios``.
 
-On the traces of the bundled model (mean of its domains, chat, four mixed streams) and on made-up routing of 48 layers
-of 128 experts, top 8 (one stream and four): decode hit ratio by size, with and without shares of the layers, and
-Belady's optimum. The last line is one JSON object.
+Replays routing logs of the bundled model (mean of its domains, chat, four mixed streams) and synthetic routing of 48
+layers of 128 experts, top 8 (one stream and four). Prints decode hit ratios by cache size, with and without slot shares
+per layer, and Belady's optimum. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.synthetic import skew, synthetic_trace
+from benchmarks.synthetic_routing import skew, synthetic_trace
 from expert_store.policies import POLICIES, LfruPolicy, LruPolicy, Policy
-from expert_store.replay import ReplayResult, replay, replay_optimal, run_lease
+from expert_store.routing_log.log import RoutingLog, read_routing_log
+from expert_store.routing_log.replay import ReplayResult, replay, replay_lease, replay_optimal
 from expert_store.tier import Tier
-from expert_store.trace import Trace, read_trace
 
 TRACES = Path(__file__).resolve().parent.parent / "server" / "demo" / "traces"
-SHARES = (10, 15, 25, 35, 50, 75)  # per cent of the experts
-Replay = Callable[[Trace, int], ReplayResult]
+SHARES = (10, 15, 25, 35, 50, 75)  # percent of the experts
+Replay = Callable[[RoutingLog, int], ReplayResult]
 
 
-def replay_global(trace: Trace, make: Callable[[int], Policy], num_slots: int) -> ReplayResult:
-    """One policy over all layers."""
+def replay_global(trace: RoutingLog, make: Callable[[int], Policy], num_slots: int) -> ReplayResult:
+    """Replay a log with one policy over all layers, without shares."""
     tier, result = Tier(num_slots, make(num_slots)), ReplayResult()
     for lease in trace.leases:
-        result.count(lease, run_lease(tier, lease, num_slots), 1)
+        result.count(lease, replay_lease(tier, lease, num_slots), 1)
     return result
 
 
 def rows() -> dict[str, Replay]:
-    """Everything that is compared, by its name."""
+    """Return all compared policies by name."""
 
     def shared(name: str) -> Replay:
         return lambda trace, num_slots: replay(trace, name, num_slots)
 
-    def one_for_all(make: Callable[[int], Policy]) -> Replay:
+    def global_policy(make: Callable[[int], Policy]) -> Replay:
         return lambda trace, num_slots: replay_global(trace, make, num_slots)
 
     return {
         **{name: shared(name) for name in POLICIES},
-        "lru, one for all layers": one_for_all(LruPolicy),
-        "lfru, one for all layers": one_for_all(LfruPolicy),
+        "lru, no layer shares": global_policy(LruPolicy),
+        "lfru, no layer shares": global_policy(LfruPolicy),
         "optimal": replay_optimal,
     }
 
 
-def measure(traces: Sequence[Trace], replayed: Replay) -> list[float]:
-    """Mean decode hit ratio over some traces, at each size."""
+def measure(traces: Sequence[RoutingLog], replayed: Replay) -> list[float]:
+    """Return the mean decode hit ratio over the logs, at each size."""
     ratios = []
     for share in SHARES:
         sizes = [sum(trace.header.layers.values()) * share // 100 for trace in traces]
@@ -61,17 +61,17 @@ def measure(traces: Sequence[Trace], replayed: Replay) -> list[float]:
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=400, help="of the made-up traces")
+    parser.add_argument("--steps", type=int, default=400, help="length of the synthetic logs")
     steps = parser.parse_args().steps
-    recorded = {path.name.removesuffix(".jsonl.gz"): read_trace(path) for path in sorted(TRACES.glob("*.gz"))}
+    recorded = {path.name.removesuffix(".jsonl.gz"): read_routing_log(path) for path in sorted(TRACES.glob("*.gz"))}
     groups = {
         "bundled model, mean of eleven domains": [
             trace for name, trace in recorded.items() if name not in {"chat", "mixed"}
         ],
         "bundled model, chat": [recorded["chat"]],
         "bundled model, four mixed streams": [recorded["mixed"]],
-        "made-up 48 x 128, one stream": [synthetic_trace(steps, 1, seed=0)],
-        "made-up 48 x 128, four streams": [synthetic_trace(steps // 2, 4, seed=1)],
+        "synthetic 48 x 128, one stream": [synthetic_trace(steps, 1, seed=0)],
+        "synthetic 48 x 128, four streams": [synthetic_trace(steps // 2, 4, seed=1)],
     }
     result = {}
     for group, traces in groups.items():

@@ -1,7 +1,7 @@
-"""One expert in every format, by rows: ``python -m benchmarks.kernels``.
+"""Benchmark of one expert in every packed format, by rows: ``python -m benchmarks.kernels``.
 
-A SwiGLU expert of hidden size 2,048 and intermediate size 768 (Qwen3-30B-A3B's), microseconds, in turns, medians over
-the rounds. Threads are those of OMP_NUM_THREADS. The last line is one JSON object.
+Prints microseconds of a SwiGLU expert of hidden size 2,048 and intermediate size 768 (Qwen3-30B-A3B's): medians over
+interleaved rounds. OMP_NUM_THREADS sets the number of threads. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.expert import run_expert
-from server.model.weight_formats import WEIGHT_FORMATS, encode
+from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, encode
 
 HIDDEN, INTERMEDIATE = 2048, 768
 ROWS = (1, 4, 16, 64, 256)
-NUM_EXPERTS = 24  # taken in turn, so that none is in the processor's caches
+NUM_EXPERTS = 24  # used in rotation, so that none stays in the CPU caches
 
 
 def gate(gate_up: torch.Tensor) -> torch.Tensor:
@@ -58,10 +58,10 @@ def main() -> None:
         for count in ROWS:
             rows = torch.randn((count, HIDDEN), generator=generator).to(dtype)
             times: dict[str, list[float]] = {weights: [] for weights in WEIGHT_FORMATS}
-            for turn in range(options.rounds):
+            for index in range(options.rounds):
                 for weights in WEIGHT_FORMATS:
                     start = time.perf_counter()
-                    run_expert(MODULE, experts[weights][turn % NUM_EXPERTS], rows)
+                    run_expert(MODULE, experts[weights][index % NUM_EXPERTS], rows)
                     times[weights].append(time.perf_counter() - start)
             figures = {weights: round(statistics.median(taken) * 1e6) for weights, taken in times.items()}
             result[f"{str(dtype).removeprefix('torch.')}_{count}"] = figures

@@ -1,8 +1,8 @@
-"""A random model too large for toys and small enough for two cores: ``python -m benchmarks.large_checkpoint FOLDER``.
+"""Random model of medium size: ``python -m benchmarks.large_checkpoint FOLDER``.
 
-Qwen3-MoE of 1.65 billion parameters, 16 layers of 64 experts of which a token takes 8; 3.3 GB in bfloat16. Weights are
-initialised as before training, so that routing is nearly uniform. The tokenizer is the bundled model's, so that it can
-be given text.
+A Qwen3-MoE of 1.65 billion parameters: 16 layers of 64 experts, 8 per token; 3.3 GB in bfloat16. Weights are
+initialised as before training, so routing is nearly uniform. The tokenizer is the bundled model's, so prompts can be
+text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3MoeConfig
 
-from benchmarks.qwen3_moe import Tensors, layer_matrices, layer_norms, write_checkpoint
+from benchmarks.checkpoint_writer import Tensors, layer_matrices, layer_norms, write_checkpoint
 
 CONFIG = {
     "vocab_size": 4096,
@@ -33,31 +33,31 @@ CONFIG = {
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-DEVIATION = 0.02  # of every matrix
+DEVIATION = 0.02  # standard deviation of every matrix
 
 
 def write_large_checkpoint(folder: Path) -> None:
-    """Write it, unless the folder holds it already."""
+    """Write the checkpoint, unless the folder has one."""
     random = torch.Generator().manual_seed(0)
     config = Qwen3MoeConfig(**CONFIG, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16")
 
     def matrix(_: str, rows: int, columns: int) -> torch.Tensor:
         return torch.empty((rows, columns), dtype=torch.bfloat16).normal_(std=DEVIATION, generator=random)
 
-    def outside() -> Tensors:
+    def non_layer_tensors() -> Tensors:
         return {
             "model.embed_tokens.weight": matrix("embed_tokens", config.vocab_size, config.hidden_size),
             "model.norm.weight": torch.ones(config.hidden_size),
             "lm_head.weight": matrix("lm_head", config.vocab_size, config.hidden_size),
         }
 
-    write_checkpoint(folder, config, outside, lambda _: layer_norms(config) | layer_matrices(config, matrix))
+    write_checkpoint(folder, config, non_layer_tensors, lambda _: layer_norms(config) | layer_matrices(config, matrix))
 
 
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="where to write it")
+    parser.add_argument("folder", type=Path, help="folder to write")
     write_large_checkpoint(parser.parse_args().folder)
 
 

@@ -1,11 +1,11 @@
-"""The store's part of a step: microseconds of Python for each layer of experts, everything resident, nothing computed.
+"""Benchmark of the store's overhead: microseconds per MoE layer, with all experts resident and no computation.
 
     python -m benchmarks.layer_overhead
 
-``layer_us`` is a layer of ``StepExperts`` (route, lease, batches with their addresses, accounting) over a backend that
-computes nothing, by tokens in the step; ``hold_us`` is the lease of a whole step (``hold_residents``), entered, asked
-for its addresses and closed with the counts of all layers. Medians, and the 90th percentile beside them. The last line
-is one JSON object.
+``layer_us`` is a layer of ``StepExperts`` (routing, lease, batches with their addresses, accounting) with a backend
+that computes nothing, by tokens in the step. ``hold_us`` is the lease of a complete step (``hold_residents``): entering
+it, reading its addresses, and closing it with the counts of all layers. Prints medians and 90th percentiles. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from expert_store import (
     TensorSource,
 )
 from server.kernels.backend import ReadyExperts, SortedRows
-from server.kernels.pool import ComputePool
-from server.model.experts import StepExperts, expert_layers
+from server.kernels.compute_pool import ComputePool
+from server.model.experts.expert_layer import expert_layers
+from server.model.experts.step_experts import StepExperts
 
 LAYOUT = ExpertLayout((ParameterSpec("weight", torch.uint8, (4096,)),))
 WARM_UP = 20  # steps
@@ -44,7 +45,7 @@ TOKENS = (1, 8, 64)
 
 
 class NoBackend:
-    """Takes what a native kernel takes, and computes nothing."""
+    """A kernel backend that computes nothing."""
 
     def run(
         self, module: Any, layout: Any, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]
@@ -57,7 +58,7 @@ class NoBackend:
 
 
 def open_store(folder: Path, num_layers: int, num_experts: int) -> ExpertStore:
-    """A store of small experts, all of them in memory."""
+    """Return a store of small experts, all in memory."""
     path = folder / "experts"
     path.write_bytes(bytes(LAYOUT.slot_bytes))
     source = TensorSource("weight", torch.uint8, (LAYOUT.slot_bytes,), Extent(path, 0, LAYOUT.slot_bytes))
@@ -72,7 +73,7 @@ def open_store(folder: Path, num_layers: int, num_experts: int) -> ExpertStore:
 
 
 def microseconds(calls: Iterable[Callable[[], None]], warm_up: int) -> dict[str, float]:
-    """Median and 90th percentile of what each call takes."""
+    """Return the median and the 90th percentile of the duration of the calls."""
     times = []
     for call in calls:
         started = time.perf_counter()
@@ -83,7 +84,7 @@ def microseconds(calls: Iterable[Callable[[], None]], warm_up: int) -> dict[str,
 
 
 def layer_calls(store: ExpertStore, options: argparse.Namespace, num_tokens: int) -> Iterator[Callable[[], None]]:
-    """Layers of steps with random routing."""
+    """Yield the layers of steps with random routing."""
     modules: dict[Any, int] = {}
     for layer in range(options.layers):
         modules[_Module(options.experts)] = layer
@@ -101,7 +102,7 @@ def layer_calls(store: ExpertStore, options: argparse.Namespace, num_tokens: int
 
 
 def hold_calls(store: ExpertStore, options: argparse.Namespace, num_tokens: int) -> Iterator[Callable[[], None]]:
-    """Steps under a lease of everything."""
+    """Yield steps under a lease of all experts."""
     rng = np.random.default_rng(0)
 
     def step(rows: dict[int, Any]) -> None:
@@ -122,7 +123,7 @@ def hold_calls(store: ExpertStore, options: argparse.Namespace, num_tokens: int)
 
 
 def choices(rng: np.random.Generator, num_tokens: int, options: argparse.Namespace) -> Any:
-    """Different experts for each token, ``(tokens, k)``."""
+    """Return distinct random experts for each token, ``(tokens, k)``."""
     return rng.permuted(np.tile(np.arange(options.experts), (num_tokens, 1)), axis=1)[:, : options.top_k].copy()
 
 
@@ -146,11 +147,11 @@ def main() -> None:
             result["layer_us"][num_tokens] = microseconds(
                 layer_calls(store, options, num_tokens), WARM_UP * options.layers
             )
-            print(f"a layer, {num_tokens} tokens:", result["layer_us"][num_tokens])
+            print(f"one layer, {num_tokens} tokens:", result["layer_us"][num_tokens])
         if hasattr(store, "hold_residents"):
             for num_tokens in TOKENS:
                 result["hold_us"][num_tokens] = microseconds(hold_calls(store, options, num_tokens), WARM_UP)
-                print(f"a whole step held, {num_tokens} tokens:", result["hold_us"][num_tokens])
+                print(f"lease of a complete step, {num_tokens} tokens:", result["hold_us"][num_tokens])
         store.close()
     print(json.dumps(result))
 

@@ -1,4 +1,4 @@
-"""Streamed completions over raw sockets: the load generator shares the cores with the server that it measures."""
+"""Load generator: streamed completions over raw sockets, to use little CPU time of the measured machine."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import numpy as np
 
 
 class RefusedError(RuntimeError):
-    """The server answered with an error instead of a stream."""
+    """The server returned an error instead of a stream."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A prompt and exactly how many tokens to write after it."""
+    """A prompt, and the exact number of tokens to generate."""
 
     prompt_ids: Sequence[int]
     max_tokens: int
-    more: Mapping[str, object] = field(default_factory=dict)  # fields of the request
+    more: Mapping[str, object] = field(default_factory=dict)  # further fields of the request
 
 
 @dataclass
 class Timing:
-    """When a completion was asked for, and when its pieces came; seconds of ``time.perf_counter``."""
+    """Times of a request and of the chunks of its stream, in seconds of ``time.perf_counter``."""
 
     sent: float
-    arrivals: list[float] = field(default_factory=list)  # of each chunk with text
+    arrivals: list[float] = field(default_factory=list)  # one per chunk with text
     num_tokens: int = 0
 
     @property
@@ -43,16 +43,16 @@ class Timing:
 
     @property
     def step_seconds(self) -> float:
-        """Mean time from one token to the next; tokens that complete no character have no chunk of their own."""
+        """Mean time per token. Tokens that complete no character have no chunk, so chunks are not counted."""
         return (self.arrivals[-1] - self.arrivals[0]) / (self.num_tokens - 1)
 
 
 async def complete(url: str, completion: Completion) -> Timing:
-    """Ask for one completion on a connection of its own.
+    """Request one completion on a new connection.
 
     Raises:
-        RefusedError: the server refused it.
-        RuntimeError: the server ended its stream before the end.
+        RefusedError: If the server refuses the request.
+        RuntimeError: If the stream ends early.
     """
     address = urlsplit(url)
     reply = _Reply(Timing(time.perf_counter()))
@@ -66,17 +66,17 @@ async def complete(url: str, completion: Completion) -> Timing:
 
 
 async def burst(url: str, completions: Sequence[Completion]) -> list[Timing]:
-    """Ask for all of them at once."""
+    """Request all completions at once."""
     return await asyncio.gather(*(complete(url, completion) for completion in completions))
 
 
 async def poisson(url: str, completions: Sequence[Completion], rate: float, seed: int) -> list[Timing]:
-    """Ask for one after the other at random moments, ``rate`` a second, whatever is still running."""
-    moments = np.random.default_rng(seed).exponential(1 / rate, len(completions)).cumsum()
+    """Request completions at random times, ``rate`` per second, independent of running ones (Poisson arrivals)."""
+    arrivals = np.random.default_rng(seed).exponential(1 / rate, len(completions)).cumsum()
     start = time.perf_counter()
     tasks = []
-    for completion, moment in zip(completions, moments.tolist(), strict=True):
-        await asyncio.sleep(start + moment - time.perf_counter())
+    for completion, arrival in zip(completions, arrivals.tolist(), strict=True):
+        await asyncio.sleep(start + arrival - time.perf_counter())
         tasks.append(asyncio.create_task(complete(url, completion)))
     return await asyncio.gather(*tasks)
 
@@ -99,7 +99,7 @@ def _request(completion: Completion) -> bytes:
 
 
 class _Reply(asyncio.Protocol):
-    """Server-sent events of one reply. Neither headers nor chunked framing hold two newlines in a row, JSON none."""
+    """Parser of one streamed reply, split at double newlines: headers, chunk framing and JSON contain none."""
 
     def __init__(self, timing: Timing):
         self._timing = timing
@@ -132,7 +132,7 @@ class _Reply(asyncio.Protocol):
 
 
 def _failure(reply: bytes) -> RuntimeError:
-    """The exception for a reply that is not a complete stream: its message, or how it began."""
+    """Return the exception for an incomplete stream, with the server's error message or the received text."""
     head, _, body = reply.partition(b"\r\n\r\n")
     try:
         return RefusedError(f"{head.split()[1].decode()} {json.loads(body)['error']['message']}")

@@ -1,7 +1,7 @@
-"""What a policy costs: ``python -m benchmarks.policies``.
+"""Benchmark of the cache policies' CPU time: ``python -m benchmarks.policies``.
 
-Microseconds a touch and a miss (victim, removal, insertion) of every policy within shares of 16 layers, at several
-numbers of slots, side by side in one run and in turns; medians over the rounds. The last line is one JSON object.
+Prints microseconds per hit (touch) and per miss (choice of a victim, removal, insertion) of every policy, with slot
+shares of 16 layers, at several numbers of slots: medians over interleaved rounds. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from expert_store.policies import POLICIES, Policy, make_policy
 
 LAYERS = 16
 SIZES = (100, 1_000, 10_000)
-EXPERTS_A_SLOT = 4
-OPERATIONS = 2_000  # a round
+EXPERTS_PER_SLOT = 4
+OPERATIONS = 2_000  # per round
 
 
-class Bench:
-    """One policy that is kept full; what it holds is asked for with a skew."""
+class PolicyBenchmark:
+    """Measures one full policy under skewed requests."""
 
     def __init__(self, name: str, num_slots: int):
-        per_layer = -(-num_slots * EXPERTS_A_SLOT // LAYERS)
+        per_layer = -(-num_slots * EXPERTS_PER_SLOT // LAYERS)
         self.policy: Policy = make_policy(name, num_slots, dict.fromkeys(range(LAYERS), per_layer))
         self.draw = random.Random(num_slots)  # noqa: S311
         keys = [ExpertKey(layer, expert) for expert in range(per_layer) for layer in range(LAYERS)]
@@ -36,7 +36,7 @@ class Bench:
         self.misses: list[float] = []
 
     def run_round(self) -> None:
-        """Time some touches, then some misses."""
+        """Time touches, then misses."""
         size = len(self.resident)
         hits = [self.resident[int(size * self.draw.random() ** 2)] for _ in range(OPERATIONS)]
         started = time.perf_counter()
@@ -45,19 +45,19 @@ class Bench:
         self.touches.append((time.perf_counter() - started) / len(hits))
         self.draw.shuffle(self.absent)
         incoming = self.absent[:OPERATIONS]
-        gone = []
+        evicted = []
         started = time.perf_counter()
         for key in incoming:
             victim = self.policy.victim(key, _is_evictable)
             assert victim is not None
             self.policy.remove(victim)
             self.policy.insert(key)
-            gone.append(victim)
+            evicted.append(victim)
         self.misses.append((time.perf_counter() - started) / len(incoming))
-        everything = {*self.resident, *self.absent}
-        resident = {*self.resident, *incoming} - set(gone)
+        all_keys = {*self.resident, *self.absent}
+        resident = {*self.resident, *incoming} - set(evicted)
         self.resident = sorted(resident)
-        self.absent = sorted(everything - resident)
+        self.absent = sorted(all_keys - resident)
 
 
 def _is_evictable(_: ExpertKey) -> bool:
@@ -69,7 +69,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    benches = {(name, size): Bench(name, size) for size in SIZES for name in POLICIES}
+    benches = {(name, size): PolicyBenchmark(name, size) for size in SIZES for name in POLICIES}
     for _ in range(rounds):
         for bench in benches.values():
             bench.run_round()

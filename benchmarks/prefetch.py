@@ -1,12 +1,13 @@
-"""Prefetching off, by gate, by co-activation and governed (auto), interleaved; the last line is one JSON object.
+"""Benchmark of prefetching: off, by router, by co-activation, and automatic.
 
-    python -m benchmarks.prefetch --checkpoint DIR          # 3.3 GB are written there, or found there
+    python -m benchmarks.prefetch --checkpoint DIR          # writes 3.3 GB there, unless it exists
     python -m benchmarks.prefetch --model bundled
 
-Each way has its own store, and all of them run the same tokens, a segment of steps at a time in turns; each segment
-begins with another way. ``gate`` and ``coactivation`` prefetch in every step; ``auto`` leaves it to the governor.
-``control`` is ``off`` once more: a difference in tokens/s means nothing unless it is well beyond that of these two.
-The CPU seconds of the computing thread, hits and reads hardly depend on what else the machine does.
+Each mode has its own store, and all modes run the same tokens, alternating after segments of steps; each segment begins
+with a different mode. ``gate`` and ``coactivation`` prefetch in every step; with ``auto``, the governor decides.
+``control`` is a second run of ``off``: differences in tokens/s are significant only if they clearly exceed the
+difference of these two. CPU seconds of the computing thread, hits and reads hardly depend on other processes. The last
+line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ import torch
 
 from benchmarks.skewed_checkpoint import skew, topical_tokens, write_skewed_checkpoint
 from expert_store import ExpertStore, Prefetcher, PrefetchMode, make_prefetcher
-from expert_store.direct_io import DirectFile
-from expert_store.governor import Governor
-from server.model.checkpoint import BUNDLED
+from expert_store.io.direct_io import DirectFile
+from expert_store.prefetching.governor import Governor
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk, read_config
 from server.model.step import SequenceChunk
-from server.model.tokenizer import Tokenizer
+from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 
-WAYS: dict[str, PrefetchMode] = {
+MODES: dict[str, PrefetchMode] = {
     "off": "off",
     "gate": "gate",
     "coactivation": "coactivation",
@@ -45,13 +46,13 @@ WAYS: dict[str, PrefetchMode] = {
     "control": "off",
 }
 BLOCK_SIZE = 16
-WARM_UP = 32  # steps that fill the caches, and are not counted
+WARM_UP = 32  # steps that fill the caches; not measured
 PROMPT = "Once upon a time"
 TEMPERATURE = 0.7
 
 
 class AlwaysOn(Governor):
-    """Prefetches in every step."""
+    """A governor that prefetches in every step."""
 
     @property
     def is_active(self) -> bool:
@@ -59,7 +60,7 @@ class AlwaysOn(Governor):
 
 
 class IndexRecorder:
-    """Stands for a prefetcher and keeps what layers choose."""
+    """A prefetcher that only records the chosen experts."""
 
     def __init__(self) -> None:
         self.chosen: dict[int, list[np.ndarray]] = {}
@@ -69,23 +70,23 @@ class IndexRecorder:
         self.chosen.setdefault(layer, []).append(top_k_index.copy())
 
     def begin_step(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def ask(self) -> None:
-        """Nothing to ask for."""
+        """Do nothing."""
 
     def end_step(self, seconds: float) -> None:
-        """Time does not matter here."""
+        """Do nothing."""
 
     @property
     def index(self) -> np.ndarray:
-        """``(layers, tokens, k)``."""
+        """RoutedExperts experts, ``(layers, tokens, k)``."""
         return np.stack([np.concatenate(rows) for rows in self.chosen.values()])
 
 
 @dataclass
-class Way:
-    """One way to prefetch: its own store, cache and place in the text."""
+class ModeRun:
+    """A run of one mode, with its own store, KV cache and position in the text."""
 
     trunk: Trunk
     store: ExpertStore
@@ -94,11 +95,11 @@ class Way:
     table: Sequence[int]
     position: int = 0
     rates: list[float] = field(default_factory=list)  # tokens/s by segment
-    stalls: list[float] = field(default_factory=list)  # seconds a token by segment
-    cpu: list[float] = field(default_factory=list)  # seconds of the computing thread a token by segment
+    stalls: list[float] = field(default_factory=list)  # seconds per token by segment
+    cpu: list[float] = field(default_factory=list)  # CPU seconds of the computing thread per token by segment
 
     def run(self, streams: Sequence[Sequence[int]], steps: int) -> float:
-        """Seconds of some steps, one token of each stream at a time."""
+        """Run steps with one token of each stream. Return their seconds."""
         started = time.perf_counter()
         blocks = len(self.table) // len(streams)
         for _ in range(steps):
@@ -111,7 +112,7 @@ class Way:
         return time.perf_counter() - started
 
 
-def open_way(trunk: Trunk, mode: PrefetchMode, share: float, num_streams: int, length: int) -> Way:
+def open_run(trunk: Trunk, mode: PrefetchMode, share: float, num_streams: int, length: int) -> ModeRun:
     store = ExpertStore(trunk.catalog, int(share * trunk.catalog.total_bytes))
     experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
     prefetcher = make_prefetcher(mode, store, experts_per_layer, trunk.gates)
@@ -119,22 +120,22 @@ def open_way(trunk: Trunk, mode: PrefetchMode, share: float, num_streams: int, l
         prefetcher._governor = AlwaysOn()  # noqa: SLF001
     num_blocks = num_streams * -(-length // BLOCK_SIZE)
     cache = KVCache(trunk.facts.kv_groups, [num_blocks], BLOCK_SIZE)
-    return Way(trunk, store, prefetcher, cache, range(num_blocks))
+    return ModeRun(trunk, store, prefetcher, cache, range(num_blocks))
 
 
 def sampled_streams(trunk: Trunk, num_streams: int, length: int) -> list[list[int]]:
-    """Texts of the bundled model, at temperature, each by a seed of its own."""
+    """Sample texts of the bundled model, one seed per text."""
     streams = []
     for seed in range(num_streams):
         random = torch.Generator().manual_seed(seed)
-        way = open_way(trunk, "off", 1.0, 1, length)
+        run = open_run(trunk, "off", 1.0, 1, length)
         tokens = Tokenizer(BUNDLED).encode(PROMPT)
         for position in range(length - 1):
-            chunk = SequenceChunk([tokens[position]], position, [way.table])
-            logits = trunk.forward([chunk], way.cache, way.store).logits
+            chunk = SequenceChunk([tokens[position]], position, [run.table])
+            logits = trunk.forward([chunk], run.cache, run.store).logits
             if position + 1 == len(tokens):
                 tokens.append(int(torch.multinomial((logits[0] / TEMPERATURE).softmax(-1), 1, generator=random)))
-        way.store.close()
+        run.store.close()
         streams.append(tokens)
     return streams
 
@@ -143,34 +144,34 @@ def measure(
     trunk: Trunk, streams: Sequence[Sequence[int]], share: float, segments: int, segment_steps: int
 ) -> dict[str, Any]:
     length = len(streams[0])
-    ways = {name: open_way(trunk, mode, share, len(streams), length) for name, mode in WAYS.items()}
-    for way in ways.values():
-        way.run(streams, WARM_UP)
-    before = {name: way.store.statistics() for name, way in ways.items()}
+    runs = {name: open_run(trunk, mode, share, len(streams), length) for name, mode in MODES.items()}
+    for run in runs.values():
+        run.run(streams, WARM_UP)
+    before = {name: run.store.statistics() for name, run in runs.items()}
     for segment in range(segments):
-        first = segment % len(ways)
-        for way in [*ways.values()][first:] + [*ways.values()][:first]:
-            stalled = way.store.statistics().stall_seconds["decode"]
+        first = segment % len(runs)
+        for run in [*runs.values()][first:] + [*runs.values()][:first]:
+            stalled = run.store.statistics().stall_seconds["decode"]
             computed = time.thread_time()
-            seconds = way.run(streams, segment_steps)
+            seconds = run.run(streams, segment_steps)
             tokens = segment_steps * len(streams)
-            way.cpu.append((time.thread_time() - computed) / tokens)
-            way.rates.append(tokens / seconds)
-            way.stalls.append((way.store.statistics().stall_seconds["decode"] - stalled) / tokens)
-    results = {name: report(way, before[name]) for name, way in ways.items()}
-    for way in ways.values():
-        way.store.close()
+            run.cpu.append((time.thread_time() - computed) / tokens)
+            run.rates.append(tokens / seconds)
+            run.stalls.append((run.store.statistics().stall_seconds["decode"] - stalled) / tokens)
+    results = {name: report(run, before[name]) for name, run in runs.items()}
+    for run in runs.values():
+        run.store.close()
     return results
 
 
-def report(way: Way, before: Any) -> dict[str, Any]:
-    after = way.store.statistics()
+def report(run: ModeRun, before: Any) -> dict[str, Any]:
+    after = run.store.statistics()
     lookups = after.lookups - before.lookups
     total = sum(lookups.values())
     result = {
-        "tokens_per_second": round(statistics.median(way.rates), 2),
-        "cpu_seconds_per_token": round(statistics.median(way.cpu), 5),
-        "stall_seconds_per_token": round(statistics.median(way.stalls), 5),
+        "tokens_per_second": round(statistics.median(run.rates), 2),
+        "cpu_seconds_per_token": round(statistics.median(run.cpu), 5),
+        "stall_seconds_per_token": round(statistics.median(run.stalls), 5),
         "hit_ratio": round(1 - lookups["disk", "decode"] / total, 3),
         "megabytes_read_per_lookup": round((after.loaded_bytes - before.loaded_bytes) / total / 1e6, 4),
         "prefetches": {name: after.prefetches[name] - before.prefetches[name] for name in ("used", "late", "wasted")},
@@ -178,29 +179,29 @@ def report(way: Way, before: Any) -> dict[str, Any]:
             sum((after.prefetches - before.prefetches)[name] for name in ("used", "late", "wasted")) / total, 3
         ),
     }
-    if isinstance(way.prefetcher, Prefetcher):
-        found = way.prefetcher.statistics()
+    if isinstance(run.prefetcher, Prefetcher):
+        found = run.prefetcher.statistics()
         recall = list(found.recall.values())
         result["recall"] = round(sum(recall) / len(recall), 3) if recall else None
         result["recall_by_predictor"] = {
             name: round(found.correct[name] / count, 3) for name, count in found.predicted.items() if count
         }
-        if not isinstance(way.prefetcher._governor, AlwaysOn):  # noqa: SLF001
+        if not isinstance(run.prefetcher._governor, AlwaysOn):  # noqa: SLF001
             result["is_active"] = found.is_active
             result["seconds_with"], result["seconds_without"] = found.seconds_with, found.seconds_without
     return result
 
 
 def routing_skew(trunk: Trunk, stream: Sequence[int]) -> dict[str, float]:
-    way = open_way(trunk, "off", 1.0, 1, len(stream))
-    way.prefetcher = recorder = IndexRecorder()
-    way.run([stream], min(256, len(stream)))
-    way.store.close()
+    run = open_run(trunk, "off", 1.0, 1, len(stream))
+    run.prefetcher = recorder = IndexRecorder()
+    run.run([stream], min(256, len(stream)))
+    run.store.close()
     return skew(recorder.index, trunk.catalog.num_experts)
 
 
-def slow_the_disk(seconds: float) -> None:
-    """Let every read of an expert take longer by so much, to study slower disks."""
+def delay_reads(seconds: float) -> None:
+    """Delay every read of an expert, to simulate slower disks."""
     read = DirectFile.read
 
     def slowed(*arguments: Any) -> None:
@@ -213,12 +214,12 @@ def slow_the_disk(seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("bundled", "skewed"), default="skewed")
-    parser.add_argument("--checkpoint", type=Path, help="folder of the skewed model; a temporary one if none is given")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5], help="of the experts in memory")
-    parser.add_argument("--batch", type=int, default=1, help="sequences that are decoded together")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the skewed model (default: a temporary folder)")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5], help="shares of the experts in memory")
+    parser.add_argument("--batch", type=int, default=1, help="batch size")
     parser.add_argument("--segments", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=48, help="of a segment")
-    parser.add_argument("--read-delay", type=float, default=0.0, help="seconds that every read takes longer")
+    parser.add_argument("--steps", type=int, default=48, help="steps per segment")
+    parser.add_argument("--read-delay", type=float, default=0.0, help="seconds to delay every read")
     arguments = parser.parse_args()
     logging.basicConfig(level="INFO")
     torch.set_num_threads(1)
@@ -240,7 +241,7 @@ def main() -> None:
             **routing_skew(trunk, streams[0]),
         }
         if arguments.read_delay:
-            slow_the_disk(arguments.read_delay)
+            delay_reads(arguments.read_delay)
         for share in arguments.shares:
             result[f"{share:.0%}"] = found = measure(trunk, streams, share, arguments.segments, arguments.steps)
             for mode, row in found.items():

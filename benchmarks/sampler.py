@@ -1,8 +1,8 @@
-"""The sampler: ``python -m benchmarks.sampler``.
+"""Benchmark of the sampler: ``python -m benchmarks.sampler``.
 
-Microseconds of processor time a step (not a row) by rows, vocabulary and parameters, medians over the rounds, all cases
-in turns. Logits are Gaussian: spread 3 has a nucleus of some thousand tokens in 150,000, spread 6 one of some dozen as
-a trained model has. Run it with OMP_NUM_THREADS=1. The last line is one JSON object.
+Prints microseconds of CPU time per step (not per row) by rows, vocabulary and parameters: medians over interleaved
+rounds. Logits are Gaussian: with a standard deviation of 3, the top-p set has some thousand of 150,000 tokens; with 6,
+it has some dozen, as for a trained model. Run it with OMP_NUM_THREADS=1. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from server.engine.logprobs import token_logprobs
-from server.engine.request import SamplingParams
-from server.engine.sampler import sample
-from server.engine.sampling_state import SamplingState
+from server.engine.interface import SamplingParams
+from server.engine.sampling.logprobs import token_logprobs
+from server.engine.sampling.sampler import sample
+from server.engine.sampling.sampling_state import SamplingState
 
 ROWS = (1, 8, 64)
 VOCABULARIES = (2048, 151936)
@@ -55,7 +55,7 @@ def main() -> None:
                             for row in range(rows)
                         ]
                         for state in states:
-                            _ = state.counts  # as a sequence has them from the step before
+                            _ = state.counts  # computed by the previous step of a sequence
                         start = time.thread_time()
                         sample(logits, states)
                         times[name].append(time.thread_time() - start)

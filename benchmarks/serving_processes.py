@@ -1,4 +1,4 @@
-"""The processes that ``benchmarks.serving`` measures: a server, and an engine without one."""
+"""Processes measured by ``benchmarks.serving``: a server, and an engine without a server."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ ENVIRONMENT = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
 
 @dataclass(frozen=True)
 class Server:
-    """A server and, if it is a child of ours, its process id."""
+    """A server, and its process id if it is a child process."""
 
     url: str
     pid: int | None = None
 
     def metric(self, name: str, labels: str = "") -> float:
-        """The sum of all samples of a metric whose labels contain some text."""
+        """Sum all samples of a metric whose labels contain a text."""
         lines = httpx.get(f"{self.url}/metrics").text.splitlines()
         samples = (
             line.rpartition(" ") for line in lines if line.partition("{")[0].partition(" ")[0] == f"greenroom_{name}"
@@ -35,12 +35,12 @@ class Server:
         return sum(float(value) for key, _, value in samples if labels in key)
 
     def decode_steps(self) -> tuple[float, float]:
-        """Decode steps since the start, and their seconds."""
+        """Return the number of decode steps since the start, and their seconds."""
         phase = 'phase="decode"'
         return self.metric("engine_steps_total", phase), self.metric("engine_step_seconds_total", phase)
 
     def cpu_seconds(self) -> tuple[float, float]:
-        """CPU time of the event loop's thread, and of all threads; nan for a server that is not ours."""
+        """Return the CPU time of the event loop's thread and of all threads; nan if the server is no child process."""
         if self.pid is None:
             return float("nan"), float("nan")
         threads = Path(f"/proc/{self.pid}/task").iterdir()
@@ -50,7 +50,7 @@ class Server:
 
 @contextmanager
 def serving(arguments: Sequence[str]) -> Iterator[Server]:
-    """`greenroom serve` on a port of its own."""
+    """Start `greenroom serve` on a free port."""
     command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--log-level", "warning", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -64,27 +64,27 @@ def serving(arguments: Sequence[str]) -> Iterator[Server]:
 
 
 class EngineAlone:
-    """``benchmarks.engine_alone`` in a process that is idle unless it is asked."""
+    """``benchmarks.engine_alone`` in a process that is idle between requests."""
 
     def __init__(self, process: subprocess.Popen[str]):
         assert process.stdin is not None
         assert process.stdout is not None
-        self._questions, self._answers = process.stdin, process.stdout
-        if self._answers.readline().strip() != "{}":
+        self._stdin, self._stdout = process.stdin, process.stdout
+        if self._stdout.readline().strip() != "{}":
             sys.exit("the engine did not start")
 
     def run(self, completions: Sequence[Completion]) -> tuple[float, float]:
-        """Generate some completions at once; mean time of a decode step, and CPU time of all."""
+        """Generate completions in one batch. Return the mean time of a decode step, and the total CPU time."""
         work = [[list(one.prompt_ids), one.max_tokens] for one in completions]
-        self._questions.write(json.dumps(work) + "\n")
-        self._questions.flush()
-        found = json.loads(self._answers.readline())
+        self._stdin.write(json.dumps(work) + "\n")
+        self._stdin.flush()
+        found = json.loads(self._stdout.readline())
         return found["seconds"] / found["steps"], found["cpu_seconds"]
 
 
 @contextmanager
 def engine_alone(arguments: Sequence[str]) -> Iterator[EngineAlone]:
-    """An engine with the same flags as the server."""
+    """Start an engine with the same flags as the server."""
     command = [sys.executable, "-m", "benchmarks.engine_alone", "--log-level", "warning", *arguments]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT

@@ -1,8 +1,8 @@
-"""A large random checkpoint whose routing is skewed and steady, as in trained models.
+"""Large random checkpoint whose routing is skewed and persistent, as in trained models.
 
-Plain random weights route almost uniformly, so that any cache hits as often as it is large. Here three things are
-put in: tokens come in topics (their embeddings share a direction), rows of a router differ in length (Zipf), and each
-layer adds little to the residual stream, so that what layers choose hangs together.
+Random weights route almost uniformly, so the hit ratio of any cache would equal its share of the experts. This
+checkpoint differs in three ways: embeddings of tokens of a topic share a direction, the rows of a router differ in
+length (Zipf), and each layer adds little to the residual stream, so that the choices of layers are correlated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from transformers import Qwen3MoeConfig
 
-from benchmarks.qwen3_moe import Tensors, layer_matrices, layer_norms, write_checkpoint
+from benchmarks.checkpoint_writer import Tensors, layer_matrices, layer_norms, write_checkpoint
 
 CONFIG = {
     "vocab_size": 1024,
@@ -36,21 +36,21 @@ CONFIG = {
     "pad_token_id": 0,
 }
 NUM_TOPICS = 16
-COMMON, TOPIC, TOKEN = 0.5, 0.65, 0.6  # parts of an embedding that all tokens, those of a topic, and none share
-ROUTER_SCALE, ZIPF_EXPONENT = 3.0, 0.3  # deviation of the longest row's logits; how fast rows get shorter
-UPDATE = 0.35  # what attention and experts add to the stream, about, whose size is 1
-TOPIC_STAYS = 0.98  # that the next token is of the same topic
+COMMON, TOPIC, TOKEN = 0.5, 0.65, 0.6  # weights in an embedding: shared by all tokens, by a topic, and by none
+ROUTER_SCALE, ZIPF_EXPONENT = 3.0, 0.3  # logit deviation of the longest row; decay of the row lengths
+UPDATE = 0.35  # approximate size of an update of the residual stream, whose size is 1
+TOPIC_STAYS = 0.98  # probability that the next token is of the same topic
 
 
 def write_skewed_checkpoint(folder: Path) -> None:
-    """Write it, unless the folder holds it already; 3.3 GB in bfloat16."""
+    """Write the checkpoint, 3.3 GB in bfloat16, unless the folder has one."""
     random = torch.Generator().manual_seed(0)
     config = Qwen3MoeConfig(**CONFIG, architectures=["Qwen3MoeForCausalLM"], dtype="bfloat16")
-    write_checkpoint(folder, config, partial(outside, random), lambda _: layer(config, random))
+    write_checkpoint(folder, config, partial(non_layer_tensors, random), lambda _: layer(config, random))
 
 
 def topical_tokens(num_tokens: int, seed: int) -> list[int]:
-    """A text: tokens of a topic, some more frequent than others, until the topic changes."""
+    """Return a text: tokens of one topic with a Zipf distribution, until the topic changes."""
     random = np.random.default_rng(seed)
     size = CONFIG["vocab_size"] // NUM_TOPICS
     frequency = 1 / np.arange(1, size + 1)
@@ -63,10 +63,10 @@ def topical_tokens(num_tokens: int, seed: int) -> list[int]:
 
 
 def skew(index: npt.NDArray[np.integer], num_experts: int) -> dict[str, float]:
-    """How skewed and steady routing is: ``(layers, tokens, k)``.
+    """Return how skewed and persistent routing ``(layers, tokens, k)`` is.
 
-    The share of look-ups that go to the most popular quarter of a layer's experts (0.25 if uniform), and the part of
-    a token's experts that the token before chose too (k / experts if independent).
+    The results are the share of lookups of the most popular quarter of a layer's experts (0.25 if uniform), and the
+    share of a token's experts that the previous token chose, too (k / experts if independent).
     """
     counts = np.stack([np.bincount(layer.ravel(), minlength=num_experts) for layer in index])
     top = -np.sort(-counts, axis=1)[:, : num_experts // 4]
@@ -75,12 +75,12 @@ def skew(index: npt.NDArray[np.integer], num_experts: int) -> dict[str, float]:
 
 
 def topic_directions(random: torch.Generator) -> torch.Tensor:
-    """What the embeddings of each topic's tokens share, ``(topics, hidden)``; the first that is drawn."""
+    """Return the direction of each topic, ``(topics, hidden)``; must be the first draw from ``random``."""
     return torch.randn((NUM_TOPICS, CONFIG["hidden_size"]), generator=random)
 
 
-def outside(random: torch.Generator) -> Tensors:
-    """The tensors that belong to no layer."""
+def non_layer_tensors(random: torch.Generator) -> Tensors:
+    """Return the tensors that belong to no layer."""
     vocab, hidden = CONFIG["vocab_size"], CONFIG["hidden_size"]
     topics = topic_directions(random).repeat_interleave(vocab // NUM_TOPICS, 0)
     embeddings = COMMON * torch.randn((1, hidden), generator=random) + TOPIC * topics
@@ -93,10 +93,10 @@ def outside(random: torch.Generator) -> Tensors:
 
 
 def layer(config: Qwen3MoeConfig, random: torch.Generator) -> Tensors:
-    """The tensors of a layer."""
+    """Return the tensors of a layer."""
     lengths = torch.arange(1, config.num_experts + 1) ** -ZIPF_EXPONENT  # in random order
     lengths = lengths[torch.randperm(config.num_experts, generator=random)]
-    # Half of what gate and up give is left after SiLU, and the mean of eight experts is a third of one.
+    # SiLU halves the product of gate and up, and the mean of eight experts is a third of one.
     scales = {"o_proj": UPDATE, "gate": ROUTER_SCALE, "down_proj": 6 * UPDATE}
 
     def matrix(name: str, rows: int, columns: int) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""The expert store beside raw direct reads: throughput of cold loads, cost of a lease, single flight, memory.
+"""Benchmark of the expert store: cold loads compared with raw direct reads, lease cost, shared loads, memory.
 
-Everything runs in one process on the same files, interleaved; medians over rounds. The last line is one JSON object.
+Everything runs in one process on the same files. Prints medians over interleaved rounds. The last line is one JSON
+object.
 
-    python -m benchmarks.store --folder DIR     # on the disk in question; up to 1.5 GiB are written there
+    python -m benchmarks.store --folder DIR     # a folder on the disk to measure; writes up to 1.5 GiB
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ from expert_store.arena import HostArena
 NUM_READERS = 6
 NUM_SLOTS = 16
 FILE_BYTES = 768 << 20
-HIDDEN = {1: 1024, 3: 1024, 9: 2048}  # by megabytes of an expert
+HIDDEN = {1: 1024, 3: 1024, 9: 2048}  # hidden size by MiB per expert
 
 
 def make_layout(megabytes: int) -> ExpertLayout:
-    """SwiGLU experts in bfloat16 of 1, 3 or 9 MiB."""
+    """Return the layout of a SwiGLU expert in bfloat16 of 1, 3 or 9 MiB."""
     hidden = HIDDEN[megabytes]
     intermediate = (megabytes << 20) // (3 * 2 * hidden)
     return ExpertLayout(
@@ -71,7 +72,7 @@ def write_packed(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCa
 
 
 def write_plain(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCatalog:
-    """Safetensors as the hub has them: one tensor per expert and projection, at offsets that no page knows."""
+    """Write safetensors in the hub's layout: one tensor per expert and projection, at unaligned offsets."""
     gate_up, down = layout.parameters
     half = (gate_up.shape[0] // 2, gate_up.shape[1])
     tensors = {}
@@ -92,7 +93,7 @@ def write_plain(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCat
 
 
 class RawReads:
-    """Direct reads of whole experts by as many threads as the store has, into slots like the store's."""
+    """Direct reads of complete experts into slots, with as many threads as the store has."""
 
     def __init__(self, path: Path, layout: ExpertLayout, num_experts: int):
         self._file = os.open(path, os.O_RDONLY | os.O_DIRECT)
@@ -101,10 +102,10 @@ class RawReads:
 
     def read(self, order: list[int]) -> None:
         def work(first: int) -> None:
-            for place in range(first, len(order), NUM_READERS):
-                target, done = self._arena.bytes_of(place % NUM_SLOTS), 0
+            for index in range(first, len(order), NUM_READERS):
+                target, done = self._arena.bytes_of(index % NUM_SLOTS), 0
                 while done < self._nbytes:
-                    done += os.preadv(self._file, [target[done:].data], order[place] * self._nbytes + done)
+                    done += os.preadv(self._file, [target[done:].data], order[index] * self._nbytes + done)
 
         threads = [threading.Thread(target=work, args=(first,)) for first in range(NUM_READERS)]
         for thread in threads:
@@ -123,7 +124,7 @@ def lease_all(store: ExpertStore, order: list[int]) -> None:
 
 
 def throughput(folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
-    """GB/s of raw reads, of cold leases from a packed file and from safetensors, and the ratios."""
+    """Return GB/s of raw reads and of cold leases from a pack and from safetensors, and their ratios to raw reads."""
     layout = make_layout(megabytes)
     num_experts = FILE_BYTES // layout.slot_bytes
     packed_path, plain_path = folder / "experts.pack", folder / "experts.safetensors"
@@ -133,20 +134,20 @@ def throughput(folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
     stores = [
         ExpertStore(catalog, NUM_SLOTS * layout.slot_bytes, num_readers=NUM_READERS) for catalog in (packed, plain)
     ]
-    ways: dict[str, Callable[[list[int]], None]] = {
+    readers: dict[str, Callable[[list[int]], None]] = {
         "raw": raw.read,
         "packed": lambda order: lease_all(stores[0], order),
         "safetensors": lambda order: lease_all(stores[1], order),
     }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
     rng = np.random.default_rng(1)
     for number in range(rounds + 1):
-        for way, read in ways.items():
+        for name, read in readers.items():
             order = rng.permutation(num_experts).tolist()
             started = time.perf_counter()
             read(order)
-            if number:  # the first round touches the slots' pages
-                seconds[way].append(time.perf_counter() - started)
+            if number:  # the first round faults in the pages of the slots
+                seconds[name].append(time.perf_counter() - started)
     raw.close()
     for store in stores:
         store.check_integrity()
@@ -154,18 +155,18 @@ def throughput(folder: Path, megabytes: int, rounds: int) -> dict[str, float]:
     packed_path.unlink()
     plain_path.unlink()
     total = num_experts * layout.slot_bytes
-    speeds = {way: total / statistics.median(times) / 1e9 for way, times in seconds.items()}
+    speeds = {name: total / statistics.median(times) / 1e9 for name, times in seconds.items()}
     ratios = {
-        f"{way}_of_raw": statistics.median(r / t for r, t in zip(seconds["raw"], seconds[way], strict=True))
-        for way in ("packed", "safetensors")
+        f"{name}_of_raw": statistics.median(r / t for r, t in zip(seconds["raw"], seconds[name], strict=True))
+        for name in ("packed", "safetensors")
     }
-    return {f"{way}_gb_per_s": round(speed, 3) for way, speed in speeds.items()} | {
+    return {f"{name}_gb_per_s": round(speed, 3) for name, speed in speeds.items()} | {
         name: round(ratio, 3) for name, ratio in ratios.items()
     }
 
 
 def resident_lease(folder: Path) -> float:
-    """Microseconds of a lease of 8 resident experts, entered, iterated and given back; the median."""
+    """Return the median microseconds to enter, iterate and exit a lease of 8 resident experts."""
     layout = make_layout(1)
     catalog = write_packed(folder / "experts.pack", layout, 16)
     store = ExpertStore(catalog, catalog.total_bytes)
@@ -182,17 +183,17 @@ def resident_lease(folder: Path) -> float:
 
 
 def reads_of_one_expert(folder: Path) -> int:
-    """Bytes read, in experts, when 64 threads ask for one cold expert at once."""
+    """Return the number of reads of one cold expert that 64 threads lease at once."""
     layout = make_layout(9)
     catalog = write_packed(folder / "experts.pack", layout, 4)
     store = ExpertStore(catalog, catalog.total_bytes)
     barrier = threading.Barrier(64)
 
-    def ask() -> None:
+    def lease() -> None:
         barrier.wait()
         lease_all(store, [2])
 
-    threads = [threading.Thread(target=ask) for _ in range(64)]
+    threads = [threading.Thread(target=lease) for _ in range(64)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -203,7 +204,7 @@ def reads_of_one_expert(folder: Path) -> int:
 
 
 def memory(folder: Path) -> Iterator[dict[str, int]]:
-    """Resident bytes of the process beyond what it had before the store, at several budgets of one store."""
+    """Yield the resident bytes that the store adds to the process, at several budgets."""
     layout = make_layout(3)
     catalog = write_packed(folder / "experts.pack", layout, 128)
     process = psutil.Process()
@@ -224,7 +225,7 @@ def memory(folder: Path) -> Iterator[dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="where to write the files (a temporary folder)")
+    parser.add_argument("--folder", type=Path, help="folder for the files (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -238,10 +239,10 @@ def main() -> None:
         result["resident_lease_us"] = round(resident_lease(folder), 1)
         print("lease of 8 resident experts:", result["resident_lease_us"], "us")
         result["reads_for_64_threads"] = reads_of_one_expert(folder)
-        print("reads of one cold expert asked for by 64 threads:", result["reads_for_64_threads"])
+        print("reads of one cold expert leased by 64 threads:", result["reads_for_64_threads"])
         for megabytes in HIDDEN:
             figures = throughput(folder, megabytes, options.rounds)
-            print(f"{megabytes} MiB an expert:", figures)
+            print(f"{megabytes} MiB per expert:", figures)
             result[f"{megabytes}_mib"] = figures
     print(json.dumps(result))
 

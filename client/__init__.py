@@ -1,4 +1,4 @@
-"""The Python client of a Greenroom server."""
+"""Python client for a Greenroom server."""
 
 from client.async_client import AsyncClient, AsyncStream
 from client.errors import (
@@ -34,7 +34,7 @@ from client.generation import (
 )
 from client.memory import Memory
 from client.metrics import Metrics, Sample
-from client.operations import Health, Model
+from client.server_info import Health, Model
 from client.sync_client import Client, Stream
 
 __all__ = [

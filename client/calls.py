@@ -1,4 +1,4 @@
-"""What a server can be asked: each function describes a request and how its answer is read, and sends nothing."""
+"""API calls. Each function describes a request and how its reply is parsed, without any I/O."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import httpx
 
-from client.experts import Expert, ExpertChange, ExpertMap, change_of, expert_map_of, expert_of
+from client.experts import Expert, ExpertChange, ExpertMap, parse_change, parse_expert, parse_expert_map
 from client.frames import ExpertFrame
-from client.generation import ChatReply, Completion, Reply, Token, choices_of, tokens_of, usage_of
-from client.metrics import Metrics, metrics_of
-from client.operations import Health, Model, models_of
+from client.generation import ChatReply, Completion, Reply, Token, join_tokens, parse_tokens, parse_usage
+from client.metrics import Metrics, parse_metrics
 from client.options import ChatOptions, CompletionOptions, Message
-from client.parsing import expecting
-from client.readers import EventReader, FrameReader, TokenReader
+from client.parsing import reply_errors
+from client.server_info import Health, Model, parse_models
+from client.stream_readers import EventReader, FrameReader, TokenReader
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -25,44 +25,44 @@ R = TypeVar("R", bound=Reply)
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 ExpertKeys = Iterable[tuple[int, int]]  # layer and expert
 
-WELL_OR_NOT = frozenset({HTTPStatus.SERVICE_UNAVAILABLE})
+HEALTH_STATUSES = frozenset({HTTPStatus.SERVICE_UNAVAILABLE})
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request; ``answers`` are the statuses beside success that are no errors."""
+class RequestSpec:
+    """A request to the server; ``accepted_statuses`` are statuses that are no errors, in addition to success."""
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
     query: Mapping[str, Any] = field(default_factory=dict)
     is_admin: bool = False
-    answers: frozenset[int] = frozenset()
+    accepted_statuses: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
 class Call(Generic[T]):
-    """A request with one answer."""
+    """A request with a single reply."""
 
-    ask: Ask
-    what: str  # the answer is
+    request: RequestSpec
+    reply_name: str  # for error messages
     parse: Callable[[httpx.Response], T]
 
     def read(self, response: httpx.Response) -> T:
-        """The result.
+        """Parse the response.
 
         Raises:
-            InvalidReplyError: the answer has another shape.
+            InvalidReplyError: If the response has an unexpected shape.
         """
-        with expecting(self.what):
+        with reply_errors(self.reply_name):
             return self.parse(response)
 
 
 @dataclass(frozen=True)
 class StreamCall(Generic[T, S]):
-    """A request whose answer is a stream; each reading needs a reader of its own."""
+    """A request whose reply is a stream; ``reader`` creates a reader for each stream."""
 
-    ask: Ask
+    request: RequestSpec
     reader: Callable[[], EventReader[T, S]]
 
 
@@ -72,101 +72,101 @@ def complete(prompt: Prompt, **options: Unpack[CompletionOptions]) -> Call[Compl
 
 
 def stream(prompt: Prompt, **options: Unpack[CompletionOptions]) -> StreamCall[Token, Completion]:
-    """Continue a text, token by token as they are written; ``result`` of the stream is what has come so far."""
+    """Continue a text and yield its tokens. The stream's ``result`` is the completion so far."""
     return StreamCall(_completion({"prompt": prompt, **options, **STREAMED}), lambda: TokenReader(Completion))
 
 
 def chat(messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> Call[ChatReply]:
-    """The assistant's turn after some messages, or after the one that a text is."""
+    """Generate the assistant's reply to a list of messages, or to one user message given as text."""
     return Call(_chat(messages, options), "chat completion", lambda response: _reply(ChatReply, response))
 
 
 def stream_chat(messages: str | Sequence[Message], **options: Unpack[ChatOptions]) -> StreamCall[Token, ChatReply]:
-    """The assistant's turn, token by token as they are written; ``result`` of the stream is what has come so far."""
+    """Generate the assistant's reply and yield its tokens. The stream's ``result`` is the reply so far."""
     return StreamCall(_chat(messages, {**options, **STREAMED}), lambda: TokenReader(ChatReply))
 
 
 def models() -> Call[list[Model]]:
-    """The models that are served."""
-    return Call(Ask("GET", "/v1/models"), "list of models", lambda response: models_of(response.json()))
+    """List the served models."""
+    return Call(RequestSpec("GET", "/v1/models"), "list of models", lambda response: parse_models(response.json()))
 
 
 def experts() -> Call[ExpertMap]:
-    """Where all experts are."""
-    ask = Ask("GET", "/v1/experts", is_admin=True)
-    return Call(ask, "map of experts", lambda response: expert_map_of(response.json()))
+    """Get the residency and traffic of all experts."""
+    request = RequestSpec("GET", "/v1/experts", is_admin=True)
+    return Call(request, "expert map", lambda response: parse_expert_map(response.json()))
 
 
 def expert(layer: int, expert: int) -> Call[Expert]:
-    """One expert."""
-    ask = Ask("GET", f"/v1/experts/{layer:d}/{expert:d}", is_admin=True)
-    return Call(ask, "expert", lambda response: expert_of(response.json()))
+    """Get one expert."""
+    request = RequestSpec("GET", f"/v1/experts/{layer:d}/{expert:d}", is_admin=True)
+    return Call(request, "expert", lambda response: parse_expert(response.json()))
 
 
 def watch_experts(interval: float = 0.5) -> StreamCall[ExpertFrame, ExpertFrame | None]:
-    """Where all experts are and what goes through them, every ``interval`` seconds (0.1 to 60)."""
-    ask = Ask("GET", "/v1/experts/stream", query={"interval": interval}, is_admin=True)
-    return StreamCall(ask, FrameReader)
+    """Yield the residency and traffic of all experts every ``interval`` seconds (0.1 to 60)."""
+    request = RequestSpec("GET", "/v1/experts/stream", query={"interval": interval}, is_admin=True)
+    return StreamCall(request, FrameReader)
 
 
 def pin(experts: ExpertKeys) -> Call[ExpertChange]:
-    """Read experts, given as layer and expert, and keep them in memory."""
+    """Load experts, given as (layer, expert) pairs, and keep them in memory."""
     return _change("pin", experts)
 
 
 def unpin(experts: ExpertKeys) -> Call[ExpertChange]:
-    """Let pinned experts go again when their slots are needed."""
+    """Unpin experts, so that they can be evicted again."""
     return _change("unpin", experts)
 
 
 def prefetch(experts: ExpertKeys) -> Call[ExpertChange]:
-    """Begin to read experts into memory."""
+    """Start loading experts into memory."""
     return _change("prefetch", experts)
 
 
 def evict(experts: ExpertKeys) -> Call[ExpertChange]:
-    """Drop experts from memory, unless they are pinned or in use."""
+    """Evict experts from memory, unless they are pinned or in use."""
     return _change("evict", experts)
 
 
 def metrics() -> Call[Metrics]:
-    """All counters and gauges of the server."""
-    return Call(Ask("GET", "/metrics"), "metrics", lambda response: metrics_of(response.text))
+    """Get all metrics of the server."""
+    return Call(RequestSpec("GET", "/metrics"), "metrics", lambda response: parse_metrics(response.text))
 
 
 def health() -> Call[Health]:
-    """Whether the server lives; what is not ok needs a restart."""
+    """Get the liveness of the server. A server that is not ok needs a restart."""
     return _state("/health")
 
 
 def ready() -> Call[Health]:
-    """Whether the server takes requests now."""
+    """Get the readiness of the server to take requests."""
     return _state("/ready")
 
 
 STREAMED: Mapping[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 
 
-def _completion(body: Mapping[str, Any]) -> Ask:
-    return Ask("POST", "/v1/completions", body)
+def _completion(body: Mapping[str, Any]) -> RequestSpec:
+    return RequestSpec("POST", "/v1/completions", body)
 
 
-def _chat(messages: str | Sequence[Message], options: Mapping[str, Any]) -> Ask:
+def _chat(messages: str | Sequence[Message], options: Mapping[str, Any]) -> RequestSpec:
     conversation = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
-    return Ask("POST", "/v1/chat/completions", {"messages": conversation, **options})
+    return RequestSpec("POST", "/v1/chat/completions", {"messages": conversation, **options})
 
 
 def _reply(kind: type[R], response: httpx.Response) -> R:
     body = response.json()
-    return kind(body["id"], body["model"], body["created"], choices_of(tokens_of(body)), usage_of(body))
+    return kind(body["id"], body["model"], body["created"], join_tokens(parse_tokens(body)), parse_usage(body))
 
 
 def _change(verb: str, experts: ExpertKeys) -> Call[ExpertChange]:
     body = {"experts": [[layer, expert] for layer, expert in experts]}
-    ask = Ask("POST", f"/v1/experts/{verb}", body, is_admin=True)
-    return Call(ask, "change of experts", lambda response: change_of(response.json()))
+    request = RequestSpec("POST", f"/v1/experts/{verb}", body, is_admin=True)
+    return Call(request, "expert change", lambda response: parse_change(response.json()))
 
 
 def _state(path: str) -> Call[Health]:
-    ask = Ask("GET", path, answers=WELL_OR_NOT)
-    return Call(ask, "health", lambda response: Health(response.json()["status"], response.is_success))
+    request = RequestSpec("GET", path, accepted_statuses=HEALTH_STATUSES)
+    return Call(request, "health", lambda response: Health(response.json()["status"], response.is_success))

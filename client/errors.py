@@ -1,9 +1,9 @@
-"""What a call may raise.
+"""Exceptions that a call may raise.
 
 GreenroomError
-├── APIConnectionError             no server answered, or the connection broke before an answer
-│   └── APITimeoutError            it took too long
-├── APIStatusError                 the server refused; what it said is in its attributes
+├── APIConnectionError             no server responded, or the connection failed before the response
+│   └── APITimeoutError            connecting, sending or waiting timed out
+├── APIStatusError                 the server returned an error status
 │   ├── BadRequestError            400, 422
 │   ├── AuthenticationError        401
 │   ├── PermissionDeniedError      403
@@ -11,11 +11,11 @@ GreenroomError
 │   ├── RateLimitError             429
 │   └── ServerError                500 and above
 │       └── ServerUnavailableError 503
-├── InvalidReplyError              the answer is not what a Greenroom server would say
-└── StreamError                    after the first byte of a stream
-    ├── StreamFailedError          the server said that the reply failed
+├── InvalidReplyError              the reply is not valid for a Greenroom server
+└── StreamError                    a stream did not complete
+    ├── StreamFailedError          the server reported that generation failed
     ├── StreamInterruptedError     the connection ended before the stream did
-    └── StreamClosedError          it was read to its end, or closed, before
+    └── StreamClosedError          the stream was read to its end, or closed, before
 """
 
 from __future__ import annotations
@@ -30,28 +30,28 @@ from typing import Any
 
 import httpx
 
-MAX_QUOTED = 200  # characters of an answer that is no JSON
+MAX_QUOTED = 200  # characters of a response body that is not JSON
 
 
 class GreenroomError(Exception):
-    """Anything that a call of this package raises."""
+    """Base class of all exceptions of this package."""
 
 
 class APIConnectionError(GreenroomError):
-    """No server answered, or the connection broke before an answer."""
+    """No server responded, or the connection failed before the response."""
 
 
 class APITimeoutError(APIConnectionError):
-    """Connecting, sending or waiting took longer than it may."""
+    """Connecting, sending or waiting timed out."""
 
 
 class InvalidReplyError(GreenroomError):
-    """The answer is not what a Greenroom server would say."""
+    """The reply is not valid for a Greenroom server."""
 
 
 @dataclass(frozen=True)
-class Complaint:
-    """What a server says is wrong, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``."""
+class ErrorBody:
+    """The error body of a server, in OpenAI's form: ``{"error": {"message", "type", "param", "code"}}``."""
 
     message: str
     type: str | None = None
@@ -59,8 +59,8 @@ class Complaint:
     code: str | None = None
 
     @classmethod
-    def of(cls, body: object) -> Complaint | None:
-        """The complaint that a body holds, or None."""
+    def parse(cls, body: object) -> ErrorBody | None:
+        """Return the error in a JSON body, or None."""
         match body:
             case {"error": {"message": str(message)} as error}:
                 others = (error.get(name) for name in ("type", "param", "code"))
@@ -69,59 +69,59 @@ class Complaint:
                 return None
 
 
-class _QuotedError(GreenroomError):
-    """The server says what is wrong: ``message``, ``type``, ``param`` and ``code`` are its words."""
+class _ServerMessageError(GreenroomError):
+    """An error with the server's ``message``, ``type``, ``param`` and ``code``."""
 
-    def __init__(self, complaint: Complaint):
-        super().__init__(complaint.message)
-        self.message, self.type = complaint.message, complaint.type
-        self.param, self.code = complaint.param, complaint.code
+    def __init__(self, body: ErrorBody):
+        super().__init__(body.message)
+        self.message, self.type = body.message, body.type
+        self.param, self.code = body.param, body.code
 
 
-class APIStatusError(_QuotedError):
-    """The server refused; ``retry_after`` is in seconds."""
+class APIStatusError(_ServerMessageError):
+    """The server returned an error status; ``retry_after`` is in seconds."""
 
-    def __init__(self, status: int, complaint: Complaint, headers: Mapping[str, str]):
-        super().__init__(complaint)
+    def __init__(self, status: int, body: ErrorBody, headers: Mapping[str, str]):
+        super().__init__(body)
         self.status = status
         self.request_id = headers.get("x-request-id")
         self.retry_after = _seconds(headers.get("retry-after"))
 
 
 class BadRequestError(APIStatusError):
-    """The request can never be answered as it is; ``param`` names the field to change."""
+    """The request is invalid; ``param`` names the field to change."""
 
 
 class AuthenticationError(APIStatusError):
-    """No key, or a wrong one."""
+    """The API key is missing or wrong."""
 
 
 class PermissionDeniedError(APIStatusError):
-    """The key does not open this."""
+    """The API key does not permit this request."""
 
 
 class NotFoundError(APIStatusError):
-    """No such model, expert or route."""
+    """The model, expert or route does not exist."""
 
 
 class RateLimitError(APIStatusError):
-    """The server has as much to do as it may, for everybody or for this key."""
+    """The queue of the server is full, or a rate limit is exceeded."""
 
 
 class ServerError(APIStatusError):
-    """A fault of the server."""
+    """The server failed."""
 
 
 class ServerUnavailableError(ServerError):
-    """The model is loading, or the server is stopping."""
+    """The model is loading, or the server is shutting down."""
 
 
 class StreamError(GreenroomError):
-    """A stream did not come to its end."""
+    """A stream did not complete."""
 
 
-class StreamFailedError(_QuotedError, StreamError):
-    """The server said that the reply failed."""
+class StreamFailedError(_ServerMessageError, StreamError):
+    """The server reported that generation failed."""
 
 
 class StreamInterruptedError(StreamError):
@@ -129,7 +129,7 @@ class StreamInterruptedError(StreamError):
 
 
 class StreamClosedError(StreamError):
-    """The stream was read to its end, or closed, before: ask again for another."""
+    """The stream was read to its end, or closed, before. Call the method again for a new stream."""
 
 
 _BY_STATUS: Mapping[int, type[APIStatusError]] = {
@@ -144,27 +144,27 @@ _BY_STATUS: Mapping[int, type[APIStatusError]] = {
 
 
 def status_error(response: httpx.Response) -> APIStatusError:
-    """The error that a response is, whose body has been read."""
+    """Return the exception for an error response whose body has been read."""
     other = ServerError if response.is_server_error else APIStatusError
     kind = _BY_STATUS.get(response.status_code, other)
-    complaint = Complaint.of(_json_or_none(response)) or Complaint(_described(response))
-    return kind(response.status_code, complaint, response.headers)
+    body = ErrorBody.parse(_json_or_none(response)) or ErrorBody(_summary(response))
+    return kind(response.status_code, body, response.headers)
 
 
 def transport_error(error: httpx.HTTPError) -> APIConnectionError:
-    """The error that a failure to exchange a request is."""
+    """Return the exception for a transport failure."""
     url = error.request.url
     server = f"{url.scheme}://{url.netloc.decode()}"  # without a password
     if isinstance(error, httpx.TimeoutException):
-        return APITimeoutError(f"{server}{url.path} took too long: {_reason(error)}")
+        return APITimeoutError(f"{server}{url.path} timed out: {_reason(error)}")
     if isinstance(error, httpx.ConnectError):
-        return APIConnectionError(f"no server answers at {server}: {_reason(error)}")
-    return APIConnectionError(f"the connection to {server} broke: {_reason(error)}")
+        return APIConnectionError(f"no server responds at {server}: {_reason(error)}")
+    return APIConnectionError(f"the connection to {server} failed: {_reason(error)}")
 
 
 @contextmanager
 def stream_errors() -> Iterator[None]:
-    """Raise what breaks a stream as an error of this package."""
+    """Raise httpx's errors of a stream as errors of this package."""
     try:
         yield
     except httpx.TimeoutException as error:
@@ -180,7 +180,7 @@ def _json_or_none(response: httpx.Response) -> Any:
         return None
 
 
-def _described(response: httpx.Response) -> str:
+def _summary(response: httpx.Response) -> str:
     text = " ".join(response.text.split())[:MAX_QUOTED]
     return f"{response.status_code} {response.reason_phrase}" + (f": {text}" if text else "")
 
@@ -190,7 +190,7 @@ def _reason(error: httpx.HTTPError) -> str:
 
 
 def _seconds(retry_after: str | None) -> float | None:
-    """``Retry-After`` as a number of seconds, which may come as a date; None if it is neither."""
+    """Parse ``Retry-After``, which is seconds or a date; None if it is neither."""
     if retry_after is None:
         return None
     try:

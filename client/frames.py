@@ -1,4 +1,4 @@
-"""A server's experts from moment to moment: what changed, put onto what was there."""
+"""States of a server's experts over time, from a snapshot and updates."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.experts import Tier, tiers_of
+from client.experts import Tier, parse_tiers
 from client.memory import Memory
-from client.parsing import record
+from client.parsing import dataclass_from
 
 DISK, HOST, DEVICE = 0, 1, 2
 
@@ -17,18 +17,18 @@ Rows = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class ExpertFrame:
-    """All experts at one moment, and totals since the start; rows are layers, in their order, columns experts."""
+    """State of all experts at one moment, and totals since the start. Rows are layers, columns are experts."""
 
     model: str
     layers: tuple[int, ...]
     residency: Rows  # DISK, HOST or DEVICE
-    tokens: Rows  # routed to each
-    pinned: frozenset[tuple[int, int]]  # layer and expert
+    tokens: Rows  # number of tokens routed to each expert
+    pinned: frozenset[tuple[int, int]]  # (layer, expert)
     tiers: Mapping[str, Tier]
     hit_ratio: float | None
     optimal_hit_ratio: float | None
     stall_seconds: float
-    loaded_bytes: int  # from disk
+    loaded_bytes: int  # read from disk
     prompt_tokens: int
     generation_tokens: int
     num_requests_running: int
@@ -37,23 +37,23 @@ class ExpertFrame:
     memory: Memory
 
 
-def snapshot_of(body: Mapping[str, Any]) -> ExpertFrame:
-    """The first frame of a stream."""
-    return record(
+def parse_snapshot(body: Mapping[str, Any]) -> ExpertFrame:
+    """Parse the first event of a stream."""
+    return dataclass_from(
         ExpertFrame,
         body,
         layers=tuple(layer["layer"] for layer in body["layers"]),
         residency=tuple(map(tuple, body["residency"])),
         tokens=tuple(map(tuple, body["tokens"])),
         pinned=_pairs(body["pinned"]),
-        tiers=tiers_of(body["tiers"]),
-        memory=record(Memory, body["memory"]),
+        tiers=parse_tiers(body["tiers"]),
+        memory=dataclass_from(Memory, body["memory"]),
     )
 
 
-def updated(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
-    """The frame after an update; rows without a change are the same objects."""
-    return record(
+def apply_update(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
+    """Return the frame after an update; unchanged rows are the same objects."""
+    return dataclass_from(
         ExpertFrame,
         body,
         model=frame.model,
@@ -61,15 +61,15 @@ def updated(frame: ExpertFrame, body: Mapping[str, Any]) -> ExpertFrame:
         residency=_changed(frame.layers, frame.residency, body["residency"], lambda _, now: now),
         tokens=_changed(frame.layers, frame.tokens, body["tokens"], int.__add__),
         pinned=frame.pinned if body["pinned"] is None else _pairs(body["pinned"]),
-        tiers=tiers_of(body["tiers"]),
-        memory=record(Memory, body["memory"]),
+        tiers=parse_tiers(body["tiers"]),
+        memory=dataclass_from(Memory, body["memory"]),
     )
 
 
 def _changed(
     layers: Sequence[int], rows: Rows, changes: Sequence[Sequence[int]], change: Callable[[int, int], int]
 ) -> Rows:
-    """Rows after changes of ``[layer, expert, number]``."""
+    """Apply changes of the form ``[layer, expert, number]`` to rows."""
     row_of = {layer: row for row, layer in enumerate(layers)}
     new: dict[int, list[int]] = {}
     for layer, expert, number in changes:

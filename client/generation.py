@@ -1,7 +1,6 @@
-"""What a server writes: tokens as they come, and whole replies.
+"""Generated tokens and replies.
 
-A choice of a whole reply, a chunk of it and a chunk of a chat are read by the same code: a whole reply is one that came
-in one piece.
+Complete replies and chunks of streams are parsed by the same code: a complete reply is a stream of one chunk.
 """
 
 from __future__ import annotations
@@ -10,21 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from client.parsing import record
+from client.parsing import dataclass_from
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """How likely a token was; ``logprob`` is None for the first token of an echoed prompt, which nothing predicts."""
+    """Log-probability of a token. ``logprob`` is None for the first token of an echoed prompt."""
 
     token: str
     logprob: float | None
-    top: tuple[tuple[str, float], ...] = ()  # the likeliest tokens and their logprobs
+    top: tuple[tuple[str, float], ...] = ()  # most likely tokens and their logprobs
 
 
 @dataclass(frozen=True)
 class ToolCallPiece:
-    """A part of a call of a tool: id and name come with the first, ``arguments`` is JSON when put together."""
+    """A part of a streamed tool call. The first has ``id`` and ``name``; all ``arguments`` joined are the JSON."""
 
     index: int
     id: str | None
@@ -34,7 +33,7 @@ class ToolCallPiece:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A tool that the model wants called; ``arguments`` is a JSON object as text."""
+    """A tool call of the model; ``arguments`` is a JSON object as text."""
 
     id: str
     name: str
@@ -43,20 +42,20 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Token:
-    """What came at once: mostly one token, at times none or several whose text was held back."""
+    """A chunk of a stream: usually one token, sometimes none or several, because text can be held back."""
 
     text: str
-    index: int = 0  # of the choice
+    index: int = 0  # index of the choice
     reasoning: str = ""
     finish_reason: str | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
-    experts: tuple[tuple[tuple[int, ...], ...], ...] = ()  # of each token, by MoE layer, the experts chosen
+    experts: tuple[tuple[tuple[int, ...], ...], ...] = ()  # chosen experts, by token and MoE layer
     tool_calls: tuple[ToolCallPiece, ...] = ()
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of the texts of a reply; ``finish_reason`` is None as long as it is not finished."""
+    """One choice of a reply; ``finish_reason`` is None until the choice is finished."""
 
     text: str
     index: int = 0
@@ -69,28 +68,28 @@ class Choice:
 
 @dataclass(frozen=True)
 class ExpertUsage:
-    """What the experts of a request cost."""
+    """Expert cost of a request."""
 
     expert_requests: int
-    expert_misses: int  # of these, the ones that were not in memory
+    expert_misses: int  # requested experts that were not in memory
     expert_bytes_read: int
     expert_stall_seconds: float
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of a request, and what its experts cost where the server says so."""
+    """Token counts of a request, and its expert cost if the server reports it."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     greenroom: ExpertUsage | None = None
-    cached_tokens: int = 0  # of the prompts, that were in the server's KV cache already
+    cached_tokens: int = 0  # prompt tokens found in the server's prefix cache
 
 
 @dataclass(frozen=True)
 class Reply:
-    """Everything that was written for a request, or has come so far; its first choice has shortcuts."""
+    """A reply, or its part so far in a stream. The properties refer to the first choice."""
 
     id: str = ""
     model: str = ""
@@ -109,12 +108,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Completion(Reply):
-    """A text that was continued."""
+    """A reply to a completion request."""
 
 
 @dataclass(frozen=True)
 class ChatReply(Reply):
-    """The assistant's turn."""
+    """A reply to a chat request."""
 
     @property
     def reasoning(self) -> str:
@@ -126,7 +125,7 @@ class ChatReply(Reply):
 
     @property
     def message(self) -> dict[str, Any]:
-        """The turn as a message, to be put behind the others."""
+        """The reply as a message, to append to the conversation."""
         calls = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self.tool_calls
@@ -135,27 +134,27 @@ class ChatReply(Reply):
         return {"role": "assistant", "content": self.text, **reasoning, **({"tool_calls": calls} if calls else {})}
 
 
-def tokens_of(body: Mapping[str, Any]) -> list[Token]:
-    """The choices of a reply or of one of its chunks."""
+def parse_tokens(body: Mapping[str, Any]) -> list[Token]:
+    """Parse the choices of a reply or a chunk."""
     return [_token(choice) for choice in body["choices"]]
 
 
-def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    """The usage of a reply or chunk, if it has one."""
+def parse_usage(body: Mapping[str, Any]) -> Usage | None:
+    """Parse the usage of a reply or a chunk, if it has one."""
     usage = body.get("usage")
     if usage is None:
         return None
     experts, details = usage.get("greenroom"), usage.get("prompt_tokens_details")
-    return record(
+    return dataclass_from(
         Usage,
         usage,
         cached_tokens=(details or {}).get("cached_tokens") or 0,
-        greenroom=None if experts is None else record(ExpertUsage, experts),
+        greenroom=None if experts is None else dataclass_from(ExpertUsage, experts),
     )
 
 
-def choices_of(tokens: Iterable[Token]) -> tuple[Choice, ...]:
-    """Tokens put together, choice by choice; there is always a first one."""
+def join_tokens(tokens: Iterable[Token]) -> tuple[Choice, ...]:
+    """Join tokens into choices; there is always at least one choice."""
     by_choice: dict[int, list[Token]] = {0: []}
     for token in tokens:
         by_choice.setdefault(token.index, []).append(token)
@@ -197,20 +196,20 @@ def _token(choice: Mapping[str, Any]) -> Token:
         choice.get("finish_reason"),
         _logprobs(choice.get("logprobs")),
         tuple(tuple(tuple(chosen) for chosen in token) for token in choice.get("experts") or ()),
-        tuple(_piece(place, call) for place, call in enumerate(message.get("tool_calls") or ())),
+        tuple(_piece(position, call) for position, call in enumerate(message.get("tool_calls") or ())),
     )
 
 
-def _piece(place: int, call: Mapping[str, Any]) -> ToolCallPiece:
-    """Calls of a whole reply have no index but their place."""
+def _piece(position: int, call: Mapping[str, Any]) -> ToolCallPiece:
+    """Parse a tool call; calls of a complete reply have no index, so their position is used."""
     function = call.get("function") or {}
     return ToolCallPiece(
-        call.get("index", place), call.get("id"), function.get("name"), function.get("arguments") or ""
+        call.get("index", position), call.get("id"), function.get("name"), function.get("arguments") or ""
     )
 
 
 def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
-    """Those of a chat are a list of objects, those of completions are lists side by side."""
+    """Parse logprobs: a list of objects for chats, parallel lists for completions."""
     if logprobs is None:
         return ()
     if "tokens" in logprobs:

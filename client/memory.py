@@ -1,4 +1,4 @@
-"""A server's memory by part."""
+"""Memory use of a server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Memory:
-    """The memory of a server, and what takes it."""
+    """Memory budget of a server, and memory use by part."""
 
-    budget_bytes: int  # that the server and its children may take
+    budget_bytes: int  # limit for the server and its child processes
     parts: Mapping[str, int]  # bytes of "trunk", "experts", "kv_cache", "step", "process" and "unaccounted"
-    num_shrinks: int  # times that the experts gave memory up since the start
-    num_grows: int  # times that they were given more
-    reason: str  # of the last of these; empty before the first
+    num_shrinks: int  # times that expert memory shrank since the start
+    num_grows: int  # times that expert memory grew
+    reason: str  # reason of the last change; empty before the first
 
     @property
     def total_bytes(self) -> int:
-        """Bytes of all parts."""
+        """Sum of all parts."""
         return sum(self.parts.values())

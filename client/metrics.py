@@ -1,4 +1,4 @@
-"""A server's metrics, as Prometheus would scrape them."""
+"""Prometheus metrics of a server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PREFIX = "greenroom_"
 
 @dataclass(frozen=True)
 class Sample:
-    """One number, with the name and the labels under which it is exported."""
+    """One sample: metric name, labels and value."""
 
     name: str
     labels: Mapping[str, str]
@@ -19,15 +19,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Metrics:
-    """All samples of one moment."""
+    """All samples of one scrape."""
 
     samples: tuple[Sample, ...]
 
     def total(self, name: str, **labels: str) -> float:
-        """Sum of a metric over the samples that carry these labels; its name may lack ``greenroom_``.
+        """Sum a metric over all samples with the given labels. The prefix ``greenroom_`` of the name is optional.
 
         Raises:
-            KeyError: the server exports no such metric.
+            KeyError: If the server exports no such metric.
         """
         of_name = [sample for sample in self.samples if sample.name in (name, PREFIX + name)]
         if not of_name:
@@ -35,9 +35,9 @@ class Metrics:
         return sum(sample.value for sample in of_name if labels.items() <= sample.labels.items())
 
 
-def metrics_of(text: str) -> Metrics:
-    """Samples out of Prometheus' text format."""
-    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  few need it
+def parse_metrics(text: str) -> Metrics:
+    """Parse Prometheus' text format."""
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415  rarely needed
 
     return Metrics(
         tuple(

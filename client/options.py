@@ -1,6 +1,6 @@
-"""Parameters of generation, OpenAI's and vLLM's; what is left out is the model's or the server's choice.
+"""Generation parameters, named as by OpenAI and vLLM. Omitted parameters use the defaults of the model or the server.
 
-A name that is not here is sent as it is, so that a newer server can be asked for more.
+Unknown names are sent unchanged, so that parameters of newer servers can be used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Message = Mapping[str, Any]
 
 
 class GenerationOptions(TypedDict, total=False):
-    """What completions and chats share."""
+    """Parameters of both completions and chats."""
 
     model: str
     n: int
@@ -34,18 +34,18 @@ class GenerationOptions(TypedDict, total=False):
     return_experts: bool
     user: str
     priority: int
-    timeout: float  # seconds after which the server ends the request
+    timeout: float  # seconds until the server ends the request
 
 
 class CompletionOptions(GenerationOptions, total=False):
-    """What only completions take."""
+    """Parameters of completions."""
 
     echo: bool
     logprobs: int
 
 
 class ChatOptions(GenerationOptions, total=False):
-    """What only chats take."""
+    """Parameters of chats."""
 
     logprobs: bool
     top_logprobs: int

@@ -1,4 +1,4 @@
-"""From JSON to typed results."""
+"""Conversion of JSON to typed results."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from client.errors import InvalidReplyError
 T = TypeVar("T")
 
 
-def record(kind: type[T], body: Mapping[str, Any], **others: Any) -> T:
-    """A dataclass whose fields are members of a JSON object, or given as ``others``; more members are ignored.
+def dataclass_from(kind: type[T], body: Mapping[str, Any], **others: Any) -> T:
+    """Build a dataclass from the members of a JSON object, and from ``others``; unknown members are ignored.
 
     Raises:
-        KeyError: a member is missing.
+        KeyError: If a member is missing.
     """
     names = [field.name for field in fields(kind) if field.name not in others]  # type: ignore[arg-type]
     return kind(**{name: body[name] for name in names}, **others)
 
 
 @contextmanager
-def expecting(what: str) -> Iterator[None]:
-    """Say of an answer that can't be read what it should have been.
+def reply_errors(reply_name: str) -> Iterator[None]:
+    """Raise the errors of parsing a reply as ``InvalidReplyError``.
 
     Raises:
-        InvalidReplyError: the block met a wrong shape.
+        InvalidReplyError: If the reply has an unexpected shape.
     """
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InvalidReplyError(
-            f"the answer is no {what} of a Greenroom server: {type(error).__name__}: {error}"
+            f"the reply is not a valid {reply_name} of a Greenroom server: {type(error).__name__}: {error}"
         ) from error

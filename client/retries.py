@@ -1,4 +1,4 @@
-"""When to ask again, and how long to wait before."""
+"""Retry policy: which failures are retried, and after how long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from client.errors import (
     transport_error,
 )
 
-# What can't have been answered in part, and what took no time of the server's.
+# Failures before any part of a reply arrived, and without server time spent on the request.
 SAFE_TO_REPEAT = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -32,10 +32,10 @@ BUSY = (RateLimitError, ServerUnavailableError)
 
 @dataclass(frozen=True)
 class Retries:
-    """Pauses that double, each shortened by up to a half at random, so that clients do not come back together.
+    """Exponential backoff with random jitter of up to half of each pause.
 
-    A server that says ``Retry-After`` gets its way, unless it asks for more than ``max_retry_after_seconds``: then the
-    caller may decide.
+    A ``Retry-After`` header of the server overrides the pause. If it exceeds ``max_retry_after_seconds``, the error is
+    raised instead.
     """
 
     max_retries: int = 2
@@ -44,28 +44,29 @@ class Retries:
     max_retry_after_seconds: float = 60.0
 
     def pause(self, num_retries: int, error: APIConnectionError | APIStatusError) -> float | None:
-        """Seconds to wait after the error of an attempt that so many retries came before; None is never again."""
+        """Return the seconds to wait before the next attempt, or None for no further attempt."""
         if num_retries >= self.max_retries:
             return None
-        asked = error.retry_after if isinstance(error, APIStatusError) else None
-        if asked is not None:
-            return asked if asked <= self.max_retry_after_seconds else None
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        if retry_after is not None:
+            return retry_after if retry_after <= self.max_retry_after_seconds else None
         longest = min(self.max_seconds, self.first_seconds * 2.0**num_retries)
-        return longest * random.uniform(0.5, 1)  # noqa: S311  nothing secret
+        return longest * random.uniform(0.5, 1)  # noqa: S311  not for security
 
-    def exchange(
-        self, request: httpx.Request, answers: frozenset[int]
+    def attempts(
+        self, request: httpx.Request, accepted_statuses: frozenset[int]
     ) -> Generator[httpx.Request | float, Any, httpx.Response]:
-        """Yields what to do, the request to send or seconds to sleep; returns the response.
+        """Yield the next step, a request to send or seconds to sleep, and return the final response.
 
-        For a request it is sent the response, whose body has been read unless it is a success, or thrown httpx's error.
+        After a request, the caller sends the response into the generator, with its body read unless it is a success, or
+        throws httpx's error.
 
         Args:
-            answers: statuses beside success that are no errors.
+            accepted_statuses: Statuses that are no errors, in addition to success.
 
         Raises:
-            APIConnectionError: no server answered.
-            APIStatusError: the server refused.
+            APIConnectionError: If no server responded.
+            APIStatusError: If the server returned an error.
         """
         num_retries = 0
         while True:
@@ -77,7 +78,7 @@ class Retries:
                 error, cause = transport_error(failure), failure
                 may_repeat = isinstance(failure, SAFE_TO_REPEAT)
             else:
-                if response.is_success or response.status_code in answers:
+                if response.is_success or response.status_code in accepted_statuses:
                     return response
                 error = status_error(response)
                 may_repeat = response.headers.get("x-should-retry") != "false" and isinstance(error, BUSY)

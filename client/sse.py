@@ -1,4 +1,4 @@
-"""Server-sent events out of bytes, as they come (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+"""Incremental decoder of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from client.errors import InvalidReplyError
 
-MAX_EVENT_BYTES = 64 << 20  # of the data of one event, and of one line
+MAX_EVENT_BYTES = 64 << 20  # limit for the data of one event, and for one line
 BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
 class ServerSentEvent:
-    """One event; ``event`` is "message" where the server names none."""
+    """One event; ``event`` defaults to "message"."""
 
     data: str
     event: str = "message"
 
 
 class EventDecoder:
-    """Takes bytes cut anywhere; what stands behind the last empty line is no event yet, and at the end never is."""
+    """Decodes bytes split at any position. An empty line completes an event; incomplete events are dropped."""
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES):
         self._max_event_bytes = max_event_bytes
@@ -30,10 +30,10 @@ class EventDecoder:
         self._data_bytes = 0
 
     def feed(self, data: bytes) -> Iterator[ServerSentEvent]:
-        """The events that end within ``data``.
+        """Yield the events that are complete after ``data``.
 
         Raises:
-            InvalidReplyError: a line or an event is longer than it may be.
+            InvalidReplyError: If a line or an event exceeds the size limit.
         """
         for line in self._lines.feed(data):
             if line:
@@ -45,13 +45,13 @@ class EventDecoder:
                 self._reset()
 
     def _take(self, line: bytes) -> None:
-        """Take one line of an event; a comment begins with a colon, and so has no name."""
+        """Process one line of an event. A comment begins with a colon, so its field name is empty."""
         name, _, value = line.partition(b":")
         text = value.removeprefix(b" ").decode("utf-8", errors="replace")
         if name == b"data":
             self._data_bytes += len(line)
             if self._data_bytes > self._max_event_bytes:
-                raise InvalidReplyError(f"an event of the stream is longer than {self._max_event_bytes} bytes")
+                raise InvalidReplyError(f"an event of the stream exceeds the limit of {self._max_event_bytes} bytes")
             self._data.append(text)
         elif name == b"event":
             self._event = text
@@ -61,11 +61,11 @@ class EventDecoder:
 
 
 class _LineSplitter:
-    """Lines end with CR, LF or both; a CR at the end of a piece may be half of such a pair."""
+    """Splits bytes into lines that end with CR, LF or CRLF. A CRLF may be split between two chunks."""
 
     def __init__(self, max_line_bytes: int):
         self._max_line_bytes = max_line_bytes
-        self._pieces: list[bytes] = []  # of a line without an end
+        self._pieces: list[bytes] = []  # parts of the incomplete line
         self._pieces_bytes = 0
         self._after_cr = False
         self._is_first = True
@@ -76,9 +76,9 @@ class _LineSplitter:
             self._after_cr = False
         if not data:
             return
-        *whole, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        *complete, rest = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
         self._after_cr = data.endswith(b"\r")
-        for piece in whole:
+        for piece in complete:
             yield self._line_with(piece)
         if rest:
             self._keep(rest)
@@ -95,5 +95,5 @@ class _LineSplitter:
     def _keep(self, piece: bytes) -> None:
         self._pieces_bytes += len(piece)
         if self._pieces_bytes > self._max_line_bytes:
-            raise InvalidReplyError(f"a line of the stream is longer than {self._max_line_bytes} bytes")
+            raise InvalidReplyError(f"a line of the stream exceeds the limit of {self._max_line_bytes} bytes")
         self._pieces.append(piece)

@@ -1,4 +1,4 @@
-"""The client that blocks."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Concatenate, Generic, ParamSpec, Self, TypeVar, Unpack
 import httpx
 
 from client import calls
-from client.calls import Ask, Call, StreamCall
+from client.calls import Call, RequestSpec, StreamCall
+from client.config import DEFAULT_URL, ClientConfig, ClientOptions
 from client.errors import StreamClosedError, stream_errors
-from client.methods import named_after
-from client.readers import EventReader, StreamBody
-from client.wire import DEFAULT_URL, Wire, WireOptions
+from client.signatures import with_signature_of
+from client.stream_readers import EventReader, StreamDecoder
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,19 +21,19 @@ S = TypeVar("S")
 
 
 class Stream(Generic[T, S]):
-    """What a server sends bit by bit: iterate once, or enter and iterate.
+    """A streamed reply. Iterate over it once, or use it as a context manager.
 
-    The request is sent when the first of them begins; leaving the loop or the block closes the connection.
+    The request is sent when the iteration or the block begins. Leaving the loop or the block closes the connection.
     """
 
     def __init__(self, open_response: Callable[[], httpx.Response], reader: EventReader[T, S]):
-        self._open_response, self._body = open_response, StreamBody(reader)
+        self._open_response, self._body = open_response, StreamDecoder(reader)
         self._response: httpx.Response | None = None
         self._is_closed = False
 
     @property
     def result(self) -> S:
-        """Everything that has come so far, as one."""
+        """The result so far."""
         return self._body.result
 
     def __enter__(self) -> Self:
@@ -49,50 +49,50 @@ class Stream(Generic[T, S]):
             with stream_errors():
                 for data in response.iter_bytes():
                     yield from self._body.feed(data)
-                    if self._body.is_over:
+                    if self._body.is_finished:
                         return
             self._body.end()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Leave; the server stops writing. Any number of times."""
+        """Close the connection, which makes the server stop generating. Idempotent."""
         self._is_closed = True
         if self._response is not None:
             self._response.close()
 
     def _opened(self) -> httpx.Response:
         if self._is_closed:
-            raise StreamClosedError("this stream was read or closed before: ask again for another")
+            raise StreamClosedError("this stream was read or closed before; call the method again for a new stream")
         if self._response is None:
             self._response = self._open_response()
         return self._response
 
 
-def _answered(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
+def _method(build: Callable[P, Call[T]]) -> Callable[Concatenate[Client, P], T]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
         call = build(*args, **kwargs)
-        response = self._open(call.ask)
+        response = self._open(call.request)
         return call.read(response)
 
-    return named_after(build, method)
+    return with_signature_of(build, method)
 
 
-def _streamed(build: Callable[P, StreamCall[T, S]]) -> Callable[Concatenate[Client, P], Stream[T, S]]:
+def _stream_method(build: Callable[P, StreamCall[T, S]]) -> Callable[Concatenate[Client, P], Stream[T, S]]:
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> Stream[T, S]:
         call = build(*args, **kwargs)
-        return Stream(lambda: self._open(call.ask, is_stream=True), call.reader())
+        return Stream(lambda: self._open(call.request, is_stream=True), call.reader())
 
-    return named_after(build, method)
+    return with_signature_of(build, method)
 
 
 class Client:
-    """A Greenroom server, asked from a thread; several threads may share it.
+    """Synchronous client of a Greenroom server. Several threads may share one client.
 
     Args:
-        base_url: of the server, without ``/v1``.
-        transport: of httpx, to be used instead of the network.
-        sleep: waits between attempts.
+        base_url: URL of the server, without ``/v1``.
+        transport: httpx transport, such as a mock for tests.
+        sleep: Function that waits between attempts.
         options: ``api_key``, ``admin_api_key``, ``timeout`` and ``retries``.
     """
 
@@ -102,26 +102,26 @@ class Client:
         *,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        **options: Unpack[WireOptions],
+        **options: Unpack[ClientOptions],
     ):
-        self._wire, self._sleep = Wire(base_url, **options), sleep
-        self._http = httpx.Client(transport=transport, **self._wire.http_options())
+        self._config, self._sleep = ClientConfig(base_url, **options), sleep
+        self._http = httpx.Client(transport=transport, **self._config.http_options())
 
-    complete = _answered(calls.complete)
-    chat = _answered(calls.chat)
-    stream = _streamed(calls.stream)
-    stream_chat = _streamed(calls.stream_chat)
-    models = _answered(calls.models)
-    experts = _answered(calls.experts)
-    expert = _answered(calls.expert)
-    watch_experts = _streamed(calls.watch_experts)
-    pin = _answered(calls.pin)
-    unpin = _answered(calls.unpin)
-    prefetch = _answered(calls.prefetch)
-    evict = _answered(calls.evict)
-    metrics = _answered(calls.metrics)
-    health = _answered(calls.health)
-    ready = _answered(calls.ready)
+    complete = _method(calls.complete)
+    chat = _method(calls.chat)
+    stream = _stream_method(calls.stream)
+    stream_chat = _stream_method(calls.stream_chat)
+    models = _method(calls.models)
+    experts = _method(calls.experts)
+    expert = _method(calls.expert)
+    watch_experts = _stream_method(calls.watch_experts)
+    pin = _method(calls.pin)
+    unpin = _method(calls.unpin)
+    prefetch = _method(calls.prefetch)
+    evict = _method(calls.evict)
+    metrics = _method(calls.metrics)
+    health = _method(calls.health)
+    ready = _method(calls.ready)
 
     def __enter__(self) -> Self:
         return self
@@ -133,21 +133,21 @@ class Client:
         """Close all connections."""
         self._http.close()
 
-    def _open(self, ask: Ask, *, is_stream: bool = False) -> httpx.Response:
-        """The response to a request, which is read unless it is the stream that was asked for."""
-        exchange = self._wire.exchange(self._http, ask)
+    def _open(self, request: RequestSpec, *, is_stream: bool = False) -> httpx.Response:
+        """Send a request and return its response; the body is read unless the caller streams it."""
+        attempts = self._config.attempts(self._http, request)
         try:
-            step = next(exchange)
+            step = next(attempts)
             while True:
                 try:
                     outcome = self._do(step, is_stream)
                 except httpx.HTTPError as error:
-                    step = exchange.throw(error)
+                    step = attempts.throw(error)
                 else:
-                    step = exchange.send(outcome)
+                    step = attempts.send(outcome)
         except StopIteration as end:
-            answer: httpx.Response = end.value
-            return answer
+            response: httpx.Response = end.value
+            return response
 
     def _do(self, step: httpx.Request | float, is_stream: bool) -> httpx.Response | None:
         if isinstance(step, float):

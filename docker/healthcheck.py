@@ -1,4 +1,4 @@
-"""Status 0 if the server in this container is live: HEALTHCHECK of the image, which has no curl."""
+"""HEALTHCHECK of the image: exit with status 0 if the server is live. The image has no curl."""
 
 import os
 import sys
@@ -10,6 +10,6 @@ try:
     connection.request("GET", "/health")
     response = connection.getresponse()
 except (OSError, HTTPException) as error:
-    sys.exit(f"no answer: {error}")
+    sys.exit(f"no response: {error}")
 if response.status != HTTPStatus.OK:
     sys.exit(f"{response.status}: {response.read().decode(errors='replace')}")

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Builds the image and runs it where there is no Docker engine, and checks what docs/operations.md promises of it:
+# Builds and runs the image without a Docker engine, and checks the properties that docs/operations.md states:
 #
 #   docker/verify.sh [ARGUMENTS OF buildah build]
 #
-# Wants root on Debian, with podman, buildah, debootstrap and curl. The base is not pulled, but made by debootstrap (from
-# MIRROR, if that is set) and imported under the name in FROM; PYTHON is a folder with a Python for its /usr/local, or
-# it gets Debian's. A temporary folder in FOLDER (/var/tmp) takes 10 GB meanwhile, and PORT (8000) is listened on. pip's
-# configuration is given by --secret id=pip,src=FILE.
-# shellcheck disable=SC2016  # what is quoted is for another shell
+# Requires root on Debian, with podman, buildah, debootstrap and curl. The base image is not pulled, but built by
+# debootstrap (from MIRROR, if set) and imported under the name in FROM. PYTHON is a folder with a Python installation
+# to copy into /usr/local; the default is Debian's Python. The script uses 10 GB in a temporary folder in FOLDER
+# (/var/tmp) and listens on PORT (8000). Pass pip's configuration with --secret id=pip,src=FILE.
+# shellcheck disable=SC2016  # the quoted text is expanded by another shell
 set -euo pipefail
 cd "$(dirname "$0")/.."
-export PODMAN_IGNORE_CGROUPSV1_WARNING=1 # it runs nothing here
+export PODMAN_IGNORE_CGROUPSV1_WARNING=1 # podman runs no container here
 
 base=$(sed -n 's/^ARG BASE=//p' docker/Dockerfile)
 suite=${base##*-}
@@ -19,7 +19,7 @@ port=${PORT:-8000}
 url=http://127.0.0.1:$port
 folder=$(mktemp --directory --tmpdir="${FOLDER:-/var/tmp}")
 storage=(--storage-driver vfs --root "$folder/storage" --runroot "$folder/run")
-limits=(--ulimit nofile=20000:20000 --ulimit nproc=96365:96365) # no more than this user may have
+limits=(--ulimit nofile=20000:20000 --ulimit nproc=96365:96365) # within this user's limits
 container=
 namespaces=
 server=
@@ -32,9 +32,9 @@ fail() {
 }
 
 clean_up() {
-    [[ -z $namespaces ]] || pkill -KILL --parent "$namespaces" || true # process 1 takes all others along
+    [[ -z $namespaces ]] || pkill -KILL --parent "$namespaces" || true # killing process 1 ends the others
     [[ -z $container ]] || buildah "${storage[@]}" rm "$container" >/dev/null || true
-    umount "$folder"/base/{proc,sys} 2>/dev/null || true # of a debootstrap that was cut short
+    umount "$folder"/base/{proc,sys} 2>/dev/null || true # left mounted by an interrupted debootstrap
     rm -rf --one-file-system "$folder"
 }
 trap clean_up EXIT
@@ -61,13 +61,13 @@ build() {
         "${limits[@]}" --file docker/Dockerfile --tag "$image" "$@" . >"$folder/build.log" 2>&1 \
         || fail "buildah: $(tail -20 "$folder/build.log")"
     say "size: $(config '{{.Size}}' | numfmt --to=iec)"
-    # What the CUDA variant has beside the CPU's, without a second torch.
+    # Only the stage that the CUDA variant adds, without a second torch.
     buildah "${storage[@]}" build --isolation chroot --pull=never --format docker "${limits[@]}" \
         --file docker/Dockerfile --target cuda --tag "$image-cuda" . >>"$folder/build.log" 2>&1 \
         || fail "buildah, CUDA: $(tail -20 "$folder/build.log")"
 }
 
-# What a template makes of the configuration of the image, or of another one.
+# Prints a template of the configuration of the image, or of another image.
 config() { podman "${storage[@]}" image inspect --format "$1" "${2:-$image}"; }
 
 expect() { [[ $2 == "$3" ]] || fail "$1 is $2, not $3"; }
@@ -95,24 +95,24 @@ inside() {
 check_inside() {
     container=$(buildah "${storage[@]}" from --pull=never "${limits[@]}" "$image")
     expect "the user" "$(inside id -u):$(inside id -g)" 1001:1001
-    expect "what is left of building" "$(inside sh -c 'command -v curl gcc pip || true')" ""
-    expect "what the user may write" \
+    expect "the list of build tools in the image" "$(inside sh -c 'command -v curl gcc pip || true')" ""
+    expect "the list of writable folders" \
         "$(inside sh -c 'for i in / /opt/greenroom /cache /models; do test ! -w $i || echo $i; done' | xargs)" \
         "/cache /models"
     install --directory --owner 1001 --group 1001 "$folder/models"
     inside --volume "$folder/models:/models" \
         sh -c 'greenroom pack /opt/greenroom/lib/python3*/site-packages/server/demo/model packed' \
         >"$folder/pack.log" 2>&1 || fail "greenroom pack: $(cat "$folder/pack.log")"
-    expect "the owner of what was packed" "$(stat --format %u:%g "$folder/models/packed/manifest.json")" 1001:1001
-    inside greenroom doctor --port 0 | grep --quiet "^ok *kernels" || fail "the native kernels can't be loaded"
+    expect "the owner of the packed model" "$(stat --format %u:%g "$folder/models/packed/manifest.json")" 1001:1001
+    inside greenroom doctor --port 0 | grep --quiet "^ok *kernels" || fail "the native kernels cannot be loaded"
     say "inside: $(inside greenroom --version), $(inside python -c 'import torch; print("torch", torch.__version__)')"
 }
 
-# Serves what was packed, as process 1 of its namespaces and as the image's user, on a root that is read-only; sets
+# Serves the packed model with a read-only root, as process 1 of new namespaces and as the image's user. Sets
 # `namespaces` and `server`.
 start() {
     local root environment
-    ! curl --silent --output "$folder/ready" "$url/ready" || fail "something else answers at $url; give another PORT"
+    ! curl --silent --output "$folder/ready" "$url/ready" || fail "another server listens at $url; set another PORT"
     root=$(buildah "${storage[@]}" mount "$container")
     mapfile -t environment < <(config '{{range .Config.Env}}{{println .}}{{end}}' | grep .)
     unshare --mount --pid --fork bash -euc '
@@ -135,16 +135,16 @@ start() {
     server=$(pgrep --parent "$namespaces")
     expect "the process of the server" "$(grep NSpid "/proc/$server/status" | awk '{print $NF}')" 1
     expect "its user" "$(awk '/^Uid/ {print $2}' "/proc/$server/status")" 1001
-    grep --quiet " from packed$" "$folder/err" || fail "it serves something else: $(cat "$folder/err")"
+    grep --quiet " from packed$" "$folder/err" || fail "it does not serve the packed model: $(cat "$folder/err")"
     say "ready: $(cat "$folder/out")"
 }
 
 check_serving() {
     local health=(python /opt/greenroom/healthcheck.py)
-    inside env GREENROOM_PORT="$port" "${health[@]}" || fail "the health check is red"
-    ! inside env GREENROOM_PORT=9 "${health[@]}" 2>/dev/null || fail "the health check is green where nobody listens"
+    inside env GREENROOM_PORT="$port" "${health[@]}" || fail "the health check fails"
+    ! inside env GREENROOM_PORT=9 "${health[@]}" 2>/dev/null || fail "the health check succeeds without a server"
     [[ $(nsenter --target "$server" --mount --root touch /opt/greenroom/x 2>&1) == *"Read-only file system" ]] \
-        || fail "the root can be written to"
+        || fail "the root file system is writable"
     complete '{"prompt": "Once upon a time", "max_tokens": 8}' | grep --quiet '"finish_reason":"length"' \
         || fail "no completion"
     get metrics | grep --quiet '^greenroom_expert_loaded_bytes_total.* [1-9]' || fail "no expert was read"
@@ -161,7 +161,7 @@ get() { curl --silent --fail "$url/$1"; }
 
 post() { curl --silent --no-buffer --header 'Content-Type: application/json' --data "$2" "$url/v1/$1"; }
 
-# A stream is begun before SIGTERM and must be whole after it, while new work is turned away.
+# A stream that begins before SIGTERM must complete, while new requests are refused.
 check_draining() {
     local status=0
     : >"$folder/stream"
@@ -172,9 +172,9 @@ check_draining() {
     local ready
     ready=$(curl --silent --write-out ' %{http_code}' "$url/ready" || true)
     expect "/ready after SIGTERM" "$ready" '{"status":"draining"} 503'
-    wait "$stream" || fail "the stream broke off"
+    wait "$stream" || fail "the stream was interrupted"
     grep --quiet '"finish_reason":"length"' "$folder/stream" || fail "the stream ended early"
-    tail -2 "$folder/stream" | grep --quiet --line-regexp 'data: \[DONE\]' || fail "the stream has no end"
+    tail -2 "$folder/stream" | grep --quiet --line-regexp 'data: \[DONE\]' || fail "the stream has no [DONE]"
     wait "$namespaces" || status=$?
     namespaces=
     expect "the exit status after SIGTERM" "$status" 0
@@ -187,4 +187,4 @@ check_inside
 start
 check_serving
 check_draining
-say "all is as it should be"
+say "all checks passed"

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .catalog import ExpertLayout
-from .errors import BudgetError
+from expert_store.catalog import ExpertLayout
+from expert_store.errors import BudgetError
 
 Weights = dict[str, torch.Tensor]
 Bytes = npt.NDArray[np.uint8]
@@ -21,8 +21,8 @@ RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE",
 class HostArena:
     """Slots of one layout in CPU memory; ``num_slots`` in use at first, ``capacity`` at most.
 
-    Addresses are reserved for all of them at once and pages come with their first use, so that slots can be given
-    back to the system one by one (``retire``) and taken again without moving anything.
+    Addresses are reserved for all of them at once, and the system provides pages at their first use. So the memory of
+    single slots can be freed (``retire``) and used again (``revive``) without moving anything.
 
     Raises:
         BudgetError: the memory could not be reserved.
@@ -34,33 +34,33 @@ class HostArena:
         self.capacity = len(self._map) // layout.slot_bytes
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8).reshape(self.capacity, layout.slot_bytes)
         self._tensor = torch.from_numpy(self._bytes)  # type: ignore[no-untyped-call,unused-ignore]
-        self.address = self._bytes.ctypes.data  # of the first slot
+        self.address = self._bytes.ctypes.data  # where the first slot begins
         self._views: list[Weights | None] = [None] * self.capacity
         self._advise(0, num_slots, "MADV_HUGEPAGE")  # direct reads into huge pages are faster by a tenth to a half
 
     def weights(self, slot: int) -> Weights:
-        """The tensors of a slot by parameter name."""
+        """Return the tensors of a slot by parameter name."""
         views = self._views[slot]
         if views is None:
             views = self._views[slot] = slot_views(self.layout, self._tensor[slot])
         return views
 
     def bytes_of(self, slot: int) -> Bytes:
-        """All bytes of a slot, writable."""
+        """Return all bytes of a slot, writable."""
         raw: Bytes = self._bytes[slot]
         return raw
 
     def tensor_of(self, slot: int) -> torch.Tensor:
-        """All bytes of a slot as uint8 ``(slot_bytes,)``."""
+        """Return all bytes of a slot as uint8 ``(slot_bytes,)``."""
         return self._tensor[slot]
 
     def retire(self, slot: int) -> None:
-        """Give a slot's pages back to the system."""
-        self._advise(slot, 1, "MADV_NOHUGEPAGE")  # or the system may fill them up again to a huge page
+        """Free a slot's pages."""
+        self._advise(slot, 1, "MADV_NOHUGEPAGE")  # or the system may complete them to a huge page again
         self._advise(slot, 1, "MADV_DONTNEED")
 
     def revive(self, slot: int) -> None:
-        """A slot is going to be used that was not, or was retired."""
+        """Prepare a slot that was retired or never used."""
         self._advise(slot, 1, "MADV_HUGEPAGE")
 
     def _advise(self, slot: int, count: int, advice: str) -> None:
@@ -79,20 +79,20 @@ class DeviceArena:
     def __init__(self, layout: ExpertLayout, memory: torch.Tensor):
         self.layout = layout
         self._tensor = memory.view(-1, layout.slot_bytes)
-        self.address = memory.data_ptr()  # of the first slot
+        self.address = memory.data_ptr()  # where the first slot begins
         self._views = [slot_views(layout, raw) for raw in self._tensor]
 
     def weights(self, slot: int) -> Weights:
-        """The tensors of a slot by parameter name."""
+        """Return the tensors of a slot by parameter name."""
         return self._views[slot]
 
     def tensor_of(self, slot: int) -> torch.Tensor:
-        """All bytes of a slot as uint8 ``(slot_bytes,)``."""
+        """Return all bytes of a slot as uint8 ``(slot_bytes,)``."""
         return self._tensor[slot]
 
 
 def slot_views(layout: ExpertLayout, raw: torch.Tensor) -> Weights:
-    """The tensors of an expert inside its slot, uint8 ``(slot_bytes,)``."""
+    """Return the tensors of an expert as views of its slot, uint8 ``(slot_bytes,)``."""
     views = {}
     for parameter in layout.parameters:
         offset = layout.offsets[parameter.name]
@@ -102,7 +102,7 @@ def slot_views(layout: ExpertLayout, raw: torch.Tensor) -> Weights:
 
 
 def page_aligned(nbytes: int) -> Bytes:
-    """Writable bytes that start on a page; huge ones if they can, which direct reads are much faster into."""
+    """Return writable bytes that start on a page; on huge pages if possible, as direct reads into these are faster."""
     memory: Any = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         memory.madvise(mmap.MADV_HUGEPAGE)
@@ -112,7 +112,7 @@ def page_aligned(nbytes: int) -> Bytes:
 def _reserve(least: int, most: int) -> mmap.mmap:
     try:
         return mmap.mmap(-1, most, flags=RESERVE)
-    except OSError:  # addresses are limited too; then the arena can't grow
+    except OSError:  # the address space may be limited; then the arena can't grow
         try:
             return mmap.mmap(-1, least, flags=RESERVE)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Which bytes of which files make up each expert, and where they go in a slot."""
+"""Catalog of experts: the bytes of the files that make up each, and their places in a slot."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 
-from .errors import CheckpointError
-from .keys import BASE, ExpertKey
+from expert_store.errors import CheckpointError
+from expert_store.keys import BASE, ExpertKey
 
-TENSOR_ALIGNMENT = 64  # bytes; what vector loads like
-PAGE_BYTES = 4096  # what direct reads and pages of memory are multiples of
+TENSOR_ALIGNMENT = 64  # bytes; suits vector loads
+PAGE_BYTES = 4096  # direct reads and pages of memory are multiples of it
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class TensorSource:
-    """A tensor, or some leading slices of one, as it lies in a checkpoint."""
+    """A tensor of a checkpoint, or some slices of its first dimension."""
 
     name: str
     dtype: torch.dtype
@@ -37,14 +37,14 @@ class TensorSource:
     extent: Extent
 
     def leading_part(self, index: int, num_parts: int) -> TensorSource:
-        """Part ``index`` of the first dimension, which is cut into equal parts, of one slice each or of several."""
+        """Return part ``index`` of the first dimension, cut into ``num_parts`` equal parts of one slice or several."""
         nbytes = self.extent.nbytes // num_parts
         extent = Extent(self.extent.path, self.extent.offset + index * nbytes, nbytes)
         return TensorSource(self.name, self.dtype, (self.shape[0] // num_parts, *self.shape[1:]), extent)
 
 
 class ParameterSpec(NamedTuple):
-    """One tensor of an expert as it lies in a slot."""
+    """Name, dtype and shape of one tensor of an expert in a slot."""
 
     name: str
     dtype: torch.dtype
@@ -71,7 +71,7 @@ class ExpertLayout:
 
     @cached_property
     def slot_bytes(self) -> int:
-        """Whole pages, so that a slot can be the target of a direct read and be given back to the system alone."""
+        """Bytes of a slot: a multiple of a page, so that one direct read fills it and its pages can be freed alone."""
         used = sum(_aligned(parameter.nbytes) for parameter in self.parameters)
         return -(-used // PAGE_BYTES) * PAGE_BYTES
 
@@ -81,10 +81,11 @@ Assemble = Callable[[Sequence[torch.Tensor]], torch.Tensor]
 
 @dataclass(frozen=True)
 class ParameterRecipe:
-    """How one parameter comes about from the checkpoint.
+    """The tensors of a checkpoint from which one parameter is made.
 
     Without ``assemble`` the sources are the parameter's bytes, one after the other, and are read straight into the
-    slot. With it they are read aside, and ``assemble(sources)`` gives the parameter (a transpose, say).
+    slot. With it they are read into memory of their own, and ``assemble(sources)`` returns the parameter (a transpose,
+    say).
     """
 
     sources: tuple[TensorSource, ...]
@@ -93,10 +94,10 @@ class ParameterRecipe:
 
 @dataclass(frozen=True)
 class PackedRecord:
-    """One expert as the packed format holds it: all bytes of a slot in one piece.
+    """One expert in the packed format: all bytes of a slot in one piece.
 
     ``extent`` starts at a multiple of ``PAGE_BYTES`` and is ``layout.slot_bytes`` long. ``checksum`` is the XXH3 of
-    these bytes (64 bits), seeded by ``checksum_seed(key)``, so that a record in another's place is found out too.
+    these bytes (64 bits), seeded by ``checksum_seed(key)``, so that a record in another's place is detected too.
     """
 
     extent: Extent
@@ -107,29 +108,29 @@ ExpertRecipe = Mapping[str, ParameterRecipe] | PackedRecord
 
 
 def checksum_seed(key: ExpertKey) -> int:
-    """The seed of an expert's checksum."""
+    """Return the seed of an expert's checksum."""
     return key.layer << 32 | key.expert
 
 
 @dataclass(frozen=True)
 class LayerEntry:
-    """One MoE layer: the layout of its experts and how each of them is read."""
+    """One MoE layer: the layout of its experts and the recipe of each."""
 
     layout: ExpertLayout
     experts: tuple[ExpertRecipe, ...]
 
 
 class ExpertCatalog:
-    """All experts of a model; checked whole when it is built.
+    """All experts of a model; all recipes are checked when it is built.
 
     Args:
         layers: the experts of each MoE layer.
-        variants: further sets of weights for the places of these experts, in the layouts of their layers. They share
-            the slots of their layer, and budgets are counted without them.
+        variants: further sets of weights for these experts, in the layouts of their layers. They share the slots of
+            their layer, and budgets are counted without them.
 
     Raises:
         CheckpointError: an expert lacks a parameter, or its sources do not fill it; the message names both.
-        ValueError: a variant's place is not there.
+        ValueError: a variant is of an expert that the model does not have.
     """
 
     def __init__(self, layers: Mapping[int, LayerEntry], variants: Mapping[ExpertKey, ExpertRecipe] | None = None):
@@ -141,11 +142,11 @@ class ExpertCatalog:
                 _check_recipe(ExpertKey(index, expert), entry.layout, recipe)
         self.variants = dict(variants or {})
         for key, recipe in self.variants.items():
-            self.recipe(key._replace(variant=BASE))  # the place is there
+            self.recipe(key._replace(variant=BASE))  # raises if there is no such expert
             _check_recipe(key, self.layout(key.layer), recipe)
 
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
-        """The recipe by which an expert is read.
+        """Return the recipe by which an expert is read.
 
         Raises:
             ValueError: the model has no such expert.
@@ -163,17 +164,17 @@ class ExpertCatalog:
         return self.layers[layer].layout
 
     def read_bytes(self, key: ExpertKey) -> int:
-        """Bytes that are read from disk for an expert."""
+        """Return the number of bytes that are read from disk for an expert."""
         return sum(extent.nbytes for extent in extents(self.recipe(key)))
 
     @cached_property
     def num_experts(self) -> int:
-        """Experts of the widest layer."""
+        """Number of experts of the widest layer."""
         return max(len(entry.experts) for entry in self.layers.values())
 
     @cached_property
     def layouts(self) -> dict[ExpertLayout, int]:
-        """Every layout and how many experts have it."""
+        """Number of experts of each layout."""
         counts: dict[ExpertLayout, int] = {}
         for entry in self.layers.values():
             counts[entry.layout] = counts.get(entry.layout, 0) + len(entry.experts)
@@ -181,7 +182,7 @@ class ExpertCatalog:
 
     @cached_property
     def total_bytes(self) -> int:
-        """Bytes of slots that hold every expert at once."""
+        """Bytes of one slot for every expert."""
         return sum(len(entry.experts) * entry.layout.slot_bytes for entry in self.layers.values())
 
     @cached_property
@@ -192,7 +193,7 @@ class ExpertCatalog:
 
 
 def extents(recipe: ExpertRecipe) -> Iterator[Extent]:
-    """The runs of bytes that an expert is read from."""
+    """Yield the extents that an expert is read from."""
     if isinstance(recipe, PackedRecord):
         yield recipe.extent
         return

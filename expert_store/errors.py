@@ -1,4 +1,4 @@
-"""What can go wrong in the store.
+"""Errors of the store.
 
 ExpertStoreError
     CheckpointError      a file or its header can't be used
@@ -7,13 +7,13 @@ ExpertStoreError
     ShortReadError       a file ends before the bytes that its header promised
     ChecksumError        an expert's bytes are not those that were packed
     PackError            a packed model can't be written
-    TraceError           a recording of routing can't be read or written
-    StoreClosedError     the store was closed while somebody waited
+    RoutingLogError      a routing log can't be read or written
+    StoreClosedError     the store was closed while a thread waited
 """
 
 from __future__ import annotations
 
-from .keys import ExpertKey
+from expert_store.keys import ExpertKey
 
 
 class ExpertStoreError(Exception):
@@ -45,11 +45,11 @@ class ChecksumError(ExpertStoreError):
 
 
 class PackError(ExpertStoreError):
-    """A packed model can't be written; what was there before still is."""
+    """A packed model can't be written; an older one in the same folder is unchanged."""
 
 
-class TraceError(ExpertStoreError):
-    """A recording of routing can't be written or read, or is not one."""
+class RoutingLogError(ExpertStoreError):
+    """A routing log can't be written or read, or a file is not one."""
 
 
 class StoreClosedError(ExpertStoreError):

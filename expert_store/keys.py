@@ -1,10 +1,10 @@
-"""What an expert is called."""
+"""Keys of experts."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-BASE = "base"  # the variant that is a model's own weights
+BASE = "base"  # the variant of the model's own weights
 
 
 class ExpertKey(NamedTuple):

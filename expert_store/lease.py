@@ -11,32 +11,32 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from .arena import Weights
-from .backstage import Backstage
-from .errors import ExpertLoadError
-from .keys import ExpertKey
-from .pool import Pool
-from .statistics import Phase
-from .tier import Entry, State
+from expert_store.arena import Weights
+from expert_store.errors import ExpertLoadError
+from expert_store.keys import ExpertKey
+from expert_store.layout_pool import LayoutPool
+from expert_store.statistics import Phase
+from expert_store.store_state import StoreState
+from expert_store.tier import Entry, EntryState
 
 
 class Recorder(Protocol):
-    """Is told of every lease; ``TraceWriter`` is one."""
+    """Records every lease; ``RoutingLogWriter`` is one."""
 
     def record(self, layer: int, experts: Iterable[int], phase: Phase) -> None: ...
 
 
 class ReadyExperts:
-    """Some experts of a lease whose weights are there."""
+    """Some experts of a lease that are ready to compute with."""
 
     __slots__ = ("_entries", "_lease", "_pool", "keys")
 
-    def __init__(self, lease: Lease, pool: Pool, entries: Sequence[Entry], keys: Sequence[ExpertKey]):
+    def __init__(self, lease: Lease, pool: LayoutPool, entries: Sequence[Entry], keys: Sequence[ExpertKey]):
         self._lease, self._pool, self._entries = lease, pool, entries
         self.keys = keys
 
     def weights(self, index: int) -> Weights:
-        """The tensors of ``keys[index]`` by parameter name: views of its slot."""
+        """Return the tensors of ``keys[index]`` by parameter name: views of its slot."""
         return self._pool.weights(self._entries[index])
 
     @property
@@ -54,13 +54,12 @@ class ReadyExperts:
 
 
 class Lease:
-    """A context manager that holds experts of one layer and gives them out as they become ready.
+    """A context manager that leases experts of one layer and yields them as they become ready.
 
-    Every expert is given out once, in an order that depends on what is resident. Weights may be used until the next
-    batch is asked for, and while ``gives_back`` is False until the end of the lease. The reads of all that is missing
-    have begun, as far as there are slots, when the lease is entered. A lease of more experts than its layer's share of
-    slots is served in waves: those that were found stay till its end, the others are given back when the next batch is
-    asked for.
+    Every expert is yielded once, in an order that depends on what is resident. Weights may be used until the next
+    batch is asked for, and while ``gives_back`` is False until the end of the lease. When the lease is entered, the
+    reads of all missing experts begin, as far as there are slots. A lease of more experts than its layer's share of
+    slots is served in waves: it keeps its hits until its end, and releases the others when the next batch is asked for.
 
     Raises (when entered or while iterating):
         ExpertLoadError: an expert could not be read; the message names it and says why.
@@ -68,16 +67,16 @@ class Lease:
         ValueError: the model has no such expert, or they are of several layers; nothing is leased then.
     """
 
-    def __init__(self, backstage: Backstage, rows: Mapping[ExpertKey, int], phase: Phase, recorder: Recorder | None):
-        self._backstage, self._rows, self._phase = backstage, rows, phase
+    def __init__(self, state: StoreState, rows: Mapping[ExpertKey, int], phase: Phase, recorder: Recorder | None):
+        self._state, self._rows, self._phase = state, rows, phase
         self._recorder = recorder
         self._held: list[Entry] = []
-        self._ready: list[Entry] = []  # of those that are held, and not yet given out
-        self._coming: list[Entry] = []
+        self._ready: list[Entry] = []  # held, and not yielded yet
+        self._loading: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
         self.missed: Sequence[ExpertKey] = ()  # experts that were in no tier
-        self.stall_seconds = 0.0  # of waiting for experts
-        self.stalled_from = self.stalled_to = 0.0  # if it waited: when first, and when no more, by ``time.monotonic``
+        self.stall_seconds = 0.0  # spent waiting for experts
+        self.stalled_from = self.stalled_to = 0.0  # begin of the first wait and end of the last, ``time.monotonic``
 
     @property
     def num_lookups(self) -> int:
@@ -89,70 +88,71 @@ class Lease:
         return bool(self._wanted)
 
     def __enter__(self) -> Self:
-        backstage, asked = self._backstage, tuple(self._rows)
-        if not asked:
+        state, requested = self._state, tuple(self._rows)
+        if not requested:
             return self
-        layer = backstage.layer_of(asked)
-        self._pool = pool = backstage.pool_of[layer]
+        layer = state.layer_of(requested)
+        self._pool = pool = state.pool_of[layer]
         if self._recorder is not None:
-            self._recorder.record(layer, dict.fromkeys(key.expert for key in asked), self._phase)
-        with backstage.changed:
-            backstage.refuse_quarantined(asked)
-            found = pool.top.lease_ready(asked)
+            self._recorder.record(layer, dict.fromkeys(key.expert for key in requested), self._phase)
+        with state.lock:
+            state.refuse_quarantined(requested)
+            found = pool.top.lease_ready(requested)
             if found is None:
-                self._lease_some(layer, asked)
+                self._lease_some(layer, requested)
             else:
                 self._held, self._ready = found, found
                 for entry in found:
-                    if entry.is_ahead:
-                        backstage.count_ahead(entry, "used")
-                backstage.count_hits(pool, asked, self._phase)
-            backstage.count_tokens(layer, self._rows)
+                    if entry.is_prefetched:
+                        pool.count_prefetch(entry, "used")
+                state.count_hits(pool, requested, self._phase)
+            state.count_tokens(layer, self._rows)
         return self
 
-    def _lease_some(self, layer: int, asked: tuple[ExpertKey, ...]) -> None:
-        """Lease what is there, and fetch the rest as far as there are slots; the lock is held."""
-        backstage, pool = self._backstage, self._pool
-        backstage.refuse_unknown(asked)
-        # All that is there is leased before anything is evicted, or one expert here would push out another.
-        for key in asked:
+    def _lease_some(self, layer: int, requested: tuple[ExpertKey, ...]) -> None:
+        """Lease what is resident or loading, and load the rest as far as there are slots; the lock is held."""
+        state, pool = self._state, self._pool
+        state.refuse_unknown(requested)
+        # Everything that is here is leased before anything is evicted, or one of these experts would evict another.
+        for key in requested:
             entry = pool.top.lease(key)
             if entry is None:
                 self._wanted.append(key)
                 continue
             self._held.append(entry)
-            is_ready = entry.state is State.READY
-            (self._ready if is_ready else self._coming).append(entry)
-            if entry.is_ahead:
-                backstage.count_ahead(entry, "used" if is_ready else "late")
-        self.missed = backstage.count_lookups(pool, asked, self._ready, self._phase)
+            is_ready = entry.state is EntryState.READY
+            (self._ready if is_ready else self._loading).append(entry)
+            if entry.is_prefetched:
+                pool.count_prefetch(entry, "used" if is_ready else "late")
+        self.missed = state.count_lookups(pool, requested, self._ready, self._phase)
         self._found = frozenset(self._held)
-        self._most_held = pool.most_held(layer, len(asked), len(self._held))
-        self._fetch()
+        self._max_held = pool.max_held(layer, len(requested), len(self._held))
+        self._load_wanted()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if not self._rows:
             return
-        backstage, pool = self._backstage, self._pool
+        state, pool = self._state, self._pool
         last_use = pool.mark_use()
-        with backstage.changed:
-            pool.give_back_all(self._held, last_use)
+        with state.lock:
+            pool.release_all(self._held, last_use)
             for entry in self._held:
-                if entry.state is State.LOADING and not entry.leases:
-                    backstage.call_off(pool, entry)
+                if entry.state is EntryState.LOADING and not entry.leases:
+                    pool.cancel_load(entry)
             self._held = []
             self._wanted.clear()
-            backstage.wake()
+            state.lock.wake_waiters()
 
     def batches(self) -> Iterator[ReadyExperts]:
-        """All that is resident at once, then what has become ready since, as soon as anything has.
+        """Yield the hits at once, then what has become ready since, as soon as anything has.
 
-        In waves (``gives_back``) what has arrived comes one by one, so that slots go back and reads go on.
+        In waves (``gives_back``), experts that were read are yielded one by one, so that slots are released and reads
+        go on.
         """
         are_found = bool(self._ready)
-        while self._ready or self._coming or self._wanted:
+        while self._ready or self._loading or self._wanted:
             if not self._ready:
                 self._wait()
             if are_found or not self._wanted:
@@ -162,59 +162,59 @@ class Lease:
             are_found = False
             yield ReadyExperts(self, self._pool, entries, [entry.key for entry in entries])
             if self._wanted:
-                self._give_back([entry for entry in entries if entry not in self._found])
+                self._release([entry for entry in entries if entry not in self._found])
 
     def __iter__(self) -> Iterator[tuple[ExpertKey, Weights]]:
-        """The same one by one: each expert and its tensors."""
+        """Yield the experts one by one, each with its tensors."""
         for ready in self.batches():
             for index, key in enumerate(ready.keys):
                 yield key, ready.weights(index)
 
     def _wait(self) -> None:
-        """Until at least one more expert is ready."""
-        backstage = self._backstage
-        with backstage.changed:
+        """Wait until at least one more expert is ready."""
+        state = self._state
+        with state.lock:
             while True:
-                self._fetch()
-                self._sort()
+                self._load_wanted()
+                self._sort_loading()
                 if self._ready:
                     return
-                if not self._coming and self._held:  # every slot is in use: what was found has been used, and may go
-                    self._give_back(list(self._held))
+                if not self._loading and self._held:  # every slot is in use; the hits were yielded and may be released
+                    self._release(list(self._held))
                     continue
                 started = time.monotonic()
-                backstage.wait()
+                state.lock.wait()
                 self.stalled_to = time.monotonic()
                 self.stalled_from = self.stalled_from or started
                 seconds = self.stalled_to - started
                 self.stall_seconds += seconds
-                backstage.statistics.stall_seconds[self._phase] += seconds
+                state.statistics.stall_seconds[self._phase] += seconds
 
-    def _sort(self) -> None:
-        """Move what has arrived; the lock is held."""
-        for entry in self._coming:
-            if entry.state is State.FAILED:
+    def _sort_loading(self) -> None:
+        """Move entries whose load has ended from ``_loading`` to ``_ready``; the lock is held."""
+        for entry in self._loading:
+            if entry.state is EntryState.FAILED:
                 raise ExpertLoadError(entry.key, entry.error) from entry.error
-        self._ready.extend(entry for entry in self._coming if entry.state is State.READY)
-        self._coming = [entry for entry in self._coming if entry.state is State.LOADING]
+        self._ready.extend(entry for entry in self._loading if entry.state is EntryState.READY)
+        self._loading = [entry for entry in self._loading if entry.state is EntryState.LOADING]
 
-    def _fetch(self) -> None:
-        """Get slots for what is still to come, as far as there are any to take; another lease may have fetched it."""
-        while self._wanted and len(self._held) < self._most_held:
+    def _load_wanted(self) -> None:
+        """Load experts that have no slot yet, as far as there are slots; another lease may have loaded some."""
+        while self._wanted and len(self._held) < self._max_held:
             key = self._wanted[0]
-            entry = self._pool.top.lease(key) or self._backstage.fetch(key)
+            entry = self._pool.top.lease(key) or self._pool.load(key)
             if entry is None:
                 return
             self._held.append(entry)
-            self._coming.append(entry)
+            self._loading.append(entry)
             self._wanted.popleft()
 
-    def _give_back(self, entries: Sequence[Entry]) -> None:
-        """Before the end, so that others can come in their place."""
+    def _release(self, entries: Sequence[Entry]) -> None:
+        """Release entries before the end of the lease, and load others in their place."""
         last_use = self._pool.mark_use()
-        with self._backstage.changed:
+        with self._state.lock:
             for entry in entries:
                 self._held.remove(entry)
-                self._pool.give_back(entry, last_use)
-            self._fetch()
-            self._backstage.wake()
+                self._pool.release(entry, last_use)
+            self._load_wanted()
+            self._state.lock.wake_waiters()

@@ -1,4 +1,4 @@
-"""What the store counts and tells of itself."""
+"""Counters and reports of the store."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .pool import TierName
+from expert_store.tier import TierName
 
 Phase = Literal["prefill", "decode"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-Way = tuple[str, str]  # source and target tier
+Transfer = tuple[str, str]  # source and target tier
 
 PREFETCH_OUTCOMES = ("used", "late", "wasted")
-# Upper bounds in seconds of the buckets of load times; one more bucket holds what took longer.
+# Upper bounds in seconds of the buckets of load times; one more bucket counts loads that took longer.
 LOAD_SECONDS_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 
 
 @dataclass
 class LoadStatistics:
-    """Moves of experts from one tier to another."""
+    """Loads of experts from one tier into another."""
 
     nbytes: int = 0
     seconds: float = 0.0
@@ -37,15 +37,15 @@ class LoadStatistics:
 
 @dataclass
 class StoreStatistics:
-    """Counters since the start; written under the store's lock, read by taking a copy.
+    """Counters since the start. The store writes them under its lock; readers get a copy.
 
     ``tokens`` is ``(layers, experts)``: rows that each expert was run on, MoE layers in their order.
     """
 
     tokens: npt.NDArray[np.int64]
-    lookups: Counter[tuple[str, Phase]] = field(default_factory=Counter)  # by tier where it was found
+    lookups: Counter[tuple[str, Phase]] = field(default_factory=Counter)  # by the tier where the expert was found
     stall_seconds: dict[Phase, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    loads: dict[Way, LoadStatistics] = field(default_factory=dict)
+    loads: dict[Transfer, LoadStatistics] = field(default_factory=dict)
     load_failures: int = 0
     evictions: dict[str, int] = field(default_factory=dict)  # by tier
     prefetches: Counter[str] = field(default_factory=Counter)  # by outcome
@@ -55,7 +55,7 @@ class StoreStatistics:
 
     @property
     def loaded_bytes(self) -> int:
-        """Bytes that were read from disk."""
+        """Number of bytes read from disk."""
         return self.loads.get(("disk", "host"), LoadStatistics()).nbytes
 
 
@@ -66,7 +66,7 @@ class TierReport:
     name: TierName
     budget_bytes: int
     num_slots: int = 0
-    slot_bytes: int = 0  # that the slots take together
+    slot_bytes: int = 0  # all slots together
     num_resident: int = 0
     resident_bytes: int = 0
     num_pinned: int = 0
@@ -74,9 +74,9 @@ class TierReport:
 
 @dataclass(frozen=True)
 class HitRatios:
-    """Part of some look-ups that was in memory, and the most that replacement on demand could have had, 0 to 1.
+    """Hit ratio of some look-ups, 0 to 1, and the highest that replacement on demand could have had.
 
-    Prefetching is not replacement on demand: it may beat the optimum.
+    Prefetching is not replacement on demand, so it may beat the optimum.
     """
 
     lookups: int

@@ -9,17 +9,17 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from .backstage import Backstage
-from .budget import share_slots
-from .catalog import ExpertCatalog, ExpertLayout
-from .errors import BudgetError, StoreClosedError
-from .keys import ExpertKey
-from .lease import Lease, Recorder
-from .pool import TierName
-from .statistics import HitRatios, Phase, StoreStatistics, TierReport
-from .step_lease import Residents, StepLease
+from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.errors import BudgetError, StoreClosedError
+from expert_store.keys import ExpertKey
+from expert_store.lease import Lease, Recorder
+from expert_store.slot_budget import slots_per_layout
+from expert_store.statistics import HitRatios, Phase, StoreStatistics, TierReport
+from expert_store.step_lease import ResidentAddresses, StepLease
+from expert_store.store_state import StoreState
+from expert_store.tier import TierName
 
-NUM_READERS = 6  # sleeping in the kernel they cost compute nothing, and they fill a disk's queue
+NUM_READERS = 6  # enough to fill a disk's queue; they sleep in the kernel and take nothing from compute
 CPU = torch.device("cpu")
 
 
@@ -30,18 +30,18 @@ class ExpertStore:
 
     Args:
         catalog: where each expert's bytes are.
-        host_bytes: budget of the host tier; slots never take more, however many are asked for.
-        device_bytes: budget of the device tier; 0 is none. On a CPU it is an emulation, of use for tests.
-        device: of the device tier.
+        host_bytes: budget of the host tier; its slots never take more.
+        device_bytes: budget of the device tier; 0 for none. On a CPU the tier is emulated, which is of use for tests.
+        device: the device of that tier.
         num_readers: threads that read from disk.
-        policy: which expert goes first; one of ``policies.POLICIES``.
+        policy: chooses which expert is evicted; one of ``policies.POLICIES``.
         least_unpinned: slots of each layout that pins have to leave to others; a layer's top-k, say.
-        recorder: is told of every lease.
+        recorder: records every lease.
 
     Raises:
-        BudgetError: a budget has no room for one slot of each layout, or can't be allocated.
+        BudgetError: a budget holds less than one slot of each layout, or can't be allocated.
         OSError: a file can't be opened.
-        ValueError: there is no such policy.
+        ValueError: no policy has this name.
     """
 
     def __init__(
@@ -60,181 +60,182 @@ class ExpertStore:
         self._budgets: dict[TierName, int] = {"device": device_bytes, "host": host_bytes}
         self._least_unpinned = least_unpinned
         self._recorder = recorder
-        self._backstage = Backstage(catalog, host_bytes, device_bytes, device, num_readers, policy)
-        self._residents = Residents(self._backstage)
-        # A store that is forgotten stops its threads, too; at the program's end they would bring it down.
-        self._finalizer = weakref.finalize(self, self._backstage.close)
+        self._state = StoreState(catalog, host_bytes, device_bytes, device, num_readers, policy)
+        self._residents = ResidentAddresses(self._state)
+        # A store without references stops its threads, too; at interpreter exit they would crash the program.
+        self._finalizer = weakref.finalize(self, self._state.close)
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
-        """Lease experts of one layer: ``rows`` tells for each how many tokens will be run through it."""
-        return Lease(self._backstage, rows, phase, self._recorder)
+        """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
+        return Lease(self._state, rows, phase, self._recorder)
 
     def hold_residents(self) -> StepLease | None:
-        """Lease all experts of all layers for a step, to be left as a context manager; None unless all are in memory.
+        """Lease all experts of all layers for a step; None unless all are in the host's memory.
 
-        That is the host's memory: of a store with a device tier it is always None. It takes microseconds either way, so
-        it may be asked for at each step.
+        The result is a context manager. With a device tier it is always None. Either way the call takes microseconds,
+        so it may be made at each step.
         """
-        with self._backstage.changed:
-            addresses = self._residents.keep()
-        return None if addresses is None else StepLease(self._backstage, self._residents, addresses, self._recorder)
+        with self._state.lock:
+            addresses = self._residents.hold()
+        return None if addresses is None else StepLease(self._state, self._residents, addresses, self._recorder)
 
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
-        """Ask for experts that will be leased soon, the likeliest first; tells how many are on their way.
+        """Start reads of experts that will be leased soon, the likeliest first; return how many were started.
 
-        Only while the disk would be idle: demands come first. Nothing that is leased, pinned or among these experts
-        goes for them.
+        Reads are started only while the disk would be idle, as demands come first. Experts that are leased, pinned or
+        among these are not evicted for them.
         """
-        backstage, started = self._backstage, 0
-        with backstage.changed:
-            pool = backstage.pool_of[layer]
-            keys = [backstage.keys[layer][expert] for expert in experts]
-            held = [pool.top.hold(key) for key in keys]
-            for key, entry in zip(keys, held, strict=True):
-                if entry is not None or key in backstage.quarantined:
+        state, started = self._state, 0
+        with state.lock:
+            pool = state.pool_of[layer]
+            keys = [state.keys[layer][expert] for expert in experts]
+            found = [pool.top.lease_without_use(key) for key in keys]
+            for key, entry in zip(keys, found, strict=True):
+                if entry is not None or key in state.quarantined:
                     continue
-                if backstage.is_closed or not backstage.reader.takes_prefetches:
+                if state.lock.is_closed or not state.reader.takes_prefetches:
                     break
-                fetched = backstage.fetch(key, ahead=True)
-                if fetched is None:
+                loading = pool.load(key, is_prefetch=True)
+                if loading is None:
                     break
-                pool.give_back(fetched)
+                pool.release(loading)
                 started += 1
-            for entry in held:
+            for entry in found:
                 if entry is not None:
-                    pool.give_back(entry)
+                    pool.release(entry)
         return started
 
-    def fetch(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
-        """Prefetch experts of any layer, each as soon as the disk would be idle; tells how many reads were begun.
+    def preload(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
+        """Prefetch experts of any layer, each as soon as the disk would be idle; return how many reads were started.
 
-        Those that are in the fastest tier or on their way, or quarantined, are left out; so is what finds no slot that
-        may be taken, and what would only push out others of these experts.
+        Experts are left out that are in the fastest tier, loading or quarantined, that find no slot to take, or that
+        would only evict others of these.
 
         Args:
-            timeout_seconds: after it the rest is left out, too.
+            timeout_seconds: time after which the rest is left out, too.
 
         Raises:
             StoreClosedError: the store was closed meanwhile.
         """
-        backstage, started = self._backstage, 0
+        state, started = self._state, 0
         ends_at = time.monotonic() + timeout_seconds
-        with backstage.changed:
-            room = {pool: pool.top.num_slots - len(pool.top.pinned) for pool in backstage.pools}
+        with state.lock:
+            num_left = {pool: pool.top.num_slots - len(pool.top.pinned) for pool in state.pools}
             for key in keys:
-                while not backstage.reader.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
-                    backstage.wait(left)
-                if backstage.is_closed or not backstage.reader.takes_prefetches:
+                while not state.reader.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
+                    state.lock.wait(left)
+                if state.lock.is_closed or not state.reader.takes_prefetches:
                     break
-                pool = backstage.pool_of[key.layer]
-                if not room[pool] or pool.top.find(key) is not None or key in backstage.quarantined:
+                pool = state.pool_of[key.layer]
+                if not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
                     continue
-                fetched = backstage.fetch(key, ahead=True)
-                if fetched is not None:
-                    pool.give_back(fetched)
-                    room[pool] -= 1
+                loading = pool.load(key, is_prefetch=True)
+                if loading is not None:
+                    pool.release(loading)
+                    num_left[pool] -= 1
                     started += 1
         return started
 
     def pin(self, keys: Sequence[ExpertKey]) -> int:
-        """Keep experts in the fastest tier; those that are not there are asked for, and stay once they have come.
+        """Keep experts in the fastest tier; those that are not there are loaded, and stay from then on.
 
         Returns:
-            How many were not pinned already.
+            The number of experts that were not pinned already.
 
         Raises:
             BudgetError: too few slots would be left; nothing is pinned then.
             ExpertLoadError: one is quarantined; nothing is pinned then.
             ValueError: the model has no such expert; nothing is pinned then.
         """
-        backstage = self._backstage
-        backstage.refuse_unknown(keys)
-        with backstage.changed:
-            backstage.refuse_quarantined(keys)
-            for pool in backstage.pools:
-                asked = {key for key in keys if backstage.pool_of[key.layer] is pool}
-                _check_pins(pool.top.pinned | asked, pool.top.num_slots, self._least_unpinned)
+        state = self._state
+        state.refuse_unknown(keys)
+        with state.lock:
+            state.refuse_quarantined(keys)
+            for pool in state.pools:
+                added = {key for key in keys if state.pool_of[key.layer] is pool}
+                _check_pins(pool.top.pinned | added, pool.top.num_slots, self._least_unpinned)
             num_new = 0
             for key in keys:
-                pool = backstage.pool_of[key.layer]
+                pool = state.pool_of[key.layer]
                 num_new += pool.top.pin(key)
-                entry = None if pool.top.find(key) else backstage.fetch(key)
+                entry = None if pool.top.find(key) else pool.load(key)
                 if entry is not None:
-                    pool.give_back(entry)
+                    pool.release(entry)
         return num_new
 
     def unpin(self, keys: Iterable[ExpertKey]) -> int:
-        """Let experts be evicted again; tells how many were pinned."""
-        with self._backstage.changed:
-            num_pinned = sum(self._backstage.pool_of[key.layer].top.unpin(key) for key in keys)
-            self._backstage.wake()
+        """Let experts be evicted again; return how many were pinned."""
+        with self._state.lock:
+            num_pinned = sum(self._state.pool_of[key.layer].top.unpin(key) for key in keys)
+            self._state.lock.wake_waiters()
         return num_pinned
 
     def evict(self, keys: Iterable[ExpertKey]) -> int:
-        """Drop experts from all tiers; tells how many were there and neither in use nor pinned."""
-        with self._backstage.changed:
-            return sum(self._backstage.pool_of[key.layer].evict(key) for key in keys)
+        """Drop experts that are neither in use nor pinned from all tiers; return how many were dropped."""
+        with self._state.lock:
+            return sum(self._state.pool_of[key.layer].evict(key) for key in keys)
 
     def resize(self, *, host_bytes: int | None = None, device_bytes: int | None = None) -> None:
         """Change budgets while leases come and go.
 
-        The host tier grows and shrinks slot by slot; slots in use leave when their leases end. The device tier is
+        The host tier grows and shrinks slot by slot; slots in use are retired when their leases end. The device tier is
         emptied and allocated anew as soon as nothing in it is in use.
 
         Raises:
-            BudgetError: a budget has no room for one slot of each layout and the pins, or can't be allocated.
+            BudgetError: a budget does not hold one slot of each layout and the pins, or can't be allocated.
         """
         if host_bytes is not None:
-            slots = share_slots(self.catalog, host_bytes)
-            with self._backstage.changed:
+            slots = slots_per_layout(self.catalog, host_bytes)
+            with self._state.lock:
                 self._check_pins("host", slots)
-                for pool in self._backstage.pools:
+                for pool in self._state.pools:
                     capacity = pool.host_arena.capacity
                     if slots[pool.layout] > capacity:
-                        raise BudgetError(f"no more than {capacity} slots could be reserved when the store was opened")
-                self._backstage.resize_host(slots)
+                        raise BudgetError(
+                            f"only {capacity} slots could be reserved when the store was opened; give less memory"
+                        )
+                self._state.resize_host(slots)
                 self._budgets["host"] = host_bytes
-                self._backstage.wake()
+                self._state.lock.wake_waiters()
         if device_bytes is not None:
             if not self._budgets["device"]:
                 raise BudgetError("the store was opened without a device tier; give --device-expert-memory at start")
-            slots = share_slots(self.catalog, device_bytes)
-            with self._backstage.changed:
+            slots = slots_per_layout(self.catalog, device_bytes)
+            with self._state.lock:
                 self._check_pins("device", slots)
-                self._backstage.resize_device(slots)
+                self._state.resize_device(slots)
                 self._budgets["device"] = device_bytes
-                self._backstage.wake()
+                self._state.lock.wake_waiters()
 
     @property
     def holds_all(self) -> bool:
         """True if the fastest tier has a slot for every expert."""
-        with self._backstage.changed:
-            return all(pool.top.num_slots >= len(list(pool.experts)) for pool in self._backstage.pools)
+        with self._state.lock:
+            return all(pool.top.num_slots >= len(list(pool.experts)) for pool in self._state.pools)
 
     def absent(self) -> list[ExpertKey]:
-        """Experts that are neither in the fastest tier nor on their way to it, without quarantined ones.
+        """Return the experts that are not in the fastest tier, not loading and not quarantined.
 
         Raises:
             StoreClosedError: the store was closed.
         """
-        backstage = self._backstage
-        with backstage.changed:
-            if backstage.is_closed:
+        state = self._state
+        with state.lock:
+            if state.lock.is_closed:
                 raise StoreClosedError("the expert store was closed")
             return [
                 key
-                for pool in backstage.pools
+                for pool in state.pools
                 for key in pool.experts
-                if pool.top.find(key) is None and key not in backstage.quarantined
+                if pool.top.find(key) is None and key not in state.quarantined
             ]
 
     def hit_ratios(self) -> HitRatios | None:
-        """The recent window's hit ratio beside Belady's optimum from the same start; None before the first lease."""
-        backstage = self._backstage
-        with backstage.changed:
+        """Return the hit ratio of the recent window and Belady's optimum for it; None before the first lease."""
+        state = self._state
+        with state.lock:
             windows = [
-                (window.recent, sum(tier.num_slots for _, tier in pool.tiers))
-                for pool, window in backstage.windows.items()
+                (window.recent, sum(tier.num_slots for _, tier in pool.tiers)) for pool, window in state.windows.items()
             ]
         lookups = sum(window.lookups for window, _ in windows)
         if not lookups:
@@ -245,24 +246,24 @@ class ExpertStore:
     @property
     def slot_table(self) -> torch.Tensor:
         """int32 ``(layers, experts)`` on the device: the slot of each expert in the arena of its layout, or -1."""
-        return self._backstage.slot_table
+        return self._state.slot_table
 
     @property
     def quarantined(self) -> dict[ExpertKey, str]:
-        """Experts whose bytes are damaged, and what is wrong with each."""
-        with self._backstage.changed:
-            return dict(self._backstage.quarantined)
+        """The experts whose bytes are damaged, and what is wrong with each."""
+        with self._state.lock:
+            return dict(self._state.quarantined)
 
     @property
     def pinned(self) -> frozenset[ExpertKey]:
-        """Experts that are kept, also those that are still to come."""
-        with self._backstage.changed:
-            return frozenset[ExpertKey]().union(*(pool.top.pinned for pool in self._backstage.pools))
+        """The pinned experts, those included that are not loaded yet."""
+        with self._state.lock:
+            return frozenset[ExpertKey]().union(*(pool.top.pinned for pool in self._state.pools))
 
     def residents(self) -> dict[ExpertKey, TierName]:
-        """The experts that are in memory now, and the fastest tier of each."""
-        with self._backstage.changed:
-            tiers = [(name, list(tier.resident)) for pool in self._backstage.pools for name, tier in pool.tiers]
+        """Return the experts that are in memory now, and the fastest tier of each."""
+        with self._state.lock:
+            tiers = [(name, list(tier.resident)) for pool in self._state.pools for name, tier in pool.tiers]
         found: dict[ExpertKey, TierName] = {}
         for name, resident in tiers:
             for key in resident:
@@ -271,23 +272,21 @@ class ExpertStore:
 
     @property
     def host_slot_bytes(self) -> int:
-        """Bytes of the host tier's slots, those included that leave when their leases end."""
-        with self._backstage.changed:
-            return sum(
-                (pool.host.num_slots + pool.host.excess) * pool.layout.slot_bytes for pool in self._backstage.pools
-            )
+        """Bytes of the host tier's slots, those included that are retired when their leases end."""
+        with self._state.lock:
+            return sum((pool.host.num_slots + pool.host.excess) * pool.layout.slot_bytes for pool in self._state.pools)
 
     @property
     def host_resident_bytes(self) -> int:
-        """Bytes of the host tier's slots that hold an expert, or are about to."""
-        with self._backstage.changed:
-            return sum(pool.host.num_entries * pool.layout.slot_bytes for pool in self._backstage.pools)
+        """Bytes of the host tier's slots whose experts are resident or loading."""
+        with self._state.lock:
+            return sum(pool.host.num_entries * pool.layout.slot_bytes for pool in self._state.pools)
 
     def tiers(self) -> dict[TierName, TierReport]:
-        """The tiers as they are now, fastest first."""
+        """Return a report of each tier as it is now, fastest first."""
         reports: dict[TierName, TierReport] = {}
-        with self._backstage.changed:
-            for pool in self._backstage.pools:
+        with self._state.lock:
+            for pool in self._state.pools:
                 for name, tier in pool.tiers:
                     slots, resident = tier.num_slots + tier.excess, len(list(tier.resident))
                     old = reports.get(name) or TierReport(name, self._budgets[name])
@@ -303,10 +302,10 @@ class ExpertStore:
         return reports
 
     def layer_slots(self) -> dict[int, int]:
-        """How many experts of each layer all tiers hold together, when every layer has its share."""
-        with self._backstage.changed:
-            slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._backstage.pools}
-            pool_of = dict(self._backstage.pool_of)
+        """Return the number of experts of each layer that all tiers hold together when every layer has its share."""
+        with self._state.lock:
+            slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._state.pools}
+            pool_of = dict(self._state.pool_of)
         return {
             layer: min(
                 len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // self.catalog.layouts[entry.layout]
@@ -315,11 +314,11 @@ class ExpertStore:
         }
 
     def statistics(self) -> StoreStatistics:
-        """A copy of the counters."""
-        backstage = self._backstage
-        with backstage.changed:
-            statistics = copy.deepcopy(backstage.statistics)
-            for pool in backstage.pools:
+        """Return a copy of the counters."""
+        state = self._state
+        with state.lock:
+            statistics = copy.deepcopy(state.statistics)
+            for pool in state.pools:
                 for name, tier in pool.tiers:
                     statistics.evictions[name] = statistics.evictions.get(name, 0) + tier.evictions
                 statistics.prefetches["wasted"] += pool.top.wasted
@@ -327,16 +326,16 @@ class ExpertStore:
 
     def check_integrity(self) -> None:
         """Raise AssertionError if a slot is lost or used twice."""
-        with self._backstage.changed:
-            for pool in self._backstage.pools:
+        with self._state.lock:
+            for pool in self._state.pools:
                 pool.check_integrity()
 
     def close(self) -> None:
-        """Stop reading; whoever waits gets StoreClosedError."""
+        """Stop reading; threads that wait for experts get StoreClosedError."""
         self._finalizer()
 
     def _check_pins(self, tier: TierName, slots: Mapping[ExpertLayout, int]) -> None:
-        for pool in self._backstage.pools:
+        for pool in self._state.pools:
             _check_pins(dict(pool.tiers)[tier].pinned, slots[pool.layout], self._least_unpinned)
 
 

@@ -1,20 +1,25 @@
-"""One level of the cache: which expert lies in which slot, who uses it, and which one goes next."""
+"""One level of the cache: which expert lies in which slot, who uses it, and which one is evicted next."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from .keys import ExpertKey
-from .policies import Policy
+from expert_store.keys import ExpertKey
+from expert_store.policies import Policy
+
+if TYPE_CHECKING:  # it needs torch
+    from expert_store.io.reader import ReadJob
+
+TierName = Literal["device", "host", "disk"]
 
 
-class State(Enum):
+class EntryState(Enum):
     LOADING = auto()
     READY = auto()
-    FAILED = auto()  # the slot is kept until the last of those who waited has seen the error
+    FAILED = auto()  # the slot is kept until every lease that waited for the expert has seen the error
 
 
 @dataclass(eq=False, slots=True)
@@ -23,74 +28,77 @@ class Entry:
 
     key: ExpertKey
     slot: int
-    state: State = State.LOADING
+    state: EntryState = EntryState.LOADING
     leases: int = 0
     error: Exception | None = None
-    is_ahead: bool = False  # prefetched, and not asked for yet
-    replaces: ExpertKey | None = None  # whose bytes the slot held before
-    job: Any = None  # what fills the slot
+    is_prefetched: bool = False  # and not requested since
+    replaces: ExpertKey | None = None  # the expert whose bytes the slot held before
+    read: ReadJob | None = None  # the read from disk that a LOADING entry waits for
     arrival: Any = None  # on a device: the event after which the slot may be read
 
 
-READS_OF_WIDE_LEASE = 2  # at a time; they keep the disk busy
+READS_PER_WIDE_LEASE = 2  # at a time; they keep the disk busy
 
 
-def most_held(num_asked: int, share: int, hits: int) -> int:
-    """Slots that a lease takes at once.
+def max_held(num_requested: int, share: int, hits: int) -> int:
+    """Return how many slots a lease holds at once.
 
-    One that asks for more experts than its layer's share keeps those that it found and reads the others through a few
-    slots, in waves: else it would push out other layers' experts, and the popular ones of its own.
+    A lease of more experts than its layer's share keeps its hits and reads the others through a few slots, in waves.
+    Otherwise it would evict other layers' experts, and the popular ones of its own.
     """
-    return num_asked if num_asked <= share else hits + READS_OF_WIDE_LEASE
+    return num_requested if num_requested <= share else hits + READS_PER_WIDE_LEASE
 
 
-def _ignore(slot: int) -> None:
+def _no_op(slot: int) -> None:
     del slot
 
 
 class Tier:
     """Slots, residency, leases, pins and eviction. Torch-free, and not thread-safe: the store's lock guards it.
 
-    A key has at most one entry that is LOADING or READY, so any number of waiters share one load. The policy knows
-    exactly the keys that are READY and not pinned.
+    A key has at most one entry that is LOADING or READY, so all leases that wait for it share one load. The policy
+    knows exactly the keys that are READY and not pinned.
+
+    Three things keep an expert in its slot: a *lease* (``lease`` to ``release``), the *hold* of a step on all resident
+    experts (``hold`` to ``end_hold``), and a *pin* (``pin`` to ``unpin``).
 
     Args:
         num_slots: slots in use.
-        policy: chooses who goes.
-        on_retire: is told each slot that is no longer used after ``resize``.
-        on_revive: is told each slot that is used again, or newly.
+        policy: chooses the victims.
+        on_retire: called with each slot that ``resize`` takes out of use.
+        on_revive: called with each slot that ``resize`` puts into use.
     """
 
     def __init__(
         self,
         num_slots: int,
         policy: Policy,
-        on_retire: Callable[[int], None] = _ignore,
-        on_revive: Callable[[int], None] = _ignore,
+        on_retire: Callable[[int], None] = _no_op,
+        on_revive: Callable[[int], None] = _no_op,
     ):
-        self.num_slots = num_slots  # as asked for; while leases hold more, `excess` tells how many
+        self.num_slots = num_slots  # the size asked for; `excess` counts the slots beyond it that leases still use
         self.evictions = 0
-        self.wasted = 0  # evicted ahead of any use
+        self.wasted = 0  # prefetched experts that were evicted before any use
         self._policy = policy
         self._on_retire, self._on_revive = on_retire, on_revive
         self._free = list(range(num_slots))[::-1]
         self._retired: list[int] = []
-        self._num_made = num_slots  # slots that ever were
+        self._num_made = num_slots  # slots ever in use
         self._entries: dict[ExpertKey, Entry] = {}
         self._failed: list[Entry] = []
         self._pinned: set[ExpertKey] = set()
-        self._spare: dict[ExpertKey, None] = {}
-        self._kept: frozenset[ExpertKey] = frozenset()
-        self._num_keeping = 0
-        self.num_changes = 0  # of what is resident, or where
+        self._redundant: dict[ExpertKey, None] = {}
+        self._held: frozenset[ExpertKey] = frozenset()
+        self._num_holds = 0
+        self.num_changes = 0  # counts changes of which experts are resident and in which slots
 
     def find(self, key: ExpertKey) -> Entry | None:
-        """The entry of an expert that is resident or on its way, without leasing it."""
+        """Return the entry of an expert that is resident or loading, without leasing it."""
         return self._entries.get(key)
 
     def find_ready(self, keys: Iterable[ExpertKey]) -> list[Entry] | None:
-        """The entries of experts that are all resident, without leasing them; None if one is not."""
-        find, ready = self._entries.get, State.READY
+        """Return the entries of experts that are all resident, without leasing them; None if one is not."""
+        find, ready = self._entries.get, EntryState.READY
         found = []
         for key in keys:
             entry = find(key)
@@ -100,16 +108,23 @@ class Tier:
         return found
 
     def lease(self, key: ExpertKey) -> Entry | None:
-        """Lease an expert that is resident or on its way; None if it is neither."""
+        """Lease an expert that is resident or loading, as a use of it; None if it is neither."""
         entry = self._entries.get(key)
         if entry is not None:
             entry.leases += 1
-            if entry.state is State.READY and key not in self._pinned:
+            if entry.state is EntryState.READY and key not in self._pinned:
                 self._policy.touch(key)
         return entry
 
+    def lease_without_use(self, key: ExpertKey) -> Entry | None:
+        """Lease an expert without counting a use, so that a load does not evict it; None if it is not here."""
+        entry = self._entries.get(key)
+        if entry is not None:
+            entry.leases += 1
+        return entry
+
     def lease_ready(self, keys: tuple[ExpertKey, ...]) -> list[Entry] | None:
-        """Lease experts of one layer that are all resident; None, and none is leased, if one is not."""
+        """Lease experts of one layer that are all resident; None, and no lease at all, if one is not."""
         found = self.find_ready(keys)
         if found is not None:
             for entry in found:
@@ -118,27 +133,53 @@ class Tier:
         return found
 
     def touch(self, keys: tuple[ExpertKey, ...]) -> None:
-        """Resident experts of one layer are asked for."""
+        """Count a use of resident experts of one layer."""
         if self._pinned:
             keys = tuple(key for key in keys if key not in self._pinned)
         self._policy.touch_all(keys)
 
-    def hold(self, key: ExpertKey) -> Entry | None:
-        """Lease an expert without counting it as asked for, so that what is fetched now does not push it out."""
-        entry = self._entries.get(key)
-        if entry is not None:
-            entry.leases += 1
-        return entry
+    def release(self, entry: Entry) -> None:
+        """End one lease of an entry."""
+        self.release_all((entry,))
 
-    def has_room(self, key: ExpertKey) -> bool:
-        """Whether an expert is here, on its way, or would get a slot."""
-        return key in self._entries or bool(self._free) or self._pick(key) is not None
+    def release_all(self, entries: Iterable[Entry]) -> None:
+        """End one lease of each entry."""
+        for entry in entries:
+            if entry.leases < 1:
+                raise ValueError(f"{entry.key} was released more often than leased")
+            entry.leases -= 1
+            if entry.state is EntryState.FAILED:
+                self._drop_if_unused(entry)
+        if self.excess:
+            self._retire_excess()
+
+    def hold(self, keys: frozenset[ExpertKey]) -> None:
+        """Keep resident experts in their slots until ``end_hold``, as a lease of each would.
+
+        Args:
+            keys: the same for all holds that overlap.
+        """
+        self._held = keys
+        self._num_holds += 1
+
+    def end_hold(self) -> None:
+        """End one ``hold``."""
+        if self._num_holds < 1:
+            raise ValueError("more holds were ended than begun")
+        self._num_holds -= 1
+        if not self._num_holds:
+            self._held = frozenset()
+            self._retire_excess()
+
+    def can_reserve(self, key: ExpertKey) -> bool:
+        """Return True if an expert is resident, loading, or would get a slot."""
+        return key in self._entries or bool(self._free) or self._victim(key) is not None
 
     def reserve(self, key: ExpertKey) -> Entry | None:
-        """A leased slot for an expert that is about to arrive; None while every slot is in use."""
+        """Return a leased LOADING entry for an expert that is not here; None while every slot is in use."""
         replaces = None
         if not self._free:
-            replaces = self._pick(key)
+            replaces = self._victim(key)
             if replaces is None:
                 return None
             self._evict(replaces)
@@ -146,59 +187,26 @@ class Tier:
         self._entries[key] = entry
         return entry
 
-    def finish(self, entry: Entry, error: Exception | None = None) -> None:
-        """The load of an entry ended."""
-        entry.job = None
+    def finish_load(self, entry: Entry, error: Exception | None = None) -> None:
+        """Make a LOADING entry READY, or FAILED if there is an error."""
+        entry.read = None
         if error is None:
-            entry.state = State.READY
+            entry.state = EntryState.READY
             self.num_changes += 1
             if entry.key not in self._pinned:
                 self._policy.insert(entry.key)
-            self._settle()
+            self._retire_excess()
             return
-        entry.state, entry.error = State.FAILED, error
+        entry.state, entry.error = EntryState.FAILED, error
         del self._entries[entry.key]
         self._failed.append(entry)
         self._drop_if_unused(entry)
 
-    def abandon(self, entry: Entry) -> None:
-        """The load of an entry that nobody leases was called off before it began."""
+    def cancel_load(self, entry: Entry) -> None:
+        """Free the slot of a LOADING entry without leases whose load has not begun and never will."""
         del self._entries[entry.key]
         self._free.append(entry.slot)
-        self._settle()
-
-    def release_all(self, entries: Iterable[Entry]) -> None:
-        """Give one lease of each entry back."""
-        for entry in entries:
-            if entry.leases < 1:
-                raise ValueError(f"{entry.key} was released more often than leased")
-            entry.leases -= 1
-            if entry.state is State.FAILED:
-                self._drop_if_unused(entry)
-        if self.excess:
-            self._settle()
-
-    def keep(self, keys: frozenset[ExpertKey]) -> None:
-        """Hold resident experts where they are, as leases of each of them would, until ``let_go``.
-
-        Args:
-            keys: the same whenever some are kept already.
-        """
-        self._kept = keys
-        self._num_keeping += 1
-
-    def let_go(self) -> None:
-        """End one ``keep``."""
-        if self._num_keeping < 1:
-            raise ValueError("experts were let go more often than kept")
-        self._num_keeping -= 1
-        if not self._num_keeping:
-            self._kept = frozenset()
-            self._settle()
-
-    def release(self, entry: Entry) -> None:
-        """Give one lease back."""
-        self.release_all((entry,))
+        self._retire_excess()
 
     def pin(self, key: ExpertKey) -> bool:
         """Keep an expert once it is here; False if it is pinned already."""
@@ -206,7 +214,7 @@ class Tier:
             return False
         self._pinned.add(key)
         entry = self._entries.get(key)
-        if entry is not None and entry.state is State.READY:
+        if entry is not None and entry.state is EntryState.READY:
             self._policy.remove(key)
         return True
 
@@ -216,9 +224,9 @@ class Tier:
             return False
         self._pinned.remove(key)
         entry = self._entries.get(key)
-        if entry is not None and entry.state is State.READY:
+        if entry is not None and entry.state is EntryState.READY:
             self._policy.insert(key)
-            self._settle()
+            self._retire_excess()
         return True
 
     def evict(self, key: ExpertKey) -> bool:
@@ -226,18 +234,18 @@ class Tier:
         if not self._is_evictable(key):
             return False
         self._evict(key)
-        self._settle()
+        self._retire_excess()
         return True
 
-    def mark_spare(self, key: ExpertKey, *, is_spare: bool) -> None:
-        """An expert that lies in a faster tier too is the first to go."""
-        if is_spare and key in self._entries:
-            self._spare[key] = None
+    def mark_redundant(self, key: ExpertKey, *, is_redundant: bool) -> None:
+        """Note that an expert lies in a faster tier too, which makes it the first victim, or no longer does."""
+        if is_redundant and key in self._entries:
+            self._redundant[key] = None
         else:
-            self._spare.pop(key, None)
+            self._redundant.pop(key, None)
 
     def resize(self, num_slots: int) -> None:
-        """Use more slots or fewer. What is leased stays; its slots leave when they are given back."""
+        """Use more slots or fewer. Slots in use by leases are retired when they are released."""
         self.num_slots = num_slots
         self._policy.resize(num_slots)
         while self.excess < 0:
@@ -245,7 +253,7 @@ class Tier:
             self._num_made = max(self._num_made, slot + 1)
             self._free.append(slot)
             self._on_revive(slot)
-        self._settle()
+        self._retire_excess()
 
     @property
     def excess(self) -> int:
@@ -254,29 +262,29 @@ class Tier:
 
     @property
     def resident(self) -> Iterator[ExpertKey]:
-        return (key for key, entry in self._entries.items() if entry.state is State.READY)
+        return (key for key, entry in self._entries.items() if entry.state is EntryState.READY)
 
     @property
     def num_entries(self) -> int:
-        """Experts that are resident or on their way."""
+        """Number of experts that are resident or loading."""
         return len(self._entries)
 
     @property
     def pinned(self) -> frozenset[ExpertKey]:
         return frozenset(self._pinned)
 
-    def is_held(self, key: ExpertKey) -> bool:
-        """Whether an expert is in use, on its way or pinned."""
+    def is_protected(self, key: ExpertKey) -> bool:
+        """Return True if an expert is leased, held, loading or pinned."""
         entry = self._entries.get(key)
-        if key in self._pinned or key in self._kept:
+        if key in self._pinned or key in self._held:
             return True
-        return entry is not None and (entry.leases > 0 or entry.state is State.LOADING)
+        return entry is not None and (entry.leases > 0 or entry.state is EntryState.LOADING)
 
     @property
-    def is_quiet(self) -> bool:
-        """Whether nothing is leased and nothing on its way."""
+    def is_idle(self) -> bool:
+        """True while nothing is leased and nothing is loading."""
         return not self._failed and all(
-            entry.state is State.READY and not entry.leases for entry in self._entries.values()
+            entry.state is EntryState.READY and not entry.leases for entry in self._entries.values()
         )
 
     def check_integrity(self) -> None:
@@ -290,34 +298,34 @@ class Tier:
         if self.excess < 0:
             raise AssertionError(f"{-self.excess} slots are missing")
         if self.excess > 0 and (self._free or any(map(self._is_evictable, self._entries))):
-            raise AssertionError(f"{self.excess} slots too many, though some are unused")
-        if not self._spare.keys() <= self._entries.keys():
-            raise AssertionError("an expert that is not here counts as spare")
+            raise AssertionError(f"there are {self.excess} slots too many, though some are unused")
+        if not self._redundant.keys() <= self._entries.keys():
+            raise AssertionError("an expert that is not here is marked as redundant")
 
     def _is_evictable(self, key: ExpertKey) -> bool:
         entry = self._entries.get(key)
-        if entry is None or entry.state is not State.READY or entry.leases:
+        if entry is None or entry.state is not EntryState.READY or entry.leases:
             return False
-        return key not in self._pinned and key not in self._kept
+        return key not in self._pinned and key not in self._held
 
-    def _pick(self, incoming: ExpertKey) -> ExpertKey | None:
-        spare = next((key for key in self._spare if self._is_evictable(key)), None)
-        return spare or self._policy.victim(incoming, self._is_evictable)
+    def _victim(self, incoming: ExpertKey) -> ExpertKey | None:
+        redundant = next((key for key in self._redundant if self._is_evictable(key)), None)
+        return redundant or self._policy.victim(incoming, self._is_evictable)
 
     def _evict(self, key: ExpertKey) -> None:
         self._policy.remove(key)
-        self._spare.pop(key, None)
+        self._redundant.pop(key, None)
         entry = self._entries.pop(key)
         self.num_changes += 1
         self._free.append(entry.slot)
         self.evictions += 1
-        self.wasted += entry.is_ahead
+        self.wasted += entry.is_prefetched
 
-    def _settle(self) -> None:
-        """After a smaller size was asked for: retire slots as far as they are unused."""
+    def _retire_excess(self) -> None:
+        """Retire slots beyond ``num_slots`` as far as they are unused."""
         while self.excess > 0:
             if not self._free:
-                victim = self._pick(next(iter(self._entries))) if self._entries else None
+                victim = self._victim(next(iter(self._entries))) if self._entries else None
                 if victim is None:
                     return
                 self._evict(victim)
@@ -326,7 +334,7 @@ class Tier:
             self._on_retire(slot)
 
     def _drop_if_unused(self, entry: Entry) -> None:
-        if entry.state is State.FAILED and entry.leases == 0:
+        if entry.state is EntryState.FAILED and entry.leases == 0:
             self._failed.remove(entry)
             self._free.append(entry.slot)
-            self._settle()
+            self._retire_excess()

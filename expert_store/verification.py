@@ -1,24 +1,24 @@
-"""Every expert read once, so that damage is found before a request finds it."""
+"""Verification: reads every expert once, so that damage is found before a request meets it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from .budget import least_bytes
-from .catalog import ExpertCatalog
-from .errors import ExpertLoadError
-from .keys import ExpertKey
-from .store import NUM_READERS, ExpertStore
+from expert_store.catalog import ExpertCatalog
+from expert_store.errors import ExpertLoadError
+from expert_store.keys import ExpertKey
+from expert_store.slot_budget import least_bytes
+from expert_store.store import NUM_READERS, ExpertStore
 
 
 def unreadable_experts(catalog: ExpertCatalog, report: Callable[[int], None]) -> dict[ExpertKey, str]:
-    """Experts that can't be read, or whose bytes are not those that were packed, and what is wrong with each.
+    """Return the experts that can't be read or differ from what was packed, and what is wrong with each.
 
-    They are read as for serving: past the page cache, and what is damaged once more.
+    They are read as for serving: past the page cache, and a second time if the checksum is wrong.
 
     Args:
-        report: is told the bytes of each expert that was read.
+        report: called with the bytes of each expert that was read.
 
     Raises:
         OSError: a file can't be opened.
@@ -28,7 +28,7 @@ def unreadable_experts(catalog: ExpertCatalog, report: Callable[[int], None]) ->
     found = {}
     try:
         with ThreadPoolExecutor(NUM_READERS, thread_name_prefix="verify") as pool:
-            for key, reason in zip(keys, pool.map(lambda key: _complaint(store, key), keys), strict=True):
+            for key, reason in zip(keys, pool.map(lambda key: _read_error(store, key), keys), strict=True):
                 if reason is not None:
                     found[key] = reason
                 report(catalog.layout(key.layer).slot_bytes)
@@ -37,7 +37,7 @@ def unreadable_experts(catalog: ExpertCatalog, report: Callable[[int], None]) ->
     return found
 
 
-def _complaint(store: ExpertStore, key: ExpertKey) -> str | None:
+def _read_error(store: ExpertStore, key: ExpertKey) -> str | None:
     try:
         with store.lease({key: 1}) as lease:
             for _ in lease:

@@ -1,4 +1,4 @@
-"""Where compute runs."""
+"""Chooses the device to compute on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from server.settings import SettingsError
 
 
 def find_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is CUDA where there is one.
+    """Return the device of a name; ``auto`` is the first CUDA device, or the CPU if there is none.
 
     Raises:
         SettingsError: there is no such device.
@@ -19,6 +19,8 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count()
         if (device.index or 0) >= count:
-            raise SettingsError(f"--device {name}: torch sees {count} CUDA devices; give cpu, or install a CUDA build")
+            raise SettingsError(
+                f"--device {name}: torch sees {count} CUDA devices; use --device cpu, or install torch for CUDA"
+            )
         return torch.device("cuda", device.index or 0)
     return device

@@ -1,4 +1,4 @@
-"""How far something large has come: a bar on a terminal, else a line of the log every few seconds."""
+"""Progress of long operations: a bar on a terminal, otherwise a log line every few seconds."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from weakref import WeakSet
 
 from tqdm import tqdm
 
-from server.memory.sizes import format_bytes
+from server.memory.byte_sizes import format_bytes
 
-LINE_SECONDS = 5.0  # between two lines of the log
-LOOK_SECONDS = 0.5  # between two looks at something that does not tell by itself
-DELAY_SECONDS = 0.5  # what is done sooner needs no bar
+LINE_SECONDS = 5.0  # between two log lines
+POLL_SECONDS = 0.5  # between two calls of a function that returns the progress
+DELAY_SECONDS = 0.5  # an operation that ends sooner shows no bar
 
 log = logging.getLogger(__name__)
 _shown: WeakSet[Progress] = WeakSet()
 
 
 class Progress:
-    """Bytes done of all.
+    """Number of bytes done, out of a total.
 
     Args:
-        what: is being done, as "loading the trunk".
-        total: bytes.
+        what: name of the operation, such as "loading the trunk".
+        total: bytes of the operation.
     """
 
     def __init__(self, what: str, total: int):
@@ -41,7 +41,7 @@ class Progress:
         _shown.add(self)
 
     def advance(self, nbytes: int) -> None:
-        """So many more bytes are done."""
+        """Add bytes that are done."""
         self._done += nbytes
         if self._bar is not None:
             self._bar.update(nbytes)
@@ -56,14 +56,14 @@ class Progress:
 
 
 def clear() -> None:
-    """Take all bars off the terminal, before the process ends in the middle of something."""
+    """Remove all bars from the terminal, before the process ends during an operation."""
     for shown in list(_shown):
         shown.close()
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Progress]:
-    """Show how something goes while the context lasts."""
+    """Show the progress of an operation during the context."""
     shown = Progress(what, total)
     try:
         yield shown
@@ -72,19 +72,19 @@ def progress(what: str, total: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def following(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
-    """Show how something goes that has to be asked how many bytes it has done."""
+def polled_progress(what: str, total: int, done: Callable[[], int]) -> Iterator[None]:
+    """Show the progress of an operation during the context, polling ``done`` for its bytes."""
     is_over = threading.Event()
 
-    def look(shown: Progress) -> None:
+    def poll(shown: Progress) -> None:
         seen = 0
-        while not is_over.wait(LOOK_SECONDS):
+        while not is_over.wait(POLL_SECONDS):
             now = min(total, done())
             shown.advance(now - seen)
             seen = now
 
     with progress(what, total) as shown:
-        thread = threading.Thread(target=look, args=(shown,), name="progress", daemon=True)
+        thread = threading.Thread(target=poll, args=(shown,), name="progress", daemon=True)
         thread.start()
         try:
             yield

@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from server.engine.codec import Codec
-from server.model.tokenizer import Tokenizer as ModelTokenizer
+from server.engine.text.codec import Codec
+from server.model.text.tokenizer import Tokenizer as ModelTokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.engine.request import ChatTraits
+from server.engine.interface import ChatTraits
 
 BAR = "\N{FULLWIDTH VERTICAL LINE}"
 SCHEMAS: Mapping[str, Mapping[str, Any]] = {

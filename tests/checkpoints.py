@@ -101,7 +101,7 @@ def save_checkpoint(
         as_published: with the hub's names and shapes; else with those of transformers' modules.
     """
     torch.manual_seed(0)
-    model = stock_class(config).from_config(config)
+    model = transformers_class(config).from_config(config)
     with torch.no_grad():
         constants = {name for name, tensor in model.named_buffers() if tensor.ndim > 1}
         for name, tensor in model.state_dict().items():
@@ -118,16 +118,16 @@ def save_checkpoint(
     return folder
 
 
-def stock_class(config: transformers.PreTrainedConfig) -> Any:
-    """What stock transformers loads a checkpoint with: as the multimodal model that it is, if it is one."""
+def transformers_class(config: transformers.PreTrainedConfig) -> Any:
+    """Return the class by which transformers loads a checkpoint: as a multimodal model, if it is one."""
     if config.is_encoder_decoder:
         return transformers.AutoModelForSeq2SeqLM
     is_multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
     return transformers.AutoModelForMultimodalLM if is_multimodal else transformers.AutoModelForCausalLM
 
 
-def load_stock(folder: Path) -> Any:
-    """A checkpoint as stock transformers runs it in float32; of several models, the one that writes text."""
+def load_transformers_model(folder: Path) -> Any:
+    """Load a checkpoint by transformers in float32; of several models, the one that writes text."""
     config = transformers.AutoConfig.from_pretrained(folder)
-    model = stock_class(config).from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers_class(config).from_pretrained(folder, dtype=torch.float32).eval()
     return getattr(model, "thinker", model)

@@ -1,4 +1,4 @@
-"""The dashboards and rules that are shipped, as tests look at them."""
+"""Helpers for tests of the Grafana dashboards."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ DOCKER = Path(__file__).parents[1] / "docker"
 DASHBOARDS = sorted((DOCKER / "grafana/dashboards").glob("*.json"))
 
 
-def asking(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
-    """The panels that ask for something: neither a row's title nor a text."""
+def query_panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the panels with queries: all but rows and texts."""
     return [panel for panel in dashboard["panels"] if panel["type"] not in ("row", "text")]
 
 
 def queries(dashboard: dict[str, Any]) -> list[tuple[str, str]]:
-    """Each query of a dashboard beside the title of its panel."""
-    return [(panel["title"], target["expr"]) for panel in asking(dashboard) for target in panel["targets"]]
+    """Return each query of a dashboard, with the title of its panel."""
+    return [(panel["title"], target["expr"]) for panel in query_panels(dashboard) for target in panel["targets"]]

@@ -1,4 +1,4 @@
-"""One tiny configuration of every Mixture-of-Experts family of transformers that writes text."""
+"""A tiny configuration of every Mixture-of-Experts family of transformers that generates text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from tests.towers import TOP, TOWER
 
-SIZES: dict[str, Any] = {  # of each family, those that its config has
+SIZES: dict[str, Any] = {  # a family takes those that its config has
     "vocab_size": 128,
     "hidden_size": 32,
     "num_hidden_layers": 3,
@@ -53,7 +53,7 @@ SIZES: dict[str, Any] = {  # of each family, those that its config has
     "mamba_num_heads": 8,
     "mamba_head_dim": 8,
     "unpadded_vocab_size": 120,
-    "index_n_heads": 24,  # a key that none of them looks at scores zero, and which of these are chosen is chance
+    "index_n_heads": 24,  # a key that no head attends to scores zero, and the choice among such keys is chance
     "index_head_dim": 16,
     "index_topk": 4,
 }
@@ -98,7 +98,7 @@ COMPRESSED = "compressed-attention layers"
 ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
-LEAN = (  # families whose decoder layers run natively
+NATIVE = (  # families whose decoder layers run natively
     "aria_text",
     "dots1",
     "ernie4_5_moe",
@@ -120,20 +120,20 @@ LEAN = (  # families whose decoder layers run natively
 
 @dataclass(frozen=True)
 class Family:
-    """What its configuration has besides ``SIZES``, and what it is refused for if it is."""
+    """The configuration of a family besides ``SIZES``, and the reason why it is refused, if it is."""
 
     special: dict[str, Any] = field(default_factory=dict)
     refusal: str | None = None
-    solo: str | None = None  # why its requests are computed one after the other, if they are
+    sequential: str | None = None  # why its requests run one after the other, if they do
 
 
 def _text(special: dict[str, Any]) -> dict[str, Any]:
-    """What is special of a multimodal family's text."""
+    """Return the configuration of a multimodal family's text."""
     return {"text_config": special}
 
 
 def _mrope(*section: int) -> dict[str, Any]:
-    """Rotary positions of several axes, with so many frequencies each."""
+    """Return rotary positions of several axes, with this many frequencies each."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0, "mrope_section": section}
     return {"rope_parameters": rope}
 
@@ -143,7 +143,7 @@ FAMILIES = {  # by the model type of its text
     "aria": Family(),
     "aria_text": Family(),
     "axk1": Family(LATENT),
-    "axk2": Family(LATENT, solo=INDEXED),
+    "axk2": Family(LATENT, sequential=INDEXED),
     "bailing_hybrid": Family({**LATENT, **HYBRID}),
     "beam": Family({**WINDOWS, **SPARSE}),
     "cohere2_moe": Family(WINDOWS),
@@ -160,13 +160,13 @@ FAMILIES = {  # by the model type of its text
     "deepseek_ocr2": Family(_text({"mlp_layer_types": ["dense", "sparse", "sparse"]})),
     "deepseek_v2": Family(LATENT),
     "deepseek_v3": Family(LATENT),
-    "deepseek_v32": Family(LATENT, solo=INDEXED),
-    "deepseek_v4": Family(solo=COMPRESSED),
+    "deepseek_v32": Family(LATENT, sequential=INDEXED),
+    "deepseek_v4": Family(sequential=COMPRESSED),
     "diffusion_gemma": Family(_text(GEMMA4), "transformers has no diffusion_gemma that writes text token after token"),
     "doge": Family({"is_moe": True, "num_experts": 16}, MIXED),
     "dots1": Family({**LATENT, **WINDOWS}),
-    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, solo=INDEXED),
-    "dots3_note_text": Family(LATENT, solo=INDEXED),
+    "dots3_note": Family({"text_config": LATENT, "vision_config": {"pyramid_num_routed": [-1, 4]}}, sequential=INDEXED),
+    "dots3_note_text": Family(LATENT, sequential=INDEXED),
     "ernie4_5_moe": Family(),
     "ernie4_5_vl_moe": Family(_text({"moe_intermediate_size": [24, 16], **_mrope(1, 1, 2)})),
     "exaone_moe": Family(WINDOWS),
@@ -193,9 +193,9 @@ FAMILIES = {  # by the model type of its text
                 "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
             }
         ),
-        solo=INDEXED,
+        sequential=INDEXED,
     ),
-    "glm_moe_dsa": Family(LATENT, solo=INDEXED),
+    "glm_moe_dsa": Family(LATENT, sequential=INDEXED),
     "gpt_oss": Family(WINDOWS),
     "granitemoe": Family(),
     "granitemoe_swa": Family(WINDOWS),
@@ -203,14 +203,14 @@ FAMILIES = {  # by the model type of its text
     "granitemoeshared": Family(),
     "hunyuan_v1_moe": Family(),
     "hy_v3": Family(),
-    "hy_v4": Family(LATENT, solo=INDEXED),
-    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), solo=INDEXED),
-    "inkling2": Family(solo=RELATIVE),
-    "inkling2_loop": Family(solo=RELATIVE),
-    "inkling2_loop_text": Family(solo=RELATIVE),
-    "inkling2_text": Family(solo=RELATIVE),
-    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, solo=RELATIVE),
-    "inkling_text": Family(solo=RELATIVE),
+    "hy_v4": Family(LATENT, sequential=INDEXED),
+    "hy_v4_vl": Family(_text({**LATENT, **_mrope(2, 1, 1)}), sequential=INDEXED),
+    "inkling2": Family(sequential=RELATIVE),
+    "inkling2_loop": Family(sequential=RELATIVE),
+    "inkling2_loop_text": Family(sequential=RELATIVE),
+    "inkling2_text": Family(sequential=RELATIVE),
+    "inkling_mm_model": Family({"vision_config": {"num_hidden_layers": 12}}, sequential=RELATIVE),
+    "inkling_text": Family(sequential=RELATIVE),
     "internvl": Family(_text({"model_type": "qwen3_moe"})),
     "jamba": Family({"attn_layer_period": 2, "attn_layer_offset": 1}),
     "jetmoe": Family({"kv_channels": 8}),
@@ -227,14 +227,14 @@ FAMILIES = {  # by the model type of its text
     ),
     "mellum": Family(WINDOWS),
     "mimo_v2_flash": Family({"head_dim": 16, **WINDOWS, **SPARSE}),
-    # its stock cache counts no tokens if the first layer is a recurrent one
+    # transformers' cache counts no tokens if the first layer is a recurrent one
     "minimax": Family({"layer_types": ["full_attention", "linear_attention", "full_attention"]}),
     "minimax_m2": Family(),
-    "minimax_m3_vl": Family(_text(MINIMAX_M3), solo=INDEXED),
-    "minimax_m3_vl_text": Family(MINIMAX_M3, solo=INDEXED),
+    "minimax_m3_vl": Family(_text(MINIMAX_M3), sequential=INDEXED),
+    "minimax_m3_vl_text": Family(MINIMAX_M3, sequential=INDEXED),
     "mistral3": Family(_text({"model_type": "mistral4", **LATENT})),
     "mistral4": Family(LATENT),
-    "mistral_large4": Family(_text(LATENT), solo=INDEXED),
+    "mistral_large4": Family(_text(LATENT), sequential=INDEXED),
     "mixtral": Family(),
     "muse_spark": Family(),
     "nemo_speechlm": Family(
@@ -266,7 +266,7 @@ FAMILIES = {  # by the model type of its text
             "decoder_sparse_step": 2,
             "moe_eval_capacity_token_fraction": 0.4,  # some of longer prompts are dropped
         },
-        solo=ENCODER,
+        sequential=ENCODER,
     ),
     "olmoe": Family(),
     "phimoe": Family(),
@@ -285,8 +285,8 @@ FAMILIES = {  # by the model type of its text
         _text({**_mrope(2, 1, 1), "sliding_window": None}) | {"vision_start_token_id": 103}
     ),
     "qwen3_vl_moe": Family(_text(_mrope(2, 1, 1))),
-    "qwen4_exp": Family(_text(QWEN4), solo=INDEXED),
-    "qwen4_exp_text": Family(QWEN4, solo=INDEXED),
+    "qwen4_exp": Family(_text(QWEN4), sequential=INDEXED),
+    "qwen4_exp_text": Family(QWEN4, sequential=INDEXED),
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
@@ -296,7 +296,7 @@ FAMILIES = {  # by the model type of its text
             "d_model": 32,
             "d_kv": 8,
             "d_ff": 24,
-            "num_layers": 4,  # stock can not go on where the decoder has another number
+            "num_layers": 4,  # transformers can't continue where the decoder has another number
             "num_sparse_encoder_layers": 2,
             "num_decoder_layers": 4,
             "num_sparse_decoder_layers": 2,
@@ -305,21 +305,21 @@ FAMILIES = {  # by the model type of its text
             "expert_capacity": 2,  # the others of longer prompts are dropped
             "decoder_start_token_id": 0,
         },
-        solo=ENCODER,
+        sequential=ENCODER,
     ),
-    "unlimited_ocr": Family(solo=REFERENCE),
+    "unlimited_ocr": Family(sequential=REFERENCE),
     "zaya": Family({"num_experts_per_tok": 1}),
 }
 
 
 def make_config(model_type: str) -> PreTrainedConfig:
-    """The tiny configuration of one of the families above."""
+    """Return the tiny configuration of one of the families above."""
     config_class = CONFIG_MAPPING[model_type]
     return _make(config_class, FAMILIES[model_type].special, TOP if _holds_text(config_class) else SIZES)
 
 
 def _make(config_class: Any, special: dict[str, Any], sizes: dict[str, Any]) -> PreTrainedConfig:
-    """A config of those sizes that it has, and of parts that are made alike; ``special`` goes before, in parts too."""
+    """Make a config with the sizes that it has, and its parts likewise; ``special`` takes precedence, in parts too."""
     names = {attribute.name for attribute in fields(config_class)}
     values = {name: size for name, size in sizes.items() if name in names} | special
     for name, kind in config_class.sub_configs.items():

@@ -1,4 +1,4 @@
-"""One family against stock transformers, and the line that docs/models.md has of it."""
+"""Compares one family with transformers, and writes its line of docs/models.md."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from expert_store import ExpertCatalog, ExpertStore, find_shards, least_bytes, read_index
-from server.model.checkpoint_map import map_checkpoint
+from server.model.checkpoint.tensor_map import map_checkpoint
+from server.model.checkpoint.trunk_loader import build_model, load_trunk
 from server.model.errors import ModelError
-from server.model.loading import build_model, load_trunk
 from server.model.trunk import TrunkFacts
-from tests.checkpoints import load_stock, save_checkpoint, stock_class
+from tests.checkpoints import load_transformers_model, save_checkpoint, transformers_class
 from tests.families import FAMILIES, make_config
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
 
@@ -26,13 +26,13 @@ CHUNK = 3
 
 @dataclass(frozen=True)
 class Served:
-    """A family whose tokens and logits are stock's."""
+    """A family whose tokens and logits equal transformers'."""
 
     model_type: str
     architecture: str
-    attention: str  # or why its sequences are computed one after the other
+    attention: str  # or why its sequences run one after the other
     tensors: str
-    is_solo: bool
+    is_sequential: bool
 
     def __str__(self) -> str:
         return f"| `{self.model_type}` | {self.architecture} | {self.attention} | {self.tensors} |"
@@ -40,7 +40,7 @@ class Served:
 
 @dataclass(frozen=True)
 class Refused:
-    """A family that is not served, and what it is refused with."""
+    """A family that is not served, and the error that refuses it."""
 
     model_type: str
     reason: str
@@ -50,65 +50,66 @@ class Refused:
 
 
 def examine(model_type: str, folder: Path) -> Served | Refused:
-    """Compare a tiny random checkpoint with stock transformers, or see it refused by its config alone.
+    """Compare a tiny random checkpoint with transformers, or check that its config alone is refused.
 
     Prompts of several lengths go in three tokens at a time, together with decodes, over the fewest experts that a step
-    can do with.
+    can run with.
 
     Raises:
-        AssertionError: the family does not give what stock gives, or is not refused for what the table says.
+        AssertionError: its results differ from transformers', or it is not refused for the reason in the table.
     """
     refusal = FAMILIES[model_type].refusal
-    return _see_served(model_type, folder) if refusal is None else _see_refused(model_type, folder, refusal)
+    return _check_served(model_type, folder) if refusal is None else _check_refused(model_type, folder, refusal)
 
 
-def _see_served(model_type: str, folder: Path) -> Served:
+def _check_served(model_type: str, folder: Path) -> Served:
     config = make_config(model_type)
     save_checkpoint(config, folder)
     unused = map_checkpoint(build_model(config, torch.float32), read_index(find_shards(folder))).unused
-    assert not unused, f"{model_type} has no place for {unused[0]}"
+    assert not unused, f"{model_type} does not use {unused[0]}"
     trunk = load_trunk(folder, torch.float32)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
-    solo, reason = FAMILIES[model_type].solo, trunk.facts.solo_reason
-    assert (reason is None) if solo is None else (solo in (reason or "")), f"{model_type} is computed alone: {reason}"
+    expected_reason, reason = FAMILIES[model_type].sequential, trunk.facts.sequential_reason
+    is_expected = reason is None if expected_reason is None else expected_reason in (reason or "")
+    assert is_expected, f"{model_type} runs one sequence at a time: {reason}"
     written = generate(trunk, store, CHUNK)
     store.close()
-    whole = load_stock(folder)
+    model = load_transformers_model(folder)
     # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
-    stock = whole.get_decoder() if hasattr(whole.get_decoder(), "lm_head") else whole
+    reference = model.get_decoder() if hasattr(model.get_decoder(), "lm_head") else model
     for prompt, (tokens, logits) in zip(PROMPTS, written, strict=True):
-        text, expected = _write(stock, prompt, by_steps=solo is not None)
-        assert tokens == text, f"{model_type} writes another text than stock"
+        text, expected = _write(reference, prompt, by_steps=expected_reason is not None)
+        assert tokens == text, f"{model_type} writes another text than transformers"
         span = float(expected.max() - expected.min())
         error = float((logits - expected).abs().max()) / span
         assert error < TOLERANCE, f"{model_type}: logits differ by {error:.1e} of their range"
-    attention = solo or _attention(trunk.facts)
-    return Served(model_type, type(whole).__name__, attention, _tensors(trunk.catalog), solo is not None)
+    attention = expected_reason or _attention(trunk.facts)
+    return Served(model_type, type(model).__name__, attention, _tensors(trunk.catalog), expected_reason is not None)
 
 
-def _write(stock: Any, prompt: list[int], *, by_steps: bool) -> tuple[list[int], torch.Tensor]:
-    """Stock's greedy tokens, and the logits that chose them, ``(tokens, vocabulary)``.
+def _write(model: Any, prompt: list[int], *, by_steps: bool) -> tuple[list[int], torch.Tensor]:
+    """Return transformers' greedy tokens, and the logits that chose them, ``(tokens, vocabulary)``.
 
     Args:
-        by_steps: whether logits are those of each step, else those of the whole text at once.
+        by_steps: whether the logits are those of each step, instead of one pass over the complete text.
     """
-    mend_experts(stock)
+    fix_nllb_experts(model)
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     ids = torch.tensor([prompt])
-    result = stock.generate(
+    result = model.generate(
         ids, attention_mask=torch.ones_like(ids), return_dict_in_generate=True, output_logits=True, **options
     )
     text = result.sequences
     if by_steps:
         return text[0, -NEW_TOKENS:].tolist(), torch.cat(result.logits)
     with torch.inference_mode():
-        return text[0, len(prompt) :].tolist(), stock(text[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
+        return text[0, len(prompt) :].tolist(), model(text[:, :-1], use_cache=False).logits[0, len(prompt) - 1 :]
 
 
-def mend_experts(stock: Any) -> None:
-    """Let NLLB's experts be those of its paper (arXiv 2207.04672, section 6.2): transformers 5.24 runs the first two.
+def fix_nllb_experts(model: Any) -> None:
+    """Make NLLB's experts those of its paper (arXiv 2207.04672, section 6.2); transformers 5.24 runs the first two.
 
-    Each token goes through every expert that its router weighs, and comes out as their weighted sum.
+    A token's output is the weighted sum of all experts that its router gives a weight.
     """
 
     def run(module: Any, rows: torch.Tensor, _mask: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -116,14 +117,14 @@ def mend_experts(stock: Any) -> None:
         outputs = torch.stack([expert(rows) for expert in experts], 1)  # (tokens, experts, hidden)
         return (1 - module.moe_token_dropout) * torch.einsum("te,teh->th", weights, outputs)
 
-    for module in stock.modules():
+    for module in model.modules():
         if type(module).__name__ == "NllbMoeExperts":
             module.forward = partial(run, module)
 
 
-def _see_refused(model_type: str, folder: Path, refusal: str) -> Refused:
+def _check_refused(model_type: str, folder: Path, refusal: str) -> Refused:
     config = make_config(model_type)
-    config.architectures = [stock_class(config)._model_mapping[type(config)].__name__]
+    config.architectures = [transformers_class(config)._model_mapping[type(config)].__name__]
     config.save_pretrained(folder)
     save_file({}, folder / "model.safetensors")
     with pytest.raises(ModelError, match=re.escape(refusal)) as raised:
@@ -143,7 +144,7 @@ def _attention(facts: TrunkFacts) -> str:
 
 
 def _tensors(catalog: ExpertCatalog) -> str:
-    """The names of the tensors that an expert of the last layer is read from, after its layer's."""
+    """Return the names of the tensors of an expert of the last layer, without the layer's prefix."""
     recipe = catalog.layers[max(catalog.layers)].experts[0]
     names = {source.name for part in recipe.values() for source in part.sources}
     within = [re.sub(r"^.*?\.\d+\.", "", name) for name in sorted(names)]

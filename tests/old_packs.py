@@ -1,4 +1,4 @@
-"""Packs as they were written before their int8 and int4 got groups of 32 inputs."""
+"""Writes packs in the older layout, before int8 and int4 had groups of 32 inputs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from torch.nn import functional as F
 
 from expert_store import ExpertLayout, PackedLayer, ParameterSpec, Weights, write_pack
 from expert_store.keys import ExpertKey
-from server.kernels import int4, int8
 from server.kernels.expert import transposed_names
-from server.model.checkpoint_map import experts_modules, layer_numbers
-from server.model.loading import build_model, read_config
-from server.model.packing import pack_source
+from server.kernels.formats import channel_int8, group_int4
+from server.model.checkpoint.packing import pack_source
+from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
+from server.model.checkpoint.trunk_loader import build_model, read_config
 
 Tensors = dict[str, torch.Tensor]
 
 
 def int8_matrix(name: str, matrix: torch.Tensor) -> Tensors:
-    """A float32 matrix ``(out, in)`` as ``server.kernels.int8`` reads it."""
+    """Quantise a float32 matrix ``(out, in)`` to ``server.kernels.formats.channel_int8``."""
     scale = (matrix.abs().amax(1) / 127).bfloat16().float()
     codes = (matrix / torch.where(scale > 0, scale, 1.0).unsqueeze(1)).round().clamp(-127, 127).to(torch.int8)
-    return {name: codes, name + int8.SCALE: scale}
+    return {name: codes, name + channel_int8.SCALE: scale}
 
 
 def int4_matrix(name: str, matrix: torch.Tensor, block: int) -> Tensors:
-    """A float32 matrix ``(out, in)`` as ``server.kernels.int4`` reads it, by plain rounding."""
+    """Quantise a float32 matrix ``(out, in)`` to ``server.kernels.formats.group_int4``, by plain rounding."""
     out_features, in_features = matrix.shape
-    groups = F.pad(matrix, (0, -in_features % int4.GROUP), mode="replicate").unflatten(1, (-1, int4.GROUP))
+    groups = F.pad(matrix, (0, -in_features % group_int4.GROUP), mode="replicate").unflatten(1, (-1, group_int4.GROUP))
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    scale = ((high - low) / int4.LARGEST).bfloat16().float()
-    centre = (low + int4.MIDDLE * scale).bfloat16().float()
+    scale = ((high - low) / group_int4.LARGEST).bfloat16().float()
+    centre = (low + group_int4.MIDDLE * scale).bfloat16().float()
     steps = torch.where(scale > 0, scale, 1.0)
-    codes = ((groups - centre) / steps).round().add(int4.MIDDLE).clamp(0, int4.LARGEST).to(torch.uint8)
+    codes = ((groups - centre) / steps).round().add(group_int4.MIDDLE).clamp(0, group_int4.LARGEST).to(torch.uint8)
     filled = F.pad(codes.flatten(1)[:, :in_features], (0, 0, 0, -out_features % block))
     first, second = filled.view(-1, 2, block // 2, in_features).unbind(1)
     scales = torch.cat((scale, centre), -1).transpose(0, 1).contiguous().bfloat16()
-    return {name: (first | second << 4).mT.contiguous(), name + int4.SCALE: scales}
+    return {name: (first | second << 4).mT.contiguous(), name + group_int4.SCALE: scales}
 
 
 def pack_as_before(folder: Path, out: Path, weights: Literal["int8", "int4"], block: int = 64) -> Path:
-    """A pack of a checkpoint in the older layout.
+    """Pack a checkpoint in the older layout.
 
     Args:
         block: of 4-bit matrices, 32 or 64.

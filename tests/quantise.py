@@ -1,4 +1,4 @@
-"""Tiny checkpoints quantised as they are published, and what the library that defines the format makes of them."""
+"""Quantises tiny checkpoints in published formats, with reference weights by the library that defines the format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Published:
 
 
 def publish(plain: Path, out: Path, published: Published) -> tuple[Path, Path]:
-    """A quantised checkpoint, and one of the same weights that are not quantised, from a plain checkpoint."""
+    """Quantise a plain checkpoint; returns the quantised folder, and one with the same weights dequantised."""
     quantised, reference = out / "quantised", out / "reference"
     for folder in (quantised, reference):
         shutil.copytree(plain, folder)
@@ -62,7 +62,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def mxfp4() -> Published:
-    """Random codes and scales; weights by transformers."""
+    """MXFP4: random codes and scales; reference weights by transformers."""
 
     def quantise(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         if "experts" not in name:
@@ -80,7 +80,7 @@ def mxfp4() -> Published:
 def fp8(
     block: tuple[int, int] | None = BLOCK, scale_dtype: torch.dtype = torch.float32, method: str = "fp8"
 ) -> Published:
-    """Scales of blocks, the last of which may be smaller, or of whole matrices; weights by transformers."""
+    """Float8: scales per block, the last of which may be smaller, or per matrix; reference weights by transformers."""
 
     def quantise(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         rows, columns = block or weight.shape[-2:]
@@ -123,7 +123,7 @@ def compressed_tensors(layout: str, scale_dtype: torch.dtype = torch.bfloat16, *
             scale = (scale * 100).to(torch.float8_e4m3fn).float()
         state |= {"weight_scale": scale.to(scale_dtype), "weight_zero_point": zero}
         stored = compressor.compress(state, scheme)
-        if args.strategy == "tensor_group":  # which the compressor would give in bfloat16
+        if args.strategy == "tensor_group":  # the compressor would return bfloat16
             codes = unpack_fp4_from_uint8(stored["weight_packed"], *weight.shape, dtype=torch.float32)
             scale = stored["weight_scale"].float()
             weight = dequantize(codes, scale, args=args, global_scale=stored["weight_global_scale"])
@@ -144,7 +144,7 @@ def compressed_tensors(layout: str, scale_dtype: torch.dtype = torch.bfloat16, *
 
 
 def _parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scales and zero points by the extremes of what shares them."""
+    """Scales and zero points from the extremes of each group."""
     match args.strategy:
         case "block":
             rows, columns = args.block_structure
@@ -162,7 +162,7 @@ def _parameters(weight: torch.Tensor, args: QuantizationArgs) -> tuple[torch.Ten
 
 
 def awq() -> Published:
-    """Packed as AutoAWQ's GEMM format is; weights by the compressed-tensors library, which converts it."""
+    """AutoAWQ's GEMM format; reference weights by the compressed-tensors library, which converts it."""
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True, "version": "gemm"}
     converter = AutoAWQConverter.from_autoawq_config(config)
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
@@ -181,13 +181,13 @@ def awq() -> Published:
     return Published(config, quantise)
 
 
-def gptq(bits: int = 4, layout: str = "gptq", *, is_ordered: bool = False) -> Published:
-    """Packed as GPTQ's first or second format; weights from the format's definition, number by number."""
+def gptq(bits: int = 4, layout: str = "gptq", *, has_order: bool = False) -> Published:
+    """GPTQ's first or second format; reference weights from its definition, number by number."""
 
     def quantise(name: str, weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
         module, in_features = name.removesuffix(".weight"), weight.shape[1]
         groups = torch.arange(in_features) // GROUP
-        if is_ordered:
+        if has_order:
             groups = groups[torch.randperm(in_features)]
         columns = torch.cat([(groups == group).nonzero().squeeze(1) for group in range(in_features // GROUP)])
         codes, scale, zero = _asymmetric(weight[:, columns], bits)
@@ -205,12 +205,12 @@ def gptq(bits: int = 4, layout: str = "gptq", *, is_ordered: bool = False) -> Pu
             dequantised[:, column] = (codes[:, column] - zero[:, group]) * scale[:, group].float()
         return {f"{module}.{part}": value for part, value in stored.items()}, dequantised
 
-    config = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "desc_act": is_ordered, "sym": False}
+    config = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "desc_act": has_order, "sym": False}
     return Published(config | {"checkpoint_format": layout}, quantise)
 
 
 def _asymmetric(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes int64 ``(out, in)``, scales float16 and zeros int64 ``(out, groups)``; the first zeros are the extremes."""
+    """Codes int64 ``(out, in)``, scales float16 and zeros int64 ``(out, groups)``."""
     groups, most = weight.unflatten(1, (-1, GROUP)), (1 << bits) - 1
     low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
     scale = ((high - low) / most).clamp_min(1e-4).half()
@@ -221,7 +221,7 @@ def _asymmetric(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Consecutive codes of a row into int32, from the lowest bits: ``(rows, n)`` to ``(rows, n * bits / 32)``."""
+    """Pack consecutive codes of a row into int32, from the lowest bits: ``(rows, n)`` to ``(rows, n * bits / 32)``."""
     per_integer = 32 // bits
     integers = torch.zeros((codes.shape[0], codes.shape[1] // per_integer), dtype=torch.int64)
     for place in range(per_integer):
@@ -230,6 +230,6 @@ def _pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _pack_awq(codes: torch.Tensor) -> torch.Tensor:
-    """``(rows, out)`` to int32 ``(rows, out / 8)``, every eight of a row in AWQ's order."""
+    """``(rows, out)`` to int32 ``(rows, out / 8)``, each eight of a row in AWQ's order."""
     order = [0, 2, 4, 6, 1, 3, 5, 7]
     return _pack(codes.unflatten(1, (-1, 8))[..., order].flatten(1), 4)

@@ -1,4 +1,4 @@
-"""Dashboards, rules and what operators are told fit each other; a real Prometheus runs them in tests/e2e."""
+"""Dashboards, rules and what operators are documented fit each other; a real Prometheus runs them in tests/e2e."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.dashboards import DASHBOARDS, DOCKER, asking
+from tests.dashboards import DASHBOARDS, DOCKER, query_panels
 
 GRAFANA = DOCKER / "grafana"
 OPERATIONS = DOCKER.parent / "docs/operations.md"
@@ -36,7 +36,7 @@ def overlap(one: dict[str, int], other: dict[str, int]) -> bool:
     )
 
 
-def test_panels_have_places_of_their_own(dashboard: dict[str, Any]) -> None:
+def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
     panels = dashboard["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
@@ -47,26 +47,26 @@ def test_panels_have_places_of_their_own(dashboard: dict[str, Any]) -> None:
         assert not overlap(one["gridPos"], other["gridPos"]), (one["title"], other["title"])
 
 
-def test_every_panel_says_what_it_shows_and_asks_the_chosen_servers(dashboard: dict[str, Any]) -> None:
-    chosen = {"type": "prometheus", "uid": "${datasource}"}
-    for panel in asking(dashboard):
+def test_every_panel_has_a_description_and_queries_the_selected_servers(dashboard: dict[str, Any]) -> None:
+    datasource = {"type": "prometheus", "uid": "${datasource}"}
+    for panel in query_panels(dashboard):
         assert panel["title"]
         assert panel["description"].endswith(".")
-        assert panel["datasource"] == chosen
+        assert panel["datasource"] == datasource
         references = Counter(target["refId"] for target in panel["targets"])
         assert set(references.values()) == {1}
         for target in panel["targets"]:
-            assert target["datasource"] == chosen
-            assert_of_chosen_servers(target["expr"])
+            assert target["datasource"] == datasource
+            assert_selects_servers(target["expr"])
 
 
-def assert_of_chosen_servers(expression: str) -> None:
+def assert_selects_servers(expression: str) -> None:
     selectors = re.findall(r"\b(?:greenroom_\w+|ALERTS)(\{[^}]*\})?", expression)
     assert selectors
     assert all('instance=~"$instance"' in selector for selector in selectors), expression
 
 
-def test_servers_are_chosen_by_model_and_address(dashboard: dict[str, Any]) -> None:
+def test_servers_are_selected_by_model_and_address(dashboard: dict[str, Any]) -> None:
     source, model, instance = dashboard["templating"]["list"]
     assert [source["name"], model["name"], instance["name"]] == ["datasource", "model", "instance"]
     assert model["query"]["query"] == "label_values(greenroom_model_info, model)"
@@ -77,10 +77,10 @@ def test_alerts_are_marked_in_every_graph(dashboard: dict[str, Any]) -> None:
     (annotation,) = dashboard["annotations"]["list"]
     assert annotation["enable"]
     assert 'alertstate="firing"' in annotation["target"]["expr"]
-    assert_of_chosen_servers(annotation["target"]["expr"])
+    assert_selects_servers(annotation["target"]["expr"])
 
 
-def test_dashboards_lead_to_each_other() -> None:
+def test_dashboards_link_to_each_other() -> None:
     dashboards = [json.loads(path.read_text()) for path in DASHBOARDS]
     known = {f"/d/{dashboard['uid']}" for dashboard in dashboards}
     assert len(known) == len(dashboards)
@@ -98,20 +98,20 @@ def test_grafana_finds_its_data_source_and_dashboards() -> None:
     assert Path(provider["options"]["path"]).name == GRAFANA.joinpath("dashboards").name
 
 
-def test_operators_are_told_what_to_do_at_each_alert(rules: list[dict[str, Any]]) -> None:
+def test_each_alert_is_documented(rules: list[dict[str, Any]]) -> None:
     alerts = [rule["alert"] for rule in rules if "alert" in rule]
-    told = re.findall(r"^\| `(Greenroom\w+)` \| [^|]+ \| [^|]+ \|$", OPERATIONS.read_text(), re.MULTILINE)
-    assert told == alerts
+    documented = re.findall(r"^\| `(Greenroom\w+)` \| [^|]+ \| [^|]+ \|$", OPERATIONS.read_text(), re.MULTILINE)
+    assert documented == alerts
 
 
-def test_each_alert_leads_to_a_panel_of_what_it_watches(rules: list[dict[str, Any]]) -> None:
+def test_each_alert_links_to_a_panel_with_its_metric(rules: list[dict[str, Any]]) -> None:
     dashboards = {dashboard["uid"]: dashboard for path in DASHBOARDS for dashboard in [json.loads(path.read_text())]}
     recorded = {rule["record"]: rule["expr"] for rule in rules if "record" in rule}
     for rule in (rule for rule in rules if "alert" in rule):
         notes, watched = rule["annotations"], rule["expr"]
         for name, expression in recorded.items():
             watched = watched.replace(name, expression)
-        panels = asking(dashboards[notes["__dashboardUid__"]])
+        panels = query_panels(dashboards[notes["__dashboardUid__"]])
         (panel,) = [panel for panel in panels if str(panel["id"]) == notes["__panelId__"]]
         shown = " ".join(target["expr"] for target in panel["targets"])
         metrics = re.findall(r"greenroom_\w+", watched)
@@ -119,7 +119,7 @@ def test_each_alert_leads_to_a_panel_of_what_it_watches(rules: list[dict[str, An
         assert notes["action"].endswith(".")
 
 
-def test_each_alert_is_tested_to_fire_and_to_end(rules: list[dict[str, Any]]) -> None:
+def test_each_alert_is_tested_to_fire_and_to_resolve(rules: list[dict[str, Any]]) -> None:
     tests = yaml.safe_load((DOCKER / "prometheus/rules_test.yml").read_text())["tests"]
     for rule in rules:
         if "alert" in rule:

@@ -1,10 +1,10 @@
-"""Sizes of what multimodal models have beside their text: towers that see or hear, and the tokens that stand for it."""
+"""Sizes of multimodal models' towers for images and sound, and the ids of their placeholder tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
-TOWER: dict[str, Any] = {  # of each tower, those that its config has
+TOWER: dict[str, Any] = {  # settings of a tower, as far as its config has them
     "hidden_size": 16,
     "intermediate_size": 24,
     "num_hidden_layers": 2,
@@ -58,7 +58,7 @@ TOWER: dict[str, Any] = {  # of each tower, those that its config has
     "depths": [1, 1],
     "downsample_hidden_size": 8,
 }
-TOP: dict[str, Any] = {  # of a multimodal model itself
+TOP: dict[str, Any] = {  # settings of the multimodal model itself
     "image_token_id": 100,
     "image_token_index": 100,
     "video_token_id": 101,

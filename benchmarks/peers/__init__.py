@@ -1,1 +1,1 @@
-"""Scripts that the peers' own interpreters run; they import nothing of Greenroom."""
+"""Scripts run by the interpreters of other engines; they do not import Greenroom, except ``run_greenroom``."""

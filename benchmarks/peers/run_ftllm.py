@@ -1,4 +1,4 @@
-"""ftllm (fastllm), experts in memory or from disk: ``run_ftllm.py MODEL --threads 2 [--cache 700m]``."""
+"""Runs ftllm (fastllm), with experts in memory or on disk: ``run_ftllm.py MODEL --threads 2 [--cache 700m]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from importlib.metadata import version
 from typing import Any
 
-from speaking import Prompts, answer  # before what may print
+from protocol import Prompts, serve  # before modules that may print
 
 # isort: split
 from ftllm.llm import fastllm_lib as lib
@@ -44,7 +44,7 @@ class Runner:
                         lib.abort_response_llm_model(self._model.model, handle)
                     running.clear()
         first = max(times[0] for times in arrivals.values())
-        after = [moment for times in arrivals.values() for moment in times if moment > first]
+        after = [arrival for times in arrivals.values() for arrival in times if arrival > first]
         taken = max(after, default=first) - first
         return {"first_token_seconds": first - started, "tokens": len(after), "seconds": taken}
 
@@ -56,7 +56,7 @@ class Runner:
             len(prompt),
             ids,
             ctypes.c_int(new_tokens),
-            ctypes.c_int(new_tokens),  # at least
+            ctypes.c_int(new_tokens),  # minimum
             ctypes.c_bool(False),
             ctypes.c_float(1.0),
             ctypes.c_int(1),
@@ -73,15 +73,17 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-model-len", type=int, default=2048)
-    parser.add_argument("--cache", help="memory for experts that come from disk; without it all are in memory")
+    parser.add_argument("--cache", help="cache size for experts on disk; without it, all experts are in memory")
     options = parser.parse_args()
-    workers = max(1, options.threads - 1)  # beside its main thread, which spins: with one more all wait for each other
+    workers = max(
+        1, options.threads - 1
+    )  # one fewer, because the main thread spins: with more, the threads wait for each other
     arguments = [options.model, "--device", "cpu", "-t", str(workers), "--dtype", "float16"]
     arguments += ["--moe_dtype", "float16", "--tokens", str(options.max_model_len), "--max_batch", "8"]
     arguments += ["--prefix_cache", "false"]
     if options.cache:
         arguments += ["--moe_device", "disk", "--moe_cpu_cache", options.cache, "--chunked_prefill_size", "128"]
-    answer(Runner(arguments).generate, version=f"ftllm {version('ftllm')}")
+    serve(Runner(arguments).generate, version=f"ftllm {version('ftllm')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Greenroom's own logits of one sequence: ``run_greenroom.py MODEL --logits IDS.json OUT.npy [--one-by-one]``.
+"""Writes Greenroom's logits of one sequence: ``run_greenroom.py MODEL --logits IDS.json OUT.npy [--one-by-one]``.
 
-It runs in the folder of the checkout that it is to measure, which is first on the path.
+Run it in the folder of the checkout to measure, which is put first on ``sys.path``.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import torch
 sys.path.insert(0, str(Path.cwd()))
 
 from expert_store import ExpertStore
+from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level
 from server.kernels.native.library import Kernels
-from server.kernels.pool import ComputePool
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk, read_config
 from server.model.step import SequenceChunk
 
 BLOCK_SIZE = 16
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--logits", nargs=2, type=Path, required=True)
     parser.add_argument("--one-by-one", action="store_true")
     parser.add_argument("--deterministic", action="store_true")
-    parser.add_argument("--kernels", default="auto", help="as of greenroom serve")
+    parser.add_argument("--kernels", default="auto", help="as in greenroom serve")
     options = parser.parse_args()
     ids = json.loads(options.logits[0].read_text())
     cpu = torch.device("cpu")

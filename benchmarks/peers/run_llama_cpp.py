@@ -1,7 +1,7 @@
-"""llama.cpp through its own C interface, by llama-cpp-python: ``run_llama_cpp.py FILE.gguf --threads 2``.
+"""Runs llama.cpp through the C interface of llama-cpp-python: ``run_llama_cpp.py FILE.gguf --threads 2``.
 
-``--logits IDS.json OUT.npy`` writes the float32 logits of one sequence of token ids instead, ``(tokens, vocabulary)``;
-``--one-by-one`` computes them as decodes do.
+With ``--logits IDS.json OUT.npy``, it writes the float32 logits of one sequence of token ids, ``(tokens, vocabulary)``;
+``--one-by-one`` computes them token by token, as in decoding.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
-from speaking import Prompts, answer, say  # before what may print
+from protocol import Prompts, send, serve  # before modules that may print
 
 # isort: split
 import llama_cpp as llama
@@ -24,7 +24,7 @@ UBATCH_TOKENS = 512
 
 
 class Context:
-    """A context and a batch, large enough for some work; both are freed at the end of a ``with``."""
+    """Context manager of a llama.cpp context and a batch, which are freed at the end."""
 
     def __init__(self, model: Any, num_sequences: int, num_tokens: int, batch_tokens: int, threads: int):
         parameters = llama.llama_context_default_params()
@@ -116,10 +116,10 @@ def main() -> None:
     if options.logits:
         ids, out = options.logits
         np.save(out, runner.sequence_logits(json.loads(ids.read_text()), one_by_one=options.one_by_one))
-        say(done=True)
+        send(done=True)
         return
     system = llama.llama_print_system_info().decode().strip()
-    answer(runner.generate, version=f"llama-cpp-python {version('llama-cpp-python')}", system=system)
+    serve(runner.generate, version=f"llama-cpp-python {version('llama-cpp-python')}", system=system)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Stock transformers, greedy and cached: ``run_transformers.py MODEL --threads 2``.
+"""Runs transformers with greedy decoding and a KV cache: ``run_transformers.py MODEL --threads 2``.
 
-``--sample OUT.json`` writes token ids that the model samples in float32 instead, ``--logits IDS.json OUT.npy`` the
-float32 logits of one sequence, ``(tokens, vocabulary)``, computed in ``--dtype``.
+With ``--sample OUT.json``, it writes token ids sampled from the model. With ``--logits IDS.json OUT.npy``, it writes
+the logits of one sequence as float32, ``(tokens, vocabulary)``. Both are computed in ``--dtype``.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from speaking import Prompts, answer, say  # before what may print
+from protocol import Prompts, send, serve  # before modules that may print
 
 # isort: split
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-CONTINUES = 8  # token ids that a sampled text begins with
+NUM_PREFIX_IDS = 8  # random token ids at the start of a sampled text
 
 
 class Runner:
@@ -50,7 +50,7 @@ class Runner:
     @torch.inference_mode()
     def sample(self, num_tokens: int, seed: int) -> list[int]:
         random = torch.Generator().manual_seed(seed)
-        ids = torch.randint(300, self._model.config.vocab_size, (1, CONTINUES), generator=random)
+        ids = torch.randint(300, self._model.config.vocab_size, (1, NUM_PREFIX_IDS), generator=random)
         cache, text = DynamicCache(config=self._model.config), ids[0].tolist()
         while len(text) < num_tokens:
             probabilities = self._model(ids, past_key_values=cache, use_cache=True).logits[0, -1].softmax(-1)
@@ -77,9 +77,9 @@ def main() -> None:
         ids, out = options.logits
         np.save(out, runner.logits(json.loads(ids.read_text())))
     if options.sample or options.logits:
-        say(done=True)
+        send(done=True)
         return
-    answer(runner.generate, version=f"transformers {version('transformers')}, torch {version('torch')}")
+    serve(runner.generate, version=f"transformers {version('transformers')}, torch {version('torch')}")
 
 
 if __name__ == "__main__":

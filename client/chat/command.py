@@ -1,4 +1,4 @@
-"""`greenroom chat`."""
+"""The command `greenroom chat`."""
 
 from __future__ import annotations
 
@@ -8,95 +8,95 @@ import sys
 import time
 from collections.abc import Callable
 
-from client.chat.answering import answer
-from client.chat.commands import COMMANDS, Chat, CommandError, choose_model, run_command
+from client.chat.commands import COMMANDS, ChatSession, CommandError, choose_model, run_command
 from client.chat.conversation import Conversation
 from client.chat.screen import Screen, prepare_streams
+from client.chat.turn import run_turn
 from client.errors import GreenroomError
 from client.sync_client import Client
 from client.terminal import (
     FAILURE,
     WRONG_USAGE,
     add_server_arguments,
-    complain,
-    describe,
+    error_line,
     is_terminal,
     printable,
-    server_of,
+    report_error,
+    server_from,
 )
 
-LOOK_SECONDS = 1.0  # between two looks whether the model is loaded
+POLL_SECONDS = 1.0  # interval of readiness checks while the model is loading
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_arguments(parser)
-    parser.add_argument("--model", metavar="NAME", help="to talk to (the first that the server has)")
-    parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before everything")
+    parser.add_argument("--model", metavar="NAME", help="model to chat with (default: the server's first)")
+    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Talk until the input ends; the exit status, 1 if something in a pipe failed."""
+    """Chat until the input ends. Return the exit status: 1 if anything failed while input is not a terminal."""
     prepare_streams()
     is_plain = not is_terminal()
-    url, options = server_of(arguments)
+    url, options = server_from(arguments)
     try:
         client = Client(url, **options)
     except ValueError as error:
-        return complain(str(error), WRONG_USAGE)
+        return report_error(str(error), WRONG_USAGE)
     screen = Screen(is_plain=is_plain)
     with client:
         try:
             wait_until_loaded(client, screen)
             model = choose_model(client, arguments.model)
-            chat = Chat(client, Conversation(model, printable(arguments.system)), screen)
+            chat = ChatSession(client, Conversation(model, printable(arguments.system)), screen)
             if is_plain:
-                return 0 if talk(chat, read_line) else FAILURE
-            screen.note(f"{model} at {url} · /help lists commands, Ctrl-D ends")
-            talk(chat, edit_line(chat))
+                return 0 if run_chat(chat, read_line) else FAILURE
+            screen.note(f"{model} at {url} · /help lists commands, Ctrl-D quits")
+            run_chat(chat, edit_line(chat))
         except CommandError as error:
-            return complain(printable(str(error)), FAILURE)
+            return report_error(printable(str(error)), FAILURE)
         except GreenroomError as error:
-            return complain(describe(error), FAILURE)
+            return report_error(error_line(error), FAILURE)
         except OSError as error:
-            return complain(f"the answer can't be written: {error.strerror}", FAILURE)
+            return report_error(f"cannot write the answer: {error.strerror}", FAILURE)
         return 0
 
 
 def wait_until_loaded(client: Client, screen: Screen, sleep: Callable[[float], None] = time.sleep) -> None:
-    """Come back when the server has loaded its model, which may take minutes.
+    """Wait until the server has loaded its model, which may take minutes.
 
     Raises:
-        GreenroomError: the server can't be asked.
+        GreenroomError: If the server cannot be reached.
     """
-    is_told = False
+    is_noted = False
     while client.ready().status == "loading":
-        if not is_told:
-            is_told = True
-            screen.note("The server is loading its model.")
-        sleep(LOOK_SECONDS)
+        if not is_noted:
+            is_noted = True
+            screen.note("Waiting for the server to load its model.")
+        sleep(POLL_SECONDS)
 
 
-def talk(chat: Chat, read: Callable[[], str]) -> bool:
-    """Answer what is read until nothing more comes; whether all of it worked."""
-    all_worked = True
-    while not chat.is_over:
+def run_chat(chat: ChatSession, read: Callable[[], str]) -> bool:
+    """Process lines until the input ends. Return True if all of them succeeded."""
+    all_succeeded = True
+    while not chat.is_finished:
         try:
-            all_worked &= respond(chat, read().strip())
+            all_succeeded &= process_line(chat, read().strip())
         except EOFError:
             break
         except KeyboardInterrupt:
             if chat.screen.is_plain:
                 raise
-    return all_worked
+    return all_succeeded
 
 
-def respond(chat: Chat, line: str) -> bool:
-    """Answer a question or run a command; whether that worked."""
+def process_line(chat: ChatSession, line: str) -> bool:
+    """Send a question or run a command. Return True if it succeeded."""
     if not line:
         return True
     if line.startswith("/") and not line.startswith("//"):
         return run_command(chat, line)
-    return answer(chat.client, chat.conversation, line.removeprefix("/"), chat.screen)
+    return run_turn(chat.client, chat.conversation, line.removeprefix("/"), chat.screen)
 
 
 def read_line() -> str:
@@ -106,8 +106,8 @@ def read_line() -> str:
     return line
 
 
-def edit_line(chat: Chat) -> Callable[[], str]:
-    # Only a terminal needs the editor, which takes a while to import.
+def edit_line(chat: ChatSession) -> Callable[[], str]:
+    # Imported here, because the editor is slow to import and only needed on a terminal.
     from client.chat.editor import Editor  # noqa: PLC0415
     from client.chat.history import history_path, open_history  # noqa: PLC0415
 

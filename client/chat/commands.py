@@ -1,4 +1,4 @@
-"""What may be typed instead of a question: a table of commands."""
+"""The slash commands of the chat."""
 
 from __future__ import annotations
 
@@ -9,71 +9,71 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from client.chat.conversation import SETTABLE, Conversation, value_of
+from client.chat.conversation import SETTABLE, Conversation, parse_value
 from client.chat.experts_view import experts_view
 from client.chat.screen import Screen
 from client.errors import GreenroomError
 from client.sync_client import Client
-from client.terminal import describe, printable
+from client.terminal import error_line, printable
 
 
 @dataclass
-class Chat:
-    """All that a command may act on."""
+class ChatSession:
+    """The state that commands act on."""
 
     client: Client
     conversation: Conversation
     screen: Screen
-    is_over: bool = False
+    is_finished: bool = False
 
 
 class CommandError(Exception):
-    """A command can't do what was asked; the message says why."""
+    """A command failed; the message says why."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """One command; ``run`` takes what stands behind its name."""
+    """One command; ``run`` takes the text after the name."""
 
     name: str
     argument: str
     summary: str
-    run: Callable[[Chat, str], None]
+    run: Callable[[ChatSession, str], None]
 
 
-def run_command(chat: Chat, line: str) -> bool:
-    """Run a line that begins with a slash; False if that failed, which the user has been told."""
+def run_command(chat: ChatSession, line: str) -> bool:
+    """Run a line that begins with a slash. Return False, after showing the error, if it failed."""
     name, _, argument = line.partition(" ")
-    run = COMMANDS[name].run if name in COMMANDS else _refuse
+    run = COMMANDS[name].run if name in COMMANDS else _unknown
     try:
         run(chat, argument.strip())
     except CommandError as error:
-        chat.screen.complain(str(error))
+        chat.screen.error(str(error))
         return False
     except GreenroomError as error:
-        chat.screen.complain(describe(error))
+        chat.screen.error(error_line(error))
         return False
     return True
 
 
-def _refuse(_: Chat, __: str) -> None:
-    raise CommandError("there is no such command: /help lists them, and // begins a question that starts with /")
+def _unknown(_: ChatSession, __: str) -> None:
+    raise CommandError("unknown command: /help lists all commands; start a question that begins with / with //")
 
 
-def choose_model(client: Client, wanted: str | None) -> str:
-    """The model of that name, or the server's first.
+def choose_model(client: Client, requested: str | None) -> str:
+    """Return the requested model, or the server's first.
 
     Raises:
-        CommandError: it has none.
-        GreenroomError: the server can't be asked.
+        CommandError: If the server has no such model.
+        GreenroomError: If the server cannot be reached.
     """
     names = [model.id for model in client.models()]
-    if not names or (wanted is not None and wanted not in names):
-        raise CommandError(f"the server has no model {wanted or ''}: it has {', '.join(names) or 'none'}")
-    return wanted or names[0]
+    if not names or (requested is not None and requested not in names):
+        raise CommandError(f"the server has no model {requested or ''}; available: {', '.join(names) or 'none'}")
+    return requested or names[0]
 
 
-def _model(chat: Chat, name: str) -> None:
+def _model(chat: ChatSession, name: str) -> None:
     if name:
         chat.conversation.model = choose_model(chat.client, name)
     for model in chat.client.models():
@@ -81,73 +81,75 @@ def _model(chat: Chat, name: str) -> None:
         chat.screen.show(Text(f"{mark} {printable(model.id)}"))
 
 
-def _experts(chat: Chat, _: str) -> None:
+def _experts(chat: ChatSession, _: str) -> None:
     chat.screen.show(experts_view(chat.client.experts()))
 
 
-def _system(chat: Chat, text: str) -> None:
+def _system(chat: ChatSession, text: str) -> None:
     chat.conversation.system = text
-    chat.screen.note("The model is told this before everything." if text else "The model is told nothing beforehand.")
+    chat.screen.note("System prompt set." if text else "System prompt removed.")
 
 
-def _clear(chat: Chat, _: str) -> None:
-    chat.conversation.turns.clear()
-    chat.screen.note("What was said is forgotten.")
+def _clear(chat: ChatSession, _: str) -> None:
+    chat.conversation.messages.clear()
+    chat.screen.note("Conversation cleared.")
 
 
-def _set(chat: Chat, argument: str) -> None:
+def _set(chat: ChatSession, argument: str) -> None:
     name, _, value = argument.partition(" ")
     options = chat.conversation.options
     if name and name not in SETTABLE:
-        raise CommandError(f"{name} can't be set: there are {', '.join(SETTABLE)}")
+        raise CommandError(f"unknown parameter {name}; available: {', '.join(SETTABLE)}")
     if value:
-        options[name] = value_of(value.strip())
+        options[name] = parse_value(value.strip())
     else:
         options.pop(name, None)
     settings = [f"{name} = {value}" for name, value in options.items()]
-    chat.screen.show(Text("\n".join(settings) or "Everything is as the model wants it."))
+    chat.screen.show(Text("\n".join(settings) or "All parameters have their defaults."))
 
 
-def _save(chat: Chat, path: str) -> None:
+def _save(chat: ChatSession, path: str) -> None:
     if not path:
-        raise CommandError("/save needs the name of a file")
+        raise CommandError("/save needs a file name")
     try:
         chat.conversation.save(Path(path).expanduser())
     except FileExistsError as error:
-        raise CommandError(f"{path} is there already: choose another name") from error
+        raise CommandError(f"{path} already exists; choose another name") from error
     except OSError as error:
-        raise CommandError(f"{path} can't be written: {error.strerror}") from error
+        raise CommandError(f"cannot write {path}: {error.strerror}") from error
     chat.screen.note(f"Saved as {path}.")
 
 
-def _help(chat: Chat, _: str) -> None:
+def _help(chat: ChatSession, _: str) -> None:
     table = Table.grid(padding=(0, 2))
     for command in COMMANDS.values():
         table.add_row(Text(f"{command.name} {command.argument}"), command.summary)
     keys = {
-        "Alt-Enter, or \\ at the end": "a new line",
+        "Alt-Enter, or \\ before Enter": "start a new line",
         "Ctrl-C": "stop the answer",
-        "Ctrl-D": "end",
+        "Ctrl-D": "quit",
     }
     for key, meaning in keys.items():
         table.add_row(Text(key), meaning)
     chat.screen.show(table)
 
 
-def _quit(chat: Chat, _: str) -> None:
-    chat.is_over = True
+def _quit(chat: ChatSession, _: str) -> None:
+    chat.is_finished = True
 
 
 COMMANDS = {
     command.name: command
     for command in (
-        Command("/model", "[NAME]", "list the models, or talk to another", _model),
-        Command("/experts", "", "where the experts are, and which are used most", _experts),
-        Command("/system", "[TEXT]", "tell the model something before everything, or nothing", _system),
-        Command("/set", "[NAME [VALUE]]", "set a parameter such as temperature, or leave it to the model", _set),
-        Command("/clear", "", "forget what was said", _clear),
-        Command("/save", "FILE", "write the conversation as JSON", _save),
-        Command("/help", "", "this list", _help),
-        Command("/quit", "", "end", _quit),
+        Command("/model", "[NAME]", "list the models, or switch to another", _model),
+        Command("/experts", "", "show where the experts are, and which are used most", _experts),
+        Command("/system", "[TEXT]", "set or remove the system prompt", _system),
+        Command(
+            "/set", "[NAME [VALUE]]", "set a sampling parameter such as temperature, or reset it to its default", _set
+        ),
+        Command("/clear", "", "clear the conversation", _clear),
+        Command("/save", "FILE", "save the conversation as JSON", _save),
+        Command("/help", "", "show this list", _help),
+        Command("/quit", "", "quit", _quit),
     )
 }

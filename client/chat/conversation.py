@@ -1,4 +1,4 @@
-"""What was said, and how the next answer is asked for."""
+"""The conversation: messages and sampling parameters."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ SETTABLE = (
 
 @dataclass
 class Conversation:
-    """Turns of user and assistant by turns, the system's words before them, and sampling parameters."""
+    """System prompt, alternating messages of user and assistant, and sampling parameters."""
 
     model: str
     system: str = ""
-    turns: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
     def messages_with(self, question: str) -> list[dict[str, Any]]:
-        """The messages that ask for an answer."""
-        return [*self._system_message(), *self.turns, {"role": "user", "content": question}]
+        """Return the messages of the next request."""
+        return [*self._system_message(), *self.messages, {"role": "user", "content": question}]
 
     def add(self, question: str, answer: dict[str, Any]) -> None:
-        self.turns += [{"role": "user", "content": question}, answer]
+        self.messages += [{"role": "user", "content": question}, answer]
 
     def save(self, path: Path) -> None:
-        """Write messages and parameters as JSON, as a request has them.
+        """Write messages and parameters as the JSON body of a request.
 
         Raises:
-            OSError: the file is there already, or can't be written.
+            OSError: If the file exists or cannot be written.
         """
-        body = {"model": self.model, "messages": [*self._system_message(), *self.turns], **self.options}
+        body = {"model": self.model, "messages": [*self._system_message(), *self.messages], **self.options}
         with path.open("x", encoding="utf-8") as file:
             json.dump(body, file, ensure_ascii=False, indent=2)
             file.write("\n")
@@ -57,8 +57,8 @@ class Conversation:
         return [{"role": "system", "content": self.system}] if self.system else []
 
 
-def value_of(text: str) -> Any:
-    """A parameter's value as it was typed: JSON, or else text, which the server may refuse."""
+def parse_value(text: str) -> Any:
+    """Parse a parameter's value as JSON, or return the text unchanged; the server validates it."""
     try:
         value = json.loads(text)
         json.dumps(value, allow_nan=False)

@@ -1,4 +1,4 @@
-"""The line where questions are typed; it may have several lines."""
+"""The input editor of the chat, for one or more lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROMPT, CONTINUATION = "> ", "  "
 
 
 class Editor:
-    """Enter sends, Alt-Enter or a backslash before Enter begins a new line; pasted lines stay as they are."""
+    """Enter sends; Alt-Enter, or a backslash before Enter, starts a new line; pasted text keeps its lines."""
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class Editor:
         )
 
     def read(self) -> str:
-        """What was typed.
+        """Read one input.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C, which drops the line.
-            EOFError: Ctrl-D on an empty line.
+            KeyboardInterrupt: On Ctrl-C; the input is dropped.
+            EOFError: On Ctrl-D with empty input.
         """
         return self._session.prompt()
 

@@ -1,4 +1,4 @@
-"""A short view of a model's experts."""
+"""The output of `/experts`: a summary of a model's experts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ NUM_HOTTEST = 8
 
 
 def experts_view(experts: ExpertMap) -> RenderableType:
-    """Tiers, hit ratio beside the best there could be, and the experts most used."""
-    table = Table("tier", "experts", "bytes", "budget", "pinned", box=None, padding=(0, 2, 0, 0))
+    """Return tiers, the hit ratio and its optimum, and the most used experts."""
+    table = Table("tier", "resident", "size", "budget", "pinned", box=None, padding=(0, 2, 0, 0))
     for name, tier in experts.tiers.items():
         table.add_row(
             printable(name),
@@ -28,7 +28,7 @@ def experts_view(experts: ExpertMap) -> RenderableType:
     return Group(
         table,
         Text(
-            f"hit ratio {ratio_text(experts.hit_ratio)}, at best {ratio_text(experts.optimal_hit_ratio)} · "
+            f"hit ratio {ratio_text(experts.hit_ratio)}, optimal {ratio_text(experts.optimal_hit_ratio)} · "
             f"{size_text(experts.loaded_bytes)} read · {experts.stall_seconds:.1f} s stalled"
         ),
         Text(f"most used, as layer/expert (tokens): {hottest}"),

@@ -1,4 +1,4 @@
-"""Where questions are kept, for nobody else to read."""
+"""The history of questions, in a file that only its owner can read."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ OWNER_ONLY = 0o600
 
 
 def history_path(environment: Mapping[str, str]) -> Path:
-    """In the user's state folder, as the XDG specification names it."""
+    """Return the path in the user's state folder, following the XDG specification."""
     state = environment.get("XDG_STATE_HOME", "")
     folder = Path(state) if Path(state).is_absolute() else Path.home() / ".local" / "state"
     return folder / "greenroom" / "chat_history"
 
 
 def open_history(path: Path) -> History:
-    """The questions of earlier; those of this time alone where no file can be written."""
+    """Open the history file, or use a history in memory if the file cannot be written."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, OWNER_ONLY), "rb") as file:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""Where answers go: a terminal, or plain text into a pipe."""
+"""Output of the chat: styled on a terminal, plain text otherwise."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from rich.style import Style
 from client.chat.wrapping import WordWrap
 from client.terminal import printable
 
-THINKING = Style(dim=True, italic=True)
+REASONING_STYLE = Style(dim=True, italic=True)
 
 
 class Screen:
-    """Writes what is said; into a pipe (``is_plain``) answers alone, and what commands were asked for."""
+    """Writes answers, notes and errors. If ``is_plain``, only answers, output of commands and errors are written."""
 
     def __init__(self, *, is_plain: bool):
         self.is_plain = is_plain
@@ -25,35 +25,35 @@ class Screen:
         self._is_line_open = False
 
     def write(self, text: str) -> None:
-        """A piece of an answer."""
-        self._say(text, None)
+        """Write a chunk of an answer."""
+        self._write_styled(text, None)
 
-    def think(self, text: str) -> None:
-        """A piece of what the model thinks before it answers; a pipe does not get it."""
+    def write_reasoning(self, text: str) -> None:
+        """Write a chunk of reasoning; plain output omits it."""
         if not self.is_plain:
-            self._say(text, THINKING)
+            self._write_styled(text, REASONING_STYLE)
 
     def end_answer(self) -> None:
-        """The next answer begins on a line of its own."""
+        """End the line of an answer."""
         if self._is_line_open:
             self._put("\n")
         self._wrap, self._style = WordWrap(), None
 
     def note(self, line: str) -> None:
-        """Tell the user something beside the answer."""
+        """Show a dim line of information; plain output omits it."""
         if not self.is_plain:
             self._out.print(printable(line), style="dim", markup=False)
 
     def show(self, what: RenderableType) -> None:
-        """Something that a command was asked for."""
+        """Show the output of a command."""
         self._out.print(what, soft_wrap=self.is_plain)
 
-    def complain(self, line: str) -> None:
-        """One line on standard error."""
-        named = f"greenroom: {line}" if self.is_plain else line
-        self._err.print(printable(named), style="red", markup=False, soft_wrap=True)
+    def error(self, line: str) -> None:
+        """Write one line to standard error."""
+        prefixed = f"greenroom: {line}" if self.is_plain else line
+        self._err.print(printable(prefixed), style="red", markup=False, soft_wrap=True)
 
-    def _say(self, text: str, style: Style | None) -> None:
+    def _write_styled(self, text: str, style: Style | None) -> None:
         if not text:
             return
         if style != self._style:
@@ -68,7 +68,7 @@ class Screen:
             return
         self._is_line_open = not shown.endswith("\n")
         try:
-            # Not by the console: Ctrl-C while it writes would leave the piece in its buffer, to be written again.
+            # Bypasses the console: after Ctrl-C its buffer would keep the chunk and write it twice.
             self._out.file.write(shown if self._style is None else self._style.render(shown))
             self._out.file.flush()
         except BrokenPipeError:
@@ -76,7 +76,7 @@ class Screen:
 
 
 def prepare_streams() -> None:
-    """Text that the terminal's encoding lacks is replaced, coming and going, rather than ending the program."""
+    """Replace characters that the terminal's encoding lacks, in input and output, instead of raising errors."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

@@ -1,1 +1,1 @@
-"""`greenroom top`: watch a server's experts from a terminal."""
+"""`greenroom top`: a live view of a server's experts in a terminal."""

@@ -1,4 +1,4 @@
-"""Layers x experts as a picture that fits: colour by tier, brightness by recent traffic."""
+"""Heatmap of layers x experts, scaled to the terminal: colour by tier, brightness by recent traffic."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from rich.style import Style
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, Rows
-from client.top.cells import TIER_NAMES, TIER_RGB, TIER_SYMBOLS, Cell
+from client.top.heatmap_cells import TIER_NAMES, TIER_RGB, TIER_SYMBOLS, Cell
 from client.top.trends import Heat
 
 UPPER_HALF = "▀"
-MAX_SCALE = 4  # pixels that one expert may take in either direction
+MAX_SCALE = 4  # maximum pixels per expert in either direction
 MANY_COLOURS = ("256", "truecolor")
-GUTTER = 5  # columns, for the numbers of layers
+GUTTER = 5  # columns for the layer numbers
 
 Cells = Sequence[Sequence[Cell | None]]
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Draws within the width that it is given and ``num_lines`` lines, each of which is two pixels high."""
+    """Draws into the given width and ``num_lines`` lines; each line is two pixels high."""
 
     layers: Sequence[int]
     residency: Rows
@@ -39,7 +39,7 @@ class HeatMap:
         width = options.max_width - GUTTER
         if not num_experts or width < 1 or self.num_lines < 1:
             return
-        rows, columns = runs(len(self.layers), 2 * self.num_lines), runs(num_experts, width)
+        rows, columns = split_evenly(len(self.layers), 2 * self.num_lines), split_evenly(num_experts, width)
         tall = min(MAX_SCALE, 2 * self.num_lines // len(rows))
         wide = min(MAX_SCALE, width // len(columns))
         cells = [[self._cell(row, column) for column in columns] for row in rows]
@@ -47,14 +47,14 @@ class HeatMap:
             yield from self._symbols(rows, cells, wide)
             yield self._legend(has_colours=False)
             return
-        warmest = max(cell.heat for row in cells for cell in row if cell is not None)
+        max_heat = max(cell.heat for row in cells for cell in row if cell is not None)
         paint = Cell.colour if console.color_system in MANY_COLOURS else Cell.colour_of_sixteen
-        colours = [[None if cell is None else paint(cell, warmest) for cell in row] for row in cells]
+        colours = [[None if cell is None else paint(cell, max_heat) for cell in row] for row in cells]
         yield from self._pixels(rows, colours, tall, wide)
         yield self._legend(has_colours=True)
 
     def _cell(self, rows: range, columns: range) -> Cell | None:
-        """None where there are no experts, for layers may have different numbers of them."""
+        """Return a cell, or None if the layers have no such experts."""
         residency = [tier for row in rows for tier in self.residency[row][columns.start : columns.stop]]
         if not residency:
             return None
@@ -65,8 +65,8 @@ class HeatMap:
     def _pixels(
         self, rows: Sequence[range], colours: Sequence[Sequence[Color | None]], tall: int, wide: int
     ) -> Iterator[Segment]:
-        """Lines of two pixels: the colour of the upper half, and the background's."""
-        places = [place for place in range(len(rows)) for _ in range(tall)]  # by line of pixels, the row of cells
+        """Draw lines of two pixels: the foreground colours the upper half, the background the lower half."""
+        places = [place for place in range(len(rows)) for _ in range(tall)]  # row of cells of each line of pixels
         empty: list[Color | None] = [None] * len(colours[0])
         labelled = -1
         for upper, lower in zip(places[::2], [*places[1::2], None], strict=False):
@@ -79,7 +79,7 @@ class HeatMap:
             yield Segment.line()
 
     def _symbols(self, rows: Sequence[range], cells: Cells, wide: int) -> Iterator[Segment]:
-        """Without colours, where experts are, a line for a row of cells, and for two where there are too many."""
+        """Draw tier symbols without colours, one line per row of cells, or per two rows if there are too many."""
         step = 1 if len(rows) <= self.num_lines else 2
         for place in range(0, len(rows), step):
             yield self._label(rows[place])
@@ -87,16 +87,16 @@ class HeatMap:
             yield Segment.line()
 
     def _legend(self, *, has_colours: bool) -> Text:
-        """What the colours or symbols mean, of the tiers where experts are."""
+        """Return the legend of the tiers that hold experts."""
         legend = Text(no_wrap=True, overflow="ellipsis")
         for tier, name in TIER_NAMES.items():
             if any(tier in row for row in self.residency):
                 symbol = "■" if has_colours else TIER_SYMBOLS[tier]
                 legend.append(f"{symbol} ", tier_style(tier)).append(f"{name}  ")
-        return legend.append("layers down, experts across, brighter with more tokens", "dim")
+        return legend.append("rows: layers, columns: experts, brighter: more recent tokens", "dim")
 
     def _label(self, rows: range | None) -> Segment:
-        """The first layer of a row of cells; nothing on a further line of the same row."""
+        """Return the label of a row of cells, its first layer; empty on further lines of the row."""
         number = "" if rows is None else self.layers[rows.start]
         return Segment(f"{number:>{GUTTER - 1}} ", Style(dim=True))
 
@@ -105,9 +105,9 @@ def tier_style(tier: int) -> Style:
     return Style(color=Color.from_rgb(*TIER_RGB[tier]))
 
 
-def runs(count: int, most: int) -> list[range]:
-    """So many neighbours, in at most ``most`` runs of nearly the same length."""
-    parts = min(count, most)
+def split_evenly(count: int, max_parts: int) -> list[range]:
+    """Split ``range(count)`` into at most ``max_parts`` ranges of nearly equal length."""
+    parts = min(count, max_parts)
     return [range(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
 
 

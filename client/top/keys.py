@@ -1,4 +1,4 @@
-"""Single keys of a terminal."""
+"""Single key presses of a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def single_keys(terminal: int) -> Iterator[None]:
-    """Give keys at once and do not show them; afterwards the terminal is as it was."""
+    """Read keys without Enter and without echo; restore the terminal afterwards."""
     before = termios.tcgetattr(terminal)
     try:
         tty.setcbreak(terminal)
@@ -21,7 +21,7 @@ def single_keys(terminal: int) -> Iterator[None]:
 
 
 def read_keys(terminal: int) -> str:
-    """The keys that were pressed; empty once the terminal is gone."""
+    """Return the pressed keys; empty if the terminal is closed."""
     try:
         return os.read(terminal, 1024).decode(errors="replace")
     except OSError:

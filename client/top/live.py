@@ -1,4 +1,4 @@
-"""The view that moves, until a key ends it."""
+"""The live view on a terminal."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from client.top.keys import read_keys, single_keys
 from client.top.monitor import Monitor
 
 RECONNECT_SECONDS = 1.0
-# Waiting does not help against these.
-HOPELESS = (AuthenticationError, BadRequestError, InvalidReplyError, NotFoundError, PermissionDeniedError)
+# Errors that a retry cannot resolve.
+PERMANENT_ERRORS = (AuthenticationError, BadRequestError, InvalidReplyError, NotFoundError, PermissionDeniedError)
 
 
 async def follow(
@@ -36,41 +36,41 @@ async def follow(
     redraw: Callable[[], None],
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Show every frame, from one server after the other on the same place, for ever.
+    """Show every frame, and reconnect after failures, until cancelled.
 
     Raises:
-        GreenroomError: the server refuses, or nobody answered from the start.
+        GreenroomError: If the server refuses the request, or the first connection fails.
     """
-    has_answered = False
+    has_connected = False
     while True:
         try:
             async for frame in client.watch_experts(interval):
-                has_answered = True
-                monitor.take(frame, time.monotonic())
+                has_connected = True
+                monitor.add_frame(frame, time.monotonic())
                 redraw()
-        except HOPELESS:
+        except PERMANENT_ERRORS:
             raise
         except GreenroomError as error:
-            if not (has_answered or isinstance(error, ServerUnavailableError)):
+            if not (has_connected or isinstance(error, ServerUnavailableError)):
                 raise
-            monitor.lose(" ".join(str(error).split()))
+            monitor.set_problem(" ".join(str(error).split()))
             redraw()
         await sleep(RECONNECT_SECONDS)
 
 
 async def watch(client: AsyncClient, interval: float, monitor: Monitor) -> None:
-    """Show a server's experts on this terminal until q, Ctrl-C or the terminal's end.
+    """Show a server's experts on this terminal until q, Ctrl-C, or the terminal is closed.
 
     Raises:
-        GreenroomError: as ``follow`` does.
+        GreenroomError: As ``follow``.
     """
     console, terminal, loop = Console(highlight=False), sys.stdin.fileno(), asyncio.get_running_loop()
     with single_keys(terminal), Live(console=console, screen=True, auto_refresh=False) as live:
 
         def redraw() -> None:
-            live.update(monitor.picture(console.height), refresh=True)
+            live.update(monitor.render(console.height), refresh=True)
 
-        def take_keys() -> None:
+        def handle_keys() -> None:
             keys = read_keys(terminal)
             if not keys or "q" in keys:
                 following.cancel()
@@ -83,7 +83,7 @@ async def watch(client: AsyncClient, interval: float, monitor: Monitor) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, following.cancel)
         loop.add_signal_handler(signal.SIGWINCH, redraw)
-        loop.add_reader(terminal, take_keys)
+        loop.add_reader(terminal, handle_keys)
         try:
             await asyncio.wait([following])
         finally:

@@ -1,4 +1,4 @@
-"""What is shown at the moment."""
+"""State of the live view."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from rich.text import Text
 
 from client.frames import ExpertFrame
 from client.terminal import printable
-from client.top.picture import picture
+from client.top.rendering import render
 from client.top.trends import Trends, View
 
 
 class Monitor:
-    """The last frame of a server and the trends behind it; it goes on showing them while the server is away.
+    """Holds the last frame of a server and its trends, and keeps showing them while the server is unreachable.
 
     Args:
-        server: its name for the title.
-        hint: what else the title says.
+        server: Server name in the title.
+        hint: Text at the end of the title.
     """
 
     def __init__(self, server: str, hint: str | None = None):
@@ -26,8 +26,8 @@ class Monitor:
         self._problem: str | None = None
         self._is_paused = False
 
-    def take(self, frame: ExpertFrame, now: float) -> None:
-        """Show the next frame, which came at ``now`` seconds of some clock."""
+    def add_frame(self, frame: ExpertFrame, now: float) -> None:
+        """Show the next frame, received at ``now`` seconds of a monotonic clock."""
         if self._trends is None:
             self._trends = Trends(frame, now)
         else:
@@ -36,8 +36,8 @@ class Monitor:
         if not self._is_paused:
             self._view = self._trends.view
 
-    def lose(self, problem: str) -> None:
-        """Say why no frames come; those that come next may be of another process."""
+    def set_problem(self, problem: str) -> None:
+        """Show why there are no frames, and drop the trends, because the next frame may be of another process."""
         self._problem, self._trends = problem, None
 
     def toggle_pause(self) -> None:
@@ -45,17 +45,17 @@ class Monitor:
         if not self._is_paused and self._trends is not None:
             self._view = self._trends.view
 
-    def picture(self, height: int) -> RenderableType:
+    def render(self, height: int) -> RenderableType:
         if self._view is None:
             return Text(printable(self._problem or f"waiting for {self._server}"))
-        return picture(self._view, self._title(self._view), height)
+        return render(self._view, self._title(self._view), height)
 
     def _title(self, view: View) -> str:
-        words = [f"{view.frame.model} at {self._server}"]
+        parts = [f"{view.frame.model} at {self._server}"]
         if self._is_paused:
-            words.append("paused")
+            parts.append("paused")
         if self._problem is not None:
-            words.append(f"reconnecting: {self._problem}")
+            parts.append(f"reconnecting: {self._problem}")
         elif self._hint is not None:
-            words.append(self._hint)
-        return " · ".join(words)
+            parts.append(self._hint)
+        return " · ".join(parts)

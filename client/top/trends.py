@@ -1,4 +1,4 @@
-"""Totals of a server become rates, and tokens become heat that fades."""
+"""Rates and heat over time, computed from the frames of a server."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 from client.frames import ExpertFrame
 
-WINDOW_SECONDS = 5.0  # of the rates
-HALF_LIFE_SECONDS = 5.0  # of the heat
+WINDOW_SECONDS = 5.0  # window of the rates
+HALF_LIFE_SECONDS = 5.0  # decay of the heat
 
 Heat = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Per second, over the last few seconds; ``stall_share`` is the part of the time that compute waited."""
+    """Rates per second over the last seconds; ``stall_share`` is the share of time spent waiting for experts."""
 
     bytes_read: float = 0.0
     stall_share: float = 0.0
@@ -26,7 +26,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class View:
-    """Everything that is shown at one moment; ``heat`` has the shape of the frame's tokens."""
+    """The data shown at one moment; ``heat`` has the shape of the frame's tokens."""
 
     frame: ExpertFrame
     rates: Rates
@@ -34,12 +34,12 @@ class View:
 
 
 class Trends:
-    """What the frames of one server say together, each with the seconds of some clock when it came."""
+    """Collects the frames of one server with their arrival times, in seconds of a monotonic clock."""
 
     def __init__(self, frame: ExpertFrame, now: float):
         self._frames = deque([(now, frame)])
         hottest = max(map(max, frame.tokens), default=0) or 1
-        # Until something goes through the server, the past is seen faintly.
+        # Show past traffic faintly until there is new traffic.
         self._heat = [[tokens / hottest for tokens in row] for row in frame.tokens]
 
     @property
@@ -47,15 +47,15 @@ class Trends:
         return View(self._frames[-1][1], self._rates(), self._heat)
 
     def add(self, frame: ExpertFrame, now: float) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         before, last = self._frames[-1]
-        fading = 0.5 ** ((now - before) / HALF_LIFE_SECONDS)
+        decay = 0.5 ** ((now - before) / HALF_LIFE_SECONDS)
         self._heat = [
-            [heat * fading + new - old for heat, old, new in zip(*rows, strict=True)]
+            [heat * decay + new - old for heat, old, new in zip(*rows, strict=True)]
             for rows in zip(self._heat, last.tokens, frame.tokens, strict=True)
         ]
         self._frames.append((now, frame))
-        while len(self._frames) > 2 and now - self._frames[1][0] >= WINDOW_SECONDS:  # noqa: PLR2004  both ends
+        while len(self._frames) > 2 and now - self._frames[1][0] >= WINDOW_SECONDS:  # noqa: PLR2004  first and last
             self._frames.popleft()
 
     def _rates(self) -> Rates:

@@ -1,5 +1,5 @@
-// Holds the dashboards against Grafana's published types, of the version in compose.yaml, and fails at whatever does
-// not fit them: an option that a panel does not have, a value that is none of those it knows. Wants node 20 and npm:
+// Checks the dashboards against Grafana's published types, in the version of compose.yaml. Fails on unknown panel
+// options and on invalid values. Requires node 20 and npm:
 //
 //   node docker/grafana/check.mjs
 import { execFileSync } from "node:child_process";
@@ -18,7 +18,7 @@ const panels = {
   text: "Text",
   timeseries: "TimeSeries",
 };
-// As JSON has them, members of an enum are plain strings and numbers.
+// In JSON, enum members are plain strings and numbers.
 const prelude = `
 import type { AnnotationQuery, Dashboard, DataQuery, Panel, RowPanel } from "@grafana/schema";
 type Json<T> = T extends string ? \`\${T}\`
@@ -38,9 +38,9 @@ type Typed<Kind, Options, Field> = Json<Omit<Panel, "type" | "fieldConfig" | "ta
 };
 type FieldConfigSource = NonNullable<Panel["fieldConfig"]>;
 type Annotation = AnnotationQuery<Omit<Target, "legendFormat"> & { interval: string }> & {
-  titleFormat: string; textFormat: string;  // of the data source's own
+  titleFormat: string; textFormat: string;  // fields of the Prometheus data source
 };
-type Whole = Json<Omit<Dashboard, "panels" | "annotations"> & { annotations: { list: Annotation[] } }>;
+type DashboardJson = Json<Omit<Dashboard, "panels" | "annotations"> & { annotations: { list: Annotation[] } }>;
 `;
 
 function source(dashboard) {
@@ -51,8 +51,8 @@ function source(dashboard) {
     return `// ${panel.title}\nexport const panel${number}: ${type} = ${JSON.stringify(panel, null, 2)};`;
   });
   const { panels: _, ...rest } = dashboard;
-  const whole = `export const dashboard: Whole = ${JSON.stringify(rest, null, 2)};`;
-  return [...types, prelude, ...parts, whole].join("\n");
+  const outer = `export const dashboard: DashboardJson = ${JSON.stringify(rest, null, 2)};`;
+  return [...types, prelude, ...parts, outer].join("\n");
 }
 
 const folder = mkdtempSync(join(tmpdir(), "dashboards-"));
@@ -72,7 +72,7 @@ try {
   });
   const modules = ["--module", "esnext", "--moduleResolution", "bundler"];
   run("npx", "tsc", "--noEmit", "--strict", "--skipLibCheck", ...modules, ...files);
-  console.log(`${files.length} dashboards are as Grafana ${version} types them`);
+  console.log(`${files.length} dashboards match the types of Grafana ${version}`);
 } catch {
   process.exitCode = 1;
 } finally {

@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another without reading all of it."""
+"""Fingerprint of a checkpoint, from samples of its files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HEADER_LENGTH_BYTES = 8
-NUM_SAMPLES = 32  # of each shard
+NUM_SAMPLES = 32  # per shard
 SAMPLE_BYTES = 64 << 10
 
 
 def source_fingerprint(files: Iterable[Path], shards: Iterable[Path]) -> str:
-    """A digest over small files whole, and over each shard's size, header and blocks spread evenly over it.
+    """Return a digest of complete small files, and of each shard's size, header and evenly spread blocks.
 
-    A model that was trained further differs in nearly every block, so the samples find it out.
+    A model that was trained further differs in nearly every block, so samples are enough to detect it.
 
     Raises:
         OSError: a file can't be read.

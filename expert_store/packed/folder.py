@@ -1,4 +1,4 @@
-"""The folder of a packed model while it is written: one writer, old or new at every moment, never half."""
+"""The folder of a packed model while it is written: one writer, and always a complete model, old or new."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from expert_store.errors import CheckpointError, PackError
-
-from .manifest import DATA_FOLDER, MANIFEST_NAME, Manifest, read_manifest
+from expert_store.packed.manifest import DATA_FOLDER, MANIFEST_NAME, Manifest, read_manifest
 
 LOCK_NAME = ".lock"
 JOURNAL_NAME = "journal"
@@ -22,11 +21,11 @@ OUR_FOLDER = re.compile(rf"{DATA_FOLDER}(\{PARTIAL_SUFFIX})?")
 
 
 class PackFolder:
-    """A target of packing, locked against other writers.
+    """A folder that a model is packed into, locked against other writers.
 
-    A data folder is written as ``ID.partial``, flushed, renamed to ``ID``, and then named by a manifest that
-    replaces the old one in one step; what no manifest names is removed afterwards. A writer that was killed anywhere
-    in between goes on from what it finds.
+    A data folder is written as ``ID.partial``, flushed, and renamed to ``ID``. Then a manifest that names it atomically
+    replaces the old one, and folders that the manifest does not name are removed. After a kill at any point, the next
+    writer continues from the files that it finds.
     """
 
     def __init__(self, path: Path):
@@ -34,11 +33,11 @@ class PackFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder if need be, and keep other writers out.
+        """Create the folder if needed, and lock it against other writers.
 
         Raises:
-            PackError: it holds something else, or another writer is at it.
-            OSError: it can't be made or written.
+            PackError: it holds something else, or another writer has locked it.
+            OSError: it can't be created or written.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._refuse_foreign_content()
@@ -47,24 +46,24 @@ class PackFolder:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise PackError(f"another greenroom pack is writing to {self.path}; let it end or stop it") from error
+                raise PackError(f"another greenroom pack is writing to {self.path}; wait for it or stop it") from error
             yield
         finally:
             os.close(lock)
 
     @property
     def manifest(self) -> Manifest | None:
-        """The manifest of the pack that is served now; None if there is none, or it is damaged."""
+        """The manifest of the finished pack; None if there is none, or it is damaged."""
         with suppress(CheckpointError):
             return read_manifest(self.path)
         return None
 
     def partial(self, identity: str) -> Path:
-        """The unfinished data folder of this identity, kept from an earlier run or new; others are removed."""
+        """Return the unfinished data folder of this identity, of an earlier run or new; remove all others."""
         in_use = self._in_use()
-        name = f"{identity}-2" if identity in in_use else identity  # the one in use is damaged, and stays till then
+        name = f"{identity}-2" if identity in in_use else identity  # the one in use is damaged; it is replaced later
         folder, finished = self.path / (name + PARTIAL_SUFFIX), self.path / name
-        if finished.exists():  # no manifest came to name it
+        if finished.exists():  # no manifest names it
             if folder.exists():
                 shutil.rmtree(finished)
             else:
@@ -74,7 +73,7 @@ class PackFolder:
         return folder
 
     def publish(self, partial: Path, manifest: Manifest) -> None:
-        """Make a finished data folder the one that the manifest names, then remove what was there before."""
+        """Let the manifest name a finished data folder, then remove the one before."""
         for path in partial.iterdir():
             sync(path)
         sync(partial)
@@ -88,14 +87,14 @@ class PackFolder:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove every data folder that is not in use, finished or not, and the journal of the one that is."""
+        """Remove every data folder that is not in use, and the journal of the one that is."""
         in_use = self._in_use()
         self._remove_all_but(in_use)
         for name in in_use:
             (self.path / name / JOURNAL_NAME).unlink(missing_ok=True)
 
     def _in_use(self) -> set[str]:
-        """The data folder that the manifest names; if it is there but can't be read, all that it might name."""
+        """Return the data folder that the manifest names; if the manifest is damaged, all that it might name."""
         manifest = self.manifest
         if manifest is not None:
             return {manifest.data}
@@ -117,7 +116,7 @@ class PackFolder:
             foreign.append(MANIFEST_NAME)
         if foreign:
             raise PackError(
-                f"{self.path} is neither empty nor a packed model: it holds {foreign[0]}; give a folder of its own"
+                f"{self.path} is neither empty nor a packed model: it holds {foreign[0]}; give an empty folder"
             )
 
 

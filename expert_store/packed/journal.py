@@ -1,4 +1,4 @@
-"""Which records of an unfinished pack are written, and the checksum of each."""
+"""Journal of an unfinished pack: the records that are written, and the checksum of each."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from expert_store.keys import ExpertKey
 
 
 class Journal:
-    """A file of a line a record, each appended in one write after its record was.
+    """A file with one line per record, appended in one write after the record was written.
 
-    It may name records that did not reach the disk, or end in half a line; so whoever goes on from it compares
+    It may name records that did not reach the disk, or end in half a line, so a writer that continues from it compares
     each record with its checksum.
     """
 
@@ -31,13 +31,13 @@ class Journal:
 
     def __enter__(self) -> Self:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.write(self._file, b"\n")  # behind half a line that an interruption may have left
+        os.write(self._file, b"\n")  # ends half a line that an interruption may have left
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._file)
 
     def add(self, key: ExpertKey, checksum: int) -> None:
-        """A record was written."""
+        """Note that a record was written."""
         with self._lock:
             os.write(self._file, f"{key.layer} {key.expert} {checksum:016x} .\n".encode())

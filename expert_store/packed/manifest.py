@@ -1,7 +1,7 @@
-"""The packed format: a folder whose manifest names one aligned, checksummed record per expert.
+"""Manifest of the packed format, which names one aligned, checksummed record per expert.
 
-``FOLDER/manifest.json`` is the one pointer. It names a data folder beside it, which holds ``config.json`` and the
-tokenizer's files as they were, ``trunk.safetensors`` under the hub's names, and records back to back in
+``FOLDER/manifest.json`` names a data folder beside it. That holds unchanged copies of ``config.json`` and the
+tokenizer's files, the trunk under the hub's names in ``trunk.safetensors``, and records back to back in
 ``experts-NNNNN.pack``. A record is all bytes of a slot, so that one direct read fills it.
 """
 
@@ -28,17 +28,17 @@ from expert_store.catalog import (
     ParameterSpec,
 )
 from expert_store.errors import CheckpointError
-from expert_store.safetensors_index import DTYPES
+from expert_store.io.safetensors_index import DTYPES
 
 FORMAT = "greenroom-pack"
 VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TRUNK_NAME = "trunk.safetensors"
 PACK_SUFFIX = ".pack"
-UNCHANGED: Literal["unchanged"] = "unchanged"  # a trunk as the checkpoint has it
+UNCHANGED: Literal["unchanged"] = "unchanged"  # the trunk has the checkpoint's format
 DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
 CHUNK_BYTES = 8 << 20
-AGAIN = "copy it again, or pack the model again"  # what to do about a file that is not as it was packed
+REMEDY = "copy it again, or pack the model again"  # for a file that differs from what was packed
 
 
 def _file_name(name: str) -> str:
@@ -68,7 +68,7 @@ class ManifestParameter(NamedTuple):
 
 
 class ManifestRecord(NamedTuple):
-    """Where one expert's record lies, and the XXH3 of its bytes under the seed of its place."""
+    """File, offset and checksum of one expert's record: XXH3 with ``checksum_seed``."""
 
     file: FileName
     offset: Count
@@ -76,7 +76,7 @@ class ManifestRecord(NamedTuple):
 
 
 class ManifestLayer(BaseModel):
-    """One MoE layer, its experts in their order."""
+    """One MoE layer, with its experts in order."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     layout: Count
@@ -84,27 +84,27 @@ class ManifestLayer(BaseModel):
 
 
 class ManifestFile(NamedTuple):
-    """A file of the data folder; those of records have their checksums record by record."""
+    """Size and checksum of a file of the data folder; files of records have a checksum per record instead."""
 
     nbytes: Count
     checksum: Digest | None
 
 
 class Manifest(BaseModel):
-    """What ``manifest.json`` says."""
+    """The content of ``manifest.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    model: str  # the name it is served under
+    model: str  # the name that it is served under
     weights: str  # format of the experts: bfloat16, int8, int4
-    trunk: str = UNCHANGED  # format of the trunk's linear layers: that, int8, int4
-    source: str  # fingerprint of the checkpoint it was made from
+    trunk: str = UNCHANGED  # format of the trunk's linear layers: unchanged, int8, int4
+    source: str  # fingerprint of the checkpoint
     data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
     layers: Annotated[dict[Count, ManifestLayer], Field(min_length=1)]
     files: dict[FileName, ManifestFile]
 
     def to_bytes(self) -> bytes:
-        """JSON with format, version and a checksum over all else."""
+        """Return JSON with format, version and a checksum of everything else."""
         content = {"format": FORMAT, "version": VERSION, **self.model_dump(mode="json", exclude_defaults=True)}
         return _canonical(content | {"checksum": _self_checksum(content)}) + b"\n"
 
@@ -117,7 +117,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Pack:
-    """A packed model whose files are all there."""
+    """A packed model with all its files."""
 
     folder: Path
     manifest: Manifest
@@ -125,24 +125,24 @@ class Pack:
 
     @property
     def data_folder(self) -> Path:
-        """Where ``config.json``, the tokenizer's files and the records are."""
+        """The folder of ``config.json``, the tokenizer's files, the trunk and the records."""
         return self.folder / self.manifest.data
 
     @property
     def trunk(self) -> Path:
-        """The trunk's tensors, by their names on the hub."""
+        """The file of the trunk's tensors, under their names on the hub."""
         return self.data_folder / TRUNK_NAME
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether a folder is meant to be a packed model; ``open_pack`` says whether it is a sound one."""
+    """Return True if a folder looks like a packed model; ``open_pack`` checks it."""
     return (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists()
 
 
 def open_pack(folder: Path) -> Pack:
-    """Read a packed model's manifest and check every file against it, but for the bytes of records.
+    """Read a packed model's manifest and check every file against it.
 
-    Those are checked when they are read.
+    The bytes of records are checked when they are read.
 
     Raises:
         CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size or
@@ -160,10 +160,10 @@ def open_pack(folder: Path) -> Pack:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a packed model, checked by itself alone.
+    """Read the manifest of a packed model, and check it alone.
 
     Raises:
-        CheckpointError: it can't be read, is damaged, contradicts itself, or is of another version.
+        CheckpointError: the manifest can't be read, is damaged, contradicts itself, or is of another version.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -181,7 +181,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     checksum = content.pop("checksum", None)
     if checksum != _self_checksum(content):
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit; pack the model again")
+        raise CheckpointError(f"{path} is damaged: its checksum is wrong; pack the model again")
     del content["format"], content["version"]
     try:
         manifest = Manifest.model_validate(content)
@@ -194,7 +194,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def file_checksum(path: Path) -> str:
-    """XXH3 of a file's bytes, 64 bits in hexadecimal."""
+    """Return the XXH3 of a file's bytes, 64 bits in hexadecimal."""
     digest = xxhash.xxh3_64()
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -229,15 +229,15 @@ def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
 
 def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path} leads out of {folder}; pack the model again")
+        raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {AGAIN}")
+        raise CheckpointError(f"{path} is missing; {REMEDY}")
     try:
         nbytes = path.stat().st_size
         if nbytes != file.nbytes:
-            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {AGAIN}")
+            raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
         if file.checksum is not None and file_checksum(path) != file.checksum:
-            raise CheckpointError(f"{path} is not what was packed: its checksum differs; {AGAIN}")
+            raise CheckpointError(f"{path} is not the file that was packed: its checksum differs; {REMEDY}")
         if not os.access(path, os.R_OK):
             raise CheckpointError(f"{path} can't be read; change its permissions")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint into a safetensors file, copied by pieces.
+"""Writer of safetensors files.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -19,7 +19,7 @@ import torch
 
 from expert_store.catalog import ParameterSpec, TensorSource
 from expert_store.errors import ShortReadError
-from expert_store.safetensors_index import DTYPES
+from expert_store.io.safetensors_index import DTYPES
 
 CHUNK_BYTES = 8 << 20
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -31,7 +31,7 @@ class MadeTensors:
 
     Args:
         specs: their names, dtypes and shapes.
-        make: gives them by name.
+        make: computes them; returns them by name.
     """
 
     specs: tuple[ParameterSpec, ...]
@@ -39,7 +39,7 @@ class MadeTensors:
 
 
 def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequence[MadeTensors] = ()) -> None:
-    """Copy tensors as they are, and write made ones; what was in the file is lost.
+    """Write a file of tensors copied from a checkpoint and of tensors computed now, replacing its content.
 
     Raises:
         OSError: a file can't be read or written.
@@ -49,7 +49,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequenc
     specs += [spec for each in made for spec in each.specs]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offsets, end = {}, 0
-    for spec in sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name)):  # so that all lie aligned
+    for spec in sorted(specs, key=lambda spec: (-spec.dtype.itemsize, spec.name)):  # so that all are aligned
         header[spec.name] = {
             "dtype": DTYPE_NAMES[spec.dtype],
             "shape": list(spec.shape),
@@ -74,7 +74,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequenc
 
 
 def write_at(file: int, data: npt.NDArray[np.uint8], offset: int) -> int:
-    """Write all of some bytes; the offset behind them."""
+    """Write all of some bytes, and return the offset after them."""
     done = 0
     while done < len(data):
         done += os.pwrite(file, data[done : done + CHUNK_BYTES].data, offset + done)

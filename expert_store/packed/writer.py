@@ -1,4 +1,4 @@
-"""Write a packed model: experts in parallel, resumable after any interruption."""
+"""Writer of packed models: parallel, and resumable after any interruption."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ from expert_store.arena import Bytes, Weights, slot_views
 from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
 from expert_store.errors import CheckpointError, PackError
 from expert_store.keys import ExpertKey
-
-from .fingerprint import source_fingerprint
-from .folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
-from .journal import Journal
-from .manifest import (
+from expert_store.packed.fingerprint import source_fingerprint
+from expert_store.packed.folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
+from expert_store.packed.journal import Journal
+from expert_store.packed.manifest import (
     CHUNK_BYTES,
     PACK_SUFFIX,
     TRUNK_NAME,
@@ -40,19 +39,19 @@ from .manifest import (
     file_checksum,
     open_pack,
 )
-from .safetensors_writer import DTYPE_NAMES, MadeTensors, write_at, write_safetensors
+from expert_store.packed.safetensors_writer import DTYPE_NAMES, MadeTensors, write_at, write_safetensors
 
 MAX_FILE_BYTES = 4 << 30
-SPARE_BYTES = 16 << 20  # for what a file system needs besides
+SPARE_BYTES = 16 << 20  # for metadata of the file system
 FULL = {errno.ENOSPC, errno.EDQUOT}
-BLOCK_BYTES = 512  # what st_blocks counts in
+BLOCK_BYTES = 512  # the unit of st_blocks
 Report = Callable[[int], None]
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class PackedLayer:
-    """The experts of one layer as they will lie in slots."""
+    """The experts of one layer, and their layout in slots."""
 
     layout: ExpertLayout
     num_experts: int
@@ -60,17 +59,17 @@ class PackedLayer:
 
 @dataclass(frozen=True)
 class PackSource:
-    """What is to be packed.
+    """A model to be packed.
 
     Args:
         model: the name that the pack is served under.
         weights: the experts' format.
-        layers: by number.
-        encode: reads an expert and gives its tensors as the layout of its layer has them; called from many threads.
-        trunk: the tensors to be kept as they are.
+        layers: the MoE layers by number.
+        encode: reads an expert and returns its tensors in the layout of its layer; called from many threads.
+        trunk: tensors of the trunk that are copied unchanged.
         made: the trunk's other tensors.
-        trunk_format: of those.
-        files: small files to be kept as they are, ``config.json`` among them.
+        trunk_format: the format of ``made``.
+        files: small files that are copied unchanged, ``config.json`` among them.
         shards: the checkpoint's files of tensors.
     """
 
@@ -86,30 +85,30 @@ class PackSource:
 
     @property
     def record_bytes(self) -> int:
-        """Bytes of all records."""
+        """Number of bytes of all records."""
         return sum(layer.num_experts * layer.layout.slot_bytes for layer in self.layers.values())
 
     @property
     def total_bytes(self) -> int:
-        """Bytes that the pack takes on disk."""
+        """Number of bytes that the pack takes on disk."""
         trunk = sum(source.extent.nbytes for source in self.trunk)
         trunk += sum(spec.nbytes for each in self.made for spec in each.specs)
         return self.record_bytes + trunk + sum(path.stat().st_size for path in self.files)
 
 
 def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_file_bytes: int = MAX_FILE_BYTES) -> bool:
-    """Pack a model into a folder; False if it holds this very pack already, with every record sound.
+    """Pack a model into a folder; return False if it holds the same pack already, with every record intact.
 
-    Whenever this is interrupted, the folder holds the old pack or the new one, and the next call goes on from there.
+    After an interruption the folder holds the old pack or the new one, and the next call resumes from there.
 
     Args:
-        jobs: threads, each of which holds one expert.
-        report: is told the bytes of each record that is done; of those found done, too.
+        jobs: number of threads, each of which holds one expert in memory.
+        report: called with the bytes of each record that is written or found to be written already.
         max_file_bytes: a new file is begun before one grows beyond it.
 
     Raises:
-        PackError: the folder holds something else, another writer is at it, the disk is full, or a file can't be
-            written. A full disk ends with the temporary files removed.
+        PackError: the folder holds something else, another writer has locked it, the disk is full, or a file can't be
+            written. If the disk is full, temporary files are removed.
         CheckpointError: the source can't be read.
     """
     folder = PackFolder(out)
@@ -131,12 +130,12 @@ def _disk_full(source: PackSource, out: Path) -> PackError:
     need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(out).free
     return PackError(
         f"the disk of {out} is full: this pack takes {need / 1e9:.2f} GB beside what is there, {free / 1e9:.2f} GB "
-        "are free; make room and run the same command again"
+        "are free; free some space and run the same command again"
     )
 
 
 class _Place(NamedTuple):
-    """Where a record goes."""
+    """The file and the extent of a record."""
 
     file: str
     offset: int
@@ -144,7 +143,7 @@ class _Place(NamedTuple):
 
 
 class _Writer:
-    """One run of packing into a locked folder."""
+    """One run that packs a model into a locked folder."""
 
     def __init__(self, source: PackSource, folder: PackFolder, jobs: int, report: Report, max_file_bytes: int):
         self._source, self._folder, self._jobs, self._report = source, folder, jobs, report
@@ -177,7 +176,7 @@ class _Writer:
         return True
 
     def _is_done(self) -> bool:
-        """Whether the folder holds this pack already, with every record sound."""
+        """Return True if the folder holds this pack already, with every record intact."""
         named = self._folder.manifest
         if named is None or named.data.partition("-")[0] != self._identity:
             return False
@@ -187,12 +186,12 @@ class _Writer:
             return False
         with _RecordFiles(pack.data_folder, self._places, os.O_RDONLY) as files:
 
-            def is_sound(key: ExpertKey) -> bool:
+            def is_intact(key: ExpertKey) -> bool:
                 record = pack.catalog.recipe(key)
                 assert isinstance(record, PackedRecord)
                 return files.checksum(key) == record.checksum
 
-            return all(self._map(is_sound))
+            return all(self._map(is_intact))
 
     def _check_space(self, partial: Path) -> None:
         there = sum(path.stat().st_blocks * BLOCK_BYTES for path in partial.iterdir())
@@ -220,7 +219,7 @@ class _Writer:
         return record
 
     def _map(self, work: Callable[[ExpertKey], T]) -> list[T]:
-        """Do something to every expert, in many threads, telling of each that is done."""
+        """Call ``work`` for every expert, on several threads, and report each that is done."""
         pool = ThreadPoolExecutor(self._jobs, thread_name_prefix="pack")
         futures = {pool.submit(work, key): place.nbytes for key, place in self._places.items()}
         try:
@@ -232,7 +231,7 @@ class _Writer:
         return [future.result() for future in futures]
 
     def _write_others(self, partial: Path) -> list[str]:
-        """The trunk and the small files; their names."""
+        """Write the trunk and the small files; return their names."""
         write_safetensors(partial / TRUNK_NAME, self._source.trunk, self._source.made)
         for path in self._source.files:
             shutil.copyfile(path, partial / path.name)
@@ -266,7 +265,7 @@ class _Writer:
 
 
 class _RecordFiles:
-    """The files of records, open."""
+    """The open files of records."""
 
     def __init__(self, folder: Path, places: Mapping[ExpertKey, _Place], flags: int):
         self._folder, self._places, self._flags = folder, places, flags
@@ -291,7 +290,7 @@ class _RecordFiles:
         self._stack.close()
 
     def checksum(self, key: ExpertKey) -> int:
-        """The checksum of the bytes that lie where a record belongs."""
+        """Return the checksum of the bytes in a record's place."""
         place = self._places[key]
         digest, end = xxhash.xxh3_64(seed=checksum_seed(key)), place.offset + place.nbytes
         for start in range(place.offset, end, CHUNK_BYTES):
@@ -299,7 +298,7 @@ class _RecordFiles:
         return digest.intdigest()
 
     def write(self, key: ExpertKey, record: Bytes) -> int:
-        """Put a record in its place; its checksum."""
+        """Write a record to its place, and return its checksum."""
         place = self._places[key]
         write_at(self._files[place.file], record, place.offset)
         return xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(key))

@@ -1,16 +1,16 @@
-"""Replacement policies: which resident expert goes when another is needed."""
+"""Replacement policies: each chooses the resident expert to evict when another one needs a slot."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .arc import ArcPolicy
-from .base import Policy, PolicyFactory
-from .fair import FairPolicy
-from .lfru import LfruPolicy
-from .lfu import LfuPolicy
-from .lru import LruPolicy
-from .slru import SlruPolicy
+from expert_store.policies.arc import ArcPolicy
+from expert_store.policies.base import Policy, PolicyFactory
+from expert_store.policies.fair import FairPolicy
+from expert_store.policies.lfru import LfruPolicy
+from expert_store.policies.lfu import LfuPolicy
+from expert_store.policies.lru import LruPolicy
+from expert_store.policies.slru import SlruPolicy
 
 _POLICIES: dict[str, PolicyFactory] = {
     "lru": LruPolicy,
@@ -23,15 +23,15 @@ POLICIES: tuple[str, ...] = tuple(_POLICIES)
 
 
 def make_policy(name: str, num_slots: int, experts_per_layer: Mapping[int, int]) -> Policy:
-    """A policy by its name, within shares of the layers.
+    """Make a policy by its name, one instance for each layer within the layer's share of slots.
 
     Args:
         name: one of ``POLICIES``.
-        num_slots: slots of all layers together.
-        experts_per_layer: the layers that share them, in the order in which a token meets them.
+        num_slots: number of slots of all layers together.
+        experts_per_layer: the layers that share them, in the order in which a token passes them.
 
     Raises:
-        ValueError: there is no policy of that name.
+        ValueError: no policy has that name.
     """
     if name not in _POLICIES:
         raise ValueError(f"{name!r} is not a cache policy; choose one of {', '.join(POLICIES)}")

@@ -7,23 +7,22 @@ from collections.abc import Callable
 from itertools import chain
 
 from expert_store.keys import ExpertKey
-
-from .base import TouchesEach
+from expert_store.policies.base import TouchesEach
 
 _Order = OrderedDict[ExpertKey, None]
 
 
 class ArcPolicy(TouchesEach):
-    """Shares its slots between keys asked for once and keys asked for again, by which of them it misses.
+    """Divides its slots between keys used once and keys used again, by the misses of each.
 
-    Each of the two orders of recency has a ghost, the keys that it gave up last. A key that comes back from a ghost
-    moves the target size of the first order towards the order that should have kept it. Ghosts and residents together
-    are at most twice the slots. Megiddo, Modha, "ARC: a self-tuning, low overhead replacement cache", 2003.
+    Each of the two LRU lists has a ghost list, the keys that it evicted last. A miss that is found in a ghost list
+    moves the target size of the first list in favour of the list that should have kept the key. Ghosts and residents
+    together are at most twice the slots. Megiddo, Modha, "ARC: a self-tuning, low overhead replacement cache", 2003.
     """
 
     def __init__(self, num_slots: int) -> None:
         self._num_slots = num_slots
-        self._target = 0.0  # of the keys asked for once
+        self._target = 0.0  # size of the list of keys used once
         self._once: _Order = OrderedDict()
         self._again: _Order = OrderedDict()
         self._once_ghost: _Order = OrderedDict()
@@ -69,7 +68,7 @@ class ArcPolicy(TouchesEach):
         self._trim()
 
     def _target_with(self, key: ExpertKey) -> float:
-        """The target once ``key`` has come."""
+        """Return the target after a miss of ``key``."""
         once, again = len(self._once_ghost), len(self._again_ghost)
         if key in self._once_ghost:
             return min(self._target + max(1.0, again / once), self._num_slots)

@@ -1,4 +1,4 @@
-"""What a replacement policy has to answer."""
+"""Interface of replacement policies."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ class Policy(Protocol):
     """
 
     def insert(self, key: ExpertKey) -> None:
-        """A key became resident."""
+        """Add a key that became resident."""
 
     def touch(self, key: ExpertKey) -> None:
-        """A resident key was asked for."""
+        """Count a use of a resident key."""
 
     def touch_all(self, keys: Sequence[ExpertKey]) -> None:
-        """Resident keys of one layer were asked for, in this order; takes constant time for each."""
+        """Count a use of resident keys of one layer, in this order; takes constant time for each."""
 
     def remove(self, key: ExpertKey) -> None:
-        """A key is no longer resident, or no longer to be evicted; a policy may remember that it was."""
+        """Remove a key that is no longer resident or was pinned; a policy may remember its uses."""
 
     def victim(self, incoming: ExpertKey, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
-        """The resident key to give up first among the evictable, for one that comes; None if none is."""
+        """Return the evictable key to evict first when ``incoming`` needs a slot; None if none is evictable."""
 
     def resize(self, num_slots: int) -> None:
-        """The number of slots changed; what is resident stays until it is removed."""
+        """Change the number of slots; resident keys stay until they are removed."""
 
 
 class TouchesEach(ABC):
-    """``touch_all`` for policies that gain nothing by being told at once."""
+    """``touch_all`` for policies that gain nothing from several keys at once."""
 
     @abstractmethod
     def touch(self, key: ExpertKey) -> None:
-        """A resident key was asked for."""
+        """Count a use of a resident key."""
 
     def touch_all(self, keys: Sequence[ExpertKey]) -> None:
         for key in keys:
             self.touch(key)
 
 
-PolicyFactory = Callable[[int], Policy]  # from the number of slots
+PolicyFactory = Callable[[int], Policy]  # called with the number of slots

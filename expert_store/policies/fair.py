@@ -1,34 +1,33 @@
-"""A share of the slots for each layer."""
+"""Fair shares: each layer has its part of the slots."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from expert_store.keys import ExpertKey
-
-from .base import Policy, PolicyFactory
+from expert_store.policies.base import Policy, PolicyFactory
 
 
 class FairPolicy:
-    """One policy a layer, each with a share of the slots in proportion to the layer's experts.
+    """One policy per layer, each with a share of the slots in proportion to the layer's experts.
 
-    A layer that has its share makes room for itself. One below it takes from a layer that has more than its share,
-    which happens as slots fill, are pinned or change in number. Every token walks the layers in order, so one order of
-    recency over all of them would give up first what is needed next.
+    A layer that has its share evicts its own experts. A layer below its share takes a slot from one above, which there
+    may be as slots fill, are pinned or change in number. Every token passes the layers in order, so one LRU order over
+    all of them would evict first what is needed next.
 
     Args:
-        num_slots: slots of all layers together.
-        experts_per_layer: the layers that share them, in the order in which a token meets them.
-        make_inner: makes the policy of one layer, from its share.
+        num_slots: number of slots of all layers together.
+        experts_per_layer: the layers that share them, in the order in which a token passes them.
+        make_inner: makes the policy of one layer; called with the layer's share.
     """
 
     def __init__(self, num_slots: int, experts_per_layer: Mapping[int, int], make_inner: PolicyFactory) -> None:
         self._experts = dict(experts_per_layer)
-        self._shares = share_out(num_slots, self._experts)
+        self._shares = slots_per_layer(num_slots, self._experts)
         self._inner: dict[int, Policy] = {layer: make_inner(share) for layer, share in self._shares.items()}
         self._residents = dict.fromkeys(self._experts, 0)
-        self._over: dict[int, None] = {}  # layers above their share, the longest first
-        # The layer before is the one that a token comes to again last.
+        self._over: dict[int, None] = {}  # layers above their share; the one that has been for longest comes first
+        # A token returns to the preceding layer last.
         layers = list(self._experts)
         self._latest_first = {layer: layers[:place][::-1] + layers[place:][::-1] for place, layer in enumerate(layers)}
 
@@ -57,20 +56,20 @@ class FairPolicy:
             self._over.pop(key.layer, None)
 
     def victim(self, incoming: ExpertKey, is_evictable: Callable[[ExpertKey], bool]) -> ExpertKey | None:
-        for layer in self._givers(incoming.layer):
+        for layer in self._donors(incoming.layer):
             victim = self._inner[layer].victim(incoming, is_evictable)
             if victim is not None:
                 return victim
         return None
 
     def resize(self, num_slots: int) -> None:
-        self._shares = share_out(num_slots, self._experts)
+        self._shares = slots_per_layer(num_slots, self._experts)
         for layer, share in self._shares.items():
             self._inner[layer].resize(share)
         self._over = {layer: None for layer, count in self._residents.items() if count > self._shares[layer]}
 
-    def _givers(self, layer: int) -> Iterator[int]:
-        """Layers in the order in which they are asked for a slot; only if all is leased is the second one needed."""
+    def _donors(self, layer: int) -> Iterator[int]:
+        """Yield layers in the order in which they give up a slot; the next is needed only if one has no victim."""
         if self._residents[layer] >= self._shares[layer]:
             yield layer
         yield from self._over
@@ -78,11 +77,11 @@ class FairPolicy:
         yield from self._latest_first[layer]
 
 
-def share_out(num_slots: int, experts_per_layer: Mapping[int, int]) -> dict[int, int]:
-    """Slots of each layer in proportion to its experts, in whole numbers.
+def slots_per_layer(num_slots: int, experts_per_layer: Mapping[int, int]) -> dict[int, int]:
+    """Return the slots of each layer, in proportion to its experts.
 
-    They add up to ``num_slots``, or to all experts if these are fewer; what rounding down leaves goes to the largest
-    remainders.
+    They add up to ``num_slots``, or to the number of experts if that is smaller. Slots left by rounding down go to the
+    layers with the largest remainders.
     """
     total = sum(experts_per_layer.values())
     num_slots = min(num_slots, total)

@@ -6,12 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 from expert_store.keys import ExpertKey
-
-from .base import TouchesEach
+from expert_store.policies.base import TouchesEach
 
 
 class _Bucket:
-    """The keys that were asked for equally often, and its neighbours: a ring, rarest first, around a sentinel."""
+    """The keys of one count of uses, and the neighbours of the bucket in a ring, rarest first, around a sentinel."""
 
     __slots__ = ("count", "following", "keys", "previous")
 
@@ -22,14 +21,14 @@ class _Bucket:
 
 
 class LfuPolicy(TouchesEach):
-    """Gives up the key that was asked for least often since it came; among equals, the longest ago.
+    """Evicts the key with the fewest uses since it became resident; among equals, the least recently used.
 
     Buckets of equal counts in a ring, each in order of recency: every operation takes constant time. Ketan Shah,
     Anirban Mitra, Dhruv Matani, "An O(1) algorithm for implementing the LFU cache eviction scheme", 2010.
     """
 
     def __init__(self, num_slots: int) -> None:
-        del num_slots  # the order is the same at any size
+        del num_slots  # the order does not depend on it
         self._ring = _Bucket(0)
         self._bucket_of: dict[ExpertKey, _Bucket] = {}
 
@@ -49,7 +48,7 @@ class LfuPolicy(TouchesEach):
         return next((key for bucket in self._buckets() for key in bucket.keys if is_evictable(key)), None)
 
     def resize(self, num_slots: int) -> None:
-        """Nothing depends on it."""
+        """Do nothing, as the order does not depend on the number of slots."""
 
     def _buckets(self) -> Iterator[_Bucket]:
         bucket = self._ring.following
@@ -58,7 +57,7 @@ class LfuPolicy(TouchesEach):
             bucket = bucket.following
 
     def _move(self, key: ExpertKey, behind: _Bucket) -> None:
-        """Put a key into the bucket of one more than ``behind``."""
+        """Put a key into the bucket whose count is one more than that of ``behind``."""
         bucket = behind.following
         if bucket.count != behind.count + 1:
             bucket = _Bucket(behind.count + 1)

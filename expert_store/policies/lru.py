@@ -6,15 +6,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from expert_store.keys import ExpertKey
-
-from .base import TouchesEach
+from expert_store.policies.base import TouchesEach
 
 
 class LruPolicy(TouchesEach):
-    """Gives up the key that was asked for longest ago."""
+    """Evicts the key whose last use is longest ago."""
 
     def __init__(self, num_slots: int) -> None:
-        del num_slots  # the order is the same at any size
+        del num_slots  # the order does not depend on it
         self._order: OrderedDict[ExpertKey, None] = OrderedDict()
 
     def insert(self, key: ExpertKey) -> None:
@@ -31,4 +30,4 @@ class LruPolicy(TouchesEach):
         return next((key for key in self._order if is_evictable(key)), None)
 
     def resize(self, num_slots: int) -> None:
-        """Nothing depends on it."""
+        """Do nothing, as the order does not depend on the number of slots."""

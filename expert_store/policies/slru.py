@@ -7,16 +7,15 @@ from collections.abc import Callable
 from itertools import chain
 
 from expert_store.keys import ExpertKey
-
-from .base import TouchesEach
+from expert_store.policies.base import TouchesEach
 
 PROTECTED_SHARE = 0.8
 
 
 class SlruPolicy(TouchesEach):
-    """Two orders of recency: who is asked for again is protected, the longest ago of the others goes first.
+    """Two LRU segments: keys that are used again are protected, and keys of the probationary segment are evicted first.
 
-    A full protected segment gives its oldest key back to the other one. Karedla, Love, Wherry, "Caching strategies to
+    A full protected segment returns its oldest key to the other one. Karedla, Love, Wherry, "Caching strategies to
     improve disk system performance", 1994.
     """
 

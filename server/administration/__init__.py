@@ -1,0 +1,1 @@
+"""Views and changes of the store's experts, for the admin API."""

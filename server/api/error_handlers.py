@@ -1,14 +1,14 @@
-"""Every exception is answered: in OpenAI's form, unless the class of its route has another."""
+"""Handlers that answer every exception, in OpenAI's form unless the class of the route has another form."""
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.errors import APIError, api_error
-from server.api.request_id import REQUEST_ID_HEADER
-from server.api.validation import quote
-from server.engine.request import EngineError
+from server.api.core.errors import APIError, api_error
+from server.api.core.validation import quote
+from server.api.middleware.request_id import REQUEST_ID_HEADER
+from server.engine.interface import EngineError
 
 
 def answer_error(request: Request, exc: Exception) -> JSONResponse:
@@ -21,8 +21,8 @@ def answer_error(request: Request, exc: Exception) -> JSONResponse:
     return JSONResponse(body, error.status_code, error.headers)
 
 
-def answer_fault(request: Request, exc: Exception) -> JSONResponse:
-    """Answer what nobody foresaw; this runs outside the middleware that adds the request id."""
+def answer_unexpected(request: Request, exc: Exception) -> JSONResponse:
+    """Answer an unexpected exception. This runs outside the middleware that adds the request id."""
     response = answer_error(request, exc)
     response.headers[REQUEST_ID_HEADER] = request.state.request_id
     return response
@@ -31,4 +31,4 @@ def answer_fault(request: Request, exc: Exception) -> JSONResponse:
 def add_error_handlers(app: FastAPI) -> None:
     for kind in (APIError, EngineError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, answer_error)
-    app.add_exception_handler(Exception, answer_fault)
+    app.add_exception_handler(Exception, answer_unexpected)

@@ -1,47 +1,49 @@
-"""Everything the server answers over HTTP."""
+"""All routes and middleware of the HTTP API."""
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from server.api import dashboard, ops, tokenization
 from server.api.admin import experts, requests
 from server.api.anthropic import messages
-from server.api.endings import EndingMiddleware
+from server.api.core.openapi import describe
+from server.api.core.rate_limiter import RATE_HEADERS
+from server.api.core.service import Service
 from server.api.error_handlers import add_error_handlers
-from server.api.hosts import HostMiddleware
-from server.api.openai import chat, completions, embeddings, models
+from server.api.middleware.host_check import HostMiddleware
+from server.api.middleware.rate_limit import RateLimitMiddleware
+from server.api.middleware.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
+from server.api.middleware.request_observer import RequestObserverMiddleware
+from server.api.openai import chat, completions, embeddings, models, tokenization
 from server.api.openai.responses import route as responses
-from server.api.openapi import describe
-from server.api.rates import RATE_HEADERS, TurnstileMiddleware
-from server.api.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
-from server.api.service import Service
+from server.api.operations import dashboard, health, metrics
 
-EXPOSED_HEADERS = (
-    REQUEST_ID_HEADER,
-    "Retry-After",
-    *RATE_HEADERS,
-)  # to pages of other origins, beside those that all may see
+# Response headers that pages of other origins may read, besides those that CORS always allows.
+EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", *RATE_HEADERS)
+
+OPERATION_ROUTES = (dashboard, health, metrics)
+USER_ROUTES = (models, completions, chat, embeddings, tokenization, responses, messages)
+ADMIN_ROUTES = (experts, requests)
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
-    """Let ``app`` answer for ``service``, which may still be loading its model."""
+    """Make ``app`` serve ``service``, whose model may still be loading."""
     app.state.service = service
-    # A path is right or it is not: behind a proxy the way to another may lead from https to http, and keys go along.
+    # Redirecting would send the API key again, behind a proxy perhaps over http instead of https.
     app.router.redirect_slashes = False
-    app.add_middleware(TurnstileMiddleware)
-    if service.hosts.origins:
+    app.add_middleware(RateLimitMiddleware)
+    if service.host_rules.origins:
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=sorted(service.hosts.origins),
+            allow_origins=sorted(service.host_rules.origins),
             allow_methods=["*"],
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(HostMiddleware, hosts=service.hosts)
-    app.add_middleware(EndingMiddleware)
+    app.add_middleware(HostMiddleware, rules=service.host_rules)
+    app.add_middleware(RequestObserverMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    users = (models, completions, chat, embeddings, tokenization, responses, messages)
-    for module in (dashboard, ops, *users, experts, requests):
-        app.include_router(module.router)
-    describe(app)
+    routers = [module.router for module in (*OPERATION_ROUTES, *USER_ROUTES, *ADMIN_ROUTES)]
+    for router in routers:
+        app.include_router(router)
+    describe(app, [route for router in routers for route in router.routes])

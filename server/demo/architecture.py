@@ -1,4 +1,4 @@
-"""The bundled model's architecture, and that of the dense model it is compared with."""
+"""Architecture of the bundled model, and of the dense model that it is compared with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, Qwen3Mo
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes that both models share; the dense one's feed-forward is as wide as the experts one token uses."""
+    """Sizes of both models. The dense feed-forward is as wide as the experts that one token uses."""
 
     hidden_size: int = 192
     num_hidden_layers: int = 6
@@ -23,7 +23,7 @@ class Shape:
 
 
 def build_model(vocab_size: int, *, dense: bool, shape: Shape | None = None) -> PreTrainedModel:
-    """A Qwen3-MoE of 12 M parameters, or the dense Qwen3 with as many as it has active (2.8 M)."""
+    """Build a Qwen3-MoE of 12 M parameters, or a dense Qwen3 with as many as the MoE has active (2.8 M)."""
     sizes = asdict(shape or Shape())
     moe = {name: sizes.pop(name) for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size")}
     common = {
@@ -45,7 +45,7 @@ def build_model(vocab_size: int, *, dense: bool, shape: Shape | None = None) -> 
 
 
 def count_parameters(model: PreTrainedModel) -> tuple[int, int]:
-    """Parameters in all and those one token uses: every one but those of the experts not chosen."""
+    """Return the number of all parameters, and of those that one token uses: all but those of experts not chosen."""
     total = sum(param.numel() for param in model.parameters())
     experts = sum(param.numel() for name, param in model.named_parameters() if ".experts." in name)
     if not experts:

@@ -1,7 +1,7 @@
-"""The corpus of the bundled model: read it, hold a slice out, turn it into training rows.
+"""Reads the corpus of the bundled model, holds a part out, and makes training rows.
 
 A corpus is a folder of ``DOMAIN.txt`` or ``DOMAIN.txt.zst`` files, UTF-8, whose documents end with a line
-``<|endoftext|>``. Files named after what they say of the corpus (``README.txt``, ``CREDITS-x.txt``) are passed over.
+``<|endoftext|>``. Files about the corpus (``README.txt``, ``CREDITS-x.txt``) are skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import zstandard
 from tokenizers import Tokenizer
 
-from .errors import CorpusError
+from server.demo.errors import CorpusError
 
 END_OF_TEXT = "<|endoftext|>"
 HELD_OUT_SHARE = 0.02
@@ -35,11 +35,11 @@ class Domain:
     train: list[Tokens]
     held_out: list[Tokens]
     held_out_texts: list[str]
-    dropped: int  # training documents left out because they repeat held-out text of another domain
+    dropped: int  # training documents that repeat held-out text of another domain
 
 
 def find_domains(folder: Path) -> dict[str, Path]:
-    """The file of each domain, by name in the order of the names."""
+    """Return the file of each domain, sorted by name."""
     if not folder.is_dir():
         raise CorpusError(f"corpus folder {folder} does not exist")
     found: dict[str, Path] = {}
@@ -48,7 +48,7 @@ def find_domains(folder: Path) -> dict[str, Path]:
         if not path.name.endswith((".txt", ".txt.zst")) or NOT_A_DOMAIN.match(name):
             continue
         if name in found:
-            raise CorpusError(f"domain {name!r} is there twice, as {found[name].name} and {path.name}: remove one")
+            raise CorpusError(f"domain {name!r} has two files, {found[name].name} and {path.name}; remove one")
         found[name] = path
     if not found:
         raise CorpusError(f"no DOMAIN.txt or DOMAIN.txt.zst file in {folder}")
@@ -56,7 +56,7 @@ def find_domains(folder: Path) -> dict[str, Path]:
 
 
 def read_documents(path: Path) -> list[str]:
-    """The documents of one ``.txt`` or ``.txt.zst`` file, without their end marks."""
+    """Return the documents of a ``.txt`` or ``.txt.zst`` file, without their end marks."""
     try:
         if path.name.endswith(".zst"):
             with path.open("rb") as file:
@@ -74,15 +74,15 @@ def _digest(domain: str, document: str) -> int:
 
 
 def split_documents(domain: str, documents: list[str]) -> tuple[list[str], list[str]]:
-    """Documents to train on and documents held out.
+    """Return training documents and held-out documents.
 
-    A document's side depends on its own text alone; only a domain so small that none would be held out
-    gives up the one of the lowest digest.
+    The split depends only on each document's text. If a domain is so small that none would be held out, the document
+    with the lowest digest is.
     """
     digests = [_digest(domain, document) for document in documents]
     if len(set(digests)) < 2:  # noqa: PLR2004
         raise CorpusError(
-            f"domain {domain!r} has {len(documents)} document(s): it needs one to train on and one to hold out"
+            f"domain {domain!r} has {len(documents)} document(s); it needs one to train on and one to hold out"
         )
     limit = max(int(HELD_OUT_SHARE * 2**64), min(digests) + 1)
     train = [document for document, digest in zip(documents, digests, strict=True) if digest >= limit]
@@ -97,7 +97,7 @@ def _shingles(document: str) -> Iterator[tuple[str, ...]]:
 
 
 def _without_leaks(train: dict[str, list[str]], held_out: dict[str, list[str]]) -> dict[str, list[str]]:
-    """The training documents that repeat no twelve words in a row of another domain's held-out documents."""
+    """Return the training documents that share no twelve words in a row with held-out documents of other domains."""
     owners: dict[int, set[str]] = {}
     for name, documents in held_out.items():
         for document in documents:
@@ -111,10 +111,10 @@ def _without_leaks(train: dict[str, list[str]], held_out: dict[str, list[str]]) 
 
 
 def read_corpus(folder: Path, tokenizer: Tokenizer) -> list[Domain]:
-    """Read, split and tokenize every domain of a folder, in the order of their names.
+    """Read, split and tokenize every domain of a folder, sorted by name.
 
-    A training document that shares twelve words in a row with a held-out document of *another* domain is left
-    out, for one domain may quote another (inside a domain, documents are taken to be distinct).
+    A training document that shares twelve words in a row with a held-out document of *another* domain is left out,
+    because domains may quote each other. Documents of one domain are assumed to be distinct.
     """
     parts = {name: split_documents(name, read_documents(path)) for name, path in find_domains(folder).items()}
     train = {name: documents for name, (documents, _) in parts.items()}
@@ -133,7 +133,7 @@ def read_corpus(folder: Path, tokenizer: Tokenizer) -> list[Domain]:
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> list[Tokens]:
-    """Token ids of each document and, behind them, of ``<|endoftext|>``."""
+    """Return the token ids of each document, with ``<|endoftext|>`` at the end."""
     end = tokenizer.token_to_id(END_OF_TEXT)
     if end is None:
         raise CorpusError(f"the tokenizer has no token {END_OF_TEXT}")
@@ -142,10 +142,10 @@ def encode_documents(tokenizer: Tokenizer, documents: Iterable[str]) -> list[Tok
 
 
 def rows_of(documents: list[Tokens], length: int) -> Tokens:
-    """Documents joined and cut into rows ``(rows, length + 1)``: inputs and, shifted by one, targets.
+    """Join documents and cut them into rows ``(rows, length + 1)``: inputs and, shifted by one, targets.
 
-    Neighbouring rows share one token, so that every token but the first is a target once; what is left at the
-    end and fills no row is passed over.
+    Neighbouring rows share one token, so that every token but the first is a target once. The rest at the end, which
+    does not fill a row, is dropped.
     """
     stream: Tokens = np.concatenate([np.empty(0, np.uint16), *documents])
     count = max(0, (len(stream) - 1) // length)
@@ -157,7 +157,7 @@ def rows_of(documents: list[Tokens], length: int) -> Tokens:
 def epoch_rows(
     domains: list[Domain], length: int, repeat: dict[str, int], seed: int
 ) -> tuple[Tokens, npt.NDArray[np.int64]]:
-    """One epoch in a shuffled order: rows ``(rows, length + 1)`` and the domain index of each, ``(rows,)``."""
+    """Return a shuffled epoch: rows ``(rows, length + 1)`` and the domain index of each, ``(rows,)``."""
     rng = np.random.default_rng(seed)
     rows, labels = [], []
     for index, domain in enumerate(domains):
@@ -171,7 +171,7 @@ def epoch_rows(
 
 
 class Batches:
-    """An endless, seeded order of training rows; a position in it says all of where training stands."""
+    """An endless, seeded order of training rows. A position in it is all the state that training needs."""
 
     def __init__(self, domains: list[Domain], length: int, repeat: dict[str, int], seed: int, count: int) -> None:
         self.domains, self.length, self.repeat, self.seed, self.count = domains, length, repeat, seed, count
@@ -183,12 +183,12 @@ class Batches:
         self.per_epoch = len(self.rows) // self.count * self.count
         if not self.per_epoch:
             raise CorpusError(
-                f"the corpus fills {len(self.rows)} rows of {self.length} tokens, a batch takes {self.count}: "
+                f"the corpus has {len(self.rows)} rows of {self.length} tokens, but a batch needs {self.count}; "
                 "add text, or lower --batch-tokens"
             )
 
     def take(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The batch at ``position`` (in rows) and its domains; an epoch's incomplete last batch is passed over."""
+        """Return the batch at ``position`` (in rows) and its domains; an epoch's incomplete last batch is skipped."""
         if position // self.per_epoch != self.epoch:
             self._load(position // self.per_epoch)
         start = position % self.per_epoch

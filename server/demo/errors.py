@@ -2,12 +2,12 @@
 
 
 class DemoError(Exception):
-    """Something the caller can put right; the message says what."""
+    """An error that the caller can fix; the message says how."""
 
 
 class CorpusError(DemoError):
-    """The folder does not hold a usable corpus."""
+    """The folder has no usable corpus."""
 
 
 class RunError(DemoError):
-    """The run's folder or settings cannot be used."""
+    """The run's folder or settings can't be used."""

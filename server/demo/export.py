@@ -1,8 +1,8 @@
-"""Write a run's model in the hub's layout: config, tokenizer, generation config, safetensors.
+"""Writes a run's model in the hub's layout: config, tokenizer, generation config, safetensors.
 
     python -m server.demo.export RUN OUT --tokenizer tokenizer.json
 
-RUN may be finished or still training: its last checkpoint is taken.
+RUN may be finished or still training; its last checkpoint is used.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from .architecture import Shape, build_model
-from .errors import DemoError, RunError
+from server.demo.architecture import Shape, build_model
+from server.demo.errors import DemoError, RunError
 
-# No system prompt is added, and a rendered chat is token for token what the corpus holds.
+# The template adds no system prompt, so a rendered chat has the same tokens as in the corpus.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + (message['content'] or '') + '<|im_end|>' + '\\n' }}"
@@ -30,13 +30,13 @@ CHAT_TEMPLATE = (
 
 
 def load_run(run: Path, *, shape: Shape | None = None) -> PreTrainedModel:
-    """The model of a run's last checkpoint, dense or not, in float32 with weights rounded to bfloat16.
+    """Load a run's last checkpoint, MoE or dense, in float32 with weights rounded to bfloat16.
 
-    Only weights are rounded: ``model.to(bfloat16)`` would round the rotary frequencies too.
+    Only weights are rounded: ``model.to(bfloat16)`` would also round the rotary frequencies.
     """
     checkpoint = run / "state.pt"
     if not checkpoint.is_file():
-        raise RunError(f"{run} holds no state.pt: train first")
+        raise RunError(f"{run} has no state.pt; train first")
     weights = torch.load(checkpoint, weights_only=True)["model"]
     dense = not any(".experts." in name for name in weights)
     model = build_model(len(weights["model.embed_tokens.weight"]), dense=dense, shape=shape)
@@ -45,7 +45,7 @@ def load_run(run: Path, *, shape: Shape | None = None) -> PreTrainedModel:
 
 
 def export(run: Path, out: Path, tokenizer: Path, *, shape: Shape | None = None) -> None:
-    """Write the folder ``out``, which ``from_pretrained`` reads."""
+    """Write a folder that ``from_pretrained`` can read."""
     if not tokenizer.is_file():
         raise RunError(f"tokenizer {tokenizer} does not exist")
     model = load_run(run, shape=shape)
@@ -53,7 +53,7 @@ def export(run: Path, out: Path, tokenizer: Path, *, shape: Shape | None = None)
         do_sample=True, temperature=0.7, top_p=0.9, bos_token_id=0, eos_token_id=[0, 2], pad_token_id=0
     )
     model.to(torch.bfloat16).save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # it is written readable by its owner alone
+    (out / "model.safetensors").chmod(0o644)  # transformers makes it readable by the owner only
     _use_hub_names(out / "config.json")
     shutil.copyfile(tokenizer, out / "tokenizer.json")
     _write_json(
@@ -70,7 +70,7 @@ def export(run: Path, out: Path, tokenizer: Path, *, shape: Shape | None = None)
 
 
 def _use_hub_names(config: Path) -> None:
-    """Name the number of experts as the hub's Qwen3-MoE checkpoints do; transformers 5 writes its own name."""
+    """Rename the number of experts to the hub's name for Qwen3-MoE; transformers 5 writes another name."""
     values = json.loads(config.read_text())
     values["num_experts"] = values.pop("num_local_experts")
     _write_json(config, dict(sorted(values.items())))

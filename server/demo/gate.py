@@ -1,4 +1,4 @@
-"""The router as it is trained: noise in its logits, a load-balance loss and a z-loss, layer by layer."""
+"""The router in training: noise in its logits, and a load-balance loss and a z-loss per layer."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 @dataclass
 class WorkerState(threading.local):
-    """What one training thread collects while it runs a forward pass."""
+    """State of one training thread during a forward pass."""
 
     generator: torch.Generator | None = None
     losses: list[torch.Tensor] = field(default_factory=list)
 
 
 worker = WorkerState()
-counting = threading.Lock()  # guards the counts of all routers, which all threads add to
+counting = threading.Lock()  # guards the counts of all routers; all threads add to them
 
 
 class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
-    """Top-k router with Gaussian noise of deviation ``1 / experts`` (Riquelme et al., 2021) while it trains.
+    """Top-k router with Gaussian noise of deviation ``1 / experts`` (Riquelme et al., 2021) during training.
 
-    Each call appends the auxiliary loss of its own layer to ``worker.losses``: load balance (Fedus et al., 2021,
-    eq. 4), ``experts * sum(f * P)``, whose usage ``f`` is that of the last whole batches, so that balance is asked
-    of the corpus and not of every few rows (Qiu et al., 2025), and the z-loss of Zoph et al., 2022.
+    Each call appends the auxiliary loss of its layer to ``worker.losses``: the load-balance loss (Fedus et al., 2021,
+    eq. 4), ``experts * sum(f * P)``, and the z-loss of Zoph et al., 2022. The usage ``f`` is averaged over the last
+    complete batches, so that experts are balanced over the corpus and not over every few rows (Qiu et al., 2025).
     """
 
     usage: torch.Tensor  # (experts,) share of the choices, averaged over recent steps
@@ -54,17 +54,17 @@ class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
 
     @property
     def imbalance(self) -> float:
-        """Coefficient of variation of the recent use of experts."""
+        """Coefficient of variation of recent expert usage."""
         return float(self.usage.std(unbiased=False) / self.usage.mean())
 
     def end_step(self) -> None:
-        """Take the finished step into the averaged usage."""
+        """Add the finished step to the averaged usage."""
         self.usage.lerp_(self.counts / self.counts.sum(), 0.3)
         self.counts.zero_()
 
 
 def train_routers(model: nn.Module, balance_weight: float, z_weight: float) -> list[TrainingRouter]:
-    """Turn every router of a model into a training router, in place; none in a dense model."""
+    """Turn every router of a model into a training router, in place, and return them; none in a dense model."""
     routers = []
     for module in model.modules():
         if isinstance(module, Qwen3MoeTopKRouter):

@@ -1,4 +1,4 @@
-"""Measures on held-out text: loss, and how evenly and how specially experts are used."""
+"""Measures the loss on held-out text, and the balance and specialisation of experts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-from .corpus import Domain, Tokens, rows_of
+from server.demo.corpus import Domain, Tokens, rows_of
 
 TOKENS_A_PASS = 4096
 END_OF_TEXT_ID = 0
@@ -24,12 +24,12 @@ Shares = npt.NDArray[np.float64]
 
 @dataclass
 class Held:
-    """A model on one domain's held-out text."""
+    """Measurements of a model on one domain's held-out text."""
 
     num_tokens: int = 0
     num_bytes: int = 0
     nats: float = 0.0
-    counts: list[Shares] = field(default_factory=list)  # by layer, (experts,): how often each was chosen
+    counts: list[Shares] = field(default_factory=list)  # per layer, (experts,): number of times each was chosen
 
     @property
     def nats_per_token(self) -> float:
@@ -41,12 +41,12 @@ class Held:
 
     @property
     def bits_per_byte(self) -> float:
-        """A document's end mark adds its bits and no byte."""
+        """Bits per byte; a document's end mark adds bits but no bytes."""
         return self.nats / math.log(2) / self.num_bytes
 
 
 class ExpertCounter:
-    """Counts, while it is entered, the experts that each layer's router chooses."""
+    """Context in which the experts that each layer's router chooses are counted."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.routers = [module for module in model.modules() if isinstance(module, Qwen3MoeTopKRouter)]
@@ -72,7 +72,7 @@ class ExpertCounter:
 
 
 def held_out_batches(documents: list[Tokens], length: int) -> Iterator[torch.Tensor]:
-    """All of the text in rows ``(rows, length + 1)``, the last one shorter: every token is a target once."""
+    """Yield all text in rows ``(rows, length + 1)``, the last one shorter; every token is a target once."""
     stream = [np.array([END_OF_TEXT_ID], np.uint16), *documents]
     rows = rows_of(stream, length)
     if len(rows):
@@ -84,7 +84,7 @@ def held_out_batches(documents: list[Tokens], length: int) -> Iterator[torch.Ten
 
 @torch.no_grad()
 def measure(model: PreTrainedModel, domain: Domain, length: int) -> Held:
-    """Loss of every held-out token of a domain, in rows of ``length`` that know nothing of those before."""
+    """Measure the loss of every held-out token of a domain, in independent rows of ``length`` tokens."""
     held = Held(num_bytes=sum(len(text.encode()) for text in domain.held_out_texts))
     with ExpertCounter(model) as held.counts:
         for rows in held_out_batches(domain.held_out, length):
@@ -95,33 +95,33 @@ def measure(model: PreTrainedModel, domain: Domain, length: int) -> Held:
 
 
 def mean_perplexity(held: list[Held]) -> float:
-    """Perplexity at the mean loss, each domain counting the same."""
+    """Return the perplexity at the mean loss; all domains have the same weight."""
     return math.exp(sum(each.nats_per_token for each in held) / len(held))
 
 
 def expert_shares(held: list[Held]) -> Shares:
-    """P(expert | domain) as ``(layers, domains, experts)``."""
+    """Return P(expert | domain) as ``(layers, domains, experts)``."""
     counts = np.stack([np.stack(each.counts) for each in held], axis=1)
     shares: Shares = counts / counts.sum(-1, keepdims=True)
     return shares
 
 
 def variation(shares: Shares) -> float:
-    """Coefficient of variation of the use of experts, from ``(domains, experts)``; domains count the same."""
+    """Return the coefficient of variation of expert usage, from ``(domains, experts)``; equal domain weights."""
     usage = shares.mean(0)
     return float(usage.std() / usage.mean())
 
 
 def mutual_information(shares: Shares) -> float:
-    """I(domain; expert) in bits, from P(expert | domain) ``(domains, experts)``; domains count the same."""
+    """Return I(domain; expert) in bits, from P(expert | domain) ``(domains, experts)``; equal domain weights."""
     ratio = np.divide(shares, shares.mean(0), out=np.ones_like(shares), where=shares > 0)
     return float((shares * np.log2(ratio)).sum(-1).mean())
 
 
 def most_information(num_domains: int, num_experts: int, top_k: int) -> float:
-    """The bits that I(domain; expert) cannot pass.
+    """Return the upper bound of I(domain; expert) in bits.
 
-    It is at most H(domain), and at most H(expert) - H(expert | domain), of which the last is no less than
-    log2(top_k), for a token never chooses one expert twice.
+    I(domain; expert) is at most H(domain), and at most H(expert) - H(expert | domain). The last term is at least
+    log2(top_k), as a token never chooses one expert twice.
     """
     return math.log2(min(num_domains, num_experts / top_k))

@@ -1,4 +1,4 @@
-"""Muon for stacks of matrices: momentum, made orthogonal by a Newton-Schulz iteration (Jordan et al., 2024)."""
+"""Muon for stacks of matrices: momentum orthogonalised by a Newton-Schulz iteration (Jordan et al., 2024)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MATRICES_PER_TASK = 12
 
 
 def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Replace each matrix of ``(count, rows, columns)`` by about the nearest semi-orthogonal one."""
+    """Return about the nearest semi-orthogonal matrix for each of ``(count, rows, columns)``."""
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x: torch.Tensor = matrices.mT if tall else matrices
@@ -24,10 +24,10 @@ def orthogonalize(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon over parameters ``(rows, columns)`` or ``(experts, rows, columns)``.
+    """Muon optimiser for parameters ``(rows, columns)`` or ``(experts, rows, columns)``.
 
-    A parameter whose attribute ``muon_blocks`` is ``n`` holds ``n`` matrices one above the other (a fused
-    ``gate_up_proj`` holds two); each is treated alone.
+    A parameter with the attribute ``muon_blocks`` of ``n`` is ``n`` stacked matrices, such as the two of a fused
+    ``gate_up_proj``; each is updated on its own.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """Update every parameter; matrices of one shape are made orthogonal together."""
+        """Update every parameter; matrices of one shape are orthogonalised together."""
         for group in self.param_groups:
             stacks: dict[tuple[int, int], list[tuple[torch.Tensor, torch.Tensor]]] = {}
             for param in group["params"]:
@@ -60,7 +60,7 @@ class Muon(torch.optim.Optimizer):
                     param.sub_(update, alpha=scale)
 
     def _with_momentum(self, param: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Nesterov's momentum: the gradient, moved towards its running mean."""
+        """Return the gradient with Nesterov momentum: moved towards its running mean."""
         gradient = param.grad
         assert gradient is not None
         mean = self.state[param].setdefault("momentum", torch.zeros_like(param))

@@ -1,4 +1,4 @@
-"""The picture of which domain uses which experts."""
+"""Draws the share of each domain's choices that goes to each expert."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .measure import Shares
+from server.demo.measure import Shares
 
 COLUMNS = 3
 
 
 def draw_shares(shares: Shares, domains: list[str], information: list[float], path: Path) -> None:
-    """P(expert | domain) as one heat map a layer, from ``(layers, domains, experts)``."""
+    """Draw P(expert | domain) as one heat map per layer, from ``(layers, domains, experts)``."""
     num_layers, _, num_experts = shares.shape
     columns = min(COLUMNS, num_layers)
     figure = Figure(figsize=(4.2 * columns + 1.2, 3.1 * -(-num_layers // columns)), dpi=100, layout="constrained")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from .train import Settings
+from server.demo.train import Settings
 
 Results = dict[str, Any]
 
@@ -95,15 +95,15 @@ def _introduction(results: Results) -> str:
 
 <!-- Written by server.demo.report: change server/demo/readme.py, not this file. -->
 
-A Mixture-of-Experts language model of {_millions(moe["parameters"])} parameters, of which a token uses
-{_millions(moe["active_parameters"])}: the Qwen3-MoE architecture, {num_layers} layers of
-{results["num_experts"]} experts, {results["top_k"]} chosen a token, trained from nothing on {len(results["domains"])}
-domains of open text. It is there so that Greenroom can be tried, tested and watched without a download: its experts
-differ by domain, so paging has something to do.
+This Mixture-of-Experts language model has {_millions(moe["parameters"])} parameters, of which a token uses
+{_millions(moe["active_parameters"])}. It has the Qwen3-MoE architecture with {num_layers} layers of
+{results["num_experts"]} experts, top-{results["top_k"]}, and was trained from scratch on {len(results["domains"])}
+domains of open text. With it you can try and test Greenroom without a download. Its experts differ by domain, so
+expert paging has an effect.
 
-**What to expect.** It imitates the form of its domains and knows next to nothing. Names, numbers, sums, laws,
-doses and code are made up; nothing it says may be relied on, least of all on medicine or law. The samples below are
-the honest picture. All numbers on this page are in [results.json](results.json)."""
+**What to expect.** The model imitates the style of its domains and knows next to nothing. It makes up names, numbers,
+sums, laws, doses and code. Do not rely on anything it says, least of all on medicine or law. The samples below are
+not selected. All numbers on this page are in [results.json](results.json)."""
 
 
 def _training(results: Results) -> str:
@@ -128,14 +128,14 @@ def _training(results: Results) -> str:
     tokenizer = "--tokenizer server/demo/model/tokenizer.json"
     return f"""## Training
 
-{run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs (domains taken more
-than once an epoch: {repeated}), seed {settings["seed"]}, in rows of {settings["length"]} tokens, the last
-{settings["final_share"]:.0%} in rows of {settings["final_length"]}.
-Matrices of attention and experts by Muon (peak rate {settings["muon_lr"]:g}), the rest by AdamW
+The model was trained on {run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs
+(domains repeated within an epoch: {repeated}), with seed {settings["seed"]}. Rows have {settings["length"]} tokens, and
+in the last {settings["final_share"]:.0%} of the training {settings["final_length"]}.
+Muon trains the matrices of attention and experts (peak rate {settings["muon_lr"]:g}), AdamW the rest
 ({settings["lr"]:g}); the rate falls linearly over the last {settings["decay"]:.0%}.
 Each router has noise of deviation 1/{results["num_experts"]} in its logits, a load-balance loss
-(weight {settings["balance_weight"]:g}) taken over whole batches, and a z-loss ({settings["z_weight"]:g}).
-The dense model saw {order}.
+(weight {settings["balance_weight"]:g}) over complete batches, and a z-loss ({settings["z_weight"]:g}).
+The dense model for comparison saw {order}.
 
 ```bash
 pip install 'greenroom[train]'
@@ -146,13 +146,13 @@ python -m server.demo.report MODEL CORPUS --run RUN --dense DENSE --out REPORT
 ```
 
 CORPUS is a folder of `DOMAIN.txt` or `DOMAIN.txt.zst` files whose documents end with a line `<|endoftext|>`.
-Training goes on where it stopped when it is started again; with the same `--threads` it comes to the same weights,
-killed or not.
+If training is interrupted, the same command continues it; with the same `--threads` the weights are the same as
+without the interruption.
 
-About 2 % of the documents of each domain are held out, chosen by a hash of their text. A training document that shares
-twelve words in a row with a held-out document of another domain is left out.
+About 2 % of the documents of each domain are held out, chosen by a hash of their text. Training documents that share
+twelve consecutive words with a held-out document of another domain are left out.
 
-{table(["domain", "tokens to train on", "held-out tokens", "held-out documents", "documents left out"], rows)}"""
+{table(["domain", "training tokens", "held-out tokens", "held-out documents", "documents left out"], rows)}"""
 
 
 def _data_settings(run: Results) -> list[Any]:
@@ -195,15 +195,15 @@ def _perplexity(results: Results) -> str:
     )
     return f"""## Held-out perplexity
 
-On every held-out token, in rows of {length} tokens that know nothing of those before, bfloat16 weights and float32
-arithmetic. The vocabulary has 4,096 tokens of about 3.3 bytes, so compare with other models by bits per byte only. The
+The perplexity covers every held-out token, in independent rows of {length} tokens, with bfloat16 weights and float32
+arithmetic. The vocabulary has 4,096 tokens of about 3.3 bytes, so compare with other models only by bits per byte. The
 dense model has {_millions(dense["parameters"])} parameters, as many as the MoE has active
 ({_millions(moe["active_parameters"])}). The MoE is better in {better} of {len(results["domains"])} domains. The mean is
-taken over the losses of the domains.
+that of the domains' losses.
 
 {table(["domain", "MoE", "dense", "difference", "MoE bits/byte", "dense bits/byte"], rows)}
 
-Rows of other lengths: mean perplexity {others}."""
+The mean perplexity with other row lengths is {others}."""
 
 
 def _experts(results: Results) -> str:
@@ -216,25 +216,25 @@ def _experts(results: Results) -> str:
     ]
     return f"""## Experts
 
-On the same held-out text, each domain counting the same. The coefficient of variation of use is 0 when all experts are
-used alike. The mutual information of domain and expert is 0 bits when all domains use experts alike; here it
-cannot pass {most:.2f} bits, for a token chooses {results["top_k"]} different experts of
+These figures are for the same held-out text, with equal weight for each domain. The coefficient of variation of expert
+use is 0 if all experts are used equally. The mutual information of domain and expert is 0 bits if all domains use the
+experts alike; its maximum is {most:.2f} bits here, because a token chooses {results["top_k"]} different experts of
 {results["num_experts"]}.
 
-{table(["layer", "coefficient of variation", "mutual information, bits", "of the most possible"], rows)}
+{table(["layer", "coefficient of variation", "mutual information, bits", "share of the maximum"], rows)}
 
-![Share of each domain's choices that goes to each expert, by layer](experts.png)"""
+![Share of each domain's router choices for each expert, by layer](experts.png)"""
 
 
 def _turns(results: Results) -> str:
     rows = [[f"`{name}`", str(turns["asked"]), str(turns["ended"])] for name, turns in results["turns"].items()]
     sampling = results["sampling"]
-    return f"""## Does a turn end by itself?
+    return f"""## Answers that end by themselves
 
-First turns of held-out chats, answered with at most {sampling["turn_tokens"]} tokens at temperature
-{sampling["temperature"]}, top-p {sampling["top_p"]}.
+The model answers the first turns of held-out chats with at most {sampling["turn_tokens"]} tokens at temperature
+{sampling["temperature"]}, top-p {sampling["top_p"]}. An answer ends by itself if it stops before that limit.
 
-{table(["domain", "asked", "ended by themselves"], rows)}"""
+{table(["domain", "answers", "ended by themselves"], rows)}"""
 
 
 def _samples(results: Results) -> str:
@@ -242,9 +242,10 @@ def _samples(results: Results) -> str:
     parts = [
         f"""## Samples
 
-Uncut, as they came: the first two held-out documents of each domain, temperature {sampling["temperature"]},
-top-p {sampling["top_p"]}, seed {sampling["seed"]}, at most {sampling["text_tokens"]} tokens
-({sampling["turn_tokens"]} for an answer). Texts are prompted with their first words, chats with their first turn."""
+These are unedited completions of the first two held-out documents of each domain, at temperature
+{sampling["temperature"]}, top-p {sampling["top_p"]}, seed {sampling["seed"]}, with at most
+{sampling["text_tokens"]} tokens ({sampling["turn_tokens"]} for an answer). The prompt of a text is its first words,
+that of a chat its first turn."""
     ]
     for name, samples in results["samples"].items():
         parts.append(f"### {name}")
@@ -261,8 +262,8 @@ def _sources(results: Results) -> str:
         rows.append([f"`{name}`", source, licence, f"[{file}](licenses/{file})" if file else ""])
     return f"""## Sources and attributions
 
-The text was changed: markup removed, quotes and dashes made ASCII, duplicates removed, some of it put into ChatML.
-The full text of CC BY 4.0 stands in [medquad-CC-BY-4.0.txt](licenses/medquad-CC-BY-4.0.txt). PG numbers are Project
+The text was changed: markup and duplicates are removed, quotes and dashes are ASCII, and some of it is in ChatML
+format. The full text of CC BY 4.0 is in [medquad-CC-BY-4.0.txt](licenses/medquad-CC-BY-4.0.txt). PG numbers are Project
 Gutenberg's, taken from GITenberg; short hashes are commits of GitHub repositories.
 
 {table(["domain", "source", "licence", "notice"], rows)}"""

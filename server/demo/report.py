@@ -1,8 +1,8 @@
-"""Measure the bundled model and write ``results.json``, ``experts.png`` and ``README.md``.
+"""Measures the bundled model and writes ``results.json``, ``experts.png`` and ``README.md``.
 
     python -m server.demo.report MODEL CORPUS --run RUN --dense DENSE_RUN --out server/demo
 
-MODEL is what ``server.demo.export`` wrote of RUN; DENSE_RUN is the run of ``train --dense``.
+MODEL is the export of RUN by ``server.demo.export``; DENSE_RUN is the run of ``train --dense``.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import measure, samples
-from .architecture import count_parameters
-from .corpus import Domain, read_corpus
-from .errors import DemoError, RunError
-from .export import load_run
-from .picture import draw_shares
-from .readme import render
+from server.demo import measure, samples
+from server.demo.architecture import count_parameters
+from server.demo.corpus import Domain, read_corpus
+from server.demo.errors import DemoError, RunError
+from server.demo.export import load_run
+from server.demo.picture import draw_shares
+from server.demo.readme import render
 
-OTHER_LENGTHS = (256, 512, 2048)  # of rows
+OTHER_LENGTHS = (256, 512, 2048)  # row lengths in tokens
 
 
 def describe_run(run: Path) -> dict[str, Any]:
-    """What a run was asked and how far it came."""
+    """Return the settings of a run and its progress."""
     settings = run / "settings.json"
     if not settings.is_file():
-        raise RunError(f"{run} has no settings.json: start its training command once more, which writes it")
+        raise RunError(f"{run} has no settings.json; run its training command again, which writes it")
     progress = torch.load(run / "state.pt", weights_only=True)["state"]
     return {"settings": json.loads(settings.read_text()), "steps": progress["step"], "tokens": progress["tokens"]}
 
@@ -74,7 +74,7 @@ def measure_experts(shares: measure.Shares, top_k: int) -> dict[str, Any]:
 def measure_samples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domains: list[Domain]
 ) -> dict[str, Any]:
-    """Samples of each domain, and of all turns asked how many ended by themselves."""
+    """Return samples of each domain, and the number of chat turns that ended by themselves."""
     drawn = {domain.name: samples.sample_domain(model, tokenizer, domain) for domain in domains}
     return {
         "turns": {
@@ -103,7 +103,7 @@ def measure_domains(model: PreTrainedModel, domains: list[Domain], length: int) 
 
 
 def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, out: Path) -> None:
-    """Measure both models on all held-out text and write the three files into ``out``."""
+    """Measure both models on all held-out text, and write the three files to ``out``."""
     runs = {"moe": describe_run(run), "dense": describe_run(dense_run)}
     length = runs["moe"]["settings"]["final_length"]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)

@@ -1,4 +1,4 @@
-"""Sample completions by domain, and whether chat turns end by themselves."""
+"""Samples completions of each domain, and finds chat turns that end by themselves."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .corpus import Domain
+from server.demo.corpus import Domain
 
-SAMPLES = 2  # of each domain
-TURNS = 24  # of each domain written as chat
+SAMPLES = 2  # samples per domain
+TURNS = 24  # chat turns per chat domain
 OPENING_TOKENS = 24
 TEXT_TOKENS = 200
 TURN_TOKENS = 400
@@ -20,11 +20,11 @@ SEED = 1
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt and what the model wrote after it."""
+    """A prompt and its completion."""
 
     prompt: str
     completion: str
-    ended: bool  # by an end token of the model's own
+    ended: bool  # the model chose an end token
 
 
 def is_chat(domain: Domain) -> bool:
@@ -32,7 +32,7 @@ def is_chat(domain: Domain) -> bool:
 
 
 def first_turn(text: str) -> list[dict[str, str]]:
-    """The messages of a ChatML document that come before the assistant's first."""
+    """Return the messages of a ChatML document before the assistant's first."""
     messages = []
     for role, content in re.findall(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", text, re.DOTALL):
         if role == "assistant":
@@ -42,7 +42,7 @@ def first_turn(text: str) -> list[dict[str, str]]:
 
 
 def prompts_of(domain: Domain, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Prompts from the first held-out documents: first turns of chats that a user begins, openings of texts."""
+    """Return prompts from the first held-out documents: the first user turn of a chat, or the opening of a text."""
     if is_chat(domain):
         turns = [turn for turn in map(first_turn, domain.held_out_texts) if turn]
         return [
@@ -56,7 +56,7 @@ def prompts_of(domain: Domain, tokenizer: PreTrainedTokenizerBase) -> list[list[
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], limit: int
 ) -> list[Sample]:
-    """One completion of each prompt, drawn as the model's generation config says, from a fixed seed."""
+    """Return one completion per prompt, sampled with the model's generation config and a fixed seed."""
     config = model.generation_config
     width = max(map(len, prompts))
     padded = [[config.pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
@@ -73,6 +73,6 @@ def complete(
 
 
 def sample_domain(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domain: Domain) -> list[Sample]:
-    """``TURNS`` first turns of a domain written as chat, or ``SAMPLES`` continued openings of another."""
+    """Complete ``TURNS`` first turns of a chat domain, or ``SAMPLES`` openings of any other."""
     limit = TURN_TOKENS if is_chat(domain) else TEXT_TOKENS
     return complete(model, tokenizer, prompts_of(domain, tokenizer), limit)

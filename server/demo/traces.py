@@ -1,7 +1,7 @@
-"""Record the routing of the bundled model: ``python -m server.demo.traces --corpus DIR``.
+"""Records routing logs of the bundled model: ``python -m server.demo.traces --corpus DIR``.
 
-One trace a domain, decoding held-out text as it stands; ``chat``, whose answers the model writes; and ``mixed``, four
-streams of different domains in one batch. They are what ``greenroom replay`` and the choice of policies are judged on.
+There is one log per domain, which decodes held-out text; in ``chat`` the model writes the answers; ``mixed`` has four
+sequences of different domains in one batch. Cache policies were chosen on these logs with ``greenroom replay``.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from pathlib import Path
 import torch
 
 from expert_store import ExpertStore
-from expert_store.trace import TraceHeader, TraceWriter
-from server.model.checkpoint import BUNDLED, BUNDLED_NAME
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
-from server.model.solo import SoloTrunk
+from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter
+from server.demo.corpus import find_domains, read_documents, split_documents
+from server.demo.errors import DemoError
+from server.demo.samples import first_turn
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
+from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk
-from server.model.tokenizer import Tokenizer
+from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 
-from .corpus import find_domains, read_documents, split_documents
-from .errors import DemoError
-from .samples import first_turn
-
 FOLDER = Path(__file__).resolve().parent / "traces"
-DECODE_STEPS = 400  # of a trace
-PROMPT_TOKENS = 32  # of a text; a chat has its own
-LONGEST = 232  # tokens of one sequence, so that a trace goes over several documents
-CHARACTERS_A_TOKEN = 8  # more than there are
-BATCH = 4  # streams of the mixed trace
+DECODE_STEPS = 400  # per log
+PROMPT_TOKENS = 32  # prompt length of a text; a chat has its own prompt
+LONGEST = 232  # tokens of one sequence, so that a log covers several documents
+CHARACTERS_A_TOKEN = 8  # an upper bound
+BATCH = 4  # sequences of the mixed log
 BLOCK_SIZE = 16
 CHAT = "chat"
 TEMPERATURE = 0.7
@@ -41,7 +40,7 @@ END_TOKENS = (0, 2)
 
 
 class Stream:
-    """A sequence whose continuation is given, or drawn from the model where it is not."""
+    """A sequence whose continuation is given, or sampled from the model."""
 
     def __init__(self, prompt: Sequence[int], continuation: Sequence[int] | None, draw: torch.Generator):
         self._continuation = None if continuation is None else list(continuation)
@@ -50,7 +49,7 @@ class Stream:
         self.num_cached = 0
 
     def advance(self, logits: torch.Tensor) -> bool:
-        """Take the next token, from logits ``(vocabulary,)`` if need be; False where the sequence has ended."""
+        """Append the next token, sampled from logits ``(vocabulary,)`` if not given; False at the end."""
         self.num_cached += len(self.new)
         if self._continuation is None:
             token = int(torch.multinomial((logits / TEMPERATURE).softmax(-1), 1, generator=self._draw))
@@ -79,13 +78,13 @@ def chat_streams(texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Stream]
             yield Stream(tokens, None, draw)
 
 
-def in_turn(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
-    """One stream of each domain after the other."""
+def alternate(domains: Sequence[Iterator[Stream]]) -> Iterator[Stream]:
+    """Yield one stream of each domain, then the next of each."""
     return chain.from_iterable(zip(*domains, strict=False))
 
 
-def record(trunk: Trunk | SoloTrunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
-    """Run streams, ``batch`` at a time, until ``DECODE_STEPS`` steps were pure decoding."""
+def record(trunk: Trunk | SequentialTrunk, streams: Iterator[Stream], batch: int, path: Path) -> None:
+    """Run ``batch`` streams at a time until ``DECODE_STEPS`` steps were decoding only."""
     blocks = -(-2 * LONGEST // BLOCK_SIZE)
     cache = KVCache(trunk.facts.kv_groups, [blocks * batch], BLOCK_SIZE)
     tables = [list(range(blocks * place, blocks * (place + 1))) for place in range(batch)]
@@ -93,7 +92,7 @@ def record(trunk: Trunk | SoloTrunk, streams: Iterator[Stream], batch: int, path
     slot_bytes = {layer: entry.layout.slot_bytes for layer, entry in trunk.catalog.layers.items()}
     running = list(islice(streams, batch))
     decoded = 0
-    with TraceWriter(path, TraceHeader(BUNDLED_NAME, layers, slot_bytes)) as writer:
+    with RoutingLogWriter(path, RoutingLogHeader(BUNDLED_NAME, layers, slot_bytes)) as writer:
         store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes, recorder=writer)
         while decoded < DECODE_STEPS:
             decoded += all(len(stream.new) == 1 for stream in running)
@@ -110,14 +109,14 @@ def record(trunk: Trunk | SoloTrunk, streams: Iterator[Stream], batch: int, path
 
 
 def record_all(corpus: Path, out: Path) -> None:
-    """Write every trace."""
+    """Write every routing log."""
     held_out = {name: split_documents(name, read_documents(path))[1] for name, path in find_domains(corpus).items()}
     out.mkdir(exist_ok=True)
     trunk, tokenizer = load_trunk(BUNDLED, torch.float32), Tokenizer(BUNDLED)
     kinds = {name: chat_streams if name == CHAT else text_streams for name in held_out}
     for name, texts in held_out.items():
         record(trunk, kinds[name](texts, tokenizer), 1, out / f"{name}.jsonl.gz")
-    streams = in_turn([kinds[name](texts, tokenizer) for name, texts in held_out.items()])
+    streams = alternate([kinds[name](texts, tokenizer) for name, texts in held_out.items()])
     record(trunk, streams, BATCH, out / "mixed.jsonl.gz")
 
 

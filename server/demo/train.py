@@ -1,10 +1,10 @@
-"""Train the bundled model, or the dense model it is compared with, on a folder of ``DOMAIN.txt[.zst]``.
+"""Trains the bundled model, or the dense model it is compared with, on a folder of ``DOMAIN.txt[.zst]``.
 
     python -m server.demo.train CORPUS RUN --tokenizer tokenizer.json [--dense]
 
-RUN is a folder for checkpoints and logs; starting again with the same RUN goes on where the last one stopped.
-The learning rate is held after a short warm-up and falls linearly over the last part of ``--tokens``; rows are
-short, for speed, but for the very last part, which teaches the model longer contexts.
+RUN is a folder for checkpoints and logs; the same command with the same RUN resumes training.
+The learning rate is constant after a short warm-up, and falls linearly over the last part of ``--tokens``. Rows are
+short, for speed, except in the last part, which teaches the model longer contexts.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .architecture import Shape, build_model
-from .corpus import Batches, Domain, read_corpus, rows_of
-from .errors import DemoError, RunError
-from .gate import train_routers, worker
-from .muon import Muon
+from server.demo.architecture import Shape, build_model
+from server.demo.corpus import Batches, Domain, read_corpus, rows_of
+from server.demo.errors import DemoError, RunError
+from server.demo.gate import train_routers, worker
+from server.demo.muon import Muon
 
-EVAL_ROWS = 24  # of each domain, while training; the report uses all
+EVAL_ROWS = 24  # per domain, during training; the report uses all rows
 SHOW_EVERY = 10  # steps
 WARM_UP = 30  # steps
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run is trained; the defaults are the command line's."""
+    """Settings of a run; the command line has the same defaults."""
 
     dense: bool = False
     tokens: int = 14_000_000
@@ -63,25 +63,25 @@ class Settings:
     def __post_init__(self) -> None:
         for length in (self.length, self.final_length):
             if self.batch_tokens % length:
-                raise RunError(f"a batch of {self.batch_tokens} tokens is not whole rows of {length}")
+                raise RunError(f"a batch of {self.batch_tokens} tokens is not a multiple of rows of {length}")
 
     @property
     def short_tokens(self) -> int:
-        """Tokens trained on in short rows, whole batches of them; the rest is in long ones."""
+        """Tokens that are trained in short rows, in complete batches; the rest is trained in long rows."""
         wanted = (1 - self.final_share) * self.tokens
         return math.ceil(wanted / self.batch_tokens) * self.batch_tokens
 
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Progress of a run."""
 
     step: int = 0
     tokens: int = 0
 
 
 def build_optimizers(model: nn.Module, settings: Settings, pool: ThreadPoolExecutor) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of attention and experts, AdamW for embedding, router gates and norms."""
+    """Build Muon for the matrices of attention and experts, and AdamW for embedding, router gates and norms."""
     matrices: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, param in model.named_parameters():
@@ -96,14 +96,14 @@ def build_optimizers(model: nn.Module, settings: Settings, pool: ThreadPoolExecu
 
 
 def learning_rate_scale(done: int, settings: Settings) -> float:
-    """The learning rate relative to its peak, after ``done`` tokens."""
+    """Return the learning rate relative to its peak, after ``done`` tokens."""
     warm_up = min(1.0, (done / settings.batch_tokens + 1) / WARM_UP)
     left = (settings.tokens - done) / (settings.decay * settings.tokens)
     return warm_up * max(0.03, min(1.0, left))
 
 
 def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of each row, in nats a token: ``(rows, length + 1)`` to ``(rows,)``."""
+    """Return the mean cross-entropy of each row in nats per token: ``(rows, length + 1)`` to ``(rows,)``."""
     hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
     logits = model.lm_head(hidden)  # (rows, length, vocabulary)
     losses = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
@@ -115,8 +115,8 @@ def add_gradients(
 ) -> list[float]:
     """Set the gradients of one step and return the loss of each row.
 
-    Each thread of the pool takes every n-th micro-batch and sums its own gradients, which are then added in the
-    order of the threads: on two cores twice as fast as one micro-batch after the other on two compute threads.
+    Each of n threads takes every n-th micro-batch and sums its gradients; the sums are then added in the order of the
+    threads. On two cores this is twice as fast as one micro-batch after the other on two compute threads.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     length = rows.shape[1] - 1
@@ -145,7 +145,7 @@ def add_gradients(
 
 @torch.no_grad()
 def evaluate(model: PreTrainedModel, domains: list[Domain], length: int) -> dict[str, float]:
-    """Perplexity on the first held-out rows of each domain that fills one."""
+    """Return the perplexity on the first held-out rows of each domain that has a complete row."""
     model.eval()
     result = {}
     for domain in domains:
@@ -158,7 +158,7 @@ def evaluate(model: PreTrainedModel, domains: list[Domain], length: int) -> dict
 
 
 class Trainer:
-    """One run: model, optimizers and where they stand, kept in the run's ``state.pt``."""
+    """A run: its model, optimizers and progress, which ``state.pt`` stores."""
 
     def __init__(
         self,
@@ -210,14 +210,14 @@ class Trainer:
         self.progress.tokens += self.settings.batch_tokens
 
     def _batch(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The next rows and their domains: short rows first, long ones at the end."""
+        """Return the next rows and their domains: short rows first, long rows at the end."""
         in_final = self.progress.tokens - self.settings.short_tokens
         if in_final < 0:
             return self.batches.take(self.progress.tokens // self.settings.length)
         return self.final_batches.take(in_final // self.settings.final_length)
 
     def save(self) -> None:
-        """Write ``state.pt``; a kill while it is written leaves the last one whole."""
+        """Write ``state.pt`` atomically."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -233,7 +233,7 @@ class Trainer:
         try:
             self.model.load_state_dict(saved["model"])
         except RuntimeError as error:
-            raise RunError(f"{self.checkpoint} is of another model: choose another RUN") from error
+            raise RunError(f"{self.checkpoint} belongs to another model; choose another RUN") from error
         for optimizer, value in zip(self.optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(value)
         for router, usage in zip(self.routers, saved["usage"], strict=True):
@@ -242,7 +242,7 @@ class Trainer:
 
 
 class Log:
-    """A run's ``train.jsonl`` and ``eval.jsonl``, and what is printed of them."""
+    """Writes a run's ``train.jsonl`` and ``eval.jsonl``, and prints the progress."""
 
     def __init__(self, run: Path, trainer: Trainer, domains: list[Domain]) -> None:
         self.run, self.trainer, self.domains = run, trainer, domains
@@ -256,7 +256,7 @@ class Log:
             file.write(json.dumps({**asdict(self.trainer.progress), **values}) + "\n")
 
     def training(self) -> None:
-        """The recent loss by domain, the balance of experts by layer, and the speed since the last call."""
+        """Log the recent loss by domain, the balance of experts by layer, and the speed since the last call."""
         trainer, progress = self.trainer, self.trainer.progress
         speed = (progress.tokens - self.tokens) / (time.monotonic() - self.time)
         minutes = (trainer.settings.tokens - progress.tokens) / speed / 60
@@ -281,7 +281,7 @@ class Log:
 
 
 def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, shape: Shape | None = None) -> None:
-    """Train a run to its end, from its beginning or its last checkpoint."""
+    """Train a run to its end, from the start or from its last checkpoint."""
     if not tokenizer_file.is_file():
         raise RunError(f"tokenizer {tokenizer_file} does not exist")
     tokenizer = Tokenizer.from_file(str(tokenizer_file))

@@ -1,1 +1,1 @@
-"""`greenroom doctor`: what of this machine matters for serving, and what to set. What can't be read says so."""
+"""Checks of `greenroom doctor`: this machine, its settings, and a model that is to be served on it."""

@@ -1,4 +1,4 @@
-"""The disk that experts are read from: room, direct reads, speed."""
+"""Checks the disk that experts are read from: free space, direct reads, speed."""
 
 from __future__ import annotations
 
@@ -12,42 +12,41 @@ from pathlib import Path
 import torch
 
 from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, ParameterSpec
+from server.doctor.finding import Finding
 from server.inspection.bandwidth import measure_disk, temporary_experts
-from server.memory.sizes import format_bytes
+from server.memory.byte_sizes import format_bytes
 
-from .finding import Finding
-
-PIECE_BYTES = 4 << 20  # of experts that are made up
+PIECE_BYTES = 4 << 20  # size of a made-up expert
 
 
 def check_disk(folder: Path, catalog: ExpertCatalog | None, token_bytes: int) -> Finding:
-    """Room and speed of a disk.
+    """Measure the free space and the speed of a disk.
 
     Args:
-        folder: where a model lies, or will lie; it may not exist yet.
-        catalog: the model's experts; without them, some are written to a temporary file.
-        token_bytes: of the experts of one token.
+        folder: folder of a model; it may not exist yet.
+        catalog: the model's experts; None writes experts of random bytes to a temporary file.
+        token_bytes: bytes of the experts that one token uses.
     """
-    place = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
-    room = f"{folder}: {format_bytes(shutil.disk_usage(place).free)} free"
+    existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.is_dir())
+    space = f"{folder}: {format_bytes(shutil.disk_usage(existing).free)} free"
     try:
-        with _experts(place, catalog) as experts:
+        with _experts(existing, catalog) as experts:
             is_direct, speed = takes_direct_reads(experts.paths[0]), measure_disk(experts)
     except (OSError, ExpertStoreError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        return Finding("disk", "warn", f"{room}; its speed can't be measured: {reason}")
+        return Finding("disk", "warn", f"{space}; its speed can't be measured: {reason}")
     message = (
-        f"{room}; {speed / 1e9:.2f} GB/s {'past' if is_direct else 'through'} the page cache, "
-        f"{1000 * token_bytes / speed:.1f} ms for the experts of a token if none is in memory"
+        f"{space}; {speed / 1e9:.2f} GB/s {'bypassing' if is_direct else 'through'} the page cache, "
+        f"{1000 * token_bytes / speed:.1f} ms to read the experts of a token if none is in memory"
     )
     if not is_direct:
-        advice = "no direct reads here (O_DIRECT): models are faster on a local disk with ext4 or xfs"
+        advice = "no direct reads (O_DIRECT) here: put models on a local disk with ext4 or xfs, which is faster"
         return Finding("disk", "warn", message, advice)
     return Finding("disk", "ok", message)
 
 
 def takes_direct_reads(path: Path) -> bool:
-    """Whether a file can be read past the page cache."""
+    """Return True if a file can be read without the page cache."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:

@@ -1,4 +1,4 @@
-"""What one check found."""
+"""The result of a check."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Level = Literal["ok", "warn", "fail"]  # a failure prevents serving
 
 @dataclass(frozen=True)
 class Finding:
-    """One line."""
+    """The result of one check, which is printed as one line."""
 
     name: str
     level: Level
     message: str
-    advice: str | None = None  # what to do about it
-    flags: tuple[str, ...] = ()  # of `greenroom serve` that do so
+    advice: str | None = None  # remedy for the user
+    flags: tuple[str, ...] = ()  # flags of `greenroom serve` that follow the advice

@@ -1,4 +1,4 @@
-"""Findings as lines and as an object."""
+"""Prints findings as lines, or as a JSON object."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from .finding import Finding
+from server.doctor.finding import Finding
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 NAME_COLUMNS = 14
 
 
 def print_finding(console: Console, finding: Finding) -> None:
-    """One line, in colours on a terminal."""
+    """Print a finding as one line, in colours on a terminal."""
     line = Text.assemble(
         (f"{finding.level:<6}", STYLES[finding.level]), (f"{finding.name:<{NAME_COLUMNS}}", "bold"), finding.message
     )
     if finding.advice:
-        line.append("; " + ": give ".join([finding.advice, *finding.flags]), STYLES[finding.level])
+        line.append("; " + ": use ".join([finding.advice, *finding.flags]), STYLES[finding.level])
     console.print(line, soft_wrap=True)
 
 
 def as_object(findings: Sequence[Finding], command: str) -> dict[str, Any]:
-    """Everything, as ``--json`` prints it."""
+    """Return the object that ``--json`` prints."""
     return {
         "can_serve": can_serve(findings),
         "command": command,
@@ -48,10 +48,10 @@ def can_serve(findings: Sequence[Finding]) -> bool:
 
 
 def serve_command(model: str | None, given: Sequence[str], findings: Sequence[Finding]) -> str:
-    """How to serve with what was given, and what is advised besides.
+    """Return the command that serves the model with the given and the advised flags.
 
     Args:
-        given: flags as they were written.
+        given: flags of the doctor's command line.
     """
     names = {flag.partition("=")[0] for flag in given}
     advised = [flag for finding in findings for flag in finding.flags if flag.split()[0] not in names]

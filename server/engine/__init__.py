@@ -1,0 +1,1 @@
+"""The engine: schedules requests, runs steps, and returns tokens."""

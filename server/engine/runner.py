@@ -1,14 +1,15 @@
-"""What the engine asks of a model; a fake one makes its tests instant."""
+"""The engine's interface to a model, and the runner of a paged model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 from expert_store import ExpertStore, Prefetcher
-from server.model.kv_cache import KVCache
-from server.model.solo import SoloTrunk
-from server.model.states import StateCache
+from server.model.attention.kv_cache import KVCache
+from server.model.recurrent.states import StateCache
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.step import SequenceChunk, StepOutput
 from server.model.trunk import Trunk
 
@@ -17,59 +18,63 @@ class ModelRunner(Protocol):
     """A model with its KV cache."""
 
     @property
-    def is_solo(self) -> bool:
-        """Whether sequences are computed one after the other, and none can be tried again, so that each is a step."""
+    def is_sequential(self) -> bool:
+        """True if each sequence is a step of its own, because a failed one can't run again."""
 
     @property
-    def reads_whole(self) -> bool:
-        """Whether prompts are answered by an encoder and a decoder, and have no logits of their own."""
+    def is_encoder_decoder(self) -> bool:
+        """True if an encoder reads prompts and a decoder answers them, so that prompt tokens have no logits."""
 
     @property
     def hidden_size(self) -> int:
-        """Numbers of a last hidden state; 0 if the model gives none."""
+        """Size of a last hidden state; 0 if the model gives none."""
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
-        """One ragged step; see ``StepOutput``."""
+        """Run one ragged step."""
 
     def release(self, slot: int) -> None:
-        """The sequence that had a slot does not go on; another may get the slot."""
+        """Free the slot of a sequence that does not continue."""
 
 
 class PagedModelRunner:
-    """A trunk with its cache, its store of experts, and what asks the store for experts ahead of time.
+    """A ``ModelRunner`` over a trunk, its KV cache and its expert store.
 
     Args:
-        before_step: is told of the tokens of each step, and of the rows of logits that it gives.
+        prefetcher: asks the store for experts ahead of time.
+        states: states of recurrent layers, or caches of sequential models.
+        before_step: called before each step with its numbers of tokens and of rows of logits.
     """
 
     def __init__(
         self,
-        trunk: Trunk | SoloTrunk,
+        trunk: Trunk | SequentialTrunk,
         kv_cache: KVCache,
         store: ExpertStore,
         prefetcher: Prefetcher | None = None,
         states: StateCache | None = None,
         before_step: Callable[[int, int], None] | None = None,
     ):
-        self._trunk, self._kv_cache, self._states = trunk, kv_cache, states
-        self._store, self._prefetcher, self._before_step = store, prefetcher, before_step
+        self._facts, self._states, self._before_step = trunk.facts, states, before_step
+        self._forward: Callable[[Sequence[SequenceChunk]], StepOutput] = partial(
+            trunk.forward, kv_cache=kv_cache, store=store, prefetcher=prefetcher, states=states
+        )
 
     @property
-    def is_solo(self) -> bool:
-        return self._trunk.facts.is_solo
+    def is_sequential(self) -> bool:
+        return self._facts.is_sequential
 
     @property
-    def reads_whole(self) -> bool:
-        return self._trunk.facts.reads_whole
+    def is_encoder_decoder(self) -> bool:
+        return self._facts.is_encoder_decoder
 
     @property
     def hidden_size(self) -> int:
-        return self._trunk.facts.hidden_size
+        return self._facts.hidden_size
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         if self._before_step is not None:
             self._before_step(sum(chunk.num_tokens for chunk in chunks), sum(chunk.num_logits for chunk in chunks))
-        return self._trunk.forward(chunks, self._kv_cache, self._store, self._prefetcher, self._states)
+        return self._forward(chunks)
 
     def release(self, slot: int) -> None:
         if self._states is not None:

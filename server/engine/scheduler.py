@@ -1,4 +1,4 @@
-"""Which sequences run in the next step, and how many tokens of each. Torch-free."""
+"""Scheduling: the sequences that run in the next step, and the number of tokens of each. Torch-free."""
 
 from __future__ import annotations
 
@@ -7,133 +7,137 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .block_manager import BlockManager
-from .sequence import Sequence
+from server.engine.kv.block_manager import BlockManager
+from server.engine.sequence import Sequence
 
-MOST_ROWS_OF_LOGITS = 64  # of a step with prompts whose tokens' logits are asked for; each has the vocabulary's size
+# Limit of a step if logits of prompt tokens are requested, because a row has the size of the vocabulary.
+MAX_LOGITS_ROWS = 64
 
 
 @dataclass(frozen=True)
 class SchedulerLimits:
-    """How much the engine takes on at once."""
+    """Limits of a step."""
 
-    max_running: int
+    max_running: int  # sequences
     max_batched_tokens: int  # in one step
 
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A sequence and how many of its tokens go into the step."""
+    """A sequence and the number of its tokens in the step."""
 
     sequence: Sequence
     num_tokens: int
 
     @property
     def reaches_end(self) -> bool:
-        """Whether the step computes the sequence's last token, and so its next one can be sampled."""
+        """True if the step computes the sequence's last token, so that its next one can be sampled."""
         return self.num_tokens == self.sequence.num_uncached
 
     @property
     def num_logits(self) -> int:
-        if self.sequence.pool is not None:
+        if self.sequence.pooler is not None:
             return 0
         return self.num_tokens if self.sequence.wants_prompt_logits else int(self.reaches_end)
 
     @property
     def num_hidden(self) -> int:
-        pool = self.sequence.pool
-        return 0 if pool is None else pool.num_hidden(self.num_tokens, reaches_end=self.reaches_end)
+        pooler = self.sequence.pooler
+        return 0 if pooler is None else pooler.num_hidden(self.num_tokens, reaches_end=self.reaches_end)
 
 
-class Stage(Protocol):
-    """Says which of the sequences that decode go on in this step, and whether new ones may begin."""
+class DecodeAdmission(Protocol):
+    """Chooses the decoding sequences that take part in a step, and whether waiting ones may begin."""
 
-    admits: bool
+    admits_new: bool  # whether waiting sequences may begin in this step
 
-    def choose(self, sequences: list[Sequence]) -> list[Sequence]:
-        """Some of them, at least one, in their order."""
+    def select(self, sequences: list[Sequence]) -> list[Sequence]:
+        """Return some of the decoding sequences, at least one, in their order."""
 
 
 class Scheduler:
-    """By priority, then first come, first served, with chunked prefill and preemption by recomputation.
+    """Schedules by priority, then first come, first served, with chunked prefill and preemption by recomputation.
 
-    The first sequence always goes on: it may take the blocks of every later one. A sequence whose prompt begins with
-    what a running one is about to compute waits for that instead of computing it, too.
+    The first sequence always makes progress: it may take the blocks of every later one. A sequence whose prompt begins
+    with blocks that a running one is about to compute waits for them instead of computing them as well.
 
     Args:
-        release: told of each slot that becomes free.
+        admission: chooses the sequences that decode; None lets all of them decode.
+        release: called with each slot that becomes free.
     """
 
     def __init__(
         self,
         blocks: BlockManager,
         limits: SchedulerLimits,
-        stage: Stage | None = None,
+        admission: DecodeAdmission | None = None,
         release: Callable[[int], None] = lambda _: None,
     ):
-        self._blocks, self._limits, self._stage, self._release = blocks, limits, stage, release
-        self.waiting: list[Sequence] = []  # first to go first, as in running
+        self._blocks, self._limits, self._admission, self._release = blocks, limits, admission, release
+        self.waiting: list[Sequence] = []  # in the order of their priority, as is ``running``
         self.running: list[Sequence] = []
         self._free_slots = list(range(limits.max_running))[::-1]
         self.num_preemptions = 0
-        self.num_queried_tokens = 0  # of prompts that were looked for in the cache
-        self.num_reused_tokens = 0
+        self.num_queried_tokens = 0  # prompt tokens looked up in the prefix cache
+        self.num_reused_tokens = 0  # prompt tokens found there
 
     def add(self, sequence: Sequence) -> None:
         insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> list[Scheduled]:
-        """The next step: decodes, then what is left of prompts, then who waits, as far as tokens and blocks reach."""
+        """Return the next step: decodes, then running prefills, then waiting sequences, within tokens and blocks."""
         step: list[Scheduled] = []
         preempted_before = self.num_preemptions
         budget = self._limits.max_batched_tokens
-        for sequence in self._in_turn():
-            if budget > 0 and sequence in self.running:  # else preempted by an earlier one
+        for sequence in self._runnable():
+            if budget > 0 and sequence in self.running:  # otherwise an earlier one has preempted it
                 budget -= self._continue(sequence, budget, step)
-        # Who was preempted would be next, and meet the same lack of blocks.
-        if self.num_preemptions == preempted_before and (not step or self._stage is None or self._stage.admits):
+        # A preempted sequence would be the next to begin, and lack blocks again.
+        admits_new = not step or self._admission is None or self._admission.admits_new
+        if admits_new and self.num_preemptions == preempted_before:
             self._begin_waiting(step, budget)
         return step
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a sequence, wherever it is, and free its blocks."""
+        """Remove a running or waiting sequence and free its blocks."""
         if sequence in self.running:
             self._leave(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
         self._blocks.free(sequence.blocks)
 
-    def _in_turn(self) -> list[Sequence]:
-        """The running ones, decodes first, so that no long prompt holds them up."""
+    def _runnable(self) -> list[Sequence]:
+        """Return the running sequences that may be in the step, decodes first, so that no long prompt delays them."""
         decodes = [sequence for sequence in self.running if sequence.num_uncached == 1]
         prefills = [sequence for sequence in self.running if sequence.num_uncached > 1]
-        if self._stage is not None and decodes:
-            decodes = self._stage.choose(decodes)
+        if self._admission is not None and decodes:
+            decodes = self._admission.select(decodes)
         return [*decodes, *prefills]
 
     def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
+        """Add waiting sequences to the step while there are tokens, slots and blocks for them."""
         for sequence in list(self.waiting):
-            if budget <= 0 or not self._has_place(sequence, step):
+            if budget <= 0 or not self._has_slot(sequence, step):
                 return
             num_reusable = 0
             if not sequence.needs_all_tokens:
-                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.content_ids)
-                if self._blocks.is_promised(sequence.blocks, num_reusable):
+                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.prefix_cache_ids)
+                if self._blocks.is_pending(sequence.blocks, num_reusable):
                     continue
             count = self._most_tokens(sequence, num_reusable, budget, step)
-            while not self._blocks.can_hold(sequence.blocks, num_reusable + count, num_reusable):
+            while not self._blocks.can_allocate(sequence.blocks, num_reusable + count, num_reusable):
                 if not self._preempt_for(sequence, step):
                     return
             self._admit(sequence, num_reusable, count)
             step.append(Scheduled(sequence, count))
             budget -= count
 
-    def _has_place(self, sequence: Sequence, step: list[Scheduled]) -> bool:
-        """Whether one more may run; a request of better priority takes the place of the last."""
+    def _has_slot(self, sequence: Sequence, step: list[Scheduled]) -> bool:
+        """Return whether one more may run; a request of better priority takes the slot of the last."""
         return len(self.running) < self._limits.max_running or self._preempt_for(sequence, step)
 
     def _preempt_for(self, sequence: Sequence, step: list[Scheduled]) -> bool:
-        """Preempt the last running sequence if a waiting one is of better priority; whether it was."""
+        """Preempt the last running sequence if the waiting one has better priority; return whether it did."""
         if not self.running or self.running[-1].request.priority <= sequence.request.priority:
             return False
         self._preempt(self.running[-1], step)
@@ -143,9 +147,9 @@ class Scheduler:
         if not sequence.needs_all_tokens:
             self.num_queried_tokens += len(sequence.token_ids)
             self.num_reused_tokens += num_reusable
-        self._blocks.adopt(sequence.blocks, num_reusable)
-        self._blocks.promise(sequence.blocks)
-        self._blocks.hold(sequence.blocks, num_reusable + count)
+        self._blocks.reuse_prefix(sequence.blocks, num_reusable)
+        self._blocks.mark_pending(sequence.blocks)
+        self._blocks.allocate(sequence.blocks, num_reusable + count)
         sequence.num_cached = num_reusable
         if sequence.timeline.started_at is None:
             sequence.timeline.num_cached_tokens = num_reusable
@@ -155,22 +159,22 @@ class Scheduler:
 
     def _continue(self, sequence: Sequence, budget: int, step: list[Scheduled]) -> int:
         count = self._most_tokens(sequence, sequence.num_cached, budget, step)
-        while not self._blocks.can_hold(sequence.blocks, sequence.num_cached + count):
+        while not self._blocks.can_allocate(sequence.blocks, sequence.num_cached + count):
             last = self.running[-1]
             self._preempt(last, step)
             if last is sequence:
                 return 0
-        self._blocks.hold(sequence.blocks, sequence.num_cached + count)
+        self._blocks.allocate(sequence.blocks, sequence.num_cached + count)
         step.append(Scheduled(sequence, count))
         return count
 
     def _most_tokens(self, sequence: Sequence, first: int, budget: int, step: list[Scheduled]) -> int:
-        """How many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
+        """Return how many tokens from ``first`` on go into a step; more than the budget if an image needs them."""
         num_tokens = len(sequence.token_ids)
         if sequence.wants_prompt_logits:
-            budget = min(budget, max(1, MOST_ROWS_OF_LOGITS - sum(item.num_logits for item in step)))
+            budget = min(budget, max(1, MAX_LOGITS_ROWS - sum(item.num_logits for item in step)))
         most = min(num_tokens - first, budget)
-        return self._blocks.cut(first, sequence.end_without_cut(first, first + most), num_tokens) - first
+        return self._blocks.chunk_end(first, sequence.end_without_split(first, first + most), num_tokens) - first
 
     def _leave(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -178,7 +182,7 @@ class Scheduler:
         self._release(sequence.slot)
 
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
-        """Send a running sequence back to the queue, also out of the step; its tokens stay, its blocks go."""
+        """Move a running sequence back to the queue and out of the step. It keeps its tokens and loses its blocks."""
         step[:] = [item for item in step if item.sequence is not sequence]
         self._leave(sequence)
         self._blocks.free(sequence.blocks)

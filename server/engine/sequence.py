@@ -1,46 +1,44 @@
-"""One request while the engine works on it."""
+"""State of one request while the engine works on it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from server.engine.admission.working_set import ExpertUse
+from server.engine.interface import ExpertUsage, GenerationRequest, RoutedExperts, Timeline, TokenLogprobs, TokenStream
+from server.engine.kv.block_manager import SequenceBlocks
+from server.engine.pooler import Pooler
+from server.engine.sampling.sampling_state import SamplingState
+from server.engine.text.stop_strings import TextAssembler
 from server.model.step import ExpertCost
-
-from .block_manager import SequenceBlocks
-from .pooling import Pool
-from .request import Chosen, ExpertUsage, GenerationRequest, Timeline, TokenLogprobs, TokenStream
-from .sampling_state import SamplingState
-from .text import TextAssembler
-from .working_set import ExpertUse
 
 
 @dataclass(eq=False)
 class Sequence:
-    """Tokens, how many of them are in the KV cache, and where."""
+    """The tokens of a request, and their place in the KV cache."""
 
     stream: TokenStream
     text: TextAssembler
     seed: int
     blocks: SequenceBlocks
-    arrival: int  # among all requests
-    token_ids: list[int] = field(init=False)  # prompt and generated
-    content_ids: list[int] = field(init=False)  # the same, with what is shown in the place of what stands for it
+    arrival: int  # number among all requests
+    token_ids: list[int] = field(init=False)  # prompt and generated tokens
+    prefix_cache_ids: list[int] = field(init=False)  # the same, with image hashes instead of placeholders
     sampling: SamplingState = field(init=False)
     num_cached: int = 0
-    slot: int = -1  # among those that run, for what the model keeps of it besides blocks
-    expert_use: ExpertUse | None = None  # what it chose, as far as that matters
-    expert_cost: ExpertCost = field(default_factory=ExpertCost)  # of what it has computed so far
-    chosen: Chosen | None = None  # experts of its last computed token, if they are asked for
-    pool: Pool | None = field(init=False)  # of a prompt that is not continued
-    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the prompt's tokens from the second on
+    slot: int = -1  # number among running sequences; identifies its state in the model
+    expert_use: ExpertUse | None = None  # None while all experts fit in memory
+    expert_cost: ExpertCost = field(default_factory=ExpertCost)  # cost so far
+    last_experts: RoutedExperts | None = None  # experts of its last computed token, if requested
+    pooler: Pooler | None = field(init=False)  # only for a prompt that is not continued
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the prompt's second token on
 
     def __post_init__(self) -> None:
         media = self.request.media
         self.token_ids = list(self.request.prompt_ids)
-        self.content_ids = self.token_ids if media is None else list(media.content_ids)
+        self.prefix_cache_ids = self.token_ids if media is None else list(media.prefix_cache_ids)
         self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
-
-        self.pool = None if self.request.pooling is None else Pool(self.request.pooling)
+        self.pooler = None if self.request.pooling is None else Pooler(self.request.pooling)
 
     @property
     def timeline(self) -> Timeline:
@@ -51,22 +49,22 @@ class Sequence:
         return self.stream.request
 
     def append(self, token_id: int) -> None:
-        """Go on with a token."""
+        """Append a generated token."""
         self.token_ids.append(token_id)
-        if self.content_ids is not self.token_ids:
-            self.content_ids.append(token_id)
+        if self.prefix_cache_ids is not self.token_ids:
+            self.prefix_cache_ids.append(token_id)
 
-    def end_without_cut(self, first: int, last: int) -> int:
-        """Where a piece of its tokens ends that was to end at ``last``, so that no image is cut that must not be."""
+    def end_without_split(self, first: int, last: int) -> int:
+        """Return where a chunk from ``first`` to ``last`` (exclusive) should end so that it splits no image span."""
         media = self.request.media
-        for start, end in () if media is None else media.wholes:
+        for start, end in () if media is None else media.unsplit_spans:
             if start < last < end:
                 return start if start > first else end
         return last
 
     @property
     def order(self) -> tuple[int, int]:
-        """Who goes first: by priority, then by arrival."""
+        """Sort key: priority, then arrival."""
         return self.request.priority, self.arrival
 
     @property
@@ -79,21 +77,21 @@ class Sequence:
 
     @property
     def expert_usage(self) -> ExpertUsage:
-        """What its experts have cost so far."""
+        """Cost of its experts so far."""
         cost = self.expert_cost
         return ExpertUsage(cost.num_lookups, cost.num_misses, cost.bytes_read, cost.stall_seconds)
 
     @property
     def wants_prompt_logits(self) -> bool:
-        """Whether logits of its prompt's tokens are asked for and still to come."""
+        """True if logits of its prompt's tokens are requested and not yet computed."""
         return self.request.sampling.prompt_logprobs is not None and not self.num_generated
 
     @property
     def needs_all_tokens(self) -> bool:
-        """Whether each token of its prompt has to be computed, also those that are in the cache already."""
-        return self.wants_prompt_logits or (self.pool is not None and self.pool.pooling == "mean")
+        """True if every token of its prompt must be computed, even if it is in the cache."""
+        return self.wants_prompt_logits or (self.pooler is not None and self.pooler.pooling == "mean")
 
     def is_late(self, now: float) -> bool:
-        """Whether its deadline has passed."""
+        """Return whether its deadline has passed."""
         seconds = self.request.deadline_seconds
         return seconds is not None and now - self.timeline.submitted_at > seconds

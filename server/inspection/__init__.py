@@ -1,1 +1,1 @@
-"""`greenroom inspect`: what a model takes, and how fast it can be at best."""
+"""`greenroom inspect`: a model's size, the part that fits in memory, and an upper bound of its speed."""

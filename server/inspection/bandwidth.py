@@ -1,4 +1,4 @@
-"""How fast this machine reads experts, from disk and from memory."""
+"""Measures how fast this machine reads experts from disk and from memory."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from expert_store import (
     least_bytes,
 )
 
-SECONDS = 0.7  # of each measurement
-MATRIX_BYTES = 256 << 20  # far beyond the processor's caches
+SECONDS = 0.7  # duration of each measurement
+MATRIX_BYTES = 256 << 20  # far larger than CPU caches
 FILE_BYTES = 256 << 20
-READ_BYTES = 64 << 20  # at a time, so that readers are busy nearly always
-LEAST_READS = 12  # experts at a time, where they are large
+READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy
+LEAST_READS = 12  # experts in flight, if they are large
 
 
 def measure_memory(device: torch.device) -> float:
-    """Bytes a second that a product of a matrix and a vector reads, in float32; the best of some.
+    """Return the bytes per second that a float32 matrix-vector product reads; the best of several rounds.
 
-    On a CPU it takes the threads that torch has.
+    On a CPU it uses torch's threads.
     """
     matrix = torch.ones((MATRIX_BYTES // (4 * 4096), 4096), device=device)
     vector = torch.ones(4096, device=device)
@@ -44,14 +44,14 @@ def measure_memory(device: torch.device) -> float:
 
 
 def measure_copy(device: torch.device) -> float:
-    """Bytes a second from pinned host memory to a CUDA device; the best of some."""
+    """Return the bytes per second from pinned host memory to a CUDA device; the best of several rounds."""
     source = torch.ones(MATRIX_BYTES, dtype=torch.uint8).pin_memory()
     target = torch.empty_like(source, device=device)
     return _best(lambda: target.copy_(source, non_blocking=True), MATRIX_BYTES, device)
 
 
 def measure_disk(catalog: ExpertCatalog) -> float:
-    """Bytes a second that the expert store reads from a checkpoint's files, whole experts in random order.
+    """Return the bytes per second that the expert store reads from files: complete experts in random order.
 
     Raises:
         ExpertLoadError: an expert can't be read.
@@ -71,7 +71,7 @@ def measure_disk(catalog: ExpertCatalog) -> float:
         store.evict(store.residents())
 
     try:
-        read_some()  # the first use of slots costs more
+        read_some()  # the first use of slots is slower
         before, begun = store.statistics().loaded_bytes, time.perf_counter()
         while time.perf_counter() < begun + SECONDS:
             read_some()
@@ -82,10 +82,10 @@ def measure_disk(catalog: ExpertCatalog) -> float:
 
 @contextmanager
 def temporary_experts(layout: ExpertLayout, folder: Path | None = None) -> Iterator[ExpertCatalog]:
-    """Experts of random bytes in a temporary file, where a model's own are not at hand.
+    """Write experts of random bytes to a temporary file, for models whose weights are not on this machine.
 
     Args:
-        folder: on whose disk the file is to be; None is the system's for temporary files.
+        folder: folder for the file; None is the system's folder for temporary files.
 
     Raises:
         OSError: the file can't be written.
@@ -114,7 +114,7 @@ def _recipe(layout: ExpertLayout, path: Path, offset: int) -> dict[str, Paramete
 
 
 def _best(work: Callable[[], object], nbytes: int, device: torch.device) -> float:
-    """Bytes a second of the fastest of several rounds, the first of which warms up."""
+    """Return the bytes per second of the fastest of several rounds; the first round is a warm-up."""
     fastest, end = float("inf"), time.perf_counter() + SECONDS
     work()
     while time.perf_counter() < end:

@@ -1,4 +1,4 @@
-"""What was found, as an object and as a table."""
+"""The report of `greenroom inspect`, as an object and as a table."""
 
 from __future__ import annotations
 
@@ -6,46 +6,46 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_store import UNCHANGED
-from server.memory.sizes import format_bytes
-from server.model.states import states_bytes
-
-from .bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
-from .survey import Fit, Survey
+from server.inspection.memory_fit import MemoryFit
+from server.inspection.model_summary import ModelSummary
+from server.inspection.throughput_bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
+from server.memory.byte_sizes import format_bytes
+from server.model.recurrent.states import states_bytes
 
 SOURCES = {
     "checkpoint": "its config and safetensors files",
     "packed": "its packed folder",
     "headers": "its config and the headers of its safetensors files",
-    "config": "its config alone, experts in the dtype that it names",
+    "config": "its config alone, with experts in the dtype of the config",
 }
 
 
-def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: int) -> dict[str, Any]:
-    """Everything, as ``--json`` prints it: bytes, bytes a second, tokens a second.
+def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, batched_tokens: int) -> dict[str, Any]:
+    """Return the object that ``--json`` prints, in bytes, bytes per second and tokens per second.
 
-    Where the trunk does not fit, the bounds are those of a machine of the same speed with more memory.
+    If the trunk does not fit, the bounds are those of a machine of the same speed with more memory.
 
     Args:
-        batched_tokens: of a prompt that are computed together. They choose nearly all experts, so that what is not in
-            memory is read once for each such piece.
+        batched_tokens: prompt tokens that are computed together. They use nearly all experts, so those that are not in
+            memory are read once per chunk.
     """
-    shape, catalog = found.outline, found.catalog
-    traffic = Traffic(shape.active_trunk_bytes, found.active_expert_bytes)
-    uniform = min(1.0, (plan.host_slots + plan.device_slots) / found.num_experts)
-    on_device = plan.device_slots / found.num_experts if plan.is_cuda else 1.0
+    shape, catalog = summary.outline, summary.catalog
+    traffic = Traffic(shape.active_trunk_bytes, summary.active_expert_bytes)
+    uniform = min(1.0, (plan.host_slots + plan.device_slots) / summary.num_experts)
+    on_device = plan.device_slots / summary.num_experts if plan.is_cuda else 1.0
     missing = int((1 - uniform) * catalog.total_bytes)
     return {
-        "model": found.name,
+        "model": summary.name,
         "architecture": shape.architecture,
-        "source": found.source,
+        "source": summary.source,
         "dtype": str(shape.dtype).removeprefix("torch."),
-        "solo_reason": shape.solo_reason,
+        "solo_reason": shape.sequential_reason,
         "trunk_bytes": shape.trunk_bytes,
-        "trunk_format": found.trunk_format,
+        "trunk_format": summary.trunk_format,
         "trunk_fits": plan.holds_trunk,
-        "num_unused_tensors": found.num_unused,
+        "num_unused_tensors": summary.num_unused,
         "experts": {
-            "num_experts": found.num_experts,
+            "num_experts": summary.num_experts,
             "num_layers": len(catalog.layers),
             "top_k": max(shape.top_k.values()),
             "bytes_each": sorted({layout.slot_bytes for layout in catalog.layouts}),
@@ -110,41 +110,41 @@ def as_object(found: Survey, plan: Fit, bandwidths: Bandwidths, batched_tokens: 
 
 
 def as_text(report: dict[str, Any]) -> str:
-    """The object for people."""
+    """Format the object as a table for people."""
     return "\n".join(_lines(report))
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
     experts, token, kv = report["experts"], report["bytes_per_token"], report["kv_cache"]
     each = " or ".join(format_bytes(nbytes) for nbytes in experts["bytes_each"])
-    yield f"{report['model']}: {report['architecture']} in {report['dtype']}, by {SOURCES[report['source']]}"
+    yield f"{report['model']}: {report['architecture']} in {report['dtype']}, from {SOURCES[report['source']]}"
     yield from _notes(report)
     form = "" if report["trunk_format"] == UNCHANGED else f", linear layers in {report['trunk_format']}"
     yield _row("trunk", f"{format_bytes(report['trunk_bytes'])} resident{form}")
     yield _row(
         "experts",
         f"{experts['num_experts']} in {experts['num_layers']} layers, {each} each, "
-        f"{format_bytes(experts['total_bytes'])}; {experts['top_k']} a layer for each token",
+        f"{format_bytes(experts['total_bytes'])}; {experts['top_k']} per layer and token",
     )
     yield _row(
         "a token reads",
         f"{format_bytes(token['total'])}: {format_bytes(token['trunk'])} of trunk, "
         f"{format_bytes(token['experts'])} of experts",
     )
-    yield from _kept(kv)
+    yield from _kv_cache(kv)
     yield "fits"
     if not report["trunk_fits"]:
-        yield _row("nothing", "trunk, process and the least of experts take more memory than is free here")
+        yield _row("nothing", "the trunk, the process and a minimum of experts need more memory than is available")
     else:
         context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
         if kv["bytes_per_sequence"]:
-            context += f"; states of {kv['num_sequences']} sequences"
+            context += f"; recurrent states of {kv['num_sequences']} sequences"
         yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
         memory = report["memory"]
         yield _row(
             "memory",
-            f"{format_bytes(memory['budget_bytes'])} in all; the process {format_bytes(memory['process_bytes'])}, "
-            f"a step up to {format_bytes(memory['largest_step_bytes'])}",
+            f"budget {format_bytes(memory['budget_bytes'])}; process {format_bytes(memory['process_bytes'])}, "
+            f"steps up to {format_bytes(memory['largest_step_bytes'])}",
         )
     for name, tier in report["tiers"].items():
         if tier["budget_bytes"]:
@@ -158,36 +158,40 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
     for key, name in names.items():
         if report["bandwidth"][key] is not None:
             yield _row(name, f"{report['bandwidth'][key] / 1e9:.1f} GB/s")
-    yield "at most, for one sequence"
+    yield "upper bound for one sequence"
     yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
     for number, entry in enumerate(report["tokens_per_second"]["by_hit_ratio"]):
         if entry["hit_ratio"] < 1 and report["trunk_fits"]:
-            note = ", as with uniform routing" if number == 0 else ""
+            note = ", the ratio of uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
-    piece = report["prompt_piece"]
-    if piece["missing_bytes"] and report["trunk_fits"]:
-        cost = f"up to {format_bytes(piece['missing_bytes'])} in {piece['disk_seconds']:.1f} s"
-        yield _row("a prompt reads", f"{cost} for each {piece['num_tokens']} tokens (--max-batched-tokens)")
+    chunk = report["prompt_piece"]
+    if chunk["missing_bytes"] and report["trunk_fits"]:
+        cost = f"up to {format_bytes(chunk['missing_bytes'])} in {chunk['disk_seconds']:.1f} s"
+        yield _row("a prompt reads", f"{cost} per {chunk['num_tokens']} tokens (--max-batched-tokens)")
 
 
 def _notes(report: dict[str, Any]) -> Iterator[str]:
-    """What not every model has."""
+    """Yield the lines that not every model has."""
     if report["num_unused_tensors"]:
-        yield _row("not used", f"{report['num_unused_tensors']} tensors that the model has no place for")
+        yield _row("unused", f"{report['num_unused_tensors']} tensors of the files")
     if report["solo_reason"]:
-        yield _row("requests", f"one after the other, since {report['solo_reason']}")
+        yield _row("requests", f"computed one after the other, since {report['solo_reason']}")
 
 
-def _kept(kv: dict[str, Any]) -> Iterator[str]:
-    """What a token and a sequence take as long as they run."""
+def _kv_cache(kv: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about memory that tokens and sequences use while they run."""
     yield _row("a token keeps", f"{format_bytes(kv['bytes_per_token'])} of KV cache")
     for group in kv["groups"]:
         kind = "their chunk of" if group["is_chunked"] else "the last"
         window = "all tokens" if group["window"] is None else f"{kind} {group['window']} tokens"
         latent = ", as latents" if group["is_latent"] else ""
-        yield _row("", f"{group['num_layers']} layers see {window}, {format_bytes(group['bytes_per_token'])}{latent}")
+        yield _row(
+            "", f"{group['num_layers']} layers attend to {window}, {format_bytes(group['bytes_per_token'])}{latent}"
+        )
     if kv["bytes_per_sequence"]:
-        yield _row("a sequence", f"keeps {format_bytes(kv['bytes_per_sequence'])} of states besides, of any length")
+        yield _row(
+            "a sequence", f"keeps {format_bytes(kv['bytes_per_sequence'])} of recurrent states, whatever its length"
+        )
 
 
 def _row(name: str, value: str) -> str:

@@ -1,7 +1,7 @@
-"""The seam between a layer of experts and what computes it.
+"""Interface of the backends that compute a layer of experts.
 
 A layer's rows are sorted by expert, their experts are leased, and an ``ExpertBackend`` runs them as they become ready.
-It knows neither store nor model: what it needs of both is written down here.
+A backend depends on neither store nor model: the protocols here describe what it needs of both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .expert import ExpertsModule
+from server.kernels.expert import ExpertsModule
 
 
 class Parameter(Protocol):
@@ -31,23 +31,23 @@ class Parameter(Protocol):
 
 
 class Layout(Protocol):
-    """The places of an expert's tensors in its slot, the same for all experts of a layer."""
+    """The offsets of an expert's tensors in its slot, the same for all experts of a layer."""
 
     @property
     def parameters(self) -> Sequence[Parameter]: ...
 
     @property
     def offsets(self) -> Mapping[str, int]:
-        """Bytes from the beginning of the slot, by parameter."""
+        """Offset in bytes from the start of the slot, by parameter."""
 
     @property
     def slot_bytes(self) -> int: ...
 
 
 class ReadyExperts(Protocol):
-    """Some of a layer's experts whose weights are there.
+    """A batch of a layer's experts whose weights are loaded.
 
-    They may be used until the next batch is asked for, and while ``gives_back`` is False until the end of the layer.
+    They may be used until the next batch is requested, or until the end of the layer while ``gives_back`` is False.
     """
 
     @property
@@ -62,19 +62,19 @@ class ReadyExperts(Protocol):
 
     @property
     def gives_back(self) -> bool:
-        """True while asking for the next batch may take these weights away; once False, it stays so."""
+        """True while requesting the next batch may evict these weights; once False, it stays False."""
 
 
 @dataclass(frozen=True)
 class SortedRows:
-    """The rows of a layer, sorted by the experts that they go to.
+    """The rows of a layer, sorted by the experts that they are routed to.
 
     Args:
         hidden_states: ``(tokens, hidden)``.
-        weights: of the router, ``(tokens, k)``.
-        order: int64 ``(tokens * k,)``: choices ``token * k + place``, expert after expert, in their order within each;
-            those of no expert come last.
-        spans: by expert, where its choices begin and end in ``order``; experts without any are left out.
+        weights: the router's weights, ``(tokens, k)``.
+        order: int64 ``(tokens * k,)``: choices ``token * k + place``, grouped by expert and ascending within each;
+            choices of no expert come last.
+        spans: start and end of each expert's choices in ``order``; experts without any are left out.
     """
 
     hidden_states: torch.Tensor
@@ -92,12 +92,12 @@ class SortedRows:
 
     @property
     def num_run(self) -> int:
-        """Choices that go to an expert; what follows them in ``order`` adds nothing."""
+        """The number of choices that go to an expert; those after them in ``order`` add nothing."""
         return sum(end - start for start, end in self.spans.values())
 
 
 class ExpertBackend(Protocol):
-    """Computes layers of experts. One layer at a time."""
+    """Computes layers of experts, one layer at a time."""
 
     def run(
         self,
@@ -107,15 +107,16 @@ class ExpertBackend(Protocol):
         batches: Iterable[ReadyExperts],
         between: Callable[[], None],
     ) -> torch.Tensor:
-        """Each token through its experts, weighted and summed: ``(tokens, hidden)`` in the dtype of the hidden states.
+        """Run each token through its experts, and sum the weighted results.
 
-        Each batch is computed as it comes; after the last one every expert of ``rows.spans`` has come once. Results are
-        summed in top-k order, so that the order in which experts became ready changes no bit.
+        The result is ``(tokens, hidden)`` in the dtype of the hidden states. Each batch is computed as it comes; the
+        batches together have every expert of ``rows.spans`` once. Results are summed in top-k order, so the order in
+        which experts become ready changes no bit.
 
         Args:
-            module: tells how an expert's tensors make its output.
-            layout: of the slots of this layer.
-            batches: the experts, as they become ready; asking for the next one may wait for it, and may raise.
-            between: is to be called between experts or batches, on the thread that called ``run``: it sees to what else
-                waits for a moment's attention, and takes microseconds.
+            module: defines how an expert's tensors make its output.
+            layout: the layout of this layer's slots.
+            batches: the experts, as they become ready; iterating may block, and may raise.
+            between: the backend calls it between experts or batches, on the thread that called ``run``. It does other
+                pending work and takes microseconds.
         """

@@ -1,10 +1,10 @@
-"""Batch-invariant arithmetic: what a row gives does not depend on the rows around it.
+"""Batch-invariant arithmetic: the result of a row does not depend on the other rows in the batch.
 
-Within ``batch_invariant()`` products of rows with weights are computed in tiles (``tiles``), and functions whose
-vector and scalar code differ in their last bits are computed by vectors throughout. Sums, means, norms and softmax
-over the last dimension, top-k and cumulative sums are row by row as they are, and additions, products and roots are
-exact wherever they happen. What stays uncovered: ``einsum``, convolutions, products with another leading size than
-the rows', and norms over 32,768 numbers or more, which several threads share if there is only one row.
+Within ``batch_invariant()``, products of rows with weights are computed in tiles (``invariant_matmul``). Functions
+whose vector and scalar code differ in the last bits always take the vector code. Other functions are invariant
+already: sums, means, norms and softmax over the last dimension, top-k and cumulative sums work row by row; additions,
+products and roots are correctly rounded. Not covered are ``einsum``, convolutions, products whose leading size is not
+that of the rows, and norms over 32,768 numbers or more, which several threads share if there is only one row.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from .tiles import batched_product, product
+from server.kernels.invariant_matmul import batched_matmul, product
 
-VECTORS = 64  # numbers; a multiple of what any processor's unrolled loop takes at a time
-PIECE = 1 << 14  # numbers that torch gives to one thread whatever the function, so that no split falls between vectors
+VECTORS = 64  # numbers; a multiple of the step of any processor's unrolled loop
+PIECE = 1 << 14  # numbers that torch gives to one thread for any function, so that no split falls within a vector
 MATRIX_DIMENSIONS = 2
 
 _is_active: ContextVar[bool] = ContextVar("greenroom_batch_invariant", default=False)
@@ -29,7 +29,7 @@ _is_active: ContextVar[bool] = ContextVar("greenroom_batch_invariant", default=F
 
 @contextmanager
 def batch_invariant() -> Iterator[None]:
-    """Make torch's functions batch-invariant in this thread, as far as models use them on tokens.
+    """Make those torch functions batch-invariant in this thread that models apply to tokens.
 
     Bits may still change with the number of threads, the processor and the build of torch.
     """
@@ -42,19 +42,19 @@ def batch_invariant() -> Iterator[None]:
 
 
 @contextmanager
-def usual_functions() -> Iterator[None]:
-    """Within ``batch_invariant()``, leave to torch what is invariant by its own care."""
+def torch_functions() -> Iterator[None]:
+    """Use torch's own functions within ``batch_invariant()``, for code that is batch-invariant by itself."""
     with torch._C.DisableTorchFunction():  # noqa: SLF001  there is no public name
         yield
 
 
-def keep_arithmetic(is_invariant: bool) -> AbstractContextManager[None]:
-    """For another thread: arithmetic as it was where ``is_batch_invariant`` said so."""
+def inherit_batch_invariant(is_invariant: bool) -> AbstractContextManager[None]:
+    """Carry the mode over to another thread, given what ``is_batch_invariant`` returned in the first."""
     return batch_invariant() if is_invariant and not is_batch_invariant() else nullcontext()
 
 
 def is_batch_invariant() -> bool:
-    """Whether this thread is within ``batch_invariant()``."""
+    """Return True if this thread is within ``batch_invariant()``."""
     return _is_active.get()
 
 
@@ -86,7 +86,7 @@ def _matmul(func: Callable[..., Any], rows: torch.Tensor, matrix: torch.Tensor, 
         if rows.ndim == MATRIX_DIMENSIONS:
             rows = rows.expand(*matrix.shape[:-2], *rows.shape)
         if matrix.shape[:-2] == rows.shape[:-2]:
-            output = batched_product(matrix.mT.flatten(0, -3), rows.flatten(0, -3))
+            output = batched_matmul(matrix.mT.flatten(0, -3), rows.flatten(0, -3))
             return output.view(*rows.shape[:-1], -1)
     usual: torch.Tensor = func(rows, matrix, **kwargs)
     return usual
@@ -105,8 +105,8 @@ def _by_vectors(func: Callable[..., Any], values: torch.Tensor, *args: Any, **kw
         return output
     count = values.numel()
     if count <= PIECE and count % VECTORS == 0 and values.is_contiguous():
-        whole: torch.Tensor = func(values, *args, **kwargs)
-        return whole
+        result: torch.Tensor = func(values, *args, **kwargs)
+        return result
     flat = F.pad(values.reshape(-1), (0, -count % VECTORS))
     parts = [func(piece, *args, **kwargs) for piece in torch.split(flat, PIECE)]
     return torch.cat(parts)[:count].view(values.shape)
@@ -121,7 +121,7 @@ def _power(func: Callable[..., Any], values: Any, exponent: Any, **kwargs: Any) 
 
 
 def _reciprocal_root(func: Callable[..., Any], values: torch.Tensor) -> torch.Tensor:
-    if values.dtype == torch.float32:  # exact, by vectors or not
+    if values.dtype == torch.float32:  # correctly rounded by both kinds of code
         output: torch.Tensor = func(values)
         return output
     return _by_vectors(func, values)

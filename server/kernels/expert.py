@@ -1,4 +1,4 @@
-"""One expert on some rows, whatever format its weights have in the slot."""
+"""Runs one expert on some rows, whatever the format of its weights in the slot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol
 
 import torch
 
-from . import dense, fp4, fp8, int4, int8, int8_groups, q4, q8
+from server.kernels.formats import block_int4, block_int8, channel_int8, dense, fp4, fp8, group_int4, group_int8
 
 
 class QuantisedFormat(Protocol):
-    """What one of the modules of ``QUANTISED`` does."""
+    """The interface of the modules in ``QUANTISED``."""
 
     def is_quantised(self, weights: Mapping[str, torch.Tensor], name: str) -> bool: ...
 
@@ -22,18 +22,18 @@ class QuantisedFormat(Protocol):
     ) -> torch.Tensor: ...
 
 
-PLAIN = {torch.bfloat16, torch.float16, torch.float32}  # dtypes of matrices that are no codes
-QUANTISED: tuple[QuantisedFormat, ...] = (q4, q8, int4, fp4, fp8, int8, int8_groups)
+PLAIN = {torch.bfloat16, torch.float16, torch.float32}  # dtypes of matrices that are not quantised
+QUANTISED: tuple[QuantisedFormat, ...] = (block_int4, block_int8, group_int4, fp4, fp8, channel_int8, group_int8)
 
 
 class ExpertsModule(Protocol):
-    """What transformers' experts classes tell of themselves (``transformers.integrations.moe``)."""
+    """The interface of transformers' experts classes (``transformers.integrations.moe``)."""
 
     num_experts: int
     has_gate: bool
     has_bias: bool
     has_post_expert_norm: bool
-    is_transposed: bool  # matrices lie (in, out)
+    is_transposed: bool  # matrices are (in, out)
 
     def _apply_gate(self, gate_up: torch.Tensor) -> torch.Tensor: ...
 
@@ -43,7 +43,7 @@ class ExpertsModule(Protocol):
 
 
 def transposed_names(module: ExpertsModule) -> Collection[str]:
-    """Which matrices of a module lie ``(in, out)``: all or none, unless it names those that do in ``transposed``."""
+    """The names of the matrices that are ``(in, out)``: all or none, unless the module lists some in ``transposed``."""
     named: Collection[str] | None = getattr(module, "transposed", None)
     if named is not None:
         return named
@@ -51,15 +51,15 @@ def transposed_names(module: ExpertsModule) -> Collection[str]:
 
 
 def scales_input(module: ExpertsModule) -> bool:
-    """Whether an expert is given its rows times the router's weights, and else its results are weighted by them."""
+    """Return True if the router's weights scale an expert's input rows instead of its results."""
     return bool(getattr(module, "scales_input", False))
 
 
 def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
-    """One expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
+    """Run one expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
 
-    Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights stay in their slot as they were
-    read; what else a product needs of them is made for one expert at a time.
+    Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights stay in their slot as read; they are
+    converted or dequantised for one expert at a time.
     """
     transposed = transposed_names(module)
 
@@ -82,22 +82,22 @@ def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidde
 
 
 def dequantised(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """The float32 matrix ``(out, in)`` of a parameter, one row an output; None if it is not quantised."""
+    """Return a parameter's float32 matrix ``(out, in)``; None if it is not quantised."""
     parts = _parts(weights, name)
     return torch.cat([kernel.dequantise(weights, part) for part, kernel in parts]) if parts else None
 
 
 def _parts(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[str, QuantisedFormat]]:
-    """The quantised matrices of a parameter and their formats, by what lies in the slot; none if it is not quantised.
+    """The quantised matrices of a parameter in the slot, with their formats; empty if it is not quantised.
 
-    A parameter that a checkpoint has in several matrices, as gate and up, is ``NAME.0``, ``NAME.1`` and so on, whose
-    outputs follow each other.
+    A parameter that a checkpoint stores as several matrices, such as gate and up, is ``NAME.0``, ``NAME.1`` and so on.
+    Their outputs are concatenated.
     """
-    if name in weights and weights[name].dtype in PLAIN:  # asked twice an expert and step, so answered without a search
+    if name in weights and weights[name].dtype in PLAIN:  # called twice per expert and step, so search no formats
         return []
-    whole = _format(weights, name)
-    if whole is not None:
-        return [(name, whole)]
+    single = _format(weights, name)
+    if single is not None:
+        return [(name, single)]
     parts: list[tuple[str, QuantisedFormat]] = []
     while (kernel := _format(weights, part := f"{name}.{len(parts)}")) is not None:
         parts.append((part, kernel))

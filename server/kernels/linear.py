@@ -1,8 +1,8 @@
-"""Rows times a matrix, the way that is fastest for few rows.
+"""Rows times a matrix, in the order that is fastest for few rows.
 
-With bfloat16 on a CPU the matrix goes on the left: oneDNN then packs the few rows instead of the matrix, which takes
-0.6 to 0.8 of the time up to some hundred rows (docs/log.md). One row is computed as two, for a product with a vector
-is slower than with two of them.
+With bfloat16 on a CPU the matrix is the left operand. oneDNN then packs the few rows instead of the matrix, which
+takes 0.6 to 0.8 of the time up to some hundred rows (docs/log.md). One row is computed as two, since a product with
+one vector is slower than with two.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from .batch_invariant import is_batch_invariant
+from server.kernels.batch_invariant import is_batch_invariant
 
-MOST_ROWS = 256  # from there on both ways take the same time
+MOST_ROWS = 256  # with more, both orders take the same time
 
 
 def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -24,7 +24,7 @@ def linear(rows: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None =
 
 
 def is_few(rows: torch.Tensor, most: int) -> bool:
-    """Whether these rows are better on the right; where bits must not depend on their number it is never asked for."""
+    """Return True if the rows are faster as the right operand; never in batch-invariant mode."""
     if is_batch_invariant():
         return False
     return rows.dtype == torch.bfloat16 and rows.device.type == "cpu" and 0 < rows.shape[0] <= most

@@ -1,1 +1,1 @@
-"""The memory budget: planned at the start, shared out again as requests come and go, and watched."""
+"""The memory budget: planned at start, moved between experts and KV cache while serving, and watched."""

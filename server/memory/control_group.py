@@ -1,4 +1,4 @@
-"""Reads the limits of this process' control groups, of memory and processors, by the kernel's interface 1 or 2.
+"""Memory and CPU limits of this process' control groups, version 1 or 2.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html
 """
@@ -11,15 +11,15 @@ from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
-NO_LIMIT = 1 << 60  # version 1 writes "none" as the largest number of whole pages
+NO_LIMIT = 1 << 60  # version 1 writes "no limit" as the largest multiple of the page size
 
 
 @dataclass(frozen=True)
 class MemoryLimit:
-    """Limit and use of the group that leaves least."""
+    """Limit and use of the control group that has the least memory free."""
 
     limit_bytes: int
-    used_bytes: int  # without page cache that no process has mapped, which the kernel gives up first
+    used_bytes: int  # without unmapped page cache, which the kernel reclaims first
 
     @property
     def free_bytes(self) -> int:
@@ -27,7 +27,7 @@ class MemoryLimit:
 
 
 def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimit | None:
-    """The tightest limit of memory that this process is under; None without one."""
+    """Return the tightest memory limit of this process; None without one."""
     limits = [
         limit
         for folder in _folders("memory", root, membership)
@@ -41,9 +41,10 @@ def memory_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> MemoryLimi
 
 
 def memory_pressure(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
-    """Percent of the last ten seconds in which a thread of this process' group waited for memory; None if unknown.
+    """Return the percentage of the last ten seconds in which a thread of this process' group waited for memory.
 
-    A group without a counter of memory is the machine's root, whose pressure others cause.
+    None if it is unknown. A group without a memory counter is the machine's root group; other processes cause its
+    pressure, so it is skipped.
     """
     for folder in _folders("memory", root, membership):
         if not (folder / "memory.current").exists():
@@ -55,20 +56,20 @@ def memory_pressure(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float |
 
 
 def processor_limit(root: Path = ROOT, membership: Path = MEMBERSHIP) -> float | None:
-    """Processors' time that this process may use in as much time; None without a limit."""
+    """Return the CPU seconds that this process may use per second; None without a limit."""
     shares = []
     for folder in _folders("cpu", root, membership):
         words = (_read(folder / "cpu.max") or "").split()
         quota, period = words or (_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
-        if quota and period and quota.isdecimal():  # "max" and -1 are none
+        if quota and period and quota.isdecimal():  # "max" and -1 mean no limit
             shares.append(int(quota) / int(period))
     return min(shares, default=None)
 
 
 def _folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
-    """Of the groups that this process is in, and of those around them.
+    """Yield the folders of this process' control groups and of their parents.
 
-    In a container the paths may be those of outside; what is under the root then is the container's own.
+    In a container the paths may be those of the host; the folders under the root are then the container's own.
     """
     for line in (_read(membership) or "").splitlines():
         _, controllers, path = line.split(":", 2)

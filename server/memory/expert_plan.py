@@ -1,4 +1,4 @@
-"""How much memory the experts get on the device and in host memory."""
+"""Decides how much memory the experts get on the device and on the host."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
-from server.settings import ServeSettings, parse_budget
-
-from .sizes import format_bytes
+from server.memory.byte_sizes import format_bytes
+from server.setting_values import Budget
+from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
 
-DEVICE_RESERVE_BYTES = 1 << 30  # of a device's memory: for the tensors of a step, and what its libraries take
+DEVICE_RESERVE_BYTES = 1 << 30  # device memory kept for the tensors of a step and for CUDA libraries
 
 
 @dataclass(frozen=True)
 class FreeMemory:
-    """Bytes that experts and KV cache may take once the trunk is resident."""
+    """Bytes that experts and KV cache may use beside the trunk."""
 
     host: int
-    device: int  # where compute runs; the same memory on a CPU
+    device: int  # memory that compute reads; equal to ``host`` on a CPU
     is_cuda: bool
 
     @classmethod
     def beside(
         cls, settings: ServeSettings, device: torch.device, host_bytes: int, unloaded_trunk_bytes: int
     ) -> FreeMemory:
-        """Free memory of the host's budget and of the device's.
+        """Return the free memory of the host's and the device's budget.
 
         Args:
-            unloaded_trunk_bytes: of a trunk that the device does not hold yet.
+            host_bytes: free bytes of the host's budget.
+            unloaded_trunk_bytes: bytes of a trunk that is yet to be loaded onto the device.
         """
         host_bytes = max(0, host_bytes)
         if device.type != "cuda":
             return cls(host_bytes, host_bytes, is_cuda=False)
         free, total = torch.cuda.mem_get_info(device)
-        limit = parse_budget(settings.device_memory).resolve(total, total)
+        limit = settings.device_memory.resolve(total, total)
         left = min(free, limit - (total - free)) - unloaded_trunk_bytes - DEVICE_RESERVE_BYTES
         return cls(host_bytes, max(0, left), is_cuda=True)
 
@@ -46,32 +47,32 @@ class FreeMemory:
 def plan_experts(
     settings: ServeSettings, catalog: ExpertCatalog, top_k: int, free: FreeMemory, kv_bytes: int
 ) -> tuple[int, int]:
-    """The budgets of the host and the device tier in bytes, each no more than all experts take.
+    """Return the budgets of the host tier and the device tier in bytes, each at most the size of all experts.
 
-    One that is too little is raised, with a warning.
+    A budget below the minimum is raised to it, with a warning.
 
     Args:
-        top_k: experts a token, of the widest layer.
-        kv_bytes: that the KV cache takes where compute runs, at the start.
+        top_k: experts per token, of the layer with the most.
+        kv_bytes: initial size of the KV cache, in the memory that compute reads.
     """
     total = catalog.total_bytes
     auto = min(total, max(0, free.device - kv_bytes)) if free.is_cuda else 0
-    device_bytes = min(total, parse_budget(settings.device_expert_memory).resolve(total, auto))
+    device_bytes = min(total, settings.device_expert_memory.resolve(total, auto))
     if device_bytes or free.is_cuda:
         device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, catalog, top_k)
     taken = 0 if free.is_cuda else kv_bytes + device_bytes
     auto = min(total, max(0, free.host - taken))
-    host_bytes = min(total, parse_budget(settings.host_expert_memory).resolve(total, auto))
+    host_bytes = min(total, settings.host_expert_memory.resolve(total, auto))
     return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, catalog, top_k), device_bytes
 
 
-def _at_least(flag: str, text: str, asked: int, catalog: ExpertCatalog, top_k: int) -> int:
+def _at_least(flag: str, budget: Budget, asked: int, catalog: ExpertCatalog, top_k: int) -> int:
     least = least_bytes(catalog, top_k)
-    if asked < least and text != "auto":
+    if asked < least and not budget.is_auto:
         log.warning(
-            "%s %s is %s; raised to %s, the least that holds the %d experts of a token",
+            "%s %s is %s; raised to %s, the minimum for the %d experts of a token",
             flag,
-            text,
+            budget,
             format_bytes(asked),
             format_bytes(least),
             top_k,

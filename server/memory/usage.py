@@ -1,4 +1,4 @@
-"""Memory use by part of the budget, and how often it was shared out anew."""
+"""Memory use by part of the budget, and counts of its adjustments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from .machine import own_bytes
+from server.memory.machine import own_bytes
 
 Part = Literal["trunk", "experts", "kv_cache", "step", "process", "unaccounted"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# The server took more than planned; others took the machine's or the group's memory; threads waited for memory; memory
-# was left for a while.
+# process: the server used more than planned. others: other processes used the machine's or the group's memory.
+# pressure: threads waited for memory. calm: memory was free for a while.
 Cause = Literal["process", "others", "pressure", "calm"]
 Action = Literal["shrink", "grow"]
 ADJUSTMENTS: tuple[tuple[Action, Cause], ...] = (
@@ -26,10 +26,10 @@ ADJUSTMENTS: tuple[tuple[Action, Cause], ...] = (
 
 @dataclass
 class Adjustments:
-    """Counts how often, and why, memory was taken from the experts or given back to them since the start."""
+    """Counts how often experts shrank or grew since the start, by cause."""
 
     counts: Counter[tuple[Action, Cause]] = field(default_factory=Counter)
-    reason: str = ""  # of the last one, for people
+    reason: str = ""  # description of the last adjustment
 
     @property
     def num_shrinks(self) -> int:
@@ -40,23 +40,23 @@ class Adjustments:
         return self._num_of("grow")
 
     def _num_of(self, action: Action) -> int:
-        # By the keys that there can be: the watcher's thread may add one meanwhile.
+        # Iterate over all possible keys, since the watcher's thread may add one in the meantime.
         return sum(self.counts[each] for each in ADJUSTMENTS if each[0] == action)
 
 
 @dataclass(frozen=True)
 class MemoryUsage:
-    """The memory of one server by part; of the host, also where compute runs on a device.
+    """Host memory of a server by part, also if it computes on a device.
 
     Args:
-        budget_bytes: all that the process and its children may take (``--memory``).
-        trunk_bytes: of the weights that are always resident.
-        process_bytes: of everything else when the trunk had been loaded, before there were experts or a KV cache.
-        experts: tells the bytes of the slots that hold an expert now.
-        kv_cache: tells the bytes of KV cache and states that have memory now.
-        step: tells the bytes that are set aside for the tensors of a step.
-        expert_budget: tells the bytes that experts may take now.
-        kv_budget: tells the bytes that the KV cache may take now.
+        budget_bytes: memory that the process and its children may use (``--memory``).
+        trunk_bytes: weights that are always resident.
+        process_bytes: memory of the process without the trunk, before experts and KV cache were allocated.
+        experts: returns the bytes of slots that hold an expert now.
+        kv_cache: returns the bytes of KV cache and states that are allocated now.
+        step: returns the bytes reserved for the tensors of a step.
+        expert_budget: returns the bytes that experts may use now.
+        kv_budget: returns the bytes that the KV cache may use now.
     """
 
     budget_bytes: int
@@ -70,10 +70,10 @@ class MemoryUsage:
     adjustments: Adjustments = field(default_factory=Adjustments)
 
     def by_part(self) -> dict[Part, int]:
-        """Bytes of each part.
+        """Return the bytes of each part.
 
-        ``step`` is a bound, of which a step that runs now takes a part. ``unaccounted`` is what the process and its
-        children take beyond all other parts, and 0 while they take less.
+        ``step`` is an upper bound. ``unaccounted`` is the memory that the process and its children use beyond all other
+        parts, and 0 while they use less.
         """
         parts: dict[Part, int] = {
             "trunk": self.trunk_bytes,

@@ -1,4 +1,4 @@
-"""Watches how much memory is really left, and takes some from the experts before the kernel ends the process."""
+"""Watches the available memory, and shrinks the experts before the kernel kills the process."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .control_group import memory_pressure
-from .machine import available_bytes, own_bytes
-from .usage import Cause
+from server.memory.control_group import memory_pressure
+from server.memory.machine import available_bytes, own_bytes
+from server.memory.usage import Cause
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
-LOW, LEAST_LOW = 0.01, 8 << 20  # of the budget: with less left, experts shrink
-CALM_SECONDS = 30.0  # that more than enough is left before experts grow
-ENOUGH = 0.04  # of the budget: what has to be left then
-PRESSURE = 10.0  # percent of the last ten seconds in which some thread of the group waited for memory
-PRESSURE_STEP = 0.02  # of the budget, that experts shrink by then
-MAKE_FREE_SECONDS = 2.0  # that slots may take to come free
-PRESSURE_SECONDS = 5.0  # before they shrink by it again
+LOW, LEAST_LOW = 0.01, 8 << 20  # share of the budget: experts shrink if less is available
+CALM_SECONDS = 30.0  # experts grow after enough memory was available for so long
+ENOUGH = 0.04  # share of the budget that counts as enough
+PRESSURE = 10.0  # experts shrink if threads waited for memory in more than 10 % of the last ten seconds
+PRESSURE_STEP = 0.02  # share of the budget by which they shrink then
+MAKE_FREE_SECONDS = 2.0  # longest wait for slots to become free
+PRESSURE_SECONDS = 5.0  # shortest time between two shrinks for pressure
 
 
 class Shrinkable(Protocol):
-    """An owner of memory that gives some up; see ``Shares``."""
+    """Memory that can shrink; see ``ElasticBudget``."""
 
     @property
     def unfilled_bytes(self) -> int: ...
@@ -44,9 +44,9 @@ class Shrinkable(Protocol):
 class Reading:
     """Memory use at one moment."""
 
-    own_bytes: int  # of the process and its children
-    available_bytes: int  # that the machine or its tightest control group leaves
-    pressure: float | None = None  # percent; None where the kernel does not tell
+    own_bytes: int  # used by the process and its children
+    available_bytes: int  # on the machine, or in its tightest control group
+    pressure: float | None = None  # percent; None if the kernel does not measure it
 
     @classmethod
     def take(cls) -> Reading:
@@ -54,29 +54,30 @@ class Reading:
 
 
 class Watcher:
-    """A thread that shrinks the experts when too little memory is left, and lets them grow again later.
+    """A thread that shrinks the experts when too little memory is available, and lets them grow again later.
 
-    Memory counts as if experts and KV cache had taken all that they may, so that none is short when they do. Where the
-    plan set aside more than is taken, experts get some of it, too.
+    Memory that was granted to experts and KV cache counts as used, so that it is available when they use it. If less
+    of the reserved memory is used than was planned, experts get some of it, too.
 
     Args:
-        budget_bytes: of the process and its children.
-        read: tells how memory is.
+        elastic_budget: the budget of experts and KV cache.
+        budget_bytes: memory that the process and its children may use.
+        read: measures the memory.
     """
 
     def __init__(
         self,
-        shares: Shrinkable,
+        elastic_budget: Shrinkable,
         budget_bytes: int,
         read: Callable[[], Reading] = Reading.take,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._shares, self._budget_bytes, self._read, self._clock = shares, budget_bytes, read, clock
+        self._elastic_budget, self._budget_bytes, self._read, self._clock = elastic_budget, budget_bytes, read, clock
         self._low = max(LEAST_LOW, int(LOW * budget_bytes))
-        self._least_left: int | None = None  # since the calm began
+        self._least_left: int | None = None  # minimum since the calm period began
         self._calm_since = clock()
         self._pressed_at = float("-inf")
-        self._lock = threading.Lock()  # held from a reading until the reserve is set by it
+        self._lock = threading.Lock()  # held from a reading until the reserve is set
         self._ends = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="memory-watcher", daemon=True)
 
@@ -84,50 +85,54 @@ class Watcher:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, and wait for it."""
+        """Stop the thread, and wait for it."""
         self._ends.set()
         self._thread.join()
 
-    def look(self) -> None:
-        """Look once, and act."""
+    def check(self) -> None:
+        """Measure the memory once, and resize the experts if needed."""
         with self._lock:
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
-        reading, shares, now = self._read(), self._shares, self._clock()
+    def _check(self) -> None:
+        reading, elastic, now = self._read(), self._elastic_budget, self._clock()
         left = self._left(reading)
         self._least_left = left if self._least_left is None else min(left, self._least_left)
         if left < self._low:
             self._begin_calm(now)
-            if shares.can_shrink:
+            if elastic.can_shrink:
                 cause: Cause = "process"
-                reason = "less of the memory is left than was planned"
+                reason = "the server uses more memory than planned"
                 if reading.available_bytes < self._budget_bytes - reading.own_bytes:
-                    cause, reason = "others", "others take the memory of the machine or its control group"
-                shares.set_reserve(shares.reserve_bytes + 2 * self._low - left, cause, reason)
+                    cause, reason = "others", "other processes use memory of the machine or its control group"
+                elastic.set_reserve(elastic.reserve_bytes + 2 * self._low - left, cause, reason)
         elif reading.pressure is not None and reading.pressure > PRESSURE:
             self._begin_calm(now)
-            if shares.can_shrink and now - self._pressed_at >= PRESSURE_SECONDS:
+            if elastic.can_shrink and now - self._pressed_at >= PRESSURE_SECONDS:
                 self._pressed_at = now
                 step = int(PRESSURE_STEP * self._budget_bytes)
-                shares.set_reserve(
-                    shares.reserve_bytes + step, "pressure", f"memory pressure is {reading.pressure:.0f} %"
+                elastic.set_reserve(
+                    elastic.reserve_bytes + step, "pressure", f"memory pressure is {reading.pressure:.0f} %"
                 )
         elif now - self._calm_since >= CALM_SECONDS:
             more = self._least_left - max(3 * self._low, int(ENOUGH * self._budget_bytes))
             if more > 0:
-                shares.set_reserve(shares.reserve_bytes - max(more // 2, self._low), "calm", "memory is left")
+                elastic.set_reserve(elastic.reserve_bytes - max(more // 2, self._low), "calm", "memory is available")
             self._begin_calm(now)
 
     def make_free(self, nbytes: int) -> bool:
-        """Shrink the experts until so many bytes are left, for a moment; whether they are. May block for seconds."""
+        """Shrink the experts for a moment until ``nbytes`` are available. May block for seconds.
+
+        Returns:
+            True if the bytes are available.
+        """
         ends_at, has_asked = time.monotonic() + MAKE_FREE_SECONDS, False
         while True:
             with self._lock:
                 left = self._left(self._read())
                 if left < nbytes and not has_asked:
-                    reserve = self._shares.reserve_bytes + nbytes - left
-                    self._shares.set_reserve(reserve, "process", "images of a request need memory")
+                    reserve = self._elastic_budget.reserve_bytes + nbytes - left
+                    self._elastic_budget.set_reserve(reserve, "process", "images of a request need memory")
                     has_asked = True
             if left >= nbytes:
                 return True
@@ -136,9 +141,9 @@ class Watcher:
             time.sleep(MAKE_FREE_SECONDS / 40)
 
     def _left(self, reading: Reading) -> int:
-        """Bytes that would be left if experts and KV cache had taken all that they may."""
+        """Return the bytes that would be available if experts and KV cache used all that they were granted."""
         left = min(self._budget_bytes - reading.own_bytes, reading.available_bytes)
-        return left - self._shares.unfilled_bytes
+        return left - self._elastic_budget.unfilled_bytes
 
     def _begin_calm(self, now: float) -> None:
         self._calm_since, self._least_left = now, None
@@ -147,10 +152,10 @@ class Watcher:
         has_failed = False
         while not self._ends.wait(TICK_SECONDS):
             try:
-                self.look()
-            except Exception:  # as of a process that may open no more files
+                self.check()
+            except Exception:  # such as too many open files
                 if not has_failed:
-                    log.exception("memory could not be looked at; trying again every %g s", TICK_SECONDS)
+                    log.exception("memory could not be measured; trying again every %g s", TICK_SECONDS)
                 has_failed = True
             else:
                 has_failed = False

@@ -1,0 +1,1 @@
+"""Models from transformers, with paged experts and KV cache."""

@@ -1,7 +1,7 @@
-"""Which of transformers' classes a config is for, and which part of such a model is the text's.
+"""Finds the class of transformers for a config, and the text part of such a model.
 
-A multimodal checkpoint has a config for each of its parts. Only its text has experts that are paged and attention that
-goes over the KV cache; its towers, which see or hear, are run as transformers runs them.
+A multimodal checkpoint has a config for each of its parts. Only its text part has experts that are paged and attention
+over the KV cache. Its towers, which see or hear, run as transformers runs them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
 
-from .errors import ModelError
-from .seam import IMPLEMENTATION
+from server.model.errors import ModelError
+from server.model.transformers_hooks.hooks import IMPLEMENTATION
 
 MAPPINGS = (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -27,20 +27,20 @@ MAPPINGS = (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
-WRITERS = {"qwen3_omni_moe": "thinker_config"}  # where a checkpoint holds several models, the one that writes text
+TEXT_MODEL_CONFIGS = {"qwen3_omni_moe": "thinker_config"}  # the model that writes text, by a checkpoint of several
 
 
-def writer_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of the model that writes text, of a checkpoint that may hold others beside it."""
-    name = WRITERS.get(config.model_type)
+def text_model_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config of the model that writes text, in a checkpoint that may hold other models beside it."""
+    name = TEXT_MODEL_CONFIGS.get(config.model_type)
     return getattr(config, name) if name else config
 
 
-def find_class(config: PreTrainedConfig) -> Any:
-    """The class that a checkpoint's config names, or else the first that transformers has for it.
+def find_model_class(config: PreTrainedConfig) -> Any:
+    """Return the class that a checkpoint's config names, or else the first that transformers has for it.
 
     Raises:
-        ModelError: transformers has none that generates as language models do.
+        ModelError: transformers has no class of this type that generates text.
     """
     classes = [mapping[type(config)] for mapping in MAPPINGS if type(config) in mapping]
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
@@ -50,15 +50,15 @@ def find_class(config: PreTrainedConfig) -> Any:
 
 
 def config_of_class(config: PreTrainedConfig, model_class: Any) -> PreTrainedConfig:
-    """What a class takes of a config: one that is for the text of a multimodal checkpoint alone takes its text's."""
+    """Return the config that a class takes: the text config, if the class is only the text part of a multimodal one."""
     is_for_text = model_class.config_class is config.sub_configs.get("text_config")
     return config.get_text_config() if is_for_text else config
 
 
-def settle_implementations(config: PreTrainedConfig, attention: str | None = IMPLEMENTATION) -> None:
-    """Let the text's experts come to us, and its attention go where it is to go.
+def set_implementations(config: PreTrainedConfig, attention: str | None = IMPLEMENTATION) -> None:
+    """Route the text part's experts to our hooks, and its attention to the given implementation.
 
-    Where that is None, and in towers, it is what transformers would choose.
+    None leaves attention to transformers' choice, as in towers.
     """
     for part in (config, config.get_text_config()):
         part._attn_implementation = {"": attention}  # noqa: SLF001
@@ -66,17 +66,17 @@ def settle_implementations(config: PreTrainedConfig, attention: str | None = IMP
 
 
 def text_part(model: PreTrainedModel) -> Any:
-    """The part of a model with its layers of experts: everything but its head, and the towers of other media."""
+    """Return the part of a model with its layers of experts: all but its head and the towers of other media."""
     return model if model.config.is_encoder_decoder else model.get_decoder()
 
 
 def text_body(model: PreTrainedModel) -> Any:
-    """The part whose last hidden states a head would turn into logits; some texts' parts have a head of their own."""
+    """Return the part whose last hidden states go to the head; some text parts have a head of their own."""
     part = text_part(model)
     return part if part.get_output_embeddings() is None else part.model
 
 
 def text_modules(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
-    """The modules of the text's part, and their names in the model."""
+    """Yield the modules of the text part with their names in the model."""
     inside = set(text_part(model).modules())
     return ((name, module) for name, module in model.named_modules() if module in inside)

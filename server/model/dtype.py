@@ -1,21 +1,21 @@
-"""Which dtype to compute in."""
+"""The dtype to compute in."""
 
 from __future__ import annotations
 
 import torch
 from transformers import PreTrainedConfig
 
-from .quantised.scheme import quantisation_of
+from server.model.quantised.scheme import quantisation_of
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> torch.dtype:
-    """The dtype of that name; ``auto`` is the checkpoint's, or float32 where a processor has no bfloat16 units.
+    """Return the dtype of that name; ``auto`` is the checkpoint's, or float32 on a processor without bfloat16 units.
 
-    Without AVX-512 a bfloat16 product takes ten times as long as one in float32 (docs/log.md); experts keep the
-    checkpoint's dtype in their slots either way. A quantised checkpoint that says float16 names what its quantiser ran
-    in, and is computed in bfloat16.
+    Without AVX-512 a bfloat16 product takes ten times as long as one in float32 (docs/log.md). Experts keep the
+    checkpoint's dtype in their slots either way. The float16 of a quantised checkpoint is the dtype that its quantiser
+    ran in; such a checkpoint is computed in bfloat16.
     """
     if name != "auto":
         return DTYPES[name]
@@ -28,6 +28,6 @@ def compute_dtype(name: str, config: PreTrainedConfig, device: torch.device) -> 
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:
-    """What a checkpoint's config says that its weights are in; float32 if it says nothing."""
+    """Return the dtype of a checkpoint's weights by its config; float32 if the config names none."""
     stored: torch.dtype | None = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
     return stored or torch.float32

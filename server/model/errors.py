@@ -1,11 +1,11 @@
-"""What can go wrong between a model's name and its first token."""
+"""Errors between a model's name and its first token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-PICKLES = {".bin", ".pt", ".pth"}  # of PyTorch
+PICKLES = {".bin", ".pt", ".pth"}  # suffixes of PyTorch's files
 
 
 class ModelError(Exception):
@@ -13,22 +13,22 @@ class ModelError(Exception):
 
 
 class NotBatchableError(ModelError):
-    """The model can't run many sequences in one step; the message says which layers are the reason."""
+    """The model can't run many sequences in one step; the message names the layers that are the reason."""
 
 
 def incomplete(name: str, missing: Sequence[str]) -> ModelError:
-    """The error of a checkpoint that lacks some tensors."""
-    return ModelError(f"{name} lacks {missing[0]} (and {len(missing) - 1} more); the checkpoint is incomplete")
+    """Return the error of a checkpoint that lacks some tensors."""
+    return ModelError(f"{name} lacks {missing[0]} (and {len(missing) - 1} more); download the complete checkpoint")
 
 
 def check_formats(model: str, names: Sequence[str]) -> None:
-    """Refuse what is no checkpoint in the safetensors format.
+    """Refuse a model that is not a checkpoint in the safetensors format.
 
     Args:
-        names: of all of its files.
+        names: of all its files.
 
     Raises:
-        ModelError: it is something else.
+        ModelError: the files are in another format.
     """
     suffixes = {Path(name).suffix for name in names}
     if "adapter_config.json" in names and "config.json" not in names:

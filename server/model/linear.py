@@ -1,4 +1,4 @@
-"""The trunk's linear layers, computed as the kernels do, and large ones by several threads."""
+"""Linear layers of the trunk that run on the native kernels, or on several threads where they are large."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ import torch
 from torch import nn
 
 from server.kernels.batch_invariant import is_batch_invariant
+from server.kernels.compute_pool import ComputePool, work_bytes
 from server.kernels.linear import is_few, linear
 from server.kernels.native.linear import native_linear, plain_matrix
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.pool import ComputePool, work_bytes
+from server.model.quantised.linear import QuantisedLinear
 
-from .quantised_linear import QuantisedLinear
-
-MOST_ROWS = 64  # from there on copying the result into the order that modules expect takes what was gained
-LEAST_WEIGHTS = 1 << 18  # of a layer that is worth another call
-LEAST_SHARED_BYTES = 6 << 20  # read, or multiplied instead, below which threads cost more than they bring
+MOST_ROWS = 64  # beyond this, copying the result into the order that modules expect costs the gain
+LEAST_WEIGHTS = 1 << 18  # least weights of a layer that are worth another call
+LEAST_SHARED_BYTES = 6 << 20  # bytes of work (``work_bytes``) below which threads cost more than they bring
 
 
 class FastLinear(nn.Linear):
-    """A linear layer by the native kernels; without them, one that is fast for few rows and shares out what is much."""
+    """A linear layer on the native kernels; without them, fast for few rows and on several threads for much work."""
 
     pool: ComputePool
 
@@ -36,15 +35,15 @@ class FastLinear(nn.Linear):
             return super().forward(input)
         work = work_bytes(weight.nbytes, count)
         if self.pool.num_threads > 1 and work >= LEAST_SHARED_BYTES and count:
-            output = self._share(rows)
+            output = self._run_threaded(rows)
         elif is_few(rows, MOST_ROWS):
             output = linear(rows, weight, self.bias).contiguous()
         else:
             return super().forward(input)
         return output.view(*input.shape[:-1], -1)
 
-    def _share(self, rows: torch.Tensor) -> torch.Tensor:
-        """Parts of the rows if they are many, else of the outputs, each by another thread."""
+    def _run_threaded(self, rows: torch.Tensor) -> torch.Tensor:
+        """Compute parts of the rows, if they are many, or else of the outputs, each on another thread."""
         weight, bias, threads = self.weight, self.bias, self.pool.num_threads
         output = rows.new_empty((rows.shape[0], weight.shape[0]))
 
@@ -55,14 +54,14 @@ class FastLinear(nn.Linear):
         is_by_rows = rows.shape[0] > MOST_ROWS
         size = -(-(rows.shape[0] if is_by_rows else weight.shape[0]) // threads)
         for number in range(threads):
-            part, whole = slice(number * size, (number + 1) * size), slice(None)
-            self.pool.start(partial(compute, part, whole) if is_by_rows else partial(compute, whole, part))
+            part, every = slice(number * size, (number + 1) * size), slice(None)
+            self.pool.start(partial(compute, part, every) if is_by_rows else partial(compute, every, part))
         self.pool.finish()
         return output
 
 
 def speed_up_linears(model: nn.Module, pool: ComputePool) -> None:
-    """Let every plain linear layer of a model be a fast one, but small ones, whose calls cost more."""
+    """Make every plain linear layer of a model a ``FastLinear``, except small ones, where the overhead costs more."""
     for module in model.modules():
         if isinstance(module, QuantisedLinear):
             module.kernels = pool.kernels

@@ -1,16 +1,21 @@
-"""What goes into one step of the model, and what comes out of it."""
+"""Input and output of one step of the model. Importing this module does not load torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from .prompt_media import PromptMedia
-from .stalls import Stall
+from server.model.experts.stalls import Stall
+
+if TYPE_CHECKING:
+    import torch
+
+    from server.model.multimodal.prompt_media import PromptMedia
 
 
 @dataclass(frozen=True)
@@ -19,15 +24,15 @@ class SequenceChunk:
 
     token_ids: Sequence[int]
     num_cached: int
-    block_tables: Sequence[Sequence[int]]  # of each group of layers, blocks for cached and new tokens together
-    num_logits: int = 1  # of the last tokens, how many want logits
-    slot: int = 0  # the sequence's own among all that run, for what is kept of it besides blocks
-    resumes: int | None = None  # another slot that has this for the tokens before, if not its own
-    snapshot: int | None = None  # another slot that gets it for the tokens so far, too
+    block_tables: Sequence[Sequence[int]]  # by group of layers, the blocks of cached and new tokens
+    num_logits: int = 1  # last tokens to return logits of
+    slot: int = 0  # the running sequence's own, for its state besides KV blocks
+    resumes: int | None = None  # slot that holds the state of the tokens before, if not its own
+    snapshot: int | None = None  # another slot to copy the state to after this chunk
     media: PromptMedia | None = None  # images of its prompt
-    num_prompt: int = 0  # tokens of the sequence's prompt, for models that take it otherwise than what follows
-    num_hidden: int = 0  # of the last tokens, how many want their hidden states
-    wants_experts: bool = False  # whether to tell which experts its last token went to
+    num_prompt: int = 0  # tokens of the sequence's prompt, for models that treat a prompt and its answer differently
+    num_hidden: int = 0  # last tokens to return hidden states of
+    wants_experts: bool = False  # whether to return the experts of its last token
 
     @property
     def num_tokens(self) -> int:
@@ -35,18 +40,55 @@ class SequenceChunk:
 
     @property
     def shows_images(self) -> bool:
-        """Whether some of its tokens are of a prompt with images."""
+        """True if some of its tokens belong to a prompt with images."""
         return self.media is not None and self.num_cached < len(self.media.token_ids)
+
+    def split(self, starts: Sequence[int]) -> list[SequenceChunk]:
+        """Return the chunk in pieces.
+
+        Args:
+            starts: indices of the tokens that begin each piece but the first.
+        """
+        first, first_hidden = self.num_tokens - self.num_logits, self.num_tokens - self.num_hidden
+        return [
+            replace(
+                self,
+                token_ids=self.token_ids[start:end],
+                num_cached=self.num_cached + start,
+                num_logits=max(0, end - max(start, first)),
+                num_hidden=max(0, end - max(start, first_hidden)),
+            )
+            for start, end in pairwise([0, *starts, self.num_tokens])
+        ]
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """The tokens of all chunks of a step in one row, as the model takes them."""
+
+    token_ids: list[int]
+    logit_rows: list[int]  # tokens to return logits of
+    hidden_rows: list[int]  # tokens to return hidden states of
+
+    @classmethod
+    def of(cls, chunks: Sequence[SequenceChunk]) -> StepTokens:
+        """Flatten the chunks of a step."""
+        ends = list(accumulate(chunk.num_tokens for chunk in chunks))
+        return cls(
+            [token for chunk in chunks for token in chunk.token_ids],
+            [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_logits, end)],
+            [row for end, chunk in zip(ends, chunks, strict=True) for row in range(end - chunk.num_hidden, end)],
+        )
 
 
 @dataclass
 class ExpertCost:
-    """What the experts of a step cost."""
+    """The cost of the experts of a step."""
 
     num_lookups: int = 0
-    num_misses: int = 0  # of these, the ones that had to be read from disk
-    stall_seconds: float = 0.0  # that compute waited for them
-    bytes_read: int = 0  # of those that missed
+    num_misses: int = 0  # lookups that had to be read from disk
+    stall_seconds: float = 0.0  # time that compute waited for experts
+    bytes_read: int = 0  # from disk, for the misses
 
     def add(self, other: ExpertCost) -> None:
         self.num_lookups += other.num_lookups
@@ -55,17 +97,17 @@ class ExpertCost:
         self.bytes_read += other.bytes_read
 
 
-Chosen = npt.NDArray[np.int16]  # (MoE layers in the order in which they run, k): the experts of a token, -1 for none
+RoutedExperts = npt.NDArray[np.int16]  # (MoE layers in running order, k): experts of a token, -1 for none
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step gives."""
+    """The results of a step."""
 
     logits: torch.Tensor  # float32 (rows, vocabulary): each chunk's last ``num_logits`` tokens, chunk after chunk
-    routing: Mapping[int, npt.NDArray[np.int64]]  # by MoE layer that all tokens go to, the experts of each (tokens, k)
+    routing: Mapping[int, npt.NDArray[np.int64]]  # experts (tokens, k), by MoE layer that all tokens go to
     experts: ExpertCost
-    costs: Sequence[ExpertCost] = ()  # of each chunk, as if its tokens alone had asked (``routing.costs_of``)
-    chosen: Sequence[Chosen | None] = ()  # of each chunk, if it wants them, by its last token
-    hidden: torch.Tensor | None = None  # float32 (rows, hidden): each chunk's last ``num_hidden`` tokens' last states
-    stalls: Sequence[Stall] = ()  # of its layers, in the order of their coming
+    costs: Sequence[ExpertCost] = ()  # by chunk, for its own tokens (``cost_attribution.attribute_costs``)
+    chosen: Sequence[RoutedExperts | None] = ()  # experts of each chunk's last token, for chunks that want them
+    hidden: torch.Tensor | None = None  # float32 (rows, hidden): last states of each chunk's last ``num_hidden`` tokens
+    stalls: Sequence[Stall] = ()  # in order of time

@@ -1,4 +1,4 @@
-"""The one metric that has a sample for every expert, written without an object for each."""
+"""Metric with a sample for every expert, written without an object for each sample."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ HEAD = f"# HELP {NAME} Tokens routed to an expert.\n# TYPE {NAME} counter\n"
 
 
 class ExpertTokens:
-    """Tokens by layer and expert, in Prometheus' text format.
+    """Writes tokens by layer and expert in Prometheus' text format.
 
     Args:
-        num_experts: of each MoE layer.
+        num_experts: number of experts of each MoE layer.
     """
 
     def __init__(self, num_experts: Mapping[int, int]):
@@ -27,7 +27,7 @@ class ExpertTokens:
         ]
 
     def render(self, tokens: npt.NDArray[np.int64]) -> bytes:
-        """Of ``(layers, experts)`` counts, of which a layer may have fewer than the widest."""
+        """Return the metric for counts ``(layers, experts)``; a layer may have fewer experts than columns."""
         counts = [count for row, num in zip(tokens.tolist(), self._counts, strict=True) for count in row[:num]]
         lines = [f"{name}{count}\n" for name, count in zip(self._names, counts, strict=True)]
         return (HEAD + "".join(lines)).encode()

@@ -1,4 +1,4 @@
-"""Observations by buckets, counted by one thread without a lock and read by another."""
+"""Histogram that one thread writes without a lock and others read."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import accumulate
 
 
 class Histogram:
-    """How many observations were at most each of some bounds.
+    """Counts of observations by bucket.
 
     Args:
-        bounds: upper bounds of the buckets, ascending; one more bucket holds what is above.
+        bounds: upper bounds of the buckets, ascending; one more bucket holds larger values.
     """
 
     def __init__(self, bounds: Sequence[float]):
@@ -24,5 +24,5 @@ class Histogram:
         self._counts[bisect_left(self.bounds, value)] += 1
 
     def cumulative(self) -> list[int]:
-        """Observations up to each bound, and at the end all of them; as of one moment."""
+        """Return the number of observations up to each bound, and of all, as of one moment."""
         return list(accumulate(list(self._counts)))

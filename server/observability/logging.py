@@ -1,4 +1,4 @@
-"""The log, on standard error: lines of text, or of JSON; whoever is quoted in one can not begin another."""
+"""Logging to standard error, as text or JSON. Quoted input can't forge a line of the log."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-CHATTERERS = ("httpx", "httpx2")  # a line for every request that looks a model up
+VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN = re.compile(r"[\w./:@+-]+", re.ASCII)
 
 
-class BesideBars(logging.StreamHandler[TextIO]):
-    """Lines above whatever bars are shown."""
+class ProgressBarHandler(logging.StreamHandler[TextIO]):
+    """Writes log lines above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), self.stream)
 
 
-class Seldom(logging.Filter):
-    """Lets each message pass once in a while, whatever its values, for a logger that complains at every attempt."""
+class RateLimitFilter(logging.Filter):
+    """Passes each message format at most once in ``seconds``, for loggers that repeat an error at every attempt."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -42,22 +42,22 @@ class Seldom(logging.Filter):
         return True
 
 
-class TextLines(logging.Formatter):
-    """A line of text: the message, then the fields that were logged as ``extra={"fields": {...}}``."""
+class TextFormatter(logging.Formatter):
+    """Formats a record as text: the message, then the fields logged as ``extra={"fields": {...}}``."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's own
-        fields = "".join(f" {name}={_told(value)}" for name, value in _fields_of(record).items())
+        fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields_of(record).items())
         record.message = _without_control(record.message) + fields
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Indented, so that no line of it looks like one of the log."""
+        """Indent a traceback, so that no line of it looks like a line of the log."""
         lines = super().formatException(ei).split("\n")
         return "\n".join(f"    {_without_control(line)}" for line in lines)
 
 
-class JsonLines(logging.Formatter):
-    """The same as one JSON object."""
+class JsonFormatter(logging.Formatter):
+    """Formats a record and its fields as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -72,23 +72,23 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-TEXT = TextLines("%(asctime)s %(levelname)s %(name)s: %(message)s")
-COMMAND = TextLines("greenroom: %(message)s")  # of a command that ends by itself
-FORMS = {"text": TEXT, "json": JsonLines()}
+TEXT = TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+COMMAND = TextFormatter("greenroom: %(message)s")  # for commands other than serve
+FORMATTERS = {"text": TEXT, "json": JsonFormatter()}
 
 
 def set_up_logging(level: str, form: logging.Formatter = TEXT) -> None:
-    """Begin the log of this process.
+    """Set up logging of this process.
 
     Args:
-        level: of the least that is written, as "info".
-        form: of its lines.
+        level: lowest level that is written, such as "info".
+        form: formatter of the lines.
     """
-    handler = BesideBars() if sys.stderr.isatty() else logging.StreamHandler()
+    handler = ProgressBarHandler() if sys.stderr.isatty() else logging.StreamHandler()
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level != "debug":
-        for name in CHATTERERS:
+        for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -97,7 +97,7 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return fields
 
 
-def _told(value: Any) -> str:
+def _quoted(value: Any) -> str:
     return value if isinstance(value, str) and _PLAIN.fullmatch(value) else json.dumps(value, separators=(",", ":"))
 
 

@@ -24,16 +24,19 @@ from expert_store import (
     TierReport,
 )
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
+from server.observability.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
+from server.observability.expert_tokens import ExpertTokens
 
-from .expert_tokens import ExpertTokens
-from .statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
-
-WAYS = (("disk", "host"), ("host", "device"), ("device", "host"))
+TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 
 
 class Metrics:
-    """The metrics of one server, which serves ``model``."""
+    """Metrics of a server.
+
+    Args:
+        model: name of the model that it serves.
+    """
 
     def __init__(
         self,
@@ -48,14 +51,14 @@ class Metrics:
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format; takes milliseconds, so call it off the event loop."""
+        """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
         registry.register(_Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher))
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
 class _Scrape(Collector):
-    """What there is at one moment, but for the tokens of each expert."""
+    """Metrics at one moment, except the tokens of each expert."""
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class _Scrape(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge(
-            "model_info", "1; what is served, and by which version.", ["model", "version"], [(self._served, 1)]
+            "model_info", "1; the served model and the version of Greenroom.", ["model", "version"], [(self._served, 1)]
         )
         tiers = list(self._store.tiers().values())
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
@@ -88,26 +91,28 @@ def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metr
     lookups = [((tier, phase), statistics.lookups[tier, phase]) for tier in tiers for phase in PHASES]
     yield _counter(
         "expert_lookups",
-        "Experts asked for, once a layer and step, by the tier where they were found.",
+        "Expert look-ups, once a layer and step, by the tier in which they were found.",
         ["tier", "phase"],
         lookups,
     )
     stalls = [((phase,), statistics.stall_seconds[phase]) for phase in PHASES]
     yield _counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
     prefetches = [((outcome,), statistics.prefetches[outcome]) for outcome in PREFETCH_OUTCOMES]
-    yield _counter("expert_prefetches", "Experts read ahead, by what became of them.", ["outcome"], prefetches)
+    yield _counter("expert_prefetches", "Prefetched experts, by outcome.", ["outcome"], prefetches)
 
 
 def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
     evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
-    yield _counter("expert_evictions", "Experts that gave up their slot in a tier.", ["tier"], evictions)
+    yield _counter("expert_evictions", "Experts evicted from a tier.", ["tier"], evictions)
     yield _counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
-    loads = [(way, statistics.loads.get(way, LoadStatistics())) for way in WAYS if has_device or "device" not in way]
+    loads = [
+        (way, statistics.loads.get(way, LoadStatistics())) for way in TRANSFERS if has_device or "device" not in way
+    ]
     loaded = [(way, load.nbytes) for way, load in loads]
     yield _counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
     seconds = [(way, list(accumulate(load.buckets)), load.seconds) for way, load in loads]
-    text = "Seconds from asking for an expert until it was in the tier."
+    text = "Seconds from the request for an expert until it was in the tier."
     yield _histogram("expert_load_seconds", text, ["source", "target"], LOAD_SECONDS_BUCKETS, seconds)
 
 
@@ -115,43 +120,46 @@ def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Me
     def by_tier(name: str, text: str, value: Callable[[TierReport], int]) -> Metric:
         return _gauge(name, text, ["tier"], [((tier.name,), value(tier)) for tier in tiers])
 
-    yield by_tier("expert_slots", "Experts that a tier has room for.", lambda tier: tier.num_slots)
+    yield by_tier("expert_slots", "Expert slots of a tier.", lambda tier: tier.num_slots)
     yield by_tier("expert_resident", "Experts in a tier.", lambda tier: tier.num_resident)
-    yield by_tier(
-        "expert_pinned", "Experts that are kept in a tier until they are unpinned.", lambda tier: tier.num_pinned
-    )
+    yield by_tier("expert_pinned", "Experts pinned in a tier.", lambda tier: tier.num_pinned)
     yield by_tier("expert_resident_bytes", "Bytes of the experts in a tier.", lambda tier: tier.resident_bytes)
-    yield by_tier("expert_budget_bytes", "Bytes that a tier may take.", lambda tier: tier.budget_bytes)
+    yield by_tier("expert_budget_bytes", "Memory budget of a tier in bytes.", lambda tier: tier.budget_bytes)
     yield _gauge(
-        "expert_quarantined", "Experts that are refused because their bytes are damaged.", [], [((), num_quarantined)]
+        "expert_quarantined", "Experts quarantined because their bytes are damaged.", [], [((), num_quarantined)]
     )
 
 
 def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
     realised = [] if ratios is None else [((), ratios.realised)]
     optimal = [] if ratios is None else [((), ratios.optimal)]
-    yield _gauge("expert_hit_ratio", "Part of recent expert look-ups that was in memory.", [], realised)
-    yield _gauge(
-        "expert_optimal_hit_ratio", "The hit ratio had replacement on demand known the future (Belady).", [], optimal
-    )
+    yield _gauge("expert_hit_ratio", "Part of recent expert look-ups that were in memory.", [], realised)
+    yield _gauge("expert_optimal_hit_ratio", "The hit ratio of optimal replacement on demand (Belady).", [], optimal)
 
 
 def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
     predicted = [((predictor,), prefetching.predicted[predictor]) for predictor in PREDICTORS]
     correct = [((predictor,), prefetching.correct[predictor]) for predictor in PREDICTORS]
-    yield _gauge("expert_prefetch_active", "1 while prefetching pays.", [], [((), prefetching.is_active)])
+    yield _gauge(
+        "expert_prefetch_active", "1 while prefetching is on because it pays.", [], [((), prefetching.is_active)]
+    )
     yield _counter("expert_predictions", "Experts predicted for the next layer.", ["predictor"], predicted)
     yield _counter(
-        "expert_correct_predictions", "Experts predicted for the next layer that it chose.", ["predictor"], correct
+        "expert_correct_predictions",
+        "Experts predicted for the next layer that the layer chose.",
+        ["predictor"],
+        correct,
     )
 
 
 def _engine(engine: EngineStatistics) -> Iterator[Metric]:
-    yield _gauge("engine_alive", "1 while the engine's thread runs; 0 takes a restart.", [], [((), engine.is_alive)])
+    yield _gauge("engine_alive", "1 while the engine's thread runs; 0 requires a restart.", [], [((), engine.is_alive)])
     yield _gauge("num_requests_running", "Requests in the batch.", [], [((), engine.num_running)])
     yield _gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
-    yield _gauge("num_requests_held", "Requests in the batch that wait for their turn.", [], [((), engine.num_held)])
-    yield _counter("expert_turns", "Groups of requests that went on while others waited.", [], [((), engine.num_turns)])
+    yield _gauge("num_requests_held", "Requests in the batch that wait for their slice.", [], [((), engine.num_held)])
+    yield _counter(
+        "expert_turns", "Time slices in which some requests decoded while others waited.", [], [((), engine.num_slices)]
+    )
     yield _gauge(
         "expert_stall_share",
         "Part of recent decode time that was spent waiting for experts.",
@@ -162,10 +170,10 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
     yield _counter("prompt_tokens", "Prompt tokens computed.", [], [((), engine.prompt_tokens)])
     yield _counter("generation_tokens", "Tokens generated.", [], [((), engine.generation_tokens)])
     queries, hits = engine.prefix_cache_queries, engine.prefix_cache_hits
-    yield _counter("prefix_cache_queries", "Prompt tokens looked for in the KV cache.", [], [((), queries)])
-    yield _counter("prefix_cache_hits", "Prompt tokens that were found in the KV cache.", [], [((), hits)])
+    yield _counter("prefix_cache_queries", "Prompt tokens looked up in the KV cache.", [], [((), queries)])
+    yield _counter("prefix_cache_hits", "Prompt tokens found in the KV cache.", [], [((), hits)])
     yield _counter(
-        "num_preemptions", "Requests sent back to the queue, to be computed again.", [], [((), engine.preemptions)]
+        "num_preemptions", "Requests moved back to the queue, to be computed again.", [], [((), engine.preemptions)]
     )
     steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
     yield _counter("engine_steps", "Steps of the engine.", ["phase"], steps)
@@ -182,12 +190,12 @@ def _engine(engine: EngineStatistics) -> Iterator[Metric]:
 
 def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     parts = [((part,), nbytes) for part, nbytes in memory.by_part().items()]
-    text = "Bytes of host memory by what takes them; a step's are set aside for it."
+    text = "Bytes of host memory by part; those of a step are reserved."
     yield _gauge("memory_bytes", text, ["part"], parts)
     text = "Bytes of host memory that the server and its children may take."
     yield _gauge("memory_budget_bytes", text, [], [((), memory.budget_bytes)])
     counts = [(adjustment, memory.adjustments.counts[adjustment]) for adjustment in ADJUSTMENTS]
-    text = "Times that memory was taken from the experts, or given back to them, by reason."
+    text = "Times that memory was taken from the experts or given back to them, by reason."
     yield _counter("memory_adjustments", text, ["action", "reason"], counts)
 
 
@@ -196,7 +204,7 @@ def _latencies(latencies: Latencies) -> Iterator[Metric]:
         ("request_queue_time_seconds", "Seconds from submission to a request's first step.", latencies.queue),
         ("time_to_first_token_seconds", "Seconds from submission to the first token.", latencies.first_token),
         ("inter_token_latency_seconds", "Seconds from a token of a request to its next.", latencies.inter_token),
-        ("e2e_request_latency_seconds", "Seconds from submission to the end, stop or length.", latencies.whole),
+        ("e2e_request_latency_seconds", "Seconds from submission to the end, stop or length.", latencies.request),
     ):
         yield _histogram(name, text, [], histogram.bounds, [((), histogram.cumulative(), histogram.sum)])
 
@@ -215,7 +223,11 @@ def _histogram(
     bounds: Sequence[float],
     values: Iterable[tuple[tuple[str, ...], Sequence[int], float]],
 ) -> Metric:
-    """Of label values, observations up to each bound and in all, and their sum."""
+    """Make a histogram.
+
+    Args:
+        values: label values, cumulative counts up to each bound and of all, and the sum.
+    """
     family = HistogramMetricFamily(f"greenroom_{name}", text, labels=labels)
     ends = [*map(str, bounds), "+Inf"]
     for key, counts, total in values:

@@ -1,1 +1,1 @@
-"""`greenroom replay`."""
+"""Comparison of cache policies and sizes on routing logs, for `greenroom replay`."""

@@ -1,4 +1,4 @@
-"""Every policy at every size over some traces."""
+"""Replays of routing logs with every policy at every size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from expert_store.replay import ReplayResult, replay, replay_optimal
-from expert_store.trace import read_trace
-
-from .sizes import Size, UsageError
+from expert_store.routing_log.log import read_routing_log
+from expert_store.routing_log.replay import ReplayResult, replay, replay_optimal
+from server.replay.sizes import Size, UsageError
 
 OPTIMAL = "optimal"
 Scope = Literal["decode", "all"]
@@ -20,7 +19,7 @@ Scope = Literal["decode", "all"]
 
 @dataclass(frozen=True)
 class Cell:
-    """One size, and what each policy made of it."""
+    """The results of all policies at one size."""
 
     size: str
     num_slots: int
@@ -32,8 +31,8 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class TraceReport:
-    """One trace at every size; ``rows`` are the policies and, last, the optimum."""
+class RoutingLogReport:
+    """One routing log at every size; ``rows`` are the policies and, last, the optimum."""
 
     file: str
     model: str
@@ -43,31 +42,33 @@ class TraceReport:
     cells: list[Cell] = field(default_factory=list)
 
 
-def replay_all(paths: Iterable[Path], policies: tuple[str, ...], sizes: Sequence[Size]) -> list[TraceReport]:
-    """Replay from empty slots; progress is shown on standard error where that is a terminal.
+def replay_all(paths: Iterable[Path], policies: tuple[str, ...], sizes: Sequence[Size]) -> list[RoutingLogReport]:
+    """Replay each routing log from empty slots, with a progress bar if standard error is a terminal.
 
     Raises:
         UsageError: a size leaves a layer without a slot.
-        TraceError: a file can't be read or is not a trace.
+        RoutingLogError: a file can't be read or is not a routing log.
     """
-    traces = [(path, read_trace(path)) for path in paths]
+    logs = [(path, read_routing_log(path)) for path in paths]
     rows = (*policies, OPTIMAL)
     reports = []
-    with tqdm(total=len(traces) * len(sizes) * len(rows), disable=None, leave=False, unit="replay") as progress:
-        for path, trace in traces:
-            header = trace.header
+    with tqdm(total=len(logs) * len(sizes) * len(rows), disable=None, leave=False, unit="replay") as progress:
+        for path, routing_log in logs:
+            header = routing_log.header
             num_experts = sum(header.layers.values())
             total_bytes = sum(count * header.slot_bytes[layer] for layer, count in header.layers.items())
-            report = TraceReport(path.name, header.model, len(header.layers), num_experts, rows)
+            report = RoutingLogReport(path.name, header.model, len(header.layers), num_experts, rows)
             for size in sizes:
                 num_slots = size.num_slots(num_experts, total_bytes)
                 results = {}
                 for row in rows:
                     try:
-                        result = replay_optimal(trace, num_slots) if row == OPTIMAL else replay(trace, row, num_slots)
+                        if row == OPTIMAL:
+                            results[row] = replay_optimal(routing_log, num_slots)
+                        else:
+                            results[row] = replay(routing_log, row, num_slots)
                     except ValueError as error:
                         raise UsageError(f"--sizes {size.text} of {header.model}: {error}") from error
-                    results[row] = result
                     progress.update()
                 report.cells.append(Cell(size.text, num_slots, results))
             reports.append(report)

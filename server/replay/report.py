@@ -1,4 +1,4 @@
-"""Results of a replay as a table, as JSON and as curves."""
+"""Reports of replays: tables, JSON and curves."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from expert_store.replay import ReplayResult
-
-from .measure import OPTIMAL, Scope, TraceReport
+from expert_store.routing_log.replay import ReplayResult
+from server.replay.measure import OPTIMAL, RoutingLogReport, Scope
 
 SCOPES: tuple[Scope, ...] = ("decode", "all")
 
 
-def mean_ratio(reports: Sequence[TraceReport], place: int, row: str, scope: Scope) -> float | None:
-    """Mean over the traces that have look-ups; the size is the one at ``place``."""
+def mean_ratio(reports: Sequence[RoutingLogReport], place: int, row: str, scope: Scope) -> float | None:
+    """Return the mean hit ratio at size number ``place``, over the routing logs that have look-ups."""
     ratios = [report.cells[place].hit_ratio(row, scope) for report in reports]
     known = [ratio for ratio in ratios if ratio is not None]
     return sum(known) / len(known) if known else None
 
 
-def as_json(reports: Sequence[TraceReport]) -> dict[str, Any]:
-    """Everything that was counted; ratios are null where there was no look-up."""
+def as_json(reports: Sequence[RoutingLogReport]) -> dict[str, Any]:
+    """Return all counts and ratios; a ratio without look-ups is null."""
     return {
         "traces": [
             {
@@ -61,15 +60,15 @@ def _counts(result: ReplayResult) -> dict[str, Any]:
     }
 
 
-def as_table(reports: Sequence[TraceReport]) -> str:
-    """Hit ratios by policy and size, trace by trace, and the mean of several."""
+def as_table(reports: Sequence[RoutingLogReport]) -> str:
+    """Return hit ratios by policy and size for each routing log, and the mean of several."""
     blocks = ["\n".join(_lines(report.rows, [report], _title(report))) for report in reports]
     if len(reports) > 1:
-        blocks.append("\n".join(_lines(reports[0].rows, reports, f"mean of {len(reports)} traces")))
+        blocks.append("\n".join(_lines(reports[0].rows, reports, f"mean of {len(reports)} routing logs")))
     return "\n\n".join(blocks)
 
 
-def _title(report: TraceReport) -> str:
+def _title(report: RoutingLogReport) -> str:
     lookups = report.cells[0].results[OPTIMAL].lookups
     return (
         f"{report.file}: {report.model}, {report.num_experts} experts in {report.num_layers} layers, "
@@ -77,7 +76,7 @@ def _title(report: TraceReport) -> str:
     )
 
 
-def _lines(rows: Sequence[str], reports: Sequence[TraceReport], title: str) -> Iterator[str]:
+def _lines(rows: Sequence[str], reports: Sequence[RoutingLogReport], title: str) -> Iterator[str]:
     yield title
     cells = reports[0].cells
     width = max(7, *(len(cell.size) + 1 for cell in cells))
@@ -91,11 +90,11 @@ def _lines(rows: Sequence[str], reports: Sequence[TraceReport], title: str) -> I
             yield f"{row:20}" + "".join(f"{text:>{width}}" for text in texts)
 
 
-def draw_curves(reports: Sequence[TraceReport], path: Path) -> None:
-    """Mean hit ratio by part of the experts that fit; while decoding, or of all look-ups where nothing was decoded.
+def draw_curves(reports: Sequence[RoutingLogReport], path: Path) -> None:
+    """Draw the mean hit ratio by the part of experts that fit, of decoding if there is any, else of all look-ups.
 
     Raises:
-        OSError: the file can't be written, or its name has no ending that matplotlib knows.
+        OSError: the file can't be written, or matplotlib does not support its name's suffix.
     """
     from matplotlib.figure import Figure  # noqa: PLC0415  an optional dependency
 

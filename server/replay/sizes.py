@@ -1,26 +1,26 @@
-"""Memory for experts, as a user gives it."""
+"""Sizes of memory for experts, as given to `--sizes`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.settings import parse_budget
+from server.setting_values import parse_budget
 
 
 class UsageError(Exception):
-    """An argument that can't be used; the message names it."""
+    """An invalid argument; the message names it."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Memory for experts, as it was asked for."""
+    """Memory for experts, in bytes or as a share of all experts."""
 
     text: str
     nbytes: int | None
     share: float | None  # 0 to 1
 
     def num_slots(self, num_experts: int, total_bytes: int) -> int:
-        """Slots of a model whose experts take ``total_bytes`` together."""
+        """Return the number of slots of a model whose experts take ``total_bytes`` together."""
         if self.nbytes is not None:
             return min(num_experts, num_experts * self.nbytes // total_bytes)
         assert self.share is not None
@@ -28,7 +28,7 @@ class Size:
 
 
 def parse_sizes(text: str) -> list[Size]:
-    """Sizes with commas between them.
+    """Parse sizes that are separated by commas.
 
     Raises:
         UsageError: one of them is not a size.
@@ -46,4 +46,4 @@ def parse_sizes(text: str) -> list[Size]:
 
 
 def _not_a_size(text: str) -> UsageError:
-    return UsageError(f"--sizes: {text!r} is not a size; write it as 6GiB, or as a part up to 100%")
+    return UsageError(f"--sizes: {text!r} is not a size; write it as 6GiB, or as a share up to 100%")

@@ -1,14 +1,14 @@
-/** Requests to the server that this page came from, with the key that was entered. */
+/** Requests to the server of this page, with the API key that the user entered. */
 
-const KEY = "greenroom-key"; // of sessionStorage, which forgets when the tab is closed
+const KEY = "greenroom-key"; // in sessionStorage, which is cleared when the tab is closed
 
 export const UNREACHABLE = "The server can't be reached.";
 
-/** An answer other than the one asked for; its message is one sentence for people. */
+/** A failed request; the message is one sentence for the user. */
 export class ServerError extends Error {
   /**
    * @param {string} message
-   * @param {number} status of HTTP; 0 if there was no answer
+   * @param {number} status HTTP status; 0 if there was no response
    */
   constructor(message, status) {
     super(message);
@@ -16,19 +16,19 @@ export class ServerError extends Error {
   }
 }
 
-/** @returns {string} the key, empty if none was entered */
+/** @returns {string} the API key; empty if none was entered */
 export function savedKey() {
   return sessionStorage.getItem(KEY) ?? "";
 }
 
-/** @param {string} key empty to forget it */
+/** @param {string} key empty to remove the saved key */
 export function saveKey(key) {
   if (key) sessionStorage.setItem(KEY, key);
   else sessionStorage.removeItem(KEY);
 }
 
 /**
- * The answer of a route, if it is a good one.
+ * Send a request and return the response if it succeeded.
  *
  * @param {string} path
  * @param {{body?: unknown, signal?: AbortSignal}} [options] a body makes it a POST
@@ -54,30 +54,30 @@ export async function request(path, { body, signal } = {}) {
     if (signal?.aborted) throw error;
     throw new ServerError(UNREACHABLE, 0);
   }
-  if (!response.ok) throw new ServerError(await complaint(response, key), response.status);
+  if (!response.ok) throw new ServerError(await errorMessage(response, key), response.status);
   return response;
 }
 
 /**
  * @param {Response} response
- * @param {string} key that was sent
+ * @param {string} key the key that was sent
  * @returns {Promise<string>}
  */
-async function complaint(response, key) {
-  // What the server says of keys is meant for those who write requests themselves.
-  if (response.status === 401) return key ? "The API key is not one of this server's." : "The server wants an API key.";
+async function errorMessage(response, key) {
+  // The server's own message names HTTP headers, which a user of this page does not set.
+  if (response.status === 401) return key ? "The server rejected the API key." : "The server requires an API key.";
   try {
     const { error } = await response.json();
-    // What is said behind the colon of one that can't answer yet is meant for them, too.
-    if (typeof error?.message === "string") return response.status === 503 ? clause(error.message) : error.message;
+    // A 503 message continues after a colon with advice for API clients; leave it out.
+    if (typeof error?.message === "string") return response.status === 503 ? firstClause(error.message) : error.message;
   } catch {
-    // A proxy's page, or a body that was cut: the status says what there is to say.
+    // The body is not JSON, such as a proxy's error page: report the status.
   }
-  return `The server answered with status ${response.status}.`;
+  return `The server returned HTTP status ${response.status}.`;
 }
 
 /** @param {string} message */
-function clause(message) {
+function firstClause(message) {
   return message.replace(/:.*/s, ".");
 }
 
@@ -85,6 +85,6 @@ function clause(message) {
  * @param {unknown} error
  * @returns {string} one sentence
  */
-export function sentence(error) {
+export function errorText(error) {
   return error instanceof ServerError ? error.message : UNREACHABLE;
 }

@@ -1,29 +1,29 @@
-/** A streamed chat completion, piece by piece, with the experts that made each. */
+/** A streamed chat completion, with the experts of each token. */
 
 import { ServerError, request } from "./api.js";
 import { events } from "./sse.js";
 
 /**
- * @typedef {number[][]} Route of one token: by layer, the chosen experts, best first
- * @typedef {object} Piece
+ * @typedef {number[][]} Route experts chosen for one token, by layer, highest router weight first
+ * @typedef {object} TextDelta
  * @property {string} text
  * @property {boolean} isReasoning
- * @property {Route[]} routes of the tokens that it is made of
+ * @property {Route[]} routes one per token of the text
  * @typedef {object} Usage
  * @property {number} completion_tokens
  * @property {{expert_requests: number, expert_misses: number, expert_bytes_read: number,
  *   expert_stall_seconds: number}} greenroom
- * @typedef {{piece?: Piece, usage?: Usage, finishReason?: string}} Told
+ * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string}} ChatEvent
  * @typedef {{role: "user" | "assistant", content: string}} Message
  */
 
 /**
- * What a model answers to a conversation.
+ * Yield the model's answer to a conversation as it arrives.
  *
- * @param {Record<string, unknown>} body of the request, without what makes it a stream
+ * @param {Record<string, unknown>} body request body, without the fields for streaming
  * @param {AbortSignal} signal
- * @returns {AsyncGenerator<Told, void, void>}
- * @throws {ServerError} the server refuses, or fails on the way
+ * @returns {AsyncGenerator<ChatEvent, void, void>}
+ * @throws {ServerError} if the server refuses the request, or the stream fails
  */
 export async function* answer(body, signal) {
   const response = await request("/v1/chat/completions", {
@@ -31,11 +31,11 @@ export async function* answer(body, signal) {
     signal,
   });
   /** @type {Route[]} */
-  let routes = []; // of tokens whose text is held back
-  let isWhole = false;
+  let routes = []; // routes of tokens whose text has not arrived yet
+  let isComplete = false;
   for await (const { data } of events(response)) {
     if (data === "[DONE]") {
-      isWhole = true; // and the connection can be used again once it is read to its end
+      isComplete = true; // read on to the end, so that the browser can reuse the connection
       continue;
     }
     const chunk = JSON.parse(data);
@@ -45,11 +45,11 @@ export async function* answer(body, signal) {
       routes.push(...(experts ?? []));
       const text = delta.content || delta.reasoning_content;
       if (text) {
-        yield { piece: { text, isReasoning: !delta.content, routes } };
+        yield { delta: { text, isReasoning: !delta.content, routes } };
         routes = [];
       }
       if (finishReason) yield { finishReason };
     }
   }
-  if (!isWhole) throw new ServerError("The answer broke off: the connection to the server was lost.", 0);
+  if (!isComplete) throw new ServerError("The answer is incomplete: the connection to the server was lost.", 0);
 }

@@ -1,11 +1,11 @@
-/** The line that says whether the stage is live, and the form for a key. */
+/** The connection status in the header, and the dialog for the API key. */
 
 import { saveKey, savedKey } from "./api.js";
 import { byId, write } from "./dom.js";
 
-/** @typedef {import("./feed.js").FeedState} FeedState */
+/** @typedef {import("./expert_stream.js").StreamState} StreamState */
 
-export class ConnectionLine {
+export class ConnectionStatus {
   /** @param {() => void} reconnect */
   constructor(reconnect) {
     this.line = byId("connection");
@@ -16,47 +16,47 @@ export class ConnectionLine {
     this.announcement = byId("announcement");
     /** @type {ReturnType<typeof setInterval> | undefined} */
     this.clock = undefined;
-    this.told = "";
+    this.announced = "";
     this.button.addEventListener("click", reconnect);
   }
 
   /**
-   * @param {FeedState} state
+   * @param {StreamState} state
    * @param {string} message
    * @param {number} waitMs until the next attempt
    */
   show(state, message, waitMs) {
     clearInterval(this.clock);
     write(this.wait, "");
-    // Between two attempts the reason stays: "Connecting" is of use to nobody then.
-    if (state === "connecting" && this.told) return;
+    // Between two attempts, keep the reason of the failure instead of "Connecting".
+    if (state === "connecting" && this.announced) return;
     const isWaiting = state === "waiting" || state === "loading";
-    const isTroubled = isWaiting || state === "refused" || state === "locked";
+    const hasProblem = isWaiting || state === "refused" || state === "locked";
     this.line.dataset.state = state;
-    this.button.hidden = !isTroubled || state === "locked";
+    this.button.hidden = !hasProblem || state === "locked";
     this.keyButton.hidden = state !== "locked";
     write(this.text, message);
-    this.tell(state === "live" ? "The stage is live." : isTroubled ? message : "");
-    if (isWaiting) this.count(performance.now() + waitMs);
+    this.announce(state === "live" ? "Receiving live data." : hasProblem ? message : "");
+    if (isWaiting) this.countDown(performance.now() + waitMs);
   }
 
-  /** @param {number} due */
-  count(due) {
+  /** @param {number} due time of the next attempt */
+  countDown(due) {
     const tick = () => write(this.wait, `Reconnecting in ${Math.max(1, Math.ceil((due - performance.now()) / 1000))} s.`);
     tick();
     this.clock = setInterval(tick, 1000);
   }
 
-  /** @param {string} text for screen readers, once each time it changes */
-  tell(text) {
-    if (!text || text === this.told) return;
-    this.told = text;
+  /** @param {string} text announced to screen readers when it changes */
+  announce(text) {
+    if (!text || text === this.announced) return;
+    this.announced = text;
     this.announcement.textContent = text;
   }
 }
 
-/** @param {() => void} onKey called when another key is there, or none */
-export function offerKey(onKey) {
+/** @param {() => void} onKey called after the key was saved or removed */
+export function initKeyDialog(onKey) {
   const dialog = /** @type {HTMLDialogElement} */ (byId("key-dialog"));
   const input = /** @type {HTMLInputElement} */ (byId("key"));
   for (const id of ["open-key", "enter-key"]) {

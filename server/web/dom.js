@@ -1,4 +1,4 @@
-/** Elements of the page by their ids, and new ones. Text is set as text: what a server says is never markup. */
+/** Helpers for page elements. Text is set as text, never as markup. */
 
 /**
  * @template {HTMLElement} [E=HTMLElement]
@@ -26,7 +26,7 @@ export function make(tag, className = "", text = "") {
 }
 
 /**
- * Set a text, and touch the page only if it is another one.
+ * Set the text of an element, only if it changed.
  *
  * @param {HTMLElement} element
  * @param {string} text
@@ -36,9 +36,9 @@ export function write(element, text) {
 }
 
 /**
- * Say how something went, where screen readers hear of it.
+ * Show the result of an action, which screen readers announce.
  *
- * @param {HTMLElement} element of the role "status"
+ * @param {HTMLElement} element with the role "status"
  * @param {string} text
  * @param {boolean} [isBad]
  */

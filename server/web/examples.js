@@ -1,4 +1,4 @@
-/** Questions to begin with, each with the domain that it comes from. */
+/** Example prompts, each with its domain. */
 
 import { byId, make } from "./dom.js";
 
@@ -19,16 +19,16 @@ export const EXAMPLES = [
 ];
 
 /**
- * A button for each.
+ * Add a button for each example.
  *
- * @param {(example: Example) => void} onChoice
+ * @param {(example: Example) => void} onSelect
  */
-export function offerExamples(onChoice) {
+export function addExampleButtons(onSelect) {
   for (const example of EXAMPLES) {
     const button = make("button", "", example.domain);
     button.type = "button";
     button.title = example.question;
-    button.addEventListener("click", () => onChoice(example));
+    button.addEventListener("click", () => onSelect(example));
     byId("example-list").append(button);
     byId("domains").append(new Option(example.domain));
   }

@@ -1,7 +1,7 @@
-/** What is known of every expert: where it is, what went to it, and how warm that leaves it. */
+/** The state of every expert: residency, routed tokens, pins, and heat, which is recent traffic. */
 
-const HALF_LIFE_MS = 5000; // of the warmth
-const NO_EXPERT = 255; // in a layer that has fewer than the widest
+const HALF_LIFE_MS = 5000; // decay of the heat
+const NO_EXPERT = 255; // fills layers that have fewer experts than the widest
 export const DISK = 0;
 export const HOST = 1;
 export const DEVICE = 2;
@@ -13,7 +13,7 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @typedef {{budget_bytes: number, num_slots: number, num_resident: number, resident_bytes: number,
  *   num_pinned: number}} MemoryTier
  * @typedef {{num_experts: number, total_bytes: number}} DiskTier
- * @typedef {object} Totals since the server's start
+ * @typedef {object} Totals totals since the start of the server, and gauges
  * @property {{device?: MemoryTier, host?: MemoryTier, disk: DiskTier}} tiers
  * @property {number | null} hit_ratio
  * @property {number | null} optimal_hit_ratio
@@ -30,11 +30,11 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @typedef {Totals & {residency: number[][], tokens: number[][], pinned: number[][] | null}} Update
  */
 
-/** All experts by their index, which is row * width + expert; rows are layers in their order. */
+/** All experts, by index: row * width + expert. Rows are layers in model order. */
 export class Experts {
   /**
    * @param {Snapshot} snapshot
-   * @param {number} now milliseconds of some clock
+   * @param {number} now milliseconds of a monotonic clock
    */
   constructor(snapshot, now) {
     this.model = snapshot.model;
@@ -47,17 +47,17 @@ export class Experts {
     this.tokens = new Float64Array(this.size);
     this.heat = new Float32Array(this.size);
     this.pinned = new Uint8Array(this.size);
-    this.warmest = 0;
-    this.warmedAt = now;
+    this.maxHeat = 0;
+    this.heatAt = now;
     snapshot.residency.forEach((tiers, row) => this.residency.set(tiers, row * this.width));
     snapshot.tokens.forEach((counts, row) => this.tokens.set(counts, row * this.width));
-    this.pin(snapshot.pinned);
-    const most = this.tokens.reduce((one, other) => Math.max(one, other), 1);
-    this.heat.set(this.tokens.map((count) => count / most)); // until something happens, the past is seen faintly
+    this.setPinned(snapshot.pinned);
+    const maxTokens = this.tokens.reduce((one, other) => Math.max(one, other), 1);
+    this.heat.set(this.tokens.map((count) => count / maxTokens)); // show past traffic faintly until there is new traffic
   }
 
-  /** @param {Experts} other whether they are of the same model, as far as one can see */
-  isLike(other) {
+  /** @param {Experts} other compared by model name and layer sizes */
+  isSameModel(other) {
     return this.model === other.model && String(this.sizes) === String(other.sizes);
   }
 
@@ -73,28 +73,28 @@ export class Experts {
       this.tokens[index] += more;
       this.heat[index] += more;
     }
-    if (update.pinned !== null) this.pin(update.pinned);
+    if (update.pinned !== null) this.setPinned(update.pinned);
   }
 
   /**
-   * Let warmth go as time does.
+   * Decay the heat to its value at a time.
    *
    * @param {number} now
    */
   fade(now) {
-    const factor = 0.5 ** ((now - this.warmedAt) / HALF_LIFE_MS);
-    let warmest = 0;
+    const factor = 0.5 ** ((now - this.heatAt) / HALF_LIFE_MS);
+    let maxHeat = 0;
     for (let index = 0; index < this.size; index += 1) {
       const heat = this.heat[index] * factor;
       this.heat[index] = heat;
-      if (heat > warmest) warmest = heat;
+      if (heat > maxHeat) maxHeat = heat;
     }
-    this.warmest = warmest;
-    this.warmedAt = now;
+    this.maxHeat = maxHeat;
+    this.heatAt = now;
   }
 
-  /** @param {number[][]} places */
-  pin(places) {
+  /** @param {number[][]} places layer and expert of all pinned experts */
+  setPinned(places) {
     this.pinned.fill(0);
     for (const [layer, expert] of places) this.pinned[this.index(layer, expert)] = 1;
   }
@@ -132,13 +132,13 @@ export class Experts {
     return `Layer ${this.layer(index)}, expert ${this.expert(index)}`;
   }
 
-  /** @param {number} index one sentence of where it is and what went to it */
+  /** @param {number} index expert to describe in one sentence */
   describe(index) {
     const words = [this.residency[index] === DISK ? "on disk" : `in ${TIER_NAMES[this.residency[index]]} memory`];
     if (this.pinned[index]) words.push("pinned");
     words.push(`${this.tokens[index].toLocaleString("en")} tokens`);
-    const lately = Math.round(this.heat[index]);
-    if (lately) words.push(`about ${lately.toLocaleString("en")} of them lately`);
+    const recent = Math.round(this.heat[index]);
+    if (recent) words.push(`about ${recent.toLocaleString("en")} recent`);
     return `${this.name(index)}: ${words.join(", ")}`;
   }
 }

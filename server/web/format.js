@@ -1,4 +1,4 @@
-/** Numbers as people read them; what belongs to a number stays on its line (\u00a0). 9.96 is 10, never 10.0. */
+/** Numbers as text, with no-break spaces (\u00a0) before units. 9.96 becomes 10, not 10.0. */
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB"];
 
@@ -24,7 +24,7 @@ export function count(value) {
   return value.toLocaleString("en");
 }
 
-/** @param {number | null} share 0 to 1; null if nothing is known yet */
+/** @param {number | null} share 0 to 1; null if unknown */
 export function percent(share) {
   return share === null ? "–" : `${(100 * share).toFixed(share > 0 && share < 0.0995 ? 1 : 0)}\u00a0%`;
 }

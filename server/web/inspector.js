@@ -1,6 +1,6 @@
-/** The expert that was chosen: what it is, and moving it. */
+/** The panel of the selected expert: its state, and buttons to pin, prefetch and evict it. */
 
-import { request, sentence } from "./api.js";
+import { errorText, request } from "./api.js";
 import { byId, make, report, write } from "./dom.js";
 import { TIER_NAMES } from "./experts.js";
 import { count, percent, size } from "./format.js";
@@ -11,12 +11,12 @@ import { count, percent, size } from "./format.js";
  * @typedef {{bytes: number, variant: string, quarantined: string | null}} Details
  */
 
-/** @type {Record<Action, [string, string]>} what to say of one that changed, and of one that did not */
+/** @type {Record<Action, [string, string]>} result texts if the expert changed, and if it did not */
 const OUTCOMES = {
-  pin: ["is pinned.", "was pinned already."],
-  unpin: ["is pinned no longer.", "was not pinned."],
-  prefetch: ["is being read.", "is not read: it is in memory or on its way, or there is no slot for it."],
-  evict: ["has left memory.", "was not evicted: it is in use, on its way, pinned, or not in memory."],
+  pin: ["is pinned.", "was already pinned."],
+  unpin: ["is no longer pinned.", "was not pinned."],
+  prefetch: ["is being prefetched.", "was not prefetched: it is already in memory or loading, or no slot is free."],
+  evict: ["was evicted.", "was not evicted: it is in use, loading, pinned, or not in memory."],
 };
 
 export class Inspector {
@@ -28,53 +28,53 @@ export class Inspector {
     this.pinButton = byId("pin");
     /** @type {Experts | null} */
     this.experts = null;
-    this.chosen = -1;
+    this.selected = -1;
     /** @type {Details | null} */
     this.details = null;
-    this.pinButton.addEventListener("click", () => this.act("pin", this.chosen));
-    byId("prefetch").addEventListener("click", () => this.act("prefetch", this.chosen));
-    byId("evict").addEventListener("click", () => this.act("evict", this.chosen));
+    this.pinButton.addEventListener("click", () => this.act("pin", this.selected));
+    byId("prefetch").addEventListener("click", () => this.act("prefetch", this.selected));
+    byId("evict").addEventListener("click", () => this.act("evict", this.selected));
   }
 
-  /** @param {Experts} experts of a server that may be another than before */
-  take(experts) {
+  /** @param {Experts} experts the first snapshot of a connection, possibly of another server */
+  setExperts(experts) {
     const isOther = this.experts !== null && this.experts.size !== experts.size;
     this.experts = experts;
-    if (isOther || !experts.exists(this.chosen)) this.choose(-1);
+    if (isOther || !experts.exists(this.selected)) this.select(-1);
     this.show();
   }
 
   /** @param {number} index -1 for none */
-  choose(index) {
-    this.chosen = index;
+  select(index) {
+    this.selected = index;
     this.details = null;
     byId("expert-empty").hidden = index >= 0;
     for (const id of ["expert-actions", "expert-body"]) byId(id).hidden = index < 0;
     report(this.result, "");
     if (index < 0) write(this.title, "Expert");
-    else void this.look(index);
+    else void this.loadDetails(index);
     this.show();
   }
 
-  /** Put the focus where the chosen one can be moved. */
+  /** Focus the first button of the selected expert. */
   focus() {
     this.pinButton.focus();
   }
 
-  /** Show what is known now. */
+  /** Show the current state of the selected expert. */
   show() {
-    const { experts, chosen } = this;
-    if (!experts || chosen < 0) return;
-    write(this.title, experts.name(chosen));
-    write(this.pinButton, experts.pinned[chosen] ? "Unpin" : "Pin");
-    const row = experts.row(chosen);
+    const { experts, selected } = this;
+    if (!experts || selected < 0) return;
+    write(this.title, experts.name(selected));
+    write(this.pinButton, experts.pinned[selected] ? "Unpin" : "Pin");
+    const row = experts.row(selected);
     const ofLayer = experts.tokens.subarray(row * experts.width, (row + 1) * experts.width);
     const inLayer = ofLayer.reduce((sum, tokens) => sum + tokens, 0);
-    const tokens = experts.tokens[chosen];
+    const tokens = experts.tokens[selected];
     /** @type {[string, string][]} */
     const facts = [
-      ["Where", TIER_NAMES[experts.residency[chosen]] + (experts.pinned[chosen] ? ", pinned" : "")],
-      ["Tokens", inLayer ? `${count(tokens)}, ${percent(tokens / inLayer)} of its layer's` : count(tokens)],
+      ["Residency", TIER_NAMES[experts.residency[selected]] + (experts.pinned[selected] ? ", pinned" : "")],
+      ["Tokens", inLayer ? `${count(tokens)}, ${percent(tokens / inLayer)} of this layer` : count(tokens)],
     ];
     if (this.details) facts.push(["Size", size(this.details.bytes)]);
     if (this.details && this.details.variant !== "base") facts.push(["Variant", this.details.variant]);
@@ -89,39 +89,39 @@ export class Inspector {
     facts.flat().forEach((text, place) => write(/** @type {HTMLElement} */ (this.facts.children[place]), text));
   }
 
-  /** @param {number} index of the expert to ask the server about */
-  async look(index) {
+  /** @param {number} index expert whose details are requested from the server */
+  async loadDetails(index) {
     const { experts } = this;
     if (!experts) return;
     try {
       const response = await request(`/v1/experts/${experts.layer(index)}/${experts.expert(index)}`);
       const details = await response.json();
-      if (this.chosen !== index || this.experts !== experts) return;
+      if (this.selected !== index || this.experts !== experts) return;
       this.details = details;
       this.show();
     } catch (error) {
-      if (this.chosen === index) report(this.result, sentence(error), true);
+      if (this.selected === index) report(this.result, errorText(error), true);
     }
   }
 
   /**
-   * Move an expert, and say how that went.
+   * Pin, unpin, prefetch or evict an expert, and show the result.
    *
-   * @param {"pin" | "prefetch" | "evict"} wish of which the first undoes itself
+   * @param {"pin" | "prefetch" | "evict"} command "pin" unpins a pinned expert
    * @param {number} index
    */
-  async act(wish, index) {
+  async act(command, index) {
     const { experts } = this;
     if (!experts?.exists(index)) return;
     /** @type {Action} */
-    const action = wish === "pin" && experts.pinned[index] ? "unpin" : wish;
+    const action = command === "pin" && experts.pinned[index] ? "unpin" : command;
     const place = [experts.layer(index), experts.expert(index)];
     try {
       const response = await request(`/v1/experts/${action}`, { body: { experts: [place] } });
       const { changed } = await response.json();
       report(this.result, `${experts.name(index)} ${OUTCOMES[action][changed ? 0 : 1]}`);
     } catch (error) {
-      report(this.result, sentence(error), true);
+      report(this.result, errorText(error), true);
     }
   }
 }

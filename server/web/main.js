@@ -1,69 +1,69 @@
-/** Brings the parts of the dashboard together. */
+/** Entry point: connects the parts of the dashboard. */
 
-import { ConnectionLine, offerKey } from "./connection.js";
+import { ConnectionStatus, initKeyDialog } from "./connection.js";
 import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
-import { Feed } from "./feed.js";
+import { ExpertStream } from "./expert_stream.js";
 import { Inspector } from "./inspector.js";
-import { MemoryBar } from "./memory.js";
-import { Navigation } from "./navigation.js";
-import { Numbers } from "./numbers.js";
-import { showPath } from "./path.js";
+import { MemoryBar } from "./memory_bar.js";
+import { HeatmapInput } from "./heatmap_input.js";
+import { MetricTiles } from "./metric_tiles.js";
+import { showRouting } from "./token_routing.js";
 import { Playground } from "./playground.js";
 import { RateWindow } from "./rates.js";
 import { Requests } from "./requests.js";
-import { showServed } from "./served.js";
-import { Stage } from "./stage.js";
-import { offerThemes } from "./theme.js";
+import { showDomains } from "./expert_domains.js";
+import { Heatmap } from "./heatmap.js";
+import { initThemePicker } from "./theme.js";
 import { Tiers } from "./tiers.js";
 import { Transcript } from "./transcript.js";
 
-const LOOK_MS = 250; // between two texts about the chosen expert
+const TEXT_INTERVAL_MS = 250; // between updates of the text about the selected expert
 
-const stage = new Stage();
+const heatmap = new Heatmap();
 const inspector = new Inspector();
-const numbers = new Numbers(byId("tiles"));
+const metricTiles = new MetricTiles(byId("tiles"));
 const tiers = new Tiers(byId("tiers"));
 const memory = new MemoryBar();
 const requests = new Requests();
 const transcript = new Transcript({
-  onChoice: (token) => showPath(token, stage),
-  onChange: () => experts && showServed(transcript, experts, inspector.chosen),
+  onSelect: (token) => showRouting(token, heatmap),
+  onChange: () => experts && showDomains(transcript, experts, inspector.selected),
 });
 const playground = new Playground(transcript);
-const line = new ConnectionLine(() => feed.start());
+const connectionStatus = new ConnectionStatus(() => stream.start());
 
 /** @type {Experts | null} */
 let experts = null;
 let rates = new RateWindow();
-let lookedAt = -Infinity;
+let textAt = -Infinity;
 
-const feed = new Feed({
+const stream = new ExpertStream({
   onSnapshot(snapshot) {
     const now = performance.now();
     const before = experts;
     experts = new Experts(snapshot, now);
-    if (before && !experts.isLike(before)) transcript.forgetRoutes();
+    if (before && !experts.isSameModel(before)) transcript.clearRoutes();
     rates = new RateWindow();
     requests.clear();
     write(byId("model"), experts.model);
     document.title = `${experts.model} – Greenroom`;
-    stage.show(experts);
-    inspector.take(experts);
-    choose(inspector.chosen);
-    playground.offerLayers(experts.layers.map(String));
+    heatmap.show(experts);
+    inspector.setExperts(experts);
+    select(inspector.selected);
+    playground.setLayers(experts.layers.map(String));
     void playground.loadModels();
     showTotals(snapshot, now);
   },
   onUpdate(update) {
     const now = performance.now();
     experts?.update(update, now);
-    stage.refresh();
+    heatmap.refresh();
     showTotals(update, now);
   },
   onState(state, message, waitMs) {
-    line.show(state, message, waitMs);
-    if (state !== "connecting") stage.age(state !== "live", message);
+    connectionStatus.show(state, message, waitMs);
+    if (state !== "connecting") heatmap.setStale(state !== "live", message);
   },
 });
 
@@ -73,42 +73,42 @@ const feed = new Feed({
  */
 function showTotals(totals, now) {
   if (!experts) return;
-  numbers.show(totals, rates.add(totals, now), now);
+  metricTiles.show(totals, rates.add(totals, now), now);
   tiers.show(totals, experts, now);
   memory.show(totals.memory, now);
   requests.show(totals, now);
-  if (now - lookedAt < LOOK_MS) return;
-  lookedAt = now;
+  if (now - textAt < TEXT_INTERVAL_MS) return;
+  textAt = now;
   inspector.show();
-  stage.tell(stage.marks.cursor);
+  heatmap.describe(heatmap.marks.cursor);
 }
 
 /** @param {number} index -1 for none */
-function choose(index) {
-  stage.mark({ chosen: index });
-  inspector.choose(index);
-  if (experts) showServed(transcript, experts, index);
+function select(index) {
+  heatmap.mark({ selected: index });
+  inspector.select(index);
+  if (experts) showDomains(transcript, experts, index);
 }
 
-new Navigation(stage, {
-  choose(index, isByKey) {
-    choose(index);
+new HeatmapInput(heatmap, {
+  select(index, isByKey) {
+    select(index);
     if (isByKey) inspector.focus();
   },
   act(action, index) {
     void inspector.act(action, index);
   },
   clear() {
-    transcript.choose(-1);
-    choose(-1);
+    transcript.select(-1);
+    select(-1);
   },
 });
 
-offerThemes(/** @type {HTMLSelectElement} */ (byId("theme")), () => stage.rebuild());
-offerKey(() => {
-  feed.start();
+initThemePicker(/** @type {HTMLSelectElement} */ (byId("theme")), () => heatmap.rebuild());
+initKeyDialog(() => {
+  stream.start();
   void playground.loadModels();
 });
-document.addEventListener("visibilitychange", () => (document.hidden ? feed.stop() : feed.start()));
-feed.start();
+document.addEventListener("visibilitychange", () => (document.hidden ? stream.stop() : stream.start()));
+stream.start();
 void playground.loadModels();

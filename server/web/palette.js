@@ -1,21 +1,21 @@
-/** Colours of the canvases, which no style sheet reaches: the tier is the hue, traffic the strength. */
+/** Colours of the canvases, which style sheets cannot set: the hue shows the tier, the shade the traffic. */
 
 import { DEVICE, DISK, HOST } from "./experts.js";
 
 export const NUM_SHADES = 32;
-const WARM_TOKENS = 16; // so much traffic is strong, however little there is elsewhere
-/** @type {Record<number, number>} by tier, in degrees */
+const MIN_SCALE_TOKENS = 16; // least upper end of the colour scale, so that little traffic is not shown as much
+/** @type {Record<number, number>} hue by tier, in degrees */
 const HUES = { [DISK]: 68, [HOST]: 252, [DEVICE]: 160 };
-// Lightness and chroma (of OKLCH) of the coldest and of the warmest.
+// OKLCH lightness and chroma of the coldest and the warmest cell.
 const DARK = { cold: [0.29, 0.028], warm: [0.86, 0.165] };
 const LIGHT = { cold: [0.915, 0.028], warm: [0.56, 0.175] };
 
 /**
  * @typedef {object} Palette
- * @property {string[]} shades by tier * NUM_SHADES + shade
+ * @property {string[]} shades indexed by tier * NUM_SHADES + shade
  * @property {string} text
- * @property {string} quiet
- * @property {string} mark of what is pinned
+ * @property {string} muted
+ * @property {string} mark colour of the pin mark
  */
 
 /**
@@ -28,24 +28,24 @@ export function palette(isDark) {
     Array.from({ length: NUM_SHADES }, (_, shade) => {
       const part = shade / (NUM_SHADES - 1);
       const [lightness, chroma] = cold.map((from, place) => from + (warm[place] - from) * part);
-      // A tier must be told apart even when it is cold, and memory from disk most of all.
+      // Cold cells of different tiers must be distinguishable, above all memory from disk.
       const tint = tier === DISK ? 0 : 0.035 * (1 - part);
       const depth = tier === DISK ? 0 : (isDark ? 0.07 : -0.08) * (1 - part);
       return `oklch(${lightness + depth} ${chroma + tint} ${HUES[tier]})`;
     }),
   );
   return isDark
-    ? { shades, text: "#e6eeea", quiet: "#93a69e", mark: "#ffffff" }
-    : { shades, text: "#15201c", quiet: "#54645d", mark: "#10201a" };
+    ? { shades, text: "#e6eeea", muted: "#93a69e", mark: "#ffffff" }
+    : { shades, text: "#15201c", muted: "#54645d", mark: "#10201a" };
 }
 
 /**
- * How strong so much warmth is beside the warmest.
+ * Return a function from the heat of an expert to its shade, on a logarithmic scale.
  *
- * @param {number} warmest
+ * @param {number} maxHeat
  * @returns {(heat: number) => number} 0 to NUM_SHADES - 1
  */
-export function shades(warmest) {
-  const scale = (NUM_SHADES - 1) / Math.log1p(Math.max(warmest, WARM_TOKENS));
+export function shades(maxHeat) {
+  const scale = (NUM_SHADES - 1) / Math.log1p(Math.max(maxHeat, MIN_SCALE_TOKENS));
   return (heat) => Math.round(Math.log1p(heat) * scale);
 }

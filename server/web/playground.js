@@ -1,10 +1,10 @@
-/** The playground: conversations with the model that is served. */
+/** The playground: chats with the served model. */
 
-import { request, sentence } from "./api.js";
+import { errorText, request } from "./api.js";
 import { answer } from "./chat_stream.js";
 import { byId, report } from "./dom.js";
-import { EXAMPLES, offerExamples } from "./examples.js";
-import { plural, rate, size } from "./format.js";
+import { EXAMPLES, addExampleButtons } from "./examples.js";
+import { count, plural, rate, size } from "./format.js";
 
 /**
  * @typedef {import("./chat_stream.js").Message} Message
@@ -12,22 +12,22 @@ import { plural, rate, size } from "./format.js";
  * @typedef {import("./transcript.js").Transcript} Transcript
  */
 
-/** @type {[string, string][]} ids of number fields, and what they are called in a request */
+/** @type {[string, string][]} ids of number fields, and names of request parameters */
 const PARAMETERS = [
   ["temperature", "temperature"],
   ["top-p", "top_p"],
   ["max-tokens", "max_tokens"],
   ["seed", "seed"],
 ];
-const EXAMPLE_TOKENS = 64; // of each answer, when all examples are asked
-const MAX_SPOKEN = 4000; // letters of an answer for screen readers
+const EXAMPLE_TOKENS = 64; // per answer when all examples are run
+const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
   /** @param {Transcript} transcript */
   constructor(transcript) {
     this.transcript = transcript;
-    this.form = /** @type {HTMLFormElement} */ (byId("ask"));
-    this.question = /** @type {HTMLTextAreaElement} */ (byId("question"));
+    this.form = /** @type {HTMLFormElement} */ (byId("chat-form"));
+    this.message = /** @type {HTMLTextAreaElement} */ (byId("message"));
     this.domain = /** @type {HTMLInputElement} */ (byId("domain"));
     this.examples = /** @type {HTMLDetailsElement} */ (byId("examples"));
     this.model = /** @type {HTMLSelectElement} */ (byId("chat-model"));
@@ -40,23 +40,23 @@ export class Playground {
       event.preventDefault();
       void this.send();
     });
-    this.question.addEventListener("keydown", (event) => {
+    this.message.addEventListener("keydown", (event) => {
       if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
       event.preventDefault();
       this.form.requestSubmit();
     });
     byId("stop").addEventListener("click", () => this.running?.abort());
     byId("clear").addEventListener("click", () => this.clear());
-    byId("new-chat").addEventListener("click", () => this.beginChat());
-    byId("ask-all").addEventListener("click", () => void this.askAll());
-    offerExamples(({ domain, question }) => {
-      this.question.value = question;
+    byId("new-chat").addEventListener("click", () => this.startChat());
+    byId("run-examples").addEventListener("click", () => void this.runExamples());
+    addExampleButtons(({ domain, question }) => {
+      this.message.value = question;
       this.domain.value = domain;
-      this.question.focus();
+      this.message.focus();
     });
   }
 
-  /** Ask which models there are. */
+  /** List the models of the server. */
   async loadModels() {
     try {
       const { data } = await (await request("/v1/models")).json();
@@ -66,13 +66,13 @@ export class Playground {
       if (names.includes(before)) this.model.value = before;
       if (!this.running) report(this.status, "");
     } catch (error) {
-      report(this.status, sentence(error), true);
+      report(this.status, errorText(error), true);
     }
   }
 
   clear() {
     this.running?.abort();
-    this.run(null);
+    this.setRunning(null);
     this.messages = [];
     this.transcript.clear();
     this.domain.value = "";
@@ -80,117 +80,117 @@ export class Playground {
     report(this.status, "");
   }
 
-  /** Forget what was said, but keep it on the page. */
-  beginChat() {
+  /** Start a new chat without earlier messages, which stay on the page. */
+  startChat() {
     this.messages = [];
-    this.transcript.beginChat();
+    this.transcript.startChat();
   }
 
-  /** Send what was typed. */
+  /** Send the message in the form. */
   async send() {
-    const content = this.question.value.trim();
+    const content = this.message.value.trim();
     if (!content || this.running) return;
-    const wishes = this.wishes();
-    if (!wishes) return;
-    this.question.value = "";
-    await this.ask(content, this.domain.value.trim(), wishes);
+    const parameters = this.parameters();
+    if (!parameters) return;
+    this.message.value = "";
+    await this.ask(content, this.domain.value.trim(), parameters);
   }
 
-  /** Ask every example in a chat of its own, so that each expert can tell which domains it serves. */
-  async askAll() {
-    const wishes = this.wishes();
-    if (!wishes || this.running) return;
-    wishes.max_tokens = Math.min(EXAMPLE_TOKENS, Number(wishes.max_tokens ?? EXAMPLE_TOKENS));
+  /** Send each example in a new chat, to show which experts serve which domains. */
+  async runExamples() {
+    const parameters = this.parameters();
+    if (!parameters || this.running) return;
+    parameters.max_tokens = Math.min(EXAMPLE_TOKENS, Number(parameters.max_tokens ?? EXAMPLE_TOKENS));
     for (const { domain, question } of EXAMPLES) {
-      this.beginChat();
-      if (!(await this.ask(question, domain, wishes))) return;
+      this.startChat();
+      if (!(await this.ask(question, domain, parameters))) return;
     }
-    this.beginChat();
-    report(this.status, "All examples are answered. Choose an expert on the stage to see which domains it served.");
+    this.startChat();
+    report(this.status, "All examples are complete. Select an expert in the heatmap to see the domains routed to it.");
   }
 
   /**
-   * Show the answer to a question as it is written.
+   * Send a message and show the answer as it is generated.
    *
    * @param {string} content
-   * @param {string} domain of the question, empty for none
-   * @param {Record<string, unknown>} wishes
-   * @returns {Promise<boolean>} whether it came to its end
+   * @param {string} domain of the message; empty for none
+   * @param {Record<string, unknown>} parameters
+   * @returns {Promise<boolean>} true if the answer is complete
    */
-  async ask(content, domain, wishes) {
+  async ask(content, domain, parameters) {
     const running = new AbortController();
     const messages = [...this.messages, /** @type {Message} */ ({ role: "user", content })];
-    this.run(running);
-    this.transcript.ask(content, domain);
+    this.setRunning(running);
+    this.transcript.addMessage(content, domain);
     this.examples.open = false;
     report(this.status, "Waiting for the first token.");
-    let said = "";
+    let text = "";
     let cost = "";
     let problem = "";
-    const clock = new Clock();
+    const clock = new AnswerClock();
     try {
-      for await (const told of answer({ ...wishes, messages }, running.signal)) {
-        if (told.piece) {
-          if (!clock.firstAt) report(this.status, "Answering.");
+      for await (const event of answer({ ...parameters, messages }, running.signal)) {
+        if (event.delta) {
+          if (!clock.firstAt) report(this.status, "Generating.");
           clock.tick();
-          this.transcript.add(told.piece);
-          if (!told.piece.isReasoning) said += told.piece.text;
+          this.transcript.add(event.delta);
+          if (!event.delta.isReasoning) text += event.delta.text;
         }
-        if (told.usage) cost = clock.sum(told.usage);
+        if (event.usage) cost = clock.summary(event.usage);
       }
     } catch (error) {
-      if (!running.signal.aborted) problem = sentence(error);
+      if (!running.signal.aborted) problem = errorText(error);
     }
     if (this.running !== running) return false; // the conversation was cleared meanwhile
-    this.run(null);
-    if (said) this.messages = [...messages, { role: "assistant", content: said }];
-    this.transcript.close(cost || (problem ? "failed" : "stopped"));
-    if (problem && !said) this.question.value ||= content;
-    byId("answer-live").textContent = said.slice(0, MAX_SPOKEN);
+    this.setRunning(null);
+    if (text) this.messages = [...messages, { role: "assistant", content: text }];
+    this.transcript.endAnswer(cost || (problem ? "failed" : "stopped"));
+    if (problem && !text) this.message.value ||= content;
+    byId("answer-live").textContent = text.slice(0, MAX_ANNOUNCED);
     report(this.status, problem || (cost ? "The answer is complete." : "Stopped."), problem !== "");
     return cost !== "";
   }
 
   /** @param {AbortController | null} running */
-  run(running) {
+  setRunning(running) {
     const [hidden, shown] = running ? [byId("send"), byId("stop")] : [byId("stop"), byId("send")];
-    const hadFocus = [hidden, byId("ask-all")].includes(/** @type {HTMLElement} */ (document.activeElement));
+    const hadFocus = [hidden, byId("run-examples")].includes(/** @type {HTMLElement} */ (document.activeElement));
     this.running = running;
     hidden.hidden = true;
     shown.hidden = false;
     if (hadFocus) shown.focus();
-    for (const id of ["new-chat", "ask-all"]) /** @type {HTMLButtonElement} */ (byId(id)).disabled = running !== null;
+    for (const id of ["new-chat", "run-examples"]) /** @type {HTMLButtonElement} */ (byId(id)).disabled = running !== null;
   }
 
   /**
-   * The model and parameters that were chosen; fields left empty are the model's to decide.
+   * Read the model and the sampling parameters from the form; empty fields are left to the server.
    *
-   * @returns {Record<string, unknown> | null} null if one of them can't be, which the browser says
+   * @returns {Record<string, unknown> | null} null if a field is invalid, which the browser reports
    */
-  wishes() {
+  parameters() {
     /** @type {Record<string, unknown>} */
-    const wishes = this.model.value ? { model: this.model.value } : {};
+    const parameters = this.model.value ? { model: this.model.value } : {};
     for (const [id, name] of PARAMETERS) {
       const field = /** @type {HTMLInputElement} */ (byId(id));
       if (!field.reportValidity()) return null;
-      if (field.value !== "") wishes[name] = field.valueAsNumber;
+      if (field.value !== "") parameters[name] = field.valueAsNumber;
     }
-    return wishes;
+    return parameters;
   }
 
-  /** @param {string[]} layers that tokens may be coloured by */
-  offerLayers(layers) {
+  /** @param {string[]} layers offered for colouring tokens */
+  setLayers(layers) {
     const select = /** @type {HTMLSelectElement} */ (byId("colour-by"));
     const before = select.value;
-    const options = layers.map((name, row) => new Option(`first expert of layer ${name}`, String(row)));
-    select.replaceChildren(new Option("whole path", "path"), ...options);
-    select.value = [...select.options].some((option) => option.value === before) ? before : "path";
-    select.onchange = () => this.transcript.colourBy(select.value === "path" ? null : Number(select.value));
+    const options = layers.map((name, row) => new Option(`top expert of layer ${name}`, String(row)));
+    select.replaceChildren(new Option("all layers", "all"), ...options);
+    select.value = [...select.options].some((option) => option.value === before) ? before : "all";
+    select.onchange = () => this.transcript.colourBy(select.value === "all" ? null : Number(select.value));
   }
 }
 
-/** How fast an answer is written. */
-class Clock {
+/** Measures the speed of an answer. */
+class AnswerClock {
   firstAt = 0;
   lastAt = 0;
 
@@ -203,11 +203,12 @@ class Clock {
    * @param {Usage} usage
    * @returns {string}
    */
-  sum({ completion_tokens: tokens, greenroom }) {
+  summary({ completion_tokens: tokens, greenroom }) {
     const words = [plural(tokens, "token")];
     const seconds = (this.lastAt - this.firstAt) / 1000;
     if (seconds > 0) words.push(`${rate((tokens - 1) / seconds)} tokens/s`);
-    words.push(`${plural(greenroom.expert_misses, "expert")} read (${size(greenroom.expert_bytes_read)})`);
+    words.push(`${count(greenroom.expert_misses)} of ${plural(greenroom.expert_requests, "expert request")} missed`);
+    words.push(`${size(greenroom.expert_bytes_read)} read`);
     words.push(`${greenroom.expert_stall_seconds.toFixed(2)} s stalled`);
     return words.join(" · ");
   }

@@ -1,4 +1,4 @@
-/** Totals since a server's start become rates of the last seconds. */
+/** Rates of the last seconds, from totals since the start of the server. */
 
 const WINDOW_MS = 5000;
 
@@ -6,7 +6,7 @@ const WINDOW_MS = 5000;
  * @typedef {import("./experts.js").Totals} Totals
  * @typedef {object} Rates per second
  * @property {number} bytesRead
- * @property {number} stallShare part of the time that compute waited, 0 to 1
+ * @property {number} stallShare share of the time that computation waited for experts, 0 to 1
  * @property {number} promptTokens
  * @property {number} generationTokens
  */
@@ -19,7 +19,7 @@ export class RateWindow {
 
   /**
    * @param {Totals} totals
-   * @param {number} at milliseconds of some clock
+   * @param {number} at milliseconds of a monotonic clock
    * @returns {Rates}
    */
   add(totals, at) {

@@ -1,19 +1,19 @@
-/** The requests that run, are held or wait: what each is at. */
+/** The table of running, held and waiting requests. */
 
-import { request, sentence } from "./api.js";
+import { errorText, request } from "./api.js";
 import { byId, make, write } from "./dom.js";
 import { count, rate, seconds } from "./format.js";
 
-const LOOK_MS = 500; // between two looks
+const POLL_INTERVAL_MS = 500;
 const MAX_ROWS = 12;
-const NONE = "None runs or waits.";
+const NONE = "No running or waiting requests.";
 
-/** @type {Record<string, string>} what is asked for, by how the id begins */
+/** @type {Record<string, string>} kinds of requests by the prefix of the id */
 const KINDS = { chatcmpl: "chat", cmpl: "completion", resp: "response", msg: "message", embd: "embedding" };
 
 /**
  * @typedef {import("./experts.js").Totals} Totals
- * @typedef {object} Status of a choice of a request
+ * @typedef {object} Status one choice of a request
  * @property {string} id
  * @property {number} choice
  * @property {"waiting" | "prefill" | "decode" | "held"} state
@@ -31,14 +31,14 @@ export class Requests {
     this.body = byId("requests-body");
     this.box = byId("requests-box");
     this.note = byId("requests-note");
-    this.lookedAt = -Infinity;
-    this.isLooking = false;
+    this.polledAt = -Infinity;
+    this.isPolling = false;
     /** @type {Map<string, Status>} */
     this.before = new Map();
   }
 
   /**
-   * Look again if it is time, and there is something to see.
+   * Poll the server if the interval has passed and any request is running or waiting.
    *
    * @param {Totals} totals
    * @param {number} now
@@ -46,30 +46,30 @@ export class Requests {
   show(totals, now) {
     const isIdle = !totals.num_requests_running && !totals.num_requests_waiting && !this.before.size;
     if (isIdle) write(this.note, NONE);
-    if (isIdle || this.isLooking || now - this.lookedAt < LOOK_MS) return;
-    this.lookedAt = now;
-    void this.look();
+    if (isIdle || this.isPolling || now - this.polledAt < POLL_INTERVAL_MS) return;
+    this.polledAt = now;
+    void this.poll();
   }
 
-  async look() {
-    this.isLooking = true;
+  async poll() {
+    this.isPolling = true;
     try {
       const { data } = await (await request("/v1/requests")).json();
       this.write(data);
     } catch (error) {
-      write(this.note, sentence(error));
+      write(this.note, errorText(error));
     }
-    this.isLooking = false;
+    this.isPolling = false;
   }
 
-  /** Forget them: the server is another than before. */
+  /** Remove all rows, because the server may be another one. */
   clear() {
     this.write([]);
     write(this.note, "");
-    this.lookedAt = -Infinity;
+    this.polledAt = -Infinity;
   }
 
-  /** @param {Status[]} data first to go first */
+  /** @param {Status[]} data in the order of scheduling */
   write(data) {
     const shown = data.slice(0, MAX_ROWS);
     while (this.body.children.length > shown.length) this.body.lastElementChild?.remove();
@@ -94,7 +94,7 @@ function row() {
   for (let column = 0; column < 7; column += 1) {
     const cell = column ? make("td") : make("th");
     if (!column) cell.setAttribute("scope", "row");
-    if (column === 1) cell.append(make("span", "state-lamp"));
+    if (column === 1) cell.append(make("span", "state-dot"));
     cell.append(make("span"));
     element.append(cell);
   }
@@ -108,21 +108,21 @@ function key(status) {
 
 /**
  * @param {Status} status
- * @param {Status} [before] the same request a while ago
- * @returns {string[]} by column
+ * @param {Status} [before] the same request at the last poll
+ * @returns {string[]} text of each column
  */
 function texts(status, before) {
-  const { state, prompt_tokens: prompt, completion_tokens: written } = status;
+  const { state, prompt_tokens: prompt, completion_tokens: generated } = status;
   const prefix = status.id.split(/[-_]/, 1)[0];
   const name = `${KINDS[prefix] ?? prefix} ${status.id.slice(prefix.length + 1, prefix.length + 6)}`;
   const age = before ? status.age_seconds - before.age_seconds : 0;
-  const speed = before && age > 0 && written ? rate((written - before.completion_tokens) / age) : "–";
+  const speed = before && age > 0 && generated ? rate((generated - before.completion_tokens) / age) : "–";
   const read = Math.min(prompt, status.cached_tokens);
   return [
     status.choice ? `${name} #${status.choice + 1}` : name,
-    state === "waiting" && !written ? `waiting ${seconds(status.queue_seconds)}` : state,
+    state === "waiting" && !generated ? `waiting ${seconds(status.queue_seconds)}` : state,
     state === "prefill" && read < prompt ? `${count(read)} / ${count(prompt)}` : count(prompt),
-    `${count(written)} / ${count(status.max_tokens)}`,
+    `${count(generated)} / ${count(status.max_tokens)}`,
     speed,
     seconds(status.age_seconds),
     seconds(status.greenroom.expert_stall_seconds),

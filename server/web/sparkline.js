@@ -1,10 +1,10 @@
-/** A small line of the last minute. */
+/** A sparkline of the last minute. */
 
 const NUM_POINTS = 60;
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 export class Sparkline {
-  /** @param {string[]} classes one line for each */
+  /** @param {string[]} classes CSS class of each line */
   constructor(classes) {
     this.element = document.createElementNS(NAMESPACE, "svg");
     this.element.setAttribute("class", "spark");
@@ -20,8 +20,8 @@ export class Sparkline {
   }
 
   /**
-   * @param {(number | null)[]} values one for each line; null where nothing is known
-   * @param {number} [top] of the scale; the greatest value if it is left out
+   * @param {(number | null)[]} values next value of each line; null if unknown
+   * @param {number} [top] upper end of the scale; defaults to the greatest value
    */
   add(values, top) {
     this.lines.forEach((line, place) => {

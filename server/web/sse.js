@@ -1,14 +1,14 @@
-/** Server-sent events of a response that was asked for with fetch, which can send a key where EventSource can't. */
+/** Server-sent events read with fetch, because EventSource cannot send an API key. */
 
 /**
  * @typedef {{name: string, data: string}} ServerSentEvent
  */
 
 /**
- * The events of a response as they come; the last one without its empty line is none.
+ * Yield the events of a response as they arrive; an event without its final empty line is dropped.
  *
  * @param {Response} response
- * @param {() => void} [onBytes] called whenever something came
+ * @param {() => void} [onBytes] called whenever data arrives
  * @returns {AsyncGenerator<ServerSentEvent, void, void>}
  */
 export async function* events(response, onBytes = () => {}) {
@@ -40,6 +40,6 @@ export async function* events(response, onBytes = () => {}) {
       }
     }
   } finally {
-    await reader.cancel().catch(() => {}); // it may have failed already
+    await reader.cancel().catch(() => {}); // the stream may have failed already
   }
 }

@@ -1,6 +1,6 @@
-/** Light or dark: as the system is, or as the switch says. */
+/** The light or dark theme: the system's, or the one that the user picked. */
 
-const CHOICE = "greenroom-theme"; // of localStorage
+const CHOICE = "greenroom-theme"; // key in localStorage
 const SYSTEM = matchMedia("(prefers-color-scheme: dark)");
 
 /** @returns {boolean} */
@@ -13,7 +13,7 @@ export function isDark() {
  * @param {HTMLSelectElement} select
  * @param {() => void} onChange
  */
-export function offerThemes(select, onChange) {
+export function initThemePicker(select, onChange) {
   /** @param {string} choice */
   const apply = (choice) => {
     if (choice === "light" || choice === "dark") document.documentElement.dataset.theme = choice;

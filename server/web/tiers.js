@@ -1,4 +1,4 @@
-/** A gauge for each tier: which part of it is taken, and by what. */
+/** The tiers panel: one gauge of resident experts per tier. */
 
 import { byId, make, write } from "./dom.js";
 import { DISK } from "./experts.js";
@@ -10,7 +10,7 @@ import { count, size } from "./format.js";
  * @typedef {{share: number, amount: string, note: string}} Reading
  */
 
-const SHOW_EVERY_MS = 250;
+const UPDATE_INTERVAL_MS = 250;
 /** @type {Record<string, string>} */
 const TITLES = { device: "Device memory", host: "Host memory", disk: "Disk" };
 
@@ -18,7 +18,7 @@ export class Tiers {
   /** @param {HTMLElement} box */
   constructor(box) {
     this.box = box;
-    this.deviceKey = byId("device-key"); // of the stage's colours
+    this.deviceKey = byId("device-key"); // entry of the heatmap's legend
     /** @type {Map<string, {amount: HTMLElement, meter: HTMLElement, bar: HTMLElement, note: HTMLElement}>} */
     this.gauges = new Map();
     this.shownAt = -Infinity;
@@ -30,7 +30,7 @@ export class Tiers {
    * @param {number} now
    */
   show(totals, experts, now) {
-    if (now - this.shownAt < SHOW_EVERY_MS) return;
+    if (now - this.shownAt < UPDATE_INTERVAL_MS) return;
     this.shownAt = now;
     const { device, host, disk } = totals.tiers;
     this.deviceKey.hidden = !device;
@@ -42,11 +42,11 @@ export class Tiers {
         note: `${size(tier.resident_bytes)} of ${size(tier.budget_bytes)}, ${count(tier.num_pinned)} pinned`,
       });
     }
-    const alone = experts.residency.reduce((sum, tier) => sum + (tier === DISK ? 1 : 0), 0);
+    const onDisk = experts.residency.reduce((sum, tier) => sum + (tier === DISK ? 1 : 0), 0);
     this.write("disk", {
-      share: disk.num_experts ? alone / disk.num_experts : 0,
-      amount: `${count(alone)} of ${count(disk.num_experts)} experts`,
-      note: `on disk only; all experts take ${size(disk.total_bytes)}`,
+      share: disk.num_experts ? onDisk / disk.num_experts : 0,
+      amount: `${count(onDisk)} of ${count(disk.num_experts)} experts`,
+      note: `not in memory; all experts together ${size(disk.total_bytes)}`,
     });
   }
 

@@ -1,18 +1,18 @@
-/** The hue of a token: tokens that went the same way look the same. */
+/** The colours of tokens: tokens with similar routes have similar hues. */
 
 /** @typedef {import("./chat_stream.js").Route} Route */
 
-const GOLDEN_ANGLE = 137.508; // so that neighbours among the experts differ
-const TURN = 360;
+const GOLDEN_ANGLE = 137.508; // neighbouring experts get distinct hues
+const CIRCLE = 360; // degrees
 
 /**
  * @param {Route} route
- * @param {number | null} row of the layer whose first expert decides; null for the whole path
+ * @param {number | null} row layer whose top expert sets the hue; null for all layers
  * @returns {number} degrees
  */
 export function hue(route, row) {
-  if (row !== null) return ((route[row]?.[0] ?? 0) * GOLDEN_ANGLE) % TURN;
-  // Every expert points into a direction of its own, and the path into their sum: similar paths, similar hues.
+  if (row !== null) return ((route[row]?.[0] ?? 0) * GOLDEN_ANGLE) % CIRCLE;
+  // Each expert has a direction; the hue is the angle of their weighted sum, so similar routes get similar hues.
   let x = 0;
   let y = 0;
   route.forEach((experts, place) =>
@@ -22,11 +22,11 @@ export function hue(route, row) {
       y += Math.sin(angle) / (1 + rank);
     }),
   );
-  return ((Math.atan2(y, x) / Math.PI) * (TURN / 2) + TURN) % TURN;
+  return ((Math.atan2(y, x) / Math.PI) * (CIRCLE / 2) + CIRCLE) % CIRCLE;
 }
 
 /**
- * A direction that looks random and is always the same.
+ * Return a pseudorandom direction, the same on every call.
  *
  * @param {number} row
  * @param {number} expert

@@ -1,23 +1,23 @@
-/** Conversations as they are shown: questions, and answers made of tokens that may be chosen. */
+/** The transcript: user messages, and answers whose tokens can be selected. */
 
 import { byId, make } from "./dom.js";
 import { hue } from "./token_colours.js";
 
 /**
- * @typedef {import("./chat_stream.js").Piece} Piece
+ * @typedef {import("./chat_stream.js").TextDelta} TextDelta
  * @typedef {import("./chat_stream.js").Route} Route
- * @typedef {{question: string, domain: string}} Turn whose domain is empty if none was given
+ * @typedef {{message: string, domain: string}} Turn a chat turn; the domain is empty if none was given
  * @typedef {object} Token
  * @property {string} text
- * @property {Route[]} routes of the tokens of the model that wrote it, nearly always one
- * @property {number} turn
+ * @property {Route[]} routes one per model token of the text, nearly always one
+ * @property {number} turn index in `turns`
  * @property {HTMLElement} element
  */
 
 export class Transcript {
   /**
-   * @param {{onChoice: (token: Token | null) => void, onChange: () => void}} listener told of the token that was
-   *   chosen, and when an answer is complete or all is gone
+   * @param {{onSelect: (token: Token | null) => void, onChange: () => void}} listener called with the selected token,
+   *   and when an answer is complete or the transcript is cleared
    */
   constructor(listener) {
     this.box = byId("transcript");
@@ -32,66 +32,66 @@ export class Transcript {
     /** @type {[number, number] | null} */
     this.filter = null; // row and expert
     /** @type {HTMLElement | null} */
-    this.answer = null;
-    this.box.addEventListener("click", (event) => this.click(event));
-    this.box.addEventListener("keydown", (event) => this.press(event));
+    this.answerElement = null;
+    this.box.addEventListener("click", (event) => this.onClick(event));
+    this.box.addEventListener("keydown", (event) => this.onKeyDown(event));
   }
 
   clear() {
     this.box.replaceChildren();
     this.tokens = [];
     this.turns = [];
-    this.answer = null;
-    this.choose(-1);
+    this.answerElement = null;
+    this.select(-1);
     this.listener.onChange();
   }
 
-  /** What follows knows nothing of what was said before. */
-  beginChat() {
+  /** Mark the start of a new chat, which does not include earlier messages. */
+  startChat() {
     const last = this.box.lastElementChild;
-    if (last?.classList.contains("turn")) this.box.append(make("p", "break", "A new chat"));
+    if (last?.classList.contains("turn")) this.box.append(make("p", "separator", "New chat"));
   }
 
   /**
-   * @param {string} question
+   * @param {string} message
    * @param {string} domain empty for none
    */
-  ask(question, domain) {
-    this.turns.push({ question, domain });
-    this.addTurn("You", domain).textContent = question;
-    this.answer = this.addTurn("Model");
+  addMessage(message, domain) {
+    this.turns.push({ message, domain });
+    this.addTurn("You", domain).textContent = message;
+    this.answerElement = this.addTurn("Model");
     this.box.scrollTop = this.box.scrollHeight;
   }
 
   /**
-   * @param {string} who
+   * @param {string} role
    * @param {string} [domain]
    */
-  addTurn(who, domain = "") {
+  addTurn(role, domain = "") {
     const turn = make("div", "turn");
-    const said = make("div", "said");
-    said.dir = "auto";
-    const title = make("p", "who", who);
+    const content = make("div", "content");
+    content.dir = "auto";
+    const title = make("p", "role", role);
     if (domain) title.append(" ", make("span", "domain", domain));
-    turn.append(title, said);
+    turn.append(title, content);
     this.box.append(turn);
-    return said;
+    return content;
   }
 
-  /** @param {Piece} piece of the answer to the last question */
+  /** @param {TextDelta} delta next part of the current answer */
   add({ text, routes, isReasoning }) {
-    if (!this.answer) return;
+    if (!this.answerElement) return;
     const element = make("span", isReasoning ? "token reasoning" : "token", text);
     element.dataset.index = String(this.tokens.length);
     const token = { text, routes, element, turn: this.turns.length - 1 };
     this.tokens.push(token);
     this.paint(token);
-    this.sift(token);
-    this.append(this.answer, element);
+    this.updateMatch(token);
+    this.append(this.answerElement, element);
   }
 
   /**
-   * Go along with what is added at the end, if the end is shown.
+   * Append an element, and scroll to the end if the end was visible.
    *
    * @param {Element} parent
    * @param {Element} element
@@ -102,26 +102,26 @@ export class Transcript {
     if (isAtEnd) this.box.scrollTop = this.box.scrollHeight;
   }
 
-  /** @param {string} cost of the last answer */
-  close(cost) {
-    const turn = this.answer?.parentElement;
+  /** @param {string} cost text below the answer that ends */
+  endAnswer(cost) {
+    const turn = this.answerElement?.parentElement;
     if (turn) this.append(turn, make("p", "cost", cost));
-    this.answer = null;
+    this.answerElement = null;
     this.listener.onChange();
   }
 
-  /** What was written is of another model than the one on the stage: its experts are none of these. */
-  forgetRoutes() {
+  /** Remove the routes of all tokens, because they belong to another model than the heatmap. */
+  clearRoutes() {
     for (const token of this.tokens) {
       token.routes = [];
       token.element.style.removeProperty("--hue");
-      this.sift(token);
+      this.updateMatch(token);
     }
-    this.choose(-1);
+    this.select(-1);
     this.listener.onChange();
   }
 
-  /** @param {number | null} row whose experts give tokens their colours; null for all */
+  /** @param {number | null} row layer whose experts colour the tokens; null for all layers */
   colourBy(row) {
     this.colourRow = row;
     this.tokens.forEach((token) => this.paint(token));
@@ -133,47 +133,47 @@ export class Transcript {
   }
 
   /**
-   * Show which tokens an expert served.
+   * Highlight the tokens that were routed to an expert.
    *
-   * @param {[number, number] | null} place row and expert
+   * @param {[number, number] | null} place row and expert; null for no highlight
    */
-  show(place) {
+  filterBy(place) {
     this.filter = place;
     this.box.classList.toggle("filtered", place !== null);
-    this.tokens.forEach((token) => this.sift(token));
+    this.tokens.forEach((token) => this.updateMatch(token));
   }
 
   /** @param {Token} token */
-  sift(token) {
-    token.element.classList.toggle("served", this.filter !== null && isServed(token, ...this.filter));
+  updateMatch(token) {
+    token.element.classList.toggle("matching", this.filter !== null && isRoutedTo(token, ...this.filter));
   }
 
   /** @param {number} index -1 for none */
-  choose(index) {
+  select(index) {
     this.tokens[this.current]?.element.classList.remove("current");
     this.current = index;
     const token = this.tokens[index] ?? null;
     token?.element.classList.add("current");
-    this.listener.onChoice(token);
-    token?.element.scrollIntoView({ block: "nearest" }); // in what room its path leaves
+    this.listener.onSelect(token);
+    token?.element.scrollIntoView({ block: "nearest" }); // after the list of experts took its space
   }
 
   /** @param {MouseEvent} event */
-  click(event) {
+  onClick(event) {
     const element = /** @type {HTMLElement} */ (event.target);
-    if (element.dataset.index !== undefined) this.choose(Number(element.dataset.index));
+    if (element.dataset.index !== undefined) this.select(Number(element.dataset.index));
   }
 
   /** @param {KeyboardEvent} event */
-  press(event) {
+  onKeyDown(event) {
     const last = this.tokens.length - 1;
     if (last < 0 || event.altKey || event.ctrlKey || event.metaKey) return;
     const { current } = this;
-    if (event.key === "ArrowRight") this.choose(Math.min(last, current + 1));
-    else if (event.key === "ArrowLeft") this.choose(current < 0 ? last : Math.max(0, current - 1));
-    else if (event.key === "Home") this.choose(0);
-    else if (event.key === "End") this.choose(last);
-    else if (event.key === "Escape") this.choose(-1);
+    if (event.key === "ArrowRight") this.select(Math.min(last, current + 1));
+    else if (event.key === "ArrowLeft") this.select(current < 0 ? last : Math.max(0, current - 1));
+    else if (event.key === "Home") this.select(0);
+    else if (event.key === "End") this.select(last);
+    else if (event.key === "Escape") this.select(-1);
     else return;
     event.preventDefault();
   }
@@ -184,6 +184,6 @@ export class Transcript {
  * @param {number} row
  * @param {number} expert
  */
-function isServed(token, row, expert) {
+function isRoutedTo(token, row, expert) {
   return token.routes.some((route) => route[row]?.includes(expert));
 }

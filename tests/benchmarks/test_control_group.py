@@ -1,4 +1,4 @@
-"""Control groups of both versions, in folders that look like them."""
+"""Control groups of both cgroup versions, in simulated folders."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError, cached_share
 
 
-def test_version_1_is_taken_where_it_has_the_memory_controller(tmp_path: Path) -> None:
+def test_version_1_is_used_if_it_has_the_memory_controller(tmp_path: Path) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712")
     ControlGroup(1 << 30, tmp_path)
@@ -17,7 +17,7 @@ def test_version_1_is_taken_where_it_has_the_memory_controller(tmp_path: Path) -
     assert limit.read_text() == str(1 << 30)
 
 
-def test_version_2_hands_the_memory_controller_down(tmp_path: Path) -> None:
+def test_version_2_delegates_the_memory_controller(tmp_path: Path) -> None:
     control = tmp_path / "cgroup.subtree_control"
     control.write_text("cpu io")
     ControlGroup(1 << 30, tmp_path)
@@ -37,7 +37,7 @@ def test_version_2_hands_the_memory_controller_down(tmp_path: Path) -> None:
         (".", "memory.max", "memory.current", ("memory.events", "max 7\noom_kill 2\n")),
     ],
 )
-def test_use_is_told_without_page_cache_and_with_kills(
+def test_used_bytes_exclude_page_cache_and_kills_are_counted(
     base: str, limit: str, usage: str, kills: tuple[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / base).mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a run of benchmarks.memory says of its figures, and a real server measured from outside."""
+"""The report of benchmarks.memory, and its measurements of a real server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.console import Console
 
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
 from benchmarks.memory_use.load import Load
-from benchmarks.memory_use.report import make_table, missed, sweep_lines
-from benchmarks.memory_use.sampler import by_thirds
+from benchmarks.memory_use.report import has_failures, make_table, sweep_lines
 from benchmarks.memory_use.server import GroupedServer, ServerError, Usage
+from benchmarks.memory_use.usage_sampler import max_by_thirds
 
 MIB = 1 << 20
 BUNDLED = Path(__file__).parents[2] / "server/demo/model"
@@ -33,7 +33,7 @@ def entry(budget: str = "auto", speed: float = 4.0, **others: Any) -> dict[str, 
     }
 
 
-def test_killed_load_is_shown_beside_what_was_used() -> None:
+def test_killed_load_has_a_row() -> None:
     killed = {"limit_mib": None, "budget": "auto", "streams": 1, "prompt_tokens": 4000, "state": "killed"}
     console = Console(width=170)
     with console.capture() as capture:
@@ -43,14 +43,14 @@ def test_killed_load_is_shown_beside_what_was_used() -> None:
     assert second == ["no", "limit", "auto", "1", "x", "4000", "killed"]
 
 
-def test_plan_is_compared_with_the_best_by_hand_that_lived() -> None:
+def test_planned_budget_is_compared_with_the_best_surviving_swept_budget() -> None:
     killed = entry("80MiB", 9.0, state="killed")
     entries = [entry(speed=3.0), entry(speed=5.0), entry("60MiB", 5.0), entry("70MiB", 2.0), killed]
-    assert list(sweep_lines(entries, "auto")) == ["100 MiB, 8 x 64: auto is 0.80 of the best by hand (60MiB)"]
+    assert list(sweep_lines(entries, "auto")) == ["100 MiB, 8 x 64: auto is 0.80 of the best swept budget (60MiB)"]
 
 
 @pytest.mark.parametrize(
-    ("figures", "is_missed"),
+    ("figures", "is_failure"),
     [
         ({}, False),
         ({"state": "refused"}, False),
@@ -59,16 +59,16 @@ def test_plan_is_compared_with_the_best_by_hand_that_lived() -> None:
         ({"peak_bytes": 101 * MIB}, True),
     ],
 )
-def test_goal_is_missed_by_a_kill_a_failure_or_a_passed_limit(figures: dict[str, Any], is_missed: bool) -> None:
-    assert missed([entry(**figures)]) is is_missed
+def test_kills_failures_and_exceeded_limits_fail_the_run(figures: dict[str, Any], is_failure: bool) -> None:
+    assert has_failures([entry(**figures)]) is is_failure
 
 
-def test_memory_over_time_is_told_by_thirds() -> None:
-    def usage(anonymous: int, beside: int | None) -> Usage:
-        return Usage(anonymous, beside, None, None, {}, 0, 0)
+def test_memory_over_time_is_summarised_by_thirds() -> None:
+    def usage(anonymous: int, other: int | None) -> Usage:
+        return Usage(anonymous, other, None, None, {}, 0, 0)
 
     samples = [(1.0, usage(10, 5)), (2.9, usage(8, None)), (9.0, usage(20, None))]
-    assert by_thirds(samples) == {"anonymous_bytes": [10, None, 20], "beside_bytes": [5, None, None]}
+    assert max_by_thirds(samples) == {"anonymous_bytes": [10, None, 20], "other_bytes": [5, None, None]}
 
 
 @pytest.fixture
@@ -97,6 +97,6 @@ def test_server_is_measured_by_the_counters_of_its_group(server: GroupedServer) 
 
 
 @pytest.mark.usefixtures("control_groups")
-def test_server_that_does_not_fit_its_group_is_told_to_be_killed(tmp_path: Path) -> None:
+def test_server_that_does_not_fit_its_group_is_reported_as_killed(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="did not start; killed by the kernel"):
         GroupedServer(BUNDLED, 64 * MIB, [], tmp_path / "log")

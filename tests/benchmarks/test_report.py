@@ -1,4 +1,4 @@
-"""The report that ``benchmarks.compare`` makes of its samples."""
+"""The report of ``benchmarks.compare``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.compare import merged
-from benchmarks.comparison.page import BEGIN, END, write_page
+from benchmarks.comparison.chart import COLORS, draw
+from benchmarks.comparison.engine_process import decode_speed
+from benchmarks.comparison.markdown_page import BEGIN, END, write_page
 from benchmarks.comparison.plan import Task, select
-from benchmarks.comparison.process import decoded
-from benchmarks.comparison.report import losses, make_rows
+from benchmarks.comparison.report import make_rows, slower_rows
 from benchmarks.exactness import mean_divergence
 from benchmarks.load_generator import Timing
 
@@ -38,7 +40,7 @@ def result(*entries: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def test_ratio_is_of_medians_and_to_the_best_peer() -> None:
+def test_ratio_compares_medians_with_the_best_peer() -> None:
     rows = make_rows(result(entry("greenroom", [5, 9, 6]), entry("a", [3, 3, 100]), entry("b", [12, 12, 1])))
     assert [round(row.ratio, 3) for row in rows] == [0.5, 0.25, 1.0]
 
@@ -60,7 +62,7 @@ def test_disk_share_counts_bytes_over_the_whole_time() -> None:
     assert row.disk_share == pytest.approx(220 / 11 / 40)
 
 
-def test_losses_are_those_of_greenroom_alone_worst_first() -> None:
+def test_slower_rows_are_greenrooms_only_slowest_first() -> None:
     rows = make_rows(
         result(
             entry("greenroom", [5]),
@@ -71,16 +73,16 @@ def test_losses_are_those_of_greenroom_alone_worst_first() -> None:
             entry("a", [10], weights="int8"),
         )
     )
-    assert [row.task for row in losses(rows)] == ["8 streams", "1 stream"]
+    assert [row.task for row in slower_rows(rows)] == ["8 streams", "1 stream"]
 
 
-def test_engines_are_compared_within_their_run_alone() -> None:
+def test_engines_are_compared_within_their_run_only() -> None:
     first = result(entry("greenroom", [5]), entry("a", [10]))
     second = result(entry("greenroom", [5]), entry("b", [5]))
     assert [row.ratio for row in make_rows(merged([first, second]))] == [0.5, 1.0, 1.0, 1.0]
 
 
-def test_page_keeps_what_stands_around_the_results(tmp_path: Path) -> None:
+def test_page_keeps_the_text_around_the_results(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     found = result(entry("greenroom", [5]), entry("a", [10]))
@@ -92,26 +94,36 @@ def test_page_keeps_what_stands_around_the_results(tmp_path: Path) -> None:
     assert "0.50 of the best peer's speed" in text
 
 
-def test_page_without_marks_is_refused(tmp_path: Path) -> None:
+def test_picture_has_a_bar_in_each_engines_colour(tmp_path: Path) -> None:
+    found = result(entry("greenroom", [50.0]), entry("llama.cpp", [40.0], condition="half"))
+    draw(tmp_path / "picture.png", found, make_rows(found))
+    with Image.open(tmp_path / "picture.png") as picture:
+        colours = {
+            f"#{red:02x}{green:02x}{blue:02x}" for _, (red, green, blue) in picture.convert("RGB").getcolors(1 << 16)
+        }
+    assert {COLORS["greenroom"], COLORS["llama.cpp"]} <= colours
+
+
+def test_page_without_markers_is_refused(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("text\n")
-    with pytest.raises(ValueError, match="no lines"):
+    with pytest.raises(ValueError, match="no markers"):
         write_page(page, result(), [])
 
 
-def test_decode_rate_begins_when_all_streams_have_a_token() -> None:
+def test_decode_speed_starts_when_all_streams_have_a_token() -> None:
     early = Timing(0.0, [1.0, 2.0, 3.0, 4.0], 4)
-    late = Timing(0.0, [2.0, 3.0, 4.0, 5.0], 8)  # two tokens a chunk
-    assert decoded([early, late]) == {"first_token_seconds": 2.0, "tokens": 8, "seconds": 3.0}
+    late = Timing(0.0, [2.0, 3.0, 4.0, 5.0], 8)  # two tokens per chunk
+    assert decode_speed([early, late]) == {"first_token_seconds": 2.0, "tokens": 8, "seconds": 3.0}
 
 
-def test_prompts_differ_by_round_and_are_the_same_for_each_engine() -> None:
+def test_prompts_differ_by_round_but_not_by_engine() -> None:
     task = Task("decode", 2, 8, 4)
     assert task.prompts(1, 1000) == task.prompts(1, 1000)
     assert task.prompts(1, 1000) != task.prompts(2, 1000)
 
 
-def test_only_takes_words_of_every_kind() -> None:
+def test_only_accepts_words_of_every_kind() -> None:
     chosen = select(["int8", "half", "llama.cpp"])
     assert (list(chosen.conditions), list(chosen.formats), list(chosen.engines)) == (["half"], ["int8"], ["llama.cpp"])
     assert list(chosen.kinds) == ["decode", "prompt"]
@@ -122,6 +134,6 @@ def test_unknown_word_of_only_is_refused() -> None:
         select(["int7"])
 
 
-def test_divergence_is_that_of_the_distributions() -> None:
-    right, other = np.log([[0.5, 0.5]]) + 3, np.log([[0.25, 0.75]]).astype(np.float32)
-    assert mean_divergence(right, other) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))
+def test_divergence_is_of_the_distributions() -> None:
+    expected, actual = np.log([[0.5, 0.5]]) + 3, np.log([[0.25, 0.75]]).astype(np.float32)
+    assert mean_divergence(expected, actual) == pytest.approx(0.5 * np.log(2) + 0.5 * np.log(2 / 3))

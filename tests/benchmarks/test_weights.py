@@ -1,4 +1,4 @@
-"""Bytes that a step reads, from headers alone."""
+"""Weight bytes read by a step, from file headers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def gguf_string(text: str) -> bytes:
 
 
 def write_gguf(path: Path, tensors: dict[str, int]) -> None:
-    """A file of tensors without types that mean anything; sizes are whole alignments."""
+    """Write a GGUF file of tensors with arbitrary types; sizes are multiples of the alignment."""
     fields = gguf_string("a.list") + struct.pack("<IIQ", 9, 8, 2) + gguf_string("x") + gguf_string("yz")
     fields += gguf_string("a.row") + struct.pack("<IIQ3f", 9, 6, 3, 1, 2, 3)
     fields += gguf_string("a.flag") + struct.pack("<I?", 7, True)
@@ -37,13 +37,13 @@ def test_gguf_sizes_follow_from_offsets(tmp_path: Path) -> None:
     assert gguf_sizes(tmp_path / "m.gguf") == tensors
 
 
-def test_other_files_are_no_gguf(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.gguf").write_bytes(bytes(64))
     with pytest.raises(ValueError, match="not a GGUF file"):
         gguf_sizes(tmp_path / "m.gguf")
 
 
-def test_gguf_trunk_is_without_embedding_and_experts(tmp_path: Path) -> None:
+def test_gguf_trunk_excludes_embedding_and_experts(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf", {"token_embd.weight": 320, "blk.0.ffn_up_exps.weight": 64, "output.weight": 96})
     assert weights_of(tmp_path / "m.gguf", CONFIG) == Weights(96, 32, 2, 1, 1)
 

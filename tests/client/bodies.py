@@ -1,4 +1,4 @@
-"""Bodies as a server would send them."""
+"""Response bodies of a server."""
 
 from __future__ import annotations
 
@@ -79,25 +79,25 @@ COMPLETION = HEAD | {
     "choices": [{"index": 0, "text": "Once upon", "logprobs": None, "finish_reason": "length"}],
     "usage": USAGE,
 }
-KEY_HINT = "give it as --api-key, or as --admin-api-key for experts"
+KEY_HINT = "set --api-key, or --admin-api-key for experts"
 REFUSAL = {
     "error": {"message": "'top_p' is wrong.", "type": "invalid_request_error", "param": "top_p", "code": "too_high"}
 }
 
 
 def event(data: Any, name: str | None = None) -> bytes:
-    """One server-sent event."""
+    """Return one server-sent event."""
     text = data if isinstance(data, str) else json.dumps(data)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
 def chunk(text: str, finish_reason: str | None = None, **choice: Any) -> bytes:
-    """A piece of a streamed completion."""
+    """Return one chunk of a streamed completion."""
     choices = [{"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason, **choice}]
     return event(HEAD | {"choices": choices, "usage": None})
 
 
 def streamed(texts: Sequence[str]) -> bytes:
-    """A whole streamed completion."""
+    """Return a complete streamed completion."""
     usage = event(HEAD | {"choices": [], "usage": USAGE})
     return b"".join(map(chunk, texts)) + chunk("", "stop") + usage + event("[DONE]")

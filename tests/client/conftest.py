@@ -1,4 +1,4 @@
-"""Both clients, over a scripted transport or a real socket."""
+"""Fixtures with both clients, over a mock transport or a real socket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from client import AsyncClient, Client
-from client.wire import DEFAULT_URL
+from client.config import DEFAULT_URL
 from tests.client.scripted import ScriptedServer, scripted_server
 from tests.server.api.conftest import fake, url
 
@@ -22,8 +22,8 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 @dataclass
-class Asker:
-    """Asks through one of the clients; what was slept is recorded instead."""
+class AnyClient:
+    """Calls methods of the synchronous or the asynchronous client; sleeps are recorded instead of slept."""
 
     is_async: bool
     base_url: str = DEFAULT_URL
@@ -32,22 +32,24 @@ class Asker:
     requests: list[httpx.Request] = field(default_factory=list)
 
     def __call__(self, name: str, *args: Any, client: dict[str, Any] | None = None, **options: Any) -> Any:
-        """Call a method that answers."""
+        """Call a method that returns a reply."""
         if not self.is_async:
-            with Client(self.base_url, transport=self._transport(), sleep=self.slept.append, **(client or {})) as asked:
-                return getattr(asked, name)(*args, **options)
+            with Client(
+                self.base_url, transport=self._transport(), sleep=self.slept.append, **(client or {})
+            ) as target:
+                return getattr(target, name)(*args, **options)
 
-        async def ask() -> Any:
-            async with self._async_client(client) as asked:
-                return await getattr(asked, name)(*args, **options)
+        async def call() -> Any:
+            async with self._async_client(client) as target:
+                return await getattr(target, name)(*args, **options)
 
-        return asyncio.run(ask())
+        return asyncio.run(call())
 
     def stream(self, name: str, *args: Any, take: int | None = None, **options: Any) -> tuple[list[Any], Any]:
-        """The items of a stream, or the first so many of them, and its result."""
+        """Return the items of a stream, or the first ``take`` of them, and its result."""
         if not self.is_async:
-            with Client(self.base_url, transport=self._transport(), sleep=self.slept.append) as asked:
-                stream, items = getattr(asked, name)(*args, **options), []
+            with Client(self.base_url, transport=self._transport(), sleep=self.slept.append) as target:
+                stream, items = getattr(target, name)(*args, **options), []
                 for item in stream:
                     items.append(item)
                     if len(items) == take:
@@ -55,8 +57,8 @@ class Asker:
                 return items, stream.result
 
         async def follow() -> tuple[list[Any], Any]:
-            async with self._async_client() as asked:
-                stream, items = getattr(asked, name)(*args, **options), []
+            async with self._async_client() as target:
+                stream, items = getattr(target, name)(*args, **options), []
                 async for item in stream:
                     items.append(item)
                     if len(items) == take:
@@ -84,20 +86,20 @@ class Asker:
 
 
 @pytest.fixture(params=["sync", "async"])
-def asker(request: pytest.FixtureRequest) -> Asker:
-    return Asker(request.param == "async")
+def any_client(request: pytest.FixtureRequest) -> AnyClient:
+    return AnyClient(request.param == "async")
 
 
 @pytest.fixture
-def live_asker(asker: Asker, url: str) -> Iterator[Asker]:
-    """Asks the scripted engine behind a real socket."""
-    asker.base_url = url
-    return asker
+def live_client(any_client: AnyClient, url: str) -> Iterator[AnyClient]:
+    """A client of the fake server, over a real socket."""
+    any_client.base_url = url
+    return any_client
 
 
 @pytest.fixture
 def free_port() -> int:
-    """A port where nobody listens."""
+    """A port without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 

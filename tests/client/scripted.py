@@ -1,4 +1,4 @@
-"""A server on a socket that says what a test wants, and breaks off where it wants."""
+"""A server on a real socket that sends scripted replies, complete or cut off."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ CONTENT_TYPES = {True: "text/event-stream", False: "application/json"}
 
 
 @dataclass
-class Answer:
-    """A body, and what is waited for after it before the connection ends; a stream's may end too soon."""
+class ScriptedReply:
+    """A reply; a stream may be cut off. After the body, the server waits for ``until`` and closes the connection."""
 
     body: bytes
     is_stream: bool = False
@@ -25,39 +25,39 @@ class Answer:
     until: threading.Event | None = None
 
 
-READY = Answer(b'{"status": "ready"}')
+READY = ScriptedReply(b'{"status": "ready"}')
 
 
 @dataclass
 class ScriptedServer:
-    """Answers by path; the last of several answers of a path is for all later requests."""
+    """Replies by path; the last reply of a path is repeated for all later requests."""
 
     url: str
-    answers: dict[str, list[Answer]] = field(default_factory=dict)
+    replies: dict[str, list[ScriptedReply]] = field(default_factory=dict)
     requests: list[tuple[str, Any]] = field(default_factory=list)
 
-    def take(self, path: str, body: bytes) -> Answer:
+    def next_reply(self, path: str, body: bytes) -> ScriptedReply:
         self.requests.append((path, json.loads(body) if body else None))
-        answers = self.answers[path]
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        replies = self.replies[path]
+        return replies.pop(0) if len(replies) > 1 else replies[0]
 
 
-def model_list(*names: str) -> Answer:
+def model_list(*names: str) -> ScriptedReply:
     data = [{"id": name, "object": "model", "created": 1, "owned_by": "greenroom"} for name in names]
-    return Answer(json.dumps({"object": "list", "data": data}).encode())
+    return ScriptedReply(json.dumps({"object": "list", "data": data}).encode())
 
 
-def said(*texts: str, is_whole: bool = True) -> Answer:
-    """A streamed turn of the assistant, or the beginning of one."""
+def chat_stream(*texts: str, is_complete: bool = True) -> ScriptedReply:
+    """Return a streamed chat completion, or the beginning of one."""
     head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "tiny"}
 
-    def piece(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
+    def chunk(delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         return event(head | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]})
 
-    body = b"".join(piece({"content": text}) for text in texts)
+    body = b"".join(chunk({"content": text}) for text in texts)
     usage = {"prompt_tokens": 3, "completion_tokens": len(texts), "total_tokens": 3 + len(texts)}
-    end = piece({}, "stop") + event(head | {"choices": [], "usage": usage}) + event("[DONE]")
-    return Answer(body + (end if is_whole else b""), is_stream=True)
+    end = chunk({}, "stop") + event(head | {"choices": [], "usage": usage}) + event("[DONE]")
+    return ScriptedReply(body + (end if is_complete else b""), is_stream=True)
 
 
 def _handler(server: Callable[[], ScriptedServer]) -> type[BaseHTTPRequestHandler]:
@@ -66,22 +66,22 @@ def _handler(server: Callable[[], ScriptedServer]) -> type[BaseHTTPRequestHandle
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            answer = server().take(self.path.partition("?")[0], body)
-            self.send_response(answer.status)
-            self.send_header("Content-Type", CONTENT_TYPES[answer.is_stream])
+            reply = server().next_reply(self.path.partition("?")[0], body)
+            self.send_response(reply.status)
+            self.send_header("Content-Type", CONTENT_TYPES[reply.is_stream])
             self.send_header("Connection", "close")
-            # More than there is: a client knows that something is missing when the connection ends.
-            self.send_header("Content-Length", str(len(answer.body) + answer.is_stream))
+            # One more than the body of a stream has, so that a client detects a connection that ends early.
+            self.send_header("Content-Length", str(len(reply.body) + reply.is_stream))
             self.end_headers()
-            self.wfile.write(answer.body)
+            self.wfile.write(reply.body)
             self.wfile.flush()
-            if answer.until is not None:
-                answer.until.wait(30)
+            if reply.until is not None:
+                reply.until.wait(30)
 
         do_POST = do_GET  # noqa: N815  http.server's name
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Disable the log."""
 
     return Handler
 

@@ -1,4 +1,4 @@
-"""What each method sends, and what it makes of the answer; the same of both clients."""
+"""Requests and parsed replies of each method, for both clients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 import client
 from client import AsyncClient, ChatReply, Client, Expert, ExpertChange, Health, Model, Token, TokenLogprob, ToolCall
 from tests.client.bodies import COMPLETION, EXPERT, EXPERT_USAGE, EXPERTS, HEAD, USAGE, event, streamed
-from tests.client.conftest import Asker
+from tests.client.conftest import AnyClient
 
 CALLS = {
     "complete": ["prompt", "options"],
@@ -35,7 +35,7 @@ CALLS = {
 }
 
 
-def answering(body: Any, status: int = 200):
+def replying(body: Any, status: int = 200):
     return lambda _: httpx.Response(status, json=body)
 
 
@@ -50,20 +50,20 @@ def test_both_clients_have_the_same_methods(kind: type) -> None:
     assert all(inspect.getdoc(getattr(kind, name)) for name in methods)
 
 
-def test_everything_that_is_exported_is_there_and_sorted() -> None:
+def test_exports_exist_and_are_sorted() -> None:
     assert all(hasattr(client, name) for name in client.__all__)
     assert client.__all__ == sorted(client.__all__)
 
 
-def test_importing_takes_neither_torch_nor_terminals() -> None:
+def test_import_loads_neither_torch_nor_terminal_libraries() -> None:
     code = "import client, sys; print({'torch', 'prompt_toolkit', 'numpy', 'prometheus_client'} & sys.modules.keys())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
-def test_options_go_as_they_are(asker: Asker) -> None:
-    asker.handler = answering(COMPLETION)
-    asker("complete", [1, 2], model="tiny", temperature=0.5, stop=["."], something_new={"a": 1})
-    [request] = asker.requests
+def test_options_are_sent_unchanged(any_client: AnyClient) -> None:
+    any_client.handler = replying(COMPLETION)
+    any_client("complete", [1, 2], model="tiny", temperature=0.5, stop=["."], something_new={"a": 1})
+    [request] = any_client.requests
     assert (request.method, request.url.path) == ("POST", "/v1/completions")
     assert json.loads(request.content) == {
         "prompt": [1, 2],
@@ -74,9 +74,9 @@ def test_options_go_as_they_are(asker: Asker) -> None:
     }
 
 
-def test_a_completion_is_typed(asker: Asker) -> None:
-    asker.handler = answering(COMPLETION)
-    reply = asker("complete", "Once")
+def test_a_completion_is_typed(any_client: AnyClient) -> None:
+    any_client.handler = replying(COMPLETION)
+    reply = any_client("complete", "Once")
     assert (reply.id, reply.model, reply.created) == ("cmpl-1", "tiny", 1700000000)
     assert (reply.text, reply.finish_reason) == ("Once upon", "length")
     assert reply.usage.completion_tokens == 2
@@ -86,40 +86,40 @@ def test_a_completion_is_typed(asker: Asker) -> None:
         reply.usage.completion_tokens = 3
 
 
-def test_usage_without_experts(asker: Asker) -> None:
-    asker.handler = answering(COMPLETION | {"usage": {**USAGE, "greenroom": None}})
-    assert asker("complete", "Once").usage.greenroom is None
-    asker.handler = answering(COMPLETION | {"usage": {**USAGE, "prompt_tokens_details": None}})
-    assert asker("complete", "Once").usage.cached_tokens == 0
+def test_usage_without_experts(any_client: AnyClient) -> None:
+    any_client.handler = replying(COMPLETION | {"usage": {**USAGE, "greenroom": None}})
+    assert any_client("complete", "Once").usage.greenroom is None
+    any_client.handler = replying(COMPLETION | {"usage": {**USAGE, "prompt_tokens_details": None}})
+    assert any_client("complete", "Once").usage.cached_tokens == 0
 
 
-def test_a_stream_is_what_came_and_the_whole(asker: Asker) -> None:
-    asker.handler = lambda _: httpx.Response(200, content=streamed(["Once", " upon"]))
-    tokens, reply = asker.stream("stream", "Once")
+def test_a_stream_yields_tokens_and_has_a_result(any_client: AnyClient) -> None:
+    any_client.handler = lambda _: httpx.Response(200, content=streamed(["Once", " upon"]))
+    tokens, reply = any_client.stream("stream", "Once")
     assert tokens == [Token("Once"), Token(" upon"), Token("", finish_reason="stop")]
     assert (reply.text, reply.finish_reason, reply.id, reply.model) == ("Once upon", "stop", "cmpl-1", "tiny")
     assert reply.usage.greenroom.expert_misses == 4
-    assert json.loads(asker.requests[0].content) == {
+    assert json.loads(any_client.requests[0].content) == {
         "prompt": "Once",
         "stream": True,
         "stream_options": {"include_usage": True},
     }
 
 
-def test_a_chat_of_a_text_is_one_message(asker: Asker) -> None:
+def test_a_chat_with_a_string_sends_one_message(any_client: AnyClient) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     message = {"role": "assistant", "content": None, "reasoning_content": "Hm.", "tool_calls": [call]}
-    asker.handler = answering(
+    any_client.handler = replying(
         HEAD | {"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}], "usage": USAGE}
     )
-    reply = asker("chat", "Add")
-    assert json.loads(asker.requests[0].content) == {"messages": [{"role": "user", "content": "Add"}]}
+    reply = any_client("chat", "Add")
+    assert json.loads(any_client.requests[0].content) == {"messages": [{"role": "user", "content": "Add"}]}
     assert (reply.text, reply.reasoning, reply.finish_reason) == ("", "Hm.", "tool_calls")
     assert reply.tool_calls == (ToolCall("c1", "add", '{"a": 1}'),)
     assert reply.message == {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [call]}
 
 
-def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
+def test_a_streamed_chat_joins_tool_calls_and_choices(any_client: AnyClient) -> None:
     def piece(index: int, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:
         return event(HEAD | {"choices": [{"index": index, "delta": delta, "finish_reason": finish_reason}]})
 
@@ -128,7 +128,7 @@ def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
             "tool_calls": [{"index": index, **first, "function": {"arguments": arguments, "name": first.get("id")}}]
         }
 
-    asker.handler = lambda _: httpx.Response(
+    any_client.handler = lambda _: httpx.Response(
         200,
         content=piece(0, {"role": "assistant", "content": ""})
         + piece(1, {"reasoning_content": "Hm."})
@@ -138,7 +138,7 @@ def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
         + piece(1, {"content": "Hello"})
         + event("[DONE]"),
     )
-    _, reply = asker.stream("stream_chat", [{"role": "user", "content": "Add"}])
+    _, reply = any_client.stream("stream_chat", [{"role": "user", "content": "Add"}])
     assert isinstance(reply, ChatReply)
     assert reply.tool_calls == (ToolCall("add", "add", '{"a": 1}'), ToolCall("sub", "sub", "{}"))
     assert [(choice.index, choice.text, choice.reasoning) for choice in reply.choices] == [
@@ -147,34 +147,34 @@ def test_a_streamed_chat_puts_calls_and_choices_together(asker: Asker) -> None:
     ]
 
 
-def test_logprobs_of_both_forms(asker: Asker) -> None:
+def test_logprobs_of_both_forms(any_client: AnyClient) -> None:
     lists = {
         "tokens": ["a", "b"],
         "token_logprobs": [None, -0.5],
         "top_logprobs": [None, {"b": -0.5}],
         "text_offset": [0, 1],
     }
-    asker.handler = answering(COMPLETION | {"choices": [{"index": 0, "text": "ab", "logprobs": lists}]})
-    assert asker("complete", "", echo=True, logprobs=1).choices[0].logprobs == (
+    any_client.handler = replying(COMPLETION | {"choices": [{"index": 0, "text": "ab", "logprobs": lists}]})
+    assert any_client("complete", "", echo=True, logprobs=1).choices[0].logprobs == (
         TokenLogprob("a", None),
         TokenLogprob("b", -0.5, (("b", -0.5),)),
     )
     top = {"token": "c", "logprob": -1.5, "bytes": [99]}
     content = [{"token": "b", "logprob": -0.5, "bytes": [98], "top_logprobs": [top]}]
     choice = {"index": 0, "message": {"content": "b"}, "logprobs": {"content": content, "refusal": None}}
-    asker.handler = answering(COMPLETION | {"choices": [choice]})
-    assert asker("chat", "", logprobs=True).choices[0].logprobs == (TokenLogprob("b", -0.5, (("c", -1.5),)),)
+    any_client.handler = replying(COMPLETION | {"choices": [choice]})
+    assert any_client("chat", "", logprobs=True).choices[0].logprobs == (TokenLogprob("b", -0.5, (("c", -1.5),)),)
 
 
-def test_experts_of_tokens(asker: Asker) -> None:
+def test_experts_of_tokens(any_client: AnyClient) -> None:
     chosen = [[[0, 3], [1, 2]], [[3, 0], [2, 1]]]
-    asker.handler = answering(COMPLETION | {"choices": [{"index": 0, "text": "ab", "experts": chosen}]})
-    assert asker("complete", "", return_experts=True).choices[0].experts == (((0, 3), (1, 2)), ((3, 0), (2, 1)))
+    any_client.handler = replying(COMPLETION | {"choices": [{"index": 0, "text": "ab", "experts": chosen}]})
+    assert any_client("complete", "", return_experts=True).choices[0].experts == (((0, 3), (1, 2)), ((3, 0), (2, 1)))
 
 
-def test_experts_are_a_map(asker: Asker) -> None:
-    asker.handler = answering(EXPERTS)
-    found = asker("experts")
+def test_experts_returns_an_expert_map(any_client: AnyClient) -> None:
+    any_client.handler = replying(EXPERTS)
+    found = any_client("experts")
     assert (found.hit_ratio, found.optimal_hit_ratio, found.num_experts, found.total_bytes) == (0.5, 0.75, 6, 6144)
     assert list(found.tiers) == ["host"]
     assert found.tiers["host"].num_resident == 3
@@ -182,61 +182,61 @@ def test_experts_are_a_map(asker: Asker) -> None:
     assert [expert.tokens for expert in found.hottest(5)] == [70, 7]
 
 
-def test_one_expert(asker: Asker) -> None:
-    asker.handler = answering(EXPERT)
-    assert asker("expert", 1, 2) == Expert(**EXPERT)
-    assert asker.requests[0].url.path == "/v1/experts/1/2"
+def test_one_expert(any_client: AnyClient) -> None:
+    any_client.handler = replying(EXPERT)
+    assert any_client("expert", 1, 2) == Expert(**EXPERT)
+    assert any_client.requests[0].url.path == "/v1/experts/1/2"
 
 
 @pytest.mark.parametrize("verb", ["pin", "unpin", "prefetch", "evict"])
-def test_experts_are_moved(asker: Asker, verb: str) -> None:
-    asker.handler = answering({"object": f"experts.{verb}", "requested": 2, "changed": 1})
-    assert asker(verb, {(1, 2): None, (1, 3): None}) == ExpertChange(requested=2, changed=1)
-    assert asker.requests[0].url.path == f"/v1/experts/{verb}"
-    assert json.loads(asker.requests[0].content) == {"experts": [[1, 2], [1, 3]]}
+def test_experts_are_pinned_prefetched_and_evicted(any_client: AnyClient, verb: str) -> None:
+    any_client.handler = replying({"object": f"experts.{verb}", "requested": 2, "changed": 1})
+    assert any_client(verb, {(1, 2): None, (1, 3): None}) == ExpertChange(requested=2, changed=1)
+    assert any_client.requests[0].url.path == f"/v1/experts/{verb}"
+    assert json.loads(any_client.requests[0].content) == {"experts": [[1, 2], [1, 3]]}
 
 
-def test_keys_go_where_they_belong(asker: Asker) -> None:
-    asker.handler = answering(EXPERTS)
+def test_keys_are_sent_to_their_routes(any_client: AnyClient) -> None:
+    any_client.handler = replying(EXPERTS)
     for options in ({}, {"api_key": "user"}, {"api_key": "user", "admin_api_key": "admin"}):
-        asker("experts", client=options)
-    asker.handler = answering({"data": []})
-    asker("models", client={"api_key": "user", "admin_api_key": "admin"})
-    asker("models", client={"admin_api_key": "admin"})
-    keys = [request.headers.get("authorization") for request in asker.requests]
+        any_client("experts", client=options)
+    any_client.handler = replying({"data": []})
+    any_client("models", client={"api_key": "user", "admin_api_key": "admin"})
+    any_client("models", client={"admin_api_key": "admin"})
+    keys = [request.headers.get("authorization") for request in any_client.requests]
     assert keys == [None, "Bearer user", "Bearer admin", "Bearer user", "Bearer admin"]
 
 
 @pytest.mark.parametrize("key", ["", "two\nlines", " blank", "schlüssel"])
-def test_keys_that_no_header_can_carry_are_refused_unseen(asker: Asker, key: str) -> None:
-    with pytest.raises(ValueError, match="api_key is no key: it must be ASCII"):
-        asker("models", client={"api_key": key})
-    assert asker.requests == []
+def test_keys_that_a_header_cannot_hold_are_refused(any_client: AnyClient, key: str) -> None:
+    with pytest.raises(ValueError, match="api_key is invalid: it must be non-empty printable ASCII"):
+        any_client("models", client={"api_key": key})
+    assert any_client.requests == []
 
 
-def test_models(asker: Asker) -> None:
+def test_models(any_client: AnyClient) -> None:
     card = {"id": "tiny", "object": "model", "created": 1, "owned_by": "greenroom"}
-    asker.handler = answering({"object": "list", "data": [card | {"max_model_len": 64}, card]})
-    assert asker("models") == [Model("tiny", 1, "greenroom", 64), Model("tiny", 1, "greenroom", None)]
+    any_client.handler = replying({"object": "list", "data": [card | {"max_model_len": 64}, card]})
+    assert any_client("models") == [Model("tiny", 1, "greenroom", 64), Model("tiny", 1, "greenroom", None)]
 
 
 @pytest.mark.parametrize(("status", "is_ok"), [(200, True), (503, False)])
 @pytest.mark.parametrize("name", ["health", "ready"])
-def test_a_server_that_is_not_well_still_answers(asker: Asker, name: str, status: int, is_ok: bool) -> None:
-    asker.handler = answering({"status": "loading"}, status)
-    assert asker(name) == Health("loading", is_ok)
-    assert asker.slept == []
+def test_an_unhealthy_server_is_no_error(any_client: AnyClient, name: str, status: int, is_ok: bool) -> None:
+    any_client.handler = replying({"status": "loading"}, status)
+    assert any_client(name) == Health("loading", is_ok)
+    assert any_client.slept == []
 
 
-def test_metrics_are_summed_by_label(asker: Asker) -> None:
+def test_metrics_are_summed_by_label(any_client: AnyClient) -> None:
     text = (
         "# HELP greenroom_expert_lookups_total Experts asked for.\n# TYPE greenroom_expert_lookups_total counter\n"
         'greenroom_expert_lookups_total{tier="host",phase="decode"} 5.0\n'
         'greenroom_expert_lookups_total{tier="disk",phase="decode"} 2.0\n'
         'greenroom_expert_lookups_total{tier="disk",phase="prefill"} 1.0\n'
     )
-    asker.handler = lambda _: httpx.Response(200, text=text)
-    metrics = asker("metrics")
+    any_client.handler = lambda _: httpx.Response(200, text=text)
+    metrics = any_client("metrics")
     assert metrics.total("expert_lookups_total") == 8
     assert metrics.total("greenroom_expert_lookups_total", tier="disk") == 3
     assert metrics.total("expert_lookups_total", tier="disk", phase="prefill") == 1

@@ -1,4 +1,4 @@
-"""Server-sent events, cut anywhere."""
+"""Server-sent events, split at any position."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def decode(*pieces: bytes, max_event_bytes: int = 1000) -> list[ServerSentEvent]
         ("\ufeffdata: one\n\n", [ServerSentEvent("one")]),
         ("data: a: b\n\n", [ServerSentEvent("a: b")]),
         ("data: no end\n", []),
-        ("data: a\u2028b\x85c\n\n", [ServerSentEvent("a\u2028b\x85c")]),  # no ends of lines here
+        ("data: a\u2028b\x85c\n\n", [ServerSentEvent("a\u2028b\x85c")]),  # these are no line ends in this format
     ],
 )
-def test_events_are_read_as_the_standard_says(stream: str, events: list[ServerSentEvent]) -> None:
+def test_events_are_decoded_as_the_standard_requires(stream: str, events: list[ServerSentEvent]) -> None:
     assert decode(stream.encode()) == events
 
 
 @given(st.lists(st.tuples(LINES, st.lists(LINES, min_size=1, max_size=3)), max_size=5), EOLS, st.data())
-def test_cuts_change_nothing(events: list[tuple[str, list[str]]], eol: str, data: st.DataObject) -> None:
-    """Not within a character, not between CR and LF."""
+def test_splits_change_nothing(events: list[tuple[str, list[str]]], eol: str, data: st.DataObject) -> None:
+    """Even within a character, and between CR and LF."""
     stream = "".join(
         f"event: {name}{eol}" + "".join(f"data: {line}{eol}" for line in lines) + eol for name, lines in events
     ).encode()
@@ -49,12 +49,12 @@ def test_cuts_change_nothing(events: list[tuple[str, list[str]]], eol: str, data
     assert decode(*pieces) == [ServerSentEvent("\n".join(lines), name or "message") for name, lines in events]
 
 
-def test_what_is_no_utf8_is_replaced() -> None:
+def test_invalid_utf8_is_replaced() -> None:
     assert decode(b"data: \xff\n\n") == [ServerSentEvent("\N{REPLACEMENT CHARACTER}")]
 
 
 @pytest.mark.parametrize("stream", [b"data: " + b"x" * 100, b"data: x\n" * 100, b": " + b"x" * 100])
-def test_a_stream_without_ends_is_refused(stream: bytes) -> None:
+def test_unbounded_lines_and_events_are_refused(stream: bytes) -> None:
     pieces = (stream[place : place + 1] for place in range(len(stream)))
-    with pytest.raises(InvalidReplyError, match="longer than 50 bytes"):
+    with pytest.raises(InvalidReplyError, match="exceeds the limit of 50 bytes"):
         decode(*pieces, max_event_bytes=50)

@@ -1,4 +1,4 @@
-"""Streams over a socket: the server stops writing when a reader leaves, however it does."""
+"""Streams over a socket: the server stops generating when the reader closes the stream in any way."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from client import (
     StreamFailedError,
 )
 from client.retries import Retries
-from server.api.keys import KeyRing, Keys
-from server.engine.request import GenerationFailedError, QueueFullError
-from tests.client.conftest import Asker
+from server.api.core.api_keys import KeyRing, Keys
+from server.engine.interface import GenerationFailedError, QueueFullError
+from tests.client.conftest import AnyClient
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
 
 TEXT = "Once upon a time"
@@ -32,52 +32,52 @@ def was_cancelled(fake: FakeServer) -> bool:
     return fake.engine.streams[-1].cancelled.wait(WAIT_SECONDS)
 
 
-def test_whole_and_streamed_replies_are_the_same(live_asker: Asker) -> None:
-    whole = live_asker("complete", "Tell me a story", n=2, max_tokens=5, logprobs=1)
-    _, streamed = live_asker.stream("stream", "Tell me a story", n=2, max_tokens=5, logprobs=1)
-    assert [choice.text for choice in whole.choices] == [TEXT] * 2
-    assert streamed.choices == whole.choices
-    assert streamed.usage == whole.usage
-    chat = live_asker("chat", "Tell me a story", logprobs=True, top_logprobs=1)
-    _, streamed_chat = live_asker.stream("stream_chat", "Tell me a story", logprobs=True, top_logprobs=1)
+def test_complete_and_streamed_replies_are_equal(live_client: AnyClient) -> None:
+    complete = live_client("complete", "Tell me a story", n=2, max_tokens=5, logprobs=1)
+    _, streamed = live_client.stream("stream", "Tell me a story", n=2, max_tokens=5, logprobs=1)
+    assert [choice.text for choice in complete.choices] == [TEXT] * 2
+    assert streamed.choices == complete.choices
+    assert streamed.usage == complete.usage
+    chat = live_client("chat", "Tell me a story", logprobs=True, top_logprobs=1)
+    _, streamed_chat = live_client.stream("stream_chat", "Tell me a story", logprobs=True, top_logprobs=1)
     assert (chat.text, chat.message) == (TEXT, {"role": "assistant", "content": TEXT})
     assert streamed_chat.choices == chat.choices
 
 
-def test_the_server_is_asked_for_what_it_is(live_asker: Asker, fake: FakeServer) -> None:
+def test_models_health_and_metrics_of_a_server(live_client: AnyClient, fake: FakeServer) -> None:
     fake.service.metrics = lambda: b"# TYPE greenroom_num_requests_running gauge\ngreenroom_num_requests_running 3.0\n"
-    [model] = live_asker("models")
+    [model] = live_client("models")
     assert (model.id, model.max_model_len) == (MODEL, 64)
-    assert live_asker("health").is_ok
-    assert live_asker("metrics").total("num_requests_running") == 3
+    assert live_client("health").is_ok
+    assert live_client("metrics").total("num_requests_running") == 3
     fake.service.is_draining = True
-    assert live_asker("ready").status == "draining"
+    assert live_client("ready").status == "draining"
 
 
-def test_doors_open_to_the_right_keys(live_asker: Asker, fake: FakeServer) -> None:
+def test_keys_give_access_to_their_routes(live_client: AnyClient, fake: FakeServer) -> None:
     fake.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
-    assert live_asker("complete", "Once", client={"api_key": "user"}).text == TEXT
-    assert live_asker("complete", "Once", client={"admin_api_key": "admin"}).text == TEXT
-    with pytest.raises(AuthenticationError, match="No API key"):
-        live_asker("complete", "Once")
+    assert live_client("complete", "Once", client={"api_key": "user"}).text == TEXT
+    assert live_client("complete", "Once", client={"admin_api_key": "admin"}).text == TEXT
+    with pytest.raises(AuthenticationError, match="no API key"):
+        live_client("complete", "Once")
     with pytest.raises(PermissionDeniedError, match="send an admin key"):
-        live_asker("experts", client={"api_key": "user"})
-    with pytest.raises(NotFoundError, match="no experts"):  # the door is open, but the fake has none
-        live_asker("experts", client={"api_key": "user", "admin_api_key": "admin"})
+        live_client("experts", client={"api_key": "user"})
+    with pytest.raises(NotFoundError, match="no experts"):  # access is granted, but the fake has no experts
+        live_client("experts", client={"api_key": "user", "admin_api_key": "admin"})
 
 
-def test_refusals_come_before_the_first_token(live_asker: Asker, fake: FakeServer) -> None:
+def test_refusals_are_raised_before_the_first_token(live_client: AnyClient, fake: FakeServer) -> None:
     with pytest.raises(NotFoundError) as missing:
-        live_asker.stream("stream", "Once", model="other")
+        live_client.stream("stream", "Once", model="other")
     assert (missing.value.param, missing.value.code) == ("model", "model_not_found")
     assert missing.value.request_id
     fake.engine.refusals = {number: QueueFullError("full") for number in range(3)}
     with pytest.raises(RateLimitError):
-        live_asker.stream("stream", "Once")
-    assert live_asker.slept == [1.0, 1.0]  # as the server wants
+        live_client.stream("stream", "Once")
+    assert live_client.slept == [1.0, 1.0]  # the server's Retry-After
 
 
-def test_a_failure_after_some_tokens_is_raised_behind_them(url: str, fake: FakeServer) -> None:
+def test_a_failure_is_raised_after_the_tokens_before_it(url: str, fake: FakeServer) -> None:
     fake.engine.failure = GenerationFailedError("expert 3 of layer 1 is damaged")
     with Client(url) as client:
         stream = client.stream("Once")
@@ -86,16 +86,15 @@ def test_a_failure_after_some_tokens_is_raised_behind_them(url: str, fake: FakeS
         assert stream.result.text == TEXT
 
 
-def test_what_came_before_leaving_is_kept(live_asker: Asker, fake: FakeServer) -> None:
+def test_result_has_the_tokens_before_leaving_the_loop(live_client: AnyClient, fake: FakeServer) -> None:
     fake.engine.holds = True
-    tokens, reply = live_asker.stream("stream", "Once", take=2)
+    tokens, reply = live_client.stream("stream", "Once", take=2)
     assert len(tokens) == 2
     assert reply.text == "Once upon"
     assert reply.finish_reason is None
 
 
 def test_breaking_out_of_the_loop_stops_the_server(url: str, fake: FakeServer) -> None:
-    """Though the client stays open."""
     fake.engine.holds = True
 
     async def scenario() -> None:
@@ -132,7 +131,7 @@ def test_an_exception_in_the_loop_stops_the_server(url: str, fake: FakeServer) -
     assert was_cancelled(fake)
 
 
-def test_a_stream_that_is_never_read_asks_nothing(url: str, fake: FakeServer) -> None:
+def test_an_unread_stream_sends_no_request(url: str, fake: FakeServer) -> None:
     with Client(url) as client:
         client.stream("Once").close()
         client.stream("Once")
@@ -144,20 +143,20 @@ def test_a_stream_is_read_once(url: str) -> None:
     with Client(url) as client:
         stream = client.stream("Once")
         assert "".join(token.text for token in stream) == TEXT
-        with pytest.raises(StreamClosedError, match="ask again"):
+        with pytest.raises(StreamClosedError, match="new stream"):
             list(stream)
         with pytest.raises(StreamClosedError), stream:
             pass
 
 
-def test_a_pause_between_tokens_may_be_too_long(url: str, fake: FakeServer) -> None:
+def test_a_long_pause_between_tokens_times_out(url: str, fake: FakeServer) -> None:
     fake.engine.holds = True
     with Client(url, timeout=httpx.Timeout(WAIT_SECONDS, read=0.2)) as client, pytest.raises(APITimeoutError):
         list(client.stream("Once"))
 
 
 def test_cancelling_a_task_stops_the_server(url: str, fake: FakeServer) -> None:
-    """While it reads a stream, and while it waits for a whole reply."""
+    """Both while it reads a stream and while it waits for a complete reply."""
     fake.engine.holds = True
 
     async def read(client: AsyncClient, first: asyncio.Event) -> None:

@@ -1,4 +1,4 @@
-"""Text that is safe to show, and where the server is."""
+"""Safe terminal text, sizes, error lines and server arguments."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 import pytest
 
 from client import APIConnectionError, APITimeoutError, AuthenticationError, StreamInterruptedError
-from client.errors import Complaint
-from client.terminal import add_server_arguments, describe, printable, server_of, size_text
+from client.errors import ErrorBody
+from client.terminal import add_server_arguments, error_line, printable, server_from, size_text
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from client.terminal import add_server_arguments, describe, printable, server_of
         ("\ud83d", "\ufffd"),
     ],
 )
-def test_what_would_steer_a_terminal_is_shown_instead(text: str, shown: str) -> None:
+def test_control_characters_are_made_visible(text: str, shown: str) -> None:
     assert printable(text) == shown
     printable(text).encode()
 
@@ -36,12 +36,12 @@ def test_sizes_are_short(nbytes: float, text: str) -> None:
     assert size_text(nbytes) == text
 
 
-def test_errors_are_one_line_that_says_what_to_do() -> None:
-    assert describe(StreamInterruptedError("it\nended\x1b[31m")) == "it ended␛[31m"
-    assert "greenroom serve" in describe(APIConnectionError("nobody there"))
-    assert "greenroom serve" not in describe(APITimeoutError("slow"))
-    no_key = AuthenticationError(401, Complaint("No API key was sent."), {})
-    assert describe(no_key) == "No API key was sent; give it as --api-key, or as --admin-api-key for experts"
+def test_error_lines_say_what_to_do() -> None:
+    assert error_line(StreamInterruptedError("it\nended\x1b[31m")) == "it ended␛[31m"
+    assert "greenroom serve" in error_line(APIConnectionError("nobody there"))
+    assert "greenroom serve" not in error_line(APITimeoutError("slow"))
+    no_key = AuthenticationError(401, ErrorBody("No API key was sent."), {})
+    assert error_line(no_key) == "No API key was sent; set --api-key, or --admin-api-key for experts"
 
 
 def parse(*words: str) -> argparse.Namespace:
@@ -50,15 +50,15 @@ def parse(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_the_server_comes_from_flags_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flags_take_precedence_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GREENROOM_URL", "GREENROOM_API_KEY", "GREENROOM_ADMIN_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert server_of(parse()) == ("http://127.0.0.1:8000", {"api_key": None, "admin_api_key": None})
+    assert server_from(parse()) == ("http://127.0.0.1:8000", {"api_key": None, "admin_api_key": None})
     monkeypatch.setenv("GREENROOM_URL", "https://there/")
     monkeypatch.setenv("GREENROOM_API_KEY", "user")
     monkeypatch.setenv("GREENROOM_ADMIN_API_KEY", "admin")
-    assert server_of(parse()) == ("https://there", {"api_key": "user", "admin_api_key": "admin"})
-    assert server_of(parse("--url", "here:1", "--api-key", "mine")) == (
+    assert server_from(parse()) == ("https://there", {"api_key": "user", "admin_api_key": "admin"})
+    assert server_from(parse("--url", "here:1", "--api-key", "mine")) == (
         "http://here:1",
         {"api_key": "mine", "admin_api_key": "admin"},
     )

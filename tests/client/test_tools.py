@@ -1,4 +1,4 @@
-"""Tools and reasoning, from the real engine to typed replies, and back with the results."""
+"""Tool calls and reasoning: parsed from a real engine, and sent back with tool results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERMES = FAMILIES["hermes"]
 QUESTION = {"role": "user", "content": "Rain? And light!"}
 
 
-def test_calls_are_typed_and_a_conversation_goes_on_with_their_results(tmp_path: Path) -> None:
+def test_tool_calls_are_parsed_and_their_results_continue_the_conversation(tmp_path: Path) -> None:
     options: Any = {"tools": TOOLS, "temperature": 0}
     replies = [HERMES.text, "<think></think>No rain."]
     with (
@@ -30,5 +30,5 @@ def test_calls_are_typed_and_a_conversation_goes_on_with_their_results(tmp_path:
     streamed = stream.result
     assert [(call.name, call.arguments) for call in streamed.tool_calls] == [PARIS, HALL]
     assert (streamed.text, streamed.reasoning, streamed.finish_reason) == (reply.text, reply.reasoning, "tool_calls")
-    assert sum(len(token.tool_calls) for token in tokens) > len(reply.tool_calls)  # they come piece by piece
+    assert sum(len(token.tool_calls) for token in tokens) > len(reply.tool_calls)  # calls arrive in several chunks
     assert (second.text, second.finish_reason) == ("No rain.", "stop")

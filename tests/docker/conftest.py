@@ -1,4 +1,4 @@
-"""A live server, for what the files under ``docker/`` ask of one."""
+"""A live server for the probes and health checks of ``docker/``."""
 
 from tests.server.live.conftest import codec, live
 

@@ -1,4 +1,4 @@
-"""What the files under ``docker/`` say, read without an engine that would run them."""
+"""Parsers of the files under ``docker/``, without Docker or Kubernetes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["
 
 @dataclass(frozen=True)
 class Image:
-    """The last stage of the Dockerfile, and the arguments of all."""
+    """The last stage of the Dockerfile, and the arguments of all stages."""
 
     text: str
-    instructions: list[tuple[str, str]]  # word and the rest, of all stages
+    instructions: list[tuple[str, str]]  # (keyword, rest) of all stages
     arguments: dict[str, str]
     environment: dict[str, str]
     user: str
@@ -42,7 +42,7 @@ def read_image() -> Image:
     instructions = [(word, rest) for line in joined.splitlines() if line for word, _, rest in [line.partition(" ")]]
     arguments = dict(rest.split("=", 1) for word, rest in instructions if word == "ARG")
     starts = [number for number, (word, _) in enumerate(instructions) if word == "FROM"]
-    last = dict(instructions[starts[-1] :])  # no word but RUN, COPY and LABEL comes twice there
+    last = dict(instructions[starts[-1] :])  # only RUN, COPY and LABEL are repeated there
     return Image(
         text,
         instructions,
@@ -57,7 +57,7 @@ def read_image() -> Image:
 
 
 def read_compose(name: str) -> dict[str, Any]:
-    """A compose file, its variables as they are when the environment has none of them."""
+    """Read a compose file, with the default values of its variables."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (FOLDER / name).read_text())
     file: dict[str, Any] = yaml.safe_load(text)
     return file
@@ -69,7 +69,7 @@ def read_manifest(name: str) -> dict[str, Any]:
 
 
 def settings_of(environment: Mapping[str, str]) -> ServeSettings:
-    """What the server makes of an environment; variables of ours that it would not read are an error."""
+    """Return the server's settings for an environment; unknown GREENROOM variables are an error."""
     known = {ENVIRONMENT_PREFIX + name.upper() for name in ServeSettings.model_fields}
     ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)}
     assert ours <= known

@@ -1,4 +1,4 @@
-"""The compose files agree with the image, the server and each other."""
+"""Consistency of the compose files with the image, the server and each other."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE = read_image()
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
 @pytest.mark.parametrize("overlays", [(), ("keys",), ("cuda",), ("keys", "cuda")])
-def test_compose_reads_the_files(overlays: tuple[str, ...]) -> None:
+def test_compose_accepts_the_files(overlays: tuple[str, ...]) -> None:
     files = ["compose.yaml", *(f"compose.{name}.yaml" for name in overlays)]
     options = [option for file in files for option in ("--file", str(FOLDER / file))]
     done = subprocess.run(
@@ -30,12 +30,12 @@ def test_compose_reads_the_files(overlays: tuple[str, ...]) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_one_command_brings_up_three_services() -> None:
+def test_there_are_three_services() -> None:
     assert set(SERVICES) == {"greenroom", "prometheus", "grafana"}
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_ports_are_open_on_this_machine_alone(name: str) -> None:
+def test_ports_are_published_on_loopback_only(name: str) -> None:
     assert SERVICES[name]["ports"]
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
@@ -53,12 +53,12 @@ def test_services_are_hardened(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_each_service_is_checked_and_waits_for_a_healthy_one(name: str) -> None:
-    assert name == "greenroom" or "healthcheck" in SERVICES[name]  # that of the server is in the image
+def test_each_service_has_a_health_check_and_waits_for_healthy_ones(name: str) -> None:
+    assert name == "greenroom" or "healthcheck" in SERVICES[name]  # the server's is in the image
     assert all(other["condition"] == "service_healthy" for other in SERVICES[name].get("depends_on", {}).values())
 
 
-def test_server_that_does_not_start_is_watched() -> None:
+def test_monitoring_starts_without_the_server() -> None:
     assert not [name for name in ("prometheus", "grafana") if "greenroom" in SERVICES[name].get("depends_on", {})]
 
 
@@ -68,7 +68,7 @@ def test_build_takes_arguments_of_the_image() -> None:
     assert (FOLDER / SERVER["build"]["context"] / SERVER["build"]["dockerfile"]).is_file()
 
 
-def test_server_goes_by_the_name_that_prometheus_scrapes_it_under() -> None:
+def test_server_allows_the_host_name_that_prometheus_scrapes() -> None:
     settings = settings_of({**IMAGE.environment, **SERVER["environment"]})
     prometheus = yaml.safe_load((FOLDER / "prometheus" / "prometheus.yml").read_text())
     targets = [
@@ -92,7 +92,7 @@ def test_grafana_finds_prometheus_and_its_dashboards_where_they_are_mounted() ->
     assert (FOLDER / mounts[str(home.parent)] / home.name).is_file()
 
 
-def test_server_has_the_time_that_it_takes_to_drain() -> None:
+def test_stop_grace_period_is_long_enough_to_drain() -> None:
     settings = settings_of({**IMAGE.environment, **SERVER["environment"]})
     seconds = re.fullmatch(r"(\d+)s", SERVER["stop_grace_period"])
     assert seconds is not None
@@ -106,20 +106,20 @@ def test_volumes_of_the_image_have_names() -> None:
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
-def test_folders_that_are_mounted_are_here_and_read_only(name: str) -> None:
+def test_mounted_folders_exist_and_are_read_only(name: str) -> None:
     mounts = [mount.split(":") for mount in SERVICES[name]["volumes"] if mount.startswith("./")]
     assert mounts
     assert all((FOLDER / source).is_dir() and rest == ["ro"] for source, _, *rest in mounts)
 
 
-def test_grafana_has_no_account_to_guess_the_password_of() -> None:
+def test_grafana_has_no_accounts() -> None:
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
     assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert not [name for name in environment if "PASSWORD" in name]
 
 
-def test_keys_come_from_secrets_that_are_mounted() -> None:
+def test_keys_come_from_mounted_secrets() -> None:
     overlay = read_compose("compose.keys.yaml")
     server = overlay["services"]["greenroom"]
     settings = settings_of(server["environment"])

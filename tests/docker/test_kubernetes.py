@@ -1,4 +1,4 @@
-"""The manifests agree with the image and the server."""
+"""Consistency of the Kubernetes manifests with the image and the server."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import kubernetes_validate
 import pytest
 
 from expert_store import ExpertStore
+from server.observability.engine_statistics import EngineStatistics
 from server.observability.metrics import Metrics
-from server.observability.statistics import EngineStatistics
 from tests.docker.files import FOLDER, PROJECT, read_image, read_manifest, settings_of
 from tests.expert_store.files import make_catalog
 from tests.made_up_memory import made_up_memory
@@ -23,13 +23,13 @@ POD: dict[str, Any] = STATEFUL_SET["template"]["spec"]
 LABELS: dict[str, str] = STATEFUL_SET["template"]["metadata"]["labels"]
 (CONTAINER,) = POD["containers"]
 (PORT,) = CONTAINER["ports"]
-ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONTAINER["env"]}  # 1 CPU, say
+ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONTAINER["env"]}  # such as 1 CPU
 MOUNTS: dict[str, str] = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
 
 
 @pytest.mark.parametrize("name", read_manifest("kustomization.yaml")["resources"])
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
-def test_manifest_is_as_kubernetes_has_it(name: str, version: str) -> None:
+def test_manifest_is_valid(name: str, version: str) -> None:
     kubernetes_validate.validate(read_manifest(name), version, strict=True)
 
 
@@ -37,8 +37,8 @@ def test_environment_holds_settings_of_the_server() -> None:
     assert settings_of(IMAGE.environment | ENVIRONMENT).threads == 1
 
 
-def test_cluster_does_not_set_the_port_to_the_address_of_the_service() -> None:
-    # For a service of the name greenroom it sets GREENROOM_PORT=tcp://10.0.0.1:80.
+def test_service_links_do_not_set_the_port() -> None:
+    # With service links, a service named greenroom sets GREENROOM_PORT=tcp://10.0.0.1:80.
     assert POD["enableServiceLinks"] is False
 
 
@@ -51,7 +51,7 @@ def test_tag_is_the_version() -> None:
     assert CONTAINER["image"] == f"greenroom:{PROJECT['version']}"
 
 
-def test_pods_get_the_time_that_they_take_to_drain() -> None:
+def test_termination_grace_period_is_long_enough_to_drain() -> None:
     settings = settings_of(IMAGE.environment | ENVIRONMENT)
     command, seconds = CONTAINER["lifecycle"]["preStop"]["exec"]["command"]
     assert command == "sleep"
@@ -65,7 +65,7 @@ def test_user_is_that_of_the_image_and_owns_the_volumes() -> None:
     assert context["runAsNonRoot"]
 
 
-def test_root_is_read_only_and_what_is_written_to_is_a_volume() -> None:
+def test_root_is_read_only_and_writable_folders_are_volumes() -> None:
     context = CONTAINER["securityContext"]
     assert context["readOnlyRootFilesystem"]
     assert not context["allowPrivilegeEscalation"]
@@ -85,14 +85,14 @@ def test_keys_are_files_of_a_mounted_secret() -> None:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "livenessProbe", "readinessProbe"])
-def test_probes_of_a_server_that_has_a_model_are_green(live: FakeServer, probe: str) -> None:
+def test_probes_succeed_when_a_model_is_loaded(live: FakeServer, probe: str) -> None:
     get = CONTAINER[probe]["httpGet"]
     headers = {header["name"]: header["value"] for header in get["httpHeaders"]}
     assert httpx.get(f"http://127.0.0.1:{live.port}{get['path']}", headers=headers).status_code == 200
     assert get["port"] == PORT["name"]
 
 
-def test_readiness_alone_is_red_while_a_model_is_loaded() -> None:
+def test_only_readiness_depends_on_the_model() -> None:
     paths = {probe: CONTAINER[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")}
     assert paths == {"startup": "/health", "liveness": "/health", "readiness": "/ready"}
 
@@ -107,7 +107,7 @@ def test_service_and_monitor_find_the_pods() -> None:
     assert PORT["containerPort"] == IMAGE.port
 
 
-def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
+def test_autoscaler_uses_a_metric_of_the_server(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     text = Metrics("made-up", store, EngineStatistics(), made_up_memory()).render().decode()
@@ -121,7 +121,7 @@ def test_replicas_follow_a_metric_that_the_server_has(tmp_path: Path) -> None:
     assert scaler["scaleTargetRef"]["kind"] == "StatefulSet"
 
 
-def test_kustomization_has_all_that_needs_no_operator() -> None:
+def test_kustomization_has_all_manifests_without_extra_requirements() -> None:
     files = {path.name for path in (FOLDER / "kubernetes").glob("*.yaml")}
     resources = set(read_manifest("kustomization.yaml")["resources"])
     assert files - resources == {"kustomization.yaml", "podmonitor.yaml", "adapter-values.yaml"}

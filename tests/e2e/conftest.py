@@ -1,4 +1,4 @@
-"""One server for all tests that need no other."""
+"""The server that most end-to-end tests share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.e2e.processes import Server, serving
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The bundled model, a quarter of whose experts fit in memory."""
+    """A server of the bundled model, with a quarter of its experts in memory."""
     with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
         yield running
 

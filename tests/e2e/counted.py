@@ -1,4 +1,4 @@
-"""How the metrics of a real server grow."""
+"""Growth of a real server's metrics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LATENCIES = ("request_queue_time", "time_to_first_token", "inter_token_latency",
 
 
 class Counted:
-    """How much each sum of samples has grown, from one idle moment of the server to the next."""
+    """Measures the growth of metrics from one idle moment of the server to the next."""
 
     def __init__(self, server: Server):
         self._server = server

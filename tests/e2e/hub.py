@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: one model's files over HTTP, by whole or by range."""
+"""A stand-in for the Hugging Face hub: it serves one model's files over HTTP, complete or by range."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Hub:
         self.gate.set()
 
     def environment(self, cache: Path) -> dict[str, str]:
-        """What makes a process ask this hub, with a cache of its own."""
+        """Return environment variables that make a process use this hub, with its own cache."""
         return {"HF_ENDPOINT": self.url, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
     def about(self, path: str) -> Any:
-        """What the hub's API says of the model; None if it has no such answer."""
+        """Return the answer of the hub's API about the model; None for unknown paths."""
         files = [path for path in sorted(self.folder.iterdir()) if path.is_file()]
         sizes = {file.name: self.sizes.get(file.name, file.stat().st_size) for file in files}
         if re.fullmatch(rf"/api/models/{re.escape(self.model)}(/revision/(main|{COMMIT}))?(\?.*)?", path):
@@ -52,7 +52,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers for a hub, which is put in by a subclass."""
+    """Request handler of a hub; a subclass sets the hub."""
 
     hub: Hub
 
@@ -98,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def handle(self) -> None:
         with suppress(ConnectionError):  # a client that ends
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving_hub(model: str, folder: Path) -> Iterator[Hub]:
-    """Answer for a model until the block ends."""
+    """Serve a model during the block."""
     hub = Hub(model, folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HandlerOfHub", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_port}"

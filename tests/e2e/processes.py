@@ -1,4 +1,4 @@
-"""The real command in a process of its own, on a real socket."""
+"""Runs the real command in a new process, on a real socket."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ READY = "Greenroom ready: "
 
 
 def total(samples: Mapping[str, float], name: str, *labels: str) -> float:
-    """Sum of the samples of a metric, as of ``Server.metrics``, that carry all of some labels."""
+    """Return the sum of a metric's samples in ``Server.metrics`` that have all of the labels."""
     return sum(
         value
         for sample, value in samples.items()
@@ -41,17 +41,17 @@ class Server:
     ready_line: str
 
     def metrics(self) -> dict[str, float]:
-        """Every sample of /metrics by its name and labels as they are printed."""
+        """Return every sample of /metrics by name and labels, as printed."""
         text = httpx.get(f"{self.url}/metrics").text
         samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
         return {name: float(value) for name, _, value in samples}
 
     def total(self, name: str, *labels: str) -> float:
-        """Of the metrics as they are now; see ``total``."""
+        """Return ``total`` of the current metrics."""
         return total(self.metrics(), name, *labels)
 
     def client(self) -> openai.OpenAI:
-        """One that asks this server, each thing once."""
+        """Return a client of this server that does not retry."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0)
 
     def is_draining(self) -> bool:
@@ -63,7 +63,7 @@ class Server:
         return self.end()
 
     def end(self) -> tuple[int, str, str]:
-        """Wait for the end; exit status, what else came on standard output, and standard error."""
+        """Wait for the end. Return the exit status, the rest of standard output, and standard error."""
         out, _ = self.process.communicate(timeout=60)
         self.log.seek(0)
         return self.process.returncode, out, self.log.read()
@@ -71,7 +71,7 @@ class Server:
 
 @contextmanager
 def serving(*arguments: str, port: int = 0, group: ControlGroup | None = None) -> Iterator[Server]:
-    """Start a server, by default on a free port, and end it afterwards, whatever happens.
+    """Start a server, by default on a free port, and stop it afterwards in any case.
 
     Args:
         group: that it runs in.
@@ -95,7 +95,7 @@ def serving(*arguments: str, port: int = 0, group: ControlGroup | None = None) -
 
 
 def run_command(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a `greenroom` command that ends by itself, with some more in its environment."""
+    """Run a `greenroom` command to its end, with additional environment variables."""
     return subprocess.run(
         [COMMAND, *arguments],
         capture_output=True,

@@ -20,7 +20,7 @@ def client(server: Server) -> Iterator[Client]:
         yield client
 
 
-def test_a_reply_tells_which_experts_wrote_it_and_what_they_cost(client: Client) -> None:
+def test_a_reply_has_its_experts_and_their_cost(client: Client) -> None:
     with client.stream("Once upon a time", max_tokens=8, temperature=0, return_experts=True) as stream:
         text = "".join(token.text for token in stream)
     reply = stream.result
@@ -34,7 +34,7 @@ def test_a_reply_tells_which_experts_wrote_it_and_what_they_cost(client: Client)
     assert all(0 <= expert < NUM_EXPERTS for token in experts for layer in token for expert in layer)
 
 
-def test_experts_are_seen_and_moved(client: Client) -> None:
+def test_experts_are_listed_pinned_and_evicted(client: Client) -> None:
     client.complete("Once", max_tokens=4)
     assert client.evict([(0, expert) for expert in range(NUM_EXPERTS)]).requested == NUM_EXPERTS
     assert {expert.residency for expert in client.experts().layers[0].experts} == {"disk"}

@@ -1,4 +1,4 @@
-"""Every line of what the server promises over HTTP, on the real command; routes of variants and adapters come later."""
+"""The HTTP contract of the server, tested on the real command; without routes of variants and adapters."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def ask(http: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
 
 
 def events(http: httpx.Client, path: str, **body: Any) -> list[str]:
-    """The data of each event of a stream."""
+    """Return the data of each event of a stream."""
     reply = http.post(path, json={**body, "stream": True})
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith("text/event-stream")
@@ -78,7 +78,7 @@ def test_models_are_listed_and_found_by_name(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", OF_CHATS)
-def test_each_parameter_of_chats_is_taken(http: httpx.Client, name: str, stream: bool) -> None:
+def test_each_parameter_of_chats_is_accepted(http: httpx.Client, name: str, stream: bool) -> None:
     beside = {"logprobs": True} if name == "top_logprobs" else {}
     body = {"messages": MESSAGES, "max_tokens": 3, **beside, name: OF_CHATS[name]}
     if stream:
@@ -89,7 +89,7 @@ def test_each_parameter_of_chats_is_taken(http: httpx.Client, name: str, stream:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("name", OF_COMPLETIONS)
-def test_each_parameter_of_completions_is_taken(http: httpx.Client, name: str, stream: bool) -> None:
+def test_each_parameter_of_completions_is_accepted(http: httpx.Client, name: str, stream: bool) -> None:
     body = {"prompt": "Once", "max_tokens": 3, name: OF_COMPLETIONS[name]}
     if stream:
         assert events(http, "/v1/completions", **body)[-1] == "[DONE]"
@@ -118,7 +118,7 @@ def test_chunks_of_a_stream_share_id_and_time_and_end_with_usage_and_done(http: 
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1]][-1] in {"stop", "length"}
 
 
-def test_a_request_is_told_what_its_experts_cost(http: httpx.Client) -> None:
+def test_usage_has_the_cost_of_experts(http: httpx.Client) -> None:
     usage = ask(http, "/v1/completions", prompt="Once upon", max_tokens=5, ignore_eos=True)["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert set(usage["greenroom"]) == GREENROOM_USAGE
@@ -136,7 +136,7 @@ def test_a_request_id_comes_back(http: httpx.Client) -> None:
     assert len(http.get("/health").headers["X-Request-Id"]) == 32
 
 
-def test_json_is_asked_for_in_both_ways(http: httpx.Client) -> None:
+def test_both_json_response_formats_give_json(http: httpx.Client) -> None:
     schema = {
         "type": "object",
         "properties": {"dish": {"enum": ["rice", "soup"]}},
@@ -151,7 +151,7 @@ def test_json_is_asked_for_in_both_ways(http: httpx.Client) -> None:
     assert isinstance(json.loads(reply["choices"][0]["message"]["content"]), dict)
 
 
-def test_a_model_without_tools_says_so(http: httpx.Client) -> None:
+def test_a_model_without_tools_refuses_them(http: httpx.Client) -> None:
     """Models that have them: test_tools."""
     tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
     reply = http.post("/v1/chat/completions", json={"messages": MESSAGES, "tools": [tool]})
@@ -163,13 +163,13 @@ def test_embeddings_have_length_one(http: httpx.Client) -> None:
     assert sum(number**2 for number in made["embedding"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_texts_are_taken_apart_and_put_together(http: httpx.Client) -> None:
+def test_texts_are_tokenized_and_detokenized(http: httpx.Client) -> None:
     parts = ask(http, "/tokenize", prompt="Boil the rice.")
     assert parts["count"] == len(parts["tokens"])
     assert ask(http, "/detokenize", tokens=parts["tokens"])["prompt"] == "Boil the rice."
 
 
-def test_responses_and_messages_answer_in_their_own_forms(http: httpx.Client) -> None:
+def test_responses_and_messages_answer_in_their_own_formats(http: httpx.Client) -> None:
     """More of them: test_dialects."""
     assert ask(http, "/v1/responses", input="Hello", max_output_tokens=4)["object"] == "response"
     body = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4}
@@ -188,7 +188,7 @@ def test_responses_and_messages_answer_in_their_own_forms(http: httpx.Client) ->
         ("/detokenize", {"tokens": [10**9]}, "tokens"),
     ],
 )
-def test_what_can_not_be_followed_is_400_in_the_form_of_openai(
+def test_invalid_requests_are_400_in_the_format_of_openai(
     http: httpx.Client, path: str, body: dict[str, Any], param: str
 ) -> None:
     reply = http.post(path, json=body)

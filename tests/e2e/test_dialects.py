@@ -1,4 +1,4 @@
-"""The same conversation in three dialects, each as its own unmodified package speaks it, with the bundled model."""
+"""The same conversation in three dialects, each through its official client package, with the bundled model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NUM_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def chat(client: openai.OpenAI) -> openai.types.chat.ChatCompletion:
-    """What the others have to say, too."""
+    """The reply of the chat API, which the other dialects must equal."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     return client.chat.completions.create(model=MODEL, messages=messages, temperature=0, max_tokens=NUM_TOKENS)
 

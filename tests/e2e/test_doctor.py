@@ -1,4 +1,4 @@
-"""`greenroom doctor` as it is run."""
+"""The command `greenroom doctor`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_check_is_a_plain_line_and_the_last_is_the_command() -> None:
     assert command.startswith("serve with: greenroom serve --port 0 --host-expert-memory 25%")
 
 
-def test_what_prevents_serving_is_status_1_also_as_json() -> None:
+def test_a_failed_check_is_status_1_also_as_json() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = run_command("doctor", "./nowhere", "--json", "--port", port)

@@ -1,4 +1,4 @@
-"""Experts of a real server: what requests are charged, what they are told, and moving them."""
+"""Experts of a real server: cost of requests, experts of tokens, pinning and evicting."""
 
 from __future__ import annotations
 
@@ -36,9 +36,7 @@ def counted(server: Server) -> list[float]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_requests_that_are_alone_are_charged_all_that_is_counted(
-    stream: bool, server: Server, client: openai.OpenAI
-) -> None:
+def test_a_request_alone_is_charged_all_that_is_counted(stream: bool, server: Server, client: openai.OpenAI) -> None:
     """A prompt of several chunks and its answer, twice, of which the second finds its beginning in the cache."""
     options: dict[str, Any] = {"model": "greenroom-demo", "prompt": "To be, or not to be. " * 20, "max_tokens": 12}
     if stream:
@@ -57,7 +55,7 @@ def test_requests_that_are_alone_are_charged_all_that_is_counted(
     assert charges[1]["expert_requests"] < charges[0]["expert_requests"] or stream  # a stream's prompt is known already
 
 
-def test_a_request_in_company_is_charged_for_its_own_tokens(client: openai.OpenAI) -> None:
+def test_a_request_in_a_batch_is_charged_for_its_own_tokens(client: openai.OpenAI) -> None:
     """The choices of one prompt decode together; each token asks for two experts a layer."""
     reply = client.completions.create(
         model="greenroom-demo", prompt="A", max_tokens=9, n=4, extra_body={"ignore_eos": True, "return_experts": True}
@@ -69,7 +67,7 @@ def test_a_request_in_company_is_charged_for_its_own_tokens(client: openai.OpenA
     assert reply.usage.model_extra["greenroom"]["expert_requests"] >= num_steps * NUM_LAYERS * TOP_K
 
 
-def test_tokens_tell_their_experts(client: openai.OpenAI) -> None:
+def test_tokens_have_their_experts(client: openai.OpenAI) -> None:
     body = {"ignore_eos": True, "return_experts": True}
     chat: dict[str, Any] = {
         "model": "greenroom-demo",

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
-from server.model.processor import MediaProcessor
-from tests.checkpoints import load_stock
+from server.model.multimodal.image_processor import MediaProcessor
+from tests.checkpoints import load_transformers_model
 from tests.e2e.processes import Server, serving
-from tests.server.model.test_images import NEW_TOKENS, ask_stock, save_model
+from tests.server.model.multimodal.test_image_parity import NEW_TOKENS, ask_reference, save_model
 from tests.vision import data_url, make_image, png
 
 MODEL = "qwen3_vl_moe"
@@ -53,14 +53,12 @@ def stock_text(folder: Path, images: list[Image.Image]) -> str:
     shown = [{"type": "image"} for _ in images]
     content = [{"type": "text", "text": "w5 w17"}, *shown, {"type": "text", "text": "w9"}]
     prompt = MediaProcessor(folder).encode_chat([{"role": "user", "content": content}], images)
-    tokens, _ = ask_stock(load_stock(folder), prompt)
+    tokens, _ = ask_reference(load_transformers_model(folder), prompt)
     text: str = AutoTokenizer.from_pretrained(folder).decode(tokens, skip_special_tokens=True)
     return text
 
 
-def test_several_requests_with_different_images_are_answered_as_stock_would(
-    folder: Path, client: openai.OpenAI
-) -> None:
+def test_requests_with_different_images_are_answered_as_by_transformers(folder: Path, client: openai.OpenAI) -> None:
     pictures = [[make_image(1)], [make_image(2, 24, 12)], [make_image(3), make_image(4)], [make_image(1)]]
     with ThreadPoolExecutor(len(pictures)) as pool:
         replies = list(pool.map(lambda images: ask(client, message(*images)), pictures))
@@ -80,21 +78,19 @@ def test_choices_and_streams_show_the_same_image(client: openai.OpenAI) -> None:
     ("url", "complaint"),
     [
         ("http://127.0.0.1/picture.png", "this server fetches nothing"),
-        (data_url(b"no picture"), "an image is none of PNG"),
+        (data_url(b"no picture"), "an image has an unknown format; send one of PNG"),
         (data_url(png(make_image(1, 64, 64))[:400]), "an image is damaged"),
         ("data:image/png;base64,!!!", "not valid base64"),
     ],
 )
-def test_what_cannot_be_looked_at_is_refused_and_the_server_goes_on(
-    client: openai.OpenAI, url: str, complaint: str
-) -> None:
+def test_unusable_images_are_refused_and_the_server_continues(client: openai.OpenAI, url: str, complaint: str) -> None:
     content: list[Any] = [{"type": "image_url", "image_url": {"url": url}}]
     with pytest.raises(openai.BadRequestError, match=complaint):
         ask(client, [{"role": "user", "content": content}])
     assert ask(client, message(make_image(1))).choices[0].finish_reason == "length"
 
 
-def test_a_model_of_text_alone_says_so() -> None:
+def test_a_text_model_refuses_images() -> None:
     with serving() as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
         with pytest.raises(openai.BadRequestError, match="images can't be sent: the model takes no images"):

@@ -1,4 +1,4 @@
-"""`greenroom inspect` as it is run."""
+"""The command `greenroom inspect`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.memory.sizes import format_bytes
-from server.model.checkpoint import BUNDLED
+from server.memory.byte_sizes import format_bytes
+from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub
 from tests.e2e.processes import run_command, serving
 
@@ -33,7 +33,7 @@ KEYS = {
 }
 
 
-def test_the_bundled_model_is_told_as_serving_it_logs(tmp_path: Path) -> None:
+def test_inspect_reports_the_sizes_that_serve_logs(tmp_path: Path) -> None:
     budgets = ("--host-expert-memory", "25%", "--device-expert-memory", "2MiB", "--kv-cache-memory", "8MiB")
     budgets += ("--threads", "1")
     inspected = run_command("inspect", "--json", *budgets)
@@ -62,7 +62,7 @@ def test_the_table_is_for_people(tmp_path: Path) -> None:
     assert inspected.returncode == 0, inspected.stderr
     assert inspected.stderr == ""
     assert f"{tmp_path.name}: Qwen3MoeForCausalLM in" in inspected.stdout
-    assert "by its config alone" in inspected.stdout
+    assert "from its config alone" in inspected.stdout
     assert "96 in 6 layers, 216.0 KiB each" in inspected.stdout
 
 

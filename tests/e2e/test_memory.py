@@ -1,4 +1,4 @@
-"""A server that lives within its memory, whatever comes."""
+"""A server stays within its memory budget under any load."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from benchmarks.comparison.control_group import ControlGroup, ControlGroupError
-
-from .processes import run_command, serving
+from tests.e2e.processes import run_command, serving
 
 MIB = 1 << 20
 LIMIT = 600 * MIB
@@ -47,7 +46,7 @@ def test_a_burst_in_a_small_control_group_is_answered_and_nothing_is_killed(grou
 def test_too_little_memory_is_refused_with_the_size_that_is_enough() -> None:
     refused = run_command("serve", "--port", "0", "--memory", "100MiB")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    advised = re.search(r"give --memory (\d+MiB) or more", refused.stderr)
+    advised = re.search(r"set --memory to (\d+MiB) or more", refused.stderr)
     assert advised is not None, refused.stderr
     with serving("--memory", advised.group(1)) as server:
         answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Once", "max_tokens": 4}, timeout=60)

@@ -1,4 +1,4 @@
-"""What is scraped from a real server: every name that is promised, and what known requests do to each counter."""
+"""Metrics of a real server: every promised name, and the effect of known requests on each counter."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_operators_can_look_up_every_metric(http: httpx.Client) -> None:
     assert set(names) <= told
 
 
-def test_rules_and_dashboards_ask_for_what_there_is(http: httpx.Client, client: openai.OpenAI) -> None:
+def test_rules_and_dashboards_query_existing_metrics(http: httpx.Client, client: openai.OpenAI) -> None:
     client.completions.create(model=MODEL, prompt="A", max_tokens=2)
     there = set(re.findall(r"^(greenroom_\w+)", http.get("/metrics").text, re.MULTILINE))
     asked: set[str] = set()
@@ -145,7 +145,7 @@ def test_a_client_that_leaves_is_an_abort(client: openai.OpenAI, counted: Counte
     assert counted.latencies() == [1, 1, num_tokens - 1, 0]
 
 
-def test_one_that_is_late_before_it_begins_was_never_out_of_the_queue(http: httpx.Client, counted: Counted) -> None:
+def test_a_request_that_times_out_in_the_queue_never_left_it(http: httpx.Client, counted: Counted) -> None:
     reply = http.post("/v1/completions", json={"model": MODEL, "prompt": "Late", "max_tokens": 9, "timeout": 1e-9})
     assert reply.status_code == 504
     assert counted.ended("deadline") == counted.growth("request_success_total") == 1
@@ -153,7 +153,7 @@ def test_one_that_is_late_before_it_begins_was_never_out_of_the_queue(http: http
     assert counted.growth("prompt_tokens_total") == 0
 
 
-def test_what_clients_make_up_makes_no_metric(http: httpx.Client, counted: Counted, server: Server) -> None:
+def test_made_up_names_of_clients_make_no_metric(http: httpx.Client, counted: Counted, server: Server) -> None:
     before = set(server.metrics())
     for number in range(50):
         body = {"model": f"unknown-{number}", "prompt": "A", "max_tokens": 1, "user": f"user-{number}"}
@@ -166,8 +166,8 @@ def test_what_clients_make_up_makes_no_metric(http: httpx.Client, counted: Count
     assert counted.latencies() == [0, 0, 0, 0]
 
 
-def test_memory_is_told_whole(server: Server) -> None:
-    """The parts are no less than what the kernel says of the process, and no more than the budget."""
+def test_memory_parts_add_up(server: Server) -> None:
+    """The parts are at least the kernel's number for the process, and at most the budget."""
     told = server.total("memory_bytes")
     assert told >= 0.95 * anonymous_bytes(server.process.pid)
     assert told <= server.total("memory_budget_bytes")

@@ -1,4 +1,4 @@
-"""What is counted where little fits: two tiers over the disk, a short queue, a KV cache for one request."""
+"""Metrics with little memory: two tiers above the disk, a short queue, a KV cache for one request."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def complete(http: httpx.Client, prompt: str, max_tokens: int, **more: Any) -> h
     return http.post("/v1/completions", json=body)
 
 
-def test_prefill_and_decode_are_told_apart(http: httpx.Client, counted: Counted) -> None:
+def test_prefill_and_decode_are_counted_separately(http: httpx.Client, counted: Counted) -> None:
     reply = complete(http, "Prefill and decode", 11).json()
     asked = reply["usage"]["greenroom"]["expert_requests"]
     assert counted.growth("engine_steps_total", 'phase="prefill"') == 1
@@ -52,7 +52,9 @@ def test_a_prompt_alone_decodes_nothing(http: httpx.Client, counted: Counted) ->
     assert counted.growth("inter_token_latency_seconds_count") == 0
 
 
-def test_what_came_into_a_tier_is_there_or_was_evicted(http: httpx.Client, counted: Counted, server: Server) -> None:
+def test_experts_loaded_into_a_tier_are_resident_or_evicted(
+    http: httpx.Client, counted: Counted, server: Server
+) -> None:
     usage = complete(http, "What came into a tier", 20).json()["usage"]["greenroom"]
     slot_bytes = server.total("expert_resident_bytes") / server.total("expert_resident")
     for tier, sources in WAYS_INTO.items():
@@ -75,7 +77,7 @@ def test_what_came_into_a_tier_is_there_or_was_evicted(http: httpx.Client, count
     assert min(found) > 0
 
 
-def test_each_expert_that_was_fetched_is_used_or_late_once_it_is_asked_for(http: httpx.Client, server: Server) -> None:
+def test_each_prefetched_expert_is_used_or_late_once_it_is_requested(http: httpx.Client, server: Server) -> None:
     everything = [[layer, expert] for layer in range(NUM_LAYERS) for expert in range(NUM_EXPERTS)]
     http.post("/v1/experts/evict", json={"experts": everything}).raise_for_status()
     fetched = [[0, expert] for expert in range(8)]
@@ -94,16 +96,14 @@ def test_each_expert_that_was_fetched_is_used_or_late_once_it_is_asked_for(http:
 
 
 @pytest.mark.parametrize("predictor", ["gate", "coactivation"])
-def test_predictions_that_come_true_are_counted_among_them(
-    http: httpx.Client, counted: Counted, predictor: str
-) -> None:
+def test_correct_predictions_are_counted_among_them(http: httpx.Client, counted: Counted, predictor: str) -> None:
     complete(http, "Predictions", 40).raise_for_status()
     predicted = counted.growth("expert_predictions_total", f'predictor="{predictor}"')
     correct = counted.growth("expert_correct_predictions_total", f'predictor="{predictor}"')
     assert 0 < correct <= predicted
 
 
-def test_what_runs_and_what_it_holds_is_shown_while_it_runs(server: Server) -> None:
+def test_running_requests_and_their_kv_cache_are_shown(server: Server) -> None:
     with (
         server.client() as client,
         client.completions.create(

@@ -1,4 +1,4 @@
-"""`greenroom pack`, then `greenroom serve` of what it wrote."""
+"""The command `greenroom pack`, then `greenroom serve` with its output."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.model.checkpoint import BUNDLED
+from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import run_command, serving
 
 
@@ -38,7 +38,7 @@ def test_a_packed_model_is_served_under_its_name(tmp_path: Path, unpacked_text: 
     assert text == unpacked_text if weights == "bfloat16" else text
     again = run_command("pack", str(BUNDLED), out, "--weights", weights)
     assert again.returncode == 0
-    assert "holds this pack already" in again.stderr
+    assert "already holds this packed model" in again.stderr
 
 
 def test_failures_are_one_line(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_an_unknown_format_is_refused_with_those_that_there_are() -> None:
 
 
 def verified(folder: Path, status: int) -> str:
-    """What `greenroom verify` says, on one line."""
+    """Run `greenroom verify`, and return its line."""
     done = run_command("verify", str(folder))
     assert (done.returncode, done.stdout) == (status, "")
     (line,) = done.stderr.splitlines()
@@ -71,11 +71,11 @@ def verified(folder: Path, status: int) -> str:
 
 
 def test_only_packs_can_be_verified(tmp_path: Path) -> None:
-    what_to_do = "name a folder that greenroom pack wrote"
-    no_pack = f"greenroom: {BUNDLED} is not a packed model, and others have no checksums; {what_to_do}"
+    what_to_do = "give a folder written by greenroom pack"
+    no_pack = f"greenroom: {BUNDLED} is not a packed model, and has no checksums; {what_to_do}"
     assert verified(BUNDLED, 1) == no_pack
     nowhere = tmp_path / "nowhere"
-    assert verified(nowhere, 1) == f"greenroom: there is no folder {nowhere}; name one that greenroom pack wrote"
+    assert verified(nowhere, 1) == f"greenroom: there is no folder {nowhere}; give one written by greenroom pack"
 
 
 def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_pat
     out = tmp_path / "out"
     assert run_command("pack", str(BUNDLED), str(out), "--weights", "int8").returncode == 0
     (records,) = out.glob("*/experts-00000.pack")
-    assert "is sound: 96 experts" in verified(out, 0)
+    assert "is undamaged: 96 experts" in verified(out, 0)
     with records.open("r+b") as file:
         file.seek(1000)
         byte = file.read(1)[0]

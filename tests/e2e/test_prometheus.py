@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def promtool(*arguments: str, stdin: str = "") -> str:
-    """What promtool has to say of something; it must find no fault."""
+    """Run promtool, which must find no fault, and return its output."""
     done = subprocess.run(
         ["promtool", *arguments], input=stdin, capture_output=True, text=True, timeout=60, check=False
     )
@@ -55,7 +55,7 @@ class Prometheus:
         return reply["data"]
 
     def query(self, expression: str) -> list[float]:
-        """The values of a query at this moment."""
+        """Return the current values of a query."""
         data = self.get("query", query=expression)
         assert data["resultType"] == "vector"
         return [float(sample["value"][1]) for sample in data["result"]]
@@ -71,7 +71,7 @@ class Prometheus:
             Event().wait(0.05)
 
     def wait_for(self, expression: str) -> None:
-        """Until a query has a result."""
+        """Wait until a query has a result."""
         while not self.query(expression):
             Event().wait(0.05)
 
@@ -146,7 +146,7 @@ def test_promtool_finds_no_fault_in_configuration_and_rules() -> None:
     promtool("check", "rules", str(RULES))
 
 
-def test_rules_do_what_their_tests_say() -> None:
+def test_rules_pass_their_own_tests() -> None:
     promtool("test", "rules", str(DOCKER / "prometheus/rules_test.yml"))
 
 
@@ -195,6 +195,6 @@ def test_autoscaler_gets_the_queue_of_each_pod(prometheus: Prometheus) -> None:
     assert isfinite(float(sample["value"][1]))
 
 
-def test_what_is_read_from_prometheus_is_what_the_server_counts(prometheus: Prometheus, server: Server) -> None:
+def test_prometheus_has_the_numbers_of_the_server(prometheus: Prometheus, server: Server) -> None:
     for name in ("expert_tokens_total", "expert_lookups_total", "request_success_total", "prompt_tokens_total"):
         assert prometheus.query(f"sum(greenroom_{name})") == [server.total(name)]

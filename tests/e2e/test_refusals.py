@@ -1,4 +1,4 @@
-"""What a newcomer gets wrong: one line on standard error that says what to do, status 1, no traceback."""
+"""Mistakes of newcomers give one line on standard error that says what to do, status 1 and no traceback."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from server.connections import listen
-from server.model.checkpoint import BUNDLED, find_checkpoint
+from server.lifecycle.listening_socket import listen
+from server.model.checkpoint.locate import BUNDLED, find_checkpoint
 from server.model.errors import ModelError
 from server.settings import SettingsError
 from tests.e2e.hub import Hub, serving_hub
@@ -45,17 +45,17 @@ def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Hub], N
     return ask
 
 
-def test_a_model_larger_than_the_disk_is_not_begun(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
+def test_a_model_larger_than_the_disk_is_not_downloaded(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
     with serving_hub("somebody/large-model", BUNDLED) as hub:
         hub.sizes["model.safetensors"] = 1 << 60
         asking(hub)
-        with pytest.raises(ModelError, match=r"takes 1048576\.0 TiB more on disk, .*; free some, or set HF_HOME to a"):
+        with pytest.raises(ModelError, match=r"needs 1048576\.0 TiB more on disk, .*; free some space, or set HF_HOME"):
             find_checkpoint(hub.model, None)
         assert hub.sent.keys() == {""}
     assert not list(tmp_path.iterdir())
 
 
-def test_a_hub_model_without_safetensors_is_not_begun(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
+def test_a_hub_model_without_safetensors_is_not_downloaded(tmp_path: Path, asking: Callable[[Hub], None]) -> None:
     (tmp_path / "config.json").touch()
     (tmp_path / "pytorch_model.bin").touch()
     with serving_hub("somebody/old-model", tmp_path) as hub:
@@ -65,7 +65,7 @@ def test_a_hub_model_without_safetensors_is_not_begun(tmp_path: Path, asking: Ca
         assert hub.sent.keys() == {""}
 
 
-def test_a_download_is_used_and_half_of_one_is_told(tmp_path: Path) -> None:
+def test_a_download_is_used_and_an_incomplete_one_is_refused(tmp_path: Path) -> None:
     """The second time offline, without one of the files."""
     out = str(tmp_path / "out")
     with serving_hub("somebody/some-model", BUNDLED) as hub:
@@ -76,8 +76,8 @@ def test_a_download_is_used_and_half_of_one_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "cache").rglob("tokenizer.json"):
         path.unlink()
     result = run_command("pack", hub.model, out, environment={**environment, "HF_HUB_OFFLINE": "1"})
-    assert_refused(result, "nor whole in the hub cache")
-    assert "HF_HUB_OFFLINE is set; run `hf download somebody/some-model` where there is a network" in result.stderr
+    assert_refused(result, "does not have all its files")
+    assert "HF_HUB_OFFLINE is set; run `hf download somebody/some-model` on a machine with network" in result.stderr
 
 
 def test_a_budget_beyond_memory_is_refused_once_the_trunk_is_known() -> None:
@@ -85,19 +85,19 @@ def test_a_budget_beyond_memory_is_refused_once_the_trunk_is_known() -> None:
     last = result.stderr.splitlines()[-1]
     assert (result.returncode, result.stdout) == (1, "")
     assert last.startswith("greenroom: the experts of a token need 432.0 KiB beside ")
-    assert last.endswith(" at most, or less --max-model-len")
+    assert last.endswith(" at most, or lower --max-model-len")
 
 
-def test_a_port_that_needs_rights_is_told_from_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_needs_rights_has_another_message_than_one_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(
-            SettingsError, match=f"127.0.0.1:{port}: .*; stop what uses it .*, or choose another --port"
+            SettingsError, match=f"127.0.0.1:{port}: .*; stop the process that uses it .*, or choose another --port"
         ):
             listen("127.0.0.1", port)
     monkeypatch.setattr(socket, "create_server", refuse)
-    with pytest.raises(SettingsError, match="ports below 1024 are for root; choose another --port"):
+    with pytest.raises(SettingsError, match="ports below 1024 need root rights; choose another --port"):
         listen("127.0.0.1", 80)

@@ -1,4 +1,4 @@
-"""`greenroom replay`, as a user meets it, on the traces of the bundled model."""
+"""The command `greenroom replay` on the routing logs of the bundled model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expert_store.policies import POLICIES
-from expert_store.trace import TraceHeader, TraceWriter
+from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter
 from server.demo.traces import FOLDER
 from tests.e2e.processes import run_command
 
@@ -16,7 +16,7 @@ CHAT, MIXED = str(FOLDER / "chat.jsonl.gz"), str(FOLDER / "mixed.jsonl.gz")
 
 
 def write_trace(path: Path, num_steps: int) -> str:
-    with TraceWriter(path, TraceHeader("tiny", {0: 8, 1: 8}, {0: 1 << 20, 1: 1 << 20})) as writer:
+    with RoutingLogWriter(path, RoutingLogHeader("tiny", {0: 8, 1: 8}, {0: 1 << 20, 1: 1 << 20})) as writer:
         for step in range(num_steps):
             for layer in (0, 1):
                 writer.record(layer, [step % 5, 5 + step % 3], "prefill")
@@ -52,12 +52,12 @@ def test_json_is_one_object_with_every_trace_and_the_mean(tmp_path: Path) -> Non
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_trace_that_breaks_off_is_replayed_with_a_warning(tmp_path: Path) -> None:
+def test_a_truncated_log_is_replayed_with_a_warning(tmp_path: Path) -> None:
     path = Path(write_trace(tmp_path / "t.jsonl", 20))
     path.write_bytes(path.read_bytes()[:-3])
     result = run_command("replay", str(path), "--policies", "lru", "--sizes", "50%")
     assert result.returncode == 0
-    assert "t.jsonl breaks off behind line 40; what comes before is used" in result.stderr
+    assert "t.jsonl breaks off after line 40; the lines before are used" in result.stderr
     assert "78 look-ups, 0 of them decoding" in result.stdout
     assert next(line.split()[-1] for line in result.stdout.splitlines() if line.startswith("lru")) == "-"
 
@@ -66,17 +66,17 @@ def test_a_trace_that_breaks_off_is_replayed_with_a_warning(tmp_path: Path) -> N
     ("arguments", "status", "message"),
     [
         ((), 2, "the following arguments are required: TRACE; see greenroom replay --help"),
-        (("nowhere.jsonl",), 1, "cannot read the trace nowhere.jsonl: No such file or directory"),
+        (("nowhere.jsonl",), 1, "cannot read the routing log nowhere.jsonl: No such file or directory"),
         ((__file__,), 1, "test_replay.py line 1 is not JSON"),
         ((CHAT, "--policies", "lru,fifo"), 2, "--policies: 'fifo' is not a cache policy; choose from lru, lfru,"),
-        ((CHAT, "--sizes", "10%,lots"), 2, "--sizes: 'lots' is not a size; write it as 6GiB, or as a part up to 100%"),
+        ((CHAT, "--sizes", "10%,lots"), 2, "--sizes: 'lots' is not a size; write it as 6GiB, or as a share up to 100%"),
         ((CHAT, "--sizes", "auto"), 2, "--sizes: 'auto' is not a size"),
         ((CHAT, "--sizes", "1KB"), 2, "--sizes 1KB of greenroom-demo: 0 slots leave none for the experts of layer 0"),
         ((CHAT, "--sizes", "50%", "--plot", "/nowhere/x.png"), 1, "No such file or directory: '/nowhere/x.png'"),
         ((CHAT, "--sizes", "50%", "--plot", "x.abc"), 1, "--plot x.abc: Format 'abc' is not supported"),
     ],
 )
-def test_wrong_use_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
+def test_wrong_usage_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
     result = run_command("replay", *arguments)
     assert (result.returncode, result.stdout) == (status, "")
     assert message in result.stderr

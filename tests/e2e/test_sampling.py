@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from server.model.checkpoint import BUNDLED
+from server.model.checkpoint.locate import BUNDLED
 
 MODEL = "greenroom-demo"
 PROMPT = "The Mayor shall appoint"
@@ -76,7 +76,7 @@ def test_logprobs_are_the_models_own_whatever_changes_the_choice(complete: Any) 
     assert [logprob for _, logprob in likeliest[0]] == pytest.approx([logprob for _, logprob in likeliest[1]], abs=1e-4)
 
 
-def test_streamed_and_whole_logprobs_are_the_same(client: openai.OpenAI) -> None:
+def test_streamed_and_complete_logprobs_are_the_same(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "max_tokens": 30, "seed": 3, "logprobs": 2}
     for echo in (False, True):
         whole = client.completions.create(**options, echo=echo).choices[0]
@@ -175,7 +175,7 @@ def test_a_stop_string_before_min_tokens_is_text(complete: Any) -> None:
         ({"max_tokens": 0}, "max_tokens"),
     ],
 )
-def test_what_the_model_does_not_have_is_refused(complete: Any, body: dict[str, Any], param: str) -> None:
+def test_unsupported_parameters_are_refused(complete: Any, body: dict[str, Any], param: str) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         complete(**body)
     assert refusal.value.param == param

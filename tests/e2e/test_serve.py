@@ -1,4 +1,4 @@
-"""`greenroom serve` with the bundled model, as a user meets it."""
+"""The command `greenroom serve` with the bundled model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from expert_store import read_trace
+from expert_store import read_routing_log
 from tests.e2e.processes import Server, run_command, serving
 
 QUESTION = [{"role": "user", "content": "Write a recipe for apple pie."}]
@@ -41,7 +41,7 @@ def test_most_chat_turns_end_by_themselves(client: openai.OpenAI) -> None:
     assert not any("<|im_end|>" in (choice.message.content or "") for choice in reply.choices)
 
 
-def test_streamed_and_whole_answers_are_the_same_text(client: openai.OpenAI) -> None:
+def test_streamed_and_complete_answers_are_the_same_text(client: openai.OpenAI) -> None:
     options = {"model": "greenroom-demo", "prompt": "Once upon a time", "max_tokens": 40, "seed": 7}
     whole = client.completions.create(**options)
     pieces = [chunk.choices[0].text for chunk in client.completions.create(**options, stream=True)]
@@ -123,7 +123,7 @@ def test_a_device_tier_and_another_policy_do_not_change_the_text_and_routing_is_
         lookups = other.total("expert_lookups_total")
         assert other.interrupt()[0] == 0
     assert text == expected
-    assert sum(len(lease.experts) for lease in read_trace(trace).leases) == lookups
+    assert sum(len(lease.experts) for lease in read_routing_log(trace).leases) == lookups
 
 
 def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
@@ -149,14 +149,18 @@ def test_ctrl_c_ends_cleanly_with_a_stream_open() -> None:
         (("serve", "--host-expert-memory", "lots"), 2, "is not a size; write it as 6GiB, 50% or auto"),
         (("serve", "--cache-policy", "fifo"), 2, "greenroom: --cache-policy 'fifo': Input should be 'lru'"),
         (("serve", "--device", "cuda:7"), 1, "--device cuda:7: torch sees"),
-        (("serve", "--trace-file", "/nowhere/t"), 1, "cannot write the trace /nowhere/t: No such file or directory"),
+        (
+            ("serve", "--trace-file", "/nowhere/t"),
+            1,
+            "cannot write the routing log /nowhere/t: No such file or directory",
+        ),
         (("serve", "--kv-cache-memory", "1KB"), 1, "--kv-cache-memory 1KB: 2048 tokens need"),
         (("serve", "--max-model-len", "999999"), 1, "the model's context is 2048 tokens"),
-        ((), 2, "greenroom: name a command: serve, pack, verify, inspect, doctor, "),
+        ((), 2, "greenroom: give a command: serve, pack, verify, inspect, doctor, "),
         (("sevre",), 2, "greenroom: there is no command sevre (did you mean serve?); see greenroom --help"),
     ],
 )
-def test_wrong_use_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
+def test_wrong_usage_is_one_line_that_says_what_to_do(arguments: tuple[str, ...], status: int, message: str) -> None:
     result = run_command(*arguments, environment={"GREENROOM_PORT": "0"})  # 8000 may be in use here
     last = result.stderr.splitlines()[-1]
     assert (result.returncode, result.stdout) == (status, "")
@@ -170,8 +174,8 @@ def test_a_port_in_use_is_named() -> None:
         result = run_command("serve", "--port", str(port))
     assert result.returncode == 1
     assert result.stderr == (
-        f"greenroom: cannot listen on 127.0.0.1:{port}: Address already in use; stop what uses it "
-        f"(`ss -ltnp 'sport = :{port}'`), or choose another --port; 0 finds a free one\n"
+        f"greenroom: cannot listen on 127.0.0.1:{port}: Address already in use; stop the process that uses it "
+        f"(`ss -ltnp 'sport = :{port}'`), or choose another --port (0: any free)\n"
     )
 
 
@@ -183,7 +187,7 @@ def test_a_budget_too_small_is_raised_with_a_warning() -> None:
     assert "--host-expert-memory 1KB is 1000 B; raised to" in err
 
 
-def test_deterministic_text_is_the_same_alone_and_in_company() -> None:
+def test_deterministic_text_is_the_same_alone_and_in_a_batch() -> None:
     with serving("--deterministic", "--host-expert-memory", "25%") as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 

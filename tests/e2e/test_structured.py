@@ -53,7 +53,7 @@ def test_a_stream_is_parsed_as_it_comes(client: openai.OpenAI) -> None:
     assert stream.get_final_completion().choices[0].finish_reason == "stop"
 
 
-def test_any_object_comes_to_an_end(client: openai.OpenAI) -> None:
+def test_a_json_object_ends(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         model=MODEL, messages=QUESTION, response_format={"type": "json_object"}, max_tokens=1000, temperature=0
     )

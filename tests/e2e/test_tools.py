@@ -33,7 +33,7 @@ def client(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
-def test_random_weights_call_what_they_must(client: openai.OpenAI) -> None:
+def test_random_weights_make_the_forced_call(client: openai.OpenAI) -> None:
     choices = client.chat.completions.create(model="random", **ASKED, tool_choice=NAMED, n=4, seed=1).choices
     for choice in choices:
         (call,) = choice.message.tool_calls or []

@@ -57,17 +57,19 @@ def assert_told(collector: Collector) -> None:
         assert 0 < seconds <= (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9 + 1e-6
 
 
-def test_variables_of_opentelemetry_that_do_not_go_together_are_one_line() -> None:
+def test_contradictory_opentelemetry_variables_are_one_line() -> None:
     result = run_command(
         "serve", "--port", "0", "--otlp-endpoint", "http://localhost:4318",
         environment={"OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5000"},
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("greenroom: --otlp-endpoint: the OTEL_... variables do not go together: max_export")
+    assert result.stderr.startswith(
+        "greenroom: --otlp-endpoint: the OTEL_... environment variables are contradictory: max_export"
+    )
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_without_opentelemetry_it_says_what_to_install(tmp_path: Path) -> None:
+def test_missing_opentelemetry_is_refused_with_the_package(tmp_path: Path) -> None:
     hiding = "import sys; sys.modules['opentelemetry.sdk'] = None"  # as if it were not there
     (tmp_path / "sitecustomize.py").write_text(hiding)
     result = run_command(

@@ -1,4 +1,4 @@
-"""Small expert files whose every number tells where it belongs."""
+"""Small safetensors files of experts, whose values identify layer, expert and half."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def matrix(layer: int, expert: int, part: int) -> torch.Tensor:
 
 
 def make_catalog(folder: Path, num_layers: int = 2, num_experts: int = 8) -> ExpertCatalog:
-    """Experts of two halves that a slot holds one above the other, one file a layer."""
+    """Return a catalog of experts of two halves, stacked in a slot, with one file per layer."""
     for layer in range(num_layers):
         tensors = {
             f"{layer}.{expert}.{half}": matrix(layer, expert, part)

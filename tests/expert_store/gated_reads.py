@@ -1,4 +1,4 @@
-"""Reads that wait."""
+"""Reads that block until a test lets them go on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 class GatedReads:
-    """Holds every read of data back until it is opened, and counts them; headers pass."""
+    """Blocks every read of data until ``is_open`` is set, and counts them; headers are read as usual."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, error: OSError | None = None):
         self.count = 0

@@ -1,4 +1,4 @@
-"""Pack again and again, each time killed at the next write, flush or rename; prints how many times.
+"""Packs repeatedly, each time killed at the next write, flush or rename, and prints how many times.
 
 Arguments: a folder for the sources, a folder for the targets, and whether the targets hold an older pack already.
 Run as a process of its own, for it forks.
@@ -17,11 +17,11 @@ import numpy as np
 
 from tests.expert_store.packs import make_source, pack
 
-left = 0  # calls until the end
+left = 0  # calls until the kill
 
 
 def dying(call: Any, is_torn: bool) -> Any:
-    """The call, but for the last one: that is done half, or not at all."""
+    """Wrap a call so that the last one is done half, or not at all, before the process is killed."""
 
     def wrapped(*arguments: Any, **options: Any) -> Any:
         global left  # noqa: PLW0603

@@ -1,4 +1,4 @@
-"""Small models to pack: two layers of four experts, whose every number tells where it belongs."""
+"""Small models to pack: two layers of four experts, whose values identify layer and expert."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from expert_store import (
     read_index,
     write_pack,
 )
-from tests.expert_store.asking import of_layer
+from tests.expert_store.lease_rows import one_row_each
 
 NUM_LAYERS, NUM_EXPERTS = 2, 4
 LAYOUT = ExpertLayout((ParameterSpec("weight", torch.float32, (30, 50)), ParameterSpec("bias", torch.bfloat16, (30,))))
-RECORDS_A_FILE = 3
+RECORDS_PER_FILE = 3
 
 
 def weights(key: ExpertKey, shift: float = 0.0) -> Weights:
@@ -37,7 +37,7 @@ def weights(key: ExpertKey, shift: float = 0.0) -> Weights:
 
 
 def make_source(folder: Path, shift: float = 0.0, model: str = "tiny") -> PackSource:
-    """A model of one shard; ``shift`` makes it another of the same shapes."""
+    """Return a model of one shard; another ``shift`` makes another model of the same shapes."""
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "tiny"}))
     keys = [ExpertKey(layer, expert) for layer in range(NUM_LAYERS) for expert in range(NUM_EXPERTS)]
@@ -57,11 +57,11 @@ def make_source(folder: Path, shift: float = 0.0, model: str = "tiny") -> PackSo
 
 
 def pack(source: PackSource, out: Path, jobs: int = 1) -> bool:
-    return write_pack(source, out, jobs, lambda _: None, max_file_bytes=RECORDS_A_FILE * LAYOUT.slot_bytes)
+    return write_pack(source, out, jobs, lambda _: None, max_file_bytes=RECORDS_PER_FILE * LAYOUT.slot_bytes)
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """A digest of every file below a folder by its path."""
+    """Return a digest of every file below a folder by its path."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -70,12 +70,12 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def served(opened: Pack) -> dict[ExpertKey, float]:
-    """One number of every expert, as a store reads it."""
+    """Return one value of every expert, as a store reads it."""
     store = ExpertStore(opened.catalog, opened.catalog.total_bytes)
     try:
         found = {}
         for layer in opened.catalog.layers:
-            with store.lease(of_layer(layer, range(NUM_EXPERTS))) as lease:
+            with store.lease(one_row_each(layer, range(NUM_EXPERTS))) as lease:
                 for key, tensors in lease:
                     found[key] = float(tensors["weight"][7, 9])
         return found
@@ -84,7 +84,7 @@ def served(opened: Pack) -> dict[ExpertKey, float]:
 
 
 def state(out: Path) -> float | None:
-    """The shift of the model that a folder serves, or None if it serves none; an error if it is half one."""
+    """Return the shift of the model in a folder, or None if there is none; fail if models are mixed."""
     if not (out / "manifest.json").exists():
         return None
     found = served(open_pack(out))

@@ -1,4 +1,4 @@
-"""Packed records of known bytes, one file a layer."""
+"""Packed records of known values, one file per layer."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ LAYOUT = ExpertLayout((ParameterSpec("weight", torch.int32, (16,)),))
 
 
 def value_of(key: ExpertKey) -> int:
-    """The value of each weight of an expert."""
+    """Return the value of each weight of an expert."""
     return key.layer * 1000 + key.expert + (0 if key.variant == BASE else 500)
 
 
 def make_records(
     folder: Path, num_layers: int = 2, num_experts: int = 8, variants: Collection[str] = ()
 ) -> ExpertCatalog:
-    """Experts whose every weight is ``value_of``; each has all the variants."""
+    """Return a catalog of experts whose every weight is ``value_of``; each has all the variants."""
     layers, others = {}, {}
     for layer in range(num_layers):
         path, records = folder / f"layer{layer}.pack", {}

@@ -7,7 +7,7 @@ from math import log2
 
 from expert_store import ExpertKey
 from expert_store.policies import ArcPolicy, LfruPolicy, LfuPolicy, LruPolicy, SlruPolicy
-from expert_store.policies.lfru import BUCKETS_PER_OCTAVE, GHOSTS_A_SLOT, HALF_LIFE
+from expert_store.policies.lfru import BUCKETS_PER_OCTAVE, GHOSTS_PER_SLOT, HALF_LIFE
 from expert_store.policies.slru import PROTECTED_SHARE
 
 
@@ -186,7 +186,7 @@ class ReferenceLfru(ReferenceLru):
 
     def resize(self, num_slots: int) -> None:
         super().resize(num_slots)
-        while len(self.ghosts) > GHOSTS_A_SLOT * num_slots:
+        while len(self.ghosts) > GHOSTS_PER_SLOT * num_slots:
             del self.ghosts[0]
 
 

@@ -1,4 +1,4 @@
-"""Slots in one allocation, given back and taken again one by one."""
+"""Slots in one allocation, whose memory is freed and used again one by one."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def refuse_beyond(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mmap, "mmap", reserve)
 
 
-def test_an_arena_that_may_not_reserve_room_to_grow_has_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arena_that_cannot_reserve_addresses_to_grow_has_its_first_slots(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_beyond(2 * LAYOUT.slot_bytes, monkeypatch)
     assert HostArena(LAYOUT, 2, 100).capacity == 2
 
 
-def test_memory_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_cannot_be_reserved_is_a_budget_error(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_beyond(LAYOUT.slot_bytes, monkeypatch)
     with pytest.raises(BudgetError, match=rf"cannot reserve {2 * LAYOUT.slot_bytes} bytes .* smaller budget"):
         HostArena(LAYOUT, 2, 100)

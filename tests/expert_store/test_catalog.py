@@ -1,4 +1,4 @@
-"""A catalog is checked whole when it is built."""
+"""A catalog checks all recipes when it is built."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.expert_store.files import make_catalog
 
 
 def damaged(catalog: ExpertCatalog, recipe: dict[str, ParameterRecipe]) -> dict[int, LayerEntry]:
-    """The catalog's layers with expert 3 of layer 1 replaced."""
+    """Return the catalog's layers with expert 3 of layer 1 replaced."""
     experts = list(catalog.layers[1].experts)
     experts[3] = recipe
     return {**catalog.layers, 1: replace(catalog.layers[1], experts=tuple(experts))}
@@ -64,7 +64,7 @@ def test_tensors_of_a_slot_are_aligned_and_apart() -> None:
         )
     )
     assert layout.offsets == {"a": 0, "b": 64, "c": 256}
-    assert layout.slot_bytes == 4096  # whole pages
+    assert layout.slot_bytes == 4096  # a multiple of a page
 
 
 @pytest.mark.parametrize("rows", [4, 12])

@@ -1,4 +1,4 @@
-"""Three tiers: device over host over disk, on the emulated device and on one that tells what it was asked."""
+"""Three tiers, device over host over disk, on the emulated device and on one that records its calls."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, device
+from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore
 from expert_store.arena import HostArena
-from expert_store.device import EmulatedDevice
-from expert_store.direct_io import DirectFile
-from tests.expert_store.asking import of_layer
+from expert_store.io import device_memory as device
+from expert_store.io.device_memory import EmulatedDevice
+from expert_store.io.direct_io import DirectFile
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
-from tests.expert_store.settling import TIMEOUT, settle
+from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 
 SLOT = LAYOUT.slot_bytes
 
@@ -41,14 +42,14 @@ def stores(catalog: ExpertCatalog) -> Iterator[Any]:
 
 
 def use(store: ExpertStore, layer: int, *experts: int) -> None:
-    with store.lease(of_layer(layer, experts)) as lease:
+    with store.lease(one_row_each(layer, experts)) as lease:
         found = {key.expert: int(weights["weight"][0]) for key, weights in lease}
     assert found == {expert: layer * 1000 + expert for expert in experts}
 
 
 def moved(store: ExpertStore) -> dict[tuple[str, str], int]:
-    """Experts moved each way, once all copies are over."""
-    settle(store)
+    """Return the number of experts moved each way, once all copies have ended."""
+    wait_until_idle(store)
     return {way: load.nbytes // SLOT for way, load in store.statistics().loads.items()}
 
 
@@ -71,12 +72,12 @@ def test_what_leaves_the_device_is_not_copied_down_while_the_host_has_it(stores:
 
 
 def test_both_tiers_together_hold_as_many_experts_as_they_have_slots(stores: Any) -> None:
-    """The host gives up first what the device has too, and takes it back when it leaves the device."""
+    """The host evicts redundant copies first, and gets experts back that leave the device."""
     store = stores(2, 3)
     for _ in range(3):
         for expert in range(4):
             use(store, 0, expert)
-            settle(store)
+            wait_until_idle(store)
     assert set(store.residents()) == {ExpertKey(0, expert) for expert in range(4)}
     ways = moved(store)
     assert ways["disk", "host"] == 4
@@ -116,7 +117,7 @@ def test_a_failed_copy_reaches_who_waits_and_the_next_lease_tries_again(
         patch.setattr(EmulatedDevice, "copy", fail)
         with pytest.raises(ExpertLoadError, match="expert 3 of layer 0: the bus is gone"):
             use(store, 0, 3)
-    settle(store)
+    wait_until_idle(store)
     store.check_integrity()
     use(store, 0, 3)
 
@@ -125,11 +126,11 @@ def test_the_table_of_slots_follows_every_move(stores: Any) -> None:
     store = stores(3, 3)
     for expert in (0, 5, 7, 2, 5, 6, 1):
         use(store, 1, expert)
-    settle(store)
+    wait_until_idle(store)
     table = store.slot_table
     on_device = {key for key, tier in store.residents().items() if tier == "device"}
     assert {ExpertKey(*place) for place in (table >= 0).nonzero().tolist()} == on_device
-    pool = store._backstage.pools[0]
+    pool = store._state.pools[0]
     for key in on_device:
         weights = pool.device_arena.weights(int(table[key.layer, key.expert]))
         assert int(weights["weight"][0]) == key.layer * 1000 + key.expert
@@ -170,7 +171,7 @@ def test_a_device_without_the_memory_keeps_its_old_size(stores: Any, monkeypatch
 
 def test_a_rebuild_waits_for_leases(stores: Any) -> None:
     store = stores(2, 4)
-    with store.lease(of_layer(0, [1])) as lease:
+    with store.lease(one_row_each(0, [1])) as lease:
         for _, weights in lease:
             rebuild = threading.Thread(target=store.resize, kwargs={"device_bytes": 3 * SLOT})
             rebuild.start()
@@ -206,7 +207,7 @@ def test_pins_keep_experts_on_the_device_through_a_rebuild(stores: Any) -> None:
 
 
 class Recording(EmulatedDevice):
-    """Notes the order of what it is asked; its events are numbers."""
+    """Records its calls in order; its events are numbers."""
 
     def __init__(self) -> None:
         self.log: list[tuple[Any, ...]] = []
@@ -240,7 +241,7 @@ class Recording(EmulatedDevice):
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Recording:
     recording = Recording()
-    monkeypatch.setattr("expert_store.backstage.open_device", lambda _: recording)
+    monkeypatch.setattr("expert_store.resources.open_device", lambda _: recording)
     return recording
 
 
@@ -248,9 +249,9 @@ def test_events_fence_a_slot_before_compute_and_before_its_next_copy(stores: Any
     """Compute is ordered after the copy of what it reads; a copy into a slot is ordered after its last use."""
     store = stores(1, 4)
     use(store, 0, 3)
-    settle(store)
+    wait_until_idle(store)
     use(store, 0, 4)
-    settle(store)
+    wait_until_idle(store)
     kinds = [entry[0] for entry in recording.log if entry[0] in {"copy", "order", "mark"}]
     assert kinds[:3] == ["copy", "order", "mark"]
     copies = [entry for entry in recording.log if entry[0] == "copy"]
@@ -265,7 +266,7 @@ def test_a_write_back_leaves_the_slot_before_the_next_expert_enters(stores: Any,
     store = stores(1, 1)
     for expert in (0, 1, 2, 0):
         use(store, 0, expert)
-        settle(store)
+        wait_until_idle(store)
     store.check_integrity()
 
 
@@ -275,7 +276,7 @@ def test_host_slots_are_pinned_once_they_are_filled_and_unpinned_when_retired(
     store = stores(1, 3)
     for expert in range(3):
         use(store, 0, expert)
-    settle(store)
+    wait_until_idle(store)
     assert {entry[1] for entry in recording.log if entry[0] == "pin"} == {0, 1, 2}
     store.resize(host_bytes=SLOT)
     assert len({entry[1] for entry in recording.log if entry[0] == "unpin"}) == 2
@@ -287,10 +288,10 @@ def test_a_cuda_device_serves_what_the_disk_has(catalog: ExpertCatalog) -> None:
     store = ExpertStore(catalog, 4 * SLOT, device_bytes=2 * SLOT, device=torch.device("cuda", 0))
     for layer in (0, 1, 0):
         use(store, layer, *range(8))
-    assert isinstance(store._backstage._device, device.CudaDevice)
+    assert isinstance(store._state._resources.device, device.CudaDevice)
     store.resize(host_bytes=2 * SLOT, device_bytes=3 * SLOT)
     for layer in (0, 1, 0):
         use(store, layer, *range(8))
-    settle(store)
+    wait_until_idle(store)
     store.check_integrity()
     store.close()

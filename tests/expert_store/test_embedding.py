@@ -1,4 +1,4 @@
-"""docs/expert_store.md is run as it stands."""
+"""The example of docs/expert_store.md runs unchanged."""
 
 from __future__ import annotations
 

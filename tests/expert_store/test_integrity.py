@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore
-from expert_store.direct_io import DirectFile
-from tests.expert_store.asking import of_layer
+from expert_store.io.direct_io import DirectFile
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
 
 
@@ -27,7 +27,7 @@ def store(catalog: ExpertCatalog) -> Iterator[ExpertStore]:
 
 
 def values(store: ExpertStore, layer: int, *experts: int) -> dict[int, int]:
-    with store.lease(of_layer(layer, experts)) as lease:
+    with store.lease(one_row_each(layer, experts)) as lease:
         return {key.expert: int(weights["weight"][0]) for key, weights in lease}
 
 

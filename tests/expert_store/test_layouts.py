@@ -20,7 +20,7 @@ from expert_store import (
     find_shards,
     read_index,
 )
-from tests.expert_store.asking import of_layer
+from tests.expert_store.lease_rows import one_row_each
 
 WIDTHS = {0: 16, 1: 3000, 2: 16, 5: 700}  # by layer; two layers share a layout
 NUM_EXPERTS = {0: 6, 1: 4, 2: 6, 5: 8}
@@ -51,7 +51,7 @@ def catalog(tmp_path: Path) -> ExpertCatalog:
 def use_all(store: ExpertStore) -> None:
     for layer, width in WIDTHS.items():
         experts = range(NUM_EXPERTS[layer])
-        with store.lease(of_layer(layer, experts)) as lease:
+        with store.lease(one_row_each(layer, experts)) as lease:
             for key, weights in lease:
                 assert torch.equal(weights["weight"], torch.full((width,), layer * 100.0 + key.expert))
 

@@ -1,4 +1,4 @@
-"""The batches that a lease gives out, and their order."""
+"""The batches of a lease, and their order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from expert_store import BASE, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, ReadyExperts
-from tests.expert_store.asking import of_layer
 from tests.expert_store.gated_reads import GatedReads
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
-from tests.expert_store.settling import settle
+from tests.expert_store.waiting import wait_until_idle
 
 VARIANT = "other"
 MakeStore = Callable[..., ExpertStore]
@@ -37,13 +37,13 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
 
 def fill(store: ExpertStore, layer: int, *experts: int) -> None:
-    with store.lease(of_layer(layer, experts)) as lease:
+    with store.lease(one_row_each(layer, experts)) as lease:
         assert len(list(lease)) == len(experts)
-    settle(store)
+    wait_until_idle(store)
 
 
 def value_at(address: np.uint64) -> int:
-    """The first weight of the slot there."""
+    """Return the first weight of the slot at an address."""
     start = int(address) + LAYOUT.offsets["weight"]
     return int(np.frombuffer(ctypes.string_at(start, 4), np.int32)[0])
 
@@ -58,11 +58,11 @@ def test_all_that_is_resident_comes_at_once_and_then_what_arrives(
     store = make_store(16, num_readers=4)
     fill(store, 0, 1, 5, 7)
     reads = GatedReads(monkeypatch)
-    with store.lease(of_layer(0, [0, 1, 2, 5, 7])) as lease:
+    with store.lease(one_row_each(0, [0, 1, 2, 5, 7])) as lease:
         batches = lease.batches()
         assert experts_of(next(batches)) == [1, 5, 7]
         reads.is_open.set()
-        settle(store)
+        wait_until_idle(store)
         assert sorted(experts_of(next(batches))) == [0, 2]
         assert next(batches, None) is None
 
@@ -73,7 +73,7 @@ def test_all_missing_experts_are_being_read_before_the_first_batch_is_asked_for(
     store = make_store(16, num_readers=4)
     fill(store, 0, 3)
     reads = GatedReads(monkeypatch)
-    with store.lease(of_layer(0, range(5))):
+    with store.lease(one_row_each(0, range(5))):
         for _ in range(4):
             reads.wait_until_started()
         reads.is_open.set()
@@ -83,7 +83,7 @@ def test_all_missing_experts_are_being_read_before_the_first_batch_is_asked_for(
 def test_addresses_and_offsets_lead_to_the_weights(make_store: MakeStore, device_bytes: int) -> None:
     store = make_store(16, device_bytes=device_bytes)
     for _ in range(2):  # read, and found
-        with store.lease(of_layer(1, [2, 4, 6])) as lease:
+        with store.lease(one_row_each(1, [2, 4, 6])) as lease:
             for ready in lease.batches():
                 assert ready.addresses.dtype == np.uint64
                 assert [value_at(address) for address in ready.addresses] == [value_of(key) for key in ready.keys]
@@ -109,7 +109,7 @@ def test_a_variant_does_not_stand_in_for_the_expert_in_the_table_of_device_slots
     assert store.slot_table[0, 3] == -1
 
 
-def test_a_lease_of_nothing_gives_out_nothing(make_store: MakeStore) -> None:
+def test_a_lease_of_nothing_yields_nothing(make_store: MakeStore) -> None:
     with make_store(4).lease({}) as lease:
         assert not list(lease.batches())
     assert lease.num_lookups == 0
@@ -155,7 +155,7 @@ def test_a_variant_of_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> 
 def test_what_was_found_stays_through_all_waves_and_the_rest_comes_one_by_one(make_store: MakeStore) -> None:
     store = make_store(6)
     fill(store, 0, 6, 7)
-    with store.lease(of_layer(0, range(8))) as lease:
+    with store.lease(one_row_each(0, range(8))) as lease:
         batches = lease.batches()
         found = next(batches)
         assert experts_of(found) == [6, 7]
@@ -167,13 +167,13 @@ def test_what_was_found_stays_through_all_waves_and_the_rest_comes_one_by_one(ma
     assert lease.num_lookups == 8
 
 
-def test_a_failed_read_is_raised_after_what_was_found_was_given_out(
+def test_a_failed_read_is_raised_after_the_hits_were_yielded(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(16)
     fill(store, 0, 1)
     reads = GatedReads(monkeypatch, OSError(5, "Input/output error"))
-    with store.lease(of_layer(0, [1, 2])) as lease:
+    with store.lease(one_row_each(0, [1, 2])) as lease:
         batches = lease.batches()
         assert experts_of(next(batches)) == [1]
         reads.is_open.set()
@@ -182,8 +182,8 @@ def test_a_failed_read_is_raised_after_what_was_found_was_given_out(
     assert store.evict([ExpertKey(0, 1)]) == 1
 
 
-class Told:
-    """A recorder."""
+class ListRecorder:
+    """Keeps what it records in a list."""
 
     def __init__(self) -> None:
         self.leases: list[tuple[int, list[int], str]] = []
@@ -192,19 +192,19 @@ class Told:
         self.leases.append((layer, list(experts), phase))
 
 
-def test_a_recorder_is_told_each_expert_once_whatever_its_variants(make_store: MakeStore) -> None:
-    told = Told()
-    store = make_store(16, recorder=told)
+def test_a_recorder_records_each_expert_once_whatever_its_variants(make_store: MakeStore) -> None:
+    recorder = ListRecorder()
+    store = make_store(16, recorder=recorder)
     keys = [ExpertKey(1, 5, VARIANT), ExpertKey(1, 5, BASE), ExpertKey(1, 2)]
     with store.lease(dict.fromkeys(keys, 1), "prefill"):
         pass
-    assert told.leases == [(1, [5, 2], "prefill")]
+    assert recorder.leases == [(1, [5, 2], "prefill")]
 
 
 def test_a_batch_waits_only_for_what_is_not_there(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One expert of two has come: it is given out while the other is still being read."""
+    """One expert of two is ready: it is yielded while the other is still being read."""
     store = make_store(16, num_readers=2)
-    gate, real = threading.Event(), store._backstage.reader.submit
+    gate, real = threading.Event(), store._state.reader.submit
 
     def submit(job: Any) -> None:
         if job.key.expert == 2:
@@ -212,8 +212,8 @@ def test_a_batch_waits_only_for_what_is_not_there(make_store: MakeStore, monkeyp
             job.done = lambda error: (gate.wait(30), done(error))
         real(job)
 
-    monkeypatch.setattr(store._backstage.reader, "submit", submit)
-    with store.lease(of_layer(0, [1, 2])) as lease:
+    monkeypatch.setattr(store._state.reader, "submit", submit)
+    with store.lease(one_row_each(0, [1, 2])) as lease:
         batches = lease.batches()
         assert experts_of(next(batches)) == [1]
         gate.set()

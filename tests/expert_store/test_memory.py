@@ -1,4 +1,4 @@
-"""What a store takes, measured from outside its process, is its budget and a constant."""
+"""A store takes its budget and a constant, measured from outside its process."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ for line in sys.stdin:
 
 
 class Process:
-    """A process with one store, told its budgets line by line."""
+    """A process with one store, which reads budgets line by line."""
 
     def __init__(self, folder: Path):
         self._process = subprocess.Popen(
@@ -65,7 +65,7 @@ class Process:
         return int(psutil.Process(self._process.pid).memory_info().rss)
 
     def growth(self, host_bytes: int, device_bytes: int) -> int:
-        """Resident bytes beyond the start, after all experts went through a store of these budgets."""
+        """Return the resident bytes beyond the start, after all experts were loaded into a store of these budgets."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{host_bytes} {device_bytes}\n")
         self._process.stdin.flush()

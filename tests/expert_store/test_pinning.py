@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expert_store.arena import HostArena
-from expert_store.device import CudaDevice
+from expert_store.io.device_memory import CudaDevice
 from tests.expert_store.records import LAYOUT
 
 

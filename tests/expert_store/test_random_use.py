@@ -18,11 +18,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from expert_store import BASE, BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
 from expert_store.arena import Bytes
-from expert_store.direct_io import DirectFile, Piece
+from expert_store.io.direct_io import DirectFile, Piece
 from expert_store.policies import POLICIES
-from tests.expert_store.asking import of_layer
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
-from tests.expert_store.settling import settle
+from tests.expert_store.waiting import wait_until_idle
 
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
 VARIANT = "other"
@@ -44,7 +44,7 @@ requests = st.lists(
     min_size=1,
     max_size=THREADS,
 )
-slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be held
+slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be leased
 
 
 class FaultyFile(DirectFile):
@@ -60,7 +60,7 @@ class FaultyFile(DirectFile):
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """One store; each step is done by several threads at once and is over before the next begins."""
+    """One store; each rule runs on several threads at once and has ended before the next begins."""
 
     device_slots = 0
 
@@ -68,7 +68,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, host_slots: int, policy: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("expert_store.reader.DirectFile", FaultyFile)
+        self.patch.setattr("expert_store.io.reader.DirectFile", FaultyFile)
         FaultyFile.broken = set()
         self.threads = ThreadPoolExecutor(THREADS + 1)
         self.store = ExpertStore(
@@ -79,7 +79,7 @@ class StoreMachine(RuleBasedStateMachine):
             policy=policy,
             least_unpinned=2,
         )
-        self.held: list[Lease] = []
+        self.leases: list[Lease] = []
 
     def use(self, chosen: set[ExpertKey]) -> None:
         try:
@@ -103,7 +103,7 @@ class StoreMachine(RuleBasedStateMachine):
     def lease_while_reads_fail(self, batch: list[set[ExpertKey]], broken: set[ExpertKey]) -> None:
         FaultyFile.broken = broken
         self.together(batch)
-        settle(self.store)
+        wait_until_idle(self.store)
         FaultyFile.broken = set()
 
     @rule(batch=requests, host_slots=slots)
@@ -146,10 +146,10 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.together(batch, enter_and_leave)
 
-    @precondition(lambda self: not self.held)
+    @precondition(lambda self: not self.leases)
     @rule(chosen=st.lists(keys, max_size=5), host_slots=slots, rows=experts)
     def hold_all(self, chosen: list[ExpertKey], host_slots: int, rows: set[int]) -> None:
-        """All experts that fit, held for a step while others try to move them."""
+        """Hold all experts for a step while other threads try to evict them."""
         self.store.resize(host_bytes=LAYERS * EXPERTS * SLOT)
         for layer in range(LAYERS):
             self.use({ExpertKey(layer, expert) for expert in range(EXPERTS)})
@@ -164,37 +164,37 @@ class StoreMachine(RuleBasedStateMachine):
                 assert found == [value_of(ExpertKey(layer, expert)) for expert in range(EXPERTS)]
             hold.close(dict.fromkeys(range(LAYERS), np.isin(np.arange(EXPERTS), list(rows)).astype(np.int64)))
 
-    @precondition(lambda self: not self.held)
+    @precondition(lambda self: not self.leases)
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
-    def hold(self, layer: int, expert: int) -> None:
-        """One expert in use for several steps."""
-        lease = self.store.lease(of_layer(layer, [expert]))
+    def keep_a_lease(self, layer: int, expert: int) -> None:
+        """Lease one expert over several rules."""
+        lease = self.store.lease(one_row_each(layer, [expert]))
         lease.__enter__()
-        self.held.append(lease)
+        self.leases.append(lease)
         next(iter(lease))
 
-    @precondition(lambda self: self.held)
+    @precondition(lambda self: self.leases)
     @rule()
-    def let_go(self) -> None:
-        self.held.pop().__exit__(None, None, None)
+    def end_lease(self) -> None:
+        self.leases.pop().__exit__(None, None, None)
 
     @invariant()
     def nothing_is_lost(self) -> None:
         if not hasattr(self, "store"):
             return
-        settle(self.store)
+        wait_until_idle(self.store)
         self.store.check_integrity()
         for tier in self.store.tiers().values():
             assert tier.num_resident <= tier.num_slots
-            if not self.held:
+            if not self.leases:
                 assert tier.slot_bytes <= tier.budget_bytes
 
     def teardown(self) -> None:
         if hasattr(self, "patch"):
             self.patch.undo()
         if hasattr(self, "store"):
-            while self.held:
-                self.let_go()
+            while self.leases:
+                self.end_lease()
             self.store.close()
             self.store.check_integrity()
             self.threads.shutdown()
@@ -202,11 +202,11 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class DeviceMachine(StoreMachine):
-    """The same with a device tier, which is rebuilt now and then."""
+    """The same with a device tier that is rebuilt now and then."""
 
     device_slots = 4
 
-    @precondition(lambda self: not self.held)
+    @precondition(lambda self: not self.leases)
     @rule(batch=requests, device_slots=st.integers(3, 9))
     def lease_while_rebuilding_the_device_tier(self, batch: list[set[ExpertKey]], device_slots: int) -> None:
         def rebuild() -> None:

@@ -1,4 +1,4 @@
-"""All experts held for a step: what it keeps in place, and what it counts."""
+"""Step leases: they hold all experts in their slots, and count what the step used."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy.typing as npt
 import pytest
 
 from expert_store import ExpertKey, ExpertStore, StepLease
-from expert_store.trace import TraceHeader, TraceWriter, read_trace
-from tests.expert_store.asking import of_layer
+from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter, read_routing_log
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
-from tests.expert_store.settling import settle
+from tests.expert_store.waiting import wait_until_idle
 
 LAYERS, EXPERTS = 3, 8
 ALL = LAYERS * EXPERTS
@@ -29,7 +29,7 @@ MakeStore = Callable[..., ExpertStore]
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Iterator[MakeStore]:
-    """Stores whose experts are all in memory, unless told otherwise."""
+    """Stores whose experts are all in memory, unless ``is_filled`` is False."""
     catalog = make_records(tmp_path, LAYERS, EXPERTS, [VARIANT])
     stores: list[ExpertStore] = []
 
@@ -48,9 +48,9 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
 def fill(store: ExpertStore) -> None:
     for layer in range(LAYERS):
-        with store.lease(of_layer(layer, range(EXPERTS)), "prefill") as lease:
+        with store.lease(one_row_each(layer, range(EXPERTS)), "prefill") as lease:
             assert len(list(lease)) == EXPERTS
-    settle(store)
+    wait_until_idle(store)
 
 
 def held(store: ExpertStore) -> StepLease:
@@ -64,7 +64,7 @@ def counts(rows: dict[int, list[int]]) -> dict[int, npt.NDArray[np.int64]]:
 
 
 def are_in_place(hold: StepLease) -> bool:
-    """Tells whether every address leads to the weights of its expert."""
+    """Return True if every address leads to the weights of its expert."""
     return all(
         int(np.frombuffer(ctypes.string_at(int(hold.addresses[key.layer, key.expert]), 4), np.int32)[0])
         == value_of(key)
@@ -169,13 +169,13 @@ def test_pins_come_and_go_meanwhile(make_store: MakeStore) -> None:
 
 def test_leases_and_prefetches_go_on_meanwhile(make_store: MakeStore) -> None:
     store = make_store()
-    with held(store), store.lease(of_layer(1, [2, 3])) as lease:
+    with held(store), store.lease(one_row_each(1, [2, 3])) as lease:
         assert [key.expert for key, _ in lease] == [2, 3]
         assert store.prefetch(2, [1]) == 0
     assert store.evict(KEYS) == ALL
 
 
-def test_who_needs_a_slot_meanwhile_gets_it_at_the_end(make_store: MakeStore) -> None:
+def test_a_lease_that_needs_a_slot_meanwhile_gets_it_at_the_end(make_store: MakeStore) -> None:
     store = make_store()
     come = threading.Event()
 
@@ -205,10 +205,10 @@ def test_a_store_that_closes_leaves_what_is_held_in_place(make_store: MakeStore)
 
 
 def test_it_counts_what_a_lease_of_each_layer_would(make_store: MakeStore, tmp_path: Path) -> None:
-    header = TraceHeader("made-up", dict.fromkeys(range(LAYERS), EXPERTS), dict.fromkeys(range(LAYERS), SLOT))
-    paths, found = [tmp_path / "whole.jsonl", tmp_path / "layers.jsonl"], []
+    header = RoutingLogHeader("made-up", dict.fromkeys(range(LAYERS), EXPERTS), dict.fromkeys(range(LAYERS), SLOT))
+    paths, found = [tmp_path / "step.jsonl", tmp_path / "layers.jsonl"], []
     for path in paths:
-        with TraceWriter(path, header) as writer:
+        with RoutingLogWriter(path, header) as writer:
             store = make_store(recorder=writer)
             for _ in range(3):
                 if path is paths[0]:
@@ -222,7 +222,7 @@ def test_it_counts_what_a_lease_of_each_layer_would(make_store: MakeStore, tmp_p
         statistics = store.statistics()
         found.append((statistics.tokens.tolist(), statistics.lookups, store.hit_ratios()))
     assert found[0] == found[1]
-    assert read_trace(paths[0]) == read_trace(paths[1])
+    assert read_routing_log(paths[0]) == read_routing_log(paths[1])
 
 
 @pytest.mark.parametrize("policy", ["lru", "lfru"])
@@ -237,8 +237,8 @@ def test_what_it_used_is_what_stays_when_others_have_to_go(make_store: MakeStore
 def test_what_was_prefetched_counts_as_used_once_it_is(make_store: MakeStore) -> None:
     store = make_store()
     store.evict([ExpertKey(0, 0), ExpertKey(0, 1)])
-    assert store.fetch([ExpertKey(0, 0), ExpertKey(0, 1)], timeout_seconds=30) == 2
-    settle(store)
+    assert store.preload([ExpertKey(0, 0), ExpertKey(0, 1)], timeout_seconds=30) == 2
+    wait_until_idle(store)
     for _ in range(2):
         held(store).close(counts(ROWS))
     assert store.statistics().prefetches["used"] == 1
@@ -246,7 +246,7 @@ def test_what_was_prefetched_counts_as_used_once_it_is(make_store: MakeStore) ->
     assert dict(store.statistics().prefetches) == {"used": 1, "wasted": 1}
 
 
-def test_a_step_that_failed_counts_nothing_and_lets_go(make_store: MakeStore) -> None:
+def test_a_step_that_failed_counts_nothing_and_ends_its_hold(make_store: MakeStore) -> None:
     store = make_store()
     before = store.statistics()
     with pytest.raises(RuntimeError, match="in a kernel"), held(store):
@@ -266,7 +266,7 @@ def test_a_second_end_is_refused(make_store: MakeStore) -> None:
     store = make_store()
     with held(store) as hold:
         hold.close(counts(ROWS))
-        with pytest.raises(ValueError, match="closed once"):
+        with pytest.raises(ValueError, match="closed already"):
             hold.close(counts(ROWS))
     with held(store):
         assert store.evict(KEYS) == 0

@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
-from tests.expert_store.asking import of_layer
 from tests.expert_store.files import expected, make_catalog
 from tests.expert_store.gated_reads import GatedReads
-from tests.expert_store.settling import settle
+from tests.expert_store.lease_rows import one_row_each
+from tests.expert_store.waiting import wait_until_idle
 
 MakeStore = Callable[..., ExpertStore]
 
@@ -42,9 +42,9 @@ def make_store(tmp_path: Path) -> Iterator[MakeStore]:
 
 
 def use(store: ExpertStore, layer: int, *experts: int) -> list[int]:
-    """Lease experts, check their weights, and tell in which order they came."""
+    """Lease experts, check their weights, and return them in the order in which they came."""
     order = []
-    with store.lease(of_layer(layer, experts)) as lease:
+    with store.lease(one_row_each(layer, experts)) as lease:
         for key, weights in lease:
             assert torch.equal(weights["gate_up"], expected(layer, key.expert))
             order.append(key.expert)
@@ -79,8 +79,8 @@ def test_a_layer_that_needs_more_experts_than_slots_is_served_in_waves(make_stor
     assert len(store.residents()) == 2
 
 
-def test_an_expert_that_is_there_is_not_pushed_out_by_its_own_layer(make_store: MakeStore) -> None:
-    """All hits are taken before any victim is chosen."""
+def test_a_resident_expert_is_not_evicted_by_its_own_lease(make_store: MakeStore) -> None:
+    """All hits are leased before any victim is chosen."""
     store = make_store(2)
     use(store, 0, 3)
     use(store, 0, 0, 3)
@@ -151,7 +151,7 @@ def test_a_lease_that_leaves_during_a_read_keeps_nothing(
 ) -> None:
     reads = GatedReads(monkeypatch)
     store = make_store(1)
-    with store.lease(of_layer(0, [6])):
+    with store.lease(one_row_each(0, [6])):
         reads.wait_until_started()
     reads.is_open.set()
     use(store, 0, 1)
@@ -211,12 +211,12 @@ def test_random_leases_from_many_threads_always_see_the_right_weights(make_store
     assert set(store.residents()) <= {ExpertKey(layer, expert) for layer in range(2) for expert in range(8)}
 
 
-def test_a_lease_that_leaves_calls_off_reads_that_have_not_begun(
+def test_the_end_of_a_lease_cancels_reads_that_have_not_begun(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = GatedReads(monkeypatch)
     store = make_store(8, num_readers=1)
-    with store.lease(of_layer(0, range(6))):
+    with store.lease(one_row_each(0, range(6))):
         reads.wait_until_started()
     reads.is_open.set()
     use(store, 1, 0)
@@ -228,7 +228,7 @@ def test_reads_go_on_for_those_who_stay(make_store: MakeStore, monkeypatch: pyte
     reads = GatedReads(monkeypatch)
     store = make_store(8, num_readers=1)
     with ThreadPoolExecutor(1) as pool:
-        with store.lease(of_layer(0, range(6))):
+        with store.lease(one_row_each(0, range(6))):
             reads.wait_until_started()
             stays = pool.submit(use, store, 0, 4, 5)
             while sum(lookups(store).values()) < 8:
@@ -263,7 +263,7 @@ def test_a_pinned_expert_that_is_not_there_is_asked_for(make_store: MakeStore) -
 
 def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
     store = make_store(4)
-    with store.lease(of_layer(0, [3])) as lease:
+    with store.lease(one_row_each(0, [3])) as lease:
         for _, weights in lease:
             assert store.evict([ExpertKey(0, 3)]) == 0
             assert torch.equal(weights["gate_up"], expected(0, 3))
@@ -272,7 +272,7 @@ def test_a_leased_expert_is_not_evicted(make_store: MakeStore) -> None:
 def test_a_budget_changes_while_leases_are_open(make_store: MakeStore) -> None:
     store = make_store(12)
     slot_bytes = store.catalog.layout(0).slot_bytes
-    with store.lease(of_layer(0, range(6))) as lease:
+    with store.lease(one_row_each(0, range(6))) as lease:
         for seen, (key, weights) in enumerate(lease):
             if seen == 0:
                 store.resize(host_bytes=2 * slot_bytes)
@@ -300,14 +300,14 @@ def test_a_budget_beyond_the_addresses_that_could_be_reserved_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", reserve)
-        patch.setattr("expert_store.direct_io.BOUNCE_BYTES", 2 * slot_bytes)
+        patch.setattr("expert_store.io.direct_io.BOUNCE_BYTES", 2 * slot_bytes)
         store = make_store(3)
-    with pytest.raises(BudgetError, match="no more than 3 slots could be reserved"):
+    with pytest.raises(BudgetError, match="only 3 slots could be reserved"):
         store.resize(host_bytes=4 * slot_bytes)
     use(store, 0, *range(8))
 
 
-def test_what_is_read_ahead_is_used_late_or_wasted(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefetches_are_counted_as_used_late_or_wasted(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(4, num_readers=2)
     assert store.prefetch(0, [1]) == 1
     assert store.prefetch(0, [1]) == 0
@@ -330,7 +330,7 @@ def test_what_is_read_ahead_is_used_late_or_wasted(make_store: MakeStore, monkey
     assert dict(store.statistics().prefetches) == {"used": 1, "late": 1, "wasted": 1}
 
 
-def test_what_is_expected_and_there_is_not_pushed_out_by_what_is_read_ahead(make_store: MakeStore) -> None:
+def test_a_prefetch_does_not_evict_a_resident_expert_of_the_same_prediction(make_store: MakeStore) -> None:
     store = make_store(2, policy="lru")
     use(store, 0, 1)
     use(store, 0, 2)
@@ -344,52 +344,52 @@ def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(4, num_readers=1)
-    with store.lease(of_layer(0, [0, 1])) as first, store.lease(of_layer(1, [0, 1])) as second:
+    with store.lease(one_row_each(0, [0, 1])) as first, store.lease(one_row_each(1, [0, 1])) as second:
         assert len([*first, *second]) == 4
         assert store.prefetch(0, [5]) == 0
     reads = GatedReads(monkeypatch)
-    with store.lease(of_layer(1, [2, 3])):
+    with store.lease(one_row_each(1, [2, 3])):
         reads.wait_until_started()
         assert store.prefetch(0, [5]) == 0
         reads.is_open.set()
 
 
-def test_more_than_the_disk_takes_at_once_is_fetched_piece_by_piece(make_store: MakeStore) -> None:
-    """But not more than there is room for beside what is pinned."""
+def test_more_than_the_disk_takes_at_once_is_preloaded_bit_by_bit(make_store: MakeStore) -> None:
+    """At most as many experts are preloaded as there are slots beside the pinned ones."""
     store = make_store(6, num_readers=2)
     store.pin([ExpertKey(1, 0)])
-    assert store.fetch([ExpertKey(0, expert) for expert in range(8)], timeout_seconds=30) == 5
-    settle(store)
+    assert store.preload([ExpertKey(0, expert) for expert in range(8)], timeout_seconds=30) == 5
+    wait_until_idle(store)
     assert store.residents().keys() == {ExpertKey(1, 0), *(ExpertKey(0, expert) for expert in range(5))}
-    assert store.fetch([ExpertKey(0, 1), ExpertKey(1, 0)], timeout_seconds=30) == 0
+    assert store.preload([ExpertKey(0, 1), ExpertKey(1, 0)], timeout_seconds=30) == 0
 
 
-def test_a_fetch_does_not_wait_for_ever_and_takes_nothing_that_is_in_use(
+def test_a_preload_ends_in_time_and_evicts_nothing_in_use(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(4, num_readers=2)
-    with store.lease(of_layer(0, [0, 1])) as first, store.lease(of_layer(1, [2, 3])) as second:
+    with store.lease(one_row_each(0, [0, 1])) as first, store.lease(one_row_each(1, [2, 3])) as second:
         assert len([*first, *second]) == 4
-        assert store.fetch([ExpertKey(1, 0)], timeout_seconds=30) == 0
+        assert store.preload([ExpertKey(1, 0)], timeout_seconds=30) == 0
     reads = GatedReads(monkeypatch)
-    assert store.fetch([ExpertKey(1, expert) for expert in range(4)], timeout_seconds=0) == 2
+    assert store.preload([ExpertKey(1, expert) for expert in range(4)], timeout_seconds=0) == 2
     reads.is_open.set()
 
 
-def test_a_store_that_closes_ends_who_fetches(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_the_store_ends_a_preload(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(4, num_readers=2)
     reads = GatedReads(monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        fetching = pool.submit(store.fetch, [ExpertKey(1, expert) for expert in range(4)], 30)
+        preloading = pool.submit(store.preload, [ExpertKey(1, expert) for expert in range(4)], 30)
         reads.wait_until_started()
         closing = pool.submit(store.close)
         reads.is_open.set()
         closing.result(timeout=30)
-        assert fetching.exception(timeout=30) is None or isinstance(fetching.exception(), StoreClosedError)
-    assert store.fetch([ExpertKey(0, 7)], timeout_seconds=30) == 0
+        assert preloading.exception(timeout=30) is None or isinstance(preloading.exception(), StoreClosedError)
+    assert store.preload([ExpertKey(0, 7)], timeout_seconds=30) == 0
 
 
-def test_pins_and_their_end_tell_how_many_were_not_so_already(make_store: MakeStore) -> None:
+def test_pin_and_unpin_return_how_many_experts_changed(make_store: MakeStore) -> None:
     store = make_store(4)
     assert store.pin([ExpertKey(0, 1), ExpertKey(0, 2)]) == 2
     assert store.pin([ExpertKey(0, 1)]) == 0
@@ -398,17 +398,17 @@ def test_pins_and_their_end_tell_how_many_were_not_so_already(make_store: MakeSt
     assert store.pinned == {ExpertKey(0, 2)}
 
 
-def test_a_lease_tells_which_experts_were_missing(make_store: MakeStore) -> None:
+def test_a_lease_lists_the_experts_that_were_missing(make_store: MakeStore) -> None:
     store = make_store(4)
     use(store, 0, 1)
-    with store.lease(of_layer(0, [1, 2, 3])) as lease:
+    with store.lease(one_row_each(0, [1, 2, 3])) as lease:
         assert sorted(key.expert for key, _ in lease) == [1, 2, 3]
     assert sorted(lease.missed) == [ExpertKey(0, 2), ExpertKey(0, 3)]
     assert store.catalog.read_bytes(ExpertKey(0, 2)) == 192
 
 
 def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("expert_store.window.WINDOW_LOOKUPS", 40)
+    monkeypatch.setattr("expert_store.routing_log.recent_window.WINDOW_LOOKUPS", 40)
     store = make_store(5)
     assert store.hit_ratios() is None
     rng = random.Random(0)

@@ -6,7 +6,7 @@ import pytest
 
 from expert_store import ExpertKey
 from expert_store.policies import LruPolicy
-from expert_store.tier import Entry, State, Tier
+from expert_store.tier import Entry, EntryState, Tier
 
 
 def key(expert: int) -> ExpertKey:
@@ -14,15 +14,15 @@ def key(expert: int) -> ExpertKey:
 
 
 def load(tier: Tier, expert: int) -> Entry:
-    """Bring an expert in and keep it leased."""
+    """Load an expert and keep it leased."""
     entry = tier.reserve(key(expert))
     assert entry is not None
-    tier.finish(entry)
+    tier.finish_load(entry)
     tier.check_integrity()
     return entry
 
 
-def test_the_least_recently_used_goes_first() -> None:
+def test_the_least_recently_used_is_evicted_first() -> None:
     tier = Tier(2, LruPolicy(2))
     for expert in (0, 1):
         tier.release(load(tier, expert))
@@ -56,7 +56,7 @@ def test_a_slot_that_is_being_read_is_not_taken() -> None:
     assert entry is not None
     tier.release(entry)
     assert tier.reserve(key(1)) is None
-    tier.finish(entry)
+    tier.finish_load(entry)
     assert tier.reserve(key(1)) is not None
 
 
@@ -71,8 +71,8 @@ def test_a_failed_slot_returns_when_the_last_waiter_has_gone() -> None:
     entry = tier.reserve(key(0))
     assert entry is not None
     tier.lease(key(0))
-    tier.finish(entry, OSError("broken"))
-    assert entry.state is State.FAILED
+    tier.finish_load(entry, OSError("broken"))
+    assert entry.state is EntryState.FAILED
     assert tier.lease(key(0)) is None
     tier.release(entry)
     assert tier.reserve(key(1)) is None
@@ -114,7 +114,7 @@ def test_pinning_what_is_pinned_and_unpinning_what_is_not_change_nothing() -> No
     assert set(tier.resident) == {key(1), key(2)}
 
 
-def test_a_smaller_tier_gives_up_what_the_policy_would() -> None:
+def test_a_smaller_tier_evicts_what_the_policy_chooses() -> None:
     retired: list[int] = []
     tier = Tier(4, LruPolicy(4), retired.append)
     for expert in range(4):
@@ -125,7 +125,7 @@ def test_a_smaller_tier_gives_up_what_the_policy_would() -> None:
     assert len(retired) == 2
 
 
-def test_leased_slots_leave_a_smaller_tier_when_they_are_given_back() -> None:
+def test_leased_slots_of_a_smaller_tier_are_retired_when_they_are_released() -> None:
     retired: list[int] = []
     tier = Tier(3, LruPolicy(3), retired.append)
     entries = [load(tier, expert) for expert in range(3)]
@@ -148,8 +148,8 @@ def test_a_read_under_way_leaves_a_smaller_tier_once_it_has_ended() -> None:
     tier.release(second)
     tier.resize(1)
     assert tier.excess == 1
-    tier.finish(first)
-    tier.finish(second)
+    tier.finish_load(first)
+    tier.finish_load(second)
     tier.check_integrity()
     assert tier.excess == 0
     assert len(list(tier.resident)) == 1
@@ -167,34 +167,34 @@ def test_a_larger_tier_takes_retired_slots_again_and_then_new_ones() -> None:
     assert tier.reserve(key(9)) is None
 
 
-def test_spare_experts_go_before_all_others() -> None:
+def test_redundant_experts_are_evicted_before_all_others() -> None:
     tier = Tier(3, LruPolicy(3))
     for expert in range(3):
         tier.release(load(tier, expert))
-    tier.mark_spare(key(2), is_spare=True)
+    tier.mark_redundant(key(2), is_redundant=True)
     tier.release(load(tier, 3))
     assert set(tier.resident) == {key(0), key(1), key(3)}
-    tier.mark_spare(key(3), is_spare=True)
-    tier.mark_spare(key(3), is_spare=False)
+    tier.mark_redundant(key(3), is_redundant=True)
+    tier.mark_redundant(key(3), is_redundant=False)
     tier.release(load(tier, 4))
     assert set(tier.resident) == {key(1), key(3), key(4)}
     tier.check_integrity()
 
 
-def test_an_abandoned_load_frees_its_slot() -> None:
+def test_a_cancelled_load_frees_its_slot() -> None:
     tier = Tier(1, LruPolicy(1))
     entry = tier.reserve(key(0))
     assert entry is not None
     tier.release(entry)
-    tier.abandon(entry)
+    tier.cancel_load(entry)
     tier.check_integrity()
     assert tier.reserve(key(1)) is not None
 
 
-def test_what_was_fetched_ahead_and_never_used_counts_as_wasted() -> None:
+def test_a_prefetched_expert_evicted_without_use_counts_as_wasted() -> None:
     tier = Tier(1, LruPolicy(1))
     entry = load(tier, 0)
-    entry.is_ahead = True
+    entry.is_prefetched = True
     tier.release(entry)
     tier.release(load(tier, 1))
     tier.release(load(tier, 2))

@@ -1,4 +1,4 @@
-"""A pack is read whole to find what is damaged."""
+"""Verification reads every record and finds the damaged ones."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from expert_store import ExpertKey, Pack, open_pack, unreadable_experts
-from tests.expert_store.packs import LAYOUT, NUM_EXPERTS, NUM_LAYERS, RECORDS_A_FILE, make_source, pack
+from tests.expert_store.packs import LAYOUT, NUM_EXPERTS, NUM_LAYERS, RECORDS_PER_FILE, make_source, pack
 
 
 @pytest.fixture
@@ -18,13 +18,13 @@ def opened(tmp_path: Path) -> Pack:
 
 def damage(opened: Pack, number: int) -> None:
     """Flip a bit of a record, by its number in order of layers and experts."""
-    path = opened.data_folder / f"experts-{number // RECORDS_A_FILE:05}.pack"
+    path = opened.data_folder / f"experts-{number // RECORDS_PER_FILE:05}.pack"
     raw = bytearray(path.read_bytes())
-    raw[number % RECORDS_A_FILE * LAYOUT.slot_bytes + 17] ^= 4
+    raw[number % RECORDS_PER_FILE * LAYOUT.slot_bytes + 17] ^= 4
     path.write_bytes(raw)
 
 
-def test_a_sound_pack_is_read_whole(opened: Pack) -> None:
+def test_an_intact_pack_is_read_completely(opened: Pack) -> None:
     read: list[int] = []
     assert unreadable_experts(opened.catalog, read.append) == {}
     assert sum(read) == opened.catalog.total_bytes == NUM_LAYERS * NUM_EXPERTS * LAYOUT.slot_bytes
@@ -40,7 +40,7 @@ def test_every_damaged_expert_is_named_and_no_other(opened: Pack) -> None:
     assert sum(read) == opened.catalog.total_bytes
 
 
-def test_a_file_that_was_cut_off_after_it_was_opened_is_told_of(opened: Pack) -> None:
+def test_a_file_that_was_cut_short_after_it_was_opened_is_reported(opened: Pack) -> None:
     with (opened.data_folder / "experts-00000.pack").open("r+b") as file:
         file.truncate(LAYOUT.slot_bytes)
     found = unreadable_experts(opened.catalog, lambda _: None)

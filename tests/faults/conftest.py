@@ -1,4 +1,4 @@
-"""Faults are tried on a live server."""
+"""A live server for the fault tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine.codec import Codec
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, codec, live, serving_rig
 
@@ -15,6 +15,6 @@ __all__ = ["codec", "live"]
 
 @pytest.fixture(scope="module")
 def shared_live(codec: Codec) -> Iterator[FakeServer]:
-    """One for all tests of a file, for those that leave nothing behind."""
+    """One server for all tests of a file that leave no state behind."""
     with serving_rig(Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256), codec) as server:
         yield server

@@ -1,4 +1,4 @@
-"""The routes of an app and whom they let in."""
+"""The routes of an app, and the roles that may call them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from server.api.auth import Guard
+from server.api.core.auth import Guard
 
 
 def leaves(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
-    """All routes with their paths; newer versions of FastAPI keep the routers that were included as they are."""
+    """Yield all routes with their paths; newer versions of FastAPI do not flatten included routers."""
     for route in routes:
         if (included := getattr(route, "original_router", None)) is not None:
             yield from leaves(included.routes)
@@ -20,6 +20,6 @@ def leaves(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:
 
 
 def roles(route: BaseRoute) -> list[str]:
-    """Of its guards."""
+    """Return the roles of a route's guards."""
     dependencies = [each.dependency for each in route.dependencies] if isinstance(route, APIRoute) else []
     return [guard.role for guard in dependencies if isinstance(guard, Guard)]

@@ -1,4 +1,4 @@
-"""A client closes within its stream: tokens stop within one step, and its blocks come back."""
+"""A client closes during its stream: generation stops within one step, and its blocks are freed."""
 
 from __future__ import annotations
 

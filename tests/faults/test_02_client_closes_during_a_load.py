@@ -1,4 +1,4 @@
-"""A client closes while its experts are read: those who wait for the same experts are served."""
+"""A client closes while its experts are read: other requests that wait for the same experts are served."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from server.api.service import LoadedModel
-from server.loading import LoadedServer, load_server
+from server.api.core.service import LoadedModel
+from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
 from tests.expert_store.gated_reads import GatedReads
 from tests.server.live.conftest import LiveServer, serving_model

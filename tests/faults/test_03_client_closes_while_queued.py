@@ -1,4 +1,4 @@
-"""A client closes while its request waits: it is never run, and the queue goes on."""
+"""A client closes while its request waits: the request never runs, and the queue continues."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from server.engine.codec import Codec
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import serving_rig
 from tests.server.live.requests import ask, complete
 
 
-def test_it_is_never_run_and_the_queue_goes_on(codec: Codec) -> None:
+def test_it_never_runs_and_the_queue_continues(codec: Codec) -> None:
     steps = threading.Semaphore(1)
     rig = Rig(max_running=1, max_queued=2)
     rig.model.before_step = lambda: steps.acquire(timeout=30)

@@ -1,11 +1,11 @@
-"""A reader that does not keep up: what waits for it is bounded, and after a while so is its time."""
+"""A reader that is too slow: its unread events are bounded, and after a while its time is, too."""
 
 from __future__ import annotations
 
 import socket
 import threading
 
-from server.engine.codec import Codec
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import complete
@@ -29,7 +29,7 @@ def wait_until_ended(live: FakeServer) -> None:
         threading.Event().wait(0.01)
 
 
-def test_it_loses_its_request_rather_than_memory(codec: Codec) -> None:
+def test_its_request_is_cancelled_before_memory_grows(codec: Codec) -> None:
     with a_server(codec, send_timeout=30) as live, connect_with_a_small_buffer(live.port) as connection:
         connection.sendall(complete(b"much", max_tokens=NUM_TOKENS * 4, n=1, stream=True, logprobs=5))
         wait_until_ended(live)

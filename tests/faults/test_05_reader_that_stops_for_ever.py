@@ -1,4 +1,4 @@
-"""One reader stops for ever: 50 others do not notice."""
+"""One reader stops for ever: 50 others are not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Computing fails after the first token: the stream has an error chunk, then its end; others are served."""
+"""The model fails after the first token: the stream has an error chunk, then its end; others are served."""
 
 from __future__ import annotations
 

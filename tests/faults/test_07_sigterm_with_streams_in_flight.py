@@ -21,7 +21,7 @@ def body(max_tokens: int = MANY_TOKENS, *, stream: bool = True) -> dict[str, obj
 
 @contextmanager
 def streaming(server: Server, max_tokens: int = MANY_TOKENS) -> Iterator[Iterator[str]]:
-    """The events of a stream that has begun."""
+    """Return the events of a stream that has begun."""
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body(max_tokens), timeout=60) as response:
         lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
         next(lines)
@@ -29,7 +29,7 @@ def streaming(server: Server, max_tokens: int = MANY_TOKENS) -> Iterator[Iterato
 
 
 def terminate(server: Server) -> None:
-    """Send SIGTERM, and wait until it is known to whoever asks."""
+    """Send SIGTERM, and wait until ``/ready`` reports it."""
     server.process.send_signal(signal.SIGTERM)
     while not server.is_draining():
         pass
@@ -37,14 +37,14 @@ def terminate(server: Server) -> None:
 
 @contextmanager
 def watching(server: Server) -> Iterator[Iterator[str]]:
-    """The stream of experts, which would never end by itself."""
+    """The expert stream, which never ends by itself."""
     with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=60) as response:
         lines = response.iter_lines()
         assert next(lines) == "event: snapshot"
         yield lines
 
 
-def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
+def test_running_streams_finish_and_new_requests_are_refused() -> None:
     with serving("--shutdown-timeout", "3600") as server, watching(server) as experts, streaming(server, 600) as events:
         terminate(server)
         ready, health = (httpx.get(f"{server.url}/{name}") for name in ("ready", "health"))
@@ -60,11 +60,11 @@ def test_what_runs_finishes_and_new_work_is_sent_away() -> None:
         assert rest[-1] == "[DONE]"
         status, out, err = server.end()
     assert (status, out) == (0, "")
-    assert "requests in flight: " in err
+    assert "running requests: " in err
     assert "Traceback" not in err
 
 
-def test_what_is_not_done_in_time_ends_with_an_error() -> None:
+def test_streams_that_do_not_end_in_time_end_with_an_error() -> None:
     with serving("--shutdown-timeout", "0.5") as server, ThreadPoolExecutor(1) as clients, streaming(server) as events:
         before = server.total("prompt_tokens_total")
         whole = clients.submit(httpx.post, f"{server.url}/v1/completions", json=body(stream=False), timeout=60)
@@ -79,7 +79,7 @@ def test_what_is_not_done_in_time_ends_with_an_error() -> None:
         assert answer.headers["Retry-After"] == "1"
         status, _, err = server.end()
     assert status == 0
-    assert "requests that end unfinished: 2" in err
+    assert "requests cut off by the shutdown: 2" in err
     assert "Traceback" not in err
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM while loading, whatever the loading thread does: the server ends at once, with status 0 and no word."""
+"""SIGTERM while loading, whatever the loading thread does: the server ends at once, with status 0 and no output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from server.model.checkpoint import BUNDLED
+from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub
 from tests.e2e.processes import COMMAND
 

@@ -1,4 +1,4 @@
-"""A body comes as 65,000 chunks of one byte: it is read, in bounded memory, and others are served meanwhile."""
+"""A body arrives in 65,000 chunks of one byte: it is read in bounded memory, and others are served meanwhile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A header of 1 MB, 10,000 headers, a request line without end; the same after a body's beginning."""
+"""A header of 1 MB, 10,000 headers, an endless request line; the same as trailers of a body."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def still_answers(live: FakeServer) -> bool:
 def test_heads_that_are_too_large_are_431(shared_live: FakeServer, request_: bytes) -> None:
     answer = ask(shared_live.port, request_)
     assert status_of(answer) == 431
-    assert error_of(answer)["message"] == "The request may have 100 headers of 65536 bytes together."
+    assert error_of(answer)["message"] == "Too many headers: send at most 100, of 65536 bytes together."
     assert still_answers(shared_live)
 
 
@@ -63,8 +63,8 @@ def test_a_head_within_a_second_request_is_counted_anew(shared_live: FakeServer)
     ],
     ids=["extension without end", "extension", "trailer without end"],
 )
-def test_what_stands_between_pieces_of_a_body_has_an_end(shared_live: FakeServer, rest: bytes) -> None:
-    """The request was begun, so there may be no answer but the end of the connection."""
+def test_chunk_extensions_and_trailers_are_limited(shared_live: FakeServer, rest: bytes) -> None:
+    """The request has begun, so the connection may end without an answer."""
     with shared_live.connect() as connection:
         connection.sendall(CHUNKED)
         try:
@@ -95,6 +95,6 @@ def test_a_target_that_is_no_path_is_400(shared_live: FakeServer, target: bytes)
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\r\n\r\nhello\r\n"]
 )
-def test_another_protocol_is_answered_and_left(shared_live: FakeServer, data: bytes) -> None:
+def test_another_protocol_is_answered_with_400(shared_live: FakeServer, data: bytes) -> None:
     answer = ask(shared_live.port, data + b"\r\n\r\n")
     assert (status_of(answer), error_of(answer)["type"]) == (400, "invalid_request_error")

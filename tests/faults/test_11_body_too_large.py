@@ -1,4 +1,4 @@
-"""A body of 100 MB, without a length, with a wrong one, or that would unpack to a thousand times as much."""
+"""A body of 100 MB, without a length, with a wrong length, or compressed a thousandfold."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
-from server.api import json_reader
-from server.api.body import MAX_BODY_BYTES
-from server.api.room import Room
-from server.api.service import Service
-from server.engine.codec import Codec
+from server.api.core import json_reader
+from server.api.core.body import MAX_BODY_BYTES
+from server.api.core.capacity import Capacity
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask, complete, error_of, headers_of, post_bytes, status_of
@@ -36,7 +36,7 @@ def test_a_length_that_is_too_large_is_refused_before_the_body_comes(shared_live
 
 
 def test_a_body_without_a_length_is_refused_once_it_is_too_long(shared_live: FakeServer) -> None:
-    """The client goes on sending until its 100 MB are through; nothing of them is kept."""
+    """The client sends all of its 100 MB; the server keeps nothing of them."""
     with shared_live.connect() as connection:
         connection.sendall(HEAD.replace(b"Connection: close\r\n", b"") + b"Transfer-Encoding: chunked\r\n\r\n")
         for _ in range(NUM_PIECES):
@@ -46,7 +46,7 @@ def test_a_body_without_a_length_is_refused_once_it_is_too_long(shared_live: Fak
 
 
 def test_a_body_that_is_longer_than_it_says_is_cut_there(shared_live: FakeServer) -> None:
-    """What follows is no request, and whoever sent it is told so or sent away."""
+    """The rest is not a request; the sender gets an error or is disconnected."""
     body = b'{"prompt": [97], "max_tokens": 2, "temperature": 0}'
     answer = ask(shared_live.port, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body + b"and a lot more " * 1000)
     assert status_of(answer) == 200
@@ -54,7 +54,7 @@ def test_a_body_that_is_longer_than_it_says_is_cut_there(shared_live: FakeServer
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "gzip, identity", "GZIP"])
-def test_a_packed_body_is_refused_unopened(shared_live: FakeServer, encoding: str) -> None:
+def test_a_compressed_body_is_refused_without_decompression(shared_live: FakeServer, encoding: str) -> None:
     bomb = gzip.compress(b'{"prompt": "' + b"a" * (8 << 20) + b'"}')
     head = HEAD + f"Content-Encoding: {encoding}\r\nContent-Length: {len(bomb)}\r\n\r\n".encode()
     answer = ask(shared_live.port, head + bomb)
@@ -66,7 +66,7 @@ def test_a_packed_body_is_refused_unopened(shared_live: FakeServer, encoding: st
 def test_as_many_values_as_fit_into_a_body_are_refused(
     shared_live: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each would take twenty times its text."""
+    """Each value would take twenty times the memory of its text."""
     monkeypatch.setattr(json_reader, "MAX_VALUES", 1000)
     monkeypatch.setattr(json_reader, "MAX_TOKEN_IDS", 900)
     for value in (b"[]", b"{}", b'"a"', b"-1", b"1.5", b"null", b"1"):
@@ -75,9 +75,9 @@ def test_as_many_values_as_fit_into_a_body_are_refused(
         assert error_of(answer)["message"] == f"'x' must not hold more than {too_many}."
 
 
-def test_bodies_that_are_read_at_the_same_time_have_room_together(codec: Codec) -> None:
-    """One that finds none is told to come again; whatever became of the others, what they took is given back."""
-    service = Service("1", body_room=Room(300_000, "no room"))
+def test_concurrent_bodies_share_one_capacity(codec: Codec) -> None:
+    """A body that does not fit gets 503; the others release their reservation however they end."""
+    service = Service("1", body_capacity=Capacity(300_000, "no room"))
     with serving_rig(Rig(), codec, service=service) as server:
         with server.connect() as first, server.connect() as second:
             for connection in (first, second):
@@ -87,12 +87,12 @@ def test_bodies_that_are_read_at_the_same_time_have_room_together(codec: Codec) 
         assert status_of(answer) == 503
         assert headers_of(answer)["retry-after"] == "1"
         server.wait_until_left()
-        assert service.body_room.num_free == 300_000
+        assert service.body_capacity.num_free == 300_000
         assert still_answers(server)
 
 
-def test_a_body_keeps_its_room_until_it_is_answered(codec: Codec) -> None:
-    service, rig = Service("1", body_room=Room(300, "no room")), Rig()
+def test_a_body_keeps_its_reservation_until_it_is_answered(codec: Codec) -> None:
+    service, rig = Service("1", body_capacity=Capacity(300, "no room")), Rig()
     is_asked, may_go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -104,7 +104,7 @@ def test_a_body_keeps_its_room_until_it_is_answered(codec: Codec) -> None:
         with server.connect() as first:
             first.sendall(complete(b"first", max_tokens=1, user="u" * 100))
             is_asked.wait()
-            taken = 300 - service.body_room.num_free
+            taken = 300 - service.body_capacity.num_free
             answer = ask(server.port, complete(b"second", max_tokens=1, user="u" * 200))
             may_go_on.set()
             first.recv(1 << 16)

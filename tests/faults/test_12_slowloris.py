@@ -1,4 +1,4 @@
-"""Clients that send their heads or bodies drop by drop, or hold connections and say nothing."""
+"""Clients that send heads or bodies very slowly, or keep connections idle."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.api import body as body_module
-from server.engine.codec import Codec
-from server.http_protocol import ConnectionLimits
+from server.api.core import body as body_module
+from server.engine.text.codec import Codec
+from server.lifecycle.http_protocol import ConnectionLimits
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask, complete, error_of, status_of
@@ -23,7 +23,7 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: appli
 
 @pytest.fixture(scope="module")
 def brisk(codec: Codec) -> Iterator[FakeServer]:
-    """A server that waits for heads no longer than 0.3 seconds, and has room for 20 connections."""
+    """A server that waits at most 0.3 seconds for heads, and accepts 20 connections."""
     with serving_rig(Rig(num_blocks=2048), codec, connections=LIMITS) as server:
         yield server
 
@@ -44,7 +44,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def drip(connection: socket.socket, drops: bytes, is_over: threading.Event) -> None:
-    """Send a byte now and then, until the connection is closed."""
+    """Send a byte at a time until the connection is closed."""
     try:
         while not is_over.wait(0.02):
             for drop in drops:
@@ -67,13 +67,13 @@ def drip_and_read(server: FakeServer, head: bytes, drops: bytes) -> bytes:
     return answer
 
 
-def test_a_head_that_comes_drop_by_drop_is_408(brisk: FakeServer) -> None:
+def test_a_slow_head_is_408(brisk: FakeServer) -> None:
     answer = drip_and_read(brisk, b"", b"GET /health HTTP/1.1\r\n" + b"X-Slow: " + b"a" * 10_000)
     assert (status_of(answer), error_of(answer)["message"]) == (408, "The request came too slowly.")
     assert is_answered(brisk)
 
 
-def test_a_second_head_on_the_same_connection_has_no_longer(brisk: FakeServer) -> None:
+def test_a_slow_second_head_on_a_connection_is_408(brisk: FakeServer) -> None:
     answer = drip_and_read(brisk, b"GET /version HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET /" + b"a" * 10_000)
     assert status_of(answer) == 200
     assert b"HTTP/1.1 408 " in answer
@@ -85,12 +85,12 @@ def test_a_connection_that_says_nothing_is_closed(brisk: FakeServer) -> None:
     assert is_answered(brisk)
 
 
-def test_a_body_that_comes_drop_by_drop_is_408(brisk: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_body_is_408(brisk: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(body_module, "BODY_GRACE_SECONDS", 0.2)
     monkeypatch.setattr(body_module, "BODY_BYTES_PER_SECOND", 10_000)
     answer = drip_and_read(brisk, HEAD + b"Content-Length: 100000\r\n\r\n", b'{"prompt": "' + b"a" * 10_000)
     assert status_of(answer) == 408
-    assert error_of(answer)["message"].startswith("The body came too slowly: ")
+    assert error_of(answer)["message"].startswith("The body arrived too slowly: ")
     assert is_answered(brisk)
 
 
@@ -100,13 +100,13 @@ def test_a_body_that_never_comes_is_408(brisk: FakeServer, monkeypatch: pytest.M
     assert (status_of(answer), "0 bytes" in error_of(answer)["message"]) == (408, True)
 
 
-def test_what_nobody_reads_of_a_body_may_not_come_for_ever(brisk: FakeServer) -> None:
+def test_an_unread_rest_of_a_body_has_a_time_limit(brisk: FakeServer) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     assert status_of(drip_and_read(brisk, head, b"a")) == 200
 
 
-def test_idle_connections_make_room(brisk: FakeServer) -> None:
-    """The longest idle goes first; health checks come in, however many there are."""
+def test_idle_connections_are_closed_for_new_ones(brisk: FakeServer) -> None:
+    """The connection that was idle longest is closed first; health checks are always accepted."""
     with ExitStack() as stack:
         idle = [stack.enter_context(brisk.connect()) for _ in range(3 * LIMITS.max_connections)]
         assert (
@@ -116,7 +116,7 @@ def test_idle_connections_make_room(brisk: FakeServer) -> None:
     assert is_answered(brisk)
 
 
-def test_more_requests_than_connections_are_told_to_come_again(brisk: FakeServer) -> None:
+def test_more_requests_than_connections_get_retry_after(brisk: FakeServer) -> None:
     gate = threading.Event()
     brisk.rig.model.before_step = lambda: gate.wait(30)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""JSON: depth, NaN, names that come twice, lone surrogates, NUL, invalid UTF-8, no object, another content type."""
+"""JSON: depth, NaN, duplicate names, lone surrogates, NUL, invalid UTF-8, no object, another content type."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.json_reader import MAX_DEPTH, PIECE, JSONError, read_json
+from server.api.core.json_reader import MAX_DEPTH, PIECE, JSONError, read_json
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, error_of, post_bytes, status_of
 
@@ -34,7 +34,7 @@ PROMPT = b'"prompt": [97], "max_tokens": 1'
         ),
         (
             b'{"user": "\\ud800", %s}' % PROMPT,
-            "The body holds half a surrogate pair: it must be valid Unicode.",
+            "The body contains half a surrogate pair: send valid Unicode.",
         ),
         (
             b'{"stop": "\\udc00", %s}' % PROMPT,
@@ -45,7 +45,7 @@ PROMPT = b'"prompt": [97], "max_tokens": 1'
         (b'{"model": "a\x00b"}', "The body is not valid JSON: invalid control character at character 12."),
         (b"\x00", "The body is not valid JSON: a value is expected at character 0."),
         (b"\xef\xbb\xbf{}", "The body is not valid JSON: a value is expected at character 0."),
-        (b"{%s} {}" % PROMPT, "The body is not valid JSON: something follows its end at character 34."),
+        (b"{%s} {}" % PROMPT, "The body is not valid JSON: there is more text after the value at character 34."),
         (b"{'prompt': 1}", "The body is not valid JSON: a name in double quotes is expected at character 1."),
         (b"[]", "The body must be a JSON object, sent as application/json."),
         (b'"text"', "The body must be a JSON object, sent as application/json."),
@@ -60,7 +60,7 @@ def test_a_body_that_can_not_be_used_says_what_is_wrong(shared_live: FakeServer,
     assert (status_of(answer), error_of(answer)["message"]) == (400, message)
 
 
-def test_nul_in_a_name_of_a_model_is_shown_as_what_it_is(shared_live: FakeServer) -> None:
+def test_nul_in_a_model_name_is_escaped(shared_live: FakeServer) -> None:
     answer = ask(shared_live.port, post_bytes("/v1/completions", b'{"model": "a\\u0000b\\r\\nc", %s}' % PROMPT))
     assert status_of(answer) == 404
     assert r"'a\x00b\r\nc'" in error_of(answer)["message"]
@@ -73,7 +73,7 @@ def test_another_content_type_is_415(shared_live: FakeServer, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", "Application/JSON;x=y"])
-def test_json_of_any_spelling_is_taken(shared_live: FakeServer, kind: str) -> None:
+def test_json_of_any_spelling_is_accepted(shared_live: FakeServer, kind: str) -> None:
     assert status_of(ask(shared_live.port, post_bytes("/v1/completions", b"{%s}" % PROMPT, kind))) == 200
 
 
@@ -89,12 +89,12 @@ VALUES = st.recursive(
 
 
 @given(VALUES, st.booleans(), st.sampled_from([None, 3]))
-def test_what_another_library_writes_is_read(value: object, ascii_only: bool, indent: int | None) -> None:
+def test_json_that_the_standard_library_writes_is_read(value: object, ascii_only: bool, indent: int | None) -> None:
     assert read_json(json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()) == value
 
 
 @given(st.binary(max_size=40) | st.text(alphabet='[]{}",:0123eE+-.\\u tfn', max_size=40).map(str.encode))
-def test_what_another_library_refuses_is_refused(data: bytes) -> None:
+def test_json_that_the_standard_library_refuses_is_refused(data: bytes) -> None:
     try:
         value = read_json(data)
     except JSONError:
@@ -104,8 +104,8 @@ def test_what_another_library_refuses_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("unit", ["a", "\\n", '\\"', "\\\\", "\\u4e2d", "\\ud83d\\ude00", "é", "ab\\/", "\\ud800"])
 @pytest.mark.parametrize("shift", ["", "x", "xy", "xyz"])
-def test_long_texts_are_read_as_short_ones(unit: str, shift: str) -> None:
-    """No piece ends within an escape, or between the halves of a character."""
+def test_long_strings_are_read_like_short_ones(unit: str, shift: str) -> None:
+    """No part ends within an escape, or between the halves of a character."""
     text = f'["{shift}{unit * (2 * PIECE // len(unit) + 5)}", 1]'
     assert read_json(text.encode()) == json.loads(text)
 

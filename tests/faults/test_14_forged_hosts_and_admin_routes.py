@@ -1,4 +1,4 @@
-"""Every verb on every route of administrators, with and without a key, whatever the request calls the server."""
+"""Every verb on every admin route, with and without a key, with any host."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import httpx
 import pytest
 from fastapi import FastAPI, Response
 
-from server.api.auth import AdminDep
-from server.api.hosts import Hosts
-from server.api.keys import KeyRing, Keys
-from server.api.service import Service
-from server.app import create_app
-from server.engine.codec import Codec
+from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.auth import AdminDep
+from server.api.core.host_rules import HostRules
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
+from server.lifecycle.app import create_app
 from tests.faults.routes import leaves, roles
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
@@ -36,7 +36,7 @@ FORGED = (
 
 
 def app_with_admin_routes(keys: Keys) -> FastAPI:
-    """The app, and a route of administrators for each verb, so that there is one whatever the server has."""
+    """The app, and an admin route for each verb."""
     app = create_app(Service("1", keys=keys))
     app.add_api_route("/admin", lambda: Response("secret"), methods=[*VERBS[:8]], dependencies=[AdminDep])
     return app
@@ -48,7 +48,7 @@ def admin_paths(app: FastAPI) -> list[str]:
 
 
 def statuses(app: FastAPI, client: str, headers: dict[str, str]) -> set[int]:
-    """Of every verb on every route of administrators."""
+    """Yield every verb on every admin route."""
 
     async def ask_all() -> set[int]:
         transport = httpx.ASGITransport(app, client=(client, 1))
@@ -63,7 +63,7 @@ def statuses(app: FastAPI, client: str, headers: dict[str, str]) -> set[int]:
 
 
 @pytest.mark.parametrize("client", ["127.0.0.1", "::1", "10.0.0.9"])
-def test_with_an_admin_key_set_nothing_else_opens_them(client: str) -> None:
+def test_with_an_admin_key_set_no_other_key_is_accepted(client: str) -> None:
     app = app_with_admin_routes(Keys(KeyRing(["user"]), KeyRing(["admin"])))
     assert statuses(app, client, {}) <= {401, 405}
     assert statuses(app, client, {"Authorization": "Bearer admi"}) <= {401, 405}
@@ -91,7 +91,7 @@ def test_with_an_admin_key_set_nothing_else_opens_them(client: str) -> None:
         ("127.0.0.1", {"Host": "127.0.0.1.evil.example"}, False),
     ],
 )
-def test_without_an_admin_key_they_answer_to_this_machine_alone(
+def test_without_an_admin_key_they_answer_only_to_this_machine(
     client: str, headers: dict[str, str], is_open: bool
 ) -> None:
     found = statuses(app_with_admin_routes(Keys()), client, headers)
@@ -109,15 +109,15 @@ def test_without_an_admin_key_they_answer_to_this_machine_alone(
     ],
 )
 def test_a_page_that_may_use_the_api_is_no_administrator(origin: str, is_open: bool) -> None:
-    """Without an admin key a browser on this machine would let every such page in."""
-    app = create_app(Service("1", hosts=Hosts(origins=frozenset({"*"}))))
+    """Without an admin key, a browser on this machine would give every foreign page access."""
+    app = create_app(Service("1", host_rules=HostRules(origins=frozenset({"*"}))))
     app.add_api_route("/admin", lambda: Response("secret"), dependencies=[AdminDep])
     assert (200 in statuses(app, "127.0.0.1", {"Origin": origin})) == is_open
 
 
 @pytest.mark.parametrize("path", ["/health/", "/v1/experts/", "/v1/completions/"])
-def test_nobody_is_sent_elsewhere(locked: FakeServer, path: str) -> None:
-    """To a name that the client gave, over http, with its key."""
+def test_there_are_no_redirects(locked: FakeServer, path: str) -> None:
+    """A redirect would go to the client's host name over http, with its key."""
     answer = ask(locked.port, get(path, ["Host: evil.example", "Authorization: Bearer user"]))
     assert status_of(answer) == 404
     assert b"evil.example" not in answer
@@ -143,7 +143,7 @@ def test_a_forged_host_is_refused_and_opens_nothing(locked: FakeServer, host: st
 def test_there_is_exactly_one_host(locked: FakeServer, headers: Sequence[str]) -> None:
     answer = ask(locked.port, get("/health", headers))
     assert status_of(answer) == 400
-    assert error_of(answer)["message"] == "The request must have one header 'host', which is the server's name."
+    assert error_of(answer)["message"] == "The request must have exactly one header 'host' with the server's name."
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pages of others, which browsers let ask: a foreign ``Origin``, and a name of theirs that points here."""
+"""Foreign web pages in a browser: a foreign ``Origin``, and DNS rebinding."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.api.hosts import Hosts
-from server.api.service import Service
-from server.doors import make_service
-from server.engine.codec import Codec
+from server.api.core.host_rules import HostRules
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
+from server.lifecycle.service_setup import make_service
 from server.settings import ServeSettings
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
@@ -19,27 +19,27 @@ from tests.server.live.requests import ask, headers_of, status_of
 FRIEND = "https://chat.example.org"
 COMPLETION = b'{"prompt": [97], "max_tokens": 1}'
 
-Start = Callable[[Hosts], FakeServer]
+Start = Callable[[HostRules], FakeServer]
 
 
 @pytest.fixture(scope="module")
 def start(codec: Codec) -> Iterator[Start]:
-    """Start a server, or take the one that has these hosts."""
+    """Start a server, or reuse the one with these host rules."""
     with ExitStack() as stack:
-        servers: dict[Hosts, FakeServer] = {}
+        servers: dict[HostRules, FakeServer] = {}
 
-        def take(hosts: Hosts) -> FakeServer:
+        def take(hosts: HostRules) -> FakeServer:
             if hosts not in servers:
-                servers[hosts] = stack.enter_context(serving_rig(Rig(), codec, service=Service("1", hosts=hosts)))
+                servers[hosts] = stack.enter_context(serving_rig(Rig(), codec, service=Service("1", host_rules=hosts)))
             return servers[hosts]
 
         yield take
 
 
-PRIVATE = Hosts(is_private=True)
-NAMED = Hosts(is_private=True, allowed=frozenset({"greenroom.example.org"}))
-PUBLIC = Hosts()
-PUBLIC_NAMED = Hosts(allowed=frozenset({"greenroom.example.org"}))
+PRIVATE = HostRules(is_private=True)
+NAMED = HostRules(is_private=True, allowed=frozenset({"greenroom.example.org"}))
+PUBLIC = HostRules()
+PUBLIC_NAMED = HostRules(allowed=frozenset({"greenroom.example.org"}))
 
 
 def request(method: str = "GET", target: str = "/health", body: bytes = b"", **headers: str) -> bytes:
@@ -76,8 +76,8 @@ def request(method: str = "GET", target: str = "/health", body: bytes = b"", **h
         (PUBLIC_NAMED, "localhost", 200),
     ],
 )
-def test_names(start: Start, hosts: Hosts, host: str, status: int) -> None:
-    """What a name of somebody else is led to is refused, operations as well."""
+def test_names(start: Start, hosts: HostRules, host: str, status: int) -> None:
+    """Requests with a foreign host name are refused, on operation routes as well."""
     for target in ("/health", "/v1/models"):
         assert status_of(ask(start(hosts).port, request(target=target, Host=host))) == status
 
@@ -87,7 +87,7 @@ def test_names(start: Start, hosts: Hosts, host: str, status: int) -> None:
 )
 @pytest.mark.parametrize("kind", ["text/plain", "application/json"])
 def test_a_page_of_another_origin_is_refused(start: Start, origin: str, kind: str) -> None:
-    """Also where a browser sends a body without asking before."""
+    """Holds for bodies that a browser sends without a preflight request, too."""
     server = start(PRIVATE)
     wanted = request("POST", "/v1/completions", COMPLETION, Origin=origin, Content_Type=kind)
     assert status_of(ask(server.port, wanted)) == 403
@@ -104,14 +104,14 @@ def test_the_servers_own_pages_may_ask(start: Start, host: str, origin: str) -> 
     assert status_of(ask(start(PUBLIC).port, request(Host=host, Origin=origin))) == 200
 
 
-def test_two_origins_are_none(start: Start) -> None:
+def test_two_origins_are_refused(start: Start) -> None:
     twice = request(Origin="http://localhost").replace(b"\r\n\r\n", b"\r\nOrigin: http://localhost\r\n\r\n")
     assert status_of(ask(start(PUBLIC).port, twice)) == 403
 
 
 @pytest.mark.parametrize(("allowed", "answered"), [(FRIEND, FRIEND), ("*", "*")])
-def test_an_origin_that_is_allowed_is_told_so(start: Start, allowed: str, answered: str) -> None:
-    server = start(Hosts(is_private=True, origins=frozenset({allowed})))
+def test_an_allowed_origin_gets_cors_headers(start: Start, allowed: str, answered: str) -> None:
+    server = start(HostRules(is_private=True, origins=frozenset({allowed})))
     preflight = request(
         "OPTIONS",
         "/v1/completions",
@@ -133,19 +133,19 @@ def test_an_origin_that_is_allowed_is_told_so(start: Start, allowed: str, answer
     assert (status_of(ask(server.port, request(Origin="https://evil.example"))) == 200) == is_open
 
 
-def test_without_an_origin_nothing_is_said_of_any(start: Start) -> None:
+def test_without_an_origin_there_are_no_cors_headers(start: Start) -> None:
     answer = ask(start(PUBLIC).port, request())
     assert not any(name.startswith("access-control") for name in headers_of(answer))
 
 
 def test_a_public_address_without_keys_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    assert make_service(ServeSettings(), "127.0.0.1").hosts.is_private
-    assert make_service(ServeSettings(), "::1").hosts.is_private
-    assert not make_service(ServeSettings(api_key=("k",)), "0.0.0.0").hosts.is_private
+    assert make_service(ServeSettings(), "127.0.0.1").host_rules.is_private
+    assert make_service(ServeSettings(), "::1").host_rules.is_private
+    assert not make_service(ServeSettings(api_key=("k",)), "0.0.0.0").host_rules.is_private
     assert caplog.messages == []
     make_service(ServeSettings(), "0.0.0.0")
     assert caplog.messages == [
-        "everybody who reaches 0.0.0.0 may use the API: set --api-key-file, or --allowed-host against DNS rebinding"
+        "anyone who can reach 0.0.0.0 may use the API; set --api-key-file, or --allowed-host to prevent DNS rebinding"
     ]
     make_service(ServeSettings(allowed_host=("greenroom.example.org",)), "0.0.0.0")
-    assert caplog.messages[1:] == ["everybody who reaches 0.0.0.0 may use the API: set --api-key-file"]
+    assert caplog.messages[1:] == ["anyone who can reach 0.0.0.0 may use the API; set --api-key-file"]

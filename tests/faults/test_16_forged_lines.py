@@ -1,4 +1,4 @@
-"""CR, LF, ANSI and NUL in what a client names: no forged header, no forged log line."""
+"""CR, LF, ANSI and NUL in values of a client: no forged header, no forged log line."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def completion(**fields: object) -> bytes:
 
 
 def is_plain(text: str) -> bool:
-    """One line of what a terminal shows as it is."""
+    """Check that a text is one line without control characters."""
     return text.isprintable() and len(text) < 400
 
 
@@ -87,6 +87,6 @@ def test_a_request_id_that_could_forge_anything_is_replaced(shared_live: FakeSer
     assert sent == b"" or sent not in answer.partition(b"\r\n\r\n")[0]
 
 
-def test_a_sane_request_id_comes_back(shared_live: FakeServer) -> None:
+def test_a_well_formed_request_id_is_returned(shared_live: FakeServer) -> None:
     head = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-Id: job-7_b.2\r\n\r\n"
     assert headers_of(ask(shared_live.port, head))["x-request-id"] == "job-7_b.2"

@@ -1,4 +1,4 @@
-"""Thousands of connections that say nothing; a full queue, whose refusals say when to come again, and which heals."""
+"""Thousands of idle connections; a full queue, whose refusals have ``Retry-After``, and which recovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_IDLE = 10_000
 
 @pytest.fixture
 def many_files() -> Iterator[int]:
-    """As many connections as this process may open, both of whose ends are its own."""
+    """Return how many connections this process may open, counting both ends."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield min(NUM_IDLE, (hard - 500) // 2)
@@ -33,7 +33,7 @@ def is_answered(live: FakeServer, prompt: bytes) -> bool:
     return body["choices"][0]["text"] == continuation(prompt, 3)
 
 
-def test_idle_connections_keep_nobody_out(live: FakeServer, many_files: int) -> None:
+def test_idle_connections_block_no_others(live: FakeServer, many_files: int) -> None:
     with contextlib.ExitStack() as idle:
         for _ in range(many_files):
             idle.enter_context(socket.create_connection(("127.0.0.1", live.port)))
@@ -42,7 +42,7 @@ def test_idle_connections_keep_nobody_out(live: FakeServer, many_files: int) -> 
     assert is_answered(live, b"after them")
 
 
-def test_a_full_queue_answers_429_and_says_when_to_come_again(live: FakeServer) -> None:
+def test_a_full_queue_answers_429_with_retry_after(live: FakeServer) -> None:
     gate = threading.Event()
     live.rig.model.before_step = lambda: gate.wait(30)
     with ThreadPoolExecutor(3) as clients:

@@ -1,4 +1,4 @@
-"""Numbers that are too large, too small or none at all: 400 that names the parameter, and the server goes on."""
+"""Numbers that are too large, too small or not numbers: 400 that names the parameter, and the server continues."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_among(value: object, allowed: tuple[object, ...]) -> bool:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_each_is_followed_or_refused_by_its_name(live: FakeServer, name: str) -> None:
+def test_each_number_is_accepted_or_refused_by_its_name(live: FakeServer, name: str) -> None:
     for value in VALUES:
         given = {"logprobs": True} if name == "top_logprobs" else {}
         status, body = chat(live, **given, **{name: value})
@@ -64,7 +64,7 @@ def test_biases_of_tokens_that_are_none_are_refused(live: FakeServer, token: str
 
 
 @pytest.mark.parametrize("bias", VALUES)
-def test_biases_that_are_no_small_numbers_are_refused(live: FakeServer, bias: object) -> None:
+def test_biases_that_are_not_small_numbers_are_refused(live: FakeServer, bias: object) -> None:
     status, body = chat(live, logit_bias={"5": bias})
     if is_among(bias, (0, -1)):
         assert status == 200
@@ -72,7 +72,7 @@ def test_biases_that_are_no_small_numbers_are_refused(live: FakeServer, bias: ob
         assert (status, body["error"]["param"]) == (400, "logit_bias")
 
 
-def test_stops_that_are_no_strings_too_many_or_empty_are_refused(live: FakeServer) -> None:
+def test_stops_that_are_not_strings_too_many_or_empty_are_refused(live: FakeServer) -> None:
     for stop in ([0], [True], [""], ["a"] * 17, [["a"]], {"a": 1}, ["\ud800"]):
         status, body = chat(live, stop=stop)
         assert (status, body["error"]["param"]) == (400, "stop"), stop

@@ -1,4 +1,4 @@
-"""Prompts about as long as the context, empty ones, one word of a megabyte, tokens that do not exist."""
+"""Prompts about as long as the context, empty prompts, one word of a megabyte, tokens that do not exist."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def completion(live: FakeServer, prompt: object, **body: Any) -> tuple[int, dict
     return int(answer[9:12]), json.loads(answer.partition(b"\r\n\r\n")[2])
 
 
-def test_one_token_less_than_the_context_leaves_room_for_one(live: FakeServer) -> None:
+def test_a_prompt_of_one_token_less_than_the_context_gets_one_token(live: FakeServer) -> None:
     most = live.engine.max_model_len
     status, body = completion(live, [65] * (most - 1))
     assert status == 200

@@ -1,4 +1,4 @@
-"""Schemas that no grammar can be made of, or that are made to take for ever: refused in a sentence, off the loop."""
+"""Schemas that can't be compiled, or that take for ever: refused in a sentence, off the event loop."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from server.api.json_schema import MAX_SCHEMA_BYTES
-from server.api.service import LoadedModel
-from server.engine.codec import Codec
-from server.engine.request import Grammar, GrammarSpec
+from server.api.core.json_schema import MAX_SCHEMA_BYTES
+from server.api.core.service import LoadedModel
+from server.engine.interface import Grammar, GrammarSpec
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_model
+from tests.server.live.event_loop_stalls import StallWatch
 from tests.server.live.requests import ask, ask_together, complete, error_of, post_bytes, status_of
-from tests.server.live.stalls import StallWatch
-from tests.server.live.test_stalls import ATTEMPTS, LIMIT_SECONDS, quiet_collector
+from tests.server.live.test_event_loop_stalls import ATTEMPTS, LIMIT_SECONDS, quiet_collector
 
 __all__ = ["quiet_collector"]
 
@@ -73,7 +73,7 @@ def is_alive(live: FakeServer) -> bool:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_can_not_be_followed_is_refused_in_a_sentence(shared_live: FakeServer, name: str) -> None:
+def test_schemas_that_can_not_be_compiled_are_refused_in_a_sentence(shared_live: FakeServer, name: str) -> None:
     schema, reason = BAD[name]
     answer = ask(shared_live.port, with_schema(schema))
     error = error_of(answer)
@@ -85,13 +85,13 @@ def test_what_can_not_be_followed_is_refused_in_a_sentence(shared_live: FakeServ
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_what_is_merely_large_or_endless_is_followed(shared_live: FakeServer, name: str) -> None:
+def test_large_and_unbounded_schemas_are_compiled(shared_live: FakeServer, name: str) -> None:
     text = text_of(ask(shared_live.port, with_schema(GOOD[name], max_tokens=40)))
     assert text[0] in '"{[v1'
     assert is_alive(shared_live)
 
 
-def test_ten_thousand_levels_are_refused_before_they_are_a_schema(shared_live: FakeServer) -> None:
+def test_ten_thousand_levels_are_refused_by_the_json_reader(shared_live: FakeServer) -> None:
     deep = b'{"items":' * 10_000 + b"{}" + b"}" * 10_000
     body = json.dumps({"prompt": [97], "response_format": {"type": "json_schema", "json_schema": {"name": "it"}}})
     content = body.encode().replace(b'"name": "it"', b'"name": "it", "schema": ' + deep)
@@ -113,7 +113,7 @@ def test_no_address_is_asked_for_a_schema(shared_live: FakeServer) -> None:
 
 
 class SlowCodec:
-    """A codec that compiles when it is told to."""
+    """A codec whose compilations wait for the test."""
 
     def __init__(self, codec: Codec):
         self._codec = codec
@@ -127,11 +127,11 @@ class SlowCodec:
         return getattr(self._codec, name)
 
 
-def test_what_takes_too_long_to_compile_is_refused_while_others_are_answered(codec: Codec) -> None:
+def test_a_slow_compilation_is_refused_while_others_are_answered(codec: Codec) -> None:
     rig, slow = Rig(num_blocks=512), SlowCodec(codec)
     rig.engine.start()
     model = LoadedModel("fake", rig.engine, slow)  # type: ignore[arg-type]
-    model.grammars.max_seconds = 0.05
+    model.grammar_compiler.max_seconds = 0.05
     with serving_model(model, rig.engine) as server:
         slow_ones = [with_schema({"const": number}) for number in range(5)]
         *answers, other = ask_together(server.port, [*slow_ones, complete(b"other", max_tokens=9)])
@@ -140,7 +140,7 @@ def test_what_takes_too_long_to_compile_is_refused_while_others_are_answered(cod
         refused = next(error_of(answer) for answer in answers if status_of(answer) == 400)
         assert refused["message"] == "'response_format' took longer than 0.05 seconds to compile: simplify it."
         slow.may_compile.set()
-        model.grammars.max_seconds = 60
+        model.grammar_compiler.max_seconds = 60
         assert [text_of(ask(server.port, request)) for request in slow_ones] == ["0", "1", "2", "3", "4"]
     rig.engine.stop()
 
@@ -149,7 +149,7 @@ def ask_in_turn(port: int, requests: list[bytes]) -> list[bytes]:
     return [ask(port, request) for request in requests]
 
 
-def test_compiling_does_not_hold_the_loop_up(live: FakeServer, quiet_collector: None) -> None:
+def test_compiling_does_not_block_the_event_loop(live: FakeServer, quiet_collector: None) -> None:
     schemas = [schema for schema, _ in BAD.values()] + list(GOOD.values())
     requests = [with_schema(schema, max_tokens=3) for schema in schemas]
     compiled = [request for request in requests if len(request) < MAX_SCHEMA_BYTES]  # reading others is not the subject

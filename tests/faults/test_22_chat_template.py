@@ -1,4 +1,4 @@
-"""A chat template that reaches for what is not its own, loops for ever, or writes without end."""
+"""A chat template that accesses Python's internals, loops for ever, or writes without end."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from server.engine.codec import Codec
-from server.model import template as template_module
-from server.model.template import TemplateRenderer, apply_chat_template, shared_renderer
-from server.model.tokenizer import Tokenizer
+from server.engine.text.codec import Codec
+from server.model.text import chat_template as template_module
+from server.model.text.chat_template import TemplateRenderer, apply_chat_template, shared_renderer
+from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import serving_rig
@@ -21,7 +21,7 @@ BEGINNING = "the model's chat template refuses the messages: "
 
 
 def refusal(template: str, tmp_path: Path) -> str:
-    """Why a conversation is refused, as a client of a server with this template sees it."""
+    """Return the error message that a client gets from a server with this template."""
     save_byte_tokenizer(tmp_path, template)
     with serving_rig(Rig(), Codec(Tokenizer(tmp_path))) as server:
         answer = ask(server.port, post("/v1/chat/completions", messages=MESSAGES, max_tokens=1))
@@ -34,7 +34,7 @@ def refusal(template: str, tmp_path: Path) -> str:
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Templates get a quarter of a second, once the process that renders them is up."""
+    """A server whose templates have a quarter of a second, once the rendering process is up."""
     shared_renderer().render(conversations=[MESSAGES], chat_template="up")
     monkeypatch.setattr(template_module, "RENDER_SECONDS", 0.25)
 
@@ -50,21 +50,21 @@ def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=["loops", "texts", "constant power", "power", "one long call"],
 )
-def test_what_computes_for_ever_is_stopped(brisk: None, template: str, tmp_path: Path) -> None:
-    """Also where one call of the interpreter takes all the time, and before the template is compiled."""
-    assert refusal(template, tmp_path) == "it was not done within 0.25 seconds"
+def test_a_template_that_loops_for_ever_is_stopped(brisk: None, template: str, tmp_path: Path) -> None:
+    """Holds even if one call of the interpreter takes all the time, or compiling the template does."""
+    assert refusal(template, tmp_path) == "rendering took longer than 0.25 seconds"
 
 
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
-        ("{{ 'a' * 100000000 }}", "it writes 100000000 characters, more than 16777216"),
+        ("{{ 'a' * 100000000 }}", "it writes 100000000 characters, more than the limit of 16777216"),
         ("{% for i in range(99999) %}{{ 'a' * 1024 }}{% endfor %}", "it writes 102398976 characters"),
         ("{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more memory"),
         ("{{ 'a' | center(10000000000) }}", "more memory"),
         ("{{ [0] * 9999999999 }}", "more memory"),
         ("{% for i in range(1000000000) %}{% endfor %}", "Range too big"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "it calls itself without end"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "the template recurses without end"),
         ("{{ messages.__class__.__mro__ }}", "unsafe"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ ('' | attr('__class__')).__mro__ }}", "unsafe"),
@@ -78,13 +78,13 @@ def test_what_computes_for_ever_is_stopped(brisk: None, template: str, tmp_path:
         ("{% if %}", "Expected an expression"),
     ],
 )
-def test_what_goes_too_far_is_refused_with_its_reason(template: str, reason: str, tmp_path: Path) -> None:
+def test_a_template_that_fails_is_refused_with_the_reason(template: str, reason: str, tmp_path: Path) -> None:
     assert reason in refusal(template, tmp_path)
 
 
 def test_after_a_template_that_was_stopped_others_are_rendered(brisk: None, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = shared_renderer()
-    with pytest.raises(Exception, match="not done within"):
+    with pytest.raises(Exception, match="rendering took longer"):
         renderer.render(conversations=[MESSAGES], chat_template="{{ 9 ** (9 ** 9) }}")
     monkeypatch.setattr(template_module, "RENDER_SECONDS", 30)
     assert renderer.render(conversations=[MESSAGES], chat_template="{{ messages[0].role }}") == "user"
@@ -181,7 +181,7 @@ def test_of_several_templates_the_one_for_tools_is_taken(tmp_path: Path) -> None
 
 
 def test_a_long_conversation_goes_through(tmp_path: Path) -> None:
-    """Longer than what a pipe holds, both ways."""
+    """The texts are longer than the buffer of a pipe, in both directions."""
     text = apply_chat_template(
         PreTrainedTokenizerFast.from_pretrained(saved(tmp_path)), [{"role": "user", "content": "é" * 3_000_000}]
     )

@@ -1,4 +1,4 @@
-"""Images of kilobytes that are hundreds of megabytes once they are decoded, from many clients at once."""
+"""Images of kilobytes that decode to hundreds of megabytes, from many clients at once."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.codec import Codec
-from server.engine.image_room import ImageRoom
-from server.model.processor import MediaProcessor
-from server.model.tokenizer import Tokenizer
+from server.engine.image_capacity import ImageCapacity
+from server.engine.text.codec import Codec
+from server.model.multimodal.image_processor import MediaProcessor
+from server.model.text.tokenizer import Tokenizer
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask, error_of, headers_of, post_bytes, status_of
-from tests.server.model.test_images import save_model
+from tests.server.model.multimodal.test_image_parity import save_model
 from tests.vision import data_url, make_image, png
 
 
 @pytest.fixture
-def room() -> ImageRoom:
-    return ImageRoom(4 * 16 * 12, max_waiting=0)
+def room() -> ImageCapacity:
+    return ImageCapacity(4 * 16 * 12, max_waiting=0)
 
 
 @pytest.fixture
-def server(room: ImageRoom, tmp_path: Path) -> Iterator[FakeServer]:
-    """Of a fake model, but with the tokenizer and the image processor of a real one."""
+def server(room: ImageCapacity, tmp_path: Path) -> Iterator[FakeServer]:
+    """A fake model with the tokenizer and the image processor of a real one."""
     folder = save_model("qwen3_vl_moe", tmp_path)
-    codec = Codec(Tokenizer(folder), MediaProcessor(folder), image_room=room)
+    codec = Codec(Tokenizer(folder), MediaProcessor(folder), image_capacity=room)
     with serving_rig(Rig(), codec) as running:
         yield running
 
@@ -39,16 +39,16 @@ def chat(server: FakeServer, image: bytes) -> bytes:
     return ask(server.port, post_bytes("/v1/chat/completions", json.dumps(body).encode()))
 
 
-def test_images_that_find_no_room_are_refused_until_there_is_some(server: FakeServer, room: ImageRoom) -> None:
+def test_images_that_do_not_fit_are_refused_until_memory_is_free(server: FakeServer, room: ImageCapacity) -> None:
     with room.taken(1):
         answer = chat(server, png(make_image(1)))
         assert status_of(answer) == 429
         assert headers_of(answer)["retry-after"] == "1"
-        assert "take all the memory that images may: try again later" in error_of(answer)["message"]
+        assert "take all memory for images; try again later" in error_of(answer)["message"]
     assert status_of(chat(server, png(make_image(1)))) == 200
 
 
-def test_whatever_becomes_of_images_their_room_is_given_back(server: FakeServer, room: ImageRoom) -> None:
+def test_the_memory_of_images_is_released_however_their_request_ends(server: FakeServer, room: ImageCapacity) -> None:
     assert status_of(chat(server, png(make_image(1, 64, 64))[:400])) == 400
     assert status_of(chat(server, png(make_image(2)))) == 200
     server.wait_until_idle()

@@ -1,4 +1,4 @@
-"""What is shown of something large: lines of the log, or a bar on a terminal."""
+"""Progress of long operations: log lines, or a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 from server import progress
-from server.observability.logging import BesideBars
-from server.progress import following
+from server.observability.logging import ProgressBarHandler
+from server.progress import polled_progress
 
 
 class Terminal(io.StringIO):
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
-    """Make standard error a terminal, on which bars are shown at once; from within a test, for pytest has it before."""
+    """Return a function that makes standard error a terminal; it must run within the test, after pytest's capture."""
 
     def begin() -> Terminal:
         terminal = Terminal()
@@ -35,7 +35,7 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Terminal]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, to be set."""
+    """A clock that the test sets."""
     now = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
@@ -53,7 +53,7 @@ def test_a_log_gets_a_line_every_few_seconds(clock: list[float], caplog: pytest.
 
 def test_a_terminal_gets_a_bar_that_goes_away_and_lines_stand_above_it(on_terminal: Callable[[], Terminal]) -> None:
     terminal = on_terminal()
-    handler, record = BesideBars(terminal), logging.makeLogRecord({"msg": "by the way"})
+    handler, record = ProgressBarHandler(terminal), logging.makeLogRecord({"msg": "by the way"})
     with progress.progress("packing", 100) as shown:
         shown.advance(50)
         handler.emit(record)
@@ -70,17 +70,17 @@ def test_bars_are_cleared_when_the_process_ends_meanwhile(on_terminal: Callable[
         assert not terminal.getvalue().split("\r")[-2].strip()
 
 
-def test_what_does_not_tell_by_itself_is_asked(
+def test_polled_progress_calls_the_function(
     on_terminal: Callable[[], Terminal], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = on_terminal()
-    monkeypatch.setattr(progress, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.001)
     asked = threading.Event()
 
     def done() -> int:
         asked.set()
         return 1000  # more than there is, as of files that grew for another reason
 
-    with following("downloading", 10, done):
+    with polled_progress("downloading", 10, done):
         assert asked.wait(30)
     assert "downloading" in terminal.getvalue()

@@ -1,4 +1,4 @@
-"""Command line beats environment beats file; a bad value is named with where it came from."""
+"""Command line beats environment beats file; a bad value is named with its origin."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import get_args
 import pytest
 
 from expert_store.policies import POLICIES
-from server.settings import ServeSettings, SettingsError, add_flags, load_settings, parse_budget
+from server.cli.flags import add_flags
+from server.setting_values import AUTO, parse_budget
+from server.settings import ServeSettings, SettingsError, load_settings
 
 
 def write(path: Path, text: str) -> Path:
@@ -20,7 +22,7 @@ def write(path: Path, text: str) -> Path:
 def test_defaults_are_those_of_the_contract() -> None:
     settings = load_settings({}, {}, None)
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
-    assert settings.host_expert_memory == "auto"
+    assert settings.host_expert_memory == AUTO
     assert (settings.max_running_requests, settings.max_queued_requests) == (64, 256)
     assert (settings.log_format, settings.log_prompts) == ("text", False)
 
@@ -48,7 +50,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
 )
-def test_a_bad_value_is_named_with_its_place(
+def test_a_bad_value_is_named_with_its_origin(
     tmp_path: Path, flags: dict[str, str], environment: dict[str, str], toml: str, message: str
 ) -> None:
     config = write(tmp_path / "g.toml", toml) if toml else None
@@ -81,7 +83,7 @@ def test_sizes(text: str, expected: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "5 apples", "GiB", "1e9", "NaN", "50 %%", "9" * 400])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_other_texts_than_sizes_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_budget(text)
 
@@ -98,22 +100,22 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         "http://a b",
     ],
 )
-def test_what_is_no_collector_is_refused(url: str) -> None:
+def test_other_texts_than_collector_addresses_are_refused(url: str) -> None:
     with pytest.raises(SettingsError, match=r"--otlp-endpoint .*: write an address such as http://localhost:4318"):
         load_settings({"otlp_endpoint": url}, {}, None)
 
 
-def test_settings_do_not_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValueError, match="frozen"):
         ServeSettings().port = 1  # type: ignore[misc]
 
 
-def test_the_policies_on_offer_are_those_of_the_store() -> None:
-    """Settings know no other room, so the names stand twice."""
+def test_policies_are_those_of_the_store() -> None:
+    """The settings import no other package, so the names are repeated there."""
     assert get_args(ServeSettings.model_fields["cache_policy"].annotation) == POLICIES
 
 
-def test_a_switch_takes_no_value_on_the_command_line_and_one_elsewhere(tmp_path: Path) -> None:
+def test_a_switch_has_a_value_only_in_environment_and_file(tmp_path: Path) -> None:
     parser = argparse.ArgumentParser()
     add_flags(parser)
     flags = vars(parser.parse_args(["--deterministic", "--port", "1"]))
@@ -131,7 +133,7 @@ def parse(*words: str) -> dict[str, object]:
     return vars(parser.parse_args(words))
 
 
-def test_a_list_is_a_repeated_flag_or_commas_or_lines_in_the_environment_or_a_list_in_a_file(tmp_path: Path) -> None:
+def test_a_list_may_be_repeated_flags_separated_text_or_a_toml_list(tmp_path: Path) -> None:
     config = write(tmp_path / "g.toml", 'api-key = ["f1", "f2"]\nallow-origin = ["https://f"]')
     environment = {"GREENROOM_API_KEY": "e1, e2\ne3"}
     flags = parse("--api-key", "c1", "--api-key", "c,2")
@@ -151,7 +153,7 @@ def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
         load_settings({}, {"GREENROOM_CONFIG": "/nowhere.toml"}, None)
 
 
-def test_keys_of_a_file_come_beside_the_others(tmp_path: Path) -> None:
+def test_keys_of_a_file_are_added_to_the_others(tmp_path: Path) -> None:
     keys = write(tmp_path / "keys", "k1\r\n\n  k2  \n")
     settings = load_settings(parse("--admin-api-key-file", str(keys), "--admin-api-key", "k0"), {}, None)
     assert settings.admin_keys() == ["k0", "k1", "k2"]
@@ -161,8 +163,8 @@ def test_keys_of_a_file_come_beside_the_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "keys: the file has no key; write one a line"),
-        (b"\n \n", "keys: the file has no key; write one a line"),
+        (b"", "keys: the file has no key; write one per line"),
+        (b"\n \n", "keys: the file has no key; write one per line"),
         (b"two words", "keys: each line must be a key of visible ASCII characters"),
         ("schlüssel".encode(), "keys: each line must be a key of visible ASCII characters"),
         (b"\xff\xfe", "keys: each line must be a key of visible ASCII characters"),

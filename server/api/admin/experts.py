@@ -1,4 +1,4 @@
-"""``/v1/experts``: where the experts of the model are, and moving them."""
+"""``/v1/experts``: the residency of the model's experts, and routes to change it."""
 
 from typing import Annotated, Any
 
@@ -7,21 +7,21 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from server.api.admin.experts_stream import ExpertStream
-from server.api.auth import AdminDep
-from server.api.body import BodyRoute
-from server.api.dependencies import ServiceDep
-from server.api.errors import ExpertNotFoundError
-from server.api.expert_feed import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
-from server.api.openai.replies import around_list, encode_json
-from server.api.service import Service
-from server.api.validation import quote
-from server.engine.request import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
+from server.api.core.auth import AdminDep
+from server.api.core.body import JsonBody
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import ExpertNotFoundError
+from server.api.core.expert_sampler import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
+from server.api.core.json_encoding import around_list, encode_json
+from server.api.core.service import Service
+from server.api.core.validation import quote
+from server.engine.interface import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
-MAX_PLACES = 32768  # of a request; the largest models have some 25,000 experts
+MAX_PLACES = 32768  # in a request; the largest models have some 25,000 experts
 
-# Routes are plain functions, which FastAPI runs in threads of its own: the store's lock may be held by others.
-router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep], route_class=BodyRoute)
+# The routes are plain functions, which FastAPI runs in threads: they may have to wait for the store's lock.
+router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep])
 
 
 def list_of_places(value: object) -> list[ExpertPlace]:
@@ -29,12 +29,12 @@ def list_of_places(value: object) -> list[ExpertPlace]:
         raise ValueError(f"must be a list of at most {MAX_PLACES} pairs [layer, expert]")
     for pair in value:
         if not (isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)):  # noqa: PLR2004
-            raise ValueError(f"must hold pairs of integers [layer, expert] only, but {quote(pair)} is none")
+            raise ValueError(f"must hold pairs of integers [layer, expert] only, got {quote(pair)}")
     return [(layer, expert) for layer, expert in value]
 
 
 class ExpertsBody(BaseModel):
-    """Which experts."""
+    """A list of experts."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
@@ -65,22 +65,22 @@ def get_expert(layer: int, expert: int, service: ServiceDep) -> JSONResponse:
 
 
 @router.post("/pin")
-def pin_experts(body: ExpertsBody, service: ServiceDep) -> JSONResponse:
+def pin_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: ServiceDep) -> JSONResponse:
     return change("pin", body, service)
 
 
 @router.post("/unpin")
-def unpin_experts(body: ExpertsBody, service: ServiceDep) -> JSONResponse:
+def unpin_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: ServiceDep) -> JSONResponse:
     return change("unpin", body, service)
 
 
 @router.post("/prefetch")
-def prefetch_experts(body: ExpertsBody, service: ServiceDep) -> JSONResponse:
+def prefetch_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: ServiceDep) -> JSONResponse:
     return change("prefetch", body, service)
 
 
 @router.post("/evict")
-def evict_experts(body: ExpertsBody, service: ServiceDep) -> JSONResponse:
+def evict_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: ServiceDep) -> JSONResponse:
     return change("evict", body, service)
 
 
@@ -91,21 +91,21 @@ def change(action: ExpertChange, body: ExpertsBody, service: Service) -> JSONRes
 
 
 def experts_of(service: Service) -> ExpertAdministration:
-    """The experts of the model that is served.
+    """Return the experts of the loaded model.
 
     Raises:
-        ServiceUnavailableError: it is still being loaded.
-        ExpertNotFoundError: it has none to show.
+        ServiceUnavailableError: the model is still loading.
+        ExpertNotFoundError: the model has no experts that the store manages.
 
     """
     experts = service.loaded_model(None).experts
     if experts is None:
-        raise ExpertNotFoundError("This model has no experts that could be shown.")
+        raise ExpertNotFoundError("This model has no experts: use a mixture-of-experts model.")
     return experts
 
 
 def encode_overview(overview: JsonObject) -> bytes:
-    """JSON of an overview, layer by layer: encoding holds the interpreter's lock, and all of it would for too long."""
+    """Encode an overview layer by layer: the encoder holds the interpreter's lock."""
     layers = ",".join(encode_json(layer) for layer in overview["layers"])
     before, after = around_list(encode_json(overview | {"layers": []}), "layers")
     return f"{before}{layers}{after}".encode()

@@ -1,26 +1,26 @@
-"""``/v1/requests``: what the server is at."""
+"""``/v1/requests``: the running and waiting requests."""
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.auth import AdminDep
-from server.api.dependencies import ServiceDep
-from server.api.openai.replies import expert_usage
-from server.engine.request import JsonObject, RequestStatus
+from server.api.core.auth import AdminDep
+from server.api.core.dependencies import ServiceDep
+from server.api.core.usage import expert_usage
+from server.engine.interface import JsonObject, RequestStatus
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"], dependencies=[AdminDep])
 
 
-# A plain function, which FastAPI runs in a thread of its own: some hundred requests take a while to write down.
+# A plain function, which FastAPI runs in a thread: some hundred requests take a while to encode.
 @router.get("")
 def list_requests(service: ServiceDep) -> JSONResponse:
-    """Every choice of every request that has not ended: what runs, then what waits, first to go first; no prompts."""
+    """List every choice of every unfinished request, without prompts: the running ones, then the queue in its order."""
     model = service.loaded_model(None)
-    return JSONResponse({"object": "list", "data": [described(each, model.name) for each in model.engine.statuses()]})
+    return JSONResponse({"object": "list", "data": [describe(each, model.name) for each in model.engine.statuses()]})
 
 
-def described(status: RequestStatus, model: str) -> JsonObject:
-    """A choice as the route tells of it; ``id`` is that of the reply and of the log."""
+def describe(status: RequestStatus, model: str) -> JsonObject:
+    """Describe a choice; ``id`` is the same as in the reply and the access log."""
     generation_id, _, choice = status.request_id.rpartition("-")
     return {
         "id": generation_id,

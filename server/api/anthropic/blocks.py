@@ -1,4 +1,4 @@
-"""What messages say: text, or blocks of content."""
+"""Content of messages: text, or content blocks; and their translation to messages of a chat."""
 
 import json
 from collections.abc import Iterator
@@ -6,17 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from server.api.conversation import Conversation, image_part, text_part
-from server.api.errors import InvalidRequestError
-from server.api.openai.fields import Text, is_encodable
-from server.api.openai.replies import JsonObject
-from server.api.translation import validated
-from server.api.validation import quote
+from server.api.core.conversation import Conversation, image_part, text_part
+from server.api.core.errors import InvalidRequestError
+from server.api.core.fields import Text, is_encodable
+from server.api.core.translation import validated
+from server.api.core.validation import quote
+from server.engine.interface import JsonObject
 
 
 def check_source(kind: str) -> str:
     if kind != "base64":
-        raise ValueError(f'must be "base64", for this server fetches nothing and keeps no files, got {quote(kind)}')
+        raise ValueError(
+            f'must be "base64", because this server fetches nothing and stores no files; got {quote(kind)}'
+        )
     return kind
 
 
@@ -52,7 +54,7 @@ class ToolResultBlock(BaseModel):
     model_config = ConfigDict(strict=True)
 
     tool_use_id: Text
-    content: Any = ""  # a text, or blocks
+    content: Any = ""  # a string or a list of blocks
 
 
 class ThinkingBlock(BaseModel):
@@ -62,7 +64,7 @@ class ThinkingBlock(BaseModel):
 
 
 class RedactedThinkingBlock(BaseModel):
-    """Thoughts that only their maker can read."""
+    """Encrypted reasoning of other servers, which is ignored."""
 
 
 Block = TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
@@ -80,10 +82,10 @@ ASSISTANT: Kinds = {
 
 
 def blocks_of(content: object, place: str, kinds: Kinds) -> Iterator[tuple[str, Block]]:
-    """The blocks that stand at ``place`` in the body, each with its own place; a text is one of them.
+    """Yield the blocks at ``place`` in the body, each with its own place; a string is one text block.
 
     Raises:
-        InvalidRequestError: they are none, or of a kind that can't be taken there.
+        InvalidRequestError: a block is invalid, or of a type that is not allowed there.
 
     """
     if isinstance(content, str) and is_encodable(content):
@@ -102,7 +104,7 @@ def blocks_of(content: object, place: str, kinds: Kinds) -> Iterator[tuple[str, 
 
 
 def part_of(block: Block) -> JsonObject:
-    """A text or an image as chat completions have it."""
+    """Return a text or an image in the form of chat completions."""
     if isinstance(block, ImageBlock):
         return image_part(f"data:{block.source.media_type};base64,{block.source.data}")
     assert isinstance(block, TextBlock)
@@ -110,25 +112,25 @@ def part_of(block: Block) -> JsonObject:
 
 
 def add_content(conversation: Conversation, role: str, content: object, place: str, kinds: Kinds) -> None:
-    """Add what a message says.
+    """Add the content of a message to a conversation.
 
     Raises:
-        InvalidRequestError: one of its blocks can't be taken.
+        InvalidRequestError: one of the blocks is invalid or not allowed.
 
     """
     for here, block in blocks_of(content, place, kinds):
         match block:
             case ToolUseBlock():
-                conversation.call(block.id, block.name, json.dumps(block.input))
+                conversation.add_tool_call(block.id, block.name, json.dumps(block.input))
             case ToolResultBlock():
-                if not conversation.has_call(block.tool_use_id):
+                if not conversation.has_tool_call(block.tool_use_id):
                     param = f"{here}.tool_use_id"
                     raise InvalidRequestError(f"'{param}' must be the 'id' of a 'tool_use' before it.", param)
                 result = blocks_of(block.content, f"{here}.content", RESULT)
-                conversation.answer_call(block.tool_use_id, [part_of(each) for _, each in result])
+                conversation.add_tool_result(block.tool_use_id, [part_of(each) for _, each in result])
             case ThinkingBlock():
-                conversation.think(block.thinking)
+                conversation.add_reasoning(block.thinking)
             case TextBlock() | ImageBlock():
-                conversation.say(role, [part_of(block)])
+                conversation.add_content(role, [part_of(block)])
             case RedactedThinkingBlock():
                 pass

@@ -1,4 +1,4 @@
-"""Bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``, and the same requests as chats."""
+"""Bodies of ``/v1/messages`` and ``/v1/messages/count_tokens``, and their translation to a ``ChatBody``."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,18 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
 from server.api.anthropic.errors import ThreadError
 from server.api.anthropic.tools import Tool, ToolChoice
-from server.api.conversation import Conversation
-from server.api.errors import InvalidRequestError
-from server.api.openai.fields import MAX_INT32, Stops, Text, only
-from server.api.openai.replies import JsonObject
-from server.api.openai.schemas import THINKING_OPTIONS, ChatBody
-from server.api.translation import split_extra
+from server.api.core.conversation import Conversation
+from server.api.core.errors import InvalidRequestError
+from server.api.core.fields import MAX_INT32, Stops, Text, only
+from server.api.core.translation import split_extra
+from server.api.openai.bodies import THINKING_OPTIONS, ChatBody
+from server.engine.interface import JsonObject
 
-KINDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}  # of blocks by who says them
+KINDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}  # types of blocks by role
 
-NO_TOOLS = "can't be used, for this server runs no tools itself: leave it out"
+NO_TOOLS = "can't be used, because this server runs no tools itself: leave it out"
 
-# What a chat's fields are called here.
+# The names that fields of a ChatBody have here.
 NAMES = {
     "stop": "stop_sequences",
     "response_format": "output_config.format",
@@ -28,7 +28,7 @@ NAMES = {
 
 
 class MessagesChat(ChatBody):
-    """A chat whose clients have to say a greatest number of tokens; many say one that no model would reach."""
+    """A chat whose ``max_tokens`` is required, so clients often send more than the model's context holds."""
 
     may_cut_max_tokens: ClassVar[bool] = True
 
@@ -37,7 +37,7 @@ class Message(BaseModel):
     model_config = ConfigDict(strict=True)
 
     role: Literal["user", "assistant", "system"]
-    content: Any  # a text, or blocks
+    content: Any  # a string or a list of blocks
 
 
 class JsonFormat(BaseModel):
@@ -48,7 +48,7 @@ class JsonFormat(BaseModel):
 
 
 class Thinking(BaseModel):
-    """Whether to think; how much, only templates can say."""
+    """Turns reasoning on or off; a budget has no effect."""
 
     model_config = ConfigDict(strict=True)
 
@@ -66,24 +66,24 @@ class OutputConfig(BaseModel):
 
 
 class PromptBody(BaseModel):
-    """What Anthropic's clients send of a prompt; null is the same as leaving a field out."""
+    """The fields that make the prompt; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
     model: Text | None = None
     messages: list[Message] = Field(min_length=1, fail_fast=True)
-    system: Any = None  # a text, or blocks
+    system: Any = None  # a string or a list of blocks
     tools: list[Tool] = []
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
-    cache_control: Any = None  # prompts are cached without
+    cache_control: Any = None  # without effect: all prompts are cached
     thread: Any = None
-    compaction: Annotated[Any, only(why="can't be used, for this server sums up no conversations: leave it out")] = None
-    container: Annotated[Any, only(why="can't be used, for this server runs no tools itself: leave it out")] = None
-    mcp_servers: Annotated[Any, only([], why="can't be used, for this server runs no tools itself: leave it out")] = (
-        None
-    )
+    compaction: Annotated[
+        Any, only(why="can't be used, because this server compacts no conversations: leave it out")
+    ] = None
+    container: Annotated[Any, only(why=NO_TOOLS)] = None
+    mcp_servers: Annotated[Any, only([], why=NO_TOOLS)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -95,16 +95,16 @@ class PromptBody(BaseModel):
         return split_extra(self.model_extra)[1]
 
     def for_chat(self) -> ChatBody:
-        """The same request as a chat; errors name a chat's fields. Call it off the event loop.
+        """Translate the request to a chat; errors name the fields of a chat. Call it off the event loop.
 
         Raises:
-            InvalidRequestError: the conversation is to be kept, or a block of content can't be taken.
-            ValidationError: a chat does not take it.
+            InvalidRequestError: the server is asked to keep the conversation, or a content block is invalid.
+            ValidationError: the request is not valid as a chat.
 
         """
         if self.thread is not None:
             raise ThreadError(
-                "'thread' can't be used, for this server keeps no conversations: send the whole one as 'messages'.",
+                "'thread' can't be used, because this server stores no conversations: send all of it as 'messages'.",
                 "thread",
             )
         fields = self._prompt_for_chat() | self._sampling_for_chat()
@@ -130,7 +130,7 @@ class PromptBody(BaseModel):
     def _conversation(self) -> Conversation:
         if self.messages[-1].role == "assistant":
             raise InvalidRequestError(
-                "'messages' must not end with the assistant's: this server begins its turn anew, so send no beginning.",
+                "'messages' must not end with a message of the assistant: this server continues no partial replies.",
                 "messages",
             )
         conversation = Conversation()
@@ -143,7 +143,7 @@ class PromptBody(BaseModel):
 
 
 class MessagesBody(PromptBody):
-    """A prompt, and how to answer it."""
+    """A prompt, and the options for its answer."""
 
     max_tokens: int = Field(ge=1, le=MAX_INT32)
     stream: bool = False

@@ -1,14 +1,14 @@
-"""Errors in Anthropic's form, for the routes that speak it."""
+"""Errors in Anthropic's form, and the class of routes that answer with them."""
 
 from typing import Any
 
 from fastapi import status
+from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.body import BodyRoute
-from server.api.errors import APIError, InvalidRequestError
-from server.api.openai.replies import JsonObject
+from server.api.core.errors import APIError, InvalidRequestError
+from server.engine.interface import JsonObject
 
 TYPES = {
     status.HTTP_401_UNAUTHORIZED: "authentication_error",
@@ -42,26 +42,26 @@ _ERROR = {
         }
     },
 }
-ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}  # for the description of these routes
+ERRORS: dict[int | str, dict[str, Any]] = {"4XX": _ERROR, "5XX": _ERROR}  # for the OpenAPI description
 
 
 def error_body(error: APIError, request_id: str) -> JsonObject:
-    is_own_fault = error.status_code >= status.HTTP_500_INTERNAL_SERVER_ERROR
-    kind = TYPES.get(error.status_code, "api_error" if is_own_fault else "invalid_request_error")
-    told: JsonObject = {"type": kind, "message": error.message}
+    is_server_error = error.status_code >= status.HTTP_500_INTERNAL_SERVER_ERROR
+    kind = TYPES.get(error.status_code, "api_error" if is_server_error else "invalid_request_error")
+    body: JsonObject = {"type": kind, "message": error.message}
     if error.code is not None:
-        told["details"] = {"error_code": error.code}
-    return {"type": "error", "error": told, "request_id": request_id}
+        body["details"] = {"error_code": error.code}
+    return {"type": "error", "error": body, "request_id": request_id}
 
 
 class ThreadError(InvalidRequestError):
-    """A conversation is to be kept; clients that know this code go on by sending the whole of it each time."""
+    """The request asks the server to store a conversation; clients that know the code then send all of it each time."""
 
     code = "thread_unsupported_request"
 
 
-class AnthropicRoute(BodyRoute):
-    """A route whose errors are Anthropic's, and whose answers carry the request's id as Anthropic's do, too."""
+class AnthropicRoute(APIRoute):
+    """A route whose errors have Anthropic's form, and whose responses have Anthropic's header ``request-id``."""
 
     error_body = staticmethod(error_body)
 

@@ -1,13 +1,13 @@
-"""Tools of Anthropic's requests, and how they are to be used."""
+"""Tools and tool choices of Anthropic's requests, and their translation to those of a chat."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-from server.api.openai.fields import Text
-from server.api.openai.replies import JsonObject
+from server.api.core.fields import Text
+from server.api.core.validation import quote
 from server.api.openai.tools import Name, Parameters
-from server.api.validation import quote
+from server.engine.interface import JsonObject
 
 
 class ClientTool(BaseModel):
@@ -25,10 +25,10 @@ class ClientTool(BaseModel):
 
 
 def check_tool_type(value: object) -> object:
-    """Tools of other types are refused by it, and not for what those of clients have and they lack."""
+    """Refuse other types of tools first: their missing fields would give a confusing error."""
     kind = value.get("type") if isinstance(value, dict) else None
     if kind not in (None, "custom"):
-        raise ValueError(f'must be of the type "custom", for this server runs no tools itself, got {quote(kind)}')
+        raise ValueError(f'must be of the type "custom", because this server runs no tools itself; got {quote(kind)}')
     return value
 
 

@@ -1,61 +1,70 @@
-"""``/v1/completions``: plain text or tokens, continued."""
+"""``/v1/completions``: the continuation of texts or lists of tokens."""
 
 import asyncio
 from collections.abc import Sequence
+from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.auth import UserDep
-from server.api.body import BodyRoute
-from server.api.dependencies import ServiceDep
-from server.api.errors import InvalidRequestError
-from server.api.openai.answer import answer
+from server.api.core.auth import UserDep
+from server.api.core.body import JsonBody
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import InvalidRequestError
+from server.api.core.generation import Generation
+from server.api.core.openapi import STREAMED
+from server.api.core.reply import answer
+from server.api.openai.bodies import CompletionBody
+from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.fields import Prompt
-from server.api.openai.generation import submit
 from server.api.openai.logprobs import CompletionLogprobs, Echo
-from server.api.openai.replies import JsonObject
-from server.api.openai.schemas import CompletionBody
-from server.api.openapi import STREAMED
-from server.engine.request import FinishReason, TextCodec, TokenEvent
+from server.api.openai.submit import submit
+from server.engine.interface import FinishReason, JsonObject, TextCodec, TokenEvent
 
-router = APIRouter(tags=["completions"], dependencies=[UserDep], route_class=BodyRoute)
+router = APIRouter(tags=["completions"], dependencies=[UserDep])
 
 
-class CompletionStyle:
-    """A choice is a text, whole or in pieces; ``echoes`` are the prompts that stand before it, or None.
+class CompletionEncoder(ChunkEncoder):
+    """Encodes each choice as text.
 
-    With logprobs a prompt is echoed once those of its tokens are there, else at once.
+    With logprobs, the prompt is echoed when its logprobs are there, else before the first token.
+
+    Args:
+        echoes: the prompts that precede their completions; None without ``echo``.
+
     """
 
     object = "text_completion"
     chunk_object = "text_completion"
 
-    def __init__(self, codec: TextCodec, body: CompletionBody, echoes: Sequence[Echo] | None) -> None:
+    def __init__(
+        self, generation: Generation, codec: TextCodec, body: CompletionBody, echoes: Sequence[Echo] | None
+    ) -> None:
+        super().__init__(generation, include_usage=body.include_usage)
         self._codec = codec
         self._has_logprobs = body.logprobs is not None
         self._echoes, self._num_choices = echoes, body.n
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
-        text = self._echoed(index) + "".join(event.text for event in events)
-        return self._piece(index, text, self._logprobs(index, events), events[-1].finish_reason)
+        text = self._echo_text(index) + "".join(event.text for event in events)
+        return self._choice(index, text, self._logprobs(index, events), events[-1].finish_reason)
 
-    def opening(self, index: int) -> list[JsonObject]:
-        echo = self._echoed(index)
-        return [self._piece(index, echo, None, None)] if echo and not self._has_logprobs else []
+    def start_choices(self, index: int) -> list[JsonObject]:
+        text = self._echo_text(index)
+        return [self._choice(index, text, None, None)] if text and not self._has_logprobs else []
 
-    def delta(self, index: int, event: TokenEvent) -> list[JsonObject]:
-        is_echoed_now = event.prompt_logprobs is not None
-        text = self._echoed(index) + event.text if is_echoed_now else event.text
+    def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
+        echoes_now = event.prompt_logprobs is not None
+        text = self._echo_text(index) + event.text if echoes_now else event.text
         if not (text or event.logprobs or event.finish_reason is not None):
             return []
-        logprobs = self._logprobs(index, [event]) if event.logprobs or is_echoed_now else None
-        return [self._piece(index, text, logprobs, event.finish_reason)]
+        logprobs = self._logprobs(index, [event]) if event.logprobs or echoes_now else None
+        return [self._choice(index, text, logprobs, event.finish_reason)]
 
     def _echo(self, index: int) -> Echo | None:
         return None if self._echoes is None else self._echoes[index // self._num_choices]
 
-    def _echoed(self, index: int) -> str:
+    def _echo_text(self, index: int) -> str:
         echo = self._echo(index)
         return "" if echo is None else echo.text
 
@@ -66,27 +75,32 @@ class CompletionStyle:
         for event in events:
             if echo is not None and event.prompt_logprobs is not None:
                 lists.add_prompt(echo, event.prompt_logprobs)
-            lists.add(event.logprobs, len(self._echoed(index)))
+            lists.add(event.logprobs, len(self._echo_text(index)))
         return lists.body()
 
-    def _piece(
+    def _choice(
         self, index: int, text: str, logprobs: JsonObject | None, finish_reason: FinishReason | None
     ) -> JsonObject:
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 @router.post("/v1/completions", response_model=None, responses=STREAMED)
-async def create_completion(request: Request, body: CompletionBody, service: ServiceDep) -> Response:
+async def create_completion(
+    request: Request, body: Annotated[CompletionBody, JsonBody(CompletionBody)], service: ServiceDep
+) -> Response:
     model = service.accepting_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
-    if body.echo and model.engine.reads_whole:
-        raise InvalidRequestError("This model answers prompts instead of continuing them: leave out 'echo'.", "echo")
+    if body.echo and model.engine.is_encoder_decoder:
+        raise InvalidRequestError(
+            "This model is an encoder-decoder, which answers prompts instead of continuing them: leave out 'echo'.",
+            "echo",
+        )
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
     spec = body.grammar_spec
-    grammar = None if spec is None else await model.grammars.compile(spec)
+    grammar = None if spec is None else await model.grammar_compiler.compile(spec)
     generation = submit(model, body, prompts, "cmpl-", "prompt", grammar=grammar)
-    return await answer(request, body, generation, CompletionStyle(model.codec, body, echoes))
+    return await answer(request, CompletionEncoder(generation, model.codec, body, echoes), stream=body.stream)
 
 
 def token_ids(prompts: Sequence[Prompt], codec: TextCodec) -> list[list[int]]:

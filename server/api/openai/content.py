@@ -1,17 +1,18 @@
-"""What a message says and shows: text, or parts of text and images.
+"""Content of a message: text, or parts of text and images.
 
-A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
+it.
 """
 
 import base64
 from dataclasses import dataclass
 
-from server.api.errors import InvalidRequestError
-from server.api.openai.fields import encodable
-from server.api.validation import quote
+from server.api.core.errors import InvalidRequestError
+from server.api.core.fields import encodable
+from server.api.core.validation import quote
 
-MAX_IMAGES = 16  # of a request
-MAX_IMAGES_BYTES = 16 << 20  # of a request, as base64
+MAX_IMAGES = 16  # in a request
+MAX_IMAGES_BYTES = 16 << 20  # in a request, as base64
 PARTS = (
     'must hold parts of the form {"type": "text", "text": "..."} or '
     '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}} only'
@@ -20,15 +21,15 @@ PARTS = (
 
 @dataclass(frozen=True)
 class ImagePart:
-    """An image within a message."""
+    """An image in a message."""
 
     base64: str
 
     def decode(self) -> bytes:
-        """The image's file; takes a while, so call it off the event loop.
+        """Return the image file. Call it off the event loop.
 
         Raises:
-            InvalidRequestError: it is no base64.
+            InvalidRequestError: the text is not valid base64.
 
         """
         try:
@@ -38,7 +39,7 @@ class ImagePart:
 
 
 def content_of(value: object) -> str | list[str | ImagePart]:
-    """Text as it is, parts of text joined line by line as vLLM does, or texts and images in their order."""
+    """Return text, or a list of texts and images. Text parts without images are joined by line breaks, as in vLLM."""
     if isinstance(value, str):
         return encodable(value)
     if not isinstance(value, list):
@@ -62,9 +63,9 @@ def _image(url: str) -> ImagePart:
     header, _, data = url.partition(",")
     if not header.startswith("data:"):
         raise ValueError(
-            f"must hold images as data URLs (data:image/png;base64,...), but {quote(url)} is none, and this server "
-            "fetches nothing"
+            f"must hold images as data URLs (data:image/png;base64,...), because this server fetches nothing; got "
+            f"{quote(url)}"
         )
     if not header.endswith(";base64"):
-        raise ValueError(f"must hold images in base64 (data:image/png;base64,...), but {quote(header)} says otherwise")
+        raise ValueError(f"must hold images in base64 (data:image/png;base64,...), got {quote(header)}")
     return ImagePart(data)

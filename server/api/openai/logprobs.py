@@ -1,15 +1,15 @@
-"""Logprobs in the two forms of OpenAI's, and prompts that are echoed."""
+"""Logprobs in OpenAI's forms for chats and for completions, and echoed prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from server.engine.request import TextCodec, TokenLogprobs
+from server.engine.interface import TextCodec, TokenLogprobs
 
 
 def chat_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    """Of chat completions. ``bytes`` are exact; ``token`` has U+FFFD where they are no characters."""
+    """Return the logprobs of a chat choice. ``bytes`` are exact; ``token`` has U+FFFD for bytes that are not UTF-8."""
     content = [
         _chat_token(codec, each.token_id, each.logprob)
         | {"top_logprobs": [_chat_token(codec, token_id, logprob) for token_id, logprob in each.top]}
@@ -25,17 +25,17 @@ def _chat_token(codec: TextCodec, token_id: int, logprob: float) -> dict[str, An
 
 @dataclass(frozen=True)
 class Echo:
-    """A prompt that stands before its completions."""
+    """A prompt that precedes its completion."""
 
     text: str
     token_ids: Sequence[int]
-    offsets: Sequence[int]  # in the text, of each token
+    offsets: Sequence[int]  # offset of each token in the text
 
     @classmethod
     def of(cls, prompt: str | list[int], token_ids: Sequence[int], codec: TextCodec) -> "Echo":
-        """Text is echoed as it came, token ids as their text with special tokens written out; may block.
+        """Echo a text as it is, and token ids as their text with special tokens written out; may block.
 
-        Special tokens that the tokenizer puts before a text are not part of it and lie at its beginning.
+        Special tokens that the tokenizer adds before a text have offset 0.
         """
         pieces = codec.pieces(token_ids)
         written = "".join(pieces)
@@ -46,9 +46,9 @@ class Echo:
 
 
 class CompletionLogprobs:
-    """The lists of completions, which grow token by token.
+    """The logprob lists of a completion.
 
-    A token that is no text by itself is written as ``bytes:`` and its bytes, as OpenAI does.
+    A token that is not UTF-8 by itself is written as ``bytes:`` and its bytes, as OpenAI does.
     """
 
     def __init__(self, codec: TextCodec):
@@ -59,7 +59,7 @@ class CompletionLogprobs:
         self.text_offset: list[int] = []
 
     def add_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> None:
-        """Add a prompt's tokens; nothing predicts the first."""
+        """Add the tokens of a prompt; the first has no logprob."""
         self.tokens.append(self._text(echo.token_ids[0]))
         self.token_logprobs.append(None)
         self.top_logprobs.append(None)
@@ -68,7 +68,7 @@ class CompletionLogprobs:
             self._add(each, offset)
 
     def add(self, logprobs: Sequence[TokenLogprobs], num_echoed: int) -> None:
-        """Add tokens of a completion that stands behind so many characters."""
+        """Add tokens of a completion that follows ``num_echoed`` characters."""
         for each in logprobs:
             self._add(each, num_echoed + each.text_offset)
 

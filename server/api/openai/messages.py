@@ -1,6 +1,7 @@
-"""Messages of a conversation.
+"""Messages of a chat.
 
-A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
+it.
 """
 
 import json
@@ -9,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from server.api.errors import InvalidRequestError
+from server.api.core.errors import InvalidRequestError
+from server.api.core.fields import Text, only
 from server.api.openai.content import ImagePart, content_of
-from server.api.openai.fields import Text, only
 
-MAX_ARGUMENTS = 1 << 18  # characters of a call
+MAX_ARGUMENTS = 1 << 18  # characters of the arguments of a call
 NO_FUNCTIONS = "is no longer how tools are called: use 'tools' and 'tool_calls'"
 
 
 def json_object(text: str) -> str:
-    """Arguments of a call, which templates want as an object; none at all are an empty one."""
-    if len(text) > MAX_ARGUMENTS:  # the reader holds the interpreter's lock
+    """Check the arguments of a call, which templates need as an object; an empty text is an empty object."""
+    if len(text) > MAX_ARGUMENTS:  # json holds the interpreter's lock
         raise ValueError(f"must not have more than {MAX_ARGUMENTS} characters, but has {len(text)}")
     try:
         value = json.loads(text or "{}")
@@ -43,7 +44,7 @@ class CalledFunction(BaseModel):
 
 
 class ToolCall(BaseModel):
-    """A call that the assistant made."""
+    """A tool call of the assistant."""
 
     model_config = ConfigDict(strict=True)
 
@@ -53,7 +54,7 @@ class ToolCall(BaseModel):
 
 
 class Message(BaseModel):
-    """What somebody said; null is the same as leaving a field out, but for ``content``."""
+    """A message. Null is the same as leaving a field out, except for ``content``."""
 
     model_config = ConfigDict(strict=True)
 
@@ -75,20 +76,20 @@ class Message(BaseModel):
     @classmethod
     def let_assistants_call(cls, calls: list[ToolCall] | None, info: ValidationInfo) -> list[ToolCall] | None:
         if calls and info.data.get("role") != "assistant":
-            raise ValueError("is for messages of the assistant only: leave it out")
+            raise ValueError("is allowed only in messages of the assistant: leave it out")
         return calls
 
     @field_validator("tool_call_id")
     @classmethod
     def need_id(cls, call_id: str | None, info: ValidationInfo) -> str | None:
         if call_id is None and info.data.get("role") == "tool":
-            raise ValueError("is required in messages of role 'tool': it says which call they answer")
+            raise ValueError("is required in messages of role 'tool': it names the call that the result answers")
         return call_id
 
     @field_validator("content", mode="plain", json_schema_input_type=str | list[dict[str, Any]] | None)
     @classmethod
     def need_content(cls, content: object, info: ValidationInfo) -> str | list[str | ImagePart] | None:
-        """Only an assistant that calls something, or thinks, may say nothing."""
+        """Require content, except in an assistant's message with tool calls or reasoning."""
         if content is not None:
             parts = content_of(content)
             if info.data.get("role") == "tool" and not isinstance(parts, str):
@@ -101,29 +102,29 @@ class Message(BaseModel):
 
     @property
     def images(self) -> list[ImagePart]:
-        """What it shows, in the order of its parts."""
+        """The images of the message, in order."""
         return [part for part in self.content or () if isinstance(part, ImagePart)]
 
     def for_template(self) -> dict[str, Any]:
-        """The message as chat templates know it; they have no developers."""
+        """Return the message in the form of chat templates, which do not know the role developer."""
         content: Any = self.content or ""
         if not isinstance(content, str):
-            shown = {"type": "image"}
-            content = [{"type": "text", "text": part} if isinstance(part, str) else shown for part in content]
+            image = {"type": "image"}
+            content = [{"type": "text", "text": part} if isinstance(part, str) else image for part in content]
         message = {"role": "system" if self.role == "developer" else self.role, "content": content}
         if self.tool_calls:
             message["tool_calls"] = [call.model_dump() for call in self.tool_calls]
         if self.reasoning_content:
-            # Under the names of Qwen's, gpt-oss' and other templates.
+            # The names that the templates of Qwen, gpt-oss and others use.
             message |= dict.fromkeys(("reasoning_content", "reasoning", "thinking"), self.reasoning_content)
         return message
 
 
 def messages_for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """All messages, results of tools with the tools' names.
+    """Return all messages in the form of chat templates; tool results have the names of their tools.
 
     Raises:
-        InvalidRequestError: a result is one of no call.
+        InvalidRequestError: a tool result answers no earlier call.
 
     """
     names: dict[str, str] = {}
@@ -136,7 +137,7 @@ def messages_for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
             if name is None:
                 param = f"messages[{place}].tool_call_id"
                 raise InvalidRequestError(
-                    f"'{param}' names no call that an assistant's message before it holds in 'tool_calls'.", param
+                    f"'{param}' must be the 'id' of a tool call in an assistant's message before it.", param
                 )
             each |= {"tool_call_id": message.tool_call_id, "name": name}
         prepared.append(each)

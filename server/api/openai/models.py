@@ -1,13 +1,13 @@
-"""``/v1/models``: what may be asked for."""
+"""``/v1/models``: the models that the server serves."""
 
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.auth import UserDep
-from server.api.dependencies import ServiceDep
-from server.api.service import LoadedModel
+from server.api.core.auth import UserDep
+from server.api.core.dependencies import ServiceDep
+from server.api.core.service import LoadedModel
 
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 
@@ -17,13 +17,13 @@ async def list_models(service: ServiceDep) -> JSONResponse:
     return JSONResponse({"object": "list", "data": [card(service.loaded_model(None))]})
 
 
-@router.get("/{name:path}")  # a name may be a repository's, with a slash
+@router.get("/{name:path}")  # the id of a repository contains a slash
 async def get_model(name: str, service: ServiceDep) -> JSONResponse:
     return JSONResponse(card(service.loaded_model(name)))
 
 
 def card(model: LoadedModel) -> dict[str, Any]:
-    """OpenAI's model object, with vLLM's ``max_model_len``."""
+    """Return OpenAI's model object, with vLLM's ``max_model_len``."""
     return {
         "id": model.name,
         "object": "model",

@@ -1,6 +1,7 @@
-"""Tools that a conversation's model may call, and which of them it has to.
+"""Tools of a chat, and the tool choice.
 
-A validator's ValueError says what the value must be; ``server.api.validation`` puts the field's name before it.
+The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
+it.
 """
 
 import json
@@ -9,17 +10,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from server.api.json_schema import check_schema
-from server.api.openai.fields import Text, is_encodable
+from server.api.core.fields import Text, is_encodable
+from server.api.core.json_schema import check_schema
 
 MAX_TOOLS = 128
-MAX_TOOLS_BYTES = 1 << 18  # of all together, as JSON
+MAX_TOOLS_BYTES = 1 << 18  # all tools together, as JSON
 NAME = r"^[a-zA-Z0-9_-]{1,128}$"
 CHOICES = '"auto", "none", "required" or {"type": "function", "function": {"name": "..."}}'
 
 
 def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema of arguments, which are an object."""
+    """Check a schema of arguments, which must be an object."""
     if schema.get("type", "object") != "object":
         raise ValueError("must be a JSON schema of type 'object'")
     if not isinstance(schema.get("properties", {}), dict):
@@ -32,14 +33,14 @@ Parameters = Annotated[dict[str, Any], AfterValidator(object_schema)]
 
 
 class Function(BaseModel):
-    """What a tool does, and the schema of its arguments."""
+    """The description of a tool, and the schema of its arguments."""
 
     model_config = ConfigDict(strict=True)
 
     name: Name
     description: Text = ""
     parameters: Parameters = {"type": "object", "properties": {}}
-    strict: bool | None = None  # arguments follow the schema also where no call is forced
+    strict: bool | None = None  # enforce the schema also if no call is forced
 
 
 def without_nulls(value: object) -> object:
@@ -47,7 +48,7 @@ def without_nulls(value: object) -> object:
 
 
 class Tool(BaseModel):
-    """A function, which is the only kind there is."""
+    """A tool; functions are the only type."""
 
     model_config = ConfigDict(strict=True)
 
@@ -59,26 +60,26 @@ class Tool(BaseModel):
         return self.function.name
 
     def for_template(self) -> dict[str, Any]:
-        """The tool as chat templates know it; many want every field to be there."""
+        """Return the tool in the form of chat templates; many need every field."""
         return {"type": self.type, "function": self.function.model_dump(include={"name", "description", "parameters"})}
 
 
 def check_tools(tools: list[Tool]) -> list[Tool]:
-    """Tools with names of their own that are not too much together."""
+    """Check that names are unique, and that the tools are not too large together."""
     names = [tool.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"must have names of their own, but two are called '{twice}'")
+        raise ValueError(f"must have unique names, but two are named '{twice}'")
     text = json.dumps([tool.for_template() for tool in tools], ensure_ascii=False)
     if not is_encodable(text):
         raise ValueError("must hold valid Unicode only, without half a surrogate pair")
     if len(text) > MAX_TOOLS_BYTES:
-        raise ValueError(f"must not take more than {MAX_TOOLS_BYTES >> 10} KiB together")
+        raise ValueError(f"must not have more than {MAX_TOOLS_BYTES >> 10} KiB in total")
     return tools
 
 
 class NamedTool(str):
-    """The name of a tool that has to be called."""
+    """The name of the tool that the model must call."""
 
     __slots__ = ()
 
@@ -98,7 +99,7 @@ ToolChoice = Annotated[str | NamedTool, PlainValidator(choice_of, json_schema_in
 
 
 def callable_tools(tools: Sequence[Tool], choice: str | NamedTool) -> list[Tool]:
-    """Those that a choice leaves."""
+    """Return the tools that a tool choice allows."""
     if isinstance(choice, NamedTool):
         return [tool for tool in tools if tool.name == choice]
     return [] if choice == "none" else list(tools)

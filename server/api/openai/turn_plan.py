@@ -1,25 +1,27 @@
-"""What a conversation asks of the turn that follows it."""
+"""Renders a chat, and plans how the assistant's turn is constrained and parsed."""
 
 from dataclasses import dataclass
 
-from server.api.formats.chat_format import ChatFormat, Reasoning, Schemas
+from server.api.core.chat_turn import TurnParser
+from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
-from server.api.openai.schemas import ChatBody
 from server.api.openai.tools import NamedTool, callable_tools
-from server.api.turn import TurnParser
-from server.engine.request import ChatPrompt, GrammarSpec, TextCodec
+from server.api.tool_parsers.chat_format import ChatFormat, Reasoning, Schemas
+from server.engine.interface import ChatPrompt, GrammarSpec, TextCodec
 
-PROMPT_END = 32  # tokens: reasoning that the prompt opens begins within them
+PROMPT_END = 32  # last tokens of the prompt that may contain the start of reasoning
 
 
 @dataclass(frozen=True)
 class TurnPlan:
-    """The prompt, and how what the model makes of it is guided and read.
+    """The prompt of a turn, its grammar, and its parser.
 
     Args:
-        schemas: of the arguments of the tools that the model is told of.
-        reasoning: how far it is where the prompt ends.
-        spec: what the turn has to be, if it is not free.
+        format: the format of the model's turns.
+        schemas: schemas of the arguments of the tools in the prompt.
+        reasoning: the state of the reasoning at the end of the prompt.
+        has_one_call: only the first tool call counts.
+        spec: the grammar of the turn; None if it is free.
 
     """
 
@@ -35,16 +37,16 @@ class TurnPlan:
         return self.format.written_tokens(has_tools=bool(self.schemas))
 
     def parser(self) -> TurnParser:
-        """A parser of one choice."""
+        """Return a parser for one choice."""
         return self.format.parser(self.schemas, self.reasoning, has_one_call=self.has_one_call)
 
 
 def encode(body: ChatBody, codec: TextCodec, *, add_generation_prompt: bool = True) -> ChatPrompt:
-    """The conversation as the model takes it; may block.
+    """Render and tokenize a chat; may block.
 
     Raises:
-        InvalidRequestError: an image is no base64, or a tool's result answers no call.
-        RequestRefusedError: the model takes no such conversation.
+        InvalidRequestError: an image is not valid base64, or a tool result answers no call.
+        RequestRefusedError: the model does not take the chat.
 
     """
     images = [image.decode() for message in body.messages for image in message.images]
@@ -54,25 +56,25 @@ def encode(body: ChatBody, codec: TextCodec, *, add_generation_prompt: bool = Tr
 
 
 def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
-    """Render a conversation and tell what has to follow it; may block.
+    """Render a chat and plan the turn that follows it; may block.
 
     Raises:
-        InvalidRequestError: an image is no base64, or a tool's result answers no call.
-        RequestRefusedError: the model takes no such conversation.
+        InvalidRequestError: an image is not valid base64, or a tool result answers no call.
+        RequestRefusedError: the model does not take the chat.
 
     """
     prompt = encode(body, codec)
     chat_format = ChatFormat.of(codec.chat_traits)
     reasoning = chat_format.reasoning_after("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
-    may_be_called = callable_tools(body.tools, body.tool_choice)
+    callable_ = callable_tools(body.tools, body.tool_choice)
     spec = chat_format.grammar(
         body.grammar_spec,
-        {tool.name: tool.function.parameters for tool in may_be_called},
+        {tool.name: tool.function.parameters for tool in callable_},
         reasoning,
         must_call=body.tool_choice not in ("auto", "none"),
         has_one_call=has_one_call,
-        is_strict=any(tool.function.strict for tool in may_be_called),
+        is_strict=any(tool.function.strict for tool in callable_),
     )
     schemas = {tool.name: tool.function.parameters for tool in body.shown_tools}
     return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec)

@@ -1,0 +1,1 @@
+"""Compiled CPU kernels and their Python bindings."""

@@ -1,4 +1,4 @@
-"""Recognises what an experts module does between its two matrices, by what it gives for some numbers."""
+"""Recognises the activation and gate of an experts module from its results for sample numbers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.expert import ExpertsModule
-
-from .library import Activation, Gate
+from server.kernels.native.library import Activation, Gate
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -22,13 +21,13 @@ FUNCTIONS: dict[Activation, Function] = {
     Activation.RELU_SQUARED: lambda x: F.relu(x).square(),
     Activation.QUICK_GELU: lambda x: x * torch.sigmoid(1.702 * x),
 }
-SAMPLE = 64  # numbers of a gate, as many of an up
-LARGEST = 12.0  # of them; clamps lie below
+SAMPLE = 64  # numbers for the gate, and as many for the up projection
+LARGEST = 12.0  # magnitude of a sample number, above the limit of clamped activations
 NEARNESS = 1e-4
 
 
-def recognise(module: ExpertsModule) -> Gate | None:
-    """The gate that a module has, or its activation if it has none; None if the kernels do not know it."""
+def recognise_gate(module: ExpertsModule) -> Gate | None:
+    """Return a module's gate, or its activation if it has no gate; None if the kernels do not support it."""
     random = torch.Generator().manual_seed(0)
     gate, up = (torch.rand((2, SAMPLE), generator=random) * 2 - 1).mul(LARGEST).unbind()
     if not module.has_gate:

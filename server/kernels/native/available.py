@@ -1,30 +1,30 @@
-"""Chooses the level of the native kernels, and tells why there may be none."""
+"""Chooses the level (instruction set) of the native kernels, and gives the reason if there are none."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 
-from . import library
-from .library import LEVELS, KernelError
+from server.kernels.native import library
+from server.kernels.native.library import LEVELS, KernelError
 
 OFF = "off"
-NOTE = library.PATH.with_name("no_kernels.txt")  # setup.py writes it where it could make no library
+NOTE = library.PATH.with_name("no_kernels.txt")  # setup.py writes it if it could not build the library
 NOT_BUILT = "they were not built: run `pip install --editable .`"
 
 
 @dataclass(frozen=True)
 class Availability:
-    """The levels of the kernels that were built, and those that this processor can run."""
+    """The levels that this processor can run, and those that were not built."""
 
-    runnable: tuple[str, ...]  # levels, the lowest first; the last is the best
-    lacking: tuple[str, ...]  # levels that the build has not: another processor's, or unknown to its compiler
-    reason: str | None  # why there are no kernels at all
+    runnable: tuple[str, ...]  # levels, the lowest first; the last is the fastest
+    lacking: tuple[str, ...]  # levels missing from the build: for other processors, or unknown to its compiler
+    reason: str | None  # set if there are no kernels at all
 
 
 @cache
 def availability() -> Availability:
-    """Levels of this build on this processor."""
+    """Find the levels of this build that this processor can run."""
     try:
         loaded = library.load()
     except KernelError as error:
@@ -47,16 +47,16 @@ def _note() -> str | None:
 
 
 def choose_level(wanted: str) -> str | None:
-    """The level to use for a value of ``--kernels``.
+    """Choose the level for a value of ``--kernels``.
 
     Args:
         wanted: ``auto``, ``off`` or one of ``LEVELS``.
 
     Returns:
-        None if torch is to compute: for ``off``, and for ``auto`` where there are no kernels.
+        None if torch computes instead: for ``off``, and for ``auto`` without kernels.
 
     Raises:
-        KernelError: there is no such level, or it can't be run here.
+        KernelError: there is no such level, or this processor can't run it.
     """
     found = availability()
     if wanted == "auto":
@@ -64,20 +64,20 @@ def choose_level(wanted: str) -> str | None:
     if wanted == OFF:
         return None
     if wanted not in LEVELS:
-        raise KernelError(f"there are no kernels named {wanted!r}; choose auto, {', '.join(LEVELS)} or {OFF}")
+        raise KernelError(f"{wanted!r} is not a kernel level; choose auto, {', '.join(LEVELS)} or {OFF}")
     if found.reason is not None:
         raise KernelError(f"there are no native kernels ({found.reason}); choose auto or {OFF}")
     if wanted not in found.runnable:
-        why = "was not built" if wanted in found.lacking else "is more than this processor can run"
-        raise KernelError(f"{wanted} {why}; choose auto, {', '.join(found.runnable)} or {OFF}")
+        why = "the build lacks it" if wanted in found.lacking else "this processor does not support it"
+        raise KernelError(f"{wanted} can't run, since {why}; choose auto, {', '.join(found.runnable)} or {OFF}")
     return wanted
 
 
 def describe_level(wanted: str, level: str | None) -> str:
-    """The log's description of the kernels.
+    """Describe the kernels in use, for the log.
 
     Args:
-        level: what ``choose_level`` answered for `wanted`.
+        level: the result of ``choose_level`` for ``wanted``.
     """
     if level is not None:
         return level

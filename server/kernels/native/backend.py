@@ -1,4 +1,4 @@
-"""NativeBackend: the experts of a layer in one call of the compiled kernels for each batch that is ready."""
+"""NativeBackend: runs each batch of a layer's experts in one call of the compiled kernels."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import torch
 
 from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.expert import ExpertsModule, scales_input, transposed_names
-
-from .activation import recognise
-from .library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
-from .slot_format import PLAIN, describe
+from server.kernels.native.activation import recognise_gate
+from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.slot_format import PLAIN, describe_matrix
 
 MOST_PARTS = 2
 IntArray = npt.NDArray[np.int32]
 
 
 def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
-    """Describes a layer's experts to the kernels, or tells why they can't run them."""
+    """Describe a layer's experts to the kernels; returns the reason as a string if they can't run them."""
     shapes: Mapping[str, tuple[int, ...]] | None = getattr(module, "parameter_shapes", None)
     if shapes is None:
-        return "the shapes of its parameters are not known"
+        return "the shapes of its parameters are unknown"
     if module.has_post_expert_norm:
-        return "its experts end in a norm"
-    gate = recognise(module)
+        return "its experts end with a norm"
+    gate = recognise_gate(module)
     if gate is None:
         return "its activation is unknown"
     places = {spec.name: (spec.dtype, spec.shape, layout.offsets[spec.name]) for spec in layout.parameters}
@@ -38,16 +37,16 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
         return (shape[1], shape[0]) if name in transposed else (shape[0], shape[1])
 
     (width, hidden), (outputs, inputs) = out_in(first_name), out_in("down_proj")
-    whole = describe(places, first_name, first_name in transposed, width, hidden)
-    parts = [whole] if whole is not None else _parts(places, first_name, width, hidden)
-    second = describe(places, "down_proj", "down_proj" in transposed, outputs, inputs)
+    single = describe_matrix(places, first_name, first_name in transposed, width, hidden)
+    parts = [single] if single is not None else _parts(places, first_name, width, hidden)
+    second = describe_matrix(places, "down_proj", "down_proj" in transposed, outputs, inputs)
     if not parts or second is None:
-        return "the format of its weights is unknown"
+        return "the format of its weights has no kernel"
     biases, bias_format = [-1, -1], Format.FLOAT32
     if module.has_bias:
         first_bias, second_bias = places.get(f"{first_name}_bias"), places.get("down_proj_bias")
         if first_bias is None or second_bias is None or first_bias[0] != second_bias[0] or first_bias[0] not in PLAIN:
-            return "the format of its biases is unknown"
+            return "the format of its biases has no kernel"
         biases, bias_format = [first_bias[2], second_bias[2]], PLAIN[first_bias[0]]
     matrices = (Matrix * MOST_PARTS)(*parts)
     return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
@@ -56,19 +55,21 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
 def _parts(
     places: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]], name: str, outputs: int, inputs: int
 ) -> list[Matrix]:
-    """The matrices of a parameter that comes in equal parts."""
-    parts = [describe(places, f"{name}.{part}", False, outputs // MOST_PARTS, inputs) for part in range(MOST_PARTS)]
+    """The matrices of a parameter that is stored in equal parts, such as gate and up; empty if a part is missing."""
+    parts = [
+        describe_matrix(places, f"{name}.{part}", False, outputs // MOST_PARTS, inputs) for part in range(MOST_PARTS)
+    ]
     return [part for part in parts if part is not None] if None not in parts else []
 
 
 class NativeBackend:
     """Runs a layer's experts in the native kernels; see ``ExpertBackend``.
 
-    A result depends on its row and its expert alone, so batches of any size and order give the same bits.
+    A result depends only on its row and its expert, so batches of any size and order give the same bits.
 
     Args:
-        kernels: run the calls.
-        shape: what ``expert_shape`` made of the layer.
+        kernels: the loaded kernels and their threads.
+        shape: the result of ``expert_shape`` for the layer.
     """
 
     def __init__(self, kernels: Kernels, shape: ExpertShape):
@@ -88,7 +89,7 @@ class NativeBackend:
         weights, is_exact = rows.weights.contiguous(), rows.hidden_states.dtype == torch.float32
         if not scales_input(module):
             outputs = self.compute(rows, batches, between, is_exact=is_exact)
-        else:  # a row of each choice, and results that are added as they are
+        else:  # one scaled row per choice, and unweighted results
             scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
             one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans)
             outputs = self.compute(one_each, batches, between, is_exact=is_exact)
@@ -98,10 +99,10 @@ class NativeBackend:
     def compute(
         self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
     ) -> int:
-        """Run each choice's expert on its row, without the router's weights.
+        """Run each choice's expert on its row, without applying the router's weights.
 
         Args:
-            is_exact: whether rows are never rounded before a product.
+            is_exact: never round rows before a product.
 
         Returns:
             The address of the outputs, float32 ``(choices, hidden)``, valid until the next call.
@@ -149,7 +150,7 @@ class NativeBackend:
 
 
 def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:
-    """The start of each expert's choices, and the choices, expert after expert."""
+    """The start of each expert's choices, and the choices grouped by expert."""
     if all(end == start for (_, end), (start, _) in pairwise(spans)):
         return np.array([*(start for start, _ in spans), *(end for _, end in spans[-1:])], dtype=np.int32), order
     starts = [0, *accumulate(end - start for start, end in spans)]

@@ -1,7 +1,7 @@
 """Loads the compiled kernels and calls them.
 
-The library has a plain C interface, so one build serves every Python and every torch. Structures and numbers here are
-those of the headers in ``src``.
+The library has a plain C interface, so one build works with every Python and every torch. Structures and numbers here
+mirror the headers in ``src``.
 """
 
 from __future__ import annotations
@@ -133,15 +133,15 @@ class Combination(Structure):
 
 
 class KernelError(RuntimeError):
-    """The compiled kernels are not there, or a call of them failed."""
+    """The compiled kernels are missing, or a call failed."""
 
 
 @cache
 def load() -> ctypes.CDLL:
-    """The library.
+    """Load the library.
 
     Raises:
-        KernelError: it was not built, or another version of it.
+        KernelError: it was not built, or is of another version.
     """
     try:
         library = ctypes.CDLL(str(PATH))
@@ -149,7 +149,7 @@ def load() -> ctypes.CDLL:
         raise KernelError(f"the native kernels can't be loaded: {error}") from error
     library.greenroom_abi.restype = c_int
     if library.greenroom_abi() != ABI:
-        raise KernelError(f"{PATH.name} is of another version; install Greenroom again")
+        raise KernelError(f"{PATH.name} is from another version of Greenroom; install Greenroom again")
     library.greenroom_level.restype = c_char_p
     library.greenroom_level.argtypes = [c_char_p]
     library.greenroom_open.restype = c_void_p
@@ -172,33 +172,33 @@ def load() -> ctypes.CDLL:
 
 
 def best_level(most: str | None = None) -> str:
-    """The best level that this processor can run, and that is not above ``most``.
+    """Return the highest level up to ``most`` that this processor can run.
 
     Raises:
         KernelError: there is no such level.
     """
     name = load().greenroom_level(None if most is None else most.encode())
     if name is None:
-        raise KernelError(f"there are no kernels named {most!r}; choose one of {', '.join(LEVELS)}")
+        raise KernelError(f"{most!r} is not a kernel level; choose one of {', '.join(LEVELS)}")
     return str(name.decode())
 
 
 class Kernels:
-    """Compiled kernels on threads of their own; one call runs at a time.
+    """The compiled kernels and their threads; one call runs at a time.
 
     Args:
-        num_threads: the caller's included.
-        level: the highest instruction set to use, one of ``LEVELS``; the processor's best without it.
+        num_threads: the number of threads, the caller's included.
+        level: the highest instruction set to use, one of ``LEVELS``; by default the processor's highest.
     """
 
     def __init__(self, num_threads: int, level: str | None = None):
-        self._handle = None  # of what fails before it is open, too
+        self._handle = None  # close() also runs if the constructor fails
         self.level = best_level(level)
         self.num_threads = num_threads
         self._library = load()
         self._handle = self._library.greenroom_open(num_threads, self.level.encode())
         if not self._handle:
-            raise KernelError(f"{num_threads} threads for the native kernels could not be started")
+            raise KernelError(f"can't start {num_threads} threads for the native kernels; set fewer with --threads")
         self._results = np.empty(0, dtype=np.float32)
 
     def close(self) -> None:
@@ -210,7 +210,7 @@ class Kernels:
     __del__ = close
 
     def results(self, count: int) -> int:
-        """The address of so many float32 numbers, for what experts give; it is valid until more are asked for."""
+        """The address of a buffer of ``count`` float32 numbers for experts' results; valid until a larger call."""
         if len(self._results) < count:
             self._results = np.empty(count * 5 // 4, dtype=np.float32)
         return int(self._results.ctypes.data)
@@ -225,23 +225,23 @@ class Kernels:
         self._check(self._library.greenroom_combine(self._handle, byref(call)))
 
     def attention(self, layer: Structure, step: Structure, place: int) -> None:
-        """Norm, attention and router of a decoder layer (``structures.LayerSpec`` and ``StepCall``).
+        """Run norm, attention and router of a decoder layer (``structures.LayerSpec`` and ``StepCall``).
 
         Args:
-            place: of the layer among those with a router.
+            place: the layer's index among those with a router.
         """
         self._check(self._library.greenroom_attention(self._handle, byref(layer), byref(step), place))
 
     def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
-        """Add what experts gave, at the address ``outputs``, and the dense expert's result to the hidden states."""
+        """Add the experts' results, at the address ``outputs``, and the dense expert's to the hidden states."""
         self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
 
     def layers(self, layers: ctypes.Array[Any], step: Structure) -> None:
-        """Decoder layers whose experts are all at the addresses ``step.slots``."""
+        """Run decoder layers whose experts are all loaded, at the addresses ``step.slots``."""
         self._check(self._library.greenroom_layers(self._handle, byref(layers), len(layers), byref(step)))
 
     def head(self, call: Structure) -> None:
-        """The final norm and the head (``structures.HeadCall``)."""
+        """Run the final norm and the head (``structures.HeadCall``)."""
         self._check(self._library.greenroom_head(self._handle, byref(call)))
 
     def _check(self, status: int) -> None:

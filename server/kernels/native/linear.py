@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from .library import Format, Kernels, LinearCall, Matrix
-from .slot_format import PLAIN
+from server.kernels.native.library import Format, Kernels, LinearCall, Matrix
+from server.kernels.native.slot_format import PLAIN
 
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:
-    """Describes ``weight (out, in)`` to the kernels; None if they can't take it as it lies."""
+    """Describe ``weight (out, in)`` to the kernels; None if they can't read it where it is."""
     if weight.dtype not in PLAIN or not weight.is_cpu or not weight.is_contiguous():
         return None
     outputs, inputs = weight.shape
@@ -21,7 +21,7 @@ def native_linear(
 ) -> torch.Tensor:
     """``rows (..., in)`` times a matrix: ``(..., out)`` in the dtype of the rows.
 
-    A row's bits do not depend on the others. Rows of float32 are never rounded.
+    The product is batch-invariant. Rows of float32 are never rounded.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if flat.stride(-1) != 1:

@@ -1,8 +1,8 @@
-"""Describes matrices that lie in a slot to the native kernels.
+"""Describes matrices in a slot to the native kernels.
 
-Addresses in a description are offsets in the slot; ``library.ExpertShape`` takes them so. The formats are those of the
-modules of ``server.kernels``, whose docstrings say what lies in a slot. Where a format has a variant that the kernels
-do not know, there is no description, and the matrix is the reference's affair.
+Addresses in a description are offsets in the slot, as ``library.ExpertShape`` expects. The modules of
+``server.kernels.formats`` define the formats. If the kernels do not support a variant of a format, there is no
+description, and torch computes the product.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-from server.kernels import fp4, fp8, int4, int8, int8_groups
+from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8
+from server.kernels.native.library import Format, Matrix
 
-from .library import Format, Matrix
-
-BLOCK = 16  # outputs that lie together in packs of 8 and 4 bits
-GROUP = 32  # inputs that share a scale in them, and in MXFP4
-LANES = 16  # weights that are decoded at a time; a group of them has one scale
+BLOCK = 16  # outputs per block in the int8 and int4 formats of packs
+GROUP = 32  # inputs that share a scale in these formats, and in MXFP4
+LANES = 16  # weights that are decoded at a time, and share a scale
 Q8 = "_q8"
 Q4 = "_q4"
 PLAIN = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16, torch.float16: Format.FLOAT16}
@@ -42,18 +41,19 @@ Places = Mapping[str, Place]
 Shape = tuple[int, int]  # outputs and inputs
 
 
-def describe(
+def describe_matrix(
     parameters: Mapping[str, tuple[torch.dtype, tuple[int, ...], int]],
     name: str,
     is_transposed: bool,
     outputs: int,
     inputs: int,
 ) -> Matrix | None:
-    """The matrix of a parameter, or of a part of it as ``gate_up_proj.0``; None if the kernels do not know its format.
+    """Describe the matrix of a parameter; None if the kernels do not support its format.
 
     Args:
         parameters: dtype, shape and offset in bytes of each tensor of a slot.
-        is_transposed: whether the matrix lies ``(in, out)`` where it is of a plain format.
+        name: the parameter, or a part of it such as ``gate_up_proj.0``.
+        is_transposed: whether an unquantised matrix is ``(in, out)``.
     """
     places = {key: Place(*value) for key, value in parameters.items()}
     for find in (_q8, _q4, _plain, _int4, _fp4, _fp8, _int8, _int8_groups):
@@ -122,7 +122,7 @@ def _fp8(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
 
 
 def _int8(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
-    codes, scales = places.get(name), places.get(name + int8.SCALE)
+    codes, scales = places.get(name), places.get(name + channel_int8.SCALE)
     if codes is None or scales is None or codes.dtype != torch.int8 or codes.shape != shape:
         return None
     return _in_blocks(Format.INT8, shape, codes, scales)
@@ -130,8 +130,7 @@ def _int8(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
 
 def _int8_groups(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
     codes, steps, zeros, order = (
-        places.get(name + suffix)
-        for suffix in (int8_groups.CODES, int8_groups.STEPS, int8_groups.ZERO, int8_groups.ORDER)
+        places.get(name + suffix) for suffix in (group_int8.CODES, group_int8.STEPS, group_int8.ZERO, group_int8.ORDER)
     )
     if codes is None or steps is None or codes.dtype != torch.int8 or codes.shape != shape:
         return None
@@ -143,13 +142,15 @@ def _int8_groups(places: Places, name: str, shape: Shape, _: bool) -> Matrix | N
 
 
 def _int4(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
-    codes, scales, rest, order = (places.get(name + suffix) for suffix in ("", int4.SCALE, int4.REST, int4.ORDER))
+    codes, scales, rest, order = (
+        places.get(name + suffix) for suffix in ("", group_int4.SCALE, group_int4.REST, group_int4.ORDER)
+    )
     if codes is None or scales is None or codes.dtype != torch.uint8 or scales.dtype not in PLAIN:
         return None
     block = 2 * codes.shape[2]
-    if block not in int4.BLOCKS or codes.shape[:2] != (-(-shape[0] // block), shape[1]):
+    if block not in group_int4.BLOCKS or codes.shape[:2] != (-(-shape[0] // block), shape[1]):
         return None
-    group = next((size for size in int4.GROUPS if -(-shape[1] // size) == scales.shape[0]), None)
+    group = next((size for size in group_int4.GROUPS if -(-shape[1] // size) == scales.shape[0]), None)
     if group is None or scales.shape[1:] != (shape[0], 2) or scales.dtype == torch.float16:
         return None
     return _matrix(
@@ -167,7 +168,7 @@ def _int4(places: Places, name: str, shape: Shape, _: bool) -> Matrix | None:
 
 
 def _in_blocks(kind: Format, shape: Shape, codes: Place, scales: Place) -> Matrix | None:
-    """Codes that lie row after row, with scales of equal blocks of them."""
+    """A matrix whose codes are stored row by row, with one scale per block of equal size."""
     rows, columns = (*scales.shape, 1, 1)[:2]
     if scales.dtype not in SCALES or shape[0] % rows or shape[1] % columns:
         return None

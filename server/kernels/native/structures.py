@@ -1,15 +1,15 @@
-"""The structures of ``src/step.h``, in Python: decoder layers, a step, and the head."""
+"""ctypes mirrors of the structures in ``src/step.h``: decoder layers, a step, and the head."""
 
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-from .library import ExpertShape, Matrix
+from server.kernels.native.library import ExpertShape, Matrix
 
 
 class RopeKind(IntEnum):
-    """The pairs of a head's numbers that rotary positions turn."""
+    """The pairs of a head's dimensions that rotary embeddings rotate."""
 
     NONE = 0
     HALVES = 1
@@ -17,7 +17,7 @@ class RopeKind(IntEnum):
 
 
 class RouterKind(IntEnum):
-    """The ways to choose experts by a router's logits."""
+    """The ways to choose experts from a router's logits."""
 
     SOFTMAX_FIRST = 0
     TOP_FIRST = 1

@@ -1,1 +1,1 @@
-"""Checkpoints that come quantised: which tensors make up a matrix, and what of them lies in a slot."""
+"""Reads quantised checkpoints: finds the tensors of each matrix, and converts them to the tensors of a slot."""

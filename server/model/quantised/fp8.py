@@ -1,8 +1,8 @@
-"""``quant_method: fp8`` and ``mxfp8``: float8 weights with scales of blocks, as DeepSeek-V3 publishes them.
+"""``quant_method: fp8`` and ``mxfp8``: float8 weights with a scale per block, as in DeepSeek-V3.
 
-``X.weight`` float8_e4m3fn ``(out, in)`` and ``X.weight_scale_inv``, one number for each block of ``weight_block_size``,
-or one for the whole matrix; fused experts are ``X`` and ``X_scale_inv``. Scales of activations are not used: weights
-are dequantised, and activations stay as they are.
+``X.weight`` is float8_e4m3fn ``(out, in)``, and ``X.weight_scale_inv`` has one number per block of
+``weight_block_size``, or one for the matrix; fused experts are ``X`` and ``X_scale_inv``. Weights are dequantised, and
+scales of activations are ignored.
 """
 
 from __future__ import annotations
@@ -14,24 +14,23 @@ from functools import partial
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels import fp8
+from server.kernels.formats import fp8
+from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, require
 
-from .matrix import SlotTensor, Specs, StoredMatrix, require
-
-SCALES = ("_scale_inv", "_scale")  # after the name of the weight
-MODULE_SCALES = (".scale", ".qscale_weight")  # in the place of ".weight"
+SCALES = ("_scale_inv", "_scale")  # suffixes of the weight's name
+MODULE_SCALES = (".scale", ".qscale_weight")  # instead of ".weight"
 ACTIVATIONS = (".activation_scale", ".input_scale")
-MICROSCALING = (1, 32)  # a block of MXFP8
+MICROSCALING = (1, 32)  # block of MXFP8
 BYTES = (torch.uint8, torch.float8_e8m0fnu)
 
 Block = tuple[int, int]
 
 
 class Fp8:
-    """The scheme.
+    """The scheme of float8 checkpoints.
 
     Args:
-        block: outputs and inputs that share a scale; None where whole matrices do.
+        block: outputs and inputs that share a scale; None if the complete matrix does.
     """
 
     dimensions = 2
@@ -61,9 +60,9 @@ def fp8_specs(shape: tuple[int, int], block: Block, scale_dtype: torch.dtype) ->
 
 
 def fp8_matrix(codes: TensorSource, scale: TensorSource, block: Block | None) -> StoredMatrix:
-    """The matrix of codes ``(out, in)`` and the scales of blocks, of outputs, or of all."""
+    """Build the matrix of codes ``(out, in)`` and scales per block, output or matrix."""
     shape = (codes.shape[0], codes.shape[1])
-    choices = [shape, (1, shape[1])]  # of a block: one for all, and one for each output
+    choices = [shape, (1, shape[1])]  # blocks: the complete matrix, or one output
     if block is not None:
         choices.insert(0, block)
     if scale.dtype in BYTES:
@@ -80,7 +79,7 @@ def fp8_matrix(codes: TensorSource, scale: TensorSource, block: Block | None) ->
     make = None if grid == given else partial(_repeat, shape=shape, block=wanted, grid=grid)
     specs = fp8_specs(shape, wanted, scale.dtype)
     tensors = SlotTensor("", *specs[""], (codes,)), SlotTensor(fp8.SCALE, *specs[fp8.SCALE], (scale,), make)
-    return StoredMatrix(shape, tensors, can_turn=True)
+    return StoredMatrix(shape, tensors, can_transpose=True)
 
 
 def _grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
@@ -88,14 +87,14 @@ def _grid(shape: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
 
 
 def _slot_grid(shape: Sequence[int], grid: Sequence[int], block: Sequence[int]) -> tuple[int, ...]:
-    """The number of blocks both ways, once they are made equal: the last ones of a checkpoint may be smaller."""
+    """The numbers of blocks in a slot, where all blocks are equal; the last ones of a checkpoint may be smaller."""
     return tuple(
         1 if count == 1 else size // math.gcd(size, step) for size, count, step in zip(shape, grid, block, strict=True)
     )
 
 
 def _repeat(read: Sequence[torch.Tensor], shape: Block, block: Block, grid: tuple[int, ...]) -> torch.Tensor:
-    """Scales ``(rows, columns)`` of blocks whose last ones are smaller, as those of smaller blocks that are equal."""
+    """Repeat scales ``(rows, columns)`` of blocks, the last of which are smaller, for smaller blocks of equal size."""
     values = read[0].view(torch.uint8) if read[0].dtype == torch.float8_e8m0fnu else read[0]
     rows, columns = (
         torch.arange(count) * (size // count) // step for count, size, step in zip(grid, shape, block, strict=True)

@@ -1,9 +1,9 @@
-"""``quant_method: gptq`` and ``awq``: ``X.qweight``, ``X.qzeros`` and ``X.scales`` in the place of ``X.weight``.
+"""``quant_method: gptq`` and ``awq``: ``X.qweight``, ``X.qzeros`` and ``X.scales`` instead of ``X.weight``.
 
 GPTQ's ``qweight`` is int32 ``(in * bits / 32, out)``, consecutive inputs from the lowest bits, with ``X.g_idx``, the
-group of each input. Its first format keeps zeros less one. AWQ's (of its GEMM kernels) is ``(in, out / 8)``, and the
-eight outputs of an integer lie in the order 0, 2, 4, 6, 1, 3, 5, 7. Zeros are packed as AWQ's codes are, or in GPTQ in
-the order of outputs; scales are ``(groups, out)``.
+group of each input. Its first format stores zeros minus one. AWQ's ``qweight`` (for its GEMM kernels) is
+``(in, out / 8)``, with the eight outputs of an integer in the order 0, 2, 4, 6, 1, 3, 5, 7. Zeros are packed like codes
+in AWQ, and in the order of outputs in GPTQ; scales are ``(groups, out)``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from expert_store import TensorSource
-from server.kernels import int4_exact
-
-from .ints import NIBBLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
-from .matrix import Specs, StoredMatrix, expect, require
+from server.kernels.formats import repack_int4
+from server.model.quantised.ints import NIBBLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
+from server.model.quantised.matrix import Specs, StoredMatrix, expect, require
 
 CODES = ".qweight"
-AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # of each output in its integer
+AWQ_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in its integer
 
 
 class _Packed:
-    """What both have in common.
+    """The base of both schemes.
 
     Args:
-        group: inputs; None where all are one.
-        roles: of the tensors that every matrix has.
+        group: inputs per group; None for one group.
+        roles: the roles of the tensors that every matrix has.
     """
 
     dimensions = 2
@@ -44,19 +43,19 @@ class _Packed:
 
 
 class Gptq(_Packed):
-    """GPTQ.
+    """The scheme of GPTQ.
 
     Args:
-        is_first: whether zeros are kept less one.
-        is_ordered: whether groups may be of any inputs.
+        is_v1: the first format, which stores zeros minus one.
+        has_order: a group may consist of any inputs.
     """
 
-    def __init__(self, bits: int, group: int | None, *, is_first: bool, is_ordered: bool):
-        super().__init__(bits, group, ["scales", "qzeros", "g_idx"] if is_ordered else ["scales", "qzeros"])
-        self._is_first, self._is_ordered = is_first, is_ordered
+    def __init__(self, bits: int, group: int | None, *, is_v1: bool, has_order: bool):
+        super().__init__(bits, group, ["scales", "qzeros", "g_idx"] if has_order else ["scales", "qzeros"])
+        self._is_v1, self._has_order = is_v1, has_order
 
     def parts(self, codes: TensorSource, index: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-        name = codes.name.removesuffix(CODES) + ".g_idx"  # which is often there without being needed
+        name = codes.name.removesuffix(CODES) + ".g_idx"  # often present, but not needed
         return super().parts(codes, index) | ({"g_idx": index[name]} if name in index else {})
 
     def matrix(self, codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
@@ -71,7 +70,7 @@ class Gptq(_Packed):
 
         def to_zeros(packed: torch.Tensor) -> torch.Tensor:
             zeros = unpack(packed, bits)
-            return zeros + 1 & (1 << bits) - 1 if self._is_first else zeros
+            return zeros + 1 & (1 << bits) - 1 if self._is_v1 else zeros
 
         return int_matrix(
             IntTensors(
@@ -81,8 +80,8 @@ class Gptq(_Packed):
                 codes,
                 parts["scales"],
                 parts["qzeros"],
-                parts["g_idx"] if self._is_ordered else None,
-                to_codes=int4_exact.blocks_of_inputs if bits == NIBBLE else lambda packed: unpack(packed.mT, bits),
+                parts["g_idx"] if self._has_order else None,
+                to_codes=repack_int4.blocks_of_inputs if bits == NIBBLE else lambda packed: unpack(packed.mT, bits),
                 to_groups=lambda scale: scale,
                 to_zeros=to_zeros,
             )
@@ -90,14 +89,14 @@ class Gptq(_Packed):
 
     def specs(self, out_features: int, in_features: int) -> Specs:
         shape, group = (out_features, in_features), self._group or in_features
-        return int_specs(shape, self._bits, group, torch.float16, has_zero=True, has_order=self._is_ordered)
+        return int_specs(shape, self._bits, group, torch.float16, has_zero=True, has_order=self._has_order)
 
 
 class Awq(_Packed):
-    """AWQ, of 4 bits.
+    """The scheme of AWQ with 4 bits.
 
     Args:
-        has_zero: whether there are zeros; without them the middle code is zero.
+        has_zero: there are zeros; without them, the middle code means zero.
     """
 
     def __init__(self, group: int | None, *, has_zero: bool):
@@ -120,7 +119,7 @@ class Awq(_Packed):
                 parts["scales"],
                 parts.get("qzeros"),
                 None,
-                to_codes=int4_exact.blocks_of_outputs,
+                to_codes=repack_int4.blocks_of_outputs,
                 to_groups=lambda scale: scale,
                 to_zeros=_unpack_awq,
             )

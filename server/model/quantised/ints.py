@@ -1,7 +1,7 @@
-"""Matrices of 4-bit and 8-bit integers with scales of groups, however their codes are packed.
+"""Matrices of 4-bit and 8-bit integers with a scale per group, in any packing.
 
-Codes are repacked while they are read, without loss: 4-bit ones into blocks that the processor multiplies by as they
-are, 8-bit ones into rows.
+Codes are repacked without loss as they are read: 4-bit codes into blocks that the processor's fused product takes,
+8-bit codes into rows.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import CheckpointError, TensorSource
-from server.kernels import int4, int4_exact, int8, int8_groups
-
-from .matrix import SlotTensor, Specs, StoredMatrix
+from server.kernels.formats import channel_int8, group_int4, group_int8, repack_int4
+from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix
 
 Unpack = Callable[[torch.Tensor], torch.Tensor]
-WIDTH = 32  # bits of the integers that codes are packed in
+WIDTH = 32  # bits of the integers that hold packed codes
 NIBBLE = 4
 BYTE_MIDDLE = 128
 
 
 @dataclass(frozen=True)
 class IntTensors:
-    """The tensors of a matrix and how they are unpacked.
+    """The tensors of a matrix, and functions to unpack them.
 
-    A weight is ``(code - zero) * scale``; without zeros the middle code is zero. ``order`` is ``(in,)``, the group of
-    each input, where that is not the input's place divided by the group's size.
+    A weight is ``(code - zero) * scale``; without zeros, the middle code means zero. ``order`` is ``(in,)``, the group
+    of each input, unless that is the input's index divided by the group size.
     """
 
     shape: tuple[int, int]  # (out, in)
@@ -37,9 +36,9 @@ class IntTensors:
     scale: TensorSource
     zero: TensorSource | None
     order: TensorSource | None
-    to_codes: Unpack  # of 4 bits: uint8 (blocks, in, block / 2); of 8: uint8 (out, in)
-    to_groups: Unpack  # of scales: (groups, out)
-    to_zeros: Unpack  # uint8 (groups, out)
+    to_codes: Unpack  # to uint8: (blocks, in, block / 2) for 4 bits, (out, in) for 8 bits
+    to_groups: Unpack  # scales to (groups, out)
+    to_zeros: Unpack  # zeros to uint8 (groups, out)
 
     @property
     def num_groups(self) -> int:
@@ -49,38 +48,38 @@ class IntTensors:
 def int_specs(
     shape: tuple[int, int], bits: int, group: int, scale_dtype: torch.dtype, has_zero: bool, has_order: bool
 ) -> Specs:
-    """What lies in a slot of a matrix ``(out, in)``.
+    """Return the specs of a matrix ``(out, in)`` in a slot.
 
     Raises:
-        CheckpointError: groups are of a size that no format has.
+        CheckpointError: no format supports the group size.
     """
     out_features, in_features = shape
     num_groups = -(-in_features // group)
     if bits == NIBBLE:
-        size = int4_exact.group_of(in_features, num_groups, group)
+        size = repack_int4.group_of(in_features, num_groups, group)
         if size is None:
-            raise CheckpointError(f"groups of {group} inputs are not supported, only multiples of 8")
-        return int4_exact.specs(out_features, in_features, size, scale_dtype, has_zero, has_order)
+            raise CheckpointError(f"groups of {group} inputs are not supported; group sizes must be multiples of 8")
+        return repack_int4.specs(out_features, in_features, size, scale_dtype, has_zero, has_order)
     if in_features % group and num_groups > 1:
-        raise CheckpointError(f"groups of {group} inputs do not divide {in_features}, which 8 bits need")
+        raise CheckpointError(f"groups of {group} inputs do not divide {in_features} inputs, as 8 bits require")
     if num_groups == 1 and scale_dtype == torch.bfloat16 and not has_zero and not has_order:
-        return {"": (torch.int8, shape), int8.SCALE: (torch.float32, (out_features,))}
+        return {"": (torch.int8, shape), channel_int8.SCALE: (torch.float32, (out_features,))}
     specs: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-        int8_groups.CODES: (torch.int8, shape),
-        int8_groups.STEPS: (scale_dtype, (out_features, num_groups)),
+        group_int8.CODES: (torch.int8, shape),
+        group_int8.STEPS: (scale_dtype, (out_features, num_groups)),
     }
     if has_zero:
-        specs[int8_groups.ZERO] = (torch.int16, (out_features, num_groups))
+        specs[group_int8.ZERO] = (torch.int16, (out_features, num_groups))
     if has_order:
-        specs[int8_groups.ORDER] = (torch.int32, (in_features,))
+        specs[group_int8.ORDER] = (torch.int32, (in_features,))
     return specs
 
 
 def int_matrix(given: IntTensors) -> StoredMatrix:
-    """The matrix of these tensors, whose shapes have been checked.
+    """Build the matrix of these tensors, whose shapes have been checked.
 
     Raises:
-        CheckpointError: groups are of a size that no format has.
+        CheckpointError: no format supports the group size.
     """
     has_zero, has_order = given.zero is not None, given.order is not None
     try:
@@ -93,19 +92,19 @@ def int_matrix(given: IntTensors) -> StoredMatrix:
     if given.bits == NIBBLE:
         makers = {
             "": ((given.codes, *orders), lambda read: _codes(given, read)),
-            int4.SCALE: (scales, lambda read: _scales(given, read)),
-            int4.REST: (scales, lambda read: int4_exact.rest(_scales(given, read))),
-            int4.ORDER: (orders, lambda read: _order(given, read[0])),
+            group_int4.SCALE: (scales, lambda read: _scales(given, read)),
+            group_int4.REST: (scales, lambda read: repack_int4.rest(_scales(given, read))),
+            group_int4.ORDER: (orders, lambda read: _order(given, read[0])),
         }
     else:
         codes = ((given.codes, *orders), lambda read: signed(_codes(given, read)))
         makers = {
             "": codes,
-            int8.SCALE: (scales, lambda read: given.to_groups(read[0])[0]),
-            int8_groups.CODES: codes,
-            int8_groups.STEPS: (scales[:1], lambda read: given.to_groups(read[0]).mT),
-            int8_groups.ZERO: (scales[1:], lambda read: given.to_zeros(read[0]).mT.short() - BYTE_MIDDLE),
-            int8_groups.ORDER: (orders, lambda read: _order(given, read[0])),
+            channel_int8.SCALE: (scales, lambda read: given.to_groups(read[0])[0]),
+            group_int8.CODES: codes,
+            group_int8.STEPS: (scales[:1], lambda read: given.to_groups(read[0]).mT),
+            group_int8.ZERO: (scales[1:], lambda read: given.to_zeros(read[0]).mT.short() - BYTE_MIDDLE),
+            group_int8.ORDER: (orders, lambda read: _order(given, read[0])),
         }
     return StoredMatrix(
         given.shape, tuple(SlotTensor(suffix, *spec, *makers[suffix]) for suffix, spec in specs.items())
@@ -113,13 +112,13 @@ def int_matrix(given: IntTensors) -> StoredMatrix:
 
 
 def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes from int32 integers, those in the lowest bits first: ``(..., n)`` to uint8 ``(..., n * 32 / bits)``."""
+    """Unpack codes from int32, the lowest bits first: ``(..., n)`` to uint8 ``(..., n * 32 / bits)``."""
     codes = packed.contiguous().view(torch.uint8)
     return torch.stack((codes & 15, codes >> 4), -1).flatten(-2) if bits == NIBBLE else codes
 
 
 def signed(codes: torch.Tensor) -> torch.Tensor:
-    """Bytes less 128, as int8."""
+    """Subtract 128 from bytes, giving int8."""
     return (codes ^ BYTE_MIDDLE).view(torch.int8)
 
 
@@ -130,16 +129,16 @@ def _codes(given: IntTensors, read: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _scales(given: IntTensors, read: Sequence[torch.Tensor]) -> torch.Tensor:
     in_features = given.shape[1]
-    size = int4_exact.group_of(in_features, given.num_groups, given.group)
+    size = repack_int4.group_of(in_features, given.num_groups, given.group)
     assert size is not None
     zero = None if given.zero is None else given.to_zeros(read[1])
-    return int4_exact.scales(given.to_groups(read[0]), zero, in_features, (given.group, size))
+    return repack_int4.scales(given.to_groups(read[0]), zero, in_features, (given.group, size))
 
 
 def _order(given: IntTensors, groups: torch.Tensor) -> torch.Tensor:
-    """The inputs, those of the first group first, from the group of each."""
+    """Sort the inputs by their group."""
     order = groups.argsort(stable=True)
     if not torch.equal(groups[order].long(), torch.arange(len(groups)) // given.group):
         assert given.order is not None
-        raise CheckpointError(f"{given.order.name} has groups that are not of {given.group} inputs each")
+        raise CheckpointError(f"{given.order.name} has groups with another size than {given.group} inputs")
     return order.int()

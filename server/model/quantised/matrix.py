@@ -1,4 +1,4 @@
-"""A quantised matrix of a checkpoint: the tensors that it consists of, and how they become those of a slot."""
+"""A quantised matrix of a checkpoint: its tensors, and their conversion to the tensors of a slot."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of 
 
 @dataclass(frozen=True)
 class SlotTensor:
-    """One tensor of a matrix as it lies in a slot (``server.kernels`` has the formats).
+    """One tensor of a matrix in a slot (see ``server.kernels.formats``).
 
-    Without ``make`` its bytes are those of its source; with it, it is what that gives of its sources.
+    Without ``make``, it has the bytes of its only source; otherwise ``make`` converts its sources.
     """
 
-    suffix: str  # after the name of the parameter
+    suffix: str  # of the parameter's name
     dtype: torch.dtype
     shape: tuple[int, ...]
     sources: tuple[TensorSource, ...]
     make: Callable[[Sequence[torch.Tensor]], torch.Tensor] | None = None
 
     def made(self, read: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The tensor from its sources, perhaps not yet in its dtype."""
+        """Convert its sources to the tensor, which may not have its final dtype yet."""
         return read[0].view(self.shape) if self.make is None else self.make(read)
 
 
@@ -39,16 +39,16 @@ class StoredMatrix:
 
     shape: tuple[int, int]  # (out, in)
     tensors: tuple[SlotTensor, ...]
-    is_out_in: bool = False  # even where the checkpoint's unquantised matrices would be (in, out)
-    can_turn: bool = False  # whether its tensors, transposed, are those of the transposed matrix
+    is_out_in: bool = False  # even if the checkpoint's unquantised matrices would be (in, out)
+    can_transpose: bool = False  # the transposed matrix has the same tensors, transposed
 
-    def turned(self) -> StoredMatrix:
-        """The transposed matrix."""
-        tensors = (replace(each, shape=each.shape[::-1], make=partial(_turn, each)) for each in self.tensors)
+    def transposed(self) -> StoredMatrix:
+        """Return the transposed matrix."""
+        tensors = (replace(each, shape=each.shape[::-1], make=partial(_transpose, each)) for each in self.tensors)
         return replace(self, shape=self.shape[::-1], tensors=tuple(tensors))
 
     def dequantise(self) -> torch.Tensor:
-        """The float32 matrix ``(out, in)``, read from the disk.
+        """Read the float32 matrix ``(out, in)`` from the disk.
 
         Raises:
             CheckpointError: its tensors contradict each other.
@@ -64,18 +64,18 @@ class StoredMatrix:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that would be one parameter, had it not been quantised."""
+    """The quantised tensors that correspond to one tensor of an unquantised checkpoint."""
 
-    name: str  # that it would have
-    sources: tuple[TensorSource, ...]  # all that it consists of
-    matrices: tuple[StoredMatrix, ...]  # one, or one of each expert
+    name: str  # in the unquantised checkpoint
+    sources: tuple[TensorSource, ...]
+    matrices: tuple[StoredMatrix, ...]  # one, or one per expert
     is_of_experts: bool
 
     def of_experts(self, expert: int | None, num_experts: int) -> Sequence[tuple[int, StoredMatrix]]:
-        """Its matrices and the experts that they belong to.
+        """Return the matrices with the experts that they belong to.
 
         Args:
-            expert: that it belongs to; None if it should hold the matrices of all.
+            expert: the expert of the tensor; None if the tensor should hold the matrices of all experts.
 
         Raises:
             CheckpointError: it has another number of matrices.
@@ -83,12 +83,12 @@ class StoredTensor:
         if self.is_of_experts != (expert is None) or (expert is None and len(self.matrices) != num_experts):
             wanted = f"matrices of {num_experts} experts" if expert is None else "one matrix"
             raise CheckpointError(
-                f"{self.sources[0].name} has shape {list(self.sources[0].shape)}; it should be {wanted}"
+                f"{self.sources[0].name} has shape {list(self.sources[0].shape)}; it should hold {wanted}"
             )
         return [(number if expert is None else expert, matrix) for number, matrix in enumerate(self.matrices)]
 
     def dequantise(self) -> torch.Tensor:
-        """The tensor in float32, read from the disk.
+        """Read the tensor from the disk, in float32.
 
         Raises:
             CheckpointError: its parts contradict each other.
@@ -98,41 +98,41 @@ class StoredTensor:
 
 
 def stored_parts(source: TensorSource | StoredTensor) -> tuple[TensorSource, ...]:
-    """The tensors of the checkpoint that a parameter comes from."""
+    """Return the checkpoint's tensors that a parameter is made of."""
     return source.sources if isinstance(source, StoredTensor) else (source,)
 
 
 class Scheme(Protocol):
-    """One way of quantising checkpoints, as a config describes it."""
+    """A quantisation method, with the settings of a config."""
 
-    dimensions: int  # of the codes of one matrix
+    dimensions: int  # number of dimensions of one matrix's codes
 
     def name_of(self, codes: TensorSource) -> str | None:
-        """The name that a tensor of codes would have, had it not been quantised; None for any other tensor."""
+        """Return the name of a tensor of codes in the unquantised checkpoint; None for any other tensor."""
 
     def parts(self, codes: TensorSource, index: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
-        """What else belongs to some codes, by its role.
+        """Find the other tensors of a matrix, by their role.
 
         Raises:
-            CheckpointError: something is missing; the message names it.
+            CheckpointError: a tensor is missing; the message names it.
         """
 
     def matrix(self, codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
-        """The matrix of these tensors.
+        """Build the matrix of these tensors.
 
         Raises:
             CheckpointError: shapes contradict each other; the message names the tensor.
         """
 
     def specs(self, out_features: int, in_features: int) -> Specs:
-        """What lies in a slot of a matrix, as far as the config alone tells."""
+        """Return the specs of a matrix in a slot, from the config alone."""
 
 
-def sort_index(scheme: Scheme | None, index: Mapping[str, TensorSource]) -> dict[str, TensorSource | StoredTensor]:
-    """The tensors of a checkpoint by the names that they would have unquantised, those of quantised matrices together.
+def group_by_matrix(scheme: Scheme | None, index: Mapping[str, TensorSource]) -> dict[str, TensorSource | StoredTensor]:
+    """Group the tensors of quantised matrices, and index all tensors by their names in the unquantised checkpoint.
 
     Raises:
-        CheckpointError: a part of a matrix is missing or misshapen; the message names it.
+        CheckpointError: a part of a matrix is missing or has the wrong shape; the message names it.
     """
     if scheme is None:
         return dict(index)
@@ -148,7 +148,7 @@ def sort_index(scheme: Scheme | None, index: Mapping[str, TensorSource]) -> dict
 
 
 def expect(source: TensorSource, shape: Sequence[int], codes: TensorSource) -> None:
-    """Raise a CheckpointError unless a part of a matrix has this shape."""
+    """Raise a CheckpointError unless a tensor of a matrix has this shape."""
     if source.shape != tuple(shape):
         raise CheckpointError(
             f"{source.name} has shape {list(source.shape)}; {codes.name} of {list(codes.shape)} needs {list(shape)}"
@@ -156,7 +156,7 @@ def expect(source: TensorSource, shape: Sequence[int], codes: TensorSource) -> N
 
 
 def require(index: Mapping[str, TensorSource], codes: TensorSource, *names: str) -> TensorSource:
-    """The first of these tensors that is there; a CheckpointError if none is."""
+    """Return the first of these tensors that exists; raise a CheckpointError if none does."""
     for name in names:
         if name in index:
             return index[name]
@@ -169,12 +169,12 @@ def _stored(scheme: Scheme, name: str, codes: TensorSource, parts: Mapping[str, 
         matrices: tuple[StoredMatrix, ...] = (scheme.matrix(codes, parts),)
         return StoredTensor(name, sources, matrices, is_of_experts=False)
     if len(codes.shape) != scheme.dimensions + 1:
-        raise CheckpointError(f"{codes.name} is quantised and has shape {list(codes.shape)}, which is no matrix")
+        raise CheckpointError(f"{codes.name} is quantised, but its shape {list(codes.shape)} is not that of a matrix")
     for part in parts.values():
         if part.shape[:1] != codes.shape[:1]:
             raise CheckpointError(
-                f"{part.name} has shape {list(part.shape)}; its first size should be that of {codes.name}, "
-                f"{codes.shape[0]}"
+                f"{part.name} has shape {list(part.shape)}; its first dimension should be {codes.shape[0]}, as that of "
+                f"{codes.name}"
             )
     matrices = tuple(
         scheme.matrix(_of_expert(codes, expert), {role: _of_expert(part, expert) for role, part in parts.items()})
@@ -183,7 +183,7 @@ def _stored(scheme: Scheme, name: str, codes: TensorSource, parts: Mapping[str, 
     return StoredTensor(name, sources, matrices, is_of_experts=True)
 
 
-def _turn(tensor: SlotTensor, read: Sequence[torch.Tensor]) -> torch.Tensor:
+def _transpose(tensor: SlotTensor, read: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensor.made(read).mT.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""``quant_method: mxfp4``: experts as gpt-oss publishes them.
+"""``quant_method: mxfp4``: the experts of gpt-oss.
 
 ``X_blocks`` uint8 ``(experts, out, groups, 16)`` and ``X_scales`` uint8 ``(experts, out, groups)``, groups of 32
 inputs; the rest of the model is not quantised.
@@ -12,15 +12,14 @@ from dataclasses import replace
 import torch
 
 from expert_store import TensorSource
-from server.kernels import fp4
-
-from .matrix import SlotTensor, Specs, StoredMatrix, expect, require
+from server.kernels.formats import fp4
+from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, expect, require
 
 GROUP = 32
 
 
 class Mxfp4:
-    """The scheme; its config says nothing that the tensors do not."""
+    """The scheme of MXFP4, which has no settings."""
 
     dimensions = 3
 
@@ -47,7 +46,7 @@ def fp4_specs(out_features: int, in_features: int, group: int, scale_dtype: torc
 
 
 def fp4_matrix(codes: TensorSource, scales: TensorSource) -> StoredMatrix:
-    """The matrix of blocks ``(out, groups, group / 2)`` and of scales ``(out, groups)``."""
+    """Build the matrix of blocks ``(out, groups, group / 2)`` and scales ``(out, groups)``."""
     out_features, groups, half = codes.shape
     expect(scales, (out_features, groups), codes)
     specs = fp4_specs(out_features, groups * half * 2, half * 2, scales.dtype)

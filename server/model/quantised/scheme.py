@@ -1,4 +1,4 @@
-"""From the ``quantization_config`` of a checkpoint to the scheme that reads it, or a refusal that says what to use."""
+"""Finds the scheme for a checkpoint's ``quantization_config``, or refuses it and names alternatives."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ import torch
 from transformers import PreTrainedConfig
 
 from server.model.errors import ModelError
-
-from .compressed_tensors import CompressedTensors, Weights
-from .fp8 import MICROSCALING, Fp8
-from .gptq import Awq, Gptq
-from .matrix import Scheme
-from .mxfp4 import Mxfp4
+from server.model.quantised.compressed_tensors import CompressedTensors, Weights
+from server.model.quantised.fp8 import MICROSCALING, Fp8
+from server.model.quantised.gptq import Awq, Gptq
+from server.model.quantised.matrix import Scheme
+from server.model.quantised.mxfp4 import Mxfp4
 
 INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
 INTEGER_BITS = (4, 8)
-USUAL_BLOCK = (128, 128)  # of float8, where a config does not say
+DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
@@ -33,7 +32,7 @@ FORMATS = (
 
 
 def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """What a config, or that of its text, says of quantisation, if it says something."""
+    """Return the quantisation settings of a config or its text config; None if it is not quantised."""
     parts = (config, config.get_text_config())
     named = (getattr(part, name, None) for part in parts for name in ("quantization_config", "compression_config"))
     given = next((found for found in named if found is not None), None)
@@ -42,19 +41,19 @@ def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
 
 
-def tell_text(whole: PreTrainedConfig, config: PreTrainedConfig) -> None:
-    """Have a part of a checkpoint's config, and that of its text, say what the whole says of quantisation."""
-    given = quantisation_of(whole) or quantisation_of(config)
+def share_quantisation(full_config: PreTrainedConfig, config: PreTrainedConfig) -> None:
+    """Copy the quantisation settings of a checkpoint's full config to a part of it and to its text config."""
+    given = quantisation_of(full_config) or quantisation_of(config)
     if given is not None:
         for part in (config, config.get_text_config()):
             part.quantization_config = given
 
 
 def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
-    """How a checkpoint is quantised; None if it is not.
+    """Return the scheme of a checkpoint; None if it is not quantised.
 
     Args:
-        name: of the checkpoint, for the message.
+        name: the checkpoint's name, for error messages.
 
     Raises:
         ModelError: the method, or a variant of it, is not supported.
@@ -62,7 +61,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
     given = quantisation_of(config)
     if given is None:
         return None
-    method = str(given.get("quant_method", "unknown"))
+    method = str(given.get("quant_method", "an unknown method"))
     stored = getattr(config.get_text_config(), "dtype", None) or torch.bfloat16
     readers: dict[str, Callable[[Mapping[str, Any], torch.dtype], Scheme]] = {
         "mxfp4": lambda *_: Mxfp4(),
@@ -73,64 +72,64 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "awq": _awq,
     }
     if method not in readers:
-        raise ModelError(f"{name} is quantised ({method}), which is not supported; {INSTEAD}")
+        raise ModelError(f"{name} is quantised by {method}, which is not supported; {INSTEAD}")
     try:
         return readers[method](given, stored)
     except _UnsupportedError as error:
-        raise ModelError(f"{name} is quantised ({method}), {error}; {INSTEAD}") from error
+        raise ModelError(f"{name} is quantised by {method} {error}, which is not supported; {INSTEAD}") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"the quantization_config of {name} ({method}) can't be read: {error!r}") from error
+        raise ModelError(f"the quantization_config of {name} ({method}) is invalid: {error!r}; {INSTEAD}") from error
 
 
 class _UnsupportedError(Exception):
-    """What of a method is not supported, as the end of a sentence."""
+    """The unsupported variant of a method, as a phrase that follows the method's name."""
 
 
 def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     if given.get("expert_dtype", "fp8") != "fp8":
-        raise _UnsupportedError(f"with experts in {given['expert_dtype']}, which is not supported")
+        raise _UnsupportedError(f"with experts in {given['expert_dtype']}")
     if given.get("fmt", "e4m3") not in {"e4m3", "float8_e4m3fn"}:
-        raise _UnsupportedError(f"in the format {given['fmt']}, which is not supported")
+        raise _UnsupportedError(f"in the format {given['fmt']}")
     is_mxfp8 = given["quant_method"] == "mxfp8"
-    block = given.get("weight_block_size", MICROSCALING if is_mxfp8 else USUAL_BLOCK)
+    block = given.get("weight_block_size", MICROSCALING if is_mxfp8 else DEFAULT_BLOCK)
     return Fp8(_block(block), torch.uint8 if is_mxfp8 else torch.float32)
 
 
 def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     bits, layout = int(given["bits"]), given.get("checkpoint_format") or given.get("format") or "gptq"
     if bits not in INTEGER_BITS:
-        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+        raise _UnsupportedError(f"with {bits} bits")
     if layout not in GPTQ_FORMATS:
-        raise _UnsupportedError(f"in the format {layout}, which is not supported")
+        raise _UnsupportedError(f"in the format {layout}")
     rules = (given.get("dynamic") or {}).items()
-    if any(changes and not rule.startswith("-:") for rule, changes in rules):  # those with "-:" name what is left alone
-        raise _UnsupportedError("with rules for single modules (dynamic), which are not supported")
-    is_ordered = bool(given.get("desc_act", True))
-    return Gptq(bits, _group(given["group_size"]), is_first=layout == "gptq", is_ordered=is_ordered)
+    if any(changes and not rule.startswith("-:") for rule, changes in rules):  # "-:" excludes modules
+        raise _UnsupportedError("with rules for single modules (dynamic)")
+    has_order = bool(given.get("desc_act", True))
+    return Gptq(bits, _group(given["group_size"]), is_v1=layout == "gptq", has_order=has_order)
 
 
 def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     bits, version = int(given.get("bits", given.get("w_bit", 4))), str(given.get("version", "gemm")).lower()
     if bits != INTEGER_BITS[0]:
-        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+        raise _UnsupportedError(f"with {bits} bits")
     if version != "gemm":
-        raise _UnsupportedError(f"for the {version} kernel, which is not supported")
+        raise _UnsupportedError(f"for the {version} kernel")
     group = _group(given.get("group_size", given.get("q_group_size", 128)))
     return Awq(group, has_zero=bool(given.get("zero_point", True)))
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
     if (given.get("transform_config") or {}).get("config_groups"):
-        raise _UnsupportedError("with rotations of activations (transform_config), which are not supported")
+        raise _UnsupportedError("with rotations of activations (transform_config)")
     if (given.get("sparsity_config") or {}).get("format", "dense") != "dense":
-        raise _UnsupportedError("and sparse, which is not supported")
+        raise _UnsupportedError("with sparse weights")
     groups = [group for group in given["config_groups"].values() if group["weights"]]
     if not groups:
-        raise _UnsupportedError("with no weights in it, which is not supported")
+        raise _UnsupportedError("without any weights")
     weights = [_weights(group, str(group.get("format") or given.get("format"))) for group in groups]
     ints = {(each.bits, each.group, each.is_symmetric) for each in weights if not each.is_float}
     if len(ints) > 1 or len({each.block for each in weights if each.is_float and each.bits == INTEGER_BITS[1]}) > 1:
-        raise _UnsupportedError("in several ways of one type, which is not supported")
+        raise _UnsupportedError("with several settings of one type")
     names_experts = [any("experts" in target for target in group["targets"]) for group in groups]
     is_rule = [all(target.startswith("re:") for target in group["targets"]) for group in groups]
     ranks = sorted(range(len(groups)), key=lambda number: (not names_experts[number], is_rule[number]))
@@ -139,24 +138,24 @@ def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme
 
 def _weights(group: Mapping[str, Any], layout: str) -> Weights:
     if layout not in FORMATS:
-        raise _UnsupportedError(f"in the format {layout}, which is not supported")
+        raise _UnsupportedError(f"in the format {layout}")
     weights = group["weights"]
     is_float, bits, size = weights.get("type") == "float", int(weights["num_bits"]), weights.get("group_size")
     if bits not in INTEGER_BITS:
-        raise _UnsupportedError(f"with {bits} bits, which is not supported")
+        raise _UnsupportedError(f"with {bits} bits")
     return Weights(
         is_float=is_float,
         bits=bits,
         group=_group(size) if size and weights.get("strategy") not in WITHOUT_GROUPS else None,
         is_symmetric=bool(weights.get("symmetric", True)),
         is_packed=layout in PACKED_FORMATS,
-        is_ordered=weights.get("actorder") in {"group", True},
+        has_order=weights.get("actorder") in {"group", True},
         block=_block(weights.get("block_structure")),
     )
 
 
 def _group(size: Any) -> int | None:
-    """Inputs; None for minus one, which stands for all."""
+    """The group size in inputs; None for -1, which means all inputs."""
     return int(size) if int(size) > 0 else None
 
 

@@ -1,4 +1,4 @@
-"""What is sent of a conversation, and what is kept."""
+"""Messages and parameters of a conversation."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from client.chat.conversation import SETTABLE, Conversation, value_of
+from client.chat.conversation import SETTABLE, Conversation, parse_value
 from client.options import ChatOptions
 
 ANSWER = {"role": "assistant", "content": "Hello é"}
 
 
-def test_messages_are_the_system_the_turns_and_the_question() -> None:
+def test_messages_are_system_prompt_history_and_question() -> None:
     conversation = Conversation("tiny")
     assert conversation.messages_with("Hi") == [{"role": "user", "content": "Hi"}]
     conversation.system = "Be kind."
@@ -26,7 +26,7 @@ def test_messages_are_the_system_the_turns_and_the_question() -> None:
     ]
 
 
-def test_saving_writes_a_request_and_never_over_a_file(tmp_path: Path) -> None:
+def test_saving_writes_a_request_and_never_overwrites_a_file(tmp_path: Path) -> None:
     conversation = Conversation("tiny", options={"temperature": 0})
     conversation.add("Hi", ANSWER)
     conversation.save(tmp_path / "talk.json")
@@ -40,8 +40,8 @@ def test_saving_writes_a_request_and_never_over_a_file(tmp_path: Path) -> None:
 
 
 def test_values_are_json_or_text() -> None:
-    assert [value_of(text) for text in ("0.7", "3", "true", '["a"]', "word")] == [0.7, 3, True, ["a"], "word"]
+    assert [parse_value(text) for text in ("0.7", "3", "true", '["a"]', "word")] == [0.7, 3, True, ["a"], "word"]
 
 
-def test_what_can_be_set_are_options_of_the_library() -> None:
+def test_settable_parameters_are_chat_options() -> None:
     assert set(SETTABLE) <= set(ChatOptions.__annotations__)

@@ -1,4 +1,4 @@
-"""Questions are kept in the user's state folder, for nobody else."""
+"""The chat history in the user's state folder."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from prompt_toolkit.history import FileHistory, InMemoryHistory
 from client.chat.history import history_path, open_history
 
 
-def test_the_state_folder_is_the_environments_or_the_usual() -> None:
+def test_state_folder_comes_from_the_environment_or_is_the_default() -> None:
     assert history_path({"XDG_STATE_HOME": "/state"}) == Path("/state/greenroom/chat_history")
-    usual = Path.home() / ".local/state/greenroom/chat_history"
-    assert history_path({}) == usual
-    assert history_path({"XDG_STATE_HOME": "relative"}) == usual  # as the specification says
+    default = Path.home() / ".local/state/greenroom/chat_history"
+    assert history_path({}) == default
+    assert history_path({"XDG_STATE_HOME": "relative"}) == default  # the specification ignores relative paths
 
 
-def test_nobody_else_reads_it(tmp_path: Path) -> None:
+def test_history_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "greenroom" / "chat_history"
     open_history(path).append_string("secret")
     assert path.stat().st_mode & 0o777 == 0o600
@@ -28,6 +28,6 @@ def test_nobody_else_reads_it(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_where_no_file_can_be_written_it_lasts_as_long_as_the_chat(tmp_path: Path) -> None:
+def test_history_is_in_memory_if_no_file_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert isinstance(open_history(tmp_path / "file" / "chat_history"), InMemoryHistory)

@@ -1,4 +1,4 @@
-"""The chat in a terminal: keys, what they do to an answer, and what is seen of it."""
+"""Chat in a terminal: key bindings and their effect on answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tests.client.terminal_session import TerminalSession, terminal_session
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
 
-PROMPT = f"{MODEL} · /help"  # of the toolbar, which is there when the prompt is
+PROMPT = f"{MODEL} · /help"  # toolbar text, shown together with the prompt
 CTRL_C, CTRL_D, ENTER, ALT_ENTER = "\x03", "\x04", "\r", "\x1b\r"
 
 
@@ -26,7 +26,7 @@ def questions(fake: FakeServer) -> list[str]:
     return [messages[-1]["content"] for messages in fake.codec.conversations]
 
 
-def test_ctrl_c_stops_the_answer_and_not_the_program(chat: TerminalSession, fake: FakeServer, tmp_path: Path) -> None:
+def test_ctrl_c_stops_the_answer_but_not_the_program(chat: TerminalSession, fake: FakeServer, tmp_path: Path) -> None:
     fake.engine.holds = True
     chat.type("Hi" + ENTER)
     chat.wait_for("Once upon a time")

@@ -1,4 +1,4 @@
-"""What a terminal is shown and a pipe is not."""
+"""Output of the chat on a terminal, and as plain text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,20 @@ from client.chat.screen import Screen
     ("is_plain", "shown"),
     [(False, "\x1b[2;3mLet me\x1b[0m\x1b[2;3m think.\x1b[0m\x1b[2;3m\n\n\x1b[0mHello.\nnoted\n"), (True, "Hello.\n")],
 )
-def test_a_pipe_gets_answers_without_thoughts_and_notes(
-    is_plain: bool, shown: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plain_output_omits_reasoning_and_notes(is_plain: bool, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(is_plain=is_plain)
-    for thought in ("Let me", " think."):
-        screen.think(thought)
+    for reasoning in ("Let me", " think."):
+        screen.write_reasoning(reasoning)
         screen.write("")
     screen.write("Hello")
-    screen.think("")
+    screen.write_reasoning("")
     screen.write(".")
     screen.end_answer()
     screen.note("noted")
     assert capsys.readouterr().out == shown
 
 
-def test_an_answer_that_ends_its_line_gets_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_that_ends_its_line_gets_no_extra_line(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(is_plain=True)
     screen.write("Hello.\n")
     screen.end_answer()
@@ -34,12 +32,12 @@ def test_an_answer_that_ends_its_line_gets_no_other(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "Hello.\n"
 
 
-def test_long_words_of_a_pipe_are_left_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_output_is_not_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
     screen = Screen(is_plain=True)
     screen.write("word " * 100)
     screen.end_answer()
     screen.show("name" * 50)
-    screen.complain("long " * 50)
+    screen.error("long " * 50)
     out, err = capsys.readouterr()
     assert out == "word " * 100 + "\n" + "name" * 50 + "\n"
     assert err == f"greenroom: {'long ' * 50}\n"

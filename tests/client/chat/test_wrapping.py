@@ -1,4 +1,4 @@
-"""Text is broken between words, however it comes."""
+"""Word wrap of text in arbitrary chunks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from rich.cells import cell_len
 from client.chat.wrapping import WordWrap
 
 TEXTS = st.text(st.sampled_from("ab cd  e\n漢字é.\t"), max_size=60)
-TAKE_BACK = re.compile(r"\x1b\[(\d+)D\x1b\[K")
+ERASE = re.compile(r"\x1b\[(\d+)D\x1b\[K")
 
 
 def seen(shown: str) -> str:
-    """What a terminal shows of it."""
+    """Return the text that a terminal shows."""
     text = ""
     for part in re.split(r"(?=\x1b\[\d)", shown):
-        taken_back = TAKE_BACK.match(part)
-        for _ in range(int(taken_back.group(1)) if taken_back else 0):
+        erased = ERASE.match(part)
+        for _ in range(int(erased.group(1)) if erased else 0):
             assert text[-1] not in " \n"
-            text = text[:-1]  # words that are taken back hold no wide characters
-        text += TAKE_BACK.sub("", part)
+            text = text[:-1]  # erased words have no wide characters
+        text += ERASE.sub("", part)
     return text
 
 
@@ -48,7 +48,7 @@ def test_lines_end_between_words(text: str, lines: list[str]) -> None:
     assert wrap(text, width=11).split("\n") == lines
 
 
-def test_a_word_is_shown_as_it_comes() -> None:
+def test_a_word_is_shown_as_it_arrives() -> None:
     wrapping = WordWrap()
     assert wrapping.feed("I under", 11) == "I under"
     assert wrapping.feed("stand", 11) == "\x1b[5D\x1b[K\nunderstand"
@@ -56,7 +56,7 @@ def test_a_word_is_shown_as_it_comes() -> None:
 
 
 @given(TEXTS, st.integers(3, 12), st.data())
-def test_nothing_is_lost_lines_fit_and_cuts_change_nothing(text: str, width: int, data: st.DataObject) -> None:
+def test_no_text_is_lost_lines_fit_and_splits_change_nothing(text: str, width: int, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8)))
     pieces = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     shown = wrap(*pieces, width=width)

@@ -1,4 +1,4 @@
-"""Frames of servers of any size."""
+"""Frames of synthetic servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GIB = 1 << 30
 
 
 def frame(residency: Rows, tokens: Rows | None = None, **others: Any) -> ExpertFrame:
-    """A frame of some experts to which so many tokens were routed, else none."""
+    """Return a frame with the given residency, and tokens, 0 by default."""
     return ExpertFrame(
         **{
             "model": "tiny",

@@ -1,4 +1,4 @@
-"""One frame without a terminal, and what is said where there is none to show."""
+"""`greenroom top --once`, and errors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 
 from client.top.command import add_arguments, run
 from tests.client.bodies import KEY_HINT, REFUSAL, SNAPSHOT, STATE, event
-from tests.client.scripted import Answer, ScriptedServer
+from tests.client.scripted import ScriptedReply, ScriptedServer
 
 UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
-FRAMES = Answer(event(SNAPSHOT, "snapshot") + event(UPDATE, "update"), is_stream=True)
+FRAMES = ScriptedReply(event(SNAPSHOT, "snapshot") + event(UPDATE, "update"), is_stream=True)
 
 
 def top(*words: str) -> int:
@@ -26,7 +26,7 @@ def test_once_prints_a_frame(
     scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    scripted.answers = {"/v1/experts/stream": [FRAMES]}
+    scripted.replies = {"/v1/experts/stream": [FRAMES]}
     assert top("--once", "--url", scripted.url, "--interval", "0.1") == 0
     out, err = capsys.readouterr()
     lines = [line.rstrip() for line in out.splitlines()]
@@ -35,34 +35,34 @@ def test_once_prints_a_frame(
     assert "trunk 25%, experts 19%  8.0 KiB of 16.0 KiB" in lines[1]
     assert "3 of 4 slots, 1 pinned  3.0 KiB of 4.0 KiB" in lines[2]
     assert "2 of 6 experts" in lines[3]
-    assert re.split(" {2,}", lines[4]) == ["hit ratio 50.0 % (best 75.0 %)", "read 0 B/s (8.0 KiB)", "stalled 0 %"]
-    assert re.split(" {2,}", lines[5]) == ["0.0 tokens/s (prompts 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
+    assert re.split(" {2,}", lines[4]) == ["hit ratio 50.0 % (optimal 75.0 %)", "read 0 B/s (8.0 KiB)", "stall 0 %"]
+    assert re.split(" {2,}", lines[5]) == ["0.0 tokens/s (prompt 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
     assert lines[6:8] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_is_one_line(scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], status: int) -> None:
-    scripted.answers = {"/v1/experts/stream": [Answer(json.dumps(REFUSAL).encode(), status=status)]}
+    scripted.replies = {"/v1/experts/stream": [ScriptedReply(json.dumps(REFUSAL).encode(), status=status)]}
     assert top("--once", "--url", scripted.url) == 1
     end = f"; {KEY_HINT}" if status == 401 else "."
     assert capsys.readouterr() == ("", f"greenroom: 'top_p' is wrong{end}\n")
 
 
-def test_a_server_that_is_not_there(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unreachable_server(free_port: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert top("--once", "--url", f"127.0.0.1:{free_port}") == 1
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"greenroom: no server answers at http://127.0.0.1:{free_port}: ")
+    assert err.startswith(f"greenroom: no server responds at http://127.0.0.1:{free_port}: ")
     assert err.count("\n") == 1
 
 
-def test_without_a_terminal_it_says_how(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_the_error_suggests_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert top() == 2
-    assert capsys.readouterr().err == "greenroom: top needs a terminal: --once prints one frame without\n"
+    assert capsys.readouterr().err == "greenroom: top needs a terminal; use --once to print one frame\n"
 
 
 @pytest.mark.parametrize("interval", ["0", "61", "nan", "fast"])
-def test_an_interval_that_the_server_would_refuse(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_interval_is_refused(interval: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         top("--once", "--interval", interval)
     assert ended.value.code == 2

@@ -1,4 +1,4 @@
-"""The view that moves: it comes back when the server does, and ends where nothing will change."""
+"""The live view: reconnects, permanent errors, keys."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from client.retries import Retries
 from client.top.live import follow
 from client.top.monitor import Monitor
 from tests.client.bodies import REFUSAL, SNAPSHOT, STATE, event
-from tests.client.scripted import Answer, ScriptedServer
+from tests.client.scripted import ScriptedReply, ScriptedServer
 from tests.client.terminal_session import terminal_session
 from tests.client.top.frames import frame
 
@@ -28,18 +28,18 @@ Handler = Callable[[httpx.Request], httpx.Response]
 
 
 class EnoughError(Exception):
-    """The test has seen what it wants."""
+    """Ends the scenario of a test."""
 
 
 def shown(monitor: Monitor) -> str:
     console = Console(width=200, color_system=None)
     with console.capture() as capture:
-        console.print(monitor.picture(20))
+        console.print(monitor.render(20))
     return capture.get()
 
 
 def titles(handler: Handler, num_sleeps: int) -> list[str]:
-    """The first line of every picture, until it has slept so often."""
+    """Return the first line of every drawing, until ``num_sleeps`` sleeps."""
     monitor, seen, sleeps = Monitor("there"), [], []
 
     def redraw() -> None:
@@ -76,14 +76,14 @@ def frames(model: str = "tiny") -> httpx.Response:
     return httpx.Response(200, content=event(SNAPSHOT | {"model": model}, "snapshot") + event(UPDATE, "update"))
 
 
-def test_it_comes_back_with_the_server_and_says_so_meanwhile() -> None:
+def test_it_reconnects_and_shows_the_reason_meanwhile() -> None:
     loading = httpx.Response(503, json={"error": {"message": "The model is still being loaded."}})
     handler = script(frames(), httpx.ConnectError("refused"), loading, frames("other"))
     assert titles(handler, 4) == [
         "tiny at there",
         "tiny at there",
         "tiny at there · reconnecting: the connection ended before the stream did",
-        "tiny at there · reconnecting: no server answers at http://127.0.0.1:8000: refused",
+        "tiny at there · reconnecting: no server responds at http://127.0.0.1:8000: refused",
         "tiny at there · reconnecting: The model is still being loaded.",
         "other at there",
         "other at there",
@@ -91,7 +91,7 @@ def test_it_comes_back_with_the_server_and_says_so_meanwhile() -> None:
     ]
 
 
-def test_a_model_that_is_being_loaded_is_waited_for() -> None:
+def test_it_waits_while_the_model_is_loading() -> None:
     loading = httpx.Response(503, json={"error": {"message": "The model is still being loaded."}})
     assert titles(script(loading, frames()), 2)[:2] == ["The model is still being loaded.", "tiny at there"]
 
@@ -104,18 +104,16 @@ def test_a_model_that_is_being_loaded_is_waited_for() -> None:
         ([frames(), httpx.Response(403, json=REFUSAL)], PermissionDeniedError),
     ],
 )
-def test_what_waiting_does_not_help_against_ends_it(
-    answers: list[httpx.Response | Exception], error: type[GreenroomError]
-) -> None:
+def test_permanent_errors_end_it(answers: list[httpx.Response | Exception], error: type[GreenroomError]) -> None:
     with pytest.raises(error):
         titles(script(*answers), 9)
 
 
-def test_pausing_keeps_the_picture() -> None:
+def test_pausing_keeps_the_frame() -> None:
     monitor = Monitor("there")
-    monitor.take(frame(((HOST,),), num_requests_running=1), 0.0)
+    monitor.add_frame(frame(((HOST,),), num_requests_running=1), 0.0)
     monitor.toggle_pause()
-    monitor.take(frame(((HOST,),), num_requests_running=2), 1.0)
+    monitor.add_frame(frame(((HOST,),), num_requests_running=2), 1.0)
     assert "there · paused" in shown(monitor)
     assert "1 running" in shown(monitor)
     monitor.toggle_pause()
@@ -123,13 +121,13 @@ def test_pausing_keeps_the_picture() -> None:
     assert "2 running" in shown(monitor)
 
 
-def test_a_terminal_shows_it_until_a_key(scripted: ScriptedServer) -> None:
+def test_q_ends_the_live_view(scripted: ScriptedServer) -> None:
     ends = threading.Event()
-    scripted.answers = {
+    scripted.replies = {
         "/v1/experts/stream": [
-            Answer(FRAMES, is_stream=True, until=ends),
-            Answer(json.dumps(REFUSAL).encode(), status=503),
-            Answer(FRAMES.replace(b"tiny", b"other"), is_stream=True, until=threading.Event()),
+            ScriptedReply(FRAMES, is_stream=True, until=ends),
+            ScriptedReply(json.dumps(REFUSAL).encode(), status=503),
+            ScriptedReply(FRAMES.replace(b"tiny", b"other"), is_stream=True, until=threading.Event()),
         ]
     }
     with terminal_session("top", "--url", scripted.url, environment={}) as session:
@@ -147,8 +145,8 @@ def test_a_terminal_shows_it_until_a_key(scripted: ScriptedServer) -> None:
         assert "\x1b[?1049l" in session.written  # back from the alternate screen
 
 
-def test_ctrl_c_ends_it_and_gives_the_terminal_back(scripted: ScriptedServer) -> None:
-    scripted.answers = {"/v1/experts/stream": [Answer(FRAMES, is_stream=True, until=threading.Event())]}
+def test_ctrl_c_ends_it_and_restores_the_terminal(scripted: ScriptedServer) -> None:
+    scripted.replies = {"/v1/experts/stream": [ScriptedReply(FRAMES, is_stream=True, until=threading.Event())]}
     with terminal_session("top", "--url", scripted.url, environment={}) as session:
         session.wait_for("9 running")
         session.type("\x03")

@@ -1,4 +1,4 @@
-"""Rates of the last seconds, and heat that fades."""
+"""Rates of the last seconds, and decay of the heat."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ROWS = ((0, 1),)
 def test_rates_are_those_of_the_window() -> None:
     trends = Trends(frame(ROWS, generation_tokens=1000), 0.0)
     assert trends.view.rates == Rates()
-    for step in range(1, 41):  # twenty seconds, of which the last ten write ten times as much
-        written = 1000 + step * 5 + max(0, step - 20) * 45
+    for step in range(1, 41):  # twenty seconds; the last ten have ten times the tokens
+        generated = 1000 + step * 5 + max(0, step - 20) * 45
         trends.add(
             frame(
                 ROWS,
-                generation_tokens=written,
+                generation_tokens=generated,
                 prompt_tokens=step,
                 loaded_bytes=step * 512,
                 stall_seconds=step / 8,
@@ -34,7 +34,7 @@ def test_a_window_without_frames_is_as_long_as_the_last_pause() -> None:
     assert trends.view.rates.generation_tokens == 2.0
 
 
-def test_several_waiting_at_once_do_not_stall_more_than_all_the_time() -> None:
+def test_stall_share_is_at_most_one() -> None:
     trends = Trends(frame(ROWS), 0.0)
     trends.add(frame(ROWS, stall_seconds=3.0), 1.0)
     assert trends.view.rates.stall_share == 1.0
@@ -48,6 +48,6 @@ def test_heat_fades_by_half() -> None:
     assert trends.view.heat == [[pytest.approx(4.0), 3.0]]
 
 
-def test_the_past_is_faint_at_first() -> None:
+def test_initial_heat_is_faint() -> None:
     assert Trends(frame(ROWS, ((500, 1000),)), 0.0).view.heat == [[0.5, 1.0]]
     assert Trends(frame(()), 0.0).view.heat == []

@@ -1,4 +1,4 @@
-"""Debian's chromium, if it is there, and a page of it that is watched."""
+"""Debian's chromium, if it is installed, and a page whose console and requests are recorded."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from server.engine.codec import Codec
+from server.engine.text.codec import Codec
 from tests.byte_tokenizer import byte_codec
-from tests.e2e.dashboard.pages import Synthetic, Watch, synthetic_server
+from tests.e2e.dashboard.pages import PageLog, Synthetic, synthetic_server
 from tests.e2e.processes import Server, serving
 from tests.server.engine.fakes import Rig
 
 CHROMIUM = shutil.which("chromium")
 
 
-@pytest.fixture(scope="package")  # no longer: as long as playwright is there, nobody else may run an event loop
+@pytest.fixture(scope="package")  # not session: while playwright runs, no other event loop can run in this thread
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("needs chromium: apt-get install chromium")
@@ -29,24 +29,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def server() -> Iterator[Server]:
-    """The bundled model on three tiers."""
+    """A server with the bundled model and three tiers."""
     with serving("--host-expert-memory", "40%", "--device-expert-memory", "15%", "--dtype", "float32") as running:
         yield running
 
 
 @pytest.fixture
-def watch() -> Watch:
-    return Watch()
+def page_log() -> PageLog:
+    return PageLog()
 
 
 @pytest.fixture
-def page(browser: Browser, watch: Watch) -> Iterator[Page]:
+def page(browser: Browser, page_log: PageLog) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
     page = context.new_page()
-    page.on("console", watch.hear)
-    page.on("pageerror", lambda error: watch.errors.append(str(error)))
-    page.on("request", watch.see)
-    page.on("requestfailed", lambda request: watch.failed.append(request.url))
+    page.on("console", page_log.add_console_message)
+    page.on("pageerror", lambda error: page_log.errors.append(str(error)))
+    page.on("request", page_log.add_request)
+    page.on("requestfailed", lambda request: page_log.failed.append(request.url))
     yield page
     context.close()
 

@@ -1,4 +1,4 @@
-"""Pages of the dashboard, and servers for them."""
+"""Helpers for pages of the dashboard, and servers for them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 from playwright.sync_api import ConsoleMessage, Page, Request, expect
 
-from server.api.service import LoadedModel, Service
-from server.engine.codec import Codec
+from server.api.core.service import LoadedModel, Service
+from server.engine.text.codec import Codec
 from tests.e2e.dashboard.synthetic_experts import SyntheticExperts
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import serving_model
@@ -19,7 +19,7 @@ NUM_LAYERS, NUM_EXPERTS = 48, 128
 
 @dataclass
 class Synthetic:
-    """A server whose experts are made up."""
+    """A server with synthetic experts."""
 
     url: str
     experts: SyntheticExperts
@@ -27,18 +27,18 @@ class Synthetic:
 
 
 @dataclass
-class Watch:
-    """What a page says on its console, and whom it asks."""
+class PageLog:
+    """Console errors of a page, and the URLs that it requested."""
 
     errors: list[str] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
-    def hear(self, message: ConsoleMessage) -> None:
+    def add_console_message(self, message: ConsoleMessage) -> None:
         if message.type == "error":
             self.errors.append(message.text)
 
-    def see(self, request: Request) -> None:
+    def add_request(self, request: Request) -> None:
         self.urls.append(request.url)
 
 
@@ -48,7 +48,7 @@ def synthetic_server(rig: Rig, codec: Codec, port: int = 0, name: str = "synthet
     model = LoadedModel(name, rig.engine, codec, experts=experts)
     with serving_model(model, rig.engine, service=service, port=port) as live:
         yield Synthetic(f"http://127.0.0.1:{live.port}", experts, service)
-        service.is_draining = True  # which ends the stream
+        service.is_draining = True  # ends the stream
 
 
 def open_live(page: Page, url: str) -> None:
@@ -56,6 +56,6 @@ def open_live(page: Page, url: str) -> None:
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 
 
-def say(page: Page, question: str) -> None:
-    page.get_by_label("Message").fill(question)
+def send(page: Page, message: str) -> None:
+    page.get_by_label("Message").fill(message)
     page.get_by_role("button", name="Send").click()

@@ -1,26 +1,26 @@
-"""Experts of a large model that is not there: what is where, and what goes to it, is for a test to say."""
+"""Synthetic experts of a large model, whose residency and traffic a test sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from expert_store import ExpertKey
-from server.administration.sample import RESIDENCY, ExpertSample, snapshot, update
-from server.engine.request import ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
+from server.engine.interface import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
 
-BYTES = 9 << 20  # of an expert
+BYTES = 9 << 20  # per expert
 NAMES = {number: name for name, number in RESIDENCY.items()}
 
 
 class SyntheticExperts:
-    """An ``ExpertAdministration`` over two arrays; each sample brings the ``traffic`` of an interval.
+    """Implements ``ExpertAdministration`` over two arrays; each sample adds the ``traffic`` of an interval.
 
     Args:
-        traffic: tokens that go to each expert from sample to sample.
-        name: of the model.
+        traffic: random tokens and residency changes for each sample; None for none.
+        name: model name.
     """
 
     def __init__(
@@ -109,3 +109,7 @@ class SyntheticExperts:
             "kv_cache_usage": 0.25,
             "memory": self.memory,
         }
+
+
+if TYPE_CHECKING:
+    _: ExpertAdministration = SyntheticExperts(1, 1)

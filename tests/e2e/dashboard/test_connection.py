@@ -1,4 +1,4 @@
-"""The dashboard and its server: keys, ends, and returns."""
+"""The connection of the dashboard: API keys, disconnects and reconnects."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 import httpx
 from playwright.sync_api import Browser, Page, expect
 
-from server.api.keys import KeyRing, Keys
-from server.engine.codec import Codec
-from tests.e2e.dashboard.pages import Synthetic, Watch, open_live, say, synthetic_server
+from server.api.core.api_keys import KeyRing, Keys
+from server.engine.text.codec import Codec
+from tests.e2e.dashboard.pages import PageLog, Synthetic, open_live, send, synthetic_server
 from tests.e2e.processes import serving
 from tests.server.engine.fakes import Rig
 
 
-def test_it_comes_back_when_the_server_does(rig: Rig, codec: Codec, page: Page) -> None:
+def test_it_reconnects_when_the_server_is_back(rig: Rig, codec: Codec, page: Page) -> None:
     with synthetic_server(rig, codec) as first:
         open_live(page, first.url)
         port = httpx.URL(first.url).port
         page.get_by_label("Max tokens").fill("5")
-        say(page, "Hello")
+        send(page, "Hello")
         expect(page.locator(".cost")).to_have_count(1)
         assert page.locator(".token[style*=hue]").count() == page.locator(".token").count()
         first.service.is_draining = True
@@ -27,26 +27,24 @@ def test_it_comes_back_when_the_server_does(rig: Rig, codec: Codec, page: Page) 
     page.get_by_role("button", name="Reconnect now").click()
     expect(page.locator("#connection-text")).to_have_text("The server can't be reached.")
     expect(page.locator("#connection-wait")).to_contain_text("Reconnecting in")
-    expect(page.locator("#stage")).to_have_attribute("data-stale", "")
+    expect(page.locator("#heatmap")).to_have_attribute("data-stale", "")
     with synthetic_server(rig, codec, port or 0, "another") as second:
         model, second.service.model = second.service.model, None
         page.get_by_role("button", name="Reconnect now").click()
         expect(page.locator("#connection-text")).to_contain_text("still being loaded")
         second.service.model = model
         expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
-        expect(page.locator("#stage")).not_to_have_attribute("data-stale", "")
+        expect(page.locator("#heatmap")).not_to_have_attribute("data-stale", "")
         expect(page).to_have_title(re.compile("^another "))
-        assert page.locator(".token[style*=hue]").count() == 0  # their experts are not those on the stage
+        assert page.locator(".token[style*=hue]").count() == 0  # their routes belong to another model than the heatmap
 
 
-def test_a_key_opens_the_stage_and_is_forgotten_with_the_tab(
-    synthetic: Synthetic, browser: Browser, page: Page
-) -> None:
+def test_a_key_gives_access_and_is_dropped_with_the_tab(synthetic: Synthetic, browser: Browser, page: Page) -> None:
     synthetic.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
     page.goto(synthetic.url)
     connection = page.locator("#connection")
     expect(connection).to_have_attribute("data-state", "locked")
-    expect(page.locator("#connection-text")).to_have_text("The server wants an API key.")
+    expect(page.locator("#connection-text")).to_have_text("The server requires an API key.")
     for button, key, state in (("Enter a key", "user", "locked"), ("API key", "admin", "live")):
         page.get_by_role("button", name=button).click()
         page.get_by_label("Key", exact=True).fill(key)
@@ -61,25 +59,25 @@ def test_a_key_opens_the_stage_and_is_forgotten_with_the_tab(
     expect(other.value.locator("#connection")).to_have_attribute("data-state", "locked")
 
 
-def test_after_a_restart_of_the_process_the_page_goes_on(page: Page, watch: Watch) -> None:
+def test_the_page_recovers_after_a_restart_of_the_process(page: Page, page_log: PageLog) -> None:
     with serving("--host-expert-memory", "25%") as first:
         port = httpx.URL(first.url).port or 0
         open_live(page, first.url)
         page.get_by_label("Max tokens").fill("8")
-        say(page, "Hello")
+        send(page, "Hello")
         expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
         first.process.kill()
         expect(page.locator("#connection")).to_have_attribute("data-state", "waiting")
-        expect(page.locator("#stage")).to_have_attribute("data-stale", "")
-    say(page, "Is anybody there?")
+        expect(page.locator("#heatmap")).to_have_attribute("data-stale", "")
+    send(page, "Is anybody there?")
     expect(page.locator("#chat-status")).to_have_text("The server can't be reached.")
     with serving("--host-expert-memory", "25%", port=port):
         expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
-        expect(page.locator("#stage")).not_to_have_attribute("data-stale", "")
+        expect(page.locator("#heatmap")).not_to_have_attribute("data-stale", "")
         tokens = page.locator("#tiles .tile", has_text="KV cache")
-        expect(tokens).to_contain_text("0 tokens written")
-        page.get_by_role("button", name="Send").click()  # the question is still there
+        expect(tokens).to_contain_text("0 output tokens")
+        page.get_by_role("button", name="Send").click()  # the message is still in the form
         expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
-        expect(tokens).not_to_contain_text("0 tokens written")
+        expect(tokens).not_to_contain_text("0 output tokens")
         expect(page.locator(".turn")).to_have_count(6)
-    assert all("Failed to load resource" in error for error in watch.errors)  # as chromium calls what nobody answered
+    assert all("Failed to load resource" in error for error in page_log.errors)  # chromium's text for a failed request

@@ -1,4 +1,4 @@
-"""Chats on the dashboard, and what leads from their tokens to experts and back."""
+"""Chats on the dashboard, and the links between their tokens and experts."""
 
 from __future__ import annotations
 
@@ -9,64 +9,65 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.dashboard.pages import Synthetic, Watch, open_live, say
+from tests.e2e.dashboard.pages import PageLog, Synthetic, open_live, send
 from tests.e2e.processes import Server
 from tests.server.engine.fakes import Rig
 
 
 def counts_of_texts(page: Page) -> list[int]:
-    """How often the chosen expert served each of the texts that are listed."""
+    """Return how many tokens of each listed text were routed to the selected expert."""
     times = [
-        re.search(r"\N{MULTIPLICATION SIGN}(\d+)$", text) for text in page.locator("#served button").all_inner_texts()
+        re.search(r"\N{MULTIPLICATION SIGN}(\d+)$", text)
+        for text in page.locator("#expert-domains button").all_inner_texts()
     ]
     return [1 if each is None else int(each[1]) for each in times]
 
 
-def choose(page: Page, layer: int, expert: int) -> None:
-    """Click on a cell of the stage."""
-    stage = page.locator("#overlay")
-    box = stage.bounding_box()
+def select(page: Page, layer: int, expert: int) -> None:
+    """Click on a cell of the heatmap."""
+    heatmap = page.locator("#heatmap-overlay")
+    box = heatmap.bounding_box()
     assert box is not None
     pitch = int((box["width"] - 30) / 16)
-    stage.click(position={"x": 30 + (expert + 0.5) * pitch, "y": 16 + (layer + 0.5) * 34})
+    heatmap.click(position={"x": 30 + (expert + 0.5) * pitch, "y": 16 + (layer + 0.5) * 34})
     expect(page.get_by_role("heading", name=f"Layer {layer}, expert {expert}", exact=True)).to_be_visible()
 
 
-def test_a_chat_is_coloured_by_experts_that_lead_to_each_other(server: Server, page: Page, watch: Watch) -> None:
+def test_chat_tokens_are_coloured_by_experts_and_linked_to_them(server: Server, page: Page, page_log: PageLog) -> None:
     open_live(page, server.url)
     page.get_by_label("Max tokens").fill("24")
     page.get_by_label("Temperature").fill("0")
-    say(page, "Tell me a story.")
+    send(page, "Tell me a story.")
     expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
     tokens = page.locator(".token")
     assert tokens.count() > 4
     hues = {tokens.nth(place).evaluate("token => token.style.getPropertyValue('--hue')") for place in range(5)}
     assert len(hues) > 1
-    assert re.search(r"^\d+ tokens · .* experts? read", page.locator(".cost").inner_text())
+    assert re.search(r"^\d+ tokens · .*\d+ of \d+ expert requests missed · .* read", page.locator(".cost").inner_text())
 
     tokens.nth(3).click()
-    path = page.locator("#token-path li")
+    path = page.locator("#token-routing li")
     expect(path).to_have_count(6)
     layer, first = re.fullmatch(r"layer (\d+): (\d+), \d+", path.nth(2).inner_text()).groups()  # type: ignore[union-attr]
     assert layer == "2"
 
-    page.locator("#stage").focus()
+    page.locator("#heatmap").focus()
     for key in ["Home", "ArrowDown", "ArrowDown", *["ArrowRight"] * int(first), "Enter"]:
         page.keyboard.press(key)
     expect(page.get_by_role("heading", name=f"Layer 2, expert {first}")).to_be_visible()
-    expect(tokens.nth(3)).to_have_class(re.compile("served"))
-    assert sum(counts_of_texts(page)) == page.locator(".token.served").count()
+    expect(tokens.nth(3)).to_have_class(re.compile("matching"))
+    assert sum(counts_of_texts(page)) == page.locator(".token.matching").count()
 
     page.get_by_role("log", name="Conversation").focus()
     page.keyboard.press("ArrowRight")
     expect(tokens.nth(4)).to_have_class(re.compile("current"))
-    expect(page.locator("#token-title")).to_contain_text("by layer, best expert first")
-    expect(page.locator("#cursor-live")).to_contain_text(re.compile(r"from the first layer on: (\d+, ){5}\d+$"))
-    page.get_by_label("Colour tokens by").select_option("first expert of layer 2")
+    expect(page.locator("#token-title")).to_contain_text("per layer, highest router weight first")
+    expect(page.locator("#cursor-live")).to_contain_text(re.compile(r"top expert of each layer: (\d+, ){5}\d+$"))
+    page.get_by_label("Colour tokens by").select_option("top expert of layer 2")
     same = tokens.nth(3).evaluate("token => Number(token.style.getPropertyValue('--hue'))")
     assert same == pytest.approx(int(first) * 137.508 % 360, abs=0.06)
-    assert watch.errors == watch.failed == []
-    assert {httpx.URL(url).host for url in watch.urls} == {"127.0.0.1"}
+    assert page_log.errors == page_log.failed == []
+    assert {httpx.URL(url).host for url in page_log.urls} == {"127.0.0.1"}
 
 
 def test_an_answer_can_be_stopped_and_the_conversation_goes_on(synthetic: Synthetic, rig: Rig, page: Page) -> None:
@@ -74,7 +75,7 @@ def test_an_answer_can_be_stopped_and_the_conversation_goes_on(synthetic: Synthe
     rig.model.before_step = lambda: None if len(rig.model.steps) < 5 else goes_on.wait(30)
     open_live(page, synthetic.url)
     page.get_by_label("Max tokens").fill("150")
-    say(page, "Hello")
+    send(page, "Hello")
     expect(page.locator(".token").first).to_be_visible()
     expect(page.get_by_role("button", name="Stop")).to_be_focused()  # where Send was
     page.get_by_role("button", name="Stop").click()
@@ -93,32 +94,32 @@ def test_an_answer_can_be_stopped_and_the_conversation_goes_on(synthetic: Synthe
 def test_what_the_server_refuses_to_answer_can_be_sent_again(synthetic: Synthetic, page: Page) -> None:
     open_live(page, synthetic.url)
     page.get_by_label("Max tokens").fill("5000")
-    say(page, "Hello")
+    send(page, "Hello")
     expect(page.locator("#chat-status")).to_contain_text("maximum context length is 256 tokens")
     expect(page.get_by_label("Message")).to_have_value("Hello")
 
 
-def test_an_expert_tells_which_domains_it_served(server: Server, page: Page, watch: Watch) -> None:
+def test_inspector_lists_the_domains_routed_to_an_expert(server: Server, page: Page, page_log: PageLog) -> None:
     open_live(page, server.url)
-    choose(page, 4, 0)
-    expect(page.locator("#served")).to_contain_text("Nothing has been said yet.")
+    select(page, 4, 0)
+    expect(page.locator("#expert-domains")).to_contain_text("No answers yet.")
     page.get_by_label("Max tokens").fill("6")
-    page.get_by_role("button", name="Ask all of them").click()
-    expect(page.locator("#chat-status")).to_contain_text("All examples are answered.", timeout=60_000)
+    page.get_by_role("button", name="Run all examples").click()
+    expect(page.locator("#chat-status")).to_contain_text("All examples are complete.", timeout=60_000)
     names = page.locator(".turn .domain").all_inner_texts()
     assert len(names) == len(set(names)) == 10
     served, totals = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     for expert in range(16):
-        choose(page, 4, expert)
+        select(page, 4, expert)
         for title in page.locator(".domain-title").all_inner_texts():
             name, part, total = re.fullmatch(r"(\w+)\s+(\d+) of (\d+) tokens?, [\d.]+\s%", title).groups()  # type: ignore[union-attr]
             served[name] += int(part)
             totals[name] = int(total)
     assert all(0 < total <= 6 for total in totals.values())
     assert served == {name: 2 * total for name, total in totals.items()}  # of 16 experts each token chooses two
-    assert "an even share, 13 %" in page.locator("#served").inner_text().replace("\u00a0", " ")
+    assert "a uniform share, 13 %" in page.locator("#expert-domains").inner_text().replace("\u00a0", " ")
 
-    page.get_by_text("Examples, each of a domain").click()
+    page.get_by_text("Example prompts, one per domain").click()
     page.get_by_role("button", name="law", exact=True).click()
     expect(page.get_by_label("Message")).to_have_value(re.compile("licence"))
     expect(page.get_by_label("Message")).to_be_focused()
@@ -127,11 +128,11 @@ def test_an_expert_tells_which_domains_it_served(server: Server, page: Page, wat
     expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
     expect(page.locator(".domain-title", has_text="my own")).to_be_visible()
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator("#served")).to_contain_text("Nothing has been said yet.")
-    assert watch.errors == []
+    expect(page.locator("#expert-domains")).to_contain_text("No answers yet.")
+    assert page_log.errors == []
 
 
-def test_a_new_chat_knows_nothing_of_the_one_before(synthetic: Synthetic, page: Page) -> None:
+def test_a_new_chat_excludes_earlier_messages(synthetic: Synthetic, page: Page) -> None:
     open_live(page, synthetic.url)
     page.get_by_label("Max tokens").fill("4")
     sent = []
@@ -139,36 +140,36 @@ def test_a_new_chat_knows_nothing_of_the_one_before(synthetic: Synthetic, page: 
         if number == 2:
             page.get_by_role("button", name="New chat").click()
         with page.expect_request("**/v1/chat/completions") as asked:
-            say(page, "Hello")
+            send(page, "Hello")
         sent.append([message["role"] for message in asked.value.post_data_json["messages"]])
         expect(page.locator(".cost")).to_have_count(number + 1)
     assert sent == [["user"], ["user", "assistant", "user"], ["user"]]
-    expect(page.locator(".break")).to_have_text("A new chat")
+    expect(page.locator(".separator")).to_have_text("New chat")
     expect(page.locator(".turn")).to_have_count(6)
 
 
 HOSTILE = '<img src="/x" onerror="alert(1)"><script>alert(2)</script> \u202e&lt; ' + "w" * 60
 
 
-def test_what_a_model_writes_is_text(synthetic: Synthetic, rig: Rig, page: Page, watch: Watch) -> None:
+def test_generated_markup_is_shown_as_text(synthetic: Synthetic, rig: Rig, page: Page, page_log: PageLog) -> None:
     written = iter(HOSTILE.encode())
     rig.model.next_token = lambda _: next(written, ord("."))
     open_live(page, synthetic.url)
     page.get_by_label("Max tokens").fill(str(len(HOSTILE.encode())))
     page.get_by_label("Domain").fill("<b>law</b>")
     page.get_by_label("Temperature").fill("0")
-    say(page, "<i>Hello</i>")
+    send(page, "<i>Hello</i>")
     expect(page.locator("#chat-status")).to_have_text("The answer is complete.")
-    assert page.locator(".said").all_inner_texts() == ["<i>Hello</i>", HOSTILE]
+    assert page.locator(".content").all_inner_texts() == ["<i>Hello</i>", HOSTILE]
     expect(page.locator(".turn .domain")).to_have_text("<b>law</b>")
     page.locator(".token").first.click()
     expect(page.locator("#token-title")).to_contain_text('"<"')
     assert page.locator("main :is(img, script, b, i)").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    assert watch.errors == []
+    assert page_log.errors == []
 
 
-def test_no_script_runs_but_the_servers_own(synthetic: Synthetic, page: Page, watch: Watch) -> None:
+def test_no_script_runs_but_the_servers_own(synthetic: Synthetic, page: Page, page_log: PageLog) -> None:
     open_live(page, synthetic.url)
     page.evaluate(
         """() => {
@@ -180,5 +181,5 @@ def test_no_script_runs_but_the_servers_own(synthetic: Synthetic, page: Page, wa
         }"""
     )
     assert page.evaluate("window.isForeign") is None
-    assert all("Content Security Policy" in error for error in watch.errors)
-    assert len(watch.errors) == 2
+    assert all("Content Security Policy" in error for error in page_log.errors)
+    assert len(page_log.errors) == 2

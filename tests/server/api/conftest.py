@@ -1,4 +1,4 @@
-"""An app on fakes, asked in-process or over a real socket."""
+"""An app on fakes, called in-process or over a real socket."""
 
 import json
 import socket
@@ -34,7 +34,7 @@ def ask(fake):
 
 @pytest.fixture
 def post(ask):
-    """Send a body as ASCII JSON, which can carry what httpx would not: NaN, and half a surrogate pair."""
+    """Send a body as ASCII JSON, which can hold what httpx refuses: NaN, and half a surrogate pair."""
     headers = {"Content-Type": "application/json"}
     return lambda path, body: ask("POST", path, content=json.dumps(body), headers=headers)
 
@@ -52,7 +52,7 @@ def chat(post):
 
 @pytest.fixture
 def url(fake):
-    """The app behind uvicorn, on a socket that listens before the server has started."""
+    """The app behind uvicorn, on a socket that already listens before the server has started."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         config = uvicorn.Config(fake.app, log_config=None, ws="none", lifespan="off", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)

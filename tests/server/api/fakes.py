@@ -1,27 +1,30 @@
-"""A scripted engine and a codec of one token a word, and an app that serves them."""
+"""A scripted engine, a codec with one token for each word, and an app that serves them."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI
 
+from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
-from server.api.service import LoadedModel, Service
-from server.engine.request import (
+from server.engine.interface import (
     ChatPrompt,
     ChatTraits,
-    Chosen,
     EngineError,
     ExpertUsage,
     FinishReason,
     GenerationRequest,
+    Grammar,
     GrammarSpec,
     Media,
+    RequestStatus,
+    RoutedExperts,
     Timeline,
     TokenEvent,
     TokenLogprobs,
@@ -37,23 +40,24 @@ WAIT_SECONDS = 30  # how long a test waits for what must happen at once
 
 @dataclass
 class WatchedStream(TokenStream):
-    """A stream that tells any thread when it was cancelled."""
+    """A stream with an event that any thread can wait for until it is cancelled."""
 
     cancelled: threading.Event = field(default_factory=threading.Event)
 
-    def cancel(self):
+    def cancel(self) -> None:
         super().cancel()
         self.cancelled.set()
 
 
 @dataclass
 class FakeEngine:
-    """Answers each request with ``texts``, cut to its max_tokens, then as ``failure`` and ``holds`` say."""
+    """Answers each request with ``texts``, cut to its max_tokens; ``failure`` and ``holds`` choose how it ends."""
 
     texts: tuple[str, ...] = ENGINE_TEXTS
     max_model_len: int = 64
     is_alive: bool = True
-    reads_whole: bool = False
+    hidden_size: int = 0
+    is_encoder_decoder: bool = False
     failure: EngineError | None = None  # fails each stream after its texts
     holds: bool = False  # streams neither end nor fail after their texts
     refusals: dict[int, EngineError] = field(default_factory=dict)  # by the number of the submit
@@ -75,6 +79,12 @@ class FakeEngine:
             stream.fail(self.failure)
         self.submitted.set()
         return stream
+
+    def statuses(self) -> list[RequestStatus]:
+        return []
+
+    def halt(self) -> None:
+        self.is_alive = False
 
     def _events(self, request: GenerationRequest) -> list[TokenEvent]:
         sampling = request.sampling
@@ -99,12 +109,12 @@ class FakeEngine:
         ]
 
     @staticmethod
-    def _experts(number: int) -> Chosen:
+    def _experts(number: int) -> RoutedExperts:
         return np.array([[number, number + 1], [7, -1]], dtype=np.int16)
 
     @staticmethod
     def _logprobs(number: int, offset: int, num_top: int | None) -> tuple[TokenLogprobs, ...]:
-        """Token 100 is written first, then 101; each is half as likely as the one before, and 200 as likely as it."""
+        """Token 100 comes first, then 101; each is less likely than the one before, and as likely as 200."""
         if num_top is None:
             return ()
         top = ((99 + number, -number / 2), (200, -number / 2))[:num_top]
@@ -118,9 +128,16 @@ class FakeEngine:
         return tuple(TokenLogprobs(token, -1.0, ((token, -1.0),)[:num_top]) for token in request.prompt_ids[1:])
 
 
+class FakeGrammar:
+    """A grammar that no engine follows."""
+
+    def matcher(self) -> Any:
+        raise NotImplementedError
+
+
 @dataclass
 class FakeCodec:
-    """One token a word, numbered by its length; a conversation has one more, for the assistant's turn."""
+    """One token for each word, numbered by its length; a conversation has one more, for the assistant's turn."""
 
     conversations: list[list[dict[str, Any]]] = field(default_factory=list)
     tools: list[list[dict[str, Any]]] = field(default_factory=list)  # beside each conversation, as the next
@@ -132,14 +149,22 @@ class FakeCodec:
     grammar_may_end: threading.Event = field(default_factory=threading.Event)  # compiling waits for it
     grammar_refusal: EngineError | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.grammar_may_end.set()
 
-    def encode(self, text, *, add_special_tokens=True):
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self.threads.append(threading.current_thread())
         return [len(word) for word in text.split()]
 
-    def encode_chat(self, messages, images=(), tools=(), options=(), *, add_generation_prompt=True):
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes] = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
+    ) -> ChatPrompt:
         if self.refusal is not None:
             raise self.refusal
         self.conversations.append(list(messages))
@@ -150,33 +175,39 @@ class FakeCodec:
             return ChatPrompt(token_ids, Media(tuple(images), token_ids))
         return ChatPrompt([*self.encode(" ".join(message["content"] for message in messages)), 0])
 
-    def token_bytes(self, token_id):
-        """What the engine writes from 100 on; 200 is a part of a character, and others are as long as their number."""
+    def token_bytes(self, token_id: int) -> bytes:
+        """Return the engine's texts from 100 on, a part of a character for 200, and else ``token_id`` letters."""
         if token_id == 200:
             return b"\xe2\x82"
         return ENGINE_TEXTS[token_id - 100].encode() if token_id >= 100 else b"x" * token_id
 
-    def compile_grammar(self, spec):
+    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         self.threads.append(threading.current_thread())
         self.grammars.append(spec)
         self.grammar_may_end.wait(WAIT_SECONDS)
         if self.grammar_refusal is not None:
             raise self.grammar_refusal
-        return object()
+        return FakeGrammar()
 
-    def pieces(self, token_ids):
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
         return [" " * (place > 0) + "x" * token_id for place, token_id in enumerate(token_ids)]
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return "".join(self.pieces(token_ids))
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        return ["x" * token_id for token_id in token_ids]
 
 
 @dataclass
 class FakeServer:
-    """The app and what it stands on."""
+    """The app, its service, engine and codec."""
 
     engine: FakeEngine = field(default_factory=FakeEngine)
     codec: FakeCodec = field(default_factory=FakeCodec)
     service: Service = field(default_factory=lambda: Service(version="1.2.3"))
     app: FastAPI = field(default_factory=FastAPI)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.service.model = LoadedModel(MODEL, self.engine, self.codec, created=1700000000)
         add_routes(self.app, self.service)

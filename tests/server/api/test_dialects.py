@@ -1,4 +1,4 @@
-"""Reasoning, text and a call in one turn, in both dialects beside chats: the unmodified packages, on a real socket."""
+"""Reasoning, text and a call in one turn, in responses and messages: with the unmodified packages, over a socket."""
 
 import anthropic
 import openai
@@ -17,7 +17,7 @@ CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</
 
 @pytest.fixture
 def hermes(fake):
-    """A model that writes calls as Hermes does, and reasons."""
+    """A model that writes calls in Hermes' format, and reasons."""
     fake.codec.chat_traits = FAMILIES["hermes"].traits
     fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
     fake.engine.max_model_len = 1024
@@ -37,7 +37,7 @@ def anthropic_client(hermes, url):
 
 
 def conversation_of(call_id):
-    """What the template gets of the turn when it comes back with a result."""
+    """Return the messages for the template when the turn comes back with a tool result."""
     function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
     return [
         ASK,
@@ -87,8 +87,8 @@ def test_messages(hermes, anthropic_client, streams):
 
 
 @pytest.mark.parametrize("streams", [False, True])
-def test_the_packages_own_loop_of_tools_runs(hermes, anthropic_client, streams):
-    """It would have the server keep the conversation, and goes on without when it is told that this one does not."""
+def test_the_packages_tool_runner_works(hermes, anthropic_client, streams):
+    """The package asks the server to store the conversation, and sends it complete when the server refuses."""
     cities = []
 
     @anthropic.beta_tool
@@ -124,18 +124,18 @@ def test_the_packages_own_loop_of_tools_runs(hermes, anthropic_client, streams):
         ({}, {}),
     ],
 )
-def test_templates_are_told_whether_a_message_is_to_think(hermes, anthropic_client, asked, options):
+def test_templates_get_the_thinking_option_of_a_message(hermes, anthropic_client, asked, options):
     anthropic_client.messages.create(model=MODEL, max_tokens=8, messages=[ASK], **asked)
     assert hermes.codec.options == [options]
 
 
-def test_templates_are_told_the_effort_of_a_response(hermes, openai_client):
+def test_templates_get_the_effort_of_a_response(hermes, openai_client):
     openai_client.responses.create(model=MODEL, input=[ASK], reasoning={"effort": "low", "summary": "auto"})
     assert hermes.codec.options == [{"reasoning_effort": "low", "enable_thinking": True, "thinking": True}]
 
 
 def test_images_come_to_the_model(hermes, openai_client, anthropic_client):
-    """Those that tools have shown, too."""
+    """Images in tool results count, too."""
     shown = {"type": "input_image", "image_url": "data:image/png;base64,AAEC", "detail": "auto"}
     openai_client.responses.create(model=MODEL, input=[{"role": "user", "content": [shown]}])
     block = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAEC"}}

@@ -12,8 +12,7 @@ from server.demo.corpus import (
     split_documents,
 )
 from server.demo.errors import CorpusError
-
-from .conftest import make_documents, write_domain
+from tests.server.demo.conftest import make_documents, write_domain
 
 
 def test_documents_end_at_their_marks(tmp_path):
@@ -49,7 +48,7 @@ def test_folder_without_domains_is_refused(tmp_path):
 def test_domain_given_twice_is_refused(tmp_path):
     (tmp_path / "sea.txt").touch()
     (tmp_path / "sea.txt.zst").touch()
-    with pytest.raises(CorpusError, match=r"'sea' is there twice"):
+    with pytest.raises(CorpusError, match=r"'sea' has two files"):
         find_domains(tmp_path)
 
 

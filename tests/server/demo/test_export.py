@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from server.demo.errors import RunError
 from server.demo.export import export, load_run
 from server.demo.train import Trainer
-
-from .conftest import SETTINGS, TINY
+from tests.server.demo.conftest import SETTINGS, TINY
 
 CHAT = [
     {"role": "user", "content": "hello"},

@@ -3,8 +3,7 @@ import torch
 
 from server.demo.architecture import build_model
 from server.demo.gate import train_routers, worker
-
-from .conftest import TINY
+from tests.server.demo.conftest import TINY
 
 
 @pytest.fixture

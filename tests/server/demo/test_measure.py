@@ -14,8 +14,7 @@ from server.demo.measure import (
     mutual_information,
     variation,
 )
-
-from .conftest import TINY
+from tests.server.demo.conftest import TINY
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def test_domains_that_share_nothing_have_their_entropy_in_common_with_experts():
     assert mutual_information(np.eye(4)) == pytest.approx(most_information(4, 4, top_k=1))
 
 
-def test_domains_that_use_experts_alike_tell_nothing():
+def test_domains_that_use_experts_equally_have_no_mutual_information():
     assert mutual_information(np.tile([0.5, 0.3, 0.2, 0.0], (3, 1))) == pytest.approx(0.0, abs=1e-12)
 
 

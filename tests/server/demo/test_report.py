@@ -12,8 +12,7 @@ from server.demo.export import export
 from server.demo.readme import fence, table
 from server.demo.samples import first_turn
 from server.demo.train import Trainer
-
-from .conftest import SETTINGS, TINY, make_documents, write_domain
+from tests.server.demo.conftest import SETTINGS, TINY, make_documents, write_domain
 
 
 def test_first_turn_ends_before_the_answer():
@@ -37,7 +36,7 @@ def test_table_has_a_line_a_row():
 
 
 def test_run_without_settings_says_how_to_get_them(tmp_path):
-    with pytest.raises(RunError, match="start its training command once more"):
+    with pytest.raises(RunError, match="run its training command again"):
         report.describe_run(tmp_path)
 
 

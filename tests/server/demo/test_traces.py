@@ -1,19 +1,19 @@
-"""The traces that come with the bundled model, and how they are made."""
+"""The routing logs of the bundled model, and their recording."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from expert_store.trace import read_trace
+from expert_store.routing_log.log import read_routing_log
 from server.demo.traces import DECODE_STEPS, END_TOKENS, FOLDER, LONGEST, Stream
 
 NAMES = sorted(path.name for path in FOLDER.glob("*.jsonl.gz"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_trace_is_whole_and_walks_the_layers_in_order(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    trace = read_trace(FOLDER / name)
+def test_every_log_is_complete_and_has_the_layers_in_order(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    trace = read_routing_log(FOLDER / name)
     assert not caplog.records
     assert dict(trace.header.layers) == dict.fromkeys(range(6), 16)
     assert [lease.layer for lease in trace.leases] == list(range(6)) * (len(trace.leases) // 6)
@@ -21,7 +21,7 @@ def test_every_trace_is_whole_and_walks_the_layers_in_order(name: str, caplog: p
     assert all(len(lease.experts) >= 2 for lease in trace.leases)
 
 
-def test_there_is_one_a_domain_and_two_more_and_they_are_small() -> None:
+def test_there_are_two_logs_more_than_domains_and_all_are_small() -> None:
     assert len(NAMES) == 13
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 400_000
 
@@ -35,7 +35,7 @@ def test_a_given_continuation_is_followed_token_by_token() -> None:
     assert stream.num_cached == 5
 
 
-def test_an_answer_ends_with_the_model_s_end_token_or_at_the_longest() -> None:
+def test_an_answer_ends_with_an_end_token_or_at_the_limit() -> None:
     sure = torch.full((16,), -1e9)
     sure[END_TOKENS[1]] = 0
     assert not Stream([5], None, torch.Generator()).advance(sure)

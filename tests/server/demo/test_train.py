@@ -10,8 +10,7 @@ from server.demo import train as train_module
 from server.demo.architecture import build_model, count_parameters
 from server.demo.errors import RunError
 from server.demo.train import Settings, Trainer, learning_rate_scale, main, train
-
-from .conftest import SETTINGS, TINY
+from tests.server.demo.conftest import SETTINGS, TINY
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def folder(path):
 
 
 @pytest.mark.parametrize("dense", [False, True])
-def test_killed_run_comes_to_the_same_weights(tmp_path, trainer_of, dense):
+def test_killed_run_ends_with_the_same_weights(tmp_path, trainer_of, dense):
     settings = replace(SETTINGS, dense=dense)
     whole = finish(trainer_of(folder(tmp_path / "whole"), settings))
     run = folder(tmp_path / "killed")
@@ -52,7 +51,7 @@ def test_killed_run_comes_to_the_same_weights(tmp_path, trainer_of, dense):
         assert torch.equal(resumed.model.state_dict()[name], weight), name
 
 
-def test_run_interrupted_at_any_step_goes_on_from_its_checkpoint(tmp_path, corpus, tokenizer_file, monkeypatch):
+def test_run_interrupted_at_any_step_resumes_from_its_checkpoint(tmp_path, corpus, tokenizer_file, monkeypatch):
     settings = replace(SETTINGS, save_minutes=0)
     step = Trainer.step
 
@@ -72,7 +71,7 @@ def test_run_interrupted_at_any_step_goes_on_from_its_checkpoint(tmp_path, corpu
     assert all(torch.equal(resumed["model"][name], weight) for name, weight in whole["model"].items())
 
 
-def test_kill_during_a_save_leaves_the_last_checkpoint_whole(tmp_path, trainer_of, monkeypatch):
+def test_kill_during_a_save_keeps_the_last_checkpoint(tmp_path, trainer_of, monkeypatch):
     trainer = trainer_of(tmp_path)
     trainer.step()
     trainer.save()
@@ -124,8 +123,8 @@ def test_checkpoint_of_another_model_is_refused(tmp_path, trainer_of):
         trainer_of(tmp_path, replace(SETTINGS, dense=True))
 
 
-def test_batch_of_broken_rows_is_refused():
-    with pytest.raises(RunError, match="100 tokens is not whole rows of 256"):
+def test_batch_that_is_no_multiple_of_rows_is_refused():
+    with pytest.raises(RunError, match="100 tokens is not a multiple of rows of 256"):
         Settings(batch_tokens=100)
 
 

@@ -1,4 +1,4 @@
-"""A model without weights whose next token depends on every token that the cache gives back."""
+"""A fake model whose next token depends on every token in the cache, and an engine over it. mypy checks this module."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from server.engine.block_manager import BlockGroup, BlockManager
-from server.engine.detokenizer import Detokenizer, WindowDetokenizer
 from server.engine.engine import Engine, EngineLimits
-from server.engine.request import GenerationRequest, SamplingParams, TokenStream
+from server.engine.interface import GenerationRequest, SamplingParams, TokenStream
+from server.engine.kv.block_manager import BlockGroup, BlockManager
+from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.scheduler import SchedulerLimits
-from server.engine.snapshots import SnapshotPool
-from server.model.stalls import Stall
-from server.model.step import Chosen, ExpertCost, SequenceChunk, StepOutput
-from server.model.windows import oldest_seen
+from server.engine.text.detokenizer import Detokenizer, WindowDetokenizer
+from server.model.attention.window import oldest_seen
+from server.model.experts.stalls import Stall
+from server.model.step import ExpertCost, RoutedExperts, SequenceChunk, StepOutput
 
 VOCABULARY = 256  # bytes
 BLOCK_SIZE = 4
@@ -33,7 +33,7 @@ def next_token(token_ids: Sequence[int]) -> int:
 
 
 def continuation(prompt: Sequence[int], count: int) -> str:
-    """What the fake model writes after a prompt when it runs alone."""
+    """Return the text that the fake model writes after a prompt."""
     tokens = list(prompt)
     for _ in range(count):
         tokens.append(next_token(tokens))
@@ -41,12 +41,12 @@ def continuation(prompt: Sequence[int], count: int) -> str:
 
 
 def hidden_state(token_ids: Sequence[int]) -> list[float]:
-    """Of the last token, and of all before it."""
+    """Return the hidden state of the last token; it depends on all tokens."""
     return [float(token_ids[-1]), float(len(token_ids)), next_token(token_ids) / 7]
 
 
 class FakeModel:
-    """Keeps tokens in blocks as a real model keeps keys and values, so that a mixed-up block shows in the text."""
+    """Keeps tokens in blocks as a real model keeps keys and values, so that a wrong block changes the text."""
 
     def __init__(self, groups: Sequence[BlockGroup], num_states: int = 0, vocab_size: int = VOCABULARY):
         self._groups, self._vocab_size = groups, vocab_size
@@ -55,10 +55,10 @@ class FakeModel:
         self.steps: list[list[int]] = []  # tokens of each chunk of each step
         self.before_step: Callable[[], None] = lambda: None
         self.next_token = next_token
-        self.is_solo = self.reads_whole = False
+        self.is_sequential = self.is_encoder_decoder = False
         self.hidden_size = 3
         self.released: list[int] = []  # slots
-        self.stalls: Sequence[Stall] = ()  # of each step
+        self.stalls: Sequence[Stall] = ()  # stalls of each step
 
     def run(self, chunks: Sequence[SequenceChunk]) -> StepOutput:
         self.before_step()
@@ -86,13 +86,13 @@ class FakeModel:
 
     @staticmethod
     def _cost(chunk: SequenceChunk) -> ExpertCost:
-        """Each token asks for one expert; of a prompt, every one is missing, takes a second and has a kilobyte."""
+        """Each token looks up one expert. For prompt tokens it is missing, takes a second and has a kilobyte."""
         num_missing = chunk.num_tokens if chunk.num_cached < chunk.num_prompt else 0
         return ExpertCost(chunk.num_tokens, num_missing, 1.0 * num_missing, num_missing << 10)
 
     @staticmethod
-    def _chosen(chunk: SequenceChunk) -> Chosen | None:
-        """Of two layers, the first by the token, the second by its place."""
+    def _chosen(chunk: SequenceChunk) -> RoutedExperts | None:
+        """Return the experts of two layers: the first depends on the token, the second on its position."""
         if not chunk.wants_experts:
             return None
         place = chunk.num_cached + chunk.num_tokens - 1
@@ -102,7 +102,7 @@ class FakeModel:
         self.released.append(slot)
 
     def _advance_states(self, chunks: Sequence[SequenceChunk]) -> None:
-        """Each sequence goes on from what its slot holds, or the one that it resumes; a wrong one shows at once."""
+        """Continue each sequence from the state in its slot or snapshot, and check that it is the right one."""
         before = [self._states[chunk.slot if chunk.resumes is None else chunk.resumes] for chunk in chunks]
         for chunk, state in zip(chunks, before, strict=True):
             held = [self._slots[0][self._slot(chunk.block_tables[0], place)] for place in range(chunk.num_cached)]
@@ -113,7 +113,7 @@ class FakeModel:
                 self._states[chunk.snapshot] = self._states[chunk.slot]
 
     def _check_windows(self, chunk: SequenceChunk, tokens: Sequence[int]) -> None:
-        """Groups with a window hold what the chunk's tokens see."""
+        """Check that groups with a window hold the tokens that the chunk's tokens see."""
         for group, slots, table in zip(self._groups[1:], self._slots[1:], chunk.block_tables[1:], strict=True):
             assert group.window is not None
             oldest = oldest_seen(chunk.num_cached, group.window, group.is_chunked)
@@ -143,8 +143,8 @@ class Rig:
     max_batched_tokens: int = 32
     max_queued: int = 100
     eos_token_ids: frozenset[int] = frozenset()
-    window_groups: Sequence[BlockGroup] = ()  # beside one that sees everything
-    num_snapshots: int | None = None  # of a model with states
+    window_groups: Sequence[BlockGroup] = ()  # besides a group without a window
+    num_snapshots: int | None = None  # for a model with states
     vocab_size: int = VOCABULARY
     detokenizer: Callable[[Sequence[int], Collection[int]], Detokenizer] = detokenizer
     model: FakeModel = field(init=False)
@@ -183,16 +183,16 @@ async def collect(stream: TokenStream) -> str:
 
 
 async def collect_together(rig: Rig, *requests: tuple[bytes, int]) -> list[str]:
-    """The texts of some prompts and their numbers of tokens, all submitted before the first step."""
+    """Return the texts of requests (prompt, max_tokens) that are all submitted before the first step."""
     are_there = threading.Event()
-    rig.model.before_step = lambda: None if are_there.wait(30) else sys.exit("the requests never came")
+    rig.model.before_step = lambda: None if are_there.wait(30) else sys.exit("the requests did not arrive")
     texts = [collect(rig.submit(prompt, max_tokens)) for prompt, max_tokens in requests]
     are_there.set()
     return await asyncio.gather(*texts)
 
 
 def run(rig: Rig, scenario: Callable[[], Any]) -> Any:
-    """Run a coroutine function while the engine runs; afterwards no block may be in use."""
+    """Run a coroutine function while the engine runs, then check that no block is in use."""
 
     async def body() -> Any:
         rig.engine.start()

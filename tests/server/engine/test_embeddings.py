@@ -1,4 +1,4 @@
-"""Embeddings of real architectures, beside requests that write: the hidden states of stock transformers, pooled."""
+"""Embeddings of real architectures, next to requests that generate, compared with transformers' hidden states."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import torch
 
 from expert_store import ExpertStore, least_bytes
 from server.engine.engine import Engine
-from server.engine.request import GenerationRequest, Pooling, RequestRefusedError, SamplingParams
-from server.model.loading import load_trunk
-from tests.checkpoints import load_stock, make_checkpoint
+from server.engine.interface import GenerationRequest, Pooling, RequestRefusedError, SamplingParams
+from server.model.checkpoint.trunk_loader import load_trunk
+from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.engine.test_models import engine_over, some_prompts, write
 
 PROMPTS = [[token % 110 + 3 for token in prompt] for prompt in some_prompts(1)]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
-TOLERANCE = 2e-5  # of the largest number of a vector, in float32
+TOLERANCE = 2e-5  # part of the largest value of a vector, in float32
 
 
 async def embed(engine: Engine, prompt: Sequence[int], pooling: Pooling) -> npt.NDArray[np.float32]:
@@ -31,7 +31,7 @@ async def embed(engine: Engine, prompt: Sequence[int], pooling: Pooling) -> npt.
 
 
 async def embed_in_company(engine: Engine) -> list[npt.NDArray[np.float32]]:
-    """Each prompt in both ways, while it is also continued."""
+    """Pool each prompt in both ways while it is also continued."""
     writing = [asyncio.create_task(write(engine, prompt, SamplingParams(12, temperature=0.0))) for prompt in PROMPTS]
     vectors = await asyncio.gather(*(embed(engine, prompt, pooling) for prompt in PROMPTS for pooling in POOLINGS))
     await asyncio.gather(*writing)
@@ -41,10 +41,10 @@ async def embed_in_company(engine: Engine) -> list[npt.NDArray[np.float32]]:
 @pytest.mark.parametrize(
     "name", ["qwen3_moe", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "jamba", "llama4", "gemma4", "deepseek_v4"]
 )
-def test_vectors_are_pooled_from_what_stock_gives_its_head(name: str, tmp_path: Path) -> None:
-    """With chunked prompts, shared beginnings, a cache so small that some are preempted, and the fewest experts."""
+def test_embeddings_equal_pooled_hidden_states_of_transformers(name: str, tmp_path: Path) -> None:
+    """Prompts are chunked and share prefixes, the cache forces preemption, and the store holds the fewest experts."""
     folder = make_checkpoint(name, tmp_path)
-    whole, trunk = load_stock(folder), load_trunk(folder, torch.float32)
+    whole, trunk = load_transformers_model(folder), load_trunk(folder, torch.float32)
     # Llama 4 around its text ends in an error in transformers 5.24; the text has a head of its own
     stock = whole.get_decoder() if hasattr(whole.get_decoder(), "lm_head") else whole
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
@@ -62,8 +62,8 @@ def test_vectors_are_pooled_from_what_stock_gives_its_head(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "deepseek_v3", "qwen3_next", "deepseek_v4"])
-def test_deterministic_vectors_are_the_same_in_any_company(name: str, tmp_path: Path) -> None:
-    """To the last bit, though prompts are cut into other chunks."""
+def test_deterministic_embeddings_are_batch_invariant(name: str, tmp_path: Path) -> None:
+    """They are bitwise equal, although prompts are cut into other chunks."""
     trunk = load_trunk(make_checkpoint(name, tmp_path), torch.float32, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     with engine_over(trunk, store, num_blocks=200) as (engine, _):
@@ -74,12 +74,12 @@ def test_deterministic_vectors_are_the_same_in_any_company(name: str, tmp_path: 
         assert found.tobytes() == expected.tobytes()
 
 
-def test_a_model_that_reads_prompts_whole_has_none(tmp_path: Path) -> None:
+def test_an_encoder_decoder_model_has_no_embeddings(tmp_path: Path) -> None:
     trunk = load_trunk(make_checkpoint("switch_transformers", tmp_path), torch.float32)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
     with (
         engine_over(trunk, store, num_blocks=40) as (engine, _),
-        pytest.raises(RequestRefusedError, match="there is no embedding"),
+        pytest.raises(RequestRefusedError, match="it has no embeddings"),
     ):
         asyncio.run(embed(engine, [5, 6], "mean"))
     store.close()

@@ -1,4 +1,4 @@
-"""The engine over a fake model: the same text in any company, and nothing hangs."""
+"""The engine over a fake model: batching, preemption, ends, failures and shutdown."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from functools import partial
 import pytest
 
 from expert_store import ExpertKey, ExpertLoadError
-from server.engine.block_manager import BlockGroup
-from server.engine.request import (
+from server.engine.interface import (
     DeadlineExceededError,
     EngineUnavailableError,
     FinishReason,
@@ -20,11 +19,12 @@ from server.engine.request import (
     QueueFullError,
     RequestRefusedError,
 )
+from server.engine.kv.block_manager import BlockGroup
 from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, next_token, run
 
 
-def test_requests_together_write_what_each_writes_alone() -> None:
+def test_requests_in_a_batch_generate_what_each_generates_alone() -> None:
     rig = Rig()
     prompts = [bytes([65 + i] * (1 + 7 * i)) for i in range(6)]
 
@@ -35,7 +35,7 @@ def test_requests_together_write_what_each_writes_alone() -> None:
     assert max(map(len, rig.model.steps)) > 1
 
 
-def test_a_long_prompt_goes_in_by_chunks_beside_running_decodes() -> None:
+def test_a_long_prompt_is_chunked_beside_running_decodes() -> None:
     rig = Rig(max_batched_tokens=8)
 
     async def scenario() -> list[str]:
@@ -115,7 +115,9 @@ def test_a_stop_string_over_several_tokens_ends_the_text_before_it() -> None:
 def test_a_cancelled_request_stops_within_one_step_and_frees_its_blocks() -> None:
     rig = Rig()
     is_cancelled = threading.Event()
-    rig.model.before_step = lambda: len(rig.model.steps) < 20 or is_cancelled.wait(30)  # or all is over before
+    rig.model.before_step = lambda: (
+        len(rig.model.steps) < 20 or is_cancelled.wait(30)
+    )  # so that the request is still running
 
     async def scenario() -> int:
         stream = rig.submit(b"gone", 200)
@@ -178,7 +180,7 @@ def test_a_full_queue_refuses_and_recovers() -> None:
         ((1,), -1, "max_tokens -1", "max_tokens"),
     ],
 )
-def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int, message: str, param: str) -> None:
+def test_an_impossible_request_is_refused(prompt: tuple[int, ...], max_tokens: int, message: str, param: str) -> None:
     rig = Rig()
 
     async def scenario() -> None:
@@ -189,7 +191,7 @@ def test_what_can_never_run_is_refused(prompt: tuple[int, ...], max_tokens: int,
     run(rig, scenario)
 
 
-def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_step_ends_its_requests_and_the_engine_continues(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig()
     failures = [ExpertLoadError(ExpertKey(1, 3), "/secret/path")]
 
@@ -209,11 +211,11 @@ def test_a_step_that_fails_ends_its_requests_and_the_engine_goes_on(caplog: pyte
     assert rig.engine.statistics.finished["error"] == 1
     [told] = [record for record in caplog.records if "a step failed" in record.getMessage()]
     assert told.getMessage().endswith("cannot read expert 3 of layer 1: /secret/path")
-    assert told.exc_info is None  # every request that needs the expert has such a line
+    assert told.exc_info is None  # every request that needs the expert logs such a line
 
 
-def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
-    """The parts of a failed step are run alone."""
+def test_a_failed_step_ends_only_the_faulty_request() -> None:
+    """The sequences of a failed step are run one by one."""
     rig = Rig()
     run_all = rig.model.run
 
@@ -235,14 +237,14 @@ def test_a_step_that_fails_ends_only_the_request_that_is_to_blame() -> None:
     assert rig.engine.statistics.finished["length"] == 1
 
 
-def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
-    """A part that fails is to blame itself, and nothing is run twice."""
+def test_sequences_of_a_sequential_model_run_one_by_one() -> None:
+    """A failure ends only its own sequence, and nothing runs twice."""
     rig = Rig()
-    rig.model.is_solo = True
+    rig.model.is_sequential = True
     run_all, runs, are_there = rig.model.run, [], threading.Event()
 
     def run_unless_unlucky(chunks: Sequence[SequenceChunk]) -> StepOutput:
-        are_there.wait(30)  # or the slot of the one that fails would go to one that comes later
+        are_there.wait(30)  # otherwise the failed one's slot would go to a later request
         runs.append([(chunk.slot, chunk.num_cached) for chunk in chunks])
         if ord("!") in chunks[0].token_ids:
             raise ExpertLoadError(ExpertKey(1, 3), "the checksum is wrong")
@@ -265,7 +267,7 @@ def test_sequences_that_can_not_be_tried_again_are_steps_of_their_own() -> None:
 
 
 def test_slots_are_released_when_their_sequences_end_or_are_preempted() -> None:
-    """One that leaves before it begins never has a slot."""
+    """A request that is cancelled before it begins never has a slot."""
     rig = Rig(num_blocks=12, max_running=3)
     busy, gate = threading.Event(), threading.Event()
 
@@ -290,7 +292,7 @@ def test_slots_are_released_when_their_sequences_end_or_are_preempted() -> None:
     assert len(rig.model.released) == 3 + preemptions
 
 
-def test_a_dead_engine_ends_every_stream_and_takes_no_more() -> None:
+def test_a_dead_engine_ends_every_stream_and_accepts_no_more() -> None:
     rig = Rig()
 
     def die() -> None:
@@ -358,14 +360,14 @@ def test_halting_ends_open_streams_while_a_step_still_runs() -> None:
 
 @pytest.mark.parametrize("num_snapshots", [None, 0, 1, 4])
 @pytest.mark.parametrize("seed", range(5))
-def test_random_traces_give_each_request_its_own_text(
+def test_random_requests_each_get_their_own_text(
     seed: int, num_snapshots: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long, short and cancelled requests, some of which begin alike, over a small cache, submitted at random moments.
 
     With snapshots the model has states, too, that each sequence must go on from where it stands.
     """
-    monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 4)
+    monkeypatch.setattr("server.engine.kv.block_manager.MIN_SNAPSHOT_TOKENS", 4)
     rng = random.Random(seed)
     rig = Rig(num_blocks=24, max_running=5, max_batched_tokens=16, num_snapshots=num_snapshots)
 
@@ -396,7 +398,7 @@ def test_random_traces_give_each_request_its_own_text(
     run(rig, scenario)
 
 
-def test_a_repeated_prompt_is_computed_once_and_continued_alike() -> None:
+def test_a_repeated_prompt_is_computed_once_and_continued_equally() -> None:
     rig = Rig()
 
     async def scenario() -> list[str]:
@@ -408,8 +410,8 @@ def test_a_repeated_prompt_is_computed_once_and_continued_alike() -> None:
     assert rig.engine.statistics.prefix_cache_hits == 48
 
 
-def test_prompts_that_begin_alike_and_come_together_compute_their_beginning_once() -> None:
-    """As the choices of one request do."""
+def test_concurrent_prompts_compute_their_common_prefix_once() -> None:
+    """The choices of one request are such prompts."""
     rig = Rig(max_batched_tokens=16)
     prompts = [b"s" * 40 + end for end in (b"a", b"b", b"c")]
 
@@ -420,11 +422,11 @@ def test_prompts_that_begin_alike_and_come_together_compute_their_beginning_once
     assert sum(map(sum, rig.model.steps)) == 41 + 1 + 1 + 3 * 3
 
 
-def test_a_model_with_states_goes_on_from_snapshots_of_prompts_and_of_what_it_wrote(
+def test_a_model_with_states_continues_from_snapshots_of_prompts_and_completions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A conversation: the second prompt is the first, its answer and more; choices of one prompt come together."""
-    monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 8)
+    monkeypatch.setattr("server.engine.kv.block_manager.MIN_SNAPSHOT_TOKENS", 8)
     rig = Rig(num_snapshots=6)
     first = b"q" * 30
     second = first + continuation(first, 15).encode() + b"and then?"
@@ -438,7 +440,7 @@ def test_a_model_with_states_goes_on_from_snapshots_of_prompts_and_of_what_it_wr
     assert rig.engine.statistics.prefix_cache_hits == 44 + 52 + 52
 
 
-def test_without_a_snapshot_a_model_with_states_begins_anew() -> None:
+def test_without_a_snapshot_a_model_with_states_computes_the_full_prompt() -> None:
     rig = Rig(num_snapshots=0)
 
     async def scenario() -> list[str]:
@@ -448,7 +450,7 @@ def test_without_a_snapshot_a_model_with_states_begins_anew() -> None:
     assert rig.engine.statistics.prefix_cache_hits == 0
 
 
-def test_who_waits_for_a_beginning_goes_on_when_its_writer_leaves() -> None:
+def test_a_sequence_that_waits_for_a_prefix_continues_when_the_other_is_cancelled() -> None:
     rig = Rig(max_batched_tokens=8)
     gate = threading.Event()
     rig.model.before_step = lambda: gate.wait(30)
@@ -491,7 +493,7 @@ def test_layers_with_a_window_keep_only_that(is_chunked: bool) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"max_running": 1}, {"num_blocks": 8}])
-def test_a_request_of_better_priority_goes_first_and_the_other_still_ends(limits: dict[str, int]) -> None:
+def test_a_request_of_better_priority_runs_first_and_the_other_still_ends(limits: dict[str, int]) -> None:
     rig = Rig(**limits)
     ends: list[str] = []
     gate = threading.Event()
@@ -499,7 +501,7 @@ def test_a_request_of_better_priority_goes_first_and_the_other_still_ends(limits
     def wait_in_the_middle(loop: asyncio.AbstractEventLoop) -> None:
         if len(rig.model.steps) == 3:
             gate.wait(30)
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)  # all events so far have been seen
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(30)  # all events so far were delivered
 
     async def one(name: str, prompt: bytes, count: int, priority: int) -> str:
         text = await collect(rig.submit(prompt, count, priority=priority))
@@ -521,7 +523,7 @@ def test_a_request_of_better_priority_goes_first_and_the_other_still_ends(limits
     assert ends == ["urgent", "patient"]
 
 
-def test_a_request_past_its_deadline_ends_with_an_error_and_the_others_go_on() -> None:
+def test_a_request_past_its_deadline_ends_with_an_error_and_the_others_continue() -> None:
     rig = Rig()
     now = [0.0]
     rig.engine.clock = lambda: now[0]
@@ -540,7 +542,7 @@ def test_a_request_past_its_deadline_ends_with_an_error_and_the_others_go_on() -
     assert rig.engine.statistics.finished["deadline"] == 1
 
 
-def test_a_prompt_whose_logits_are_wanted_is_computed_whole_and_in_small_chunks() -> None:
+def test_a_prompt_with_logprobs_is_computed_fully_and_in_small_chunks() -> None:
     rig = Rig(max_batched_tokens=100)
     wanted: list[int] = []
     run_all = rig.model.run
@@ -560,7 +562,7 @@ def test_a_prompt_whose_logits_are_wanted_is_computed_whole_and_in_small_chunks(
     assert wanted == [64, 26, 1]
 
 
-def test_prompts_that_want_their_logprobs_share_the_logits_of_a_step() -> None:
+def test_prompts_with_logprobs_share_the_logits_rows_of_a_step() -> None:
     rig = Rig(num_blocks=256, max_batched_tokens=256)
     wanted: list[list[int]] = []
     run_all = rig.model.run
@@ -580,7 +582,7 @@ def test_prompts_that_want_their_logprobs_share_the_logits_of_a_step() -> None:
     assert sum(map(sum, wanted)) == 120
 
 
-def test_sequences_that_decode_count_among_the_logits_of_a_step() -> None:
+def test_decoding_sequences_count_among_the_logits_rows_of_a_step() -> None:
     rig = Rig(num_blocks=256, max_batched_tokens=256)
     wanted: list[int] = []
     run_all = rig.model.run

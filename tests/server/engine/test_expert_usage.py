@@ -1,10 +1,10 @@
-"""What a request's experts cost over its steps, and which ones it is told of."""
+"""Expert cost and routed experts of a request."""
 
 from __future__ import annotations
 
 import threading
 
-from server.engine.request import ExpertUsage, GenerationRequest, SamplingParams, TokenEvent, TokenStream
+from server.engine.interface import ExpertUsage, GenerationRequest, SamplingParams, TokenEvent, TokenStream
 from tests.server.engine.fakes import BLOCK_SIZE, Rig, run
 
 PROMPT = tuple(b"a prompt of several words")
@@ -26,14 +26,14 @@ def usage_of(events: list[TokenEvent]) -> ExpertUsage:
     return usage
 
 
-def test_all_steps_of_a_request_are_summed_and_come_with_its_end() -> None:
-    """In two chunks and four decodes; the last token is not computed."""
+def test_the_last_event_has_the_cost_of_all_steps() -> None:
+    """The prompt takes two chunks, then come four decodes; the last token is not computed."""
     rig = Rig(max_batched_tokens=16)
     usage = usage_of(run(rig, lambda: events_of(submit(rig))))
     assert usage == ExpertUsage(len(PROMPT) + 4, len(PROMPT), len(PROMPT) << 10, float(len(PROMPT)))
 
 
-def test_tokens_that_are_in_the_cache_already_cost_nothing() -> None:
+def test_cached_tokens_cost_nothing() -> None:
     rig = Rig()
 
     async def twice() -> list[TokenEvent]:
@@ -45,8 +45,8 @@ def test_tokens_that_are_in_the_cache_already_cost_nothing() -> None:
     assert (usage.num_requests, usage.num_misses) == (num_left + 4, num_left)
 
 
-def test_what_is_computed_again_costs_again() -> None:
-    """Two that grow beyond the cache: the second gives its blocks up and begins once more."""
+def test_recomputed_tokens_cost_again() -> None:
+    """Two requests outgrow the cache, so the second is preempted and computed again."""
     rig = Rig(num_blocks=11, max_batched_tokens=64)
 
     are_there = threading.Event()
@@ -63,7 +63,7 @@ def test_what_is_computed_again_costs_again() -> None:
     assert second.num_requests > 20 + 4
 
 
-def test_each_token_tells_the_experts_of_the_one_before_it() -> None:
+def test_each_event_has_the_experts_of_the_token_before() -> None:
     rig = Rig(max_batched_tokens=16)
     events = run(rig, lambda: events_of(submit(rig, returns_experts=True)))
     before = [PROMPT[-1], *(ord(event.text) for event in events[:-1])]
@@ -72,6 +72,6 @@ def test_each_token_tells_the_experts_of_the_one_before_it() -> None:
         assert event.experts.tolist() == [[token % 8, -1], [place % 8, (place + 1) % 8]]
 
 
-def test_who_does_not_ask_for_experts_is_told_of_none() -> None:
+def test_events_have_no_experts_unless_requested() -> None:
     rig = Rig()
     assert [event.experts for event in run(rig, lambda: events_of(submit(rig)))] == [None] * 5

@@ -1,4 +1,4 @@
-"""The engine over a model with images: recomputed, cut short, failing, beside others."""
+"""The engine over models with images: preemption, cancellation, failures, batches."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 import torch
 
 from expert_store import ExpertStore
-from server.engine.content import content_ids
 from server.engine.engine import Engine
-from server.engine.request import GenerationFailedError, GenerationRequest, Media, SamplingParams, TokenStream
-from server.model.loading import load_trunk
-from server.model.processor import MediaProcessor
-from server.model.prompt_media import PromptMedia
+from server.engine.interface import GenerationFailedError, GenerationRequest, Media, SamplingParams, TokenStream
+from server.engine.kv.prefix_cache_ids import prefix_cache_ids
+from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.multimodal.image_processor import MediaProcessor
+from server.model.multimodal.prompt_media import PromptMedia
 from server.model.trunk import Trunk
 from tests.server.engine.test_models import decode, engine_over
-from tests.server.model.test_images import NEW_TOKENS, Prompt, make_prompts, save_model, write
+from tests.server.model.multimodal.test_image_parity import NEW_TOKENS, Prompt, make_prompts, save_model, write
 from tests.vision import VISIONS
 
 MODELS = [
-    "ernie4_5_vl_moe",  # images have experts and positions of their own
-    "hy_v4_vl",  # sequences are computed one after the other; images have positions of their own
-    "unlimited_ocr",  # so they are; a prompt is kept otherwise than what follows it
+    "ernie4_5_vl_moe",  # separate experts and positions for images
+    "hy_v4_vl",  # sequences are computed one after the other; separate positions for images
+    "unlimited_ocr",  # sequences are computed one after the other; prompts are cached differently from generated tokens
 ]
 
 
@@ -52,7 +52,7 @@ def prompts(folder: Path) -> list[Prompt]:
 
 def submit(engine: Engine, prompt: Prompt) -> TokenStream:
     token_ids, media = prompt
-    content = content_ids(token_ids, 100, [str(id(media)).encode()])
+    content = prefix_cache_ids(token_ids, 100, [str(id(media)).encode()])
     sampling = SamplingParams(NEW_TOKENS, temperature=0.0)
     request = GenerationRequest("test", tuple(token_ids), sampling, media=Media(media, content) if media else None)
     return engine.submit(request)
@@ -67,10 +67,10 @@ def texts_alone(trunk: Trunk, prompts: Sequence[Prompt]) -> list[str]:
 
 
 @pytest.mark.parametrize("num_blocks", [100, 9])
-def test_images_are_seen_again_where_their_blocks_were_taken(
+def test_images_are_encoded_again_after_preemption(
     trunk: Trunk, store: ExpertStore, prompts: list[Prompt], num_blocks: int
 ) -> None:
-    """Sequences give up their blocks to each other, and go in by pieces."""
+    """Sequences preempt each other, and prompts are chunked."""
     several = prompts * 2
 
     async def scenario(engine: Engine) -> list[str]:
@@ -81,7 +81,7 @@ def test_images_are_seen_again_where_their_blocks_were_taken(
         assert (engine.statistics.preemptions > 0) is (num_blocks == 9)
 
 
-def test_an_image_that_the_model_refuses_fails_its_own_request_alone(
+def test_an_image_that_the_model_refuses_fails_only_its_own_request(
     trunk: Trunk, store: ExpertStore, prompts: list[Prompt]
 ) -> None:
     token_ids, media = prompts[0]
@@ -101,7 +101,7 @@ def test_an_image_that_the_model_refuses_fails_its_own_request_alone(
         assert asyncio.run(scenario(engine)) == [*alone, alone[0]]
 
 
-def test_a_request_with_an_image_may_leave_at_any_time(trunk: Trunk, store: ExpertStore, prompts: list[Prompt]) -> None:
+def test_a_request_with_an_image_may_be_cancelled(trunk: Trunk, store: ExpertStore, prompts: list[Prompt]) -> None:
     async def scenario(engine: Engine) -> str:
         left = submit(engine, prompts[1])
         async for _ in left:
@@ -115,11 +115,11 @@ def test_a_request_with_an_image_may_leave_at_any_time(trunk: Trunk, store: Expe
 
 
 @pytest.mark.parametrize("model_type", VISIONS)
-def test_no_company_changes_a_bit_where_that_is_asked_for(model_type: str, tmp_path: Path) -> None:
+def test_deterministic_requests_with_images_are_batch_invariant(model_type: str, tmp_path: Path) -> None:
     save_model(model_type, tmp_path, torch.bfloat16)
     trunk = load_trunk(tmp_path, torch.bfloat16, is_deterministic=True)
     prompts = make_prompts(MediaProcessor(tmp_path))
     alone = [result for prompt in prompts for result in write(trunk, [prompt], 64, steps=2)]
-    fresh = make_prompts(MediaProcessor(tmp_path))  # what was shown keeps no pixels
+    fresh = make_prompts(MediaProcessor(tmp_path))  # encoded images keep no pixels
     for (_, one), (_, other) in zip(alone, write(trunk, fresh, 5, steps=2), strict=True):
         assert torch.equal(one, other)

@@ -1,25 +1,25 @@
-"""Prompts with images in the engine: whose blocks are whose, and where a prompt may be cut."""
+"""Prompts with images in the engine: shared blocks, and spans that must not be split."""
 
 from __future__ import annotations
 
 import pytest
 
-from server.engine.content import content_ids
-from server.engine.request import GenerationRequest, Media, RequestRefusedError, SamplingParams, TokenStream
+from server.engine.interface import GenerationRequest, Media, RequestRefusedError, SamplingParams, TokenStream
+from server.engine.kv.prefix_cache_ids import prefix_cache_ids
 from tests.server.engine.fakes import BLOCK_SIZE, Rig, collect, continuation, run
 
-IMAGE = 7  # stands for a piece of one
+IMAGE = 7  # placeholder token
 PROMPT = [65, 66, *[IMAGE] * 20, 67, 68]
 
 
-def submit(rig: Rig, image: bytes, wholes: tuple[tuple[int, int], ...] = (), max_tokens: int = 4) -> TokenStream:
-    media = Media(None, content_ids(PROMPT, IMAGE, [image]), wholes)
+def submit(rig: Rig, image: bytes, spans: tuple[tuple[int, int], ...] = (), max_tokens: int = 4) -> TokenStream:
+    media = Media(None, prefix_cache_ids(PROMPT, IMAGE, [image]), spans)
     sampling = SamplingParams(max_tokens, temperature=0.0)
     return rig.engine.submit(GenerationRequest("test", tuple(PROMPT), sampling, media=media))
 
 
 @pytest.mark.parametrize(("second", "is_shared"), [(b"one", True), (b"another", False)])
-def test_blocks_are_shared_by_prompts_that_show_the_same(second: bytes, is_shared: bool) -> None:
+def test_prompts_share_blocks_only_if_their_images_are_equal(second: bytes, is_shared: bool) -> None:
     rig = Rig()
 
     async def scenario() -> list[str]:
@@ -29,8 +29,8 @@ def test_blocks_are_shared_by_prompts_that_show_the_same(second: bytes, is_share
     assert (rig.engine.statistics.prefix_cache_hits > 0) is is_shared
 
 
-def test_what_is_written_about_an_image_is_shared_with_nobody_who_sees_another() -> None:
-    """Blocks that were filled while generating, too."""
+def test_generated_blocks_are_not_shared_with_prompts_of_another_image() -> None:
+    """The prompts have the same placeholders."""
     rig = Rig()
     count = 3 * BLOCK_SIZE
 
@@ -38,7 +38,7 @@ def test_what_is_written_about_an_image_is_shared_with_nobody_who_sees_another()
         await collect(submit(rig, b"one", max_tokens=count))
         text = continuation(PROMPT, count).encode()
         longer = [*PROMPT, *text]
-        media = Media(None, content_ids(longer, IMAGE, [b"another"]))
+        media = Media(None, prefix_cache_ids(longer, IMAGE, [b"another"]))
         sampling = SamplingParams(1, temperature=0.0)
         await collect(rig.engine.submit(GenerationRequest("test", tuple(longer), sampling, media=media)))
 
@@ -46,14 +46,14 @@ def test_what_is_written_about_an_image_is_shared_with_nobody_who_sees_another()
     assert rig.engine.statistics.prefix_cache_hits == 0
 
 
-def test_a_conversation_goes_on_from_what_was_said_of_its_image() -> None:
+def test_a_conversation_reuses_the_blocks_of_its_earlier_turns() -> None:
     rig = Rig()
     count = 3 * BLOCK_SIZE
 
     async def scenario() -> None:
         await collect(submit(rig, b"one", max_tokens=count))
         longer = [*PROMPT, *continuation(PROMPT, count).encode()]
-        media = Media(None, content_ids(longer, IMAGE, [b"one"]))
+        media = Media(None, prefix_cache_ids(longer, IMAGE, [b"one"]))
         sampling = SamplingParams(1, temperature=0.0)
         await collect(rig.engine.submit(GenerationRequest("test", tuple(longer), sampling, media=media)))
 
@@ -61,8 +61,8 @@ def test_a_conversation_goes_on_from_what_was_said_of_its_image() -> None:
     assert rig.engine.statistics.prefix_cache_hits > len(PROMPT)
 
 
-def test_an_image_that_sees_itself_is_never_cut() -> None:
-    """It waits for no budget, and what is before and after it goes in other steps where it has to."""
+def test_an_unsplit_span_is_computed_in_one_step() -> None:
+    """It may exceed the token budget; tokens before and after it go into other steps if necessary."""
     rig = Rig(max_batched_tokens=20)
     pieces = []
     usual = rig.model.run
@@ -74,34 +74,34 @@ def test_an_image_that_sees_itself_is_never_cut() -> None:
     rig.model.run = watch
 
     async def scenario() -> list[str]:
-        streams = [rig.submit(b"beside", 12), submit(rig, b"one", wholes=((2, 22),))]
+        streams = [rig.submit(b"beside", 12), submit(rig, b"one", spans=((2, 22),))]
         return [await collect(stream) for stream in streams]
 
     assert run(rig, scenario) == [continuation(b"beside", 12), continuation(PROMPT, 4)]
     assert (2, 20) in pieces
 
 
-def test_an_image_that_no_step_holds_is_refused() -> None:
+def test_an_image_larger_than_a_step_is_refused() -> None:
     rig = Rig(max_batched_tokens=19)
 
     async def scenario() -> None:
         with pytest.raises(RequestRefusedError, match=r"an image takes 20 tokens, .* --max-batched-tokens 19"):
-            submit(rig, b"one", wholes=((2, 22),))
+            submit(rig, b"one", spans=((2, 22),))
 
     run(rig, scenario)
 
 
 def test_each_run_of_placeholders_is_an_image() -> None:
     prompt = [1, IMAGE, IMAGE, 2, IMAGE]
-    one, other = content_ids(prompt, IMAGE, [b"a", b"b"]), content_ids(prompt, IMAGE, [b"a", b"c"])
+    one, other = prefix_cache_ids(prompt, IMAGE, [b"a", b"b"]), prefix_cache_ids(prompt, IMAGE, [b"a", b"c"])
     assert one[:4] == other[:4]
     assert one[4] != other[4]
     assert one[1] == one[2] < 0
     assert [one[0], one[3]] == [1, 2]
 
 
-def test_images_whose_tokens_are_apart_are_told_apart_together() -> None:
+def test_images_with_scattered_tokens_share_one_hash() -> None:
     prompt = [IMAGE, 2, IMAGE, 3]
-    one, other = content_ids(prompt, IMAGE, [b"a"]), content_ids(prompt, IMAGE, [b"b"])
+    one, other = prefix_cache_ids(prompt, IMAGE, [b"a"]), prefix_cache_ids(prompt, IMAGE, [b"b"])
     assert one[0] == one[2] != other[0]
-    assert one != content_ids(prompt, IMAGE, [b"a", b"b", b"c"])
+    assert one != prefix_cache_ids(prompt, IMAGE, [b"a", b"b", b"c"])

@@ -1,4 +1,4 @@
-"""The engine over real architectures: what each sequence gives with one-sequence code, in any company."""
+"""The engine over real architectures, compared with transformers' generate."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ import torch
 import transformers
 
 from expert_store import ExpertStore, least_bytes
-from server.engine.block_manager import BlockGroup, BlockManager
-from server.engine.detokenizer import WindowDetokenizer
 from server.engine.engine import Engine, EngineLimits
-from server.engine.request import GenerationRequest, SamplingParams
+from server.engine.interface import GenerationRequest, SamplingParams
+from server.engine.kv.block_manager import BlockGroup, BlockManager
+from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
-from server.engine.snapshots import SnapshotPool
-from server.kernels import reference_backend
-from server.kernels.pool import ComputePool
-from server.model import attention, linear
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
-from server.model.solo import SoloTrunk
+from server.engine.text.detokenizer import WindowDetokenizer
+from server.kernels import torch_backend
+from server.kernels.compute_pool import ComputePool
+from server.model import linear
+from server.model.attention import paged_attention as attention
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
-from server.observability.statistics import EngineStatistics
+from server.observability.engine_statistics import EngineStatistics
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
 NUM_TOKENS = 24
-LETTERS = 0x4E00  # each token is one character from there on
+LETTERS = 0x4E00  # code point of token 0; each token is one character
 RECURRENT = ["qwen3_next", "jamba", "zaya"]
 SOLO = ["deepseek_v4", "glm_moe_dsa"]
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a request gave."""
+    """Output of a request."""
 
     token_ids: list[int]
     logprobs: list[float]
@@ -92,14 +93,14 @@ async def write(engine: Engine, prompt: Sequence[int], sampling: SamplingParams)
 
 
 async def write_all(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> list[Written]:
-    """All prompts at once, with a second comer that repeats the longest."""
+    """Submit all prompts at once, and a later one that repeats the longest."""
     return list(await asyncio.gather(*(write(engine, prompt, sampling) for prompt in prompts)))
 
 
 def write_company(
-    trunk: Trunk | SoloTrunk, prompts: Sequence[Sequence[int]]
+    trunk: Trunk | SequentialTrunk, prompts: Sequence[Sequence[int]]
 ) -> tuple[list[list[int]], EngineStatistics]:
-    """What all prompts together give greedily, over the fewest experts and a cache so small that some are preempted."""
+    """Generate greedily from all prompts together, with the fewest experts and a cache that forces preemption."""
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
     with engine_over(trunk, store, num_blocks=40) as (engine, _):
         written = asyncio.run(write_all(engine, prompts, SamplingParams(NUM_TOKENS, temperature=0.0)))
@@ -118,8 +119,8 @@ def some_prompts(seed: int) -> list[list[int]]:
 @pytest.fixture(params=[1, 3], ids=["1 thread", "3 threads"])
 def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ComputePool]:
     """Threads that share out experts, linear layers and attention, however small."""
-    monkeypatch.setattr("server.engine.block_manager.LEAST_TOKENS", 8)
-    for module in (attention, linear, reference_backend):
+    monkeypatch.setattr("server.engine.kv.block_manager.MIN_SNAPSHOT_TOKENS", 8)
+    for module in (attention, linear, torch_backend):
         monkeypatch.setattr(module, "LEAST_SHARED_BYTES", 0)
     monkeypatch.setattr(linear, "LEAST_WEIGHTS", 0)
     pool = ComputePool(request.param)
@@ -128,8 +129,8 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT, *SOLO, "llama4_text"])
-def test_requests_in_company_write_what_stock_generates(name: str, pool: ComputePool, tmp_path: Path) -> None:
-    """With chunked prompts, a cache so small that some are preempted, shared beginnings, and the fewest experts."""
+def test_batched_requests_equal_transformers_generate(name: str, pool: ComputePool, tmp_path: Path) -> None:
+    """Prompts are chunked and share prefixes, the cache forces preemption, and the store holds the fewest experts."""
     folder = make_checkpoint(name, tmp_path)
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = some_prompts(1)
@@ -148,10 +149,10 @@ def test_requests_in_company_write_what_stock_generates(name: str, pool: Compute
 @pytest.mark.parametrize("pool", [3], ids=["3 threads"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "deepseek_v3", "qwen3_next", "deepseek_v4"])
-def test_deterministic_requests_write_the_same_in_any_company_and_cache(
+def test_deterministic_requests_are_batch_invariant_for_any_cache_size(
     name: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
 ) -> None:
-    """Tokens and logprobs to the last bit: alone, together, in other orders, with small caches and with large ones."""
+    """Tokens and logprobs are bitwise equal: alone, together, in other orders, with small and large caches."""
     trunk = load_trunk(make_checkpoint(name, tmp_path, dtype), dtype, is_deterministic=True, pool=pool)
     prompts = [some_prompts(2)[place] for place in (0, 1, 2, 6)]
     sampling = SamplingParams(NUM_TOKENS // 3, temperature=1.0, seed=7, logprobs=0)

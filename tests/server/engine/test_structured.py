@@ -1,4 +1,4 @@
-"""The engine keeps to grammars, whatever else is asked for and in any company."""
+"""Structured output of the engine, with other parameters and other sequences in the batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from server.api.json_schema import schema_text
-from server.engine.grammar import MAX_DIGITS, GrammarCompiler
-from server.engine.request import (
+from server.api.core.json_schema import schema_text
+from server.engine.interface import (
     FinishReason,
     GenerationFailedError,
     Grammar,
@@ -20,8 +19,9 @@ from server.engine.request import (
     SamplingParams,
     TokenEvent,
 )
-from server.engine.sampler import sample
-from server.engine.sampling_state import SamplingState
+from server.engine.sampling.grammar import MAX_DIGITS, GrammarCompiler
+from server.engine.sampling.sampler import sample
+from server.engine.sampling.sampling_state import SamplingState
 from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import VOCABULARY, Rig, collect, continuation, next_token, run
 
@@ -92,7 +92,7 @@ def test_a_seed_repeats_it(grammar: Grammar) -> None:
     assert texts[0] == texts[1]
 
 
-def test_company_and_preemption_change_nothing(grammar: Grammar) -> None:
+def test_other_sequences_and_preemption_change_nothing(grammar: Grammar) -> None:
     prompts = [b"stream %d" % number for number in range(6)]
     alone = [written(prompt, 60, grammar=grammar)[0] for prompt in prompts]
     rig = make_rig(num_blocks=40)
@@ -126,7 +126,7 @@ def test_no_other_parameter_breaks_it(grammar: Grammar, sampling: dict[str, Any]
     assert reason is FinishReason.STOP
 
 
-def test_the_end_waits_for_min_tokens_as_long_as_anything_else_is_possible() -> None:
+def test_end_tokens_wait_for_min_tokens_unless_nothing_else_is_allowed() -> None:
     sevens = follow({"type": "integer"})
     likes_ends = {"logit_bias": ((END, 50.0), (ord("7"), 20.0)), "grammar": sevens}
     assert written(b"a", 60, **likes_ends) == ("7", FinishReason.STOP)
@@ -134,7 +134,7 @@ def test_the_end_waits_for_min_tokens_as_long_as_anything_else_is_possible() -> 
     assert written(b"a", 60, min_tokens=50, **likes_ends) == ("7" * MAX_DIGITS, FinishReason.STOP)
 
 
-def test_an_end_that_the_grammar_allows_ends_it_whatever_is_ignored() -> None:
+def test_an_end_token_ends_it_despite_ignore_eos() -> None:
     biased = {"logit_bias": ((END, 50.0), (ord("7"), 20.0)), "ignore_eos": True}
     assert written(b"a", 60, grammar=follow({"type": "integer"}), **biased) == ("7", FinishReason.STOP)
 
@@ -159,7 +159,7 @@ def test_logprobs_are_the_models_own(grammar: Grammar) -> None:
     json.loads(written[len(prompt) :])
 
 
-def test_one_that_becomes_too_complex_fails_alone() -> None:
+def test_only_the_request_whose_grammar_becomes_too_complex_fails() -> None:
     rig = make_rig(num_blocks=400)
     pattern = follow({"type": "string", "pattern": "([a-z]{1,1000}){1,1000}"})
 
@@ -176,7 +176,7 @@ def test_one_that_becomes_too_complex_fails_alone() -> None:
     assert text == continuation(b"b", 50)
 
 
-def test_logits_that_are_not_finite_are_still_seen(grammar: Grammar) -> None:
+def test_logits_that_are_not_finite_still_fail(grammar: Grammar) -> None:
     rig = make_rig()
     compute = rig.model.run
 
@@ -194,7 +194,7 @@ def test_logits_that_are_not_finite_are_still_seen(grammar: Grammar) -> None:
     run(rig, scenario)
 
 
-def test_logits_may_be_more_than_tokens_or_fewer(grammar: Grammar) -> None:
+def test_logits_may_be_more_or_fewer_than_tokens(grammar: Grammar) -> None:
     for size in (VOCABULARY + 44, ord("}") + 1):
         logits = torch.zeros((1, size))
         logits[0, -1] = 50.0

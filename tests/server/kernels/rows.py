@@ -1,4 +1,4 @@
-"""Rows that betray a change in the order of additions, and threads to compute on."""
+"""Rows whose products show a change in the order of additions, and a setting for torch's threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 def cancelling(out_features: int, in_features: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A matrix ``(out, in)`` and a row ``(in,)`` of small integers whose products sum to zero, in random order.
 
-    Divided by seven, or by any odd number, nothing but rounding is left of the sums.
+    After a division by seven, or any odd number, the sums consist of rounding errors only.
     """
     random = torch.Generator().manual_seed(seed)
     matrix = torch.randint(-127, 128, (out_features, in_features), generator=random)
@@ -25,8 +25,8 @@ def cancelling(out_features: int, in_features: int, seed: int = 0) -> tuple[torc
     return matrix.float(), row.float()
 
 
-def company(row: torch.Tensor, count: int, place: int, seed: int = 0) -> torch.Tensor:
-    """``count`` random rows with this one among them."""
+def rows_with(row: torch.Tensor, count: int, place: int, seed: int = 0) -> torch.Tensor:
+    """``count`` random rows, with ``row`` at ``place``."""
     rows = torch.randn((count, len(row)), generator=torch.Generator().manual_seed(seed)).to(row.dtype)
     rows[place] = row
     return rows

@@ -1,4 +1,4 @@
-"""Within ``batch_invariant()`` a row gives the same bits alone, in any company and at any place."""
+"""Within ``batch_invariant()`` a row gives the same bits at any place and whatever the other rows are."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from server.kernels import int4, int8, q4, q8, tiles
+from server.kernels import invariant_matmul
 from server.kernels.batch_invariant import batch_invariant, is_batch_invariant
+from server.kernels.formats import block_int4, block_int8, channel_int8, group_int4
 from tests.old_packs import int4_matrix, int8_matrix
-from tests.server.kernels.rows import cancelling, company, threads
+from tests.server.kernels.rows import cancelling, rows_with, threads
 
 SHAPES = [(1, 32), (1, 2048), (48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
 COUNTS = (1, 2, 15, 16, 17, 33, 100, 300)
@@ -27,7 +28,7 @@ def assert_invariant(function: Callable[[torch.Tensor], torch.Tensor], row: torc
         wanted = function(row.unsqueeze(0))[0]
         for count in COUNTS:
             for place in {0, count // 3, count - 1}:
-                found = function(company(row, count, place, seed=count))[place]
+                found = function(rows_with(row, count, place, seed=count))[place]
                 assert torch.equal(found, wanted), f"row {place} of {count}"
 
 
@@ -65,7 +66,7 @@ def test_products_by_any_name(dtype: torch.dtype) -> None:
     ]
     for function in functions:
         assert_invariant(function, row)
-        rows = company(row, 20, 3)
+        rows = rows_with(row, 20, 3)
         with batch_invariant():
             found = function(rows)
         torch.testing.assert_close(found.float(), function(rows).float(), rtol=0.02, atol=0.02 * 127)
@@ -121,17 +122,17 @@ def test_quantised_matrices(shape: tuple[int, int], dtype: torch.dtype, num_thre
     matrix, row = matrix_and_row(*shape, dtype)
     bias = torch.linspace(-1, 1, shape[0]).to(dtype)
     tensors = [
-        (q8, q8.quantise("w", matrix.float())),
-        (q4, q4.quantise("w", matrix.float())),
-        (int8, int8_matrix("w", matrix.float())),
-        *((int4, int4_matrix("w", matrix.float(), block)) for block in int4.BLOCKS),
+        (block_int8, block_int8.quantise("w", matrix.float())),
+        (block_int4, block_int4.quantise("w", matrix.float())),
+        (channel_int8, int8_matrix("w", matrix.float())),
+        *((group_int4, int4_matrix("w", matrix.float(), block)) for block in group_int4.BLOCKS),
     ]
     with threads(num_threads):
         for kernel, weights in tensors:
             assert_invariant(partial(kernel.project, weights, "w", bias=bias), row)
 
 
-def test_results_are_near_the_usual_ones() -> None:
+def test_results_are_near_those_of_torch() -> None:
     rows = torch.randn((50, 192), generator=torch.Generator().manual_seed(0))
     layer = nn.Sequential(nn.Linear(192, 100), nn.SiLU(), nn.Linear(100, 30))
     with torch.inference_mode():
@@ -140,7 +141,7 @@ def test_results_are_near_the_usual_ones() -> None:
             torch.testing.assert_close(layer(rows), usual)
 
 
-def test_it_holds_within_the_context_alone() -> None:
+def test_the_mode_ends_with_the_context() -> None:
     assert not is_batch_invariant()
     with batch_invariant():
         assert is_batch_invariant()
@@ -154,20 +155,24 @@ def test_no_rows_give_no_rows() -> None:
 
 
 def test_tiles_whose_places_differ_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = tiles._by_tile
+    plain = invariant_matmul._by_tile
 
     def depends_on_place(matrix: torch.Tensor, rows: torch.Tensor, size: int) -> torch.Tensor:
         return plain(matrix, rows, size) + torch.arange(size).unsqueeze(1)
 
-    monkeypatch.setattr(tiles, "_by_tile", depends_on_place)
-    with pytest.raises(tiles.NotInvariantError, match=r"\[11, 13\] in torch.float32 depends on the place of a row"):
-        tiles.product(torch.zeros(11, 13), torch.zeros(1, 13))
-    with pytest.raises(tiles.NotInvariantError, match=r"\[11, 17\] in torch.float32 depends on the place of a row"):
-        tiles.batched_product(torch.zeros(3, 11, 17), torch.zeros(3, 1, 17))
+    monkeypatch.setattr(invariant_matmul, "_by_tile", depends_on_place)
+    with pytest.raises(
+        invariant_matmul.NotInvariantError, match=r"\[11, 13\] in torch.float32 depends on the place of a row"
+    ):
+        invariant_matmul.product(torch.zeros(11, 13), torch.zeros(1, 13))
+    with pytest.raises(
+        invariant_matmul.NotInvariantError, match=r"\[11, 17\] in torch.float32 depends on the place of a row"
+    ):
+        invariant_matmul.batched_matmul(torch.zeros(3, 11, 17), torch.zeros(3, 1, 17))
 
 
-def test_matrices_that_differ_in_company_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, matrices, rows = tiles._by_tile, torch.randn(5, 12, 19), torch.randn(5, 3, 19)
+def test_matrices_that_differ_in_a_batch_are_multiplied_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, matrices, rows = invariant_matmul._by_tile, torch.randn(5, 12, 19), torch.randn(5, 3, 19)
     wanted = rows @ matrices.mT
-    monkeypatch.setattr(tiles, "_by_tile", lambda m, r, size: plain(m, r, size) + (m.shape[0] - 1))
-    torch.testing.assert_close(tiles.batched_product(matrices, rows), wanted)
+    monkeypatch.setattr(invariant_matmul, "_by_tile", lambda m, r, size: plain(m, r, size) + (m.shape[0] - 1))
+    torch.testing.assert_close(invariant_matmul.batched_matmul(matrices, rows), wanted)

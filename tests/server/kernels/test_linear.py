@@ -1,4 +1,4 @@
-"""Few rows on the right of the matrix are the same product."""
+"""Products with few rows equal those of torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from server.kernels.compute_pool import ComputePool
 from server.kernels.linear import MOST_ROWS, linear
-from server.kernels.pool import ComputePool
 from server.model.linear import LEAST_SHARED_BYTES, LEAST_WEIGHTS, FastLinear, speed_up_linears
 
 
@@ -45,7 +45,7 @@ def test_linear_layers_keep_shape_order_and_result(
     torch.testing.assert_close(output, expected, rtol=tolerance, atol=tolerance)
 
 
-def test_small_layers_and_those_with_a_forward_of_their_own_stay_as_they_are() -> None:
+def test_small_layers_and_those_with_their_own_forward_are_not_replaced() -> None:
     class Scaled(nn.Linear):
         pass
 

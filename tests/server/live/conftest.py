@@ -1,4 +1,4 @@
-"""The real engine over the fake model, behind a real uvicorn on a socket."""
+"""The real engine with the fake model, behind a real uvicorn on a socket."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
+from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
-from server.api.service import LoadedModel, Service
-from server.connections import limit_sending
-from server.engine.codec import Codec
 from server.engine.engine import Engine
-from server.http_protocol import ConnectionGuard, ConnectionLimits
+from server.engine.text.codec import Codec
+from server.lifecycle.http_protocol import ConnectionGuard, ConnectionLimits
+from server.lifecycle.listening_socket import limit_sending
 from tests.byte_tokenizer import byte_codec
 from tests.server.engine.fakes import Rig
 
 
 @dataclass
 class LiveServer:
-    """A server that answers as ``greenroom serve`` does; its event loop runs in a thread of its own."""
+    """A server that answers as ``greenroom serve`` does; its event loop runs in a thread."""
 
     engine: Engine
     model: LoadedModel
@@ -39,13 +39,13 @@ class LiveServer:
         return socket.create_connection(("127.0.0.1", self.port))
 
     def wait_until_left(self) -> None:
-        """Until every connection is closed."""
+        """Wait until every connection is closed."""
         state = self.uvicorn.server_state
         while state.connections or state.tasks:
             threading.Event().wait(0.01)
 
     def wait_until_idle(self) -> None:
-        """Until every connection is closed, and no request runs or waits."""
+        """Wait until every connection is closed, and no request runs or waits."""
         self.wait_until_left()
         statistics = self.engine.statistics
         while statistics.num_running or statistics.num_waiting:
@@ -59,7 +59,7 @@ class LiveServer:
 
 @dataclass
 class FakeServer(LiveServer):
-    """A live server over the fake model."""
+    """A live server with the fake model."""
 
     rig: Rig
 
@@ -73,7 +73,7 @@ def serving_model(
     connections: ConnectionLimits | None = None,
     port: int = 0,
 ) -> Iterator[LiveServer]:
-    """Serve a model whose engine runs, on a socket; in the end every client is sent away."""
+    """Serve a model whose engine runs, on a socket; at the end, disconnect every client."""
     service, app = service or Service("1"), FastAPI()
     service.model = model
     add_routes(app, service)
@@ -111,7 +111,7 @@ def serving_rig(
 
 @pytest.fixture(scope="session")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
-    """Of the fake model's tokens, which are bytes."""
+    """A codec for the fake model's tokens, which are bytes."""
     return byte_codec(tmp_path_factory.mktemp("bytes"))
 
 

@@ -1,4 +1,4 @@
-"""Requests as bytes, for clients that do what no library would."""
+"""Requests as bytes, for clients that behave as no library does."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 
 def post(path: str, **body: Any) -> bytes:
-    """A whole HTTP/1.1 request, after whose answer the connection ends."""
+    """Return a complete HTTP/1.1 request with ``Connection: close``."""
     return post_bytes(path, json.dumps(body).encode())
 
 
 def post_bytes(path: str, content: bytes, content_type: str = "application/json") -> bytes:
-    """The same, whatever the body is."""
+    """Return a complete request with any body."""
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {content_type}\r\n"
     return f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 def complete(prompt: bytes, **body: Any) -> bytes:
-    """A completion of the fake model, whose tokens are bytes."""
+    """Return a completion request for the fake model, whose tokens are bytes."""
     return post("/v1/completions", prompt=list(prompt), temperature=0, **body)
 
 
 def ask(port: int, request: bytes) -> bytes:
-    """Send a request; the whole answer, headers included."""
+    """Send a request, and return the complete response with its headers."""
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(request)
         answer = b""
@@ -36,7 +36,7 @@ def ask(port: int, request: bytes) -> bytes:
 
 
 def ask_together(port: int, requests: Sequence[bytes]) -> list[bytes]:
-    """Send all of them at once."""
+    """Send all requests at the same time."""
     with ThreadPoolExecutor(len(requests)) as clients:
         return list(clients.map(lambda request: ask(port, request), requests))
 
@@ -46,12 +46,12 @@ def status_of(answer: bytes) -> int:
 
 
 def headers_of(answer: bytes) -> dict[str, str]:
-    """The last of each header, by its name in lower case."""
+    """Return the headers by name in lower case; the last of each name counts."""
     lines = answer.partition(b"\r\n\r\n")[0].decode("latin-1").split("\r\n")[1:]
     return {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def error_of(answer: bytes) -> dict[str, Any]:
-    """The error of an answer in OpenAI's form."""
+    """Return the error of a response in OpenAI's form."""
     error: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     return error

@@ -1,4 +1,4 @@
-"""A model that writes what it is told to, in the form of some family, behind a socket."""
+"""A model with scripted replies in the format of some family, behind a socket."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import openai
 
-from server.engine.codec import Codec
-from server.model.tokenizer import Tokenizer
+from server.engine.text.codec import Codec
+from server.model.text.tokenizer import Tokenizer
 from tests.byte_tokenizer import save_byte_tokenizer
 from tests.chat_formats import Family
 from tests.server.engine.fakes import Rig
@@ -21,7 +21,7 @@ END = "<|end_of_text|>"
 
 @contextmanager
 def serving_family(family: Family, replies: Sequence[str], folder: Path) -> Iterator[openai.OpenAI]:
-    """A client of a server whose model writes the first reply, then the second where that is part of the prompt."""
+    """A client of a server whose model writes the first reply, and the second if the prompt contains the first."""
     save_byte_tokenizer(folder, family.template, (*family.special, END))
     end = 256 + len(family.special)
     codec = Codec(Tokenizer(folder), eos_token_ids=frozenset({end}))

@@ -1,4 +1,4 @@
-"""``/v1/messages`` as the anthropic package knows it: over a socket, from the real engine."""
+"""``/v1/messages`` with the anthropic package: over a socket, from the real engine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import anthropic
 import pytest
 from pydantic import BaseModel
 
-from server.api.keys import KeyRing, Keys
-from server.api.service import Service
-from server.engine.codec import Codec
+from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask
@@ -36,13 +36,13 @@ def test_create(client: anthropic.Anthropic) -> None:
     assert message.model == "fake"
 
 
-def test_it_is_told_which_stop_sequence_ended_it(client: anthropic.Anthropic) -> None:
+def test_the_stop_sequence_that_ended_it_is_named(client: anthropic.Anthropic) -> None:
     message = client.messages.create(**ASKED, stop_sequences=["Z", TEXT[5:8]])
     assert message.content[0].text == TEXT[:5]
     assert (message.stop_reason, message.stop_sequence) == ("stop_sequence", TEXT[5:8])
 
 
-def test_conversations_are_carried_on_by_what_was_answered(client: anthropic.Anthropic) -> None:
+def test_conversations_continue_with_earlier_answers(client: anthropic.Anthropic) -> None:
     first = client.messages.create(**ASKED)
     messages = [*HELLO, {"role": "assistant", "content": first.content}, {"role": "user", "content": "And?"}]
     second = client.messages.create(**ASKED | {"messages": messages}, system="Be brief")
@@ -66,13 +66,13 @@ def test_raw_stream(client: anthropic.Anthropic) -> None:
 
 
 class Weather(BaseModel):
-    """What a message has to be."""
+    """The schema of a message."""
 
     is_sunny: bool
 
 
 def test_parse(client: anthropic.Anthropic) -> None:
-    """Structured output by a pydantic model."""
+    """Structured output that follows a pydantic model."""
     message = client.messages.parse(**ASKED | {"max_tokens": 100}, output_format=Weather)
     assert isinstance(message.parsed_output, Weather)
 
@@ -123,7 +123,7 @@ def test_errors_are_those_of_the_package(client: anthropic.Anthropic) -> None:
         client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": [{"type": "document"}]}])
 
 
-def test_a_key_is_wanted_and_found_in_its_header(codec: Codec) -> None:
+def test_a_key_is_required_and_accepted_in_the_header(codec: Codec) -> None:
     service = Service("1", keys=Keys(users=KeyRing(["secret"])))
     with serving_rig(Rig(), codec, service=service) as live:
         url = f"http://127.0.0.1:{live.port}"
@@ -138,7 +138,7 @@ def test_a_key_is_wanted_and_found_in_its_header(codec: Codec) -> None:
                 client.messages.count_tokens(model="fake", messages=HELLO)
 
 
-def test_a_server_that_shuts_down_sends_elsewhere(codec: Codec) -> None:
+def test_a_draining_server_refuses_requests(codec: Codec) -> None:
     service = Service("1", is_draining=True)
     with (
         serving_rig(Rig(), codec, service=service) as live,

@@ -1,4 +1,4 @@
-"""How much of a prompt was in the KV cache, as each dialect tells it: by the unmodified packages, over a socket."""
+"""Cached prompt tokens in the usage of each dialect: with the unmodified packages, over a socket."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def response(live: FakeServer) -> tuple[int, int]:
 
 
 def streamed_message(live: FakeServer) -> tuple[int, int]:
-    """Anthropic's input tokens are those that were not in the cache."""
+    """Anthropic does not count cached tokens as input tokens."""
     client = anthropic.Anthropic(base_url=f"http://127.0.0.1:{live.port}", api_key="none", max_retries=0)
     with client.messages.stream(model="fake", messages=MESSAGES, max_tokens=2) as stream:
         usage = stream.get_final_message().usage
@@ -52,7 +52,7 @@ def streamed_message(live: FakeServer) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("ask", [completion, chat, streamed_chat, response, streamed_message])
-def test_a_prompt_that_comes_again_is_cached_up_to_its_last_whole_block(
+def test_a_repeated_prompt_is_cached_up_to_its_last_complete_block(
     live: FakeServer, ask: Callable[[FakeServer], tuple[int, int]]
 ) -> None:
     num_tokens = len(TEXT) if ask is completion else NUM_CHAT_TOKENS

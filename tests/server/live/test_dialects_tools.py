@@ -1,4 +1,4 @@
-"""Tools in both dialects beside chats, by the unmodified packages: over a socket, with calls that the engine writes."""
+"""Tools in responses and messages, with the unmodified packages: over a socket, with calls that the engine writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOOLS = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.item
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
-    """A model of bytes that writes calls as Hermes does; made to call, it writes calls that the schemas allow."""
+    """A model of bytes that writes calls in Hermes' format; forced calls follow the schemas."""
     folder = tmp_path_factory.mktemp("hermes")
     codec = byte_codec(folder, replace(FAMILIES["hermes"], thinking="").template)
     with serving_rig(Rig(num_blocks=2048, max_batched_tokens=256), codec) as live:
@@ -58,7 +58,7 @@ def test_a_response_calls_a_function_and_gets_its_output(openai_client: openai.O
     assert len(second.output_text) == 8
 
 
-def test_a_streamed_call_is_the_whole_one(openai_client: openai.OpenAI) -> None:
+def test_a_streamed_call_equals_the_complete_one(openai_client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": FUNCTIONS, "temperature": 0, "max_output_tokens": 300}
     choice = {"type": "function", "name": "set_light"}
     (whole,) = openai_client.responses.create(**asked, input=[ASK], tool_choice=choice).output
@@ -85,7 +85,7 @@ def test_a_message_uses_a_tool_and_gets_its_result(anthropic_client: anthropic.A
     assert counted.input_tokens == second.usage.input_tokens + second.usage.cache_read_input_tokens
 
 
-def test_a_streamed_use_is_the_whole_one(anthropic_client: anthropic.Anthropic) -> None:
+def test_a_streamed_tool_use_equals_the_complete_one(anthropic_client: anthropic.Anthropic) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": TOOLS, "extra_body": {"temperature": 0}}
     asked |= {"messages": [ASK], "tool_choice": {"type": "tool", "name": "set_light"}, "max_tokens": 300}
     whole = anthropic_client.messages.create(**asked)
@@ -124,7 +124,7 @@ def test_any_tool_once(anthropic_client: anthropic.Anthropic) -> None:
         ),
     ],
 )
-def test_what_no_response_can_have_is_named(
+def test_unsupported_fields_of_a_response_are_named(
     openai_client: openai.OpenAI, field: str, value: object, param: str
 ) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": FUNCTIONS, "input": [ASK], field: value}
@@ -138,13 +138,13 @@ def test_what_no_response_can_have_is_named(
     [
         ("tools", [{"name": "two words", "input_schema": {}}], "'tools.0..name'"),
         ("tools", [{"name": "f", "input_schema": {"type": "string"}}], "'tools.0..input_schema' must be a JSON schema"),
-        ("tools", [TOOLS[0], TOOLS[0]], "'tools' must have names of their own"),
+        ("tools", [TOOLS[0], TOOLS[0]], "'tools' must have unique names"),
         ("tool_choice", {"type": "tool", "name": "other"}, "'tool_choice' names 'other'"),
         ("thinking", {"type": "sometimes"}, "'thinking.type'"),
         ("output_config", {"effort": "extreme"}, "'output_config.effort'"),
     ],
 )
-def test_what_no_message_can_have_is_named(
+def test_unsupported_fields_of_a_message_are_named(
     anthropic_client: anthropic.Anthropic, field: str, value: object, message: str
 ) -> None:
     asked: dict[str, Any] = {"model": "fake", "max_tokens": 8, "tools": TOOLS, "messages": [ASK], field: value}

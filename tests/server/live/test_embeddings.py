@@ -1,4 +1,4 @@
-"""``/v1/embeddings`` over a socket: the real engine over a fake model, judged by the openai package."""
+"""``/v1/embeddings`` over a socket: the real engine with a fake model, called by the openai package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 
-from server.engine.codec import Codec
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation, hidden_state
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import post as request
@@ -47,7 +47,7 @@ def last(tokens: Sequence[int]) -> list[float]:
 
 
 def test_the_openai_package_gets_the_mean_of_a_prompt_in_chunks(client: openai.OpenAI) -> None:
-    """It asks for base64 by itself; the prompt is longer than a step."""
+    """The package requests base64 by default; the prompt is longer than a step."""
     tokens = [place % 200 for place in range(700)]
     reply = client.embeddings.create(model="fake", input=tokens)
     assert (reply.object, reply.model, len(reply.data)) == ("list", "fake", 1)
@@ -58,14 +58,14 @@ def test_the_openai_package_gets_the_mean_of_a_prompt_in_chunks(client: openai.O
     assert reply.usage.model_extra["greenroom"]["expert_requests"] == 700
 
 
-def test_both_encodings_say_the_same(live: FakeServer) -> None:
+def test_both_encodings_hold_the_same_vectors(live: FakeServer) -> None:
     tokens = [1, 2, 3]
     written = post(live, input=tokens, encoding_format="base64").json()["data"][0]["embedding"]
     numbers = post(live, input=tokens).json()["data"][0]["embedding"]
     assert list(struct.unpack("<3f", base64.b64decode(written))) == numbers == pytest.approx(mean(tokens))
 
 
-def test_inputs_keep_their_order_and_may_be_more_than_are_run_or_queued_at_once(client: openai.OpenAI) -> None:
+def test_inputs_keep_their_order_and_may_exceed_the_running_and_queued_requests(client: openai.OpenAI) -> None:
     inputs = [[number % 256, number // 256, 7] for number in range(600)]
     reply = client.embeddings.create(model="fake", input=inputs)
     assert [each.index for each in reply.data] == list(range(600))
@@ -73,7 +73,7 @@ def test_inputs_keep_their_order_and_may_be_more_than_are_run_or_queued_at_once(
         assert each.embedding == pytest.approx(mean(tokens))
 
 
-def test_texts_are_taken_as_their_tokens(live: FakeServer, codec: Codec) -> None:
+def test_texts_are_equal_to_their_tokens(live: FakeServer, codec: Codec) -> None:
     assert post(live, input="ab").json()["data"][0]["embedding"] == pytest.approx(mean(codec.encode("ab")))
     both = post(live, input=["ab", "ab"]).json()
     one = post(live, input="ab").json()
@@ -86,8 +86,8 @@ def test_the_last_token_may_stand_for_all(live: FakeServer) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_what_is_in_the_cache_changes_nothing(pooling: str, live: FakeServer) -> None:
-    """Only the last token's state can do without those before it; the prompt is used by a completion, too."""
+def test_cached_blocks_change_nothing(pooling: str, live: FakeServer) -> None:
+    """Pooling "last" needs only the last token's state, so it can use cached blocks, as a completion can."""
     tokens, url = list(range(41)), f"http://127.0.0.1:{live.port}/v1/completions"
     first = post(live, input=tokens, pooling=pooling).json()
     text = httpx.post(url, json={"prompt": tokens, "max_tokens": 5, "temperature": 0}).json()["choices"][0]["text"]
@@ -141,7 +141,7 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI) -> None:
         client.embeddings.create(model="another", input="a")
 
 
-def test_states_that_are_no_numbers_fail_their_request_alone(live: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_states_fail_only_their_own_request(live: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(tokens: Sequence[int]) -> list[float]:
         return [math.nan if tokens[0] == 66 else 1.0, 2.0, 2.0]
 
@@ -152,8 +152,8 @@ def test_states_that_are_no_numbers_fail_their_request_alone(live: FakeServer, m
     assert post(live, input=[1, 2]).json()["data"][0]["embedding"] == pytest.approx([1 / 3, 2 / 3, 2 / 3])
 
 
-def test_a_client_that_leaves_takes_its_inputs_along(codec: Codec) -> None:
-    """Also those that the engine has not heard of."""
+def test_a_client_that_leaves_cancels_its_inputs(codec: Codec) -> None:
+    """Inputs that were not submitted yet are dropped, too."""
     with serving_rig(Rig(num_blocks=64, max_running=2, max_batched_tokens=8), codec) as live:
         begun, may_go = threading.Event(), threading.Event()
         live.rig.model.before_step = lambda: (begun.set(), may_go.wait(30))[0]

@@ -1,4 +1,4 @@
-"""``/v1/experts`` over a socket and a real store: what is where, and moving it."""
+"""``/v1/experts`` over a socket, with a real store."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import httpx
 import pytest
 
 from expert_store import ExpertKey, ExpertStore
-from server.administration.experts import StoreAdministration
-from server.api.service import LoadedModel
-from server.engine.codec import Codec
-from tests.expert_store.asking import of_layer
+from server.administration.store_administration import StoreAdministration
+from server.api.core.service import LoadedModel
+from server.engine.text.codec import Codec
 from tests.expert_store.files import make_catalog
+from tests.expert_store.lease_rows import one_row_each
 from tests.made_up_memory import made_up_memory
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
@@ -26,7 +26,7 @@ NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, LEAST_UNPINNED = 2, 8, 6, 2
 
 @dataclass
 class ExpertServer:
-    """A server over a fake model whose experts are real files."""
+    """A server with a fake model whose experts are real files."""
 
     live: LiveServer
     store: ExpertStore
@@ -51,7 +51,7 @@ class ExpertServer:
 
     def use(self, layer: int, *experts: int) -> None:
         """Run one token through each."""
-        with self.store.lease(of_layer(layer, experts)) as lease:
+        with self.store.lease(one_row_each(layer, experts)) as lease:
             assert sorted(key.expert for key, _ in lease) == sorted(experts)
 
 
@@ -93,7 +93,7 @@ def test_every_expert_of_every_layer_is_listed(server: ExpertServer) -> None:
     assert (body["evictions"], body["stall_seconds"] > 0) == (0, True)
 
 
-def test_tiers_tell_what_they_hold(server: ExpertServer) -> None:
+def test_tiers_report_their_experts(server: ExpertServer) -> None:
     server.use(0, 1, 2)
     server.changed("pin", [0, 1])
     tiers = server.get().json()["tiers"]
@@ -106,7 +106,7 @@ def test_tiers_tell_what_they_hold(server: ExpertServer) -> None:
     assert (top["num_resident"], top["resident_bytes"], top["num_pinned"]) == (2, 2 * slot_bytes, 1)
 
 
-def test_stream_tells_who_has_the_memory(server: ExpertServer) -> None:
+def test_stream_reports_memory_by_part(server: ExpertServer) -> None:
     with httpx.stream("GET", f"{server.url}/v1/experts/stream", timeout=30) as response:
         _, whole = next(events(response))
     memory = whole["memory"]
@@ -137,7 +137,7 @@ def test_pins_are_counted_once_and_stay(server: ExpertServer) -> None:
 
 
 def test_an_expert_in_use_is_not_evicted(server: ExpertServer) -> None:
-    with server.store.lease(of_layer(1, [4])) as lease:
+    with server.store.lease(one_row_each(1, [4])) as lease:
         assert [key.expert for key, _ in lease] == [4]
         assert server.changed("evict", [1, 4]) == 0
     assert server.changed("evict", [1, 4]) == 1
@@ -162,8 +162,8 @@ def test_pins_that_leave_too_little_are_refused_and_nothing_is_pinned(server: Ex
     assert server.changed("pin", *([0, expert] for expert in range(num_slots - LEAST_UNPINNED))) > 0
 
 
-def test_a_quarantined_expert_says_so_and_is_not_pinned(server: ExpertServer) -> None:
-    server.store._backstage.quarantined[ExpertKey(0, 2)] = "its checksum is wrong"
+def test_a_quarantined_expert_is_marked_and_can_not_be_pinned(server: ExpertServer) -> None:
+    server.store._state.quarantined[ExpertKey(0, 2)] = "its checksum is wrong"
     assert server.expert(0, 2)["quarantined"] == "its checksum is wrong"
     answer = server.post("pin", [0, 1], [0, 2])
     assert answer.status_code == 400
@@ -185,15 +185,15 @@ def test_an_unknown_expert_is_not_found(path: str, server: ExpertServer) -> None
         ([[0, 8]], "layer 0 has no expert 8; it has experts 0 to 7"),
         ([[0, -1]], "layer 0 has no expert -1; it has experts 0 to 7"),
         ([[5, 0]], "layer 5 has no routed experts; the layers that have are 0 to 1"),
-        ([[0]], "'experts' must hold pairs of integers [layer, expert] only, but [0] is none."),
-        ([[0, 1.0]], "'experts' must hold pairs of integers [layer, expert] only, but [0, 1.0] is none."),
-        ([[True, 1]], "'experts' must hold pairs of integers [layer, expert] only, but [True, 1] is none."),
+        ([[0]], "'experts' must hold pairs of integers [layer, expert] only, got [0]."),
+        ([[0, 1.0]], "'experts' must hold pairs of integers [layer, expert] only, got [0, 1.0]."),
+        ([[True, 1]], "'experts' must hold pairs of integers [layer, expert] only, got [True, 1]."),
         ("all", "'experts' must be a list of at most 32768 pairs [layer, expert]."),
         ([[0, 0]] * 32769, "'experts' must be a list of at most 32768 pairs [layer, expert]."),
     ],
 )
 @pytest.mark.parametrize("action", ["pin", "unpin", "prefetch", "evict"])
-def test_what_is_no_list_of_experts_is_refused(
+def test_invalid_lists_of_experts_are_refused(
     action: str, experts: object, sentence: str, server: ExpertServer
 ) -> None:
     answer = httpx.post(f"{server.url}/v1/experts/{action}", json={"experts": experts})
@@ -208,7 +208,7 @@ def test_a_model_that_is_loading_has_no_experts_yet(server: ExpertServer) -> Non
 
 
 def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and data of each event of a stream."""
+    """Yield the name and the data of each event of a stream."""
     name = ""
     for line in response.iter_lines():
         if line.startswith("event: "):
@@ -218,11 +218,11 @@ def events(response: httpx.Response) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def until(stream: Iterator[tuple[str, dict[str, Any]]], is_seen: Callable[[dict[str, Any]], bool]) -> None:
-    """Read updates until one of them shows something."""
+    """Read updates until one has changes."""
     assert any(name == "update" and is_seen(data) for name, data in stream)
 
 
-def test_the_stream_shows_all_and_then_what_changes(server: ExpertServer) -> None:
+def test_the_stream_has_a_snapshot_and_then_changes(server: ExpertServer) -> None:
     server.use(0, 1)
     with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=0.1", timeout=30) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -248,13 +248,13 @@ def test_the_stream_shows_all_and_then_what_changes(server: ExpertServer) -> Non
     server.live.wait_until_left()
 
 
-def test_listeners_share_what_is_looked_up(server: ExpertServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten that come together are given one look at the store."""
+def test_listeners_share_samples(server: ExpertServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten listeners that ask at the same time share one sample."""
     looks = []
     experts = server.live.uvicorn.config.app.state.service.model.experts
     take = experts.sample
     monkeypatch.setattr(experts, "sample", lambda: looks.append(1) or take())
-    monkeypatch.setattr("server.api.expert_feed.LEAST_INTERVAL_SECONDS", 3600)
+    monkeypatch.setattr("server.api.core.expert_sampler.LEAST_INTERVAL_SECONDS", 3600)
     for _ in range(10):
         with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=30) as response:
             assert next(events(response))[0] == "snapshot"
@@ -262,7 +262,7 @@ def test_listeners_share_what_is_looked_up(server: ExpertServer, monkeypatch: py
     server.live.wait_until_left()
 
 
-def test_no_more_listen_than_may_and_who_leaves_makes_room(
+def test_listeners_are_bounded_and_one_that_leaves_frees_a_place(
     server: ExpertServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.api.admin.experts_stream.MAX_LISTENERS", 1)

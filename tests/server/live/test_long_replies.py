@@ -1,4 +1,4 @@
-"""Replies that are put together from very much."""
+"""Very long replies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.openai import replies
-from server.api.openai.replies import PIECE, encode_json, encode_long
+from server.api.core.json_encoding import MEMBERS_PER_CALL, encode_json, encode_long
+from server.api.openai import chunk_encoder
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, complete, error_of, headers_of, status_of
 
@@ -18,17 +18,17 @@ PROMPT = b"abcdefgh" * 100
 
 
 def members(children: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
-    numbers = st.lists(st.integers(), min_size=PIECE - 1, max_size=2 * PIECE + 1)
+    numbers = st.lists(st.integers(), min_size=MEMBERS_PER_CALL - 1, max_size=2 * MEMBERS_PER_CALL + 1)
     return st.dictionaries(st.text(max_size=3), children, max_size=3) | st.lists(children, max_size=3) | numbers
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), members, max_leaves=8))
-def test_pieces_are_the_whole(value: object) -> None:
+def test_encoding_in_several_calls_changes_nothing(value: object) -> None:
     assert encode_long(value) == encode_json(value)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs_of_a_long_prompt_are_told(live: FakeServer, stream: bool) -> None:
+def test_logprobs_of_a_long_prompt_are_returned(live: FakeServer, stream: bool) -> None:
     answer = ask(live.port, complete(PROMPT, echo=True, logprobs=20, max_tokens=1, stream=stream))
     body = answer.partition(b"\r\n\r\n")[2]
     if stream:
@@ -39,8 +39,8 @@ def test_logprobs_of_a_long_prompt_are_told(live: FakeServer, stream: bool) -> N
 
 
 def test_too_many_logprobs_are_refused(live: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream may tell as many, for it need not keep them."""
-    monkeypatch.setattr(replies, "MAX_LOGPROBS", 1000)
+    """A stream may hold more, because it does not keep them."""
+    monkeypatch.setattr(chunk_encoder, "MAX_LOGPROBS", 1000)
     few = complete(b"abc", echo=True, logprobs=5, max_tokens=5, n=20)
     assert status_of(ask(live.port, few)) == 200
     answer = ask(live.port, complete(PROMPT, echo=True, logprobs=5, max_tokens=5))
@@ -60,10 +60,10 @@ def test_too_many_logprobs_of_prompts_are_refused_before_they_are_computed(live:
     assert not live.rig.model.steps
 
 
-def test_logprobs_of_the_prompts_of_all_requests_have_room_together(live: FakeServer) -> None:
-    """Who finds none is told to come again; whatever became of the others, what they took is given back."""
-    room, may_run = live.model.logprobs_room, threading.Event()
-    room.num_free = 6 * 20
+def test_logprobs_of_the_prompts_of_all_requests_share_one_capacity(live: FakeServer) -> None:
+    """A request that finds none gets 503; the others release theirs however they end."""
+    capacity, may_run = live.model.logprobs_capacity, threading.Event()
+    capacity.num_free = 6 * 20
 
     def wait() -> None:
         may_run.wait()
@@ -82,8 +82,8 @@ def test_logprobs_of_the_prompts_of_all_requests_have_room_together(live: FakeSe
         while first.recv(1 << 16):
             pass
     live.wait_until_left()
-    assert room.num_free == 6 * 20
+    assert capacity.num_free == 6 * 20
     assert status_of(ask(live.port, complete(b"a" * 15, **asked | {"max_tokens": 1 << 20}))) == 400
     assert status_of(ask(live.port, complete(b"a" * 20, **asked))) == 200
     live.wait_until_left()
-    assert room.num_free == 6 * 20
+    assert capacity.num_free == 6 * 20

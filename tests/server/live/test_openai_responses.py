@@ -1,4 +1,4 @@
-"""``/v1/responses`` as the openai package knows it: over a socket, from the real engine."""
+"""``/v1/responses`` with the openai package: over a socket, from the real engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_stop_string_completes_it(client: openai.OpenAI) -> None:
     assert (response.output_text, response.status) == (TEXT[:5], "completed")
 
 
-def test_conversations_are_carried_on_by_what_was_answered(client: openai.OpenAI) -> None:
+def test_conversations_continue_with_earlier_answers(client: openai.OpenAI) -> None:
     first = client.responses.create(**ASKED)
     conversation = [{"role": "user", "content": "Hello"}, *first.output, {"role": "user", "content": "And?"}]
     second = client.responses.create(**ASKED | {"input": conversation}, instructions="Be brief")
@@ -61,13 +61,13 @@ def test_accumulated_stream(client: openai.OpenAI) -> None:
 
 
 class Weather(BaseModel):
-    """What a reply has to be."""
+    """The schema of a reply."""
 
     is_sunny: bool
 
 
 def test_parse(client: openai.OpenAI) -> None:
-    """Structured output by a pydantic model, whole and streamed."""
+    """Structured output that follows a pydantic model, complete and streamed."""
     asked = {**ASKED, "max_output_tokens": 100, "text_format": Weather}
     assert isinstance(client.responses.parse(**asked).output_parsed, Weather)
     with client.responses.stream(**asked) as stream:
@@ -75,7 +75,7 @@ def test_parse(client: openai.OpenAI) -> None:
     assert isinstance(parsed[0], Weather)
 
 
-def test_a_failure_after_the_first_token_is_told(live: FakeServer, client: openai.OpenAI) -> None:
+def test_a_failure_after_the_first_token_is_reported(live: FakeServer, client: openai.OpenAI) -> None:
     def fail() -> None:
         if len(live.rig.model.steps) > 3:
             raise RuntimeError("the model broke")
@@ -112,7 +112,7 @@ def test_errors_name_the_field(client: openai.OpenAI) -> None:
 
 
 def test_it_ends_without_a_done_line(live: FakeServer) -> None:
-    """As OpenAI's does; the last event says that it is the last."""
+    """OpenAI's stream has none either; the type of the last event marks the end."""
     answer = ask(live.port, post("/v1/responses", input="Hello", max_output_tokens=3, stream=True)).decode()
     assert "[DONE]" not in answer
     assert answer.count("event: response.incomplete") == 1

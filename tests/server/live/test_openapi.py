@@ -1,4 +1,4 @@
-"""The server against its own description: whatever a body holds, the answer is one that was announced."""
+"""The OpenAPI description: for any body, the answer is one that the description contains."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from server.api.service import Service
-from server.app import create_app
-from server.engine.codec import Codec
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
+from server.lifecycle.app import create_app
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 
 
 def the_server_has_not_failed(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
-    """A body may ask for what takes longer than its own ``timeout`` (504), but nothing may break."""
+    """A request may exceed its own ``timeout`` (504), but the server must not fail."""
     assert response.status_code != 500
 
 
@@ -47,7 +47,7 @@ def server(codec: Codec) -> Iterator[FakeServer]:
 
 @schema.parametrize()
 @settings(max_examples=40, phases=[Phase.explicit, Phase.generate], database=None)
-def test_every_answer_was_announced(case: schemathesis.Case, server: FakeServer) -> None:
+def test_every_answer_is_in_the_description(case: schemathesis.Case, server: FakeServer) -> None:
     case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS)
 
 

@@ -1,4 +1,4 @@
-"""``/v1/requests`` over a socket: what runs and what waits, as it goes on."""
+"""``/v1/requests`` over a socket: running and waiting requests."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.keys import KeyRing, Keys
-from server.api.service import Service
-from server.engine.codec import Codec
+from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.service import Service
+from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 from tests.server.live.requests import ask_together, complete, post
@@ -20,7 +20,7 @@ from tests.server.live.requests import ask_together, complete, post
 
 @dataclass
 class Steps:
-    """The engine's steps, each of which waits until it may begin."""
+    """Makes each step of the engine wait until the test lets it run."""
 
     begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     allowed: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -30,7 +30,7 @@ class Steps:
         self.allowed.acquire(timeout=30)
 
     def next(self) -> None:
-        """Let the step that waits run, and wait for the one after it."""
+        """Let the waiting step run, and wait for the next one."""
         self.allowed.release()
         assert self.begun.acquire(timeout=30)
 
@@ -60,7 +60,7 @@ def server(codec: Codec, service: Service, steps: Steps) -> Iterator[FakeServer]
 
 
 def listed(server: FakeServer, number: int | None = None) -> list[dict[str, Any]]:
-    """What the route tells, once there are so many."""
+    """Return the listed requests, once there are ``count``."""
     while True:
         answer = httpx.get(f"http://127.0.0.1:{server.port}/v1/requests")
         assert answer.status_code == 200, answer.text
@@ -106,7 +106,7 @@ def test_a_request_is_followed_from_its_prompt_to_its_end(server: FakeServer, st
     assert listed(server, 0) == []
 
 
-def test_choices_and_those_that_wait_are_listed_in_their_order(server: FakeServer, steps: Steps) -> None:
+def test_running_choices_and_the_queue_are_listed_in_order(server: FakeServer, steps: Steps) -> None:
     requests = [complete(b"first", max_tokens=20, n=2), complete(b"later", max_tokens=9, priority=1)]
     clients = [threading.Thread(target=ask_together, args=(server.port, [request])) for request in requests]
     clients[0].start()
@@ -133,7 +133,7 @@ def test_a_client_that_left_is_listed_no_longer(server: FakeServer, steps: Steps
     assert listed(server, 0) == []
 
 
-def test_it_is_for_administrators_and_tells_no_prompts(server: FakeServer, service: Service, steps: Steps) -> None:
+def test_it_requires_an_admin_and_shows_no_prompts(server: FakeServer, service: Service, steps: Steps) -> None:
     url = f"http://127.0.0.1:{server.port}/v1/requests"
     with server.connect() as connection:
         connection.sendall(post("/v1/completions", prompt="a secret", max_tokens=9))
@@ -144,7 +144,7 @@ def test_it_is_for_administrators_and_tells_no_prompts(server: FakeServer, servi
     assert [httpx.get(url).status_code, *found] == [401, 401, 403, 200]
 
 
-def test_while_the_model_is_loaded_there_is_nothing_to_list(server: FakeServer, service: Service) -> None:
+def test_while_the_model_is_loading_there_is_nothing_to_list(server: FakeServer, service: Service) -> None:
     service.model = None
     answer = httpx.get(f"http://127.0.0.1:{server.port}/v1/requests")
     assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from server.engine.codec import Codec
-from server.model.checkpoint import BUNDLED
-from server.model.tokenizer import Tokenizer
+from server.engine.text.codec import Codec
+from server.model.checkpoint.locate import BUNDLED
+from server.model.text.tokenizer import Tokenizer
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 
@@ -32,7 +32,7 @@ def live(tokenizer: Tokenizer) -> Iterator[FakeServer]:
         yield server
 
 
-def test_a_text_becomes_the_tokens_that_a_prompt_has(live: FakeServer, tokenizer: Tokenizer) -> None:
+def test_a_text_has_the_same_tokens_as_a_prompt(live: FakeServer, tokenizer: Tokenizer) -> None:
     body = post(live, "/tokenize", prompt="To be, or not to be\n", model="fake").json()
     tokens = tokenizer.encode("To be, or not to be\n")
     assert body == {"count": len(tokens), "max_model_len": 8192, "tokens": tokens, "token_strs": None}
@@ -50,8 +50,8 @@ def test_special_tokens_are_added_if_they_are_wanted(
     assert post(live, "/tokenize", prompt="a").json()["tokens"] == [1, 5]
 
 
-def test_a_conversation_becomes_the_tokens_that_a_chat_has(live: FakeServer, tokenizer: Tokenizer) -> None:
-    """A whole body of a chat is taken, with whatever it says of sampling."""
+def test_a_conversation_has_the_same_tokens_as_a_chat(live: FakeServer, tokenizer: Tokenizer) -> None:
+    """A complete body of a chat is accepted, including its sampling parameters."""
     body = post(live, "/tokenize", messages=MESSAGES, temperature=0.5, max_tokens=3).json()
     assert body["tokens"] == tokenizer.encode_chat(MESSAGES)
     assert body["count"] == len(body["tokens"])
@@ -83,7 +83,7 @@ def test_special_tokens_are_written_out(live: FakeServer) -> None:
     assert text.index("Be brief.") < text.index("Who wrote Hamlet?")
 
 
-BOTH = "'prompt' or 'messages' is required, and not both."
+BOTH = "'prompt' or 'messages' is required, but not both."
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ BOTH = "'prompt' or 'messages' is required, and not both."
             "/tokenize",
             {"messages": MESSAGES, "add_special_tokens": True},
             "add_special_tokens",
-            "'add_special_tokens' is for 'prompt' alone: a chat template writes its special tokens itself.",
+            "'add_special_tokens' is allowed only with 'prompt': a chat template adds its special tokens itself.",
         ),
         ("/detokenize", {}, "tokens", "'tokens' is required."),
         (

@@ -1,4 +1,4 @@
-"""Tools as the openai package knows them: over a socket, from the real engine, in the forms of all families."""
+"""Tools with the openai package: over a socket, from the real engine, in the formats of all families."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_family_is_understood_and_can_be_made_to_call(name: str, tmp_path: Path) -> None:
+def test_each_family_is_parsed_and_can_be_forced_to_call(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     named: Any = {"type": "function", "function": {"name": "set_light"}}
     with serving_family(family, [family.text], tmp_path) as client:
@@ -49,7 +49,7 @@ def test_each_family_is_understood_and_can_be_made_to_call(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "lfm2"])  # which writes Python's literals
-def test_strict_leaves_a_family_what_it_writes(name: str, tmp_path: Path) -> None:
+def test_strict_allows_what_a_family_writes(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     with serving_family(family, [family.text], tmp_path) as client:
         (free,) = client.chat.completions.create(**ASKED).choices
@@ -104,18 +104,18 @@ def test_arguments_are_parsed_into_models(client: openai.OpenAI) -> None:
     assert isinstance(call.function.parsed_arguments, SetLight)
 
 
-def test_no_calls_where_none_may_be_made(client: openai.OpenAI) -> None:
+def test_no_calls_with_tool_choice_none(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ASKED, tool_choice="none").choices
     assert choice.message.tool_calls is None
     assert "<tool_call>" in (choice.message.content or "")
 
 
-def test_one_call_where_they_may_not_be_parallel(client: openai.OpenAI) -> None:
+def test_one_call_without_parallel_calls(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ASKED, parallel_tool_calls=False).choices
     assert calls_of(choice.message) == [PARIS]
 
 
-def test_choices_of_one_request_are_parsed_each_for_itself(client: openai.OpenAI) -> None:
+def test_choices_of_one_request_are_parsed_independently(client: openai.OpenAI) -> None:
     choices = client.chat.completions.create(**ASKED, n=3).choices
     assert [calls_of(choice.message) for choice in choices] == [[PARIS, HALL]] * 3
     assert len({call.id for choice in choices for call in choice.message.tool_calls or []}) == 6
@@ -130,7 +130,7 @@ def test_logprobs_list_every_token(client: openai.OpenAI) -> None:
 
 def test_a_model_whose_template_has_no_tools_says_so(live: Any) -> None:
     client = openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.BadRequestError, match="the model's chat template has no tools") as raised:
+    with pytest.raises(openai.BadRequestError, match="the model's chat template does not support tools") as raised:
         client.chat.completions.create(**ASKED)
     assert raised.value.param == "tools"
 

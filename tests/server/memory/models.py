@@ -1,4 +1,4 @@
-"""A model's needs, without a model."""
+"""Sizes for the memory planner, without a model."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from server.memory.plan import ModelNeeds
-from server.memory.step import StepShape
-from server.model.kv_cache import KVGroup, KVShape
+from server.memory.step_memory import StepShape
+from server.model.attention.kv_cache import KVGroup, KVShape
 from tests.expert_store.files import make_catalog
 
 SHAPE = KVShape(2, 16, 16, torch.bfloat16)  # 128 bytes a token and layer
@@ -29,6 +29,6 @@ STEP = StepShape(
 
 
 def make_needs(folder: Path, trunk_bytes: int = 50 << 20, num_experts: int = 256, longest: int = 2048) -> ModelNeeds:
-    """Of two layers with experts of a page each."""
+    """Make the needs of a model of two layers, whose experts have one page each."""
     catalog = make_catalog(folder, num_experts=num_experts)
     return ModelNeeds(catalog, trunk_bytes, 2, (GROUP,), longest, 0, True, STEP)

@@ -11,14 +11,14 @@ MIB = 1 << 20
 
 
 def seconds_waited(used: list[int]) -> float:
-    """Wait while a group of 1,000 MiB has so many in use, one look after the other; 500 are the process' own."""
+    """Wait for a group of 1,000 MiB that has so many in use at each read; 500 are the process' own."""
     left, naps = iter(used), []
     last = used[-1]
     wait_for_counters(lambda: MemoryLimit(1000 * MIB, next(left, last) * MIB), lambda: 500 * MIB, naps.append)
     return sum(naps)
 
 
-def test_memory_of_its_own_is_not_waited_for() -> None:
+def test_own_memory_is_not_waited_for() -> None:
     assert seconds_waited([540]) == 0
 
 
@@ -26,11 +26,11 @@ def test_page_cache_is_waited_for_until_it_is_counted_as_such() -> None:
     assert 0 < seconds_waited([800, 800, 520]) < COUNTER_SECONDS
 
 
-def test_memory_of_others_is_not_waited_for_for_ever() -> None:
+def test_waiting_for_memory_of_other_processes_ends() -> None:
     assert seconds_waited([800]) == pytest.approx(COUNTER_SECONDS)
 
 
-def test_without_a_limit_nothing_is_waited_for() -> None:
+def test_without_a_limit_there_is_no_waiting() -> None:
     naps: list[float] = []
     wait_for_counters(lambda: None, lambda: 0, naps.append)
     assert not naps

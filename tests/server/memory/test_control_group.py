@@ -75,7 +75,7 @@ def test_without_groups_there_is_no_limit(root: Path, membership: Path) -> None:
     assert processor_limit(root, membership) is None
 
 
-def test_pressure_is_that_of_the_innermost_group_that_tells(root: Path, membership: Path) -> None:
+def test_pressure_is_read_from_the_innermost_group_that_has_it(root: Path, membership: Path) -> None:
     membership.write_text("0::/service/worker\n")
     write(root)
     line = "some avg10={} avg60=1.00 avg300=0.00 total=5\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
@@ -91,7 +91,7 @@ def test_pressure_of_the_machine_is_none_of_a_group(root: Path, membership: Path
     assert memory_pressure(root, membership) is None
 
 
-def test_a_kernel_that_tells_no_pressure_is_none(root: Path, membership: Path) -> None:
+def test_a_kernel_without_pressure_files_gives_none(root: Path, membership: Path) -> None:
     membership.write_text(HYBRID)
     write(root / "memory" / "outer/inner")
     assert memory_pressure(root, membership) is None

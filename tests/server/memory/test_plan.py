@@ -1,4 +1,4 @@
-"""A budget among process, trunk, step, experts and KV cache."""
+"""Division of the budget among process, trunk, step, experts and KV cache."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.memory.fitting import check_plan
+from server.memory.fit_checks import check_plan
 from server.memory.plan import ModelNeeds, least_budget, plan_memory
-from server.settings import ServeSettings, SettingsError, parse_budget
-
-from .models import make_needs
+from server.setting_values import parse_budget
+from server.settings import ServeSettings, SettingsError
+from tests.server.memory.models import make_needs
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -33,7 +33,7 @@ def needs(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
     running=st.integers(1, 64),
     state_bytes=st.integers(0, 64 * MIB),
 )
-def test_every_budget_that_is_enough_holds_all_parts(
+def test_every_sufficient_budget_holds_all_parts(
     needs: ModelNeeds, spare: int, tokens: int, running: int, state_bytes: int
 ) -> None:
     needs = replace(needs, state_bytes=state_bytes)
@@ -48,23 +48,23 @@ def test_every_budget_that_is_enough_holds_all_parts(
     assert plan.host_bytes == min(needs.catalog.total_bytes, plan.budget_bytes - (at_start - plan.host_bytes))
 
 
-def test_one_that_is_too_little_is_refused_with_one_that_is_enough(needs: ModelNeeds) -> None:
+def test_too_small_a_budget_is_refused_with_a_sufficient_one(needs: ModelNeeds) -> None:
     settings = ServeSettings(memory="100MiB")
-    with pytest.raises(SettingsError, match=r"--memory 100MiB is 100\.0 MiB; give --memory \S+ or more") as refused:
+    with pytest.raises(SettingsError, match=r"--memory 100MiB is 100\.0 MiB; set --memory to \S+ or more") as refused:
         plan_memory(settings, needs, CPU, 100 * MIB, PROCESS)
-    advised = re.search(r"give --memory (\S+) or more", str(refused.value))
+    advised = re.search(r"set --memory to (\S+) or more", str(refused.value))
     assert advised is not None
     plan_memory(settings, needs, CPU, parse_budget(advised.group(1)).resolve(0, 0), PROCESS)
 
 
-def test_a_longer_prompt_than_half_of_the_rest_holds_may_have_all_but_the_least_of_experts(tmp_path: Path) -> None:
+def test_one_long_prompt_may_use_all_memory_but_the_minimum_of_experts(tmp_path: Path) -> None:
     needs = make_needs(tmp_path, longest=16_384)  # 8 MiB
     settings = ServeSettings(max_running_requests=1)
     least = least_budget(settings, needs, CPU, PROCESS)
     assert plan_memory(settings, needs, CPU, least + 9 * MIB, PROCESS).kv.max_model_len == 16_384
 
 
-def test_a_pinned_kv_cache_is_as_large_as_was_asked_and_experts_get_the_rest(needs: ModelNeeds) -> None:
+def test_a_kv_cache_budget_is_used_and_experts_get_the_rest(needs: ModelNeeds) -> None:
     budget = 1000 * MIB
     plan = plan_memory(ServeSettings(kv_cache_memory="40MiB"), needs, CPU, budget, PROCESS)
     assert plan.kv.nbytes <= 40 * MIB < plan.kv.nbytes + plan.kv.extent_bytes
@@ -72,17 +72,17 @@ def test_a_pinned_kv_cache_is_as_large_as_was_asked_and_experts_get_the_rest(nee
     assert free.kv.nbytes > plan.kv.nbytes
 
 
-def test_pinned_experts_that_do_not_fit_are_refused_with_what_would(tmp_path: Path) -> None:
+def test_an_expert_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
     needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
     settings = ServeSettings(host_expert_memory="100%")
     budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
-    with pytest.raises(SettingsError, match=r"give --host-expert-memory \dMiB at most, or auto"):
+    with pytest.raises(SettingsError, match=r"set --host-expert-memory to \dMiB at most, or to auto"):
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
 
 
-def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_what_would(tmp_path: Path) -> None:
+def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
     needs = make_needs(tmp_path, num_experts=1024)  # 8 MiB
     settings = ServeSettings(device_expert_memory="100%")
     budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
-    with pytest.raises(SettingsError, match=r"give --device-expert-memory \dMiB at most, or auto"):
+    with pytest.raises(SettingsError, match=r"set --device-expert-memory to \dMiB at most, or to auto"):
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))

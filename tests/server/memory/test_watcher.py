@@ -1,4 +1,4 @@
-"""When the watcher takes memory from the experts, and when it gives it back."""
+"""The watcher shrinks experts when memory is short, and lets them grow later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TIMEOUT = 30.0
 
 
 class Experts:
-    """What can be shrunk, without experts."""
+    """A budget without experts that can shrink."""
 
     def __init__(self, can_shrink: bool = True):
         self.unfilled_bytes, self.reserve_bytes, self.can_shrink = 0, 0, can_shrink
@@ -37,80 +37,80 @@ class Scene:
         self.experts = experts or Experts()
         self.watcher = Watcher(self.experts, BUDGET, lambda: self.reading, lambda: self.now)
 
-    def look(self, own: int, available: int = BUDGET, pressure: float | None = None, after: float = 0.25) -> int:
-        """Look some seconds later, with so many MiB; the reserve then."""
+    def check(self, own: int, available: int = BUDGET, pressure: float | None = None, after: float = 0.25) -> int:
+        """Check some seconds later, with memory use in MiB, and return the reserve in MiB."""
         self.now += after
         self.reading = Reading(own * MIB, available if available == BUDGET else available * MIB, pressure)
-        self.watcher.look()
+        self.watcher.check()
         return self.experts.reserve_bytes // MIB
 
 
-def test_nothing_happens_while_enough_is_left() -> None:
+def test_experts_keep_their_size_while_enough_memory_is_available() -> None:
     scene = Scene()
-    assert [scene.look(own) for own in (0, 500, 980)] == [0, 0, 0]
+    assert [scene.check(own) for own in (0, 500, 980)] == [0, 0, 0]
     assert not scene.experts.reasons
 
 
-def test_experts_shrink_when_the_process_takes_more_than_was_planned() -> None:
+def test_experts_shrink_when_the_process_uses_more_than_planned() -> None:
     scene = Scene()
-    assert scene.look(995) == 15
-    assert scene.experts.reasons == ["less of the memory is left than was planned"]
+    assert scene.check(995) == 15
+    assert scene.experts.reasons == ["the server uses more memory than planned"]
 
 
-def test_what_experts_and_blocks_may_still_take_counts_as_taken() -> None:
+def test_memory_granted_to_experts_and_blocks_counts_as_used() -> None:
     scene = Scene()
     scene.experts.unfilled_bytes = 500 * MIB
-    assert scene.look(495) == 15
+    assert scene.check(495) == 15
 
 
-def test_experts_shrink_when_others_take_the_memory() -> None:
+def test_experts_shrink_when_other_processes_use_the_memory() -> None:
     scene = Scene()
-    assert scene.look(500, available=4) == 16
+    assert scene.check(500, available=4) == 16
     assert scene.experts.causes == ["others"]
 
 
-def test_experts_at_their_least_are_left_alone() -> None:
+def test_experts_at_their_minimum_do_not_shrink() -> None:
     scene = Scene(Experts(can_shrink=False))
-    assert scene.look(999) == 0
+    assert scene.check(999) == 0
 
 
 def test_pressure_shrinks_experts_step_by_step() -> None:
     scene = Scene()
-    assert scene.look(500, pressure=50.0) == 20
-    assert scene.look(500, pressure=50.0) == 20
-    assert scene.look(500, pressure=50.0, after=PRESSURE_SECONDS) == 40
+    assert scene.check(500, pressure=50.0) == 20
+    assert scene.check(500, pressure=50.0) == 20
+    assert scene.check(500, pressure=50.0, after=PRESSURE_SECONDS) == 40
 
 
-def test_experts_grow_again_after_a_calm() -> None:
+def test_experts_grow_again_after_a_calm_period() -> None:
     scene = Scene()
-    scene.look(995)
-    assert scene.look(900, after=CALM_SECONDS - 1) == 15
-    assert scene.look(900, after=1) == -15
-    assert scene.experts.reasons[-1] == "memory is left"
+    scene.check(995)
+    assert scene.check(900, after=CALM_SECONDS - 1) == 15
+    assert scene.check(900, after=1) == -15
+    assert scene.experts.reasons[-1] == "memory is available"
 
 
-def test_a_peak_within_the_calm_keeps_them_small() -> None:
+def test_a_peak_in_the_calm_period_keeps_them_small() -> None:
     scene = Scene()
-    scene.look(995)
-    scene.look(985, after=CALM_SECONDS / 2)
-    assert scene.look(900, after=CALM_SECONDS / 2) == 15
+    scene.check(995)
+    scene.check(985, after=CALM_SECONDS / 2)
+    assert scene.check(900, after=CALM_SECONDS / 2) == 15
 
 
-def test_a_look_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
-    looks, looked_again = iter([OSError("too many open files"), OSError("too many open files")]), threading.Event()
+def test_a_check_that_fails_is_repeated(caplog: pytest.LogCaptureFixture) -> None:
+    errors, read_again = iter([OSError("too many open files"), OSError("too many open files")]), threading.Event()
 
     def read() -> Reading:
-        for error in looks:
+        for error in errors:
             raise error
-        looked_again.set()
+        read_again.set()
         return Reading(0, BUDGET)
 
     watcher = Watcher(Experts(), BUDGET, read)
     watcher.start()
-    assert looked_again.wait(TIMEOUT)
+    assert read_again.wait(TIMEOUT)
     watcher.stop()
     assert [record.getMessage() for record in caplog.records] == [
-        "memory could not be looked at; trying again every 0.25 s"
+        "memory could not be measured; trying again every 0.25 s"
     ]
 
 
@@ -124,7 +124,7 @@ def test_experts_shrink_once_until_enough_is_free() -> None:
     assert scene.experts.causes == ["process"]
 
 
-def test_what_can_not_come_free_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_free_returns_false_if_memory_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.memory.watcher.MAKE_FREE_SECONDS", 0.05)
     scene = Scene(Experts(can_shrink=False))
     scene.reading = Reading(900 * MIB, BUDGET)

@@ -7,12 +7,12 @@ import torch
 import transformers
 
 from expert_store import ExpertStore
-from server.model.checkpoint import BUNDLED
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk, read_config
 from server.model.step import SequenceChunk
-from server.model.tokenizer import Tokenizer
+from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 
 PROMPTS = ["Once upon a time there was a", "def main(", "Section 1-204. The Mayor shall"]
@@ -54,8 +54,8 @@ def test_every_budget_gives_the_same_bits(trunk: Trunk) -> None:
         assert paged_loads > loads
 
 
-def test_the_bundled_model_is_stock() -> None:
-    """Stock transformers loads it, with every tensor in its place, and writes a chat as it was trained."""
+def test_the_bundled_model_loads_in_transformers() -> None:
+    """Transformers loads it, with every tensor in its place, and renders a chat as in its training."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(BUNDLED, output_loading_info=True)
     assert type(model) is transformers.Qwen3MoeForCausalLM
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))

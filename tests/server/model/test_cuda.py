@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from expert_store import ExpertStore, least_bytes
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.step import SequenceChunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
-def test_a_cuda_device_gives_the_logits_of_the_cpu(name: str, tmp_path: Path) -> None:
+def test_a_cuda_device_has_the_logits_of_the_cpu(name: str, tmp_path: Path) -> None:
     folder = make_checkpoint(name, tmp_path)
     results = []
     for device, device_slots in (("cpu", 0), ("cuda:0", 3), ("cuda:0", 1000)):

@@ -1,4 +1,4 @@
-"""Deterministic steps: a sequence's logits are the same bits in any company, however its prompt is cut."""
+"""Deterministic steps: a sequence's logits have the same bits beside any other sequences, in chunks of any size."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import pytest
 import torch
 
 from expert_store import ExpertStore, least_bytes
-from server.kernels.tiles import NotInvariantError
+from server.kernels.invariant_matmul import NotInvariantError
 from server.model import trunk as trunk_module
+from server.model.attention.kv_cache import KVCache
+from server.model.attention.window import oldest_seen
+from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
 from server.model.step import SequenceChunk
-from server.model.support import depends_on_company
+from server.model.transformers_hooks.batching_checks import varies_with_batch
 from server.model.trunk import Trunk
-from server.model.weight_formats import WeightFormat
-from server.model.windows import oldest_seen
 from tests.checkpoints import CONFIGS, make_checkpoint
-from tests.server.model.test_packing import pack
+from tests.server.model.checkpoint.test_packing import pack
 from tests.server.model.test_parity import generate
 
 BLOCK_SIZE = 4
@@ -47,7 +47,7 @@ def num_threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 class Requests:
-    """Sequences that are started and stepped by hand; each remembers its own logits."""
+    """Runs sequences step by step, and collects the logits of each."""
 
     def __init__(self, trunk: Trunk, num_slots: int | None, seed: int):
         self._trunk = trunk
@@ -60,11 +60,11 @@ class Requests:
         self._random.shuffle(self._tables)
 
     def alone(self, prompt: list[int]) -> torch.Tensor:
-        """Logits of greedy steps, the prompt in one piece."""
+        """Return the logits of greedy steps, with the prompt in one piece."""
         return self._run([prompt], [LONGEST])[0]
 
-    def in_company(self, prompt: list[int]) -> torch.Tensor:
-        """The same with others in every step, at a random place among them, all prompts in random pieces."""
+    def in_batch(self, prompt: list[int]) -> torch.Tensor:
+        """Return the same with other sequences in every step, at a random place, and all prompts in random pieces."""
         others = [self._prompt(self._random.choice([1, 2, 5, 17, 40])) for _ in range(self._random.randint(1, 6))]
         place = self._random.randint(0, len(others))
         prompts = [*others[:place], prompt, *others[place:]]
@@ -82,7 +82,7 @@ class Requests:
         rows: list[list[torch.Tensor]] = [[] for _ in prompts]
 
         def tables_of(i: int) -> list[list[int]]:
-            """Blocks that no later token sees are given back."""
+            """Return block tables without the blocks that no later token sees."""
             groups = self._trunk.facts.kv_groups
             oldest = [oldest_seen(cached[i], group.window, group.is_chunked) if group.window else 0 for group in groups]
             gone = [max(0, position) // BLOCK_SIZE for position in oldest]
@@ -107,7 +107,7 @@ class Requests:
 
 
 def check(trunk: Trunk, num_rounds: int) -> None:
-    """Alone with all experts in memory, and in random company from the smallest to the whole cache."""
+    """Compare steps alone, with all experts in memory, and in random batches, with the smallest and the full cache."""
     prompts = [[random.Random(length).randrange(3, 128) for _ in range(length)] for length in PROMPT_LENGTHS]
     requests = Requests(trunk, None, 0)
     alone = [requests.alone(prompt) for prompt in prompts]
@@ -116,12 +116,12 @@ def check(trunk: Trunk, num_rounds: int) -> None:
         requests = Requests(trunk, num_slots, 1)
         for prompt, wanted in zip(prompts, alone, strict=True):
             for _ in range(num_rounds):
-                assert torch.equal(requests.in_company(prompt), wanted)
+                assert torch.equal(requests.in_batch(prompt), wanted)
         requests.close()
 
 
 @DTYPES
-def test_company_order_chunks_and_cache_size_change_no_bit(
+def test_batch_order_chunks_and_cache_size_change_no_bit(
     checkpoint: Path, dtype: torch.dtype, num_threads: int
 ) -> None:
     check(load_trunk(checkpoint, dtype, is_deterministic=True), num_rounds=2)
@@ -150,30 +150,30 @@ def test_logits_are_near_those_of_the_usual_arithmetic(checkpoint: Path) -> None
     store.close()
 
 
-def test_a_model_whose_tokens_depend_on_company_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_is_not_batch_invariant_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(trunk_module, "depends_on_company", lambda *_: True)
+    monkeypatch.setattr(trunk_module, "varies_with_batch", lambda *_: True)
     load_trunk(folder, torch.float32)
-    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM .* in other company; serve it without --deterministic"):
+    with pytest.raises(ModelError, match=r"Qwen3MoeForCausalLM is not batch-invariant; remove `--deterministic`"):
         load_trunk(folder, torch.float32, is_deterministic=True)
 
 
-def test_a_processor_whose_products_depend_on_company_is_refused(
+def test_a_processor_whose_products_depend_on_the_batch_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> bool:
         raise NotInvariantError("a product depends on the place of a row")
 
     folder = make_checkpoint("qwen3_moe", tmp_path)
-    monkeypatch.setattr(trunk_module, "depends_on_company", refuse)
+    monkeypatch.setattr(trunk_module, "varies_with_batch", refuse)
     with pytest.raises(ModelError, match="depends on the place of a row"):
         load_trunk(folder, torch.float32, is_deterministic=True)
 
 
 @pytest.mark.parametrize("effect", [0.0, 1e-7])
-def test_one_bit_of_company_is_found(effect: float) -> None:
-    def run(tokens: list[int], places: list[int]) -> torch.Tensor:
-        rows = torch.tensor(tokens).float() / 7 + torch.tensor(places)
+def test_a_difference_of_one_bit_between_batches_is_found(effect: float) -> None:
+    def run(tokens: list[int], positions: list[int]) -> torch.Tensor:
+        rows = torch.tensor(tokens).float() / 7 + torch.tensor(positions)
         return (rows * (1 + effect * len(tokens))).unsqueeze(1)
 
-    assert depends_on_company(range(3, 9), run) == (effect > 0)
+    assert varies_with_batch(range(3, 9), run) == (effect > 0)

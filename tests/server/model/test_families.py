@@ -1,4 +1,4 @@
-"""Every Mixture-of-Experts family of transformers: what stock gives, or a refusal that says why."""
+"""Every Mixture-of-Experts family of transformers: the results of transformers, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from transformers import CONFIG_MAPPING, AutoConfig
 
 from expert_store import ExpertStore
 from server.model.architecture import MAPPINGS
+from server.model.checkpoint.model_shapes import infer_shapes
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.errors import ModelError
-from server.model.loading import load_trunk, read_config
-from server.model.outline import outline
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.family_checks import examine
 from tests.models_page import PAGE
-from tests.server.model.test_packing import logits_of, pack
+from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
 
 SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusal is None]
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_a_family_is_what_docs_models_says_of_it(model_type: str, tmp_path: Path) -> None:
+def test_a_family_is_as_in_docs_models(model_type: str, tmp_path: Path) -> None:
     assert str(examine(model_type, tmp_path)) in PAGE.read_text("utf-8").splitlines()
 
 
 @pytest.mark.parametrize("model_type", SERVED)
-def test_the_config_of_a_family_tells_what_the_loaded_trunk_is(model_type: str, tmp_path: Path) -> None:
+def test_the_config_of_a_family_shows_the_facts_of_its_trunk(model_type: str, tmp_path: Path) -> None:
     trunk = load_trunk(save_checkpoint(make_config(model_type), tmp_path), torch.float32)
-    told = outline(read_config(tmp_path), torch.float32)
-    assert told.trunk_bytes == trunk.nbytes
-    assert told.kv_groups == trunk.facts.kv_groups
-    assert max(told.top_k.values()) == trunk.facts.top_k
-    assert told.max_model_len == trunk.max_model_len
-    assert told.solo_reason == trunk.facts.solo_reason
+    outlined = infer_shapes(read_config(tmp_path), torch.float32)
+    assert outlined.trunk_bytes == trunk.nbytes
+    assert outlined.kv_groups == trunk.facts.kv_groups
+    assert max(outlined.top_k.values()) == trunk.facts.top_k
+    assert outlined.max_model_len == trunk.max_model_len
+    assert outlined.sequential_reason == trunk.facts.sequential_reason
 
 
 @pytest.mark.parametrize("model_type", [model_type for model_type in FAMILIES if model_type not in SERVED])
 def test_what_is_not_served_is_refused_by_its_config_for_the_same_reason(model_type: str) -> None:
     with pytest.raises(ModelError, match=re.escape(str(FAMILIES[model_type].refusal))):
-        outline(make_config(model_type), torch.float32)
+        infer_shapes(make_config(model_type), torch.float32)
 
 
 @pytest.mark.parametrize("model_type", SERVED)
@@ -67,8 +67,8 @@ def test_a_pack_of_a_family_gives_the_same_bits(model_type: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("model_type", SERVED)
-def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_path: Path) -> None:
-    """Each piece of its prompts in other company gives the same bits, where that is asked for."""
+def test_a_deterministic_family_is_batch_invariant(model_type: str, tmp_path: Path) -> None:
+    """Pieces of its prompts of any size, beside any other pieces, have the same bits."""
     folder = save_checkpoint(make_config(model_type), tmp_path, torch.bfloat16)
     trunk = load_trunk(folder, torch.bfloat16, is_deterministic=True)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
@@ -78,7 +78,7 @@ def test_a_family_computes_a_token_alike_in_any_company(model_type: str, tmp_pat
 
 
 def speaks_of_experts(config: Any) -> bool:
-    """Whether a class of configs has fields for experts, or that of a part of it, by default."""
+    """Return whether a class of configs, or of one of its parts, has fields for experts."""
     parts = {
         CONFIG_MAPPING[config.sub_configs_defaults[name].model_type] if part is AutoConfig else part
         for name, part in config.sub_configs.items()
@@ -88,7 +88,7 @@ def speaks_of_experts(config: Any) -> bool:
 
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_every_family_of_transformers_is_in_the_table(mapping: Any) -> None:
-    """Whether its experts go through transformers' interface or not. Drafters write no text of their own."""
+    """Families are in the table even if their experts bypass transformers' interface; drafters are not."""
     for config in mapping:
         if config.model_type.endswith("_assistant"):
             continue

@@ -1,4 +1,4 @@
-"""Paged models give what stock transformers gives."""
+"""Paged models have the logits and tokens of transformers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import transformers
 
 from expert_store import ExpertStore, Prefetcher, least_bytes
 from expert_store.policies import POLICIES
-from server.model.kv_cache import KVCache
-from server.model.loading import load_trunk
+from server.model.attention.kv_cache import KVCache
+from server.model.attention.window import oldest_seen
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
-from server.model.windows import oldest_seen
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE = 4
 PROMPTS = [[5, 17, 99, 3, 42, 8, 64], [7], [23, 11, 90, 90, 12, 13, 14, 15, 16, 1, 77]]
 NEW_TOKENS = 8
-TOLERANCE = 1e-4  # of the range of the stock logits
+TOLERANCE = 1e-4  # of the range of the logits
 
 
 @pytest.fixture(scope="module", params=[*CONFIGS, "dbrx", "llama4_text"])
@@ -31,8 +31,8 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def stock(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
-    """Greedy tokens of each prompt alone and the logits that chose them, by stock transformers."""
+def expected(checkpoint: Path) -> list[tuple[list[int], torch.Tensor]]:
+    """Return greedy tokens of each prompt alone, and the logits that chose them, by transformers."""
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     results = []
     for prompt in PROMPTS:
@@ -90,18 +90,18 @@ def generate(
     return [(text[len(p) :], torch.stack(rows)) for text, p, rows in zip(texts, prompts, logits, strict=True)]
 
 
-def test_the_smallest_and_the_whole_cache_give_the_stock_logits(
-    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
+def test_the_smallest_and_the_full_cache_give_the_expected_logits(
+    checkpoint: Path, expected: list[tuple[list[int], torch.Tensor]]
 ) -> None:
     trunk = load_trunk(checkpoint, torch.float32)
     for host_bytes in (least_bytes(trunk.catalog, trunk.facts.top_k), trunk.catalog.total_bytes):
         store = ExpertStore(trunk.catalog, host_bytes)
         result = generate(trunk, store)
         store.close()
-        for (tokens, logits), (stock_tokens, stock_logits) in zip(result, stock, strict=True):
-            span = float(stock_logits.max() - stock_logits.min())
-            assert float((logits - stock_logits).abs().max()) < TOLERANCE * span
-            assert tokens == stock_tokens
+        for (tokens, logits), (expected_tokens, expected_logits) in zip(result, expected, strict=True):
+            span = float(expected_logits.max() - expected_logits.min())
+            assert float((logits - expected_logits).abs().max()) < TOLERANCE * span
+            assert tokens == expected_tokens
 
 
 def test_every_cache_size_gives_the_same_bits(checkpoint: Path) -> None:
@@ -139,11 +139,13 @@ def test_every_policy_and_a_device_tier_give_the_same_bits(checkpoint: Path, pol
     store.close()
 
 
-def test_chunked_prefill_gives_the_stock_tokens(checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]) -> None:
+def test_chunked_prefill_gives_the_expected_tokens(
+    checkpoint: Path, expected: list[tuple[list[int], torch.Tensor]]
+) -> None:
     """Prompts that go in three tokens at a time, mixed with decodes, end in the same text."""
     trunk = load_trunk(checkpoint, torch.float32)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-    assert [tokens for tokens, _ in generate(trunk, store, chunk=3)] == [tokens for tokens, _ in stock]
+    assert [tokens for tokens, _ in generate(trunk, store, chunk=3)] == [tokens for tokens, _ in expected]
     store.close()
 
 
@@ -160,7 +162,7 @@ def test_scattered_blocks_give_the_same_logits(checkpoint: Path) -> None:
 
 
 def test_a_prefix_that_is_in_place_is_not_computed_again(
-    checkpoint: Path, stock: list[tuple[list[int], torch.Tensor]]
+    checkpoint: Path, expected: list[tuple[list[int], torch.Tensor]]
 ) -> None:
     """A sequence goes on from blocks that another sequence wrote."""
     trunk = load_trunk(checkpoint, torch.float32)
@@ -171,15 +173,15 @@ def test_a_prefix_that_is_in_place_is_not_computed_again(
     trunk.forward([SequenceChunk([*prompt[:shared], 50, 51], 0, [[3, 1, 6]] * len(groups))], cache, store)
     result = trunk.forward([SequenceChunk(prompt[shared:], shared, [[3, 1, 5]] * len(groups))], cache, store)
     store.close()
-    expected = stock[2][1][0]
-    assert float((result.logits[0] - expected).abs().max()) < TOLERANCE * float(expected.max() - expected.min())
+    wanted = expected[2][1][0]
+    assert float((result.logits[0] - wanted).abs().max()) < TOLERANCE * float(wanted.max() - wanted.min())
 
 
 def test_experts_are_never_in_the_module(checkpoint: Path) -> None:
     """Trunk and experts together are the checkpoint; the trunk alone is less."""
     trunk = load_trunk(checkpoint, torch.float32)
-    stock = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    whole = sum(p.numel() * p.element_size() for p in stock.parameters())
+    complete = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    num_bytes = sum(p.numel() * p.element_size() for p in complete.parameters())
     parameters = sum(p.numel() * p.element_size() for p in trunk._model.parameters())
     experts = sum(
         source.extent.nbytes
@@ -188,4 +190,4 @@ def test_experts_are_never_in_the_module(checkpoint: Path) -> None:
         for part in recipe.values()
         for source in part.sources
     )
-    assert parameters + experts == whole
+    assert parameters + experts == num_bytes

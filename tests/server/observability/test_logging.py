@@ -1,4 +1,4 @@
-"""Lines of the log, whatever stands in them."""
+"""Format of log lines."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from server.observability.logging import FORMS, Seldom
+from server.observability.logging import FORMATTERS, RateLimitFilter
 
 FORGED = "x\r\n2026-01-01 ERROR forged: \x1b[31m\x00\x85\u2028"
 
@@ -24,7 +24,7 @@ def record(message: str, *args: object, fields: dict[str, Any] | None = None, er
 
 def test_text_ends_with_its_fields() -> None:
     fields = {"route": "/v1/chat/completions", "seconds": 0.25, "finish_reasons": ["stop", None], "said": 'a "b" c'}
-    line = FORMS["text"].format(record("%d left", 3, fields=fields))
+    line = FORMATTERS["text"].format(record("%d left", 3, fields=fields))
     assert line.partition(" INFO ")[2] == (
         "server.x: 3 left route=/v1/chat/completions seconds=0.25 "
         r'finish_reasons=["stop",null] said="a \"b\" c"'
@@ -32,7 +32,7 @@ def test_text_ends_with_its_fields() -> None:
 
 
 def test_json_is_one_object_with_the_same_fields() -> None:
-    line = FORMS["json"].format(record("%d left", 3, fields={"seconds": 0.25}))
+    line = FORMATTERS["json"].format(record("%d left", 3, fields={"seconds": 0.25}))
     assert json.loads(line) == {
         "timestamp": "2023-11-14T22:13:20.250+00:00",
         "level": "info",
@@ -43,8 +43,8 @@ def test_json_is_one_object_with_the_same_fields() -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_nobody_who_is_quoted_forges_a_line(form: str) -> None:
-    line = FORMS[form].format(record("no model %s", FORGED, fields={"name": FORGED}))
+def test_quoted_input_forges_no_line(form: str) -> None:
+    line = FORMATTERS[form].format(record("no model %s", FORGED, fields={"name": FORGED}))
     assert line.isprintable()
 
 
@@ -56,8 +56,8 @@ def test_an_exception_is_indented_in_text_and_a_member_in_json() -> None:
     try:
         fail()
     except ValueError:
-        text = FORMS["text"].format(record("failed", error=True))
-        member = json.loads(FORMS["json"].format(record("failed", error=True)))["exception"]
+        text = FORMATTERS["text"].format(record("failed", error=True))
+        member = json.loads(FORMATTERS["json"].format(record("failed", error=True)))["exception"]
     first, *others = text.split("\n")
     assert first.endswith("server.x: failed")
     assert all(line.startswith("    ") and line.isprintable() for line in others)
@@ -65,8 +65,8 @@ def test_an_exception_is_indented_in_text_and_a_member_in_json() -> None:
     assert "ValueError: x" in member
 
 
-def test_what_complains_at_every_attempt_is_heard_seldom() -> None:
-    seldom, always = Seldom(3600.0), Seldom(0.0)
+def test_a_repeated_message_is_rate_limited() -> None:
+    seldom, always = RateLimitFilter(3600.0), RateLimitFilter(0.0)
     records = record("attempt %d failed", 1), record("attempt %d failed", 2), record("given up")
     assert [seldom.filter(each) for each in records] == [True, False, True]
     assert [always.filter(each) for each in records] == [True, True, True]

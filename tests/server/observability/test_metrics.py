@@ -1,4 +1,4 @@
-"""What is scraped is what happened in the store."""
+"""Metrics of store and engine in Prometheus' format."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from expert_store import ExpertKey, ExpertLoadError, ExpertStore
+from server.observability.engine_statistics import EngineStatistics
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.metrics import Metrics
-from server.observability.statistics import EngineStatistics
-from tests.expert_store.asking import of_layer
 from tests.expert_store.files import make_catalog
+from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import make_records
 from tests.made_up_memory import made_up_memory
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[str]], float]:
-    """Samples by name and label values."""
+    """Return samples by name and label values."""
     families = text_string_to_metric_families(metrics.render().decode())
     return {(s.name, frozenset(s.labels.values())): s.value for family in families for s in family.samples}
 
@@ -29,7 +29,7 @@ def value(metrics: Metrics, name: str, *labels: str) -> float:
     return samples(metrics)[f"greenroom_{name}", frozenset(labels)]
 
 
-def test_known_leases_are_counted_end_to_end(tmp_path: Path) -> None:
+def test_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, 4 * catalog.layout(0).slot_bytes)
     metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory())
@@ -62,7 +62,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
     assert ("greenroom_expert_hit_ratio", frozenset()) not in samples(metrics)
 
     def use(*experts: int) -> None:
-        with store.lease(of_layer(0, experts)) as lease:
+        with store.lease(one_row_each(0, experts)) as lease:
             for _ in lease:
                 pass
 
@@ -97,14 +97,14 @@ def test_damaged_experts_are_counted(tmp_path: Path) -> None:
     store = ExpertStore(catalog, catalog.total_bytes)
     metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory())
     (tmp_path / "layer0.pack").write_bytes(bytes(8 * catalog.layout(0).slot_bytes))
-    with pytest.raises(ExpertLoadError), store.lease(of_layer(0, [3])) as lease:
+    with pytest.raises(ExpertLoadError), store.lease(one_row_each(0, [3])) as lease:
         next(iter(lease))
     store.close()
     assert value(metrics, "expert_quarantined") == 1
     assert value(metrics, "expert_load_failures_total", "host") == 1
 
 
-def test_the_engine_is_shown_as_it_is_now(tmp_path: Path) -> None:
+def test_gauges_show_the_current_state_of_the_engine(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     engine = EngineStatistics()
@@ -144,7 +144,7 @@ def test_latencies_are_histograms(tmp_path: Path) -> None:
     assert value(metrics, "inter_token_latency_seconds_count") == 0
 
 
-def test_what_is_served_is_told(tmp_path: Path) -> None:
+def test_model_info_has_model_and_version(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     metrics = Metrics('a "model"', store, EngineStatistics(), made_up_memory())
@@ -152,7 +152,7 @@ def test_what_is_served_is_told(tmp_path: Path) -> None:
     assert value(metrics, "model_info", 'a "model"', version("greenroom")) == 1
 
 
-def test_memory_is_told_by_part_with_what_was_shared_out_anew(tmp_path: Path) -> None:
+def test_memory_is_shown_by_part_with_its_adjustments(tmp_path: Path) -> None:
     store = ExpertStore(make_catalog(tmp_path), 1 << 20)
     memory = made_up_memory()
     memory.adjustments.counts["shrink", "others"] = 3

@@ -1,13 +1,15 @@
-"""Body of ``/v1/responses``, and the same request as a chat."""
+"""Body of ``/v1/responses``, and its translation to a ``ChatBody``."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.api.conversation import Conversation, text_part
-from server.api.openai.fields import MAX_INT32, MAX_LOGPROBS, Stops, Text, only
-from server.api.openai.replies import JsonObject
-from server.api.openai.responses.items import add_input
+from server.api.core.conversation import Conversation, text_part
+from server.api.core.fields import MAX_INT32, Stops, Text, only
+from server.api.core.translation import split_extra
+from server.api.openai.bodies import ChatBody
+from server.api.openai.fields import MAX_LOGPROBS
+from server.api.openai.responses.input_items import add_input
 from server.api.openai.responses.options import (
     Includable,
     Input,
@@ -17,10 +19,9 @@ from server.api.openai.responses.options import (
     Tool,
     ToolChoice,
 )
-from server.api.openai.schemas import ChatBody
-from server.api.translation import split_extra
+from server.engine.interface import JsonObject
 
-# What a chat's fields are called here.
+# The names that fields of a ChatBody have here.
 NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
@@ -30,7 +31,7 @@ NAMES = {
 
 
 class ResponsesBody(BaseModel):
-    """What OpenAI's clients send; null is the same as leaving a field out."""
+    """OpenAI's body; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -55,7 +56,7 @@ class ResponsesBody(BaseModel):
     metadata: Metadata = {}
     user: Text | None = None
 
-    # Accepted, and without effect: nothing is stored, nothing truncated, and no tool is run here.
+    # Accepted without effect: the server stores nothing, truncates nothing, and runs no tools.
     store: bool = False
     truncation: Literal["auto", "disabled"] = "disabled"
     max_tool_calls: Any = None
@@ -66,15 +67,15 @@ class ResponsesBody(BaseModel):
     stream_options: Any = None
 
     previous_response_id: Annotated[
-        Any, only(why="can't be used, for this server stores no responses: send the whole conversation as 'input'")
+        Any, only(why="can't be used, because this server stores no responses: send the whole conversation as 'input'")
     ] = None
     conversation: Annotated[
-        Any, only(why="can't be used, for this server stores no conversations: send the whole of it as 'input'")
+        Any, only(why="can't be used, because this server stores no conversations: send all of it as 'input'")
     ] = None
     background: Annotated[
-        Any, only(False, why="must be false, for this server stores no responses: use 'stream' to see one come")
+        Any, only(False, why="must be false, because this server stores no responses: use 'stream' instead")
     ] = False
-    prompt: Annotated[Any, only(why="can't be used, for this server stores no prompts: send it as 'input'")] = None
+    prompt: Annotated[Any, only(why="can't be used, because this server stores no prompts: send it as 'input'")] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -90,16 +91,16 @@ class ResponsesBody(BaseModel):
         return split_extra(self.model_extra)[1]
 
     def for_chat(self) -> ChatBody:
-        """The same request as a chat; errors name a chat's fields. Call it off the event loop.
+        """Translate the request to a chat; errors name the fields of a chat. Call it off the event loop.
 
         Raises:
-            InvalidRequestError: an item of the input can't be taken.
-            ValidationError: a chat does not take it.
+            InvalidRequestError: the server does not take an item of the input.
+            ValidationError: the request is not valid as a chat.
 
         """
         conversation = Conversation()
         if self.instructions is not None:
-            conversation.say("system", [text_part(self.instructions)])
+            conversation.add_content("system", [text_part(self.instructions)])
         add_input(conversation, self.input)
         fields = {
             "messages": conversation.messages,

@@ -1,13 +1,13 @@
-"""Fields of a response's body that are objects of their own."""
+"""Types of the fields of ``ResponsesBody``."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
-from server.api.openai.fields import Text, encodable
-from server.api.openai.replies import JsonObject
+from server.api.core.fields import Text, encodable
+from server.api.core.validation import quote
 from server.api.openai.tools import Name, Parameters
-from server.api.validation import quote
+from server.engine.interface import JsonObject
 
 MAX_METADATA = 16
 
@@ -26,10 +26,10 @@ class FunctionTool(BaseModel):
 
 
 def check_tool_type(value: object) -> object:
-    """Tools of other types are refused by it, and not for what functions have and they lack."""
+    """Refuse other types of tools first: their missing fields would give a confusing error."""
     kind = value.get("type") if isinstance(value, dict) else value
     if kind != "function":
-        raise ValueError(f'must be of the type "function", for this server runs no tools itself; got {quote(kind)}')
+        raise ValueError(f'must be of the type "function", because this server runs no tools itself; got {quote(kind)}')
     return value
 
 

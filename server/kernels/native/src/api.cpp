@@ -1,4 +1,4 @@
-// The C interface that `library.py` loads. Nothing here throws: a call answers 0, or 1 if memory ran out.
+// The C interface that `library.py` loads. Nothing here throws: a call returns 0, or 1 if memory runs out.
 
 #include <mutex>
 
@@ -36,7 +36,7 @@ using greenroom::Handle;
 
 GREENROOM_API int greenroom_abi() { return 4; }
 
-// The best level of this processor up to `most` (null: any); null if there is no such level.
+// Returns the highest level of this processor up to `most` (null: any); null if there is no such level.
 GREENROOM_API const char* greenroom_level(const char* most) {
   const greenroom::Level* level = greenroom::find_level(most);
   return level ? level->name : nullptr;
@@ -47,7 +47,7 @@ GREENROOM_API Handle* greenroom_open(int num_threads, const char* most) {
   if (!level) return nullptr;
   try {
     return new Handle(num_threads, *level);
-  } catch (...) {  // no memory, or no more threads
+  } catch (...) {  // out of memory or threads
     return nullptr;
   }
 }

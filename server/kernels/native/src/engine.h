@@ -1,4 +1,4 @@
-// Threads, a level and memory to work in: what every call needs.
+// What every call needs: threads, a level and working memory.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +12,12 @@
 namespace greenroom {
 
 #ifdef __SANITIZE_ADDRESS__
-inline constexpr bool kIsTight = true;  // a buffer is no larger than a call wants it, so that what is beyond it is seen
+inline constexpr bool kIsTight = true;  // buffers have no spare bytes, so that a sanitizer detects overruns
 #else
 inline constexpr bool kIsTight = false;
 #endif
 
-// Memory that grows when it has to and is kept from call to call, so that a step allocates nothing once it is warm.
+// Memory that grows on demand and is kept between calls, so that a warm step allocates nothing.
 class Buffer {
  public:
   Buffer() = default;
@@ -25,7 +25,7 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  // At least so many bytes, aligned to 64; what was there before is lost.
+  // Returns at least this many bytes, aligned to 64; the previous content is lost.
   template <typename Type = char>
   Type* reserve(int64_t bytes) {
     const int64_t least = round_up(bytes, 64);
@@ -50,19 +50,19 @@ struct Engine {
 
   ThreadPool pool;
   const Level& level;
-  Buffer rows;      // panels of a call's rows
-  Buffer middle;    // what the first matrix of experts gives
-  Buffer hidden;    // panels of what the second is given
-  Buffer tables;    // of tiles
+  Buffer rows;      // panels of the input rows
+  Buffer middle;    // results of the experts' first matrix
+  Buffer hidden;    // panels of the inputs of their second matrix
+  Buffer tables;    // tables of tiles
   Buffer heads;     // queries, keys and values of a step
-  Buffer attended;  // what attention gives, and memory for it to work in
-  Buffer logits;    // of routers
+  Buffer attended;  // results of attention, and its scratch memory
+  Buffer logits;    // logits of routers
   Buffer sorted;    // choices by expert
-  Buffer results;   // of experts
-  Buffer shared;    // of the dense expert
+  Buffer results;   // results of experts
+  Buffer shared;    // results of the dense expert
 };
 
-// Adds a bias of plain numbers to some outputs, at most kOutputTile, of some rows; `y` is the first of both.
+// Adds a bias of plain numbers to at most kOutputTile outputs of some rows; `y` is the first output of the first row.
 void add_bias(const Level& level, const void* bias, Format format, int64_t rows, int64_t first_output,
               int64_t last_output, float* y, int64_t y_stride);
 

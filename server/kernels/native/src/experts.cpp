@@ -6,7 +6,7 @@
 namespace greenroom {
 namespace {
 
-constexpr int64_t kPrepared = 4;  // rows a tile of a phase that goes over rows
+constexpr int64_t kPrepared = 4;  // rows per tile of a phase over rows
 
 Matrix in_slot(const Matrix& matrix, uint64_t slot) {
   const char* begin = reinterpret_cast<const char*>(slot);
@@ -14,12 +14,12 @@ Matrix in_slot(const Matrix& matrix, uint64_t slot) {
   placed.data = begin + reinterpret_cast<uintptr_t>(matrix.data);
   placed.scales = begin + reinterpret_cast<uintptr_t>(matrix.scales);
   for (const void** part : {&placed.zeros, &placed.rest, &placed.divisor, &placed.order}) {
-    if (*part) *part = begin + reinterpret_cast<uintptr_t>(*part);  // never the first in a slot, so null is none
+    if (*part) *part = begin + reinterpret_cast<uintptr_t>(*part);  // their offset is never 0, so null means absent
   }
   return placed;
 }
 
-// Tiles of all experts of a batch, one after the other: of each expert's rows and the outputs of a matrix.
+// The tiles of all experts of a batch, expert by expert, over its rows and the outputs of a matrix.
 class Tiling {
  public:
   Tiling(const ExpertBatch& batch, int64_t outputs, int64_t* ends)
@@ -32,7 +32,7 @@ class Tiling {
   }
 
   struct Tile {
-    int64_t expert, first_row, last_row, first_output, last_output;  // rows of the batch
+    int64_t expert, first_row, last_row, first_output, last_output;  // rows are those of the batch
   };
 
   int64_t count() const { return ends_[batch_.num_experts - 1]; }
@@ -59,13 +59,13 @@ class Tiling {
   int64_t* ends_;
 };
 
-// Rows that come from the same token, of which one is prepared and copied.
+// Finds rows of the same token, so that one of them is prepared and then copied.
 class Duplicates {
  public:
-  // `memory` is for 2 * rows + num_sources numbers. If `are_apart`, each row is taken for the only one of its token.
+  // `memory` holds 2 * rows + num_sources numbers. If `are_apart`, each row counts as the only one of its token.
   Duplicates(const int32_t* sources, int64_t rows, int64_t num_sources, int32_t* memory, bool are_apart)
       : first_(memory), next_(memory + rows) {
-    int32_t* last = memory + 2 * rows;  // the last row yet of each token, or -1
+    int32_t* last = memory + 2 * rows;  // the last row so far of each token, or -1
     std::fill(last, last + num_sources, -1);
     for (int64_t row = 0; row < rows; ++row) {
       const auto number = static_cast<int32_t>(row);
@@ -83,7 +83,7 @@ class Duplicates {
   int64_t num_first() const { return num_first_; }
   int64_t first(int64_t place) const { return first_[place]; }
 
-  // Calls `act` with all rows but the first of its token.
+  // Calls `act` for all rows of the token except the first.
   template <typename Act>
   void each(int64_t first, Act act) const {
     for (int64_t row = next_[first]; row >= 0; row = next_[row]) act(row);
@@ -108,7 +108,7 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   for (int part = 0; part < shape.num_parts; ++part) width += shape.first[part].outputs;
   const int64_t hidden = second.outputs;
 
-  // Parts share a panel unless they want rows of other kinds or in another order.
+  // Parts share a panel unless they need different kinds of rows or another order of inputs.
   const Matrix& other = shape.first[shape.num_parts - 1];
   const PanelKind kind = level.panel_kind(first, batch.is_exact), inner = level.panel_kind(second, batch.is_exact);
   const PanelKind other_kind = level.panel_kind(other, batch.is_exact);
@@ -121,7 +121,7 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   Panel inner_panel =
       place_panel(inner, rows, second.inputs, engine.hidden.reserve(panel_bytes(inner, rows, second.inputs)));
   float* middle = engine.middle.reserve<float>(rows * width * 4 + engine.pool.num_threads() * second.inputs * 4);
-  float* activated = middle + rows * width;  // a row of each thread
+  float* activated = middle + rows * width;  // one row per thread
   const int64_t num_experts = batch.num_experts;
   const int64_t num_sources = *std::max_element(choices, choices + rows) / batch.top_k + 1;
   auto* tables =
@@ -130,7 +130,7 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
   const Duplicates duplicates(sources, rows, num_sources, sources + rows, first.order || other.order);
 
-  // A panel with the order of inputs that a matrix has in the expert that a row goes to.
+  // A panel with the input order of a matrix, for the expert of a row.
   const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
     if (matrix.order) {
       const int64_t expert =
@@ -176,7 +176,7 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     for (int64_t row = tile * kPrepared; row < std::min((tile + 1) * kPrepared, rows); ++row) {
       level.activate(shape.gate, middle + row * width, second.inputs, hidden_row);
       Panel target = ordered(inner_panel, second, row);
-      level.prepare(target, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // all rows come from this one
+      level.prepare(target, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // the source of all rows
     }
   };
   const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);

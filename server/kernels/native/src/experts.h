@@ -1,4 +1,4 @@
-// The experts of a layer, each on its rows.
+// Runs the experts of a layer, each on its rows.
 #pragma once
 
 #include "engine.h"
@@ -7,9 +7,9 @@ namespace greenroom {
 
 inline constexpr int kMostParts = 2;
 
-// The experts of a layer; what is in a slot is told by offsets in place of addresses.
+// The experts of a layer. Addresses in its matrices are offsets in a slot.
 struct ExpertShape {
-  Matrix first[kMostParts];  // gate and up, or up; in parts if the checkpoint has them so
+  Matrix first[kMostParts];  // gate and up, or up; in parts if the checkpoint stores them separately
   Matrix second;
   int64_t first_bias;        // offsets in a slot, or -1
   int64_t second_bias;
@@ -18,11 +18,11 @@ struct ExpertShape {
   Format bias_format;
 };
 
-// Some experts of a layer and their rows.
+// Some experts of a layer, and their rows.
 struct ExpertBatch {
   const uint64_t* slots;     // addresses (experts)
-  const int32_t* starts;     // (experts + 1) where the choices of each begin in `choices`
-  const int32_t* choices;    // numbers of choices: token * top_k + place
+  const int32_t* starts;     // (experts + 1) start of each expert's choices in `choices`
+  const int32_t* choices;    // indices of choices: token * top_k + place
   const void* x;             // (tokens, inputs), plain
   float* outputs;            // (tokens * top_k, hidden), by choice
   int64_t num_experts;
@@ -34,11 +34,11 @@ struct ExpertBatch {
 
 void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch);
 
-// The outputs of each token's choices, weighted and added in the order of its choices.
+// Weights the outputs of each token's choices and adds them in the order of the choices.
 struct Combination {
   const float* outputs;      // (tokens * top_k, hidden)
   const void* weights;       // (tokens, top_k), plain
-  const int32_t* absent;     // choices that no expert was run for, which add nothing
+  const int32_t* absent;     // choices without an expert, which add nothing
   void* y;                   // (tokens, hidden), plain
   int64_t tokens;
   int64_t top_k;

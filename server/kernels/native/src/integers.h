@@ -1,4 +1,4 @@
-// Sixteen 32-bit integers at a time. Included by `kernels.inc` inside the level's namespace, after `vector.h`.
+// Vectors of sixteen 32-bit integers. `kernels.inc` includes this inside the level's namespace, after `vector.h`.
 
 #if defined(GREENROOM_AVX512)
 
@@ -16,7 +16,7 @@ inline Integers load_u8(const void* p) {
 inline Integers load_i8(const void* p) {
   return {_mm512_cvtepi8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)))};
 }
-// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane; what is above them is of no meaning.
+// Sixteen halves of eight bytes, low halves first, in the lowest bits of each lane; the upper bits are undefined.
 inline Integers load_halves(const void* p) {
   const __m512i bytes = _mm512_cvtepu8_epi64(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
   return {_mm512_or_si512(bytes, _mm512_slli_epi64(bytes, 28))};
@@ -36,14 +36,14 @@ inline Integers shift_right_signed(Integers a) {
 inline Integers operator&(Integers a, Integers b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline Integers operator-(Integers a, Integers b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline Vector to_float(Integers a) { return {_mm512_cvtepi32_ps(a.v)}; }
-// Each byte, 0 to 15, replaced by one of sixteen.
+// Replaces each byte, 0 to 15, by an entry of a table.
 inline Integers look_up(const uint8_t* table, Integers a) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(bytes), a.v)};
 }
 inline Vector as_float(Integers a) { return {_mm512_castsi512_ps(a.v)}; }
 
-// Sixteen numbers that are looked up by the lowest four bits of each lane.
+// Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
   Vector numbers;
   explicit Table(const float* p) : numbers(load(p)) {}
@@ -72,7 +72,7 @@ inline Integers load_i8(const void* p) {
   const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
   return {_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(bytes, bytes))};
 }
-// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane; what is above them is of no meaning.
+// Sixteen halves of eight bytes, low halves first, in the lowest bits of each lane; the upper bits are undefined.
 inline __m256i spread_halves(__m128i bytes) {
   const __m256i wide = _mm256_cvtepu8_epi64(bytes);
   return _mm256_or_si256(wide, _mm256_slli_epi64(wide, 28));
@@ -102,7 +102,7 @@ inline Integers look_up(const uint8_t* table, Integers a) {
 }
 inline Vector as_float(Integers a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
 
-// Sixteen numbers that are looked up by the lowest four bits of each lane.
+// Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
   Vector numbers;
   explicit Table(const float* p) : numbers(load(p)) {}
@@ -141,7 +141,7 @@ inline Integers load_u8(const void* p) {
 inline Integers load_i8(const void* p) {
   return each_int([=](int i) { return static_cast<int32_t>(static_cast<const int8_t*>(p)[i]); });
 }
-// Sixteen halves of eight bytes, low ones first, in the lowest bits of each lane.
+// Sixteen halves of eight bytes, low halves first, in the lowest bits of each lane.
 inline Integers load_halves(const void* p) {
   return each_int([=](int i) { return static_cast<const uint8_t*>(p)[i / 2] >> (i % 2 * 4) & 15; });
 }
@@ -177,7 +177,7 @@ inline Vector as_float(Integers a) {
   return each([&](int i) { return float_of_bits(static_cast<uint32_t>(a.v[i])); });
 }
 
-// Sixteen numbers that are looked up by the lowest four bits of each lane.
+// Looks up sixteen numbers by the lowest four bits of each lane.
 struct Table {
   const float* numbers;
   explicit Table(const float* p) : numbers(p) {}
@@ -188,7 +188,7 @@ struct Table {
 
 #endif
 
-// Sixteen times four bytes of weights, `w`, times the four bytes `quad` of a row: added to sixteen sums.
+// Adds sixteen dot products to sixteen sums: four bytes of weights each, `w`, with the four bytes `quad` of a row.
 // `add_unsigned` takes weights of 0 to 127, `add_signed` of -127 to 127; both are exact.
 #if defined(GREENROOM_BF16_VNNI)
 

@@ -15,7 +15,7 @@ struct Choice {
 };
 
 #ifdef GREENROOM_X86
-// Clang's `__builtin_cpu_supports` does not know this one.
+// Clang's `__builtin_cpu_supports` does not support this feature.
 [[maybe_unused]] bool has_f16c() {
   unsigned int a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;

@@ -1,7 +1,7 @@
-// What each instruction-set level implements. One source, `kernels.inc`, is compiled once a level.
+// The interface of an instruction-set level. One source, `kernels.inc`, is compiled once per level.
 //
-// A number of a product depends on one row of the matrix and one row of the panel alone: how many rows there are, where
-// they stand and how they are shared out among threads changes no bit.
+// Products are batch-invariant: a result depends only on one row of the matrix and one row of the panel. The number of
+// rows, their places and their distribution among threads change no bit.
 #pragma once
 
 #include "attention.h"
@@ -9,21 +9,21 @@
 
 namespace greenroom {
 
-// What comes between the two matrices of an expert. The values are those of `library.py`.
+// The activation between the two matrices of an expert. The values match `library.py`.
 enum class Activation : int32_t {
   kSilu = 0,
-  kGelu = 1,         // by the error function
+  kGelu = 1,         // with the error function
   kGeluTanh = 2,
   kRelu = 3,
   kReluSquared = 4,
-  kClampedSwish = 5,  // gpt-oss: gate and up in turn, clamped to `limit`; gate * sigmoid(alpha * gate) * (up + 1)
+  kClampedSwish = 5,  // gpt-oss: gate and up interleaved, clamped to `limit`; gate * sigmoid(alpha * gate) * (up + 1)
   kQuickGelu = 6,     // x * sigmoid(1.702 * x)
 };
 
 struct Gate {
   Activation activation;
-  int32_t has_gate;        // whether there are a gate and an up, the gate first
-  int32_t is_interleaved;  // whether gate and up take turns
+  int32_t has_gate;        // there are a gate and an up projection, the gate first
+  int32_t is_interleaved;  // outputs of gate and up alternate
   float alpha;
   float limit;
 };
@@ -34,15 +34,15 @@ struct Level {
   // The panel kind for products of rows with a matrix; exact rows are never rounded.
   PanelKind (*panel_kind)(const Matrix& matrix, bool is_exact);
 
-  // Rows `first` to `last` of a panel from numbers of a plain format. `rows[i]`, or i without it, is the source of row i.
+  // Fills rows `first` to `last` of a panel from plain numbers. `rows[i]`, or i if null, is the source of row i.
   void (*prepare)(Panel& panel, const void* source, Format format, int64_t source_stride, const int32_t* rows,
                   int64_t first, int64_t last);
 
-  // Some rows and outputs, the first of both at `y`. `first_output` is a multiple of kBlock.
+  // Computes some outputs of some rows, the first at `y`. `first_output` is a multiple of kBlock.
   void (*multiply)(const Matrix& matrix, const Panel& panel, int64_t first_row, int64_t last_row,
                    int64_t first_output, int64_t last_output, float* y, int64_t y_stride);
 
-  // hidden (size) of gate_up (2 * size, or size without a gate).
+  // Computes hidden (size) from gate_up (2 * size, or size without a gate).
   void (*activate)(const Gate& gate, const float* gate_up, int64_t size, float* hidden);
 
   // y[i] += factor * x[i]
@@ -51,17 +51,17 @@ struct Level {
   // y = x * weight / sqrt(mean(x * x) + epsilon)
   void (*normalise)(const float* x, const float* weight, float epsilon, int64_t size, float* y);
 
-  // Rotary positions: turns the first `size` numbers of x, of which i and i + size / 2 make pair i, or, interleaved,
-  // 2 * i and 2 * i + 1.
+  // Rotary embedding of the first `size` numbers of x. Pair i consists of i and i + size / 2 or, interleaved, of 2 * i
+  // and 2 * i + 1.
   void (*rotate)(float* x, const float* cosines, const float* sines, int64_t size, bool is_interleaved);
 
   void (*attend)(const Attention& attention);
 
-  // x to its soft-max, or its sigmoid.
+  // Replaces x by its softmax, or its sigmoid.
   void (*soft_max)(float* x, int64_t size);
   void (*sigmoid)(float* x, int64_t size);
 
-  // Plain numbers to float and back, rounded to nearest even.
+  // Converts plain numbers to float and back, rounding to nearest even.
   void (*widen)(const void* source, Format format, float* target, int64_t size);
   void (*narrow)(const float* source, Format format, void* target, int64_t size);
 };
@@ -73,8 +73,8 @@ extern const Level kAvx512;
 extern const Level kAvx512Bf16;
 #endif
 
-// The best level that this processor can run and whose name is not above `most` (null: any); null if `most` is unknown.
-// A level whose flags the compiler did not know is unknown; GREENROOM_NO_ and its name tell (setup.py).
+// Returns the highest level up to `most` (null: any) that this processor can run; null if `most` is unknown.
+// A level whose flags the compiler does not support is unknown; setup.py defines GREENROOM_NO_ and its name then.
 const Level* find_level(const char* most);
 
 }  // namespace greenroom

@@ -19,14 +19,14 @@ void run_linear(Engine& engine, const LinearCall& call) {
   Panel panel = place_panel(kind, call.rows, matrix.inputs,
                             engine.rows.reserve(panel_bytes(kind, call.rows, matrix.inputs)));
   panel.order = static_cast<const int32_t*>(matrix.order);
-  constexpr int64_t kPrepared = 4;  // rows a tile
+  constexpr int64_t kPrepared = 4;  // rows per tile
   auto prepare = [&](int64_t tile, int) {
     const int64_t first = tile * kPrepared;
     level.prepare(panel, call.x, call.x_format, call.x_stride, nullptr, first, std::min(first + kPrepared, call.rows));
   };
   const int64_t output_tiles = divide_up(matrix.outputs, kOutputTile), row_tiles = divide_up(call.rows, kRowTile);
   auto multiply = [&](int64_t tile, int) {
-    // Tiles of the same outputs follow each other, so that their weights are still in a cache.
+    // Tiles with the same outputs are adjacent, so that their weights are still in a cache.
     const int64_t first_output = tile / row_tiles * kOutputTile, first_row = tile % row_tiles * kRowTile;
     const int64_t last_output = std::min(first_output + kOutputTile, matrix.outputs);
     const int64_t last_row = std::min(first_row + kRowTile, call.rows);

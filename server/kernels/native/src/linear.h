@@ -11,12 +11,12 @@ struct LinearCall {
   const void* x;     // (rows, inputs), plain
   void* y;           // (rows, outputs), plain
   int64_t rows;
-  int64_t x_stride;  // numbers
+  int64_t x_stride;  // in numbers
   int64_t y_stride;
   Format bias_format;
   Format x_format;
   Format y_format;
-  int32_t is_exact;  // whether rows are never rounded
+  int32_t is_exact;  // never round rows
 };
 
 void run_linear(Engine& engine, const LinearCall& call);

@@ -7,14 +7,14 @@
 namespace greenroom {
 namespace {
 
-constexpr int64_t kTokenTile = 16;   // of one sequence, that attend together
+constexpr int64_t kTokenTile = 16;   // tokens of one sequence per tile of attention
 constexpr int64_t kRouterTile = 16;  // experts
 
-// Some matrices with the same rows, their outputs one after the other in `y`.
+// Some matrices with the same rows; their outputs are concatenated in `y`.
 struct Side {
   const Matrix* matrix;
   const float* bias;
-  int64_t offset;  // of its first output
+  int64_t offset;  // offset of its first output
 };
 
 template <typename Put>
@@ -50,7 +50,7 @@ int64_t num_tiles(const Side* sides, int num_sides, int64_t rows, int64_t output
   return tiles * divide_up(rows, kRowTile);
 }
 
-// Norms of heads, rotary positions, and keys and values into the cache, for one token.
+// Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
 void place_token(const Level& level, const LayerSpec& layer, const StepCall& step, const StepSequence& sequence,
                  int64_t token, float* query, float* key, const float* value) {
   const int64_t position = sequence.first_position + token - sequence.first_row;
@@ -97,7 +97,7 @@ void place_token(const Level& level, const LayerSpec& layer, const StepCall& ste
   }
 }
 
-// The best `count` of `scores`, which are overwritten; of equal ones the first.
+// Finds the best `count` of `scores`, and overwrites these; of equal ones, takes the first.
 void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
   for (int64_t i = 0; i < count; ++i) {
     int64_t found = 0;
@@ -107,7 +107,7 @@ void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
   }
 }
 
-// Leaves the scores of the groups with the greatest sums of their two best, and -infinity elsewhere.
+// Keeps the scores of the groups whose two best have the greatest sums, and sets the others to -infinity.
 void keep_best_groups(const Router& router, int64_t num_experts, float* scores) {
   constexpr int64_t kMostGroups = 64;
   const int64_t size = num_experts / router.num_groups;
@@ -132,7 +132,7 @@ void keep_best_groups(const Router& router, int64_t num_experts, float* scores) 
   }
 }
 
-// `scores` are a token's logits, `spare` memory for as many numbers.
+// `scores` are a token's logits; `spare` is memory for as many numbers.
 void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
             float* weights) {
   if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
@@ -168,7 +168,7 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   const int64_t values = layer.kv_heads * layer.value_dim, width = queries + keys + values;
   const int64_t attended_size = layer.heads * layer.value_dim, threads = engine.pool.num_threads();
   PanelKind kind = level.panel_kind(layer.query, step.is_exact);
-  for (const Matrix* matrix : {&layer.key, &layer.value}) {  // which share the panel: all take rows in float32
+  for (const Matrix* matrix : {&layer.key, &layer.value}) {  // they share the panel: all take rows in float32
     if (level.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
   }
   const PanelKind output_kind = level.panel_kind(layer.output, step.is_exact);
@@ -207,7 +207,7 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   for (int64_t i = 0; i < step.num_sequences; ++i) token_tiles += divide_up(step.sequences[i].num_tokens, kTokenTile);
   auto attend = [&](int64_t tile, int thread) {
     const int64_t kv_head = tile % layer.kv_heads, group = layer.heads / layer.kv_heads;
-    // The last tokens of a sequence see the most, so they are taken first.
+    // The last tokens of a sequence attend to the most keys, so they are taken first.
     int64_t place_of_tile = token_tiles - 1 - tile / layer.kv_heads;
     const StepSequence* sequence = step.sequences;
     for (int64_t count; place_of_tile >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) {
@@ -327,7 +327,7 @@ void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, 
 
 namespace {
 
-// The experts of a layer, all of which are in memory.
+// Runs the experts of a layer, all of which are in memory.
 const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
   const int64_t num_choices = step.tokens * layer.router.top_k, num_experts = layer.num_experts;
   const int32_t* chosen = choices_of(step, place);
@@ -344,7 +344,7 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
   for (int64_t expert = 0; expert < num_experts; ++expert) {
     const int32_t count = ends[expert];
     counts[expert] = count;
-    ends[expert] = end;  // for now where its choices begin
+    ends[expert] = end;  // for now the start of its choices
     if (!count) continue;
     starts[num_used] = end;
     used_slots[num_used++] = slots[expert];

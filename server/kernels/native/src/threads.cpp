@@ -10,8 +10,8 @@
 namespace greenroom {
 namespace {
 
-constexpr auto kAwake = std::chrono::milliseconds(1);  // longer than what lies between two decode steps
-constexpr int kChecks = 64;                              // pauses between two looks at the clock
+constexpr auto kAwake = std::chrono::milliseconds(1);  // longer than the time between two decode steps
+constexpr int kChecks = 64;                              // pauses between two reads of the clock
 constexpr int kClosed = INT_MIN / 2;
 
 inline void pause() {
@@ -30,7 +30,7 @@ void wake_all(std::atomic<uint32_t>& word) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
-// Waits awake; after a while others are let run in between.
+// Spins; after a while yields to other threads in between.
 template <typename Condition>
 void wait_until(Condition is_met) {
   for (int round = 0; !is_met(); ++round) {
@@ -77,7 +77,7 @@ void ThreadPool::run(const Phase* phases, int num_phases) {
   epoch_.fetch_add(1, std::memory_order_seq_cst);
   if (num_asleep_.load(std::memory_order_seq_cst) > 0) wake_all(epoch_);
   help(0);
-  // From here on nobody joins; those who did may still look at the counters.
+  // No thread joins from here on; those that did may still read the counters.
   num_inside_.fetch_add(kClosed, std::memory_order_acq_rel);
   wait_until([this] { return num_inside_.load(std::memory_order_acquire) == kClosed; });
 }
@@ -97,7 +97,7 @@ void ThreadPool::work(int thread) {
     }
     seen = epoch_.load(std::memory_order_acquire);
     if (is_closing_.load(std::memory_order_acquire)) return;
-    // Only while the call is open; a call that is over has a negative number.
+    // Join only while the call is open; the number of a finished call is negative.
     int32_t inside = num_inside_.load(std::memory_order_acquire);
     while (inside >= 0 && !num_inside_.compare_exchange_weak(inside, inside + 1, std::memory_order_acq_rel)) {
     }

@@ -1,4 +1,4 @@
-// Threads that run the tiles of a few phases together.
+// Threads that run the tiles of several phases together.
 #pragma once
 
 #include <atomic>
@@ -8,16 +8,16 @@
 
 namespace greenroom {
 
-// Tiles 0 to `num_tiles` - 1, each run once by some thread. The next phase begins when all of them are done.
+// Tiles 0 to `num_tiles` - 1, each run once by any thread. The next phase begins when all are done.
 struct Phase {
   int64_t num_tiles;
   void (*run)(void* context, int64_t tile, int thread);
   void* context;
 };
 
-// One caller at a time. Each thread has a range of neighbouring tiles, so that it reads weights as one stream, and takes
-// what is left of the others' ranges after its own: a thread whose core is busy with something else runs fewer tiles, and
-// one that has not woken up by the end of a call is not waited for. Threads wait awake for a millisecond, then sleep.
+// Serves one caller at a time. Each thread has a range of neighbouring tiles, so that it reads weights as one stream.
+// After its own range it steals tiles from the others' ranges: a thread whose core is busy runs fewer tiles, and a call
+// does not wait for a thread that has not woken up by its end. Threads spin for a millisecond, then sleep.
 class ThreadPool {
  public:
   explicit ThreadPool(int num_threads);
@@ -48,8 +48,8 @@ class ThreadPool {
   int num_phases_ = 0;
   std::vector<Counter> next_;  // by phase and range
   Counter done_[kMostPhases];
-  alignas(64) std::atomic<uint32_t> epoch_{0};     // of calls; what sleeping threads wait on
-  alignas(64) std::atomic<int32_t> num_inside_{0};  // threads in the current call; negative while it takes no more
+  alignas(64) std::atomic<uint32_t> epoch_{0};     // number of calls; sleeping threads wait on it
+  alignas(64) std::atomic<int32_t> num_inside_{0};  // threads in the current call; negative while no more may join
   alignas(64) std::atomic<int32_t> num_asleep_{0};
   std::atomic<bool> is_closing_{false};
 };

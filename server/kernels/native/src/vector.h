@@ -1,4 +1,4 @@
-// Sixteen floats at a time, on whatever the level's flags allow. Included by `kernels.inc` inside the level's namespace.
+// Vectors of sixteen floats, for the level's flags. `kernels.inc` includes this inside the level's namespace.
 
 constexpr int kLanes = 16;
 
@@ -31,7 +31,7 @@ inline Vector abs(Vector a) { return {_mm512_abs_ps(a.v)}; }
 inline Vector round(Vector a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// 2 to the power of whole numbers from -126 to 127
+// 2 to the power of integers from -126 to 127
 inline Vector exp2_whole(Vector a) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127)), 23))};
 }
@@ -93,7 +93,7 @@ inline __m256 exp2_whole(__m256 a) {
 inline Vector exp2_whole(Vector a) { return {exp2_whole(a.a), exp2_whole(a.b)}; }
 inline void store_int8(int8_t* p, Vector x) {
   const __m256i words = _mm256_permute4x64_epi64(
-      _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xD8);  // 16 of 16 bits, in order
+      _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b)), 0xD8);  // 16 numbers of 16 bits, in order
   const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), bytes);
 }
@@ -127,7 +127,7 @@ inline uint32_t bits_of_float(float number) {
   return bits;
 }
 inline float float_of_f16(uint16_t half) {
-  // Exponent and fraction moved to their places in a float are the number times 2 ** -112.
+  // Exponent and fraction, shifted to their places in a float, give the number times 2 ** -112.
   const uint32_t magnitude = half & 0x7FFFu;
   const float number = magnitude >= 0x7C00u ? float_of_bits(0x7F800000u | (magnitude & 0x3FFu) << 13)
                                             : float_of_bits(magnitude << 13) * 0x1p112f;
@@ -139,7 +139,7 @@ inline uint16_t f16_of_float(float number) {
   if (magnitude > 0x7F800000u) return sign | 0x7E00u;
   if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // rounds to infinity
   if (magnitude < 0x38800000u) {                        // subnormal: a multiple of 2 ** -24
-    const float scaled = float_of_bits(magnitude) + 0.5f;  // of whose fraction the last bit is worth 2 ** -24
+    const float scaled = float_of_bits(magnitude) + 0.5f;  // the last bit of its fraction is worth 2 ** -24
     return static_cast<uint16_t>(sign | (bits_of_float(scaled) - bits_of_float(0.5f)));
   }
   return static_cast<uint16_t>(sign | (magnitude - 0x38000000u + 0xFFFu + (magnitude >> 13 & 1u)) >> 13);
@@ -201,7 +201,7 @@ inline Vector copy_sign(Vector magnitude, Vector sign) {
 
 #endif
 
-// Lane i and lane i + 8 are added, then i and i + 4, i + 2, i + 1: the same order at every level.
+// Adds lanes i and i + 8, then i and i + 4, i + 2, i + 1: the same order at every level.
 #if defined(__SSE2__) && (defined(__AVX512F__) || defined(__AVX2__))
 inline __m128 sum_to_four(Vector x) {
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__)
@@ -215,7 +215,7 @@ inline float sum(Vector x) {
   const __m128 four = sum_to_four(x), two = _mm_add_ps(four, _mm_movehl_ps(four, four));
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-// The sums of four vectors, one after the other in memory.
+// Stores the sums of four vectors next to each other.
 inline void store_sums(float* p, Vector x0, Vector x1, Vector x2, Vector x3) {
   __m128 a = sum_to_four(x0), b = sum_to_four(x1), c = sum_to_four(x2), d = sum_to_four(x3);
   _MM_TRANSPOSE4_PS(a, b, c, d);
@@ -258,7 +258,7 @@ inline float first_lane(Vector x) {
 }
 
 
-// e ** x with an error of about 1 unit in the last place; 0 below -87.
+// Computes e ** x with an error of about 1 unit in the last place; 0 below -87.
 inline Vector exp(Vector x) {
   const Vector bounded = min(max(x, splat(-87.3f)), splat(88.3f));
   const Vector power = round(bounded * splat(1.44269504f));

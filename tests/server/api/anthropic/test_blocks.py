@@ -1,12 +1,12 @@
-"""Blocks of content, as messages of a chat."""
+"""Content blocks, translated to messages of a chat."""
 
 from __future__ import annotations
 
 import pytest
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
-from server.api.conversation import Conversation
-from server.api.errors import InvalidRequestError
+from server.api.core.conversation import Conversation
+from server.api.core.errors import InvalidRequestError
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
 SHOWN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
@@ -30,7 +30,7 @@ def test_texts_and_blocks_of_one_role_are_one_message():
     ]
 
 
-def test_what_the_assistant_thought_said_and_called_is_one_message():
+def test_reasoning_text_and_calls_of_the_assistant_are_one_message():
     blocks = [
         {"type": "thinking", "thinking": "Hm", "signature": "s"},
         {"type": "redacted_thinking", "data": "x"},
@@ -47,8 +47,8 @@ def use(call_id):
     return {"type": "tool_use", "id": call_id, "name": "look", "input": {}}
 
 
-def test_results_of_tools_come_before_what_the_user_says():
-    """And before the images that are among them."""
+def test_tool_results_precede_the_users_text():
+    """They also precede their images."""
     blocks = [
         {"type": "tool_result", "tool_use_id": "toolu_a", "content": "sunny"},
         {"type": "tool_result", "tool_use_id": "toolu_b", "content": [text("a"), IMAGE], "is_error": True},

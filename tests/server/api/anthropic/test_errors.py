@@ -1,18 +1,18 @@
-"""Errors of the routes that speak Anthropic's dialect, whoever raises them."""
+"""Errors of the routes in Anthropic's dialect, whatever raises them."""
 
 from __future__ import annotations
 
 import pytest
 from starlette.exceptions import HTTPException
 
-from server.api.errors import APIError
-from server.engine.request import DeadlineExceededError, EngineUnavailableError, QueueFullError
+from server.api.core.errors import APIError
+from server.engine.interface import DeadlineExceededError, EngineUnavailableError, QueueFullError
 
 BODY = {"max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}
 
 
 class StatusError(APIError):
-    """An error of any status."""
+    """Return an error with any status."""
 
     def __init__(self, status_code: int) -> None:
         super().__init__("no")

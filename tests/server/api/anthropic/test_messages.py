@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from server.engine.request import GenerationFailedError, RequestRefusedError
+from server.engine.interface import GenerationFailedError, RequestRefusedError
 from tests.server.api.openai.test_experts import GREENROOM
 
 MESSAGES = [{"role": "user", "content": "Tell me a story"}]
@@ -19,7 +19,7 @@ def say(post):
 
 
 def events_of(response):
-    """The data of each event; its name is in it, too."""
+    """Return the data of each event, which contains its name."""
     events = []
     for block in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
@@ -28,7 +28,7 @@ def events_of(response):
     return events
 
 
-def test_whole_message_has_anthropics_form(say):
+def test_complete_message_has_anthropics_form(say):
     message = say().json()
     assert re.fullmatch("msg_[0-9a-f]{32}", message.pop("id"))
     assert message == {
@@ -75,7 +75,7 @@ def test_sampling_parameters(fake, say):
     assert (sampling.stop, sampling.seed) == (("END",), 3)
 
 
-def test_what_asks_for_nothing_is_accepted(say, caplog):
+def test_fields_that_ask_for_nothing_are_accepted(say, caplog):
     neutral = {
         "metadata": {"user_id": "ann"},
         "service_tier": "auto",
@@ -88,7 +88,7 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
     for _ in range(2):
         assert say(**neutral).status_code == 200
     assert [record.getMessage() for record in caplog.records if "unknown field" in record.getMessage()] == [
-        "Ignored the unknown field 'unheard_of' of a request's body."
+        "Ignoring the unknown field 'unheard_of' of a request body."
     ]
 
 
@@ -101,7 +101,11 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
         ("messages", [], "'messages' must not be empty."),
         ("messages", [{"role": "tool", "content": "a"}], "'messages[0].role'"),
         ("messages", [{"role": "user", "content": [{"type": "document"}]}], "'messages[0].content[0]' must be a block"),
-        ("messages", [*MESSAGES, {"role": "assistant", "content": "Once"}], "must not end with the assistant's"),
+        (
+            "messages",
+            [*MESSAGES, {"role": "assistant", "content": "Once"}],
+            "must not end with a message of the assistant",
+        ),
         ("system", [{"type": "image"}], "'system[0]' must be a block of 'text'"),
         ("system", 1, "'system' must be a string of valid Unicode"),
         ("temperature", 3, "'temperature'"),
@@ -115,10 +119,14 @@ def test_what_asks_for_nothing_is_accepted(say, caplog):
         ("tool_choice", {"type": "some"}, "'tool_choice.type'"),
         ("tool_choice", "auto", "'tool_choice'"),
         ("stream", 1, "'stream'"),
-        ("thread", {"type": "create"}, "'thread' can't be used, for this server keeps no conversations"),
-        ("container", "container_1", "'container' can't be used, for this server runs no tools itself"),
-        ("mcp_servers", [{"type": "url"}], "'mcp_servers' can't be used, for this server runs no tools itself"),
-        ("compaction", {"type": "compact"}, "'compaction' can't be used, for this server sums up no conversations"),
+        ("thread", {"type": "create"}, "'thread' can't be used, because this server stores no conversations"),
+        ("container", "container_1", "'container' can't be used, because this server runs no tools itself"),
+        ("mcp_servers", [{"type": "url"}], "'mcp_servers' can't be used, because this server runs no tools itself"),
+        (
+            "compaction",
+            {"type": "compact"},
+            "'compaction' can't be used, because this server compacts no conversations",
+        ),
     ],
 )
 def test_bad_values_are_named(fake, say, field, value, message):
@@ -132,8 +140,8 @@ def test_bad_values_are_named(fake, say, field, value, message):
     assert not fake.engine.streams
 
 
-def test_more_tokens_than_fit_are_cut_and_a_prompt_is_not(fake, say):
-    """Clients have to name a number, and name a large one."""
+def test_max_tokens_is_cut_to_what_fits_but_a_long_prompt_is_refused(fake, say):
+    """Clients must send a limit, and often send a large one."""
     fake.engine.texts = ("a",) * 100
     message = say(max_tokens=32_000).json()
     assert (message["stop_reason"], message["usage"]["output_tokens"]) == ("model_context_window_exceeded", 59)
@@ -148,7 +156,7 @@ def test_template_that_refuses_is_a_bad_request(fake, say):
     assert (response.status_code, response.json()["error"]["message"]) == (400, "the model has no chat template")
 
 
-def test_stream_and_whole_say_the_same(say):
+def test_stream_and_complete_reply_are_equal(say):
     events = events_of(say(stream=True))
     text = "".join(event["delta"]["text"] for event in events if event["type"] == "content_block_delta")
     whole = say().json()
@@ -168,7 +176,7 @@ def test_failure_after_the_first_token_is_an_error_event(fake, say):
     assert all(stream.is_cancelled for stream in fake.engine.streams)
 
 
-def test_tokens_of_a_prompt_are_counted_and_not_run(fake, post):
+def test_counting_tokens_runs_nothing(fake, post):
     body = {"messages": MESSAGES, "system": "Be brief", "model": "org/tiny", "tools": [], "top_k": 5}
     assert post("/v1/messages/count_tokens", body).json() == {"input_tokens": 7}
     assert not fake.engine.streams

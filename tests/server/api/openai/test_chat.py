@@ -1,14 +1,14 @@
-"""``/v1/chat/completions``, whole."""
+"""``/v1/chat/completions``, without streams."""
 
 import re
 
 import pytest
 
-from server.engine.request import RequestRefusedError
+from server.engine.interface import RequestRefusedError
 from tests.server.api.openai.test_experts import GREENROOM
 
 
-def test_whole_reply_has_openais_form(chat):
+def test_complete_reply_has_openais_form(chat):
     reply = chat().json()
     assert re.fullmatch("chatcmpl-[0-9a-f]{32}", reply.pop("id"))
     assert isinstance(reply.pop("created"), int)
@@ -28,7 +28,7 @@ def test_whole_reply_has_openais_form(chat):
 
 
 def test_template_gets_roles_and_texts(fake, chat):
-    """Parts are joined, developers are the system, and names and the like are left out."""
+    """Text parts are joined, the role developer becomes system, and other fields are dropped."""
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     chat(
         messages=[

@@ -1,15 +1,15 @@
-"""``/v1/completions``, whole."""
+"""``/v1/completions``, without streams."""
 
 import re
 import threading
 
 import pytest
 
-from server.engine.request import FinishReason, QueueFullError
+from server.engine.interface import FinishReason, QueueFullError
 from tests.server.api.openai.test_experts import GREENROOM
 
 
-def test_whole_reply_has_openais_form(complete):
+def test_complete_reply_has_openais_form(complete):
     reply = complete().json()
     assert re.fullmatch("cmpl-[0-9a-f]{32}", reply.pop("id"))
     assert isinstance(reply.pop("created"), int)
@@ -59,7 +59,7 @@ def test_prompt_tokens_count_once_for_all_choices(complete):
     ],
 )
 def test_forms_of_prompts(fake, complete, prompt, prompts):
-    """Four forms are read, and all else is refused in the name of the prompt."""
+    """Four forms are accepted; errors about others name the prompt."""
     response = complete(prompt=prompt)
     assert response.status_code == (400 if prompts is None else 200)
     assert [request.prompt_ids for request in fake.engine.requests] == (prompts or [])
@@ -73,7 +73,7 @@ def test_missing_prompt_is_named(post):
     assert response.json()["error"]["param"] == "prompt"
 
 
-def test_tokenizing_leaves_the_event_loop_alone(fake, complete):
+def test_tokenizing_does_not_block_the_event_loop(fake, complete):
     complete()
     assert threading.main_thread() not in fake.codec.threads
 
@@ -97,6 +97,6 @@ def test_more_choices_than_one_request_may_have(fake, complete):
     assert not fake.engine.streams
 
 
-def test_cut_completion_says_length(complete):
+def test_cut_completion_has_finish_reason_length(complete):
     choice = complete(max_tokens=2).json()["choices"][0]
     assert (choice["text"], choice["finish_reason"]) == ("Once upon", FinishReason.LENGTH)

@@ -1,4 +1,4 @@
-"""What replies tell of experts: their cost beside the usage, and which ones were chosen."""
+"""Experts in replies: their cost in the usage, and the chosen experts of each token."""
 
 import pytest
 
@@ -23,13 +23,13 @@ def test_a_streams_usage_has_the_same(reply):
     assert chunks[-1]["usage"]["greenroom"] == {name: 3 * value for name, value in GREENROOM.items()}
 
 
-def test_each_choice_tells_the_experts_of_each_token(reply):
+def test_each_choice_has_the_experts_of_each_token(reply):
     choices = reply(return_experts=True, n=2).json()["choices"]
     assert [choice["experts"] for choice in choices] == [CHOSEN, CHOSEN]
 
 
-def test_chunks_tell_the_experts_of_the_tokens_since_the_last(reply):
-    """Of a token whose text is held back, the next chunk does."""
+def test_chunks_have_the_experts_of_the_tokens_since_the_last_chunk(reply):
+    """The next chunk has the experts of a token whose text is held back."""
     chunks = events_of(reply(return_experts=True, n=2, stream=True))
     for index in range(2):
         lists = [chunk["choices"][0]["experts"] for chunk in chunks if chunk["choices"][0]["index"] == index]
@@ -37,6 +37,6 @@ def test_chunks_tell_the_experts_of_the_tokens_since_the_last(reply):
         assert max(map(len, lists)) == 2
 
 
-def test_who_does_not_ask_is_not_told(reply):
+def test_experts_are_returned_only_on_request(reply):
     assert "experts" not in reply().json()["choices"][0]
     assert not any("experts" in chunk["choices"][0] for chunk in events_of(reply(stream=True)))

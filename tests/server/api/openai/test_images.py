@@ -1,11 +1,11 @@
-"""Images within the messages of ``/v1/chat/completions``."""
+"""Images in messages of ``/v1/chat/completions``."""
 
 import base64
 
 import pytest
 
-from server.api.openai import schemas
-from server.engine.request import RequestRefusedError
+from server.api.openai import bodies
+from server.engine.interface import RequestRefusedError
 
 URL = "data:image/png;base64,"
 
@@ -48,7 +48,7 @@ def test_text_alone_shows_nothing(fake, chat):
         ({"type": "input_audio", "input_audio": {}}, "must hold parts of the form"),
     ],
 )
-def test_what_is_no_image_by_its_form_is_named(fake, chat, part, message):
+def test_an_invalid_image_part_is_named(fake, chat, part, message):
     response = chat(messages=[{"role": "user", "content": [text("a"), part]}])
     assert response.status_code == 400
     error = response.json()["error"]
@@ -58,7 +58,7 @@ def test_what_is_no_image_by_its_form_is_named(fake, chat, part, message):
 
 
 @pytest.mark.parametrize("data", ["abc", "a b=", "§§§§"])
-def test_what_is_no_base64_is_named(fake, chat, data):
+def test_invalid_base64_is_named(fake, chat, data):
     part = {"type": "image_url", "image_url": {"url": URL + data}}
     response = chat(messages=[{"role": "user", "content": [part]}])
     assert response.status_code == 400
@@ -74,7 +74,7 @@ def test_too_many_images_are_refused(chat):
 
 
 def test_too_many_bytes_are_refused(chat, monkeypatch):
-    monkeypatch.setattr(schemas, "MAX_IMAGES_BYTES", 1 << 20)
+    monkeypatch.setattr(bodies, "MAX_IMAGES_BYTES", 1 << 20)
     response = chat(messages=[{"role": "user", "content": [image(bytes(1 << 19))] * 2}])
     assert response.status_code == 400
     assert "no more than 1 MiB of images" in response.json()["error"]["message"]

@@ -70,7 +70,7 @@ def test_a_completion_without_likeliest_tokens_lists_its_own(complete):
     assert logprobs == COMPLETION | {"top_logprobs": own}
 
 
-def test_completion_chunks_together_are_the_whole(complete):
+def test_completion_chunks_add_up_to_the_complete_reply(complete):
     chunks = [chunk["choices"][0] for chunk in events_of(complete(stream=True, logprobs=2))]
     assert {name: [value for chunk in chunks for value in chunk["logprobs"][name]] for name in COMPLETION} == COMPLETION
     assert [chunk["text"] for chunk in chunks] == TEXTS
@@ -83,10 +83,10 @@ def test_an_echo_stands_before_each_choice(complete, n):
 
 
 def test_a_model_that_answers_prompts_echoes_none(fake, complete):
-    fake.engine.reads_whole = True
+    fake.engine.is_encoder_decoder = True
     answer = complete(echo=True)
     assert answer.status_code == 400
-    assert answer.json()["error"]["message"].startswith("This model answers prompts instead of continuing them")
+    assert answer.json()["error"]["message"].startswith("This model is an encoder-decoder, which answers prompts")
     assert complete().status_code == 200
 
 

@@ -1,11 +1,11 @@
-"""Shapes of ``response_format``, and what becomes of them."""
+"""Validation of ``response_format``, and the grammars for it."""
 
 import json
 
 import pytest
 
-from server.api.json_schema import WHITE_SPACE
-from server.engine.request import GrammarSpec
+from server.api.core.json_schema import WHITE_SPACE
+from server.engine.interface import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 
@@ -20,7 +20,7 @@ def send(request):
 
 
 @pytest.mark.parametrize("value", [None, {"type": "text"}, {"type": "text", "json_schema": None}])
-def test_text_follows_nothing(send, fake, value):
+def test_the_text_format_has_no_grammar(send, fake, value):
     assert send(response_format=value).status_code == 200
     assert fake.codec.grammars == []
     assert fake.engine.requests[0].sampling.grammar is None
@@ -50,8 +50,8 @@ def test_any_object_has_a_grammar_of_its_own(send, fake):
         (True, "response_format", "must be an object"),
         ({}, "response_format.type", "is required"),
         ({"type": "xml"}, "response_format.type", "'text', 'json_object' or 'json_schema', got 'xml'"),
-        ({"type": "json_schema"}, "response_format.json_schema", "is required where the type is 'json_schema'"),
-        ({"type": "json_schema", "json_schema": None}, "response_format.json_schema", "is required where"),
+        ({"type": "json_schema"}, "response_format.json_schema", "is required if the type is 'json_schema'"),
+        ({"type": "json_schema", "json_schema": None}, "response_format.json_schema", "is required if"),
         ({"type": "json_schema", "json_schema": {"schema": {}}}, "response_format.json_schema.name", "is required"),
         ({"type": "json_schema", "json_schema": {"name": "a"}}, "response_format.json_schema.schema", "is required"),
         (with_schema({}, name=""), "response_format.json_schema.name", "at least 1 character"),

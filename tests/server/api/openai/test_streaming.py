@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from server.api.openai.streaming import sse
-from server.engine.request import GenerationFailedError
+from server.api.core.server_sent_events import sse
+from server.engine.interface import GenerationFailedError
 
 
 def events_of(response):
-    """The JSON of each event; the last must be ``[DONE]``."""
+    """Return the JSON of each event; the last must be ``[DONE]``."""
     events = response.text.split("\n\n")
     assert events[-2:] == ["data: [DONE]", ""]
     assert all(event.startswith("data: ") for event in events[:-1])
@@ -17,7 +17,7 @@ def events_of(response):
 
 
 @pytest.mark.parametrize("fixture", ["complete", "chat"])
-def test_headers_keep_proxies_from_holding_events(request, fixture):
+def test_headers_turn_off_buffering_in_proxies(request, fixture):
     response = request.getfixturevalue(fixture)(stream=True)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
@@ -26,7 +26,7 @@ def test_headers_keep_proxies_from_holding_events(request, fixture):
 
 
 def test_completion_chunks(complete):
-    """An event without text has no chunk, the last one tells why."""
+    """An event without text has no chunk; the last chunk has the finish reason."""
     chunks = events_of(complete(stream=True))
     assert [chunk["choices"] for chunk in chunks] == [
         [{"index": 0, "text": text, "logprobs": None, "finish_reason": reason}]
@@ -36,7 +36,7 @@ def test_completion_chunks(complete):
 
 
 def test_chat_chunks(chat):
-    """The role comes first, the reason last and alone."""
+    """The role comes first, the finish reason last and alone."""
     chunks = events_of(chat(stream=True))
     assert [(chunk["choices"][0]["delta"], chunk["choices"][0]["finish_reason"]) for chunk in chunks] == [
         ({"role": "assistant", "content": ""}, None),
@@ -50,7 +50,7 @@ def test_chat_chunks(chat):
 
 
 @pytest.mark.parametrize("fixture", ["complete", "chat"])
-def test_chunks_share_what_names_the_reply(request, fixture):
+def test_chunks_share_id_created_and_model(request, fixture):
     chunks = events_of(request.getfixturevalue(fixture)(stream=True, n=2))
     assert len({(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}) == 1
 
@@ -68,7 +68,7 @@ def test_no_usage_unless_asked_for(complete, options):
     assert all("usage" not in chunk for chunk in events_of(complete(stream=True, **options)))
 
 
-def test_every_choice_is_whole(complete):
+def test_every_choice_is_complete(complete):
     texts = {0: "", 1: "", 2: ""}
     for chunk in events_of(complete(stream=True, n=3)):
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]

@@ -1,10 +1,10 @@
-"""Tools of a chat: what may be sent, what the template gets, and how calls are told of."""
+"""Tools of a chat: their validation, their form for templates, and tool calls in replies."""
 
 import json
 
 import pytest
 
-from server.engine.request import RequestRefusedError
+from server.engine.interface import RequestRefusedError
 from tests.chat_formats import FAMILIES, TOOLS
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -21,7 +21,7 @@ def tool(**function):
 
 @pytest.fixture
 def hermes(fake):
-    """A model that writes calls as Hermes does, and reasons."""
+    """A model that writes calls in Hermes' format, and reasons."""
     fake.codec.chat_traits = FAMILIES["hermes"].traits
     fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
     fake.engine.max_model_len = 1024
@@ -73,10 +73,10 @@ def test_a_schema_nested_without_end_is_refused(chat):
     assert chat(tools=[tool(parameters=schema)]).json()["error"]["param"] == "tools[0].function.parameters"
 
 
-def test_a_choice_of_no_tool_says_which_there_is_none_of(chat):
+def test_a_tool_choice_of_an_unknown_tool_is_refused_by_name(chat):
     choice = {"type": "function", "function": {"name": "other"}}
     error = chat(tools=[WEATHER], tool_choice=choice).json()["error"]
-    assert error["message"] == "'tool_choice' names 'other', which is none of the tools."
+    assert error["message"] == "'tool_choice' names 'other', which is not one of the tools."
 
 
 def call(**function):
@@ -129,7 +129,7 @@ def test_the_template_gets_tools_calls_results_and_reasoning(fake, chat):
     assert fake.codec.tools == [[WEATHER, {"type": "function", "function": nothing}]]
 
 
-def test_the_template_is_not_told_of_tools_that_may_not_be_called(fake, chat):
+def test_the_template_does_not_get_tools_that_may_not_be_called(fake, chat):
     assert chat(tools=TOOLS, tool_choice="none").status_code == 200
     assert fake.codec.tools == [[]]
 
@@ -149,7 +149,7 @@ def test_a_model_that_takes_no_tools_says_so(fake, chat):
     assert (error["param"], error["message"]) == ("tools", "the model's chat template has no tools: leave out 'tools'")
 
 
-def test_a_whole_reply_has_reasoning_content_and_calls(hermes, chat):
+def test_a_complete_reply_has_reasoning_content_and_calls(hermes, chat):
     (choice,) = chat(tools=TOOLS).json()["choices"]
     call_id = choice["message"]["tool_calls"][0]["id"]
     assert choice["finish_reason"] == "tool_calls"
@@ -169,7 +169,7 @@ def test_a_whole_reply_has_reasoning_content_and_calls(hermes, chat):
     assert call_id.startswith("call_")
 
 
-def test_a_reply_that_only_calls_has_no_content(hermes, chat):
+def test_a_reply_of_calls_only_has_no_content(hermes, chat):
     hermes.engine.texts = (CALL,)
     assert chat(tools=TOOLS).json()["choices"][0]["message"]["content"] is None
 
@@ -187,7 +187,7 @@ def chunks(response):
     return [json.loads(event)["choices"][0] for event in events]
 
 
-def test_a_stream_tells_of_calls_piece_by_piece(hermes, chat):
+def test_a_stream_has_calls_in_deltas(hermes, chat):
     deltas = [choice["delta"] for choice in chunks(chat(tools=TOOLS, stream=True))]
     calls = [delta["tool_calls"][0] for delta in deltas if "tool_calls" in delta]
     assert calls[0] == {
@@ -204,7 +204,7 @@ def test_a_stream_tells_of_calls_piece_by_piece(hermes, chat):
     assert deltas[-1] == {}
 
 
-def test_logprobs_list_every_token_whatever_it_says(hermes, chat):
+def test_logprobs_list_every_token(hermes, chat):
     hermes.engine.texts = ("<think>", "Rain?", "</think>", "Yes", ".")
     whole = chat(tools=TOOLS, logprobs=True).json()["choices"][0]["logprobs"]["content"]
     streamed = [
@@ -216,14 +216,14 @@ def test_logprobs_list_every_token_whatever_it_says(hermes, chat):
     assert len(whole) == 5
 
 
-def test_choices_are_parsed_each_for_itself(hermes, chat):
+def test_choices_are_parsed_independently(hermes, chat):
     choices = chat(tools=TOOLS, n=2).json()["choices"]
     ids = [choice["message"]["tool_calls"][0]["id"] for choice in choices]
     assert [choice["message"]["content"] for choice in choices] == ["I look."] * 2
     assert len(set(ids)) == 2
 
 
-def test_only_the_first_call_is_told_of_where_they_may_not_be_parallel(hermes, chat):
+def test_only_the_first_call_is_returned_without_parallel_calls(hermes, chat):
     hermes.engine.texts = (CALL, "\n", CALL)
     assert len(chat(tools=TOOLS).json()["choices"][0]["message"]["tool_calls"]) == 2
     (choice,) = chat(tools=TOOLS, parallel_tool_calls=False).json()["choices"]

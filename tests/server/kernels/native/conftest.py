@@ -1,4 +1,4 @@
-"""Native kernels on every level that this machine can run."""
+"""Native kernels at every level that this machine can run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random matrices in each format of the native kernels, with the numbers that they stand for."""
+"""Random matrices in each format of the native kernels, with their float64 values."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from server.kernels import q4 as q4_format
+from server.kernels.formats import block_int4 as q4_format
 from server.kernels.native.library import Format, Matrix
 
 BLOCK = 16  # outputs
@@ -20,7 +20,7 @@ PLAIN = {torch.float32: Format.FLOAT32, torch.bfloat16: Format.BFLOAT16, torch.f
 
 @dataclass(frozen=True)
 class Weights:
-    """A matrix as it lies in memory."""
+    """A matrix in memory, and its values."""
 
     format: Format
     is_transposed: bool
@@ -68,7 +68,7 @@ def q4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
 
 
 def mxfp4(random: torch.Generator, outputs: int, inputs: int) -> Weights:
-    inputs = max(GROUP, inputs // GROUP * GROUP)  # as it is defined
+    inputs = max(GROUP, inputs // GROUP * GROUP)  # MXFP4 has only complete groups
     codes = torch.randint(0, 16, (outputs, inputs), generator=random)
     exponents = torch.randint(LEAST_EXPONENT, MOST_EXPONENT, (outputs, inputs // GROUP), generator=random)
     data = (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)
@@ -94,13 +94,13 @@ MAKERS: dict[str, Callable[[torch.Generator, int, int], Weights]] = {
 
 
 def _grid(random: torch.Generator, outputs: int, inputs: int, low: int, high: int) -> torch.Tensor:
-    """Integers for whole blocks and groups."""
+    """Random integers for complete blocks and groups."""
     shape = (-(-outputs // BLOCK) * BLOCK, -(-inputs // GROUP) * GROUP)
     return torch.randint(low, high, shape, generator=random)
 
 
 def _scales(random: torch.Generator, outputs: int, inputs: int) -> torch.Tensor:
-    """The scale of each group, float16."""
+    """Random float16 scales, one per group."""
     shape = (-(-outputs // BLOCK) * BLOCK, -(-inputs // GROUP))
     return (torch.rand(shape, generator=random) * 0.02 + 0.001).half()
 

@@ -1,4 +1,4 @@
-"""Slots with matrices of every published format, and products that native kernels make from them."""
+"""Slots with matrices of every published format, and products by the native kernels."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import torch
 
-from server.kernels import fp4, fp8, int4, int4_exact, int8, int8_groups
+from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, repack_int4
 from server.kernels.native.library import Format, Kernels, LinearCall, Matrix
-from server.kernels.native.slot_format import PLAIN, describe
+from server.kernels.native.slot_format import PLAIN, describe_matrix
 
 ALIGNMENT = 64
 ADDRESSES = ("data", "scales", "zeros", "rest", "divisor", "order")
@@ -18,7 +18,7 @@ Dequantise = Callable[[Mapping[str, torch.Tensor], str], torch.Tensor]
 
 
 class Slot(NamedTuple):
-    """Bytes, and dtype, shape and offset of each tensor in them."""
+    """The bytes of a slot, and dtype, shape and offset of each tensor in it."""
 
     memory: torch.Tensor
     parameters: dict[str, tuple[torch.dtype, tuple[int, ...], int]]
@@ -29,7 +29,7 @@ class Slot(NamedTuple):
 
 
 def fill_slot(tensors: Tensors) -> Slot:
-    """A slot just large enough, so that a sanitizer sees what is read beyond it."""
+    """Make a slot without spare bytes, so that a sanitizer detects reads beyond it."""
     parameters, pieces, end = {}, [], 0
     for name, tensor in tensors.items():
         data = tensor.contiguous().view(torch.uint8).flatten() if tensor.numel() else tensor.view(torch.uint8)
@@ -40,8 +40,8 @@ def fill_slot(tensors: Tensors) -> Slot:
 
 
 def matrix_in(slot: Slot, name: str, outputs: int, inputs: int) -> Matrix:
-    """A matrix with addresses in place of offsets."""
-    matrix = describe(slot.parameters, name, False, outputs, inputs)
+    """Describe a matrix with addresses instead of offsets."""
+    matrix = describe_matrix(slot.parameters, name, False, outputs, inputs)
     assert matrix is not None
     for field in ADDRESSES:
         offset = getattr(matrix, field)
@@ -120,10 +120,10 @@ class Maker:
         codes = self.ints((-(-outputs // block), inputs, block // 2), 0, 256)
         grid = (-(-inputs // group), outputs)
         zero = self.ints(grid, 0, 16) if has_zero else None
-        values = int4_exact.scales(self.scales(grid).to(dtype), zero, inputs, (group, group))
+        values = repack_int4.scales(self.scales(grid).to(dtype), zero, inputs, (group, group))
         tensors = {"w": codes, "w_scale": values if dtype == torch.float32 else values.bfloat16()}
         if dtype == torch.float16:
-            tensors["w_rest"] = int4_exact.rest(values).bfloat16()
+            tensors["w_rest"] = repack_int4.rest(values).bfloat16()
         if has_order:
             tensors["w_order"] = self.order(inputs)
         return tensors
@@ -132,7 +132,7 @@ class Maker:
 DEQUANTISE: dict[str, Dequantise] = {
     "fp8": fp8.dequantise,
     "fp4": fp4.dequantise,
-    "int8": int8.dequantise,
-    "int8_groups": int8_groups.dequantise,
-    "int4": int4.dequantise,
+    "int8": channel_int8.dequantise,
+    "int8_groups": group_int8.dequantise,
+    "int4": group_int4.dequantise,
 }

@@ -1,4 +1,4 @@
-"""The choice of a level of the native kernels, and the messages where there is none."""
+"""The choice of a level of the native kernels, and the messages if there is none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_the_setting_has_all_levels() -> None:
     assert get_args(ServeSettings.model_fields["kernels"].annotation) == ("auto", *LEVELS, "off")
 
 
-def test_auto_is_the_best_level_and_a_lower_one_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_highest_level_and_a_lower_one_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, Availability(("portable", "avx2"), ("avx512_bf16",), None))
     assert choose_level("auto") == "avx2"
     assert choose_level("portable") == "portable"
@@ -41,19 +41,22 @@ def test_auto_is_the_best_level_and_a_lower_one_can_be_had(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("avx512", "avx512 is more than this processor can run; choose auto, portable, avx2 or off"),
-        ("avx512_bf16", "avx512_bf16 was not built; choose auto, portable, avx2 or off"),
-        ("sse9", "there are no kernels named 'sse9'; choose auto, portable, avx2, avx512, avx512_bf16 or off"),
+        ("avx512", "avx512 can't run, since this processor does not support it; choose auto, portable, avx2 or off"),
+        (
+            "avx512_bf16",
+            "avx512_bf16 can't run, since the build lacks it; choose auto, portable, avx2 or off",
+        ),
+        ("sse9", "'sse9' is not a kernel level; choose auto, portable, avx2, avx512, avx512_bf16 or off"),
     ],
 )
-def test_a_level_that_is_not_there_is_refused(wanted: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_level_is_refused(wanted: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, Availability(("portable", "avx2"), ("avx512_bf16",), None))
     with pytest.raises(KernelError) as refusal:
         choose_level(wanted)
     assert str(refusal.value) == message
 
 
-def test_without_a_library_torch_computes_unless_a_level_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_library_torch_computes_unless_a_level_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, Availability((), LEVELS, "pip found no C++ compiler"))
     assert choose_level("auto") is None
     assert describe_level("auto", None) == "none, torch computes (pip found no C++ compiler)"
@@ -70,7 +73,7 @@ def test_without_a_library_torch_computes_unless_a_level_was_asked_for(monkeypat
         ({"kernels.so": b"not a library", "no_kernels.txt": b"old"}, "the native kernels can't be loaded"),
     ],
 )
-def test_the_reason_is_what_the_build_left(
+def test_the_reason_is_the_note_of_the_build(
     files: dict[str, bytes], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, content in files.items():

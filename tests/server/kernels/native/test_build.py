@@ -1,4 +1,4 @@
-"""Tests of setup.py with a made-up compiler."""
+"""The build in setup.py, with a fake compiler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .build import load_setup
+from tests.server.kernels.native.build import load_setup
 
 SETUP = load_setup()
 SCRIPT = """#!/bin/sh
@@ -31,7 +31,7 @@ class FakeCompiler:
         self.path.chmod(0o755)
 
     def compiled(self) -> set[str]:
-        """Names of the sources that were compiled since the last time."""
+        """The names of the sources compiled since the last call."""
         lines = self._log.read_text().splitlines()
         self._log.write_text("")
         return {Path(line.split(" -c ")[1].split()[0]).name for line in lines if " -c " in line}
@@ -46,7 +46,7 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """Sources, and a header that is long older than any result."""
+    """Sources, and a header that is much older than any result."""
     folder = tmp_path / "src"
     folder.mkdir()
     for name in ("api.cpp", "level_portable.cpp", "level_avx512_bf16.cpp", "level.h"):
@@ -63,14 +63,14 @@ def test_a_level_whose_flags_are_unknown_is_left_out() -> None:
     assert {"-DGREENROOM_X86", "-DGREENROOM_NO_AVX512_BF16"} <= set(made.flags)
 
 
-def test_other_processors_have_the_portable_level_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_processors_have_only_the_portable_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", str(FakeCompiler(tmp_path, "aarch64").path))
     made = SETUP.Compiler()
     assert (list(made.levels), made.lacking) == (["portable"], [])
     assert "-DGREENROOM_X86" not in made.flags
 
 
-def test_what_has_changed_is_compiled_again(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> None:
+def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> None:
     made = SETUP.Compiler()
     objects = made.objects(sources, tmp_path / "objects")
     assert {file.name for file in objects} == {"api.o", "level_portable.o"}
@@ -87,20 +87,20 @@ def test_what_has_changed_is_compiled_again(compiler: FakeCompiler, sources: Pat
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_source_that_can_not_be_compiled_is_told_with_its_first_error(sources: Path, tmp_path: Path) -> None:
+def test_a_failed_compilation_is_reported_with_its_first_error(sources: Path, tmp_path: Path) -> None:
     (sources / "broken.cpp").touch()
     with pytest.raises(SETUP.BuildFailure, match=r"compiler failed \(broken\.cpp:1:1: error: no\)"):
         SETUP.Compiler().objects(sources, tmp_path / "objects")
 
 
 @pytest.mark.usefixtures("compiler")
-def test_a_level_without_flags_in_the_table_is_no_build(sources: Path, tmp_path: Path) -> None:
+def test_a_level_without_flags_in_the_table_fails_the_build(sources: Path, tmp_path: Path) -> None:
     (sources / "level_mmx.cpp").touch()
     with pytest.raises(SETUP.BuildFailure, match=r"setup\.py has no flags for level_mmx\.cpp"):
         SETUP.Compiler().objects(sources, tmp_path / "objects")
 
 
-def test_no_compiler_is_no_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_fails_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SETUP.BuildFailure, match=r"^pip found no C\+\+ compiler$"):

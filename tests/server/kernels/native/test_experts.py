@@ -1,4 +1,4 @@
-"""Native experts are those of float64, each on its rows alone, and are added up by choice."""
+"""Native experts equal float64 results, use only their own rows, and are summed per choice."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 
 from server.kernels.native.activation import FUNCTIONS
 from server.kernels.native.library import Activation, Combination, ExpertBatch, ExpertShape, Gate, Kernels
-
-from .matrices import MAKERS, PLAIN, Weights
+from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
 
 ALIGNMENT = 64
-NONE = -1  # the expert of an absent choice, and the offset of what is not there
+NONE = -1  # the expert of an absent choice, and the offset of an absent tensor
 ALPHA, LIMIT = 1.702, 2.5
-EXACT, ROUNDED = 1e-4, 0.05  # parts of the largest sum that a result may be off
+EXACT, ROUNDED = 1e-4, 0.05  # tolerances, by the largest sum
 DTYPES = st.sampled_from(list(PLAIN))
 
 
@@ -31,7 +30,7 @@ class Expert(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """Experts, and the rows that go to them."""
+    """Experts, and the rows routed to them."""
 
     experts: list[Expert]
     gate: Gate
@@ -61,7 +60,7 @@ class Slots:
         return self._memory[expert].data_ptr()
 
     def _put(self, tensor: torch.Tensor | None) -> int:
-        """The offset of a tensor that is added to a slot."""
+        """Append a tensor to a slot, and return its offset."""
         if tensor is None:
             return NONE
         offset, data = self._end, tensor.view(torch.uint8).flatten()
@@ -86,7 +85,7 @@ def layers(draw: st.DrawFn) -> Layer:
         width = second.values.shape[1] * (2 if has_gate else 1)
         parts = [make(random, width // num_parts, most_inputs) for _ in range(num_parts)]
         inputs = parts[0].values.shape[1]
-        if second.values.shape[0] != inputs:  # MXFP4 has whole groups
+        if second.values.shape[0] != inputs:  # MXFP4 has only complete groups
             second = make(random, inputs, size)
         biases = [torch.randn(n, generator=random).to(bias_dtype) if has_bias else None for n in (width, inputs)]
         experts.append(Expert(parts, second, *biases))
@@ -98,7 +97,7 @@ def layers(draw: st.DrawFn) -> Layer:
 
 
 def run(kernels: Kernels, layer: Layer, first: int = 0) -> torch.Tensor:
-    """Runs experts from `first` on: ``(tokens * k, inputs)``; other choices stay NaN."""
+    """Run experts from `first` on: ``(tokens * k, inputs)``; other choices stay NaN."""
     slots, inputs = Slots(layer.experts, layer.gate), layer.x.shape[1]
     flat = layer.chosen.flatten()
     order = flat.argsort(stable=True)[int((flat == NONE).sum()) :].int()
@@ -133,7 +132,7 @@ def apply_gate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=40)
 @given(layer=layers())
-def test_each_choice_is_its_experts_on_its_token(kernels: Kernels, layer: Layer) -> None:
+def test_each_choice_runs_its_expert_on_its_token(kernels: Kernels, layer: Layer) -> None:
     found, top_k = run(kernels, layer).double(), layer.chosen.shape[1]
     flat = layer.chosen.flatten()
     assert bool(found[flat == NONE].isnan().all())
@@ -151,7 +150,7 @@ def test_each_choice_is_its_experts_on_its_token(kernels: Kernels, layer: Layer)
 
 @settings(max_examples=15)
 @given(layer=layers(), data=st.data())
-def test_a_choice_has_the_same_bits_whichever_experts_run_with_its_own(
+def test_a_choice_has_the_same_bits_whatever_experts_share_the_call(
     kernels: Kernels, layer: Layer, data: st.DataObject
 ) -> None:
     first = data.draw(st.integers(0, len(layer.experts) - 1))

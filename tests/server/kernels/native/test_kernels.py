@@ -1,4 +1,4 @@
-"""Threads of the native kernels, and levels that there are not."""
+"""Threads of the native kernels, and unknown levels."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import pytest
 import torch
 
 from server.kernels.native.library import KernelError, Kernels
-
-from .conftest import FOUND
-from .matrices import MAKERS
-from .test_linear import Call, multiply
+from tests.server.kernels.native.conftest import FOUND
+from tests.server.kernels.native.matrices import MAKERS
+from tests.server.kernels.native.test_linear import Call, multiply
 
 CALLS = 300
 
 
 @pytest.fixture
 def busy_neighbours() -> Iterator[None]:
-    """A thread of torch's on each core that computes all the time."""
+    """Keep a torch thread busy on each core."""
     is_over = threading.Event()
     square = torch.rand((64, 64))
 
@@ -38,7 +37,7 @@ def busy_neighbours() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("busy_neighbours")
-def test_many_short_calls_on_more_threads_than_cores_are_right_beside_busy_neighbours(level: str) -> None:
+def test_short_calls_on_more_threads_than_cores_are_right_on_a_busy_machine(level: str) -> None:
     kernels = Kernels(2 * (os.cpu_count() or 1) + 1, level)
     random = torch.Generator().manual_seed(0)
     weights = MAKERS["float32"](random, 200, 32)
@@ -48,7 +47,7 @@ def test_many_short_calls_on_more_threads_than_cores_are_right_beside_busy_neigh
     kernels.close()
 
 
-def test_calls_of_several_threads_take_turns(kernels: Kernels) -> None:
+def test_calls_of_several_threads_run_one_at_a_time(kernels: Kernels) -> None:
     random = torch.Generator().manual_seed(0)
     weights = MAKERS["bfloat16"](random, 200, 64)
     calls = [Call(torch.randn((5, 64), generator=random), None, torch.float32, 0, True) for _ in range(3)]
@@ -69,5 +68,5 @@ def test_calls_of_several_threads_take_turns(kernels: Kernels) -> None:
 
 @pytest.mark.skipif(FOUND.reason is not None, reason=f"no native kernels: {FOUND.reason}")
 def test_an_unknown_level_is_refused() -> None:
-    with pytest.raises(KernelError, match=r"^there are no kernels named 'sse9'; choose one of portable, "):
+    with pytest.raises(KernelError, match=r"^'sse9' is not a kernel level; choose one of portable, "):
         Kernels(1, "sse9")

@@ -1,4 +1,4 @@
-"""Native products are those of float64, as near as their formats allow, and a row's bits are its own."""
+"""Native products equal those of float64 as closely as their formats allow, and are batch-invariant."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.kernels.native.library import Kernels, LinearCall
+from tests.server.kernels.native.matrices import GROUP, MAKERS, PLAIN, Weights
 
-from .matrices import GROUP, MAKERS, PLAIN, Weights
-
-FLOAT32 = 2.0**-24  # half a unit in the last place, of 1
-ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of what is written
+FLOAT32 = 2.0**-24  # half a unit in the last place of 1
+ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of the result
 LEAST = 1e-7  # float16 has no smaller numbers
 UNTOUCHED = 77.0
 DTYPES = st.sampled_from(list(PLAIN))
 
 
 class Call(NamedTuple):
-    """A product's rows, its bias, and what is asked for."""
+    """The rows, the bias and the options of a product."""
 
-    x: torch.Tensor  # (rows, inputs); rows may lie apart
+    x: torch.Tensor  # (rows, inputs); rows may have gaps between them
     bias: torch.Tensor | None
     y_dtype: torch.dtype
     y_gap: int  # numbers between two rows of the result
@@ -66,7 +65,7 @@ def multiply(kernels: Kernels, weights: Weights, call: Call) -> torch.Tensor:
 
 
 def most_error(weights: Weights, call: Call, wanted: torch.Tensor) -> torch.Tensor:
-    """The most that a result may be off, ``(rows, outputs)``."""
+    """The tolerance of each result, ``(rows, outputs)``."""
     x, matrix = call.x.double(), weights.values
     size = x.abs() @ matrix.abs().T + (0 if call.bias is None else call.bias.double().abs())
     most = 2 * matrix.shape[1] * FLOAT32 * size + ROUNDING[call.y_dtype] * wanted.abs() + LEAST
@@ -81,7 +80,7 @@ def most_error(weights: Weights, call: Call, wanted: torch.Tensor) -> torch.Tens
 
 @settings(max_examples=40)
 @given(product=products())
-def test_products_are_as_near_as_their_formats_allow(kernels: Kernels, product: tuple[Weights, Call]) -> None:
+def test_products_are_as_precise_as_their_formats_allow(kernels: Kernels, product: tuple[Weights, Call]) -> None:
     weights, call = product
     wanted = call.x.double() @ weights.values.T + (0 if call.bias is None else call.bias.double())
     error = (multiply(kernels, weights, call).double() - wanted).abs()
@@ -90,7 +89,7 @@ def test_products_are_as_near_as_their_formats_allow(kernels: Kernels, product: 
 
 @settings(max_examples=20)
 @given(product=products(), data=st.data())
-def test_the_bits_of_a_row_do_not_depend_on_company(
+def test_the_bits_of_a_row_do_not_depend_on_other_rows(
     kernels: Kernels, product: tuple[Weights, Call], data: st.DataObject
 ) -> None:
     weights, call = product

@@ -1,4 +1,4 @@
-"""Native products with published formats are those with the dequantised matrix, and a row's are its own in company."""
+"""Native products with published formats equal those with the dequantised matrix, and are batch-invariant."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from server.kernels.native.available import availability
 from server.kernels.native.library import Kernels, Matrix
-from server.kernels.native.slot_format import describe
-
-from .slots import DEQUANTISE, Maker, Tensors, fill_slot, matrix_in, multiply
+from server.kernels.native.slot_format import describe_matrix
+from tests.server.kernels.native.slots import DEQUANTISE, Maker, Tensors, fill_slot, matrix_in, multiply
 
 HERE = availability().runnable
 if not HERE:
@@ -72,7 +71,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_products_are_those_with_the_dequantised_matrix(kernels: Kernels, case: str) -> None:
+def test_products_equal_those_with_the_dequantised_matrix(kernels: Kernels, case: str) -> None:
     kind, shape, make = CASES[case]
     tensors = make(Maker(0))
     slot = fill_slot(tensors)
@@ -91,7 +90,7 @@ def test_products_with_rounded_rows_are_near(kernels: Kernels, case: str) -> Non
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("is_exact", [True, False])
-def test_a_row_gives_the_same_bits_in_any_company(kernels: Kernels, case: str, is_exact: bool) -> None:
+def test_a_row_gives_the_same_bits_in_any_batch(kernels: Kernels, case: str, is_exact: bool) -> None:
     _, shape, make = CASES[case]
     slot = fill_slot(make(Maker(0)))
     matrix, rows = matrix_in(slot, "w", *shape), rows_of(70, shape[1])
@@ -109,7 +108,7 @@ def check(kernels: Kernels, matrix: Matrix, weights: torch.Tensor, counts: tuple
 
 
 def dividing(number: int, step: int) -> st.SearchStrategy[int]:
-    """The counts that a number can be divided by into groups of a multiple of ``step``; one is always there."""
+    """The numbers of groups whose size is a multiple of ``step``; always includes one."""
     return st.sampled_from([1, *(count for count in range(2, number + 1) if number % (count * step) == 0)])
 
 
@@ -123,7 +122,7 @@ def any_kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 1000), rows=st.integers(1, 20))
 @pytest.mark.parametrize("kind", DEQUANTISE)
-def test_products_of_any_shape_are_those_with_the_dequantised_matrix(
+def test_products_of_any_shape_equal_those_with_the_dequantised_matrix(
     any_kernels: Kernels, kind: str, data: st.DataObject, seed: int, rows: int
 ) -> None:
     tensors, shape = draw_tensors(data, kind, Maker(seed))
@@ -132,7 +131,7 @@ def test_products_of_any_shape_are_those_with_the_dequantised_matrix(
 
 
 def draw_tensors(data: st.DataObject, kind: str, make: Maker) -> tuple[Tensors, tuple[int, int]]:
-    """Tensors of a matrix of any shape that a format may have."""
+    """Draw the tensors of a matrix of any shape that a format supports."""
     outputs, inputs = data.draw(st.integers(1, 140)), data.draw(st.integers(1, 600))
     flags = {"has_zero": data.draw(st.booleans()), "has_order": data.draw(st.booleans())}
     if kind == "fp4":
@@ -158,7 +157,7 @@ def draw_tensors(data: st.DataObject, kind: str, make: Maker) -> tuple[Tensors, 
     return make.int4(shape, group, block, dtype, **flags), shape
 
 
-def test_what_the_kernels_do_not_know_is_not_described() -> None:
+def test_an_unsupported_variant_has_no_description() -> None:
     make = Maker(0)
     tensors = make.fp8((8, 40), (1, 5), F32)  # groups of 8 inputs
-    assert describe(fill_slot(tensors).parameters, "w", False, 8, 40) is None
+    assert describe_matrix(fill_slot(tensors).parameters, "w", False, 8, 40) is None

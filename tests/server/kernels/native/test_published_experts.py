@@ -1,4 +1,4 @@
-"""Native experts whose matrices have orders of inputs of their own are those of the reference."""
+"""Native experts whose matrices reorder their inputs equal those of torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from server.kernels import int4
+from server.kernels.formats import group_int4
 from server.kernels.native.available import availability
 from server.kernels.native.library import (
     Activation,
@@ -16,9 +16,8 @@ from server.kernels.native.library import (
     Gate,
     Kernels,
 )
-from server.kernels.native.slot_format import describe
-
-from .slots import Maker, Slot, Tensors, fill_slot
+from server.kernels.native.slot_format import describe_matrix
+from tests.server.kernels.native.slots import Maker, Slot, Tensors, fill_slot
 
 if not availability().runnable:
     pytest.skip("there are no native kernels here", allow_module_level=True)
@@ -40,12 +39,12 @@ def make_expert(seed: int) -> Tensors:
 
 
 def run_reference(tensors: Tensors, rows: torch.Tensor) -> torch.Tensor:
-    gate, up, down = (int4.dequantise(tensors, name) for name in PARTS)
+    gate, up, down = (group_int4.dequantise(tensors, name) for name in PARTS)
     return (F.silu(rows @ gate.T) * (rows @ up.T)) @ down.T
 
 
 def shape_of(slot: Slot) -> ExpertShape:
-    gate, up, down = (describe(slot.parameters, name, False, *shape) for name, shape in PARTS.items())
+    gate, up, down = (describe_matrix(slot.parameters, name, False, *shape) for name, shape in PARTS.items())
     shape = ExpertShape(
         second=down,
         first_bias=-1,
@@ -57,7 +56,7 @@ def shape_of(slot: Slot) -> ExpertShape:
     return shape
 
 
-def test_each_row_is_put_in_the_order_of_its_expert_and_part() -> None:
+def test_each_row_takes_the_input_order_of_its_expert_and_part() -> None:
     experts = [make_expert(seed) for seed in range(3)]
     slots = [fill_slot(tensors) for tensors in experts]
     rows = torch.randn((9, HIDDEN), generator=torch.Generator().manual_seed(0))

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from .build import DRIVER, ROOT, load_setup
+from tests.server.kernels.native.build import DRIVER, ROOT, load_setup
 
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
 FLAGS = ("-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", *SANITIZERS)
-# GCC 12 aligns frames of the heap to 32 bytes, where AVX-512 wants 64.
+# GCC 12 aligns heap frames to 32 bytes, but AVX-512 needs 64.
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 ROUNDS = 30
 
 
-@pytest.mark.timeout(600)  # nearly all of it is compiling, of what has changed since the last time
-def test_random_calls_are_right_and_break_no_rule_of_the_language(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)  # almost all of it compiles the sources that changed since the last run
+def test_random_calls_are_right_and_have_no_undefined_behaviour(tmp_path: Path) -> None:
     setup = load_setup()
     sources = ROOT / setup.SOURCES
     try:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from server.engine.request import GenerationFailedError, QueueFullError, RequestRefusedError
+from server.engine.interface import GenerationFailedError, QueueFullError, RequestRefusedError
 from tests.server.api.openai.test_experts import GREENROOM
 
 
@@ -17,7 +17,7 @@ def respond(post):
 
 
 def events_of(response):
-    """The data of each event; its name is in it, too."""
+    """Return the data of each event, which contains its name."""
     events = []
     for block in response.text.removesuffix("\n\n").split("\n\n"):
         name, data = block.split("\n")
@@ -26,7 +26,7 @@ def events_of(response):
     return events
 
 
-def test_whole_response_has_openais_form(respond):
+def test_complete_response_has_openais_form(respond):
     response = respond().json()
     assert re.fullmatch("resp_[0-9a-f]{32}", response.pop("id"))
     assert isinstance(response.pop("created_at"), int)
@@ -98,13 +98,13 @@ def test_template_gets_instructions_and_input(fake, respond):
     ]
 
 
-def test_sampling_parameters_of_chats_are_taken(fake, respond):
+def test_sampling_parameters_of_chats_are_accepted(fake, respond):
     respond(top_k=7, seed=3, stop=["END"], min_p=0.5)
     sampling = fake.engine.requests[0].sampling
     assert (sampling.top_k, sampling.seed, sampling.stop, sampling.min_p) == (7, 3, ("END",), 0.5)
 
 
-def test_what_asks_for_nothing_is_accepted(fake, respond):
+def test_fields_that_ask_for_nothing_are_accepted(fake, respond):
     neutral = {
         "store": True,
         "background": False,
@@ -129,7 +129,7 @@ def test_unknown_fields_are_logged_once(respond, caplog):
     for _ in range(2):
         respond(unheard_of=1, top_k=5)
     assert [record.getMessage() for record in caplog.records if "unknown field" in record.getMessage()] == [
-        "Ignored the unknown field 'unheard_of' of a request's body."
+        "Ignoring the unknown field 'unheard_of' of a request body."
     ]
 
 
@@ -172,7 +172,7 @@ def test_bad_values_are_named(fake, respond, field, value, param):
     assert not fake.engine.streams
 
 
-def test_an_image_that_is_no_base64_is_named_as_input(respond):
+def test_an_image_that_is_not_base64_is_named_as_input(respond):
     content = [{"type": "input_image", "image_url": "data:image/png;base64,?"}]
     error = respond(input=[{"role": "user", "content": content}]).json()["error"]
     assert error["param"] == "input"
@@ -197,7 +197,7 @@ def test_a_full_queue(fake, respond):
     assert response.headers["retry-after"]
 
 
-def test_logprobs_stand_beside_the_text(respond):
+def test_logprobs_accompany_the_text(respond):
     include = {"include": ["message.output_text.logprobs"], "top_logprobs": 1}
     (part,) = respond(**include).json()["output"][0]["content"]
     assert [each["logprob"] for each in part["logprobs"]] == [-0.5, -1.0, -1.5, -2.0, -2.5]
@@ -212,12 +212,12 @@ def test_logprobs_stand_beside_the_text(respond):
     assert [len(event["logprobs"]) for event in deltas] == [1, 1, 2, 1]
 
 
-def test_top_logprobs_alone_are_not_told(respond):
+def test_top_logprobs_alone_return_no_logprobs(respond):
     (part,) = respond(top_logprobs=2).json()["output"][0]["content"]
     assert part["logprobs"] == []
 
 
-def test_stream_and_whole_say_the_same(respond):
+def test_stream_and_complete_reply_are_equal(respond):
     whole, streamed = respond(seed=1).json(), events_of(respond(seed=1, stream=True))[-1]["response"]
     for response in (whole, streamed):
         del response["id"], response["created_at"], response["completed_at"], response["output"][0]["id"]
@@ -234,7 +234,7 @@ def test_failure_after_the_first_token_is_the_last_event(fake, respond):
     assert all(stream.is_cancelled for stream in fake.engine.streams)
 
 
-def test_failure_of_a_whole_response_is_an_error(fake, respond):
+def test_failure_of_a_complete_response_is_an_error(fake, respond):
     fake.engine.failure = GenerationFailedError("an expert could not be read")
     response = respond()
     assert response.status_code == 500

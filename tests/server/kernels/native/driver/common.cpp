@@ -32,7 +32,7 @@ double put_plain(Format format, float number, char* target) {
   if (format == Format::kBFloat16) {
     bits &= 0xFFFF0000u;
     half = static_cast<uint16_t>(bits >> 16);
-  } else {  // of what float16 has as a normal number, else zero
+  } else {  // a normal number of float16, or zero
     const int exponent = static_cast<int>(bits >> 23 & 255) - 112;
     const bool is_normal = exponent > 0 && exponent < 31;
     bits = is_normal ? bits & 0xFFFFE000u : 0;
@@ -45,7 +45,7 @@ double put_plain(Format format, float number, char* target) {
 
 namespace {
 
-// A number of a sign, some bits of exponent and some of fraction, subnormal ones included.
+// Decodes a sign, some bits of exponent and some of fraction; subnormal numbers included.
 double small_float(int bits, int exponent_bits, int fraction_bits) {
   const int exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1), fraction = bits & ((1 << fraction_bits) - 1);
   const int bias = (1 << (exponent_bits - 1)) - 1;
@@ -84,7 +84,7 @@ Numbers::Numbers(Format format, int64_t count, float scale)
 }
 
 void check(const char* what, const char* level, Format format, double found, double wanted, double most) {
-  if (std::fabs(found - wanted) <= most) return;  // false for what is not a number, too
+  if (std::fabs(found - wanted) <= most) return;  // false for NaN, too
   if (++num_wrong <= 20) {
     std::printf("%s at %s, format %d: %g in place of %g\n", what, level, static_cast<int>(format), found, wanted);
   }

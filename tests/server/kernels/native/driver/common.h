@@ -1,4 +1,4 @@
-// Random numbers, plain numbers in memory, the kernels' C interface, and how results are held against others.
+// Random numbers, plain numbers in memory, the kernels' C interface, and checks of results.
 #pragma once
 
 #include <memory>
@@ -29,26 +29,26 @@ namespace driver {
 
 using namespace greenroom;
 
-constexpr double kExact = 1e-4;  // part of the sum of magnitudes that a result may be off
+constexpr double kExact = 1e-4;  // tolerance, as a part of the sum of magnitudes
 
 extern std::mt19937 random_bits;
 extern int num_wrong;
 
-int64_t between(int64_t low, int64_t high);  // both are possible
+int64_t between(int64_t low, int64_t high);  // both included
 bool one_in(int64_t count);
 float normal();
 std::vector<float> normals(int64_t count, float scale = 1.0f, float mean = 0.0f);
 Format plain_format();
 
-// Writes a plain number that takes part in sums, cut off to what the format holds; gives what it is then.
+// Writes a plain number that takes part in sums, truncated to the format; returns the truncated number.
 double put_plain(Format format, float number, char* target);
 double get_plain(Format format, const char* source);
 
-// A scale of any format that scales have.
+// Writes a scale in any of the formats for scales.
 double get_scale(Format format, const char* source);
 int64_t scale_bytes(Format format);
 
-// Numbers of a plain format in memory of their own.
+// Numbers of a plain format, with their own memory.
 struct Numbers {
   Numbers(Format format, int64_t count, float scale = 1.0f);
 
@@ -57,10 +57,10 @@ struct Numbers {
   std::vector<double> values;
 };
 
-// Counts a result that is more than `most` off, and says so.
+// Counts and prints a result that is more than `most` off.
 void check(const char* what, const char* level, Format format, double found, double wanted, double most);
 
-// The same for what has to be equal.
+// The same for results that must be equal.
 void check_same(const char* what, const char* level, const void* found, const void* wanted, int64_t bytes);
 
 void run_linear(Handle* handle, const char* level);

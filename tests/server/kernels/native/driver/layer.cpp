@@ -6,7 +6,7 @@
 namespace driver {
 namespace {
 
-constexpr int32_t kGone = -1;  // in a block table: a block before what any token sees
+constexpr int32_t kGone = -1;  // in a block table: a block that no token attends to any more
 
 Format experts_format(int64_t hidden) {
   for (;;) {
@@ -91,7 +91,7 @@ void Layer::set_experts() {
   if (spec.has_router) {
     Router& by = spec.router;
     by.num_groups = one_in(2) ? 1 : static_cast<int32_t>(between(2, 4));
-    const auto size = static_cast<int32_t>(between(2, 6));  // experts of a group
+    const auto size = static_cast<int32_t>(between(2, 6));  // experts per group
     by.top_groups = static_cast<int32_t>(between(1, by.num_groups));
     by.top_k = static_cast<int32_t>(between(1, std::min(4, by.top_groups * size)));
     spec.num_experts = by.num_groups * size;
@@ -103,20 +103,20 @@ void Layer::set_experts() {
     by.is_normalised = between(0, 1);
     by.scale = one_in(2) ? 1.0f : 2.5f;
     const Format format = experts_format(hidden);
-    experts.emplace_back(format, spec.num_experts, hidden, whole(format, between(1, 40)), one_in(2));
+    experts.emplace_back(format, spec.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
     spec.experts = experts[0].shape;
   }
   if (!spec.has_dense) return;
   const Format format = experts_format(hidden);
-  dense.emplace_back(format, 1, hidden, whole(format, between(1, 40)), false);
+  dense.emplace_back(format, 1, hidden, supported(format, between(1, 40)), false);
   spec.dense = dense[0].placed();
   if (one_in(2)) return;
   dense_gate.emplace_back(trunk_weights(1, hidden));
   spec.dense_gate = dense_gate[0].matrix();
 }
 
-// A cache of just the blocks that the step's tokens see, in any order. What no token wrote before is not a number, as
-// what another sequence left there may be.
+// A cache of exactly the blocks that the step's tokens attend to, in any order. Places that no token wrote are NaN, as
+// the leftovers of another sequence may be.
 void Layer::set_cache() {
   int32_t num_blocks = 0;
   for (const Sequence& sequence : plan.sequences) {

@@ -8,7 +8,7 @@
 
 namespace driver {
 
-constexpr float kEpsilon = 1e-6f, kHeadEpsilon = 1e-5f;  // of norms
+constexpr float kEpsilon = 1e-6f, kHeadEpsilon = 1e-5f;  // epsilons of norms
 
 Weights trunk_weights(int64_t outputs, int64_t inputs);
 
@@ -17,7 +17,7 @@ struct Sequence {
   int64_t end() const { return first_position + num_tokens; }
 };
 
-// What all layers of a step have in common.
+// The sizes that all layers of a step share.
 struct Plan {
   Plan();
 
@@ -26,19 +26,19 @@ struct Plan {
   int64_t hidden = one_in(2) ? between(1, 80) : 32 * between(1, 3);
 };
 
-// Some tokens of a sequence that are computed in the same call.
+// Some tokens of a sequence, computed in one call.
 struct Chunk {
   const Sequence* sequence;
   int64_t first, count;
 };
 
-// A layer, and the memory that its spec refers to.
+// A layer, and the memory that its spec points to.
 struct Layer {
   Layer(const Plan& plan, int32_t number);
 
   int64_t oldest_seen(int64_t position) const;
 
-  // Places in a cache, in bytes.
+  // Offsets in a cache, in bytes.
   int64_t key_place(const int32_t* table, int64_t head, int64_t position, int64_t d) const {
     const int64_t first = table[position / kCacheBlock] * kCacheBlock;
     const int64_t place = (head * spec.cache_slots + first) * spec.cache_dim + d * kCacheBlock + position % kCacheBlock;
@@ -71,7 +71,7 @@ struct Layer {
   void set_cache();
 };
 
-// The arrays of a call with some tokens.
+// The arrays of a call for some tokens.
 struct Step {
   Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<Chunk>& chunks,
        const std::vector<float>& given, bool is_exact);

@@ -1,5 +1,5 @@
-// Decoder layers: one after the other against plain loops, then all in one call, and each sequence in calls of its own,
-// against the bits of that. And the head.
+// Checks decoder layers one by one against plain loops, then all in one call, and each sequence in its own calls,
+// against the same bits. Checks the head, too.
 
 #include <algorithm>
 #include <cmath>
@@ -11,7 +11,7 @@
 namespace driver {
 namespace {
 
-// What the experts of a layer give for the choices that its router made.
+// The results of a layer's experts for the router's choices.
 std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
   if (!layer.spec.has_router) return {};
   const int64_t top_k = layer.spec.router.top_k, num_experts = layer.spec.num_experts;
@@ -35,7 +35,7 @@ std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step
   return outputs;
 }
 
-// The layers in calls of their own, held against loops.
+// Runs each layer in its own call, and checks it against loops.
 void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& layers, Step& step) {
   int64_t place = 0;
   for (const Layer& layer : layers) {
@@ -52,7 +52,7 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
   }
 }
 
-// Holds some rows of a step against the same rows of another.
+// Compares some rows of a step with the same rows of another.
 void check_rows(const char* what, const char* level, const std::deque<Layer>& layers, const Step& found,
                 int64_t found_row, const Step& wanted, int64_t wanted_row, int64_t rows) {
   const int64_t hidden = found.call.hidden_size;

@@ -41,7 +41,7 @@ void soft_max(Vector& x) {
   for (double& number : x) number /= total;
 }
 
-// Queries, keys and values of a token, as they are attended to.
+// Queries, keys and values of a token, after norms and rotary embedding.
 struct Heads {
   Heads(const Layer& layer, const float* given, int64_t position) {
     const LayerSpec& spec = layer.spec;
@@ -74,7 +74,7 @@ struct Heads {
   Vector query, key, value;
 };
 
-// Attention of a token to what is in the cache.
+// Attention of a token over the cache.
 Vector attended(const Layer& layer, const int32_t* table, const Vector& query, int64_t position) {
   const LayerSpec& spec = layer.spec;
   const int64_t oldest = layer.oldest_seen(position);
@@ -104,7 +104,7 @@ Vector attended(const Layer& layer, const int32_t* table, const Vector& query, i
   return result;
 }
 
-// Copies what a token has in the cache to another one.
+// Copies a token's keys and values to another cache.
 void copy_token(const Layer& layer, const int32_t* table, int64_t position, std::vector<char>& keys,
                 std::vector<char>& values) {
   const int64_t bytes = bytes_of(layer.spec.cache_format);
@@ -136,10 +136,10 @@ void check_cache(const char* level, const Layer& layer, const int32_t* table, in
   }
 }
 
-// Whether two scores are too near to each other to say which is the greater.
+// True if two scores are too close to tell which is greater.
 bool are_near(double a, double b) { return std::fabs(a - b) <= 1e-4 * (std::fabs(a) + std::fabs(b)); }
 
-// The places of scores, the greatest first.
+// The indices of scores, the greatest first.
 std::vector<size_t> ranked(const Vector& scores) {
   std::vector<size_t> places(scores.size());
   std::iota(places.begin(), places.end(), 0);
@@ -147,7 +147,7 @@ std::vector<size_t> ranked(const Vector& scores) {
   return places;
 }
 
-// Scores for the choice, with those of groups that are not chosen far below; false if groups are too near each other.
+// Computes the scores for the choice, with very low ones for groups not chosen; false if groups are too close to tell.
 bool keep_groups(const Router& router, Vector& scores) {
   if (router.num_groups == 1) return true;
   const auto size = static_cast<int64_t>(scores.size()) / router.num_groups;

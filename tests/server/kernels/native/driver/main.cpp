@@ -1,6 +1,6 @@
-// Calls the C interface of the native kernels at every level of this processor with random shapes, and holds results
-// against plain loops. It is linked with the kernels' objects, so that sanitizers see both; memory is as large as it
-// has to be and no larger. `driver ROUNDS [SEED]` answers 0, or 1 with a line for each result that is off.
+// Calls the C interface of the native kernels at every level of this processor with random shapes, and checks results
+// against plain loops. It is linked with the kernels' objects, so that sanitizers cover both; memory has no spare
+// bytes. `driver ROUNDS [SEED]` exits with 0, or with 1 and a line for each wrong result.
 
 #include <cmath>
 #include <cstdio>
@@ -14,8 +14,8 @@ namespace driver {
 namespace {
 
 constexpr const char* kLevels[] = {"portable", "avx2", "avx512", "avx512_bf16"};
-constexpr double kRounded = 0.12;  // part of the sum of magnitudes that an expert's result may be off
-constexpr int kLayerShare = 3;  // rounds to one with decoder layers, which take longer
+constexpr double kRounded = 0.12;  // tolerance of an expert's result, as a part of the sum of magnitudes
+constexpr int kLayerShare = 3;  // rounds per round with decoder layers, which take longer
 
 void run_combine(Handle* handle, const char* level, Format format, std::vector<float>& outputs,
                  const std::vector<int32_t>& absent, int64_t tokens, int64_t top_k, int64_t hidden) {
@@ -37,7 +37,7 @@ void run_combine(Handle* handle, const char* level, Format format, std::vector<f
   for (int64_t i = 0; i < tokens * hidden; ++i) {
     double wanted = 0, magnitude = 0;
     for (int64_t place = i / hidden * top_k; place < (i / hidden + 1) * top_k; ++place) {
-      const double part = weights.values[place] * outputs[place * hidden + i % hidden];  // absent ones are zero by now
+      const double part = weights.values[place] * outputs[place * hidden + i % hidden];  // those of absent choices are zero by now
       wanted += part;
       magnitude += std::fabs(part);
     }
@@ -49,8 +49,8 @@ void run_combine(Handle* handle, const char* level, Format format, std::vector<f
 
 void run_linear(Handle* handle, const char* level) {
   const Format format = any_format();
-  const bool is_long = one_in(12);  // so that inputs are taken in stretches
-  const int64_t inputs = whole(format, is_long ? between(500, 2200) : between(1, 200));
+  const bool is_long = one_in(12);  // long enough that inputs are taken in stretches
+  const int64_t inputs = supported(format, is_long ? between(500, 2200) : between(1, 200));
   const Weights weights(Layout(format, is_long ? between(1, 10) : between(1, 150), inputs));
   const int64_t outputs = weights.layout.outputs;
   const int64_t rows = is_long || one_in(2) ? between(1, 7) : between(1, 70);
@@ -87,7 +87,7 @@ void run_linear(Handle* handle, const char* level) {
 void run_experts(Handle* handle, const char* level) {
   const Format format = any_format();
   const int64_t num_experts = between(1, 4), tokens = between(1, 30), top_k = between(1, 3);
-  const int64_t hidden = whole(format, between(1, 80)), size = whole(format, between(1, 60));
+  const int64_t hidden = supported(format, between(1, 80)), size = supported(format, between(1, 60));
   const Experts experts(format, num_experts, hidden, size, one_in(2));
   const std::vector<uint64_t> addresses = experts.addresses();
   std::vector<int32_t> expert_of(static_cast<size_t>(tokens * top_k)), absent;
@@ -124,7 +124,7 @@ void run_experts(Handle* handle, const char* level) {
   run_combine(handle, level, format, outputs, absent, tokens, top_k, hidden);
 }
 
-// Small calls one after the other, some at once, some after pauses in which threads fall asleep.
+// Runs small calls in sequence, some without pauses, some after pauses in which threads fall asleep.
 void run_threads(const char* level, int num_calls) {
   Handle* handle = greenroom_open(5, level);
   Layout layout(Format::kFloat32, 130, 8);
@@ -166,7 +166,7 @@ int main(int count, char** arguments) {
   random_bits.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0);
   for (const char* level : kLevels) {
     const char* found = greenroom_level(level);
-    if (!found || std::strcmp(found, level)) continue;  // not of this build, or not of this processor
+    if (!found || std::strcmp(found, level)) continue;  // missing from this build, or unsupported by this processor
     Handle* handle = greenroom_open(3, level);
     if (!handle) return 1;
     for (int round = 0; round < rounds; ++round) {

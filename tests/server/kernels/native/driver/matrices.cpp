@@ -13,7 +13,7 @@ constexpr Format kFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFlo
 constexpr Format kScaleFormats[] = {Format::kFloat32, Format::kBFloat16, Format::kFloat16, Format::kE8M0, Format::kFp8};
 constexpr double kQ4Numbers[16] = {-51, -37, -26, -17, -9, -2, 5, 11, 17, 23, 29, 36, 43, 51, 60, 74};
 constexpr double kFp4Numbers[16] = {0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6};
-constexpr int64_t kDecoded = 16;  // codes that are decoded at a time, and so have one scale
+constexpr int64_t kDecoded = 16;  // codes decoded at a time, which share a scale
 
 int64_t divisor_of(int64_t number) {
   int64_t found = between(1, number);
@@ -21,7 +21,7 @@ int64_t divisor_of(int64_t number) {
   return found;
 }
 
-// How many inputs can share a scale.
+// Numbers of inputs that can share a scale.
 int64_t column_block_of(int64_t inputs) {
   std::vector<int64_t> sizes{inputs};
   for (int64_t size = kDecoded; size < inputs; size += kDecoded) {
@@ -35,7 +35,7 @@ int64_t column_block_of(int64_t inputs) {
 Format any_format() { return kFormats[between(0, 9)]; }
 Format trunk_format() { return kFormats[between(0, 4)]; }
 
-int64_t whole(Format format, int64_t inputs) {
+int64_t supported(Format format, int64_t inputs) {
   switch (format) {
     case Format::kMxfp4: return round_up(inputs, kGroup);
     case Format::kFp4: return round_up(inputs, one_in(4) ? 2 : kDecoded);
@@ -66,7 +66,7 @@ Layout::Layout(Format format, int64_t outputs, int64_t inputs) : format(format),
       has_zeros = format == Format::kInt8 && one_in(2);
       has_order = format == Format::kInt8 && one_in(3);
       has_divisor = format == Format::kFp4 && one_in(2);
-      if (format == Format::kFp4 && inputs % kDecoded == 0 && !one_in(4)) {  // NVFP4, which has products of its own
+      if (format == Format::kFp4 && inputs % kDecoded == 0 && !one_in(4)) {  // NVFP4, which has its own products
         column_block = kDecoded;
         scale_format = Format::kFp8;
         has_divisor = !one_in(4);
@@ -141,7 +141,7 @@ void Weights::fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t
   char word[2];
   const float magnitude = 0.001f + 0.01f * static_cast<float>(between(0, 100)) / 100;
   double scale = put_plain(Format::kFloat16, is_q8 ? magnitude : 64 * magnitude, word), zero = 0;
-  if (!is_q8) {  // the five last bits are the zero, the first the sign
+  if (!is_q8) {  // the last five bits are the zero, the first is the sign
     uint16_t bits;
     std::memcpy(&bits, word, 2);
     bits = static_cast<uint16_t>((bits & 0x7FE0) | between(0, 31) | between(0, 1) << 15);
@@ -180,12 +180,12 @@ void Weights::fill_scales(int64_t count) {
   }
 }
 
-// Writes a random code and gives the number it means.
+// Writes a random code and returns the number that it means.
 double Weights::code(int64_t output, int64_t column, double zero) {
   const int64_t place = output * layout.inputs + column;
   switch (layout.format) {
     case Format::kFp8:
-      codes[place] = static_cast<char>(between(0, 126) | between(0, 1) << 7);  // 127 is not a number
+      codes[place] = static_cast<char>(between(0, 126) | between(0, 1) << 7);  // 127 is NaN
       return get_scale(Format::kFp8, &codes[place]);
     case Format::kInt8: {
       const int64_t number = between(-128, 127);

@@ -1,11 +1,11 @@
-// Random matrices of every format, with the numbers that they stand for.
+// Random matrices of every format, with their values.
 #pragma once
 
 #include "common.h"
 
 namespace driver {
 
-// All of a matrix but its numbers, so that the matrices of several experts can have the same.
+// All of a matrix except its numbers, which the matrices of several experts can share.
 struct Layout {
   Layout(Format format, int64_t outputs, int64_t inputs);
 
@@ -18,21 +18,21 @@ struct Layout {
 };
 
 Format any_format();
-Format trunk_format();  // of linear layers: plain, or 8 or 4 bits of a pack
+Format trunk_format();  // a format of linear layers: plain, or int8 or int4 of a pack
 
-// A number of inputs that a format can have, near another one.
-int64_t whole(Format format, int64_t inputs);
+// A number of inputs that a format supports, near another one.
+int64_t supported(Format format, int64_t inputs);
 
-// A matrix as it lies in memory; `values` are (outputs, inputs), as inputs are given.
+// A matrix in memory; `values` are (outputs, inputs), in the order of the inputs.
 struct Weights {
   explicit Weights(const Layout& layout);
 
   Matrix matrix() const;
 
-  // The sum of an output for some numbers; `size` becomes that of the magnitudes.
+  // The sum of an output for some numbers; sets `size` to the sum of magnitudes.
   double sum(const double* x, int64_t output, double* size) const;
 
-  // What that sum may be off if numbers are rounded: to bfloat16, or to 8 bits of the largest.
+  // The tolerance of that sum if numbers are rounded: to bfloat16, or to 8 bits of the largest.
   double rounding(const double* x, int64_t output) const;
 
   Layout layout;
@@ -44,7 +44,7 @@ struct Weights {
   void fill_plain();
   void fill_pack(bool is_q8);
   void fill_pack_group(bool is_q8, int64_t output, int64_t group, int64_t groups);
-  void fill_codes();  // of kFp8, kInt8, kFp4 and kMxfp4
+  void fill_codes();  // for kFp8, kInt8, kFp4 and kMxfp4
   void fill_int4();
   void fill_scales(int64_t count);
   double code(int64_t output, int64_t column, double zero);

@@ -52,7 +52,7 @@ Experts::Experts(Format format, int64_t count, int64_t hidden, int64_t size, boo
   }
 }
 
-// Copies the matrices and biases of an expert to its slot, which ends with the last of them.
+// Copies the matrices and biases of an expert to its slot, which ends right after the last one.
 void Experts::fill_slot(int64_t expert) {
   std::vector<char>& slot = slots[static_cast<size_t>(expert)];
   const auto put = [&slot](const void* bytes, int64_t count) {

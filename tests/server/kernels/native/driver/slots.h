@@ -1,4 +1,4 @@
-// The experts of a layer, each in a slot of its own, and what they give by plain loops.
+// The experts of a layer, each in its own slot, and their results by plain loops.
 #pragma once
 
 #include "matrices.h"
@@ -6,18 +6,18 @@
 namespace driver {
 
 struct Experts {
-  // `format` can have `hidden` and `size` inputs.
+  // `format` supports `hidden` and `size` inputs.
   Experts(Format format, int64_t count, int64_t hidden, int64_t size, bool has_bias);
 
-  // Numbers (hidden) of an expert for some numbers (hidden); `size` becomes the largest sum of magnitudes.
+  // The results (hidden) of an expert for some numbers (hidden); sets `size` to the largest sum of magnitudes.
   std::vector<double> run(int64_t expert, const double* x, double* size) const;
 
-  // The shape with addresses in place of offsets, for the only expert.
+  // The shape with addresses instead of offsets, for the only expert.
   ExpertShape placed() const;
 
   std::vector<uint64_t> addresses() const;
 
-  int64_t hidden, size, width;  // width: outputs of the first matrix, or of its parts together
+  int64_t hidden, size, width;  // width: outputs of the first matrix, all parts together
   bool has_bias;
   ExpertShape shape{};
   std::vector<std::vector<char>> slots;
@@ -29,7 +29,7 @@ struct Experts {
   std::vector<Numbers> first_biases_, second_biases_;
 };
 
-// Choices (tokens * top_k) by expert as the kernels take them; -1 is none.
+// Choices (tokens * top_k) by expert, as the kernels take them; -1 means no expert.
 struct Sorted {
   Sorted(const std::vector<int32_t>& expert_of, int64_t num_experts);
 

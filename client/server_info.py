@@ -1,0 +1,31 @@
+"""Models and health of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from client.parsing import dataclass_from
+
+
+@dataclass(frozen=True)
+class Model:
+    """A served model; ``max_model_len`` is the limit of prompt and completion together, in tokens."""
+
+    id: str
+    created: int  # seconds since 1970
+    owned_by: str
+    max_model_len: int | None = None
+
+
+@dataclass(frozen=True)
+class Health:
+    """Health of a server. ``status`` is "ok", "ready", "loading", "draining" or "dead"."""
+
+    status: str
+    is_ok: bool
+
+
+def parse_models(body: Mapping[str, Any]) -> list[Model]:
+    return [dataclass_from(Model, model, max_model_len=model.get("max_model_len")) for model in body["data"]]

@@ -1,0 +1,1 @@
+"""Reads from disk, and copies between host and device."""

@@ -1,0 +1,142 @@
+"""Index of safetensors files, from their headers; every offset is checked before data is read.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import stat
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from expert_store.catalog import Extent, TensorSource
+from expert_store.errors import CheckpointError
+
+MAX_HEADER_BYTES = 100_000_000
+INDEX_NAME = "model.safetensors.index.json"
+DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+
+
+def find_shards(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint folder, by its index if it has one.
+
+    Raises:
+        CheckpointError: there are none, or a shard that the index names is missing.
+    """
+    index = folder / INDEX_NAME
+    if not index.exists():
+        shards = sorted(folder.glob("*.safetensors"))
+        if not shards:
+            raise CheckpointError(f"no .safetensors file in {folder}; pickled checkpoints (.bin, .pt) are not opened")
+        return shards
+    try:
+        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise CheckpointError(f"{index} names a shard outside its folder: {name!r}")
+        if not (folder / name).exists():
+            raise CheckpointError(f"shard {name} is missing from {folder}; download the checkpoint again")
+    return sorted(folder / name for name in names)
+
+
+def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, TensorSource]:
+    """Return the tensors of some safetensors files by name.
+
+    Args:
+        has_data: False for files of headers alone, which give names, dtypes and shapes.
+
+    Raises:
+        CheckpointError: a header is damaged, or a tensor's offsets, shape and dtype contradict each other or the
+            file; the message names file and tensor.
+    """
+    sources: dict[str, TensorSource] = {}
+    for path in paths:
+        for source in _read_header(path, has_data):
+            if source.name in sources:
+                raise CheckpointError(f"{source.name} is in both {sources[source.name].extent.path} and {path}")
+            sources[source.name] = source
+    return sources
+
+
+def is_header_only(path: Path) -> bool:
+    """Return True if a safetensors file ends where its tensors' data should begin."""
+    with path.open("rb") as file:
+        return path.stat().st_size == 8 + int.from_bytes(file.read(8), "little")
+
+
+def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            if len(prefix) < 8:  # noqa: PLR2004
+                raise CheckpointError(f"{path} is {status.st_size} bytes long, too short for a safetensors file")
+            (length,) = struct.unpack("<Q", prefix)
+            if length > min(MAX_HEADER_BYTES, status.st_size - 8):
+                raise CheckpointError(f"the header of {path} claims to be {length} bytes long, more than it can be")
+            header = json.loads(file.read(length).decode("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read the header of {path}: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"the header of {path} is not a JSON object")
+    start, size = 8 + length, status.st_size - 8 - length if has_data else None
+    sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+    _check_tiling(path, sources, start, size)
+    return sources
+
+
+def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> TensorSource:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: {name} lacks dtype, shape or data_offsets") from error
+    if dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} has the unknown dtype {dtype!r}")
+    numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise CheckpointError(f"{path}: {name} has the shape {shape!r} and the offsets {begin!r} to {end!r}")
+    if not begin <= end <= (end if size is None else size):
+        raise CheckpointError(f"{path}: {name} lies at {begin} to {end} of {size} bytes; the file is cut short")
+    nbytes = math.prod(shape) * DTYPES[dtype].itemsize
+    if end - begin != nbytes:
+        raise CheckpointError(
+            f"{path}: {name} of shape {shape} and dtype {dtype} takes {nbytes}, not {end - begin} bytes"
+        )
+    return TensorSource(name, DTYPES[dtype], tuple(shape), Extent(path, start + begin, nbytes))
+
+
+def _check_tiling(path: Path, sources: list[TensorSource], start: int, size: int | None) -> None:
+    """Raise CheckpointError if tensors overlap or leave gaps, which the format forbids."""
+    expected = start
+    for source in sorted(sources, key=lambda source: (source.extent.offset, source.extent.nbytes)):
+        if source.extent.offset != expected:
+            kind = "overlaps another tensor" if source.extent.offset < expected else "leaves a gap before it"
+            raise CheckpointError(f"{path}: {source.name} {kind}")
+        expected += source.extent.nbytes
+    if size is not None and expected != start + size:
+        raise CheckpointError(f"{path}: {start + size - expected} bytes after the last tensor belong to none")

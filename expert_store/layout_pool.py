@@ -1,0 +1,330 @@
+"""The experts of one layout: their slots in each tier, and how they move between tiers.
+
+The tiers are lazily exclusive. An expert that is copied to the device leaves a *redundant* copy in its host slot. The
+host keeps it while it needs no slot, and evicts redundant copies first. An expert that is evicted from the device is
+dropped if the host still has it, else written back. So every slot of both tiers can hold another expert, and nothing is
+copied down that is there already. `docs/log.md` has the bytes moved by this and by the alternatives.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from expert_store.arena import DeviceArena, HostArena, Weights
+from expert_store.catalog import ExpertLayout
+from expert_store.errors import BudgetError
+from expert_store.io.copier import CopyJob
+from expert_store.io.device_memory import Event
+from expert_store.io.reader import ReadJob
+from expert_store.keys import BASE, ExpertKey
+from expert_store.policies import Policy, make_policy
+from expert_store.policies.fair import slots_per_layer
+from expert_store.resources import StoreResources
+from expert_store.tier import Entry, EntryState, Tier, TierName, max_held
+
+
+class LayoutPool:
+    """Slots of one layout in each tier, and the loads that fill them.
+
+    ``load`` submits a read to the reader's threads. The thread that has read the bytes finishes the load here, and if
+    there is a device tier submits the copy to the copier, whose thread finishes it. Methods expect the store's lock to
+    be held, but for ``weights``, ``addresses`` and ``mark_use``, which touch only what a lease holds.
+
+    Args:
+        layout: the layout of the experts.
+        resources: the store's lock, threads and counters.
+        policy: name of the replacement policy of each tier.
+        host_slots: slots of the host tier.
+        device_slots: slots of the device tier; 0 for none.
+
+    Raises:
+        BudgetError: the memory could not be allocated.
+        ValueError: no policy has this name.
+    """
+
+    device: Tier
+    device_arena: DeviceArena
+    top: Tier  # the tier that compute reads
+    top_name: TierName
+
+    def __init__(
+        self, layout: ExpertLayout, resources: StoreResources, policy: str, host_slots: int, device_slots: int
+    ):
+        catalog = resources.catalog
+        self.layout = layout
+        self._resources, self._policy, self._has_device = resources, policy, device_slots > 0
+        self._lock, self._statistics = resources.lock, resources.statistics
+        self._experts_per_layer = {
+            layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout
+        }
+        self._rows = {layer: row for row, layer in enumerate(catalog.layers)}  # rows of the slot table
+        self.host_arena = HostArena(layout, host_slots, sum(self._experts_per_layer.values()))
+        self.host = Tier(host_slots, self._make_policy(host_slots), self._retire, self.host_arena.revive)
+        self.top, self.top_name = self.host, "host"
+        self._waiting: dict[ExpertKey, Entry] = {}  # device entries whose bytes are not in the host tier yet
+        self._last_use: dict[int, Event] = {}  # by device slot: the event before which it is not overwritten
+        if self._has_device:
+            self._make_device_tier(device_slots)
+        self._update_shares()
+
+    @property
+    def experts(self) -> Iterator[ExpertKey]:
+        """The experts of the model that have this layout, without variants."""
+        return (ExpertKey(layer, expert) for layer, num in self._experts_per_layer.items() for expert in range(num))
+
+    @property
+    def tiers(self) -> Iterator[tuple[TierName, Tier]]:
+        """The tiers, fastest first."""
+        if self._has_device:
+            yield "device", self.device
+        yield "host", self.host
+
+    def weights(self, entry: Entry) -> Weights:
+        """Return the tensors of a ready entry of the top tier."""
+        if not self._has_device:
+            return self.host_arena.weights(entry.slot)
+        self._resources.device.order(entry.arrival)
+        return self.device_arena.weights(entry.slot)
+
+    def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
+        """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
+        arena = self.device_arena if self._has_device else self.host_arena
+        if self._has_device:
+            for entry in entries:
+                self._resources.device.order(entry.arrival)
+        address, slot_bytes = arena.address, self.layout.slot_bytes
+        return np.array([address + entry.slot * slot_bytes for entry in entries], np.uint64)
+
+    def where(self, key: ExpertKey) -> TierName:
+        """Return the fastest tier in which an expert is ready."""
+        for name, tier in self.tiers:
+            entry = tier.find(key)
+            if entry is not None and entry.state is EntryState.READY:
+                return name
+        return "disk"
+
+    def load(self, key: ExpertKey, *, is_prefetch: bool = False) -> Entry | None:
+        """Start to load an expert that is not in the top tier; return its leased entry, or None if no slot is free."""
+        entry = self._load_to_device(key, is_prefetch) if self._has_device else self._load_to_host(key, is_prefetch)
+        if entry is not None:
+            entry.is_prefetched = is_prefetch
+        return entry
+
+    def cancel_load(self, entry: Entry) -> None:
+        """Cancel the load of an entry without leases, unless its read has begun or there is a device tier."""
+        if not self._has_device and entry.read is not None and self._resources.reader.cancel(entry.read):
+            self.host.cancel_load(entry)
+
+    def count_prefetch(self, entry: Entry, outcome: str) -> None:
+        """Count the first request of a prefetched expert, and turn a read that has not begun into a demand."""
+        entry.is_prefetched = False
+        self._statistics.prefetches[outcome] += 1
+        if entry.read is not None:
+            self._resources.reader.promote(entry.read)
+
+    def release(self, entry: Entry, last_use: Event = None) -> None:
+        """End a lease of an entry of the top tier; on a device its slot is not overwritten before ``last_use``."""
+        if last_use is not None:
+            self._last_use[entry.slot] = last_use
+        self.top.release(entry)
+
+    def release_all(self, entries: Sequence[Entry], last_use: Event) -> None:
+        """End a lease of each of several entries of the top tier that are ready, loading or failed."""
+        if last_use is not None:
+            self._last_use.update((entry.slot, last_use) for entry in entries)
+        self.top.release_all(entries)
+
+    def mark_use(self) -> Event:
+        """Return the end of all compute that this thread has queued on the device."""
+        return self._resources.device.mark() if self._has_device else None
+
+    def evict(self, key: ExpertKey) -> bool:
+        """Drop an expert from every tier; False if it is in none, in use or pinned."""
+        if self.top.is_protected(key):  # its copy in a slower tier is redundant, and no loss to speak of
+            return False
+        dropped = [tier.evict(key) for _, tier in self.tiers]
+        if self._has_device and dropped[0]:
+            self._note_slot(key, None)
+        return any(dropped)
+
+    def rebuild_device(self, num_slots: int) -> None:
+        """Replace the device tier, which is idle, by an empty one of another size. Pins are kept.
+
+        Raises:
+            BudgetError: the memory could not be allocated; the tier is empty then, and has its old size.
+        """
+        old, counts = self.device, (self.device.evictions, self.device.wasted)
+        for key in list(old.resident):
+            self._note_slot(key, None)
+            self.host.mark_redundant(key, is_redundant=False)
+        del self.device_arena  # before the new one is allocated
+        try:
+            self._make_device_tier(num_slots, *counts)
+        except BudgetError:
+            self._make_device_tier(old.num_slots, *counts)
+            raise
+        finally:
+            for key in old.pinned:
+                self.device.pin(key)
+
+    def resize_host(self, num_slots: int) -> None:
+        """Change the number of host slots; those in use are retired when their leases end."""
+        self.host.resize(num_slots)
+        self._update_shares()
+
+    def max_held(self, layer: int, num_requested: int, hits: int) -> int:
+        """Return how many slots a lease of a layer holds at once."""
+        return max_held(num_requested, self._shares[layer], hits)
+
+    def check_integrity(self) -> None:
+        for _, tier in self.tiers:
+            tier.check_integrity()
+
+    def _make_device_tier(self, num_slots: int, evictions: int = 0, wasted: int = 0) -> None:
+        memory = self._resources.device.allocate(num_slots * self.layout.slot_bytes)
+        self.device_arena = DeviceArena(self.layout, memory)
+        self.device = Tier(num_slots, self._make_policy(num_slots))
+        self.device.evictions, self.device.wasted = evictions, wasted
+        self.top, self.top_name = self.device, "device"
+        self._last_use.clear()
+        self._update_shares()
+
+    def _make_policy(self, num_slots: int) -> Policy:
+        return make_policy(self._policy, num_slots, self._experts_per_layer)
+
+    def _update_shares(self) -> None:
+        self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer)
+
+    def _load_to_host(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
+        entry = self.host.reserve(key)
+        if entry is None:
+            return None
+        started = time.perf_counter()
+
+        def done(error: Exception | None) -> None:
+            self._finish_read(entry, error, time.perf_counter() - started)
+
+        recipe = self._resources.catalog.recipe(key)
+        entry.read = ReadJob(key, recipe, self.host_arena, entry.slot, done, is_prefetch)
+        self._resources.reader.submit(entry.read)
+        return entry
+
+    def _load_to_device(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
+        entry = self.device.reserve(key) if self.host.can_reserve(key) else None
+        if entry is None:
+            return None
+        victim = entry.replaces
+        if victim is not None:  # before the host looks for a slot: its copy of the victim is no longer redundant
+            self._note_slot(victim, None)
+            self.host.mark_redundant(victim, is_redundant=False)
+        source = self.host.lease(key) or self._load_to_host(key, is_prefetch)
+        if victim is not None and self.host.find(victim) is None:
+            self._write_back(victim, entry.slot)
+        if source is None:
+            self.device.release(entry)
+            self.device.cancel_load(entry)
+            return None
+        if source.state is EntryState.READY:
+            self._copy_to_device(entry, source)
+        else:
+            entry.read = source.read
+            self._waiting[key] = entry
+        return entry
+
+    def _finish_read(self, entry: Entry, error: Exception | None, seconds: float) -> None:
+        """Finish the load of a host entry; called from a reader thread, without the lock."""
+        nbytes = self._resources.catalog.read_bytes(entry.key)
+        if error is None:
+            self._resources.device.pin(self.host_arena, entry.slot)
+        with self._lock:
+            if error is None:
+                self._statistics.count_load("disk", "host", nbytes, seconds)
+            else:
+                self._resources.count_failure(entry.key, error)
+            self._finish_host_load(entry, error)
+            self._lock.wake_waiters()
+
+    def _finish_host_load(self, source: Entry, error: Exception | None) -> None:
+        """Finish the load of a host entry, then copy it to the device if a device entry waits for it."""
+        self.host.finish_load(source, error)
+        entry = self._waiting.pop(source.key, None)
+        if entry is None:
+            return
+        if error is None:
+            self._copy_to_device(entry, source)
+        else:
+            self.device.finish_load(entry, error)
+            self.host.release(source)
+
+    def _copy_to_device(self, entry: Entry, source: Entry) -> None:
+        """Copy from host to device; the host entry stays leased until the copy has ended."""
+
+        def queued(event: Event) -> None:
+            entry.arrival = event
+            self.device.finish_load(entry)
+            self._note_slot(entry.key, entry.slot)
+
+        def done(error: Exception | None, seconds: float) -> None:
+            if error is None:
+                self._statistics.count_load("host", "device", self.layout.slot_bytes, seconds)
+                self.host.mark_redundant(entry.key, is_redundant=self.device.find(entry.key) is entry)
+            elif entry.state is EntryState.LOADING:  # once a copy is queued, compute itself meets the device's error
+                self.device.finish_load(entry, error)
+            self.host.release(source)
+
+        host, device = self.host_arena.tensor_of(source.slot), self.device_arena.tensor_of(entry.slot)
+        self._submit_copy(host, device, entry.slot, queued, done)
+
+    def _write_back(self, victim: ExpertKey, device_slot: int) -> None:
+        """Copy an evicted expert from device to host, before another one enters its slot."""
+        target = self.host.reserve(victim)
+        if target is None:  # every host slot is in use; the disk has the expert
+            return
+
+        def done(error: Exception | None, seconds: float) -> None:
+            if error is None:
+                self._statistics.count_load("device", "host", self.layout.slot_bytes, seconds)
+            self._finish_host_load(target, error)
+            self.host.release(target)
+
+        device, host = self.device_arena.tensor_of(device_slot), self.host_arena.tensor_of(target.slot)
+        self._submit_copy(device, host, device_slot, lambda _: None, done)
+
+    def _submit_copy(
+        self,
+        source: torch.Tensor,
+        target: torch.Tensor,
+        device_slot: int,
+        queued: Callable[[Event], None],
+        done: Callable[[Exception | None, float], None],
+    ) -> None:
+        """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held."""
+        assert self._resources.copier is not None
+        started = time.perf_counter()
+
+        def on_queued(event: Event) -> None:
+            with self._lock:
+                queued(event)
+                self._lock.wake_waiters()
+
+        def on_done(error: Exception | None) -> None:
+            with self._lock:
+                done(error, time.perf_counter() - started)
+                self._lock.wake_waiters()
+
+        job = CopyJob(source, target, self._last_use.get(device_slot), on_queued, on_done)
+        self._resources.copier.submit(job)
+
+    def _note_slot(self, key: ExpertKey, slot: int | None) -> None:
+        """Enter an expert's slot in the device tier into the slot table; None if it has left the tier."""
+        if key.variant == BASE:
+            self._resources.slot_table[self._rows[key.layer], key.expert] = -1 if slot is None else slot
+
+    def _retire(self, slot: int) -> None:
+        self._resources.device.unpin(self.host_arena, slot)
+        self.host_arena.retire(slot)

@@ -1,0 +1,1 @@
+"""Prediction of experts, and reads of them ahead of use."""

@@ -1,0 +1,204 @@
+"""Prefetcher: requests the next layer's experts while this layer's are read and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal, Protocol
+
+from expert_store.prefetching.coactivation import CoactivationPredictor, IntArray
+from expert_store.prefetching.governor import Governor
+
+PrefetchMode = Literal["auto", "off", "gate", "coactivation"]
+Predictor = Literal["gate", "coactivation"]
+PREDICTORS: tuple[Predictor, ...] = ("gate", "coactivation")
+NUM_RANKS = 8  # parts of a prediction, likeliest first, each with a precision of its own
+MIN_PRECISION = 0.7  # ranks below it are not requested; a read in vain also evicts
+PRECISION_WINDOW = 64  # predictions, about, over which the precision of a rank is averaged
+PRIOR_PREDICTIONS = 4  # correct predictions that a rank begins with
+SAMPLING_INTERVAL = 32  # steps; while switched off, two of so many still learn and predict, to measure recall
+
+# From a layer's MoE input, ``(tokens, hidden)``, to experts of the next layer, ``(tokens, k)``, most likely first.
+Gate = Callable[[Any], IntArray]
+
+
+class PrefetchTarget(Protocol):
+    """The part of a store that a prefetcher needs."""
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
+        """Start reads of experts that are neither resident nor loading; return how many were started."""
+
+
+@dataclass(frozen=True)
+class PrefetchStatistics:
+    """Counters since the start, and the results of the last trial.
+
+    ``recall`` is the part of a layer's chosen experts that were predicted from the layer before, with about as many
+    predictions as choices; ``predicted`` less ``correct`` were in vain.
+    """
+
+    is_active: bool
+    predicted: dict[Predictor, int]  # experts by predictor
+    correct: dict[Predictor, int]
+    recall: dict[int, float]  # by layer, without layers that were never predicted
+    seconds_with: float | None  # per decode step
+    seconds_without: float | None
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    predictor: Predictor
+    layer: int
+    experts: list[int]  # likeliest first
+    worthwhile: list[int]  # those of ``experts`` that are still worth a request
+
+
+class _RankPrecision:
+    """Part of the predictions for a layer that are correct, by rank; taken as correct at first."""
+
+    def __init__(self) -> None:
+        self._mean = [1.0] * NUM_RANKS
+        self._num = [PRIOR_PREDICTIONS] * NUM_RANKS
+
+    def learn(self, experts: Sequence[int], chosen: set[int]) -> None:
+        for place, expert in enumerate(experts):
+            rank = place * NUM_RANKS // len(experts)
+            self._num[rank] = min(self._num[rank] + 1, PRECISION_WINDOW)
+            self._mean[rank] += ((expert in chosen) - self._mean[rank]) / self._num[rank]
+
+    def worthwhile(self, experts: Sequence[int]) -> list[int]:
+        return [
+            expert
+            for place, expert in enumerate(experts)
+            if self._mean[place * NUM_RANKS // len(experts)] >= MIN_PRECISION
+        ]
+
+
+class Prefetcher:
+    """Predicts the next layer's experts and prefetches them in decode steps, while that makes steps faster.
+
+    Predictions are ranked. Only ranks that were correct often enough of late are requested.
+
+    A step calls ``begin_step``, then ``observe`` and ``request`` at each MoE layer, then ``end_step``. The engine's
+    thread calls these; ``statistics`` may be called from any.
+
+    Args:
+        store: reads the experts.
+        experts_per_layer: number of experts of each MoE layer, in the order in which layers run.
+        gates: by layer, the gate that predicts the next layer's experts.
+        coactivation: predicts where there is no gate.
+        governor: decides whether prefetching pays.
+    """
+
+    def __init__(
+        self,
+        store: PrefetchTarget,
+        experts_per_layer: Mapping[int, int],
+        gates: Mapping[int, Gate],
+        coactivation: CoactivationPredictor | None,
+        governor: Governor,
+    ):
+        self._store, self._gates, self._coactivation, self._governor = store, gates, coactivation, governor
+        layers = list(experts_per_layer)
+        self._num_experts = experts_per_layer
+        self._next = dict(pairwise([*layers, layers[0]]))
+        self._prediction: _Prediction | None = None
+        ungated = [layer for layer in layers if layer not in gates]
+        self._learnt = {*ungated, *(self._next[layer] for layer in ungated)}  # layers whose choices are learnt
+        self._precision = {layer: _RankPrecision() for layer in layers}
+        self._num_steps = self._num_lookups = 0
+        self._is_requesting = self._is_predicting = self._has_started = False
+        self._predicted = dict.fromkeys(PREDICTORS, 0)
+        self._correct = dict.fromkeys(PREDICTORS, 0)
+        self._chosen_by_layer = dict.fromkeys(layers, 0)
+        self._correct_by_layer = dict.fromkeys(layers, 0)
+
+    def begin_step(self) -> None:
+        self._is_requesting = self._governor.is_active
+        # Two steps in a row, as the last layer is followed by the first one of the next step.
+        self._is_predicting = self._is_requesting or self._num_steps % SAMPLING_INTERVAL < 2  # noqa: PLR2004
+        if not self._is_predicting:
+            self._prediction = None
+            if self._coactivation is not None:
+                self._coactivation.interrupt()
+        self._num_lookups = 0
+
+    def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any) -> None:
+        """Learn from the experts that a layer chose, and predict the next layer's.
+
+        Args:
+            top_k_index: ``(tokens, k)``; an index beyond the last expert means no expert.
+            hidden_states: ``(tokens, hidden)``, the layer's MoE input, as its gate takes it.
+        """
+        num_experts = self._num_experts[layer]
+        chosen = {expert for expert in top_k_index.ravel().tolist() if expert < num_experts}
+        self._num_lookups += len(chosen)
+        if not self._is_predicting:
+            return
+        self._score(layer, chosen)
+        if self._coactivation is not None and layer in self._learnt:
+            self._coactivation.observe(layer, top_k_index)
+        self._predict(layer, top_k_index, hidden_states, len(chosen))
+
+    def request(self) -> None:
+        """Request the predicted experts. The store starts the reads that the disk has time for, so call this again."""
+        if not self._is_requesting or self._prediction is None or not self._prediction.worthwhile:
+            return
+        started = self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        if self._has_started and not started:  # the rest is there by now, or the queue stays full
+            self._prediction.worthwhile.clear()
+        self._has_started = self._has_started or started > 0
+
+    def end_step(self, seconds: float) -> None:
+        """Note that a decode step has ended and took ``seconds``."""
+        self._num_steps += 1
+        self._governor.record(seconds, self._num_lookups)
+
+    def _score(self, layer: int, chosen: set[int]) -> None:
+        """Compare the prediction with the experts that the layer chose."""
+        prediction, self._prediction = self._prediction, None
+        if prediction is None or prediction.layer != layer:
+            return
+        correct = len(chosen.intersection(prediction.experts))
+        self._predicted[prediction.predictor] += len(prediction.experts)
+        self._correct[prediction.predictor] += correct
+        self._chosen_by_layer[layer] += len(chosen)
+        self._correct_by_layer[layer] += correct
+        self._precision[layer].learn(prediction.experts, chosen)
+
+    def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, count: int) -> None:
+        gate, following = self._gates.get(layer), self._next[layer]
+        predictor: Predictor
+        if gate is not None:
+            # First choices of all tokens, then second ones, and so on.
+            predictor, experts = "gate", list(dict.fromkeys(gate(hidden_states).T.ravel().tolist()))
+        elif self._coactivation is not None:
+            predictor, experts = "coactivation", self._coactivation.predict(layer, top_k_index, count)
+        else:
+            return
+        worthwhile = self._precision[following].worthwhile(experts)
+        self._prediction, self._has_started = _Prediction(predictor, following, experts, worthwhile), False
+
+    def statistics(self) -> PrefetchStatistics:
+        recall = {
+            layer: self._correct_by_layer[layer] / chosen for layer, chosen in self._chosen_by_layer.items() if chosen
+        }
+        return PrefetchStatistics(
+            self._governor.is_active,
+            dict(self._predicted),
+            dict(self._correct),
+            recall,
+            self._governor.seconds_with,
+            self._governor.seconds_without,
+        )
+
+
+def make_prefetcher(
+    mode: PrefetchMode, store: PrefetchTarget, experts_per_layer: Mapping[int, int], gates: Mapping[int, Gate]
+) -> Prefetcher | None:
+    """Make the prefetcher of a mode: ``auto`` uses gates where there are any, and co-activation elsewhere."""
+    if mode == "off":
+        return None
+    coactivation = None if mode == "gate" else CoactivationPredictor(experts_per_layer)
+    return Prefetcher(store, experts_per_layer, {} if mode == "coactivation" else gates, coactivation, Governor())

@@ -1,0 +1,67 @@
+"""Lock, threads and counters that the layouts of a store share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from expert_store.catalog import ExpertCatalog
+from expert_store.errors import ChecksumError
+from expert_store.io.copier import Copier
+from expert_store.io.device_memory import Device, open_device
+from expert_store.io.reader import DiskReader
+from expert_store.keys import ExpertKey
+from expert_store.statistics import StoreStatistics
+from expert_store.store_lock import StoreLock
+
+
+@dataclass(frozen=True, eq=False)
+class StoreResources:
+    """Everything that ``LayoutPool`` needs beside its own slots. ``lock`` guards all but the threads' own queues."""
+
+    catalog: ExpertCatalog
+    lock: StoreLock
+    reader: DiskReader
+    device: Device
+    copier: Copier | None  # None without a device tier
+    statistics: StoreStatistics
+    slot_table: torch.Tensor  # int32 (layers, experts) on the device: slots in the device tier, or -1
+    quarantined: dict[ExpertKey, str] = field(default_factory=dict)  # damaged experts, and what is wrong with each
+
+    def count_failure(self, key: ExpertKey, error: Exception) -> None:
+        """Count a read that failed, and quarantine the expert if its bytes are damaged; the lock is held."""
+        self.statistics.load_failures += 1
+        if isinstance(error, ChecksumError):
+            self.quarantined[key] = str(error)
+
+    def close(self) -> None:
+        """Stop the threads after the work that they have begun; the lock is not held."""
+        self.reader.close()
+        if self.copier is not None:
+            self.copier.close()
+        self.device.close()
+
+
+def open_resources(
+    catalog: ExpertCatalog, device: torch.device, num_readers: int, *, has_device_tier: bool
+) -> StoreResources:
+    """Open the files and the device, and start the threads.
+
+    Raises:
+        OSError: a file can't be opened.
+    """
+    shape = len(catalog.layers), catalog.num_experts
+    slot_table = torch.full(shape, -1, dtype=torch.int32, device=device)
+    memory = open_device(device)
+    reader = DiskReader(catalog.paths, num_readers)
+    return StoreResources(
+        catalog,
+        StoreLock(),
+        reader,
+        memory,
+        Copier(memory) if has_device_tier else None,
+        StoreStatistics(np.zeros(shape, dtype=np.int64)),
+        slot_table,
+    )

@@ -1,0 +1,28 @@
+"""Conversion of budgets in bytes to slots."""
+
+from __future__ import annotations
+
+from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.errors import BudgetError
+
+
+def slots_per_layout(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLayout, int]:
+    """Return the slots of each layout, in proportion to the bytes of its experts; never more than it has experts.
+
+    Raises:
+        BudgetError: a layout would get no slot.
+    """
+    slots = {
+        layout: count * min(budget_bytes, catalog.total_bytes) // catalog.total_bytes
+        for layout, count in catalog.layouts.items()
+    }
+    if not all(slots.values()):
+        raise BudgetError(
+            f"{budget_bytes} bytes hold no expert of every layer; give at least {least_bytes(catalog, 1)} bytes"
+        )
+    return slots
+
+
+def least_bytes(catalog: ExpertCatalog, num_slots: int) -> int:
+    """Return the smallest budget that gives every layout ``num_slots`` slots, or as many as it has experts."""
+    return max(-(-min(num_slots, count) * catalog.total_bytes // count) for count in catalog.layouts.values())

@@ -1,0 +1,148 @@
+"""State that an ExpertStore and its leases share: the pools, the lock, and counters of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+
+from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.errors import ExpertLoadError
+from expert_store.keys import ExpertKey
+from expert_store.layout_pool import LayoutPool
+from expert_store.resources import open_resources
+from expert_store.routing_log.recent_window import RecentWindow
+from expert_store.slot_budget import slots_per_layout
+from expert_store.statistics import Phase
+from expert_store.tier import Entry, Tier
+
+
+class StoreState:
+    """The pools of a store, and the counters of its leases. Methods expect ``lock`` to be held.
+
+    Raises:
+        BudgetError: a budget holds less than one slot of each layout, or can't be allocated.
+        OSError: a file can't be opened.
+        ValueError: no policy has this name.
+    """
+
+    def __init__(
+        self,
+        catalog: ExpertCatalog,
+        host_bytes: int,
+        device_bytes: int,
+        device: torch.device,
+        num_readers: int,
+        policy: str,
+    ):
+        host_slots = slots_per_layout(catalog, host_bytes)
+        device_slots = slots_per_layout(catalog, device_bytes) if device_bytes else dict.fromkeys(catalog.layouts, 0)
+        self._resources = resources = open_resources(catalog, device, num_readers, has_device_tier=bool(device_bytes))
+        self.catalog, self.lock, self.reader = catalog, resources.lock, resources.reader
+        self.statistics, self.slot_table = resources.statistics, resources.slot_table
+        self.quarantined = resources.quarantined
+        try:
+            self.pools = [
+                LayoutPool(layout, resources, policy, host_slots[layout], device_slots[layout])
+                for layout in catalog.layouts
+            ]
+        except Exception:
+            resources.close()
+            raise
+        by_layout = {pool.layout: pool for pool in self.pools}
+        self.pool_of = {layer: by_layout[entry.layout] for layer, entry in catalog.layers.items()}
+        self.windows = {pool: RecentWindow(_residents_of(pool)) for pool in self.pools}
+        self.keys = {
+            layer: [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
+            for layer, entry in catalog.layers.items()
+        }
+        # The rows of that array; to count one by one in a memoryview takes half the time of counting in numpy.
+        self._tokens = {layer: row.data for layer, row in zip(catalog.layers, self.statistics.tokens, strict=True)}
+
+    def layer_of(self, keys: Sequence[ExpertKey]) -> int:
+        """Return the one layer of some experts.
+
+        Raises:
+            ValueError: they are of several layers, or of one that the model does not have.
+        """
+        layers = {key[0] for key in keys}
+        if len(layers) > 1:
+            raise ValueError(f"a lease is of one layer, not of layers {sorted(layers)}; take one for each")
+        layer = keys[0].layer
+        if layer not in self.pool_of:
+            raise ValueError(f"the model has no experts in layer {layer}")
+        return layer
+
+    def refuse_unknown(self, keys: Iterable[ExpertKey]) -> None:
+        """Raise ValueError if the model lacks one of the experts."""
+        for key in keys:
+            self.catalog.recipe(key)
+
+    def refuse_quarantined(self, keys: Iterable[ExpertKey]) -> None:
+        """Raise ExpertLoadError if one of the experts is known to be damaged."""
+        if self.quarantined:
+            for key in keys:
+                if key in self.quarantined:
+                    raise ExpertLoadError(key, self.quarantined[key])
+
+    def count_tokens(self, layer: int, rows: Mapping[ExpertKey, int]) -> None:
+        tokens = self._tokens[layer]
+        for key, count in rows.items():
+            tokens[key.expert] += count
+
+    def count_hits(self, pool: LayoutPool, requested: tuple[ExpertKey, ...], phase: Phase) -> None:
+        """Count look-ups that all found their experts in the top tier."""
+        self.statistics.lookups[pool.top_name, phase] += len(requested)
+        self.windows[pool].record(requested, len(requested))
+
+    def count_lookups(
+        self, pool: LayoutPool, requested: tuple[ExpertKey, ...], ready: Collection[Entry], phase: Phase
+    ) -> list[ExpertKey]:
+        """Count where experts were found, before their lease moves any; return those that were in no tier."""
+        lookups, hits = self.statistics.lookups, len(ready)
+        missed: list[ExpertKey] = []
+        lookups[pool.top_name, phase] += hits
+        if hits < len(requested):
+            found = {entry.key for entry in ready}
+            for key in requested:
+                if key not in found:
+                    where = pool.where(key)
+                    lookups[where, phase] += 1
+                    if where == "disk":
+                        missed.append(key)
+        self.windows[pool].record(requested, len(requested) - len(missed))
+        return missed
+
+    def resize_device(self, slots: Mapping[ExpertLayout, int]) -> None:
+        """Change the number of device slots of each layout, as soon as none of its device slots is in use."""
+        for pool in self.pools:
+            while not pool.device.is_idle:
+                self.lock.wait()
+            pool.rebuild_device(slots[pool.layout])
+            self.windows[pool].restart()
+
+    def resize_host(self, slots: Mapping[ExpertLayout, int]) -> None:
+        """Change the number of host slots of each layout; those in use are retired when their leases end."""
+        for pool in self.pools:
+            pool.resize_host(slots[pool.layout])
+            self.windows[pool].restart()
+
+    def close(self) -> None:
+        """Wake all threads that wait, and stop the store's own threads; the lock is not held."""
+        self.lock.close()
+        self._resources.close()
+
+
+def _residents_of(pool: LayoutPool) -> Callable[[], frozenset[ExpertKey]]:
+    """Return a function that returns the residents of all tiers; it builds the set anew only after a change."""
+    known: frozenset[ExpertKey] = frozenset()
+    changes: list[tuple[Tier, int]] = []
+
+    def residents() -> frozenset[ExpertKey]:
+        nonlocal known, changes
+        now = [(tier, tier.num_changes) for _, tier in pool.tiers]
+        if now != changes:
+            known, changes = frozenset(key for tier, _ in now for key in tier.resident), now
+        return known
+
+    return residents

@@ -1,0 +1,165 @@
+"""Administration of the experts of a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from expert_store import (
+    BudgetError,
+    ExpertKey,
+    ExpertLoadError,
+    ExpertStore,
+    StoreClosedError,
+    StoreStatistics,
+)
+from server.administration.cached_value import CachedValue
+from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
+from server.engine.interface import EngineUnavailableError, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+from server.memory.usage import MemoryUsage
+from server.observability.engine_statistics import EngineStatistics
+
+MAX_PREFETCH_SECONDS = 5.0  # longest wait of a prefetch for an idle disk
+
+
+class StoreAdministration:
+    """An ``ExpertAdministration`` over a store. Thread-safe.
+
+    Args:
+        model: name of the model.
+        engine: counters of the engine, which live views include.
+        memory: memory of the server, which live views include.
+    """
+
+    def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, memory: MemoryUsage):
+        self._model, self._store, self._engine = model, store, engine
+        self._num_experts = {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}
+        self._row = {layer: row for row, layer in enumerate(self._num_experts)}
+        self._ratios, self._memory = CachedValue(store.hit_ratios), CachedValue(lambda: describe_memory(memory))
+
+    def overview(self) -> JsonObject:
+        statistics = self._store.statistics()
+        experts = self._experts(statistics)
+        return {
+            "object": "experts",
+            "model": self._model,
+            **self._totals(statistics),
+            "evictions": sum(statistics.evictions.values()),
+            "layers": [
+                {"layer": layer, "experts": [experts.describe(layer, expert) for expert in range(num_experts)]}
+                for layer, num_experts in self._num_experts.items()
+            ],
+        }
+
+    def find(self, layer: int, expert: int) -> JsonObject | None:
+        if not 0 <= expert < self._num_experts.get(layer, 0):
+            return None
+        return self._experts(self._store.statistics()).describe(layer, expert)
+
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+        keys = [self._key(layer, expert) for layer, expert in dict.fromkeys(places)]
+        try:
+            match action:
+                case "pin":
+                    return self._store.pin(keys)
+                case "unpin":
+                    return self._store.unpin(keys)
+                case "prefetch":
+                    return self._store.preload(keys, MAX_PREFETCH_SECONDS)
+                case "evict":
+                    return self._store.evict(keys)
+        except (BudgetError, ExpertLoadError) as error:
+            raise RequestRefusedError(str(error), "experts") from error
+        except StoreClosedError as error:
+            raise EngineUnavailableError("the server is stopping") from error
+
+    def sample(self) -> ExpertSample:
+        statistics = self._store.statistics()
+        residency = np.zeros(statistics.tokens.shape, dtype=np.uint8)
+        for key, tier in self._store.residents().items():
+            residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
+        engine = self._engine
+        totals = {
+            **self._totals(statistics),
+            "prompt_tokens": engine.prompt_tokens,
+            "generation_tokens": engine.generation_tokens,
+            "num_requests_running": engine.num_running,
+            "num_requests_waiting": engine.num_waiting,
+            "kv_cache_usage": engine.kv_cache_usage,
+            "memory": self._memory(),
+        }
+        return ExpertSample(self._num_experts, residency, statistics.tokens, self._store.pinned, totals)
+
+    def snapshot(self, sample: ExpertSample) -> JsonObject:
+        return {"model": self._model, **snapshot(sample)}
+
+    def update(self, before: ExpertSample, sample: ExpertSample) -> JsonObject:
+        return update(before, sample)
+
+    def _key(self, layer: int, expert: int) -> ExpertKey:
+        num_experts = self._num_experts.get(layer)
+        if num_experts is None:
+            layers = f"{min(self._num_experts)} to {max(self._num_experts)}"
+            raise RequestRefusedError(
+                f"layer {layer} has no routed experts; layers with routed experts are {layers}", "experts"
+            )
+        if not 0 <= expert < num_experts:
+            raise RequestRefusedError(
+                f"layer {layer} has no expert {expert}; it has experts 0 to {num_experts - 1}", "experts"
+            )
+        return ExpertKey(layer, expert)
+
+    def _totals(self, statistics: StoreStatistics) -> JsonObject:
+        """Return the totals in the overview and in every event of the stream."""
+        catalog, ratios = self._store.catalog, self._ratios()
+        tiers: dict[str, Any] = {name: asdict(tier) for name, tier in self._store.tiers().items()}
+        for tier in tiers.values():
+            del tier["name"]
+        tiers["disk"] = {"num_experts": sum(self._num_experts.values()), "total_bytes": catalog.total_bytes}
+        return {
+            "tiers": tiers,
+            "hit_ratio": None if ratios is None else ratios.realised,
+            "optimal_hit_ratio": None if ratios is None else ratios.optimal,
+            "stall_seconds": sum(statistics.stall_seconds.values()),
+            "loaded_bytes": statistics.loaded_bytes,
+        }
+
+    def _experts(self, statistics: StoreStatistics) -> _Experts:
+        return _Experts(self._store, self._row, statistics)
+
+
+def describe_memory(memory: MemoryUsage) -> JsonObject:
+    """Return the memory budget, its parts, and the number of adjustments, as JSON."""
+    adjustments = memory.adjustments
+    return {
+        "budget_bytes": memory.budget_bytes,
+        "parts": memory.by_part(),
+        "num_shrinks": adjustments.num_shrinks,
+        "num_grows": adjustments.num_grows,
+        "reason": adjustments.reason,
+    }
+
+
+class _Experts:
+    """State of the experts at one moment."""
+
+    def __init__(self, store: ExpertStore, row: dict[int, int], statistics: StoreStatistics):
+        self._catalog, self._row = store.catalog, row
+        self._tokens = statistics.tokens.tolist()
+        self._residents, self._pinned, self._quarantined = store.residents(), store.pinned, store.quarantined
+
+    def describe(self, layer: int, expert: int) -> JsonObject:
+        key = ExpertKey(layer, expert)
+        return {
+            "layer": layer,
+            "expert": expert,
+            "variant": key.variant,
+            "residency": self._residents.get(key, "disk"),
+            "tokens": self._tokens[self._row[layer]][expert],
+            "bytes": self._catalog.layout(layer).slot_bytes,
+            "pinned": key in self._pinned,
+            "quarantined": self._quarantined.get(key),
+        }

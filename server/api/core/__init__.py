@@ -1,0 +1,1 @@
+"""Shared by all dialects of the API: request bodies, generations, replies, authentication, limits, errors."""

@@ -1,0 +1,30 @@
+"""API keys of users and administrators."""
+
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+
+class KeyRing:
+    """Keys, kept as digests, so that a comparison takes the same time for every input."""
+
+    def __init__(self, keys: Iterable[str] = ()):
+        self._digests = [sha256(key.encode()).digest() for key in keys]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def find(self, key: bytes) -> bytes | None:
+        """Return the digest of ``key`` if it is one of these. It is compared with all, also after a match."""
+        sent = sha256(key).digest()
+        hits = [hmac.compare_digest(sent, digest) for digest in self._digests]
+        return sent if any(hits) else None
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys for each class of routes; see ``server.api.core.auth``."""
+
+    users: KeyRing = field(default_factory=KeyRing)
+    admins: KeyRing = field(default_factory=KeyRing)

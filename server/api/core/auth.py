@@ -1,0 +1,121 @@
+"""Authentication, as a dependency of routes; it never looks at the URL.
+
+There are three classes of routes. Operation routes (``server.api.operations``) are open. User routes depend on
+``UserDep`` and are open unless API keys are set. Admin routes depend on ``AdminDep`` and require an admin key; if none
+is set, they answer only to this machine. An admin key is also valid for user routes.
+"""
+
+from typing import Literal
+
+from fastapi import Depends, Request
+from fastapi.openapi.models import HTTPBearer
+from fastapi.security.base import SecurityBase
+
+from server.api.core.api_keys import Keys
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import ForbiddenError, InvalidKeyError
+from server.api.core.host_rules import host_name, is_loopback, is_own_page, is_this_machine
+from server.api.core.rate_limiter import check_rate_limit
+
+KEY_HEADERS = (b"authorization", b"x-api-key")  # Anthropic's clients send the second
+FORWARDING_HEADERS = ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
+
+NO_KEY = "The request has no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+WRONG_KEY = "The API key is unknown: send a key of this server."
+NOT_ADMIN = "This API key is not valid for admin routes: send an admin key."
+ELSEWHERE = (
+    "Without an admin key, admin routes answer only to the server's own machine: start the server with "
+    "--admin-api-key-file."
+)
+
+
+class Guard(SecurityBase):
+    """A dependency that refuses requests of other roles."""
+
+    def __init__(self, role: Literal["user", "admin"]):
+        self.role = role
+        self.model, self.scheme_name = HTTPBearer(), "key"  # for the OpenAPI description
+
+    async def __call__(self, request: Request, service: ServiceDep) -> None:
+        """Check the request.
+
+        Raises:
+            InvalidKeyError: the key is missing or unknown.
+            ForbiddenError: an admin route was requested with a user's key, or from another machine.
+            RateLimitError: the caller has reached a rate limit.
+
+        """
+        if self.role == "admin":
+            _admit_admin(request, service.keys)
+        else:
+            check_rate_limit(request, service.rate_limiter, _admit_user(request, service.keys))
+
+
+def _admit_user(request: Request, keys: Keys) -> bytes | None:
+    """Return the digest of the key; None if no keys are set."""
+    if not keys.users:
+        return None
+    sent = _sent_keys(request)
+    found = [ring.find(key) for key in sent for ring in (keys.users, keys.admins)]
+    digest = next(filter(None, found), None)
+    if digest is None:
+        raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+    return digest
+
+
+def _admit_admin(request: Request, keys: Keys) -> None:
+    if not keys.admins:
+        if not is_local(request):
+            raise ForbiddenError(ELSEWHERE)
+        return
+    sent = _sent_keys(request)
+    is_admin = [keys.admins.find(key) for key in sent]
+    is_user = [keys.users.find(key) for key in sent]
+    if any(is_admin):
+        return
+    if any(is_user):
+        raise ForbiddenError(NOT_ADMIN)
+    raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+
+
+def _sent_keys(request: Request) -> list[bytes]:
+    """Return the keys that were sent, at most one in each header.
+
+    Raises:
+        InvalidKeyError: a header was sent twice, or is malformed.
+
+    """
+    keys: list[bytes] = []
+    for header in KEY_HEADERS:
+        values = [value for name, value in request.scope["headers"] if name == header]
+        if len(values) > 1:
+            raise InvalidKeyError(f"The header '{header.decode()}' was sent {len(values)} times: send it once.")
+        keys += values if header == b"x-api-key" else map(_bearer_key, values)
+    return keys
+
+
+def _bearer_key(value: bytes) -> bytes:
+    scheme, _, key = value.partition(b" ")
+    if scheme.lower() != b"bearer" or not key.strip():
+        raise InvalidKeyError("The header 'authorization' must be 'Bearer KEY'.")
+    return key.strip()
+
+
+def is_local(request: Request) -> bool:
+    """Return True if the client is on this machine, and addresses the server by a name of this machine.
+
+    Headers can only make a request remote, never local: a proxy on this machine forwards requests of others, and a
+    browser on this machine may send requests of a foreign page.
+    """
+    client, headers = request.scope["client"], request.headers
+    if client is None or any(name in FORWARDING_HEADERS or name.startswith("x-forwarded-") for name in headers):
+        return False
+    host = headers.get("host", "")
+    # A foreign origin that --allow-origin lists may call user routes only.
+    if "origin" in headers and not is_own_page(headers["origin"], host):
+        return False
+    return is_loopback(client[0]) and is_this_machine(host_name(host) or "")
+
+
+UserDep = Depends(Guard("user"))
+AdminDep = Depends(Guard("admin"))

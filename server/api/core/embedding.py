@@ -1,0 +1,97 @@
+"""An accepted request for embeddings, and its streams from the engine."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from uuid import uuid4
+
+from server.api.core.service import LoadedModel
+from server.engine.interface import (
+    DeadlineExceededError,
+    ExpertUsage,
+    GenerationRequest,
+    Pooling,
+    RequestRefusedError,
+    SamplingParams,
+    TokenEvent,
+    TokenStream,
+)
+
+MAX_CONCURRENT_INPUTS = 32  # inputs of one request that the engine has at a time, so that it does not fill the queue
+
+
+class Embedding:
+    """An accepted request.
+
+    Args:
+        prompts: token ids of each input.
+        timeout: time limit of the request in seconds.
+
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompts: Sequence[Sequence[int]],
+        pooling: Pooling,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> None:
+        self.id, self.model = f"embd-{uuid4().hex}", model.name
+        self.num_prompt_tokens = sum(map(len, prompts))
+        self.streams: list[TokenStream] = []  # streams of the submitted inputs
+        self.expert_usage = ExpertUsage()  # sum over the inputs that are done
+        self._loaded_model, self._prompts, self._pooling = model, prompts, pooling
+        self._priority, self._timeout = priority, timeout
+        self._started = time.monotonic()
+
+    async def events(self) -> list[TokenEvent]:
+        """Return the event of each prompt that holds its vector.
+
+        Raises:
+            EngineError: one of the prompts failed; the others are cancelled.
+
+        """
+        events: dict[int, TokenEvent] = {}
+        remaining = iter(enumerate(self._prompts))
+
+        async def work() -> None:
+            for index, prompt in remaining:
+                events[index] = await self._embed(index, prompt)
+
+        workers = [asyncio.create_task(work()) for _ in range(min(MAX_CONCURRENT_INPUTS, len(self._prompts)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [events[index] for index in range(len(self._prompts))]
+
+    async def _embed(self, index: int, prompt: Sequence[int]) -> TokenEvent:
+        request = GenerationRequest(
+            f"{self.id}-{index}",
+            tuple(prompt),
+            SamplingParams(max_tokens=0),
+            self._priority,
+            self._seconds_left(),
+            keeps_stalls=self._loaded_model.keeps_stalls,
+            pooling=self._pooling,
+        )
+        try:
+            stream = self._loaded_model.engine.submit(request)
+        except RequestRefusedError as error:
+            raise RequestRefusedError(str(error), "input") from error
+        self.streams.append(stream)
+        try:
+            event = [event async for event in stream][-1]
+        except DeadlineExceededError as error:  # names the seconds that were left when the input was submitted
+            raise DeadlineExceededError(f"the request was not done within {self._timeout:g} seconds") from error
+        finally:
+            stream.cancel()
+        self.expert_usage += event.expert_usage or ExpertUsage()
+        return event
+
+    def _seconds_left(self) -> float | None:
+        """Return what is left of the time limit; the engine ends a request that has none left."""
+        return None if self._timeout is None else self._timeout - (time.monotonic() - self._started)

@@ -1,0 +1,59 @@
+"""The reply to a chat of one choice, in dialects whose stream consists of named events."""
+
+from abc import abstractmethod
+
+from server.api.core.chat_turn import ChatTurn
+from server.api.core.errors import APIError
+from server.api.core.json_encoding import encode_json
+from server.api.core.reply import ReplyEncoder
+from server.api.core.server_sent_events import sse
+from server.engine.interface import JsonObject, TokenEvent
+
+
+class EventEncoder(ReplyEncoder):
+    """Encodes the turn of the assistant as named events; ``type`` of an event is its name.
+
+    The complete reply is what the events add up to.
+    """
+
+    def __init__(self, turn: ChatTurn) -> None:
+        super().__init__(turn.generation)
+        self._turn = turn
+
+    @abstractmethod
+    def start_events(self) -> list[JsonObject]:
+        """Return the events that precede the first token."""
+
+    @abstractmethod
+    def token_events(self, token: TokenEvent) -> list[JsonObject]:
+        """Return the events for an event of the engine; call it for every one, once and in order."""
+
+    @abstractmethod
+    def failure_events(self, error: APIError) -> list[JsonObject]:
+        """Return the events that end the stream when the engine fails."""
+
+    @abstractmethod
+    def reply(self) -> JsonObject:
+        """Return the complete reply, once the turn has ended."""
+
+    async def complete(self) -> bytes:
+        async for arrived in self.generation.events():
+            for _, event in arrived:
+                self.token_events(event)
+        return encode_json(self.reply()).encode()
+
+    def start(self) -> bytes:
+        return _encode(self.start_events())
+
+    def encode(self, index: int, event: TokenEvent) -> bytes:  # noqa: ARG002  there is one choice
+        return _encode(self.token_events(event))
+
+    def end(self) -> bytes:
+        return b""
+
+    def failure(self, error: APIError) -> bytes:
+        return _encode(self.failure_events(error))
+
+
+def _encode(events: list[JsonObject]) -> bytes:
+    return b"".join([sse(event, event["type"]) for event in events])

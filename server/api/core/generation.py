@@ -1,0 +1,99 @@
+"""An accepted request for text, and its streams from the engine."""
+
+import json
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+
+from server.api.core.capacity import Reservation
+from server.engine.interface import (
+    EngineError,
+    ExpertUsage,
+    FinishReason,
+    RoutedExperts,
+    TokenEvent,
+    TokenStream,
+    merge,
+)
+
+
+@dataclass
+class Generation:
+    """An accepted request.
+
+    Args:
+        streams: one for each choice; the choices of the first prompt come first, then those of the second.
+        num_choices: number of choices of each prompt.
+        reservation: capacity for the logprobs of the prompts; None if the request has none.
+
+    """
+
+    id: str
+    model: str
+    num_prompt_tokens: int
+    streams: Sequence[TokenStream]
+    num_choices: int = 1
+    created: int = field(default_factory=lambda: int(time.time()))
+    returns_experts: bool = False
+    reservation: Reservation | None = None
+    expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
+    num_generated: list[int] = field(init=False)  # tokens, by choice
+    finish_reasons: list[FinishReason | None] = field(init=False)  # by choice
+    error: EngineError | None = None  # the error that ended it
+
+    def __post_init__(self) -> None:
+        self._experts: list[list[str]] = [[] for _ in self.streams]  # JSON of each token that was not taken yet
+        self._queue = merge(self.streams)
+        self.num_generated = [0] * len(self.streams)
+        self.finish_reasons = [None] * len(self.streams)
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that were in the KV cache before the first choice of their prompt began."""
+        return sum(stream.timeline.num_cached_tokens for stream in self.streams[:: self.num_choices])
+
+    def cancel(self) -> None:
+        """Cancel what still runs, and release the reservation. Call it at the end of every generation."""
+        for stream in self.streams:
+            stream.cancel()
+        if self.reservation is not None:
+            self.reservation.release()
+
+    def note_experts(self, index: int, event: TokenEvent) -> None:
+        """Keep the experts of a choice's new token until they are taken, if the request asks for them."""
+        if event.experts is not None:
+            self._experts[index].append(experts_json(event.experts))
+
+    def take_experts(self, index: int) -> str:
+        """Return the experts of a choice's tokens that were noted since the last call, as a list in JSON."""
+        tokens, self._experts[index] = self._experts[index], []
+        return f"[{','.join(tokens)}]"
+
+    async def events(self) -> AsyncGenerator[list[tuple[int, TokenEvent]], None]:
+        """Yield the events of all choices, each with the index of its choice, in batches as they arrive.
+
+        Raises:
+            EngineError: one of the choices failed.
+
+        """
+        num_running = len(self.streams)
+        while num_running:
+            try:
+                arrived = await self._queue.take()
+            except EngineError as error:
+                self.error = error
+                raise
+            for index, event in arrived:
+                num_running -= event.finish_reason is not None
+                self.num_generated[index] = event.num_generated
+                self.finish_reasons[index] = event.finish_reason
+                self.expert_usage += event.expert_usage or ExpertUsage()
+            yield arrived
+
+
+def experts_json(chosen: RoutedExperts) -> str:
+    """Encode the experts of one token, a list for each MoE layer.
+
+    It runs for each token as it comes: encoding all tokens of a long reply at once would block the event loop.
+    """
+    return json.dumps([[expert for expert in layer if expert >= 0] for layer in chosen.tolist()], separators=(",", ":"))

@@ -1,0 +1,103 @@
+"""Compiles grammars off the event loop, each once and within a time limit."""
+
+import asyncio
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from server.api.core.errors import InvalidRequestError, ServiceUnavailableError
+from server.engine.interface import Grammar, GrammarSpec, TextCodec
+
+MAX_SECONDS = 5.0
+MAX_COMPILING = 2  # at a time; each has a thread
+MAX_KEPT = 32  # compiled grammars that are cached
+
+
+@dataclass
+class GrammarCompiler:
+    """Compiles and caches grammars for one model. Use it in the event loop's thread only."""
+
+    codec: TextCodec
+    max_seconds: float = MAX_SECONDS
+    _compiling: OrderedDict[GrammarSpec, "_Compilation"] = field(default_factory=OrderedDict)  # also completed ones
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COMPILING))
+
+    async def compile(self, spec: GrammarSpec) -> Grammar:
+        """Compile a grammar; requests for the same grammar share one compilation.
+
+        Raises:
+            InvalidRequestError: the compilation takes too long.
+            ServiceUnavailableError: it did not begin in time, because others took too long.
+            RequestRefusedError: the grammar can't be compiled.
+
+        """
+        compilation = self._compiling.get(spec)
+        if compilation is None or compilation.task.cancelling():
+            compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots)
+            compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
+            if len(self._compiling) > MAX_KEPT:
+                self._compiling.popitem(last=False)
+        self._compiling.move_to_end(spec)
+        await compilation.wait(self.max_seconds)
+        if compilation.task.done():
+            return compilation.task.result()
+        if not compilation.has_begun:
+            raise ServiceUnavailableError("Too many grammars are being compiled: try again later.")
+        raise InvalidRequestError(
+            f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
+        )
+
+    def _forget_failure(self, spec: GrammarSpec, task: "asyncio.Task[Grammar]") -> None:
+        has_failed = task.cancelled() or task.exception() is not None
+        kept = self._compiling.get(spec)
+        if has_failed and kept is not None and kept.task is task:
+            del self._compiling[spec]
+
+
+class _Compilation:
+    """One compilation: waiting, running or done."""
+
+    def __init__(self, codec: TextCodec, spec: GrammarSpec, slots: asyncio.Semaphore) -> None:
+        self._codec, self._spec, self._slots = codec, spec, slots
+        self.has_begun = False
+        self._num_waiting = 0
+        self.task = asyncio.create_task(self._run())
+
+    async def wait(self, max_seconds: float) -> None:
+        """Wait at most ``max_seconds``; a compilation that has not begun is cancelled when its last waiter leaves."""
+        self._num_waiting += 1
+        try:
+            if not self.task.done():
+                await asyncio.wait([self.task], timeout=max_seconds)
+        finally:
+            self._num_waiting -= 1
+            if not self._num_waiting and not self.has_begun:
+                self.task.cancel()
+
+    async def _run(self) -> Grammar:
+        async with self._slots:
+            self.has_begun = True
+            loop = asyncio.get_running_loop()
+            result: asyncio.Future[Grammar] = loop.create_future()
+            # A compilation may never end, and a daemon thread does not keep the process alive as one of the pool would.
+            thread = threading.Thread(target=self._compile, args=(loop, result), name="grammar", daemon=True)
+            await asyncio.to_thread(thread.start)  # off the event loop: start() waits until the thread runs
+            return await result
+
+    def _compile(self, loop: asyncio.AbstractEventLoop, result: "asyncio.Future[Grammar]") -> None:
+        grammar, error = None, None
+        try:
+            grammar = self._codec.compile_grammar(self._spec)
+        except Exception as caught:  # noqa: BLE001  raised in the waiting requests
+            error = caught
+
+        def settle() -> None:
+            if result.cancelled():
+                return
+            if grammar is not None:
+                result.set_result(grammar)
+            elif error is not None:
+                result.set_exception(error)
+
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle)

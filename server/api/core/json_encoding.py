@@ -1,0 +1,24 @@
+"""Encoding of JSON responses, in short calls: the encoder holds the interpreter's lock."""
+
+import json
+from typing import Any
+
+MEMBERS_PER_CALL = 64  # members of a long list that one call encodes
+
+encode_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def encode_long(value: Any) -> str:
+    """Return what ``encode_json`` returns, but encode long lists in several calls."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{encode_json(name)}:{encode_long(member)}' for name, member in value.items())}}}"
+    if isinstance(value, list) and len(value) > MEMBERS_PER_CALL:
+        starts = range(0, len(value), MEMBERS_PER_CALL)
+        return f"[{','.join(encode_json(value[start : start + MEMBERS_PER_CALL])[1:-1] for start in starts)}]"
+    return encode_json(value)
+
+
+def around_list(encoded: str, name: str) -> tuple[str, str]:
+    """Return the JSON before and after the members of an empty list, which is a member of an encoded object."""
+    before, empty, after = encoded.partition(f'"{name}":[]')  # no string in JSON can hold this
+    return f"{before}{empty[:-1]}", f"]{after}"

@@ -1,0 +1,111 @@
+"""The reply to an accepted generation: complete, or as a stream of server-sent events."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from server.api.core.disconnect import unless_client_leaves
+from server.api.core.errors import APIError, ClientDisconnectedError, api_error
+from server.api.core.generation import Generation
+from server.api.core.server_sent_events import EVENT_STREAM, HEADERS
+from server.engine.interface import EngineError, TokenEvent
+
+
+class ReplyEncoder(ABC):
+    """Encodes the reply to one generation in the form of a dialect.
+
+    An encoder serves either ``complete`` or a stream: ``start``, then ``encode`` for every event of the generation,
+    once and in order, then ``end`` or ``failure``.
+    """
+
+    def __init__(self, generation: Generation) -> None:
+        self.generation = generation
+
+    @abstractmethod
+    async def complete(self) -> bytes:
+        """Consume the generation, and return the complete reply as JSON.
+
+        Raises:
+            EngineError: one of the choices failed.
+
+        """
+
+    @abstractmethod
+    def start(self) -> bytes:
+        """Return the server-sent events that precede the first token."""
+
+    @abstractmethod
+    def encode(self, index: int, event: TokenEvent) -> bytes:
+        """Return the server-sent events for an event of a choice."""
+
+    @abstractmethod
+    def end(self) -> bytes:
+        """Return the server-sent events that follow the last token."""
+
+    @abstractmethod
+    def failure(self, error: APIError) -> bytes:
+        """Return the server-sent events that end the stream when the engine fails."""
+
+
+async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Response:
+    """Answer an accepted request. The generation is cancelled if the client leaves.
+
+    Raises:
+        ClientDisconnectedError: the client left.
+        EngineError: one of the choices failed.
+
+    """
+    if stream:
+        return GenerationStream(encoder)
+    request.state.work = encoder.generation
+    try:
+        body = await unless_client_leaves(request.receive, encoder.complete())
+    finally:
+        encoder.generation.cancel()
+    return Response(body, media_type="application/json")
+
+
+class GenerationStream(StreamingResponse):
+    """Streams a reply, and cancels the generation when the response ends, however it ends."""
+
+    def __init__(self, encoder: ReplyEncoder) -> None:
+        self.generation, self.events = encoder.generation, encode_stream(encoder)
+        super().__init__(self.events, headers=HEADERS, media_type=EVENT_STREAM)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"]["work"] = self.generation
+        try:
+            # With some servers StreamingResponse notices that a client has left only when it sends something, and it
+            # sends nothing while a request waits.
+            await unless_client_leaves(receive, self.stream_response(send))
+        except (ClientDisconnectedError, OSError):
+            return
+        finally:
+            self.generation.cancel()
+            await self.events.aclose()
+
+
+async def encode_stream(encoder: ReplyEncoder) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a reply in batches as they arrive; an engine failure ends the stream."""
+    if start := encoder.start():
+        yield start
+    try:
+        async for arrived in encoder.generation.events():
+            if encoded := b"".join([await _encode(encoder, index, event) for index, event in arrived]):
+                yield encoded
+    except EngineError as error:
+        last = encoder.failure(api_error(error))
+    else:
+        last = encoder.end()
+    if last:
+        yield last
+
+
+async def _encode(encoder: ReplyEncoder, index: int, event: TokenEvent) -> bytes:
+    if event.prompt_logprobs:  # may cover thousands of tokens
+        return await asyncio.to_thread(encoder.encode, index, event)
+    return encoder.encode(index, event)

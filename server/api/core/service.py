@@ -1,0 +1,121 @@
+"""The state of the server that routes work with: its model, limits and keys."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+from weakref import WeakSet
+
+from server.api.core.api_keys import Keys
+from server.api.core.capacity import Capacity
+from server.api.core.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
+from server.api.core.expert_sampler import ExpertSampler
+from server.api.core.grammar_compiler import GrammarCompiler
+from server.api.core.host_rules import HostRules
+from server.api.core.rate_limiter import RateLimiter
+from server.api.core.tracer import Tracer
+from server.api.core.unknown_fields import UnknownFields
+from server.api.core.validation import quote
+from server.engine.interface import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
+
+MAX_BODIES_BYTES = 64 << 20  # bodies of all requests whose response has not begun
+BODIES_REFUSAL = "The server is processing too many large bodies: try again later."
+MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting requests; each takes some hundred bytes
+LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
+
+
+class ServiceState(StrEnum):
+    """The state of the server; it accepts requests in READY only."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+@dataclass
+class LoadedModel:
+    """A model that answers requests."""
+
+    name: str
+    engine: GenerationEngine
+    codec: TextCodec
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    experts: ExpertAdministration | None = None
+    keeps_stalls: bool = False  # the engine records each request's longest stalls
+    created: int = field(default_factory=lambda: int(time.time()))  # Unix time
+    grammar_compiler: GrammarCompiler = field(init=False)
+    logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
+
+    def __post_init__(self) -> None:
+        self.grammar_compiler = GrammarCompiler(self.codec)
+
+
+def no_metrics() -> bytes:
+    return b""
+
+
+@dataclass
+class Service:
+    """The state of the server as routes see it; ``model`` is None until it is loaded."""
+
+    version: str
+    model: LoadedModel | None = None
+    is_draining: bool = False
+    keys: Keys = field(default_factory=Keys)
+    host_rules: HostRules = field(default_factory=HostRules)
+    rate_limiter: RateLimiter = field(default_factory=RateLimiter)
+    body_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_BODIES_BYTES, BODIES_REFUSAL))
+    large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one is parsed
+    # Tasks of requests that last until the server stops, such as expert streams; draining does not wait for them.
+    endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
+    metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
+    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+    expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
+    logs_prompts: bool = False
+    tracer: Tracer | None = None
+
+    @property
+    def state(self) -> ServiceState:
+        if self.is_draining:
+            return ServiceState.DRAINING
+        if self.model is not None and not self.model.engine.is_alive:
+            return ServiceState.DEAD
+        return ServiceState.LOADING if self.model is None else ServiceState.READY
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state is ServiceState.READY
+
+    def loaded_model(self, name: str | None) -> LoadedModel:
+        """Return the model of that name, or the only one if no name is given.
+
+        Raises:
+            ServiceUnavailableError: the model is still loading.
+            ModelNotFoundError: there is no such model.
+
+        """
+        if self.model is None:
+            raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
+        if name is not None and name != self.model.name:
+            raise ModelNotFoundError(
+                f"The model {quote(name)} does not exist: this server serves {quote(self.model.name)}.", "model"
+            )
+        return self.model
+
+    def accepting_model(self, name: str | None) -> LoadedModel:
+        """Return the model that answers a new request. Routes that generate text get their model only from here.
+
+        Raises:
+            ServiceUnavailableError: the model is loading, the server is draining, or the engine died.
+            ModelNotFoundError: there is no such model.
+
+        """
+        if self.state is ServiceState.DRAINING:
+            raise DrainingError("The server is shutting down: send the request to another server.")
+        model = self.loaded_model(name)
+        if self.state is ServiceState.DEAD:
+            raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
+        return model

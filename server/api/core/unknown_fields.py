@@ -1,0 +1,26 @@
+"""Warnings about unknown fields of request bodies, which are accepted: one for each name."""
+
+import logging
+from collections.abc import Iterable
+
+from server.api.core.validation import quote
+
+MAX_NAMES = 100  # clients choose the names: they must not fill the memory or the log
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownFields:
+    """Logs each unknown field once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def note(self, names: Iterable[str]) -> None:
+        """Log the new names, up to ``MAX_NAMES`` in total."""
+        for name in names:
+            quoted = quote(name)
+            if quoted in self._seen or len(self._seen) == MAX_NAMES:
+                continue
+            self._seen.add(quoted)
+            logger.warning("Ignoring the unknown field %s of a request body.", quoted)

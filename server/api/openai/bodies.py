@@ -1,0 +1,193 @@
+"""Bodies of completions and chat completions, with vLLM's additional sampling parameters."""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
+from server.api.core.json_schema import check_schema
+from server.api.core.validation import quote
+from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
+from server.api.openai.fields import MAX_INT64, MAX_LOGPROBS, LogitBias, Prompts, TokenIds
+from server.api.openai.messages import NO_FUNCTIONS, Message
+from server.api.openai.response_format import ResponseFormat
+from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
+from server.engine.interface import GrammarSpec
+
+THINKING_OPTIONS = ("enable_thinking", "thinking")  # names of the template variable that turns reasoning on or off
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    include_usage: bool = False
+
+
+class GenerationBody(BaseModel):
+    """Fields that completions and chat completions share; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    default_max_tokens: ClassVar[int | None] = None  # None: as many as fit the model
+    may_cut_max_tokens: ClassVar[bool] = False  # True: max_tokens is cut to what fits the model
+
+    model: Text | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+
+    echo: bool = False  # must precede max_tokens, whose validator reads it
+    n: int = Field(1, ge=1, le=128)
+    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    # None: the default of the model.
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=2)
+    presence_penalty: float = Field(0, ge=-2, le=2)
+    frequency_penalty: float = Field(0, ge=-2, le=2)
+    logit_bias: LogitBias = {}
+    seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
+    stop: Stops = []
+    stop_token_ids: TokenIds = []
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+
+    user: Any = None
+    priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    timeout: float | None = Field(None, gt=0)  # seconds
+
+    response_format: ResponseFormat | None = None
+    return_experts: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, body: object) -> object:
+        return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @field_validator("stream_options")
+    @classmethod
+    def need_stream(cls, options: StreamOptions, info: ValidationInfo) -> StreamOptions:
+        if not info.data.get("stream"):
+            raise ValueError("is allowed only for streams: set 'stream' to true or leave it out")
+        return options
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """The number of likeliest tokens beside each generated token; None without logprobs."""
+        return None
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """The number of likeliest tokens beside each prompt token; None without logprobs of the prompt."""
+        return None
+
+    @property
+    def requested_max_tokens(self) -> int | None:
+        """The requested limit; ``max_completion_tokens`` takes precedence."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def grammar_spec(self) -> GrammarSpec | None:
+        """The grammar that ``response_format`` asks for."""
+        return None if self.response_format is None else self.response_format.spec
+
+    @property
+    def include_usage(self) -> bool:
+        """True if the last chunk of a stream has the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionBody(GenerationBody):
+    default_max_tokens: ClassVar[int | None] = 16
+
+    prompt: Prompts
+    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+    logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+
+    @field_validator("max_tokens")
+    @classmethod
+    def check_max_tokens(cls, max_tokens: int, info: ValidationInfo) -> int:
+        """Allow 0 only with ``echo``, which returns the prompt."""
+        if max_tokens == 0 and not info.data.get("echo"):
+            raise ValueError("must be above 0 unless 'echo' is true")
+        return max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        return self.logprobs if self.echo else None
+
+
+class ChatBody(GenerationBody):
+    messages: list[Message] = Field(min_length=1, fail_fast=True)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
+    echo: Annotated[Any, only(False)] = None
+    tools: Tools = []
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    functions: Annotated[Any, only([], why=NO_FUNCTIONS)] = None
+    function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    chat_template_kwargs: dict[Text, Any] = {}
+
+    @field_validator("messages")
+    @classmethod
+    def limit_images(cls, messages: list[Message]) -> list[Message]:
+        images = [image for message in messages for image in message.images]
+        if len(images) > MAX_IMAGES:
+            raise ValueError(f"must hold no more than {MAX_IMAGES} images, but holds {len(images)}")
+        if sum(len(image.base64) for image in images) > MAX_IMAGES_BYTES:
+            raise ValueError(
+                f"must hold no more than {MAX_IMAGES_BYTES >> 20} MiB of images in total: send smaller ones"
+            )
+        return messages
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def need_logprobs(cls, top_logprobs: int, info: ValidationInfo) -> int:
+        if top_logprobs and not info.data.get("logprobs"):
+            raise ValueError("is allowed only with logprobs: set 'logprobs' to true or leave it out")
+        return top_logprobs
+
+    @field_validator("tool_choice")
+    @classmethod
+    def need_tools(cls, choice: str | NamedTool, info: ValidationInfo) -> str | NamedTool:
+        names = [tool.name for tool in info.data.get("tools", ())]
+        if choice == "required" and not names:
+            raise ValueError("is 'required', but the request has no tools: send some as 'tools'")
+        if isinstance(choice, NamedTool) and choice not in names:
+            raise ValueError(f"names {quote(str(choice))}, which is not one of the tools")
+        return choice
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def limit_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        check_schema(options)  # limits size and depth
+        if not is_encodable(json.dumps(options, ensure_ascii=False)):
+            raise ValueError("must hold valid Unicode only, without half a surrogate pair")
+        return options
+
+    @property
+    def shown_tools(self) -> list[Tool]:
+        """The tools that the prompt contains."""
+        return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def template_options(self) -> dict[str, Any]:
+        """Variables for the chat template."""
+        effort = self.reasoning_effort
+        options: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        if effort is not None:
+            options |= dict.fromkeys(THINKING_OPTIONS, effort != "none")
+        return options | self.chat_template_kwargs
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None

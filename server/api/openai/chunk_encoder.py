@@ -1,0 +1,116 @@
+"""Replies as OpenAI's chunks; completions and chat completions share the frame around their choices."""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+
+from server.api.core.errors import APIError, InvalidRequestError
+from server.api.core.generation import Generation
+from server.api.core.json_encoding import around_list, encode_json, encode_long
+from server.api.core.reply import ReplyEncoder
+from server.api.core.server_sent_events import sse
+from server.api.core.usage import usage
+from server.engine.interface import JsonObject, TokenEvent
+
+LONG_REPLY = 256  # tokens and logprobs; building a reply with more would block the event loop
+MAX_LOGPROBS = 1 << 21  # numbers in a complete reply; they take 0.6 GB
+
+DONE = b"data: [DONE]\n\n"
+
+
+class ChunkEncoder(ReplyEncoder):
+    """Encodes replies that consist of choices: one object, or a chunk for each change of a choice."""
+
+    object: str
+    chunk_object: str
+
+    def __init__(self, generation: Generation, *, include_usage: bool) -> None:
+        super().__init__(generation)
+        self._include_usage = include_usage
+
+    @abstractmethod
+    def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
+        """Return a choice of a complete reply, given all its events."""
+
+    @abstractmethod
+    def start_choices(self, index: int) -> list[JsonObject]:
+        """Return the choices of the chunks that precede the first event of a choice."""
+
+    @abstractmethod
+    def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
+        """Return the choices of the chunks for an event; none if the event adds nothing."""
+
+    async def complete(self) -> bytes:
+        events: list[list[TokenEvent]] = [[] for _ in self.generation.streams]
+        num_events = num_numbers = 0
+        async for arrived in self.generation.events():
+            for index, event in arrived:
+                events[index].append(event)
+                self.generation.note_experts(index, event)
+                num_numbers += num_logprobs(event)
+            num_events += len(arrived)
+            if num_numbers > MAX_LOGPROBS:
+                raise InvalidRequestError(
+                    f"The reply would hold more than {MAX_LOGPROBS} logprobs: ask for fewer, or for a stream.",
+                    "logprobs",
+                )
+        if num_events + num_numbers > LONG_REPLY:
+            return await asyncio.to_thread(self._complete, events)
+        return self._complete(events)
+
+    def start(self) -> bytes:
+        return b"".join(
+            self._chunk(choice) for index in range(len(self.generation.streams)) for choice in self.start_choices(index)
+        )
+
+    def encode(self, index: int, event: TokenEvent) -> bytes:
+        self.generation.note_experts(index, event)
+        return b"".join(map(self._chunk, self.chunk_choices(index, event)))
+
+    def end(self) -> bytes:
+        if not self._include_usage:
+            return DONE
+        return sse(self._frame(self.chunk_object) | {"usage": usage(self.generation)}) + DONE
+
+    def failure(self, error: APIError) -> bytes:
+        return sse(error.body) + DONE
+
+    def _complete(self, events: Sequence[Sequence[TokenEvent]]) -> bytes:
+        choices = ",".join(self._encode_choice(self.choice(index, each)) for index, each in enumerate(events))
+        frame = self._frame(self.object) | {"usage": usage(self.generation)}
+        before, after = around_list(encode_json(frame), "choices")
+        return f"{before}{choices}{after}".encode()
+
+    def _chunk(self, choice: JsonObject) -> bytes:
+        before, after = self._around_choice
+        return f"{before}{self._encode_choice(choice)}{after}".encode()
+
+    @cached_property
+    def _around_choice(self) -> tuple[str, str]:
+        """Encode what all chunks share, once."""
+        # With include_usage, OpenAI's chunks have a null usage up to the last one.
+        shared = self._frame(self.chunk_object) | ({"usage": None} if self._include_usage else {})
+        return around_list(sse(shared).decode(), "choices")
+
+    def _frame(self, kind: str) -> JsonObject:
+        return {
+            "id": self.generation.id,
+            "object": kind,
+            "created": self.generation.created,
+            "model": self.generation.model,
+            "choices": [],
+        }
+
+    def _encode_choice(self, choice: JsonObject) -> str:
+        """Encode a choice, with the experts of its tokens if the request asks for them."""
+        encoded = encode_long(choice) if choice["logprobs"] else encode_json(choice)
+        if not self.generation.returns_experts:
+            return encoded
+        return f'{encoded[:-1]},"experts":{self.generation.take_experts(choice["index"])}}}'
+
+
+def num_logprobs(event: TokenEvent) -> int:
+    """Count the logprobs of an event, of prompt tokens and of new tokens."""
+    lists = (event.logprobs, event.prompt_logprobs or ())
+    return sum(len(each) * (1 + len(each[0].top)) for each in lists if each)

@@ -1,0 +1,149 @@
+"""Submits the prompts of a request to the engine."""
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from server.api.core.errors import ContextLengthError, InvalidRequestError
+from server.api.core.generation import Generation
+from server.api.core.service import LoadedModel
+from server.api.openai.bodies import GenerationBody
+from server.engine.interface import GenerationRequest, Grammar, Media, SamplingDefaults, SamplingParams, TokenStream
+
+MAX_CHOICES = 128
+MAX_PROMPT_LOGPROBS = 1 << 20  # logprobs of the prompts of a request; the engine gathers all before it sends any
+
+
+def submit(
+    model: LoadedModel,
+    body: GenerationBody,
+    prompts: Sequence[Sequence[int]],
+    id_prefix: str,
+    prompt_field: str,
+    media: Media | None = None,
+    grammar: Grammar | None = None,
+    written_tokens: frozenset[int] = frozenset(),
+) -> Generation:
+    """Submit every choice to the engine, or none. Call it from the event loop.
+
+    Args:
+        prompt_field: the body's field that holds the prompts, for error messages.
+        media: images; there is only one prompt then.
+        grammar: the grammar that every choice follows.
+        written_tokens: special tokens that are part of the text.
+
+    Raises:
+        InvalidRequestError: there are too many choices, or a prompt does not fit the model.
+        EngineError: the engine does not take the request, or not now.
+
+    """
+    if len(prompts) * body.n > MAX_CHOICES:
+        raise InvalidRequestError(
+            f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
+            prompt_field,
+        )
+    num_logprobs = 0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs
+    num_logprobs *= sum(map(len, prompts)) * body.n
+    if num_logprobs > MAX_PROMPT_LOGPROBS:
+        raise InvalidRequestError(
+            f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.", "logprobs"
+        )
+    limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
+    generation_id = f"{id_prefix}{uuid4().hex}"
+    streams: list[TokenStream] = []
+    reservation = model.logprobs_capacity.reserve()
+    try:
+        reservation.grow(num_logprobs)
+        for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
+            for choice in range(body.n):
+                request_id = f"{generation_id}-{len(streams)}"
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens)
+                request = GenerationRequest(
+                    request_id,
+                    prompt,
+                    sampling,
+                    body.priority,
+                    body.timeout,
+                    media,
+                    body.return_experts,
+                    model.keeps_stalls,
+                )
+                streams.append(model.engine.submit(request))
+    except Exception:
+        for stream in streams:
+            stream.cancel()
+        reservation.release()
+        raise
+    num_prompt_tokens = sum(map(len, prompts))
+    return Generation(
+        generation_id,
+        model.name,
+        num_prompt_tokens,
+        streams,
+        body.n,
+        returns_experts=body.return_experts,
+        reservation=reservation,
+    )
+
+
+def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationBody, prompt_field: str) -> int:
+    """Return the token limit of a completion. The default limit is cut to what fits the model, a requested one is not.
+
+    Raises:
+        ContextLengthError: the prompt leaves no tokens for the completion, or fewer than requested.
+
+    """
+    num_left = max_model_len - num_prompt_tokens
+    requested = body.requested_max_tokens
+    if requested is None and num_left >= 1:
+        return min(num_left, body.default_max_tokens or num_left)
+    if requested is not None and (requested <= num_left or (body.may_cut_max_tokens and num_left >= 1)):
+        return min(requested, num_left)
+    num_wanted = 1 if requested is None else requested
+    raise ContextLengthError(
+        f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+        f"{num_prompt_tokens + num_wanted} tokens ({num_prompt_tokens} in the prompt, {num_wanted} in the completion). "
+        "Please reduce the length of the prompt or of the completion.",
+        prompt_field,
+    )
+
+
+def sampling_params(
+    body: GenerationBody,
+    defaults: SamplingDefaults,
+    max_tokens: int,
+    choice: int,
+    grammar: Grammar | None = None,
+    written_tokens: frozenset[int] = frozenset(),
+) -> SamplingParams:
+    """Return the sampling parameters of one choice of a prompt.
+
+    Raises:
+        InvalidRequestError: ``min_tokens`` is above ``max_tokens``.
+
+    """
+    if body.min_tokens > max_tokens:
+        raise InvalidRequestError(
+            f"'min_tokens' is {body.min_tokens}, but at most {max_tokens} tokens are generated: lower it.", "min_tokens"
+        )
+    repetition_penalty = body.repetition_penalty
+    return SamplingParams(
+        max_tokens=max_tokens,
+        temperature=defaults.temperature if body.temperature is None else body.temperature,
+        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
+        min_p=defaults.min_p if body.min_p is None else body.min_p,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
+        logit_bias=tuple(body.logit_bias.items()),
+        # The choices of one prompt must differ; xor keeps the seed within 64 bits.
+        seed=None if body.seed is None else body.seed ^ choice,
+        stop=tuple(body.stop),
+        stop_token_ids=frozenset(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        min_tokens=body.min_tokens,
+        logprobs=body.num_logprobs,
+        prompt_logprobs=body.num_prompt_logprobs,
+        grammar=grammar,
+        written_tokens=written_tokens,
+    )

@@ -1,0 +1,33 @@
+"""``/health``, ``/ready`` and ``/version``."""
+
+from typing import Any
+
+from fastapi import APIRouter, status
+from fastapi.responses import JSONResponse
+
+from server.api.core.dependencies import ServiceDep
+from server.api.core.service import ServiceState
+
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Unavailable; the body has the state"}}
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", responses=UNAVAILABLE)
+async def health(service: ServiceDep) -> JSONResponse:
+    """Liveness: 503 only if the server needs a restart."""
+    if service.state is ServiceState.DEAD:
+        return JSONResponse({"status": service.state}, status.HTTP_503_SERVICE_UNAVAILABLE)
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready", responses=UNAVAILABLE)
+async def ready(service: ServiceDep) -> JSONResponse:
+    """Readiness: 503 unless the server accepts requests."""
+    code = status.HTTP_200_OK if service.is_ready else status.HTTP_503_SERVICE_UNAVAILABLE
+    return JSONResponse({"status": service.state}, code)
+
+
+@router.get("/version")
+async def version(service: ServiceDep) -> JSONResponse:
+    return JSONResponse({"version": service.version})

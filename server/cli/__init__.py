@@ -1,0 +1,1 @@
+"""The command `greenroom`: one module per subcommand."""

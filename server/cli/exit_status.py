@@ -1,0 +1,33 @@
+"""Exit statuses of the commands, and the line on standard error that goes with them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FAILURE, WRONG_USAGE = 1, 2
+INTERRUPTED = 130  # the status that shells give a command which Ctrl-C ended
+
+
+def fail(error: Exception, status: int) -> int:
+    """Print an error as one line, and return the exit status."""
+    return finish(" ".join(str(error).split()), status)
+
+
+def finish(line: str, status: int) -> int:
+    """Print the result of a command, and return the exit status."""
+    sys.stderr.write(f"greenroom: {line}\n")
+    return status
+
+
+@contextmanager
+def exit_on_interrupt(line: str) -> Iterator[None]:
+    """Exit at once on Ctrl-C, with a line. Python would wait for download threads to end."""
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(finish(line, INTERRUPTED)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

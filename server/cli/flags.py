@@ -1,0 +1,53 @@
+"""Command-line flags, made from the fields of the settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args, get_origin
+
+from server.settings import ServeSettings, flag_name, is_list
+
+METAVARS = {"max_requests_per_key": "REQUESTS", "max_model_len": "TOKENS", "shutdown_timeout": "SECONDS"}
+
+# Settings that decide how the memory is planned for a model.
+PLANNING = (
+    "revision",
+    "device",
+    "dtype",
+    "memory",
+    "device_memory",
+    "host_expert_memory",
+    "device_expert_memory",
+    "kv_cache_memory",
+    "max_model_len",
+    "max_running_requests",
+    "max_batched_tokens",
+    "threads",
+)
+
+
+def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(ServeSettings.model_fields)) -> None:
+    """Add a flag for each of some settings. Values stay text until all settings are validated together."""
+    for name in names:
+        field = ServeSettings.model_fields[name]
+        if field.annotation is bool:
+            parser.add_argument(flag_name(name), action="store_true", default=argparse.SUPPRESS, help=field.description)
+            continue
+        if is_list(name):
+            parser.add_argument(
+                flag_name(name),
+                action="append",
+                default=argparse.SUPPRESS,
+                metavar=name.split("_")[-1].upper(),
+                help=f"{field.description}; may be repeated",
+            )
+            continue
+        default = "" if field.default is None else f" (default: {field.default})"
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else None
+        metavar = "{" + ",".join(choices) + "}" if choices else METAVARS.get(name, name.split("_")[-1].upper())
+        parser.add_argument(
+            flag_name(name), default=argparse.SUPPRESS, metavar=metavar, help=f"{field.description}{default}"
+        )
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="read settings from a file")

@@ -1,0 +1,45 @@
+"""`greenroom inspect`: memory needs of a model, the part that fits, and an upper bound of its speed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
+from server.cli.flags import PLANNING, add_flags
+from server.lifecycle.torch_setup import set_up_torch
+from server.observability.logging import COMMAND, set_up_logging
+from server.settings import SettingsError, load_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="model to inspect: hub id (its weights are not downloaded) or local folder (default: the bundled model)",
+    )
+    add_flags(parser, PLANNING)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Inspect a model, print the report, and return the exit status."""
+    try:
+        settings = load_settings(vars(arguments), os.environ, arguments.config)
+    except SettingsError as error:
+        return fail(error, WRONG_USAGE)
+    set_up_logging("warning", COMMAND)
+    set_up_torch(arguments.model)  # takes seconds; --help should not wait
+    from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server.inspection.inspect_model import inspect_model  # noqa: PLC0415
+    from server.inspection.report import as_text  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    try:
+        report = inspect_model(arguments.model, settings)
+    except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
+        return fail(error, FAILURE)
+    print(json.dumps(report) if arguments.json else as_text(report))
+    return 0

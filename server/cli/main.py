@@ -1,0 +1,135 @@
+"""The command `greenroom`: its table of subcommands and its argument parser."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import NoReturn
+
+from server.cli.exit_status import INTERRUPTED, WRONG_USAGE
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A module with ``add_arguments(parser)`` and ``run(arguments) -> int``, imported only when its command is run."""
+
+    name: str
+    module: str
+    summary: str
+    description: str
+
+
+SUBCOMMANDS = (
+    Subcommand("serve", "server.cli.serve", "start the server", "Serve a model over HTTP."),
+    Subcommand(
+        "pack",
+        "server.cli.pack",
+        "write a model in the packed format",
+        "Write a model in the packed format, which loads experts faster. An interrupted run can be resumed.",
+    ),
+    Subcommand(
+        "verify",
+        "server.cli.verify",
+        "check a packed model for damage",
+        "Compare a packed model with its checksums. The exit status is 1 if any part is damaged.",
+    ),
+    Subcommand(
+        "inspect",
+        "server.cli.inspect",
+        "show a model's memory needs and its maximum speed here",
+        "Show a model's size, the part that fits the memory budgets, and an upper bound of tokens/s on this machine.",
+    ),
+    Subcommand(
+        "doctor",
+        "server.cli.doctor",
+        "check this machine, and suggest flags",
+        "Check CPU, memory, disk, devices, software, the port and a model. The exit status is 1 if a check fails.",
+    ),
+    Subcommand(
+        "replay",
+        "server.cli.replay",
+        "compare cache policies and sizes on recorded routing",
+        "Replay recorded routing against cache policies and sizes. The last row is Belady's optimum.",
+    ),
+    Subcommand(
+        "chat",
+        "client.chat.command",
+        "chat with a server",
+        "Chat with a server. If the input is not a terminal, each line is a question, and the output is plain text.",
+    ),
+    Subcommand(
+        "top",
+        "client.top.command",
+        "watch a server's experts live",
+        "Show tiers, hit ratios, reads, requests and every expert of a server, live.",
+    ),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports wrong usage in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Report unknown arguments, each with the flag that was probably meant."""
+        flags = list(self._option_string_actions)
+        self.error(
+            "unrecognized arguments: " + " ".join(word + _meant(word.partition("=")[0], flags) for word in unknown)
+        )
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, 1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def build_parser(words: Sequence[str]) -> _Parser:
+    """Build the parser of a command line. Only the subcommand that is named gets its arguments."""
+    parser = _Parser(
+        prog="greenroom", description="Serve Mixture-of-Experts models larger than memory.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"greenroom {version('greenroom')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for subcommand in SUBCOMMANDS:
+        subparser = commands.add_parser(
+            subcommand.name, help=subcommand.summary, description=subcommand.description, allow_abbrev=False
+        )
+        if subcommand.name in words[:1]:
+            module = import_module(subcommand.module)
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run, refuse=subparser.refuse)
+    return parser
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; exits if it is wrong."""
+    parser = build_parser(words)
+    names = [subcommand.name for subcommand in SUBCOMMANDS]
+    if not words:
+        parser.error(f"give a command: {', '.join(names)}")
+    if not words[0].startswith("-") and words[0] not in names:
+        parser.error(f"there is no command {words[0]}{_meant(words[0], names)}")
+    arguments, unknown = parser.parse_known_args(words)
+    if unknown:
+        arguments.refuse(unknown)
+    return arguments
+
+
+def main() -> None:
+    """Run the command line, and exit with 0, 1 for a failure, or 2 for wrong usage."""
+    try:
+        arguments = parse(sys.argv[1:])
+        sys.exit(arguments.run(arguments))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""`greenroom pack`: write a model in the packed format."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from server.cli.exit_status import FAILURE, INTERRUPTED, exit_on_interrupt, fail, finish
+from server.observability.logging import COMMAND, set_up_logging
+
+WEIGHTS = ("bfloat16", "int8", "int4")
+TRUNKS = ("unchanged", "int8", "int4")
+UNFINISHED = "interrupted; run the same command again to resume"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hub id or local checkpoint folder")
+    parser.add_argument(
+        "out", metavar="OUT", type=Path, help="folder to write to: new, empty, or from an interrupted or earlier run"
+    )
+    parser.add_argument(
+        "--weights", choices=WEIGHTS, default="bfloat16", help="weight format of the experts (default: bfloat16)"
+    )
+    parser.add_argument(
+        "--trunk",
+        choices=TRUNKS,
+        default=TRUNKS[0],
+        help="weight format of the trunk's linear layers (default: unchanged)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="experts to convert in parallel (default: number of cores)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Pack a model, and return the exit status."""
+    # torch takes seconds to import; --help should not wait
+    import torch  # noqa: PLC0415
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from expert_store import ExpertStoreError, write_pack  # noqa: PLC0415
+    from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
+    from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
+    from server.model.checkpoint.trunk_loader import build_model, read_config  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+    from server.progress import progress  # noqa: PLC0415
+
+    set_up_logging("info", COMMAND)
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(1)  # each job is a thread
+    try:
+        with exit_on_interrupt(UNFINISHED):
+            folder, name = find_checkpoint(arguments.model, arguments.revision)
+        model = build_model(read_config(folder), torch.bfloat16)
+        source = pack_source(model, folder, name, arguments.weights, arguments.trunk)
+        with progress(f"packing {name} as {arguments.weights}", source.record_bytes) as shown:
+            is_new = write_pack(source, arguments.out, arguments.jobs, shown.advance)
+    except (ModelError, ExpertStoreError) as error:
+        return fail(error, FAILURE)
+    except KeyboardInterrupt:
+        return finish(UNFINISHED, INTERRUPTED)
+    if not is_new:
+        return finish(f"{arguments.out} already holds this packed model, and all its checksums match", 0)
+    return finish(f"packed {name} as {arguments.weights} into {arguments.out}", 0)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of jobs; give 1 or more")
+    return int(text)

@@ -1,0 +1,55 @@
+"""`greenroom serve`: starts the server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+
+import uvloop
+
+from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
+from server.cli.flags import add_flags
+from server.lifecycle.torch_setup import set_up_torch
+from server.observability.logging import FORMATTERS, set_up_logging
+from server.settings import SettingsError, load_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="hub id, checkpoint folder or packed folder (default: the bundled model)",
+    )
+    add_flags(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serve until a signal comes, and return the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))  # nothing to clean up until the server listens
+    try:
+        settings = load_settings(vars(arguments), os.environ, arguments.config)
+        settings.check_key_files()
+    except SettingsError as error:
+        return fail(error, WRONG_USAGE)
+    set_up_logging(settings.log_level, FORMATTERS[settings.log_format])
+    set_up_torch(arguments.model)  # takes seconds; --help should not wait
+    from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server import progress  # noqa: PLC0415
+    from server.lifecycle.app import serve  # noqa: PLC0415
+    from server.model.errors import ModelError  # noqa: PLC0415
+
+    async def serve_and_end() -> None:
+        await serve(arguments.model, settings)
+        progress.clear()
+        logging.shutdown()
+        os._exit(0)  # Python would wait for threads that still load, download or read
+
+    try:
+        uvloop.run(serve_and_end())
+    except (ModelError, ExpertStoreError, SettingsError) as error:
+        return fail(error, FAILURE)
+    return 0

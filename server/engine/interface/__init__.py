@@ -1,0 +1,76 @@
+"""The engine's interface: requests, sampling parameters, streams of token events, errors, and protocols. Torch-free.
+
+The HTTP API imports nothing else of the engine.
+"""
+
+from server.engine.interface.errors import (
+    DeadlineExceededError,
+    EngineError,
+    EngineUnavailableError,
+    GenerationFailedError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestRefusedError,
+)
+from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
+from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
+from server.engine.interface.protocols import (
+    ExpertAdministration,
+    ExpertChange,
+    ExpertPlace,
+    GenerationEngine,
+    JsonObject,
+    TextCodec,
+)
+from server.engine.interface.request_status import RequestState, RequestStatus
+from server.engine.interface.sampling_params import (
+    Grammar,
+    GrammarSpec,
+    SamplingDefaults,
+    SamplingParams,
+    check_sampling,
+)
+from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
+from server.engine.interface.timeline import Timeline
+from server.model.experts.stalls import Stall
+from server.model.step import RoutedExperts
+
+__all__ = [
+    "MAX_UNREAD",
+    "ChatPrompt",
+    "ChatTraits",
+    "DeadlineExceededError",
+    "EngineError",
+    "EngineUnavailableError",
+    "EventQueue",
+    "ExpertAdministration",
+    "ExpertChange",
+    "ExpertPlace",
+    "ExpertUsage",
+    "FinishReason",
+    "GenerationEngine",
+    "GenerationFailedError",
+    "GenerationRequest",
+    "Grammar",
+    "GrammarSpec",
+    "JsonObject",
+    "Media",
+    "Pooling",
+    "PromptTooLongError",
+    "QueueFullError",
+    "RequestRefusedError",
+    "RequestState",
+    "RequestStatus",
+    "RoutedExperts",
+    "SamplingDefaults",
+    "SamplingParams",
+    "Stall",
+    "TextCodec",
+    "Timeline",
+    "TokenEvent",
+    "TokenLogprobs",
+    "TokenStream",
+    "check_sampling",
+    "merge",
+    "publish",
+]

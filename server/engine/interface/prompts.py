@@ -1,0 +1,53 @@
+"""Requests to the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from server.engine.interface.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True)
+class Media:
+    """The images of a prompt."""
+
+    inputs: Any  # the processed images; opaque to the engine
+    prefix_cache_ids: tuple[int, ...]  # the prompt, with image hashes instead of placeholders
+    unsplit_spans: tuple[tuple[int, int], ...] = ()  # first and last (exclusive) token, for tokens of one step
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation as the model's tokens."""
+
+    token_ids: Sequence[int]
+    media: Media | None = None
+
+
+Pooling = Literal["mean", "last"]  # over the last hidden states of a prompt's tokens
+
+
+@dataclass(frozen=True)
+class ChatTraits:
+    """Traits of a model's chat format, from which its reasoning and tool-call formats are recognised."""
+
+    template: str = ""  # the source of its chat template
+    markers: frozenset[str] = frozenset()  # texts that are single tokens
+    special: Mapping[str, int] = field(default_factory=dict)  # the markers that are special tokens, and their ids
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to be continued once, or pooled into an embedding."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0  # lower goes first, as in vLLM
+    deadline_seconds: float | None = None  # since submission; then the request ends with an error
+    media: Media | None = None
+    returns_experts: bool = False  # events hold the routed experts
+    keeps_stalls: bool = False  # the timeline holds the longest stalls
+    pooling: Pooling | None = None  # the prompt is pooled instead of being continued

@@ -1,0 +1,120 @@
+"""Streams that carry events from the engine's thread to an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from server.engine.interface.errors import EngineError, GenerationFailedError
+from server.engine.interface.events import TokenEvent
+from server.engine.interface.prompts import GenerationRequest
+from server.engine.interface.timeline import Timeline
+
+MAX_UNREAD = 1024  # events of a stream
+
+
+class EventQueue:
+    """Events of one or more streams in the order of arrival, for one reader. Use it in the loop's thread only.
+
+    The queue is bounded: a reader that falls too far behind gets an error instead of the events it missed.
+    """
+
+    def __init__(self, num_streams: int = 1):
+        self._events: list[tuple[int, TokenEvent]] = []
+        self._max_events = MAX_UNREAD * num_streams
+        self._error: EngineError | None = None
+        self._is_ready = asyncio.Event()
+
+    def put(self, index: int, item: TokenEvent | EngineError) -> bool:
+        """Add an event or error of a stream; return False if nobody will read it."""
+        if self._error is not None:
+            return False
+        self._is_ready.set()
+        if isinstance(item, EngineError):
+            self._error = item
+            return True
+        if len(self._events) == self._max_events:
+            self._events.clear()
+            self._error = GenerationFailedError(
+                f"the request was cancelled because {self._max_events} tokens of the reply were waiting to be read"
+            )
+            return False
+        self._events.append((index, item))
+        return True
+
+    async def take(self) -> list[tuple[int, TokenEvent]]:
+        """Wait for events and return all of them, each with the index of its stream.
+
+        Raises:
+            EngineError: a stream has failed, and all earlier events were taken.
+        """
+        await self._is_ready.wait()
+        events, self._events = self._events, []
+        if self._error is None:
+            self._is_ready.clear()
+        elif not events:
+            raise self._error
+        return events
+
+
+@dataclass(eq=False)
+class TokenStream:
+    """The events of one request, for the event loop that submitted it.
+
+    The engine's thread calls ``fail`` and ``publish``; everything else is for the event loop. Iteration ends after the
+    event with a finish reason, or raises the error that ended the request. ``cancel`` may be called at any time, even
+    after the end.
+    """
+
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    timeline: Timeline
+    is_cancelled: bool = False
+    _queue: EventQueue = field(default_factory=EventQueue)
+    _index: int = 0  # in a queue of several streams
+
+    def fail(self, error: EngineError) -> None:
+        publish([(self, error)])
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[TokenEvent]:
+        while True:
+            for _, event in await self._queue.take():
+                yield event
+                if event.finish_reason is not None:
+                    return
+
+    def receive(self, item: TokenEvent | EngineError) -> None:
+        """Queue a published event; in the loop's thread."""
+        if not self._queue.put(self._index, item):
+            self.cancel()
+
+    def join(self, queue: EventQueue, index: int) -> None:
+        """Put all further events into a queue of several streams, under an index."""
+        self._queue, self._index = queue, index
+
+
+def merge(streams: Sequence[TokenStream]) -> EventQueue:
+    """Return one queue for the events of just submitted streams. Do not iterate over the streams afterwards."""
+    queue = EventQueue(len(streams))
+    for index, stream in enumerate(streams):
+        stream.join(queue, index)
+    return queue
+
+
+def publish(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
+    """Send the events of a step to their streams, waking each event loop once; from any thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent | EngineError]]] = {}
+    for stream, item in items:
+        by_loop.setdefault(stream.loop, []).append((stream, item))
+    for loop, mine in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_deliver, mine)
+
+
+def _deliver(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
+    for stream, item in items:
+        stream.receive(item)

@@ -1,0 +1,35 @@
+"""Times at which a request was submitted, started, got tokens and ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from server.engine.interface.events import ExpertUsage
+from server.model.experts.stalls import Stall
+
+
+@dataclass
+class Timeline:
+    """Times of one request, in seconds of ``time.monotonic``; None until it happens. The engine's thread writes it."""
+
+    submitted_at: float
+    started_at: float | None = None  # start of its first step
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    ended_at: float | None = None  # with ``stop`` or ``length``
+    num_cached_tokens: int = 0  # prompt tokens found in the KV cache at its start
+    num_preemptions: int = 0  # times that it was moved back to the queue
+    first_usage: ExpertUsage | None = None  # cost of its experts up to its first token
+    last_usage: ExpertUsage | None = None  # and up to its end
+    stalls: Sequence[Stall] = ()  # the longest ones, if requested, in no order
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """Seconds from submission to its first step."""
+        return None if self.started_at is None else self.started_at - self.submitted_at
+
+    @property
+    def first_token_seconds(self) -> float | None:
+        """Seconds from submission to its first token."""
+        return None if self.first_token_at is None else self.first_token_at - self.submitted_at

@@ -1,0 +1,1 @@
+"""Bookkeeping of KV cache blocks. Torch-free."""

@@ -1,0 +1,52 @@
+"""Conversion of a step's output to the next event of each sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from itertools import accumulate
+
+from server.engine.embedding_events import embedding_events
+from server.engine.interface import EngineError, GenerationFailedError, TokenEvent
+from server.engine.kv.block_manager import BlockManager
+from server.engine.sampling.logprobs import collect_prompt_logprobs
+from server.engine.scheduler import Scheduled
+from server.engine.sequence import Sequence
+from server.engine.token_events import token_events
+from server.model.step import StepOutput
+
+SequenceEvent = tuple[Sequence, TokenEvent | EngineError]
+
+
+def postprocess(
+    step: AbstractSequence[Scheduled], output: StepOutput, blocks: BlockManager, eos_token_ids: frozenset[int]
+) -> list[SequenceEvent]:
+    """Record the step's tokens as cached, and give each sequence that reached its end its next token or embedding.
+
+    Args:
+        step: its sequences are as they were before the step.
+        output: the output of the step; logits are changed.
+        blocks: the blocks of the KV cache.
+        eos_token_ids: tokens that end a sequence.
+
+    Returns:
+        At most one event of each sequence. An event with a finish reason is its last, and so is an error.
+    """
+    items: list[SequenceEvent] = [*embedding_events(step, output)]
+    ready, rows = [], []  # sequences whose next token can be sampled, and the rows of their logits
+    for item, end in zip(step, accumulate(item.num_logits for item in step), strict=True):
+        sequence = item.sequence
+        try:
+            if sequence.wants_prompt_logits:
+                collect_prompt_logprobs(sequence, output.logits[end - item.num_logits : end])
+        except GenerationFailedError as error:
+            items.append((sequence, error))
+            continue
+        if item.reaches_end and sequence.pooler is None:
+            ready.append(sequence)
+            rows.append(end - 1)
+        sequence.num_cached += item.num_tokens
+        blocks.cache_full_blocks(sequence.blocks, sequence.prefix_cache_ids, sequence.num_cached)
+    are_all = len(rows) == len(output.logits)
+    events = token_events(ready, output.logits if are_all else output.logits[rows], eos_token_ids)
+    items += zip(ready, events, strict=True)
+    return items

@@ -1,0 +1,133 @@
+"""Sampling of one token a row, vectorised over the batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from server.engine.sampling.blocked_logits import BLOCK, BlockedLogits
+from server.engine.sampling.penalties import adjust
+from server.engine.sampling.random_numbers import uniforms
+from server.engine.sampling.sampling_state import SamplingState
+from server.engine.sampling.top_p import Filters, lowest_scores
+
+MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
+Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
+
+
+@torch.inference_mode()
+def sample(
+    logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids: frozenset[int] = frozenset()
+) -> list[int | None]:
+    """Sample one token a row.
+
+    Penalties, biases and ``min_tokens`` change the logits; then temperature, top-k, top-p and min-p apply in the order
+    of transformers' logits processors. A row's token depends only on its own logits, parameters, seed and position: a
+    uniform number of that seed and position is looked up in the cumulative distribution over ascending token ids.
+
+    Args:
+        logits: float32 ``(rows, vocabulary)``; they are changed.
+        states: the sampling state of each row.
+        eos_token_ids: end tokens, which are masked before ``min_tokens``.
+
+    Returns:
+        The tokens; None for a row whose logits are not finite or allow no token.
+    """
+    if all(state.is_greedy for state in states):
+        return _most_likely_of_all(logits)
+    blocked = BlockedLogits(logits)
+    adjusted = adjust(blocked.logits, states, eos_token_ids)
+    if adjusted:
+        blocked.measure(_indices(logits, adjusted))
+    finite = blocked.are_finite()
+    chosen: list[int | None] = [None] * len(states)
+    for choose, rows in _by_choice(states, finite).items():
+        tokens = choose(blocked, _indices(logits, rows), [states[row] for row in rows])
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            chosen[row] = token
+    return chosen
+
+
+def _most_likely_of_all(logits: torch.Tensor) -> list[int | None]:
+    """Return the most likely token of each row of unchanged logits; None for rows that are not finite."""
+    tokens = logits.argmax(-1).tolist()
+    extremes = zip(*(values.tolist() for values in logits.aminmax(dim=-1)), strict=True)
+    finite = [math.isfinite(least) and math.isfinite(most) for least, most in extremes]
+    return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
+
+
+def _by_choice(states: Sequence[SamplingState], finite: Sequence[bool]) -> dict[Choice, list[int]]:
+    """Group the rows by the function that chooses their tokens."""
+    rows: dict[Choice, list[int]] = {}
+    for row, state in enumerate(states):
+        if finite[row]:
+            params = state.params
+            choose = _most_likely if params.temperature == 0 else _sample_filtered if params.has_filters else _sample
+            rows.setdefault(choose, []).append(row)
+    return rows
+
+
+def _most_likely(blocked: BlockedLogits, rows: torch.Tensor, _states: Sequence[SamplingState]) -> torch.Tensor:
+    return blocked.argmax(rows)
+
+
+def _sample(blocked: BlockedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    return _select(blocked, rows, states, _temperatures(rows, states))
+
+
+def _sample_filtered(blocked: BlockedLogits, rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    params = [state.params for state in states]
+    filters = Filters(
+        temperatures=_temperatures(rows, states),
+        top_k=torch.tensor([param.top_k for param in params], device=rows.device),
+        top_p=_column(rows, [param.top_p if param.top_p < 1 else math.inf for param in params]),
+        log_min_p=_column(rows, [math.log(param.min_p) if param.min_p > 0 else -math.inf for param in params]),
+    )
+    return _select(blocked, rows, states, filters.temperatures, lowest_scores(blocked, rows, filters))
+
+
+def _select(
+    blocked: BlockedLogits,
+    rows: torch.Tensor,
+    states: Sequence[SamplingState],
+    temperatures: torch.Tensor,
+    lowest: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the token that each row's random number selects: first its block, then its index in the block."""
+    numbers = uniforms([state.seed for state in states], [state.num_generated for state in states])
+    draws = torch.from_numpy(numbers).to(rows.device)
+    masses = blocked.block_weights(rows, temperatures, lowest)  # (rows, blocks)
+    block = _select_index(masses, draws)
+    sums = masses.cumsum(-1)
+    mass, through = (values.gather(1, block[:, None])[:, 0] for values in (masses, sums))
+    within = (draws * sums[:, -1] - (through - mass)) / mass
+    weights = blocked.weights_in_block(rows, block, temperatures, lowest)
+    return block * BLOCK + _select_index(weights, within.clamp(0, 1))
+
+
+def _select_index(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return the index where the cumulative sum of the weights passes the draw's part of the total, int64 ``(rows,)``.
+
+    Args:
+        weights: float64 ``(rows, indices)``, some above 0.
+        draws: float64 ``(rows,)`` in ``[0, 1]``.
+    """
+    sums = weights.cumsum(-1)
+    target = (draws * sums[:, -1])[:, None]
+    # A target equal to the total would select an index after the last possible one.
+    last = (sums < sums[:, -1:]).sum(-1, keepdim=True)
+    return torch.searchsorted(sums, target, right=True).minimum(last)[:, 0]
+
+
+def _indices(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.long, device=logits.device)
+
+
+def _temperatures(rows: torch.Tensor, states: Sequence[SamplingState]) -> torch.Tensor:
+    return _column(rows, [max(state.params.temperature, MIN_TEMPERATURE) for state in states])
+
+
+def _column(like: torch.Tensor, values: Sequence[float]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)

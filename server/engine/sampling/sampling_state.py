@@ -1,0 +1,102 @@
+"""Sampling state of a sequence. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from server.engine.interface import SamplingParams
+from server.engine.sampling.grammar import GrammarMatcher
+
+
+class TokenCounts:
+    """Counts of generated tokens; prompt tokens may be among them with a count of 0.
+
+    The counts are arrays that grow with the text, so that a step copies them instead of iterating over all tokens.
+    """
+
+    def __init__(self, prompt_ids: list[int]):
+        self._ids = np.unique(np.array(prompt_ids, np.int64))
+        self._counts = np.zeros(len(self._ids), np.float32)
+        self._size = len(self._ids)
+        self._places: dict[int, int] = {token: place for place, token in enumerate(self._ids.tolist())}
+
+    def add(self, token_id: int) -> None:
+        """Count a generated token."""
+        place = self._places.get(token_id)
+        if place is None:
+            place = self._places[token_id] = self._size
+            if place == len(self._ids):
+                growth = max(16, place)
+                self._ids = np.concatenate([self._ids, np.empty(growth, np.int64)])
+                self._counts = np.concatenate([self._counts, np.empty(growth, np.float32)])
+            self._ids[place], self._counts[place] = token_id, 0
+            self._size += 1
+        self._counts[place] += 1
+
+    @property
+    def ids(self) -> npt.NDArray[np.int64]:
+        """The distinct tokens, ``(distinct,)``."""
+        return self._ids[: self._size]
+
+    @property
+    def counts(self) -> npt.NDArray[np.float32]:
+        """Number of times that each was generated, ``(distinct,)``."""
+        return self._counts[: self._size]
+
+
+@dataclass
+class SamplingState:
+    """Sampling parameters and token counts of a sequence; ``token_ids`` is the sequence's own list, which grows."""
+
+    params: SamplingParams
+    seed: int
+    token_ids: list[int]  # prompt and generated
+    num_prompt_tokens: int
+    _counts: TokenCounts | None = field(default=None, init=False)
+    _num_counted: int = field(default=0, init=False)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def is_too_short(self) -> bool:
+        """True if it has fewer than ``min_tokens`` tokens."""
+        return self.num_generated < self.params.min_tokens
+
+    @property
+    def is_greedy(self) -> bool:
+        """True if the next token is the argmax of the unchanged logits."""
+        params = self.params
+        if params.temperature or params.grammar is not None or params.has_penalties or params.logit_bias:
+            return False
+        return not self.is_too_short
+
+    @cached_property
+    def matcher(self) -> GrammarMatcher | None:
+        """Matcher of its grammar, if it has one."""
+        grammar = self.params.grammar
+        return None if grammar is None else cast("GrammarMatcher", grammar.matcher())
+
+    @cached_property
+    def biases(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """The distinct tokens of ``logit_bias``, and the values added to their logits."""
+        token_ids, values = zip(*self.params.logit_bias, strict=True)
+        return np.array(token_ids, np.int64), np.array(values, np.float32)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Counts of generated tokens; prompt tokens are included with 0 if repetition is penalised."""
+        if self._counts is None:
+            is_prompt_counted = self.params.repetition_penalty != 1
+            self._counts = TokenCounts(self.token_ids[: self.num_prompt_tokens] if is_prompt_counted else [])
+            self._num_counted = self.num_prompt_tokens
+        for token_id in self.token_ids[self._num_counted :]:
+            self._counts.add(token_id)
+        self._num_counted = len(self.token_ids)
+        return self._counts

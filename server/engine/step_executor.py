@@ -1,0 +1,81 @@
+"""Execution of a scheduled step on the model."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from collections.abc import Sequence as AbstractSequence
+
+from expert_store import ExpertStoreError
+from server.engine.admission.rotation import DecodeGroupRotation
+from server.engine.kv.block_manager import BlockManager
+from server.engine.latency_recording import record_stalls
+from server.engine.runner import ModelRunner
+from server.engine.scheduler import Scheduled
+from server.model.step import SequenceChunk, StepOutput
+
+log = logging.getLogger(__name__)
+
+Step = AbstractSequence[Scheduled]
+
+
+class StepExecutor:
+    """Runs steps. If a step fails, it runs the step's sequences one by one, so that only the faulty ones fail.
+
+    Args:
+        admission: learns from each step.
+    """
+
+    def __init__(self, runner: ModelRunner, blocks: BlockManager, admission: DecodeGroupRotation | None):
+        self._runner, self._blocks, self._admission = runner, blocks, admission
+
+    def execute(self, step: Step) -> Iterator[tuple[Step, StepOutput | Exception]]:
+        """Run a step. Yield each part that was run, with its output or error, before the next part runs."""
+        for part in [[item] for item in step] if self._runner.is_sequential else [step]:
+            yield from self._execute(part)
+
+    def _execute(self, step: Step) -> Iterator[tuple[Step, StepOutput | Exception]]:
+        result = self._try_run(step)
+        if len(step) == 1 or not isinstance(result, Exception):
+            yield step, result
+            return
+        log.warning("a step of %d requests failed; running them one by one: %s", len(step), result)
+        for item in step:
+            yield [item], self._try_run([item])
+
+    def _try_run(self, step: Step) -> StepOutput | Exception:
+        try:
+            return self._run(step)
+        except (ExpertStoreError, RuntimeError) as error:
+            return error
+
+    def _run(self, step: Step) -> StepOutput:
+        chunks = [self._chunk(item) for item in step]
+        started = time.perf_counter()
+        output = self._runner.run(chunks)
+        for item, cost, experts in zip(step, output.costs, output.chosen, strict=True):
+            item.sequence.expert_cost.add(cost)
+            item.sequence.last_experts = experts
+        record_stalls(step, output.stalls)
+        if self._admission is not None:
+            self._admission.record_step(step, output, time.perf_counter() - started)
+        return output
+
+    def _chunk(self, item: Scheduled) -> SequenceChunk:
+        """Describe the scheduled tokens of a sequence to the model."""
+        sequence, blocks = item.sequence, item.sequence.blocks
+        first, last = sequence.num_cached, sequence.num_cached + item.num_tokens
+        return SequenceChunk(
+            sequence.token_ids[first:last],
+            first,
+            blocks.tables,
+            item.num_logits,
+            sequence.slot,
+            blocks.resumes,
+            self._blocks.plan_snapshot(blocks, sequence.prefix_cache_ids, first, last),
+            None if sequence.request.media is None else sequence.request.media.inputs,
+            num_prompt=len(sequence.request.prompt_ids),
+            num_hidden=item.num_hidden,
+            wants_experts=sequence.request.returns_experts and item.reaches_end,
+        )

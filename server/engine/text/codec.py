@@ -1,0 +1,155 @@
+"""Codec between text and token ids, for the HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from server.engine.image_capacity import ImageCapacity
+from server.engine.interface import (
+    ChatPrompt,
+    ChatTraits,
+    Grammar,
+    GrammarSpec,
+    Media,
+    PromptTooLongError,
+    RequestRefusedError,
+)
+from server.engine.kv.prefix_cache_ids import prefix_cache_ids
+from server.engine.sampling.grammar import GrammarCompiler
+from server.engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from server.model.multimodal.image_decoding import PIXEL_BYTES, ImageError, count_pixels, read_image
+from server.model.multimodal.image_processor import MediaProcessor
+from server.model.text.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
+
+
+class Codec:
+    """A ``TextCodec`` over a tokenizer.
+
+    Args:
+        media: the model's image processor, or the reason why there is none.
+        eos_token_ids: tokens that end a sequence, by default the tokenizer's.
+        image_capacity: memory for the images of all requests.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        media: MediaProcessor | str = "the model takes no images",
+        eos_token_ids: frozenset[int] | None = None,
+        image_capacity: ImageCapacity | None = None,
+    ):
+        self._tokenizer, self._media = tokenizer, media
+        self._image_capacity = image_capacity or ImageCapacity()
+        self._grammars: GrammarCompiler | None = None
+        if tokenizer.token_bytes is not None:
+            # At start-up, because llguidance holds the GIL for half a second for 150,000 tokens.
+            ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
+            tokens = tokenizer.token_bytes.vocabulary()
+            self._grammars = GrammarCompiler(tokens, tokenizer.special_token_ids, ends)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "prompt") from error
+
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes] = (),
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
+    ) -> ChatPrompt:
+        if tools and not self._tokenizer.tool_template.shows_tools:
+            raise RequestRefusedError("the model's chat template does not support tools; leave out 'tools'", "tools")
+        try:
+            if images:
+                return self._encode_images(messages, images, tools, options, add_generation_prompt)
+            return ChatPrompt(
+                self._tokenizer.encode_chat(messages, tools, options, add_generation_prompt=add_generation_prompt)
+            )
+        except TextTooLongError as error:
+            raise PromptTooLongError(str(error), "messages") from error
+        except TemplateOptionError as error:
+            raise RequestRefusedError(str(error), "chat_template_kwargs") from error
+        except (ChatTemplateError, ImageError) as error:
+            raise RequestRefusedError(str(error), "messages") from error
+
+    def _encode_images(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[bytes],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
+        add_generation_prompt: bool,
+    ) -> ChatPrompt:
+        if isinstance(self._media, str):
+            raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
+        for message in messages:
+            content = message["content"] or ""  # a message that calls tools may have no text
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            self._tokenizer.check_length("".join(texts))
+        messages = self._tokenizer.tool_template.adapt(messages)
+        decoded_bytes = PIXEL_BYTES * count_pixels(images)
+        with self._image_capacity.taken(decoded_bytes):
+            token_ids, media = self._media.encode_chat(
+                messages,
+                [read_image(image) for image in images],
+                tools,
+                options,
+                add_generation_prompt=add_generation_prompt,
+            )
+            self._image_capacity.keep(media, decoded_bytes)
+        content = prefix_cache_ids(token_ids, self._media.placeholder, images)
+        return ChatPrompt(token_ids, Media(media, content, tuple(media.bidirectional_spans)))
+
+    @cached_property
+    def chat_traits(self) -> ChatTraits:
+        tokenizer = self._tokenizer
+        markers = tokenizer.marker_ids
+        special = {text: token_id for text, token_id in markers.items() if token_id in tokenizer.special_token_ids}
+        return ChatTraits(tokenizer.template, frozenset(markers), special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        tokens = self._tokenizer.token_bytes
+        if tokens is None:
+            return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        return tokens.of_token(token_id)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        detokenizer = self.detokenizer((), self._tokenizer.special_token_ids)
+        pieces = [detokenizer.push(token_id) for token_id in token_ids]
+        return [*pieces[:-1], pieces[-1] + detokenizer.flush()] if pieces else []
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self._check_known(token_ids)
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def token_names(self, token_ids: Sequence[int]) -> list[str]:
+        self._check_known(token_ids)
+        return self._tokenizer.names(list(token_ids))
+
+    def _check_known(self, token_ids: Sequence[int]) -> None:
+        size = len(self._tokenizer)
+        unknown = next((token for token in token_ids if token >= size), None)
+        if unknown is not None:
+            raise RequestRefusedError(f"'tokens' holds token id {unknown}, which is not below {size}", "tokens")
+
+    def compile_grammar(self, spec: GrammarSpec) -> Grammar:
+        if self._grammars is None:
+            reason = "the bytes of this model's tokens are unknown, because its tokenizer is of an unsupported kind"
+            raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
+        return self._grammars.compile(spec)
+
+    def detokenizer(self, prompt_ids: Sequence[int], written: Collection[int] = ()) -> Detokenizer:
+        """Return a detokenizer for the text after a prompt. It omits special tokens, except those in ``written``."""
+        tokens = self._tokenizer.token_bytes
+        if tokens is not None:
+            return ByteDetokenizer(tokens, prompt_ids, written)
+        silent = self._tokenizer.special_token_ids.difference(written)
+        decode = partial(self._tokenizer.decode, skip_special_tokens=not written)
+        return WindowDetokenizer(decode, silent, prompt_ids)

@@ -1,0 +1,100 @@
+"""Conversion of logits to token events: sample, detokenise, check for the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import replace
+
+import torch
+
+from server.engine.interface import EngineError, FinishReason, GenerationFailedError, TokenEvent, TokenLogprobs
+from server.engine.sampling.logprobs import NOT_FINITE, token_logprobs
+from server.engine.sampling.sampler import sample
+from server.engine.sequence import Sequence
+
+
+def token_events(
+    sequences: AbstractSequence[Sequence], logits: torch.Tensor, eos_token_ids: frozenset[int]
+) -> list[TokenEvent | EngineError]:
+    """Sample the next token of each sequence and append it.
+
+    Args:
+        logits: float32 ``(sequences, vocabulary)``; they are changed.
+        eos_token_ids: tokens that end a sequence.
+
+    Returns:
+        The event of each sequence. An event with a finish reason is its last, and so is an error.
+    """
+    if not sequences:
+        return []
+    listed = [row for row, sequence in enumerate(sequences) if sequence.sampling.params.logprobs is not None]
+    own_logits = logits[listed]  # a copy, because the sampler changes them
+    tokens = sample(logits, [sequence.sampling for sequence in sequences], eos_token_ids)
+    logprobs = _logprobs(sequences, tokens, listed, own_logits)
+    return [
+        _failure(sequence) if token is None else _append(sequence, token, logprobs.get(row), eos_token_ids)
+        for row, (sequence, token) in enumerate(zip(sequences, tokens, strict=True))
+    ]
+
+
+def _logprobs(
+    sequences: AbstractSequence[Sequence],
+    tokens: AbstractSequence[int | None],
+    listed: AbstractSequence[int],
+    logits: torch.Tensor,
+) -> dict[int, TokenLogprobs]:
+    """Return the logprobs of the chosen tokens by row, for the rows ``listed`` that chose one."""
+    chosen = [(index, row, token) for index, row in enumerate(listed) if (token := tokens[row]) is not None]
+    if not chosen:
+        return {}
+    indices, rows, token_ids = zip(*chosen, strict=True)
+    counts = [sequences[row].sampling.params.logprobs or 0 for row in rows]
+    return dict(zip(rows, token_logprobs(logits[list(indices)], token_ids, counts), strict=True))
+
+
+def _failure(sequence: Sequence) -> EngineError:
+    """Return the reason why no token can be chosen."""
+    matcher = sequence.sampling.matcher
+    error = None if matcher is None else matcher.error
+    return GenerationFailedError(NOT_FINITE) if error is None else error
+
+
+def _append(
+    sequence: Sequence, token: int, logprobs: TokenLogprobs | None, eos_token_ids: frozenset[int]
+) -> TokenEvent:
+    """Append a token to a sequence and return its event."""
+    params = sequence.sampling.params
+    is_first = sequence.num_generated == 0
+    prompt_logprobs = tuple(sequence.prompt_logprobs) if is_first and params.prompt_logprobs is not None else None
+    if params.max_tokens == 0:
+        return TokenEvent("", 0, FinishReason.LENGTH, (), prompt_logprobs, expert_usage=sequence.expert_usage)
+    sequence.append(token)
+    matcher = sequence.sampling.matcher
+    if matcher is not None:
+        matcher.accept(token)
+    # A grammar allows an end token only where its text may end, so it also ends a sequence that ignores end tokens.
+    is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
+    ends = is_eos or token in params.stop_token_ids
+    text = ""
+    listed: tuple[TokenLogprobs, ...] = ()
+    if not ends:
+        listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
+        text = sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
+    reason = None
+    if ends or sequence.text.is_stopped or (matcher is not None and matcher.is_complete):
+        reason = FinishReason.STOP
+    elif sequence.num_generated == params.max_tokens:
+        reason = FinishReason.LENGTH
+    if reason is not None:
+        text += sequence.text.flush()
+    usage = None if reason is None else sequence.expert_usage
+    return TokenEvent(
+        text,
+        sequence.num_generated,
+        reason,
+        listed,
+        prompt_logprobs,
+        sequence.text.stopped_by,
+        sequence.last_experts,
+        usage,
+    )

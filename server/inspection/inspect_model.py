@@ -1,0 +1,38 @@
+"""Makes the report of `greenroom inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from server.device import find_device
+from server.inspection.bandwidth import measure_copy, measure_disk, measure_memory, temporary_experts
+from server.inspection.memory_fit import fit_memory
+from server.inspection.model_summary import summarise_model
+from server.inspection.report import as_object
+from server.inspection.throughput_bound import Bandwidths
+from server.settings import ServeSettings
+
+
+def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
+    """Return the object that ``greenroom inspect --json`` prints.
+
+    Raises:
+        ModelError, ExpertStoreError: the model could not be served either, or can't be summary.
+        SettingsError: a budget or limit does not suit the model.
+        OSError: a temporary file for measuring the disk can't be written.
+    """
+    transformers_logging.set_verbosity_error()
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    device = find_device(settings.device)
+    summary = summarise_model(model, settings, device)
+    plan = fit_memory(summary, settings, device)
+    if summary.has_experts:
+        disk = measure_disk(summary.catalog)
+    else:
+        with temporary_experts(next(iter(summary.catalog.layouts))) as catalog:
+            disk = measure_disk(catalog)
+    copy = measure_copy(device) if device.type == "cuda" else None
+    return as_object(summary, plan, Bandwidths(measure_memory(device), disk, copy), settings.max_batched_tokens)

@@ -1,0 +1,75 @@
+"""TorchBackend: runs any format and any module in torch, one expert at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import torch
+
+from server.kernels.backend import Layout, ReadyExperts, SortedRows
+from server.kernels.batch_invariant import inherit_batch_invariant, is_batch_invariant
+from server.kernels.compute_pool import ComputePool, Task, work_bytes
+from server.kernels.expert import ExpertsModule, run_expert, scales_input
+
+LEAST_SHARED_BYTES = 384 << 10  # work per expert below which threads cost more than they save (docs/log.md)
+
+
+class TorchBackend:
+    """The reference that every other backend is tested against.
+
+    Args:
+        pool: runs several experts at once.
+    """
+
+    def __init__(self, pool: ComputePool):
+        self._pool = pool
+
+    def run(
+        self,
+        module: ExpertsModule,
+        layout: Layout,
+        rows: SortedRows,
+        batches: Iterable[ReadyExperts],
+        between: Callable[[], None],
+    ) -> torch.Tensor:
+        """See ``ExpertBackend``; each expert's rows are contiguous while it runs."""
+        hidden_states, weights, spans = rows.hidden_states, rows.weights, rows.spans
+        order = torch.from_numpy(rows.order).to(hidden_states.device)
+        inputs = hidden_states[order // rows.top_k]  # (tokens * k, hidden)
+        if scales_input(module):
+            inputs = inputs * weights.flatten()[order].unsqueeze(-1)
+            weights = torch.ones_like(weights)
+        outputs = torch.empty_like(inputs)
+        outputs[rows.num_run :] = 0
+        start = self._pool.start if _is_worth_sharing(layout, rows) else _at_once
+        is_deterministic = is_batch_invariant()
+
+        def compute(span: slice, tensors: Mapping[str, torch.Tensor]) -> None:
+            with inherit_batch_invariant(is_deterministic):
+                outputs[span] = run_expert(module, tensors, inputs[span])
+
+        try:
+            for ready in batches:
+                for index, key in enumerate(ready.keys):
+                    between()
+                    start(partial(compute, slice(*spans[key]), ready.weights(index)))
+                if ready.gives_back:
+                    self._pool.finish()
+        finally:
+            self._pool.finish()
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order), device=order.device)
+        weighted = outputs[places].view(*weights.shape, -1) * weights.unsqueeze(-1)  # (tokens, k, hidden)
+        return weighted.sum(1).to(hidden_states.dtype)
+
+
+def _is_worth_sharing(layout: Layout, rows: SortedRows) -> bool:
+    """Return True if an expert takes longer than passing it to another thread."""
+    if not rows.spans:
+        return False
+    return work_bytes(layout.slot_bytes, len(rows.order) / len(rows.spans)) >= LEAST_SHARED_BYTES
+
+
+def _at_once(task: Task) -> None:
+    task()

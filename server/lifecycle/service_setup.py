@@ -1,0 +1,44 @@
+"""Builds the HTTP service from the settings: API keys, allowed hosts and origins, rate limits."""
+
+from __future__ import annotations
+
+import logging
+from importlib.metadata import version
+
+from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.host_rules import HostRules, is_loopback
+from server.api.core.rate_limiter import RateLimiter, RateLimits
+from server.api.core.service import Service
+from server.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+def make_service(settings: ServeSettings, address: str) -> Service:
+    """Make a service that has no model yet, with the access rules of the settings.
+
+    Args:
+        address: address on which the server listens.
+
+    Raises:
+        SettingsError: a key file can't be used.
+    """
+    keys = Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys()))
+    is_private = is_loopback(address)
+    if not is_private and not keys.users:
+        against_rebinding = "" if settings.allowed_host else ", or --allowed-host to prevent DNS rebinding"
+        log.warning("anyone who can reach %s may use the API; set --api-key-file%s", address, against_rebinding)
+    hosts = HostRules(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
+    return Service(
+        version("greenroom"),
+        keys=keys,
+        host_rules=hosts,
+        rate_limiter=RateLimiter(_rate_limits(settings)),
+        logs_prompts=settings.log_prompts,
+    )
+
+
+def _rate_limits(settings: ServeSettings) -> RateLimits:
+    if settings.rate_limit is None:
+        return RateLimits(settings.max_requests_per_key)
+    return RateLimits(settings.max_requests_per_key, settings.rate_limit.num_requests, settings.rate_limit.seconds)

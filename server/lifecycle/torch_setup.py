@@ -1,0 +1,105 @@
+"""Imports torch and transformers without the parts that a server does not need."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads that spin take cores from computing threads
+    # Each caches 1,024 shapes of matrix products by default. Steps differ in rows, so the caches only fill up.
+    "LRU_CACHE_CAPACITY": "64",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
+NEEDED = ("transformers.modeling_utils", "transformers.masking_utils", "transformers.generation.utils")
+COMPILER = "torch._dynamo"
+MARKS = ("allow_in_graph", "assume_constant_result", "disable")  # decorators that only the compiler reads
+
+
+def set_up_torch(model: str | None) -> None:
+    """Import torch and transformers without the parts that a server does not need, before anything else does.
+
+    It leaves out torch's compiler, its distributed tensors and torchvision, about 80 MiB. A process that imports the
+    compiler later gets it. If torchvision is installed and the model may take images, everything is imported.
+
+    Args:
+        model: the model of the command line; None is the bundled one.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if _takes_no_images(model):
+        # Acts as if torchvision were not installed.
+        sys.modules.setdefault("torchvision", None)  # type: ignore[arg-type]
+    if find_spec("torchvision") is not None:  # torchvision imports the compiler, and can't be imported twice
+        return
+    try:
+        with _without_distributed(), _without_compiler():
+            for name in NEEDED:
+                import_module(name)
+    except (ImportError, AttributeError) as error:
+        log.info("importing torch's compiler as well, because this version of transformers needs it: %s", error)
+
+
+def _takes_no_images(model: str | None) -> bool:
+    """Return True if the model is on this machine, packed or not, and its config shows that it takes only text."""
+    if model is None:
+        return True
+    try:
+        paths = [path for pattern in ("config.json", "*/config.json") for path in Path(model).glob(pattern)]
+        return bool(paths) and not any("vision_config" in path.read_text("utf-8") for path in paths)
+    except (OSError, ValueError):  # the model can't be read, and will be refused later
+        return False
+
+
+@contextmanager
+def _without_distributed() -> Iterator[None]:
+    """Make transformers see a torch built without distributed; transformers checks once and caches the result."""
+    import torch.distributed  # noqa: PLC0415  takes seconds
+    from transformers.utils.import_utils import is_torch_distributed_available  # noqa: PLC0415
+
+    is_available = torch.distributed.is_available
+    torch.distributed.is_available = lambda: False
+    try:
+        is_torch_distributed_available()
+        yield
+    finally:
+        torch.distributed.is_available = is_available
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let modules decorate functions for torch's compiler without importing it."""
+    spec = find_spec(COMPILER)
+    if spec is None or COMPILER in sys.modules:
+        yield
+        return
+    package = _Decorators(COMPILER)
+    package.__spec__, package.__path__ = spec, list(spec.submodule_search_locations or ())
+    sys.modules[COMPILER] = package
+    try:
+        yield
+    finally:
+        del sys.modules[COMPILER]  # later imports get the real compiler
+
+
+class _Decorators(ModuleType):
+    """A stand-in for torch's compiler that has only its decorators."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in MARKS:
+            return _mark
+        raise AttributeError(f"{self.__name__}.{name} is needed")
+
+
+def _mark(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
+    return _mark if function is None else function

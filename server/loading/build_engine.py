@@ -1,0 +1,110 @@
+"""Builds the expert store and the engine of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from expert_store import ExpertStore, Prefetcher, make_prefetcher
+from server.engine.admission.planner import GroupPlanner
+from server.engine.admission.rotation import DecodeGroupRotation
+from server.engine.admission.working_set import WorkingSets
+from server.engine.engine import Engine, EngineLimits
+from server.engine.image_capacity import ImageCapacity
+from server.engine.kv.block_manager import BlockManager
+from server.engine.kv.state_snapshots import SnapshotPool
+from server.engine.runner import PagedModelRunner
+from server.engine.scheduler import SchedulerLimits
+from server.engine.text.codec import Codec
+from server.loading.load_model import ModelParts, load_media_processor
+from server.memory.elastic_budget import ElasticBudget
+from server.memory.kv_cache_plan import BLOCK_SIZE
+from server.memory.plan import MemoryPlan
+from server.memory.watcher import Watcher
+from server.model.attention.kv_cache import KVCache
+from server.observability.routing_recorder import RoutingRecorder
+from server.settings import ServeSettings
+
+
+@dataclass(frozen=True)
+class ExpertPaging:
+    """The store of a model's experts, its prefetcher, and the recorder of routing."""
+
+    store: ExpertStore
+    prefetcher: Prefetcher | None
+    recorder: RoutingRecorder | None
+
+
+def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -> ExpertPaging:
+    """Open the expert store in the planned memory.
+
+    Raises:
+        ExpertStoreError: the store or the routing log can't be opened.
+    """
+    trunk = model.trunk
+    recorder = RoutingRecorder(settings.trace_file, model.name, trunk.catalog) if settings.trace_file else None
+    store = ExpertStore(
+        trunk.catalog,
+        plan.host_bytes,
+        device_bytes=plan.device_bytes,
+        device=model.device,
+        policy=settings.cache_policy,
+        least_unpinned=trunk.facts.top_k,
+        recorder=recorder,
+    )
+    prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates)
+    return ExpertPaging(store, prefetcher, recorder)
+
+
+def build_codec(model: ModelParts, watcher: Watcher | None) -> Codec:
+    """Build the codec between requests and token ids, with the capacity for images."""
+    capacity = ImageCapacity(make_free=None if watcher is None else watcher.make_free)
+    media = load_media_processor(model.config_folder, model.trunk.facts)
+    return Codec(model.tokenizer, media, model.eos_token_ids, capacity)
+
+
+def build_engine(
+    settings: ServeSettings,
+    model: ModelParts,
+    plan: MemoryPlan,
+    experts: ExpertPaging,
+    kv_cache: KVCache,
+    codec: Codec,
+    elastic: ElasticBudget | None,
+) -> Engine:
+    """Build an engine that is yet to be started."""
+    trunk, kv, store = model.trunk, plan.kv, experts.store
+    snapshots = SnapshotPool(range(kv.num_slots, kv.num_states)) if kv.num_snapshots else None
+    before_step, allowance = (None, None) if elastic is None else (elastic.reserve_for_step, elastic.allowance)
+    blocks = BlockManager(
+        kv.block_groups, BLOCK_SIZE, trunk.facts.shares_prefixes, snapshots, allowance, kv_cache.release
+    )
+    return Engine(
+        PagedModelRunner(trunk, kv_cache, store, experts.prefetcher, trunk.new_states(kv.num_states), before_step),
+        blocks,
+        EngineLimits(
+            kv.max_model_len,
+            settings.max_queued_requests,
+            SchedulerLimits(kv.num_slots, settings.max_batched_tokens),
+        ),
+        trunk.vocab_size,
+        model.eos_token_ids,
+        codec.detokenizer,
+        make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
+        (lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
+    )
+
+
+def make_admission(store: ExpertStore, experts_per_layer: Mapping[int, int]) -> DecodeGroupRotation:
+    """Make the admission that lets requests decode alternately if their experts do not fit in the store together."""
+    working_sets = WorkingSets(experts_per_layer)
+
+    def layer_slots() -> npt.NDArray[np.int64]:
+        slots = store.layer_slots()
+        return np.array([slots[layer] for layer in working_sets.layers])
+
+    return DecodeGroupRotation(GroupPlanner(working_sets, layer_slots))

@@ -1,0 +1,99 @@
+"""Loads a model and starts its engine."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import logging as transformers_logging
+
+from expert_store import ExpertStore, Preloader
+from server.administration.store_administration import StoreAdministration
+from server.engine.engine import Engine
+from server.engine.interface import SamplingDefaults
+from server.engine.text.codec import Codec
+from server.loading.build_engine import build_codec, build_engine, open_experts
+from server.loading.load_model import load_model
+from server.loading.memory import log_plan, memory_usage, plan_beside_trunk
+from server.memory.elastic_budget import ElasticBudget
+from server.memory.kv_cache_plan import BLOCK_SIZE
+from server.memory.usage import MemoryUsage
+from server.memory.watcher import Watcher
+from server.model.attention.kv_cache import KVCache
+from server.observability.metrics import Metrics
+from server.observability.routing_recorder import RoutingRecorder
+from server.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadedServer:
+    """The parts of a running server; `greenroom serve` keeps them until it ends."""
+
+    name: str
+    engine: Engine
+    codec: Codec
+    defaults: SamplingDefaults
+    metrics: Metrics
+    store: ExpertStore
+    experts: StoreAdministration
+    memory: MemoryUsage
+    routing_recorder: RoutingRecorder | None
+    preloader: Preloader
+    memory_watcher: Watcher | None
+
+    def close(self) -> None:
+        if self.memory_watcher is not None:
+            self.memory_watcher.stop()
+        self.engine.stop()
+        self.preloader.stop()
+        self.store.close()
+        if self.routing_recorder is not None:
+            self.routing_recorder.close()
+
+
+def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
+    """Load a model and start its engine.
+
+    Raises:
+        ModelError, ExpertStoreError: the model can't be served.
+        SettingsError: a budget or limit does not suit the model.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    parts = load_model(model, settings)
+    plan = plan_beside_trunk(parts.trunk, settings, parts.device)
+    paging = open_experts(settings, parts, plan)
+    kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)
+    log.info("compute: %s", parts.compute)
+    log_plan(parts.trunk, paging.store, plan)
+    elastic = ElasticBudget(paging.store, plan) if plan.kv.is_elastic else None
+    watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes)
+    codec = build_codec(parts, watcher)
+    engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
+
+    torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
+    engine.start()
+    preloader = Preloader(paging.store)
+    if settings.prefetch != "off":
+        preloader.start()
+    usage = memory_usage(plan, paging.store, elastic)
+    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher)
+    experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
+    if watcher is not None:
+        watcher.start()
+    return LoadedServer(
+        parts.name,
+        engine,
+        codec,
+        parts.defaults,
+        metrics,
+        paging.store,
+        experts,
+        usage,
+        paging.recorder,
+        preloader,
+        watcher,
+    )

@@ -1,0 +1,110 @@
+"""Loads the trunk, the tokenizer and the generation defaults of a model."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from expert_store import ExpertCatalog
+from server.device import find_device
+from server.engine.interface import SamplingDefaults
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import choose_level, describe_level
+from server.kernels.native.library import KernelError, Kernels
+from server.memory.fit_checks import check_trunk
+from server.model.checkpoint.generation_config import read_generation_config
+from server.model.checkpoint.locate import config_folder, find_checkpoint
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.dtype import compute_dtype
+from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.text.tokenizer import Tokenizer
+from server.model.trunk import Trunk, TrunkFacts
+from server.settings import ServeSettings, SettingsError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """A model whose experts are still on disk."""
+
+    name: str  # under which it is served
+    trunk: Trunk | SequentialTrunk
+    device: torch.device
+    compute: str  # dtype, threads and kernels, for the log
+    tokenizer: Tokenizer
+    eos_token_ids: frozenset[int]
+    defaults: SamplingDefaults
+    config_folder: Path
+
+    @property
+    def experts_per_layer(self) -> dict[int, int]:
+        layers = self.trunk.catalog.layers
+        return {layer: len(layers[layer].experts) for layer in self.trunk.facts.text_layers}
+
+
+def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
+    """Find a checkpoint and load everything but its experts.
+
+    Raises:
+        ModelError, ExpertStoreError: the model can't be served.
+        SettingsError: a setting does not suit the model or the machine.
+    """
+    num_threads = settings.threads or torch.get_num_threads()
+    folder, name = find_checkpoint(model, settings.revision)
+    name = settings.served_model_name or name
+    device, config = find_device(settings.device), config_folder(folder)
+    dtype = compute_dtype(settings.dtype, read_config(folder), device)
+    level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
+    pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
+
+    def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
+        check_trunk(settings, trunk_bytes, catalog, dtype, device)
+        log.info("loading %s from %s", name, folder)
+
+    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
+    tokenizer = Tokenizer(config, trunk.max_model_len)
+    tokenizer.prepare()
+    generation = read_generation_config(config)
+    kernels = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
+    return ModelParts(
+        name,
+        trunk,
+        device,
+        f"{device} in {str(dtype).removeprefix('torch.')}, threads: {pool.num_threads}{kernels}",
+        tokenizer,
+        generation.eos_token_ids | tokenizer.eos_token_ids,
+        SamplingDefaults(**generation.sampling),
+        config,
+    )
+
+
+def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:
+    """Return the level of native kernels to compute with; None to compute with torch.
+
+    Raises:
+        SettingsError: ``--kernels`` names a level that this machine can't run.
+    """
+    if device.type != "cpu":
+        return None
+    try:
+        return choose_level(settings.kernels)
+    except KernelError as error:
+        raise SettingsError(f"--kernels {settings.kernels}: {error}") from error
+
+
+def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:
+    """Return the processor for images of prompts, or the reason why the model takes none."""
+    try:
+        processor = MediaProcessor(folder)
+    except NoImagesError as error:
+        return str(error)
+    if facts.is_encoder_decoder:
+        return "this model's prompts go through an encoder, which is not supported with images yet; send text alone"
+    if facts.is_sequential and processor.has_bidirectional_images:
+        return "bidirectional attention within images is not supported for this model yet; send text alone"
+    return processor

@@ -1,0 +1,108 @@
+"""Plans and reports the memory of a model whose trunk is loaded."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from expert_store import ExpertCatalog, ExpertStore
+from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
+from server.memory.byte_sizes import format_bytes
+from server.memory.elastic_budget import ElasticBudget
+from server.memory.fit_checks import check_plan
+from server.memory.machine import own_bytes
+from server.memory.plan import MemoryPlan, ModelNeeds, plan_memory
+from server.memory.step_memory import StepShape
+from server.memory.usage import Adjustments, MemoryUsage
+from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.trunk import Trunk
+from server.settings import ServeSettings
+
+log = logging.getLogger(__name__)
+
+
+def plan_beside_trunk(trunk: Trunk | SequentialTrunk, settings: ServeSettings, device: torch.device) -> MemoryPlan:
+    """Plan the memory beside a loaded trunk. The process is measured as it is now.
+
+    Raises:
+        SettingsError: a budget or limit does not suit the model, or does not fit.
+    """
+    wait_for_counters()
+    budget_bytes, trunk_bytes = host_budget(settings), 0 if device.type == "cuda" else trunk.nbytes
+    warn_if_lowered(settings, budget_bytes)
+    plan = plan_memory(settings, needs_of_trunk(trunk), device, budget_bytes, max(0, own_bytes() - trunk_bytes))
+    check_plan(settings, plan)
+    return plan
+
+
+def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
+    """Return the sizes of a loaded model that the memory planner needs."""
+    facts, catalog = trunk.facts, trunk.catalog
+    shape = StepShape.of(
+        trunk.config,
+        facts.kv_groups,
+        catalog.num_experts,
+        len(catalog.layers),
+        facts.top_k,
+        trunk.dtype.itemsize,
+        is_native=facts.is_native,
+    )
+    return ModelNeeds(
+        catalog,
+        trunk.nbytes,
+        facts.top_k,
+        facts.kv_groups,
+        trunk.max_model_len,
+        facts.state_bytes,
+        facts.shares_prefixes,
+        shape,
+    )
+
+
+def memory_usage(plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | None) -> MemoryUsage:
+    """Return the memory use of a server, which is measured at each call of its functions."""
+    states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
+    return MemoryUsage(
+        budget_bytes=plan.budget_bytes,
+        trunk_bytes=plan.trunk_bytes,
+        process_bytes=plan.process_bytes,
+        experts=lambda: store.host_resident_bytes,
+        kv_cache=lambda: states + (0 if elastic is None else elastic.allowance.taken_bytes),
+        step=lambda: 0 if elastic is None else elastic.step_bytes,
+        expert_budget=lambda: plan.host_bytes if elastic is None else elastic.expert_budget,
+        kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
+        adjustments=Adjustments() if elastic is None else elastic.adjustments,
+    )
+
+
+def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryPlan) -> None:
+    """Log the sizes of the trunk, the expert tiers and the KV cache."""
+    plan = memory.kv
+    catalog: ExpertCatalog = trunk.catalog
+    log.info(
+        "memory: budget %s, of which the process uses %s and steps use up to %s",
+        *map(format_bytes, (memory.budget_bytes, memory.process_bytes, memory.step_bytes)),
+    )
+    log.info("trunk: %s resident", format_bytes(trunk.nbytes))
+    log.info(
+        "experts: %d in %d layers, %s on disk",
+        sum(catalog.layouts.values()),
+        len(catalog.layers),
+        format_bytes(catalog.total_bytes),
+    )
+    for tier in store.tiers().values():
+        log.info(
+            "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
+        )
+    log.info(
+        "KV cache: %s%s for %d tokens; context %d",
+        "up to " if plan.is_elastic else "",
+        format_bytes(plan.nbytes),
+        plan.num_tokens,
+        plan.max_model_len,
+    )
+    if plan.state_bytes:
+        snapshots = f" and {plan.num_snapshots} prefix snapshots" if plan.num_snapshots else ""
+        nbytes = format_bytes(plan.num_states * plan.state_bytes)
+        log.info("recurrent states: %s of the KV cache for %d sequences%s", nbytes, plan.num_slots, snapshots)

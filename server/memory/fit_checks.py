@@ -1,0 +1,101 @@
+"""Refuses a model or a budget that does not fit in memory, before the system kills the process."""
+
+from __future__ import annotations
+
+import torch
+
+from expert_store import ExpertCatalog, least_bytes
+from server.memory.budget import host_budget
+from server.memory.byte_sizes import as_flag, format_bytes
+from server.memory.expert_plan import FreeMemory
+from server.memory.machine import own_bytes
+from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan
+from server.setting_values import Budget
+from server.settings import ServeSettings, SettingsError
+
+USUAL_STEP_BYTES = 64 << 20  # a guess for a step and some KV cache, before more of the model is known
+MORE_MEMORY = "free some memory, use a machine with more, or shrink the experts with `greenroom pack --weights int4`"
+
+
+def check_trunk(
+    settings: ServeSettings, trunk_bytes: int, catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Check that a trunk and one expert of every layer fit, before the trunk is loaded.
+
+    Raises:
+        SettingsError: they do not fit; the message names the flag to change.
+    """
+    free = FreeMemory.beside(settings, device, host_budget(settings) - own_bytes(), 0)
+    least = least_bytes(catalog, 1)
+    # The trunk passes through host memory on its way to a device.
+    short = free.device if trunk_bytes + least > free.device else free.host
+    if trunk_bytes + least <= short:
+        return
+    advice = "try --dtype bfloat16" if dtype == torch.float32 else "try --device cpu" if free.is_cuda else MORE_MEMORY
+    if not settings.memory.is_auto and short == free.host:
+        enough = PROCESS_BYTES + GROWTH_BYTES + trunk_bytes + least + USUAL_STEP_BYTES
+        advice = f"set --memory to {as_flag(enough, rounds_up=True)} or more"
+    raise SettingsError(
+        f"the model does not fit: its trunk needs {format_bytes(trunk_bytes)} in {str(dtype).removeprefix('torch.')} "
+        f"and its experts at least {format_bytes(least)}, but only {format_bytes(short)} are available; {advice}"
+    )
+
+
+def check_plan(settings: ServeSettings, plan: MemoryPlan) -> None:
+    """Check that the budgets which the user set fit beside the rest, before experts and KV cache are allocated.
+
+    Raises:
+        SettingsError: they do not fit; the message names the flag to change and a value that fits.
+    """
+    if not (plan.free.is_cuda or plan.has_kv_budget or plan.has_expert_budget or plan.device_bytes):
+        return  # the planner chose all budgets, so they fit
+    kv_bytes = plan.kv.nbytes if plan.free.is_cuda or plan.has_kv_budget else plan.kv.first_bytes
+    host_bytes = plan.host_bytes if plan.has_expert_budget or plan.free.is_cuda else plan.least_host_bytes
+    needs = plan.needs
+    check_budgets(settings, needs.catalog, needs.top_k, plan.free, kv_bytes, host_bytes, plan.device_bytes)
+
+
+def check_budgets(
+    settings: ServeSettings,
+    catalog: ExpertCatalog,
+    top_k: int,
+    free: FreeMemory,
+    kv_bytes: int,
+    host_bytes: int,
+    device_bytes: int,
+) -> None:
+    """Check that experts and KV cache fit beside the trunk.
+
+    Args:
+        top_k: experts per token, of the layer with the most.
+
+    Raises:
+        SettingsError: they do not fit; the message names the flag to change and a value that fits.
+    """
+    least, device, host = least_bytes(catalog, top_k), settings.device_expert_memory, settings.host_expert_memory
+    if free.is_cuda:
+        _check("--device-expert-memory", device, device_bytes, least, free.device, kv_bytes)
+        _check("--host-expert-memory", host, host_bytes, least, free.host, 0)
+        return
+    if device_bytes:  # a device tier in host memory
+        _check("--device-expert-memory", device, device_bytes, least, free.host - least, kv_bytes)
+    _check("--host-expert-memory", host, host_bytes, least, free.host - device_bytes, kv_bytes)
+
+
+def _check(flag: str, budget: Budget, planned: int, least: int, free: int, kv_bytes: int) -> None:
+    """Check that the experts of one tier fit, with the KV cache if it is in the same memory."""
+    if planned + kv_bytes <= free:
+        return
+    beside = f" beside {format_bytes(kv_bytes)} of KV cache" if kv_bytes else ""
+    if least + kv_bytes <= free:
+        change = (
+            f"{flag} {budget} is {format_bytes(planned)}{beside}, but only {format_bytes(max(0, free))} are available"
+        )
+        raise SettingsError(f"{change}; set {flag} to {as_flag(free - kv_bytes)} at most, or to auto")
+    available = f"but only {format_bytes(max(0, free))} are available"
+    needs = f"the experts of a token need {format_bytes(least)}{beside}, {available}"
+    if kv_bytes and least < free:
+        raise SettingsError(
+            f"{needs}; set --kv-cache-memory to {as_flag(free - least)} at most, or lower --max-model-len"
+        )
+    raise SettingsError(f"{needs} beside the trunk; {MORE_MEMORY}")

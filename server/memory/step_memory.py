@@ -1,0 +1,111 @@
+"""An upper bound of the memory for the tensors of a step, from the model's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.model.attention.kv_cache import KVGroup
+
+FLOAT = 4  # bytes of a float32
+CHOICE_BYTES = 8  # an expert's index and its weight
+NATIVE_GROWTH = 1.25  # ``Buffer::reserve`` of the native engine allocates so much more than requested
+WORKSPACE_GROWTH = 1.5  # ``native_layers.workspace`` allocates so much more, too
+LOGIT_COPIES = 3  # logits, log probabilities, and the sampler's copy
+TORCH_COPIES = 4  # copies of a layer's input and output: torch makes a new tensor at each operation
+LEAST_BYTES = 4 << 20  # Python objects, block tables, masks
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """Sizes of a model that decide the memory of its steps; counts of values per token unless noted."""
+
+    hidden: int
+    queries: int  # query values of the widest attention layer
+    keys: int  # key values of the widest attention layer; its values are as many
+    dense: int  # intermediate size of the widest dense feed-forward or shared expert
+    expert: int  # intermediate size of the widest routed expert
+    num_experts: int  # experts of the layer with the most
+    num_routed: int  # layers with experts
+    top_k: int
+    vocabulary: int
+    itemsize: int  # bytes of a value, in torch
+    is_native: bool  # native kernels run complete decoder layers
+
+    @classmethod
+    def of(
+        cls,
+        config: Any,
+        groups: Sequence[KVGroup],
+        num_experts: int,
+        num_routed: int,
+        top_k: int,
+        itemsize: int,
+        *,
+        is_native: bool,
+    ) -> StepShape:
+        """Return the step shape of a transformers model.
+
+        Args:
+            config: the model's text config.
+            groups: KV cache groups of its attention layers.
+        """
+        hidden, heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 1))
+        layers = [shape for group in groups for shape in group.shapes.values()]
+        dense = _widest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
+        return cls(
+            hidden=hidden,
+            queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
+            keys=max((shape.kv_heads * shape.dim for shape in layers), default=hidden),
+            dense=dense,
+            expert=_widest(config, "moe_intermediate_size", "expert_ffn_hidden_size") or dense,
+            num_experts=num_experts,
+            num_routed=num_routed,
+            top_k=top_k,
+            vocabulary=int(config.vocab_size),
+            itemsize=itemsize,
+            is_native=is_native,
+        )
+
+
+def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
+    """Return the maximum bytes that a step uses beside weights and KV cache.
+
+    The bound is the sum of the tensors that are alive at the same time in one layer, the logits, and the sampler's
+    copies of them. Native kernels keep their buffers from step to step and never free them.
+
+    Args:
+        num_tokens: tokens of the step.
+        num_logits: rows of logits that the step returns.
+    """
+    layer = _native_bytes(shape) if shape.is_native else _torch_bytes(shape)
+    return LEAST_BYTES + num_tokens * layer + num_logits * shape.vocabulary * FLOAT * LOGIT_COPIES
+
+
+def _native_bytes(shape: StepShape) -> int:
+    """Return bytes per token in ``native_layers.workspace`` and in the buffers of ``kernels/native/src/engine.h``."""
+    panel = shape.itemsize  # maximum bytes of a value in the inputs of matrix products
+    workspace = 2 * shape.hidden * FLOAT + shape.num_routed * shape.top_k * CHOICE_BYTES
+    attention = (shape.hidden + shape.queries) * panel  # rows
+    attention += (2 * shape.queries + 2 * shape.keys + shape.num_experts) * FLOAT  # heads, attended, logits
+    # Input rows, results of the first matrices, inputs of the second, and results.
+    routed = shape.top_k * ((shape.hidden + shape.expert) * panel + (2 * shape.expert + shape.hidden) * FLOAT)
+    dense = (shape.hidden + shape.dense) * panel + (2 * shape.dense + shape.hidden) * FLOAT
+    return int(WORKSPACE_GROWTH * workspace + NATIVE_GROWTH * (attention + max(routed, dense)))
+
+
+def _torch_bytes(shape: StepShape) -> int:
+    """Return bytes per token in the widest layer: the residual stream with attention, or with experts."""
+    attention = 2 * shape.queries + 2 * shape.keys
+    routed = shape.top_k * (2 * shape.hidden + 3 * shape.expert)
+    widest = max(attention, routed + shape.num_experts, 3 * shape.dense)
+    in_float = shape.queries + shape.hidden  # attention sums over several spans, and norms
+    return TORCH_COPIES * shape.itemsize * (2 * shape.hidden + widest) + 2 * FLOAT * in_float
+
+
+def _widest(config: Any, *names: str) -> int:
+    """Return the largest of some config values; each may be missing, or a list with one value per layer. 0 for none."""
+    values = [getattr(config, name, None) for name in names]
+    numbers = [number for value in values for number in (value if isinstance(value, list | tuple) else [value])]
+    return max((number for number in numbers if isinstance(number, int)), default=0)

@@ -1,0 +1,88 @@
+"""Reads the attention window of each layer from the mask that transformers would pass to it.
+
+Some models pass their window to attention, some put it into the mask alone, and some mask by rules of their own. So
+masks are made during a model's first pass. Later steps make none, since a mask takes the square of a step's tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from server.model.architecture import text_part
+from server.model.attention.window import seen_keys
+from server.model.errors import NotBatchableError
+from server.model.transformers_hooks.hooks import IMPLEMENTATION, attention_function
+
+PROBING = "greenroom_probe"
+RULE = "greenroom_rule"  # attribute of a mask that holds its window, as options of attention
+SAMPLE = 64  # positions at which a rule without a window is tried
+UNSUPPORTED_ARGUMENTS = ("position_bias", "indices", "block_indices", "sinks")  # they change what tokens attend to
+REFUSAL = "its tokens see each other by a rule other than causality and a sliding window or chunks"
+
+
+@contextmanager
+def probe_masks(model: PreTrainedModel) -> Iterator[None]:
+    """Have a model make its masks, and pass the windows in them to attention."""
+    configs = (model.config, text_part(model).config)
+    for config in configs:
+        config._attn_implementation = {"": PROBING}  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for config in configs:
+            config._attn_implementation = {"": IMPLEMENTATION}  # noqa: SLF001
+
+
+def _make_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    mask_function: Callable[..., Any],
+    device: torch.device | str,
+    local_size: int | None = None,
+    **_: Any,
+) -> torch.Tensor:
+    """Return the mask of ``transformers.masking_utils.sdpa_mask``, ``(1, 1, q_length, kv_length)``, with its window.
+
+    Raises:
+        NotBatchableError: the mask is not a causal one within a window or a chunk.
+    """
+    reach = 2 * (local_size or SAMPLE)
+    keys = torch.arange(reach + 1, device=device)
+    positions = torch.tensor(sorted({0, 1, reach // 2 - 1, reach // 2, reach // 2 + 1, reach}), device=device)[:, None]
+    seen = torch.stack([torch.as_tensor(mask_function(0, 0, p, keys)).expand(len(keys)) for p in positions])
+    for is_chunked in (False, True):
+        if torch.equal(seen, seen_keys(positions, keys, local_size, is_chunked)):
+            queries = torch.arange(q_length, device=device)[:, None]
+            mask = seen_keys(queries, torch.arange(kv_length, device=device), local_size, is_chunked)[None, None]
+            setattr(mask, RULE, {"sliding_window": local_size, "is_chunked": is_chunked})
+            return mask
+    raise NotBatchableError(REFUSAL)
+
+
+def _attend_by_mask(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """Call the attention function, with the mask's window if there is a mask.
+
+    Raises:
+        NotBatchableError: the mask is not a causal one within a window, or an argument is not supported.
+    """
+    asked = next((name for name in UNSUPPORTED_ARGUMENTS if kwargs.get(name) is not None), None)
+    if asked is not None:
+        raise NotBatchableError(f"its attention takes {asked}, which Greenroom does not support")
+    if attention_mask is not None:
+        if not hasattr(attention_mask, RULE):
+            raise NotBatchableError(REFUSAL)
+        kwargs |= getattr(attention_mask, RULE)
+    return attention_function(module, query, key, value, **kwargs)
+
+
+AttentionInterface.register(PROBING, _attend_by_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(PROBING, _make_mask)

@@ -1,0 +1,1 @@
+"""Finds, downloads, maps, packs and loads checkpoints."""

@@ -1,0 +1,153 @@
+"""Downloads a model's files from the Hugging Face hub to the local cache."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # for HTTPError
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,  # from the HTTP client that the hub's library uses
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, not exported
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from server.memory.byte_sizes import format_bytes
+from server.model.errors import ModelError, check_formats
+from server.progress import polled_progress
+
+# Weights as safetensors, and files of tokenizer and config; never code or pickles.
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+BLOCK_BYTES = 512  # unit of st_blocks
+
+
+def download(model: str, revision: str | None) -> Path:
+    """Download the missing files of a hub model, and return its folder in the cache.
+
+    Raises:
+        ModelError: there is no such repository, it can't be reached or has no safetensors files, or the disk is full.
+    """
+    disable_progress_bars()
+    with hub_errors(model, revision, "downloading"):
+        listing = _list(model, revision)
+        if listing is None:  # the cache may still have all files
+            return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+        missing = _check(listing)
+        before = listing.stored_bytes()
+        with polled_progress(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
+            return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a model on the hub."""
+
+    model: str
+    commit: str | None
+    names: list[str]  # all files
+    sizes: Mapping[str, int]  # bytes of the files to download
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are still to be downloaded; partial files of an earlier attempt count as downloaded."""
+        missing = [
+            size
+            for name, size in self.sizes.items()
+            if not isinstance(try_to_load_from_cache(self.model, name, revision=self.commit), str)
+        ]
+        return max(0, sum(missing) - sum(map(_disk_bytes, self._blobs.glob("*.incomplete"))))
+
+    def stored_bytes(self) -> int:
+        """Bytes of the model in the cache, over all its revisions."""
+        return sum(map(_disk_bytes, self._blobs.glob("*")))
+
+    @property
+    def _blobs(self) -> Path:
+        return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.model, repo_type="model") / "blobs"
+
+
+def _list(model: str, revision: str | None) -> Listing | None:
+    """List the files of a model; None if the hub does not answer."""
+    try:
+        info = HfApi().model_info(model, revision=revision, files_metadata=True)
+    except (HTTPError, OSError):  # the attempt to download raises the reason
+        return None
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    wanted = filter_repo_objects(sizes, allow_patterns=HUB_FILES)
+    return Listing(model, info.sha, list(sizes), {name: sizes[name] for name in wanted})
+
+
+def check_disk_space(model: str, revision: str | None) -> int:
+    """Return the bytes of a hub model that are still to be downloaded; 0 if the hub does not answer.
+
+    Raises:
+        ModelError: the disk has too little free space, or the files are of an unsupported format.
+    """
+    listing = _list(model, revision)
+    return 0 if listing is None else _check(listing)
+
+
+def _check(listing: Listing) -> int:
+    check_formats(listing.model, listing.names)
+    missing, cache = listing.missing_bytes, Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
+    if missing > free:
+        raise ModelError(
+            f"{listing.model} needs {format_bytes(missing)} more on disk, but {cache} has only {format_bytes(free)} "
+            "free; free some space, or set HF_HOME to a folder on a larger disk"
+        )
+    return missing
+
+
+def _disk_bytes(path: Path) -> int:
+    """Bytes written so far, since files may be filled in any order; 0 for a file that has just been renamed."""
+    try:
+        return path.stat().st_blocks * BLOCK_BYTES
+    except OSError:
+        return 0
+
+
+@contextmanager
+def hub_errors(model: str, revision: str | None, action: str) -> Iterator[None]:
+    """Turn the hub's exceptions into a ``ModelError`` of one line.
+
+    Args:
+        action: the action that may fail, such as "downloading".
+    """
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ModelError(
+            f"{model} is gated: accept its licence at {constants.ENDPOINT}/{model}, then run `hf auth login` "
+            "(or set HF_TOKEN)"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            f"the hub has no model {model}, or it is private; check the name, or run `hf auth login` (or set HF_TOKEN)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{model} has no revision {revision}; check --revision") from error
+    except LocalEntryNotFoundError as error:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub can't be reached"
+        raise ModelError(
+            f"{model} is not a local folder, the hub cache {constants.HF_HUB_CACHE} does not have all its files, and "
+            f"{reason}; run `hf download {model}` on a machine with network and set HF_HOME to its cache, or give a "
+            "local folder"
+        ) from error
+    except HFValidationError as error:
+        raise ModelError(
+            f"there is no folder {model}, and it is not a valid hub name; give a local folder or OWNER/NAME"
+        ) from error
+    except (HTTPError, HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{action} {model} failed: {reason}; run the same command again to continue") from error

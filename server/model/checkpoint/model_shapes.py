@@ -1,0 +1,190 @@
+"""Infers a model's sizes from its config alone: builds it without weights and runs it on zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import build_glob_alternation
+
+from server.model.architecture import text_part
+from server.model.attention.kv_cache import KVGroup
+from server.model.attention.mask_probe import probe_masks
+from server.model.attention.mla import replace_projections
+from server.model.attention.rope import max_served_length
+from server.model.checkpoint.packed_trunk import packed_sizes
+from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, layer_numbers
+from server.model.checkpoint.trunk_loader import build_model
+from server.model.errors import ModelError, NotBatchableError
+from server.model.forward import Forward
+from server.model.recurrent.recurrent_modules import StateProbe
+from server.model.recurrent.states import StateShapes
+from server.model.sequential.facts import SequentialFacts
+from server.model.sequential.sequential_model import sequential_model
+from server.model.transformers_hooks.batching_checks import check_batchable
+from server.model.transformers_hooks.hooks import IMPLEMENTATION, use_hooks
+from server.model.transformers_hooks.probe import Probe
+
+NUM_TOKENS = 2
+PRODUCTS = {F.linear, F.conv1d, F.scaled_dot_product_attention, torch.bmm}
+
+
+@dataclass(frozen=True)
+class ModelShapes:
+    """The sizes that serving a model depends on."""
+
+    architecture: str
+    model: PreTrainedModel  # on the meta device, unmodified, for the names and shapes of its parameters
+    dtype: torch.dtype  # compute dtype
+    trunk_bytes: int  # bytes of the loaded trunk
+    active_trunk_bytes: int  # bytes read per text token; excludes the embedding table, of which it reads one row
+    kv_groups: tuple[KVGroup, ...]
+    states: StateShapes  # recurrent states of one sequence
+    top_k: Mapping[int, int]  # experts per text token, by MoE layer
+    max_model_len: int
+    sequential_reason: str | None  # the reason that requests run one at a time; None if they are batched
+
+
+def infer_shapes(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    max_model_len: int | None = None,
+    packed: PackedMatrices = MappingProxyType({}),
+) -> ModelShapes:
+    """Infer the shapes of a model.
+
+    No weights are allocated: each tensor is an expanded zero, and linear layers return zeros of the right shape. So it
+    takes no memory and little time for a model of any size. It can't detect what depends on weights, such as tokens
+    that mix in an unnamed layer.
+
+    Args:
+        dtype: the compute dtype.
+        max_model_len: the requested length, on which the model's rotary frequencies may depend.
+        packed: the matrices of the trunk that stay quantised.
+
+    Raises:
+        ModelError: the architecture can't be served.
+    """
+    try:
+        return _infer(config, dtype, max_model_len, packed, None)
+    except NotBatchableError as error:
+        return _infer(config, dtype, max_model_len, packed, str(error))
+
+
+def _infer(
+    config: PreTrainedConfig,
+    dtype: torch.dtype,
+    max_model_len: int | None,
+    packed: PackedMatrices,
+    sequential_reason: str | None,
+) -> ModelShapes:
+    attention = IMPLEMENTATION if sequential_reason is None else None
+    model = build_model(config, dtype, attention)
+    name = type(model).__name__
+    if sequential_reason is None:
+        check_batchable(model)
+    model.tie_weights()
+    modules = experts_modules(model)
+    if not modules:
+        raise ModelError(f"{name} has no routed experts that Greenroom can page; give a Mixture-of-Experts model")
+    resident, active = _trunk_bytes(model, dtype, packed_sizes(model, packed) if packed else {})
+    text = model.config.get_text_config()
+    numbers = layer_numbers(list(modules))
+    zero_model = _with_zero_weights(build_model(config, dtype, attention))
+    probed: Probe | SequentialFacts
+    longest = max_served_length(text, max_model_len)
+    if sequential_reason is None:
+        probed, states = _probe(zero_model, min(NUM_TOKENS, longest))
+        if not probed.kv_groups:
+            raise NotBatchableError(f"{name} does not use transformers' attention interface")
+    else:
+        with _ZeroProducts():
+            probed = sequential_model(zero_model).probe(int(text.vocab_size), longest)
+        states = probed.states
+    if not probed.routed:
+        raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
+    top_k = {
+        numbers[path]: probed.routed[module].top_k_index.shape[-1]
+        for path, module in experts_modules(zero_model).items()
+        if module in probed.routed
+    }
+    return ModelShapes(
+        name, model, dtype, resident, active, probed.kv_groups, states, top_k, longest, sequential_reason
+    )
+
+
+class _ZeroProducts(TorchFunctionMode):
+    """Makes matrix products return zeros of the right shape, without reading any weight."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func not in PRODUCTS:
+            return func(*args, **(kwargs or {}))
+        shapes = func(*map(_on_meta, args), **{name: _on_meta(value) for name, value in (kwargs or {}).items()})
+        return torch.zeros_like(shapes, device="cpu")
+
+
+def _on_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
+
+
+@torch.inference_mode()
+def _with_zero_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Replace a model's weights by zeros that take no memory."""
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            setattr(module, name, nn.Parameter(zeros, requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            stand_in = torch.zeros(buffer.shape, dtype=buffer.dtype)  # models may write to them
+            if not (buffer.is_floating_point() or buffer.is_complex() or buffer.dtype == torch.bool):
+                stand_in += 1  # may be sizes of tables, which are divisors
+            setattr(module, name, stand_in)
+    return model.eval()
+
+
+@torch.inference_mode()
+def _probe(model: PreTrainedModel, num_tokens: int) -> tuple[Probe, StateShapes]:
+    """Run a model, and record its calls of attention and experts and its recurrent states."""
+    replace_projections(model)
+    forward = Forward(model)
+    probe, state_probe = Probe(), StateProbe()
+    with use_hooks(probe), probe_masks(model), state_probe.track_modules(text_part(model)), _ZeroProducts():
+        forward([0] * num_tokens, range(num_tokens), [0], state_probe)
+    return probe, state_probe.shapes
+
+
+def _trunk_bytes(model: Any, dtype: torch.dtype, packed: Mapping[str, int]) -> tuple[int, int]:
+    """The bytes of the loaded trunk, and the part of them that each text token reads.
+
+    Args:
+        packed: bytes of the matrices that stay quantised, by the parameters that they replace.
+    """
+    plan = model._get_dtype_plan(dtype)  # noqa: SLF001
+    kept_in_float32 = build_glob_alternation(list(plan))[0] if plan else None
+    routed = {id(tensor) for module in experts_modules(model).values() for tensor in module.parameters(recurse=False)}
+
+    def nbytes(name: str, tensor: torch.Tensor) -> int:
+        if name in packed:
+            return packed[name]
+        is_float32 = kept_in_float32 is not None and kept_in_float32.search(name)
+        return tensor.numel() * (torch.float32.itemsize if is_float32 else tensor.element_size())
+
+    part, head = text_part(model), model.get_output_embeddings()
+    read = {id(tensor) for tensor in (*part.parameters(), *part.buffers())} - {id(model.get_input_embeddings().weight)}
+    read |= {id(parameter) for parameter in (head.parameters() if head is not None else ())}
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    resident = {id(tensor): nbytes(name, tensor) for name, tensor in tensors if id(tensor) not in routed}
+    routed_in_trunk = [module for module in part.modules() if hasattr(module, "share_read")]
+    shares = {id(tensor): module.share_read for module in routed_in_trunk for tensor in module.parameters()}
+    active = sum(round(size * shares.get(tensor, 1)) for tensor, size in resident.items() if tensor in read)
+    return sum(resident.values()), active

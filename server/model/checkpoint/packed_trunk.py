@@ -1,0 +1,161 @@
+"""Chooses, writes and loads the quantised linear layers of a pack's trunk.
+
+A matrix whose hub name is ``X.weight`` is stored in ``trunk.safetensors`` as ``X.weight_q8`` with the further tensors
+of ``server.kernels.formats.block_int8``, or as ``X.weight_q4`` with those of ``block_int4``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from expert_store import UNCHANGED, CheckpointError, MadeTensors, ParameterSpec, TensorSource, Weights, read_tensor
+from server.kernels.formats import blocks
+from server.kernels.formats.blocks import BlockFormat
+from server.model.architecture import text_part
+from server.model.attention.mla import latent_linears
+from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, renamed
+from server.model.checkpoint.weight_formats import BLOCK_FORMATS, QuantisedWeights, quantise
+from server.model.errors import ModelError
+from server.model.quantised.linear import NAME, QuantisedLinear
+from server.model.quantised.matrix import StoredTensor
+
+TrunkFormat = Literal["unchanged", "int8", "int4"]
+TRUNK_FORMATS: tuple[TrunkFormat, ...] = get_args(TrunkFormat)
+LEAST_WEIGHTS = 1 << 14  # smaller layers are not worth quantising
+HEAD_FORMAT: QuantisedWeights = "int8"  # for the head in every format, since its errors go straight into the logits
+
+
+def packed_bytes(matrices: PackedMatrices) -> int:
+    """Return the bytes of quantised matrices, which are the same on disk and loaded."""
+    return sum(source.extent.nbytes for parts in matrices.values() for source in parts.values())
+
+
+def packed_sizes(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, int]:
+    """Return the bytes of each quantised matrix, by the name of the parameter that it replaces."""
+    return {
+        name: sum(source.extent.nbytes for source in matrices[hub_name].values())
+        for hub_name, name in renamed(model, matrices).items()
+    }
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """Find the linear layers to quantise, by the names of their weights.
+
+    These are the large ones in the text part's layers, and the head. Not included are routers, whose choices are
+    sensitive to small changes; shared matrices, such as a head that is also the embedding table; and the projections
+    that multi-head latent attention splits.
+
+    Args:
+        model: the model on the meta device; this ties its weights.
+    """
+    model.tie_weights()
+    uses = Counter(id(tensor) for _, tensor in model.named_parameters(remove_duplicate=False))
+    widths = {module.num_experts for module in experts_modules(model).values()}
+    inside = {*text_part(model).modules(), model.get_output_embeddings()} - latent_linears(model)
+    return {
+        f"{name}.{NAME}": module
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear
+        and module in inside
+        and module.out_features not in widths
+        and module.weight.numel() >= LEAST_WEIGHTS
+        and uses[id(module.weight)] == 1
+    }
+
+
+def quantised_linears(
+    model: PreTrainedModel, trunk: Mapping[str, TensorSource | StoredTensor], weights: QuantisedWeights
+) -> dict[str, MadeTensors]:
+    """Return the quantised tensors that ``--trunk`` writes, by the hub names of the matrices that they replace.
+
+    Args:
+        model: the model on the meta device.
+        weights: the format of all layers except the head, which has ``HEAD_FORMAT``.
+    """
+    layers, head = linear_layers(model), model.get_output_embeddings()
+    return {
+        hub_name: _made(hub_name, trunk[hub_name], layers[name], HEAD_FORMAT if layers[name] is head else weights)
+        for hub_name, name in renamed(model, trunk).items()
+        if name in layers
+    }
+
+
+def split_trunk(index: Mapping[str, TensorSource]) -> tuple[dict[str, TensorSource], PackedMatrices]:
+    """Split a pack's trunk into plain tensors and quantised matrices.
+
+    Args:
+        index: all tensors of the trunk's file.
+    """
+    matrices: dict[str, dict[str, TensorSource]] = {}
+    for block_format in BLOCK_FORMATS.values():
+        codes = block_format.CODES
+        for base in (name.removesuffix(codes) for name in index if name.endswith(codes)):
+            suffixes = codes, block_format.SCALE, codes + blocks.SHAPE
+            matrices[base] = {suffix: index[base + suffix] for suffix in suffixes if base + suffix in index}
+    taken = {source.name for parts in matrices.values() for source in parts.values()}
+    return {name: source for name, source in index.items() if name not in taken}, matrices
+
+
+def replace_linears(model: PreTrainedModel, matrices: PackedMatrices) -> dict[str, QuantisedLinear]:
+    """Replace each layer whose matrix is quantised by a ``QuantisedLinear``; returns these by hub name.
+
+    Args:
+        model: the model on the meta device.
+
+    Raises:
+        CheckpointError: the model has no such layer, or the layer has another shape.
+    """
+    names, replaced = renamed(model, matrices), {}
+    for hub_name, parts in matrices.items():
+        path = names.get(hub_name, hub_name).removesuffix(f".{NAME}")
+        parent, _, child = path.rpartition(".")
+        try:
+            linear = model.get_submodule(path)
+        except AttributeError:
+            linear = None
+        if type(linear) is not nn.Linear:
+            raise CheckpointError(f"{hub_name} is not a linear layer of the model; pack the model again")
+        block_format = _block_format(parts)
+        wanted = block_format.specs("", linear.out_features, linear.in_features)
+        if [(suffix, source.dtype, source.shape) for suffix, source in parts.items()] != wanted:
+            raise CheckpointError(f"{hub_name} does not have the model's shape; pack the model again")
+        replaced[hub_name] = QuantisedLinear(linear, block_format)
+        setattr(model.get_submodule(parent), child, replaced[hub_name])
+    return replaced
+
+
+def fill_linears(layers: Mapping[str, QuantisedLinear], matrices: PackedMatrices) -> None:
+    """Read the matrices of quantised layers.
+
+    Raises:
+        CheckpointError: a file can't be read.
+    """
+    for hub_name, layer in layers.items():
+        layer.fill({NAME + suffix: read_tensor(source) for suffix, source in matrices[hub_name].items()})
+
+
+def _block_format(parts: Mapping[str, TensorSource]) -> BlockFormat:
+    """The format of a matrix, by the suffixes of its tensors."""
+    return next(block_format for block_format in BLOCK_FORMATS.values() if block_format.CODES in parts)
+
+
+def _made(
+    hub_name: str, source: TensorSource | StoredTensor, linear: nn.Linear, weights: QuantisedWeights
+) -> MadeTensors:
+    shape = linear.out_features, linear.in_features
+
+    def make() -> Weights:
+        matrix = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise()
+        if matrix.shape != shape:
+            raise ModelError(f"{hub_name} has shape {list(matrix.shape)}; the model's is {list(shape)}")
+        try:
+            return quantise(hub_name, matrix, weights)
+        except ModelError as error:
+            raise ModelError(f"{error}; pack it with --trunk {UNCHANGED}") from error
+
+    return MadeTensors(tuple(ParameterSpec(*spec) for spec in BLOCK_FORMATS[weights].specs(hub_name, *shape)), make)

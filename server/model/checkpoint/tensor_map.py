@@ -1,0 +1,328 @@
+"""Maps the tensors of a hub checkpoint to trunk parameters and experts.
+
+transformers defines how hub names become module parameters (``get_model_conversion_mapping``). This module applies the
+same mapping to the file headers only, so that the location of every expert is known before any is read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    WeightConverter,
+    WeightRenaming,
+    apply_renamings,
+    rename_source_key,
+)
+
+from expert_store import (
+    CheckpointError,
+    ExpertCatalog,
+    ExpertLayout,
+    LayerEntry,
+    ParameterRecipe,
+    ParameterSpec,
+    TensorSource,
+)
+from server.kernels.expert import transposed_names
+from server.model.architecture import text_modules
+from server.model.errors import ModelError
+from server.model.experts.replacements import conversions
+from server.model.quantised.matrix import StoredMatrix, StoredTensor, group_by_matrix
+from server.model.quantised.scheme import find_scheme
+from server.model.quantised.slots import is_stack, slot_tensors
+
+PackedMatrices = Mapping[str, Mapping[str, TensorSource]]  # the tensors of a block format, by hub name and suffix
+
+
+@dataclass(frozen=True)
+class CheckpointMap:
+    """The tensors of a checkpoint, sorted into trunk and experts."""
+
+    trunk: dict[str, TensorSource | StoredTensor]  # by the hub name without quantisation
+    catalog: ExpertCatalog
+    unused: list[str]  # hub names that the model does not use
+    packed: PackedMatrices = field(default_factory=dict)  # matrices of the trunk that stay quantised
+
+
+@dataclass
+class _Parameter:
+    """One parameter of one expert, while its sources are collected."""
+
+    converter: WeightConverter | None
+    sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # each with its order
+
+
+def experts_modules(model: PreTrainedModel) -> dict[str, Any]:
+    """Find the text part's modules of routed experts that use transformers' experts interface, by name."""
+    marks = ("is_transposed", "has_gate", "has_bias", "_is_expert_parallel")
+    return {name: module for name, module in text_modules(model) if all(hasattr(module, mark) for mark in marks)}
+
+
+def layer_numbers(names: Sequence[str]) -> dict[str, int]:
+    """Return the layer of each experts module: the number in its name, or its rank if numbers are missing or equal."""
+    found = [re.search(r"\.(\d+)\.", name) for name in names]
+    numbers = [int(match.group(1)) if match else -1 for match in found]
+    if -1 in numbers or len(set(numbers)) < len(numbers):
+        numbers = list(range(len(names)))
+    return dict(zip(names, numbers, strict=True))
+
+
+def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) -> CheckpointMap:
+    """Sort the tensors of a checkpoint into trunk and experts.
+
+    Args:
+        model: the transformers model on the meta device, with its experts' parameters.
+        index: all tensors of the checkpoint.
+
+    Raises:
+        ModelError: the model has no experts that can be paged.
+        CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
+    """
+    modules = experts_modules(model)
+    if not modules:
+        raise ModelError(
+            f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
+        )
+    names = _Names(model)
+    owners = {
+        f"{name}.{parameter}": (name, parameter)
+        for name, module in modules.items()
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    trunk: dict[str, TensorSource | StoredTensor] = {}
+    unused: list[str] = []
+    experts: dict[tuple[str, int], dict[str, _Parameter]] = {}
+    for source in group_by_matrix(find_scheme(model.config, type(model).__name__), index).values():
+        target, pattern = names.target(source.name)
+        if target not in owners:
+            if target in names.parameters:
+                trunk[source.name] = source
+            else:
+                unused.append(source.name)
+            continue
+        name, parameter = owners[target]
+        num_experts = modules[name].num_experts
+        rank = names.parameters[target].ndim - 1
+        converter = names.converters_by_pattern.get(pattern) if pattern else None
+        order = converter.source_patterns.index(pattern) if converter else 0
+        number = names.expert_index(source.name, pattern)
+        if converter and number is not None and len(converter.target_patterns) > 1:
+            share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
+            name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
+        for expert, part in _split(source, number, num_experts, rank):
+            place = experts.setdefault((name, expert), {})
+            place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
+    numbers = layer_numbers(list(modules))
+    layers = {
+        numbers[name]: _layer_entry(
+            model, name, module, [experts.get((name, e), {}) for e in range(module.num_experts)]
+        )
+        for name, module in modules.items()
+    }
+    return CheckpointMap(trunk, ExpertCatalog(layers), unused)
+
+
+def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
+    """Find the trunk's parameters that a checkpoint lacks, except those that are tied or initialised.
+
+    Args:
+        model: the model on the meta device, with tied weights and its experts' parameters.
+        trunk: hub names of the tensors in the checkpoint.
+    """
+    names = _Names(model)
+    targets = {target for name in trunk for target in names.targets(name)}
+    present = {id(tensor) for name, tensor in names.parameters.items() if name in targets}
+    routed = {
+        f"{name}.{parameter}"
+        for name, module in experts_modules(model).items()
+        for parameter, _ in module.named_parameters(recurse=False)
+    }
+    ignored = model._keys_to_ignore_on_load_missing or ()  # noqa: SLF001
+    return sorted(
+        name
+        for name, tensor in names.parameters.items()
+        if name not in targets | routed
+        and id(tensor) not in present
+        and not any(re.search(pattern, name) for pattern in ignored)
+    )
+
+
+def renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
+    """Map hub names to parameter names, for tensors that become a parameter without conversion."""
+    known = _Names(model)
+    targets = {name: known.target(name) for name in names}
+    return {
+        name: target for name, (target, pattern) in targets.items() if pattern is None and target in known.parameters
+    }
+
+
+class _Names:
+    """Applies transformers' renaming to the checkpoint keys of one model."""
+
+    def __init__(self, model: nn.Module):
+        mapping = [*get_model_conversion_mapping(model), *conversions(model)]
+        self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+        self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+        self._prefix = model.base_model_prefix
+        self.parameters = model.state_dict(keep_vars=True)
+        self.converters_by_pattern = {
+            pattern: converter for converter in self._converters for pattern in converter.source_patterns
+        }
+
+    def target(self, name: str) -> tuple[str, str | None]:
+        """Return the parameter that a hub tensor goes into, and the converter's pattern that it matches."""
+        target, pattern = rename_source_key(name, self._renamings, self._converters, self._prefix, self.parameters)
+        if target not in self.parameters and name in self.parameters:
+            return name, None
+        return target, pattern
+
+    def targets(self, name: str) -> set[str]:
+        """Return all parameters that take a part of a hub tensor, such as queries, keys and values of a fused one."""
+        target, pattern = self.target(name)
+        parts = self.converters_by_pattern[pattern].target_patterns if pattern in self.converters_by_pattern else []
+        return {target} | {target.replace(first, part) for first in parts for part in parts if first in target}
+
+    def expert_index(self, name: str, pattern: str | None) -> int | None:
+        """Return the expert that a tensor belongs to; None for a tensor that holds all experts."""
+        if pattern is None or "*" not in pattern:
+            return None
+        renamed = apply_renamings(name, self._renamings)
+        match = re.search(pattern.replace("*.", r"(\d+)\."), renamed)
+        if match is None:
+            raise CheckpointError(f"{name} has no expert number where {pattern} expects one")
+        return int(match.group(match.lastindex or 1))
+
+
+def _split(
+    source: TensorSource | StoredTensor, expert: int | None, num_experts: int, rank: int
+) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
+    """Split a tensor into its experts.
+
+    Args:
+        rank: number of dimensions of one expert's parameter. A tensor of all experts has one more, or has the experts'
+            rows concatenated.
+    """
+    if expert is not None and expert >= num_experts:
+        raise CheckpointError(
+            f"{source.name} belongs to expert {expert}, but the model has {num_experts} experts in a layer"
+        )
+    if isinstance(source, StoredTensor):
+        return source.of_experts(expert, num_experts)
+    if expert is not None:
+        return [(expert, source)]
+    is_flat = len(source.shape) == rank
+    rows = source.shape[0] if source.shape else 0
+    if not rows or (rows % num_experts if is_flat else rows != num_experts):
+        wanted = f"a multiple of {num_experts}" if is_flat else num_experts
+        raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first dimension should be {wanted}")
+    return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
+
+
+def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, _Parameter]]) -> LayerEntry:
+    shapes = {parameter: tuple(value.shape[1:]) for parameter, value in module.named_parameters(recurse=False)}
+    specs: dict[str, ParameterSpec] = {}
+    recipes = []
+    for expert, parts in enumerate(experts):
+        recipe: dict[str, ParameterRecipe] = {}
+        for parameter, shape in shapes.items():
+            if parameter not in parts:
+                raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+            for spec, part in _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter]):
+                recipe[spec.name] = part
+                specs.setdefault(spec.name, spec)
+        recipes.append(recipe)
+    return LayerEntry(ExpertLayout(tuple(specs.values())), tuple(recipes))
+
+
+def _slot_tensors(
+    model: nn.Module, module: Any, target: str, shape: tuple[int, ...], part: _Parameter
+) -> Iterable[tuple[ParameterSpec, ParameterRecipe]]:
+    """The tensors of one expert's parameter in a slot, with the recipes to read them."""
+    ordered = [source for _, source in sorted(part.sources, key=lambda item: item[0])]
+    parameter = target.rpartition(".")[2]
+    matrices = [source for source in ordered if isinstance(source, StoredMatrix)]
+    if matrices:
+        usable = matrices if len(matrices) == len(ordered) else []  # some quantised and some not: refused
+        is_transposed = parameter in transposed_names(module)
+        return slot_tensors(usable, target, shape, part.converter, is_transposed=is_transposed)
+    sources = tuple(source for source in ordered if isinstance(source, TensorSource))
+    recipe, dtype = _recipe(model, target, shape, part, sources)
+    return [(ParameterSpec(parameter, dtype, shape), recipe)]
+
+
+def _recipe(
+    model: nn.Module,
+    target: str,
+    shape: tuple[int, ...],
+    part: _Parameter,
+    sources: tuple[TensorSource, ...],
+) -> tuple[ParameterRecipe, torch.dtype]:
+    """The recipe to read one expert's unquantised parameter, and its dtype in a slot."""
+    converter = part.converter
+    if converter is None:
+        found = sources[0].shape
+        if shape not in (found, found[1:]):
+            raise CheckpointError(f"{sources[0].name} has shape {list(found)}; {target} needs {list(shape)}")
+    if converter is None or _is_concatenation(converter, sources, shape):
+        return ParameterRecipe(sources), sources[0].dtype
+    # A converter may have patterns for other formats, and one pattern may match several tensors.
+    patterns = [converter.source_patterns[order] for order in sorted(order for order, _ in part.sources)]
+    one_expert = _OneExpert(model.get_parameter(target)[:1])
+
+    def assemble(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        values: Any = {pattern: [] for pattern in patterns}
+        for pattern, tensor in zip(patterns, tensors, strict=True):
+            values[pattern].append(tensor)
+        for operation in converter.operations:
+            values = operation.convert(
+                values,
+                source_patterns=converter.source_patterns,
+                target_patterns=converter.target_patterns,
+                full_layer_name=target,
+                model=one_expert,
+                config=model.config,
+                missing_keys=None,
+            )
+        value = next(iter(values.values()))
+        result: torch.Tensor = value[0] if isinstance(value, list) else value
+        return result[0]  # drops the dimension of experts, whose size is one
+
+    names = ", ".join(source.name for source in sources)
+    try:
+        result = assemble([torch.empty(source.shape, dtype=source.dtype, device="meta") for source in sources])
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        wanted = ", ".join(converter.source_patterns)
+        raise CheckpointError(f"{target} needs {wanted} for each expert, but has only {names}") from error
+    if tuple(result.shape) != shape:
+        raise CheckpointError(f"{names} convert to shape {list(result.shape)}; {target} needs {list(shape)}")
+    return ParameterRecipe(sources, assemble), result.dtype
+
+
+@dataclass(frozen=True)
+class _OneExpert:
+    """Stands in for a model with one expert per layer, with the methods that a conversion calls."""
+
+    parameter: torch.Tensor  # on the meta device
+
+    def get_parameter(self, _: str) -> torch.Tensor:
+        return self.parameter
+
+
+def _is_concatenation(converter: WeightConverter, sources: Sequence[TensorSource], shape: tuple[int, ...]) -> bool:
+    """Return True if the parameter's bytes are those of its sources, concatenated."""
+    if not is_stack(converter):
+        return False
+    shapes = [source.shape for source in sources]
+    if [type(operation) for operation in converter.operations] == [Concatenate]:
+        shapes = [found[1:] for found in shapes if found[:1] == (1,)]  # one expert's part of a tensor of all experts
+    is_same = all(found[1:] == shape[1:] for found in shapes) and len({source.dtype for source in sources}) == 1
+    return is_same and len(shapes) == len(sources) and sum(found[0] for found in shapes) == shape[0]

@@ -1,0 +1,231 @@
+"""Loads a checkpoint folder as a trunk: builds the model on the meta device and loads only the trunk's weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.initialization import no_init_weights
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils.generic import ContextManagers
+
+from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
+from server.kernels.compute_pool import ComputePool
+from server.kernels.expert import ExpertsModule
+from server.model.architecture import config_of_class, find_model_class, set_implementations, text_model_config
+from server.model.attention.rope import apply_nested_rope_base
+from server.model.attention.temperature_tuning import pass_positions
+from server.model.checkpoint.locate import config_folder
+from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
+from server.model.checkpoint.packing import map_pack
+from server.model.checkpoint.tensor_map import experts_modules, layer_numbers, map_checkpoint
+from server.model.errors import ModelError, NotBatchableError, incomplete
+from server.model.experts.replacements import replace_experts
+from server.model.quantised.matrix import StoredTensor, stored_parts
+from server.model.quantised.scheme import find_scheme, share_quantisation
+from server.model.sequential.sequential_trunk import SequentialTrunk
+from server.model.transformers_hooks.batching_checks import check_batchable
+from server.model.transformers_hooks.hooks import IMPLEMENTATION
+from server.model.trunk import Trunk
+from server.progress import progress
+
+log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
+MemoryCheck = Callable[[int, ExpertCatalog], None]  # takes the trunk's bytes and the experts; may raise
+TrunkSources = Mapping[str, TensorSource | StoredTensor]
+
+
+def load_trunk(
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    is_deterministic: bool = False,
+    pool: ComputePool | None = None,
+    max_model_len: int | None = None,
+    check_memory: MemoryCheck = lambda *_: None,
+) -> Trunk | SequentialTrunk:
+    """Build a model on the meta device and load its trunk onto a device; the experts stay on disk.
+
+    A model that can't run many sequences in one step runs them one at a time, with transformers' attention and cache.
+
+    Args:
+        folder: a hub checkpoint, or a packed model.
+        is_deterministic: run steps with batch-invariant arithmetic.
+        pool: threads that compute steps; None if only the caller's thread does.
+        max_model_len: the requested length, on which the model's rotary frequencies may depend.
+        check_memory: called with the trunk's bytes and the experts before any weight is read; may raise.
+
+    Raises:
+        ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
+        CheckpointError: the checkpoint's files are damaged or incomplete.
+    """
+    try:
+        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION, check_memory), is_deterministic, pool, max_model_len)
+    except NotBatchableError as error:
+        reason = str(error)
+    log.info("requests run one at a time, with transformers' attention and cache, because %s", reason)
+    return SequentialTrunk(
+        *_load(folder, dtype, device, None, check_memory), reason, is_deterministic, pool, max_model_len
+    )
+
+
+def _load(
+    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
+) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
+    """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
+    pack = open_pack(folder) if is_pack(folder) else None
+    config = read_config(pack.data_folder if pack else folder)
+    model = build_model(config, dtype, attention)
+    if attention == IMPLEMENTATION:
+        check_batchable(model)
+    tensors = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
+    if tensors.unused:
+        log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
+    layers = _empty_experts(model)
+    linears = replace_linears(model, tensors.packed)
+    check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
+    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, folder.name)
+    fill_linears(linears, tensors.packed)
+    if config.is_encoder_decoder:
+        model.generation_config = _generation_config(config, config_folder(folder))
+    model.to(device).eval()
+    return model, tensors.catalog, layers
+
+
+def _empty_experts(model: PreTrainedModel) -> dict[ExpertsModule, int]:
+    """Take the weights out of the experts modules, which get them from the store; returns each module's layer."""
+    modules = experts_modules(model)
+    numbers = layer_numbers(list(modules))
+    for module in modules.values():
+        parameters = dict(module.named_parameters(recurse=False))
+        module.parameter_shapes = {name: tuple(value.shape[1:]) for name, value in parameters.items()}
+        for name in parameters:
+            delattr(module, name)
+            setattr(module, name, torch.empty(0))  # some models' initialisation reads the attribute
+        module._is_hf_initialized = True  # noqa: SLF001
+    return {module: numbers[name] for name, module in modules.items()}
+
+
+def _load_trunk_weights(model: PreTrainedModel, state: dict[str, torch.Tensor], dtype: torch.dtype, name: str) -> None:
+    """Put the trunk's tensors into the model, converted and renamed by transformers."""
+    plan = LoadStateDictConfig(
+        dtype=dtype,
+        dtype_plan=model._get_dtype_plan(dtype),  # noqa: SLF001
+        weight_mapping=get_model_conversion_mapping(model),
+    )
+    info, _ = convert_and_load_state_dict_in_model(model, state, plan)
+    if info.mismatched_keys or info.conversion_errors or info.error_msgs:
+        mismatches = [
+            f"{key} has shape {list(found)}, not {list(wanted)}" for key, found, wanted in info.mismatched_keys
+        ]
+        problems = [*sorted(mismatches), *info.conversion_errors.values(), *info.error_msgs]
+        raise ModelError(f"{name} does not match its config.json: {problems[0]}; download the checkpoint again")
+    info = type(model)._finalize_model_loading(model, plan, info)  # noqa: SLF001
+    if info.missing_keys:
+        raise incomplete(name, sorted(info.missing_keys))
+
+
+def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
+    """The bytes of a loaded trunk whose weights are all of one dtype."""
+    shapes = [
+        (len(source.matrices), *source.matrices[0].shape) if isinstance(source, StoredTensor) else source.shape
+        for source in trunk.values()
+    ]
+    return sum(map(math.prod, shapes)) * dtype.itemsize
+
+
+def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    state = {}
+    sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
+    with progress("loading the trunk", sum(sizes.values())) as shown:
+        for name, source in trunk.items():
+            state[name] = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            shown.advance(sizes[name])
+    return state
+
+
+def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConfig:
+    """Read transformers' generation config, which names the tokens that a decoder begins with."""
+    if not (folder / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f"generation_config.json of {folder.name} can't be used: {error}") from error
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """Read the config of a checkpoint or a packed model, and check that Greenroom can serve it.
+
+    Raises:
+        ModelError: there is no config, transformers has no text generation for it, or its quantisation is not
+            supported.
+    """
+    folder = config_folder(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
+    try:
+        full_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = text_model_config(full_config)
+        share_quantisation(full_config, config)
+        apply_nested_rope_base(config, json.loads((folder / "config.json").read_text("utf-8")))
+    except StrictDataclassError as error:  # its lines name the field and the expected type
+        raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
+    find_model_class(config)
+    find_scheme(config, folder.name)
+    return config
+
+
+def build_model(
+    config: PreTrainedConfig, dtype: torch.dtype, attention: str | None = IMPLEMENTATION
+) -> PreTrainedModel:
+    """Build a model without weights on the meta device, whose text part calls Greenroom's experts implementation.
+
+    Args:
+        attention: the attention implementation of the text part; None keeps transformers' choice.
+    """
+    set_implementations(config, attention)
+    model_class: Any = find_model_class(config)
+    try:
+        return _build(config, model_class, dtype, _RangesOnCpu())
+    except RuntimeError:  # the model combines ranges with tensors on the meta device
+        return _build(config, model_class, dtype, nullcontext())
+
+
+def _build(
+    config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[object]
+) -> PreTrainedModel:
+    contexts = model_class.get_init_context(dtype, False, False, False)
+    with ContextManagers([*contexts, no_init_weights(), ranges]):
+        model: PreTrainedModel = model_class(config_of_class(config, model_class))
+        replace_experts(model)
+        pass_positions(model)
+    return model
+
+
+class _RangesOnCpu(TorchFunctionMode):
+    """Makes ``torch.arange`` compute on the CPU, as transformers does for ``torch.linspace``.
+
+    On the meta device torch imports SymPy and its compiler for it, which take 60 MiB, as they do to initialise weights.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options = kwargs or {}
+        return func(*args, **({"device": CPU, **options} if func is torch.arange else options))

@@ -1,0 +1,1 @@
+"""Runs the routed experts of a step, records their cost, and finds routers for prefetching."""

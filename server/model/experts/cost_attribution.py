@@ -1,0 +1,109 @@
+"""Attributes the experts of a step, and their cost, to the chunks whose tokens used them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from server.model.experts.step_record import LayerRun
+from server.model.step import ExpertCost, RoutedExperts, SequenceChunk
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RowOwners:
+    """The chunk that each row of a layer of experts belongs to.
+
+    Args:
+        chunks: of the step.
+        are_images: bool ``(tokens,)``, for a model with separate layers of experts for images and text.
+        text_layers: layers that tokens of text go to.
+    """
+
+    chunks: Sequence[SequenceChunk]
+    are_images: npt.NDArray[np.bool_] | None = None
+    text_layers: Collection[int] = ()
+
+    def owners(self, layer: int) -> IntArray:
+        """Return the index of the chunk of each of a layer's rows."""
+        owners = np.repeat(np.arange(len(self.chunks)), [chunk.num_tokens for chunk in self.chunks])
+        return owners if self.are_images is None else owners[self.are_images != (layer in self.text_layers)]
+
+    def last_row(self, layer: int, chunk: int) -> int | None:
+        """Return a layer's row for the last token of a chunk; None if that token goes to other layers."""
+        token = sum(each.num_tokens for each in self.chunks[: chunk + 1]) - 1
+        if self.are_images is None:
+            return token
+        is_here = self.are_images != (layer in self.text_layers)
+        return int(is_here[:token].sum()) if is_here[token] else None
+
+
+def attribute_costs(runs: Sequence[LayerRun], rows: RowOwners) -> list[ExpertCost]:
+    """Return the cost of each chunk's tokens.
+
+    A chunk is charged lookups, misses and bytes of the experts that its own tokens went to, each expert once a layer.
+    An expert that two chunks share counts for both. Each chunk of a layer is charged the layer's stall in full.
+    """
+    costs = [ExpertCost() for _ in rows.chunks]
+    is_decode = rows.are_images is None and all(chunk.num_tokens == 1 for chunk in rows.chunks)
+    num_each, seconds_each = 0, 0.0  # equal for all chunks
+    for run in runs:
+        if len(costs) == 1:
+            costs[0].add(run.cost)
+        elif is_decode and not run.missed and run.chosen.max() < run.num_experts:  # a token's choices are distinct
+            num_each += run.chosen.shape[1]
+            seconds_each += run.cost.stall_seconds
+        else:
+            _attribute_layer(run, rows.owners(run.layer), costs)
+    for cost in costs:
+        cost.num_lookups += num_each
+        cost.stall_seconds += seconds_each
+    return costs
+
+
+def _attribute_layer(run: LayerRun, owners: IntArray, costs: Sequence[ExpertCost]) -> None:
+    uses = np.zeros((len(costs), run.num_experts + 1), dtype=bool)  # the last column stands for "no expert"
+    uses[owners[:, None], np.minimum(run.chosen, run.num_experts)] = True
+    missed = uses[:, list(run.missed)]  # (chunks, missed)
+    num_lookups = uses[:, :-1].sum(1).tolist()
+    num_bytes = (missed @ np.fromiter(run.missed.values(), np.int64, len(run.missed))).tolist()
+    for owner in np.unique(owners).tolist():
+        cost = ExpertCost(num_lookups[owner], int(missed[owner].sum()), run.cost.stall_seconds, num_bytes[owner])
+        costs[owner].add(cost)
+
+
+def last_choices_of_chunks(
+    runs: Sequence[LayerRun], rows: RowOwners, layers: Sequence[int]
+) -> list[RoutedExperts | None]:
+    """Return the experts of each chunk's last token, by layer; None for a chunk that does not want them."""
+    if not any(chunk.wants_experts for chunk in rows.chunks):
+        return [None] * len(rows.chunks)
+    latest = {run.layer: run for run in runs}
+    return [
+        _stack([_choices(latest[layer], rows.last_row(layer, index)) for layer in layers if layer in latest])
+        if chunk.wants_experts
+        else None
+        for index, chunk in enumerate(rows.chunks)
+    ]
+
+
+def last_choices(runs: Sequence[LayerRun], layers: Sequence[int]) -> RoutedExperts:
+    """Return the experts of the last token of a step with one sequence, by layer."""
+    latest = {run.layer: run for run in runs}
+    return _stack([_choices(latest[layer], -1) for layer in layers if layer in latest])
+
+
+def _choices(run: LayerRun, row: int | None) -> IntArray:
+    chosen = run.chosen[0:0].ravel() if row is None else run.chosen[row]
+    return chosen[chosen < run.num_experts]
+
+
+def _stack(layers: Sequence[IntArray]) -> RoutedExperts:
+    stacked = np.full((len(layers), max(map(len, layers), default=0)), -1, dtype=np.int16)
+    for row, chosen in zip(stacked, layers, strict=True):
+        row[: len(chosen)] = chosen
+    return stacked

@@ -1,0 +1,27 @@
+"""LongCat's experts, some of which compute nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from server.model.experts.replacements.base import ReplacementExperts
+
+
+class IdentityExperts(ReplacementExperts):
+    """Experts whose output for choices beyond the last expert is their input.
+
+    Mirrors ``LongcatFlashExperts``, whose ``gate_up_proj`` has rows for these experts too; a checkpoint has none.
+    """
+
+    def __init__(self, original: Any):
+        super().__init__(original.gate_up_proj[: original.num_routed_experts], original.down_proj, original.act_fn)
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Run experts: ``(tokens, hidden)``, ``(tokens, k)`` and ``(tokens, k)`` to ``(tokens, hidden)``."""
+        output = super().forward(hidden_states, top_k_index, top_k_weights)
+        kept = top_k_weights.masked_fill(top_k_index < self.num_experts, 0).sum(-1, keepdim=True)  # (tokens, 1)
+        return output + (hidden_states * kept).to(output.dtype)

@@ -1,0 +1,101 @@
+"""Finds the router of a layer of experts by the shapes of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+Scoring = Callable[[torch.Tensor], torch.Tensor]
+# Functions that routers apply to their logits before a correction is added; without one, the order of logits decides.
+SCORINGS: tuple[Scoring, ...] = (torch.sigmoid, lambda logits: logits.softmax(-1))
+
+LEAST_AGREEMENT = 0.5  # share of the model's own choices that a router must find to be worth applying ahead
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """The linear part of a router."""
+
+    weight: torch.Tensor  # (experts, hidden)
+    bias: torch.Tensor | None  # (experts,)
+    correction: torch.Tensor | None  # (experts,), added to the scores to balance the experts' load
+    scoring: Scoring
+
+    @torch.inference_mode()
+    def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
+        """Return the ``k`` best experts of each token, best first: ``(tokens, hidden)`` to ``(tokens, k)``.
+
+        Routers that admit only the best groups of experts are applied without their groups.
+        """
+        scores = F.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)  # (tokens, experts)
+        if self.correction is not None:
+            scores = self.scoring(scores.float()) + self.correction
+        return scores.topk(k, dim=-1).indices
+
+
+@dataclass(frozen=True)
+class RouterSample:
+    """The input and the choices of one layer's experts in some step."""
+
+    hidden_states: torch.Tensor  # (tokens, hidden)
+    top_k_index: torch.Tensor  # (tokens, k)
+
+
+def find_router(model: nn.Module, name: str, sample: RouterSample) -> RouterWeights | None:
+    """Find the router of an experts module; return None if no weights have its shape and choose alike.
+
+    The search begins in the module that owns the experts and goes on to that module's owner, as long as no other
+    experts are in it. Routers with a correction score by sigmoid or softmax; the sample's choices show which. The
+    sample also rules out routers that do not see what the experts see, since they can't be applied to it.
+
+    Args:
+        name: of the experts module in the model.
+    """
+    experts: Any = model.get_submodule(name)
+    num_experts, hidden = int(experts.num_experts), sample.hidden_states.shape[-1]
+    inside = {id(tensor) for tensor in experts.parameters()}
+    owner_name = name
+    while owner_name:
+        owner_name = owner_name.rpartition(".")[0]
+        owner = model.get_submodule(owner_name)
+        if sum(hasattr(module, "_is_expert_parallel") for module in owner.modules()) > 1:
+            return None
+        tensors = {
+            path: tensor
+            for path, tensor in [*owner.named_parameters(), *owner.named_buffers()]
+            if id(tensor) not in inside
+        }
+        weights = [path for path, tensor in tensors.items() if tuple(tensor.shape) == (num_experts, hidden)]
+        if len(weights) == 1:
+            return _router(weights[0], tensors, num_experts, sample)
+    return None
+
+
+def _router(
+    path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: RouterSample
+) -> RouterWeights | None:
+    """Return the router whose matrix is at ``path``; None if the model chooses otherwise."""
+    bias = tensors.get(f"{path.removesuffix('weight')}bias") if path.endswith("weight") else None
+    correction = next(
+        (
+            tensor.detach().flatten()
+            for tensor_path, tensor in tensors.items()
+            if "bias" in tensor_path.rpartition(".")[2] and tensor.numel() == num_experts and tensor is not bias
+        ),
+        None,
+    )
+    routers = [RouterWeights(tensors[path], bias, correction, scoring) for scoring in SCORINGS]
+    best = max(routers, key=lambda router: _agreement(router, sample))
+    return best if _agreement(best, sample) >= LEAST_AGREEMENT else None
+
+
+def _agreement(router: RouterWeights, sample: RouterSample) -> float:
+    """Return the share of the sample's choices that the router finds from the same input."""
+    index = sample.top_k_index  # (tokens, k)
+    found = router.choose(sample.hidden_states, index.shape[-1])
+    return float((found.unsqueeze(-1) == index.unsqueeze(-2)).sum()) / index.numel()

@@ -1,0 +1,141 @@
+"""StepExperts: runs the routed experts of a step, which the expert store leases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
+from server.kernels.backend import SortedRows
+from server.kernels.expert import ExpertsModule
+from server.kernels.native.backend import NativeBackend
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.step_record import StepRecord
+
+IntArray = npt.NDArray[np.int64]
+
+
+class StepExperts:
+    """Runs the experts of all layers in one step, and records what they cost.
+
+    Args:
+        layers: the result of ``expert_layers``.
+        prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
+            again for the next layer's experts, if the disk has time for them.
+    """
+
+    def __init__(
+        self,
+        store: ExpertStore,
+        layers: Mapping[ExpertsModule, ExpertLayer],
+        phase: Phase,
+        prefetcher: Prefetcher | None = None,
+    ):
+        self._store, self._layers, self._phase = store, layers, phase
+        self._prefetcher = prefetcher
+        self._between = _nothing if prefetcher is None else prefetcher.request
+        self.record = StepRecord()
+
+    def run(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Run each token through its k experts, and return the weighted sums, ``(tokens, hidden)``.
+
+        Choices beyond the last expert (some models route to "no expert") add nothing.
+
+        Args:
+            hidden_states: ``(tokens, hidden)``.
+            top_k_index: ``(tokens, k)``, integer.
+            top_k_weights: ``(tokens, k)``.
+        """
+        layer = self._layers[module]
+        chosen = top_k_index.cpu().numpy()
+        if not len(chosen):  # the text's experts in a step that holds nothing but an image with experts of its own
+            self.record.routing[layer.number] = chosen
+            return torch.zeros_like(hidden_states)
+        with self._leased(layer, chosen, hidden_states, top_k_weights) as (rows, lease):
+            return layer.backend.run(module, layer.layout, rows, lease.batches(), self._between)
+
+    def run_unweighted(
+        self,
+        layer: ExpertLayer,
+        hidden_states: torch.Tensor,
+        chosen: IntArray,
+        weights: torch.Tensor,
+        *,
+        is_exact: bool,
+    ) -> int:
+        """Run each choice's expert by the native kernels, without applying the router's weights.
+
+        Args:
+            hidden_states: float32 ``(tokens, hidden)``.
+            chosen: ``(tokens, k)``, each an expert.
+            weights: of the router, ``(tokens, k)``.
+            is_exact: whether rows are never rounded before a product.
+
+        Returns:
+            The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
+        """
+        assert isinstance(layer.backend, NativeBackend)
+        with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
+            return layer.backend.compute(rows, lease.batches(), self._between, is_exact=is_exact)
+
+    def hold_residents(self) -> ResidentExperts | None:
+        """Lease all experts for this step; return None unless all of them are in memory."""
+        lease = self._store.hold_residents()
+        return None if lease is None else ResidentExperts(lease, self._phase, self.record)
+
+    @contextmanager
+    def _leased(
+        self, layer: ExpertLayer, chosen: IntArray, hidden_states: torch.Tensor, weights: torch.Tensor
+    ) -> Iterator[tuple[SortedRows, Lease]]:
+        """Sort a layer's rows by expert and lease the experts; record the layer after it has run."""
+        self.record.routing[layer.number] = chosen
+        order, spans = sort_choices(chosen, layer.keys)
+        rows = SortedRows(hidden_states, weights, order, spans)
+        wanted = {key: end - start for key, (start, end) in spans.items()}
+        with self._store.lease(wanted, self._phase) as lease:
+            if self._prefetcher is not None:
+                self._prefetcher.observe(layer.number, chosen, hidden_states)
+            yield rows, lease
+        self.record.add(layer, chosen, lease, self._store.catalog)
+
+
+@contextmanager
+def prefetched_step(prefetcher: Prefetcher | None) -> Iterator[None]:
+    """Report the begin of a step to the prefetcher, and its duration once the step has succeeded."""
+    if prefetcher is None:
+        yield
+        return
+    started = time.perf_counter()
+    prefetcher.begin_step()
+    yield
+    prefetcher.end_step(time.perf_counter() - started)
+
+
+def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArray, dict[ExpertKey, tuple[int, int]]]:
+    """Sort choices by expert; return their order and each expert's range in it (``SortedRows``).
+
+    Args:
+        chosen: ``(tokens, k)``, the number of an expert each; numbers from ``len(keys)`` on are not experts.
+        keys: the layer's experts.
+    """
+    choices = chosen.ravel()
+    order = choices.astype(np.int16).argsort(kind="stable")  # numpy sorts int16 by radix, several times as fast
+    counts = np.bincount(choices, minlength=len(keys))[: len(keys)]
+    experts = counts.nonzero()[0]
+    spans, start = {}, 0
+    for expert, end in zip(experts.tolist(), counts[experts].cumsum().tolist(), strict=True):
+        spans[keys[expert]] = (start, end)
+        start = end
+    return order, spans
+
+
+def _nothing() -> None:
+    """Stand in for ``Prefetcher.ask`` where there is no prefetcher."""

@@ -1,0 +1,149 @@
+"""Turns chats with images into token ids and vision inputs, by the checkpoint's image processor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import torch
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from server.model.architecture import find_model_class, text_model_config
+from server.model.errors import ModelError
+from server.model.multimodal.prompt_media import PromptMedia
+from server.model.text.chat_template import apply_chat_template
+from server.model.text.tokenizer import ChatTemplateError, check_options
+
+NOT_OF_MEDIA = {"input_ids", "attention_mask"}
+
+
+class NoImagesError(ModelError):
+    """The model takes no images, or its checkpoint lacks the files that images need."""
+
+
+class MediaProcessor:
+    """Wraps transformers' processor of a multimodal model, for images only: video and sound need further packages.
+
+    Raises:
+        NoImagesError: the model takes no images, or its processor can't be loaded from the checkpoint's own files.
+    """
+
+    def __init__(self, folder: Path):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if "vision_config" not in find_model_class(text_model_config(config)).config_class.sub_configs:
+            raise NoImagesError("the model takes no images")
+        try:
+            self._processor = _load(folder, config)
+        except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
+            raise NoImagesError(f"the checkpoint's image processor can't be used: {_reason(error, folder)}") from error
+        writer = text_model_config(config)
+        name = "image_token_id" if hasattr(writer, "image_token_id") else "image_token_index"
+        self.placeholder: int = getattr(writer, name)  # the token that stands for one patch of an image
+        text = config.get_text_config()
+        self.has_bidirectional_images = getattr(text, "use_bidirectional_attention", None) == "vision"
+        # Some Pillow processors turn their inputs into arrays; torchvision ones may return bfloat16, which NumPy lacks.
+        self._tensors = "pt" if self._processor.image_processor.backend == "torchvision" else "np"
+        self._lock = threading.Lock()  # guards the processor, whose tokenizer can't be used by two threads at once
+
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
+    ) -> tuple[list[int], PromptMedia]:
+        """Encode a conversation up to the assistant's turn, with its images.
+
+        Args:
+            messages: their content is a list of parts, one ``{"type": "image"}`` for each image.
+            tools: tools that the model may call, in the form of OpenAI's API.
+            options: further variables of the template.
+            add_generation_prompt: whether to begin the assistant's turn.
+
+        Raises:
+            ChatTemplateError: there is no template, it refuses the messages, or it renders another number of images.
+            TemplateOptionError: an option's name is reserved.
+        """
+        check_options(options)
+        tokenizer = self._processor.tokenizer
+        template = getattr(self._processor, "chat_template", None) or tokenizer.chat_template
+        if template is None:
+            raise ChatTemplateError("the model has no chat template, which images need")
+        with self._lock:
+            try:
+                text = apply_chat_template(
+                    tokenizer,
+                    messages,
+                    tools=tools,
+                    chat_template=template,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                )
+                made = self._processor(
+                    text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
+                )
+                inputs = {  # some processors return lists for some inputs
+                    name: value if isinstance(value, list) else torch.as_tensor(value)
+                    for name, value in made.items()
+                    if name not in NOT_OF_MEDIA
+                }
+            except jinja2.TemplateError as error:
+                raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
+            except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+                raise ChatTemplateError(f"the model's processor refuses the images: {_first_line(error)}") from error
+        token_ids: list[int] = made["input_ids"][0].tolist()
+        return token_ids, PromptMedia(token_ids, inputs, self._bidirectional_spans(token_ids))
+
+    def _bidirectional_spans(self, token_ids: Sequence[int]) -> list[tuple[int, int]]:
+        """The spans of image tokens, if the model attends in both directions within an image."""
+        if not self.has_bidirectional_images:
+            return []
+        spans, first = [], 0
+        for is_image, run in groupby(token_ids, key=lambda token: token == self.placeholder):
+            last = first + len(list(run))
+            spans += [(first, last)] if is_image else []
+            first = last
+        return spans
+
+
+def _reason(error: Exception, folder: Path) -> str:
+    """One sentence, without the folder's path on this machine."""
+    if "torchvision" in str(error).lower():
+        return "it needs torchvision; install greenroom[images]"
+    return _first_line(error).replace(str(folder), folder.name)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+class _ImagesOnly:
+    """Mixin that lets a processor be built without its parts for video and sound."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument is None:
+            return None
+        return super().check_argument_for_proper_class(argument_name, argument)  # type: ignore[misc]
+
+
+def _load(folder: Path, config: PreTrainedConfig) -> Any:
+    processor_class = PROCESSOR_MAPPING[type(config)]
+    parts = {
+        "tokenizer": lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True),
+        "image_processor": lambda: AutoImageProcessor.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True, backend="pil"
+        ),
+    }
+    arguments = [parts[name]() if name in parts else None for name in processor_class.get_attributes()]
+    images_only = type(processor_class.__name__, (_ImagesOnly, processor_class), {})
+    settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
+    return images_only.from_args_and_dict(arguments, settings)  # type: ignore[attr-defined]

@@ -1,0 +1,98 @@
+"""Records the inputs and outputs of a model's own layers for some tokens, with experts that add nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.kernels.expert import ExpertsModule
+from server.model.architecture import text_body
+from server.model.attention.mask_probe import probe_masks
+from server.model.forward import Forward
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.transformers_hooks.hooks import AttentionOptions, use_hooks
+from server.model.transformers_hooks.probe import Probe
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The arguments of a layer's experts."""
+
+    hidden_states: torch.Tensor  # (tokens, hidden)
+    top_k_index: torch.Tensor  # (tokens, k)
+    top_k_weights: torch.Tensor
+
+
+@dataclass(frozen=True)
+class LayerCapture:
+    """The input and output of one decoder layer."""
+
+    given: torch.Tensor  # float32 (tokens, hidden)
+    output: torch.Tensor
+    positions: Any  # cosines and sines, if the layer takes them as an argument
+    options: AttentionOptions | None  # None if it has no attention
+    routing: Routing | None
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A pass over some tokens."""
+
+    layers: Sequence[LayerCapture]
+    logits: torch.Tensor  # float32 (tokens, vocabulary)
+
+
+class _Probe(Probe):
+    def __init__(self) -> None:
+        super().__init__()
+        self.options: AttentionOptions | None = None
+        self.routing: Routing | None = None
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        self.options = options
+        return super().attend(layer, query, key, value, options)
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        self.routing = Routing(hidden_states, top_k_index, top_k_weights)
+        return super().run_experts(module, hidden_states, top_k_index, top_k_weights)
+
+
+def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int]) -> Capture:
+    """Run the modules, and record the input and output of each layer.
+
+    Raises:
+        UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
+    """
+    probe, found = _Probe(), []
+
+    def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        found.append((hidden[0].float().clone(), kwargs.get("position_embeddings")))
+        probe.options = probe.routing = None
+
+    def after(_layer: Any, _args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        given, positions = found.pop()
+        layers.append(LayerCapture(given, hidden[0].float(), positions, probe.options, probe.routing))
+
+    layers: list[LayerCapture] = []
+    hooks = []
+    for layer in text_body(model).layers:
+        hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+    try:
+        with torch.inference_mode(), use_hooks(probe), probe_masks(model):
+            logits = forward(tokens, range(len(tokens)), range(len(tokens)))
+    except (KeyError, IndexError, TypeError) as error:
+        raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Capture(layers, logits)

@@ -1,0 +1,145 @@
+"""NativeModel: steps of a model whose decoder layers are all run by the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from server.kernels.native.library import Kernels
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures import HeadCall, LayerSpec
+from server.model.attention.kv_cache import KVCache
+from server.model.experts.resident_experts import ResidentExperts
+from server.model.experts.step_experts import StepExperts
+from server.model.native_layers.spec import NativeLayer
+from server.model.native_layers.workspace import BLOCK, Positions, Workspace
+from server.model.step import SequenceChunk, StepTokens
+
+
+class NativeModel:
+    """Runs batch-invariant steps: a token's results do not depend on what else is in its step.
+
+    Keys lie in the cache in an order of their own (``src/attention.h``), so only this class can use such a cache.
+
+    Args:
+        layers: in their order.
+        workspace: the arrays of a step.
+        positions: rotary positions.
+        embedding: ``(vocabulary, hidden)``, multiplied by ``embedding_scale``.
+        head: the call of the head, without the fields of a step.
+        keeps: tensors whose memory the head refers to.
+    """
+
+    def __init__(
+        self,
+        kernels: Kernels,
+        layers: Sequence[NativeLayer],
+        workspace: Workspace,
+        positions: Positions,
+        embedding: torch.Tensor,
+        embedding_scale: float,
+        head: HeadCall,
+        keeps: Sequence[torch.Tensor],
+    ):
+        self._kernels, self._layers, self._workspace, self._positions = kernels, layers, workspace, positions
+        self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
+        self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
+        self._routed = [layer.experts for layer in layers if layer.experts is not None]
+        self._numbers = [layer.number for layer in self._routed]
+        self._top_ks = [layer.spec.router.top_k for layer in layers if layer.experts is not None]
+        self._cache: KVCache | None = None
+
+    def run(
+        self,
+        chunks: Sequence[SequenceChunk],
+        tokens: StepTokens,
+        kv_cache: KVCache,
+        experts: StepExperts,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one step.
+
+        Args:
+            tokens: of all chunks.
+
+        Returns:
+            Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
+        """
+        self._bind(kv_cache)
+        workspace = self._workspace
+        workspace.begin(chunks, len(kv_cache.groups))
+        self._embed(tokens.token_ids)
+        self._positions.update(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
+        residents = experts.hold_residents()
+        if residents is None:
+            self._run_by_layers(experts)
+        else:
+            with residents:
+                self._run_at_once(residents)
+        return self._run_head(tokens.logit_rows, tokens.hidden_rows)
+
+    def _run_at_once(self, residents: ResidentExperts) -> None:
+        """Run all layers in one call of the kernels, since all experts are in memory."""
+        workspace = self._workspace
+        slots = residents.slots(self._numbers)
+        counts = np.zeros(slots.shape, dtype=np.int64)
+        call = workspace.call
+        call.slots, call.counts, call.most_experts = slots.ctypes.data, counts.ctypes.data, slots.shape[1]
+        self._kernels.layers(self._specs, call)
+        residents.finish(self._routed, workspace.all_chosen(self._top_ks), counts)
+
+    def _run_by_layers(self, experts: StepExperts) -> None:
+        """Run layer by layer, each with a lease of its own experts."""
+        workspace, kernels, index = self._workspace, self._kernels, 0  # among the layers with experts
+        for layer, spec in zip(self._layers, self._specs, strict=True):
+            kernels.attention(spec, workspace.call, index)
+            outputs = 0
+            if layer.experts is not None:
+                chosen, weights = (of(index, spec.router.top_k) for of in (workspace.chosen, workspace.weights))
+                hidden_states, router_weights = torch.from_numpy(workspace.normed), torch.from_numpy(weights)
+                outputs = experts.run_unweighted(
+                    layer.experts,
+                    hidden_states,
+                    chosen.astype(np.int64),
+                    router_weights,
+                    is_exact=bool(workspace.call.is_exact),
+                )
+            kernels.finish_layer(spec, workspace.call, index, outputs)
+            index += layer.experts is not None
+
+    def _embed(self, token_ids: Sequence[int]) -> None:
+        embedded = torch.from_numpy(self._workspace.hidden)
+        embedded.copy_(self._embedding[torch.tensor(token_ids)])
+        if self._embedding_scale != 1.0:
+            embedded.mul_(self._embedding_scale)
+
+    def _run_head(self, rows: Sequence[int], hidden_rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        call, size = self._head, self._workspace.call.hidden_size
+        indices = {row: index for index, row in enumerate(dict.fromkeys([*rows, *hidden_rows]))}
+        wanted = np.array(list(indices), dtype=np.int32)
+        logits = np.empty((len(rows), call.matrix.outputs), dtype=np.float32)
+        normed = np.empty((len(wanted), size), dtype=np.float32)
+        call.hidden, call.rows = self._workspace.call.hidden, wanted.ctypes.data
+        call.normed, call.logits, call.num_rows, call.num_logits = (
+            normed.ctypes.data,
+            logits.ctypes.data,
+            len(wanted),
+            len(rows),
+        )
+        self._kernels.head(call)
+        return torch.from_numpy(logits), torch.from_numpy(normed[[indices[row] for row in hidden_rows]])
+
+    def _bind(self, kv_cache: KVCache) -> None:
+        """Set the addresses of keys and values in the layers' specs."""
+        if self._cache is kv_cache:
+            return
+        if kv_cache.block_size != BLOCK:
+            raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
+        for layer, spec in zip(self._layers, self._specs, strict=True):
+            cache = kv_cache.layers[layer.attention_layer]
+            spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
+            spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
+            spec.cache_format = PLAIN[cache.shape.dtype]
+            spec.group = kv_cache.group_of[layer.attention_layer]
+        self._cache = kv_cache

@@ -1,0 +1,195 @@
+"""Finds the parts of a decoder layer, by their names and results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.kernels.native.library import Format, Matrix
+from server.kernels.native.linear import plain_matrix
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.quantised.linear import QuantisedLinear
+
+Linear = nn.Linear | QuantisedLinear
+LINEARS = (nn.Linear, QuantisedLinear)
+EPSILONS = ("variance_epsilon", "eps", "epsilon")
+TOLERANCE = 2e-2  # relative error of a norm, in bfloat16
+
+
+@dataclass(frozen=True)
+class Norm:
+    """An RMS norm."""
+
+    module: nn.Module
+    weight: torch.Tensor  # float32 (size,), multiplied with the normed values
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The parts of grouped-query attention."""
+
+    module: Any
+    query: Linear
+    key: Linear
+    value: Linear
+    output: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A gated MLP that every token goes to."""
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    act_fn: Any
+    weighting: Linear | None = None  # linear layer whose sigmoid multiplies the result
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a decoder layer; ``experts`` and ``dense`` may be either or both."""
+
+    input_norm: Norm
+    inner_norm: Norm
+    attention: Attention
+    experts: Any
+    router: Any  # the module that owns the router's parameters
+    dense: Dense | None
+
+
+def find_parts(layer: nn.Module) -> Parts:
+    """Return the parts of a decoder layer.
+
+    Raises:
+        UnsupportedLayerError: the layer has other parts.
+    """
+    attention = _attention(layer)
+    norms = [norm for child in layer.children() if (norm := _norm(child)) is not None]
+    if len(norms) != 2:  # noqa: PLR2004
+        raise UnsupportedLayerError(f"its layers have {len(norms)} norms instead of two")
+    block = next((child for child in layer.children() if child is not attention.module and _norm(child) is None), None)
+    if block is None:
+        raise UnsupportedLayerError("its layers have no MLP")
+    experts = next((module for module in block.modules() if hasattr(module, "parameter_shapes")), None)
+    dense = _dense(block, experts)
+    if experts is None and dense is None:
+        raise UnsupportedLayerError("an MLP has no gate")
+    inside = _inside(norms, attention, dense)
+    rest = [parameter for parameter in block.parameters() if parameter.numel() and id(parameter) not in inside]
+    router = _router_of(block, rest) if experts is not None else None
+    left = [name for name, value in layer.named_parameters() if value.numel() and id(value) not in inside]
+    known = {id(value) for value in router.parameters()} if router is not None else set()
+    unknown = [name for name in left if id(layer.get_parameter(name)) not in known]
+    if unknown:
+        raise UnsupportedLayerError(f"its layers have an unknown parameter, {unknown[0]}")
+    return Parts(norms[0], norms[1], attention, experts, router, dense)
+
+
+def find_norm(module: nn.Module) -> Norm:
+    """Return a module as an RMS norm.
+
+    Raises:
+        UnsupportedLayerError: the module computes something else.
+    """
+    norm = _norm(module)
+    if norm is None:
+        raise UnsupportedLayerError(f"{type(module).__name__} is not an RMS norm")
+    return norm
+
+
+def matrix_of(linear: Linear) -> Matrix:
+    """Describe a linear layer's weights to the kernels."""
+    if isinstance(linear, QuantisedLinear):
+        return linear.matrix
+    matrix = plain_matrix(linear.weight)
+    if matrix is None:
+        raise UnsupportedLayerError(f"its weights are {linear.weight.dtype}")
+    return matrix
+
+
+def no_matrix() -> Matrix:
+    """A matrix that is not there."""
+    return Matrix(format=Format.FLOAT32)
+
+
+def _attention(layer: nn.Module) -> Attention:
+    for child in layer.children():
+        found = [getattr(child, name, None) for name in ("q_proj", "k_proj", "v_proj")]
+        output = next((getattr(child, name) for name in ("o_proj", "out_proj", "dense") if hasattr(child, name)), None)
+        linears = [linear for linear in (*found, output) if isinstance(linear, LINEARS)]
+        if len(linears) == 4:  # noqa: PLR2004
+            norms = [getattr(child, name, None) for name in ("q_norm", "k_norm")]
+            query, key, value, back = linears
+            query_norm, key_norm = (None if norm is None else find_norm(norm) for norm in norms)
+            return Attention(child, query, key, value, back, query_norm, key_norm)
+    raise UnsupportedLayerError("its attention has no projections of queries, keys and values")
+
+
+def _norm(module: nn.Module) -> Norm | None:
+    weight = getattr(module, "weight", None)
+    epsilon = next((getattr(module, name) for name in EPSILONS if isinstance(getattr(module, name, None), float)), None)
+    if (
+        epsilon is None
+        or not isinstance(weight, torch.Tensor)
+        or weight.ndim != 1
+        or len(list(module.parameters())) > 1
+    ):
+        return None
+    sample = torch.linspace(-3, 2, len(weight)).to(weight.dtype)
+    normed = sample.float() * torch.rsqrt(sample.float().square().mean() + epsilon)
+    with torch.inference_mode():
+        found = module(sample.unsqueeze(0))[0].float()
+    for factor in (weight.float(), weight.float() + 1):
+        if torch.allclose(found, normed * factor, rtol=TOLERANCE, atol=TOLERANCE):
+            return Norm(module, factor.detach().contiguous(), epsilon)
+    return None
+
+
+def _dense(block: nn.Module, experts: nn.Module | None) -> Dense | None:
+    found = [module for module in block.modules() if module is not experts and _is_dense(module)]
+    if not found:
+        return None
+    if len(found) > 1:
+        raise UnsupportedLayerError("its layers have several dense MLPs")
+    module: Any = found[0]
+    weighting = getattr(block, "shared_expert_gate", None)
+    return Dense(module.gate_proj, module.up_proj, module.down_proj, module.act_fn, weighting)
+
+
+def _is_dense(module: nn.Module) -> bool:
+    names = ("gate_proj", "up_proj", "down_proj")
+    return hasattr(module, "act_fn") and all(isinstance(getattr(module, name, None), LINEARS) for name in names)
+
+
+def _router_of(block: nn.Module, rest: Iterable[nn.Parameter]) -> nn.Module:
+    """Return the smallest module that has all the remaining parameters of a block."""
+    wanted = {id(parameter) for parameter in rest}
+    owners = [module for module in block.modules() if wanted <= {id(value) for value in module.parameters()}]
+    if not wanted or not owners:
+        raise UnsupportedLayerError("its router was not found")
+    return owners[-1]
+
+
+def _inside(norms: Iterable[Norm], attention: Attention, dense: Dense | None) -> set[int]:
+    modules: list[nn.Module | None] = [norm.module for norm in norms]
+    modules += [attention.query, attention.key, attention.value, attention.output]
+    modules += [norm.module for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+    if dense is not None:
+        modules += [dense.gate, dense.up, dense.down, dense.weighting]
+    return {id(parameter) for parameter in _parameters(modules)} | {
+        id(value) for name, value in attention.module.named_parameters(recurse=False) if "sink" in name
+    }
+
+
+def _parameters(modules: Iterable[nn.Module | None]) -> Iterator[nn.Parameter]:
+    for module in modules:
+        if module is not None:
+            yield from module.parameters()

@@ -1,0 +1,274 @@
+"""Recognises models whose decoder layers the native kernels can run, and compares each layer with its modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from server.kernels.expert import ExpertsModule
+from server.kernels.native.library import Format, Kernels
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures import HeadCall, LayerSpec, RopeKind
+from server.model.architecture import text_body, text_part
+from server.model.attention.kv_cache import KVShape
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.router import RouterSample, RouterWeights, find_router
+from server.model.forward import Forward
+from server.model.native_layers.capture import Capture, LayerCapture, capture
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.model import NativeModel
+from server.model.native_layers.parts import LINEARS, Parts, find_norm, find_parts, matrix_of
+from server.model.native_layers.spec import NativeLayer, build_layer, rope_kinds, routers
+from server.model.native_layers.workspace import BLOCK, PairAngles, Positions, Workspace
+from server.model.step import SequenceChunk
+
+TOLERANCES = {
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 4e-2,
+}  # relative to what a layer adds
+LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
+
+
+def find_native_layers(
+    model: PreTrainedModel,
+    forward: Forward,
+    layers: Mapping[ExpertsModule, ExpertLayer],
+    tokens: Sequence[int],
+    kernels: Kernels,
+    longest: int,
+) -> NativeModel | str:
+    """Return a model as the native kernels run it, or the reason why they can't.
+
+    Args:
+        forward: calls the model.
+        tokens: tokens to compare its layers on.
+        longest: tokens of the longest sequence.
+    """
+    try:
+        return _Finder(model, forward, layers, tokens, kernels, longest).find()
+    except UnsupportedLayerError as error:
+        return str(error)
+
+
+class _Finder:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        forward: Forward,
+        layers: Mapping[ExpertsModule, ExpertLayer],
+        tokens: Sequence[int],
+        kernels: Kernels,
+        longest: int,
+    ):
+        self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
+        self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
+        if text_part(model) is not getattr(model, "model", None):
+            raise UnsupportedLayerError("it has more parts than layers of text and a head")
+        self._body = text_body(model)
+        if not all(hasattr(self._body, name) for name in ("layers", "embed_tokens", "norm")):
+            raise UnsupportedLayerError("its parts have other names")
+        if self._dtype not in TOLERANCES or model.device.type != "cpu":
+            raise UnsupportedLayerError(f"it is computed in {self._dtype} on {model.device}")
+
+    def find(self) -> NativeModel:
+        parts = [find_parts(layer) for layer in self._body.layers]
+        captured = capture(self._model, self._forward, self._tokens)
+        if len(captured.layers) != len(self._body.layers):
+            raise UnsupportedLayerError("not all of its layers are called")
+        names = {module: name for name, module in self._model.named_modules()}
+        layers = [
+            self._build(module, found, each, names)
+            for module, found, each in zip(self._body.layers, parts, captured.layers, strict=True)
+        ]
+        routed = [layer for layer in layers if layer.spec.has_router]
+        routing = [each.routing for each in captured.layers if each.routing is not None]
+        if not routed or len(routed) != len(self._layers):
+            raise UnsupportedLayerError("not all of its experts are in its layers")
+        top_k = max(each.top_k_index.shape[1] for each in routing)
+        hidden_size = captured.layers[0].given.shape[1]
+        num_experts = max(layer.spec.num_experts for layer in routed)
+        self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
+        self._positions = self._find_positions(captured, layers[0])
+        for layer, found, each in zip(layers, parts, captured.layers, strict=True):
+            self._fit(layer, found.router, each)
+        head, keeps = self._find_head(captured)
+        workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
+        # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
+        head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
+        embedding = self._body.embed_tokens.weight
+        return NativeModel(
+            self._kernels,
+            layers,
+            workspace,
+            self._positions,
+            embedding,
+            self._embedding_scale(captured),
+            head,
+            keeps,
+        )
+
+    def _build(self, module: nn.Module, parts: Parts, captured: LayerCapture, names: Mapping[Any, str]) -> NativeLayer:
+        known: Mapping[Any, ExpertLayer] = self._layers
+        experts = next((each for each in module.modules() if each in known), None)
+        router: RouterWeights | None = None
+        layer: ExpertLayer | None = None
+        if experts is not None:
+            layer, routing = known[experts], captured.routing
+            if routing is None:
+                raise UnsupportedLayerError("a layer does not call its experts")
+            router = find_router(self._model, names[experts], RouterSample(routing.hidden_states, routing.top_k_index))
+        return build_layer(module, parts, captured, layer, router)
+
+    def _find_positions(self, captured: Capture, layer: NativeLayer) -> Positions:
+        """Return the positions with which a layer comes nearest to its modules' output."""
+        first = captured.layers[0]
+        if first.positions is None:
+            return Positions(None, PairAngles.ALL, self._longest)
+        is_pair = isinstance(first.positions, tuple) and len(first.positions) == 2  # noqa: PLR2004
+        if not is_pair or any(each.positions is not first.positions for each in captured.layers):
+            raise UnsupportedLayerError("its layers have positions of several kinds")
+        rotary = getattr(self._body, "rotary_emb", None)
+        if rotary is None or getattr(rotary, "rope_type", "default") == "dynamic":
+            raise UnsupportedLayerError("its rotary positions depend on the length of a sequence")
+        found: list[tuple[float, int, Positions]] = []
+        for angles in PairAngles:
+            positions = Positions(rotary, angles, self._longest)
+            positions.update(self._workspace.call, len(self._tokens) - 1)
+            if positions.rotary_dim <= layer.spec.key_dim:
+                found.append((self._nearest(layer.spec, first, positions)[0], len(found), positions))
+        positions = min(found)[2]
+        positions.update(self._workspace.call, len(self._tokens) - 1)
+        return positions
+
+    def _nearest(self, spec: LayerSpec, captured: LayerCapture, positions: Positions) -> tuple[float, RopeKind]:
+        """Return the least error of a layer among the kinds of rotary positions, and that kind."""
+        spec.rotary_dim = positions.rotary_dim
+        errors = []
+        for kind in rope_kinds(captured):
+            spec.rope_kind = kind
+            errors.append((self._error(spec, captured), kind))
+        return min(errors)
+
+    def _fit(self, layer: NativeLayer, router: Any, captured: LayerCapture) -> None:
+        """Choose the kinds of positions and router that come nearest to the modules' output, and check the error."""
+        spec = layer.spec
+        error, spec.rope_kind = self._nearest(spec, captured, self._positions)
+        if not error < TOLERANCES[self._dtype]:
+            raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
+        if spec.has_router:
+            self._fit_router(layer, router, captured)
+
+    def _fit_router(self, layer: NativeLayer, owner: Any, captured: LayerCapture) -> None:
+        routing, spec = captured.routing, layer.spec
+        assert routing is not None
+        spec.router.top_k = routing.top_k_index.shape[1]
+        for candidate in routers(spec.router, owner, layer.address(layer.correction)):
+            candidate.top_k = spec.router.top_k
+            spec.router = candidate
+            scale = self._router_scale(spec, captured)
+            if scale is not None:
+                spec.router.scale = scale
+                return
+        raise UnsupportedLayerError("its router chooses in another way")
+
+    def _router_scale(self, spec: LayerSpec, captured: LayerCapture) -> float | None:
+        """Return the factor from the router's weights to the modules'; None if they are not proportional."""
+        routing = captured.routing
+        assert routing is not None
+        self._run(spec, captured)
+        top_k, tolerance = spec.router.top_k, TOLERANCES[self._dtype]
+        chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
+        wanted, order = routing.top_k_index.sort(1)
+        found, own_order = chosen.sort(1)
+        is_same = (wanted == found).all(1)  # (tokens,)
+        agreement = (wanted.unsqueeze(2) == found.unsqueeze(1)).float().sum() / wanted.numel()
+        if agreement < LEAST_AGREEMENT[self._dtype] or not is_same.any():
+            return None
+        weights = routing.top_k_weights.float().gather(1, order)[is_same]
+        own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
+        scale = float(weights.sum() / own.sum())
+        is_near = (weights - own * scale).abs().max() <= tolerance * weights.abs().max()
+        scale = 1.0 if abs(scale - 1) < tolerance else scale
+        return scale if is_near else None
+
+    def _error(self, spec: LayerSpec, captured: LayerCapture) -> float:
+        self._run(spec, captured)
+        added = captured.output - captured.given
+        difference = torch.from_numpy(self._workspace.hidden) - captured.output
+        return float(difference.norm() / added.norm().clamp_min(1e-20))
+
+    def _run(self, spec: LayerSpec, captured: LayerCapture) -> None:
+        """Run one layer on its modules' input, with experts that add nothing and a cache of its own."""
+        count, workspace = len(self._tokens), self._workspace
+        num_blocks = -(-count // BLOCK)
+        workspace.begin([SequenceChunk(self._tokens, 0, [range(num_blocks)])], 1)
+        workspace.hidden[:] = captured.given.numpy()
+        shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
+        trial = LayerSpec.from_buffer_copy(spec)
+        caches = [np.zeros((shape.kv_heads, num_blocks * BLOCK, shape.dim), dtype=np.float32) for _ in range(2)]
+        trial.key_cache, trial.value_cache = (cache.ctypes.data for cache in caches)
+        trial.cache_slots, trial.cache_dim, trial.cache_format, trial.group = (
+            num_blocks * BLOCK,
+            shape.dim,
+            Format.FLOAT32,
+            0,
+        )
+        trial.router.top_k = max(1, trial.router.top_k)
+        self._kernels.attention(trial, workspace.call, 0)
+        nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
+        self._kernels.finish_layer(trial, workspace.call, 0, nothing.ctypes.data)
+
+    def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
+        """Return the head, and the tensors whose memory it refers to."""
+        head = self._model.get_output_embeddings()
+        if not isinstance(head, LINEARS):
+            raise UnsupportedLayerError("its head is not a linear layer")
+        norm = find_norm(self._body.norm)
+        keeps = [norm.weight]
+        bias = None if head.bias is None else head.bias.detach().float().contiguous()
+        if bias is not None:
+            keeps.append(bias)
+        hidden = captured.layers[-1].output.contiguous()
+        count, size = hidden.shape
+        rows = np.arange(count, dtype=np.int32)
+        logits, normed = (
+            np.empty((count, head.out_features), dtype=np.float32),
+            np.empty((count, size), dtype=np.float32),
+        )
+        call = HeadCall(
+            matrix=matrix_of(head),
+            bias=None if bias is None else bias.data_ptr(),
+            norm=norm.weight.data_ptr(),
+            hidden=hidden.data_ptr(),
+            rows=rows.ctypes.data,
+            normed=normed.ctypes.data,
+            logits=logits.ctypes.data,
+            num_rows=count,
+            num_logits=count,
+            hidden_size=size,
+            norm_epsilon=norm.epsilon,
+            scale=1.0,
+            is_exact=1,
+        )
+        self._kernels.head(call)
+        found, wanted = torch.from_numpy(logits), captured.logits
+        scale = float((found * wanted).sum() / found.square().sum())
+        if not (found * scale - wanted).norm() <= TOLERANCES[self._dtype] * wanted.norm():
+            raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
+        call.scale = 1.0 if abs(scale - 1) < TOLERANCES[self._dtype] else scale
+        return call, keeps
+
+    def _embedding_scale(self, captured: Capture) -> float:
+        """Return the factor of embeddings before the first layer."""
+        embedded = self._body.embed_tokens.weight[torch.tensor(self._tokens)].float()
+        given = captured.layers[0].given
+        scale = float((embedded * given).sum() / embedded.square().sum())
+        if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
+            raise UnsupportedLayerError("its embeddings are changed before the first layer")
+        return 1.0 if abs(scale - 1) < TOLERANCES[self._dtype] else scale

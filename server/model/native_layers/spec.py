@@ -1,0 +1,167 @@
+"""Builds the kernels' description of a decoder layer, and lists candidates for what only a trial can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.kernels.native.activation import recognise_gate
+from server.kernels.native.backend import expert_shape
+from server.kernels.native.library import ExpertShape, Format, Matrix
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.router import RouterWeights
+from server.model.native_layers.capture import LayerCapture
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.parts import Dense, Norm, Parts, matrix_of, no_matrix
+
+
+@dataclass
+class NativeLayer:
+    """One decoder layer as the native kernels run it."""
+
+    spec: LayerSpec
+    attention_layer: int  # its number in the KV cache
+    experts: ExpertLayer | None
+    correction: torch.Tensor | None = None  # added to the router's scores for the choice
+    keeps: list[torch.Tensor] = field(default_factory=list)  # tensors whose memory the spec refers to
+
+    def address(self, tensor: torch.Tensor | None) -> int | None:
+        """Keep a float32 copy of a tensor, and return its address."""
+        if tensor is None:
+            return None
+        self.keeps.append(tensor.detach().float().contiguous())
+        return self.keeps[-1].data_ptr()
+
+
+def build_layer(
+    module: nn.Module, parts: Parts, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None
+) -> NativeLayer:
+    """Build a layer's spec without the kinds of rotary positions and of router (``rope_kinds``, ``routers``).
+
+    Raises:
+        UnsupportedLayerError: the layer does not have the usual structure.
+    """
+    options = captured.options
+    if options is None:
+        raise UnsupportedLayerError("a layer has no attention")
+    attention = parts.attention
+    own: Any = attention.module
+    spec = LayerSpec()
+    layer = NativeLayer(spec, own.layer_idx, experts)
+    spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
+    if parts.input_norm.epsilon != parts.inner_norm.epsilon:
+        raise UnsupportedLayerError("its norms have different epsilons")
+    spec.norm_epsilon = parts.input_norm.epsilon
+    for name in ("query", "key", "value", "output"):
+        linear = getattr(attention, name)
+        setattr(spec, name, matrix_of(linear))
+        setattr(spec, f"{name}_bias", layer.address(linear.bias))
+    if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
+        raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
+    spec.key_dim = int(own.head_dim)
+    spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
+    spec.value_dim = attention.value.out_features // spec.kv_heads
+    if spec.heads % spec.kv_heads or attention.output.in_features != spec.heads * spec.value_dim:
+        raise UnsupportedLayerError("the sizes of its heads and projections differ")
+    _set_head_norms(layer, attention.query_norm, attention.key_norm)
+    spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
+    spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+    spec.sinks = layer.address(options.sinks)
+    spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
+    spec.dense_gate = no_matrix()
+    if parts.dense is not None:
+        _set_dense(layer, parts.dense)
+    if parts.experts is not None:
+        _set_experts(layer, parts, router)
+    return layer
+
+
+def rope_kinds(captured: LayerCapture) -> list[RopeKind]:
+    """Return candidates for the kind of rotary positions, the likeliest first."""
+    return [RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE] if captured.positions is not None else [RopeKind.NONE]
+
+
+def routers(router: Router, module: Any, correction: int | None) -> Iterator[Router]:
+    """Yield candidates for the kind of router, the likeliest first.
+
+    Args:
+        module: the router's; it may define groups.
+        correction: address of the values that are added to scores for the choice.
+    """
+    num_groups, top_groups = 1, 1
+    for name in ("num_group", "n_group"):
+        counts = getattr(module, name, None), getattr(module, "topk_group", None)
+        if isinstance(counts[0], int) and isinstance(counts[1], int):
+            num_groups, top_groups = counts[0], counts[1]
+    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
+    if correction:
+        kinds.reverse()
+    for kind in kinds:
+        for is_normalised in (1, 0):
+            candidate = Router.from_buffer_copy(router)
+            candidate.kind, candidate.is_normalised, candidate.correction = kind, is_normalised, correction
+            candidate.num_groups, candidate.top_groups = num_groups, top_groups
+            candidate.scale = 1.0
+            yield candidate
+
+
+def _set_head_norms(layer: NativeLayer, query: Norm | None, key: Norm | None) -> None:
+    if query is None or key is None:
+        if query is not key:
+            raise UnsupportedLayerError("only its queries or only its keys are normed")
+        return
+    spec = layer.spec
+    if query.epsilon != key.epsilon:
+        raise UnsupportedLayerError("its norms have different epsilons")
+    sizes = len(query.weight), len(key.weight)
+    if sizes == (spec.heads * spec.key_dim, spec.kv_heads * spec.key_dim) and sizes[0] != spec.key_dim:
+        spec.norms_together = 1
+    elif sizes != (spec.key_dim, spec.key_dim):
+        raise UnsupportedLayerError("its heads' norms have another size")
+    spec.query_norm, spec.key_norm = layer.address(query.weight), layer.address(key.weight)
+    spec.head_norm_epsilon = query.epsilon
+
+
+def _set_dense(layer: NativeLayer, dense: Dense) -> None:
+    linears = dense.gate, dense.up, dense.down
+    if any(linear.bias is not None for linear in linears):
+        raise UnsupportedLayerError("its dense MLP has biases")
+    like: Any = SimpleNamespace(
+        has_gate=True, act_fn=dense.act_fn, _apply_gate=lambda x: dense.act_fn(x.chunk(2, -1)[0]) * x.chunk(2, -1)[1]
+    )
+    gate = recognise_gate(like)
+    if gate is None:
+        raise UnsupportedLayerError("its dense MLP has an unknown activation")
+    parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
+    layer.spec.dense = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
+    layer.spec.has_dense = 1
+    if dense.weighting is not None:
+        if dense.weighting.bias is not None or dense.weighting.out_features != 1:
+            raise UnsupportedLayerError("its shared expert is weighted otherwise")
+        layer.spec.dense_gate = matrix_of(dense.weighting)
+
+
+def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None) -> None:
+    if layer.experts is None or router is None:
+        raise UnsupportedLayerError("its router was not found")
+    shape = expert_shape(parts.experts, layer.experts.layout)
+    if isinstance(shape, str):
+        raise UnsupportedLayerError(shape)
+    spec = layer.spec
+    weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
+    weight = weight if weight.dtype in PLAIN else weight.float()
+    layer.keeps.append(weight)
+    spec.router.matrix = Matrix(
+        format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr()
+    )
+    spec.router.bias, layer.correction = layer.address(router.bias), router.correction
+    spec.router.num_groups = spec.router.top_groups = 1
+    spec.router.scale = 1.0
+    spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]

@@ -1,0 +1,152 @@
+"""Workspace and Positions: the arrays of a step, kept from step to step, and their addresses for the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from server.kernels.native.structures import StepCall
+from server.model.step import SequenceChunk
+
+BLOCK = 16  # tokens in a cache block of the native attention (``kCacheBlock``)
+GROWTH = 1.5
+
+
+class Workspace:
+    """Arrays for steps of any number of tokens; they grow and never shrink.
+
+    Args:
+        hidden_size: values of a token.
+        num_routed: layers with experts.
+        top_k: experts a token, at most.
+        num_experts: of the widest layer.
+        is_exact: whether rows are never rounded before a product.
+    """
+
+    def __init__(self, hidden_size: int, num_routed: int, top_k: int, num_experts: int, *, is_exact: bool):
+        self._hidden_size, self._num_routed, self._top_k = hidden_size, num_routed, top_k
+        self._capacity = 0
+        self._tables: list[npt.NDArray[np.int32]] = []
+        self.call = StepCall(
+            hidden_size=hidden_size, most_top_k=top_k, most_experts=num_experts, is_exact=int(is_exact)
+        )
+
+    def begin(self, chunks: Sequence[SequenceChunk], num_groups: int) -> None:
+        """Prepare a step: its sequences and their block tables."""
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
+        self._reserve(num_tokens)
+        sequences = np.empty((len(chunks), 4), dtype=np.int32)
+        row = block = 0
+        for index, chunk in enumerate(chunks):
+            sequences[index] = row, chunk.num_tokens, chunk.num_cached, block
+            row += chunk.num_tokens
+            block += len(chunk.block_tables[0])
+        self._sequences = sequences
+        self._tables = [
+            np.concatenate([np.asarray(chunk.block_tables[group], dtype=np.int32) for chunk in chunks])
+            for group in range(num_groups)
+        ]
+        self._table_addresses = np.array([table.ctypes.data for table in self._tables], dtype=np.uint64)
+        call = self.call
+        call.tokens, call.num_sequences = num_tokens, len(chunks)
+        call.sequences, call.block_tables = sequences.ctypes.data, self._table_addresses.ctypes.data
+        call.slots = None
+
+    @property
+    def hidden(self) -> npt.NDArray[np.float32]:
+        """The residual stream, ``(tokens, hidden)``."""
+        return self._hidden[: self.call.tokens]
+
+    @property
+    def normed(self) -> npt.NDArray[np.float32]:
+        """The input of experts, ``(tokens, hidden)``."""
+        return self._normed[: self.call.tokens]
+
+    def chosen(self, index: int, top_k: int) -> npt.NDArray[np.int32]:
+        """Return the experts that the last call chose in a layer, ``(tokens, k)``.
+
+        Args:
+            index: of the layer among those with experts.
+        """
+        start = index * self.call.tokens * self._top_k
+        return self._chosen[start : start + self.call.tokens * top_k].reshape(-1, top_k)
+
+    def all_chosen(self, top_ks: Sequence[int]) -> list[npt.NDArray[np.int64]]:
+        """Return a copy of the experts that the last call chose, ``(tokens, k)`` for each layer."""
+        size = self.call.tokens * self._top_k
+        chosen = self._chosen[: len(top_ks) * size].astype(np.int64).reshape(-1, size)
+        return [
+            layer[: self.call.tokens * top_k].reshape(-1, top_k) for layer, top_k in zip(chosen, top_ks, strict=True)
+        ]
+
+    def weights(self, index: int, top_k: int) -> npt.NDArray[np.float32]:
+        """Return the router's weights of ``chosen``."""
+        start = index * self.call.tokens * self._top_k
+        return self._weights[start : start + self.call.tokens * top_k].reshape(-1, top_k)
+
+    def _reserve(self, num_tokens: int) -> None:
+        if num_tokens <= self._capacity:
+            return
+        self._capacity = int(num_tokens * GROWTH)
+        self._hidden = np.empty((self._capacity, self._hidden_size), dtype=np.float32)
+        self._normed = np.empty_like(self._hidden)
+        self._chosen = np.empty(self._num_routed * self._capacity * self._top_k, dtype=np.int32)
+        self._weights = np.empty(len(self._chosen), dtype=np.float32)
+        call = self.call
+        call.hidden, call.normed = self._hidden.ctypes.data, self._normed.ctypes.data
+        call.chosen, call.weights = self._chosen.ctypes.data, self._weights.ctypes.data
+
+
+class PairAngles(Enum):
+    """The columns of a model's table of cosines that hold one value for each pair, in order."""
+
+    FIRST_HALF = "first half"
+    EVERY_OTHER = "every other"
+    ALL = "all"
+
+    def of(self, table: torch.Tensor) -> torch.Tensor:
+        """Select the columns: ``(positions, values)`` to ``(positions, pairs)``."""
+        if self is PairAngles.ALL:
+            return table
+        return table[:, : table.shape[1] // 2] if self is PairAngles.FIRST_HALF else table[:, ::2]
+
+
+class Positions:
+    """Tables of cosines and sines of rotary positions, which grow to the furthest position of any step.
+
+    Args:
+        rotary: the model's module that computes them; None if it has none.
+        angles: the columns that are used.
+        longest: the most positions.
+    """
+
+    STEP = 1024
+
+    def __init__(self, rotary: Any, angles: PairAngles, longest: int):
+        self._rotary, self._angles, self._longest = rotary, angles, longest
+        self._num = 0
+        self._addresses = np.zeros(2, dtype=np.uint64)
+        self.rotary_dim = 0  # values of a head that are rotated, once there was a step
+
+    def update(self, call: StepCall, last: int) -> None:
+        """Set the addresses of the tables in a step's call, after growing them to position ``last``."""
+        if self._rotary is None:
+            return
+        if last >= self._num:
+            self._grow(min(self._longest, max(last + 1, 2 * self._num, self.STEP)))
+        address = self._addresses.ctypes.data
+        call.cosines, call.sines = address, address + self._addresses.itemsize
+
+    def _grow(self, count: int) -> None:
+        positions = torch.arange(count).unsqueeze(0)
+        with torch.inference_mode():
+            pair = self._rotary(torch.empty((1, 1, 1), dtype=torch.float32), positions)
+        tables = [self._angles.of(table.float().reshape(count, -1)) for table in pair]
+        self._tables = [table.contiguous().numpy() for table in tables]
+        self._addresses[:] = [table.ctypes.data for table in self._tables]
+        self._num, self.rotary_dim = count, 2 * tables[0].shape[1]

@@ -1,0 +1,1 @@
+"""Recurrent and convolution layers, and their states."""

@@ -1,0 +1,228 @@
+"""Runs recurrent and convolution modules in a ragged step: each sequence by itself, and decodes as one batch.
+
+A step's tokens lie in one row, which suits modules that look at single tokens. Modules that keep a state are
+found by their calls of the cache, and run batch by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.model.recurrent.states import (
+    AttentionPassThrough,
+    RecurrentBatch,
+    RecurrentCache,
+    StateKey,
+    StateShape,
+    StateShapes,
+    StepStates,
+)
+from server.model.step import SequenceChunk
+
+ROUNDING = 1e-2  # tolerance relative to the range of an output, in bfloat16 too
+
+
+@dataclass
+class ModuleCall:
+    """A call of a module, with its arguments and its output."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+
+
+class StateProbe(RecurrentCache):
+    """A cache for a first pass over one sequence; it records the calls of modules that ask it for states."""
+
+    def __init__(self) -> None:
+        super().__init__(self._record)
+        self.calls: list[ModuleCall] = []
+        self._running: list[ModuleCall] = []
+
+    @property
+    def shapes(self) -> StateShapes:
+        return {key: StateShape(tuple(state.shape[1:]), state.dtype) for key, state in self.states.items()}
+
+    @contextmanager
+    def track_modules(self, model: nn.Module) -> Iterator[None]:
+        """Keep track of the module that runs."""
+
+        def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._running.append(ModuleCall(module, args, kwargs))
+
+        def leave(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self._running.pop().output = output
+
+        handles = [module.register_forward_pre_hook(enter, with_kwargs=True) for module in model.modules()]
+        handles += [module.register_forward_hook(leave) for module in model.modules()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _record(self, _: StateKey) -> None:
+        running = self._running[-1]
+        if all(running.module is not call.module for call in self.calls):
+            self.calls.append(running)
+
+
+def split_recurrent_modules(calls: Sequence[ModuleCall], num_tokens: int) -> None:
+    """Make modules that keep a state run a step batch by batch.
+
+    Some compute several tokens from an existing state otherwise than one by one (transformers' Mamba of Jamba begins
+    anew unless it is given one token). After the beginning of a sequence these run token by token. One module of each
+    class is tried.
+
+    Args:
+        calls: one of each module, with the tokens of one sequence.
+        num_tokens: of that sequence, two or more.
+    """
+    can_resume: dict[type[nn.Module], bool] = {}
+    for call in calls:
+        kind, split = type(call.module), _SplitForward(call.module.forward, call.output)
+        if kind not in can_resume:
+            can_resume[kind] = split.can_resume(call, num_tokens)
+        split.resumes_by_token = not can_resume[kind]
+        call.module.forward = split
+
+
+class _SplitForward:
+    """The forward of a module, called on each batch of a step with a cache of its own.
+
+    Args:
+        sample: an output of the module.
+    """
+
+    def __init__(self, forward: Callable[..., Any], sample: Any):
+        self._forward, self._sample = forward, sample
+        self.resumes_by_token = False  # whether tokens after a state run one by one
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        step = next((value for value in (*args, *kwargs.values()) if isinstance(value, StepStates)), None)
+        if step is None:  # this module is inside another that was split
+            return self._forward(*args, **kwargs)
+        if step.returns_zeros:
+            return _zeros(self._sample, step.num_tokens)
+        outputs = []
+        for batch in step.batches:
+            cache = step.batch_cache(batch)
+            by_token = step.token_by_token or (self.resumes_by_token and batch.has_state and batch.num_tokens > 1)
+            for rows in torch.split(batch.rows, 1) if by_token else [batch.rows]:
+                size = (1, 1) if by_token else batch.size
+                outputs.append(self._run(args, kwargs, _Rows(step.num_tokens, rows, size, cache)))
+            step.collect(batch, cache)
+        return _join(outputs, step.num_tokens)
+
+    def can_resume(self, call: ModuleCall, num_tokens: int) -> bool:
+        """Return whether a sequence in two pieces has the same output as in one."""
+        all_rows, cache = torch.arange(num_tokens), RecurrentCache()
+        pieces = [
+            self._run(call.args, call.kwargs, _Rows(num_tokens, rows, (1, len(rows)), cache))
+            for rows in all_rows.chunk(2)
+        ]
+        full = _RowsOutput(call.output, _Rows(num_tokens, all_rows, (1, num_tokens), cache))
+        pairs = zip(_tensors(_join([full], num_tokens)), _tensors(_join(pieces, num_tokens)), strict=True)
+        return all(_is_close(one, other) for one, other in pairs)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: _Rows) -> _RowsOutput:
+        return _RowsOutput(self._forward(*rows.select(args), **rows.select(kwargs)), rows)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a step's tokens, to run a module on."""
+
+    num_tokens: int  # all tokens of the step
+    rows: torch.Tensor
+    size: tuple[int, int]  # sequences, and tokens of each
+    cache: RecurrentCache
+
+    def select(self, value: Any) -> Any:
+        """Return the rows' part of a module's arguments, with their cache in the place of the step's."""
+        if isinstance(value, AttentionPassThrough):
+            return self.cache
+        if isinstance(value, torch.Tensor) and value.shape[:2] == (1, self.num_tokens):
+            return value[0].index_select(0, self.rows.to(value.device)).view(*self.size, *value.shape[2:])
+        if isinstance(value, tuple | list):
+            return type(value)(self.select(item) for item in value)
+        if isinstance(value, dict):
+            return {name: self.select(item) for name, item in value.items()}
+        return value
+
+
+@dataclass(frozen=True)
+class _RowsOutput:
+    """The output of a module for some rows."""
+
+    output: Any
+    rows: _Rows
+
+
+def _join(pieces: Sequence[_RowsOutput], num_tokens: int) -> Any:
+    """Join the outputs for all rows, ``(1, tokens, ...)``; None for an output without a row for each token."""
+    first = pieces[0].output
+    if isinstance(first, tuple):
+        return tuple(
+            _join([_RowsOutput(piece.output[index], piece.rows) for piece in pieces], num_tokens)
+            for index in range(len(first))
+        )
+    if not all(
+        isinstance(piece.output, torch.Tensor) and piece.output.shape[:2] == piece.rows.size for piece in pieces
+    ):
+        return None
+    joined = first.new_empty((num_tokens, *first.shape[2:]))
+    for piece in pieces:
+        joined[piece.rows.rows] = piece.output.flatten(0, 1)
+    return joined.unsqueeze(0)
+
+
+def _zeros(sample: Any, num_tokens: int) -> Any:
+    """Return zeros in the shape of a module's output for so many tokens, given a sample of its output."""
+    if isinstance(sample, tuple):
+        return tuple(_zeros(item, num_tokens) for item in sample)
+    return sample.new_zeros((1, num_tokens, *sample.shape[2:])) if isinstance(sample, torch.Tensor) else None
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    return [tensor for tensor in (output if isinstance(output, tuple) else (output,)) if tensor is not None]
+
+
+def _is_close(one: torch.Tensor, other: torch.Tensor) -> bool:
+    one, other = one.float(), other.float()
+    return float((one - other).abs().max()) <= ROUNDING * float(one.max() - one.min())
+
+
+def recurrent_batches(
+    chunks: Sequence[SequenceChunk], device: torch.device, token_by_token: bool = False
+) -> list[RecurrentBatch]:
+    """Return the batches of a step: each piece of a prompt, and all decodes together unless ``token_by_token``."""
+    batches, row = [], 0
+    decodes: list[tuple[int, SequenceChunk]] = []
+    for chunk in chunks:
+        if chunk.num_tokens == 1 and chunk.num_cached and not token_by_token:
+            decodes.append((row, chunk))
+        else:
+            batches.append(_batch(range(row, row + chunk.num_tokens), [chunk], device))
+        row += chunk.num_tokens
+    if decodes:
+        batches.append(_batch([row for row, _ in decodes], [chunk for _, chunk in decodes], device))
+    return batches
+
+
+def _batch(rows: Sequence[int], chunks: Sequence[SequenceChunk], device: torch.device) -> RecurrentBatch:
+    sources = [chunk.slot if chunk.resumes is None else chunk.resumes for chunk in chunks]
+    return RecurrentBatch(
+        rows=torch.tensor(rows, device=device),
+        slots=torch.tensor([chunk.slot for chunk in chunks], device=device),
+        sources=torch.tensor(sources, device=device),
+        num_tokens=chunks[0].num_tokens,
+        has_state=chunks[0].num_cached > 0,
+    )

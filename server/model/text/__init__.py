@@ -1,0 +1,1 @@
+"""Tokenizers and chat templates: text to tokens, tokens to bytes, conversations to text."""

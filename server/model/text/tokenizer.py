@@ -1,0 +1,200 @@
+"""A checkpoint's tokenizer and chat template."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from server.model.errors import ModelError
+from server.model.text.chat_template import apply_chat_template, shared_renderer
+from server.model.text.token_bytes import TokenBytes, decoder_rules
+from server.model.text.tool_template import ToolTemplate
+
+RENDER_ERRORS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+USUAL_CHARACTERS = 8  # at most per token, usually; a longer text is encoded piece by piece to count its tokens
+_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
+    "messages",
+    "conversations",
+}
+
+
+class ChatTemplateError(ModelError):
+    """The model has no chat template, or it refuses the messages."""
+
+
+class TemplateOptionError(ModelError):
+    """An option of a chat template has a reserved name."""
+
+
+class TextTooLongError(ModelError):
+    """The text can't fit the model, however it is split into tokens."""
+
+
+class Tokenizer:
+    """Converts text to token ids and back, with the checkpoint's tokenizer.
+
+    ``token_bytes`` is None if the bytes of a token depend on other tokens.
+
+    Args:
+        max_tokens: length of the context; texts that are certainly longer are refused before they are encoded.
+
+    Raises:
+        ModelError: the folder has no tokenizer that transformers can read.
+    """
+
+    def __init__(self, folder: Path, max_tokens: int | None = None):
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+            lines = str(error).strip().splitlines()
+            raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
+        end = self._tokenizer.eos_token_id
+        self.eos_token_ids: frozenset[int] = frozenset(() if end is None else (end,))
+        self.special_token_ids: frozenset[int] = frozenset(
+            [*self._tokenizer.all_special_ids]
+            + [token_id for token_id, token in self._tokenizer.added_tokens_decoder.items() if token.special]
+        )
+        self.token_bytes = _token_bytes(self._tokenizer)
+        self.tool_template = ToolTemplate(self._render)
+        self._max_tokens = max_tokens
+        self._longest = max(map(len, self._tokenizer.get_vocab()))  # bytes or characters, which are no more
+
+    def __len__(self) -> int:
+        """Return the number of token ids."""
+        return len(self._tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Encode a plain text, by default with the special tokens that the model expects at its start.
+
+        Raises:
+            TextTooLongError: the text can't fit the context.
+        """
+        self.check_length(text)
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def prepare(self) -> None:
+        """Start the process that renders chat templates, if the model has a template."""
+        if self._tokenizer.chat_template is not None:
+            shared_renderer().start()
+
+    def check_length(self, text: str) -> None:
+        """Refuse a text that is too long before it is encoded, which would hold the interpreter's lock for long.
+
+        Raises:
+            TextTooLongError: the text can't fit the context.
+        """
+        if self._max_tokens is None or len(text) <= self._max_tokens * USUAL_CHARACTERS:
+            return
+        num_tokens = 0
+        if len(text) <= self._max_tokens * self._longest:
+            step = self._max_tokens * USUAL_CHARACTERS
+            for begin in range(0, len(text), step):
+                piece = self._tokenizer.encode(text[begin : begin + step], add_special_tokens=False)
+                num_tokens += len(piece) - self._longest  # a cut adds at most as many tokens as a token has characters
+                if num_tokens > self._max_tokens:
+                    break
+            else:
+                return
+        raise TextTooLongError(
+            f"the prompt has {len(text)} characters, which need more than the {self._max_tokens} tokens of the context"
+        )
+
+    def encode_chat(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]] = (),
+        options: Mapping[str, Any] = {},
+        *,
+        add_generation_prompt: bool = True,
+    ) -> list[int]:
+        """Encode a conversation up to the assistant's turn.
+
+        Args:
+            tools: tools that the model may call, in the form of OpenAI's API.
+            options: further variables of the template.
+            add_generation_prompt: whether to begin the assistant's turn.
+
+        Raises:
+            ChatTemplateError: there is no template, or it refuses the messages.
+            TemplateOptionError: an option's name is reserved.
+            TextTooLongError: the conversation can't fit the context.
+        """
+        text = self._render(self.tool_template.adapt(messages), tools, options, add_generation_prompt)
+        return self.encode(text, add_special_tokens=False)
+
+    @property
+    def template(self) -> str:
+        """The source of the chat template, or of all templates; empty if there is none."""
+        source = self._tokenizer.chat_template or ""
+        return source if isinstance(source, str) else "\n".join(source.values())
+
+    @property
+    def marker_ids(self) -> dict[str, int]:
+        """The ids of tokens added to the vocabulary, special or not, by their text."""
+        return {token.content: token_id for token_id, token in self._tokenizer.added_tokens_decoder.items()}
+
+    def _render(
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any] = {},
+        add_generation_prompt: bool = True,
+    ) -> str:
+        if self._tokenizer.chat_template is None:
+            raise ChatTemplateError("the model has no chat template; use /v1/completions")
+        check_options(options)
+        try:
+            text = apply_chat_template(
+                self._tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt, **options
+            )
+        except RENDER_ERRORS as error:
+            raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
+        return text
+
+    def names(self, token_ids: list[int]) -> list[str]:
+        """Return tokens in the vocabulary's own spelling."""
+        names: list[str] = self._tokenizer.convert_ids_to_tokens(token_ids)
+        return names
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
+        """Decode tokens to text, by default without special tokens."""
+        text: str = self._tokenizer.decode(
+            token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+        )
+        return text
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options whose names are reserved, since they would be more than variables of the template.
+
+    Raises:
+        TemplateOptionError: names the first such option.
+    """
+    reserved = next((name for name in options if name in _RESERVED), None)
+    if reserved is not None:
+        raise TemplateOptionError(
+            f"'chat_template_kwargs' must not hold '{reserved}', which the server sets; leave it out"
+        )
+
+
+def _token_bytes(tokenizer: Any) -> TokenBytes | None:
+    """The bytes of a tokenizer's tokens; None if it overrides the tokenizers library or has an unknown decoder."""
+    kind = type(tokenizer)
+    is_plain = isinstance(tokenizer, PreTrainedTokenizerFast) and (
+        kind.decode is PreTrainedTokenizerBase.decode and kind._decode is PreTrainedTokenizerFast._decode  # noqa: SLF001
+    )
+    rules = decoder_rules(tokenizer.backend_tokenizer.decoder) if is_plain else None
+    return None if rules is None else TokenBytes(tokenizer.backend_tokenizer, rules)

@@ -1,0 +1,117 @@
+"""Checks that a model can run many sequences in one step: by the names of its layers, and by trial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from server.model.architecture import text_modules
+from server.model.errors import NotBatchableError
+
+BATCHABLE_LAYER_TYPES = {
+    "full_attention",
+    "sliding_attention",
+    "chunked_attention",
+    "attention",
+    "moe",
+    "mlp",
+    "linear_attention",
+    "mamba",
+    "conv",
+    "hybrid",
+    "hybrid_sliding",
+}
+SEQUENTIAL_LAYER_TYPES = {  # the other types of transformers (``configuration_utils.ALLOWED_LAYER_TYPES``)
+    "indexed_attention": "sparse-attention layers with an indexer",
+    "minimax_m3_sparse": "sparse-attention layers with an indexer",
+    "reference_sliding_attention": "layers that attend to the whole prompt and to a window of what follows it",
+    "compressed_sparse_attention": "compressed-attention layers",
+    "heavily_compressed_attention": "compressed-attention layers",
+}
+SEQUENTIAL_MODULES = {  # descriptions of such layers, by the name of a module in them
+    "indexer": "sparse-attention layers with an indexer",
+    "rel_logits_proj": "attention with relative position biases",
+    "relative_position_bias": "attention with relative position biases",
+}
+ENCODER_REASON = "an encoder that reads the whole prompt before a decoder answers it"
+REPEATS = 5  # times the tokens are repeated for a larger batch
+ROUNDING = 1e-3  # tolerance relative to the range of an output
+
+
+def check_batchable(model: PreTrainedModel) -> None:
+    """Check a model by the names in its config and of its modules, before it has weights.
+
+    Raises:
+        NotBatchableError: some layers are of a type that can't run many sequences in one step.
+    """
+    if model.config.is_encoder_decoder:
+        raise NotBatchableError(f"{type(model).__name__} has {ENCODER_REASON}")
+    config = model.config.get_text_config()
+    for kind in getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ():
+        if kind not in BATCHABLE_LAYER_TYPES:
+            raise NotBatchableError(f"{type(model).__name__} has {SEQUENTIAL_LAYER_TYPES.get(kind, f'{kind} layers')}")
+    for name, _ in text_modules(model):
+        kind = SEQUENTIAL_MODULES.get(name.rpartition(".")[2])
+        if kind is not None:
+            raise NotBatchableError(f"{type(model).__name__} has {kind} ({name})")
+
+
+def find_cross_token_module(model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]) -> str | None:
+    """Return the first module in which a token depends on others, though no token attends to another.
+
+    Two runs differ in all tokens but the last, and all outputs for the last must be equal. This finds recurrence,
+    convolutions and attention that does not call the hooks, whatever their names.
+
+    Args:
+        run: runs the model on as many tokens as ``tokens``, with attention of each token to itself alone.
+
+    Returns:
+        The module's name; None if there is no such module.
+    """
+    others, last = list(tokens[:-1]), tokens[-1]
+    outputs = [_outputs_of_last(model, [*before, last], run) for before in (others, others[::-1])]
+    return next((name for name, row in outputs[0].items() if not _is_same(row, outputs[1][name])), None)
+
+
+def varies_with_batch(tokens: Sequence[int], run: Callable[[Sequence[int], Sequence[int]], torch.Tensor]) -> bool:
+    """Return whether any bit of a token's results changes with the number of tokens in the batch.
+
+    Args:
+        tokens: some tokens, in the order of their positions from 0.
+        run: tokens and positions to a row of results for each token, with attention of each to itself alone.
+    """
+    positions = range(len(tokens))
+    together = run(tokens, positions)
+    repeated = run([*tokens] * REPEATS, [*positions] * REPEATS)
+    alone = torch.cat([run([token], [position]) for token, position in zip(tokens, positions, strict=True)])
+    return not (torch.equal(alone, together) and torch.equal(repeated, together.repeat(REPEATS, 1)))
+
+
+def _outputs_of_last(
+    model: nn.Module, tokens: Sequence[int], run: Callable[[Sequence[int]], Any]
+) -> dict[str, torch.Tensor]:
+    """Return the output for the last token of each module with an output for each token, in the order of running."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.is_floating_point() and len(tokens) in output.shape:
+                outputs[name] = output.select(output.shape.index(len(tokens)), -1).clone()
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        run(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def _is_same(row: torch.Tensor, other: torch.Tensor) -> bool:
+    return float((row - other).abs().max()) <= ROUNDING * float(row.max() - row.min())

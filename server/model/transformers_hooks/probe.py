@@ -1,0 +1,97 @@
+"""Hooks for a first pass over some tokens, which show what a model asks of attention and experts."""
+
+from __future__ import annotations
+
+import torch
+
+from server.kernels.expert import ExpertsModule
+from server.model.attention.kv_cache import KVGroup, KVShape, group_layers
+from server.model.attention.mla import LatentProjection
+from server.model.attention.span_attention import attend_span_reference
+from server.model.attention.window import seen_keys
+from server.model.errors import NotBatchableError
+from server.model.experts.router import RouterSample
+from server.model.transformers_hooks.hooks import AttentionOptions
+
+
+class Probe:
+    """Hooks that run no expert and keep no state, and record their arguments."""
+
+    def __init__(self) -> None:
+        self.routed: dict[ExpertsModule, RouterSample] = {}
+        self._shapes: dict[int, KVShape] = {}
+        self._windows: dict[int, int | None] = {}
+        self._chunked: set[int] = set()
+        self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}
+
+    @property
+    def kv_groups(self) -> tuple[KVGroup, ...]:
+        return group_layers(self._shapes, self._windows, self._chunked)
+
+    @property
+    def latent_layers(self) -> set[int]:
+        return {layer for layer, shape in self._shapes.items() if shape.is_latent}
+
+    @property
+    def top_k(self) -> int:
+        return max(sample.top_k_index.shape[-1] for sample in self.routed.values())
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        if layer in self._shapes:
+            raise NotBatchableError(f"layer {layer} calls attention twice in one pass")
+        self._shapes[layer] = KVShape(len(key), key.shape[-1], value.shape[-1], key.dtype)
+        if layer in self._latents:
+            projection, latent = self._latents[layer]
+            if projection.makes(latent, key, value):
+                self._shapes[layer] = projection.shape(key)
+        self._windows[layer] = options.sliding_window
+        if options.is_chunked:
+            self._chunked.add(layer)
+        return attend_sequence(query, key, value, options)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        self._latents[projection.layer] = projection, latent
+        return projection.expand(latent)
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del top_k_weights
+        self.routed[module] = RouterSample(hidden_states, top_k_index)
+        return torch.zeros_like(hidden_states)
+
+
+class IsolatedTokens:
+    """Hooks by which each token attends to itself alone, so that no token's results may depend on another."""
+
+    def attend(
+        self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+    ) -> torch.Tensor:
+        del layer, key, options
+        return value.repeat_interleave(len(query) // len(value), 0).transpose(0, 1)
+
+    def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
+        return projection.expand(latent)
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del module, top_k_index, top_k_weights
+        return torch.zeros_like(hidden_states)
+
+
+def attend_sequence(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
+) -> torch.Tensor:
+    """Compute the attention of a complete sequence: ``(heads, tokens, dim)`` to ``(tokens, heads, value_dim)``."""
+    positions = torch.arange(query.shape[1], device=query.device)
+    seen = seen_keys(positions[:, None], positions, options.sliding_window, options.is_chunked)
+    mask = torch.zeros(seen.shape, device=query.device).masked_fill(~seen, -torch.inf)
+    output, lse = attend_span_reference(
+        query[None], key[None], value[None], options.scaling, options.softcap, mask=mask
+    )
+    if options.sinks is not None:
+        output = output * (lse - options.sinks.float()[:, None]).sigmoid().unsqueeze(-1).to(output.dtype)
+    return output[0].transpose(0, 1)

@@ -1,0 +1,167 @@
+"""Types of settings that are more than a number or a word, with the checks of what a user wrote."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import isfinite
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, SecretStr
+
+UNITS = {"": 1, "B": 1} | {
+    f"{letter}{unit}": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, base in (("B", 1000), ("IB", 1024))
+}
+RATE_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A memory budget: ``auto``, a number of bytes, or a share of a total. ``str`` gives it as the user wrote it."""
+
+    text: str
+    nbytes: int | None = None
+    share: float | None = None  # 0 to 1
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def is_auto(self) -> bool:
+        return self.nbytes is None and self.share is None
+
+    def resolve(self, total: int, auto: int) -> int:
+        """Return the budget in bytes.
+
+        Args:
+            total: bytes of which the budget may be a share.
+            auto: bytes to return for ``auto``.
+        """
+        if self.nbytes is not None:
+            return self.nbytes
+        return auto if self.share is None else int(self.share * total)
+
+
+AUTO = Budget("auto")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A number of requests in a number of seconds."""
+
+    num_requests: int
+    seconds: float
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse ``auto``, ``6GiB``, ``512MB``, ``1000000`` or ``50%``.
+
+    Raises:
+        ValueError: the text has none of these forms.
+    """
+    if text == "auto":
+        return AUTO
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[KMGT]i?B|B)?", text, re.IGNORECASE)
+    if match is None or not isfinite(float(match.group(1))):
+        raise ValueError(f"{text!r} is not a size; write it as 6GiB, 50% or auto")
+    number, unit = float(match.group(1)), (match.group(2) or "").upper()
+    if unit == "%":
+        if number > 100:  # noqa: PLR2004
+            raise ValueError(f"{text!r} is too much; the most is 100%")
+        return Budget(text, share=number / 100)
+    return Budget(text, nbytes=int(number * UNITS[unit]))
+
+
+def parse_rate(text: str) -> Rate:
+    """Parse ``60/m``, 60 requests in 60 seconds; ``s``, ``m`` and ``h`` are a second, a minute, an hour.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,8})/([smh])", text)
+    if match is None:
+        raise ValueError("write requests per second, minute or hour, such as 60/m")
+    return Rate(int(match[1]), RATE_SECONDS[match[2]])
+
+
+def check_key(key: str) -> None:
+    """Check that an HTTP header can carry a key. The error message does not repeat the key.
+
+    Raises:
+        ValueError: the key is empty, or has characters other than visible ASCII.
+    """
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("a key must have visible ASCII characters only, and at least one")
+
+
+def _to_budget(value: object) -> Budget:
+    if isinstance(value, Budget):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('write it as text, such as "6GiB", "50%" or "auto"')  # noqa: TRY004  pydantic's own
+    return parse_budget(value)
+
+
+def _refuse_share(budget: Budget) -> Budget:
+    if budget.share is not None:
+        raise ValueError(f"{budget.text!r} is a percentage; write a size such as 2GiB, or auto")
+    return budget
+
+
+def _to_rate(value: object) -> Rate:
+    if isinstance(value, Rate):
+        return value
+    return parse_rate(value if isinstance(value, str) else "")
+
+
+def _check_device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
+        raise ValueError("write auto, cpu, cuda or cuda:N")
+    return text
+
+
+def _check_key(key: SecretStr) -> SecretStr:
+    check_key(key.get_secret_value())
+    return key
+
+
+def _check_host(name: str) -> str:
+    if not re.fullmatch(r"\*|[a-z0-9._-]+|\[[0-9a-f:.]+\]", name.lower()):
+        raise ValueError("write a name or address without scheme and port, such as greenroom.example.org, or *")
+    return name.lower()
+
+
+def _check_origin(origin: str) -> str:
+    if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:\d+)?|[a-z]+://\[[0-9a-f:.]+\](:\d+)?", origin.lower()):
+        raise ValueError("write scheme://host[:port] without a path, such as https://example.org, or *")
+    return origin.lower()
+
+
+def _check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        is_complete = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0 and " " not in url
+    except ValueError:  # the port is not a number
+        is_complete = False
+    if not is_complete or parts.query or parts.fragment:
+        raise ValueError("write an address such as http://localhost:4318")
+    return url
+
+
+def _check_list(values: object) -> object:
+    if isinstance(values, str):
+        raise ValueError("write a list, [...]")  # noqa: TRY004  pydantic's own
+    return values
+
+
+BudgetOrShare = Annotated[Budget, BeforeValidator(_to_budget)]
+BudgetInBytes = Annotated[Budget, BeforeValidator(_to_budget), AfterValidator(_refuse_share)]
+RequestRate = Annotated[Rate, BeforeValidator(_to_rate)]
+DeviceName = Annotated[str, AfterValidator(_check_device)]
+Url = Annotated[str, AfterValidator(_check_url)]
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
+Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]

@@ -1,0 +1,153 @@
+"""Reading threads: what is demanded goes first, and nothing that was asked for is forgotten."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertCatalog, ExpertKey
+from expert_store.arena import HostArena
+from expert_store.errors import StoreClosedError
+from expert_store.io.reader import DiskReader, ReadJob
+from tests.expert_store.files import make_catalog
+
+TIMEOUT = 30
+
+
+class Desk:
+    """One reader over real files; its first job can be held in the middle of its read."""
+
+    def __init__(self, catalog: ExpertCatalog, num_threads: int):
+        self.catalog = catalog
+        self.arena = HostArena(catalog.layout(0), 8, 8)
+        self.finished: list[tuple[int, Exception | None]] = []
+        self.reader = DiskReader(catalog.paths, num_threads)
+        self._ended = threading.Semaphore(0)
+
+    def job(self, expert: int, *, is_prefetch: bool = False, hold: threading.Event | None = None) -> ReadJob:
+        key = ExpertKey(0, expert)
+
+        def done(error: Exception | None) -> None:
+            if hold is not None:
+                assert hold.wait(TIMEOUT)
+            self.finished.append((expert, error))
+            self._ended.release()
+
+        return ReadJob(key, self.catalog.recipe(key), self.arena, expert, done, is_prefetch)
+
+    def wait_for(self, count: int) -> list[int]:
+        for _ in range(count):
+            assert self._ended.acquire(timeout=TIMEOUT)
+        return [expert for expert, _ in self.finished]
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> ExpertCatalog:
+    return make_catalog(tmp_path, num_layers=1)
+
+
+@pytest.fixture
+def desk(catalog: ExpertCatalog) -> Iterator[Desk]:
+    desk = Desk(catalog, 1)
+    yield desk
+    desk.reader.close()
+
+
+def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
+    """Also where the environment lets torch have more."""
+    seen: list[int] = []
+    ended = threading.Event()
+
+    def done(error: Exception | None) -> None:
+        assert error is None
+        seen.append(torch.get_num_threads())
+        ended.set()
+
+    key = ExpertKey(0, 0)
+    desk.reader.submit(ReadJob(key, desk.catalog.recipe(key), desk.arena, 0, done))
+    assert ended.wait(TIMEOUT)
+    assert seen == [1]
+
+
+def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
+    hold = threading.Event()
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.reader.submit(desk.job(1, is_prefetch=True))
+    desk.reader.submit(desk.job(2))
+    hold.set()
+    assert desk.wait_for(3) == [0, 2, 1]
+
+
+def test_a_prefetch_that_somebody_waits_for_becomes_a_demand(desk: Desk) -> None:
+    hold = threading.Event()
+    wanted = desk.job(2, is_prefetch=True)
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.reader.submit(desk.job(1, is_prefetch=True))
+    desk.reader.submit(wanted)
+    desk.reader.promote(wanted)
+    hold.set()
+    assert desk.wait_for(3) == [0, 2, 1]
+
+
+def test_what_has_not_begun_can_be_called_off(desk: Desk) -> None:
+    hold = threading.Event()
+    running, waiting, ahead = desk.job(0, hold=hold), desk.job(1), desk.job(2, is_prefetch=True)
+    for job in (running, waiting, ahead):
+        desk.reader.submit(job)
+    assert desk.reader.cancel(waiting)
+    assert desk.reader.cancel(ahead)
+    assert not desk.reader.cancel(waiting)
+    hold.set()
+    assert desk.wait_for(1) == [0]
+    assert not desk.reader.cancel(running)
+
+
+def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog) -> None:
+    desk, hold = Desk(catalog, 2), threading.Event()
+    for expert in (1, 2):
+        desk.reader.submit(desk.job(expert, is_prefetch=True, hold=hold))
+    desk.reader.submit(desk.job(0))
+    assert desk.wait_for(1) == [0]
+    hold.set()
+    assert sorted(desk.wait_for(2)) == [0, 1, 2]
+    desk.reader.close()
+
+
+def test_no_prefetch_is_taken_while_a_demand_waits(desk: Desk) -> None:
+    hold = threading.Event()
+    assert desk.reader.takes_prefetches
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.reader.submit(desk.job(1))
+    assert not desk.reader.takes_prefetches
+    hold.set()
+    desk.wait_for(2)
+    assert desk.reader.takes_prefetches
+
+
+def test_closing_answers_what_has_not_begun(catalog: ExpertCatalog) -> None:
+    desk, hold = Desk(catalog, 1), threading.Event()
+    desk.reader.submit(desk.job(0, hold=hold))
+    while desk.reader._demands:  # until the thread has taken it
+        threading.Event().wait(0.001)
+    desk.reader.submit(desk.job(1))
+    desk.reader.submit(desk.job(2, is_prefetch=True))
+    closer = threading.Thread(target=desk.reader.close)
+    closer.start()
+    assert sorted(desk.wait_for(2)) == [1, 2]
+    hold.set()
+    closer.join(TIMEOUT)
+    assert not closer.is_alive()
+    errors = dict(desk.finished)
+    assert errors[0] is None
+    assert isinstance(errors[1], StoreClosedError)
+
+
+def test_a_reader_that_cannot_open_a_file_leaves_no_thread(catalog: ExpertCatalog, tmp_path: Path) -> None:
+    before = threading.active_count()
+    with pytest.raises(FileNotFoundError):
+        DiskReader([*catalog.paths, tmp_path / "none"], 4)
+    assert threading.active_count() == before

@@ -1,0 +1,57 @@
+"""Import of torch and transformers without unneeded parts, each time in a new process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SERVE = (
+    "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); import sys, server.lifecycle.app; "
+)
+NAMES = ("torch._dynamo", "sympy", "torch.distributed.tensor", "torchvision")
+
+
+def run(code: str, model: str | None = None, **environment: str) -> str:
+    """Return the standard output of code in a new process that has done the imports of `greenroom serve MODEL`."""
+    command = [sys.executable, "-c", SERVE.format(model=model) + code]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_a_server_imports_neither_compiler_nor_distributed_tensors_nor_torchvision() -> None:
+    assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
+
+
+def test_the_compiler_can_be_imported_later() -> None:
+    code = "import torch; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
+    assert run(code) == "2.0"
+
+
+def test_distributed_is_available_again_afterwards() -> None:
+    code = "import torch; print(torch.distributed.is_available() == hasattr(torch._C, '_c10d_init'))"
+    assert run(code) == "True"
+
+
+def test_torchvision_can_be_imported_for_a_model_that_takes_images(tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": {}}))
+    assert run("import torchvision; print(torchvision.__name__)", str(tmp_path)) == "torchvision"
+
+
+def test_environment_variables_of_the_user_are_kept() -> None:
+    assert run("import os; print(os.environ['LRU_CACHE_CAPACITY'])", LRU_CACHE_CAPACITY="512") == "512"
+
+
+def test_a_transformers_that_needs_more_of_the_compiler_gets_it() -> None:
+    code = (
+        "import sys; from server.lifecycle import torch_setup; torch_setup.MARKS = (); torch_setup.set_up_torch(None); "
+        "import server.lifecycle.app; print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "True"

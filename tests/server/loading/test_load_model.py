@@ -1,0 +1,59 @@
+"""Image processors and native kernels of a model that is served."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from server.kernels.native import available
+from server.kernels.native.available import Availability
+from server.loading.load_model import kernel_level, load_media_processor
+from server.model.multimodal.image_processor import MediaProcessor
+from server.model.trunk import TrunkFacts
+from server.settings import ServeSettings, SettingsError
+from tests.checkpoints import save_checkpoint
+from tests.families import make_config
+from tests.vision import save_vision
+
+TOGETHER, SOLO = (TrunkFacts((), 2, {}, (), reason) for reason in (None, "it has layers of another kind"))
+ANSWERED = replace(SOLO, is_encoder_decoder=True)
+
+
+def save(model_type: str, folder: Path) -> Path:
+    save_checkpoint(make_config(model_type), folder)
+    save_vision(model_type, folder)
+    return folder
+
+
+@pytest.mark.parametrize("facts", [TOGETHER, SOLO])
+def test_batched_and_sequential_models_take_images(facts: TrunkFacts, tmp_path: Path) -> None:
+    assert isinstance(load_media_processor(save("qwen3_vl_moe", tmp_path), facts), MediaProcessor)
+
+
+def test_sequential_models_refuse_images_with_bidirectional_attention(tmp_path: Path) -> None:
+    folder = save("gemma4", tmp_path)
+    assert isinstance(load_media_processor(folder, TOGETHER), MediaProcessor)
+    refusal = "bidirectional attention within images is not supported for this model yet; send text alone"
+    assert load_media_processor(folder, SOLO) == refusal
+
+
+def test_encoder_decoder_models_refuse_images(tmp_path: Path) -> None:
+    refusal = "this model's prompts go through an encoder, which is not supported with images yet; send text alone"
+    assert load_media_processor(save("qwen3_vl_moe", tmp_path), ANSWERED) == refusal
+
+
+@pytest.mark.parametrize("facts", [TOGETHER, SOLO])
+def test_a_text_model_refuses_images(facts: TrunkFacts, tmp_path: Path) -> None:
+    folder = save_checkpoint(make_config("mixtral"), tmp_path)
+    assert load_media_processor(folder, facts) == "the model takes no images"
+
+
+def test_kernels_that_can_not_run_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(available, "availability", lambda: Availability(("portable",), (), None))
+    settings = ServeSettings(kernels="avx2")
+    with pytest.raises(SettingsError, match=r"^--kernels avx2: avx2 can't run, since this processor does not"):
+        kernel_level(settings, torch.device("cpu"))
+    assert kernel_level(settings, torch.device("cuda")) is None

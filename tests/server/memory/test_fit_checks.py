@@ -1,0 +1,111 @@
+"""Budgets that do not fit are refused with the flag to change and a value that fits."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from expert_store import ExpertCatalog, least_bytes, read_index
+from server.memory import fit_checks
+from server.memory.byte_sizes import as_flag
+from server.memory.expert_plan import DEVICE_RESERVE_BYTES, FreeMemory, plan_experts
+from server.memory.fit_checks import check_budgets, check_trunk
+from server.memory.machine import own_bytes
+from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.tensor_map import map_checkpoint
+from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.setting_values import parse_budget
+from server.settings import ServeSettings, SettingsError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+TOP_K = 2
+
+
+@pytest.fixture(scope="module")
+def catalog() -> ExpertCatalog:
+    """A catalog of 96 experts in 20 MiB."""
+    model = build_model(read_config(BUNDLED), torch.bfloat16)
+    return map_checkpoint(model, read_index([BUNDLED / "model.safetensors"])).catalog
+
+
+def fit(catalog: ExpertCatalog, free: FreeMemory, kv_bytes: int = 0, **settings: str) -> None:
+    """Plan as serving does, and check the plan."""
+    asked = ServeSettings.model_validate(settings)
+    budgets = plan_experts(asked, catalog, TOP_K, free, kv_bytes)
+    check_budgets(asked, catalog, TOP_K, free, kv_bytes, *budgets)
+
+
+def advised(message: str) -> str:
+    match = re.search(r"([\d.]+[GM]iB) at most", message)
+    assert match is not None, message
+    return match.group(1)
+
+
+def test_automatic_budgets_fit_if_the_minimum_does(catalog: ExpertCatalog) -> None:
+    least = least_bytes(catalog, TOP_K)
+    for host in (least, least + 1000, catalog.total_bytes, 1 << 40):
+        fit(catalog, FreeMemory(host, host, is_cuda=False))
+
+
+def test_the_advised_budget_fits(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    with pytest.raises(
+        SettingsError, match=r"--host-expert-memory 90% is 18\.2 MiB beside 1\.0 MiB of KV cache, but only"
+    ) as bad:
+        fit(catalog, free, 1 << 20, host_expert_memory="90%")
+    fit(catalog, free, 1 << 20, host_expert_memory=advised(str(bad.value)))
+
+
+def test_a_budget_larger_than_all_experts_is_cut(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(30 << 20, 30 << 20, is_cuda=False)
+    fit(catalog, free, host_expert_memory="1000GiB")
+    asked = ServeSettings.model_validate({"host_expert_memory": "1000GiB", "device_expert_memory": "1000GiB"})
+    assert plan_experts(asked, catalog, TOP_K, free, 0) == (catalog.total_bytes, catalog.total_bytes)
+
+
+def test_a_kv_cache_that_leaves_no_memory_for_experts_is_refused(catalog: ExpertCatalog) -> None:
+    free = FreeMemory(10 << 20, 10 << 20, is_cuda=False)
+    with pytest.raises(SettingsError, match=r"set --kv-cache-memory to .*MiB at most, or lower --max-model-len") as bad:
+        fit(catalog, free, 20 << 20)
+    fit(catalog, free, parse_budget(advised(str(bad.value))).resolve(0, 0))
+
+
+def test_host_and_device_memory_are_checked_on_cuda(catalog: ExpertCatalog) -> None:
+    with pytest.raises(SettingsError, match="set --device-expert-memory to 9MiB at most, or to auto"):
+        fit(catalog, FreeMemory(1 << 40, 10 << 20, is_cuda=True), 1 << 20, device_expert_memory="100%")
+    with pytest.raises(SettingsError, match="set --host-expert-memory to 10MiB at most, or to auto"):
+        fit(catalog, FreeMemory(10 << 20, 1 << 40, is_cuda=True), 1 << 20, host_expert_memory="100%")
+
+
+def test_experts_of_a_token_that_fit_nowhere_are_refused(catalog: ExpertCatalog) -> None:
+    with pytest.raises(SettingsError, match=r"need 432\.0 KiB, but only 400\.0 KiB are available beside"):
+        fit(catalog, FreeMemory(400 << 10, 400 << 10, is_cuda=False))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "advice"),
+    [
+        (torch.float32, CPU, "30.0 GiB in float32 .* try --dtype bfloat16"),
+        (torch.bfloat16, CPU, "use a machine with more"),
+        (torch.bfloat16, CUDA, "only 10.0 GiB are available; try --device cpu"),
+    ],
+)
+def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
+    catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit_checks, "host_budget", lambda _: (20 << 30) + own_bytes())
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: ((10 << 30) + DEVICE_RESERVE_BYTES, 80 << 30))
+    settings = ServeSettings()
+    check_trunk(settings, 1 << 30, catalog, dtype, device)
+    with pytest.raises(SettingsError, match=advice):
+        check_trunk(settings, 30 << 30, catalog, dtype, device)
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(1 << 20, "1MiB"), ((9 << 30) + 1, "9216MiB"), (int(20.19 * (1 << 30)), "20.1GiB")]
+)
+def test_sizes_are_rounded_down_for_flags(nbytes: int, text: str) -> None:
+    assert as_flag(nbytes) == text
+    assert parse_budget(text).resolve(0, 0) <= nbytes

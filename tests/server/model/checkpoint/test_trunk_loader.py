@@ -1,0 +1,190 @@
+"""Checkpoints that can't be served are refused in one sentence that names the problem."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from expert_store import CheckpointError, ExpertStore
+from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.locate import find_checkpoint
+from server.model.checkpoint.trunk_loader import load_trunk, read_config
+from server.model.dtype import compute_dtype
+from server.model.errors import ModelError
+from server.model.step import SequenceChunk
+from tests.checkpoints import make_checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return make_checkpoint("qwen3_moe", tmp_path / "tiny")
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors of a checkpoint, or drop those that are None; ``__`` means a dot."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    for name, tensor in changes.items():
+        if tensor is None:
+            del tensors[name.replace("__", ".")]
+        else:
+            tensors[name.replace("__", ".")] = tensor
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def change_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_missing_expert_tensor_is_named(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__1__mlp__experts__5__down_proj__weight=None)
+    with pytest.raises(CheckpointError, match="expert 5 has no tensor for down_proj"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_half_an_expert_is_named(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__1__mlp__experts__5__up_proj__weight=None)
+    with pytest.raises(CheckpointError, match=r"experts\.5\.gate_proj|gate_up_proj"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_a_missing_trunk_tensor_is_named(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__2__self_attn__q_proj__weight=None)
+    with pytest.raises(ModelError, match=r"tiny lacks model\.layers\.2\.self_attn\.q_proj\.weight"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_an_expert_of_the_wrong_shape_is_named(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__0__mlp__experts__2__down_proj__weight=torch.zeros(5, 7))
+    with pytest.raises(CheckpointError, match=r"experts\.2\.down_proj\.weight"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_a_trunk_tensor_of_the_wrong_shape_is_refused(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__0__self_attn__q_proj__weight=torch.zeros(5, 7))
+    with pytest.raises(ModelError, match=r"does not match its config\.json: .*q_proj"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_an_expert_too_many_is_named(checkpoint: Path) -> None:
+    change_tensors(checkpoint, model__layers__0__mlp__experts__8__down_proj__weight=torch.zeros(32, 24))
+    with pytest.raises(CheckpointError, match="belongs to expert 8, but the model has 8 experts in a layer"):
+        load_trunk(checkpoint, torch.float32)
+
+
+def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    change_tensors(checkpoint, model__layers__9__mtp__weight=torch.zeros(3))
+    load_trunk(checkpoint, torch.float32)
+    assert "model.layers.9.mtp.weight" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "nonesuch"}, r"config\.json of tiny can't be used"),
+        ({"hidden_size": "32"}, r"config\.json of tiny can't be used: .* 'hidden_size' expected int, got str"),
+        ({"model_type": "clip"}, "transformers has no clip that writes text"),
+        ({"quantization_config": {"quant_method": "gguf"}}, r"tiny is quantised by gguf, which is not supported; use"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
+    change_config(checkpoint, **changes)
+    with pytest.raises(ModelError, match=message):
+        read_config(checkpoint)
+
+
+def test_a_dense_model_is_refused(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="LlamaForCausalLM has no routed experts"):
+        load_trunk(tmp_path, torch.float32)
+
+
+def test_code_in_a_checkpoint_is_never_run(checkpoint: Path) -> None:
+    (checkpoint / "evil.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    change_config(checkpoint, model_type="custom", auto_map={"AutoConfig": "evil.Config"})
+    with pytest.raises(ModelError, match="can't be used"):
+        read_config(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./nowhere", "there is no folder ./nowhere"),
+        ("one/two/three", "there is no folder"),
+        ("owner/absent-model", "the hub cache .* does not have all its files, and HF_HUB_OFFLINE is set"),
+        ("owner/a--b", "it is not a valid hub name"),
+    ],
+)
+def test_a_missing_model_is_named(model: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=message):
+        find_checkpoint(model, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "is an adapter; give the model that"),
+        (["model.gguf"], "is in the GGUF format; give the checkpoint that it was made from"),
+        (["config.json", "model-q4.gguf"], "is in the GGUF format"),
+        (
+            ["config.json", "pytorch_model.bin"],
+            r"has pickled weights alone \(.bin\), which are never opened",
+        ),
+        (["config.json", "model.pt"], r"has pickled weights alone \(.pt\)"),
+    ],
+)
+def test_a_folder_without_safetensors_is_refused_by_its_format(tmp_path: Path, names: list[str], reason: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=reason):
+        find_checkpoint(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"), [("model.gguf", "is in the GGUF format"), ("model.safetensors", "is a file; give the folder")]
+)
+def test_a_file_instead_of_a_folder_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ModelError, match=reason):
+        find_checkpoint(str(tmp_path / name), None)
+
+
+def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal is simulated, since tests may run as root."""
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(ModelError, match="can't be read: Permission denied"):
+        find_checkpoint(str(tmp_path), None)
+
+
+def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:
+    assert find_checkpoint(str(checkpoint), None) == (checkpoint, "tiny")
+
+
+def test_bfloat16_experts_keep_their_bytes_and_compute_as_asked(tmp_path: Path) -> None:
+    """Slots hold the checkpoint's dtype; float32 results equal those of transformers on the same weights."""
+    folder = make_checkpoint("qwen3_moe", tmp_path / "bf16", torch.bfloat16)
+    assert compute_dtype("float32", read_config(folder), torch.device("cpu")) == torch.float32
+    trunk = load_trunk(folder, torch.float32)
+    assert {p.dtype for layout in trunk.catalog.layouts for p in layout.parameters} == {torch.bfloat16}
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    prompt = [3, 1, 4, 1, 5]
+    logits = trunk.forward([SequenceChunk(prompt, 0, [[0]])], KVCache(trunk.facts.kv_groups, [1], 8), store).logits
+    store.close()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = reference(torch.tensor([prompt])).logits[0, -1].detach()
+    assert float((logits[0] - expected).abs().max()) < 1e-4 * float(expected.max() - expected.min())

@@ -1,0 +1,99 @@
+"""Prefetching changes residency, and no bit of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, Prefetcher, PrefetchMode, least_bytes, make_prefetcher
+from expert_store.prefetching.governor import Governor
+from server.model.checkpoint.locate import BUNDLED
+from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.trunk import Trunk
+from tests.checkpoints import CONFIGS, make_checkpoint
+from tests.server.model.test_parity import generate
+
+MODES: tuple[PrefetchMode, ...] = ("gate", "coactivation", "auto")
+
+
+class AlwaysOn(Governor):
+    """Prefetches in every step."""
+
+    is_active = True  # type: ignore[assignment]
+
+
+class CountingStore:
+    """The prefetching part of a store; counts what it admits."""
+
+    def __init__(self, store: ExpertStore):
+        self._store = store
+        self.admitted = 0
+
+    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
+        admitted = self._store.prefetch(layer, experts)
+        self.admitted += admitted
+        return admitted
+
+
+def always_on(mode: PrefetchMode, trunk: Trunk, store: Any) -> Prefetcher | None:
+    experts_per_layer = {layer: len(entry.experts) for layer, entry in trunk.catalog.layers.items()}
+    prefetcher = make_prefetcher(mode, store, experts_per_layer, trunk.gates)
+    if prefetcher is not None:
+        prefetcher._governor = AlwaysOn()
+    return prefetcher
+
+
+def logits_of(trunk: Trunk, host_bytes: int, mode: PrefetchMode) -> tuple[torch.Tensor, int]:
+    """Return the logits of some steps of a ragged batch, and the number of admitted prefetches."""
+    store = ExpertStore(trunk.catalog, host_bytes)
+    counting = CountingStore(store)
+    results = generate(trunk, store, steps=12, prefetcher=always_on(mode, trunk, counting))
+    store.check_integrity()
+    store.close()
+    return torch.stack([logits for _, logits in results]), counting.admitted
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, "bundled"])
+def trunk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trunk:
+    if request.param == "bundled":
+        return load_trunk(BUNDLED, torch.float32)
+    folder: Path = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+    return load_trunk(folder, torch.float32)
+
+
+def budgets(trunk: Trunk) -> dict[str, int]:
+    catalog = trunk.catalog
+    return {
+        "least": least_bytes(catalog, trunk.facts.top_k),
+        "half": max(catalog.total_bytes // 2, least_bytes(catalog, trunk.facts.top_k)),
+    }
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_prefetching_changes_no_bit(trunk: Trunk, mode: PrefetchMode) -> None:
+    expected, _ = logits_of(trunk, trunk.catalog.total_bytes, "off")
+    for name, host_bytes in budgets(trunk).items():
+        logits, admitted = logits_of(trunk, host_bytes, mode)
+        assert torch.equal(logits, expected), name
+        assert admitted > 0 or name == "least"
+
+
+def test_every_layer_but_the_last_has_a_gate(trunk: Trunk) -> None:
+    assert list(trunk.gates) == list(trunk.catalog.layers)[:-1]
+
+
+def test_a_step_with_a_piece_of_a_prompt_does_not_prefetch(trunk: Trunk) -> None:
+    store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
+    prefetcher = always_on("auto", trunk, store)
+    assert prefetcher is not None
+    generate(trunk, store, chunk=1, steps=1, prefetcher=prefetcher)
+    decoded = prefetcher.statistics().predicted["gate"]
+    generate(trunk, store, chunk=64, steps=1, prefetcher=prefetcher)
+    assert decoded > 0
+    # The prompt of one token alone can't be told from a decode, and shares its step with the other prompts.
+    assert prefetcher.statistics().predicted["gate"] == decoded
+    store.close()

@@ -1,0 +1,117 @@
+"""Models whose decoder layers run natively have the results of transformers' modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store import ExpertStore, least_bytes, write_pack
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
+from server.model.checkpoint import packed_trunk
+from server.model.checkpoint.packed_trunk import TrunkFormat
+from server.model.checkpoint.packing import pack_source
+from server.model.checkpoint.trunk_loader import build_model, load_trunk, read_config
+from server.model.trunk import Trunk
+from tests.checkpoints import make_checkpoint
+from tests.expert_store.waiting import TIMEOUT, wait_until_idle
+from tests.families import NATIVE
+from tests.server.model.test_parity import PROMPTS, generate
+
+BLOCK = 16  # tokens; what the native attention takes
+TOLERANCE = 1e-5  # of the range of the logits
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+@pytest.fixture(scope="module", params=NATIVE)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def pool() -> Iterator[ComputePool]:
+    kernels = Kernels(2)
+    yield ComputePool(2, kernels)
+    kernels.close()
+
+
+def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.float32) -> Trunk:
+    trunk = load_trunk(folder, dtype, pool=pool)
+    assert isinstance(trunk, Trunk)
+    return trunk
+
+
+def pack(folder: Path, trunk: TrunkFormat) -> Path:
+    checkpoint, out = make_checkpoint("qwen3_moe", folder / "checkpoint"), folder / "out"
+    model = build_model(read_config(checkpoint), torch.bfloat16)
+    write_pack(pack_source(model, checkpoint, "tiny", "bfloat16", trunk), out, 1, lambda _: None)
+    return out
+
+
+Written = list[tuple[list[int], torch.Tensor]]
+
+
+def write(trunk: Trunk, prompts: list[list[int]] = PROMPTS, *, all_fit: bool = False) -> Written:
+    needed = trunk.catalog.total_bytes if all_fit else least_bytes(trunk.catalog, trunk.facts.top_k)
+    store = ExpertStore(trunk.catalog, needed)
+    try:
+        if all_fit:
+            store.preload(store.absent(), TIMEOUT)
+            wait_until_idle(store)
+        return generate(trunk, store, 3, block_size=BLOCK, prompts=prompts)
+    finally:
+        store.close()
+
+
+def assert_native_layers_give_what_the_modules_give(folder: Path, pool: ComputePool) -> None:
+    native = load(folder, pool)
+    assert native.is_invariant, "it runs through the modules"
+    for (tokens, logits), (expected_tokens, expected) in zip(write(native), write(load(folder, None)), strict=True):
+        assert tokens == expected_tokens
+        assert (logits - expected).abs().max() <= TOLERANCE * (expected.max() - expected.min())
+
+
+def test_native_layers_give_what_the_modules_give(checkpoint: Path, pool: ComputePool) -> None:
+    assert_native_layers_give_what_the_modules_give(checkpoint, pool)
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_native_layers_read_packed_trunks(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch, weights: TrunkFormat
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 1)
+    assert_native_layers_give_what_the_modules_give(pack(tmp_path, weights), pool)
+
+
+def test_projections_of_different_formats_go_through_the_modules(
+    tmp_path: Path, pool: ComputePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_trunk, "LEAST_WEIGHTS", 32 * 32)  # as many as that of queries has
+    assert not load(pack(tmp_path, "int8"), pool).is_invariant
+
+
+def test_other_sequences_change_no_bit_of_native_layers(checkpoint: Path, pool: ComputePool) -> None:
+    trunk = load(checkpoint, pool)
+    together = write(trunk)
+    for prompt, (tokens, logits) in zip(PROMPTS, together, strict=True):
+        ((alone_tokens, alone),) = write(trunk, [prompt])
+        assert tokens == alone_tokens
+        assert torch.equal(logits, alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_resident_experts_give_the_same_bits_as_paged_ones(
+    tmp_path: Path, pool: ComputePool, dtype: torch.dtype
+) -> None:
+    trunk = load(make_checkpoint("qwen3_moe", tmp_path, dtype), pool, dtype)
+    for (_, paged), (_, resident) in zip(write(trunk), write(trunk, all_fit=True), strict=True):
+        assert torch.equal(paged, resident)
+
+
+def test_an_unusual_model_goes_through_the_modules(tmp_path: Path, pool: ComputePool) -> None:
+    assert not load(make_checkpoint("deepseek_v3", tmp_path), pool).is_invariant
