@@ -12,7 +12,7 @@ from weakref import WeakSet
 
 from tqdm import tqdm
 
-from server.memory.byte_sizes import format_bytes
+from server.byte_sizes import format_bytes
 
 LINE_SECONDS = 5.0  # between two log lines
 POLL_SECONDS = 0.5  # between two calls of a function that returns the progress

@@ -1,202 +1,27 @@
-"""Who may import whom: seven floors without a circle."""
+"""Imports: the layers of the packages, and modules that load no torch."""
 
 from __future__ import annotations
 
-import ast
+import pkgutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).resolve().parent.parent
-# What each room may import of ours besides itself; a room is the longest prefix that is named here.
-ALLOWED = {
-    "client": set(),
-    "expert_store": set(),
-    "server.setting_values": set(),
-    "server.settings": {"server.setting_values"},
-    "server.memory.byte_sizes": set(),
-    "server.memory": {
-        "expert_store",
-        "server.engine.kv.block_manager",
-        "server.engine.kv.extents",
-        "server.engine.scheduler",
-        "server.memory.byte_sizes",
-        "server.model.attention.kv_cache",
-        "server.setting_values",
-        "server.settings",
-    },
-    "server.progress": {"server.memory.byte_sizes"},
-    "server.observability.logging": set(),
-    "server.kernels": set(),
-    "server.observability.routing_recorder": {"expert_store"},
-    "server.demo": set(),
-    "server.demo.traces": {"expert_store", "server.demo", "server.model"},
-    "server.observability": {"expert_store", "server.memory"},
-    "server.model": {"expert_store", "server.kernels", "server.memory.byte_sizes", "server.progress"},
-    "server.adapters": {"expert_store", "server.model", "server.kernels"},
-    "server.engine": {"expert_store", "server.memory.heap", "server.model", "server.adapters", "server.observability"},
-    "server.api.core": {"server.engine.interface", "server.memory.heap"},
-    "server.api.middleware": {"server.api.core", "server.engine.interface"},
-    "server.api.tool_parsers": {"server.api.core", "server.engine.interface"},
-    "server.api.operations": {"server.api.core"},
-    "server.api.admin": {"server.api.core", "server.engine.interface"},
-    "server.api.openai": {"server.api.core", "server.api.tool_parsers", "server.engine.interface"},
-    "server.api.anthropic": {"server.api.core", "server.api.openai", "server.engine.interface"},
-    "server.api": {
-        "server.api.admin",
-        "server.api.anthropic",
-        "server.api.core",
-        "server.api.middleware",
-        "server.api.openai",
-        "server.api.operations",
-        "server.engine.interface",
-    },
-    "server.device": {"server.settings"},
-    "server.administration": {"expert_store", "server.engine.interface", "server.memory", "server.observability"},
-    "server.loading": {
-        "expert_store",
-        "server.administration",
-        "server.device",
-        "server.engine",
-        "server.kernels",
-        "server.model",
-        "server.observability",
-        "server.memory",
-        "server.observability.routing_recorder",
-        "server.settings",
-    },
-    "server.lifecycle.listening_socket": {"server.settings"},
-    "server.lifecycle.service_setup": {"server.api", "server.settings"},
-    "server.lifecycle.draining": {"server.api"},
-    "server.lifecycle.http_protocol": set(),
-    "server.lifecycle.tracing_setup": {"server.observability.logging", "server.observability.otlp", "server.settings"},
-    "server.lifecycle.app": {
-        "server.api",
-        "server.lifecycle.listening_socket",
-        "server.lifecycle.service_setup",
-        "server.lifecycle.draining",
-        "server.lifecycle.http_protocol",
-        "server.loading",
-        "server.settings",
-        "server.lifecycle.tracing_setup",
-    },
-    "server.cli.exit_status": set(),
-    "server.cli.flags": {"server.settings"},
-    "server.lifecycle.torch_setup": set(),
-    "server.memory.heap": set(),
-    "server.inspection": {
-        "expert_store",
-        "server.device",
-        "server.kernels.native.available",
-        "server.memory",
-        "server.model",
-        "server.settings",
-    },
-    "server.cli.inspect": {
-        "expert_store",
-        "server.cli.exit_status",
-        "server.cli.flags",
-        "server.inspection",
-        "server.model.errors",
-        "server.observability.logging",
-        "server.settings",
-        "server.lifecycle.torch_setup",
-    },
-    "server.doctor": {
-        "expert_store",
-        "server.lifecycle.listening_socket",
-        "server.device",
-        "server.inspection",
-        "server.kernels",
-        "server.memory",
-        "server.model",
-        "server.setting_values",
-        "server.settings",
-    },
-    "server.cli.pack": {
-        "expert_store",
-        "server.cli.exit_status",
-        "server.model",
-        "server.observability.logging",
-        "server.progress",
-    },
-    "server.cli.verify": {
-        "expert_store",
-        "server.cli.exit_status",
-        "server.memory.byte_sizes",
-        "server.observability.logging",
-        "server.progress",
-    },
-    "server.cli.doctor": {
-        "server.cli.exit_status",
-        "server.cli.flags",
-        "server.doctor",
-        "server.observability.logging",
-        "server.settings",
-        "server.lifecycle.torch_setup",
-    },
-    "server.cli.replay": {"expert_store", "server.cli.exit_status", "server.replay"},
-    "server.replay": {"expert_store", "server.setting_values"},
-    "server.cli.serve": {
-        "expert_store",
-        "server.lifecycle.app",
-        "server.cli.exit_status",
-        "server.cli.flags",
-        "server.model.errors",
-        "server.observability.logging",
-        "server.progress",
-        "server.settings",
-        "server.lifecycle.torch_setup",
-    },
-    "server.cli.__main__": {"server.cli.main"},
-    "server.cli.main": {"server.cli.exit_status"},  # its subcommands by name, when they are asked for
-}
-OURS = ("client", "expert_store", "server")
 
 
-def modules() -> Iterator[tuple[str, Path]]:
-    for package in OURS:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def imports(module: str, path: Path) -> Iterator[str]:
-    """Absolute names of everything of ours that a module imports."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            name = ".".join([*base, *([node.module] if node.module else [])])
-            yield from (f"{name}.{alias.name}" for alias in node.names)
-
-
-def room(name: str) -> str | None:
-    parts = name.split(".")
-    prefixes = (".".join(parts[:count]) for count in range(len(parts), 0, -1))
-    return next((prefix for prefix in prefixes if prefix in ALLOWED), None)
-
-
-@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
-def test_imports_run_one_way(module: str, path: Path) -> None:
-    home = room(module)
-    if home is None:
-        assert path.read_text("utf-8").strip().count("\n") <= 1, f"{module} belongs to no room"
-        return
-    for name in imports(module, path):
-        if name.split(".")[0] in OURS and room(name) != home:
-            assert any(name == door or name.startswith(f"{door}.") for door in ALLOWED[home]), (
-                f"{module} may not import {name}"
-            )
+def test_packages_import_downwards_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """pyproject.toml has the layers."""
+    status = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == 0, capsys.readouterr().out
 
 
 def members(package: str) -> list[str]:
-    return [name for name, _ in modules() if name == package or name.startswith(f"{package}.")]
+    return [package, *(found.name for found in pkgutil.iter_modules(import_module(package).__path__, f"{package}."))]
 
 
 IMPORT_UNTIL_TORCH = """

@@ -18,9 +18,9 @@ from expert_store import (
 )
 from server.administration.cached_value import CachedValue
 from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
+from server.engine.engine_statistics import EngineStatistics
 from server.engine.interface import EngineUnavailableError, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
 from server.memory.usage import MemoryUsage
-from server.observability.engine_statistics import EngineStatistics
 
 MAX_PREFETCH_SECONDS = 5.0  # longest wait of a prefetch for an idle disk
 

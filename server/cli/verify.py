@@ -19,7 +19,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Verify a packed model, and return the exit status."""
     # torch takes seconds to import; --help should not wait
     from expert_store import ExpertStoreError, is_pack, open_pack, unreadable_experts  # noqa: PLC0415
-    from server.memory.byte_sizes import format_bytes  # noqa: PLC0415
+    from server.byte_sizes import format_bytes  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, ParameterSpec
+from server.byte_sizes import format_bytes
 from server.doctor.finding import Finding
 from server.inspection.bandwidth import measure_disk, temporary_experts
-from server.memory.byte_sizes import format_bytes
 
 PIECE_BYTES = 4 << 20  # size of a made-up expert
 

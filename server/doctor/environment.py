@@ -10,9 +10,9 @@ import torch
 from huggingface_hub import constants, get_token
 from packaging.requirements import Requirement
 
+from server.byte_sizes import format_bytes
 from server.doctor.finding import Finding
 from server.lifecycle.listening_socket import listen
-from server.memory.byte_sizes import format_bytes
 from server.settings import SettingsError
 
 DRIVER = Path("/proc/driver/nvidia/version")

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import torch
 
+from server.byte_sizes import format_bytes
 from server.doctor.finding import Finding
 from server.memory.budget import asked_bytes, host_budget
-from server.memory.byte_sizes import format_bytes
 from server.memory.control_group import memory_limit
 from server.memory.machine import available_bytes
 from server.setting_values import AUTO

@@ -9,13 +9,13 @@ import torch
 from huggingface_hub import constants
 
 from expert_store import ExpertStoreError
+from server.byte_sizes import format_bytes
 from server.device import find_device
 from server.doctor.disk import check_disk
 from server.doctor.finding import Finding
 from server.inspection.memory_fit import count_slots, needs_of_summary
 from server.inspection.model_summary import ModelSummary, summarise_model
 from server.memory.budget import host_budget
-from server.memory.byte_sizes import format_bytes
 from server.memory.fit_checks import check_plan, check_trunk
 from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.download import check_disk_space

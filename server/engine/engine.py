@@ -12,6 +12,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
 from server.engine.admission.rotation import DecodeGroupRotation
+from server.engine.engine_statistics import EngineStatistics
 from server.engine.event_publisher import EventPublisher
 from server.engine.interface import (
     EngineError,
@@ -37,7 +38,6 @@ from server.engine.submission_queue import SubmissionQueue
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import TextAssembler
 from server.model.step import StepOutput
-from server.observability.engine_statistics import EngineStatistics
 
 STOPPING = "the server is shutting down"
 RECLAIM_SECONDS = 1.0

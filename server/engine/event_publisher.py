@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence as AbstractSequence
 
 from expert_store import ExpertLoadError
+from server.engine.engine_statistics import EngineStatistics
 from server.engine.interface import DeadlineExceededError, EngineError, GenerationFailedError, publish
 from server.engine.latency_recording import record_event
 from server.engine.postprocess import SequenceEvent
 from server.engine.scheduler import Scheduled, Scheduler
 from server.engine.sequence import Sequence
-from server.observability.engine_statistics import EngineStatistics
 
 log = logging.getLogger(__name__)
 

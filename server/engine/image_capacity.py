@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from server.engine.interface import QueueFullError
-from server.memory.heap import shared_trimmer
+from server.heap import shared_trimmer
 from server.model.multimodal.image_decoding import MAX_PIXELS_TOGETHER, PIXEL_BYTES
 from server.model.multimodal.prompt_media import PromptMedia
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence as AbstractSequence
 from heapq import nlargest
 
+from server.engine.engine_statistics import Latencies
 from server.engine.interface import TokenEvent
 from server.engine.scheduler import Scheduled
 from server.engine.sequence import Sequence
 from server.model.experts.stalls import Stall
-from server.observability.engine_statistics import Latencies
 
 MAX_STALLS = 16  # stalls kept of a request
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from expert_store import UNCHANGED
+from server.byte_sizes import format_bytes
 from server.inspection.memory_fit import MemoryFit
 from server.inspection.model_summary import ModelSummary
 from server.inspection.throughput_bound import Bandwidths, Traffic, hit_ratios, tokens_per_second
-from server.memory.byte_sizes import format_bytes
 from server.model.recurrent.states import states_bytes
 
 SOURCES = {

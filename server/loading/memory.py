@@ -7,8 +7,8 @@ import logging
 import torch
 
 from expert_store import ExpertCatalog, ExpertStore
+from server.byte_sizes import format_bytes
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
-from server.memory.byte_sizes import format_bytes
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.fit_checks import check_plan
 from server.memory.machine import own_bytes

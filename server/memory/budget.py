@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from server.memory.byte_sizes import format_bytes
+from server.byte_sizes import format_bytes
 from server.memory.control_group import MemoryLimit, memory_limit
 from server.memory.machine import available_bytes, own_bytes, total_bytes
 from server.settings import ServeSettings

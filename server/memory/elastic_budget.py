@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 
 from expert_store import BudgetError, ExpertStore
+from server.byte_sizes import format_bytes
 from server.engine.kv.block_manager import BlockManager
 from server.engine.kv.extents import Allowance
-from server.memory.byte_sizes import format_bytes
 from server.memory.plan import GROWTH_BYTES, MemoryPlan
 from server.memory.step_memory import step_bytes
 from server.memory.usage import Action, Adjustments, Cause

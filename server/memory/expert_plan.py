@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
-from server.memory.byte_sizes import format_bytes
+from server.byte_sizes import format_bytes
 from server.setting_values import Budget
 from server.settings import ServeSettings
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
+from server.byte_sizes import as_flag, format_bytes
 from server.memory.budget import host_budget
-from server.memory.byte_sizes import as_flag, format_bytes
 from server.memory.expert_plan import FreeMemory
 from server.memory.machine import own_bytes
 from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from server.byte_sizes import format_bytes
 from server.engine.kv.block_manager import BlockGroup
-from server.memory.byte_sizes import format_bytes
 from server.model.attention.kv_cache import KVGroup, extent_blocks
 from server.settings import ServeSettings, SettingsError
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
+from server.byte_sizes import as_flag, format_bytes
 from server.engine.scheduler import MAX_LOGITS_ROWS
-from server.memory.byte_sizes import as_flag, format_bytes
 from server.memory.expert_plan import FreeMemory, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from server.memory.step_memory import StepShape, step_bytes

@@ -23,8 +23,8 @@ from expert_store import (
     StoreStatistics,
     TierReport,
 )
+from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
-from server.observability.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.observability.expert_tokens import ExpertTokens
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 
 from expert_store import ExpertStore
-from server.observability.engine_statistics import EngineStatistics
+from server.engine.engine_statistics import EngineStatistics
 from server.observability.metrics import Metrics
 from tests.docker.files import FOLDER, PROJECT, read_image, read_manifest, settings_of
 from tests.expert_store.files import make_catalog

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.memory.byte_sizes import format_bytes
+from server.byte_sizes import format_bytes
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.hub import serving_hub
 from tests.e2e.processes import run_command, serving

@@ -26,7 +26,7 @@ from server.api.core.errors import (
 from server.api.core.fields import is_encodable
 from server.api.core.json_reader import FieldError, JSONError, read_json
 from server.api.core.validation import NOT_AN_OBJECT, quote
-from server.memory.heap import shared_trimmer
+from server.heap import shared_trimmer
 
 MAX_BODY_BYTES = 24 << 20  # fits the images of a request, and more text than any model takes
 SMALL_BODY_BYTES = 16 << 10  # up to this size, parsing takes a few milliseconds and needs no thread

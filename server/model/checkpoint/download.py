@@ -22,7 +22,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, not exported
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from server.memory.byte_sizes import format_bytes
+from server.byte_sizes import format_bytes
 from server.model.errors import ModelError, check_formats
 from server.progress import polled_progress
 

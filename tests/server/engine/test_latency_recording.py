@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from server.engine.histogram import Histogram
 from server.engine.interface import GenerationFailedError, GenerationRequest, SamplingParams
-from server.observability.histogram import Histogram
 from tests.server.engine.fakes import Rig, collect, run
 
 

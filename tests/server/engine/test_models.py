@@ -15,6 +15,7 @@ import transformers
 
 from expert_store import ExpertStore, least_bytes
 from server.engine.engine import Engine, EngineLimits
+from server.engine.engine_statistics import EngineStatistics
 from server.engine.interface import GenerationRequest, SamplingParams
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
@@ -29,7 +30,6 @@ from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
-from server.observability.engine_statistics import EngineStatistics
 from tests.checkpoints import CONFIGS, make_checkpoint
 
 BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16

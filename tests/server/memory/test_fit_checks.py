@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from expert_store import ExpertCatalog, least_bytes, read_index
+from server.byte_sizes import as_flag
 from server.memory import fit_checks
-from server.memory.byte_sizes import as_flag
 from server.memory.expert_plan import DEVICE_RESERVE_BYTES, FreeMemory, plan_experts
 from server.memory.fit_checks import check_budgets, check_trunk
 from server.memory.machine import own_bytes

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from expert_store import ExpertKey, ExpertLoadError, ExpertStore
-from server.observability.engine_statistics import EngineStatistics
+from server.engine.engine_statistics import EngineStatistics
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.metrics import Metrics
 from tests.expert_store.files import make_catalog

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from server.observability.histogram import Histogram
+from server.engine.histogram import Histogram
 
 StepPhase = Literal["prefill", "decode"]  # decode: one token of each sequence
 STEP_PHASES: tuple[StepPhase, ...] = ("prefill", "decode")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from server.memory.heap import HeapTrimmer
+from server.heap import HeapTrimmer
 
 
 def test_simultaneous_calls_trim_once() -> None:
