@@ -1,6 +1,20 @@
-"""What holds for all tests."""
+"""Settings and marks of all tests."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
 settings.load_profile("greenroom")
+
+MARKS = {"e2e": pytest.mark.slow, "e2e/dashboard": pytest.mark.browser}  # by folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of a folder."""
+    root = Path(__file__).parent
+    for item in items:
+        for folder, mark in MARKS.items():
+            if item.path.is_relative_to(root / folder):
+                item.add_marker(mark)

@@ -13,6 +13,8 @@ import yaml
 
 from tests.docker.files import FOLDER, read_compose, read_image, settings_of
 
+pytestmark = pytest.mark.compose
+
 COMPOSE = read_compose("compose.yaml")
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 SERVER = SERVICES["greenroom"]

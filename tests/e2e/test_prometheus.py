@@ -28,10 +28,13 @@ RULES = DOCKER / "prometheus/rules.yml"
 MODEL = "greenroom-demo"
 POD = {"namespace": "default", "pod": "greenroom-0"}  # as Kubernetes' service discovery tells them
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("prometheus") and shutil.which("promtool")),
-    reason="prometheus and promtool are not installed (Debian and Ubuntu: apt-get install prometheus)",
-)
+pytestmark = [
+    pytest.mark.prometheus,
+    pytest.mark.skipif(
+        not (shutil.which("prometheus") and shutil.which("promtool")),
+        reason="prometheus and promtool are not installed (Debian and Ubuntu: apt-get install prometheus)",
+    ),
+]
 
 
 def promtool(*arguments: str, stdin: str = "") -> str:

@@ -24,6 +24,8 @@ from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
 from tests.expert_store.waiting import wait_until_idle
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
 VARIANT = "other"
 SLOT = LAYOUT.slot_bytes

@@ -138,4 +138,4 @@ def sort_choices(chosen: IntArray, keys: tuple[ExpertKey, ...]) -> tuple[IntArra
 
 
 def _nothing() -> None:
-    """Stand in for ``Prefetcher.ask`` where there is no prefetcher."""
+    """Stand in for ``Prefetcher.request`` where there is no prefetcher."""

@@ -31,7 +31,7 @@ def test_it_reconnects_when_the_server_is_back(rig: Rig, codec: Codec, page: Pag
     with synthetic_server(rig, codec, port or 0, "another") as second:
         model, second.service.model = second.service.model, None
         page.get_by_role("button", name="Reconnect now").click()
-        expect(page.locator("#connection-text")).to_contain_text("still being loaded")
+        expect(page.locator("#connection-text")).to_contain_text("The model is still loading.")
         second.service.model = model
         expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
         expect(page.locator("#heatmap")).not_to_have_attribute("data-stale", "")

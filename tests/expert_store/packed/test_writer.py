@@ -28,6 +28,8 @@ from tests.expert_store.packs import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 NUM_RECORDS = NUM_LAYERS * NUM_EXPERTS
 

@@ -18,6 +18,8 @@ from server.model.checkpoint.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.engine.test_models import engine_over, some_prompts, write
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [[token % 110 + 3 for token in prompt] for prompt in some_prompts(1)]
 POOLINGS: tuple[Pooling, ...] = ("mean", "last")
 TOLERANCE = 2e-5  # part of the largest value of a vector, in float32

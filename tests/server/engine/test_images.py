@@ -21,6 +21,8 @@ from tests.server.engine.test_models import decode, engine_over
 from tests.server.model.multimodal.test_image_parity import NEW_TOKENS, Prompt, make_prompts, save_model, write
 from tests.vision import VISIONS
 
+pytestmark = pytest.mark.slow
+
 MODELS = [
     "ernie4_5_vl_moe",  # separate experts and positions for images
     "hy_v4_vl",  # sequences are computed one after the other; separate positions for images

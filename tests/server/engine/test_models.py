@@ -32,6 +32,8 @@ from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE, MAX_RUNNING, MAX_BATCHED = 4, 5, 16
 NUM_TOKENS = 24
 LETTERS = 0x4E00  # code point of token 0; each token is one character

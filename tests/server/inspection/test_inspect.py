@@ -215,7 +215,7 @@ def drop(folder: Path, name: str) -> None:
     [
         (lambda folder: edit_config(folder, quantization_config={"quant_method": "nonesuch"}), "nonesuch"),
         (lambda folder: edit_config(folder, model_type="nonesuch"), "nonesuch"),
-        (lambda folder: edit_config(folder, moe_intermediate_size=25), "bytes for|makes"),
+        (lambda folder: edit_config(folder, moe_intermediate_size=25), "convert to shape"),
         (
             lambda folder: drop(folder, "model.layers.1.self_attn.q_proj.weight"),
             "lacks model.layers.1.self_attn.q_proj",

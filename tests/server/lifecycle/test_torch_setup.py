@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SERVE = (
     "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); import sys, server.lifecycle.app; "
 )

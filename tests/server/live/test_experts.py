@@ -21,6 +21,8 @@ from tests.made_up_memory import made_up_memory
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
 
+pytestmark = pytest.mark.slow
+
 NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, LEAST_UNPINNED = 2, 8, 6, 2
 
 
@@ -184,7 +186,7 @@ def test_an_unknown_expert_is_not_found(path: str, server: ExpertServer) -> None
     [
         ([[0, 8]], "layer 0 has no expert 8; it has experts 0 to 7"),
         ([[0, -1]], "layer 0 has no expert -1; it has experts 0 to 7"),
-        ([[5, 0]], "layer 5 has no routed experts; the layers that have are 0 to 1"),
+        ([[5, 0]], "layer 5 has no routed experts; layers with routed experts are 0 to 1"),
         ([[0]], "'experts' must hold pairs of integers [layer, expert] only, got [0]."),
         ([[0, 1.0]], "'experts' must hold pairs of integers [layer, expert] only, got [0, 1.0]."),
         ([[True, 1]], "'experts' must hold pairs of integers [layer, expert] only, got [True, 1]."),

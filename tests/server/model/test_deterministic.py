@@ -25,6 +25,8 @@ from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE = 4
 LONGEST = 160
 BLOCKS = LONGEST // BLOCK_SIZE

@@ -24,6 +24,8 @@ from tests.models_page import PAGE
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 SERVED = [model_type for model_type, family in FAMILIES.items() if family.refusal is None]
 
 

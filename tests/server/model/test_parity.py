@@ -19,6 +19,8 @@ from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE = 4
 PROMPTS = [[5, 17, 99, 3, 42, 8, 64], [7], [23, 11, 90, 90, 12, 13, 14, 15, 16, 1, 77]]
 NEW_TOKENS = 8

@@ -11,6 +11,8 @@ import pytest
 from server.observability.otlp import Tracing, otlp_exporter
 from tests.collector import Collector, attributes_of, collecting
 
+pytestmark = pytest.mark.slow
+
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 

@@ -17,6 +17,8 @@ from tests.byte_tokenizer import save_byte_tokenizer
 from tests.chat_formats import CALL, CALLS, END_CALL, END_CALLS, FAMILIES, KIMI, SCHEMAS, SEP, Family
 from tests.server.api.tool_parsers.turns import Turn, parser_of, read
 
+pytestmark = pytest.mark.slow
+
 END = "<|end_of_text|>"
 LIGHT = {"set_light": SCHEMAS["set_light"]}
 MODES = {

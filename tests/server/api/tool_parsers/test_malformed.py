@@ -9,6 +9,8 @@ import pytest
 from tests.chat_formats import BAR, FAMILIES, PARIS
 from tests.server.api.tool_parsers.turns import parser_of, read
 
+pytestmark = pytest.mark.slow
+
 SAID = [
     ("hermes", "<tool_call>not JSON</tool_call>"),
     ("hermes", 'Write <tool_call> and </tool_call>, or <tool_call>{"name": 3, "arguments": {}}</tool_call>.'),

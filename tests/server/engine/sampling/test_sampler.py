@@ -145,6 +145,7 @@ def sampling(draw: st.DrawFn) -> dict[str, Any]:
 NO_FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     params=sampling(),

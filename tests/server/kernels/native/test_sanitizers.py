@@ -10,6 +10,8 @@ import pytest
 
 from tests.server.kernels.native.build import DRIVER, ROOT, load_setup
 
+pytestmark = pytest.mark.slow
+
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
 FLAGS = ("-std=c++17", "-O0", "-g1", "-Wall", "-Wextra", *SANITIZERS)
 # GCC 12 aligns heap frames to 32 bytes, but AVX-512 needs 64.

@@ -28,6 +28,8 @@ from tests.checkpoints import make_checkpoint
 from tests.quantise import fp8, publish
 from tests.server.model.checkpoint.test_packing import logits_of
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("qwen3_moe", "mixtral", "olmoe", "gpt_oss", "deepseek_v3", "jamba")
 CASES: list[tuple[str, QuantisedWeights]] = [
     *((name, "int8") for name in NAMES),

@@ -27,6 +27,8 @@ from tests.old_packs import pack_as_before
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model, write
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 

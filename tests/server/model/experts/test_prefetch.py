@@ -17,6 +17,8 @@ from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 MODES: tuple[PrefetchMode, ...] = ("gate", "coactivation", "auto")
 
 

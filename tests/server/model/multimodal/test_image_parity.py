@@ -26,6 +26,8 @@ from tests.models_page import PAGE
 from tests.server.model.test_parity import BLOCK_SIZE, TOLERANCE
 from tests.vision import VISIONS, make_image, save_vision
 
+pytestmark = pytest.mark.slow
+
 NEW_TOKENS = 5
 BLOCKS = 48  # KV cache blocks per sequence
 TYPES = ("mm_token_type_ids", "moe_mm_token_type_ids")  # per-token types of the prompt

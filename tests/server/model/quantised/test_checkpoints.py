@@ -15,6 +15,8 @@ from tests.families import make_config
 from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, mxfp4, publish
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
 
+pytestmark = pytest.mark.slow
+
 CHUNK = 3
 INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
 FP8 = {"num_bits": 8, "type": "float", "symmetric": True}

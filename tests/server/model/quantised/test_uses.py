@@ -20,6 +20,8 @@ from tests.server.inspection.test_inspect import SETTINGS, headers_of
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import generate
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 INT4 = partial(compressed_tensors, "pack-quantized", num_bits=4, type="int", strategy="group", group_size=GROUP)
 FORMATS = {

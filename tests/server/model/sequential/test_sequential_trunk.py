@@ -136,7 +136,7 @@ def test_decodes_are_shown_to_the_prefetcher_as_steps_of_one_sequence(rig: Rig) 
     for tokens in ([7, 9], [8]):  # a prompt, of which it learns nothing, then a token
         chunks = [SequenceChunk(tokens, 2 * (len(tokens) == 1), [], slot=slot) for slot in range(2)]
         rig.trunk.forward(chunks, rig.cache, rig.store, cast("Prefetcher", log), rig.caches)
-    told = [name for name in log.calls if name != "ask"]
+    told = [name for name in log.calls if name != "request"]
     assert told == ["begin_step", "observe", "observe", "end_step"] * 2
     assert set(rig.trunk.gates) == {min(rig.trunk.catalog.layers)}
 
@@ -146,7 +146,7 @@ def test_a_piece_of_a_prompt_with_images_is_no_decode_to_the_prefetcher(rig: Rig
     for place, told in enumerate([[], [], ["begin_step", "observe", "observe", "end_step"]]):
         chunk = SequenceChunk([7], place, [], media=media)
         rig.trunk.forward([chunk], rig.cache, rig.store, cast("Prefetcher", log), rig.caches)
-        assert [name for name in log.calls if name != "ask"] == told
+        assert [name for name in log.calls if name != "request"] == told
 
 
 def test_a_model_that_ignores_its_cache_in_pieces_runs_token_by_token(

@@ -52,7 +52,7 @@ def test_tokens_that_mix_outside_of_attention_are_found_without_a_name(
     caplog.set_level("INFO")
     trunk = load_trunk(tmp_path, torch.float32)
     assert isinstance(trunk, SequentialTrunk)
-    (message,) = [record.getMessage() for record in caplog.records if "one after the other" in record.getMessage()]
+    (message,) = [record.getMessage() for record in caplog.records if "run one at a time" in record.getMessage()]
     assert re.search(r"mixes tokens outside of its attention \(.*layers\.[01]\.", message)
     assert equals_transformers(logits_in_pieces(trunk, 5), tmp_path)
 
