@@ -13,6 +13,9 @@ from server.api.middleware.host_check import HostMiddleware
 from server.api.middleware.rate_limit import RateLimitMiddleware
 from server.api.middleware.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
 from server.api.middleware.request_observer import RequestObserverMiddleware
+from server.api.ollama import chat as ollama_chat
+from server.api.ollama import embed, management
+from server.api.ollama import models as ollama_models
 from server.api.openai import chat, completions, embeddings, models, tokenization
 from server.api.openai.responses import route as responses
 from server.api.operations import dashboard, health, metrics
@@ -21,7 +24,8 @@ from server.api.operations import dashboard, health, metrics
 EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", *RATE_HEADERS)
 
 OPERATION_ROUTES = (dashboard, health, metrics)
-USER_ROUTES = (models, completions, chat, embeddings, tokenization, responses, messages)
+OLLAMA_ROUTES = (ollama_chat, embed, ollama_models, management)
+USER_ROUTES = (models, completions, chat, embeddings, tokenization, responses, messages, *OLLAMA_ROUTES)
 ADMIN_ROUTES = (experts, requests)
 
 

@@ -53,7 +53,13 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
             if loading.done():
                 loaded = loading.result()
                 service.model = LoadedModel(
-                    loaded.name, loaded.engine, loaded.codec, loaded.defaults, loaded.experts, tracing is not None
+                    loaded.name,
+                    loaded.engine,
+                    loaded.codec,
+                    loaded.defaults,
+                    loaded.experts,
+                    tracing is not None,
+                    card=loaded.card,
                 )
                 service.metrics = loaded.metrics.render
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.

@@ -11,11 +11,11 @@ from transformers.utils import logging as transformers_logging
 from expert_store import ExpertStore, Preloader
 from server.administration.store_administration import StoreAdministration
 from server.engine.engine import Engine
-from server.engine.interface import SamplingDefaults
+from server.engine.interface import ModelCard, SamplingDefaults
 from server.engine.text.codec import Codec
 from server.loading.build_engine import build_codec, build_engine, open_experts
 from server.loading.load_model import load_model
-from server.loading.memory import log_plan, memory_usage, plan_beside_trunk
+from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.usage import MemoryUsage
@@ -36,6 +36,7 @@ class LoadedServer:
     engine: Engine
     codec: Codec
     defaults: SamplingDefaults
+    card: ModelCard
     metrics: Metrics
     store: ExpertStore
     experts: StoreAdministration
@@ -89,6 +90,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         engine,
         codec,
         parts.defaults,
+        describe_model(parts.trunk, usage),
         metrics,
         paging.store,
         experts,

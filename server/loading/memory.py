@@ -8,6 +8,7 @@ import torch
 
 from expert_store import ExpertCatalog, ExpertStore
 from server.byte_sizes import format_bytes
+from server.engine.interface import ModelCard
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.fit_checks import check_plan
@@ -74,6 +75,19 @@ def memory_usage(plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | 
         kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
         adjustments=Adjustments() if elastic is None else elastic.adjustments,
     )
+
+
+def describe_model(trunk: Trunk | SequentialTrunk, usage: MemoryUsage) -> ModelCard:
+    """Return what lists of models show of a loaded model."""
+
+    def host_bytes() -> int:
+        return usage.trunk_bytes + usage.experts() + usage.kv_cache()
+
+    def device_bytes() -> int:
+        return torch.cuda.memory_allocated(trunk.device) if trunk.device.type == "cuda" else 0
+
+    family = str(trunk.config.model_type)
+    return ModelCard(family, trunk.nbytes + trunk.catalog.total_bytes, host_bytes, device_bytes)
 
 
 def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryPlan) -> None:

@@ -1,8 +1,9 @@
-"""The same conversation in three dialects, each through its official client package, with the bundled model."""
+"""The same conversation in each dialect, through its official client package, with the bundled model."""
 
 from __future__ import annotations
 
 import anthropic
+import ollama
 import openai
 import pytest
 
@@ -50,3 +51,19 @@ def test_messages(server: Server, chat: openai.types.chat.ChatCompletion) -> Non
     assert usage.input_tokens + usage.cache_read_input_tokens == chat.usage.prompt_tokens == num_prompt_tokens
     assert "".join(deltas) == whole.content[0].text
     assert len(deltas) > NUM_TOKENS // 2
+
+
+def test_ollamas_chats(server: Server, chat: openai.types.chat.ChatCompletion) -> None:
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
+    asked = {"messages": messages, "options": {"temperature": 0, "num_predict": NUM_TOKENS}}
+    with ollama.Client(server.url) as client:
+        (listed,) = client.list().models
+        (running,) = client.ps().models
+        whole = client.chat(listed.model, **asked)
+        deltas = [part.message.content for part in client.chat(MODEL, **asked, stream=True)]
+    assert whole.message.content == chat.choices[0].message.content
+    assert whole.prompt_eval_count == chat.usage.prompt_tokens
+    assert "".join(deltas) == whole.message.content
+    assert len(deltas) > NUM_TOKENS // 2
+    assert listed.details.family == "qwen3_moe"
+    assert 0 < running.size < listed.size * 2

@@ -7,7 +7,7 @@ first, so the guards of a route run before its body is read.
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from typing import Any
 
 from fastapi import Depends, Request
@@ -33,6 +33,7 @@ SMALL_BODY_BYTES = 16 << 10  # up to this size, parsing takes a few milliseconds
 LARGE_BODY_BYTES = 1 << 20  # above this size, bodies are parsed one at a time: parsing takes several times their bytes
 BODY_GRACE_SECONDS = 30.0  # time for a body to arrive, besides what BODY_BYTES_PER_SECOND adds
 BODY_BYTES_PER_SECOND = 16 << 10
+JSON_TYPES = frozenset({"application/json"})
 SURROGATE = re.compile(rb"\\u[dD]")
 
 
@@ -40,10 +41,14 @@ class BodyReader:
     """A dependency that reads, parses and validates the body of a request.
 
     The body counts against ``Service.body_capacity`` until the route has returned its response.
+
+    Args:
+        types: content types that the body may have; "" is none.
+
     """
 
-    def __init__(self, model: type[BaseModel]) -> None:
-        self.model = model
+    def __init__(self, model: type[BaseModel], types: Collection[str] = JSON_TYPES) -> None:
+        self.model, self.types = model, types
 
     async def __call__(self, request: Request, service: ServiceDep) -> AsyncGenerator[BaseModel, None]:
         with service.body_capacity.reserve() as reservation:
@@ -54,7 +59,7 @@ class BodyReader:
                     shared_trimmer().soon()
 
     async def _read(self, request: Request, reservation: Reservation, large_bodies: asyncio.Lock) -> BaseModel:
-        check_type(request)
+        check_type(request, self.types)
         data = await read_body(request, reservation)
         if len(data) <= SMALL_BODY_BYTES:
             return parse(data, self.model)
@@ -64,13 +69,13 @@ class BodyReader:
             return await asyncio.to_thread(parse, data, self.model)
 
 
-def JsonBody(model: type[BaseModel]) -> Any:  # noqa: N802  as FastAPI's Body
+def JsonBody(model: type[BaseModel], types: Collection[str] = JSON_TYPES) -> Any:  # noqa: N802  as FastAPI's Body
     """Declare a parameter of a route that is the body, validated as ``model``."""
-    return Depends(BodyReader(model), scope="function")
+    return Depends(BodyReader(model, types), scope="function")
 
 
-def check_type(request: Request) -> None:
-    """Refuse a body whose headers declare another type than JSON, or an encoding.
+def check_type(request: Request, types: Collection[str]) -> None:
+    """Refuse a body whose headers declare a type that is not one of ``types``, or an encoding.
 
     Raises:
         UnsupportedBodyError: the server does not take such a body.
@@ -80,7 +85,7 @@ def check_type(request: Request) -> None:
     if encoding.lower() != "identity":
         raise UnsupportedBodyError(f"The body has the content-encoding {quote(encoding)}: send it unencoded.")
     content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "application/json":
+    if content_type.partition(";")[0].strip().lower() not in types:
         raise UnsupportedBodyError(f"The body must be application/json, but its content-type is {quote(content_type)}.")
 
 

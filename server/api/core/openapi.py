@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.routing import BaseRoute
 
 from server.api.core.body import BodyReader
+from server.api.core.json_lines import JSON_LINES
 
 REF_TEMPLATE = "#/components/schemas/{model}"
 ERROR_SCHEMA = {
@@ -36,6 +37,12 @@ ERROR = {
 # The responses of a route that streams on request.
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {"description": "The complete answer, or server-sent events", "content": {"text/event-stream": {}}}
+}
+
+
+# The same for streams of lines.
+JSON_STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The complete answer, or a line of JSON for each part of it", "content": {JSON_LINES: {}}}
 }
 
 

@@ -1,4 +1,4 @@
-"""The reply to an accepted generation: complete, or as a stream of server-sent events."""
+"""The reply to an accepted generation: complete, or as a stream, usually of server-sent events."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -21,6 +21,8 @@ class ReplyEncoder(ABC):
     An encoder serves either ``complete`` or a stream: ``start``, then ``encode`` for every event of the generation,
     once and in order, then ``end`` or ``failure``.
     """
+
+    media_type = EVENT_STREAM  # of a stream
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation
@@ -74,7 +76,7 @@ class GenerationStream(StreamingResponse):
 
     def __init__(self, encoder: ReplyEncoder) -> None:
         self.generation, self.events = encoder.generation, encode_stream(encoder)
-        super().__init__(self.events, headers=HEADERS, media_type=EVENT_STREAM)
+        super().__init__(self.events, headers=HEADERS, media_type=encoder.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["work"] = self.generation

@@ -18,7 +18,7 @@ from server.api.core.rate_limiter import RateLimiter
 from server.api.core.tracer import Tracer
 from server.api.core.unknown_fields import UnknownFields
 from server.api.core.validation import quote
-from server.engine.interface import ExpertAdministration, GenerationEngine, SamplingDefaults, TextCodec
+from server.engine.interface import ExpertAdministration, GenerationEngine, ModelCard, SamplingDefaults, TextCodec
 
 MAX_BODIES_BYTES = 64 << 20  # bodies of all requests whose response has not begun
 BODIES_REFUSAL = "The server is processing too many large bodies: try again later."
@@ -46,6 +46,7 @@ class LoadedModel:
     experts: ExpertAdministration | None = None
     keeps_stalls: bool = False  # the engine records each request's longest stalls
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
+    card: ModelCard = field(default_factory=ModelCard)
     grammar_compiler: GrammarCompiler = field(init=False)
     logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 

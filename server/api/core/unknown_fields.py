@@ -19,8 +19,18 @@ class UnknownFields:
     def note(self, names: Iterable[str]) -> None:
         """Log the new names, up to ``MAX_NAMES`` in total."""
         for name in names:
-            quoted = quote(name)
-            if quoted in self._seen or len(self._seen) == MAX_NAMES:
-                continue
-            self._seen.add(quoted)
-            logger.warning("Ignoring the unknown field %s of a request body.", quoted)
+            if self._is_new(name):
+                logger.warning("Ignoring the unknown field %s of a request body.", quote(name))
+
+    def note_known(self, names: Iterable[str], why: str) -> None:
+        """Log the new ones of fields that are known and ignored, with the reason."""
+        for name in names:
+            if self._is_new(name):
+                logger.warning("Ignoring the field %s of a request body: %s.", quote(name), why)
+
+    def _is_new(self, name: str) -> bool:
+        quoted = quote(name)
+        if quoted in self._seen or len(self._seen) == MAX_NAMES:
+            return False
+        self._seen.add(quoted)
+        return True

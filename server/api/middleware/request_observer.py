@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.core.errors import InternalError
 from server.api.core.generation import Generation
+from server.api.core.json_lines import JSON_LINES
 from server.api.core.server_sent_events import EVENT_STREAM
 from server.api.core.service import Service
 from server.api.core.validation import quote
@@ -37,7 +38,9 @@ class RequestObserverMiddleware:
             nonlocal status, is_stream
             if message["type"] == "http.response.start":
                 status = message["status"]
-                is_stream = Headers(raw=message["headers"]).get("content-type", "").startswith(EVENT_STREAM)
+                is_stream = (
+                    Headers(raw=message["headers"]).get("content-type", "").startswith((EVENT_STREAM, JSON_LINES))
+                )
             await send(message)
 
         try:

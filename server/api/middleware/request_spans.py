@@ -10,7 +10,13 @@ from server.engine.interface import ExpertUsage, Stall, Timeline, TokenStream
 
 MAX_CHOICES = 32  # choices of a request that have spans of their own
 MAX_STALLS = 32  # stalls of a request that have spans
-OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}  # all other routes are chats
+OPERATIONS = {  # all other routes are chats
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/api/generate": "text_completion",
+    "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
+}
 FIRST_SERVER_ERROR = 500
 
 

@@ -13,6 +13,7 @@ from server.engine.interface.errors import (
     RequestRefusedError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
+from server.engine.interface.model_card import ModelCard
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
 from server.engine.interface.protocols import (
     ExpertAdministration,
@@ -55,6 +56,7 @@ __all__ = [
     "GrammarSpec",
     "JsonObject",
     "Media",
+    "ModelCard",
     "Pooling",
     "PromptTooLongError",
     "QueueFullError",

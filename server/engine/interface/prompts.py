@@ -36,6 +36,8 @@ class ChatTraits:
     template: str = ""  # the source of its chat template
     markers: frozenset[str] = frozenset()  # texts that are single tokens
     special: Mapping[str, int] = field(default_factory=dict)  # the markers that are special tokens, and their ids
+    takes_tools: bool = False
+    takes_images: bool = False
 
 
 @dataclass(frozen=True)

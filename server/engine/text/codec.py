@@ -112,7 +112,13 @@ class Codec:
         tokenizer = self._tokenizer
         markers = tokenizer.marker_ids
         special = {text: token_id for text, token_id in markers.items() if token_id in tokenizer.special_token_ids}
-        return ChatTraits(tokenizer.template, frozenset(markers), special)
+        return ChatTraits(
+            tokenizer.template,
+            frozenset(markers),
+            special,
+            takes_tools=tokenizer.tool_template.shows_tools,
+            takes_images=not isinstance(self._media, str),
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         tokens = self._tokenizer.token_bytes

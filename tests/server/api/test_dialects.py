@@ -1,6 +1,7 @@
-"""Reasoning, text and a call in one turn, in responses and messages: with the unmodified packages, over a socket."""
+"""Reasoning, text and a call in one turn, in each dialect: with the unmodified packages, over a socket."""
 
 import anthropic
+import ollama
 import openai
 import pytest
 
@@ -33,6 +34,12 @@ def openai_client(hermes, url):
 @pytest.fixture
 def anthropic_client(hermes, url):
     with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def ollama_client(hermes, url):
+    with ollama.Client(url) as client:
         yield client
 
 
@@ -84,6 +91,24 @@ def test_messages(hermes, anthropic_client, streams):
     said = [ASK, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
     anthropic_client.messages.create(**asked, messages=said)
     assert hermes.codec.conversations[-1] == conversation_of(use.id)
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_ollamas_chats(hermes, ollama_client, streams):
+    def get_weather(city: str) -> str:
+        """Tell the weather."""
+        return "no"
+
+    reply = ollama_client.chat(MODEL, [ASK], tools=[get_weather], stream=streams)
+    messages = [part.message for part in reply] if streams else [reply.message]
+    assert "".join(message.thinking or "" for message in messages) == "Rain?"
+    assert "".join(message.content for message in messages) == "I look."
+    (call,) = [call for message in messages for call in message.tool_calls or ()]
+    assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
+    turn = ollama.Message(role="assistant", content="I look.", thinking="Rain?", tool_calls=[call])
+    result = {"role": "tool", "tool_name": "get_weather", "content": get_weather("Paris")}
+    ollama_client.chat(MODEL, [ASK, turn, result])
+    assert hermes.codec.conversations[-1] == conversation_of("call_0")
 
 
 @pytest.mark.parametrize("streams", [False, True])

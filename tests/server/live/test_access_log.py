@@ -58,6 +58,12 @@ def test_every_dialect_is_reported_alike(
     assert "Hi" not in str(caplog.records[-1].__dict__)
 
 
+def test_a_dialect_without_ids_is_reported_too(live: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    ask(live.port, post("/api/chat", messages=CHAT["messages"], options={"num_predict": 4}))
+    line = line_of(caplog, live)
+    assert (line["route"], line["completion_tokens"], line["finish_reasons"]) == ("/api/chat", 4, ["length"])
+
+
 def test_choices_share_one_line(live: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     ask(live.port, post("/v1/completions", prompt=["one", "three"], n=2, max_tokens=5))
     line = line_of(caplog, live)

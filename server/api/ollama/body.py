@@ -1,0 +1,39 @@
+"""Parts that all bodies of Ollama's routes share."""
+
+from functools import partial
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from server.api.core.body import JSON_TYPES, JsonBody
+from server.api.core.fields import Text
+from server.api.core.service import Service
+
+KEEPS_MODEL = "the model stays in memory until the server stops"
+
+# Ollama does not look at the type, and its examples send that of curl.
+OllamaBody = partial(JsonBody, types=JSON_TYPES | {"application/x-www-form-urlencoded", ""})
+
+
+class OllamaModel(BaseModel):
+    """A body or a part of one; null is the same as leaving a field out."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def leave_out_nulls(cls, value: object) -> object:
+        return {name: each for name, each in value.items() if each is not None} if isinstance(value, dict) else value
+
+
+class RequestBody(OllamaModel):
+    """Fields of every request that a model answers."""
+
+    model: Text | None = None
+    keep_alive: Any = None
+
+    def note_ignored(self, service: Service) -> None:
+        """Log the fields that have no effect."""
+        service.unknown_fields.note(self.model_extra or ())
+        if self.keep_alive is not None:
+            service.unknown_fields.note_known(["keep_alive"], KEEPS_MODEL)

@@ -1,0 +1,102 @@
+"""``/api/chat`` and ``/api/generate``: the next message of a conversation, and the answer to a prompt."""
+
+import asyncio
+import time
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.api.core.auth import UserDep
+from server.api.core.chat_turn import ChatTurn, PlainText
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import InvalidRequestError
+from server.api.core.openapi import JSON_STREAMED
+from server.api.core.reply import answer
+from server.api.core.service import LoadedModel, Service
+from server.api.core.translation import translate_errors
+from server.api.core.validation import quote
+from server.api.ollama.body import OllamaBody
+from server.api.ollama.capabilities import THINKING, capabilities
+from server.api.ollama.errors import ERRORS, OllamaRoute
+from server.api.ollama.generation_bodies import (
+    NAMES,
+    NAMES_OF_PROMPTS,
+    ChatRequest,
+    GenerateRequest,
+    ReplyRequest,
+)
+from server.api.ollama.model_names import served_name
+from server.api.ollama.reply_encoder import ChatEncoder, GenerateEncoder, loaded
+from server.api.openai.bodies import CompletionBody
+from server.api.openai.chat import begin_chat
+from server.api.openai.completions import token_ids
+from server.api.openai.submit import submit
+
+ID_PREFIX = "ollama-"
+
+router = APIRouter(tags=["ollama"], dependencies=[UserDep], route_class=OllamaRoute, responses=ERRORS)
+
+
+@router.post("/api/chat", response_model=None, responses=JSON_STREAMED)
+async def chat(
+    request: Request, body: Annotated[ChatRequest, OllamaBody(ChatRequest)], service: ServiceDep
+) -> Response:
+    started_at = time.monotonic()
+    model = await asked_model(service, body)
+    if not body.messages:
+        return JSONResponse(loaded(body.model or model.name, ChatEncoder))
+    with translate_errors(NAMES):
+        translated = await asyncio.to_thread(body.for_chat, served_name(service, body.model))
+        turn = await begin_chat(service, translated, ID_PREFIX)
+    encoder = ChatEncoder(turn, body.model or model.name, started_at, has_logprobs=body.logprobs)
+    return await answer(request, encoder, stream=body.stream)
+
+
+@router.post("/api/generate", response_model=None, responses=JSON_STREAMED)
+async def generate(
+    request: Request, body: Annotated[GenerateRequest, OllamaBody(GenerateRequest)], service: ServiceDep
+) -> Response:
+    started_at = time.monotonic()
+    model = await asked_model(service, body)
+    if not body.prompt and not body.images:
+        return JSONResponse(loaded(body.model or model.name, GenerateEncoder))
+    name = served_name(service, body.model)
+    with translate_errors(NAMES_OF_PROMPTS):
+        if body.raw:
+            turn = await begin_completion(model, body.for_completion(name))
+        else:
+            turn = await begin_chat(service, await asyncio.to_thread(body.for_chat, name), ID_PREFIX)
+    encoder = GenerateEncoder(turn, body.model or model.name, started_at, has_logprobs=body.logprobs)
+    return await answer(request, encoder, stream=body.stream)
+
+
+async def asked_model(service: Service, body: ReplyRequest) -> LoadedModel:
+    """Return the model that a request names.
+
+    Raises:
+        APIError: it can't answer now, there is no such model, or it does not think.
+
+    """
+    model = service.accepting_model(served_name(service, body.model))
+    body.note_ignored(service)
+    if body.think and THINKING not in await asyncio.to_thread(capabilities, model):
+        raise InvalidRequestError(
+            f"The model {quote(model.name)} does not support thinking: leave out 'think'.", "think"
+        )
+    return model
+
+
+async def begin_completion(model: LoadedModel, body: CompletionBody) -> ChatTurn:
+    """Submit a prompt to the engine as it is, without the chat template.
+
+    Raises:
+        APIError: the server does not take the prompt, or not now.
+        EngineError: the engine does not take it.
+
+    """
+    prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
+    spec = body.grammar_spec
+    grammar = None if spec is None else await model.grammar_compiler.compile(spec)
+    generation = submit(model, body, prompts, ID_PREFIX, "prompt", grammar=grammar)
+    return ChatTurn(generation, model.codec, [PlainText()])

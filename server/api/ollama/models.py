@@ -1,0 +1,116 @@
+"""``/api/tags``, ``/api/ps``, ``/api/show`` and ``/api/version``: the model that the server serves."""
+
+import asyncio
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from server.api.core.auth import UserDep
+from server.api.core.dependencies import ServiceDep
+from server.api.core.fields import Text
+from server.api.core.service import LoadedModel
+from server.api.ollama.body import OllamaBody, OllamaModel
+from server.api.ollama.capabilities import capabilities
+from server.api.ollama.errors import ERRORS, OllamaRoute
+from server.api.ollama.model_names import served_name, tagged
+from server.api.ollama.reply_encoder import timestamp
+from server.engine.interface import JsonObject
+
+API_VERSION = "0.12.11"  # the version of Ollama whose API these routes follow; some clients refuse older ones
+NEVER = "9999-12-31T23:59:59Z"  # a served model is not unloaded
+
+router = APIRouter(tags=["ollama"], dependencies=[UserDep], route_class=OllamaRoute, responses=ERRORS)
+
+
+class ShowRequest(OllamaModel):
+    """Names a model; ``name`` is the field of older clients."""
+
+    model: Text | None = None
+    name: Text | None = None
+    verbose: Any = None
+
+
+@router.get("/api/version")
+@router.head("/api/version", include_in_schema=False)
+async def version(service: ServiceDep) -> JSONResponse:
+    return JSONResponse({"version": API_VERSION, "greenroom": service.version})
+
+
+@router.get("/api/tags")
+@router.head("/api/tags", include_in_schema=False)
+async def tags(service: ServiceDep) -> JSONResponse:
+    model = service.loaded_model(None)
+    listed = {"modified_at": timestamp(model.created), "size": model.card.weight_bytes}
+    return JSONResponse({"models": [_named(model) | listed]})
+
+
+@router.get("/api/ps")
+async def ps(service: ServiceDep) -> JSONResponse:
+    model = service.loaded_model(None)
+    device_bytes = model.card.device_bytes()
+    running = {
+        "size": model.card.host_bytes() + device_bytes,
+        "size_vram": device_bytes,
+        "expires_at": NEVER,
+        "context_length": model.engine.max_model_len,
+    }
+    return JSONResponse({"models": [_named(model) | running]})
+
+
+@router.post("/api/show")
+async def show(body: Annotated[ShowRequest, OllamaBody(ShowRequest)], service: ServiceDep) -> JSONResponse:
+    model = service.loaded_model(served_name(service, body.model or body.name))
+    return JSONResponse(await asyncio.to_thread(_description, model))
+
+
+def _description(model: LoadedModel) -> JsonObject:
+    """Describe a model; may block the first time."""
+    family = model.card.family
+    return {
+        "modelfile": f"FROM {model.name}\n",
+        "parameters": _parameters(model),
+        "template": model.codec.chat_traits.template,
+        "details": _details(model),
+        "model_info": {
+            "general.architecture": family,
+            "general.basename": model.name,
+            f"{family}.context_length": model.engine.max_model_len,
+            f"{family}.embedding_length": model.engine.hidden_size,
+        },
+        "capabilities": capabilities(model),
+        "modified_at": timestamp(model.created),
+    }
+
+
+def _parameters(model: LoadedModel) -> str:
+    """Return the defaults of sampling, a line each, by Ollama's names."""
+    defaults = model.defaults
+    named = {
+        "temperature": defaults.temperature,
+        "top_p": defaults.top_p,
+        "top_k": defaults.top_k,
+        "min_p": defaults.min_p,
+        "repeat_penalty": defaults.repetition_penalty,
+    }
+    return "\n".join(f"{name:<30} {value:g}" for name, value in named.items())
+
+
+def _named(model: LoadedModel) -> JsonObject:
+    name = tagged(model.name)
+    # There is no digest of the weights; clients use it to tell models apart.
+    digest = hashlib.sha256(f"{model.name}\n{model.card.family}\n{model.card.weight_bytes}".encode()).hexdigest()
+    return {"name": name, "model": name, "digest": digest, "details": _details(model)}
+
+
+def _details(model: LoadedModel) -> JsonObject:
+    family = model.card.family
+    return {
+        "parent_model": "",
+        "format": "safetensors",
+        "family": family,
+        "families": [family],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
