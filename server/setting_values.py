@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from math import isfinite
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -56,6 +57,28 @@ class Rate:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ModelAlias:
+    """Another name under which a model answers; it may be a shell-style pattern. ``str`` gives it as the user wrote it.
+
+    Args:
+        model: the name of the model.
+    """
+
+    name: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.model}"
+
+    @property
+    def is_pattern(self) -> bool:
+        return any(character in self.name for character in "*?[")
+
+    def matches(self, name: str) -> bool:
+        return name == self.name or fnmatchcase(name, self.name)
+
+
 def parse_budget(text: str) -> Budget:
     """Parse ``auto``, ``6GiB``, ``512MB``, ``1000000`` or ``50%``.
 
@@ -87,6 +110,18 @@ def parse_rate(text: str) -> Rate:
     return Rate(int(match[1]), RATE_SECONDS[match[2]])
 
 
+def parse_alias(text: str) -> ModelAlias:
+    """Parse ``NAME=MODEL``.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    name, _, model = (part.strip() for part in text.partition("="))
+    if not name or not model:
+        raise ValueError("write NAME=MODEL, such as claude-*=greenroom-demo")
+    return ModelAlias(name, model)
+
+
 def check_key(key: str) -> None:
     """Check that an HTTP header can carry a key. The error message does not repeat the key.
 
@@ -115,6 +150,12 @@ def _to_rate(value: object) -> Rate:
     if isinstance(value, Rate):
         return value
     return parse_rate(value if isinstance(value, str) else "")
+
+
+def _to_alias(value: object) -> ModelAlias:
+    if isinstance(value, ModelAlias):
+        return value
+    return parse_alias(value if isinstance(value, str) else "")
 
 
 def _check_device(text: str) -> str:
@@ -161,6 +202,7 @@ BudgetOrShare = Annotated[Budget, BeforeValidator(_to_budget)]
 BudgetInBytes = Annotated[Budget, BeforeValidator(_to_budget), AfterValidator(_refuse_share)]
 RequestRate = Annotated[Rate, BeforeValidator(_to_rate)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
+ModelAliases = Annotated[tuple[Annotated[ModelAlias, BeforeValidator(_to_alias)], ...], BeforeValidator(_check_list)]
 Url = Annotated[str, AfterValidator(_check_url)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]

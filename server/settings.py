@@ -18,6 +18,7 @@ from server.setting_values import (
     DeviceName,
     HostNames,
     Keys,
+    ModelAliases,
     Origins,
     RequestRate,
     Url,
@@ -40,6 +41,11 @@ class ServeSettings(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port and prints it")
     served_model_name: str | None = Field(
         None, description="model name in /v1/models (default: repository id or folder name)"
+    )
+    model_alias: ModelAliases = Field(
+        (),
+        description="another name under which the model answers, NAME=MODEL; NAME may be a pattern: "
+        "claude-*=greenroom-demo",
     )
     revision: str | None = Field(None, description="branch, tag or commit of a model on the hub")
     device: DeviceName = Field("auto", description="device to compute on: auto, cpu, cuda or cuda:N")

@@ -5,6 +5,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from server.api.admin import experts, requests
 from server.api.anthropic import messages
+from server.api.anthropic import models as anthropic_models
 from server.api.core.openapi import describe
 from server.api.core.rate_limiter import RATE_HEADERS
 from server.api.core.service import Service
@@ -16,16 +17,29 @@ from server.api.middleware.request_observer import RequestObserverMiddleware
 from server.api.ollama import chat as ollama_chat
 from server.api.ollama import embed, management
 from server.api.ollama import models as ollama_models
-from server.api.openai import chat, completions, embeddings, models, tokenization
+from server.api.openai import chat, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
+from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
 from server.api.operations import dashboard, health, metrics
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.
-EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", *RATE_HEADERS)
+EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", IGNORED_TOOLS_HEADER, *RATE_HEADERS)
 
 OPERATION_ROUTES = (dashboard, health, metrics)
 OLLAMA_ROUTES = (ollama_chat, embed, ollama_models, management)
-USER_ROUTES = (models, completions, chat, embeddings, tokenization, responses, messages, *OLLAMA_ROUTES)
+# Where dialects share a path, the first route that matches a request answers it.
+USER_ROUTES = (
+    anthropic_models,
+    models,
+    completions,
+    chat,
+    embeddings,
+    scoring,
+    tokenization,
+    responses,
+    messages,
+    *OLLAMA_ROUTES,
+)
 ADMIN_ROUTES = (experts, requests)
 
 

@@ -9,7 +9,12 @@ from typing import Literal, get_args, get_origin
 
 from server.settings import ServeSettings, flag_name, is_list
 
-METAVARS = {"max_requests_per_key": "REQUESTS", "max_model_len": "TOKENS", "shutdown_timeout": "SECONDS"}
+METAVARS = {
+    "max_requests_per_key": "REQUESTS",
+    "max_model_len": "TOKENS",
+    "model_alias": "NAME=MODEL",
+    "shutdown_timeout": "SECONDS",
+}
 
 # Settings that decide how the memory is planned for a model.
 PLANNING = (
@@ -40,7 +45,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(Serv
                 flag_name(name),
                 action="append",
                 default=argparse.SUPPRESS,
-                metavar=name.split("_")[-1].upper(),
+                metavar=METAVARS.get(name, name.split("_")[-1].upper()),
                 help=f"{field.description}; may be repeated",
             )
             continue

@@ -31,6 +31,7 @@ def make_service(settings: ServeSettings, address: str) -> Service:
     hosts = HostRules(is_private, frozenset(settings.allowed_host), frozenset(settings.allow_origin))
     return Service(
         version("greenroom"),
+        aliases=settings.model_alias,
         keys=keys,
         host_rules=hosts,
         rate_limiter=RateLimiter(_rate_limits(settings)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from server.model.multimodal.image_processor import MediaProcessor, NoImagesErro
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk, TrunkFacts
+from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     num_threads = settings.threads or torch.get_num_threads()
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
+    check_aliases(settings.model_alias, name)
     device, config = find_device(settings.device), config_folder(folder)
     dtype = compute_dtype(settings.dtype, read_config(folder), device)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
@@ -81,6 +84,17 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         SamplingDefaults(**generation.sampling),
         config,
     )
+
+
+def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:
+    """Check that the model of each alias is served.
+
+    Raises:
+        SettingsError: an alias belongs to another model.
+    """
+    for alias in aliases:
+        if alias.model != name:
+            raise SettingsError(f"--model-alias {alias}: this server serves {name}; write {alias.name}={name}")
 
 
 def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:

@@ -15,7 +15,8 @@ from tests.e2e.processes import Server, serving
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """A server of the bundled model, with a quarter of its experts in memory."""
-    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
+    alias = "claude-*=greenroom-demo"
+    with serving("--host-expert-memory", "25%", "--dtype", "float32", "--model-alias", alias) as running:
         yield running
 
 

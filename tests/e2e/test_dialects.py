@@ -67,3 +67,10 @@ def test_ollamas_chats(server: Server, chat: openai.types.chat.ChatCompletion) -
     assert len(deltas) > NUM_TOKENS // 2
     assert listed.details.family == "qwen3_moe"
     assert 0 < running.size < listed.size * 2
+
+
+def test_a_model_answers_under_an_alias(server: Server) -> None:
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
+        hello = [{"role": "user", "content": "Hello"}]
+        message = client.messages.create(model="claude-opus-4-8", messages=hello, max_tokens=2)
+    assert message.model == MODEL

@@ -47,6 +47,9 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"host_expert_memory": "150%"}, {}, "", "the most is 100%"),
         ({"kv_cache_memory": "10%"}, {}, "", "--kv-cache-memory '10%': '10%' is a percentage"),
         ({"device": "tpu"}, {}, "", "--device 'tpu': write auto, cpu, cuda or cuda:N"),
+        ({"model_alias": ["claude-*"]}, {}, "", "--model-alias 'claude-.': write NAME=MODEL, such as claude-"),
+        ({"model_alias": ["=tiny"]}, {}, "", "--model-alias '=tiny': write NAME=MODEL"),
+        ({}, {}, "model-alias = 'a=b'", "model_alias in .*: write a list"),
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
 )

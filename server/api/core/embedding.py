@@ -26,6 +26,7 @@ class Embedding:
     Args:
         prompts: token ids of each input.
         timeout: time limit of the request in seconds.
+        id_prefix: begin of the request's id.
 
     """
 
@@ -36,8 +37,9 @@ class Embedding:
         pooling: Pooling,
         priority: int = 0,
         timeout: float | None = None,
+        id_prefix: str = "embd-",
     ) -> None:
-        self.id, self.model = f"embd-{uuid4().hex}", model.name
+        self.id, self.model = f"{id_prefix}{uuid4().hex}", model.name
         self.num_prompt_tokens = sum(map(len, prompts))
         self.streams: list[TokenStream] = []  # streams of the submitted inputs
         self.expert_usage = ExpertUsage()  # sum over the inputs that are done

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -14,16 +14,19 @@ from server.api.core.errors import DrainingError, ModelNotFoundError, ServiceUna
 from server.api.core.expert_sampler import ExpertSampler
 from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.host_rules import HostRules
+from server.api.core.ignored_names import IgnoredNames
 from server.api.core.rate_limiter import RateLimiter
 from server.api.core.tracer import Tracer
-from server.api.core.unknown_fields import UnknownFields
 from server.api.core.validation import quote
 from server.engine.interface import ExpertAdministration, GenerationEngine, ModelCard, SamplingDefaults, TextCodec
+from server.setting_values import ModelAlias
 
 MAX_BODIES_BYTES = 64 << 20  # bodies of all requests whose response has not begun
 BODIES_REFUSAL = "The server is processing too many large bodies: try again later."
 MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting requests; each takes some hundred bytes
 LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
+UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
+IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only."
 
 
 class ServiceState(StrEnum):
@@ -64,6 +67,7 @@ class Service:
 
     version: str
     model: LoadedModel | None = None
+    aliases: Sequence[ModelAlias] = ()
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
     host_rules: HostRules = field(default_factory=HostRules)
@@ -73,7 +77,8 @@ class Service:
     # Tasks of requests that last until the server stops, such as expert streams; draining does not wait for them.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
-    unknown_fields: UnknownFields = field(default_factory=UnknownFields)
+    unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
+    ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
     logs_prompts: bool = False
     tracer: Tracer | None = None
@@ -90,8 +95,18 @@ class Service:
     def is_ready(self) -> bool:
         return self.state is ServiceState.READY
 
+    def model_names(self) -> list[str]:
+        """Return the name of the model, and its aliases that are no patterns.
+
+        Raises:
+            ServiceUnavailableError: the model is still loading.
+
+        """
+        aliases = [alias.name for alias in self.aliases if not alias.is_pattern]
+        return list(dict.fromkeys([self.loaded_model(None).name, *aliases]))
+
     def loaded_model(self, name: str | None) -> LoadedModel:
-        """Return the model of that name, or the only one if no name is given.
+        """Return the model of that name or alias, or the only one if no name is given.
 
         Raises:
             ServiceUnavailableError: the model is still loading.
@@ -100,11 +115,16 @@ class Service:
         """
         if self.model is None:
             raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
-        if name is not None and name != self.model.name:
+        if name is not None and name != self.model.name and self._resolve(name) != self.model.name:
             raise ModelNotFoundError(
                 f"The model {quote(name)} does not exist: this server serves {quote(self.model.name)}.", "model"
             )
         return self.model
+
+    def _resolve(self, name: str) -> str:
+        """Return the name of the model that an alias stands for; a plain alias precedes patterns."""
+        by_precedence = sorted(self.aliases, key=lambda alias: alias.is_pattern)
+        return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
     def accepting_model(self, name: str | None) -> LoadedModel:
         """Return the model that answers a new request. Routes that generate text get their model only from here.

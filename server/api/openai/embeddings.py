@@ -84,19 +84,32 @@ def check(body: EmbeddingBody, model: LoadedModel) -> None:
         InvalidRequestError: the model gives no embeddings, or shorter ones.
 
     """
+    check_embeds(model)
     hidden_size = model.engine.hidden_size
-    if not hidden_size:
-        raise InvalidRequestError(
-            "This model is an encoder-decoder and gives no embeddings: use another model.", "model"
-        )
     if body.dimensions is not None and body.dimensions > hidden_size:
         raise InvalidRequestError(
             f"'dimensions' is {body.dimensions}, but this model's vectors have {hidden_size}.", "dimensions"
         )
 
 
-def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel) -> list[list[int]]:
+def check_embeds(model: LoadedModel) -> None:
+    """Refuse a model that gives no embeddings.
+
+    Raises:
+        InvalidRequestError: it is one.
+
+    """
+    if not model.engine.hidden_size:
+        raise InvalidRequestError(
+            "This model is an encoder-decoder and gives no embeddings: use another model.", "model"
+        )
+
+
+def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel, part: slice = slice(None)) -> list[list[int]]:
     """Tokenize each input; may block.
+
+    Args:
+        part: the tokens of each input to keep.
 
     Raises:
         ContextLengthError: one is longer than the model's context.
@@ -104,7 +117,7 @@ def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel) -> list[list[int
 
     """
     try:
-        prompts = token_ids(inputs, model.codec)
+        prompts = [tokens[part] for tokens in token_ids(inputs, model.codec)]
     except PromptTooLongError as error:
         raise ContextLengthError(str(error), "input") from error
     longest, limit = max(map(len, prompts)), model.engine.max_model_len

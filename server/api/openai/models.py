@@ -14,20 +14,22 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 
 @router.get("")
 async def list_models(service: ServiceDep) -> JSONResponse:
-    return JSONResponse({"object": "list", "data": [card(service.loaded_model(None))]})
+    model = service.loaded_model(None)
+    return JSONResponse({"object": "list", "data": [card(name, model) for name in service.model_names()]})
 
 
 @router.get("/{name:path}")  # the id of a repository contains a slash
 async def get_model(name: str, service: ServiceDep) -> JSONResponse:
-    return JSONResponse(card(service.loaded_model(name)))
+    return JSONResponse(card(name, service.loaded_model(name)))
 
 
-def card(model: LoadedModel) -> dict[str, Any]:
-    """Return OpenAI's model object, with vLLM's ``max_model_len``."""
+def card(name: str, model: LoadedModel) -> dict[str, Any]:
+    """Return OpenAI's model object for a name or an alias, with vLLM's ``root`` and ``max_model_len``."""
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "greenroom",
+        "root": model.name,
         "max_model_len": model.engine.max_model_len,
     }

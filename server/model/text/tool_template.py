@@ -1,4 +1,4 @@
-"""Detects how a chat template shows tools and expects tool calls, by rendering probe conversations."""
+"""Detects how a chat template shows tools and expects tool calls and system messages, by rendering probes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from itertools import product
 from typing import Any, Literal, get_args
 
 from server.model.errors import ModelError
+from server.model.text.later_system import has_later_system, later_system_as_user
 
 Messages = Sequence[dict[str, Any]]
 Tools = Sequence[dict[str, Any]]
 
+LATER = "greenroom_later"
 TOOL, CALLED, ARGUMENT, VALUE = "greenroom_probe", "greenroom_called", "greenroom_argument", "greenroom_value"
 USER = {"role": "user", "content": "Hello"}
 TOOLS: Tools = [
@@ -76,8 +78,15 @@ class ToolTemplate:
         """The first form in which the template shows calls, without Python's quotes around names."""
         return next((form for form in FORMATTERS if self._shows_calls(form)), FORMATTERS[0])
 
+    @cached_property
+    def shows_later_system(self) -> bool:
+        """True if the template shows a system message that follows others."""
+        return LATER in (self._rendered([USER, {"role": "system", "content": LATER}]) or "")
+
     def adapt(self, messages: Messages) -> list[dict[str, Any]]:
         """Convert messages, whose arguments are JSON text, to the form that the template expects."""
+        if has_later_system(messages) and not self.shows_later_system:
+            messages = later_system_as_user(messages)
         if not any(message.get("tool_calls") for message in messages):
             return list(messages)
         return in_form(messages, self.call_form)

@@ -58,6 +58,19 @@ def test_a_response_calls_a_function_and_gets_its_output(openai_client: openai.O
     assert len(second.output_text) == 8
 
 
+def test_a_function_of_a_namespace_is_called_under_its_own_name(openai_client: openai.OpenAI) -> None:
+    namespace = {"type": "namespace", "name": "home", "description": "The house.", "tools": FUNCTIONS}
+    asked: dict[str, Any] = {"model": "fake", "tools": [namespace], "temperature": 0, "max_output_tokens": 300}
+    first = openai_client.responses.create(**asked, input=[ASK], tool_choice={"type": "function", "name": "set_light"})
+    (call,) = first.output
+    assert (call.namespace, call.name, call.status) == ("home", "set_light", "completed")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "done"}
+    second = openai_client.responses.create(
+        **asked | {"max_output_tokens": 8}, input=[ASK, *first.output, result], tool_choice="none"
+    )
+    assert len(second.output_text) == 8
+
+
 def test_a_streamed_call_equals_the_complete_one(openai_client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "fake", "tools": FUNCTIONS, "temperature": 0, "max_output_tokens": 300}
     choice = {"type": "function", "name": "set_light"}

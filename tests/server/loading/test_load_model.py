@@ -10,9 +10,10 @@ import torch
 
 from server.kernels.native import available
 from server.kernels.native.available import Availability
-from server.loading.load_model import kernel_level, load_media_processor
+from server.loading.load_model import check_aliases, kernel_level, load_media_processor
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.trunk import TrunkFacts
+from server.setting_values import parse_alias
 from server.settings import ServeSettings, SettingsError
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
@@ -57,3 +58,8 @@ def test_kernels_that_can_not_run_are_refused_with_the_flag(monkeypatch: pytest.
     with pytest.raises(SettingsError, match=r"^--kernels avx2: avx2 can't run, since this processor does not"):
         kernel_level(settings, torch.device("cpu"))
     assert kernel_level(settings, torch.device("cuda")) is None
+
+
+def test_an_alias_of_a_model_that_is_not_served_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--model-alias gpt-\*=other: this server serves tiny; write gpt-\*=tiny"):
+        check_aliases([parse_alias("claude-*=tiny"), parse_alias("gpt-*=other")], "tiny")

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.core.conversation import Conversation, text_part
+from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import MAX_INT32, Stops, Text, only
 from server.api.core.translation import split_extra
 from server.api.openai.bodies import ChatBody
@@ -16,9 +17,8 @@ from server.api.openai.responses.options import (
     Metadata,
     ReasoningOptions,
     TextOptions,
-    Tool,
-    ToolChoice,
 )
+from server.api.openai.responses.tools import ToolChoice, Tools, choice_for_chat, tools_for_chat
 from server.engine.interface import JsonObject
 
 # The names that fields of a ChatBody have here.
@@ -47,7 +47,7 @@ class ResponsesBody(BaseModel):
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions = ReasoningOptions()
 
-    tools: list[Tool] = []
+    tools: Tools = []
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
 
@@ -119,10 +119,13 @@ class ResponsesBody(BaseModel):
         return ChatBody.model_validate(fields | self._tools_for_chat() | split_extra(self.model_extra)[0])
 
     def _tools_for_chat(self) -> JsonObject:
-        choice = self.tool_choice
-        if isinstance(choice, dict):
-            choice = {"type": "function", "function": {"name": choice["name"]}}
-        if not self.tools:
+        choice, tools = choice_for_chat(self.tool_choice, self.tools), tools_for_chat(self.tools)
+        if self.tools and not tools and choice not in ("auto", "none"):
+            raise InvalidRequestError(
+                "'tool_choice' asks for a call, but 'tools' holds no function, and this server has no other tools: "
+                "send a function, or leave it out.",
+                "tool_choice",
+            )
+        if not tools:
             return {} if choice == "auto" else {"tool_choice": choice}
-        tools = [tool.for_chat() for tool in self.tools]
         return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}

@@ -12,6 +12,7 @@ from server.api.core.translation import validated
 from server.api.core.validation import quote
 from server.api.openai.content import content_of
 from server.api.openai.messages import Arguments
+from server.api.openai.responses.tools import FunctionName
 from server.engine.interface import JsonObject
 
 
@@ -72,10 +73,11 @@ class FunctionCallItem(BaseModel):
 
     call_id: Text = Field(min_length=1)
     name: Text = Field(min_length=1)
+    namespace: Text | None = None
     arguments: Arguments
 
     def add_to(self, conversation: Conversation, _place: str) -> None:
-        conversation.add_tool_call(self.call_id, self.name, self.arguments)
+        conversation.add_tool_call(self.call_id, FunctionName(self.name, self.namespace).joined, self.arguments)
 
 
 class FunctionCallOutputItem(BaseModel):

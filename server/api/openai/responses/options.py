@@ -1,47 +1,13 @@
-"""Types of the fields of ``ResponsesBody``."""
+"""Types of the fields of ``ResponsesBody``, except its tools."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
 from server.api.core.fields import Text, encodable
-from server.api.core.validation import quote
-from server.api.openai.tools import Name, Parameters
 from server.engine.interface import JsonObject
 
 MAX_METADATA = 16
-
-
-class FunctionTool(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-    type: Literal["function"]
-    name: Name
-    description: Text | None = None
-    parameters: Parameters | None = None
-    strict: bool | None = None
-
-    def for_chat(self) -> JsonObject:
-        return {"type": "function", "function": self.model_dump(exclude={"type"}, exclude_none=True)}
-
-
-def check_tool_type(value: object) -> object:
-    """Refuse other types of tools first: their missing fields would give a confusing error."""
-    kind = value.get("type") if isinstance(value, dict) else value
-    if kind != "function":
-        raise ValueError(f'must be of the type "function", because this server runs no tools itself; got {quote(kind)}')
-    return value
-
-
-def tool_choice_of(value: object) -> str | JsonObject:
-    match value:
-        case "none" | "auto" | "required":
-            return str(value)
-        case {"type": "function", "name": str(name)}:
-            return {"type": "function", "name": name}
-        case _:
-            forms = '"none", "auto", "required" or {"type": "function", "name": "..."}'
-            raise ValueError(f"must be {forms}, got {quote(value)}")
 
 
 class TextFormat(BaseModel):
@@ -90,8 +56,6 @@ def metadata_of(value: object) -> dict[str, str]:
     return value
 
 
-Tool = Annotated[FunctionTool, BeforeValidator(check_tool_type)]
-ToolChoice = Annotated[str | JsonObject, PlainValidator(tool_choice_of, json_schema_input_type=str | JsonObject)]
 Input = Annotated[str | list[Any], PlainValidator(input_of, json_schema_input_type=str | list[JsonObject])]
 Metadata = Annotated[dict[str, str], PlainValidator(metadata_of, json_schema_input_type=dict[str, str])]
 Includable = Literal[

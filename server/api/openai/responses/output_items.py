@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
+from server.api.openai.responses.tools import FunctionName
 from server.engine.interface import JsonObject
 
 
@@ -120,9 +121,9 @@ class FunctionCallItem(OutputItem):
 
     id_prefix = "fc"
 
-    def __init__(self, index: int, call_id: str, name: str) -> None:
+    def __init__(self, index: int, call_id: str, name: FunctionName) -> None:
         super().__init__(index)
-        self._call = {"call_id": call_id, "name": name}
+        self._call = {"call_id": call_id, **name.fields}
         self._arguments: list[str] = []
 
     def body(self, status: str) -> JsonObject:

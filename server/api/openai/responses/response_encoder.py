@@ -21,6 +21,7 @@ from server.api.openai.responses.output_items import (
     TextItem,
     event,
 )
+from server.api.openai.responses.tools import FunctionName, function_names, served_tools
 from server.engine.interface import JsonObject, TokenEvent
 
 Text = TypeVar("Text", bound=TextItem)
@@ -32,6 +33,7 @@ class ResponseEncoder(EventEncoder):
     def __init__(self, turn: ChatTurn, body: ResponsesBody) -> None:
         super().__init__(turn)
         self._body = body
+        self._function_names = function_names(body.tools)
         self._output: list[JsonObject] = []  # complete items
         self._item: OutputItem | None = None  # the open item
         self._call: int | None = None  # index of the open item's tool call
@@ -86,7 +88,10 @@ class ResponseEncoder(EventEncoder):
         events, call = [], self._item
         if not isinstance(call, FunctionCallItem) or self._call != delta.index:
             events = self._close()
-            call = FunctionCallItem(len(self._output), delta.id or "", delta.name or "")
+            name = delta.name or ""
+            call = FunctionCallItem(
+                len(self._output), delta.id or "", self._function_names.get(name, FunctionName(name))
+            )
             events += call.opened()
             self._item, self._call = call, delta.index
         return [*events, *call.add(delta.arguments)] if delta.arguments else events
@@ -140,7 +145,7 @@ class ResponseEncoder(EventEncoder):
             "temperature": sampling.temperature,
             "text": body.text.model_dump(by_alias=True, exclude_none=True),
             "tool_choice": body.tool_choice,
-            "tools": [tool.model_dump() for tool in body.tools],
+            "tools": served_tools(body.tools),
             "top_logprobs": body.top_logprobs,
             "top_p": sampling.top_p,
             "truncation": "disabled",

@@ -1,4 +1,4 @@
-"""Warnings about unknown fields of request bodies, which are accepted: one for each name."""
+"""Warnings about parts of request bodies that the server ignores: one for each name."""
 
 import logging
 from collections.abc import Iterable
@@ -10,17 +10,23 @@ MAX_NAMES = 100  # clients choose the names: they must not fill the memory or th
 logger = logging.getLogger(__name__)
 
 
-class UnknownFields:
-    """Logs each unknown field once."""
+class IgnoredNames:
+    """Logs each name once.
 
-    def __init__(self) -> None:
+    Args:
+        message: the log line, with %s for the name.
+
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
         self._seen: set[str] = set()
 
     def note(self, names: Iterable[str]) -> None:
         """Log the new names, up to ``MAX_NAMES`` in total."""
         for name in names:
             if self._is_new(name):
-                logger.warning("Ignoring the unknown field %s of a request body.", quote(name))
+                logger.warning(self._message, quote(name))
 
     def note_known(self, names: Iterable[str], why: str) -> None:
         """Log the new ones of fields that are known and ignored, with the reason."""

@@ -1,25 +1,25 @@
-"""Unknown fields are logged once, and cannot flood the log."""
+"""Ignored names are logged once, and cannot flood the log."""
 
 import logging
 
-from server.api.core.unknown_fields import MAX_NAMES, UnknownFields
+from server.api.core.ignored_names import MAX_NAMES, IgnoredNames
 
 
 def test_each_name_is_logged_once(caplog):
-    fields = UnknownFields()
+    fields = IgnoredNames("Ignoring %s.")
     fields.note(["colour", "shade"])
     fields.note(["colour"])
     assert [record.args for record in caplog.records] == [("'colour'",), ("'shade'",)]
 
 
 def test_names_are_limited_in_number(caplog):
-    fields = UnknownFields()
+    fields = IgnoredNames("Ignoring %s.")
     fields.note(f"field{number}" for number in range(2 * MAX_NAMES))
     assert len(caplog.records) == MAX_NAMES
 
 
 def test_names_are_short_and_on_one_line(caplog):
-    UnknownFields().note(["a\nb\ud800" + "c" * 10_000])
+    IgnoredNames("Ignoring %s.").note(["a\nb\ud800" + "c" * 10_000])
     message = caplog.records[0].getMessage()
     assert len(message) < 120
     assert "\n" not in message
