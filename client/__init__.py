@@ -34,6 +34,7 @@ from client.generation import (
 )
 from client.memory import Memory
 from client.metrics import Metrics, Sample
+from client.requests import RequestStatus
 from client.server_info import Health, Model
 from client.sync_client import Client, Stream
 
@@ -64,6 +65,7 @@ __all__ = [
     "NotFoundError",
     "PermissionDeniedError",
     "RateLimitError",
+    "RequestStatus",
     "Sample",
     "ServerError",
     "ServerUnavailableError",

@@ -15,6 +15,7 @@ from client.generation import ChatReply, Completion, Reply, Token, join_tokens, 
 from client.metrics import Metrics, parse_metrics
 from client.options import ChatOptions, CompletionOptions, Message
 from client.parsing import reply_errors
+from client.requests import RequestStatus, parse_requests
 from client.server_info import Health, Model, parse_models
 from client.stream_readers import EventReader, FrameReader, TokenReader
 
@@ -127,6 +128,12 @@ def prefetch(experts: ExpertKeys) -> Call[ExpertChange]:
 def evict(experts: ExpertKeys) -> Call[ExpertChange]:
     """Evict experts from memory, unless they are pinned or in use."""
     return _change("evict", experts)
+
+
+def requests() -> Call[list[RequestStatus]]:
+    """List the running and waiting requests."""
+    request = RequestSpec("GET", "/v1/requests", is_admin=True)
+    return Call(request, "list of requests", lambda response: parse_requests(response.json()))
 
 
 def metrics() -> Call[Metrics]:

@@ -119,6 +119,7 @@ class Client:
     unpin = _method(calls.unpin)
     prefetch = _method(calls.prefetch)
     evict = _method(calls.evict)
+    requests = _method(calls.requests)
     metrics = _method(calls.metrics)
     health = _method(calls.health)
     ready = _method(calls.ready)

@@ -8,7 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 
-from client.chat.commands import COMMANDS, ChatSession, CommandError, choose_model, run_command
+from client.chat.commands import (
+    COMMANDS,
+    ChatSession,
+    CommandError,
+    choose_model,
+    load_conversation,
+    run_command,
+)
 from client.chat.conversation import Conversation
 from client.chat.screen import Screen, prepare_streams
 from client.chat.turn import run_turn
@@ -30,36 +37,83 @@ POLL_SECONDS = 1.0  # interval of readiness checks while the model is loading
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_server_arguments(parser)
+    parser.add_argument(
+        "question",
+        nargs="?",
+        metavar="QUESTION",
+        help="answer this question alone and exit; -: the question is all of standard input",
+    )
     parser.add_argument("--model", metavar="NAME", help="model to chat with (default: the server's first)")
-    parser.add_argument("--system", default="", metavar="TEXT", help="system prompt")
+    parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Chat until the input ends. Return the exit status: 1 if anything failed while input is not a terminal."""
+    """Answer the question, or chat until the input ends. Return the exit status.
+
+    It is 1 if anything failed while input is not a terminal.
+    """
     prepare_streams()
-    is_plain = not is_terminal()
     url, options = server_from(arguments)
     try:
+        question = read_question(arguments.question)
         client = Client(url, **options)
     except ValueError as error:
         return report_error(str(error), WRONG_USAGE)
-    screen = Screen(is_plain=is_plain)
+    screen = Screen(is_plain=question is not None or not is_terminal())
     with client:
         try:
             wait_until_loaded(client, screen)
-            model = choose_model(client, arguments.model)
-            chat = ChatSession(client, Conversation(model, printable(arguments.system)), screen)
-            if is_plain:
-                return 0 if run_chat(chat, read_line) else FAILURE
-            screen.note(f"{model} at {url} · /help lists commands, Ctrl-D quits")
-            run_chat(chat, edit_line(chat))
+            chat = open_chat(client, arguments, screen)
+            return 0 if answer(chat, question, url) else FAILURE
         except CommandError as error:
             return report_error(printable(str(error)), FAILURE)
         except GreenroomError as error:
             return report_error(error_line(error), FAILURE)
         except OSError as error:
             return report_error(f"cannot write the answer: {error.strerror}", FAILURE)
-        return 0
+
+
+def read_question(argument: str | None) -> str | None:
+    """Return the question of the command line, which ``-`` takes from standard input; None to chat.
+
+    Raises:
+        ValueError: The question is empty.
+    """
+    if argument == "-":
+        argument = sys.stdin.read() if sys.stdin is not None else ""
+    if argument is not None and not argument.strip():
+        raise ValueError('the question is empty; use greenroom chat "QUESTION", or greenroom chat - with a pipe')
+    return argument
+
+
+def answer(chat: ChatSession, question: str | None, url: str) -> bool:
+    """Answer one question, or those that are read. Return False if anything failed while input is not a terminal."""
+    if question is not None:
+        return run_turn(chat.client, chat.conversation, question.strip(), chat.screen)
+    if chat.screen.is_plain:
+        return run_chat(chat, read_line)
+    chat.screen.note(f"{chat.conversation.model} at {url} · /help lists commands, Ctrl-D quits")
+    run_chat(chat, edit_line(chat))
+    return True
+
+
+def open_chat(client: Client, arguments: argparse.Namespace, screen: Screen) -> ChatSession:
+    """Begin a conversation, or continue that of ``--load``; ``--model`` and ``--system`` override what it says.
+
+    Raises:
+        CommandError: If the server has no such model, or the file cannot be used.
+        GreenroomError: If the server cannot be reached.
+    """
+    chat = ChatSession(client, Conversation(choose_model(client, arguments.model)), screen)
+    if arguments.load is not None:
+        chosen = chat.conversation.model
+        load_conversation(chat, arguments.load)
+        if arguments.model is not None:
+            chat.conversation.model = chosen
+    if arguments.system is not None:
+        chat.conversation.system = printable(arguments.system)
+    return chat
 
 
 def wait_until_loaded(client: Client, screen: Screen, sleep: Callable[[float], None] = time.sleep) -> None:

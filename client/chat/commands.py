@@ -9,8 +9,9 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from client.chat.conversation import SETTABLE, Conversation, parse_value
+from client.chat.conversation import Conversation, ConversationError
 from client.chat.experts_view import experts_view
+from client.chat.parameters import ParameterError, check_name, parse_parameter
 from client.chat.screen import Screen
 from client.errors import GreenroomError
 from client.sync_client import Client
@@ -98,12 +99,14 @@ def _clear(chat: ChatSession, _: str) -> None:
 def _set(chat: ChatSession, argument: str) -> None:
     name, _, value = argument.partition(" ")
     options = chat.conversation.options
-    if name and name not in SETTABLE:
-        raise CommandError(f"unknown parameter {name}; available: {', '.join(SETTABLE)}")
-    if value:
-        options[name] = parse_value(value.strip())
-    else:
-        options.pop(name, None)
+    try:
+        if value:
+            options[name] = parse_parameter(name, value.strip())
+        elif name:
+            check_name(name)
+            options.pop(name, None)
+    except ParameterError as error:
+        raise CommandError(str(error)) from error
     settings = [f"{name} = {value}" for name, value in options.items()]
     chat.screen.show(Text("\n".join(settings) or "All parameters have their defaults."))
 
@@ -118,6 +121,31 @@ def _save(chat: ChatSession, path: str) -> None:
     except OSError as error:
         raise CommandError(f"cannot write {path}: {error.strerror}") from error
     chat.screen.note(f"Saved as {path}.")
+
+
+def _load(chat: ChatSession, path: str) -> None:
+    if not path:
+        raise CommandError("/load needs a file name")
+    load_conversation(chat, path)
+
+
+def load_conversation(chat: ChatSession, path: str) -> None:
+    """Continue a conversation that `/save` wrote, with its model if the server still has it.
+
+    Raises:
+        CommandError: If the file cannot be used.
+        GreenroomError: If the server cannot be reached.
+    """
+    try:
+        loaded = Conversation.load(Path(path).expanduser())
+    except OSError as error:
+        raise CommandError(f"cannot read {path}: {error.strerror}") from error
+    except (ConversationError, ParameterError) as error:
+        raise CommandError(f"cannot load {path}: {error}") from error
+    if loaded.model not in [model.id for model in chat.client.models()]:
+        loaded.model = chat.conversation.model
+    chat.conversation = loaded
+    chat.screen.note(f"Loaded {len(loaded.messages)} messages from {path}; the model is {loaded.model}.")
 
 
 def _help(chat: ChatSession, _: str) -> None:
@@ -149,6 +177,7 @@ COMMANDS = {
         ),
         Command("/clear", "", "clear the conversation", _clear),
         Command("/save", "FILE", "save the conversation as JSON", _save),
+        Command("/load", "FILE", "continue a conversation that /save wrote", _load),
         Command("/help", "", "show this list", _help),
         Command("/quit", "", "quit", _quit),
     )

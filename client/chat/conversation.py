@@ -7,23 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-SETTABLE = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
-    "max_tokens",
-    "min_tokens",
-    "presence_penalty",
-    "frequency_penalty",
-    "repetition_penalty",
-    "seed",
-    "stop",
-    "ignore_eos",
-    "reasoning_effort",
-    "priority",
-    "timeout",
-)
+from client.chat.parameters import check_parameter
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+class ConversationError(ValueError):
+    """A file holds no conversation; the message says why."""
 
 
 @dataclass
@@ -53,15 +43,32 @@ class Conversation:
             json.dump(body, file, ensure_ascii=False, indent=2)
             file.write("\n")
 
+    @classmethod
+    def load(cls, path: Path) -> Conversation:
+        """Read a conversation that ``save`` wrote.
+
+        Raises:
+            OSError: If the file cannot be read.
+            ConversationError: If the file holds no conversation.
+            ParameterError: If it has an unknown parameter, or a value of the wrong kind.
+        """
+        try:
+            body = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ConversationError("it is not JSON; give a file that /save wrote") from error
+        if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+            raise ConversationError("it has no messages; give a file that /save wrote")
+        model, messages = body.pop("model", ""), body.pop("messages")
+        for number, message in enumerate(messages, 1):
+            if not isinstance(message, dict) or message.get("role") not in ROLES:
+                raise ConversationError(f"message {number} has no role; give a file that /save wrote")
+        for name, value in body.items():
+            check_parameter(name, value)
+        has_system = bool(messages) and messages[0]["role"] == "system"
+        system = messages.pop(0).get("content") if has_system else ""
+        if not isinstance(system, str) or not isinstance(model, str):
+            raise ConversationError("its model or system prompt is no text; give a file that /save wrote")
+        return cls(model, system, messages, body)
+
     def _system_message(self) -> list[dict[str, Any]]:
         return [{"role": "system", "content": self.system}] if self.system else []
-
-
-def parse_value(text: str) -> Any:
-    """Parse a parameter's value as JSON, or return the text unchanged; the server validates it."""
-    try:
-        value = json.loads(text)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        return text
-    return value

@@ -24,7 +24,7 @@ from client.terminal import (
     report_error,
     server_from,
 )
-from client.top.monitor import Monitor
+from client.top.monitor import Monitor, has_requests
 
 CONNECT_SECONDS = 5.0
 STREAM_TIMEOUT_SECONDS = 10.0  # added to the interval, after which a silent server is disconnected
@@ -69,7 +69,8 @@ def show_once(url: str, options: ClientOptions, interval: float) -> None:
     console, monitor = Console(highlight=False), Monitor(url)
     with Client(url, **options) as client:
         for frame in islice(client.watch_experts(interval), 2):
-            monitor.add_frame(frame, time.monotonic())
+            requests = client.requests() if has_requests(frame) else []
+            monitor.add_frame(frame, time.monotonic(), requests)
     console.print(monitor.render(console.height if console.is_terminal else NUM_LINES))
 
 

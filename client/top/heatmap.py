@@ -14,13 +14,19 @@ from rich.style import Style
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, Rows
-from client.top.heatmap_cells import TIER_NAMES, TIER_RGB, TIER_SYMBOLS, Cell
+from client.top.heatmap_cells import TIER_NAMES, TIER_SYMBOLS, Cell
+from client.top.palette import TIER_RGB
 from client.top.trends import Heat
 
 UPPER_HALF = "▀"
 MAX_SCALE = 4  # maximum pixels per expert in either direction
 MANY_COLOURS = ("256", "truecolor")
 GUTTER = 5  # columns for the layer numbers
+EXPLANATIONS = (
+    "rows: layers, columns: experts, brighter: more recent tokens",
+    "layers x experts, brighter: more tokens",
+    "layers x experts",
+)
 
 Cells = Sequence[Sequence[Cell | None]]
 
@@ -45,13 +51,13 @@ class HeatMap:
         cells = [[self._cell(row, column) for column in columns] for row in rows]
         if console.no_color or console.color_system is None:
             yield from self._symbols(rows, cells, wide)
-            yield self._legend(has_colours=False)
+            yield self._legend(options.max_width, has_colours=False)
             return
         max_heat = max(cell.heat for row in cells for cell in row if cell is not None)
         paint = Cell.colour if console.color_system in MANY_COLOURS else Cell.colour_of_sixteen
         colours = [[None if cell is None else paint(cell, max_heat) for cell in row] for row in cells]
         yield from self._pixels(rows, colours, tall, wide)
-        yield self._legend(has_colours=True)
+        yield self._legend(options.max_width, has_colours=True)
 
     def _cell(self, rows: range, columns: range) -> Cell | None:
         """Return a cell, or None if the layers have no such experts."""
@@ -86,14 +92,15 @@ class HeatMap:
             yield Segment("".join((" " if cell is None else TIER_SYMBOLS[cell.tier]) * wide for cell in cells[place]))
             yield Segment.line()
 
-    def _legend(self, *, has_colours: bool) -> Text:
-        """Return the legend of the tiers that hold experts."""
+    def _legend(self, width: int, *, has_colours: bool) -> Text:
+        """Return the legend of the tiers that hold experts, and the longest explanation that fits."""
         legend = Text(no_wrap=True, overflow="ellipsis")
         for tier, name in TIER_NAMES.items():
             if any(tier in row for row in self.residency):
                 symbol = "■" if has_colours else TIER_SYMBOLS[tier]
                 legend.append(f"{symbol} ", tier_style(tier)).append(f"{name}  ")
-        return legend.append("rows: layers, columns: experts, brighter: more recent tokens", "dim")
+        fitting = (text for text in EXPLANATIONS if legend.cell_len + len(text) <= width)
+        return legend.append(next(fitting, ""), "dim")
 
     def _label(self, rows: range | None) -> Segment:
         """Return the label of a row of cells, its first layer; empty on further lines of the row."""

@@ -9,10 +9,9 @@ from math import log1p
 from rich.color import Color
 
 from client.frames import DEVICE, DISK, HOST
+from client.top.palette import TIER_COLOURS, TIER_RGB
 
 TIER_NAMES = {DISK: "disk", HOST: "host", DEVICE: "device"}
-TIER_RGB = {DISK: (225, 75, 75), HOST: (70, 150, 250), DEVICE: (80, 220, 120)}
-TIER_COLOURS = {DISK: "red", HOST: "blue", DEVICE: "green"}  # for 16 colours; each has a bright variant
 TIER_SYMBOLS = {DISK: "·", HOST: "▒", DEVICE: "█"}
 DARKEST = 0.25  # brightness of experts without traffic
 MIN_SCALE_TOKENS = 16  # least upper end of the scale, so that little traffic is not shown as much

@@ -22,7 +22,7 @@ from client.errors import (
     ServerUnavailableError,
 )
 from client.top.keys import read_keys, single_keys
-from client.top.monitor import Monitor
+from client.top.monitor import Monitor, has_requests
 
 RECONNECT_SECONDS = 1.0
 # Errors that a retry cannot resolve.
@@ -46,7 +46,8 @@ async def follow(
         try:
             async for frame in client.watch_experts(interval):
                 has_connected = True
-                monitor.add_frame(frame, time.monotonic())
+                requests = await client.requests() if has_requests(frame) else []
+                monitor.add_frame(frame, time.monotonic(), requests)
                 redraw()
         except PERMANENT_ERRORS:
             raise

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import RenderableType
 from rich.text import Text
 
 from client.frames import ExpertFrame
+from client.requests import RequestStatus
 from client.terminal import printable
-from client.top.rendering import render
+from client.top.rendering import Screen
 from client.top.trends import Trends, View
+
+
+def has_requests(frame: ExpertFrame) -> bool:
+    """Return True if requests are running or waiting."""
+    return frame.num_requests_running + frame.num_requests_waiting > 0
 
 
 class Monitor:
@@ -26,12 +34,13 @@ class Monitor:
         self._problem: str | None = None
         self._is_paused = False
 
-    def add_frame(self, frame: ExpertFrame, now: float) -> None:
-        """Show the next frame, received at ``now`` seconds of a monotonic clock."""
+    def add_frame(self, frame: ExpertFrame, now: float, requests: Sequence[RequestStatus] = ()) -> None:
+        """Show the next frame, received at ``now`` seconds of a monotonic clock, and the requests."""
         if self._trends is None:
             self._trends = Trends(frame, now)
         else:
             self._trends.add(frame, now)
+        self._trends.add_requests(requests)
         self._problem = None
         if not self._is_paused:
             self._view = self._trends.view
@@ -48,7 +57,7 @@ class Monitor:
     def render(self, height: int) -> RenderableType:
         if self._view is None:
             return Text(printable(self._problem or f"waiting for {self._server}"))
-        return render(self._view, self._title(self._view), height)
+        return Screen(self._view, self._title(self._view), height)
 
     def _title(self, view: View) -> str:
         parts = [f"{view.frame.model} at {self._server}"]

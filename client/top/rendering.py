@@ -1,91 +1,152 @@
-"""Rendering of one frame of the live view."""
+"""Rendering of one frame of the live view, for terminals of any width."""
 
 from __future__ import annotations
 
-from rich.console import Group, RenderableType
-from rich.progress_bar import ProgressBar
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.color import Color
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 from client.frames import DEVICE, DISK, HOST, ExpertFrame
 from client.memory import Memory
 from client.terminal import printable, ratio_text, size_text
-from client.top.heatmap import HeatMap, tier_style
+from client.top.heatmap import HeatMap
+from client.top.palette import MEMORY_RGB, OTHER_RGB, TIER_RGB, Rgb
+from client.top.requests_table import RequestsTable
 from client.top.stacked_bar import StackedBar
 from client.top.trends import Rates, View
 
-MAX_BAR = 32  # columns
+MIN_BAR, MAX_BAR = 8, 32  # columns
+GAP = 2
 NUM_NAMED_PARTS = 2
-NUM_OTHER_LINES = 7  # title, memory, disk, two of metrics, legend, cursor
-MEMORY_COLOURS = {
-    "trunk": "magenta",
-    "experts": "blue",
-    "kv_cache": "green",
-    "step": "yellow",
-    "process": "bright_black",
-    "unaccounted": "red",
-}
+MAX_REQUESTS = 12
+NUM_END_LINES = 2  # legend, cursor
 
 
-def render(view: View, title: str, height: int) -> RenderableType:
-    """Render a view in at most ``height`` lines."""
-    frame = view.frame
-    num_lines = height - NUM_OTHER_LINES - len(frame.tiers)
-    return Group(
-        Text(printable(title), style="bold", no_wrap=True, overflow="ellipsis"),
-        _tiers(frame),
-        _metrics(frame, view.rates),
-        HeatMap(frame.layers, frame.residency, view.heat, num_lines),
+@dataclass(frozen=True)
+class Row:
+    """One bar, with its name and two texts."""
+
+    name: str
+    bar: StackedBar
+    amount: str
+    nbytes: str
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Draws a view into the given width and at most ``height`` lines; the requests only where there is room."""
+
+    view: View
+    title: str
+    height: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        frame, width = self.view.frame, options.max_width
+        head = Group(
+            Text(printable(self.title), style="bold", overflow="fold"),
+            _bars(_rows(frame), width),
+            _metrics(frame, self.view.rates, width),
+        )
+        num_lines = self.height - len(console.render_lines(head, options.update(height=None))) - NUM_END_LINES
+        has_colours = console.color_system is not None and not console.no_color
+        least = -(-len(frame.layers) // 2) if has_colours else len(frame.layers)  # lines of the heatmap
+        table = RequestsTable(self.view.requests, self.view.speeds, min(MAX_REQUESTS + 1, num_lines - least))
+        yield head
+        yield table
+        num_lines -= len(console.render_lines(table, options.update(height=None), pad=False, new_lines=True))
+        yield HeatMap(frame.layers, frame.residency, self.view.heat, num_lines)
+
+
+def _rows(frame: ExpertFrame) -> list[Row]:
+    """Return the bars of memory by part, of the used slots of each tier, and of the experts that no tier holds."""
+    num_experts = sum(map(len, frame.residency))
+    num_on_disk = sum(row.count(DISK) for row in frame.residency)
+    rows = [_memory(frame.memory)]
+    for name, tier in sorted(frame.tiers.items()):
+        colour = TIER_RGB[DEVICE if name == "device" else HOST]
+        rows.append(
+            Row(
+                printable(name),
+                _bar(tier.num_slots, [(tier.num_resident, colour)]),
+                f"{tier.num_resident:,} of {tier.num_slots:,} slots, {tier.num_pinned:,} pinned",
+                f"{size_text(tier.resident_bytes)} of {size_text(tier.budget_bytes)}",
+            )
+        )
+    on_disk = f"{num_on_disk:,} of {num_experts:,} experts"
+    return [
+        *rows,
+        Row("disk", _bar(num_experts, [(num_on_disk, TIER_RGB[DISK])]), on_disk, f"{len(frame.layers)} layers"),
+    ]
+
+
+def _memory(memory: Memory) -> Row:
+    """Return the bar of memory, its largest parts as text, and bytes."""
+    names = [*MEMORY_RGB, *(name for name in memory.parts if name not in MEMORY_RGB)]
+    parts = [(memory.parts[name], MEMORY_RGB.get(name, OTHER_RGB)) for name in names if name in memory.parts]
+    largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:NUM_NAMED_PARTS]
+    total = max(memory.budget_bytes, memory.total_bytes, 1)
+    return Row(
+        "memory",
+        _bar(memory.budget_bytes, parts),
+        ", ".join(f"{printable(name).replace('_', ' ')} {nbytes / total:.0%}" for name, nbytes in largest),
+        f"{size_text(memory.total_bytes)} of {size_text(memory.budget_bytes)}",
     )
 
 
-def _tiers(frame: ExpertFrame) -> RenderableType:
-    """Return a bar of memory by part, and a bar per tier of the share of experts in it; disk has those in no memory."""
-    num_experts = sum(map(len, frame.residency))
-    num_on_disk = sum(row.count(DISK) for row in frame.residency)
-    table = Table.grid(padding=(0, 2, 0, 0))
+def _bar(total: float, parts: Sequence[tuple[float, Rgb]]) -> StackedBar:
+    return StackedBar(total, [(amount, Color.from_rgb(*colour)) for amount, colour in parts])
+
+
+def _bars(rows: Sequence[Row], width: int) -> RenderableType:
+    """Return the bars in one line each, or in two where the terminal is narrow."""
+    names, amounts, sizes = (
+        max(map(cell_len, texts)) for texts in zip(*((row.name, row.amount, row.nbytes) for row in rows), strict=True)
+    )
+    is_wide = names + amounts + sizes + 3 * GAP + MIN_BAR <= width
+    beside = names + GAP + GAP + (amounts + GAP + sizes if is_wide else max(amounts, sizes))
+    table = Table.grid(padding=(0, GAP, 0, 0), pad_edge=False)
     table.add_column(no_wrap=True)
-    table.add_column(max_width=MAX_BAR)  # shrinks if the other columns need the width
-    table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_row("memory", *_memory(frame.memory))
-    for name, tier in sorted(frame.tiers.items()):
-        slots = f"{tier.num_resident:,} of {tier.num_slots:,} slots, {tier.num_pinned:,} pinned"
-        nbytes = f"{size_text(tier.resident_bytes)} of {size_text(tier.budget_bytes)}"
-        colour = DEVICE if name == "device" else HOST
-        table.add_row(printable(name), _bar(num_experts, tier.num_resident, colour), slots, nbytes)
-    on_disk = f"{num_on_disk:,} of {num_experts:,} experts"
-    table.add_row("disk", _bar(num_experts, num_on_disk, DISK), on_disk, f"{len(frame.layers)} layers")
+    table.add_column(width=max(1, min(MAX_BAR, width - beside)))
+    for _ in range(2 if is_wide else 1):
+        table.add_column(overflow="fold")
+    for row in rows:
+        if is_wide:
+            table.add_row(row.name, row.bar, row.amount, row.nbytes)
+        else:
+            table.add_row(row.name, row.bar, row.amount)
+            table.add_row("", "", row.nbytes)
     return table
 
 
-def _memory(memory: Memory) -> tuple[RenderableType, str, str]:
-    """Return the bar, its largest parts as text, and bytes."""
-    parts = [(nbytes, MEMORY_COLOURS.get(name, "white")) for name, nbytes in memory.parts.items()]
-    largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:NUM_NAMED_PARTS]
-    total = max(memory.budget_bytes, memory.total_bytes, 1)
-    largest_text = ", ".join(f"{printable(name).replace('_', ' ')} {nbytes / total:.0%}" for name, nbytes in largest)
-    nbytes = f"{size_text(memory.total_bytes)} of {size_text(memory.budget_bytes)}"
-    return StackedBar(memory.budget_bytes, parts), largest_text, nbytes
-
-
-def _bar(total: int, part: int, tier: int) -> ProgressBar:
-    style = tier_style(tier)
-    return ProgressBar(total, part, complete_style=style, finished_style=style)
-
-
-def _metrics(frame: ExpertFrame, rates: Rates) -> RenderableType:
-    table = Table.grid(padding=(0, 3, 0, 0))
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    table.add_row(
+def _metrics(frame: ExpertFrame, rates: Rates, width: int) -> RenderableType:
+    """Return the metrics in the most columns that fit."""
+    hits, reads, stalls, tokens, requests, cache = (
         f"hit ratio {ratio_text(frame.hit_ratio)} (optimal {ratio_text(frame.optimal_hit_ratio)})",
         f"read {size_text(rates.bytes_read)}/s ({size_text(frame.loaded_bytes)})",
         f"stall {100 * rates.stall_share:.0f} %",
-    )
-    table.add_row(
         f"{rates.generation_tokens:.1f} tokens/s (prompt {rates.prompt_tokens:.1f})",
         f"{frame.num_requests_running} running, {frame.num_requests_waiting} waiting",
         f"KV cache {100 * frame.kv_cache_usage:.0f} %",
     )
+    layouts: Sequence[Sequence[Sequence[str]]] = (
+        [(hits, reads, stalls), (tokens, requests, cache)],
+        [(hits, stalls), (reads, cache), (tokens, requests)],
+        [(hits,), (reads,), (stalls,), (tokens,), (requests,), (cache,)],
+    )
+
+    def does_fit(lines: Sequence[Sequence[str]]) -> bool:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        return sum(widths) + (GAP + 1) * (len(widths) - 1) <= width
+
+    lines = next(filter(does_fit, layouts), layouts[-1])
+    table = Table.grid(padding=(0, GAP + 1, 0, 0), pad_edge=False)
+    for _ in lines[0]:
+        table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(*line)
     return table

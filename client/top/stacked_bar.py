@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from rich.color import Color
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
 from rich.segment import Segment
@@ -22,7 +23,7 @@ class StackedBar:
     """
 
     total: float
-    parts: Sequence[tuple[float, str]]  # amount and colour
+    parts: Sequence[tuple[float, Color]]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, reached, drawn = options.max_width, 0.0, 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from client.frames import ExpertFrame
+from client.requests import RequestStatus
+from client.top.requests_table import Speeds, speeds_between
 
 WINDOW_SECONDS = 5.0  # window of the rates
 HALF_LIFE_SECONDS = 5.0  # decay of the heat
@@ -31,6 +33,8 @@ class View:
     frame: ExpertFrame
     rates: Rates
     heat: Heat
+    requests: Sequence[RequestStatus] = ()
+    speeds: Speeds = field(default_factory=dict)  # tokens per second of the requests
 
 
 class Trends:
@@ -41,10 +45,12 @@ class Trends:
         hottest = max(map(max, frame.tokens), default=0) or 1
         # Show past traffic faintly until there is new traffic.
         self._heat = [[tokens / hottest for tokens in row] for row in frame.tokens]
+        self._requests: Sequence[RequestStatus] = ()
+        self._speeds: Speeds = {}
 
     @property
     def view(self) -> View:
-        return View(self._frames[-1][1], self._rates(), self._heat)
+        return View(self._frames[-1][1], self._rates(), self._heat, self._requests, self._speeds)
 
     def add(self, frame: ExpertFrame, now: float) -> None:
         """Add the next frame."""
@@ -57,6 +63,11 @@ class Trends:
         self._frames.append((now, frame))
         while len(self._frames) > 2 and now - self._frames[1][0] >= WINDOW_SECONDS:  # noqa: PLR2004  first and last
             self._frames.popleft()
+
+    def add_requests(self, requests: Sequence[RequestStatus]) -> None:
+        """Replace the list of requests."""
+        self._speeds = speeds_between(self._requests, requests)
+        self._requests = requests
 
     def _rates(self) -> Rates:
         (start, first), (end, last) = self._frames[0], self._frames[-1]

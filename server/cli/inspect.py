@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 
-from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
+from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import PLANNING, add_flags
 from server.lifecycle.torch_setup import set_up_torch
 from server.observability.logging import COMMAND, set_up_logging
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect a model, print the report, and return the exit status."""
+    """Inspect a model, print the report, and return the exit status: 1 if `greenroom serve` would refuse the model."""
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
     except SettingsError as error:
@@ -41,5 +41,5 @@ def run(arguments: argparse.Namespace) -> int:
         report = inspect_model(arguments.model, settings)
     except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
-    print(json.dumps(report) if arguments.json else as_text(report))
-    return 0
+    print(json.dumps(report) if arguments.json else as_text(report), flush=True)
+    return 0 if report["refusal"] is None else finish(report["refusal"], FAILURE)

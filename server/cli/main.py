@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from server.cli.exit_status import INTERRUPTED, WRONG_USAGE
+from server.cli.exit_status import INTERRUPTED, WRONG_USAGE, exit_on_closed_pipe
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ SUBCOMMANDS = (
         "chat",
         "client.chat.command",
         "chat with a server",
-        "Chat with a server. If the input is not a terminal, each line is a question, and the output is plain text.",
+        "Chat with a server, or answer one question. If the input is not a terminal, each line is a question, and the "
+        "output is plain text.",
     ),
     Subcommand(
         "top",
@@ -71,8 +72,32 @@ SUBCOMMANDS = (
 )
 
 
+class _StoreOnce(argparse.Action):
+    """Stores the value of a flag, and refuses the flag if it is repeated."""
+
+    _is_given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        del parser
+        if self._is_given and option_string is not None:
+            raise argparse.ArgumentError(self, "it has one value, but is given more than once; give it once")
+        self._is_given = True
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that reports wrong usage in one line."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _StoreOnce)
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
@@ -125,8 +150,9 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 def main() -> None:
     """Run the command line, and exit with 0, 1 for a failure, or 2 for wrong usage."""
     try:
-        arguments = parse(sys.argv[1:])
-        sys.exit(arguments.run(arguments))
+        with exit_on_closed_pipe():
+            arguments = parse(sys.argv[1:])
+            sys.exit(arguments.run(arguments))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

@@ -13,11 +13,8 @@ from server.byte_sizes import format_bytes
 from server.device import find_device
 from server.doctor.disk import check_disk
 from server.doctor.finding import Finding
-from server.inspection.memory_fit import count_slots, needs_of_summary
+from server.inspection.memory_fit import fit_memory
 from server.inspection.model_summary import ModelSummary, summarise_model
-from server.memory.budget import host_budget
-from server.memory.fit_checks import check_plan, check_trunk
-from server.memory.plan import PROCESS_BYTES, plan_memory
 from server.model.checkpoint.download import check_disk_space
 from server.model.checkpoint.locate import find_local
 from server.model.errors import ModelError
@@ -54,17 +51,12 @@ def _describe(summary: ModelSummary, missing: int) -> str:
 
 
 def _check_fit(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> Finding:
-    shape = summary.outline
-    try:
-        check_trunk(settings, shape.trunk_bytes, summary.catalog, shape.dtype, device)
-        memory = plan_memory(
-            settings, needs_of_summary(summary, settings, device), device, host_budget(settings), PROCESS_BYTES
-        )
-        check_plan(settings, memory)
-    except REFUSALS as error:
-        reason, _, advice = str(error).partition("; ")
+    shape, num_experts = summary.outline, summary.num_experts
+    plan = fit_memory(summary, settings, device)
+    if plan.refusal is not None:
+        reason, _, advice = plan.refusal.partition("; ")
         return Finding("memory plan", "fail", reason, advice or None)
-    plan, num_experts = count_slots(summary, memory), summary.num_experts
+    memory = plan.memory
     parts = [
         f"{slots} of {num_experts} experts ({slots / num_experts:.0%}) in {format_bytes(budget)} of {name}"
         for name, slots, budget in (

@@ -21,7 +21,7 @@ def inspect_model(model: str | None, settings: ServeSettings) -> dict[str, Any]:
 
     Raises:
         ModelError, ExpertStoreError: the model could not be served either, or can't be summary.
-        SettingsError: a budget or limit does not suit the model.
+        SettingsError: the device can't be used.
         OSError: a temporary file for measuring the disk can't be written.
     """
     transformers_logging.set_verbosity_error()

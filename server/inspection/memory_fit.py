@@ -10,19 +10,22 @@ from expert_store import slots_per_layout
 from server.inspection.model_summary import ModelSummary
 from server.kernels.native.available import choose_level
 from server.memory.budget import host_budget
-from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits, plan_memory
+from server.memory.fit_checks import predict_plan
+from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits
 from server.memory.step_memory import StepShape
 from server.model.recurrent.states import states_bytes
-from server.settings import ServeSettings
+from server.settings import ServeSettings, SettingsError
 
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """A memory plan, and the expert slots that its tiers hold."""
+    """A memory plan, and the expert slots that its tiers hold; empty if serving is refused."""
 
     memory: MemoryPlan
     host_slots: int
     device_slots: int  # 0 where there is no device tier
+    least_bytes: int  # the smallest budget of host memory in which the model can be served
+    refusal: str | None = None  # the error of `greenroom serve`
 
     @property
     def is_cuda(self) -> bool:
@@ -30,28 +33,23 @@ class MemoryFit:
 
     @property
     def holds_trunk(self) -> bool:
-        return self.memory.free.device > 0
+        """True if the budget holds the trunk and a minimum of the rest."""
+        return self.refusal is None or self.least_bytes <= self.memory.budget_bytes
 
 
 def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> MemoryFit:
-    """Plan the memory as `greenroom serve` does. The plan is empty if the trunk does not fit.
-
-    Raises:
-        SettingsError: a budget or limit does not suit the model.
-    """
+    """Plan the memory as `greenroom serve` does."""
     budget, needs = host_budget(settings), needs_of_summary(summary, settings, device)
-    if least_budget(settings, needs, device, PROCESS_BYTES) > budget:
-        return MemoryFit(nothing_fits(needs, budget), 0, 0)
-    return count_slots(summary, plan_memory(settings, needs, device, budget, PROCESS_BYTES))
-
-
-def count_slots(summary: ModelSummary, plan: MemoryPlan) -> MemoryFit:
-    """Count the expert slots in the tiers of a plan."""
+    least = least_budget(settings, needs, device, PROCESS_BYTES)
+    try:
+        plan = predict_plan(settings, needs, summary.outline.dtype, device, budget)
+    except SettingsError as error:
+        return MemoryFit(nothing_fits(needs, budget), 0, 0, least, str(error))
     host, on_device = (
         sum(slots_per_layout(summary.catalog, nbytes).values()) if nbytes else 0
         for nbytes in (plan.host_bytes, plan.device_bytes)
     )
-    return MemoryFit(plan, host, on_device)
+    return MemoryFit(plan, host, on_device, least)
 
 
 def needs_of_summary(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> ModelNeeds:

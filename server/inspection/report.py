@@ -23,7 +23,8 @@ SOURCES = {
 def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, batched_tokens: int) -> dict[str, Any]:
     """Return the object that ``--json`` prints, in bytes, bytes per second and tokens per second.
 
-    If the trunk does not fit, the bounds are those of a machine of the same speed with more memory.
+    If the model can't be served in this memory, ``refusal`` is the error of `greenroom serve`, and the bounds are those
+    of a machine of the same speed with more memory.
 
     Args:
         batched_tokens: prompt tokens that are computed together. They use nearly all experts, so those that are not in
@@ -43,6 +44,8 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
         "trunk_bytes": shape.trunk_bytes,
         "trunk_format": summary.trunk_format,
         "trunk_fits": plan.holds_trunk,
+        "refusal": plan.refusal,
+        "notes": list(plan.memory.notes),
         "num_unused_tensors": summary.num_unused,
         "experts": {
             "num_experts": summary.num_experts,
@@ -81,6 +84,7 @@ def as_object(summary: ModelSummary, plan: MemoryFit, bandwidths: Bandwidths, ba
         },
         "memory": {
             "budget_bytes": plan.memory.budget_bytes,
+            "least_bytes": plan.least_bytes,
             "process_bytes": plan.memory.process_bytes,
             "step_bytes": plan.memory.first_step_bytes,
             "largest_step_bytes": plan.memory.step_bytes,
@@ -132,40 +136,57 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
         f"{format_bytes(token['experts'])} of experts",
     )
     yield from _kv_cache(kv)
-    yield "fits"
-    if not report["trunk_fits"]:
-        yield _row("nothing", "the trunk, the process and a minimum of experts need more memory than is available")
-    else:
-        context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
-        if kv["bytes_per_sequence"]:
-            context += f"; recurrent states of {kv['num_sequences']} sequences"
-        yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
-        memory = report["memory"]
-        yield _row(
-            "memory",
-            f"budget {format_bytes(memory['budget_bytes'])}; process {format_bytes(memory['process_bytes'])}, "
-            f"steps up to {format_bytes(memory['largest_step_bytes'])}",
-        )
-    for name, tier in report["tiers"].items():
-        if tier["budget_bytes"]:
-            slots, count = tier["slots"], experts["num_experts"]
-            yield _row(
-                f"{name} tier",
-                f"{slots} of {count} experts ({slots / count:.0%}) in {format_bytes(tier['budget_bytes'])}",
-            )
-    names = {"compute_memory": "memory", "disk": "disk", "host_to_device": "host to device"}
+    yield from _refused(report) if report["refusal"] is not None else _fit(report)
     yield "measured"
+    names = {"compute_memory": "memory", "disk": "disk", "host_to_device": "host to device"}
     for key, name in names.items():
         if report["bandwidth"][key] is not None:
             yield _row(name, f"{report['bandwidth'][key] / 1e9:.1f} GB/s")
     yield "upper bound for one sequence"
     yield _row("all in memory", f"{report['tokens_per_second']['all_in_memory']:.1f} tokens/s")
+    if report["refusal"] is None:
+        yield from _bounds(report)
+
+
+def _refused(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about a budget in which the model can't be served; the command adds the reason."""
+    yield "does not fit"
+    yield _row("budget", format_bytes(report["memory"]["budget_bytes"]))
+    yield _row("least budget", f"{format_bytes(report['memory']['least_bytes'])} in which the model can be served")
+
+
+def _fit(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about the parts of the budget."""
+    kv, memory, count = report["kv_cache"], report["memory"], report["experts"]["num_experts"]
+    yield "fits"
+    context = f"{kv['num_tokens']} tokens; context {kv['max_model_len']}"
+    if kv["bytes_per_sequence"]:
+        context += f"; recurrent states of {kv['num_sequences']} sequences"
+    yield _row("KV cache", f"{format_bytes(kv['bytes'])} for {context}")
+    yield _row(
+        "memory",
+        f"budget {format_bytes(memory['budget_bytes'])}; process {format_bytes(memory['process_bytes'])}, "
+        f"steps up to {format_bytes(memory['largest_step_bytes'])}",
+    )
+    for name, tier in report["tiers"].items():
+        if tier["budget_bytes"]:
+            slots = tier["slots"]
+            yield _row(
+                f"{name} tier",
+                f"{slots} of {count} experts ({slots / count:.0%}) in {format_bytes(tier['budget_bytes'])}",
+            )
+    for note in report["notes"]:
+        yield _row("note", note)
+
+
+def _bounds(report: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines about speed with experts on disk."""
     for number, entry in enumerate(report["tokens_per_second"]["by_hit_ratio"]):
-        if entry["hit_ratio"] < 1 and report["trunk_fits"]:
+        if entry["hit_ratio"] < 1:
             note = ", the ratio of uniform routing" if number == 0 else ""
             yield _row(f"hit ratio {entry['hit_ratio']:.2f}", f"{entry['bound']:.1f} tokens/s{note}")
     chunk = report["prompt_piece"]
-    if chunk["missing_bytes"] and report["trunk_fits"]:
+    if chunk["missing_bytes"]:
         cost = f"up to {format_bytes(chunk['missing_bytes'])} in {chunk['disk_seconds']:.1f} s"
         yield _row("a prompt reads", f"{cost} per {chunk['num_tokens']} tokens (--max-batched-tokens)")
 

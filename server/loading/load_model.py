@@ -15,6 +15,7 @@ from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import choose_level, describe_level
 from server.kernels.native.library import KernelError, Kernels
+from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import config_folder, find_checkpoint
@@ -66,7 +67,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
     def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
-        check_trunk(settings, trunk_bytes, catalog, dtype, device)
+        check_trunk(settings, trunk_bytes, catalog, dtype, device, host_budget(settings))
         log.info("loading %s from %s", name, folder)
 
     trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)

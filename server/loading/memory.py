@@ -11,9 +11,9 @@ from server.byte_sizes import format_bytes
 from server.engine.interface import ModelCard
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
 from server.memory.elastic_budget import ElasticBudget
-from server.memory.fit_checks import check_plan
+from server.memory.fit_checks import plan_that_fits
 from server.memory.machine import own_bytes
-from server.memory.plan import MemoryPlan, ModelNeeds, plan_memory
+from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds
 from server.memory.step_memory import StepShape
 from server.memory.usage import Adjustments, MemoryUsage
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -26,14 +26,20 @@ log = logging.getLogger(__name__)
 def plan_beside_trunk(trunk: Trunk | SequentialTrunk, settings: ServeSettings, device: torch.device) -> MemoryPlan:
     """Plan the memory beside a loaded trunk. The process is measured as it is now.
 
+    The plan of `inspect` and `doctor`, which assume the size of the process, must fit as well, so that all three refuse
+    the same.
+
     Raises:
         SettingsError: a budget or limit does not suit the model, or does not fit.
     """
     wait_for_counters()
     budget_bytes, trunk_bytes = host_budget(settings), 0 if device.type == "cuda" else trunk.nbytes
     warn_if_lowered(settings, budget_bytes)
-    plan = plan_memory(settings, needs_of_trunk(trunk), device, budget_bytes, max(0, own_bytes() - trunk_bytes))
-    check_plan(settings, plan)
+    needs = needs_of_trunk(trunk)
+    plan_that_fits(settings, needs, device, budget_bytes, PROCESS_BYTES)
+    plan = plan_that_fits(settings, needs, device, budget_bytes, max(0, own_bytes() - trunk_bytes))
+    for note in plan.notes:
+        log.warning("%s", note)
     return plan
 
 
@@ -58,6 +64,7 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
         facts.state_bytes,
         facts.shares_prefixes,
         shape,
+        is_loaded=True,
     )
 
 

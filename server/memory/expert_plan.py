@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import format_bytes
-from server.setting_values import Budget
 from server.settings import ServeSettings
 
-log = logging.getLogger(__name__)
-
 DEVICE_RESERVE_BYTES = 1 << 30  # device memory kept for the tensors of a step and for CUDA libraries
+
+
+@dataclass(frozen=True)
+class ExpertBudgets:
+    """Budgets of the tiers in bytes, each at most the size of all experts."""
+
+    host: int
+    device: int
+    notes: tuple[str, ...] = ()  # budgets that were raised to the minimum, for the log
 
 
 @dataclass(frozen=True)
@@ -46,35 +51,28 @@ class FreeMemory:
 
 def plan_experts(
     settings: ServeSettings, catalog: ExpertCatalog, top_k: int, free: FreeMemory, kv_bytes: int
-) -> tuple[int, int]:
-    """Return the budgets of the host tier and the device tier in bytes, each at most the size of all experts.
-
-    A budget below the minimum is raised to it, with a warning.
+) -> ExpertBudgets:
+    """Decide the budgets of the host tier and the device tier. One below the minimum is raised to it, with a note.
 
     Args:
         top_k: experts per token, of the layer with the most.
         kv_bytes: initial size of the KV cache, in the memory that compute reads.
     """
-    total = catalog.total_bytes
+    total, least = catalog.total_bytes, least_bytes(catalog, top_k)
     auto = min(total, max(0, free.device - kv_bytes)) if free.is_cuda else 0
-    device_bytes = min(total, settings.device_expert_memory.resolve(total, auto))
-    if device_bytes or free.is_cuda:
-        device_bytes = _at_least("--device-expert-memory", settings.device_expert_memory, device_bytes, catalog, top_k)
-    taken = 0 if free.is_cuda else kv_bytes + device_bytes
+    asked = min(total, settings.device_expert_memory.resolve(total, auto))
+    has_device = free.is_cuda or asked > 0
+    device = max(asked, least) if has_device else 0
+    taken = 0 if free.is_cuda else kv_bytes + device
     auto = min(total, max(0, free.host - taken))
-    host_bytes = min(total, settings.host_expert_memory.resolve(total, auto))
-    return _at_least("--host-expert-memory", settings.host_expert_memory, host_bytes, catalog, top_k), device_bytes
-
-
-def _at_least(flag: str, budget: Budget, asked: int, catalog: ExpertCatalog, top_k: int) -> int:
-    least = least_bytes(catalog, top_k)
-    if asked < least and not budget.is_auto:
-        log.warning(
-            "%s %s is %s; raised to %s, the minimum for the %d experts of a token",
-            flag,
-            budget,
-            format_bytes(asked),
-            format_bytes(least),
-            top_k,
-        )
-    return max(asked, least)
+    host = min(total, settings.host_expert_memory.resolve(total, auto))
+    tiers = [("--host-expert-memory", settings.host_expert_memory, host)]
+    if has_device:
+        tiers.append(("--device-expert-memory", settings.device_expert_memory, asked))
+    notes = (
+        f"{flag} {budget} is {format_bytes(nbytes)}; raised to {format_bytes(least)}, the minimum for the {top_k} "
+        "experts of a token"
+        for flag, budget, nbytes in tiers
+        if nbytes < least and not budget.is_auto
+    )
+    return ExpertBudgets(max(host, least), device, tuple(notes))

@@ -6,10 +6,8 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
-from server.memory.budget import host_budget
 from server.memory.expert_plan import FreeMemory
-from server.memory.machine import own_bytes
-from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan
+from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan, ModelNeeds, plan_memory
 from server.setting_values import Budget
 from server.settings import ServeSettings, SettingsError
 
@@ -17,15 +15,48 @@ USUAL_STEP_BYTES = 64 << 20  # a guess for a step and some KV cache, before more
 MORE_MEMORY = "free some memory, use a machine with more, or shrink the experts with `greenroom pack --weights int4`"
 
 
+def predict_plan(
+    settings: ServeSettings, needs: ModelNeeds, dtype: torch.dtype, device: torch.device, budget_bytes: int
+) -> MemoryPlan:
+    """Plan the memory of a model that is not loaded. `inspect` and `doctor` refuse here what `serve` refuses.
+
+    Raises:
+        SettingsError: a budget or limit does not suit the model, or does not fit.
+    """
+    check_trunk(settings, needs.trunk_bytes, needs.catalog, dtype, device, budget_bytes)
+    return plan_that_fits(settings, needs, device, budget_bytes, PROCESS_BYTES)
+
+
+def plan_that_fits(
+    settings: ServeSettings, needs: ModelNeeds, device: torch.device, budget_bytes: int, process_bytes: int
+) -> MemoryPlan:
+    """Plan the memory, and check the plan; see ``plan_memory``.
+
+    Raises:
+        SettingsError: a budget or limit does not suit the model, or does not fit.
+    """
+    plan = plan_memory(settings, needs, device, budget_bytes, process_bytes)
+    check_plan(settings, plan)
+    return plan
+
+
 def check_trunk(
-    settings: ServeSettings, trunk_bytes: int, catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device
+    settings: ServeSettings,
+    trunk_bytes: int,
+    catalog: ExpertCatalog,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget_bytes: int,
 ) -> None:
     """Check that a trunk and one expert of every layer fit, before the trunk is loaded.
+
+    Args:
+        budget_bytes: the budget of host memory.
 
     Raises:
         SettingsError: they do not fit; the message names the flag to change.
     """
-    free = FreeMemory.beside(settings, device, host_budget(settings) - own_bytes(), 0)
+    free = FreeMemory.beside(settings, device, budget_bytes - PROCESS_BYTES, 0)
     least = least_bytes(catalog, 1)
     # The trunk passes through host memory on its way to a device.
     short = free.device if trunk_bytes + least > free.device else free.host

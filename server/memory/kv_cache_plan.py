@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.byte_sizes import format_bytes
 from server.engine.kv.block_manager import BlockGroup
 from server.model.attention.kv_cache import KVGroup, extent_blocks
 from server.settings import ServeSettings, SettingsError
-
-log = logging.getLogger(__name__)
 
 BLOCK_SIZE = 16  # tokens
 KV_SHARE = 8  # the cache gets at most 1/8 of a device's free memory
@@ -31,6 +28,7 @@ class KVPlan:
     state_bytes: int = 0  # recurrent state of one sequence
     shares_prefixes: bool = True
     is_elastic: bool = False  # blocks allocate memory at first use, and give it back
+    notes: tuple[str, ...] = ()  # limits that the memory sets, for the log
 
     @property
     def num_snapshots(self) -> int:
@@ -130,7 +128,7 @@ def plan_kv_cache(
     blocks_of_one, num_slots = -(-longest // BLOCK_SIZE), settings.max_running_requests
     most = blocks_of_one * num_slots
     limits = [_most_blocks(group, settings) or most for group in groups]
-    is_elastic = most_bytes > 0
+    is_elastic, notes = most_bytes > 0, []
 
     def plan(num_blocks: int) -> KVPlan:
         counts = [min(num_blocks, limit) for limit in limits]
@@ -144,7 +142,7 @@ def plan_kv_cache(
     budget = settings.kv_cache_memory.resolve(plan(most).nbytes, auto)
     if plan(most).nbytes > budget and plan(0).nbytes * STATE_SHARE > budget:
         num_slots = max(1, budget // STATE_SHARE // ((2 if shares_prefixes else 1) * state_bytes))
-        log.warning("running requests limited to %d by recurrent-state memory; raise --kv-cache-memory", num_slots)
+        notes.append(f"running requests limited to {num_slots} by recurrent-state memory; raise --kv-cache-memory")
     num_blocks = _largest(lambda count: plan(count).nbytes <= budget, most)
     if num_blocks < blocks_of_one:
         if settings.max_model_len is not None or num_blocks == 0:
@@ -154,8 +152,8 @@ def plan_kv_cache(
                 f"--kv-cache-memory {settings.kv_cache_memory}: {longest} tokens need {need}; raise it{fits}"
             )
         longest = num_blocks * BLOCK_SIZE
-        log.warning("context length limited to %d tokens by KV cache memory; raise --kv-cache-memory", longest)
-    return plan(num_blocks)
+        notes.append(f"context length limited to {longest} tokens by KV cache memory; raise --kv-cache-memory")
+    return replace(plan(num_blocks), notes=tuple(notes))
 
 
 def _most_blocks(group: KVGroup, settings: ServeSettings) -> int | None:

@@ -45,6 +45,7 @@ class ModelNeeds:
     state_bytes: int
     shares_prefixes: bool
     step: StepShape
+    is_loaded: bool = False  # the trunk is in the device's memory already
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class MemoryPlan:
     device_bytes: int  # device tier
     has_kv_budget: bool  # the user set --kv-cache-memory
     has_expert_budget: bool  # the user set --host-expert-memory
+    notes: tuple[str, ...] = ()  # what differs from the settings, and why, for the log
 
     @property
     def least_host_bytes(self) -> int:
@@ -124,7 +126,12 @@ def plan_memory(
     _refuse_too_little(settings, needs, device, budget_bytes, process_bytes)
     trunk_bytes = 0 if is_cuda else needs.trunk_bytes
     beside = process_bytes + GROWTH_BYTES + trunk_bytes
-    free = FreeMemory.beside(settings, device, budget_bytes - beside - (0 if is_cuda else largest), needs.trunk_bytes)
+    free = FreeMemory.beside(
+        settings,
+        device,
+        budget_bytes - beside - (0 if is_cuda else largest),
+        0 if needs.is_loaded else needs.trunk_bytes,
+    )
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
     asked = settings.host_expert_memory.resolve(needs.catalog.total_bytes, least)
@@ -142,7 +149,7 @@ def plan_memory(
     )
     free_at_first = FreeMemory(free.host + (0 if is_cuda else largest - first), free.device, is_cuda)
     kv_at_first = kv.nbytes if is_cuda or not settings.kv_cache_memory.is_auto else kv.first_bytes
-    host_bytes, device_bytes = plan_experts(settings, needs.catalog, needs.top_k, free_at_first, kv_at_first)
+    budgets = plan_experts(settings, needs.catalog, needs.top_k, free_at_first, kv_at_first)
     return MemoryPlan(
         needs,
         budget_bytes,
@@ -152,10 +159,11 @@ def plan_memory(
         first,
         free,
         kv,
-        host_bytes,
-        device_bytes,
+        budgets.host,
+        budgets.device,
         not settings.kv_cache_memory.is_auto,
         has_expert_budget,
+        kv.notes + budgets.notes,
     )
 
 

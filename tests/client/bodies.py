@@ -67,6 +67,23 @@ EXPERT_USAGE = {
     "expert_bytes_read": 4096,
     "expert_stall_seconds": 0.25,
 }
+REQUEST = {
+    "id": "chatcmpl-5a0c1234",
+    "object": "request",
+    "choice": 0,
+    "model": "tiny",
+    "state": "decode",
+    "priority": 0,
+    "prompt_tokens": 24,
+    "cached_tokens": 61,
+    "completion_tokens": 38,
+    "max_tokens": 256,
+    "preemptions": 0,
+    "age_seconds": 2.125,
+    "queue_seconds": 0.0,
+    "greenroom": EXPERT_USAGE,
+}
+REQUESTS = {"object": "list", "data": [REQUEST]}
 USAGE = {
     "prompt_tokens": 3,
     "completion_tokens": 2,

@@ -13,7 +13,18 @@ import pytest
 
 import client
 from client import AsyncClient, ChatReply, Client, Expert, ExpertChange, Health, Model, Token, TokenLogprob, ToolCall
-from tests.client.bodies import COMPLETION, EXPERT, EXPERT_USAGE, EXPERTS, HEAD, USAGE, event, streamed
+from tests.client.bodies import (
+    COMPLETION,
+    EXPERT,
+    EXPERT_USAGE,
+    EXPERTS,
+    HEAD,
+    REQUEST,
+    REQUESTS,
+    USAGE,
+    event,
+    streamed,
+)
 from tests.client.conftest import AnyClient
 
 CALLS = {
@@ -29,6 +40,7 @@ CALLS = {
     "unpin": ["experts"],
     "prefetch": ["experts"],
     "evict": ["experts"],
+    "requests": [],
     "metrics": [],
     "health": [],
     "ready": [],
@@ -243,3 +255,10 @@ def test_metrics_are_summed_by_label(any_client: AnyClient) -> None:
     assert metrics.total("expert_lookups_total", tier="device") == 0
     with pytest.raises(KeyError, match="no metric 'expert_lookup'"):
         metrics.total("expert_lookup")
+
+
+def test_requests_are_listed(any_client: AnyClient) -> None:
+    any_client.handler = replying(REQUESTS)
+    (status,) = any_client("requests")
+    assert (any_client.requests[0].url.path, status.id, status.state) == ("/v1/requests", REQUEST["id"], "decode")
+    assert status.greenroom == client.ExpertUsage(**EXPERT_USAGE)

@@ -21,6 +21,8 @@ KEYS = {
     "trunk_bytes",
     "trunk_format",
     "trunk_fits",
+    "refusal",
+    "notes",
     "num_unused_tensors",
     "experts",
     "bytes_per_token",
@@ -90,8 +92,6 @@ def test_a_hub_model_is_looked_up_without_its_weights(tmp_path: Path) -> None:
     ("arguments", "status", "reason"),
     [
         (("./nonesuch",), 1, "there is no folder ./nonesuch"),
-        (("--kv-cache-memory", "1KiB"), 1, "--kv-cache-memory 1KiB"),
-        (("--max-model-len", "100000"), 1, "the model's context is 2048 tokens"),
         (("--host-expert-memory", "much"), 2, "--host-expert-memory 'much'"),
         (("--port", "1"), 2, "--port"),
     ],
@@ -102,3 +102,18 @@ def test_failures_are_one_line(arguments: tuple[str, ...], status: int, reason: 
     assert reason in failed.stderr
     assert len(failed.stderr.splitlines()) == 1, failed.stderr
     assert failed.stdout == ""
+
+
+def test_a_budget_that_does_not_fit_is_refused_below_the_report_as_by_serving_and_by_the_doctor() -> None:
+    budgets = ("--memory", "342MiB", "--host-expert-memory", "30GiB")
+    inspected, served = run_command("inspect", *budgets), run_command("serve", *budgets, "--port", "0")
+    examined = run_command("doctor", *budgets, "--port", "0", environment={"FORCE_COLOR": ""})
+    assert (inspected.returncode, served.returncode, examined.returncode) == (1, 1, 1)
+    (refusal,) = inspected.stderr.splitlines()
+    assert refusal.startswith("greenroom: --host-expert-memory 30GiB is 20.2 MiB beside ")
+    assert refusal.endswith("MiB at most, or to auto")
+    assert served.stderr.splitlines()[-1] == refusal
+    (failed,) = [line for line in examined.stdout.splitlines() if line.startswith("fail")]
+    assert failed == f"fail  memory plan   {refusal.removeprefix('greenroom: ')}"
+    assert "96 in 6 layers, 216.0 KiB each" in inspected.stdout
+    assert "does not fit\n  budget         342.0 MiB\n" in inspected.stdout

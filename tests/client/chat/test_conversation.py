@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.chat.conversation import SETTABLE, Conversation, parse_value
+from client.chat.conversation import Conversation, ConversationError
+from client.chat.parameters import KINDS, ParameterError, parse_parameter
 from client.options import ChatOptions
 
 ANSWER = {"role": "assistant", "content": "Hello é"}
@@ -39,9 +40,68 @@ def test_saving_writes_a_request_and_never_overwrites_a_file(tmp_path: Path) -> 
         conversation.save(tmp_path / "talk.json")
 
 
-def test_values_are_json_or_text() -> None:
-    assert [parse_value(text) for text in ("0.7", "3", "true", '["a"]', "word")] == [0.7, 3, True, ["a"], "word"]
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    conversation = Conversation("tiny", "Be kind.", options={"temperature": 0, "stop": ["\n"]})
+    conversation.add("Hi", ANSWER)
+    conversation.save(tmp_path / "talk.json")
+    assert Conversation.load(tmp_path / "talk.json") == conversation
 
 
-def test_settable_parameters_are_chat_options() -> None:
-    assert set(SETTABLE) <= set(ChatOptions.__annotations__)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "it is not JSON"),
+        ("[" * 100_000, "it is not JSON"),
+        ("[]", "it has no messages"),
+        ('{"messages": 3}', "it has no messages"),
+        ('{"messages": [{"role": "user", "content": "Hi"}, {"content": "Hi"}]}', "message 2 has no role"),
+        ('{"messages": ["Hi"]}', "message 1 has no role"),
+        ('{"model": 3, "messages": []}', "its model or system prompt is no text"),
+    ],
+)
+def test_a_file_without_a_conversation_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "talk.json").write_text(text)
+    with pytest.raises(ConversationError, match=reason):
+        Conversation.load(tmp_path / "talk.json")
+
+
+def test_parameters_of_a_file_are_checked(tmp_path: Path) -> None:
+    (tmp_path / "talk.json").write_text('{"messages": [], "temperature": "hot"}')
+    with pytest.raises(ParameterError, match=r"temperature must be a number, such as 0\.7, not hot"):
+        Conversation.load(tmp_path / "talk.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("temperature", "0.7", 0.7),
+        ("temperature", "1", 1),
+        ("max_tokens", "3", 3),
+        ("ignore_eos", "true", True),
+        ("stop", '["a"]', ["a"]),
+        ("stop", "5", "5"),
+        ("reasoning_effort", "low", "low"),
+    ],
+)
+def test_values_are_of_the_parameters_kind(name: str, text: str, value: object) -> None:
+    assert parse_parameter(name, text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind"),
+    [
+        ("temperature", "hot", "a number"),
+        ("temperature", "NaN", "a number"),
+        ("top_p", "true", "a number"),
+        ("seed", "1.5", "a whole number"),
+        ("max_tokens", "[3]", "a whole number"),
+        ("ignore_eos", "1", "true or false"),
+    ],
+)
+def test_values_of_another_kind_are_refused(name: str, text: str, kind: str) -> None:
+    with pytest.raises(ParameterError, match=f"^{name} must be {kind}.*, not "):
+        parse_parameter(name, text)
+
+
+def test_parameters_are_chat_options() -> None:
+    assert set(KINDS) <= set(ChatOptions.__annotations__)

@@ -51,6 +51,52 @@ def test_the_command_itself(url: str) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_a_question_of_the_command_line_is_answered_once(run_chat: RunChat, url: str, fake: FakeServer) -> None:
+    assert run_chat(url, "unread", flags=("/etc?",)) == (0, TEXT, "")
+    assert [[message["content"] for message in messages] for messages in fake.codec.conversations] == [["/etc?"]]
+
+
+def test_a_dash_takes_all_lines_of_a_pipe_as_one_question(run_chat: RunChat, url: str, fake: FakeServer) -> None:
+    assert run_chat(url, "One", "", "two", flags=("-",)) == (0, TEXT, "")
+    assert [message["content"] for message in fake.codec.conversations[0]] == ["One\n\ntwo"]
+
+
+@pytest.mark.parametrize("question", ["", " ", "-"])
+def test_an_empty_question_is_refused(run_chat: RunChat, url: str, question: str) -> None:
+    status, out, err = run_chat(url, flags=(question,))
+    assert (status, out) == (2, "")
+    assert err.startswith("greenroom: the question is empty; use ")
+
+
+def test_a_refused_question_of_the_command_line_is_a_failure(run_chat: RunChat, url: str) -> None:
+    status, out, _ = run_chat(url, flags=("a " * 100,))
+    assert (status, out) == (1, "")
+
+
+@pytest.mark.parametrize("flags", [(), ("--system", "Be brief.", "--model", MODEL)])
+def test_a_saved_conversation_is_continued(
+    run_chat: RunChat, url: str, fake: FakeServer, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    path = str(tmp_path / "talk.json")
+    lines = ("/set max_tokens 2", "Hi", f"/save {path}")
+    assert run_chat(url, *lines, flags=("--system", "Be kind."))[0] == 0
+    assert run_chat(url, flags=("--load", path, "And then?", *flags)) == (0, "Once upon\n", "")
+    system = flags[1] if flags else "Be kind."
+    contents = [message["content"] for message in fake.codec.conversations[-1]]
+    assert contents == [system, "Hi", "Once upon", "And then?"]
+    fake.codec.conversations.clear()
+    assert run_chat(url, "Forgotten", f"/load {path}", "And then?")[0] == 0
+    assert [message["content"] for message in fake.codec.conversations[-1]][1:] == ["Hi", "Once upon", "And then?"]
+
+
+def test_a_loaded_conversation_of_an_unknown_model_goes_on_with_the_present_one(
+    run_chat: RunChat, url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text('{"model": "gone", "messages": []}')
+    assert run_chat(url, "/model", flags=("--load", str(path))) == (0, f"* {MODEL}\n", "")
+
+
 def test_ctrl_c_ends_a_pipe(url: str, fake: FakeServer) -> None:
     fake.engine.holds = True
     command = [COMMAND, "chat", "--url", url]
@@ -88,6 +134,10 @@ def test_commands_work_in_a_pipe(run_chat: RunChat, url: str, fake: FakeServer, 
     [
         ("/nope", "unknown command: /help lists all commands"),
         ("/model other", f"the server has no model other; available: {MODEL}"),
+        ("/set temperature hot", "temperature must be a number, such as 0.7, not hot"),
+        ("/load", "/load needs a file name"),
+        ("/load /nowhere/talk.json", "cannot read /nowhere/talk.json: No such file or directory"),
+        ("/load /dev/null", "cannot load /dev/null: it is not JSON"),
         ("/set tempo 3", "unknown parameter tempo; available: temperature, top_p"),
         ("/save", "/save needs a file name"),
         ("/save /dev/null", "/dev/null already exists; choose another name"),

@@ -9,10 +9,11 @@ import re
 import pytest
 
 from client.top.command import add_arguments, run
-from tests.client.bodies import KEY_HINT, REFUSAL, SNAPSHOT, STATE, event
+from tests.client.bodies import KEY_HINT, REFUSAL, REQUESTS, SNAPSHOT, STATE, event
 from tests.client.scripted import ScriptedReply, ScriptedServer
 
 UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
+LISTED = ScriptedReply(json.dumps(REQUESTS).encode())
 FRAMES = ScriptedReply(event(SNAPSHOT, "snapshot") + event(UPDATE, "update"), is_stream=True)
 
 
@@ -26,7 +27,7 @@ def test_once_prints_a_frame(
     scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    scripted.replies = {"/v1/experts/stream": [FRAMES]}
+    scripted.replies = {"/v1/experts/stream": [FRAMES], "/v1/requests": [LISTED] * 2}
     assert top("--once", "--url", scripted.url, "--interval", "0.1") == 0
     out, err = capsys.readouterr()
     lines = [line.rstrip() for line in out.splitlines()]
@@ -37,7 +38,9 @@ def test_once_prints_a_frame(
     assert "2 of 6 experts" in lines[3]
     assert re.split(" {2,}", lines[4]) == ["hit ratio 50.0 % (optimal 75.0 %)", "read 0 B/s (8.0 KiB)", "stall 0 %"]
     assert re.split(" {2,}", lines[5]) == ["0.0 tokens/s (prompt 0.0)", "1 running, 0 waiting", "KV cache 25 %"]
-    assert lines[6:8] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
+    assert re.split(" {2,}", lines[6]) == ["request", "state", "prompt", "output", "tokens/s", "age", "stalled"]
+    assert re.split(" {2,}", lines[7]) == ["chat 5a0c1", "decode", "24", "38 / 256", "-", "2.1 s", "0.2 s"]
+    assert lines[8:10] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -12,7 +12,8 @@ from rich.segment import Segment
 
 from client.frames import DEVICE, DISK, HOST, Rows
 from client.top.heatmap import GUTTER, HeatMap, split_evenly
-from client.top.heatmap_cells import MIN_SCALE_TOKENS, TIER_RGB, Cell
+from client.top.heatmap_cells import MIN_SCALE_TOKENS, Cell
+from client.top.palette import TIER_RGB
 
 HOT, COLD = 1.0, 0.25  # brightness
 
@@ -87,9 +88,9 @@ def test_the_hottest_cell_is_the_brightest() -> None:
 
 def test_with_16_colours_each_tier_has_two() -> None:
     cells = [Cell((0.6, 0.4, 0), 0.0), Cell((0.4, 0.6, 0), 1000.0), Cell((0, 0.5, 0.5), 0.0)]
-    assert [cell.colour_of_sixteen(1000.0).name for cell in cells] == ["red", "bright_blue", "green"]
+    assert [cell.colour_of_sixteen(1000.0).name for cell in cells] == ["yellow", "bright_blue", "green"]
     line, _legend = lines_of(heat_map(((DISK, HOST),), [[0.0, 99.0]], 1), GUTTER + 2, system="standard")
-    assert [segment.style.color.name for segment in line[1:]] == ["red", "bright_blue"]
+    assert [segment.style.color.name for segment in line[1:]] == ["yellow", "bright_blue"]
 
 
 def test_without_colours_tiers_are_symbols() -> None:

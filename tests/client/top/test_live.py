@@ -16,7 +16,7 @@ from client.frames import HOST
 from client.retries import Retries
 from client.top.live import follow
 from client.top.monitor import Monitor
-from tests.client.bodies import REFUSAL, SNAPSHOT, STATE, event
+from tests.client.bodies import REFUSAL, REQUEST, REQUESTS, SNAPSHOT, STATE, event
 from tests.client.scripted import ScriptedReply, ScriptedServer
 from tests.client.terminal_session import terminal_session
 from tests.client.top.frames import frame
@@ -63,7 +63,9 @@ def titles(handler: Handler, num_sleeps: int) -> list[str]:
 def script(*answers: httpx.Response | Exception) -> Handler:
     left = list(answers)
 
-    def handle(_: httpx.Request) -> httpx.Response:
+    def handle(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/v1/requests":
+            return httpx.Response(200, json={"data": [REQUEST]})
         answer = left.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -124,11 +126,12 @@ def test_pausing_keeps_the_frame() -> None:
 def test_q_ends_the_live_view(scripted: ScriptedServer) -> None:
     ends = threading.Event()
     scripted.replies = {
+        "/v1/requests": [ScriptedReply(json.dumps(REQUESTS).encode())] * 4,
         "/v1/experts/stream": [
             ScriptedReply(FRAMES, is_stream=True, until=ends),
             ScriptedReply(json.dumps(REFUSAL).encode(), status=503),
             ScriptedReply(FRAMES.replace(b"tiny", b"other"), is_stream=True, until=threading.Event()),
-        ]
+        ],
     }
     with terminal_session("top", "--url", scripted.url, environment={}) as session:
         session.wait_for(f"tiny at {scripted.url} · p pauses, q quits")
@@ -146,7 +149,10 @@ def test_q_ends_the_live_view(scripted: ScriptedServer) -> None:
 
 
 def test_ctrl_c_ends_it_and_restores_the_terminal(scripted: ScriptedServer) -> None:
-    scripted.replies = {"/v1/experts/stream": [ScriptedReply(FRAMES, is_stream=True, until=threading.Event())]}
+    scripted.replies = {
+        "/v1/requests": [ScriptedReply(json.dumps(REQUESTS).encode())] * 2,
+        "/v1/experts/stream": [ScriptedReply(FRAMES, is_stream=True, until=threading.Event())],
+    }
     with terminal_session("top", "--url", scripted.url, environment={}) as session:
         session.wait_for("9 running")
         session.type("\x03")

@@ -15,10 +15,10 @@ from server.doctor import disk, environment, memory, processor
 from server.doctor.finding import Finding
 from server.doctor.model import check_model
 from server.doctor.report import as_object, serve_command
+from server.inspection import memory_fit
 from server.kernels.native import available
 from server.kernels.native.available import Availability
 from server.kernels.native.library import LEVELS
-from server.memory import fit_checks
 from server.memory.control_group import MemoryLimit
 from server.settings import ServeSettings
 from tests.checkpoints import make_checkpoint
@@ -225,7 +225,7 @@ def test_a_model_is_reported_with_its_disk_and_its_memory_plan(tmp_path: Path) -
 @pytest.mark.usefixtures("instant")
 def test_a_model_that_does_not_fit_fails_with_the_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_checkpoint("mixtral", tmp_path)
-    monkeypatch.setattr(fit_checks, "host_budget", lambda _: 1000)
+    monkeypatch.setattr(memory_fit, "host_budget", lambda _: 1000)
     *_, plan = check_model(str(folder), ServeSettings(dtype="float32"))
     assert (plan.level, plan.advice) == ("fail", "try --dtype bfloat16")
 

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from expert_store import ExpertStore, read_index, write_pack
+from server.byte_sizes import format_bytes
 from server.inspection import inspect_model as inspection
 from server.inspection import memory_fit
 from server.inspection.hub_metadata import write_header
@@ -180,7 +181,18 @@ def test_a_trunk_larger_than_memory_is_reported_with_its_bytes(tmp_path: Path, m
     assert not report["trunk_fits"]
     assert report["trunk_bytes"] > 1000
     assert report["tiers"]["host"] == {"budget_bytes": 0, "slots": 0}
-    assert "the trunk, the process and a minimum of experts need more memory than is available" in as_text(report)
+    assert report["refusal"].startswith("the model does not fit: its trunk needs ")
+    assert f"least budget   {format_bytes(report['memory']['least_bytes'])} in which" in as_text(report)
+
+
+@pytest.mark.usefixtures("instant")
+def test_a_budget_that_was_raised_is_noted(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"host_expert_memory": parse_budget("1%")})
+    report = inspect_model(str(make_checkpoint("qwen3_moe", tmp_path)), settings)
+    (note,) = report["notes"]
+    assert note.startswith("--host-expert-memory 1% is ")
+    assert note.endswith(" the minimum for the 2 experts of a token")
+    assert f"note           {note}" in as_text(report)
 
 
 @pytest.mark.usefixtures("instant")

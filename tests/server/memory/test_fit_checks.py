@@ -9,10 +9,9 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes, read_index
 from server.byte_sizes import as_flag
-from server.memory import fit_checks
-from server.memory.expert_plan import DEVICE_RESERVE_BYTES, FreeMemory, plan_experts
+from server.memory.expert_plan import DEVICE_RESERVE_BYTES, ExpertBudgets, FreeMemory, plan_experts
 from server.memory.fit_checks import check_budgets, check_trunk
-from server.memory.machine import own_bytes
+from server.memory.plan import PROCESS_BYTES
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.tensor_map import map_checkpoint
 from server.model.checkpoint.trunk_loader import build_model, read_config
@@ -34,7 +33,7 @@ def fit(catalog: ExpertCatalog, free: FreeMemory, kv_bytes: int = 0, **settings:
     """Plan as serving does, and check the plan."""
     asked = ServeSettings.model_validate(settings)
     budgets = plan_experts(asked, catalog, TOP_K, free, kv_bytes)
-    check_budgets(asked, catalog, TOP_K, free, kv_bytes, *budgets)
+    check_budgets(asked, catalog, TOP_K, free, kv_bytes, budgets.host, budgets.device)
 
 
 def advised(message: str) -> str:
@@ -62,7 +61,7 @@ def test_a_budget_larger_than_all_experts_is_cut(catalog: ExpertCatalog) -> None
     free = FreeMemory(30 << 20, 30 << 20, is_cuda=False)
     fit(catalog, free, host_expert_memory="1000GiB")
     asked = ServeSettings.model_validate({"host_expert_memory": "1000GiB", "device_expert_memory": "1000GiB"})
-    assert plan_experts(asked, catalog, TOP_K, free, 0) == (catalog.total_bytes, catalog.total_bytes)
+    assert plan_experts(asked, catalog, TOP_K, free, 0) == ExpertBudgets(catalog.total_bytes, catalog.total_bytes)
 
 
 def test_a_kv_cache_that_leaves_no_memory_for_experts_is_refused(catalog: ExpertCatalog) -> None:
@@ -95,12 +94,11 @@ def test_experts_of_a_token_that_fit_nowhere_are_refused(catalog: ExpertCatalog)
 def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
     catalog: ExpertCatalog, dtype: torch.dtype, device: torch.device, advice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit_checks, "host_budget", lambda _: (20 << 30) + own_bytes())
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: ((10 << 30) + DEVICE_RESERVE_BYTES, 80 << 30))
-    settings = ServeSettings()
-    check_trunk(settings, 1 << 30, catalog, dtype, device)
+    settings, budget = ServeSettings(), (20 << 30) + PROCESS_BYTES
+    check_trunk(settings, 1 << 30, catalog, dtype, device, budget)
     with pytest.raises(SettingsError, match=advice):
-        check_trunk(settings, 30 << 30, catalog, dtype, device)
+        check_trunk(settings, 30 << 30, catalog, dtype, device, budget)
 
 
 @pytest.mark.parametrize(

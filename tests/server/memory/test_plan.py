@@ -86,3 +86,15 @@ def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that
     budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
     with pytest.raises(SettingsError, match=r"set --device-expert-memory to \dMiB at most, or to auto"):
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
+
+
+def test_a_trunk_on_the_device_is_not_counted_a_second_time(needs: ModelNeeds, monkeypatch: pytest.MonkeyPatch) -> None:
+    total, cuda = 8 << 30, torch.device("cuda", 0)
+    large = replace(needs, trunk_bytes=3 << 30)
+
+    def free_on_device(taken: int, needs: ModelNeeds) -> int:
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (total - taken, total))
+        return plan_memory(ServeSettings(), needs, cuda, 1 << 33, PROCESS).free.device
+
+    before = free_on_device(0, large)
+    assert free_on_device(large.trunk_bytes, replace(large, is_loaded=True)) == before

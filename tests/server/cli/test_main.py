@@ -1,0 +1,54 @@
+"""The command line: repeated flags, and readers that go away."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from server.cli.main import parse
+from tests.e2e.processes import COMMAND
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--port", "1", "--port", "2"),
+        ("serve", "--config", "a.toml", "--config=a.toml"),
+        ("inspect", "--memory", "1GiB", "--memory", "2GiB"),
+        ("top", "--url", "a", "--url", "b"),
+    ],
+)
+def test_a_repeated_flag_of_one_value_is_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(words)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"argument {words[1]}: it has one value, but is given more than once; give it once" in err
+
+
+def test_a_flag_of_several_values_may_be_repeated() -> None:
+    arguments = parse(("serve", "--api-key", "a", "--api-key", "b", "--port", "1"))
+    assert (arguments.api_key, arguments.port) == (["a", "b"], "1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("serve", "--help"),
+        ("inspect",),
+        ("inspect", "--json"),
+        ("doctor", "--port", "0"),
+        ("doctor", "--json"),
+    ],
+    ids=" ".join,
+)
+def test_a_reader_that_goes_away_causes_no_traceback(words: tuple[str, ...]) -> None:
+    with subprocess.Popen([COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    assert process.returncode == (0 if "--help" in words else 1)
