@@ -127,6 +127,13 @@ class ServeSettings(BaseModel):
     )
     log_format: Literal["text", "json"] = Field("text", description="format of the log; json: one object per line")
     log_prompts: bool = Field(False, description="write prompts to the log")
+    stream_keep_alive: float = Field(
+        10.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="seconds of silence after which a stream sends a comment, for proxies and clients with read "
+        "time-outs; 0: never",
+    )
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that running requests have to finish at shutdown")
 
     def user_keys(self) -> list[str]:

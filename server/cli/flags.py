@@ -14,6 +14,7 @@ METAVARS = {
     "max_model_len": "TOKENS",
     "model_alias": "NAME=MODEL",
     "shutdown_timeout": "SECONDS",
+    "stream_keep_alive": "SECONDS",
 }
 
 # Settings that decide how the memory is planned for a model.

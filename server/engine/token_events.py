@@ -75,11 +75,8 @@ def _append(
     # A grammar allows an end token only where its text may end, so it also ends a sequence that ignores end tokens.
     is_eos = token in eos_token_ids and (matcher is not None or not params.ignore_eos)
     ends = is_eos or token in params.stop_token_ids
-    text = ""
-    listed: tuple[TokenLogprobs, ...] = ()
-    if not ends:
-        listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
-        text = sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
+    listed = () if logprobs is None else (replace(logprobs, text_offset=sequence.text.num_characters),)
+    text = "" if ends else sequence.text.push(token, may_stop=sequence.num_generated > params.min_tokens)
     reason = None
     if ends or sequence.text.is_stopped or (matcher is not None and matcher.is_complete):
         reason = FinishReason.STOP

@@ -112,11 +112,22 @@ def test_the_bytes_of_chat_tokens_are_the_text(client: openai.OpenAI) -> None:
     assert "".join(chunk.delta.content or "" for chunk in chunks) == whole.message.content
 
 
-def test_the_end_token_is_not_listed(client: openai.OpenAI) -> None:
+def test_the_end_token_is_listed(client: openai.OpenAI) -> None:
     choice = client.chat.completions.create(
         model=MODEL, messages=QUESTION, logprobs=True, logit_bias={str(END): 100}
     ).choices[0]
-    assert (choice.message.content, choice.finish_reason, choice.logprobs.content) == ("", "stop", [])
+    assert (choice.message.content, choice.finish_reason) == ("", "stop")
+    assert [token.token for token in choice.logprobs.content] == ["<|im_end|>"]
+
+
+def test_an_echo_lists_the_end_token(complete: Any, tokenizer: Any) -> None:
+    """lm-eval takes the logprobs of a choice to be those between the prompt and the last token."""
+    prompt = tokenizer.encode(PROMPT)
+    choice = complete(prompt=prompt, max_tokens=1, echo=True, logprobs=1, logit_bias={str(END): 100})
+    assert (choice.text, choice.finish_reason) == (PROMPT, "stop")
+    assert len(choice.logprobs.token_logprobs) == len(choice.logprobs.text_offset) == len(prompt) + 1
+    assert (choice.logprobs.tokens[-1], choice.logprobs.text_offset[-1]) == ("<|im_end|>", len(PROMPT))
+    assert choice.logprobs.token_logprobs[-1] < 0
 
 
 def test_min_tokens_keeps_the_end_away(client: openai.OpenAI) -> None:

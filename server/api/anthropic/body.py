@@ -111,7 +111,10 @@ class PromptBody(BaseModel):
         return MessagesChat.model_validate(split_extra(self.model_extra)[0] | fields)
 
     def _prompt_for_chat(self) -> JsonObject:
-        fields: JsonObject = {"model": self.model, "messages": self._conversation().messages}
+        messages = self._conversation().messages
+        fields: JsonObject = {"model": self.model, "messages": messages}
+        if messages and messages[-1]["role"] == "assistant":
+            fields |= self._continuation(messages[-1])
         if self.tools:
             fields["tools"] = [tool.for_chat() for tool in self.tools]
         if self.tool_choice is not None:
@@ -127,12 +130,17 @@ class PromptBody(BaseModel):
     def _sampling_for_chat(self) -> JsonObject:
         return {}
 
-    def _conversation(self) -> Conversation:
-        if self.messages[-1].role == "assistant":
+    def _continuation(self, message: JsonObject) -> JsonObject:
+        if "tool_calls" in message:
+            raise InvalidRequestError("'messages' must not end with a 'tool_use': add its 'tool_result'.", "messages")
+        if self.output_config.format is not None:
             raise InvalidRequestError(
-                "'messages' must not end with a message of the assistant: this server continues no partial replies.",
-                "messages",
+                "'output_config.format' can't be used if the last message is the assistant's: leave out one of them.",
+                "output_config.format",
             )
+        return {"add_generation_prompt": False, "continue_final_message": True}
+
+    def _conversation(self) -> Conversation:
         conversation = Conversation()
         if self.system is not None:
             add_content(conversation, "system", self.system, "system", SYSTEM)

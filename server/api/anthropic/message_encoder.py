@@ -6,6 +6,7 @@ from typing import Any
 
 from server.api.anthropic.errors import error_body
 from server.api.core.chat_turn import ChatTurn
+from server.api.core.cut_json import parse_cut
 from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.errors import APIError
 from server.api.core.event_encoder import EventEncoder
@@ -40,9 +41,9 @@ class OpenBlock:
 
 
 def arguments_of(text: str) -> dict[str, Any]:
-    """Parse the arguments of a tool call. Incomplete arguments, and those that JSON can't encode, become empty."""
+    """Parse the arguments of a tool call as far as they came. Those that JSON can't encode become empty."""
     try:
-        arguments = json.loads(text)
+        arguments, _ = parse_cut(text)
         json.dumps(arguments, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         return {}

@@ -69,6 +69,10 @@ class Generation:
         tokens, self._experts[index] = self._experts[index], []
         return f"[{','.join(tokens)}]"
 
+    def wake(self) -> None:
+        """Make ``events`` yield now, an empty batch if nothing has arrived."""
+        self._queue.wake()
+
     async def events(self) -> AsyncGenerator[list[tuple[int, TokenEvent]], None]:
         """Yield the events of all choices, each with the index of its choice, in batches as they arrive.
 

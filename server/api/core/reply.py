@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from server.api.core.disconnect import unless_client_leaves
 from server.api.core.errors import APIError, ClientDisconnectedError, api_error
 from server.api.core.generation import Generation
+from server.api.core.keep_alive import COMMENT, KeepAlive
 from server.api.core.server_sent_events import EVENT_STREAM, HEADERS
 from server.engine.interface import EngineError, TokenEvent
 
@@ -62,7 +63,7 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
 
     """
     if stream:
-        return GenerationStream(encoder)
+        return GenerationStream(encoder, request.app.state.service.stream_keep_alive_seconds)
     request.state.work = encoder.generation
     try:
         body = await unless_client_leaves(request.receive, encoder.complete())
@@ -74,8 +75,9 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
 class GenerationStream(StreamingResponse):
     """Streams a reply, and cancels the generation when the response ends, however it ends."""
 
-    def __init__(self, encoder: ReplyEncoder) -> None:
-        self.generation, self.events = encoder.generation, encode_stream(encoder)
+    def __init__(self, encoder: ReplyEncoder, keep_alive_seconds: float) -> None:
+        comments_after = keep_alive_seconds if encoder.media_type == EVENT_STREAM else 0.0
+        self.generation, self.events = encoder.generation, encode_stream(encoder, comments_after)
         super().__init__(self.events, headers=HEADERS, media_type=encoder.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,18 +93,28 @@ class GenerationStream(StreamingResponse):
             await self.events.aclose()
 
 
-async def encode_stream(encoder: ReplyEncoder) -> AsyncGenerator[bytes, None]:
-    """Yield the server-sent events of a reply in batches as they arrive; an engine failure ends the stream."""
+async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a reply in batches as they arrive; an engine failure ends the stream.
+
+    Args:
+        keep_alive_seconds: time without events after which a comment is sent; 0 for no comments.
+
+    """
     if start := encoder.start():
         yield start
+    keep_alive = KeepAlive(keep_alive_seconds, encoder.generation.wake)
     try:
         async for arrived in encoder.generation.events():
-            if encoded := b"".join([await _encode(encoder, index, event) for index, event in arrived]):
-                yield encoded
+            encoded = b"".join([await _encode(encoder, index, event) for index, event in arrived])
+            if encoded or keep_alive.is_due:
+                yield encoded or COMMENT
+                keep_alive.note_sent()
     except EngineError as error:
         last = encoder.failure(api_error(error))
     else:
         last = encoder.end()
+    finally:
+        keep_alive.stop()
     if last:
         yield last
 

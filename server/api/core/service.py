@@ -81,6 +81,7 @@ class Service:
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
     logs_prompts: bool = False
+    stream_keep_alive_seconds: float = 10.0  # silence after which a stream sends a comment; 0: it sends none
     tracer: Tracer | None = None
 
     @property

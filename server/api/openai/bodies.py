@@ -136,6 +136,8 @@ class ChatBody(GenerationBody):
     function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     chat_template_kwargs: dict[Text, Any] = {}
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
 
     @field_validator("messages")
     @classmethod
@@ -165,6 +167,16 @@ class ChatBody(GenerationBody):
         if isinstance(choice, NamedTool) and choice not in names:
             raise ValueError(f"names {quote(str(choice))}, which is not one of the tools")
         return choice
+
+    @field_validator("continue_final_message")
+    @classmethod
+    def need_text(cls, continues: bool, info: ValidationInfo) -> bool:
+        if continues and info.data.get("add_generation_prompt"):
+            raise ValueError("is allowed only if 'add_generation_prompt' is false")
+        messages = info.data.get("messages")
+        if continues and messages and messages[-1].tool_calls:
+            raise ValueError("must not be true if the last message has tool calls: add their results")
+        return continues
 
     @field_validator("chat_template_kwargs")
     @classmethod

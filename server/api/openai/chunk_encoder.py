@@ -28,6 +28,7 @@ class ChunkEncoder(ReplyEncoder):
     def __init__(self, generation: Generation, *, include_usage: bool) -> None:
         super().__init__(generation)
         self._include_usage = include_usage
+        self._has_begun = [False] * len(generation.streams)
 
     @abstractmethod
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
@@ -35,7 +36,7 @@ class ChunkEncoder(ReplyEncoder):
 
     @abstractmethod
     def start_choices(self, index: int) -> list[JsonObject]:
-        """Return the choices of the chunks that precede the first event of a choice."""
+        """Return the choices of the chunks that precede those of a choice's first event."""
 
     @abstractmethod
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
@@ -60,13 +61,17 @@ class ChunkEncoder(ReplyEncoder):
         return self._complete(events)
 
     def start(self) -> bytes:
-        return b"".join(
-            self._chunk(choice) for index in range(len(self.generation.streams)) for choice in self.start_choices(index)
-        )
+        # Nothing: clients measure the time to the first token by the first chunk.
+        return b""
 
     def encode(self, index: int, event: TokenEvent) -> bytes:
+        begin = b"" if self._has_begun[index] else self._begin(index)
         self.generation.note_experts(index, event)
-        return b"".join(map(self._chunk, self.chunk_choices(index, event)))
+        return begin + b"".join(map(self._chunk, self.chunk_choices(index, event)))
+
+    def _begin(self, index: int) -> bytes:
+        self._has_begun[index] = True
+        return b"".join(map(self._chunk, self.start_choices(index)))
 
     def end(self) -> bytes:
         if not self._include_usage:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from server.api.core.cut_json import parse_cut
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import Text, only
 from server.api.openai.content import ImagePart, content_of
@@ -19,18 +20,22 @@ NO_FUNCTIONS = "is no longer how tools are called: use 'tools' and 'tool_calls'"
 
 
 def json_object(text: str) -> str:
-    """Check the arguments of a call, which templates need as an object; an empty text is an empty object."""
+    """Return the arguments of a call as a complete object, which templates need.
+
+    An empty text is an empty object, and arguments that ``max_tokens`` has cut off are closed.
+    """
     if len(text) > MAX_ARGUMENTS:  # json holds the interpreter's lock
         raise ValueError(f"must not have more than {MAX_ARGUMENTS} characters, but has {len(text)}")
+    text = text or "{}"
     try:
-        value = json.loads(text or "{}")
+        value, is_cut = parse_cut(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"must be JSON: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError("must be JSON with fewer levels, or shorter numbers") from error
     if not isinstance(value, dict):
         raise ValueError("must be a JSON object")  # noqa: TRY004  pydantic's own
-    return text or "{}"
+    return json.dumps(value, ensure_ascii=False) if is_cut else text
 
 
 Arguments = Annotated[Text, AfterValidator(json_object)]
@@ -99,6 +104,11 @@ class Message(BaseModel):
         if not (is_assistant and (info.data.get("tool_calls") or info.data.get("reasoning_content"))):
             raise ValueError("is required: a string or a list of parts")
         return None
+
+    @property
+    def text(self) -> str:
+        """The text of the message, without its images."""
+        return "".join(part for part in self.content or () if isinstance(part, str))
 
     @property
     def images(self) -> list[ImagePart]:

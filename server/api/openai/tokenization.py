@@ -30,7 +30,6 @@ class TokenizeBody(ChatBody):
     messages: list[Message] = Field([], fail_fast=True)
     prompt: Text | None = Field(None, validate_default=True)
     add_special_tokens: bool | None = None  # None: True for a text
-    add_generation_prompt: bool = True
     return_token_strs: bool = False
 
     @field_validator("prompt")
@@ -88,7 +87,7 @@ def _tokenized(body: TokenizeBody, model: LoadedModel) -> bytes:
 
     """
     if body.prompt is None:
-        tokens = encode(body, model.codec, add_generation_prompt=body.add_generation_prompt).token_ids
+        tokens = encode(body, model.codec).token_ids
     else:
         tokens = model.codec.encode(body.prompt, add_special_tokens=body.add_special_tokens is not False)
     names = _list(model.codec.token_names(tokens)) if body.return_token_strs else "null"

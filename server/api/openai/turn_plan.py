@@ -41,7 +41,7 @@ class TurnPlan:
         return self.format.parser(self.schemas, self.reasoning, has_one_call=self.has_one_call)
 
 
-def encode(body: ChatBody, codec: TextCodec, *, add_generation_prompt: bool = True) -> ChatPrompt:
+def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
     """Render and tokenize a chat; may block.
 
     Raises:
@@ -52,7 +52,14 @@ def encode(body: ChatBody, codec: TextCodec, *, add_generation_prompt: bool = Tr
     images = [image.decode() for message in body.messages for image in message.images]
     tools = [tool.for_template() for tool in body.shown_tools]
     messages, options = messages_for_template(body.messages), body.template_options
-    return codec.encode_chat(messages, images, tools, options, add_generation_prompt=add_generation_prompt)
+    return codec.encode_chat(
+        messages,
+        images,
+        tools,
+        options,
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+    )
 
 
 def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
@@ -65,7 +72,8 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     """
     prompt = encode(body, codec)
     chat_format = ChatFormat.of(codec.chat_traits)
-    reasoning = chat_format.reasoning_after("".join(codec.pieces(prompt.token_ids[-PROMPT_END:])))
+    prompt_end = "".join(codec.pieces(prompt.token_ids[-PROMPT_END:]))
+    reasoning = chat_format.reasoning_after(prompt_end, body.messages[-1].text if body.continue_final_message else "")
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
     callable_ = callable_tools(body.tools, body.tool_choice)
     spec = chat_format.grammar(

@@ -52,8 +52,16 @@ class ChatFormat:
         syntax = _syntax(traits.template) or _syntax("\n".join(traits.markers)) or OTHER
         return cls(syntax, next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
 
-    def reasoning_after(self, prompt_end: str) -> Reasoning:
-        """Return the state of the reasoning after a prompt with this end."""
+    def reasoning_after(self, prompt_end: str, begun: str = "") -> Reasoning:
+        """Return the state of the reasoning after a prompt with this end.
+
+        Args:
+            begun: the beginning of the turn, if the prompt contains it.
+
+        """
+        if self.thinking is not None and begun.strip():
+            is_open = self.thinking.begin in begun and self.thinking.end not in begun.rpartition(self.thinking.begin)[2]
+            return Reasoning.BEGUN if is_open else Reasoning.OVER
         end = prompt_end.rstrip()
         if self.thinking is not None and end.endswith(self.thinking.begin):
             return Reasoning.BEGUN

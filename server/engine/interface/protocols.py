@@ -64,6 +64,7 @@ class TextCodec(Protocol):
         options: Mapping[str, Any] = {},
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> ChatPrompt:
         """Render a conversation with the model's chat template and tokenise it.
 
@@ -73,6 +74,7 @@ class TextCodec(Protocol):
             tools: tools that the model may call, in OpenAI's form.
             options: additional variables of the template.
             add_generation_prompt: begin the assistant's turn.
+            continue_final_message: end the prompt with the text of the last message instead of beginning a turn.
 
         Raises:
             PromptTooLongError: the conversation can't fit the model's context.

@@ -43,6 +43,10 @@ class EventQueue:
         self._events.append((index, item))
         return True
 
+    def wake(self) -> None:
+        """Make ``take`` return at once, with no events if none have arrived."""
+        self._is_ready.set()
+
     async def take(self) -> list[tuple[int, TokenEvent]]:
         """Wait for events and return all of them, each with the index of its stream.
 

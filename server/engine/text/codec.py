@@ -21,6 +21,7 @@ from server.engine.sampling.grammar import GrammarCompiler
 from server.engine.text.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from server.model.multimodal.image_decoding import PIXEL_BYTES, ImageError, count_pixels, read_image
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.text.chat_template import ChatEnd
 from server.model.text.tokenizer import ChatTemplateError, TemplateOptionError, TextTooLongError, Tokenizer
 
 
@@ -63,15 +64,15 @@ class Codec:
         options: Mapping[str, Any] = {},
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> ChatPrompt:
         if tools and not self._tokenizer.tool_template.shows_tools:
             raise RequestRefusedError("the model's chat template does not support tools; leave out 'tools'", "tools")
+        end = ChatEnd(add_generation_prompt, continue_final_message)
         try:
             if images:
-                return self._encode_images(messages, images, tools, options, add_generation_prompt)
-            return ChatPrompt(
-                self._tokenizer.encode_chat(messages, tools, options, add_generation_prompt=add_generation_prompt)
-            )
+                return self._encode_images(messages, images, tools, options, end)
+            return ChatPrompt(self._tokenizer.encode_chat(messages, tools, options, end))
         except TextTooLongError as error:
             raise PromptTooLongError(str(error), "messages") from error
         except TemplateOptionError as error:
@@ -85,7 +86,7 @@ class Codec:
         images: Sequence[bytes],
         tools: Sequence[dict[str, Any]],
         options: Mapping[str, Any],
-        add_generation_prompt: bool,
+        end: ChatEnd,
     ) -> ChatPrompt:
         if isinstance(self._media, str):
             raise RequestRefusedError(f"images can't be sent: {self._media}", "messages")
@@ -101,7 +102,7 @@ class Codec:
                 [read_image(image) for image in images],
                 tools,
                 options,
-                add_generation_prompt=add_generation_prompt,
+                end,
             )
             self._image_capacity.keep(media, decoded_bytes)
         content = prefix_cache_ids(token_ids, self._media.placeholder, images)

@@ -17,7 +17,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from server.model.architecture import find_model_class, text_model_config
 from server.model.errors import ModelError
 from server.model.multimodal.prompt_media import PromptMedia
-from server.model.text.chat_template import apply_chat_template
+from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template
 from server.model.text.tokenizer import ChatTemplateError, check_options
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
@@ -57,16 +57,15 @@ class MediaProcessor:
         images: Sequence[Image.Image],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] = {},
-        *,
-        add_generation_prompt: bool = True,
+        end: ChatEnd = GENERATION_PROMPT,
     ) -> tuple[list[int], PromptMedia]:
-        """Encode a conversation up to the assistant's turn, with its images.
+        """Encode a conversation with its images, by default up to the assistant's turn.
 
         Args:
             messages: their content is a list of parts, one ``{"type": "image"}`` for each image.
             tools: tools that the model may call, in the form of OpenAI's API.
             options: further variables of the template.
-            add_generation_prompt: whether to begin the assistant's turn.
+            end: how the conversation ends.
 
         Raises:
             ChatTemplateError: there is no template, it refuses the messages, or it renders another number of images.
@@ -84,7 +83,7 @@ class MediaProcessor:
                     messages,
                     tools=tools,
                     chat_template=template,
-                    add_generation_prompt=add_generation_prompt,
+                    end=end,
                     **options,
                 )
                 made = self._processor(

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
@@ -25,20 +26,37 @@ START_SECONDS = 60.0  # start of the process, on a machine that is busy loading 
 ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TMPDIR", "TZ")  # no secrets
 
 
+@dataclass(frozen=True)
+class ChatEnd:
+    """How a rendered conversation ends.
+
+    Args:
+        add_generation_prompt: with the beginning of the assistant's turn.
+        continue_final_message: with the text of the last message, so that the model continues it.
+
+    """
+
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+
+GENERATION_PROMPT = ChatEnd()
+
+
 def apply_chat_template(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
-    add_generation_prompt: bool = True,
+    end: ChatEnd = GENERATION_PROMPT,
     **options: Any,
 ) -> str:
-    """Render a conversation up to the assistant's turn, like ``tokenizer.apply_chat_template``; may block.
+    """Render a conversation, like ``tokenizer.apply_chat_template``; may block.
 
     Args:
         chat_template: the template to use instead of the tokenizer's own.
-        add_generation_prompt: whether to begin the assistant's turn.
+        end: how the text ends.
         options: further variables of the template.
 
     Raises:
@@ -47,14 +65,14 @@ def apply_chat_template(
     tools = list(tools) if tools else None
     if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
         text: str = tokenizer.apply_chat_template(  # tokenizers of mistral-common have no template
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+            list(messages), tools=tools, tokenize=False, **asdict(end), **options
         )
         return text
     return shared_renderer().render(
         conversations=[[{name: value for name, value in each.items() if value is not None} for each in messages]],
         tools=tools,
         chat_template=tokenizer.get_chat_template(chat_template, tools),
-        add_generation_prompt=add_generation_prompt,
+        **asdict(end),
         **(tokenizer.special_tokens_map | options),
     )
 

@@ -11,7 +11,7 @@ import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from server.model.errors import ModelError
-from server.model.text.chat_template import apply_chat_template, shared_renderer
+from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template, shared_renderer
 from server.model.text.token_bytes import TokenBytes, decoder_rules
 from server.model.text.tool_template import ToolTemplate
 
@@ -117,22 +117,21 @@ class Tokenizer:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[dict[str, Any]] = (),
         options: Mapping[str, Any] = {},
-        *,
-        add_generation_prompt: bool = True,
+        end: ChatEnd = GENERATION_PROMPT,
     ) -> list[int]:
-        """Encode a conversation up to the assistant's turn.
+        """Encode a conversation, by default up to the assistant's turn.
 
         Args:
             tools: tools that the model may call, in the form of OpenAI's API.
             options: further variables of the template.
-            add_generation_prompt: whether to begin the assistant's turn.
+            end: how the conversation ends.
 
         Raises:
             ChatTemplateError: there is no template, or it refuses the messages.
             TemplateOptionError: an option's name is reserved.
             TextTooLongError: the conversation can't fit the context.
         """
-        text = self._render(self.tool_template.adapt(messages), tools, options, add_generation_prompt)
+        text = self._render(self.tool_template.adapt(messages), tools, options, end)
         return self.encode(text, add_special_tokens=False)
 
     @property
@@ -151,15 +150,13 @@ class Tokenizer:
         messages: Sequence[dict[str, Any]],
         tools: Sequence[dict[str, Any]],
         options: Mapping[str, Any] = {},
-        add_generation_prompt: bool = True,
+        end: ChatEnd = GENERATION_PROMPT,
     ) -> str:
         if self._tokenizer.chat_template is None:
             raise ChatTemplateError("the model has no chat template; use /v1/completions")
         check_options(options)
         try:
-            text = apply_chat_template(
-                self._tokenizer, messages, tools=tools, add_generation_prompt=add_generation_prompt, **options
-            )
+            text = apply_chat_template(self._tokenizer, messages, tools=tools, end=end, **options)
         except RENDER_ERRORS as error:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return text

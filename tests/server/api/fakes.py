@@ -164,6 +164,7 @@ class FakeCodec:
         options: Mapping[str, Any] = {},
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> ChatPrompt:
         if self.refusal is not None:
             raise self.refusal

@@ -132,7 +132,7 @@ def test_any_tool_once(anthropic_client: anthropic.Anthropic) -> None:
         ("reasoning", {"effort": "extreme"}, "reasoning.effort"),
         (
             "input",
-            [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "{"}],
+            [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "[1"}],
             "input[0].arguments",
         ),
     ],

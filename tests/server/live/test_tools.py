@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from tests.chat_formats import FAMILIES, HALL, PARIS, TOOLS
-from tests.server.live.scripted import serving_family
+from tests.server.live.scripted import END, serving_family
 
 pytestmark = pytest.mark.slow
 
@@ -68,6 +68,37 @@ def test_a_conversation_goes_on_with_the_results(client: openai.OpenAI) -> None:
     (second,) = client.chat.completions.create(**ASKED | {"messages": [*HELLO, first.message, *results]}).choices
     assert second.message.content == "No rain."
     assert second.finish_reason == "stop"
+
+
+CUT = len(HERMES.text.partition('"Par')[0]) + len('"Par')  # bytes up to the middle of an argument
+
+
+def test_a_call_that_max_tokens_cuts_comes_as_far_as_it_came_and_may_be_sent_back(client: openai.OpenAI) -> None:
+    (first,) = client.chat.completions.create(**ASKED, max_tokens=CUT).choices
+    assert first.finish_reason == "length"
+    assert calls_of(first.message) == [(PARIS[0], '{"city": "Par')]
+    (second,) = client.chat.completions.create(**ASKED | {"messages": [*HELLO, first.message, *HELLO]}).choices
+    assert second.message.content == "No rain."
+
+
+def test_a_response_with_a_cut_call_may_be_sent_back(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
+    asked: Any = {"model": "fake", "tools": tools, "temperature": 0}
+    first = client.responses.create(**asked, input=HELLO, max_output_tokens=CUT)
+    assert (first.status, first.output[-1].arguments) == ("incomplete", '{"city": "Par')
+    assert client.responses.create(**asked, input=[*HELLO, *first.output, *HELLO]).output_text == "No rain."
+
+
+def test_a_tool_use_that_max_tokens_cuts_may_be_sent_back(client: openai.OpenAI) -> None:
+    tools: Any = [{"name": tool["function"]["name"], "input_schema": tool["function"]["parameters"]} for tool in TOOLS]
+    asked: Any = {"model": "fake", "tools": tools, "extra_body": {"temperature": 0}}
+    url = str(client.base_url).removesuffix("/v1/")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0) as other:
+        first = other.messages.create(**asked, messages=HELLO, max_tokens=CUT)
+        messages: Any = [*HELLO, {"role": "assistant", "content": first.content}, *HELLO]
+        second = other.messages.create(**asked, messages=messages, max_tokens=500)
+    assert (first.stop_reason, first.content[-1].input) == ("max_tokens", {"city": "Par"})
+    assert second.content[-1].text == "No rain."
 
 
 def test_stream(client: openai.OpenAI) -> None:
@@ -127,7 +158,7 @@ def test_logprobs_list_every_token(client: openai.OpenAI) -> None:
     reply = client.chat.completions.create(**ASKED, logprobs=True)
     logprobs = reply.choices[0].logprobs
     assert logprobs is not None
-    assert "".join(token.token for token in logprobs.content or []) == HERMES.text
+    assert "".join(token.token for token in logprobs.content or []) == HERMES.text + END
 
 
 def test_a_model_whose_template_has_no_tools_says_so(live: Any) -> None:

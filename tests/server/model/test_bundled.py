@@ -12,6 +12,7 @@ from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
 from server.model.step import SequenceChunk
+from server.model.text.chat_template import ChatEnd
 from server.model.text.tokenizer import Tokenizer
 from server.model.trunk import Trunk
 
@@ -66,6 +67,16 @@ def test_the_bundled_model_loads_in_transformers() -> None:
     messages = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("text", ["Sure", "Sure, "])
+def test_a_last_message_is_left_open_as_by_transformers(text: str) -> None:
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]
+    expected = transformers.AutoTokenizer.from_pretrained(BUNDLED).apply_chat_template(
+        messages, continue_final_message=True, return_dict=False
+    )
+    end = ChatEnd(add_generation_prompt=False, continue_final_message=True)
+    assert Tokenizer(BUNDLED).encode_chat(messages, end=end) == expected
 
 
 def test_the_bundled_model_fits_the_repository() -> None:

@@ -99,9 +99,9 @@ def test_a_message_cut_by_the_context_length_has_its_own_stop_reason():
 
 @pytest.mark.parametrize(
     "arguments",
-    ['{"city": "Pa', "[1]", "", "[" * 100_000, '{"days": 1e999}', '{"days": NaN}', '{"city": "\\ud800"}'],
+    ["[1]", "", "[" * 100_000, '{"days": 1e999}', '{"days": NaN}', '{"city": "\\ud800"}'],
 )
-def test_arguments_that_are_cut_or_can_not_be_encoded_are_empty(arguments):
+def test_arguments_that_can_not_be_encoded_are_empty(arguments):
     _, reply = events_of([ToolCallDelta(0, arguments, id="call_a", name="weather")], reason="length")
     assert reply["content"][0]["input"] == {}
 

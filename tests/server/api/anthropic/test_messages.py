@@ -103,8 +103,8 @@ def test_fields_that_ask_for_nothing_are_accepted(say, caplog):
         ("messages", [{"role": "user", "content": [{"type": "document"}]}], "'messages[0].content[0]' must be a block"),
         (
             "messages",
-            [*MESSAGES, {"role": "assistant", "content": "Once"}],
-            "must not end with a message of the assistant",
+            [*MESSAGES, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}],
+            "'messages' must not end with a 'tool_use'",
         ),
         ("system", [{"type": "image"}], "'system[0]' must be a block of 'text'"),
         ("system", 1, "'system' must be a string of valid Unicode"),

@@ -90,21 +90,26 @@ def test_every_generated_token_has_its_logprob_even_if_its_text_is_held_back() -
     assert [each.text_offset for each in listed] == list(range(9))
 
 
-def test_tokens_of_a_stop_string_are_listed_and_an_end_token_is_not() -> None:
+def test_tokens_of_a_stop_string_are_listed() -> None:
+    text, rig = continuation(b"stop", 12), Rig()
+    events = run(rig, lambda: events_of(rig, b"stop", 12, logprobs=0, stop=(text[3:6],)))
+    assert "".join(event.text for event in events) == text[:3]
+    assert bytes(each.token_id for event in events for each in event.logprobs).decode() == text[:6]
+
+
+@pytest.mark.parametrize("way", ["eos", "stop_token_ids"])
+def test_the_token_that_ends_the_text_is_listed(way: str) -> None:
     text = continuation(b"stop", 12)
-    rig = Rig(eos_token_ids=frozenset({ord(text[7])}) if text[7] not in text[:7] else frozenset())
-
-    async def scenario() -> tuple[list[TokenEvent], list[TokenEvent]]:
-        stopped = await events_of(rig, b"stop", 12, logprobs=0, stop=(text[3:6],))
-        ended = await events_of(rig, b"stop", 12, logprobs=0, stop_token_ids=frozenset({ord(text[2])}))
-        return stopped, ended
-
-    stopped, ended = run(rig, scenario)
-    assert "".join(event.text for event in stopped) == text[:3]
-    assert bytes(each.token_id for event in stopped for each in event.logprobs).decode() == text[:6]
-    first = text.index(text[2])
-    assert bytes(each.token_id for event in ended for each in event.logprobs).decode() == text[:first]
-    assert ended[-1].num_generated == first + 1
+    end = frozenset({ord(text[2])})
+    rig = Rig(eos_token_ids=end if way == "eos" else frozenset())
+    extra = {} if way == "eos" else {"stop_token_ids": end}
+    events = run(rig, lambda: events_of(rig, b"stop", 12, logprobs=1, **extra))
+    written = text[: text.index(text[2])]
+    assert "".join(event.text for event in events) == written
+    listed = [each for event in events for each in event.logprobs]
+    assert len(listed) == len(written) + 1
+    assert approximately(listed[-1], likely(b"stop" + (written + text[2]).encode()))
+    assert listed[-1].text_offset == len(written)
 
 
 @pytest.mark.parametrize("max_tokens", [0, 3])
