@@ -25,7 +25,7 @@ from expert_store.keys import BASE, ExpertKey
 from expert_store.policies import Policy, make_policy
 from expert_store.policies.fair import slots_per_layer
 from expert_store.resources import StoreResources
-from expert_store.tier import Entry, EntryState, Tier, TierName, max_held
+from expert_store.tier import Entry, EntryState, EvictObstacle, Tier, TierName, max_held
 
 
 class LayoutPool:
@@ -143,14 +143,23 @@ class LayoutPool:
         """Return the end of all compute that this thread has queued on the device."""
         return self._resources.device.mark() if self._has_device else None
 
-    def evict(self, key: ExpertKey) -> bool:
-        """Drop an expert from every tier; False if it is in none, in use or pinned."""
+    def evict(self, key: ExpertKey) -> EvictObstacle | None:
+        """Drop an expert from every tier. Return why it stays, or None if it was dropped."""
         if self.top.is_protected(key):  # its copy in a slower tier is redundant, and no loss to speak of
-            return False
+            return self._obstacle(key)
         dropped = [tier.evict(key) for _, tier in self.tiers]
         if self._has_device and dropped[0]:
             self._note_slot(key, None)
-        return any(dropped)
+        return None if any(dropped) else self._obstacle(key)
+
+    def _obstacle(self, key: ExpertKey) -> EvictObstacle:
+        """Return why an expert can't be evicted."""
+        if self.top.is_pinned(key):
+            return "pinned"
+        states = [entry.state for _, tier in self.tiers if (entry := tier.find(key)) is not None]
+        if not states:
+            return "not_resident"
+        return "loading" if EntryState.LOADING in states else "in_use"
 
     def rebuild_device(self, num_slots: int) -> None:
         """Replace the device tier, which is idle, by an empty one of another size. Pins are kept.

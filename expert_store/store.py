@@ -17,7 +17,7 @@ from expert_store.slot_budget import slots_per_layout
 from expert_store.statistics import HitRatios, Phase, StoreStatistics, TierReport
 from expert_store.step_lease import ResidentAddresses, StepLease
 from expert_store.store_state import StoreState
-from expert_store.tier import TierName
+from expert_store.tier import EvictObstacle, TierName
 
 NUM_READERS = 6  # enough to fill a disk's queue; they sleep in the kernel and take nothing from compute
 CPU = torch.device("cpu")
@@ -172,8 +172,12 @@ class ExpertStore:
 
     def evict(self, keys: Iterable[ExpertKey]) -> int:
         """Drop experts that are neither in use nor pinned from all tiers; return how many were dropped."""
+        return sum(obstacle is None for obstacle in self.try_evict(keys).values())
+
+    def try_evict(self, keys: Iterable[ExpertKey]) -> dict[ExpertKey, EvictObstacle | None]:
+        """Do what ``evict`` does; return for each expert why it stays, or None if it was dropped."""
         with self._state.lock:
-            return sum(self._state.pool_of[key.layer].evict(key) for key in keys)
+            return {key: self._state.pool_of[key.layer].evict(key) for key in dict.fromkeys(keys)}
 
     def resize(self, *, host_bytes: int | None = None, device_bytes: int | None = None) -> None:
         """Change budgets while leases come and go.

@@ -16,6 +16,9 @@ if TYPE_CHECKING:  # it needs torch
 TierName = Literal["device", "host", "disk"]
 
 
+EvictObstacle = Literal["not_resident", "pinned", "loading", "in_use"]  # why an expert can't be evicted
+
+
 class EntryState(Enum):
     LOADING = auto()
     READY = auto()
@@ -279,6 +282,9 @@ class Tier:
         if key in self._pinned or key in self._held:
             return True
         return entry is not None and (entry.leases > 0 or entry.state is EntryState.LOADING)
+
+    def is_pinned(self, key: ExpertKey) -> bool:
+        return key in self._pinned
 
     @property
     def is_idle(self) -> bool:

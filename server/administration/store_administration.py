@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,8 +19,16 @@ from expert_store import (
 )
 from server.administration.cached_value import CachedValue
 from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
-from server.engine.engine_statistics import EngineStatistics
-from server.engine.interface import EngineUnavailableError, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+from server.engine.engine_statistics import FINISHED_REASONS, EngineStatistics
+from server.engine.histogram import Histogram
+from server.engine.interface import (
+    ChangedExperts,
+    EngineUnavailableError,
+    ExpertChange,
+    ExpertPlace,
+    JsonObject,
+    RequestRefusedError,
+)
 from server.memory.usage import MemoryUsage
 
 MAX_PREFETCH_SECONDS = 5.0  # longest wait of a prefetch for an idle disk
@@ -36,6 +45,7 @@ class StoreAdministration:
 
     def __init__(self, model: str, store: ExpertStore, engine: EngineStatistics, memory: MemoryUsage):
         self._model, self._store, self._engine = model, store, engine
+        self._started_at = time.monotonic()
         self._num_experts = {layer: len(entry.experts) for layer, entry in store.catalog.layers.items()}
         self._row = {layer: row for row, layer in enumerate(self._num_experts)}
         self._ratios, self._memory = CachedValue(store.hit_ratios), CachedValue(lambda: describe_memory(memory))
@@ -59,18 +69,18 @@ class StoreAdministration:
             return None
         return self._experts(self._store.statistics()).describe(layer, expert)
 
-    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
         keys = [self._key(layer, expert) for layer, expert in dict.fromkeys(places)]
         try:
             match action:
                 case "pin":
-                    return self._store.pin(keys)
+                    return ChangedExperts(self._store.pin(keys))
                 case "unpin":
-                    return self._store.unpin(keys)
+                    return ChangedExperts(self._store.unpin(keys))
                 case "prefetch":
-                    return self._store.preload(keys, MAX_PREFETCH_SECONDS)
+                    return ChangedExperts(self._store.preload(keys, MAX_PREFETCH_SECONDS))
                 case "evict":
-                    return self._store.evict(keys)
+                    return self._evict(keys)
         except (BudgetError, ExpertLoadError) as error:
             raise RequestRefusedError(str(error), "experts") from error
         except StoreClosedError as error:
@@ -90,6 +100,13 @@ class StoreAdministration:
             "num_requests_waiting": engine.num_waiting,
             "kv_cache_usage": engine.kv_cache_usage,
             "memory": self._memory(),
+            "uptime_seconds": time.monotonic() - self._started_at,
+            "step_seconds": sum(engine.step_seconds.values()),
+            "num_load_failures": statistics.load_failures,
+            "num_quarantined": len(self._store.quarantined),
+            "finished_requests": {reason: engine.finished[reason] for reason in FINISHED_REASONS},
+            "first_token": _describe_latency(engine.latencies.first_token),
+            "inter_token": _describe_latency(engine.latencies.inter_token),
         }
         return ExpertSample(self._num_experts, residency, statistics.tokens, self._store.pinned, totals)
 
@@ -98,6 +115,14 @@ class StoreAdministration:
 
     def update(self, before: ExpertSample, sample: ExpertSample) -> JsonObject:
         return update(before, sample)
+
+    def _evict(self, keys: Sequence[ExpertKey]) -> ChangedExperts:
+        unchanged: dict[str, list[ExpertPlace]] = {}
+        obstacles = self._store.try_evict(keys)
+        for key, obstacle in obstacles.items():
+            if obstacle is not None:
+                unchanged.setdefault(obstacle, []).append((key.layer, key.expert))
+        return ChangedExperts(sum(obstacle is None for obstacle in obstacles.values()), unchanged)
 
     def _key(self, layer: int, expert: int) -> ExpertKey:
         num_experts = self._num_experts.get(layer)
@@ -141,6 +166,11 @@ def describe_memory(memory: MemoryUsage) -> JsonObject:
         "num_grows": adjustments.num_grows,
         "reason": adjustments.reason,
     }
+
+
+def _describe_latency(histogram: Histogram) -> JsonObject:
+    """Return the number of observations and their sum, from which clients compute the mean of an interval."""
+    return {"count": histogram.cumulative()[-1], "seconds": histogram.sum}
 
 
 class _Experts:

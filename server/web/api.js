@@ -28,6 +28,19 @@ export function saveKey(key) {
 }
 
 /**
+ * Save the key in the fragment of the address, `/#key=KEY`, and remove it from there. No server sees a fragment.
+ *
+ * @returns {boolean} true if there was one
+ */
+export function takeKeyFromAddress() {
+  const [, key] = location.hash.match(/^#key=([!-~]+)$/) ?? [];
+  if (!key) return false;
+  saveKey(decodeURIComponent(key));
+  history.replaceState(null, "", location.pathname);
+  return true;
+}
+
+/**
  * Send a request and return the response if it succeeded.
  *
  * @param {string} path

@@ -1,13 +1,14 @@
 /** The stream of expert states (`/v1/experts/stream`), which reconnects after a failure. */
 
-import { ServerError, UNREACHABLE, request, errorText } from "./api.js";
+import { ServerError, UNREACHABLE, errorText, request, savedKey } from "./api.js";
 import { events } from "./sse.js";
 
 const INTERVAL_SECONDS = 0.1;
 const TIMEOUT_MS = 10_000; // without data, after which the connection is closed
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 5_000;
-const UNAUTHORIZED = new Set([401, 403]);
+const UNAUTHORIZED = 401;
+const FORBIDDEN = 403;
 const PERMANENT = new Set([400, 404]); // a retry cannot succeed
 const LOADING = 503;
 /** @type {Record<string, string>} why a stream ended, by the status that /ready returns */
@@ -62,8 +63,9 @@ export class ExpertStream {
       problem = await endReason();
     } catch (error) {
       const status = error instanceof ServerError ? error.status : 0;
-      if (UNAUTHORIZED.has(status)) state = "locked";
-      else if (PERMANENT.has(status)) state = "refused";
+      // 403 without a key: the server has no admin keys and serves only its own machine, so a key would not help.
+      if (status === UNAUTHORIZED || (status === FORBIDDEN && savedKey())) state = "locked";
+      else if (status === FORBIDDEN || PERMANENT.has(status)) state = "refused";
       else if (status === LOADING) state = "loading";
       problem = errorText(error);
     }

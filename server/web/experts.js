@@ -8,6 +8,7 @@ export const DEVICE = 2;
 export const TIER_NAMES = ["disk", "host", "device"];
 
 /**
+ * @typedef {{count: number, seconds: number}} Latency observations since the start, and their sum
  * @typedef {{budget_bytes: number, parts: Record<string, number>, num_shrinks: number, num_grows: number,
  *   reason: string}} Memory
  * @typedef {{budget_bytes: number, num_slots: number, num_resident: number, resident_bytes: number,
@@ -25,6 +26,13 @@ export const TIER_NAMES = ["disk", "host", "device"];
  * @property {number} num_requests_waiting
  * @property {number} kv_cache_usage
  * @property {Memory} memory
+ * @property {number} uptime_seconds
+ * @property {number} step_seconds time in which the engine computed
+ * @property {number} num_load_failures
+ * @property {number} num_quarantined
+ * @property {Record<"stop" | "length" | "abort" | "error" | "deadline", number>} finished_requests
+ * @property {Latency} first_token
+ * @property {Latency} inter_token
  * @typedef {Totals & {model: string, layers: {layer: number, num_experts: number}[], residency: number[][],
  *   tokens: number[][], pinned: number[][]}} Snapshot
  * @typedef {Totals & {residency: number[][], tokens: number[][], pinned: number[][] | null}} Update

@@ -19,6 +19,12 @@ export function seconds(value) {
   return value < 3600 ? `${Math.floor(Math.round(value) / 60)}\u00a0min` : `${(value / 3600).toFixed(1)}\u00a0h`;
 }
 
+/** @param {number | null} value in seconds; null if unknown */
+export function latency(value) {
+  if (value === null) return "–";
+  return value < 0.9995 ? `${(1000 * value).toFixed(value < 0.00995 ? 1 : 0)}\u00a0ms` : seconds(value);
+}
+
 /** @param {number} value */
 export function count(value) {
   return value.toLocaleString("en");

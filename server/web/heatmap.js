@@ -2,6 +2,7 @@
 
 import { HeatmapCanvas } from "./heatmap_canvas.js";
 import { byId, write } from "./dom.js";
+import { count } from "./format.js";
 import { HeatmapLayout } from "./heatmap_layout.js";
 import { HeatmapOverlay } from "./heatmap_overlay.js";
 import { palette } from "./palette.js";
@@ -20,12 +21,14 @@ export class Heatmap {
     this.canvas = new HeatmapCanvas(/** @type {HTMLCanvasElement} */ (byId("heatmap-cells")));
     this.overlay = new HeatmapOverlay(/** @type {HTMLCanvasElement} */ (byId("heatmap-overlay")));
     this.empty = byId("heatmap-empty");
+    this.view = byId("heatmap-view");
     this.marks = { cursor: -1, selected: -1, route: /** @type {number[][]} */ ([]) };
     /** @type {Experts | null} */
     this.experts = null;
     this.isScheduled = false;
     this.paintedAt = -Infinity;
     new ResizeObserver(() => this.rebuild()).observe(this.box);
+    this.box.addEventListener("scroll", () => this.showView());
   }
 
   /** @param {Experts} experts the first snapshot of a connection, possibly of another server */
@@ -51,7 +54,20 @@ export class Heatmap {
     this.overlay.reset(layout, colours);
     this.paintedAt = -Infinity;
     this.mark({});
+    this.showView();
     this.refresh();
+  }
+
+  /** Tell which experts are in view if the heatmap is wider than the screen. */
+  showView() {
+    const { box, layout } = this;
+    if (!layout) return;
+    const [first, last] = layout.columnsInView(box.scrollLeft, box.clientWidth);
+    const isWhole = first === 0 && last === layout.columns - 1;
+    box.toggleAttribute("data-more-left", first > 0);
+    box.toggleAttribute("data-more-right", last < layout.columns - 1);
+    this.view.hidden = isWhole;
+    write(this.view, `Experts ${first} to ${last} of ${count(layout.columns)}. Scroll the heatmap sideways for the others.`);
   }
 
   /** @param {Partial<Heatmap["marks"]>} change */

@@ -3,9 +3,13 @@
 // In CSS pixels.
 const LEFT = 30; // layer numbers
 const TOP = 16; // expert numbers
-const MIN_WIDTH = 4; // cell with its gap
+const MIN_WIDTH = 3; // cell with its gap, if all columns fit
+const SCROLLED_WIDTH = 6; // the same, if they do not fit and the heatmap scrolls sideways
 const MAX_WIDTH = 72;
+const MIN_HEIGHT = 4;
+const LOW_HEIGHT = 6; // narrow cells are this high, not as low as they are narrow
 const MAX_HEIGHT = 34;
+const MAX_TOTAL_HEIGHT = 384; // of all rows, unless they would be lower than MIN_HEIGHT
 
 export class HeatmapLayout {
   /**
@@ -19,9 +23,12 @@ export class HeatmapLayout {
     this.columns = columns;
     this.rows = rows;
     const available = ((width - LEFT) * ratio) / Math.max(1, columns);
-    this.pitchX = Math.floor(Math.min(MAX_WIDTH * ratio, Math.max(MIN_WIDTH * ratio, available)));
-    this.pitchY = Math.floor(Math.min(MAX_HEIGHT * ratio, this.pitchX));
-    this.gap = Math.max(1, Math.round(Math.min(3 * ratio, this.pitchY / 9)));
+    const pitch = available < MIN_WIDTH * ratio ? SCROLLED_WIDTH * ratio : available;
+    this.pitchX = Math.floor(Math.min(MAX_WIDTH * ratio, pitch));
+    const height = Math.max(MIN_HEIGHT, Math.min(MAX_HEIGHT, MAX_TOTAL_HEIGHT / Math.max(1, rows)));
+    this.pitchY = Math.floor(Math.min(height * ratio, Math.max(LOW_HEIGHT * ratio, this.pitchX)));
+    const isNarrow = this.pitchX < SCROLLED_WIDTH * ratio; // a gap would be a good part of the cell
+    this.gap = isNarrow ? 0 : Math.max(1, Math.round(Math.min(3 * ratio, this.pitchY / 9)));
     this.left = Math.round(LEFT * ratio);
     this.top = Math.round(TOP * ratio);
     this.width = this.left + columns * this.pitchX;
@@ -45,6 +52,19 @@ export class HeatmapLayout {
 
   get cellHeight() {
     return this.pitchY - this.gap;
+  }
+
+  /**
+   * Return the columns that are in view.
+   *
+   * @param {number} scrolled CSS pixels to the left of the view
+   * @param {number} width of the view in CSS pixels
+   * @returns {[number, number]} the first and the last
+   */
+  columnsInView(scrolled, width) {
+    const first = Math.ceil((scrolled * this.ratio - this.left) / this.pitchX);
+    const last = Math.floor(((scrolled + width) * this.ratio - this.left) / this.pitchX) - 1;
+    return [Math.max(0, first), Math.min(this.columns - 1, last)];
   }
 
   /**

@@ -16,7 +16,14 @@ const OUTCOMES = {
   pin: ["is pinned.", "was already pinned."],
   unpin: ["is no longer pinned.", "was not pinned."],
   prefetch: ["is being prefetched.", "was not prefetched: it is already in memory or loading, or no slot is free."],
-  evict: ["was evicted.", "was not evicted: it is in use, loading, pinned, or not in memory."],
+  evict: ["was evicted.", "was not evicted."],
+};
+/** @type {Record<string, string>} result texts of an eviction, by what prevented it */
+const OBSTACLES = {
+  not_resident: "was not evicted: it is not in memory.",
+  pinned: "was not evicted: it is pinned. Unpin it first.",
+  loading: "was not evicted: it is being read.",
+  in_use: "was not evicted: a request is using it. Try again.",
 };
 
 export class Inspector {
@@ -118,8 +125,9 @@ export class Inspector {
     const place = [experts.layer(index), experts.expert(index)];
     try {
       const response = await request(`/v1/experts/${action}`, { body: { experts: [place] } });
-      const { changed } = await response.json();
-      report(this.result, `${experts.name(index)} ${OUTCOMES[action][changed ? 0 : 1]}`);
+      const { changed, unchanged = {} } = await response.json();
+      const [obstacle] = Object.keys(unchanged);
+      report(this.result, `${experts.name(index)} ${OBSTACLES[obstacle] ?? OUTCOMES[action][changed ? 0 : 1]}`);
     } catch (error) {
       report(this.result, errorText(error), true);
     }

@@ -1,11 +1,13 @@
 /** Entry point: connects the parts of the dashboard. */
 
+import { takeKeyFromAddress } from "./api.js";
 import { ConnectionStatus, initKeyDialog } from "./connection.js";
 import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
 import { ExpertStream } from "./expert_stream.js";
 import { Inspector } from "./inspector.js";
 import { MemoryBar } from "./memory_bar.js";
+import { History } from "./history.js";
 import { HeatmapInput } from "./heatmap_input.js";
 import { MetricTiles } from "./metric_tiles.js";
 import { showRouting } from "./token_routing.js";
@@ -15,8 +17,10 @@ import { Requests } from "./requests.js";
 import { showDomains } from "./expert_domains.js";
 import { Heatmap } from "./heatmap.js";
 import { initThemePicker } from "./theme.js";
+import { ServerFacts } from "./server_facts.js";
 import { Tiers } from "./tiers.js";
 import { Transcript } from "./transcript.js";
+import { Warnings } from "./warnings.js";
 
 const TEXT_INTERVAL_MS = 250; // between updates of the text about the selected expert
 
@@ -25,6 +29,8 @@ const inspector = new Inspector();
 const metricTiles = new MetricTiles(byId("tiles"));
 const tiers = new Tiers(byId("tiers"));
 const memory = new MemoryBar();
+const facts = new ServerFacts();
+const warnings = new Warnings();
 const requests = new Requests();
 const transcript = new Transcript({
   onSelect: (token) => showRouting(token, heatmap),
@@ -36,6 +42,7 @@ const connectionStatus = new ConnectionStatus(() => stream.start());
 /** @type {Experts | null} */
 let experts = null;
 let rates = new RateWindow();
+let history = new History();
 let textAt = -Infinity;
 
 const stream = new ExpertStream({
@@ -45,7 +52,9 @@ const stream = new ExpertStream({
     experts = new Experts(snapshot, now);
     if (before && !experts.isSameModel(before)) transcript.clearRoutes();
     rates = new RateWindow();
+    history = new History();
     requests.clear();
+    void facts.loadVersion();
     write(byId("model"), experts.model);
     document.title = `${experts.model} – Greenroom`;
     heatmap.show(experts);
@@ -73,12 +82,15 @@ const stream = new ExpertStream({
  */
 function showTotals(totals, now) {
   if (!experts) return;
-  metricTiles.show(totals, rates.add(totals, now), now);
+  history.add(totals, now);
+  metricTiles.show(totals, rates.add(totals, now), history, now);
   tiers.show(totals, experts, now);
   memory.show(totals.memory, now);
   requests.show(totals, now);
   if (now - textAt < TEXT_INTERVAL_MS) return;
   textAt = now;
+  facts.show(totals);
+  warnings.show(history);
   inspector.show();
   heatmap.describe(heatmap.marks.cursor);
 }
@@ -105,10 +117,14 @@ new HeatmapInput(heatmap, {
 });
 
 initThemePicker(/** @type {HTMLSelectElement} */ (byId("theme")), () => heatmap.rebuild());
-initKeyDialog(() => {
+/** Connect with another key. */
+function restart() {
   stream.start();
   void playground.loadModels();
-});
+}
+
+takeKeyFromAddress();
+initKeyDialog(restart);
+addEventListener("hashchange", () => takeKeyFromAddress() && restart());
 document.addEventListener("visibilitychange", () => (document.hidden ? stream.stop() : stream.start()));
-stream.start();
-void playground.loadModels();
+restart();

@@ -1,18 +1,19 @@
 /** The row of metric tiles above the heatmap, each with a sparkline of the last minute. */
 
 import { make, write } from "./dom.js";
-import { percent, plural, rate, size } from "./format.js";
+import { latency, percent, plural, rate, size } from "./format.js";
 import { Sparkline } from "./sparkline.js";
 
 /**
  * @typedef {import("./experts.js").Totals} Totals
+ * @typedef {import("./history.js").History} History
  * @typedef {import("./rates.js").Rates} Rates
  * @typedef {object} Tile
  * @property {string} label
  * @property {string} tooltip
- * @property {(totals: Totals, rates: Rates) => string} value
- * @property {(totals: Totals, rates: Rates) => string} detail text below the value
- * @property {(totals: Totals, rates: Rates) => (number | null)[]} points next point of each line
+ * @property {(totals: Totals, rates: Rates, history: History) => string} value
+ * @property {(totals: Totals, rates: Rates, history: History) => string} detail text below the value
+ * @property {(totals: Totals, rates: Rates, history: History) => (number | null)[]} points next point of each line
  * @property {string[]} lines CSS class of each line
  * @property {number} [top] upper end of the scale
  */
@@ -24,9 +25,12 @@ const TEXT_INTERVAL_MS = 250; // readable, where updates come every 100 ms
 const TILES = [
   {
     label: "Hit ratio",
-    tooltip: "Share of recent expert lookups that found the expert in memory. Optimal: the hit ratio of Belady's algorithm with the same memory, without prefetching.",
+    tooltip: "Share of recent expert lookups that found the expert in memory. Optimal: the hit ratio of Belady's algorithm with the same memory, which knows the future but reads experts only on demand. Prefetched experts count as hits, so prefetching may exceed it.",
     value: (totals) => percent(totals.hit_ratio),
-    detail: (totals) => `optimal ${percent(totals.optimal_hit_ratio)}`,
+    detail: ({ hit_ratio: ratio, optimal_hit_ratio: optimal }) =>
+      ratio !== null && optimal !== null && ratio > optimal
+        ? `by prefetching; without it at best ${percent(optimal)}`
+        : `optimal ${percent(optimal)}`,
     points: (totals) => [totals.hit_ratio, totals.optimal_hit_ratio],
     lines: ["", "optimal"],
     top: 1,
@@ -54,6 +58,14 @@ const TILES = [
     value: (_, rates) => rate(rates.generationTokens),
     detail: (_, rates) => `prompt ${rate(rates.promptTokens)}`,
     points: (_, rates) => [rates.generationTokens],
+    lines: [""],
+  },
+  {
+    label: "First token",
+    tooltip: "Time from the arrival of a request to its first token, and below it from a token to the next: means of the last minute, or since the start if there were none in it.",
+    value: (_, __, history) => latency(history.meanSeconds((totals) => totals.first_token)),
+    detail: (_, __, history) => `${latency(history.meanSeconds((totals) => totals.inter_token))} per token`,
+    points: (_, __, history) => [history.meanSeconds((totals) => totals.first_token)],
     lines: [""],
   },
   {
@@ -97,17 +109,18 @@ export class MetricTiles {
   /**
    * @param {Totals} totals
    * @param {Rates} rates
+   * @param {History} history
    * @param {number} now
    */
-  show(totals, rates, now) {
+  show(totals, rates, history, now) {
     const isTextDue = now - this.textAt >= TEXT_INTERVAL_MS;
     const isPointDue = now - this.pointAt >= POINT_INTERVAL_MS;
     for (const { tile, value, detail, spark } of this.tiles) {
       if (isTextDue) {
-        write(value, tile.value(totals, rates));
-        write(detail, tile.detail(totals, rates));
+        write(value, tile.value(totals, rates, history));
+        write(detail, tile.detail(totals, rates, history));
       }
-      if (isPointDue) spark.add(tile.points(totals, rates), tile.top);
+      if (isPointDue) spark.add(tile.points(totals, rates, history), tile.top);
     }
     if (isTextDue) this.textAt = now;
     if (isPointDue) this.pointAt = now;

@@ -106,7 +106,8 @@ export class Playground {
       if (!(await this.ask(question, domain, parameters))) return;
     }
     this.startChat();
-    report(this.status, "All examples are complete. Select an expert in the heatmap to see the domains routed to it.");
+    const limit = plural(Number(parameters.max_tokens), "token");
+    report(this.status, `All examples are answered, in at most ${limit} each. Select an expert in the heatmap to see the domains routed to it.`);
   }
 
   /**
@@ -115,7 +116,7 @@ export class Playground {
    * @param {string} content
    * @param {string} domain of the message; empty for none
    * @param {Record<string, unknown>} parameters
-   * @returns {Promise<boolean>} true if the answer is complete
+   * @returns {Promise<boolean>} true if the answer has ended without a problem
    */
   async ask(content, domain, parameters) {
     const running = new AbortController();
@@ -127,6 +128,8 @@ export class Playground {
     let text = "";
     let cost = "";
     let problem = "";
+    let finishReason = "";
+    let numTokens = 0;
     const clock = new AnswerClock();
     try {
       for await (const event of answer({ ...parameters, messages }, running.signal)) {
@@ -136,7 +139,11 @@ export class Playground {
           this.transcript.add(event.delta);
           if (!event.delta.isReasoning) text += event.delta.text;
         }
-        if (event.usage) cost = clock.summary(event.usage);
+        if (event.finishReason) finishReason = event.finishReason;
+        if (event.usage) {
+          numTokens = event.usage.completion_tokens;
+          cost = clock.summary(event.usage);
+        }
       }
     } catch (error) {
       if (!running.signal.aborted) problem = errorText(error);
@@ -147,7 +154,8 @@ export class Playground {
     this.transcript.endAnswer(cost || (problem ? "failed" : "stopped"));
     if (problem && !text) this.message.value ||= content;
     byId("answer-live").textContent = text.slice(0, MAX_ANNOUNCED);
-    report(this.status, problem || (cost ? "The answer is complete." : "Stopped."), problem !== "");
+    const end = finishReason === "length" ? cutOff(numTokens, parameters.max_tokens) : "The answer is complete.";
+    report(this.status, problem || (cost ? end : "Stopped."), problem !== "");
     return cost !== "";
   }
 
@@ -187,6 +195,18 @@ export class Playground {
     select.value = [...select.options].some((option) => option.value === before) ? before : "all";
     select.onchange = () => this.transcript.colourBy(select.value === "all" ? null : Number(select.value));
   }
+}
+
+/**
+ * Return the status of an answer that a limit ended.
+ *
+ * @param {number} numTokens
+ * @param {unknown} maxTokens undefined if the request had no limit but the context
+ */
+function cutOff(numTokens, maxTokens) {
+  return numTokens === maxTokens
+    ? `The answer was cut off after ${plural(numTokens, "token")}. Raise "Max tokens" for more.`
+    : "The answer was cut off: the model's context is full.";
 }
 
 /** Measures the speed of an answer. */

@@ -68,9 +68,13 @@ def read_manifest(name: str) -> dict[str, Any]:
     return manifest
 
 
-def settings_of(environment: Mapping[str, str]) -> ServeSettings:
-    """Return the server's settings for an environment; unknown GREENROOM variables are an error."""
+def settings_of(environment: Mapping[str, str | None]) -> ServeSettings:
+    """Return the server's settings for an environment; unknown GREENROOM variables are an error.
+
+    Args:
+        environment: None removes a variable, as in a compose file.
+    """
     known = {ENVIRONMENT_PREFIX + name.upper() for name in ServeSettings.model_fields}
     ours = {name for name in environment if name.startswith(ENVIRONMENT_PREFIX)}
     assert ours <= known
-    return load_settings({}, environment, None)
+    return load_settings({}, {name: value for name, value in environment.items() if value is not None}, None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,15 +23,82 @@ SERVER = SERVICES["greenroom"]
 IMAGE = read_image()
 
 
-@pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
-@pytest.mark.parametrize("overlays", [(), ("keys",), ("cuda",), ("keys", "cuda")])
-def test_compose_accepts_the_files(overlays: tuple[str, ...]) -> None:
+needs_compose = pytest.mark.skipif(not shutil.which("docker-compose"), reason="docker-compose is not installed")
+
+
+def configured(overlays: tuple[str, ...] = (), **variables: str) -> dict[str, Any]:
+    """Return the server's service as docker-compose reads the files, with variables in the environment."""
     files = ["compose.yaml", *(f"compose.{name}.yaml" for name in overlays)]
     options = [option for file in files for option in ("--file", str(FOLDER / file))]
     done = subprocess.run(
-        ["docker-compose", *options, "config", "--quiet"], capture_output=True, text=True, timeout=60, check=False
+        ["docker-compose", *options, "--env-file", os.devnull, "config", "--format", "json"],
+        env={"PATH": os.environ["PATH"], **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
+    service: dict[str, Any] = json.loads(done.stdout)["services"]["greenroom"]
+    return service
+
+
+@needs_compose
+@pytest.mark.parametrize("overlays", [(), ("keys",), ("cuda",), ("keys", "cuda")])
+def test_compose_accepts_the_files(overlays: tuple[str, ...]) -> None:
+    assert configured(overlays)["command"] == ["serve"]
+
+
+@needs_compose
+def test_variables_of_compose_become_settings_of_the_server() -> None:
+    variables = {
+        "GREENROOM_ADMIN_API_KEY": "mine",
+        "GREENROOM_MEMORY": "20GiB",
+        "GREENROOM_HOST_EXPERT_MEMORY": "50%",
+        "GREENROOM_KV_CACHE_MEMORY": "2GiB",
+        "GREENROOM_MAX_MODEL_LEN": "4096",
+    }
+    service = configured(**variables)
+    assert {name: service["environment"][name] for name in variables} == variables
+    assert settings_of(service["environment"]).max_model_len == 4096
+
+
+@needs_compose
+def test_a_folder_of_models_is_mounted(tmp_path: Path) -> None:
+    service = configured(MODEL="/models/packed", MODELS_DIR=str(tmp_path))
+    (mount,) = [volume for volume in service["volumes"] if volume["target"] == "/models"]
+    assert (mount["type"], mount["source"]) == ("bind", str(tmp_path))
+    assert service["command"] == ["serve", "/models/packed"]
+
+
+@needs_compose
+def test_memory_limit_is_a_variable() -> None:
+    assert configured(MEMORY_LIMIT="24g")["mem_limit"] == str(24 << 30)
+
+
+@needs_compose
+def test_keys_in_files_replace_the_default_admin_key() -> None:
+    settings = settings_of(configured(("keys",))["environment"])
+    assert (settings.admin_api_key, str(settings.admin_api_key_file)) == ((), "/run/secrets/admin-api-keys")
+
+
+def test_example_names_every_variable_with_its_default() -> None:
+    text = (FOLDER / "compose.yaml").read_text()
+    taken = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", text))
+    taken |= {name: "" for name, value in SERVER["environment"].items() if value is None}
+    example = (FOLDER / ".env.example").read_text()
+    assert dict(re.findall(r"^#(\w+)=(.*)$", example, re.MULTILINE)) == taken
+
+
+def test_dashboard_can_be_opened_with_the_default_admin_key() -> None:
+    (key,) = settings_of(SERVER["environment"]).admin_keys()
+    (address,) = re.findall(r"http://localhost:8000/\S*", (FOLDER / "compose.yaml").read_text())
+    assert address == f"http://localhost:8000/#key={key};"
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_memory_of_each_service_is_limited(name: str) -> None:
+    assert re.fullmatch(r"\d+g", SERVICES[name]["mem_limit"])
 
 
 def test_there_are_three_services() -> None:

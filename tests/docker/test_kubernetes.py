@@ -18,7 +18,7 @@ from tests.made_up_memory import made_up_memory
 from tests.server.live.conftest import FakeServer
 
 IMAGE = read_image()
-STATEFUL_SET = read_manifest("statefulset.yaml")["spec"]
+STATEFUL_SET = read_manifest("base/statefulset.yaml")["spec"]
 POD: dict[str, Any] = STATEFUL_SET["template"]["spec"]
 LABELS: dict[str, str] = STATEFUL_SET["template"]["metadata"]["labels"]
 (CONTAINER,) = POD["containers"]
@@ -27,7 +27,11 @@ ENVIRONMENT = {variable["name"]: variable.get("value", "1") for variable in CONT
 MOUNTS: dict[str, str] = {mount["mountPath"]: mount["name"] for mount in CONTAINER["volumeMounts"]}
 
 
-@pytest.mark.parametrize("name", read_manifest("kustomization.yaml")["resources"])
+OPTIONAL = {"podmonitor.yaml", "autoscaler.yaml", "adapter-values.yaml"}  # applied one by one
+RESOURCES: list[str] = read_manifest("base/kustomization.yaml")["resources"]
+
+
+@pytest.mark.parametrize("name", ["autoscaler.yaml", *(f"base/{name}" for name in RESOURCES)])
 @pytest.mark.parametrize("version", ["1.30", kubernetes_validate.latest_version()])
 def test_manifest_is_valid(name: str, version: str) -> None:
     kubernetes_validate.validate(read_manifest(name), version, strict=True)
@@ -98,7 +102,7 @@ def test_only_readiness_depends_on_the_model() -> None:
 
 
 def test_service_and_monitor_find_the_pods() -> None:
-    service, monitor = read_manifest("service.yaml"), read_manifest("podmonitor.yaml")
+    service, monitor = read_manifest("base/service.yaml"), read_manifest("podmonitor.yaml")
     assert service["spec"]["selector"] == monitor["spec"]["selector"]["matchLabels"] == LABELS
     assert STATEFUL_SET["selector"]["matchLabels"] == LABELS
     assert STATEFUL_SET["serviceName"] == service["metadata"]["name"]
@@ -121,7 +125,59 @@ def test_autoscaler_uses_a_metric_of_the_server(tmp_path: Path) -> None:
     assert scaler["scaleTargetRef"]["kind"] == "StatefulSet"
 
 
-def test_kustomization_has_all_manifests_without_extra_requirements() -> None:
-    files = {path.name for path in (FOLDER / "kubernetes").glob("*.yaml")}
-    resources = set(read_manifest("kustomization.yaml")["resources"])
-    assert files - resources == {"kustomization.yaml", "podmonitor.yaml", "adapter-values.yaml"}
+def test_base_has_all_manifests_that_every_cluster_takes() -> None:
+    folder = FOLDER / "kubernetes"
+    assert {path.name for path in (folder / "base").glob("*.yaml")} - set(RESOURCES) == {"kustomization.yaml"}
+    assert {path.name for path in folder.glob("*.yaml")} - OPTIONAL == {"kustomization.yaml"}
+    assert read_manifest("kustomization.yaml")["resources"] == ["base"]
+
+
+@pytest.mark.parametrize("name", ["disruption-budget.yaml", "network-policy.yaml"])
+def test_policies_select_the_pods(name: str) -> None:
+    spec = read_manifest(f"base/{name}")["spec"]
+    assert spec.get("selector", spec.get("podSelector"))["matchLabels"] == LABELS
+
+
+def test_disruption_budget_lets_a_single_replica_be_evicted() -> None:
+    assert read_manifest("base/disruption-budget.yaml")["spec"]["maxUnavailable"] == 1
+
+
+def test_network_policy_opens_the_port_of_the_server_and_nothing_else() -> None:
+    spec = read_manifest("base/network-policy.yaml")["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    assert [port for rule in spec["ingress"] for port in rule["ports"]] == [{"port": PORT["name"]}]
+    assert {port["port"] for rule in spec["egress"] for port in rule["ports"]} == {53, 443}
+
+
+def test_gpu_overlay_gives_each_replica_a_gpu() -> None:
+    overlay, patch = read_manifest("gpu/kustomization.yaml"), read_manifest("gpu/statefulset.yaml")
+    base = read_manifest("base/statefulset.yaml")
+    assert (overlay["resources"], [each["path"] for each in overlay["patches"]]) == (["../base"], ["statefulset.yaml"])
+    assert (patch["kind"], patch["metadata"]["name"]) == (base["kind"], base["metadata"]["name"])
+    (container,) = patch["spec"]["template"]["spec"]["containers"]
+    assert container["name"] == CONTAINER["name"]
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+    assert settings_of({variable["name"]: variable["value"] for variable in container["env"]}).device == "cuda"
+
+
+def test_gpu_overlay_is_valid_once_it_is_merged() -> None:
+    merged = merge(read_manifest("base/statefulset.yaml"), read_manifest("gpu/statefulset.yaml"))
+    kubernetes_validate.validate(merged, kubernetes_validate.latest_version(), strict=True)
+    (container,) = merged["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"] == CONTAINER["resources"]["limits"] | {"nvidia.com/gpu": "1"}
+    assert len(container["env"]) == len(CONTAINER["env"]) + 1
+
+
+def test_gpu_overlay_takes_the_cuda_image() -> None:
+    (image,) = read_manifest("gpu/kustomization.yaml")["images"]
+    assert (image["name"], image["newTag"]) == ("greenroom", f"{PROJECT['version']}-cuda")
+
+
+def merge(base: Any, patch: Any) -> Any:
+    """Merge a patch as kustomize does: objects by key, lists of named items by name, all else replaced."""
+    if isinstance(base, dict) and isinstance(patch, dict):
+        return base | {key: merge(base.get(key), value) for key, value in patch.items()}
+    if isinstance(base, list) and all("name" in item for item in [*base, *patch]):
+        items = {item["name"]: item for item in base}
+        return list((items | {item["name"]: merge(items.get(item["name"]), item) for item in patch}).values())
+    return patch

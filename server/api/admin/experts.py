@@ -87,7 +87,8 @@ def evict_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: 
 def change(action: ExpertChange, body: ExpertsBody, service: Service) -> JSONResponse:
     service.unknown_fields.note(body.model_extra or ())
     changed = experts_of(service).change(action, body.experts)
-    return JSONResponse({"object": f"experts.{action}", "requested": len(body.experts), "changed": changed})
+    reply = {"object": f"experts.{action}", "requested": len(body.experts), "changed": changed.num_changed}
+    return JSONResponse(reply if changed.unchanged is None else reply | {"unchanged": changed.unchanged})
 
 
 def experts_of(service: Service) -> ExpertAdministration:

@@ -16,6 +16,7 @@ from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent
 from server.engine.interface.model_card import ModelCard
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
 from server.engine.interface.protocols import (
+    ChangedExperts,
     ExpertAdministration,
     ExpertChange,
     ExpertPlace,
@@ -38,6 +39,7 @@ from server.model.step import RoutedExperts
 
 __all__ = [
     "MAX_UNREAD",
+    "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",
     "DeadlineExceededError",

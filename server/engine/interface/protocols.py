@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest
@@ -121,6 +122,14 @@ ExpertPlace = tuple[int, int]  # layer, and number of the expert in it
 JsonObject = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ChangedExperts:
+    """Outcome of a change: the number of experts that changed, and those that an eviction left, by reason."""
+
+    num_changed: int
+    unchanged: Mapping[str, Sequence[ExpertPlace]] | None = None  # None for other changes than an eviction
+
+
 class ExpertAdministration(Protocol):
     """Views and changes of the experts, in JSON. Every call may block, so make it off the event loop."""
 
@@ -130,8 +139,8 @@ class ExpertAdministration(Protocol):
     def find(self, layer: int, expert: int) -> JsonObject | None:
         """Return one expert, or None if the model does not have it."""
 
-    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
-        """Pin, unpin, prefetch or evict experts; return how many changed.
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
+        """Pin, unpin, prefetch or evict experts.
 
         Raises:
             RequestRefusedError: the model has no such expert, it can't be read, or too few slots would stay unpinned.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import serving_model
 
 NUM_LAYERS, NUM_EXPERTS = 48, 128
+ANSWERED = re.compile("^The answer (is complete|was cut off)")  # the status of an answer that nothing interrupted
 
 
 @dataclass
@@ -43,8 +45,15 @@ class PageLog:
 
 
 @contextmanager
-def synthetic_server(rig: Rig, codec: Codec, port: int = 0, name: str = "synthetic") -> Iterator[Synthetic]:
-    experts, service = SyntheticExperts(NUM_LAYERS, NUM_EXPERTS, name=name), Service("1")
+def synthetic_server(
+    rig: Rig,
+    codec: Codec,
+    port: int = 0,
+    name: str = "synthetic",
+    num_layers: int = NUM_LAYERS,
+    num_experts: int = NUM_EXPERTS,
+) -> Iterator[Synthetic]:
+    experts, service = SyntheticExperts(num_layers, num_experts, name=name), Service("1")
     model = LoadedModel(name, rig.engine, codec, experts=experts)
     with serving_model(model, rig.engine, service=service, port=port) as live:
         yield Synthetic(f"http://127.0.0.1:{live.port}", experts, service)

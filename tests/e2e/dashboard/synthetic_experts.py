@@ -9,7 +9,15 @@ import numpy as np
 
 from expert_store import ExpertKey
 from server.administration.expert_snapshot import RESIDENCY, ExpertSample, snapshot, update
-from server.engine.interface import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject, RequestRefusedError
+from server.engine.engine_statistics import FINISHED_REASONS
+from server.engine.interface import (
+    ChangedExperts,
+    ExpertAdministration,
+    ExpertChange,
+    ExpertPlace,
+    JsonObject,
+    RequestRefusedError,
+)
 
 BYTES = 9 << 20  # per expert
 NAMES = {number: name for name, number in RESIDENCY.items()}
@@ -31,6 +39,8 @@ class SyntheticExperts:
         self.tokens = np.zeros(self.shape, dtype=np.int64)
         self.pinned: set[ExpertPlace] = set()
         self.refusal: str | None = None
+        self.obstacle = "in_use"  # why no expert is evicted
+        self.totals: JsonObject = {}  # replace those of ``_totals``
         self.memory: JsonObject = {
             "budget_bytes": 64 << 30,
             "parts": {
@@ -61,12 +71,14 @@ class SyntheticExperts:
             "quarantined": None,
         }
 
-    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> int:
+    def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
         if self.refusal is not None:
             raise RequestRefusedError(self.refusal, "experts")
+        if action == "evict":
+            return ChangedExperts(0, {self.obstacle: list(places)})
         before = set(self.pinned)
         self.pinned = before | set(places) if action == "pin" else before - set(places)
-        return len(self.pinned ^ before)
+        return ChangedExperts(len(self.pinned ^ before))
 
     def sample(self) -> ExpertSample:
         if self.traffic is not None:
@@ -108,7 +120,14 @@ class SyntheticExperts:
             "num_requests_waiting": 2,
             "kv_cache_usage": 0.25,
             "memory": self.memory,
-        }
+            "uptime_seconds": 7_500.0,
+            "step_seconds": 10.0,
+            "num_load_failures": 0,
+            "num_quarantined": 0,
+            "finished_requests": dict.fromkeys(FINISHED_REASONS, 0),
+            "first_token": {"count": 0, "seconds": 0.0},
+            "inter_token": {"count": 0, "seconds": 0.0},
+        } | self.totals
 
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from server.api.core.api_keys import KeyRing, Keys
 from server.engine.text.codec import Codec
-from tests.e2e.dashboard.pages import PageLog, Synthetic, open_live, send, synthetic_server
+from tests.e2e.dashboard.pages import ANSWERED, PageLog, Synthetic, open_live, send, synthetic_server
 from tests.e2e.processes import serving
 from tests.server.engine.fakes import Rig
 
@@ -31,7 +31,7 @@ def test_it_reconnects_when_the_server_is_back(rig: Rig, codec: Codec, page: Pag
     with synthetic_server(rig, codec, port or 0, "another") as second:
         model, second.service.model = second.service.model, None
         page.get_by_role("button", name="Reconnect now").click()
-        expect(page.locator("#connection-text")).to_contain_text("The model is still loading.")
+        expect(page.locator("#connection-text")).to_contain_text("still loading")
         second.service.model = model
         expect(page.locator("#connection")).to_have_attribute("data-state", "live", timeout=30_000)
         expect(page.locator("#heatmap")).not_to_have_attribute("data-stale", "")
@@ -59,13 +59,37 @@ def test_a_key_gives_access_and_is_dropped_with_the_tab(synthetic: Synthetic, br
     expect(other.value.locator("#connection")).to_have_attribute("data-state", "locked")
 
 
+def test_no_key_is_asked_for_where_none_can_help(synthetic: Synthetic, page: Page) -> None:
+    page.set_extra_http_headers({"X-Forwarded-For": "192.0.2.1"})  # as from another machine
+    page.goto(synthetic.url)
+    expect(page.locator("#connection-text")).to_contain_text("start the server with --admin-api-key-file")
+    expect(page.get_by_role("button", name="Enter a key")).to_be_hidden()
+    expect(page.get_by_role("button", name="Reconnect now")).to_be_visible()
+
+
+def test_key_of_the_address_is_used_and_removed_from_it(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.keys = Keys(KeyRing([]), KeyRing(["admin"]))
+    open_live(page, f"{synthetic.url}/#key=admin")
+    assert page.url == f"{synthetic.url}/"
+    page.reload()
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+
+def test_a_key_may_be_added_to_the_address_of_an_open_page(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.keys = Keys(KeyRing([]), KeyRing(["admin"]))
+    page.goto(synthetic.url)
+    expect(page.locator("#connection")).to_have_attribute("data-state", "locked")
+    page.goto(f"{synthetic.url}/#key=admin")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "live")
+
+
 def test_the_page_recovers_after_a_restart_of_the_process(page: Page, page_log: PageLog) -> None:
     with serving("--host-expert-memory", "25%") as first:
         port = httpx.URL(first.url).port or 0
         open_live(page, first.url)
         page.get_by_label("Max tokens").fill("8")
         send(page, "Hello")
-        expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+        expect(page.locator("#chat-status")).to_have_text(ANSWERED, timeout=60_000)
         first.process.kill()
         expect(page.locator("#connection")).to_have_attribute("data-state", "waiting")
         expect(page.locator("#heatmap")).to_have_attribute("data-stale", "")
@@ -77,7 +101,7 @@ def test_the_page_recovers_after_a_restart_of_the_process(page: Page, page_log: 
         tokens = page.locator("#tiles .tile", has_text="KV cache")
         expect(tokens).to_contain_text("0 output tokens")
         page.get_by_role("button", name="Send").click()  # the message is still in the form
-        expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+        expect(page.locator("#chat-status")).to_have_text(ANSWERED, timeout=60_000)
         expect(tokens).not_to_contain_text("0 output tokens")
         expect(page.locator(".turn")).to_have_count(6)
     assert all("Failed to load resource" in error for error in page_log.errors)  # chromium's text for a failed request

@@ -6,9 +6,11 @@ import re
 import threading
 
 import httpx
-from playwright.sync_api import Page, expect
+import pytest
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.dashboard.pages import NUM_EXPERTS, NUM_LAYERS, PageLog, Synthetic, open_live, send
+from server.engine.text.codec import Codec
+from tests.e2e.dashboard.pages import NUM_EXPERTS, NUM_LAYERS, PageLog, Synthetic, open_live, send, synthetic_server
 from tests.e2e.processes import Server
 from tests.server.engine.fakes import Rig
 
@@ -42,7 +44,7 @@ def test_experts_are_pinned_and_evicted_by_keys_and_by_clicks(server: Server, pa
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="Unpin")).to_be_focused()
     page.get_by_role("button", name="Evict").click()
-    expect(result).to_contain_text("was not evicted: it is in use, loading, pinned, or not in memory.")
+    expect(result).to_have_text("Layer 1, expert 2 was not evicted: it is pinned. Unpin it first.")
     page.get_by_role("button", name="Unpin").click()
     expect(result).to_have_text("Layer 1, expert 2 is no longer pinned.")
     assert not is_pinned()
@@ -105,6 +107,65 @@ def test_a_refusal_is_one_sentence(synthetic: Synthetic, page: Page) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("p")
     expect(page.locator("#result")).to_have_text(synthetic.experts.refusal)
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "reason"),
+    [
+        ("in_use", "a request is using it. Try again."),
+        ("loading", "it is being read."),
+        ("not_resident", "it is not in memory."),
+    ],
+)
+def test_an_eviction_that_did_nothing_says_why(synthetic: Synthetic, page: Page, obstacle: str, reason: str) -> None:
+    synthetic.experts.obstacle = obstacle
+    open_live(page, synthetic.url)
+    page.locator("#heatmap").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("e")
+    expect(page.locator("#result")).to_have_text(f"Layer 0, expert 0 was not evicted: {reason}")
+
+
+def hidden_pixels(page: Page) -> int:
+    """Return how many CSS pixels of the heatmap do not fit into its box."""
+    return page.locator("#heatmap").evaluate("box => box.scrollWidth - box.clientWidth")  # type: ignore[no-any-return]
+
+
+def test_layers_of_256_experts_fit_on_a_laptop(rig: Rig, codec: Codec, page: Page) -> None:
+    with synthetic_server(rig, codec, num_experts=256) as wide:
+        open_live(page, wide.url)
+        assert hidden_pixels(page) == 0
+        expect(page.locator("#heatmap-view")).to_be_hidden()
+
+
+def test_a_phone_shows_which_of_256_experts_are_in_view(rig: Rig, codec: Codec, page: Page) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    with synthetic_server(rig, codec, num_experts=256) as wide:
+        open_live(page, wide.url)
+        view = page.locator("#heatmap-view")
+        expect(view).to_have_text("Experts 0 to 49 of 256. Scroll the heatmap sideways for the others.")
+        page.locator("#heatmap").evaluate("box => { box.scrollLeft = box.scrollWidth; }")
+        expect(view).to_have_text(re.compile(r"^Experts \d+ to 255 of 256\."))
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_phone_shows_no_hints_for_keys(synthetic: Synthetic, browser: Browser) -> None:
+    context = browser.new_context(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    open_live(page, synthetic.url)
+    expect(page.locator("#heatmap-help")).to_be_hidden()
+    expect(page.get_by_text("Tap a cell to select its expert.")).to_be_visible()
+    expect(page.get_by_text("Hover over a cell or use the arrow keys.")).to_be_hidden()
+    context.close()
+
+
+@pytest.mark.parametrize("num_layers", [6, 32, 94])
+def test_requests_are_above_the_fold_of_a_laptop(rig: Rig, codec: Codec, page: Page, num_layers: int) -> None:
+    with synthetic_server(rig, codec, num_layers=num_layers, num_experts=8) as tall:
+        open_live(page, tall.url)
+        box = page.locator("#requests-note").bounding_box()
+        assert box is not None
+        assert box["y"] + box["height"] <= 900
 
 
 def test_everything_can_be_reached_by_keys_and_has_a_name(synthetic: Synthetic, page: Page) -> None:

@@ -9,7 +9,8 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.e2e.dashboard.pages import PageLog, Synthetic, open_live, send
+from server.engine.text.codec import Codec
+from tests.e2e.dashboard.pages import ANSWERED, PageLog, Synthetic, open_live, send, synthetic_server
 from tests.e2e.processes import Server
 from tests.server.engine.fakes import Rig
 
@@ -38,7 +39,7 @@ def test_chat_tokens_are_coloured_by_experts_and_linked_to_them(server: Server, 
     page.get_by_label("Max tokens").fill("24")
     page.get_by_label("Temperature").fill("0")
     send(page, "Tell me a story.")
-    expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED, timeout=60_000)
     tokens = page.locator(".token")
     assert tokens.count() > 4
     hues = {tokens.nth(place).evaluate("token => token.style.getPropertyValue('--hue')") for place in range(5)}
@@ -85,10 +86,39 @@ def test_an_answer_can_be_stopped_and_the_conversation_goes_on(synthetic: Synthe
     page.get_by_label("Max tokens").fill("4")
     page.get_by_label("Message").fill("Go on")
     page.keyboard.press("Enter")
-    expect(page.locator("#chat-status")).to_have_text("The answer is complete.")
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED)
     expect(page.locator(".turn")).to_have_count(4)
     page.get_by_role("button", name="Clear").click()
     expect(page.locator(".turn")).to_have_count(0)
+
+
+def test_an_answer_that_max_tokens_cut_is_not_called_complete(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    page.get_by_label("Max tokens").fill("4")
+    send(page, "Hello")
+    text = 'The answer was cut off after 4 tokens. Raise "Max tokens" for more.'
+    expect(page.locator("#chat-status")).to_have_text(text)
+
+
+def test_an_answer_that_the_context_cut_names_the_context(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    page.get_by_label("Max tokens").fill("")
+    send(page, "Hello")
+    text = "The answer was cut off: the model's context is full."
+    expect(page.locator("#chat-status")).to_have_text(text, timeout=60_000)
+
+
+def test_an_answer_that_the_model_ended_is_complete(codec: Codec, page: Page) -> None:
+    rig = Rig(eos_token_ids=frozenset({ord(".")}))
+    rig.model.next_token = lambda _: ord(".")
+    rig.engine.start()
+    with synthetic_server(rig, codec) as ending:
+        open_live(page, ending.url)
+        page.get_by_label("Max tokens").fill("8")
+        page.get_by_label("Temperature").fill("0")
+        send(page, "Hello")
+        expect(page.locator("#chat-status")).to_have_text("The answer is complete.")
+    rig.engine.stop()
 
 
 def test_what_the_server_refuses_to_answer_can_be_sent_again(synthetic: Synthetic, page: Page) -> None:
@@ -105,7 +135,9 @@ def test_inspector_lists_the_domains_routed_to_an_expert(server: Server, page: P
     expect(page.locator("#expert-domains")).to_contain_text("No answers yet.")
     page.get_by_label("Max tokens").fill("6")
     page.get_by_role("button", name="Run all examples").click()
-    expect(page.locator("#chat-status")).to_contain_text("All examples are complete.", timeout=60_000)
+    expect(page.locator("#chat-status")).to_contain_text(
+        "All examples are answered, in at most 6 tokens each.", timeout=60_000
+    )
     names = page.locator(".turn .domain").all_inner_texts()
     assert len(names) == len(set(names)) == 10
     served, totals = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
@@ -125,7 +157,7 @@ def test_inspector_lists_the_domains_routed_to_an_expert(server: Server, page: P
     expect(page.get_by_label("Message")).to_be_focused()
     page.get_by_label("Domain").fill("my own")
     page.keyboard.press("Enter")
-    expect(page.locator("#chat-status")).to_have_text("The answer is complete.", timeout=60_000)
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED, timeout=60_000)
     expect(page.locator(".domain-title", has_text="my own")).to_be_visible()
     page.get_by_role("button", name="Clear").click()
     expect(page.locator("#expert-domains")).to_contain_text("No answers yet.")
@@ -159,7 +191,7 @@ def test_generated_markup_is_shown_as_text(synthetic: Synthetic, rig: Rig, page:
     page.get_by_label("Domain").fill("<b>law</b>")
     page.get_by_label("Temperature").fill("0")
     send(page, "<i>Hello</i>")
-    expect(page.locator("#chat-status")).to_have_text("The answer is complete.")
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED)
     assert page.locator(".content").all_inner_texts() == ["<i>Hello</i>", HOSTILE]
     expect(page.locator(".turn .domain")).to_have_text("<b>law</b>")
     page.locator(".token").first.click()

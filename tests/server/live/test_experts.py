@@ -119,6 +119,21 @@ def test_stream_reports_memory_by_part(server: ExpertServer) -> None:
     assert (memory["budget_bytes"], memory["num_shrinks"], memory["num_grows"], memory["reason"]) == (1 << 30, 0, 0, "")
 
 
+def test_stream_reports_latencies_and_failures(server: ExpertServer) -> None:
+    engine = server.live.engine.statistics
+    engine.latencies.first_token.observe(0.5)
+    engine.latencies.first_token.observe(0.25)
+    engine.finished["error"] += 3
+    engine.count_step("decode", 1.5)
+    with httpx.stream("GET", f"{server.url}/v1/experts/stream", timeout=30) as response:
+        _, whole = next(events(response))
+    assert whole["first_token"] == {"count": 2, "seconds": 0.75}
+    assert whole["inter_token"] == {"count": 0, "seconds": 0}
+    assert whole["finished_requests"] == {"stop": 0, "length": 0, "abort": 0, "error": 3, "deadline": 0}
+    assert (whole["step_seconds"], whole["num_load_failures"], whole["num_quarantined"]) == (1.5, 0, 0)
+    assert whole["uptime_seconds"] > 0
+
+
 def test_before_any_use_there_is_no_ratio(server: ExpertServer) -> None:
     body = server.get().json()
     assert (body["hit_ratio"], body["optimal_hit_ratio"], body["stall_seconds"]) == (None, None, 0)
@@ -143,6 +158,19 @@ def test_an_expert_in_use_is_not_evicted(server: ExpertServer) -> None:
         assert [key.expert for key, _ in lease] == [4]
         assert server.changed("evict", [1, 4]) == 0
     assert server.changed("evict", [1, 4]) == 1
+
+
+def test_evictions_say_why_experts_stay(server: ExpertServer) -> None:
+    server.changed("pin", [0, 1])
+    server.use(0, 1, 2)
+    with server.store.lease(one_row_each(1, [4])):
+        body = server.post("evict", [0, 1], [0, 2], [1, 4], [1, 7]).json()
+    assert body["changed"] == 1
+    assert body["unchanged"] == {"pinned": [[0, 1]], "in_use": [[1, 4]], "not_resident": [[1, 7]]}
+
+
+def test_only_evictions_list_what_stays(server: ExpertServer) -> None:
+    assert "unchanged" not in server.post("unpin", [0, 1]).json()
 
 
 def test_more_prefetches_than_the_disk_takes_at_once_are_all_begun(server: ExpertServer) -> None:

@@ -1,0 +1,28 @@
+/** The version and the uptime of the server, in the header. */
+
+import { byId, write } from "./dom.js";
+import { seconds } from "./format.js";
+
+/** @typedef {import("./experts.js").Totals} Totals */
+
+export class ServerFacts {
+  constructor() {
+    this.line = byId("server-facts");
+    this.version = "";
+  }
+
+  async loadVersion() {
+    try {
+      const { version } = await (await fetch("/version", { cache: "no-store" })).json();
+      this.version = version;
+    } catch {
+      this.version = ""; // the connection status reports a server that can't be reached
+    }
+  }
+
+  /** @param {Totals} totals */
+  show({ uptime_seconds: uptime }) {
+    const words = this.version ? [`version ${this.version}`] : [];
+    write(this.line, [...words, `up ${seconds(uptime)}`].join(" · "));
+  }
+}

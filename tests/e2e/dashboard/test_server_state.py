@@ -1,0 +1,111 @@
+"""The metric tiles, the header and the warnings of the dashboard."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from playwright.sync_api import Page, expect
+
+from server.engine.engine_statistics import FINISHED_REASONS
+from tests.e2e.dashboard.pages import Synthetic, open_live
+
+ROOT = Path(__file__).resolve().parents[3]
+IN_A_MINUTE = """
+async ([before, after]) => {
+    const { History } = await import("/web/history.js");
+    const { RULES } = await import("/web/warnings.js");
+    const history = new History();
+    history.add(before, 0);
+    history.add({ ...before, ...after }, 60_000);
+    return RULES.filter((rule) => rule.find(history, rule.limit)).map((rule) => rule.alert);
+}
+"""
+NO_REQUESTS = dict.fromkeys(FINISHED_REASONS, 0)
+QUIET = {
+    "num_quarantined": 0,
+    "num_load_failures": 0,
+    "finished_requests": NO_REQUESTS,
+    "num_requests_waiting": 0,
+    "memory": {"budget_bytes": 100, "parts": {"experts": 60, "trunk": 40}},
+    "step_seconds": 0,
+    "stall_seconds": 0,
+    "hit_ratio": 0.5,
+    "optimal_hit_ratio": 0.6,
+    "prompt_tokens": 0,
+    "generation_tokens": 0,
+}
+
+
+def test_header_shows_version_and_uptime(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    expect(page.locator("#server-facts")).to_have_text("version 1 · up 2.1\u00a0h")
+
+
+def test_latencies_are_means(synthetic: Synthetic, page: Page) -> None:
+    synthetic.experts.totals = {
+        "first_token": {"count": 4, "seconds": 1.0},
+        "inter_token": {"count": 100, "seconds": 1.5},
+    }
+    open_live(page, synthetic.url)
+    tile = page.locator("#tiles .tile", has_text="First token")
+    expect(tile).to_contain_text("250\u00a0ms")
+    expect(tile).to_contain_text("15\u00a0ms per token")
+    synthetic.experts.totals = {
+        "first_token": {"count": 5, "seconds": 3.0},
+        "inter_token": {"count": 100, "seconds": 1.5},
+    }
+    expect(tile).to_contain_text("2.0\u00a0s")  # the only one since the page was opened
+
+
+def test_a_hit_ratio_above_the_optimum_is_explained(synthetic: Synthetic, page: Page) -> None:
+    synthetic.experts.totals = {"hit_ratio": 0.623, "optimal_hit_ratio": 0.606}
+    open_live(page, synthetic.url)
+    tile = page.locator("#tiles .tile", has_text="Hit ratio")
+    expect(tile).to_contain_text("62\u00a0%by prefetching; without it at best 61\u00a0%")
+
+
+def test_warnings_appear_and_disappear(synthetic: Synthetic, page: Page) -> None:
+    open_live(page, synthetic.url)
+    panel = page.locator("#warnings")
+    expect(panel).to_be_hidden()
+    synthetic.experts.totals = {"num_quarantined": 2}
+    expect(panel).to_contain_text("Experts whose checksums do not match: 2.")
+    expect(panel).to_contain_text("Download or pack the model again")
+    synthetic.experts.totals = {}
+    expect(panel).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "alerts"),
+    [
+        ({}, {}, []),
+        ({}, {"num_load_failures": 1}, ["GreenroomExpertLoadFailures"]),
+        ({}, {"finished_requests": NO_REQUESTS | {"error": 1, "stop": 9}}, ["GreenroomRequestsFail"]),
+        ({}, {"finished_requests": NO_REQUESTS | {"deadline": 1, "stop": 99}}, []),
+        ({"num_requests_waiting": 9}, {}, ["GreenroomQueueGrowing"]),
+        ({"num_requests_waiting": 20}, {"num_requests_waiting": 9}, []),
+        ({"memory": {"budget_bytes": 100, "parts": {"experts": 10, "kv_cache": 90}}}, {}, ["GreenroomMemoryTight"]),
+        ({}, {"step_seconds": 50, "stall_seconds": 30}, ["GreenroomExpertStalls"]),
+        ({}, {"step_seconds": 2, "stall_seconds": 2}, []),  # the first request on a cold cache
+        ({"optimal_hit_ratio": 0.8}, {"generation_tokens": 9}, ["GreenroomHitRatioBelowOptimum"]),
+        ({"optimal_hit_ratio": 0.8}, {}, []),  # no traffic
+        ({"hit_ratio": None, "optimal_hit_ratio": None}, {}, []),
+    ],
+)
+def test_warnings_of_a_minute(
+    synthetic: Synthetic, page: Page, before: dict[str, object], after: dict[str, object], alerts: list[str]
+) -> None:
+    page.goto(synthetic.url)
+    assert page.evaluate(IN_A_MINUTE, [QUIET | before, after]) == alerts
+
+
+def test_warnings_have_the_limits_of_the_alert_rules() -> None:
+    text = (ROOT / "server" / "web" / "warnings.js").read_text()
+    found = re.findall(r'alert: "(\w+)",\s+limit: ([\d.]+),', text)
+    groups = yaml.safe_load((ROOT / "docker" / "prometheus" / "rules.yml").read_text())["groups"]
+    rules = {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"] if "alert" in rule}
+    assert len(found) == 7
+    assert all(re.search(rf"> {re.escape(limit)}(\s|$)", rules[alert]) for alert, limit in found)
