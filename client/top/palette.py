@@ -6,13 +6,13 @@ from client.frames import DEVICE, DISK, HOST
 
 Rgb = tuple[int, int, int]
 
-TIER_RGB: dict[int, Rgb] = {DISK: (229, 161, 75), HOST: (89, 170, 248), DEVICE: (58, 214, 147)}
+TIER_RGB: dict[int, Rgb] = {DISK: (153, 138, 117), HOST: (89, 170, 248), DEVICE: (58, 214, 147)}
 TIER_COLOURS = {DISK: "yellow", HOST: "blue", DEVICE: "green"}  # for 16 colours; each has a bright variant
 # In the order of the dashboard's bar.
 MEMORY_RGB: dict[str, Rgb] = {
     "trunk": (190, 149, 236),
     "process": (147, 166, 158),
-    "step": TIER_RGB[DISK],
+    "step": (231, 145, 194),
     "unaccounted": (255, 141, 128),
     "kv_cache": TIER_RGB[DEVICE],
     "experts": TIER_RGB[HOST],

@@ -98,12 +98,12 @@ class ChatRequest(ReplyRequest):
             ValidationError: the request is not valid as a chat.
 
         """
-        if self.messages[-1].role == "assistant":
-            raise InvalidRequestError(
-                "'messages' must not end with a message of the assistant: this server continues no partial replies.",
-                "messages",
-            )
         fields = self._chat_fields(name) | {"messages": conversation_of(self.messages).messages}
+        last = self.messages[-1]
+        if last.role == "assistant":
+            if last.tool_calls:
+                raise InvalidRequestError("'messages' must not end with tool calls: add their results.", "messages")
+            fields |= {"add_generation_prompt": False, "continue_final_message": True}
         return OllamaChat.model_validate(fields | ({"tools": self.tools} if self.tools else {}))
 
 

@@ -174,7 +174,8 @@ class FakeCodec:
         if images:
             token_ids = (7,) * len(images)
             return ChatPrompt(token_ids, Media(tuple(images), token_ids))
-        return ChatPrompt([*self.encode(" ".join(message["content"] for message in messages)), 0])
+        tokens = self.encode(" ".join(message["content"] for message in messages))
+        return ChatPrompt(tokens if continue_final_message else [*tokens, 0])
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the engine's texts from 100 on, a part of a character for 200, and else ``token_id`` letters."""

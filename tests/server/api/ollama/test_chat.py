@@ -154,6 +154,11 @@ def test_images_come_before_the_text_of_their_message(fake, chat):
     assert fake.codec.conversations[0][0]["content"] == [{"type": "image"}, {"type": "text", "text": "What?"}]
 
 
+def test_a_last_message_of_the_assistant_is_continued(fake, chat):
+    chat(messages=[*MESSAGES, {"role": "assistant", "content": "Once"}])
+    assert fake.engine.requests[0].prompt_ids[-1] == len("Once")  # and not the token of a new turn
+
+
 def test_logprobs_are_beside_the_text(generate):
     reply = generate(logprobs=True, top_logprobs=1).json()
     assert [each["token"] for each in reply["logprobs"]] == ["Once", " upon", "", " a", " time"]
@@ -188,7 +193,6 @@ def test_bodies_need_no_content_type(ask, content_type):
         ({"model": "other"}, 404, "The model 'other' does not exist: this server serves 'org/tiny'."),
         ({"messages": "Hi"}, 400, "'messages'"),
         ({"messages": [{"role": "cook"}]}, 400, "'messages[0].role'"),
-        ({"messages": [*MESSAGES, {"role": "assistant", "content": "Once"}]}, 400, "must not end with a message of"),
         ({"messages": [{"role": "user", "content": "a", "images": ["?"]}]}, 400, "is not valid base64"),
         ({"tools": [{"type": "function"}]}, 400, "'tools"),
         ({"format": "xml"}, 400, "'format' must be \"json\" or a JSON schema, got 'xml'."),
