@@ -7,10 +7,19 @@ from dataclasses import replace
 
 import torch
 
-from server.engine.interface import EngineError, FinishReason, GenerationFailedError, TokenEvent, TokenLogprobs
+from server.engine.interface import (
+    EngineError,
+    FinishReason,
+    GenerationFailedError,
+    RequestRefusedError,
+    TokenEvent,
+    TokenLogprobs,
+)
 from server.engine.sampling.logprobs import NOT_FINITE, token_logprobs
 from server.engine.sampling.sampler import sample
 from server.engine.sequence import Sequence
+
+NOTHING_ALLOWED = "no token may come next: allow more of them in 'allowed_token_ids', or forbid fewer 'bad_words'"
 
 
 def token_events(
@@ -56,6 +65,11 @@ def _failure(sequence: Sequence) -> EngineError:
     """Return the reason why no token can be chosen."""
     matcher = sequence.sampling.matcher
     error = None if matcher is None else matcher.error
+    params = sequence.sampling.params
+    if error is None and params.has_masks:
+        return RequestRefusedError(
+            NOTHING_ALLOWED, "bad_words" if params.allowed_token_ids is None else "allowed_token_ids"
+        )
     return GenerationFailedError(NOT_FINITE) if error is None else error
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
+from server.api.core.closed_objects import BY_NAME, LITERAL, close_objects
+
 MAX_SCHEMA_BYTES = 1 << 17
 MAX_DEPTH = 64  # nesting of values
 MAX_VALUES = 10_000
@@ -23,8 +25,6 @@ WHITE_SPACE = {
 
 # Other formats, such as "password" or "uri-reference", are treated as annotations, as JSON Schema allows.
 FOLLOWED_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
-BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}  # their keys are names, not keywords
-LITERAL = {"const", "enum", "default", "examples"}  # their values are not schemas
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema_text(schema: Mapping[str, Any]) -> str:
-    """Encode a checked schema for a ``GrammarSpec`` or for Lark's ``%json``, with bounded white space."""
+    """Encode a checked schema for a ``GrammarSpec`` or for Lark's ``%json``: objects closed, white space bounded."""
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    followed = _without_annotations(dict(schema))
+    followed = close_objects(_without_annotations(dict(schema)))
     return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
 
 

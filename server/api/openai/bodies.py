@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
 from server.api.core.json_schema import check_schema
 from server.api.core.validation import quote
+from server.api.openai.constraints import Constraints, refuse_second
 from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
-from server.api.openai.fields import MAX_INT64, MAX_LOGPROBS, LogitBias, Prompts, TokenIds
+from server.api.openai.fields import MAX_INT64, MAX_LOGPROBS, AllowedTokenIds, BadWords, LogitBias, Prompts, TokenIds
 from server.api.openai.messages import NO_FUNCTIONS, Message
 from server.api.openai.response_format import ResponseFormat
 from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
@@ -24,7 +25,7 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class GenerationBody(BaseModel):
+class GenerationBody(Constraints, BaseModel):
     """Fields that completions and chat completions share; null is the same as leaving a field out."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
@@ -52,12 +53,26 @@ class GenerationBody(BaseModel):
     seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: Stops = []
     stop_token_ids: TokenIds = []
+    allowed_token_ids: AllowedTokenIds | None = None
+    bad_words: BadWords = []
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
 
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     timeout: float | None = Field(None, gt=0)  # seconds
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_INT32)  # -1: what fits the model
+
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
+    best_of: int | None = Field(None, ge=1)
+    suffix: Annotated[Any, only("", why="can't be used, because this server inserts no text: leave it out")] = None
+    return_token_ids: Annotated[
+        Any,
+        only(False, why="is not supported by this server: leave it out, or ask '/tokenize' for the tokens"),
+    ] = None
+    chat_template: Annotated[
+        Any, only(why="can't be used, because this server takes no templates from requests: use the model's own")
+    ] = None
 
     response_format: ResponseFormat | None = None
     return_experts: bool = False
@@ -66,6 +81,34 @@ class GenerationBody(BaseModel):
     @classmethod
     def leave_out_nulls(cls, body: object) -> object:
         return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @field_validator("truncate_prompt_tokens")
+    @classmethod
+    def need_some_tokens(cls, num_tokens: int) -> int:
+        if num_tokens == 0:
+            raise ValueError("must be above 0, or -1 for as many tokens as fit the model")
+        return num_tokens
+
+    @field_validator("prompt_logprobs")
+    @classmethod
+    def need_no_stream(cls, num_logprobs: int, info: ValidationInfo) -> int:
+        if info.data.get("stream"):
+            raise ValueError("can't be streamed: set 'stream' to false or leave it out")
+        return num_logprobs
+
+    @field_validator("best_of")
+    @classmethod
+    def need_all_choices(cls, best_of: int, info: ValidationInfo) -> int:
+        if best_of != info.data.get("n"):
+            raise ValueError("must equal 'n', because this server returns all choices that it generates")
+        return best_of
+
+    @field_validator("response_format")
+    @classmethod
+    def need_no_constraint(cls, response_format: ResponseFormat, info: ValidationInfo) -> ResponseFormat:
+        if response_format.spec is not None:
+            refuse_second(info)
+        return response_format
 
     @field_validator("stream_options")
     @classmethod
@@ -82,7 +125,7 @@ class GenerationBody(BaseModel):
     @property
     def num_prompt_logprobs(self) -> int | None:
         """The number of likeliest tokens beside each prompt token; None without logprobs of the prompt."""
-        return None
+        return self.prompt_logprobs
 
     @property
     def requested_max_tokens(self) -> int | None:
@@ -91,8 +134,9 @@ class GenerationBody(BaseModel):
 
     @property
     def grammar_spec(self) -> GrammarSpec | None:
-        """The grammar that ``response_format`` asks for."""
-        return None if self.response_format is None else self.response_format.spec
+        """The grammar that the text must follow."""
+        own = None if self.response_format is None else self.response_format.spec
+        return own or self.constraint_spec
 
     @property
     def include_usage(self) -> bool:
@@ -121,7 +165,7 @@ class CompletionBody(GenerationBody):
 
     @property
     def num_prompt_logprobs(self) -> int | None:
-        return self.logprobs if self.echo else None
+        return self.logprobs if self.echo and self.prompt_logprobs is None else self.prompt_logprobs
 
 
 class ChatBody(GenerationBody):

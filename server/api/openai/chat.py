@@ -12,16 +12,18 @@ from server.api.core.body import JsonBody
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import InvalidRequestError
 from server.api.core.openapi import STREAMED
 from server.api.core.reply import answer
 from server.api.core.service import Service
 from server.api.openai.bodies import ChatBody
 from server.api.openai.chunk_encoder import ChunkEncoder
-from server.api.openai.logprobs import chat_logprobs
+from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
+from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
 from server.api.openai.submit import submit
 from server.api.openai.tools import NamedTool
 from server.api.openai.turn_plan import plan_turn
-from server.engine.interface import JsonObject, TokenEvent
+from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
 
 router = APIRouter(tags=["chat"], dependencies=[UserDep])
 
@@ -36,6 +38,7 @@ class ChatEncoder(ChunkEncoder):
         super().__init__(turn.generation, include_usage=body.include_usage)
         self._turn, self._codec = turn, turn.codec
         self._has_logprobs = body.logprobs
+        self._has_prompt_logprobs = body.prompt_logprobs is not None
         self._has_named_tool = isinstance(body.tool_choice, NamedTool)
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
@@ -44,6 +47,9 @@ class ChatEncoder(ChunkEncoder):
         tokens = [each for event in events for each in event.logprobs]
         logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
         return {"index": index, "message": message_of(deltas), "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:
+        return {"prompt_logprobs": prompt_logprobs(self._codec, events[0])} if self._has_prompt_logprobs else {}
 
     def start_choices(self, index: int) -> list[JsonObject]:
         return [self._choice(index, {"role": "assistant", "content": ""})]
@@ -100,6 +106,22 @@ def message_of(deltas: Sequence[Delta]) -> JsonObject:
     return message | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
 
 
+def truncated(prompt: ChatPrompt, limit: int | None) -> ChatPrompt:
+    """Cut a prompt to its last tokens.
+
+    Raises:
+        InvalidRequestError: it has images.
+
+    """
+    if limit is None or limit >= len(prompt.token_ids):
+        return prompt
+    if prompt.media is not None:
+        raise InvalidRequestError(
+            "'truncate_prompt_tokens' can't cut a conversation with images: leave it out.", "truncate_prompt_tokens"
+        )
+    return ChatPrompt(prompt.token_ids[-limit:])
+
+
 async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
     """Submit a conversation to the engine.
 
@@ -112,8 +134,10 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     service.unknown_fields.note(body.model_extra or ())
     plan = await asyncio.to_thread(plan_turn, body, model.codec)
     grammar = None if plan.spec is None else await model.grammar_compiler.compile(plan.spec)
+    prompt = truncated(plan.prompt, prompt_limit(body, model.engine.max_model_len))
+    bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
     generation = submit(
-        model, body, [plan.prompt.token_ids], id_prefix, "messages", plan.prompt.media, grammar, plan.written_tokens
+        model, body, [prompt.token_ids], id_prefix, "messages", prompt.media, grammar, plan.written_tokens, bad_words
     )
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 

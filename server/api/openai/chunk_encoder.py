@@ -42,6 +42,10 @@ class ChunkEncoder(ReplyEncoder):
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
         """Return the choices of the chunks for an event; none if the event adds nothing."""
 
+    def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:  # noqa: ARG002  by default nothing
+        """Return further members of a complete reply, given the events of all choices."""
+        return {}
+
     async def complete(self) -> bytes:
         events: list[list[TokenEvent]] = [[] for _ in self.generation.streams]
         num_events = num_numbers = 0
@@ -83,7 +87,7 @@ class ChunkEncoder(ReplyEncoder):
 
     def _complete(self, events: Sequence[Sequence[TokenEvent]]) -> bytes:
         choices = ",".join(self._encode_choice(self.choice(index, each)) for index, each in enumerate(events))
-        frame = self._frame(self.object) | {"usage": usage(self.generation)}
+        frame = self._frame(self.object) | {"usage": usage(self.generation)} | self.more(events)
         before, after = around_list(encode_json(frame), "choices")
         return f"{before}{choices}{after}".encode()
 

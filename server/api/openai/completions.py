@@ -14,10 +14,12 @@ from server.api.core.errors import InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.openapi import STREAMED
 from server.api.core.reply import answer
+from server.api.core.service import LoadedModel
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.fields import Prompt
-from server.api.openai.logprobs import CompletionLogprobs, Echo
+from server.api.openai.logprobs import CompletionLogprobs, Echo, prompt_logprobs
+from server.api.openai.prompt_tokens import bad_word_ids, last_tokens, prompt_limit
 from server.api.openai.submit import submit
 from server.engine.interface import FinishReason, JsonObject, TextCodec, TokenEvent
 
@@ -43,11 +45,13 @@ class CompletionEncoder(ChunkEncoder):
         super().__init__(generation, include_usage=body.include_usage)
         self._codec = codec
         self._has_logprobs = body.logprobs is not None
+        self._has_prompt_logprobs = body.prompt_logprobs is not None
         self._echoes, self._num_choices = echoes, body.n
 
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
         text = self._echo_text(index) + "".join(event.text for event in events)
-        return self._choice(index, text, self._logprobs(index, events), events[-1].finish_reason)
+        choice = self._choice(index, text, self._logprobs(index, events), events[-1].finish_reason)
+        return choice | ({"prompt_logprobs": prompt_logprobs(self._codec, events)} if self._has_prompt_logprobs else {})
 
     def start_choices(self, index: int) -> list[JsonObject]:
         text = self._echo_text(index)
@@ -95,16 +99,31 @@ async def create_completion(
             "This model is an encoder-decoder, which answers prompts instead of continuing them: leave out 'echo'.",
             "echo",
         )
-    prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
-    echoes = await asyncio.to_thread(echoes_of, body.prompt, prompts, model.codec) if body.echo else None
-    spec = body.grammar_spec
+    prompts = await asyncio.to_thread(prompts_of, body, model)
+    # The text of a prompt that was cut is that of the tokens that are left.
+    written = body.prompt if body.truncate_prompt_tokens is None else prompts
+    echoes = await asyncio.to_thread(echoes_of, written, prompts, model.codec) if body.echo else None
+    bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
+    spec = await asyncio.to_thread(lambda: body.grammar_spec)
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
-    generation = submit(model, body, prompts, "cmpl-", "prompt", grammar=grammar)
+    generation = submit(model, body, prompts, "cmpl-", "prompt", grammar=grammar, bad_words=bad_words)
     return await answer(request, CompletionEncoder(generation, model.codec, body, echoes), stream=body.stream)
 
 
 def token_ids(prompts: Sequence[Prompt], codec: TextCodec) -> list[list[int]]:
     return [codec.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def prompts_of(body: CompletionBody, model: LoadedModel) -> list[list[int]]:
+    """Encode the prompts, or their last tokens; may block."""
+    max_model_len = model.engine.max_model_len
+    limit = prompt_limit(body, max_model_len)
+    if limit is None:
+        return token_ids(body.prompt, model.codec)
+    return [
+        last_tokens(prompt, limit, max_model_len, model.codec) if isinstance(prompt, str) else prompt[-limit:]
+        for prompt in body.prompt
+    ]
 
 
 def echoes_of(prompts: Sequence[Prompt], ids: Sequence[Sequence[int]], codec: TextCodec) -> list[Echo]:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PlainValidator
 
-from server.api.core.fields import MAX_INT32, is_encodable
+from server.api.core.fields import MAX_INT32, Text, is_encodable
 from server.api.core.validation import quote
 
 MAX_INT64 = 2**63 - 1
@@ -16,6 +16,8 @@ MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_BIAS = 100
 MAX_LOGPROBS = 20
+MAX_ALLOWED_TOKENS = 1 << 18  # more than any vocabulary has
+MAX_BAD_WORDS = 1024
 
 Prompt = str | list[int]
 
@@ -57,3 +59,8 @@ Prompts = Annotated[
 ]
 LogitBias = Annotated[dict[int, float], PlainValidator(biases_by_token, json_schema_input_type=dict[str, float])]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, le=MAX_INT32)]], Field(fail_fast=True, max_length=MAX_STOP_TOKENS)]
+AllowedTokenIds = Annotated[
+    list[Annotated[int, Field(ge=0, le=MAX_INT32)]],
+    Field(fail_fast=True, min_length=1, max_length=MAX_ALLOWED_TOKENS),
+]
+BadWords = Annotated[list[Annotated[Text, Field(min_length=1, max_length=1024)]], Field(max_length=MAX_BAD_WORDS)]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from server.engine.interface import TextCodec, TokenLogprobs
+from server.engine.interface import TextCodec, TokenEvent, TokenLogprobs
 
 
 def chat_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
@@ -21,6 +21,28 @@ def chat_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> dict[str
 def _chat_token(codec: TextCodec, token_id: int, logprob: float) -> dict[str, Any]:
     data = codec.token_bytes(token_id)
     return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def prompt_logprobs(codec: TextCodec, events: Sequence[TokenEvent]) -> list[dict[str, Any] | None]:
+    """Return the logprobs of a prompt's tokens in vLLM's form; the first token has none.
+
+    ``rank`` is null for a token that is not among the likeliest that were asked for.
+    """
+    tokens = next((event.prompt_logprobs for event in events if event.prompt_logprobs is not None), ())
+    return [None, *(_prompt_token(codec, each) for each in tokens)]
+
+
+def _prompt_token(codec: TextCodec, each: TokenLogprobs) -> dict[str, Any]:
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(each.top, start=1)}
+    listed = {each.token_id: each.logprob} | dict(each.top)
+    return {
+        str(token_id): {
+            "logprob": logprob,
+            "rank": ranks.get(token_id),
+            "decoded_token": codec.token_bytes(token_id).decode(errors="replace"),
+        }
+        for token_id, logprob in listed.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def submit(
     media: Media | None = None,
     grammar: Grammar | None = None,
     written_tokens: frozenset[int] = frozenset(),
+    bad_words: frozenset[tuple[int, ...]] = frozenset(),
 ) -> Generation:
     """Submit every choice to the engine, or none. Call it from the event loop.
 
@@ -30,6 +31,7 @@ def submit(
         media: images; there is only one prompt then.
         grammar: the grammar that every choice follows.
         written_tokens: special tokens that are part of the text.
+        bad_words: tokens that are not generated one after the other.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -56,7 +58,7 @@ def submit(
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens, bad_words)
                 request = GenerationRequest(
                     request_id,
                     prompt,
@@ -114,6 +116,7 @@ def sampling_params(
     choice: int,
     grammar: Grammar | None = None,
     written_tokens: frozenset[int] = frozenset(),
+    bad_words: frozenset[tuple[int, ...]] = frozenset(),
 ) -> SamplingParams:
     """Return the sampling parameters of one choice of a prompt.
 
@@ -136,6 +139,8 @@ def sampling_params(
         frequency_penalty=body.frequency_penalty,
         repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
         logit_bias=tuple(body.logit_bias.items()),
+        allowed_token_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
+        bad_words=bad_words,
         # The choices of one prompt must differ; xor keeps the seed within 64 bits.
         seed=None if body.seed is None else body.seed ^ choice,
         stop=tuple(body.stop),

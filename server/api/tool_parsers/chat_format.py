@@ -112,13 +112,15 @@ class ChatFormat:
         lark = LarkGrammar(self.special)
         turns = []
         if spec is not None and not must_call:
-            text = lark.json(json.loads(spec.text) if spec.kind == "json_schema" else {"type": "object"})
+            text = _text_rule(lark, spec)
             turns.append(text if self.harmony is None else self.harmony.final(lark, text))
         if schemas:
             syntax = self.syntax if self.harmony is None else self.harmony
             turns.append(syntax.rules(lark, schemas, has_one_call=has_one_call))
         start = f"{self._before(lark, reasoning)} ({' | '.join(turns)})"
-        return GrammarSpec("lark", lark.grammar(start), "tools" if spec is None or must_call else spec.param)
+        if spec is None or must_call:
+            return GrammarSpec("lark", lark.grammar(start), "tools")
+        return GrammarSpec("own" if spec.kind == "own" else "lark", lark.grammar(start), spec.param)
 
     def _strict_calls(self, schemas: Schemas, reasoning: Reasoning, *, has_one_call: bool) -> GrammarSpec | None:
         """Return a grammar of text and then optional calls; None if no marker separates calls from text."""
@@ -159,6 +161,13 @@ class ChatFormat:
         if has_tools:
             markers += self.syntax.markers
         return [text for text in self.special if any(text in marker for marker in markers)]
+
+
+def _text_rule(lark: LarkGrammar, spec: GrammarSpec) -> str:
+    """Return the rule of a text that follows a grammar."""
+    if spec.kind == "own":
+        return lark.nested(spec.text)
+    return lark.json(json.loads(spec.text) if spec.kind == "json_schema" else {"type": "object"})
 
 
 def _syntax(text: str) -> CallSyntax | None:

@@ -35,6 +35,10 @@ class LarkGrammar:
         """Return an expression for JSON that follows a schema."""
         return self._rule(f"%json {schema_text(schema)}")
 
+    def nested(self, grammar: str) -> str:
+        """Return an expression for text that follows another grammar."""
+        return self._rule(f"%lark {{\n{grammar}\n}}")
+
     def until(self, end: str) -> str:
         """Return an expression for any text up to and including the first ``end``."""
         if end in self._special:

@@ -13,12 +13,17 @@ class GrammarSpec:
     """Form that a completion must have: any JSON object, JSON of a schema, or text of a grammar.
 
     ``text`` is the schema as JSON, or the grammar in llguidance's dialect of Lark, where ``%json {...}`` stands for
-    JSON of a schema between other text. ``x-guidance`` in a schema bounds the white space.
+    JSON of a schema between other text. ``x-guidance`` in a schema bounds the white space. An ``own`` grammar is the
+    client's, and followed to the letter; otherwise no object in the text has a key twice.
     """
 
-    kind: Literal["json_object", "json_schema", "lark"]
+    kind: Literal["json_object", "json_schema", "lark", "own"]
     text: str = ""
     param: str = "response_format"  # the request's parameter, for errors
+
+    @property
+    def has_unique_keys(self) -> bool:
+        return self.kind != "own"
 
 
 class Grammar(Protocol):
@@ -41,6 +46,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0  # over prompt and generated tokens
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id and the value added to its logit, each token once
+    allowed_token_ids: frozenset[int] | None = None  # no other token is generated; None allows all
+    bad_words: frozenset[tuple[int, ...]] = frozenset()  # tokens that are never generated one after the other
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
@@ -54,6 +61,10 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         return self.presence_penalty != 0 or self.frequency_penalty != 0 or self.repetition_penalty != 1
+
+    @property
+    def has_masks(self) -> bool:
+        return self.allowed_token_ids is not None or bool(self.bad_words)
 
     @property
     def has_filters(self) -> bool:
@@ -81,6 +92,8 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     for param, token_ids in (
         ("logit_bias", [token for token, _ in sampling.logit_bias]),
         ("stop_token_ids", sampling.stop_token_ids),
+        ("allowed_token_ids", sampling.allowed_token_ids or ()),
+        ("bad_words", [token for word in sampling.bad_words for token in word]),
     ):
         unknown = next((token for token in token_ids if not 0 <= token < vocab_size), None)
         if unknown is not None:

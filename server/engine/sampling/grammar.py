@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from server.engine.interface import GrammarSpec, RequestRefusedError
 from server.engine.sampling.json_grammar import json_object
+from server.engine.sampling.json_keys import JsonKeys
 
 MAX_TOKEN_BYTES = 1000  # maximum depth of llguidance's token tree
 MAX_MESSAGE = 200  # characters of an llguidance error
@@ -58,6 +59,9 @@ class GrammarTokens:
         self.text = [b"" if token_id in silent else token for token_id, token in enumerate(usable)]
         self.begin_with_digit = self._those(lambda token: token[:1].isdigit())
         self.begin_with_quote = self._those(lambda token: token.startswith(b'"'))
+        quotes = np.zeros(self.tokenizer.vocab_size, np.int16)
+        quotes[: len(self.text)] = [token.count(b'"') for token in self.text]
+        self.num_quotes = quotes  # in each token
         self.are_ends = np.zeros(self.tokenizer.vocab_size, np.bool_)
         self.are_ends[ends] = True
 
@@ -101,6 +105,7 @@ class GrammarMatcher:
         self._grammar, self._tokens = grammar, grammar.tokens
         self._accepted: list[int] = []
         self._num_digits = 0  # digits at the end of the text
+        self._keys = JsonKeys()
         self._bits = np.zeros((self._tokens.tokenizer.vocab_size + 31) // 32, np.uint32)
         self._begin()
 
@@ -121,7 +126,7 @@ class GrammarMatcher:
         if self._matcher.is_error():
             self._bits[:] = 0
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        allowed = bits[: self._tokens.tokenizer.vocab_size].view(np.bool_)
+        allowed = self._without_repeated_keys(bits[: self._tokens.tokenizer.vocab_size].view(np.bool_))
         return self._without_digits(allowed) if self._num_digits >= MAX_DIGITS else allowed
 
     def _is_spent(self) -> bool:
@@ -140,6 +145,7 @@ class GrammarMatcher:
         self._matcher.consume_token(token_id)
         self._accepted.append(token_id)
         text = self._tokens.text[token_id] if token_id < len(self._tokens.text) else b""
+        self._keys.push(text)
         rest = text.rstrip(b"0123456789")
         self._num_digits = len(text) - len(rest) + (0 if rest else self._num_digits)
 
@@ -157,6 +163,19 @@ class GrammarMatcher:
         if NO_EXTENSION in self._matcher.get_error():
             reason = "can't be followed: no token of this model continues the text so far"
         return RequestRefusedError(f"'{param}' {reason}", param)
+
+    def _without_repeated_keys(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """Remove tokens that would write a key of an object twice, if the text may continue otherwise."""
+        num_quotes = self._keys.num_quotes
+        if num_quotes is None or not self._grammar.spec.has_unique_keys:
+            return allowed
+        text, candidates = self._tokens.text, np.flatnonzero(allowed & (self._tokens.num_quotes >= num_quotes))
+        repeating = [token_id for token_id in candidates.tolist() if self._keys.repeats(text[token_id])]
+        if not repeating:
+            return allowed
+        others = allowed.copy()
+        others[repeating] = False
+        return others if others.any() else allowed
 
     def _without_digits(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Remove tokens that begin with a digit, if the text is in a number and may continue otherwise."""
@@ -181,7 +200,7 @@ class _Vocabulary:
 def _lark(spec: GrammarSpec) -> str:
     """Return the grammar in Lark. The model chooses the tokens of a forced text, so no tokenizer is needed."""
     schema = f"start: %json {spec.text}"
-    body = {"json_object": json_object(), "json_schema": schema, "lark": spec.text}[spec.kind]
+    body = {"json_object": json_object(), "json_schema": schema, "lark": spec.text, "own": spec.text}[spec.kind]
     return f'%llguidance {{"no_forcing": true}}\n{body}'
 
 

@@ -15,7 +15,8 @@ from server.engine.sampling.sampling_state import SamplingState
 def adjust(logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids: frozenset[int]) -> list[int]:
     """Change the logits of each row in place as its parameters require.
 
-    First, grammars mask tokens, which no later change can undo. Then come the penalties: repetition (transformers'
+    First, grammars, ``allowed_token_ids`` and ``bad_words`` mask tokens, which no later change can undo. Then come the
+    penalties: repetition (transformers'
     ``RepetitionPenaltyLogitsProcessor``), frequency and presence (over generated tokens, as OpenAI defines them), and
     ``logit_bias``. Last, end tokens are masked before ``min_tokens``, unless a grammar allows nothing else.
 
@@ -28,15 +29,33 @@ def adjust(logits: torch.Tensor, states: Sequence[SamplingState], eos_token_ids:
     penalised = [row for row, state in enumerate(states) if state.params.has_penalties]
     biased = [row for row, state in enumerate(states) if state.params.logit_bias]
     constrained = [row for row, state in enumerate(states) if state.matcher is not None]
+    masked = [row for row, state in enumerate(states) if state.params.has_masks]
     must_end = mask_by_grammars(logits, constrained, states) if constrained else frozenset()
     too_short = [row for row, state in enumerate(states) if state.is_too_short and row not in must_end]
+    for row in masked:
+        _mask(logits[row], states[row])
     if penalised:
         _penalise(logits, penalised, states)
     if biased:
         _add_biases(logits, biased, states)
     if too_short:
         _mask_ends(logits, too_short, states, eos_token_ids)
-    return sorted({*constrained, *penalised, *biased, *too_short})
+    return sorted({*constrained, *masked, *penalised, *biased, *too_short})
+
+
+def _mask(logits: torch.Tensor, state: SamplingState) -> None:
+    """Mask the tokens that are not in ``allowed_token_ids``, and those that complete one of ``bad_words``.
+
+    Args:
+        logits: of one row, ``(vocabulary,)``; they are changed.
+    """
+    if state.allowed is not None:
+        allowed = _tensor(state.allowed, logits)
+        kept = logits[allowed]
+        logits.fill_(-torch.inf)
+        logits[allowed] = kept
+    if forbidden := state.forbidden:
+        logits[forbidden] = -torch.inf
 
 
 def _penalise(logits: torch.Tensor, rows: list[int], states: Sequence[SamplingState]) -> None:

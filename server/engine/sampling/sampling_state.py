@@ -75,7 +75,7 @@ class SamplingState:
         params = self.params
         if params.temperature or params.grammar is not None or params.has_penalties or params.logit_bias:
             return False
-        return not self.is_too_short
+        return not self.is_too_short and not params.has_masks
 
     @cached_property
     def matcher(self) -> GrammarMatcher | None:
@@ -88,6 +88,22 @@ class SamplingState:
         """The distinct tokens of ``logit_bias``, and the values added to their logits."""
         token_ids, values = zip(*self.params.logit_bias, strict=True)
         return np.array(token_ids, np.int64), np.array(values, np.float32)
+
+    @cached_property
+    def allowed(self) -> npt.NDArray[np.int64] | None:
+        """The tokens of ``allowed_token_ids``, ascending."""
+        allowed = self.params.allowed_token_ids
+        return None if allowed is None else np.array(sorted(allowed), np.int64)
+
+    @property
+    def forbidden(self) -> list[int]:
+        """The tokens that would complete one of ``bad_words``."""
+        generated = self.token_ids[self.num_prompt_tokens :]
+        return [
+            last
+            for *before, last in self.params.bad_words
+            if len(before) <= len(generated) and generated[len(generated) - len(before) :] == before
+        ]
 
     @property
     def counts(self) -> TokenCounts:

@@ -1,14 +1,19 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
+from server.api.tool_parsers.chat_format import ChatFormat
+from server.demo import export as export_module
 from server.demo.errors import RunError
-from server.demo.export import export, load_run
+from server.demo.export import CHAT_TEMPLATE, export, load_run
 from server.demo.train import Trainer
+from server.engine.interface import ChatTraits
 from tests.server.demo.conftest import SETTINGS, TINY
 
 CHAT = [
@@ -65,6 +70,32 @@ def test_chat_template_makes_the_tokens_of_the_corpus(model_folder, tokenizer):
     )
     ids = loaded.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
     assert ids == tokenizer.encode(document).ids
+
+
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_without_tools_every_role_is_rendered_as_in_the_corpus(add_generation_prompt):
+    messages = [{"role": "system", "content": " Be kind\n"}, *CHAT, {"role": "tool", "content": "42"}]
+    text = "".join(f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n" for message in messages)
+    rendered, _ = render_jinja_template(
+        [messages], chat_template=CHAT_TEMPLATE, add_generation_prompt=add_generation_prompt
+    )
+    assert rendered == [text + "<|im_start|>assistant\n" * add_generation_prompt]
+
+
+def test_the_bundled_model_has_the_template_of_the_export():
+    bundled = Path(export_module.__file__).parent / "model/tokenizer_config.json"
+    assert json.loads(bundled.read_text())["chat_template"] == CHAT_TEMPLATE
+
+
+def test_the_template_shows_tools_and_calls_as_the_server_reads_them():
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "é"}}}
+    messages = [*CHAT, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    (text,), _ = render_jinja_template([messages], tools=[tool], chat_template=CHAT_TEMPLATE)
+    assert json.dumps(tool) in text
+    assert text.endswith('<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call><|im_end|>\n')
+    chat_format = ChatFormat.of(ChatTraits(CHAT_TEMPLATE))
+    assert chat_format.syntax.openers == ("<tool_call>",)
 
 
 def test_message_without_content_renders_empty(model_folder):

@@ -80,13 +80,14 @@ def test_formats_that_are_not_followed_are_annotations():
     secret = {"type": "string", "format": "password"}
     schema = {
         "properties": {"format": {"format": "email"}, "const": secret, "literal": {"const": secret}},
-        "anyOf": [secret, {"enum": [secret]}],
+        "prefixItems": [secret, {"enum": [secret]}],
         "required": ["format"],
     }
     found = json.loads(schema_text(schema))
     assert found == {
         "properties": {"format": {"format": "email"}, "const": {"type": "string"}, "literal": {"const": secret}},
-        "anyOf": [{"type": "string"}, {"enum": [secret]}],
+        "prefixItems": [{"type": "string"}, {"enum": [secret]}],
         "required": ["format"],
+        "additionalProperties": False,
         "x-guidance": WHITE_SPACE,
     }

@@ -31,7 +31,7 @@ def test_a_schema_is_compiled_and_every_choice_follows_it(send, fake, fields):
     assert send(response_format=with_schema(SCHEMA, **fields), n=3).status_code == 200
     (spec,) = fake.codec.grammars
     assert (spec.kind, spec.param) == ("json_schema", "response_format")
-    assert json.loads(spec.text) == {**SCHEMA, "x-guidance": WHITE_SPACE}
+    assert json.loads(spec.text) == {**SCHEMA, "additionalProperties": False, "x-guidance": WHITE_SPACE}
     grammars = [request.sampling.grammar for request in fake.engine.requests]
     assert grammars[0] is not None
     assert grammars == grammars[:1] * 3

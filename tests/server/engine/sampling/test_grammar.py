@@ -286,3 +286,39 @@ def test_errors_name_the_parameter(compiler: GrammarCompiler) -> None:
     with pytest.raises(RequestRefusedError, match="'tools' can't be followed") as error:
         compiler.compile(GrammarSpec("lark", "start: nothing", "tools"))
     assert error.value.param == "tools"
+
+
+OPEN = {"type": "object", "additionalProperties": {"type": "integer"}}
+
+
+@pytest.mark.parametrize(
+    "spec", [schema(OPEN), GrammarSpec("json_object"), GrammarSpec("lark", f"start: %json {json.dumps(OPEN)}")]
+)
+def test_a_key_is_not_written_twice(compiler: GrammarCompiler, spec: GrammarSpec) -> None:
+    matcher = compiler.compile(spec).matcher()
+    read(matcher, b'{"a":1,"ab":2,"a')
+    assert b'"' not in next_bytes(matcher)
+    read(matcher, b"b")
+    assert b'"' not in next_bytes(matcher)
+    read(matcher, b'c":3')
+
+
+def test_a_token_that_holds_the_rest_of_a_key_is_masked() -> None:
+    tokens = [*BYTES, b"<end>", b'a":', b'b":', b'{"a":1,"']
+    matcher = GrammarCompiler(tokens, frozenset({END}), frozenset({END})).compile(schema(OPEN)).matcher()
+    matcher.accept(259)
+    allowed = matcher.allowed()
+    assert not allowed[257]
+    assert allowed[258]
+
+
+def test_a_key_is_written_twice_if_the_schema_has_no_other(compiler: GrammarCompiler) -> None:
+    only = {"type": "object", "patternProperties": {"^a$": {"type": "integer"}}, "additionalProperties": False}
+    matcher = compiler.compile(schema(only)).matcher()
+    read(matcher, b'{"a":1,"a":2}')
+
+
+def test_a_grammar_of_the_clients_own_is_followed_to_the_letter(compiler: GrammarCompiler) -> None:
+    matcher = compiler.compile(GrammarSpec("own", r'start: "{\"a\":1,\"a\":2}"')).matcher()
+    read(matcher, b'{"a":1,"a":2}')
+    assert matcher.is_complete

@@ -314,3 +314,37 @@ def test_the_largest_are_found_in_blocks() -> None:
     expected = logits[[2, 0]].topk(20, -1)
     assert torch.equal(values, expected.values)
     assert torch.equal(tokens, expected.indices)
+
+
+def test_only_allowed_tokens_are_chosen() -> None:
+    states = [state(allowed_token_ids=frozenset({3, 9}), temperature=0), state(temperature=0)]
+    logits = normal(2)
+    best = logits.argmax(-1).tolist()
+    chosen = sample(logits.clone(), states)
+    assert chosen == [3 if logits[0, 3] > logits[0, 9] else 9, best[1]]
+
+
+def test_a_bias_does_not_bring_a_masked_token_back() -> None:
+    states = [state(allowed_token_ids=frozenset({3}), logit_bias=((5, 100.0),), temperature=1)]
+    assert sample(normal(1), states) == [3]
+
+
+def test_the_last_token_of_a_bad_word_is_masked_after_its_others() -> None:
+    logits = normal(4)
+    best = int(logits[0].argmax())
+    logits[:] = logits[0]
+    generated = [(), (1, 2), (2,), (2, 1)]
+    states = [state(generated=each, bad_words=frozenset({(1, 2, best)}), temperature=0) for each in generated]
+    chosen = sample(logits, states)
+    assert [token == best for token in chosen] == [True, False, True, True]
+
+
+def test_a_bad_word_of_one_token_is_never_chosen() -> None:
+    logits = normal(1)
+    best = int(logits.argmax())
+    assert sample(logits, [state(bad_words=frozenset({(best,)}), temperature=0)]) != [best]
+
+
+def test_no_token_is_chosen_if_none_is_allowed() -> None:
+    states = [state(allowed_token_ids=frozenset({3}), bad_words=frozenset({(3,)}), temperature=0)]
+    assert sample(normal(1), states) == [None]
