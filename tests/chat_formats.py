@@ -33,7 +33,7 @@ HALL = ("set_light", '{"room": "hall", "on": true}')
 
 @dataclass(frozen=True)
 class Family:
-    """How one family writes.
+    """The output format of one family.
 
     Args:
         call: what the template makes of a call ``f``, in Jinja; ``before`` and ``behind`` stand around all calls.

@@ -15,7 +15,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 @dataclass
 class Collector:
-    """What has come so far."""
+    """The spans that have arrived."""
 
     url: str
     batches: list[ResourceSpans] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Collector:
 
     @property
     def resource(self) -> dict[str, object]:
-        """Who sends them."""
+        """The attributes of the sender."""
         return attributes_of(self.batches[0].resource.attributes)
 
 

@@ -67,7 +67,7 @@ class MemoryPlan:
     device_bytes: int  # device tier
     has_kv_budget: bool  # the user set --kv-cache-memory
     has_expert_budget: bool  # the user set --host-expert-memory
-    notes: tuple[str, ...] = ()  # what differs from the settings, and why, for the log
+    notes: tuple[str, ...] = ()  # differences from the settings, with reasons, for the log
 
     @property
     def least_host_bytes(self) -> int:

@@ -37,7 +37,7 @@ class Counted:
         return self.growth("request_success_total", f'finished_reason="{reason}"')
 
     def latencies(self) -> list[float]:
-        """How many were observed, in the order of ``LATENCIES``; all buckets and sums agree with it."""
+        """Return the counts of observations, in the order of ``LATENCIES``; all buckets and sums agree with it."""
         counts = []
         for name in LATENCIES:
             count = self.growth(f"{name}_seconds_count")

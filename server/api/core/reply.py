@@ -23,7 +23,7 @@ class ReplyEncoder(ABC):
     once and in order, then ``end`` or ``failure``.
     """
 
-    media_type = EVENT_STREAM  # of a stream
+    media_type = EVENT_STREAM  # media type of a stream
 
     def __init__(self, generation: Generation) -> None:
         self.generation = generation

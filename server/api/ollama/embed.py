@@ -25,7 +25,7 @@ from server.api.ollama.reply_encoder import nanoseconds
 from server.api.openai.embeddings import EmbeddingBody, check, encode_inputs, one_by_one, unit
 from server.engine.interface import PromptTooLongError, TokenEvent
 
-CHARACTERS_PER_TOKEN = 8  # what is kept of a text that is too long to be tokenized
+CHARACTERS_PER_TOKEN = 8  # characters kept per token of a text that is too long
 
 router = APIRouter(tags=["ollama"], dependencies=[UserDep], route_class=OllamaRoute, responses=ERRORS)
 

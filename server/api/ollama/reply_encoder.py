@@ -61,7 +61,7 @@ class OllamaEncoder(ReplyEncoder):
         super().__init__(turn.generation)
         self._turn, self._model, self._started_at = turn, model, started_at
         self._has_logprobs = has_logprobs
-        self._logprobs: list[JsonObject] = []  # of tokens whose text the parser holds back
+        self._logprobs: list[JsonObject] = []  # logprobs of tokens whose text the parser holds back
         self._calls = CallAssembler()
         self._done_reason = "stop"
 

@@ -22,7 +22,7 @@ from server.api.openai.embeddings import check_embeds, encode_inputs, unit
 from server.api.openai.scoring_bodies import RerankBody, ScoreBody, ScoringBody
 from server.engine.interface import JsonObject, TokenEvent
 
-CHARACTERS_PER_TOKEN = 8  # of a text that is cut, no more than these are tokenized
+CHARACTERS_PER_TOKEN = 8  # at most these of a text that is cut are tokenized
 
 router = APIRouter(tags=["scoring"], dependencies=[UserDep])
 

@@ -6,14 +6,14 @@ import json
 from enum import IntEnum, auto
 
 SPACE = b" \t\r\n"
-SCALAR = frozenset(b"+-.0123456789abcdefghijklmnopqrstuvwxyzE")  # of numbers, true, false and null
+SCALAR = frozenset(b"+-.0123456789abcdefghijklmnopqrstuvwxyzE")  # bytes of numbers, true, false and null
 FIRST_OF_TEXT = 0x20
 
 
 class Place(IntEnum):
     """Position in JSON."""
 
-    OUTSIDE = auto()  # of any object
+    OUTSIDE = auto()  # outside of any object
     FIRST_KEY = auto()
     NEXT_KEY = auto()
     KEY = auto()
@@ -36,7 +36,7 @@ class JsonKeys:
     def __init__(self) -> None:
         self._place = Place.OUTSIDE
         self._open: list[frozenset[str] | None] = []  # keys of each open object, or None for an array
-        self._key = b""  # so far, without quotes
+        self._key = b""  # the part read so far, without quotes
         self._is_escaped = False
 
     @property

@@ -28,7 +28,7 @@ ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH"
 
 @dataclass(frozen=True)
 class ChatEnd:
-    """How a rendered conversation ends.
+    """The end of a rendered conversation.
 
     Args:
         add_generation_prompt: with the beginning of the assistant's turn.
