@@ -151,13 +151,6 @@ def test_both_json_response_formats_give_json(http: httpx.Client) -> None:
     assert isinstance(json.loads(reply["choices"][0]["message"]["content"]), dict)
 
 
-def test_a_model_without_tools_refuses_them(http: httpx.Client) -> None:
-    """Models that have them: test_tools."""
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
-    reply = http.post("/v1/chat/completions", json={"messages": MESSAGES, "tools": [tool]})
-    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")
-
-
 def test_embeddings_have_length_one(http: httpx.Client) -> None:
     (made,) = ask(http, "/v1/embeddings", model=MODEL, input="rice")["data"]
     assert sum(number**2 for number in made["embedding"]) == pytest.approx(1, abs=1e-5)
