@@ -58,6 +58,7 @@ def test_index_of_the_documentation_names_every_page() -> None:
 
 USER_PAGES = [
     "README.md",
+    "docs/faq.md",
     "docs/features.md",
     "docs/operations.md",
     "docs/security.md",
@@ -70,6 +71,24 @@ USER_PAGES = [
 def test_flags_that_users_are_told_exist(name: str) -> None:
     known = {flag_name(setting) for setting in ServeSettings.model_fields} | OTHER_FLAGS
     assert set(re.findall(r"`(--[a-z-]+)", text(ROOT / name))) <= known
+
+
+def test_flags_to_which_users_of_other_servers_are_sent_exist() -> None:
+    known = {flag_name(setting) for setting in ServeSettings.model_fields} | OTHER_FLAGS
+    ours = re.findall(r"^\| [^|]+ \| ([^|]+) \|", text(ROOT / "docs/migrating.md"), re.MULTILINE)
+    told = set(re.findall(r"--[a-z][a-z-]+", " ".join(ours)))
+    assert "--max-running-requests" in told
+    assert told <= known
+
+
+def test_model_types_told_by_name_are_those_of_served_families() -> None:
+    _, names = text(ROOT / "docs/README.md").split("## Models by name")
+    told = set(re.findall(r"`([a-z0-9_-]+)`", " ".join(re.findall(r"\| ([^|]+) \|$", names, re.MULTILINE)))) - {
+        "model_type"
+    }
+    served = text(ROOT / "docs/models.md").partition("## Quantised checkpoints")[0]
+    assert "qwen3_moe" in told
+    assert told <= set(re.findall(r"^\| `([a-z0-9_-]+)`", served, re.MULTILINE))
 
 
 def test_metrics_and_fields_of_symptoms_are_told_among_all_others() -> None:
