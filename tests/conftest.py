@@ -8,7 +8,12 @@ from hypothesis import settings
 settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
 settings.load_profile("greenroom")
 
-MARKS = {"e2e": pytest.mark.slow, "e2e/dashboard": pytest.mark.browser}  # by folder
+MARKS = {  # by folder
+    "e2e": pytest.mark.slow,
+    "e2e/dashboard": pytest.mark.browser,
+    "faults": pytest.mark.slow,
+    "server/live": pytest.mark.slow,
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,8 @@ from benchmarks.memory_use.report import has_failures, make_table, sweep_lines
 from benchmarks.memory_use.server import GroupedServer, ServerError, Usage
 from benchmarks.memory_use.usage_sampler import max_by_thirds
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 BUNDLED = Path(__file__).parents[2] / "server/demo/model"
 

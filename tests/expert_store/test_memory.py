@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 CONSTANT_BYTES = 24 * MIB  # stacks and bounce buffers of readers, bookkeeping, and what the allocator keeps
 

@@ -21,8 +21,6 @@ from tests.server.live.event_loop_stalls import StallWatch
 from tests.server.live.requests import ask, ask_together, complete, error_of, post_bytes, status_of
 from tests.server.live.test_event_loop_stalls import ATTEMPTS, LIMIT_SECONDS, quiet_collector
 
-pytestmark = pytest.mark.slow
-
 __all__ = ["quiet_collector"]
 
 NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "additionalProperties": False}

@@ -16,8 +16,6 @@ from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import serving_rig
 from tests.server.live.requests import ask, complete, error_of, post, status_of
 
-pytestmark = pytest.mark.slow
-
 MESSAGES = [{"role": "user", "content": "Hello <b>& 'you'</b>"}]
 BEGINNING = "the model's chat template refuses the messages: "
 

@@ -21,6 +21,8 @@ from tests.client.scripted import READY, ScriptedReply, ScriptedServer, chat_str
 from tests.e2e.processes import COMMAND, run_command
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
 
+pytestmark = pytest.mark.slow
+
 TEXT = "Once upon a time\n"
 
 RunChat = Callable[..., tuple[int, str, str]]

@@ -21,6 +21,8 @@ from tests.client.scripted import ScriptedReply, ScriptedServer
 from tests.client.terminal_session import terminal_session
 from tests.client.top.frames import frame
 
+pytestmark = pytest.mark.slow
+
 UPDATE = {"residency": [], "tokens": [[4, 0, 7]], "pinned": None, **STATE, "num_requests_running": 9}
 FRAMES = event(SNAPSHOT, "snapshot") + event(UPDATE, "update")
 

@@ -5,6 +5,8 @@ import torch
 
 from server.demo.muon import Muon, orthogonalize
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def pool():

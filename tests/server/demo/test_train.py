@@ -12,6 +12,8 @@ from server.demo.errors import RunError
 from server.demo.train import Settings, Trainer, learning_rate_scale, main, train
 from tests.server.demo.conftest import SETTINGS, TINY
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def trainer_of(domains, tokenizer):

@@ -16,6 +16,8 @@ from server.kernels.formats import block_int4, block_int8, channel_int8, group_i
 from tests.old_packs import int4_matrix, int8_matrix
 from tests.server.kernels.rows import cancelling, rows_with, threads
 
+pytestmark = pytest.mark.slow
+
 SHAPES = [(1, 32), (1, 2048), (48, 32), (384, 192), (512, 1024), (64, 2048), (1000, 129), (7, 100), (1, 5), (33, 1)]
 COUNTS = (1, 2, 15, 16, 17, 33, 100, 300)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -21,8 +21,6 @@ from tests.made_up_memory import made_up_memory
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
 
-pytestmark = pytest.mark.slow
-
 NUM_LAYERS, NUM_EXPERTS, NUM_SLOTS, LEAST_UNPINNED = 2, 8, 6, 2
 
 

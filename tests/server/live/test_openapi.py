@@ -21,8 +21,6 @@ from server.lifecycle.app import create_app
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 
-pytestmark = pytest.mark.slow
-
 
 def the_server_has_not_failed(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
     """A request may exceed its own ``timeout`` (504), but the server must not fail."""

@@ -15,8 +15,6 @@ from pydantic import BaseModel
 from tests.chat_formats import FAMILIES, HALL, PARIS, TOOLS
 from tests.server.live.scripted import END, serving_family
 
-pytestmark = pytest.mark.slow
-
 HELLO: Any = [{"role": "user", "content": "Rain? And light!"}]
 ASKED: Any = {"model": "fake", "messages": HELLO, "tools": TOOLS, "temperature": 0}
 STRICT: Any = [{**tool, "function": {**tool["function"], "strict": True}} for tool in TOOLS]

@@ -16,6 +16,8 @@ from tests.chat_formats import FAMILIES, Family
 from tests.server.api.tool_parsers.test_grammars import END, LIGHT, REASONING, TEXTS, UNTHINKING, codec_of, walk
 from tests.server.api.tool_parsers.turns import parser_of, read
 
+pytestmark = pytest.mark.slow
+
 UNMARKED = ("pythonic", "llama", "unknown")  # whose calls have no mark to begin with
 SAY = {"say": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}}
 WRONG = {"say": {"type": "object", "properties": {"text": {"type": "string", "enum": ["b"]}}, "required": ["text"]}}

@@ -24,6 +24,8 @@ from server.engine.status_snapshot import snapshot_statuses
 from server.engine.text.stop_strings import TextAssembler
 from server.model.step import ExpertCost, StepOutput
 
+pytestmark = pytest.mark.slow
+
 LAYERS, EXPERTS, TOP_K, SLOTS = 2, 32, 4, 8
 TOUCH_SECONDS, MISS_SECONDS, STEP_SECONDS = 0.0002, 0.002, 0.002
 

@@ -18,6 +18,8 @@ from server.model.transformers_hooks.hooks import AttentionOptions
 from server.model.transformers_hooks.probe import attend_sequence
 from tests.server.model.attention.test_span_attention import DEVICES, TOLERANCES
 
+pytestmark = pytest.mark.slow
+
 BLOCK_SIZE = 4
 POOL = ComputePool(3)
 LENGTHS = (61, 3, 130, 17)  # of the sequences

@@ -25,7 +25,10 @@ from tests.server.model.test_parity import PROMPTS, generate
 BLOCK = 16  # tokens; what the native attention takes
 TOLERANCE = 1e-5  # of the range of the logits
 
-pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built"),
+]
 
 
 @pytest.fixture(scope="module", params=NATIVE)

@@ -17,6 +17,8 @@ from tests.expert_store.lease_rows import one_row_each
 from tests.families import make_config
 from tests.quantise import GROUP, Published, awq, compressed_tensors, edit_config, fp8, gptq, mxfp4, publish
 
+pytestmark = pytest.mark.slow
+
 EXPERT, TRUNK = "model.layers.1.mlp.experts.3.up_proj", "model.layers.0.self_attn.q_proj"
 INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
