@@ -33,6 +33,6 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	rm -f $(KERNELS)/*.so $(KERNELS)/no_kernels.txt
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
