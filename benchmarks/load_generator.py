@@ -113,6 +113,8 @@ class _Reply(asyncio.Protocol):
             payload = event.partition(b"data: ")[2]
             if self.done.done():
                 return
+            if not payload:  # a comment, which keeps the connection alive
+                continue
             if payload.startswith(b"[DONE]"):
                 self.done.set_result(self._timing)
             elif b'"usage":null' in payload:

@@ -23,7 +23,7 @@ def body(max_tokens: int = MANY_TOKENS, *, stream: bool = True) -> dict[str, obj
 def streaming(server: Server, max_tokens: int = MANY_TOKENS) -> Iterator[Iterator[str]]:
     """Return the events of a stream that has begun."""
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body(max_tokens), timeout=60) as response:
-        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+        lines = (line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: "))
         next(lines)
         yield lines
 
