@@ -116,7 +116,7 @@ def test_requests_go_on_until_the_store_starts_no_more(admits: list[int], asks: 
 
 
 def test_ranks_that_are_mostly_wrong_are_not_requested() -> None:
-    """Of two predictions the second one is never correct; it still counts for recall."""
+    """The second of two predictions is never correct, but still counts for recall."""
     prefetcher, store = make("gate")
     for _ in range(8):
         run_step(prefetcher, ([[0, 1]], [[2, 3]]), ([[2, 4]], [[5, 6]]), ([[5, 6]], [[0, 1]]))
