@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import anthropic
+import openai
 import pytest
 import uvicorn
 import uvloop
@@ -119,3 +121,15 @@ def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
 def live(codec: Codec) -> Iterator[FakeServer]:
     with serving_rig(Rig(num_blocks=2048, max_running=64, max_batched_tokens=256, max_queued=256), codec) as server:
         yield server
+
+
+@pytest.fixture
+def openai_client(live: FakeServer) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture
+def anthropic_client(live: FakeServer) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{live.port}", api_key="none", max_retries=0) as client:
+        yield client

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +11,12 @@ import pytest
 
 from tests.chat_formats import FAMILIES
 from tests.server.engine.fakes import continuation
-from tests.server.live.conftest import FakeServer
 from tests.server.live.scripted import serving_family
 
 CONTINUED: Any = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Sure, "}]
 TEXT = continuation(b"user: Hello\nassistant: Sure, ", 12)
 CONTINUE = {"add_generation_prompt": False, "continue_final_message": True}
 ASKED: Any = {"model": "fake", "messages": CONTINUED, "max_tokens": 12, "temperature": 0}
-
-
-@pytest.fixture
-def openai_client(live: FakeServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{live.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def anthropic_client(live: FakeServer) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{live.port}", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_a_chat_continues_its_last_message(openai_client: openai.OpenAI) -> None:

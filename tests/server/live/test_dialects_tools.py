@@ -24,24 +24,12 @@ TOOLS = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.item
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeServer]:
     """A model of bytes that writes calls in Hermes' format; forced calls follow the schemas."""
     folder = tmp_path_factory.mktemp("hermes")
     codec = byte_codec(folder, replace(FAMILIES["hermes"], thinking="").template)
-    with serving_rig(Rig(num_blocks=2048, max_batched_tokens=256), codec) as live:
-        yield live
-
-
-@pytest.fixture
-def openai_client(server: FakeServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def anthropic_client(server: FakeServer) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="none", max_retries=0) as client:
-        yield client
+    with serving_rig(Rig(num_blocks=2048, max_batched_tokens=256), codec) as running:
+        yield running
 
 
 def test_a_response_calls_a_function_and_gets_its_output(openai_client: openai.OpenAI) -> None:

@@ -16,22 +16,10 @@ from tests.server.live.conftest import FakeServer, serving_rig
 
 
 @pytest.fixture(scope="module")
-def server(codec: Codec) -> Iterator[FakeServer]:
+def live(codec: Codec) -> Iterator[FakeServer]:
     service = Service("1", aliases=[parse_alias("gpt-4o=fake"), parse_alias("claude-*=fake")])
-    with serving_rig(Rig(num_blocks=64), codec, service=service) as live:
-        yield live
-
-
-@pytest.fixture
-def openai_client(server: FakeServer) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", max_retries=0) as client:
-        yield client
-
-
-@pytest.fixture
-def anthropic_client(server: FakeServer) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=f"http://127.0.0.1:{server.port}", api_key="none", max_retries=0) as client:
-        yield client
+    with serving_rig(Rig(num_blocks=64), codec, service=service) as running:
+        yield running
 
 
 def test_the_openai_package_lists_the_model_and_its_plain_alias(openai_client: openai.OpenAI) -> None:
@@ -50,15 +38,15 @@ def test_the_anthropic_package_lists_all_pages(anthropic_client: anthropic.Anthr
 
 
 def test_the_anthropic_package_finds_a_model_by_a_pattern(
-    server: FakeServer, anthropic_client: anthropic.Anthropic
+    live: FakeServer, anthropic_client: anthropic.Anthropic
 ) -> None:
     model = anthropic_client.models.retrieve("claude-opus-4-8")
     assert (model.id, model.lifecycle, model.max_input_tokens) == (
         "claude-opus-4-8",
         "active",
-        server.engine.max_model_len,
+        live.engine.max_model_len,
     )
-    assert model.created_at.timestamp() == server.model.created
+    assert model.created_at.timestamp() == live.model.created
 
 
 def test_the_anthropic_package_is_told_that_a_model_does_not_exist(anthropic_client: anthropic.Anthropic) -> None:
