@@ -137,12 +137,16 @@ class Engine:
         before = () if self.is_encoder_decoder or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        weights = request.weights
+        blocks = self._blocks.new_blocks(b"" if weights is None else weights.cache_salt)
+        if weights is not None:
+            weights.begin()
         try:
-            return self._submissions.put(
-                lambda arrival: Sequence(stream, text, seed, self._blocks.new_blocks(), arrival)
-            )
-        except QueueFullError:
-            self.statistics.num_refused += 1
+            return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival))
+        except EngineError as error:
+            if weights is not None:
+                weights.end()
+            self.statistics.num_refused += isinstance(error, QueueFullError)
             raise
 
     def statuses(self) -> list[RequestStatus]:

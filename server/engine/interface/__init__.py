@@ -25,6 +25,7 @@ from server.engine.interface.protocols import (
     TextCodec,
 )
 from server.engine.interface.request_status import RequestState, RequestStatus
+from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -65,6 +66,7 @@ __all__ = [
     "RequestRefusedError",
     "RequestState",
     "RequestStatus",
+    "RequestWeights",
     "RoutedExperts",
     "SamplingDefaults",
     "SamplingParams",
