@@ -261,7 +261,9 @@ def _split(
     return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
 
 
-def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, ExpertParameter]]) -> LayerEntry:
+def _layer_entry(
+    model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, ExpertParameter]]
+) -> LayerEntry:
     specs: dict[str, ParameterSpec] = {}
     recipes = []
     for expert, parts in enumerate(experts):

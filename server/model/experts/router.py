@@ -26,6 +26,7 @@ class RouterWeights:
     correction: torch.Tensor | None  # (experts,), added to the scores to balance the experts' load
     scoring: Scoring
     names: Mapping[str, str] = field(default_factory=dict)  # of ``weight``, ``bias`` and ``correction`` in the model
+    top_k: int = 0  # experts that a token chooses
 
     @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
@@ -92,7 +93,10 @@ def _router(
     found = {role: tensors[path] for role, path in paths.items()}
     correction = found["correction"].detach().flatten() if "correction" in found else None
     names = {role: f"{owner}.{path}" for role, path in paths.items()}
-    routers = [RouterWeights(found["weight"], found.get("bias"), correction, scoring, names) for scoring in SCORINGS]
+    routers = [
+        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, sample.top_k_index.shape[-1])
+        for scoring in SCORINGS
+    ]
     best = max(routers, key=lambda router: _agreement(router, sample))
     return best if _agreement(best, sample) >= LEAST_AGREEMENT else None
 

@@ -13,6 +13,7 @@ from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import StepVariants
 from server.model.experts.variant import ExpertVariant
 
+GROUPS = ("n_group", "num_group", "n_groups")
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")  # attributes of routers
 
 
@@ -37,10 +38,15 @@ def owner_of(router: RouterWeights) -> str:
     return router.names["weight"].rpartition(".")[0]
 
 
-def misplaced(router: RouterWeights) -> list[str]:
-    """Return the names of a router's tensors that are not in the module that holds its matrix."""
+def unchangeable(model: nn.Module, router: RouterWeights) -> str | None:
+    """Return the reason why a router can't have another number of rows; None if it can."""
     owner = owner_of(router)
-    return [name for name in router.names.values() if name.rpartition(".")[0] != owner]
+    others = [name for name in router.names.values() if name.rpartition(".")[0] != owner]
+    if others:
+        return f"{others[0]} is not part of its router"
+    module = model.get_submodule(owner)
+    groups = [name for name in GROUPS if isinstance(count := getattr(module, name, None), int) and count > 1]
+    return f"its router chooses among {groups[0]} groups of equal size" if groups else None
 
 
 @contextmanager
