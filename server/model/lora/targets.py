@@ -52,7 +52,9 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         elif isinstance(module, nn.Linear | QuantisedLinear) and module in inside:
             linears[name] = module.in_features, module.out_features
         elif next(module.parameters(recurse=False), None) is not None:
-            reason = f"it is of type {type(module).__name__}" if module in inside else "it is not part of the text model"
+            reason = (
+                f"it is of type {type(module).__name__}" if module in inside else "it is not part of the text model"
+            )
             refused[name] = reason
     shapes = {
         (layers[module], parameter): shape
