@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from tests.checkpoints import load_transformers_model
 
@@ -43,3 +44,17 @@ def change_config(folder: Path, **values: Any) -> None:
     """Change settings in an adapter's configuration."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def write_adapter(folder: Path, value: float = 1.0, *, num_layers: int = 1, inputs: int = 32, rank: int = 4) -> Path:
+    """Write an adapter on ``model.layers.N.self_attn.q_proj`` whose numbers are all the same, without PEFT's help."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    tensors = {}
+    for layer in range(num_layers):
+        name = f"base_model.model.model.layers.{layer}.self_attn.q_proj"
+        tensors[f"{name}.lora_A.weight"] = torch.full((rank, inputs), value)
+        tensors[f"{name}.lora_B.weight"] = torch.full((inputs, rank), value)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder

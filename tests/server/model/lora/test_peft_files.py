@@ -233,7 +233,7 @@ def test_an_adapter_of_another_model_is_refused(adapter: Path, tmp_path: Path) -
     other = lora_targets(load_trunk(make_checkpoint("mixtral", tmp_path / "other"), torch.float32))
     rewrite(adapter, lambda t: t.update({name: each.repeat(2, 2) for name, each in t.items()}))
     change_config(adapter, r=8)
-    with pytest.raises(AdapterError, match="0 of 12 tensors fit the model; .* have the shapes"):
+    with pytest.raises(AdapterError, match=r"0 of 12 tensors fit the model; .* have the shapes"):
         read_adapter(adapter, other, PAGE)
 
 
@@ -243,7 +243,7 @@ def test_a_target_that_is_no_linear_layer_is_refused_with_the_reason(adapter: Pa
         tensors["model.embed_tokens.lora_B.weight"] = torch.ones(32, 4)
 
     rewrite(adapter, add)
-    with pytest.raises(AdapterError, match="can't change model.embed_tokens, because it is of type Embedding"):
+    with pytest.raises(AdapterError, match=r"can't change model.embed_tokens, because it is of type Embedding"):
         read_adapter(adapter, targets, PAGE)
 
 
@@ -274,7 +274,7 @@ def test_settings_that_are_not_supported_are_refused_by_name(
 
 def test_a_damaged_configuration_is_refused(adapter: Path, targets: LoraTargets) -> None:
     (adapter / "adapter_config.json").write_text("[1")
-    with pytest.raises(AdapterError, match="adapter_config.json can't be read"):
+    with pytest.raises(AdapterError, match=r"adapter_config.json can't be read"):
         read_adapter(adapter, targets, PAGE)
 
 
