@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from server.byte_sizes import format_bytes
 from server.engine.interface import RequestRefusedError, UnknownAdapterError
@@ -22,6 +22,14 @@ RESERVED = {"auto"}
 NO_FOLDER = "no adapters may be loaded, because the server was started without --adapters-dir"
 
 log = logging.getLogger(__name__)
+
+
+class AdapterUse(NamedTuple):
+    """The use of a registered adapter."""
+
+    name: str
+    num_requests: int  # sequences that have begun, with all versions of this name
+    is_resident: bool
 
 
 class AdapterRegistry:
@@ -48,6 +56,14 @@ class AdapterRegistry:
 
     def names(self) -> list[str]:
         return list(self._current)
+
+    def uses(self) -> list[AdapterUse]:
+        """Return the use of each adapter."""
+        resident = self._memory.store.resident_pages()
+        return [
+            AdapterUse(version.name, total, resident.get(version.variant, 0) == version.num_pages)
+            for version, total in self.versions()
+        ]
 
     def versions(self) -> list[tuple[AdapterVersion, int]]:
         """Return all current versions, and the number of sequences that have used each name."""
