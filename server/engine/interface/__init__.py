@@ -11,6 +11,7 @@ from server.engine.interface.errors import (
     PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
+    UnknownAdapterError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
 from server.engine.interface.model_card import ModelCard
@@ -35,11 +36,13 @@ from server.engine.interface.sampling_params import (
 )
 from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
 from server.engine.interface.timeline import Timeline
+from server.engine.interface.weights import AdapterAdministration, WeightsDirectory
 from server.model.experts.stalls import Stall
 from server.model.step import RoutedExperts
 
 __all__ = [
     "MAX_UNREAD",
+    "AdapterAdministration",
     "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",
@@ -76,6 +79,8 @@ __all__ = [
     "TokenEvent",
     "TokenLogprobs",
     "TokenStream",
+    "UnknownAdapterError",
+    "WeightsDirectory",
     "check_sampling",
     "merge",
     "publish",
