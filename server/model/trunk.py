@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -110,6 +111,16 @@ class ResidentModel:
         """The dtype of activations."""
         dtype: torch.dtype = self._model.dtype
         return dtype
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The modules of transformers."""
+        return self._model
+
+    @property
+    def expert_numbers(self) -> Mapping[Any, int]:
+        """The layer of each module of routed experts."""
+        return {module: layer.number for module, layer in self._layers.items()}
 
     @property
     def nbytes(self) -> int:
