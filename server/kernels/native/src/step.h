@@ -52,6 +52,7 @@ struct LayerSpec {
   int32_t norms_together;    // query_norm and key_norm cover all heads
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
+  int32_t index;             // of this layer in an adapter's layers
   RopeKind rope_kind;
   Format cache_format;
   float norm_epsilon;
@@ -92,6 +93,7 @@ struct StepCall {
   int64_t hidden_size;
   int64_t most_top_k;
   int64_t most_experts;
+  const LoraStep* lora;                // null for a step without adapters
   int32_t is_exact;
 };
 
@@ -119,6 +121,7 @@ struct HeadCall {
   float norm_epsilon;
   float scale;               // factor of the logits
   int32_t is_exact;
+  const LoraStep* lora;      // null for a step without adapters
 };
 
 void run_head(Engine& engine, const HeadCall& call);
