@@ -17,6 +17,7 @@ from server.kernels.native.backend import NativeBackend
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
+from server.model.lora.step_adapters import StepAdapters
 
 IntArray = npt.NDArray[np.int64]
 
@@ -28,6 +29,7 @@ class StepExperts:
         layers: the result of ``expert_layers``.
         prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
             again for the next layer's experts, if the disk has time for them.
+        adapters: of the step, if it has any.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class StepExperts:
         layers: Mapping[ExpertsModule, ExpertLayer],
         phase: Phase,
         prefetcher: Prefetcher | None = None,
+        adapters: StepAdapters | None = None,
     ):
+        self._adapters = adapters
         self._store, self._layers, self._phase = store, layers, phase
         self._prefetcher = prefetcher
         self._between = _nothing if prefetcher is None else prefetcher.request
@@ -98,7 +102,8 @@ class StepExperts:
         """Sort a layer's rows by expert and lease the experts; record the layer after it has run."""
         self.record.routing[layer.number] = chosen
         order, spans = sort_choices(chosen, layer.keys)
-        rows = SortedRows(hidden_states, weights, order, spans)
+        additions = None if self._adapters is None else self._adapters.for_experts(layer, len(chosen))
+        rows = SortedRows(hidden_states, weights, order, spans, additions)
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self._phase) as lease:
             if self._prefetcher is not None:

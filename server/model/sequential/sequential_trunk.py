@@ -7,6 +7,7 @@ routed experts call our hooks. So a sequence gives what transformers gives, what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,8 @@ from server.model.experts.cost_attribution import last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.linear import speed_up_linears
+from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
+from server.model.lora.step_adapters import SequenceAdapters
 from server.model.recurrent.states import StateCache
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
@@ -55,7 +58,9 @@ class SequentialTrunk(ResidentModel):
         if not is_deterministic:  # products on several threads may be summed in another order
             speed_up_linears(model, self._pool)
         sizes = int(self.config.vocab_size), self.max_model_len
-        seen = self._sequential.probe(*sizes)
+        with watch_linears(model) as calls:
+            seen = self._sequential.probe(*sizes)
+        self._linears = find_linears(model, calls, None)
         self._resumes_by_token = isinstance(self._sequential, DecoderOnly) and self._sequential.resumes_by_token(*sizes)
         self.vocab_size = seen.vocab_size  # size of the logits; some models pad their table of embeddings
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
@@ -128,8 +133,12 @@ class SequentialTrunk(ResidentModel):
         if phase == "prefill" or chunk.shows_images:
             prefetcher = None
         with prefetched_step(prefetcher):
-            experts = StepExperts(store, self._layers, phase, prefetcher)
-            with use_hooks(_StepHooks(experts)):
+            adapters = SequenceAdapters.of([chunk])
+            experts = StepExperts(store, self._layers, phase, prefetcher, adapters)
+            with (
+                use_hooks(_StepHooks(experts)),
+                nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
+            ):
                 logits = self._sequential.logits(chunk, cache)
         record = experts.record
         chosen = last_choices(record.runs, self.facts.text_layers) if chunk.wants_experts else None
