@@ -81,15 +81,16 @@ def _add(
 
 @contextmanager
 def watch_linears(model: nn.Module) -> Iterator[LinearCalls]:
-    """Record the numbers of rows that each linear layer is called with."""
+    """Record the numbers of rows that each linear layer is called with, -1 for one that returns something else."""
     seen: LinearCalls = {}
 
-    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         given: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
-        seen.setdefault(module, set()).add(given.shape[:-1].numel())
+        is_linear = isinstance(output, torch.Tensor) and output.shape[:-1] == given.shape[:-1]
+        seen.setdefault(module, set()).add(given.shape[:-1].numel() if is_linear else -1)
 
     handles = [
-        module.register_forward_pre_hook(watch, with_kwargs=True)
+        module.register_forward_hook(watch, with_kwargs=True)
         for module in model.modules()
         if isinstance(module, LINEARS)
     ]
@@ -115,7 +116,7 @@ def find_linears(model: PreTrainedModel, calls: LinearCalls, num_tokens: int | N
         if isinstance(module, LatentProjection):
             return True
         rows = calls.get(module, set())
-        return bool(rows) and (num_tokens is None or rows == {1 if module is head else num_tokens})
+        return bool(rows) and (-1 not in rows if num_tokens is None else rows == {1 if module is head else num_tokens})
 
     return {name: module for name, module in model.named_modules() if takes_tokens(module)}
 

@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer, ParamWrapper
 
 from server.model.lora.adapter import ExpertTarget, LoraAdapter, LoraMatrix
+from server.model.lora.targets import LoraTargets
 from tests.checkpoints import load_transformers_model
 
 
@@ -52,11 +53,10 @@ class PeftAdapters:
             layer.scaling.update(scale)
         return ids[len(prompt) :], torch.stack(logits)
 
-    def adapter(self, name: str, layers: Mapping[str, int]) -> LoraAdapter:
+    def adapter(self, name: str, targets: LoraTargets) -> LoraAdapter:
         """Return an adapter as a trunk takes it.
 
-        Args:
-            layers: the layer of each experts module (``LoraTargets.expert_modules``).
+        PEFT takes the second dimension of a parameter for its outputs unless the module says ``is_transposed``.
         """
         linears: dict[str, tuple[LoraMatrix, ...]] = {}
         experts: dict[ExpertTarget, tuple[LoraMatrix, ...]] = {}
@@ -70,7 +70,10 @@ class PeftAdapters:
                 continue
             count = module.num_experts
             downs, ups = down.unflatten(0, (count, -1)), up.unflatten(1, (-1, count)).permute(2, 0, 1)
+            layer, parameter = targets.expert_modules[target], module.parameter_name
+            if (downs.shape[2], ups.shape[1]) != targets.experts[layer, parameter]:
+                downs, ups = ups.mT, downs.mT
             for expert in range(count):
-                key = ExpertTarget(layers[target], expert, module.parameter_name)
+                key = ExpertTarget(layer, expert, parameter)
                 experts[key] = (LoraMatrix(downs[expert], ups[expert], scale),)
         return LoraAdapter(name, linears, experts)

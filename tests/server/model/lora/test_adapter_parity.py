@@ -66,8 +66,10 @@ NATIVE = {
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
 }
 MODULES = {
-    "deepseek_v3": Case(LATENT, [*LATENT, *DENSE, "lm_head"], EXPERTS),
-    "qwen3_next": Case(["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", *DENSE], EXPERTS),
+    "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], EXPERTS),
+    "llama4_text": Case([*ATTENTION, *DENSE], ["up_proj"], EXPERTS),
+    "qwen3_next": Case(["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", "lm_head"], EXPERTS),
+    "qwen3_vl_moe": Case(["q_proj", "o_proj"], ["lm_head"], EXPERTS),
     "dots3_note_text": Case([*LATENT, *DENSE], ["q_a_proj"], EXPERTS),
 }
 
@@ -102,8 +104,8 @@ class Model:
 
     def load(self, pool: ComputePool | None, **options: Any) -> None:
         self.trunk = load_trunk(self.folder, torch.float32, pool=pool, **options)
-        layers = lora_targets(self.trunk).expert_modules
-        self._adapters = {name: self._peft.adapter(name, layers) for name in ("law", "code")}
+        targets = lora_targets(self.trunk)
+        self._adapters = {name: self._peft.adapter(name, targets) for name in ("law", "code")}
 
     def write(self, wanted: Sequence[int] = range(len(PROMPTS)), *, all_fit: bool = False) -> list[Greedy]:
         """Write after some of the prompts, in one batch."""
