@@ -64,6 +64,8 @@ def test_they_are_those_that_reading_each_token_finds(tokens, text, more):
         (b'{"a": 1, "b', b'":2,"b"'),
         (b'{"a": 1, "b', b'c":2,"bc"'),
         (b'{"a": 1, ', b'"a":'),
+        (b'{"a": 1, ', b'"\\u0061":'),
+        (b'{"\xc3\xa9b": 1, "\xc3', b'\xa9\\u0062"'),
         (b'{"a": 1', b',"a"'),
         (b'{"a": "x', b'","a"'),
         (b'{"a": {"b": "x', b'"},"a"'),
