@@ -146,7 +146,13 @@ def object_call(buffer: TextBuffer, calls: Calls) -> Steps[None]:
     name: object = None
     arguments, separator = "{}", ""
     while not (yield from _closes(buffer)):
-        key = yield from _key(buffer, separator)
+        try:
+            key = yield from _key(buffer, separator)
+        except MalformedCallError:
+            if not (buffer.is_cut_here and isinstance(name, str)):
+                raise
+            yield calls.open(buffer, name)
+            return
         if key not in KEYS:  # it is text in JSON, which need not be held back any longer
             raise MalformedCallError
         separator = ","

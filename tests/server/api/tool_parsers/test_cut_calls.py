@@ -67,6 +67,8 @@ CODER = "</think><tool_call>\n<function=f>\n"
         ("glm", "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>x</arg", '{"a": "x"'),
         ("glm", "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>x</arg_value>\n<arg", '{"a": "x"'),
         ("glm", "<tool_call>f\n</tool_call>", "{}"),
+        ("hermes", '<tool_call>{"name": "f"', ""),
+        ("hermes", '<tool_call>{"name": "f", "argum', ""),
         ("hermes", '<tool_call>{"name": "f", "arguments": ', ""),
         ("hermes", '<tool_call>{"name": "f", "arguments": {"a": 1}}\n</tool_', '{"a": 1}'),
     ],
@@ -85,6 +87,9 @@ def test_what_can_be_told_is_kept(name: str, text: str, arguments: str) -> None:
         ("gemma", GEMMA + "get_we"),
         ("gemma", GEMMA + "f{a{"),
         ("glm", "<tool_call>get_we"),
+        ("hermes", '<tool_call>{"name": "get_we'),
+        ("hermes", '<tool_call>{"arguments": {"a": 1'),
+        ("llama", '{"name": "Paris", "pop'),
     ],
 )
 def test_a_beginning_that_is_no_call_is_text(name: str, text: str) -> None:
