@@ -96,15 +96,20 @@ class ExpertStore:
             raise
         self.resize(host_bytes=self._budgets["host"])
 
-    def remove_variant(self, variant: str) -> None:
+    def remove_variant(self, variant: str) -> int:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
 
         Leases of its experts have to be over. A tier on a device keeps its size when variants come and go.
+
+        Returns:
+            The rows that its experts were run on, which statistics forget.
         """
         with self._state.lock:
             self._state.remove_variant(variant)
+            num_tokens = self._state.statistics.variant_tokens.pop(variant, 0)
             self._state.lock.wake_waiters()
         self.resize(host_bytes=self._budgets["host"])
+        return num_tokens
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""

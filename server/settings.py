@@ -71,6 +71,9 @@ class ServeSettings(BaseModel):
         description="memory for experts on the device, in the same forms; auto: the rest of --device-memory on CUDA, "
         "0 (no device tier) on a CPU",
     )
+    experts_dir: Path | None = Field(
+        None, description="folder below which expert weights may be loaded while the server runs"
+    )
     adapters_dir: Path | None = Field(
         None, description="folder below which LoRA adapters may be loaded while the server runs"
     )

@@ -29,6 +29,7 @@ from server.engine.interface import (
     RequestWeights,
     SamplingDefaults,
     TextCodec,
+    VariantAdministration,
     WeightsDirectory,
 )
 from server.setting_values import ModelAlias
@@ -70,6 +71,7 @@ class LoadedModel:
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
     adapters: AdapterAdministration | None = None
+    variants: VariantAdministration | None = None
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
