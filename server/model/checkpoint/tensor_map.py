@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from expert_store import (
 )
 from server.kernels.expert import transposed_names
 from server.model.architecture import text_modules
+from server.model.checkpoint.expert_linears import GATE_UP, find_expert_linear, linear_converter
 from server.model.errors import ModelError
 from server.model.experts.replacements import conversions
 from server.model.quantised.matrix import StoredMatrix, StoredTensor, group_by_matrix
@@ -58,6 +59,7 @@ class _Parameter:
     """One parameter of one expert, while its sources are collected."""
 
     converter: WeightConverter | None
+    is_linear: bool = False  # its sources are linear layers of one expert, which need a conversion of their own
     sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # each with its order
 
 
@@ -104,7 +106,13 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
     for source in group_by_matrix(find_scheme(model.config, type(model).__name__), index).values():
         target, pattern = names.target(source.name)
         if target not in owners:
-            if target in names.parameters:
+            linear = find_expert_linear(modules, model.base_model_prefix, target)
+            if linear is not None:
+                for expert, part in _split(source, linear.expert, modules[linear.module]):
+                    place = experts.setdefault((linear.module, expert), {})
+                    linears = place.setdefault(linear.parameter, _Parameter(None, is_linear=True))
+                    linears.sources.append((linear.order, part))
+            elif target in names.parameters:
                 trunk[source.name] = source
             else:
                 unused.append(source.name)
@@ -118,7 +126,7 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         if converter and number is not None and len(converter.target_patterns) > 1:
             share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
             name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
-        for expert, part in _split(source, number, num_experts, rank):
+        for expert, part in _split(source, number, modules[name], rank):
             place = experts.setdefault((name, expert), {})
             place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
     numbers = layer_numbers(list(modules))
@@ -203,28 +211,33 @@ class _Names:
 
 
 def _split(
-    source: TensorSource | StoredTensor, expert: int | None, num_experts: int, rank: int
+    source: TensorSource | StoredTensor, expert: int | None, module: Any, rank: int = 0
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
-    """Split a tensor into its experts.
+    """Split a tensor into its experts; those that compute nothing are left out.
 
     Args:
+        expert: the only expert that it belongs to; None for a tensor of all experts.
         rank: number of dimensions of one expert's parameter. A tensor of all experts has one more, or has the experts'
             rows concatenated.
     """
-    if expert is not None and expert >= num_experts:
+    num_experts = module.num_experts
+    num_stored = getattr(module, "num_stored_experts", num_experts)
+    if expert is not None and expert >= num_stored:
         raise CheckpointError(
-            f"{source.name} belongs to expert {expert}, but the model has {num_experts} experts in a layer"
+            f"{source.name} belongs to expert {expert}, but the model has {num_stored} experts in a layer"
         )
     if isinstance(source, StoredTensor):
-        return source.of_experts(expert, num_experts)
+        count = num_stored if len(source.matrices) == num_stored else num_experts
+        return [each for each in source.of_experts(expert, count) if each[0] < num_experts]
     if expert is not None:
-        return [(expert, source)]
+        return [(expert, source)] if expert < num_experts else []
     is_flat = len(source.shape) == rank
     rows = source.shape[0] if source.shape else 0
-    if not rows or (rows % num_experts if is_flat else rows != num_experts):
-        wanted = f"a multiple of {num_experts}" if is_flat else num_experts
+    count = num_stored if rows == num_stored else num_experts
+    if not rows or (rows % count if is_flat else rows != count):
+        wanted = f"a multiple of {count}" if is_flat else count
         raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first dimension should be {wanted}")
-    return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
+    return [(index, source.leading_part(index, count)) for index in range(num_experts)]
 
 
 def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, _Parameter]]) -> LayerEntry:
@@ -233,9 +246,13 @@ def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Map
     recipes = []
     for expert, parts in enumerate(experts):
         recipe: dict[str, ParameterRecipe] = {}
+        gate_up = parts[GATE_UP].sources if GATE_UP in parts else []
+        is_in_parts = any(isinstance(source, StoredMatrix) for _, source in gate_up)
         for parameter, shape in shapes.items():
             if parameter not in parts:
                 raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+            if parts[parameter].is_linear:
+                parts[parameter].converter = linear_converter(module, parameter, is_in_parts=is_in_parts)
             for spec, part in _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter]):
                 recipe[spec.name] = part
                 specs.setdefault(spec.name, spec)
@@ -253,6 +270,9 @@ def _slot_tensors(
     if matrices:
         usable = matrices if len(matrices) == len(ordered) else []  # some quantised and some not: refused
         is_transposed = parameter in transposed_names(module)
+        if part.is_linear:  # (out, in) in every family
+            upright = [replace(matrix, is_out_in=True) for matrix in usable]
+            return slot_tensors(upright, target, shape, None, is_transposed=is_transposed)
         return slot_tensors(usable, target, shape, part.converter, is_transposed=is_transposed)
     sources = tuple(source for source in ordered if isinstance(source, TensorSource))
     recipe, dtype = _recipe(model, target, shape, part, sources)
