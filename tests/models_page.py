@@ -82,6 +82,20 @@ same bits in any batch, paged or not (`tests/server/model/native_layers/test_nat
 their linear layers and experts natively if the format and the activation are supported; the log lists those that do
 not.
 
+## Other model types
+
+Some publishers give an architecture that transformers has a type of their own, with code in the checkpoint. Greenroom
+never runs such code. It reads these checkpoints as those of the type that computes them, with equal logits
+(`server/model/checkpoint/model_types.py` names the sources):
+
+| `model_type` | served as |
+| --- | --- |
+| `kimi_k2` (Kimi-K2, K2-Thinking) | `deepseek_v3` |
+| `bailing_moe_v2`, and `bailing_moe` of BailingMoeV2ForCausalLM (Ling and Ring 2.0) | `sarvam_moe` |
+| `ernie4_5_moe_vl` (ERNIE-4.5-VL as published) | `ernie4_5_vl_moe` |
+
+The folder must have a `tokenizer.json`. Any other type that transformers lacks is refused.
+
 ## Quantised checkpoints
 
 Greenroom also serves checkpoints in the quantised formats below. The tests use a tiny checkpoint of each format, with

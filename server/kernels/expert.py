@@ -64,7 +64,8 @@ def in_module_order(module: ExpertsModule, name: str, halves: torch.Tensor, dim:
     """Bring concatenated outputs of a parameter's parts, along one dimension, into the order of the module."""
     if name != "gate_up_proj" or not alternates(module):
         return halves
-    return halves.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)  # type: ignore[no-untyped-call]
+    pairs: torch.Tensor = halves.unflatten(dim, (2, -1)).transpose(dim, dim + 1)  # type: ignore[no-untyped-call]
+    return pairs.flatten(dim, dim + 1)
 
 
 def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
