@@ -1,6 +1,7 @@
 """Submits the prompts of a request to the engine."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 from uuid import uuid4
 
 from server.api.core.errors import ContextLengthError, InvalidRequestError
@@ -10,6 +11,7 @@ from server.api.openai.bodies import GenerationBody
 from server.engine.interface import GenerationRequest, Grammar, Media, SamplingDefaults, SamplingParams, TokenStream
 
 MAX_CHOICES = 128
+SEED_BYTES = 8
 MAX_PROMPT_LOGPROBS = 1 << 20  # logprobs of the prompts of a request; the engine gathers all before it sends any
 
 
@@ -142,8 +144,7 @@ def sampling_params(
         logit_bias=tuple(body.logit_bias.items()),
         allowed_token_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
         bad_words=bad_words,
-        # The choices of one prompt must differ; xor keeps the seed within 64 bits.
-        seed=None if body.seed is None else body.seed ^ choice,
+        seed=None if body.seed is None else choice_seed(body.seed, choice),
         stop=tuple(body.stop),
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
@@ -153,3 +154,14 @@ def sampling_params(
         grammar=grammar,
         written_tokens=written_tokens,
     )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Return the seed of one choice of a prompt: the given one for the first, a mixture with the index for the others.
+
+    So no choice draws the random numbers of a choice of another seed, such as the next one.
+    """
+    if choice == 0:
+        return seed
+    digest = blake2b(f"{seed} {choice}".encode(), digest_size=SEED_BYTES).digest()
+    return int.from_bytes(digest, "little", signed=True)
