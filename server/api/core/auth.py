@@ -5,6 +5,7 @@ There are three classes of routes. Operation routes (``server.api.operations``) 
 is set, they answer only to this machine. An admin key is also valid for user routes.
 """
 
+import re
 from typing import Literal
 
 from fastapi import Depends, Request
@@ -18,7 +19,12 @@ from server.api.core.host_rules import host_name, is_loopback, is_own_page, is_t
 from server.api.core.rate_limiter import check_rate_limit
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # Anthropic's clients send the second
-FORWARDING_HEADERS = ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
+# Names under which proxies and delivery networks pass on the client's address, or that they add to what they forward.
+FORWARDING_HEADERS = re.compile(
+    r"forwarded|(^|-)via$|^cdn-loop$|^x-envoy-|^cf-|^x-original-|"
+    r"(client|cluster|connecting|origin|originating|proxy|proxyuser|real|remote|socket|source|user|peer)-?"
+    r"(ip|ipv6|addr|address)$"
+)
 
 NO_KEY = "The request has no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is unknown: send a key of this server."
@@ -108,7 +114,7 @@ def is_local(request: Request) -> bool:
     browser on this machine may send requests of a foreign page.
     """
     client, headers = request.scope["client"], request.headers
-    if client is None or any(name in FORWARDING_HEADERS or name.startswith("x-forwarded-") for name in headers):
+    if client is None or any(map(FORWARDING_HEADERS.search, headers)):
         return False
     host = headers.get("host", "")
     # A foreign origin that --allow-origin lists may call user routes only.
