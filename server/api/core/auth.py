@@ -6,6 +6,7 @@ is set, they answer only to this machine. An admin key is also valid for user ro
 """
 
 import re
+from functools import partial
 from typing import Literal
 
 from fastapi import Depends, Request
@@ -13,10 +14,11 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from server.api.core.api_keys import Keys
+from server.api.core.caller import Caller, set_caller
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import ForbiddenError, InvalidKeyError
 from server.api.core.host_rules import host_name, is_loopback, is_own_page, is_this_machine
-from server.api.core.rate_limiter import check_rate_limit
+from server.api.core.rate_limiter import caller_address
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # Anthropic's clients send the second
 # Names under which proxies and delivery networks pass on the client's address, or that they add to what they forward.
@@ -54,7 +56,12 @@ class Guard(SecurityBase):
         if self.role == "admin":
             _admit_admin(request, service.keys)
         else:
-            check_rate_limit(request, service.rate_limiter, _admit_user(request, service.keys))
+            key = _admit_user(request, service.keys)
+            limiter = service.rate_limiter if service.rate_limiter.limits else None
+            caller = Caller(partial(_is_admin, request, service.keys), limiter, key or caller_address(request))
+            request.state.rate_headers = caller.enter()
+            request.state.release_rate_limit = caller.leave  # called by RateLimitMiddleware
+            set_caller(caller)
 
 
 def _admit_user(request: Request, keys: Keys) -> bytes | None:
@@ -82,6 +89,15 @@ def _admit_admin(request: Request, keys: Keys) -> None:
     if any(is_user):
         raise ForbiddenError(NOT_ADMIN)
     raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+
+
+def _is_admin(request: Request, keys: Keys) -> bool:
+    """Return True if the caller may use the admin routes."""
+    try:
+        _admit_admin(request, keys)
+    except (InvalidKeyError, ForbiddenError):
+        return False
+    return True
 
 
 def _sent_keys(request: Request) -> list[bytes]:
