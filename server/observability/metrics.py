@@ -26,6 +26,7 @@ from expert_store import (
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
+from server.observability.logging import num_dropped_lines
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
@@ -85,6 +86,8 @@ class _Scrape(Collector):
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
         yield from _memory(self._memory)
+        text = "Lines of the log that were dropped, because standard error took none."
+        yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
