@@ -50,18 +50,18 @@ def open_resources(
     """Open the files and the device, and start the threads.
 
     Raises:
+        BudgetError: there is no memory to read with.
         OSError: a file can't be opened.
     """
     shape = len(catalog.layers), catalog.num_experts
     slot_table = torch.full(shape, -1, dtype=torch.int32, device=device)
-    memory = open_device(device)
-    reader = DiskReader(catalog.paths, num_readers)
+    memory, lock = open_device(device), StoreLock()
     return StoreResources(
         catalog,
-        StoreLock(),
-        reader,
+        lock,
+        DiskReader(catalog.paths, num_readers, lock.fail),
         memory,
-        Copier(memory) if has_device_tier else None,
+        Copier(memory, lock.fail) if has_device_tier else None,
         StoreStatistics(np.zeros(shape, dtype=np.int64)),
         slot_table,
     )

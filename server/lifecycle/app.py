@@ -63,6 +63,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     loaded.codec,
                     loaded.defaults,
                     loaded.experts,
+                    lambda: loaded.store.health,
                     tracing is not None,
                     card=loaded.card,
                 )

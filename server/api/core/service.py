@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -18,7 +18,14 @@ from server.api.core.ignored_names import IgnoredNames
 from server.api.core.rate_limiter import RateLimiter
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
-from server.engine.interface import ExpertAdministration, GenerationEngine, ModelCard, SamplingDefaults, TextCodec
+from server.engine.interface import (
+    ExpertAdministration,
+    ExpertHealth,
+    GenerationEngine,
+    ModelCard,
+    SamplingDefaults,
+    TextCodec,
+)
 from server.setting_values import ModelAlias
 
 MAX_BODIES_BYTES = 64 << 20  # bodies of all requests whose response has not begun
@@ -30,12 +37,26 @@ IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only
 
 
 class ServiceState(StrEnum):
-    """The state of the server; it accepts requests in READY only."""
+    """The state of the server. It accepts requests in READY, and in FAILING and FILES_CHANGED as far as it can."""
 
     LOADING = "loading"
     READY = "ready"
+    FILES_CHANGED = "files_changed"  # the checkpoint was written to; what has to be read from it fails
+    FAILING = "failing"  # experts can't be read, because a thread has died or a read does not return
     DRAINING = "draining"
     DEAD = "dead"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in {ServiceState.DRAINING, ServiceState.DEAD}
+
+    @property
+    def needs_restart(self) -> bool:
+        return self in {ServiceState.FAILING, ServiceState.DEAD}
+
+
+def always_ok() -> ExpertHealth:
+    return "ok"
 
 
 @dataclass
@@ -47,6 +68,7 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     experts: ExpertAdministration | None = None
+    expert_health: Callable[[], ExpertHealth] = always_ok
     keeps_stalls: bool = False  # the engine records each request's longest stalls
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
@@ -59,6 +81,13 @@ class LoadedModel:
 
 def no_metrics() -> bytes:
     return b""
+
+
+EXPERT_STATES: Mapping[ExpertHealth, ServiceState] = {
+    "ok": ServiceState.READY,
+    "files_changed": ServiceState.FILES_CHANGED,
+    "failing": ServiceState.FAILING,
+}
 
 
 @dataclass
@@ -90,7 +119,9 @@ class Service:
             return ServiceState.DRAINING
         if self.model is not None and not self.model.engine.is_alive:
             return ServiceState.DEAD
-        return ServiceState.LOADING if self.model is None else ServiceState.READY
+        if self.model is None:
+            return ServiceState.LOADING
+        return EXPERT_STATES[self.model.expert_health()]
 
     @property
     def is_ready(self) -> bool:

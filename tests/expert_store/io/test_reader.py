@@ -24,8 +24,9 @@ class Desk:
     def __init__(self, catalog: ExpertCatalog, num_threads: int):
         self.catalog = catalog
         self.arena = HostArena(catalog.layout(0), 8, 8)
+        self.deaths: list[str] = []
         self.finished: list[tuple[int, Exception | None]] = []
-        self.reader = DiskReader(catalog.paths, num_threads)
+        self.reader = DiskReader(catalog.paths, num_threads, self.deaths.append)
         self._ended = threading.Semaphore(0)
 
     def job(self, expert: int, *, is_prefetch: bool = False, hold: threading.Event | None = None) -> ReadJob:
@@ -149,5 +150,5 @@ def test_closing_answers_what_has_not_begun(catalog: ExpertCatalog) -> None:
 def test_a_reader_that_cannot_open_a_file_leaves_no_thread(catalog: ExpertCatalog, tmp_path: Path) -> None:
     before = threading.active_count()
     with pytest.raises(FileNotFoundError):
-        DiskReader([*catalog.paths, tmp_path / "none"], 4)
+        DiskReader([*catalog.paths, tmp_path / "none"], 4, pytest.fail)
     assert threading.active_count() == before
