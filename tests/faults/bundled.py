@@ -7,22 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from server.api.core.service import LoadedModel
+from server.api.core.service import LoadedModel, Service
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
 from tests.server.live.conftest import LiveServer, serving_model
 
 
 @contextmanager
-def serving_bundled(path: str | None = None, **settings: Any) -> Iterator[tuple[LiveServer, LoadedServer]]:
+def serving_bundled(
+    path: str | None = None, service: Service | None = None, **settings: Any
+) -> Iterator[tuple[LiveServer, LoadedServer]]:
     """Serve the bundled model, or another one, in this process."""
+    service = service or Service("1")
     defaults = {"host_expert_memory": "25%", "dtype": "float32", "threads": 1}
     loaded = load_server(path, ServeSettings(**{**defaults, **settings}))
     model = LoadedModel(
         loaded.name, loaded.engine, loaded.codec, loaded.defaults, expert_health=lambda: loaded.store.health
     )
+    service.metrics = loaded.metrics.render
     try:
-        with serving_model(model, loaded.engine) as server:
+        with serving_model(model, loaded.engine, service=service) as server:
             yield server, loaded
     finally:
         loaded.close()
