@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,6 +21,7 @@ from expert_store import (
     LoadStatistics,
     Prefetcher,
     PrefetchStatistics,
+    StoreHealth,
     StoreStatistics,
     TierReport,
 )
@@ -81,6 +83,9 @@ class _Scrape(Collector):
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(self._statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
+        states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
+        text = "1 for the state of the expert store: failing if a thread died or a read does not return."
+        yield _gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
