@@ -45,7 +45,7 @@ class BackgroundHandler(logging.Handler):
         except Exception as error:  # noqa: BLE001  logging's own answer is to write to standard error, which may block
             line = f"a line of the log can't be formatted ({error!r}): {record.msg!r}"
         with self._changed:
-            if self._num_bytes + len(line) > self._max_bytes:
+            if self._num_bytes and self._num_bytes + len(line) > self._max_bytes:
                 self.num_dropped += 1
                 self._num_untold += 1
                 return

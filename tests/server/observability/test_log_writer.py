@@ -73,6 +73,12 @@ def test_a_full_pipe_drops_lines_counts_them_and_tells_when_it_is_read(pipe: Pip
     assert pipe.read_until("again\n") == "again\n"
 
 
+def test_a_line_longer_than_all_that_may_wait_is_written_alone(pipe: Pipe) -> None:
+    logger, _ = logger_of(pipe.write, max_bytes=10)
+    logger.info("more than ten characters")
+    assert pipe.read_until("characters\n") == "more than ten characters\n"
+
+
 def test_a_flush_ends_although_nobody_reads() -> None:
     is_over = Event()
     logger, handler = logger_of(lambda _: is_over.wait(60) and None)
