@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from expert_store.errors import BudgetError
 Weights = dict[str, torch.Tensor]
 Bytes = npt.NDArray[np.uint8]
 
-RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # newer than Python 3.11; the value is that of x86 and ARM
+RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
 
 class HostArena:
@@ -35,12 +37,12 @@ class HostArena:
         self._bytes: Bytes = np.frombuffer(self._map, dtype=np.uint8).reshape(self.capacity, layout.slot_bytes)
         self._tensor = torch.from_numpy(self._bytes)  # type: ignore[no-untyped-call,unused-ignore]
         self.address = self._bytes.ctypes.data  # where the first slot begins
-        self._views: list[Weights | None] = [None] * self.capacity
+        self._views: dict[int, Weights] = {}
         self._advise(0, num_slots, "MADV_HUGEPAGE")  # direct reads into huge pages are faster by a tenth to a half
 
     def weights(self, slot: int) -> Weights:
         """Return the tensors of a slot by parameter name."""
-        views = self._views[slot]
+        views = self._views.get(slot)
         if views is None:
             views = self._views[slot] = slot_views(self.layout, self._tensor[slot])
         return views
@@ -58,6 +60,7 @@ class HostArena:
         """Free a slot's pages."""
         self._advise(slot, 1, "MADV_NOHUGEPAGE")  # or the system may complete them to a huge page again
         self._advise(slot, 1, "MADV_DONTNEED")
+        self._views.pop(slot, None)
 
     def revive(self, slot: int) -> None:
         """Prepare a slot that was retired or never used."""
@@ -101,6 +104,11 @@ def slot_views(layout: ExpertLayout, raw: torch.Tensor) -> Weights:
     return views
 
 
+def machine_bytes() -> int:
+    """Return the bytes of the machine's memory, which no arena can exceed."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def page_aligned(nbytes: int) -> Bytes:
     """Return writable bytes that start on a page; on huge pages if possible, as direct reads into these are faster."""
     memory: Any = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -110,10 +118,12 @@ def page_aligned(nbytes: int) -> Bytes:
 
 
 def _reserve(least: int, most: int) -> mmap.mmap:
-    try:
-        return mmap.mmap(-1, most, flags=RESERVE)
-    except OSError:  # the address space may be limited; then the arena can't grow
+    """Reserve addresses: ``most`` bytes, or as many as a limit of the address space admits."""
+    nbytes = most
+    while True:
         try:
-            return mmap.mmap(-1, least, flags=RESERVE)
+            return mmap.mmap(-1, nbytes, flags=RESERVE)
         except OSError as error:
-            raise BudgetError(f"cannot reserve {least} bytes for experts; give a smaller budget") from error
+            if nbytes <= least:
+                raise BudgetError(f"cannot reserve {least} bytes for experts; give a smaller budget") from error
+            nbytes = max(least, nbytes // 2)

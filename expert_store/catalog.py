@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -105,6 +106,7 @@ class PackedRecord:
 
 
 ExpertRecipe = Mapping[str, ParameterRecipe] | PackedRecord
+Variant = Mapping[tuple[int, int], ExpertRecipe]  # by layer and expert
 
 
 def checksum_seed(key: ExpertKey) -> int:
@@ -121,29 +123,59 @@ class LayerEntry:
 
 
 class ExpertCatalog:
-    """All experts of a model; all recipes are checked when it is built.
+    """All experts of a model, an immutable value; recipes are checked when it is built.
+
+    A *variant* is another set of weights for some places, in the layouts of their layers; it may add experts beyond the
+    model's own. A catalog with one more variant is a new catalog, as a union file system has one more layer.
 
     Args:
-        layers: the experts of each MoE layer.
-        variants: further sets of weights for these experts, in the layouts of their layers. They share the slots of
-            their layer, and budgets are counted without them.
+        layers: the model's own experts of each MoE layer.
 
     Raises:
         CheckpointError: an expert lacks a parameter, or its sources do not fill it; the message names both.
-        ValueError: a variant is of an expert that the model does not have.
     """
 
-    def __init__(self, layers: Mapping[int, LayerEntry], variants: Mapping[ExpertKey, ExpertRecipe] | None = None):
+    def __init__(self, layers: Mapping[int, LayerEntry]):
         if not layers:
             raise CheckpointError("the checkpoint holds no routed experts")
         self.layers = dict(sorted(layers.items()))
         for index, entry in self.layers.items():
             for expert, recipe in enumerate(entry.experts):
                 _check_recipe(ExpertKey(index, expert), entry.layout, recipe)
-        self.variants = dict(variants or {})
-        for key, recipe in self.variants.items():
-            self.recipe(key._replace(variant=BASE))  # raises if there is no such expert
-            _check_recipe(key, self.layout(key.layer), recipe)
+        self.variants: Mapping[str, Variant] = {}
+
+    def with_variant(self, variant: str, recipes: Variant) -> ExpertCatalog:
+        """Return a catalog with one more variant.
+
+        Args:
+            recipes: by layer and expert.
+
+        Raises:
+            CheckpointError: an expert lacks a parameter, or its sources do not fill it; the message names both.
+            ValueError: there is such a variant already, or a layer has no experts.
+        """
+        if variant == BASE or variant in self.variants:
+            raise ValueError(f"there is a variant {variant!r} already")
+        for (layer, expert), recipe in recipes.items():
+            if layer not in self.layers or expert < 0:
+                raise ValueError(f"the model has no {ExpertKey(layer, expert)}")
+            _check_recipe(ExpertKey(layer, expert, variant), self.layout(layer), recipe)
+        return self._with_variants({**self.variants, variant: dict(recipes)})
+
+    def without_variant(self, variant: str) -> ExpertCatalog:
+        """Return a catalog without a variant."""
+        return self._with_variants({name: recipes for name, recipes in self.variants.items() if name != variant})
+
+    def _with_variants(self, variants: Mapping[str, Variant]) -> ExpertCatalog:
+        catalog = copy.copy(self)
+        catalog.variants = variants
+        catalog.__dict__.pop("places_per_layer", None)
+        return catalog
+
+    def resolve(self, layer: int, expert: int, variant: str) -> ExpertKey:
+        """Return the key of an expert in a variant, which is the model's own where the variant has none."""
+        recipes = self.variants.get(variant, {})
+        return ExpertKey(layer, expert, variant if (layer, expert) in recipes else BASE)
 
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
         """Return the recipe by which an expert is read.
@@ -151,14 +183,20 @@ class ExpertCatalog:
         Raises:
             ValueError: the model has no such expert.
         """
-        entry = self.layers.get(key.layer)
-        if key.variant != BASE:
-            recipe = self.variants.get(key)
-        else:
-            recipe = entry.experts[key.expert] if entry and 0 <= key.expert < len(entry.experts) else None
+        recipe = self._find(key)
         if recipe is None:
             raise ValueError(f"the model has no {key}")
         return recipe
+
+    def has(self, key: ExpertKey) -> bool:
+        """Return True if there is such an expert."""
+        return self._find(key) is not None
+
+    def _find(self, key: ExpertKey) -> ExpertRecipe | None:
+        if key.variant != BASE:
+            return self.variants.get(key.variant, {}).get((key.layer, key.expert))
+        entry = self.layers.get(key.layer)
+        return entry.experts[key.expert] if entry and 0 <= key.expert < len(entry.experts) else None
 
     def layout(self, layer: int) -> ExpertLayout:
         return self.layers[layer].layout
@@ -169,27 +207,54 @@ class ExpertCatalog:
 
     @cached_property
     def num_experts(self) -> int:
-        """Number of experts of the widest layer."""
+        """Number of the model's own experts in the widest layer."""
         return max(len(entry.experts) for entry in self.layers.values())
 
     @cached_property
     def layouts(self) -> dict[ExpertLayout, int]:
-        """Number of experts of each layout."""
+        """Number of the model's own experts of each layout."""
         counts: dict[ExpertLayout, int] = {}
         for entry in self.layers.values():
             counts[entry.layout] = counts.get(entry.layout, 0) + len(entry.experts)
         return counts
 
     @cached_property
-    def total_bytes(self) -> int:
-        """Bytes of one slot for every expert."""
-        return sum(len(entry.experts) * entry.layout.slot_bytes for entry in self.layers.values())
+    def places_per_layer(self) -> dict[int, int]:
+        """Number of experts of each layer, those of variants included."""
+        counts = {layer: len(entry.experts) for layer, entry in self.layers.items()}
+        for recipes in self.variants.values():
+            for layer, _ in recipes:
+                counts[layer] += 1
+        return counts
+
+    @property
+    def num_places(self) -> dict[ExpertLayout, int]:
+        """Number of experts of each layout, those of variants included."""
+        counts: dict[ExpertLayout, int] = {}
+        for layer, count in self.places_per_layer.items():
+            layout = self.layout(layer)
+            counts[layout] = counts.get(layout, 0) + count
+        return counts
 
     @cached_property
+    def total_bytes(self) -> int:
+        """Bytes of one slot for each of the model's own experts."""
+        return sum(len(entry.experts) * entry.layout.slot_bytes for entry in self.layers.values())
+
+    @property
+    def all_bytes(self) -> int:
+        """Bytes of one slot for every expert, those of variants included."""
+        return sum(count * layout.slot_bytes for layout, count in self.num_places.items())
+
+    @property
     def paths(self) -> list[Path]:
-        """Every file that holds a part of an expert."""
-        recipes = [recipe for entry in self.layers.values() for recipe in entry.experts]
-        return sorted({extent.path for recipe in [*recipes, *self.variants.values()] for extent in extents(recipe)})
+        """Every file that holds a part of one of the model's own experts."""
+        return paths_of(recipe for entry in self.layers.values() for recipe in entry.experts)
+
+
+def paths_of(recipes: Iterable[ExpertRecipe]) -> list[Path]:
+    """Return every file that some experts are read from."""
+    return sorted({extent.path for recipe in recipes for extent in extents(recipe)})
 
 
 def extents(recipe: ExpertRecipe) -> Iterator[Extent]:

@@ -15,15 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from expert_store.arena import DeviceArena, HostArena, Weights
+from expert_store.arena import DeviceArena, HostArena, Weights, machine_bytes
 from expert_store.catalog import ExpertLayout
 from expert_store.errors import BudgetError
 from expert_store.io.copier import CopyJob
 from expert_store.io.device_memory import Event
 from expert_store.io.reader import ReadJob
 from expert_store.keys import BASE, ExpertKey
-from expert_store.policies import Policy, make_policy
-from expert_store.policies.fair import slots_per_layer
+from expert_store.policies import make_policy
+from expert_store.policies.fair import FairPolicy, slots_per_layer
 from expert_store.resources import StoreResources
 from expert_store.tier import Entry, EntryState, EvictObstacle, Tier, TierName, max_held
 
@@ -59,12 +59,12 @@ class LayoutPool:
         self.layout = layout
         self._resources, self._policy, self._has_device = resources, policy, device_slots > 0
         self._lock, self._statistics = resources.lock, resources.statistics
-        self._experts_per_layer = {
-            layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout
-        }
+        self._num_own = {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout}
+        self._policies: dict[TierName, FairPolicy] = {}
         self._rows = {layer: row for row, layer in enumerate(catalog.layers)}  # rows of the slot table
-        self.host_arena = HostArena(layout, host_slots, sum(self._experts_per_layer.values()))
-        self.host = Tier(host_slots, self._make_policy(host_slots), self._retire, self.host_arena.revive)
+        capacity = max(sum(self._num_own.values()), machine_bytes() // layout.slot_bytes)
+        self.host_arena = HostArena(layout, host_slots, capacity)
+        self.host = Tier(host_slots, self._make_policy("host", host_slots), self._retire, self.host_arena.revive)
         self.top, self.top_name = self.host, "host"
         self._waiting: dict[ExpertKey, Entry] = {}  # device entries whose bytes are not in the host tier yet
         self._last_use: dict[int, Event] = {}  # by device slot: the event before which it is not overwritten
@@ -75,7 +75,7 @@ class LayoutPool:
     @property
     def experts(self) -> Iterator[ExpertKey]:
         """The experts of the model that have this layout, without variants."""
-        return (ExpertKey(layer, expert) for layer, num in self._experts_per_layer.items() for expert in range(num))
+        return (ExpertKey(layer, expert) for layer, num in self._num_own.items() for expert in range(num))
 
     @property
     def tiers(self) -> Iterator[tuple[TierName, Tier]]:
@@ -186,6 +186,13 @@ class LayoutPool:
         self.host.resize(num_slots)
         self._update_shares()
 
+    def update_experts(self) -> None:
+        """Divide the slots among the layers anew, after a variant has come or gone."""
+        counts = self._experts_per_layer()
+        for policy in self._policies.values():
+            policy.set_experts(counts)
+        self._update_shares()
+
     def max_held(self, layer: int, num_requested: int, hits: int) -> int:
         """Return how many slots a lease of a layer holds at once."""
         return max_held(num_requested, self._shares[layer], hits)
@@ -197,17 +204,23 @@ class LayoutPool:
     def _make_device_tier(self, num_slots: int, evictions: int = 0, wasted: int = 0) -> None:
         memory = self._resources.device.allocate(num_slots * self.layout.slot_bytes)
         self.device_arena = DeviceArena(self.layout, memory)
-        self.device = Tier(num_slots, self._make_policy(num_slots))
+        self.device = Tier(num_slots, self._make_policy("device", num_slots))
         self.device.evictions, self.device.wasted = evictions, wasted
         self.top, self.top_name = self.device, "device"
         self._last_use.clear()
         self._update_shares()
 
-    def _make_policy(self, num_slots: int) -> Policy:
-        return make_policy(self._policy, num_slots, self._experts_per_layer)
+    def _make_policy(self, tier: TierName, num_slots: int) -> FairPolicy:
+        policy = self._policies[tier] = make_policy(self._policy, num_slots, self._experts_per_layer())
+        return policy
+
+    def _experts_per_layer(self) -> dict[int, int]:
+        """Return the number of experts of each layer, those of variants included."""
+        places = self._resources.catalog.places_per_layer
+        return {layer: places[layer] for layer in self._num_own}
 
     def _update_shares(self) -> None:
-        self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer)
+        self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer())
 
     def _load_to_host(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
         entry = self.host.reserve(key)
@@ -216,10 +229,11 @@ class LayoutPool:
         started = time.perf_counter()
 
         def done(error: Exception | None) -> None:
-            self._finish_read(entry, error, time.perf_counter() - started)
+            self._finish_read(entry, nbytes, error, time.perf_counter() - started)
 
-        recipe = self._resources.catalog.recipe(key)
-        entry.read = ReadJob(key, recipe, self.host_arena, entry.slot, done, is_prefetch)
+        nbytes = self._resources.catalog.read_bytes(key)
+        recipe, files = self._resources.catalog.recipe(key), self._resources.files[key.variant]
+        entry.read = ReadJob(key, recipe, files, self.host_arena, entry.slot, done, is_prefetch)
         self._resources.reader.submit(entry.read)
         return entry
 
@@ -245,9 +259,8 @@ class LayoutPool:
             self._waiting[key] = entry
         return entry
 
-    def _finish_read(self, entry: Entry, error: Exception | None, seconds: float) -> None:
+    def _finish_read(self, entry: Entry, nbytes: int, error: Exception | None, seconds: float) -> None:
         """Finish the load of a host entry; called from a reader thread, without the lock."""
-        nbytes = self._resources.catalog.read_bytes(entry.key)
         if error is None:
             self._resources.device.pin(self.host_arena, entry.slot)
         with self._lock:
@@ -256,6 +269,8 @@ class LayoutPool:
             else:
                 self._resources.count_failure(entry.key, error)
             self._finish_host_load(entry, error)
+            if not self._resources.catalog.has(entry.key):  # its variant was removed meanwhile
+                self.evict(entry.key)
             self._lock.wake_waiters()
 
     def _finish_host_load(self, source: Entry, error: Exception | None) -> None:

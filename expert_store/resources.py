@@ -7,21 +7,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from expert_store.catalog import ExpertCatalog
+from expert_store.catalog import ExpertCatalog, paths_of
 from expert_store.errors import ChecksumError
 from expert_store.io.copier import Copier
 from expert_store.io.device_memory import Device, open_device
+from expert_store.io.open_files import OpenFiles
 from expert_store.io.reader import DiskReader
-from expert_store.keys import ExpertKey
+from expert_store.keys import BASE, ExpertKey
 from expert_store.statistics import StoreStatistics
 from expert_store.store_lock import StoreLock
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StoreResources:
     """Everything that ``LayoutPool`` needs beside its own slots. ``lock`` guards all but the threads' own queues."""
 
-    catalog: ExpertCatalog
+    catalog: ExpertCatalog  # replaced when a variant comes or goes
+    files: dict[str, OpenFiles]  # by variant
     lock: StoreLock
     reader: DiskReader
     device: Device
@@ -42,6 +44,8 @@ class StoreResources:
         if self.copier is not None:
             self.copier.close()
         self.device.close()
+        for files in self.files.values():
+            files.close()
 
 
 def open_resources(
@@ -55,11 +59,15 @@ def open_resources(
     """
     shape = len(catalog.layers), catalog.num_experts
     slot_table = torch.full(shape, -1, dtype=torch.int32, device=device)
+    files = {BASE: OpenFiles(catalog.paths)}
+    for variant, recipes in catalog.variants.items():
+        files[variant] = OpenFiles(paths_of(recipes.values()))
     memory, lock = open_device(device), StoreLock()
     return StoreResources(
         catalog,
+        files,
         lock,
-        DiskReader(catalog.paths, num_readers, lock.fail),
+        DiskReader(num_readers, lock.fail, lambda: list(files.values())),
         memory,
         Copier(memory, lock.fail) if has_device_tier else None,
         StoreStatistics(np.zeros(shape, dtype=np.int64)),

@@ -9,14 +9,16 @@ from expert_store.errors import BudgetError
 def slots_per_layout(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLayout, int]:
     """Return the slots of each layout, in proportion to the bytes of its experts; never more than it has experts.
 
+    Experts of variants count as the model's own do. A layout without any has no slot.
+
     Raises:
-        BudgetError: a layout would get no slot.
+        BudgetError: a layout with experts would get no slot.
     """
     slots = {
-        layout: count * min(budget_bytes, catalog.total_bytes) // catalog.total_bytes
-        for layout, count in catalog.layouts.items()
+        layout: count * min(budget_bytes, catalog.all_bytes) // catalog.all_bytes if count else 0
+        for layout, count in catalog.num_places.items()
     }
-    if not all(slots.values()):
+    if not all(slots[layout] for layout, count in catalog.num_places.items() if count):
         raise BudgetError(
             f"{budget_bytes} bytes hold no expert of every layer; give at least {least_bytes(catalog, 1)} bytes"
         )

@@ -51,6 +51,7 @@ class StoreStatistics:
     load_failures: int = 0
     evictions: dict[str, int] = field(default_factory=dict)  # by tier
     prefetches: Counter[str] = field(default_factory=Counter)  # by outcome
+    variant_tokens: Counter[str] = field(default_factory=Counter)  # rows that the experts of a variant were run on
 
     def count_load(self, source: str, target: str, nbytes: int, seconds: float) -> None:
         self.loads.setdefault((source, target), LoadStatistics()).count(nbytes, seconds)

@@ -9,13 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from expert_store.catalog import ExpertCatalog, ExpertLayout
-from expert_store.errors import BudgetError, StoreClosedError
+from expert_store.catalog import ExpertCatalog, ExpertLayout, Variant, paths_of
+from expert_store.errors import BudgetError, CheckpointError, StoreClosedError
+from expert_store.io.open_files import OpenFiles
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
 from expert_store.slot_budget import slots_per_layout
 from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
-from expert_store.step_lease import ResidentAddresses, StepLease
+from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_state import StoreState
 from expert_store.tier import EvictObstacle, TierName
 
@@ -56,28 +57,77 @@ class ExpertStore:
         least_unpinned: int = 1,
         recorder: Recorder | None = None,
     ):
-        self.catalog = catalog
         self._budgets: dict[TierName, int] = {"device": device_bytes, "host": host_bytes}
         self._least_unpinned = least_unpinned
         self._recorder = recorder
         self._state = StoreState(catalog, host_bytes, device_bytes, device, num_readers, policy)
         self._residents = ResidentAddresses(self._state)
+        self._variant_residents = self._residents  # of the last step with variants
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
         self._finalizer = weakref.finalize(self, self._state.close)
+
+    @property
+    def catalog(self) -> ExpertCatalog:
+        """The experts that may be leased now; another value after a variant has come or gone."""
+        return self._state.catalog
+
+    def add_variant(self, variant: str, recipes: Variant) -> None:
+        """Make another set of weights for some experts known; nothing is read yet.
+
+        Slots are shared by all. If the budget holds more experts than there were, there are more slots from now on.
+
+        Args:
+            variant: the name that keys have, which may not be in use.
+            recipes: by layer and expert, beyond the model's own experts too.
+
+        Raises:
+            BudgetError: the budget does not hold one slot of each layout any more.
+            CheckpointError: an expert lacks a parameter, or its sources do not fill it.
+            OSError: a file can't be opened.
+            ValueError: the name is in use, or a layer has no experts.
+        """
+        files = OpenFiles(paths_of(recipes.values()))
+        try:
+            with self._state.lock:
+                slots_per_layout(self.catalog.with_variant(variant, recipes), self._budgets["host"])
+                self._state.add_variant(variant, recipes, files)
+        except (BudgetError, CheckpointError, ValueError):
+            files.close()
+            raise
+        self.resize(host_bytes=self._budgets["host"])
+
+    def remove_variant(self, variant: str) -> None:
+        """Forget a variant, drop its experts from all tiers, and close its files after the last read.
+
+        Leases of its experts have to be over. A tier on a device keeps its size when variants come and go.
+        """
+        with self._state.lock:
+            self._state.remove_variant(variant)
+            self._state.lock.wake_waiters()
+        self.resize(host_bytes=self._budgets["host"])
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
         return Lease(self._state, rows, phase, self._recorder)
 
-    def hold_residents(self) -> StepLease | None:
+    def hold_residents(self, keys: LayerKeys | None = None) -> StepLease | None:
         """Lease all experts of all layers for a step; None unless all are in the host's memory.
 
         The result is a context manager. With a device tier it is always None. Either way the call takes microseconds,
         so it may be made at each step.
+
+        Args:
+            keys: the experts of each layer, those of variants included; by default the model's own. Passing the same
+                object again saves time.
         """
         with self._state.lock:
-            addresses = self._residents.hold()
-        return None if addresses is None else StepLease(self._state, self._residents, addresses, self._recorder)
+            residents = self._residents
+            if keys is not None:
+                if not self._variant_residents.is_of(keys):
+                    self._variant_residents = ResidentAddresses(self._state, keys)
+                residents = self._variant_residents
+            addresses = residents.hold()
+        return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
         """Start reads of experts that will be leased soon, the likeliest first; return how many were started.
@@ -317,11 +367,9 @@ class ExpertStore:
         """Return the number of experts of each layer that all tiers hold together when every layer has its share."""
         with self._state.lock:
             slots = {pool: sum(tier.num_slots for _, tier in pool.tiers) for pool in self._state.pools}
-            pool_of = dict(self._state.pool_of)
+            pool_of, num_places = dict(self._state.pool_of), self.catalog.num_places
         return {
-            layer: min(
-                len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // self.catalog.layouts[entry.layout]
-            )
+            layer: min(len(entry.experts), slots[pool_of[layer]] * len(entry.experts) // num_places[entry.layout])
             for layer, entry in self.catalog.layers.items()
         }
 

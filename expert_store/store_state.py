@@ -6,9 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.catalog import ExpertCatalog, ExpertLayout, Variant
 from expert_store.errors import ExpertLoadError
-from expert_store.keys import ExpertKey
+from expert_store.io.open_files import OpenFiles
+from expert_store.keys import BASE, ExpertKey
 from expert_store.layout_pool import LayoutPool
 from expert_store.resources import open_resources
 from expert_store.routing_log.recent_window import RecentWindow
@@ -38,7 +39,7 @@ class StoreState:
         host_slots = slots_per_layout(catalog, host_bytes)
         device_slots = slots_per_layout(catalog, device_bytes) if device_bytes else dict.fromkeys(catalog.layouts, 0)
         self._resources = resources = open_resources(catalog, device, num_readers, has_device_tier=bool(device_bytes))
-        self.catalog, self.lock, self.reader = catalog, resources.lock, resources.reader
+        self.lock, self.reader = resources.lock, resources.reader
         self.statistics, self.slot_table = resources.statistics, resources.slot_table
         self.quarantined = resources.quarantined
         try:
@@ -58,6 +59,39 @@ class StoreState:
         }
         # The rows of that array; to count one by one in a memoryview takes half the time of counting in numpy.
         self._tokens = {layer: row.data for layer, row in zip(catalog.layers, self.statistics.tokens, strict=True)}
+
+    @property
+    def catalog(self) -> ExpertCatalog:
+        """The catalog, which is another one after a variant has come or gone."""
+        return self._resources.catalog
+
+    def add_variant(self, variant: str, recipes: Variant, files: OpenFiles) -> None:
+        """Make a variant's experts known.
+
+        Raises:
+            CheckpointError, ValueError: see ``ExpertCatalog.with_variant``.
+        """
+        self._resources.catalog = self.catalog.with_variant(variant, recipes)
+        self._resources.files[variant] = files
+        self._update_experts()
+
+    def remove_variant(self, variant: str) -> None:
+        """Forget a variant and drop its experts; those that are loading are dropped when their load ends."""
+        keys = [ExpertKey(*place, variant) for place in self.catalog.variants.get(variant, {})]
+        for key in keys:
+            pool = self.pool_of[key.layer]
+            pool.top.unpin(key)
+            pool.evict(key)
+            self.quarantined.pop(key, None)
+        self._resources.catalog = self.catalog.without_variant(variant)
+        files = self._resources.files.pop(variant, None)
+        if files is not None:
+            files.close()
+        self._update_experts()
+
+    def _update_experts(self) -> None:
+        for pool in self.pools:
+            pool.update_experts()
 
     def layer_of(self, keys: Sequence[ExpertKey]) -> int:
         """Return the one layer of some experts.
@@ -88,6 +122,10 @@ class StoreState:
     def count_tokens(self, layer: int, rows: Mapping[ExpertKey, int]) -> None:
         tokens = self._tokens[layer]
         for key, count in rows.items():
+            if key.variant != BASE:
+                self.statistics.variant_tokens[key.variant] += count
+                if key.expert >= len(self.keys[layer]):
+                    continue
             tokens[key.expert] += count
 
     def count_hits(self, pool: LayoutPool, requested: tuple[ExpertKey, ...], phase: Phase) -> None:

@@ -79,6 +79,17 @@ class ModelAlias:
         return name == self.name or fnmatchcase(name, self.name)
 
 
+@dataclass(frozen=True)
+class NamedPath:
+    """A path and the name of what is there. ``str`` gives it as the user wrote it."""
+
+    name: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.path}"
+
+
 def parse_budget(text: str) -> Budget:
     """Parse ``auto``, ``6GiB``, ``512MB``, ``1000000`` or ``50%``.
 
@@ -122,6 +133,18 @@ def parse_alias(text: str) -> ModelAlias:
     return ModelAlias(name, model)
 
 
+def parse_named_path(text: str) -> NamedPath:
+    """Parse ``NAME=PATH``.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    name, _, path = (part.strip() for part in text.partition("="))
+    if not name or not path:
+        raise ValueError("write NAME=PATH, such as law=adapters/law")
+    return NamedPath(name, path)
+
+
 def check_key(key: str) -> None:
     """Check that an HTTP header can carry a key. The error message does not repeat the key.
 
@@ -156,6 +179,12 @@ def _to_alias(value: object) -> ModelAlias:
     if isinstance(value, ModelAlias):
         return value
     return parse_alias(value if isinstance(value, str) else "")
+
+
+def _to_named_path(value: object) -> NamedPath:
+    if isinstance(value, NamedPath):
+        return value
+    return parse_named_path(value if isinstance(value, str) else "")
 
 
 def _check_device(text: str) -> str:
@@ -203,6 +232,7 @@ BudgetInBytes = Annotated[Budget, BeforeValidator(_to_budget), AfterValidator(_r
 RequestRate = Annotated[Rate, BeforeValidator(_to_rate)]
 DeviceName = Annotated[str, AfterValidator(_check_device)]
 ModelAliases = Annotated[tuple[Annotated[ModelAlias, BeforeValidator(_to_alias)], ...], BeforeValidator(_check_list)]
+NamedPaths = Annotated[tuple[Annotated[NamedPath, BeforeValidator(_to_named_path)], ...], BeforeValidator(_check_list)]
 Url = Annotated[str, AfterValidator(_check_url)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]

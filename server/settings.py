@@ -19,6 +19,7 @@ from server.setting_values import (
     HostNames,
     Keys,
     ModelAliases,
+    NamedPaths,
     Origins,
     RequestRate,
     Url,
@@ -69,6 +70,13 @@ class ServeSettings(BaseModel):
         AUTO,
         description="memory for experts on the device, in the same forms; auto: the rest of --device-memory on CUDA, "
         "0 (no device tier) on a CPU",
+    )
+    adapters_dir: Path | None = Field(
+        None, description="folder below which LoRA adapters may be loaded while the server runs"
+    )
+    adapter: NamedPaths = Field((), description="LoRA adapter to load at start, served as model NAME: NAME=PATH")
+    adapter_memory: BudgetInBytes = Field(
+        AUTO, description="part of --memory for LoRA adapters: 1GiB, or auto: 1/16 if adapters can be loaded"
     )
     cache_policy: Literal["lru", "lfru", "slru", "lfu", "arc"] = Field(
         "lfru", description="policy that chooses which expert to evict"
@@ -138,6 +146,11 @@ class ServeSettings(BaseModel):
         "time-outs; 0: never",
     )
     shutdown_timeout: float = Field(30.0, ge=0, description="seconds that running requests have to finish at shutdown")
+
+    @property
+    def serves_adapters(self) -> bool:
+        """True if adapters can be loaded."""
+        return self.adapters_dir is not None or bool(self.adapter)
 
     def user_keys(self) -> list[str]:
         """Return all API keys.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from expert_store.io.direct_io import DirectFile
+from expert_store.io.open_files import OpenFiles
 
 READ_SECONDS = 30.0  # a read that takes longer is stuck; a slow disk takes a tenth of a second
 WATCH_SECONDS = 1.0  # between two looks
@@ -23,17 +23,17 @@ class ReadWatch:
     A read that never returns can't be stopped, as its thread sleeps in the kernel; it can only be reported.
 
     Args:
-        files: the open files.
         num_readers: threads that read.
+        open_files: returns the files that are open.
     """
 
-    def __init__(self, files: Mapping[Path, DirectFile], num_readers: int):
-        self._files, self._num_readers = files, num_readers
+    def __init__(self, num_readers: int, open_files: Callable[[], Iterable[OpenFiles]]):
+        self._num_readers, self._open_files = num_readers, open_files
         self._running: dict[Hashable, float] = {}  # reads, and when each began
         self._told: set[Hashable] = set()  # stuck reads that are in the log
         self._lock = threading.Lock()  # guards both
         self._is_over = threading.Event()
-        self.changed: frozenset[Path] = frozenset()  # files that were written to since they were opened
+        self.changed: frozenset[Path] = frozenset()  # open files that were written to since they were opened
         self._thread = threading.Thread(target=self._work, name="read-watch", daemon=True)
         self._thread.start()
 
@@ -75,10 +75,7 @@ class ReadWatch:
 
     def _work(self) -> None:
         while not self._is_over.wait(WATCH_SECONDS):
-            for path, file in list(self._files.items()):
-                if path not in self.changed and _has_changed(file):
-                    self.changed |= {path}
-                    log.error("%s was written to while it is served; restart the server with a complete file", path)
+            self._look_at_files()
             for read in self._stuck():
                 with self._lock:
                     is_new = read in self._running and read not in self._told
@@ -86,9 +83,8 @@ class ReadWatch:
                 if is_new:
                     log.error("the read of %s has not ended in %.0f seconds", read, READ_SECONDS)
 
-
-def _has_changed(file: DirectFile) -> bool:
-    try:
-        return file.has_changed()
-    except OSError:  # the storage is gone; reads fail with the reason
-        return False
+    def _look_at_files(self) -> None:
+        changed = frozenset[Path]().union(*(files.changed() for files in self._open_files()))
+        for path in sorted(changed - self.changed):
+            log.error("%s was written to while it is served; restart the server with a complete file", path)
+        self.changed = changed

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ import xxhash
 from expert_store.arena import Bytes, HostArena
 from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
 from expert_store.errors import BudgetError, ChecksumError, ShortReadError, StoreClosedError
-from expert_store.io.direct_io import DirectFile, Piece, bounce_buffer, read_fully
+from expert_store.io.direct_io import Piece, bounce_buffer, read_fully
+from expert_store.io.open_files import OpenFiles
 from expert_store.io.read_watch import ReadWatch
 from expert_store.keys import ExpertKey
 
@@ -33,6 +34,7 @@ class ReadJob:
 
     key: ExpertKey
     recipe: ExpertRecipe
+    files: OpenFiles
     arena: HostArena
     slot: int
     done: Done
@@ -50,32 +52,27 @@ class DiskReader:
 
     Args:
         on_death: called with the reason if a thread dies.
+        open_files: returns the files to watch for changes.
 
     Raises:
         BudgetError: there is no memory to read with.
-        OSError: a file can't be opened.
     """
 
-    def __init__(self, paths: Sequence[Path], num_threads: int, on_death: Callable[[str], None]):
-        self._files: dict[Path, DirectFile] = {}
+    def __init__(
+        self, num_threads: int, on_death: Callable[[str], None], open_files: Callable[[], Iterable[OpenFiles]] = tuple
+    ):
         self._demands: deque[ReadJob] = deque()
         self._prefetches: deque[ReadJob] = deque()
         self._num_prefetching = 0
         self._is_closing = False
-        self._changed = threading.Condition()  # guards the four fields above; taken inside the store's lock
+        self._changed = threading.Condition()  # guards the fields above; taken inside the store's lock
         self._on_death = on_death
         self._threads = [
             threading.Thread(target=self._work, args=(bounce,), name=f"expert-reader-{index}", daemon=True)
             for index, bounce in enumerate(_bounce_buffers(num_threads))
         ]
         self._max_prefetching = max(1, num_threads - 1)
-        try:
-            for path in paths:
-                self._files[path] = DirectFile(path)
-        except OSError:
-            self._close_files()
-            raise
-        self._watch = ReadWatch(self._files, num_threads)
+        self._watch = ReadWatch(num_threads, open_files)
         for thread in self._threads:
             thread.start()
 
@@ -124,7 +121,7 @@ class DiskReader:
             return False
 
     def close(self) -> None:
-        """Finish the reads that have begun, fail the others, stop the threads and close the files."""
+        """Finish the reads that have begun, fail the others and stop the threads."""
         with self._changed:
             self._is_closing = True
             left = [*self._demands, *self._prefetches]
@@ -136,7 +133,6 @@ class DiskReader:
         for thread in self._threads:
             thread.join()
         self._watch.close()
-        self._close_files()
 
     def _work(self, bounce: Bytes) -> None:
         try:
@@ -150,8 +146,8 @@ class DiskReader:
         while (job := self._next()) is not None:
             error: Exception | None = None
             try:
-                with self._watch.running(job):
-                    _read_expert(job, self._files, bounce)
+                with job.files.reading(), self._watch.running(job):
+                    _read_expert(job, bounce)
             except Exception as caught:  # noqa: BLE001  every error has to reach the leases that wait
                 error = caught
             if job.is_prefetch:
@@ -171,11 +167,6 @@ class DiskReader:
                 if self._is_closing:
                     return None
                 self._changed.wait()
-
-    def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
 
 
 def read_tensor(source: TensorSource) -> torch.Tensor:
@@ -201,17 +192,17 @@ def _bounce_buffers(count: int) -> list[Bytes]:
         raise BudgetError(f"cannot allocate memory to read experts with: {error.strerror}; free some memory") from error
 
 
-def _read_expert(job: ReadJob, files: Mapping[Path, DirectFile], bounce: Bytes) -> None:
+def _read_expert(job: ReadJob, bounce: Bytes) -> None:
     if isinstance(job.recipe, PackedRecord):
-        _read_record(job, job.recipe, files, bounce)
+        _read_record(job, job.recipe, bounce)
     else:
-        _read_parameters(job, job.recipe, files, bounce)
+        _read_parameters(job, job.recipe, bounce)
 
 
-def _read_record(job: ReadJob, record: PackedRecord, files: Mapping[Path, DirectFile], bounce: Bytes) -> None:
+def _read_record(job: ReadJob, record: PackedRecord, bounce: Bytes) -> None:
     target = job.arena.bytes_of(job.slot)
     for _ in range(2):  # a bit flipped in transfer is right the second time, one on the disk is not
-        files[record.extent.path].read([Piece(record.extent.offset, target)], bounce)
+        job.files[record.extent.path].read([Piece(record.extent.offset, target)], bounce)
         found = xxhash.xxh3_64_intdigest(target.data, seed=checksum_seed(job.key))
         if found == record.checksum:
             return
@@ -221,9 +212,7 @@ def _read_record(job: ReadJob, record: PackedRecord, files: Mapping[Path, Direct
     )
 
 
-def _read_parameters(
-    job: ReadJob, recipe: Mapping[str, ParameterRecipe], files: Mapping[Path, DirectFile], bounce: Bytes
-) -> None:
+def _read_parameters(job: ReadJob, recipe: Mapping[str, ParameterRecipe], bounce: Bytes) -> None:
     slot, layout = job.arena.bytes_of(job.slot), job.arena.layout
     pieces: dict[Path, list[Piece]] = {}
     assembled: list[tuple[str, ParameterRecipe, list[Bytes]]] = []
@@ -241,8 +230,8 @@ def _read_parameters(
         if part.assemble is not None:
             assembled.append((parameter.name, part, targets))
     for path, parts in pieces.items():
-        files[path].read(parts, bounce)
-        files[path].refuse_changed()  # unlike records, these bytes have no checksum
+        job.files[path].read(parts, bounce)
+        job.files[path].refuse_changed()  # unlike records, these bytes have no checksum
     for name, part, targets in assembled:
         if part.assemble is not None:
             job.arena.weights(job.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))

@@ -22,7 +22,7 @@ _POLICIES: dict[str, PolicyFactory] = {
 POLICIES: tuple[str, ...] = tuple(_POLICIES)
 
 
-def make_policy(name: str, num_slots: int, experts_per_layer: Mapping[int, int]) -> Policy:
+def make_policy(name: str, num_slots: int, experts_per_layer: Mapping[int, int]) -> FairPolicy:
     """Make a policy by its name, one instance for each layer within the layer's share of slots.
 
     Args:

@@ -22,7 +22,7 @@ class FairPolicy:
     """
 
     def __init__(self, num_slots: int, experts_per_layer: Mapping[int, int], make_inner: PolicyFactory) -> None:
-        self._experts = dict(experts_per_layer)
+        self._experts, self._num_slots = dict(experts_per_layer), num_slots
         self._shares = slots_per_layer(num_slots, self._experts)
         self._inner: dict[int, Policy] = {layer: make_inner(share) for layer, share in self._shares.items()}
         self._residents = dict.fromkeys(self._experts, 0)
@@ -63,10 +63,16 @@ class FairPolicy:
         return None
 
     def resize(self, num_slots: int) -> None:
+        self._num_slots = num_slots
         self._shares = slots_per_layer(num_slots, self._experts)
         for layer, share in self._shares.items():
             self._inner[layer].resize(share)
         self._over = {layer: None for layer, count in self._residents.items() if count > self._shares[layer]}
+
+    def set_experts(self, experts_per_layer: Mapping[int, int]) -> None:
+        """Change the number of experts of each layer, and with it the shares; the layers stay the same."""
+        self._experts = dict(experts_per_layer)
+        self.resize(self._num_slots)
 
     def _donors(self, layer: int) -> Iterator[int]:
         """Yield layers in the order in which they give up a slot; the next is needed only if one has no victim."""
@@ -84,6 +90,8 @@ def slots_per_layer(num_slots: int, experts_per_layer: Mapping[int, int]) -> dic
     layers with the largest remainders.
     """
     total = sum(experts_per_layer.values())
+    if not total:
+        return dict.fromkeys(experts_per_layer, 0)
     num_slots = min(num_slots, total)
     shares = {layer: num_slots * count // total for layer, count in experts_per_layer.items()}
     by_remainder = sorted(experts_per_layer, key=lambda layer: -(num_slots * experts_per_layer[layer] % total))

@@ -13,6 +13,7 @@ METAVARS = {
     "max_requests_per_key": "REQUESTS",
     "max_model_len": "TOKENS",
     "model_alias": "NAME=MODEL",
+    "adapter": "NAME=PATH",
     "shutdown_timeout": "SECONDS",
     "stream_keep_alive": "SECONDS",
 }
@@ -26,6 +27,7 @@ PLANNING = (
     "device_memory",
     "host_expert_memory",
     "device_expert_memory",
+    "adapter_memory",
     "kv_cache_memory",
     "max_model_len",
     "max_running_requests",

@@ -94,12 +94,17 @@ class Engine:
         self._executor = StepExecutor(runner, blocks, admission)
         self._publisher = EventPublisher(self._scheduler, self.statistics)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
+        self._waits = False  # every sequence waits for its weights
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
         self._submissions.open()
         self._deadlines.start()
         self._thread.start()
+
+    def wake(self) -> None:
+        """Schedule again, as a waiting sequence may have its weights now; from any thread, at once."""
+        self._submissions.wake()
 
     def halt(self) -> None:
         """Accept no more requests and end every open stream with an error; the thread ends after its step."""
@@ -140,12 +145,16 @@ class Engine:
         before = () if self.is_encoder_decoder or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        weights = request.weights
+        if weights is not None:
+            weights.begin()
+        blocks = self._blocks.new_blocks(b"" if weights is None else weights.cache_salt)
         try:
-            return self._submissions.put(
-                lambda arrival: Sequence(stream, text, seed, self._blocks.new_blocks(), arrival)
-            )
-        except QueueFullError:
-            self.statistics.num_refused += 1
+            return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival))
+        except EngineError as error:
+            if weights is not None:
+                weights.end()
+            self.statistics.num_refused += isinstance(error, QueueFullError)
             raise
 
     def statuses(self) -> list[RequestStatus]:
@@ -160,6 +169,10 @@ class Engine:
         started = time.perf_counter()
         self._publisher.drop_ended(self.clock())
         step = self._scheduler.schedule()
+        for sequence, error in self._scheduler.failed:
+            self._publisher.fail(sequence, error)
+            log.error("request %s failed: %s", sequence.request.request_id, error)
+        self._waits = not step and self._scheduler.waits_for_weights
         if step:
             record_start(step, self.clock(), self.statistics.latencies)
             for part, result in self._executor.execute(step):
@@ -200,7 +213,9 @@ class Engine:
 
     def _wait_for_work(self) -> bool:
         """Wait for requests; return False once the engine is to stop."""
-        while not self._submissions.move_to_scheduler(RECLAIM_SECONDS if self._reclaim() else None):
+        while not self._submissions.move_to_scheduler(
+            RECLAIM_SECONDS if self._reclaim() else None, can_run=not self._waits
+        ):
             pass
         return self._submissions.is_open
 

@@ -67,4 +67,6 @@ class EventPublisher:
 
     def _remove(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.remove(sequence)
+        if sequence.request.weights is not None:
+            sequence.request.weights.end()
         self._statistics.finished[reason] += 1

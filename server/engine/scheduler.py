@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from server.engine.interface import EngineError
 from server.engine.kv.block_manager import BlockManager
 from server.engine.sequence import Sequence
 
@@ -59,7 +60,8 @@ class Scheduler:
     """Schedules by priority, then first come, first served, with chunked prefill and preemption by recomputation.
 
     The first sequence always makes progress: it may take the blocks of every later one. A sequence whose prompt begins
-    with blocks that a running one is about to compute waits for them instead of computing them as well.
+    with blocks that a running one is about to compute waits for them instead of computing them as well. One whose
+    weights are being loaded waits too, and others begin before it; a running sequence keeps its weights in memory.
 
     Args:
         admission: chooses the sequences that decode; None lets all of them decode.
@@ -77,6 +79,8 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # in the order of their priority, as is ``running``
         self.running: list[Sequence] = []
         self._free_slots = list(range(limits.max_running))[::-1]
+        self.failed: list[tuple[Sequence, EngineError]] = []  # waiting sequences whose weights can't be loaded
+        self.waits_for_weights = False  # the weights of a waiting sequence are being loaded
         self.num_preemptions = 0
         self.num_queried_tokens = 0  # prompt tokens looked up in the prefix cache
         self.num_reused_tokens = 0  # prompt tokens found there
@@ -85,8 +89,13 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
 
     def schedule(self) -> list[Scheduled]:
-        """Return the next step: decodes, then running prefills, then waiting sequences, within tokens and blocks."""
+        """Return the next step: decodes, then running prefills, then waiting sequences, within tokens and blocks.
+
+        The caller removes the sequences in ``failed``.
+        """
         step: list[Scheduled] = []
+        self.failed.clear()
+        self.waits_for_weights = False
         preempted_before = self.num_preemptions
         budget = self._limits.max_batched_tokens
         for sequence in self._runnable():
@@ -117,20 +126,51 @@ class Scheduler:
     def _begin_waiting(self, step: list[Scheduled], budget: int) -> None:
         """Add waiting sequences to the step while there are tokens, slots and blocks for them."""
         for sequence in list(self.waiting):
-            if budget <= 0 or not self._has_slot(sequence, step):
+            if budget <= 0:
                 return
-            num_reusable = 0
-            if not sequence.needs_all_tokens:
-                num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.prefix_cache_ids)
-                if self._blocks.is_pending(sequence.blocks, num_reusable):
-                    continue
-            count = self._most_tokens(sequence, num_reusable, budget, step)
-            while not self._blocks.can_allocate(sequence.blocks, num_reusable + count, num_reusable):
-                if not self._preempt_for(sequence, step):
-                    return
-            self._admit(sequence, num_reusable, count)
-            step.append(Scheduled(sequence, count))
+            if not self._acquire_weights(sequence):
+                continue
+            count = self._try_begin(sequence, step, budget)
+            if not count:
+                _release_weights(sequence)
+            if count is None:
+                return
             budget -= count
+
+    def _try_begin(self, sequence: Sequence, step: list[Scheduled], budget: int) -> int | None:
+        """Begin a waiting sequence whose weights are in memory.
+
+        Returns:
+            The number of its tokens in the step, 0 if it waits for blocks that a running sequence computes, or None if
+            there are no slots or blocks for it.
+        """
+        if not self._has_slot(sequence, step):
+            return None
+        num_reusable = 0
+        if not sequence.needs_all_tokens:
+            num_reusable = self._blocks.num_reusable(sequence.blocks, sequence.prefix_cache_ids)
+            if self._blocks.is_pending(sequence.blocks, num_reusable):
+                return 0
+        count = self._most_tokens(sequence, num_reusable, budget, step)
+        while not self._blocks.can_allocate(sequence.blocks, num_reusable + count, num_reusable):
+            if not self._preempt_for(sequence, step):
+                return None
+        self._admit(sequence, num_reusable, count)
+        step.append(Scheduled(sequence, count))
+        return count
+
+    def _acquire_weights(self, sequence: Sequence) -> bool:
+        """Return whether a sequence has its weights now."""
+        weights = sequence.request.weights
+        if weights is None:
+            return True
+        try:
+            is_acquired = weights.acquire()
+        except EngineError as error:
+            self.failed.append((sequence, error))
+            return False
+        self.waits_for_weights |= not is_acquired
+        return is_acquired
 
     def _has_slot(self, sequence: Sequence, step: list[Scheduled]) -> bool:
         """Return whether one more may run; a request of better priority takes the slot of the last."""
@@ -180,6 +220,7 @@ class Scheduler:
         self.running.remove(sequence)
         self._free_slots.append(sequence.slot)
         self._release(sequence.slot)
+        _release_weights(sequence)
 
     def _preempt(self, sequence: Sequence, step: list[Scheduled]) -> None:
         """Move a running sequence back to the queue and out of the step. It keeps its tokens and loses its blocks."""
@@ -190,6 +231,11 @@ class Scheduler:
         insort(self.waiting, sequence, key=_order)
         self.num_preemptions += 1
         sequence.timeline.num_preemptions += 1
+
+
+def _release_weights(sequence: Sequence) -> None:
+    if sequence.request.weights is not None:
+        sequence.request.weights.release()
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

@@ -78,4 +78,5 @@ class StepExecutor:
             num_prompt=len(sequence.request.prompt_ids),
             num_hidden=item.num_hidden,
             wants_experts=sequence.request.returns_experts and item.reaches_end,
+            weights=None if sequence.request.weights is None else sequence.request.weights.chunk_weights,
         )

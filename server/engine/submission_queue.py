@@ -10,11 +10,13 @@ from server.engine.interface import EngineUnavailableError, QueueFullError, Toke
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 
+RETRY_SECONDS = 0.1
+
 
 class SubmissionQueue:
     """Sequences on their way to the scheduler, and the streams that may still be read.
 
-    Any thread may call ``put``, ``unfinished`` and ``close``; the other methods are for the engine's thread.
+    Any thread may call ``put``, ``wake``, ``unfinished`` and ``close``; the other methods are for the engine's thread.
 
     Args:
         scheduler: takes the sequences.
@@ -28,6 +30,7 @@ class SubmissionQueue:
         self._submitted: list[Sequence] = []
         self._scheduled: list[Sequence] = []  # all sequences of the scheduler when the last step began
         self._streams: WeakSet[TokenStream] = WeakSet()
+        self._is_woken = False
         self._changed = threading.Condition()  # guards everything above but the scheduler
 
     def open(self) -> None:
@@ -60,8 +63,18 @@ class SubmissionQueue:
         with self._changed:
             return [*self._scheduled, *self._submitted]
 
-    def move_to_scheduler(self, timeout_seconds: float | None) -> bool:
+    def wake(self) -> None:
+        """Let the engine's thread look again whether its sequences can run."""
+        with self._changed:
+            self._is_woken = True
+            self._changed.notify()
+
+    def move_to_scheduler(self, timeout_seconds: float | None, *, can_run: bool = True) -> bool:
         """Wait until there is work or the queue is closed, and add submitted sequences to the scheduler.
+
+        Args:
+            can_run: False if the scheduler's sequences could not run when it last tried. They are tried again after
+                ``wake``, and every ``RETRY_SECONDS``, as one may have been cancelled.
 
         Returns:
             False if the timeout passed and there is no work.
@@ -69,9 +82,15 @@ class SubmissionQueue:
         scheduler = self._scheduler
         with self._changed:
             self._scheduled = [*scheduler.running, *scheduler.waiting]
-            if not self._changed.wait_for(
-                lambda: not self.is_open or self._submitted or self._scheduled, timeout_seconds
-            ):
+            waits = bool(self._scheduled) and not can_run
+            if waits:
+                timeout_seconds = min(timeout_seconds or RETRY_SECONDS, RETRY_SECONDS)
+            has_work = self._changed.wait_for(
+                lambda: not self.is_open or self._submitted or ((self._is_woken or not waits) and self._scheduled),
+                timeout_seconds,
+            )
+            self._is_woken = False
+            if not has_work and not waits:
                 return False
             for sequence in self._submitted:
                 scheduler.add(sequence)

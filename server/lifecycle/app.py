@@ -66,6 +66,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     lambda: loaded.store.health,
                     tracing is not None,
                     card=loaded.card,
+                    adapters=None if loaded.adapters is None else loaded.adapters.registry,
+                    directory=None if loaded.adapters is None else loaded.adapters.directory,
                 )
                 service.metrics = loaded.metrics.render
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.

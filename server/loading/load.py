@@ -13,6 +13,7 @@ from server.administration.store_administration import StoreAdministration
 from server.engine.engine import Engine
 from server.engine.interface import ModelCard, SamplingDefaults
 from server.engine.text.codec import Codec
+from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import build_codec, build_engine, open_experts
 from server.loading.load_model import load_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
@@ -44,11 +45,14 @@ class LoadedServer:
     routing_recorder: RoutingRecorder | None
     preloader: Preloader
     memory_watcher: Watcher | None
+    adapters: Adapters | None
 
     def close(self) -> None:
         if self.memory_watcher is not None:
             self.memory_watcher.stop()
         self.engine.stop()
+        if self.adapters is not None:
+            self.adapters.memory.close()
         self.preloader.stop()
         self.store.close()
         if self.routing_recorder is not None:
@@ -70,18 +74,27 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)
     log.info("compute: %s", parts.compute)
     log_plan(parts.trunk, paging.store, plan)
-    elastic = ElasticBudget(paging.store, plan) if plan.kv.is_elastic else None
+    store = open_adapter_store(settings, parts, plan.adapter_bytes)
+
+    def adapter_bytes() -> int:
+        return 0 if store is None else store.resident_bytes
+
+    elastic = None
+    if plan.kv.is_elastic:
+        elastic = ElasticBudget(paging.store, plan, unfilled_beside=lambda: plan.adapter_bytes - adapter_bytes())
     watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes)
     codec = build_codec(parts, watcher)
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
+    adapters = None if store is None else load_adapters(settings, parts, store, engine.wake)
 
     torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
     engine.start()
     preloader = Preloader(paging.store)
     if settings.prefetch != "off":
         preloader.start()
-    usage = memory_usage(plan, paging.store, elastic)
-    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher)
+    usage = memory_usage(plan, paging.store, elastic, adapter_bytes)
+    registry = None if adapters is None else adapters.registry
+    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher, registry)
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
     if watcher is not None:
         watcher.start()
@@ -98,4 +111,5 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         paging.recorder,
         preloader,
         watcher,
+        adapters,
     )

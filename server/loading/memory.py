@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -68,8 +69,14 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
     )
 
 
-def memory_usage(plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | None) -> MemoryUsage:
-    """Return the memory use of a server, which is measured at each call of its functions."""
+def memory_usage(
+    plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | None, adapters: Callable[[], int]
+) -> MemoryUsage:
+    """Return the memory use of a server, which is measured at each call of its functions.
+
+    Args:
+        adapters: returns the bytes of adapters in memory.
+    """
     states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
     return MemoryUsage(
         budget_bytes=plan.budget_bytes,
@@ -80,6 +87,7 @@ def memory_usage(plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | 
         step=lambda: 0 if elastic is None else elastic.step_bytes,
         expert_budget=lambda: plan.host_bytes if elastic is None else elastic.expert_budget,
         kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
+        adapters=adapters,
         adjustments=Adjustments() if elastic is None else elastic.adjustments,
     )
 
@@ -116,6 +124,8 @@ def log_plan(trunk: Trunk | SequentialTrunk, store: ExpertStore, memory: MemoryP
         log.info(
             "%s tier: slots for %d experts, %s of memory", tier.name, tier.num_slots, format_bytes(tier.slot_bytes)
         )
+    if memory.adapter_bytes:
+        log.info("adapters: up to %s of memory", format_bytes(memory.adapter_bytes))
     log.info(
         "KV cache: %s%s for %d tokens; context %d",
         "up to " if plan.is_elastic else "",

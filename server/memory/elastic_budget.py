@@ -36,9 +36,17 @@ class ElasticBudget:
 
     Args:
         store: a store whose host tier has the planned size.
+        unfilled_beside: returns the bytes that others have been granted and do not use yet.
     """
 
-    def __init__(self, store: ExpertStore, plan: MemoryPlan, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        store: ExpertStore,
+        plan: MemoryPlan,
+        clock: Callable[[], float] = time.monotonic,
+        unfilled_beside: Callable[[], int] = lambda: 0,
+    ):
+        self._unfilled_beside = unfilled_beside
         self.adjustments = Adjustments()
         self._store, self._plan, self._clock = store, plan, clock
         self._step_bytes = plan.first_step_bytes
@@ -69,10 +77,10 @@ class ElasticBudget:
 
     @property
     def unfilled_bytes(self) -> int:
-        """Bytes that experts and blocks have been granted and do not use yet."""
-        return max(0, self._host_bytes - self._store.host_resident_bytes) + max(
-            0, self.allowance.limit_bytes - self.allowance.taken_bytes
-        )
+        """Bytes that experts, blocks and others have been granted and do not use yet."""
+        experts = max(0, self._host_bytes - self._store.host_resident_bytes)
+        blocks = max(0, self.allowance.limit_bytes - self.allowance.taken_bytes)
+        return experts + blocks + self._unfilled_beside()
 
     @property
     def reserve_bytes(self) -> int:

@@ -1,7 +1,7 @@
 """Divides the memory budget at start; `serve`, `inspect` and `doctor` make the same plan.
 
-The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache and a minimum of
-experts. The experts get the rest until the KV cache needs it; see ``elastic_budget``.
+The parts are, in this order: the process, the trunk, the tensors of a step, a minimum of KV cache, a minimum of experts
+and the adapters. The experts get the rest until the KV cache needs it; see ``elastic_budget``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
 from server.engine.scheduler import MAX_LOGITS_ROWS
+from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
 from server.memory.expert_plan import FreeMemory, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from server.memory.step_memory import StepShape, step_bytes
@@ -67,6 +68,7 @@ class MemoryPlan:
     device_bytes: int  # device tier
     has_kv_budget: bool  # the user set --kv-cache-memory
     has_expert_budget: bool  # the user set --host-expert-memory
+    adapter_bytes: int = 0  # pages of adapters
     notes: tuple[str, ...] = ()  # differences from the settings, with reasons, for the log
 
     @property
@@ -78,7 +80,7 @@ class MemoryPlan:
     def fixed_bytes(self) -> int:
         """Bytes of the budget that are neither for steps nor for host experts nor for the KV cache."""
         device_bytes = 0 if self.free.is_cuda else self.device_bytes
-        return self.process_bytes + GROWTH_BYTES + self.trunk_bytes + device_bytes
+        return self.process_bytes + GROWTH_BYTES + self.trunk_bytes + device_bytes + self.adapter_bytes
 
 
 def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.device, process_bytes: int) -> int:
@@ -86,7 +88,8 @@ def least_budget(settings: ServeSettings, needs: ModelNeeds, device: torch.devic
     is_cuda = device.type == "cuda"
     largest, _ = _steps(settings, needs)
     beside = 0 if is_cuda else needs.trunk_bytes + largest + _first_kv_bytes(settings, needs)
-    return process_bytes + GROWTH_BYTES + beside + least_bytes(needs.catalog, needs.top_k)
+    experts = least_bytes(needs.catalog, needs.top_k)
+    return process_bytes + GROWTH_BYTES + beside + experts + asked_adapter_bytes(settings)
 
 
 def nothing_fits(needs: ModelNeeds, budget_bytes: int) -> MemoryPlan:
@@ -125,12 +128,14 @@ def plan_memory(
     largest, first = _steps(settings, needs)
     _refuse_too_little(settings, needs, device, budget_bytes, process_bytes)
     trunk_bytes = 0 if is_cuda else needs.trunk_bytes
-    beside = process_bytes + GROWTH_BYTES + trunk_bytes
+    spare = budget_bytes - least_budget(settings, needs, device, process_bytes)
+    adapters = adapter_bytes(settings, budget_bytes, spare)
+    beside = process_bytes + GROWTH_BYTES + trunk_bytes + adapters
     free = FreeMemory.beside(
         settings,
         device,
         budget_bytes - beside - (0 if is_cuda else largest),
-        0 if needs.is_loaded else needs.trunk_bytes,
+        (0 if needs.is_loaded else needs.trunk_bytes) + adapters,  # those in use are copied to a device
     )
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
@@ -163,6 +168,7 @@ def plan_memory(
         budgets.device,
         not settings.kv_cache_memory.is_auto,
         has_expert_budget,
+        adapters,
         kv.notes + budgets.notes,
     )
 
@@ -182,11 +188,14 @@ def _refuse_too_little(
         return
     largest, _ = _steps(settings, needs)
     trunk = "" if device.type == "cuda" else f"{format_bytes(needs.trunk_bytes)} for the trunk, "
+    asked = asked_adapter_bytes(settings)
+    adapters = f"{format_bytes(asked)} for adapters, " if asked else ""
     raise SettingsError(
         f"the server needs {format_bytes(least)} of memory: {trunk}{format_bytes(process_bytes)} for the process, "
-        f"{format_bytes(largest)} for steps of --max-batched-tokens {settings.max_batched_tokens}, the rest for a "
-        f"minimum of experts and KV cache; --memory {settings.memory} is {format_bytes(budget_bytes)}; set --memory to "
-        f"{as_flag(least, rounds_up=True)} or more, or use a machine with more memory"
+        f"{format_bytes(largest)} for steps of --max-batched-tokens {settings.max_batched_tokens}, "
+        f"{adapters}the rest for a minimum of experts and KV cache; --memory {settings.memory} is "
+        f"{format_bytes(budget_bytes)}; set --memory to {as_flag(least, rounds_up=True)} or more, or use a machine "
+        "with more memory"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from server.memory.machine import own_bytes
 
-Part = Literal["trunk", "experts", "kv_cache", "step", "process", "unaccounted"]
+Part = Literal["trunk", "experts", "adapters", "kv_cache", "step", "process", "unaccounted"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # process: the server used more than planned. others: other processes used the machine's or the group's memory.
@@ -57,6 +57,7 @@ class MemoryUsage:
         step: returns the bytes reserved for the tensors of a step.
         expert_budget: returns the bytes that experts may use now.
         kv_budget: returns the bytes that the KV cache may use now.
+        adapters: returns the bytes of slots that hold a page of an adapter now.
     """
 
     budget_bytes: int
@@ -67,6 +68,7 @@ class MemoryUsage:
     step: Callable[[], int]
     expert_budget: Callable[[], int]
     kv_budget: Callable[[], int]
+    adapters: Callable[[], int] = lambda: 0
     adjustments: Adjustments = field(default_factory=Adjustments)
 
     def by_part(self) -> dict[Part, int]:
@@ -78,6 +80,7 @@ class MemoryUsage:
         parts: dict[Part, int] = {
             "trunk": self.trunk_bytes,
             "experts": self.experts(),
+            "adapters": self.adapters(),
             "kv_cache": self.kv_cache(),
             "step": self.step(),
             "process": self.process_bytes,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from server.model.chunk_weights import ChunkWeights
 from server.model.experts.stalls import Stall
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class SequenceChunk:
     num_prompt: int = 0  # tokens of the sequence's prompt, for models that treat a prompt and its answer differently
     num_hidden: int = 0  # last tokens to return hidden states of
     wants_experts: bool = False  # whether to return the experts of its last token
+    weights: ChunkWeights | None = None  # beside the base model's
 
     @property
     def num_tokens(self) -> int:

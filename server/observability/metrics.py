@@ -29,6 +29,7 @@ from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, Engin
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.logging import num_dropped_lines
+from server.weights.adapter_registry import AdapterRegistry
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
@@ -48,7 +49,9 @@ class Metrics:
         engine: EngineStatistics,
         memory: MemoryUsage,
         prefetcher: Prefetcher | None = None,
+        adapters: AdapterRegistry | None = None,
     ):
+        self._adapters = adapters
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
@@ -56,7 +59,9 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        registry.register(_Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher))
+        registry.register(
+            _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher, self._adapters)
+        )
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
@@ -71,7 +76,9 @@ class _Scrape(Collector):
         engine: EngineStatistics,
         memory: MemoryUsage,
         prefetcher: Prefetcher | None,
+        adapters: AdapterRegistry | None,
     ):
+        self._adapters = adapters
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -93,6 +100,8 @@ class _Scrape(Collector):
         yield from _memory(self._memory)
         text = "Lines of the log that were dropped, because standard error took none."
         yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
+        if self._adapters is not None:
+            yield from _of_adapters(self._adapters)
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -205,6 +214,15 @@ def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     counts = [(adjustment, memory.adjustments.counts[adjustment]) for adjustment in ADJUSTMENTS]
     text = "Times that memory was taken from the experts or given back to them, by reason."
     yield _counter("memory_adjustments", text, ["action", "reason"], counts)
+
+
+def _of_adapters(adapters: AdapterRegistry) -> Iterator[Metric]:
+    """Yield the metrics of registered adapters only, so that labels are bounded."""
+    uses = adapters.uses()
+    counts = [((use.name,), use.num_requests) for use in uses]
+    yield _counter("adapter_requests", "Requests that used an adapter.", ["adapter"], counts)
+    resident = [((use.name, "host"), use.is_resident) for use in uses]
+    yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
 
 
 def _latencies(latencies: Latencies) -> Iterator[Metric]:

@@ -16,6 +16,7 @@ const NAMES = {
   step: "Step",
   unaccounted: "Unaccounted",
   kv_cache: "KV cache",
+  adapters: "Adapters",
   experts: "Experts",
 };
 

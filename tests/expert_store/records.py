@@ -47,4 +47,9 @@ def make_records(
                 file.write(record.data)
         layers[layer] = LayerEntry(LAYOUT, tuple(records.values())[:num_experts])
         others.update({key: record for key, record in records.items() if key.variant != BASE})
-    return ExpertCatalog(layers, others)
+    catalog = ExpertCatalog(layers)
+    for variant in variants:
+        catalog = catalog.with_variant(
+            variant, {(key.layer, key.expert): record for key, record in others.items() if key.variant == variant}
+        )
+    return catalog

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from expert_store import BASE, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, ReadyExperts
+from expert_store import BASE, ExpertKey, ExpertLoadError, ExpertStore, ReadyExperts
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
@@ -146,10 +146,10 @@ def test_a_pin_of_what_the_model_has_not_is_refused(make_store: MakeStore) -> No
     assert not store.pinned
 
 
-def test_a_variant_of_an_expert_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_variant_in_a_layer_without_experts_is_refused(tmp_path: Path) -> None:
     catalog = make_records(tmp_path)
-    with pytest.raises(ValueError, match="the model has no expert 9 of layer 0"):
-        ExpertCatalog(catalog.layers, {ExpertKey(0, 9, VARIANT): catalog.recipe(ExpertKey(0, 1))})
+    with pytest.raises(ValueError, match="the model has no expert 1 of layer 9"):
+        catalog.with_variant(VARIANT, {(9, 1): catalog.recipe(ExpertKey(0, 1))})
 
 
 def test_what_was_found_stays_through_all_waves_and_the_rest_comes_one_by_one(make_store: MakeStore) -> None:

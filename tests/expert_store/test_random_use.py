@@ -70,7 +70,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, host_slots: int, policy: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("expert_store.io.reader.DirectFile", FaultyFile)
+        self.patch.setattr("expert_store.io.open_files.DirectFile", FaultyFile)
         FaultyFile.broken = set()
         self.threads = ThreadPoolExecutor(THREADS + 1)
         self.store = ExpertStore(

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
+from expert_store.arena import NORESERVE
 from tests.expert_store.files import expected, make_catalog
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
@@ -294,7 +295,7 @@ def test_a_budget_beyond_the_addresses_that_could_be_reserved_is_refused(
     slot_bytes = 4096
 
     def reserve(file: int, nbytes: int, **options: Any) -> mmap.mmap:
-        if nbytes > 3 * slot_bytes and file == -1 and not nbytes % (16 * slot_bytes):
+        if nbytes > 3 * slot_bytes and options.get("flags", 0) & NORESERVE:
             raise OSError(12, "Cannot allocate memory")
         return real(file, nbytes, **options)
 

@@ -43,11 +43,10 @@ async def list_models(
     before_id: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
 ) -> JSONResponse:
-    model = service.loaded_model(None)
     names, has_more = page_of(service.model_names(), after_id, before_id, limit)
     return JSONResponse(
         {
-            "data": [info(name, model) for name in names],
+            "data": [info(name, service.loaded_model(name)) for name in names],
             "has_more": has_more,
             "first_id": names[0] if names else None,
             "last_id": names[-1] if names else None,

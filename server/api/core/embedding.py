@@ -83,6 +83,7 @@ class Embedding:
             self._seconds_left(),
             keeps_stalls=self._loaded_model.keeps_stalls,
             pooling=self._pooling,
+            weights=self._loaded_model.weights,
         )
         try:
             stream = self._loaded_model.engine.submit(request)

@@ -1,13 +1,15 @@
 """The state of the server that routes work with: its model, limits and keys."""
 
 import asyncio
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
+from server.api.core.adapter_choice import AdapterChoice
 from server.api.core.api_keys import Keys
 from server.api.core.capacity import Capacity
 from server.api.core.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
@@ -19,12 +21,16 @@ from server.api.core.rate_limiter import RateLimiter
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
+    AdapterAdministration,
     ExpertAdministration,
     ExpertHealth,
     GenerationEngine,
     ModelCard,
+    RequestRefusedError,
+    RequestWeights,
     SamplingDefaults,
     TextCodec,
+    WeightsDirectory,
 )
 from server.setting_values import ModelAlias
 
@@ -33,6 +39,7 @@ BODIES_REFUSAL = "The server is processing too many large bodies: try again late
 MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting requests; each takes some hundred bytes
 LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
+NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
 IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only."
 
 
@@ -61,7 +68,13 @@ def always_ok() -> ExpertHealth:
 
 @dataclass
 class LoadedModel:
-    """A model that answers requests."""
+    """A model that answers requests.
+
+    Args:
+        directory: names of weights beside the base model's; None if there are none.
+        weights: those that the model runs with.
+        base: the name of the base model, if ``name`` is that of other weights.
+    """
 
     name: str
     engine: GenerationEngine
@@ -72,11 +85,47 @@ class LoadedModel:
     keeps_stalls: bool = False  # the engine records each request's longest stalls
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
+    adapters: AdapterAdministration | None = None
+    directory: WeightsDirectory | None = None
+    weights: RequestWeights | None = None
+    base: str | None = None
     grammar_compiler: GrammarCompiler = field(init=False)
     logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
     def __post_init__(self) -> None:
         self.grammar_compiler = GrammarCompiler(self.codec)
+
+    @property
+    def other_names(self) -> list[str]:
+        """Names of weights beside the base model's."""
+        return [] if self.directory is None else self.directory.names()
+
+    @property
+    def root(self) -> str:
+        """The path of its weights, or the name of the base model."""
+        root = None if self.directory is None or self.base is None else self.directory.root(self.name)
+        return root or self.base or self.name
+
+    def named(self, name: str) -> Self:
+        """Return the base model under the name of other weights."""
+        selected = copy.copy(self)
+        selected.name, selected.base = name, self.name
+        return selected
+
+    def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
+        """Return the model with the weights of its name, and with adapters.
+
+        Raises:
+            RequestRefusedError: there are no such weights any more, or no such adapters.
+        """
+        name = None if self.base is None else self.name
+        if self.directory is None:
+            if adapters:
+                raise RequestRefusedError(NO_ADAPTERS, "adapters")
+            return self
+        selected = copy.copy(self)
+        selected.weights = self.directory.resolve(name, adapters)
+        return selected
 
 
 def no_metrics() -> bytes:
@@ -128,17 +177,18 @@ class Service:
         return self.state is ServiceState.READY
 
     def model_names(self) -> list[str]:
-        """Return the name of the model, and its aliases that are no patterns.
+        """Return the names of the model: its own, its aliases that are no patterns, and those of other weights.
 
         Raises:
             ServiceUnavailableError: the model is still loading.
 
         """
         aliases = [alias.name for alias in self.aliases if not alias.is_pattern]
-        return list(dict.fromkeys([self.loaded_model(None).name, *aliases]))
+        model = self.loaded_model(None)
+        return list(dict.fromkeys([model.name, *aliases, *model.other_names]))
 
     def loaded_model(self, name: str | None) -> LoadedModel:
-        """Return the model of that name or alias, or the only one if no name is given.
+        """Return the model of that name or alias, or the base model if no name is given.
 
         Raises:
             ServiceUnavailableError: the model is still loading.
@@ -147,6 +197,8 @@ class Service:
         """
         if self.model is None:
             raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
+        if name in self.model.other_names and name is not None:
+            return self.model.named(name)
         if name is not None and name != self.model.name and self._resolve(name) != self.model.name:
             raise ModelNotFoundError(
                 f"The model {quote(name)} does not exist: this server serves {quote(self.model.name)}.", "model"
@@ -158,12 +210,15 @@ class Service:
         by_precedence = sorted(self.aliases, key=lambda alias: alias.is_pattern)
         return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
-    def accepting_model(self, name: str | None) -> LoadedModel:
-        """Return the model that answers a new request. Routes that generate text get their model only from here.
+    def accepting_model(self, name: str | None, adapters: Sequence[AdapterChoice] = ()) -> LoadedModel:
+        """Return the model that answers a new request, with the weights that it asks for.
+
+        Routes that generate text get their model only from here.
 
         Raises:
             ServiceUnavailableError: the model is loading, the server is draining, or the engine died.
             ModelNotFoundError: there is no such model.
+            RequestRefusedError: there are no such adapters.
 
         """
         if self.state is ServiceState.DRAINING:
@@ -171,4 +226,4 @@ class Service:
         model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
-        return model
+        return model.selecting([(choice.name, choice.weight) for choice in adapters])

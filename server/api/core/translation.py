@@ -12,7 +12,7 @@ from server.engine.interface import EngineError
 
 Model = TypeVar("Model", bound=BaseModel)
 
-# Parameters of chat completions that every dialect takes, under the same names.
+# Fields of chat completions that every dialect takes, under the same names.
 EXTRA_SAMPLING_FIELDS = frozenset(
     {
         "top_k",
@@ -41,6 +41,7 @@ EXTRA_SAMPLING_FIELDS = frozenset(
         "chat_template",
         "priority",
         "timeout",
+        "adapters",
     }
 )
 

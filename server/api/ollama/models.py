@@ -41,9 +41,10 @@ async def version(service: ServiceDep) -> JSONResponse:
 @router.get("/api/tags")
 @router.head("/api/tags", include_in_schema=False)
 async def tags(service: ServiceDep) -> JSONResponse:
-    model = service.loaded_model(None)
-    listed = {"modified_at": timestamp(model.created), "size": model.card.weight_bytes}
-    return JSONResponse({"models": [_named(model) | listed]})
+    base = service.loaded_model(None)
+    listed = {"modified_at": timestamp(base.created), "size": base.card.weight_bytes}
+    models = [base, *(service.loaded_model(name) for name in base.other_names)]
+    return JSONResponse({"models": [_named(model) | listed for model in models]})
 
 
 @router.get("/api/ps")
@@ -107,7 +108,7 @@ def _named(model: LoadedModel) -> JsonObject:
 def _details(model: LoadedModel) -> JsonObject:
     family = model.card.family
     return {
-        "parent_model": "",
+        "parent_model": model.base or "",
         "format": "safetensors",
         "family": family,
         "families": [family],

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
 from server.api.core.json_schema import check_schema
 from server.api.core.validation import quote
@@ -57,6 +58,8 @@ class GenerationBody(Constraints, BaseModel):
     bad_words: BadWords = []
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
+
+    adapters: AdapterChoices = []
 
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)

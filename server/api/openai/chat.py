@@ -130,7 +130,7 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
         EngineError: the engine does not take it.
 
     """
-    model = service.accepting_model(body.model)
+    model = service.accepting_model(body.model, body.adapters)
     service.unknown_fields.note(body.model_extra or ())
     plan = await asyncio.to_thread(plan_turn, body, model.codec)
     grammar = None if plan.spec is None else await model.grammar_compiler.compile(plan.spec)

@@ -14,8 +14,8 @@ router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 
 @router.get("")
 async def list_models(service: ServiceDep) -> JSONResponse:
-    model = service.loaded_model(None)
-    return JSONResponse({"object": "list", "data": [card(name, model) for name in service.model_names()]})
+    names = service.model_names()
+    return JSONResponse({"object": "list", "data": [card(name, service.loaded_model(name)) for name in names]})
 
 
 @router.get("/{name:path}")  # the id of a repository contains a slash
@@ -24,12 +24,13 @@ async def get_model(name: str, service: ServiceDep) -> JSONResponse:
 
 
 def card(name: str, model: LoadedModel) -> dict[str, Any]:
-    """Return OpenAI's model object for a name or an alias, with vLLM's ``root`` and ``max_model_len``."""
+    """Return OpenAI's model object for a name or an alias, with vLLM's ``root``, ``parent`` and ``max_model_len``."""
     return {
         "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "greenroom",
-        "root": model.name,
+        "root": model.root,
+        "parent": model.base,
         "max_model_len": model.engine.max_model_len,
     }

@@ -73,6 +73,7 @@ def submit(
                     media,
                     body.return_experts,
                     model.keeps_stalls,
+                    weights=model.weights,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:

@@ -11,6 +11,7 @@ from server.engine.interface.errors import (
     PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
+    UnknownAdapterError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
 from server.engine.interface.model_card import ModelCard
@@ -26,6 +27,7 @@ from server.engine.interface.protocols import (
     TextCodec,
 )
 from server.engine.interface.request_status import RequestState, RequestStatus
+from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -35,11 +37,13 @@ from server.engine.interface.sampling_params import (
 )
 from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
 from server.engine.interface.timeline import Timeline
+from server.engine.interface.weights import AdapterAdministration, WeightsDirectory
 from server.model.experts.stalls import Stall
 from server.model.step import RoutedExperts
 
 __all__ = [
     "MAX_UNREAD",
+    "AdapterAdministration",
     "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",
@@ -67,6 +71,7 @@ __all__ = [
     "RequestRefusedError",
     "RequestState",
     "RequestStatus",
+    "RequestWeights",
     "RoutedExperts",
     "SamplingDefaults",
     "SamplingParams",
@@ -76,6 +81,8 @@ __all__ = [
     "TokenEvent",
     "TokenLogprobs",
     "TokenStream",
+    "UnknownAdapterError",
+    "WeightsDirectory",
     "check_sampling",
     "merge",
     "publish",

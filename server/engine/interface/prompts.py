@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.sampling_params import SamplingParams
 
 
@@ -53,3 +54,4 @@ class GenerationRequest:
     returns_experts: bool = False  # events hold the routed experts
     keeps_stalls: bool = False  # the timeline holds the longest stalls
     pooling: Pooling | None = None  # the prompt is pooled instead of being continued
+    weights: RequestWeights | None = None  # beside the base model's

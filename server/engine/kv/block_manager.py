@@ -37,7 +37,8 @@ class SequenceBlocks:
     """Blocks and snapshots of one sequence."""
 
     tables: list[list[int]]  # by group; entry i holds tokens from i * block_size on, or is OUT_OF_WINDOW
-    hashes: list[bytes] = field(default_factory=list)  # one of each full block, over all tokens up to its end
+    salt: bytes = b""  # part of every hash; sequences with different ones share no block
+    hashes: list[bytes] = field(default_factory=list)  # of each full block, over the salt and all tokens up to its end
     num_cached_blocks: int = 0  # full blocks that other sequences can find
     num_pending: int = 0  # blocks of its prompt that it is about to fill
     resumes: int | None = None  # slot of the snapshot that its next step continues from
@@ -94,8 +95,8 @@ class BlockManager:
         """Bytes of the blocks in use; of a partly used extent, only the used blocks count."""
         return sum(pool.num_used * group.block_bytes for pool, group in zip(self._pools, self.groups, strict=True))
 
-    def new_blocks(self) -> SequenceBlocks:
-        return SequenceBlocks([[] for _ in self.groups])
+    def new_blocks(self, salt: bytes = b"") -> SequenceBlocks:
+        return SequenceBlocks([[] for _ in self.groups], salt)
 
     def num_reusable(self, blocks: SequenceBlocks, token_ids: Sequence[int]) -> int:
         """Return how many of a sequence's first tokens are cached; at least one token is left to compute."""
@@ -258,7 +259,7 @@ class BlockManager:
         if not self._shares_prefixes:
             return []
         for index in range(len(blocks.hashes), count):
-            before = blocks.hashes[-1] if blocks.hashes else b""
+            before = blocks.hashes[-1] if blocks.hashes else blocks.salt
             tokens = np.asarray(token_ids[index * size : (index + 1) * size], dtype=np.int64)
             blocks.hashes.append(blake2b(before + tokens.tobytes(), digest_size=DIGEST_BYTES).digest())
         return blocks.hashes[:count]

@@ -12,6 +12,7 @@ import torch
 from expert_store import ExpertCatalog, ExpertKey
 from expert_store.arena import HostArena
 from expert_store.errors import StoreClosedError
+from expert_store.io.open_files import OpenFiles
 from expert_store.io.reader import DiskReader, ReadJob
 from tests.expert_store.files import make_catalog
 
@@ -26,7 +27,7 @@ class Desk:
         self.arena = HostArena(catalog.layout(0), 8, 8)
         self.deaths: list[str] = []
         self.finished: list[tuple[int, Exception | None]] = []
-        self.reader = DiskReader(catalog.paths, num_threads, self.deaths.append)
+        self.files, self.reader = OpenFiles(catalog.paths), DiskReader(num_threads, self.deaths.append)
         self._ended = threading.Semaphore(0)
 
     def job(self, expert: int, *, is_prefetch: bool = False, hold: threading.Event | None = None) -> ReadJob:
@@ -38,7 +39,7 @@ class Desk:
             self.finished.append((expert, error))
             self._ended.release()
 
-        return ReadJob(key, self.catalog.recipe(key), self.arena, expert, done, is_prefetch)
+        return ReadJob(key, self.catalog.recipe(key), self.files, self.arena, expert, done, is_prefetch)
 
     def wait_for(self, count: int) -> list[int]:
         for _ in range(count):
@@ -56,6 +57,7 @@ def desk(catalog: ExpertCatalog) -> Iterator[Desk]:
     desk = Desk(catalog, 1)
     yield desk
     desk.reader.close()
+    desk.files.close()
 
 
 def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
@@ -69,7 +71,7 @@ def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
         ended.set()
 
     key = ExpertKey(0, 0)
-    desk.reader.submit(ReadJob(key, desk.catalog.recipe(key), desk.arena, 0, done))
+    desk.reader.submit(ReadJob(key, desk.catalog.recipe(key), desk.files, desk.arena, 0, done))
     assert ended.wait(TIMEOUT)
     assert seen == [1]
 
@@ -147,8 +149,21 @@ def test_closing_answers_what_has_not_begun(catalog: ExpertCatalog) -> None:
     assert isinstance(errors[1], StoreClosedError)
 
 
-def test_a_reader_that_cannot_open_a_file_leaves_no_thread(catalog: ExpertCatalog, tmp_path: Path) -> None:
-    before = threading.active_count()
+def num_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_file_that_cannot_be_opened_leaves_no_other_open(catalog: ExpertCatalog, tmp_path: Path) -> None:
+    before = num_handles()
     with pytest.raises(FileNotFoundError):
-        DiskReader([*catalog.paths, tmp_path / "none"], 4, pytest.fail)
-    assert threading.active_count() == before
+        OpenFiles([*catalog.paths, tmp_path / "none"])
+    assert num_handles() == before
+
+
+def test_files_are_closed_after_the_last_read(catalog: ExpertCatalog) -> None:
+    before = num_handles()
+    files = OpenFiles(catalog.paths)
+    with files.reading():
+        files.close()
+        assert num_handles() > before
+    assert num_handles() == before

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from server.engine.engine import Engine, EngineLimits
-from server.engine.interface import GenerationRequest, SamplingParams, TokenStream
+from server.engine.interface import GenerationRequest, RequestWeights, SamplingParams, TokenStream
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.scheduler import SchedulerLimits
@@ -172,21 +172,24 @@ class Rig:
         *,
         priority: int = 0,
         deadline_seconds: float | None = None,
+        weights: RequestWeights | None = None,
         **sampling: Any,
     ) -> TokenStream:
         params = SamplingParams(max_tokens, temperature=0.0, **sampling)
-        return self.engine.submit(GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds))
+        return self.engine.submit(
+            GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds, weights=weights)
+        )
 
 
 async def collect(stream: TokenStream) -> str:
     return "".join([event.text async for event in stream])
 
 
-async def collect_together(rig: Rig, *requests: tuple[bytes, int]) -> list[str]:
+async def collect_together(rig: Rig, *requests: tuple[bytes, int], weights: RequestWeights | None = None) -> list[str]:
     """Return the texts of requests (prompt, max_tokens) that are all submitted before the first step."""
     are_there = threading.Event()
     rig.model.before_step = lambda: None if are_there.wait(30) else sys.exit("the requests did not arrive")
-    texts = [collect(rig.submit(prompt, max_tokens)) for prompt, max_tokens in requests]
+    texts = [collect(rig.submit(prompt, max_tokens, weights=weights)) for prompt, max_tokens in requests]
     are_there.set()
     return await asyncio.gather(*texts)
 

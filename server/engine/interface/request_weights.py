@@ -1,0 +1,45 @@
+"""Protocol of the weights that a request runs with beside the base model's."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from server.model.chunk_weights import ChunkWeights
+
+
+class RequestWeights(Protocol):
+    """An expert variant, adapters, or both, for one request.
+
+    The engine calls ``begin`` when it accepts a sequence and ``end`` when that ends, so that nothing is unloaded while
+    a sequence uses it. In between, the sequence is in memory from ``acquire`` to ``release``, perhaps several times.
+    """
+
+    @property
+    def cache_salt(self) -> bytes:
+        """Part of every hash of the sequence's prefixes: prefixes of other weights never match."""
+
+    def begin(self) -> None:
+        """Count a sequence.
+
+        Raises:
+            RequestRefusedError: the weights were unloaded.
+        """
+
+    def end(self) -> None:
+        """End the use that ``begin`` counted."""
+
+    def acquire(self) -> bool:
+        """Keep the weights in memory until ``release``; return False, and keep nothing, while they are being loaded.
+
+        Never blocks. The first call starts the load.
+
+        Raises:
+            GenerationFailedError: they can't be loaded.
+        """
+
+    def release(self) -> None:
+        """Let the weights be evicted."""
+
+    @property
+    def chunk_weights(self) -> ChunkWeights:
+        """The weights for the model; valid from ``acquire`` to ``release``."""

@@ -1,0 +1,54 @@
+"""Protocols of the weights that requests may choose, and of the adapters among them, for the HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from server.engine.interface.request_weights import RequestWeights
+
+
+class WeightsDirectory(Protocol):
+    """The names of weights beside the base model's."""
+
+    def names(self) -> list[str]:
+        """Return the names under which such weights are served, as models."""
+
+    def root(self, name: str) -> str | None:
+        """Return the path that a name was loaded from; None if there is no such name."""
+
+    def resolve(self, name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
+        """Return the weights of a request; None for those of the base model alone.
+
+        Args:
+            name: one of ``names``, or None for the base model.
+            adapters: names and factors of adapters to add.
+
+        Raises:
+            RequestRefusedError: there is no such name.
+        """
+
+
+class AdapterAdministration(Protocol):
+    """Loads and unloads adapters. Every call may block, so make it off the event loop."""
+
+    def load(self, name: str, path: str, *, replace: bool = False) -> None:
+        """Serve an adapter under a name.
+
+        Args:
+            path: its folder, below ``--adapters-dir``.
+            replace: whether the name may have an adapter already; its running requests finish with that.
+
+        Raises:
+            RequestRefusedError: it can't be served; what was served before still is.
+        """
+
+    def unload(self, name: str) -> None:
+        """Serve an adapter no more; its running requests finish.
+
+        Raises:
+            UnknownAdapterError: there is no such adapter.
+        """
+
+    def overview(self) -> dict[str, Any]:
+        """Return all adapters and the memory for them, in JSON."""

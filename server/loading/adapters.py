@@ -1,0 +1,59 @@
+"""Opens the memory for adapters, and loads those that are named at start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.engine.interface import RequestRefusedError
+from server.loading.load_model import ModelParts
+from server.model.lora.pages import page_layout
+from server.model.lora.targets import lora_targets
+from server.settings import ServeSettings, SettingsError
+from server.weights.adapter_memory import AdapterMemory
+from server.weights.adapter_registry import AdapterRegistry
+from server.weights.adapter_store import AdapterStore
+from server.weights.directory import Directory
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The adapters of a server."""
+
+    registry: AdapterRegistry
+    memory: AdapterMemory
+    directory: Directory
+
+
+def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) -> AdapterStore | None:
+    """Open the store of adapters; None if the server can't load any.
+
+    Raises:
+        SettingsError: the memory holds none.
+    """
+    if not settings.serves_adapters:
+        return None
+    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device)
+
+
+def load_adapters(
+    settings: ServeSettings, model: ModelParts, store: AdapterStore, wake: Callable[[], None]
+) -> Adapters:
+    """Load the adapters of ``--adapter``.
+
+    Args:
+        wake: called when an adapter has come into memory.
+
+    Raises:
+        SettingsError: one can't be served.
+    """
+    memory = AdapterMemory(store, wake)
+    taken = [model.name, *(alias.name for alias in settings.model_alias if not alias.is_pattern)]
+    registry = AdapterRegistry(lora_targets(model.trunk), memory, settings.adapters_dir, taken)
+    for named in settings.adapter:
+        try:
+            registry.load_own(named.name, named.path)
+        except RequestRefusedError as error:
+            memory.close()
+            raise SettingsError(f"--adapter {named}: {error}") from error
+    return Adapters(registry, memory, Directory(registry, memory))

@@ -1,0 +1,81 @@
+"""Finds the layers and experts of a loaded trunk that a LoRA adapter can add to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from server.kernels.expert import transposed_names
+from server.model.architecture import text_part
+from server.model.quantised.linear import QuantisedLinear
+
+if TYPE_CHECKING:
+    from server.kernels.expert import ExpertsModule
+    from server.model.trunk import ResidentModel
+
+MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # of experts
+
+
+@dataclass(frozen=True)
+class LoraTargets:
+    """The names under which PEFT knows a model's matrices, without ``base_model.model.`` before them.
+
+    Args:
+        linears: inputs and outputs of each linear layer that an adapter can add to.
+        experts: inputs and outputs of each matrix of one routed expert, by layer and parameter of the experts module.
+        expert_modules: the layer of each module of routed experts.
+        num_experts: routed experts of each layer.
+        refused: the reason for each other module with weights, as the end of the sentence "An adapter can't change
+            NAME, because ...".
+    """
+
+    linears: Mapping[str, tuple[int, int]]
+    experts: Mapping[tuple[int, str], tuple[int, int]]
+    expert_modules: Mapping[str, int]
+    num_experts: Mapping[int, int]
+    refused: Mapping[str, str]
+
+
+def lora_targets(trunk: ResidentModel) -> LoraTargets:
+    """Return the layers and experts of a trunk that an adapter can add to."""
+    model, layers = trunk.model, trunk.expert_numbers
+    inside = {*text_part(model).modules(), model.get_output_embeddings()}
+    linears: dict[str, tuple[int, int]] = {}
+    refused: dict[str, str] = {}
+    experts: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if module in layers:
+            experts[name] = module
+        elif isinstance(module, nn.Linear | QuantisedLinear) and module in inside:
+            linears[name] = module.in_features, module.out_features
+        elif next(module.parameters(recurse=False), None) is not None:
+            reason = (
+                f"it is of type {type(module).__name__}" if module in inside else "it is not part of the text model"
+            )
+            refused[name] = reason
+    shapes = {
+        (layers[module], parameter): shape
+        for module in experts.values()
+        for parameter, shape in expert_shapes(module).items()
+    }
+    return LoraTargets(
+        linears,
+        shapes,
+        {name: layers[module] for name, module in experts.items()},
+        {layers[module]: int(module.num_experts) for module in experts.values()},
+        refused,
+    )
+
+
+def expert_shapes(module: ExpertsModule) -> dict[str, tuple[int, int]]:
+    """Return inputs and outputs of each matrix of one expert."""
+    shapes: Mapping[str, tuple[int, ...]] = getattr(module, "parameter_shapes", {})
+    transposed = transposed_names(module)
+    return {
+        name: (shape[0], shape[1]) if name in transposed else (shape[1], shape[0])
+        for name, shape in shapes.items()
+        if name in MATRICES and len(shape) == 2  # noqa: PLR2004
+    }

@@ -1,0 +1,177 @@
+"""AdapterRegistry: the adapters by the names under which they are served."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from server.byte_sizes import format_bytes
+from server.engine.interface import RequestRefusedError, UnknownAdapterError
+from server.model.lora.errors import AdapterError
+from server.model.lora.peft_files import locate, read_adapter
+from server.model.lora.targets import LoraTargets
+from server.weights.adapter_memory import AdapterMemory
+from server.weights.adapter_version import AdapterVersion
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+RESERVED = {"auto"}
+NO_FOLDER = "no adapters may be loaded, because the server was started without --adapters-dir"
+
+log = logging.getLogger(__name__)
+
+
+class AdapterUse(NamedTuple):
+    """The use of a registered adapter."""
+
+    name: str
+    num_requests: int  # sequences that have begun, with all versions of this name
+    is_resident: bool
+
+
+class AdapterRegistry:
+    """An ``AdapterAdministration``: loads, replaces and unloads adapters while requests use them. Thread-safe.
+
+    Loading reads and checks all of an adapter. Its pages go to memory when the first request needs them.
+
+    Args:
+        targets: the matrices of the model.
+        memory: where adapters are loaded to.
+        folder: the folder below which they are; None if none may be loaded.
+        taken: names of models, which no adapter may have.
+    """
+
+    def __init__(self, targets: LoraTargets, memory: AdapterMemory, folder: Path | None, taken: Collection[str] = ()):
+        self._targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
+        self._current: Mapping[str, AdapterVersion] = {}  # replaced, never changed
+        self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
+        self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
+
+    def find(self, name: str) -> AdapterVersion | None:
+        """Return the current version of an adapter."""
+        return self._current.get(name)
+
+    def names(self) -> list[str]:
+        return list(self._current)
+
+    def uses(self) -> list[AdapterUse]:
+        """Return the use of each adapter."""
+        resident = self._memory.store.resident_pages()
+        return [
+            AdapterUse(version.name, total, resident.get(version.variant, 0) == version.num_pages)
+            for version, total in self.versions()
+        ]
+
+    def versions(self) -> list[tuple[AdapterVersion, int]]:
+        """Return all current versions, and the number of sequences that have used each name."""
+        totals = self._totals
+        return [(version, version.num_total + totals.get(name, 0)) for name, version in self._current.items()]
+
+    def load(self, name: str, path: str, *, replace: bool = False) -> None:
+        if self._folder is None:
+            raise RequestRefusedError(NO_FOLDER, "lora_path")
+        self._load(name, path, self._folder, replace=replace)
+
+    def load_own(self, name: str, path: str) -> None:
+        """Load an adapter of the server's operator, from any path.
+
+        Raises:
+            RequestRefusedError: it can't be served.
+        """
+        self._load(name, path, None, replace=False)
+
+    def unload(self, name: str) -> None:
+        with self._lock:
+            version = self._current.get(name)
+            if version is None:
+                raise UnknownAdapterError(f"there is no adapter {name!r}", "lora_name")
+            self._current = {each: other for each, other in self._current.items() if each != name}
+            self._totals = {each: total for each, total in self._totals.items() if each != name}
+            self._memory.retire(version)
+        log.info("adapter %s: unloaded", name)
+
+    def overview(self) -> dict[str, Any]:
+        resident = self._memory.store.resident_pages()
+        store = self._memory.store
+        statistics = store.statistics()
+        return {
+            "object": "adapters",
+            "memory": {
+                "budget_bytes": store.num_slots * store.page_bytes,
+                "resident_bytes": store.resident_bytes,
+                "page_bytes": store.page_bytes,
+                "loads": sum(sum(load.buckets) for load in statistics.loads.values()),
+                "evictions": sum(statistics.evictions.values()),
+                "load_failures": statistics.load_failures,
+            },
+            "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
+        }
+
+    def _load(self, name: str, path: str, folder: Path | None, *, replace: bool) -> None:
+        self._check_name(name)
+        with self._lock:
+            old = self._current.get(name)
+            if old is not None and not replace:
+                raise RequestRefusedError(
+                    f"the adapter {name!r} is loaded already; set 'load_inplace' to replace it", "lora_name"
+                )
+            try:
+                files = read_adapter(locate(path, folder), self._targets, self._memory.store.page_bytes, folder)
+            except AdapterError as error:
+                raise RequestRefusedError(str(error), "lora_path") from error
+            if len(files.checksums) > self._memory.store.num_slots:
+                size = format_bytes(files.memory_bytes)
+                raise RequestRefusedError(
+                    f"{files.folder} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
+                )
+            if old is not None:
+                self._totals = {**self._totals, name: self._totals.get(name, 0) + old.num_total}
+            self._current = {**self._current, name: AdapterVersion(name, files)}
+            if old is not None:
+                self._memory.retire(old)
+        log.info(
+            "adapter %s: %s from %s; %d of %d tensors applied, rank %s",
+            name,
+            "loaded" if old is None else "replaced",
+            files.folder,
+            files.match.num_applied,
+            files.match.num_tensors,
+            ", ".join(map(str, files.ranks)),
+        )
+
+    def _check_name(self, name: str) -> None:
+        if not NAME.fullmatch(name):
+            raise RequestRefusedError(
+                f"{name[:140]!r} can't be the name of an adapter; use up to 128 letters, digits and . _ - /",
+                "lora_name",
+            )
+        if name in self._taken or name in RESERVED:
+            raise RequestRefusedError(f"{name!r} is the name of a model; choose another one", "lora_name")
+
+
+def _describe(version: AdapterVersion, total: int, num_resident: int) -> dict[str, Any]:
+    files = version.files
+    is_resident = num_resident == version.num_pages
+    return {
+        "name": version.name,
+        "path": str(files.folder),
+        "version": version.number,
+        "state": "running"
+        if version.lora is not None
+        else "loading"
+        if version.is_loading
+        else "resident"
+        if is_resident
+        else "registered",
+        "tier": "host" if is_resident else "disk",
+        "rank": max(files.ranks),
+        "ranks": files.ranks,
+        "tensors": files.match.num_applied,
+        "bytes": files.nbytes,
+        "memory_bytes": files.memory_bytes,
+        "base_model": files.config.base_model,
+        "requests": {"unfinished": version.num_sequences, "total": total},
+    }

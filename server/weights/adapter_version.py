@@ -1,0 +1,45 @@
+"""AdapterVersion: one registered state of an adapter, and who uses it."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from expert_store import ExpertKey, Lease
+from server.model.lora.adapter import LoraAdapter
+from server.model.lora.peft_files import AdapterFiles
+
+LAYER = 0  # the one layer of the store; its "experts" are pages
+
+_numbers = itertools.count(1)
+
+
+@dataclass(eq=False)
+class AdapterVersion:
+    """An adapter as it was when it was registered. ``AdapterMemory`` guards the fields that change."""
+
+    name: str
+    files: AdapterFiles
+    number: int = field(default_factory=lambda: next(_numbers))  # unique in this process
+    is_open: bool = False  # the store knows its pages
+    is_retired: bool = False  # its name was unloaded, or has another version now
+    num_sequences: int = 0  # sequences that have begun and not ended
+    num_total: int = 0  # sequences that have begun since it was registered
+    num_uses: int = 0  # running sequences, and loads on behalf of waiting ones
+    is_loading: bool = False
+    lease: Lease | None = None  # holds its pages while it is used
+    lora: LoraAdapter | None = None  # while it is used and loaded
+    error: Exception | None = None  # the error of its last load, until a sequence has seen it
+
+    @property
+    def variant(self) -> str:
+        """Its name in the store and in hashes of prefixes."""
+        return f"{self.number}:{self.name}"
+
+    @property
+    def num_pages(self) -> int:
+        return len(self.files.checksums)
+
+    @property
+    def keys(self) -> list[ExpertKey]:
+        return [ExpertKey(LAYER, page, self.variant) for page in range(self.num_pages)]

@@ -1,0 +1,157 @@
+"""Variants that come and go while a store is in use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from expert_store import BASE, ExpertCatalog, ExpertKey, ExpertStore, LayerEntry
+from expert_store.catalog import Variant
+from tests.expert_store.gated_reads import GatedReads
+from tests.expert_store.lease_rows import one_row_each
+from tests.expert_store.records import LAYOUT, make_records, value_of
+from tests.expert_store.waiting import wait_until_idle
+
+EXPERTS = 8
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[ExpertStore]:
+    store = ExpertStore(make_records(tmp_path), 16 * LAYOUT.slot_bytes)
+    yield store
+    store.close()
+    store.check_integrity()
+
+
+def recipes(folder: Path, *places: tuple[int, int]) -> Variant:
+    """Return the recipes of some experts of a variant, in files of their own."""
+    folder.mkdir(exist_ok=True)
+    made = make_records(folder, variants=["made"]).variants["made"]
+    return {place: made[place] for place in places}
+
+
+def values(store: ExpertStore, *keys: ExpertKey) -> dict[ExpertKey, int]:
+    with store.lease(dict.fromkeys(keys, 1)) as lease:
+        return {key: int(weights["weight"][0]) for key, weights in lease}
+
+
+def num_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_keys_fall_through_to_the_models_own_experts(store: ExpertStore, tmp_path: Path) -> None:
+    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
+    catalog = store.catalog
+    assert catalog.resolve(0, 3, "law") == ExpertKey(0, 3, "law")
+    assert catalog.resolve(0, 4, "law") == ExpertKey(0, 4)
+    assert catalog.resolve(1, 3, "law") == ExpertKey(1, 3)
+
+
+def test_both_sets_of_weights_are_leased_together(store: ExpertStore, tmp_path: Path) -> None:
+    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
+    own, law = ExpertKey(0, 3), ExpertKey(0, 3, "law")
+    assert values(store, own, law) == {own: value_of(own), law: value_of(law)}
+
+
+def test_an_expert_beyond_the_models_own_is_read(store: ExpertStore, tmp_path: Path) -> None:
+    record = recipes(tmp_path / "law", (0, 3))[0, 3]
+    folder = tmp_path / "more"
+    folder.mkdir()
+    more = make_records(folder, num_experts=EXPERTS + 1, variants=["made"]).variants["made"]
+    store.add_variant("law", {(0, 3): record, (0, EXPERTS): more[0, EXPERTS]})
+    key = ExpertKey(0, EXPERTS, "law")
+    assert values(store, key) == {key: value_of(key)}
+
+
+def test_the_budget_holds_more_slots_where_there_are_more_experts(tmp_path: Path) -> None:
+    with closing(ExpertStore(make_records(tmp_path), 20 * LAYOUT.slot_bytes)) as store:
+        assert store.tiers()["host"].num_slots == 2 * EXPERTS
+        store.add_variant("law", recipes(tmp_path / "law", (0, 1), (0, 2), (1, 1)))
+        assert store.tiers()["host"].num_slots == 2 * EXPERTS + 3
+        store.remove_variant("law")
+        assert store.tiers()["host"].num_slots == 2 * EXPERTS
+
+
+def test_what_is_removed_leaves_no_resident_pin_or_handle(store: ExpertStore, tmp_path: Path) -> None:
+    before, made = num_handles(), recipes(tmp_path / "law", (0, 1), (1, 2))
+    for _ in range(50):
+        store.add_variant("law", made)
+        store.pin([ExpertKey(0, 1, "law")])
+        values(store, ExpertKey(1, 2, "law"))
+        wait_until_idle(store)
+        store.remove_variant("law")
+        assert all(key.variant == BASE for key in store.residents())
+        assert not store.pinned
+    assert num_handles() == before
+
+
+def test_an_expert_that_loads_while_its_variant_is_removed_is_dropped(
+    store: ExpertStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads = GatedReads(monkeypatch)
+    store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
+    store.pin([ExpertKey(0, 1, "law")])
+    store.remove_variant("law")
+    reads.is_open.set()
+    wait_until_idle(store)
+    assert not store.residents()
+
+
+def test_a_name_is_given_once(store: ExpertStore, tmp_path: Path) -> None:
+    made = recipes(tmp_path / "law", (0, 1))
+    store.add_variant("law", made)
+    before = num_handles()
+    for name in ("law", BASE):
+        with pytest.raises(ValueError, match="there is a variant"):
+            store.add_variant(name, made)
+    assert num_handles() == before
+
+
+def test_a_running_lease_keeps_its_bytes_while_variants_change(store: ExpertStore, tmp_path: Path) -> None:
+    store.add_variant("one", recipes(tmp_path / "one", (0, 1)))
+    key = ExpertKey(0, 1, "one")
+    with store.lease({key: 1}) as lease:
+        (_, weights), *_ = list(lease)
+        thread = threading.Thread(target=store.add_variant, args=("two", recipes(tmp_path / "two", (0, 1), (1, 1))))
+        thread.start()
+        thread.join()
+        store.remove_variant("two")
+        assert int(weights["weight"][0]) == value_of(key)
+
+
+def test_rows_of_a_variant_are_counted_for_it_and_for_the_place(store: ExpertStore, tmp_path: Path) -> None:
+    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
+    with store.lease({ExpertKey(0, 3, "law"): 5, ExpertKey(0, 3): 2}) as lease:
+        list(lease)
+    statistics = store.statistics()
+    assert statistics.variant_tokens == {"law": 5}
+    assert statistics.tokens[0, 3] == 7
+
+
+def test_a_layer_may_have_nothing_but_variants(tmp_path: Path) -> None:
+    catalog = ExpertCatalog({0: LayerEntry(LAYOUT, ())})
+    with closing(ExpertStore(catalog, 4 * LAYOUT.slot_bytes)) as store:
+        for name in ("one", "two"):
+            store.add_variant(name, recipes(tmp_path / name, *((0, expert) for expert in range(4))))
+        for name in ("one", "two", "one"):
+            keys = [ExpertKey(0, expert, name) for expert in range(4)]
+            with store.lease(dict.fromkeys(keys, 1)) as lease:
+                batches = list(lease.batches())
+                assert not batches[-1].gives_back
+                assert sum(len(ready.keys) for ready in batches) == len(keys)
+        assert store.tiers()["host"].num_slots == 4
+
+
+def test_a_file_that_is_gone_is_told_and_changes_nothing(store: ExpertStore, tmp_path: Path) -> None:
+    made = recipes(tmp_path / "law", (0, 1))
+    for path in (tmp_path / "law").iterdir():
+        path.unlink()
+    with pytest.raises(FileNotFoundError):
+        store.add_variant("law", made)
+    assert not store.catalog.variants
+    assert np.all([value == value_of(key) for key, value in values(store, *one_row_each(0, range(3))).items()])

@@ -1,0 +1,152 @@
+"""The engine over requests whose weights are loaded while they wait."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import pytest
+
+from server.engine.interface import GenerationFailedError
+from server.model.chunk_weights import ChunkWeights
+from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
+
+
+@dataclass
+class FakeWeights:
+    """Weights that are in memory once ``is_loaded``; counts the calls."""
+
+    is_loaded: bool = True
+    error: Exception | None = None
+    cache_salt: bytes = b""
+    chunk_weights: ChunkWeights = field(default_factory=ChunkWeights)
+    num_begun: int = 0
+    num_held: int = 0
+    num_attempts: int = 0
+    most_held: int = 0
+
+    def begin(self) -> None:
+        self.num_begun += 1
+
+    def end(self) -> None:
+        self.num_begun -= 1
+
+    def acquire(self) -> bool:
+        self.num_attempts += 1
+        if self.error is not None:
+            raise self.error
+        self.num_held += self.is_loaded
+        self.most_held = max(self.most_held, self.num_held)
+        return self.is_loaded
+
+    def release(self) -> None:
+        self.num_held -= 1
+        assert self.num_held >= 0
+
+
+async def until_attempted(weights: FakeWeights) -> None:
+    while not weights.num_attempts:
+        await asyncio.sleep(0.001)
+
+
+def test_a_sequence_holds_its_weights_while_it_runs_and_no_longer() -> None:
+    rig, weights = Rig(), FakeWeights()
+
+    async def scenario() -> str:
+        return await collect(rig.submit(b"abc", 5, weights=weights))
+
+    assert run(rig, scenario) == continuation(b"abc", 5)
+    assert (weights.num_begun, weights.num_held, weights.most_held) == (0, 0, 1)
+
+
+def test_a_request_whose_weights_are_being_loaded_lets_others_pass() -> None:
+    rig, weights = Rig(max_running=1), FakeWeights(is_loaded=False)
+
+    async def scenario() -> list[str]:
+        first = asyncio.ensure_future(collect(rig.submit(b"slow", 3, weights=weights)))
+        texts = [await collect(rig.submit(b"quick", 3))]
+        assert not first.done()
+        weights.is_loaded = True
+        rig.engine.wake()
+        return [*texts, await first]
+
+    assert run(rig, scenario) == [continuation(b"quick", 3), continuation(b"slow", 3)]
+
+
+def test_the_engine_sleeps_while_all_requests_wait_for_weights_and_wakes_when_one_is_loaded() -> None:
+    rig, weights = Rig(), FakeWeights(is_loaded=False)
+
+    async def scenario() -> tuple[int, str]:
+        text = asyncio.ensure_future(collect(rig.submit(b"abc", 1, weights=weights)))
+        await until_attempted(weights)
+        await asyncio.sleep(0.25)
+        num_attempts = weights.num_attempts
+        weights.is_loaded = True
+        rig.engine.wake()
+        return num_attempts, await text
+
+    num_attempts, text = run(rig, scenario)
+    assert text == continuation(b"abc", 1)
+    assert num_attempts < 10
+
+
+def test_a_failed_load_ends_its_request_and_the_next_one_tries_again() -> None:
+    rig = Rig()
+    weights = FakeWeights(error=GenerationFailedError("the adapter can't be read"))
+
+    async def scenario() -> str:
+        with pytest.raises(GenerationFailedError, match="the adapter can't be read"):
+            await collect(rig.submit(b"abc", 5, weights=weights))
+        assert weights.num_begun == 0
+        weights.error = None
+        return await collect(rig.submit(b"abc", 5, weights=weights))
+
+    assert run(rig, scenario) == continuation(b"abc", 5)
+
+
+def test_a_request_cancelled_while_its_weights_are_loaded_leaves_the_queue() -> None:
+    rig, weights = Rig(), FakeWeights(is_loaded=False)
+
+    async def scenario() -> None:
+        stream = rig.submit(b"abc", 5, weights=weights)
+        await until_attempted(weights)
+        stream.cancel()
+        while weights.num_begun:
+            await asyncio.sleep(0.001)
+
+    run(rig, scenario)
+    assert weights.num_held == 0
+
+
+def test_preempted_sequences_release_their_weights_and_acquire_them_again() -> None:
+    rig, weights = Rig(num_blocks=10), FakeWeights()
+
+    async def scenario() -> list[str]:
+        return await collect_together(rig, *[(bytes([65 + i] * 8), 24) for i in range(5)], weights=weights)
+
+    assert run(rig, scenario) == [continuation(bytes([65 + i] * 8), 24) for i in range(5)]
+    assert rig.engine.statistics.preemptions > 0
+    assert (weights.num_begun, weights.num_held) == (0, 0)
+
+
+def test_a_request_without_a_free_slot_does_not_keep_its_weights() -> None:
+    rig, weights = Rig(max_running=1), FakeWeights()
+
+    async def scenario() -> list[str]:
+        return await collect_together(rig, (b"ab", 6), (b"cd", 6), weights=weights)
+
+    assert run(rig, scenario) == [continuation(b"ab", 6), continuation(b"cd", 6)]
+    assert weights.most_held == 2  # the second is tried beside the running one, and released
+    assert weights.num_held == 0
+
+
+def test_prefixes_of_other_weights_share_no_blocks() -> None:
+    rig = Rig()
+    salted = FakeWeights(cache_salt=b"adapter 1")
+
+    async def scenario() -> None:
+        await collect(rig.submit(b"x" * 40, 2))
+        await collect(rig.submit(b"x" * 40, 2, weights=salted))
+
+    run(rig, scenario)
+    assert rig.engine.statistics.prefix_cache_hits == 0

@@ -1,0 +1,260 @@
+"""Adapters over a socket: loaded, listed, chosen by requests of every dialect, replaced and unloaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from expert_store.catalog import ExpertLayout, ParameterSpec
+from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.service import LoadedModel, Service
+from server.engine.text.codec import Codec
+from server.model.chunk_weights import ChunkWeights
+from server.model.lora.pages import PARAMETER
+from server.model.lora.targets import LoraTargets
+from server.model.step import SequenceChunk, StepOutput
+from server.setting_values import ModelAlias
+from server.weights.adapter_memory import AdapterMemory
+from server.weights.adapter_registry import AdapterRegistry
+from server.weights.adapter_store import AdapterStore
+from server.weights.directory import Directory
+from tests.adapters import write_adapter
+from tests.server.engine.fakes import Rig
+from tests.server.live.conftest import LiveServer, serving_model
+
+TARGETS = LoraTargets({"model.layers.0.self_attn.q_proj": (32, 32)}, {}, {}, {}, {})
+LAYOUT = ExpertLayout((ParameterSpec(PARAMETER, torch.uint8, (4096,)),))
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@dataclass
+class AdapterServer:
+    """A server with a fake model that notes the weights of each step, and with adapters in real files."""
+
+    live: LiveServer
+    service: Service
+    folder: Path
+    registry: AdapterRegistry
+    url: str
+    used: list[ChunkWeights | None] = field(default_factory=list)
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}{path}", json=body, timeout=30)
+
+    def get(self, path: str) -> Any:
+        return httpx.get(f"{self.url}{path}").raise_for_status().json()
+
+    def load(self, name: str, value: float = 1.0, **body: Any) -> httpx.Response:
+        write_adapter(self.folder / name, value)
+        return self.post("/v1/load_lora_adapter", lora_name=name, lora_path=name, **body)
+
+    def last_used(self) -> dict[str, float]:
+        """Return names and factors of the adapters that the last request ran with."""
+        weights = self.used[-1]
+        assert weights is not None
+        return {each.adapter.name: each.weight for each in weights.adapters}
+
+
+@pytest.fixture
+def server(codec: Codec, tmp_path: Path) -> Iterator[AdapterServer]:
+    rig, used = Rig(), list[ChunkWeights | None]()
+    run = rig.model.run
+
+    def note_and_run(chunks: list[SequenceChunk]) -> StepOutput:
+        used.extend(chunk.weights for chunk in chunks)
+        return run(chunks)
+
+    rig.model.run = note_and_run  # type: ignore[method-assign]
+    store = AdapterStore(LAYOUT, 2 * LAYOUT.slot_bytes, torch.device("cpu"))
+    memory = AdapterMemory(store, rig.engine.wake)
+    registry = AdapterRegistry(TARGETS, memory, tmp_path, ["fake"])
+    rig.engine.start()
+    model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=Directory(registry, memory))
+    service = Service("1", aliases=[ModelAlias("gpt-*", "fake")])
+    with serving_model(model, rig.engine, service=service) as live:
+        yield AdapterServer(live, service, tmp_path, registry, f"http://127.0.0.1:{live.port}", used)
+    rig.engine.stop()
+    rig.blocks.check_integrity([])
+    store.check_integrity()
+    memory.close()
+
+
+def test_a_loaded_adapter_is_a_model_of_its_name(server: AdapterServer) -> None:
+    answer = server.load("law")
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'law' added successfully.")
+    base, law = server.get("/v1/models")["data"]
+    assert (base["id"], base["parent"], base["root"]) == ("fake", None, "fake")
+    assert (law["id"], law["parent"], law["root"]) == ("law", "fake", str(server.folder / "law"))
+    assert server.get("/v1/models/law") == law
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+        ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
+        ("/v1/embeddings", {"input": "hi"}),
+        ("/api/chat", {"messages": CHAT, "stream": False, "options": {"num_predict": 2}}),
+        ("/api/generate", {"prompt": "hi", "stream": False, "options": {"num_predict": 2}}),
+        ("/api/embed", {"input": "hi"}),
+    ],
+)
+def test_every_dialect_takes_an_adapter_for_its_model_and_replies_with_its_name(
+    server: AdapterServer, path: str, body: dict[str, Any]
+) -> None:
+    server.load("law")
+    answer = server.post(path, model="law", **body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["model"] == "law"
+    assert server.last_used() == {"law": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+        ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2}),
+        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
+        ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
+    ],
+)
+def test_adapters_are_mixed_on_top_of_any_model(server: AdapterServer, path: str, body: dict[str, Any]) -> None:
+    server.load("law")
+    server.load("code")
+    adapters = [{"name": "code", "weight": 0.25}]
+    assert server.post(path, model="law", adapters=adapters, **body).json()["model"] == "law"
+    assert server.last_used() == {"law": 1.0, "code": 0.25}
+    server.post(path, model="gpt-5", adapters=[{"name": "code"}], **body).raise_for_status()
+    assert server.last_used() == {"code": 1.0}
+
+
+def test_requests_for_the_base_model_run_without_adapters(server: AdapterServer) -> None:
+    server.load("law")
+    server.post("/v1/completions", model="fake", prompt="hi", max_tokens=2).raise_for_status()
+    server.post("/v1/completions", prompt="hi", max_tokens=2).raise_for_status()
+    assert set(server.used) == {None}
+
+
+@pytest.mark.parametrize(
+    ("adapters", "param", "message"),
+    [
+        ([{"name": "none"}], "adapters", "there is no adapter 'none'"),
+        ([{"name": "law"}, {"name": "law"}], "adapters", "'law' is chosen twice"),
+        ([{"name": "law", "weight": 1e9}], "adapters[0].weight", "less than or equal to 16"),
+        ([{"name": "law", "weight": "1"}], "adapters[0].weight", "valid number"),
+        ([{"weight": 1}], "adapters[0].name", "is required"),
+        ([{"name": "law", "scale": 1}], "adapters[0].scale", "not permitted"),
+        ("law", "adapters", "valid list"),
+    ],
+)
+def test_wrong_mixtures_are_refused_by_name(server: AdapterServer, adapters: Any, param: str, message: str) -> None:
+    server.load("law")
+    answer = server.post("/v1/chat/completions", messages=CHAT, max_tokens=2, adapters=adapters)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"lora_name": "law", "lora_path": "none"}, "lora_path", "can't be opened: No such file"),
+        ({"lora_name": "law", "lora_path": "../law"}, "lora_path", "must not contain '..'"),
+        ({"lora_name": "law", "lora_path": "/etc"}, "lora_path", "is outside"),
+        ({"lora_name": "fake", "lora_path": "law"}, "lora_name", "is the name of a model"),
+        ({"lora_name": "law"}, "lora_path", "is required"),
+        ({"lora_path": "law"}, "lora_name", "is required"),
+    ],
+)
+def test_what_can_not_be_loaded_is_refused_by_name(
+    server: AdapterServer, body: dict[str, Any], param: str, message: str
+) -> None:
+    write_adapter(server.folder / "law")
+    answer = server.post("/v1/load_lora_adapter", **body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param)
+    assert message in error["message"]
+    assert [each["id"] for each in server.get("/v1/models")["data"]] == ["fake"]
+
+
+def test_a_name_is_replaced_in_place_only_on_demand(server: AdapterServer) -> None:
+    server.load("law")
+    again = server.load("law", 2.0)
+    assert (again.status_code, again.json()["error"]["param"]) == (400, "lora_name")
+    assert server.load("law", 2.0, load_inplace=True).status_code == 200
+    server.post("/v1/completions", model="law", prompt="hi", max_tokens=1).raise_for_status()
+    weights = server.used[-1]
+    assert weights is not None
+    assert weights.adapters[0].adapter.linears["model.layers.0.self_attn.q_proj"][0].up[0, 0] == 2.0
+
+
+def test_an_unloaded_adapter_is_no_model_any_more(server: AdapterServer) -> None:
+    server.load("law")
+    answer = server.post("/v1/unload_lora_adapter", lora_name="law")
+    assert (answer.status_code, answer.text) == (200, "Success: LoRA adapter 'law' removed successfully.")
+    assert server.post("/v1/completions", model="law", prompt="hi").status_code == 404
+    again = server.post("/v1/unload_lora_adapter", lora_name="law")
+    assert (again.status_code, again.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_request_whose_adapter_can_not_be_read_fails_and_never_runs_on_the_base_model(
+    server: AdapterServer,
+) -> None:
+    server.load("law")
+    shutil.rmtree(server.folder / "law")
+    answer = server.post("/v1/completions", model="law", prompt="hi", max_tokens=1)
+    assert answer.status_code == 500
+    assert "the adapter 'law' can't be loaded" in answer.json()["error"]["message"]
+    assert server.used == []
+
+
+def test_more_adapters_than_fit_in_memory_serve_concurrent_requests(server: AdapterServer) -> None:
+    names = [f"a{index}" for index in range(6)]
+    for name in names:
+        server.load(name)
+    with httpx.Client(timeout=30) as client:
+        body = {"prompt": ["hi"] * 3, "max_tokens": 8}
+        for name in names * 2:
+            client.post(f"{server.url}/v1/completions", json={"model": name, **body}).raise_for_status()
+            assert server.last_used() == {name: 1.0}
+
+
+def test_the_list_of_adapters_has_their_state_and_use(server: AdapterServer) -> None:
+    server.load("law")
+    server.load("code")
+    server.post("/v1/completions", model="law", prompt="hi", max_tokens=1).raise_for_status()
+    listed = server.get("/v1/adapters")
+    law, code = listed["data"]
+    assert (law["name"], law["state"], law["tier"], law["rank"], law["bytes"]) == ("law", "resident", "host", 4, 1024)
+    assert law["requests"] == {"unfinished": 0, "total": 1}
+    assert (code["state"], code["tier"], code["requests"]["total"]) == ("registered", "disk", 0)
+    assert listed["memory"]["budget_bytes"] == 2 * listed["memory"]["page_bytes"]
+
+
+@pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter"])
+def test_adapters_are_changed_with_an_admin_key_only(server: AdapterServer, path: str) -> None:
+    server.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    body = {"lora_name": "law", "lora_path": "law"}
+    for key, status in (("user", 403), ("other", 401)):
+        answer = httpx.post(f"{server.url}{path}", json=body, headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == status
+
+
+def test_a_server_without_adapters_says_how_to_get_some(server: AdapterServer) -> None:
+    server.live.model.adapters = server.live.model.directory = None
+    answer = server.post("/v1/load_lora_adapter", lora_name="law", lora_path="law")
+    assert (answer.status_code, answer.json()["error"]["message"]) == (
+        400,
+        "This server loads no adapters: start it with --adapters-dir.",
+    )
+    answer = server.post("/v1/completions", prompt="hi", adapters=[{"name": "law"}])
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "adapters")

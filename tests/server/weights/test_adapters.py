@@ -1,0 +1,422 @@
+"""Adapters that come and go: registered by name, loaded into few pages, held while requests use them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from expert_store.catalog import ExpertLayout, ParameterSpec
+from server.engine.interface import (
+    GenerationFailedError,
+    RequestRefusedError,
+    RequestWeights,
+    UnknownAdapterError,
+)
+from server.model.lora.pages import PARAMETER
+from server.model.lora.targets import LoraTargets
+from server.settings import SettingsError
+from server.weights.adapter_memory import AdapterMemory
+from server.weights.adapter_registry import AdapterRegistry
+from server.weights.adapter_store import AdapterStore
+from server.weights.directory import Directory
+from tests.adapters import write_adapter
+
+CPU = torch.device("cpu")
+NUM_LAYERS = 8
+TARGETS = LoraTargets(
+    {f"model.layers.{layer}.self_attn.q_proj": (32, 32) for layer in range(NUM_LAYERS)}, {}, {}, {}, {}
+)
+LAYOUT = ExpertLayout((ParameterSpec(PARAMETER, torch.uint8, (4096,)),))  # holds the tensors of 4 layers
+
+
+@dataclass
+class Rig:
+    """A registry with room for ``NUM_SLOTS`` pages, and a clock that is set."""
+
+    folder: Path
+    num_slots: int = 2
+    now: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.woken = threading.Semaphore(0)
+        self.store = AdapterStore(LAYOUT, self.num_slots * LAYOUT.slot_bytes, CPU)
+        self.memory = AdapterMemory(self.store, self.woken.release, lambda: self.now)
+        self.registry = AdapterRegistry(TARGETS, self.memory, self.folder, ["base"])
+        self.directory = Directory(self.registry, self.memory)
+
+    def load(self, name: str, value: float = 1.0, num_layers: int = 1, *, replace: bool = False) -> None:
+        write_adapter(self.folder / name, value, num_layers=num_layers)
+        self.registry.load(name, name, replace=replace)
+
+    def begin(self, name: str) -> RequestWeights:
+        """Return the weights of a sequence that has begun."""
+        weights = self.directory.resolve(name)
+        assert weights is not None
+        weights.begin()
+        return weights
+
+    def wait_for(self, *all_weights: RequestWeights) -> None:
+        """Acquire all, as soon as they are loaded."""
+        for weights in all_weights:
+            while not weights.acquire():
+                assert self.woken.acquire(timeout=10), "nothing was loaded"
+
+    def wait_until_resident(self, weights: RequestWeights) -> None:
+        self.wait_for(weights)
+        weights.release()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
+    rigs = []
+
+    def make_rig(num_slots: int = 2) -> Rig:
+        rigs.append(Rig(tmp_path, num_slots))
+        return rigs[-1]
+
+    yield make_rig
+    for rig in rigs:
+        rig.store.check_integrity()
+        rig.memory.close()
+
+
+def value_of(weights: RequestWeights) -> float:
+    """Return the number that all of an adapter's matrices hold."""
+    (chosen,) = weights.chunk_weights.adapters
+    values = {
+        number
+        for matrices in chosen.adapter.linears.values()
+        for matrix in matrices
+        for number in (*matrix.down.unique().tolist(), *matrix.up.unique().tolist())
+    }
+    (value,) = values
+    return float(value)
+
+
+def test_an_absent_adapter_is_loaded_while_its_request_waits(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law", 3.0, NUM_LAYERS)  # in two pages
+    weights = rig.begin("law")
+    assert not weights.acquire()
+    rig.wait_for(weights)
+    assert value_of(weights) == 3.0
+    assert len(weights.chunk_weights.adapters[0].adapter.linears) == NUM_LAYERS
+
+
+def test_a_resident_adapter_is_there_at_once(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    rig.wait_until_resident(rig.begin("law"))
+    assert rig.begin("law").acquire()
+
+
+def test_sequences_of_one_adapter_hold_the_same_matrices(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    first, second = rig.begin("law"), rig.begin("law")
+    rig.wait_for(first, second)
+    assert first.chunk_weights == second.chunk_weights
+    assert first.cache_salt == second.cache_salt
+
+
+def test_adapters_beyond_the_memory_evict_the_least_recently_used_one(make: Callable[..., Rig]) -> None:
+    rig = make(2)
+    for index in range(4):
+        rig.load(f"a{index}", float(index))
+    for index in (0, 1, 0, 2):
+        weights = rig.begin(f"a{index}")
+        rig.wait_for(weights)
+        assert value_of(weights) == index
+        weights.release()
+    states = {each["name"]: each["tier"] for each in rig.registry.overview()["data"]}
+    assert states == {"a0": "host", "a1": "disk", "a2": "host", "a3": "disk"}
+
+
+def test_an_adapter_in_use_is_not_evicted_and_others_wait_their_turn(make: Callable[..., Rig]) -> None:
+    rig = make(1)
+    rig.load("law", 1.0)
+    rig.load("code", 2.0)
+    law, code = rig.begin("law"), rig.begin("code")
+    rig.wait_for(law)
+    assert not code.acquire()
+    assert value_of(law) == 1.0
+    law.release()
+    rig.wait_for(code)
+    assert value_of(code) == 2.0
+
+
+def test_a_loaded_adapter_is_kept_until_its_request_takes_it(make: Callable[..., Rig]) -> None:
+    """Two requests take turns in memory for one, instead of evicting each other's adapter for ever."""
+    rig = make(1)
+    rig.load("law")
+    rig.load("code")
+    law, code = rig.begin("law"), rig.begin("code")
+    assert not law.acquire()
+    assert not code.acquire()
+    assert rig.woken.acquire(timeout=10)
+    assert not code.acquire()
+    assert law.acquire()
+
+
+def test_a_request_that_leaves_gives_up_its_turn(make: Callable[..., Rig]) -> None:
+    rig = make(1)
+    rig.load("law")
+    rig.load("code")
+    law, code = rig.begin("law"), rig.begin("code")
+    assert not law.acquire()
+    law.end()
+    rig.wait_for(code)
+
+
+def test_new_requests_of_a_popular_adapter_do_not_keep_another_waiting(make: Callable[..., Rig]) -> None:
+    rig = make(1)
+    rig.load("popular")
+    rig.load("rare")
+    first, rare, second = rig.begin("popular"), rig.begin("rare"), rig.begin("popular")
+    rig.wait_for(first)
+    assert not rare.acquire()
+    assert second.acquire()  # others are not held up at once
+    second.release()
+    rig.now = 10.0
+    assert not second.acquire()
+    first.release()
+    rig.wait_for(rare)
+    rare.release()
+    rig.wait_for(second)
+
+
+def test_a_mixture_takes_its_turn_as_a_whole(make: Callable[..., Rig]) -> None:
+    """Each of two mixtures would wait for ever for the other's half."""
+    rig = make(2)
+    for name in ("a", "b"):
+        rig.load(name)
+    one = rig.directory.resolve("a", [("b", 0.5)])
+    other = rig.directory.resolve(None, [("b", 1.0), ("a", 1.0)])
+    assert one is not None
+    assert other is not None
+    one.begin()
+    other.begin()
+    rig.wait_for(one, other)
+    assert [each.weight for each in one.chunk_weights.adapters] == [1.0, 0.5]
+    assert one.cache_salt != other.cache_salt
+
+
+def test_a_mixture_that_never_fits_is_refused(make: Callable[..., Rig]) -> None:
+    rig = make(1)
+    for name in ("a", "b"):
+        rig.load(name)
+    weights = rig.directory.resolve("a", [("b", 1.0)])
+    assert weights is not None
+    with pytest.raises(RequestRefusedError, match="2 pages of memory together, but --adapter-memory holds 1"):
+        weights.begin()
+
+
+def test_a_replaced_adapter_serves_its_running_requests_to_their_end(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law", 1.0)
+    old = rig.begin("law")
+    rig.wait_for(old)
+    rig.load("law", 2.0, replace=True)
+    new = rig.begin("law")
+    rig.wait_for(new)
+    assert (value_of(old), value_of(new)) == (1.0, 2.0)
+    assert old.cache_salt != new.cache_salt
+    old.release()
+    old.end()
+    assert len(rig.store.resident_pages()) == 1
+
+
+def test_a_request_that_was_resolved_before_a_replacement_gets_the_new_version(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law", 1.0)
+    weights = rig.directory.resolve("law")
+    assert weights is not None
+    rig.load("law", 2.0, replace=True)
+    weights.begin()
+    rig.wait_for(weights)
+    assert value_of(weights) == 2.0
+
+
+def test_a_failed_replacement_leaves_the_old_version_serving(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law", 1.0)
+    with pytest.raises(RequestRefusedError, match="not finite"):
+        rig.load("law", float("nan"), replace=True)
+    shutil.rmtree(rig.folder / "law")
+    write_adapter(rig.folder / "law", 1.0)
+    weights = rig.begin("law")
+    rig.wait_for(weights)
+    assert value_of(weights) == 1.0
+
+
+def test_an_unloaded_adapter_goes_with_its_last_request(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    weights, late = rig.begin("law"), rig.directory.resolve("law")
+    rig.wait_for(weights)
+    rig.registry.unload("law")
+    assert rig.directory.names() == []
+    assert value_of(weights) == 1.0
+    assert late is not None
+    with pytest.raises(RequestRefusedError, match="the adapter 'law' was unloaded"):
+        late.begin()
+    weights.release()
+    weights.end()
+    assert rig.store.resident_pages() == {}
+
+
+def test_an_adapter_that_is_unloaded_while_it_is_loaded_leaves_nothing(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    weights = rig.begin("law")
+    weights.acquire()
+    rig.registry.unload("law")
+    weights.end()
+    assert rig.woken.acquire(timeout=10)
+    assert rig.store.resident_pages() == {}
+
+
+def test_a_file_that_changed_since_fails_its_requests_until_it_is_loaded_again(
+    make: Callable[..., Rig], caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make()
+    rig.load("law", 1.0)
+    write_adapter(rig.folder / "law", 2.0)
+    for _ in range(2):
+        weights = rig.begin("law")
+        with pytest.raises(GenerationFailedError, match=r"the adapter 'law' can't be loaded: .* has changed since"):
+            rig.wait_for(weights)
+        weights.end()
+    write_adapter(rig.folder / "law", 1.0)
+    rig.wait_for(rig.begin("law"))
+    assert "the adapter law could not be loaded" in caplog.text
+
+
+def test_a_file_that_is_gone_fails_its_requests_alone(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    rig.load("code")
+    shutil.rmtree(rig.folder / "law")
+    law, code = rig.begin("law"), rig.begin("code")
+    with pytest.raises(GenerationFailedError, match="No such file"):
+        rig.wait_for(law)
+    rig.wait_for(code)
+
+
+def test_a_failure_that_nobody_waited_for_is_not_told_to_a_later_request(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    shutil.move(rig.folder / "law", rig.folder / "away")
+    weights = rig.begin("law")
+    weights.acquire()
+    assert rig.woken.acquire(timeout=10)
+    weights.end()
+    shutil.move(rig.folder / "away", rig.folder / "law")
+    rig.wait_for(rig.begin("law"))
+
+
+def num_handles() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_loading_and_unloading_leaves_no_memory_threads_or_handles(make: Callable[..., Rig]) -> None:
+    rig = make()
+
+    def round_trip(number: int) -> None:
+        rig.load("law", float(number))
+        weights = rig.begin("law")
+        rig.wait_for(weights)
+        assert value_of(weights) == number
+        weights.release()
+        weights.end()
+        rig.registry.unload("law")
+
+    for number in range(1, 11):
+        round_trip(number)
+    before = num_handles(), threading.active_count()
+    for number in range(100):
+        round_trip(number)
+    assert (num_handles(), threading.active_count()) == before
+    assert rig.store.resident_pages() == {}
+    assert len(rig.memory._open) == len(rig.memory._used) == len(rig.memory._turns) == 0
+
+
+def test_of_many_registered_adapters_few_keep_their_files_open(make: Callable[..., Rig]) -> None:
+    rig = make(2)
+    for index in range(100):
+        rig.load(f"a{index}")
+    before = num_handles()
+    for index in range(100):
+        weights = rig.begin(f"a{index}")
+        rig.wait_for(weights)
+        weights.release()
+        weights.end()
+    assert num_handles() - before < 2 * 70
+
+
+@pytest.mark.parametrize("name", ["", "a b", "../a", "x" * 200, "base", "auto", "-a", "base:law"])
+def test_a_name_that_models_have_or_paths_confuse_is_refused(make: Callable[..., Rig], name: str) -> None:
+    rig = make()
+    write_adapter(rig.folder / "law")
+    with pytest.raises(RequestRefusedError) as refused:
+        rig.registry.load(name, "law")
+    assert refused.value.param == "lora_name"
+
+
+def test_a_name_is_replaced_only_on_demand(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    with pytest.raises(RequestRefusedError, match="'law' is loaded already; set 'load_inplace'"):
+        rig.load("law")
+
+
+def test_an_adapter_larger_than_the_memory_is_refused(make: Callable[..., Rig]) -> None:
+    with pytest.raises(RequestRefusedError, match="more than --adapter-memory; raise it"):
+        make(1).load("law", 1.0, NUM_LAYERS)
+
+
+def test_memory_for_less_than_a_page_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"--adapter-memory is 100 B, but a page .* takes 4.0 KiB; set it to"):
+        AdapterStore(LAYOUT, 100, CPU)
+
+
+def test_unknown_names_are_refused(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    with pytest.raises(UnknownAdapterError, match="there is no adapter 'code'"):
+        rig.registry.unload("code")
+    with pytest.raises(RequestRefusedError, match="there is no adapter 'code'; see GET /v1/models"):
+        rig.directory.resolve("law", [("code", 1.0)])
+    with pytest.raises(RequestRefusedError, match="'law' is chosen twice"):
+        rig.directory.resolve("law", [("law", 1.0)])
+
+
+def test_without_a_folder_only_the_operator_loads_adapters(tmp_path: Path, make: Callable[..., Rig]) -> None:
+    rig = make()
+    registry = AdapterRegistry(TARGETS, rig.memory, None)
+    write_adapter(tmp_path / "law")
+    with pytest.raises(RequestRefusedError, match="without --adapters-dir"):
+        registry.load("law", "law")
+    registry.load_own("law", os.fspath(tmp_path / "law"))
+    assert registry.names() == ["law"]
+
+
+def test_the_overview_counts_the_requests_of_a_name_across_its_versions(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    rig.begin("law").end()
+    rig.load("law", 2.0, replace=True)
+    weights = rig.begin("law")
+    (described,) = rig.registry.overview()["data"]
+    assert described["requests"] == {"unfinished": 1, "total": 2}
+    assert (described["state"], described["rank"], described["bytes"]) == ("registered", 4, 1024)
+    rig.wait_for(weights)
+    (described,) = rig.registry.overview()["data"]
+    assert (described["state"], described["tier"]) == ("running", "host")
