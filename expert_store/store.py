@@ -15,7 +15,7 @@ from expert_store.io.open_files import OpenFiles
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
 from expert_store.slot_budget import slots_per_layout
-from expert_store.statistics import HitRatios, Phase, StoreStatistics, TierReport
+from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_state import StoreState
 from expert_store.tier import EvictObstacle, TierName
@@ -312,6 +312,14 @@ class ExpertStore:
         """The experts whose bytes are damaged, and what is wrong with each."""
         with self._state.lock:
             return dict(self._state.quarantined)
+
+    @property
+    def health(self) -> StoreHealth:
+        """The state of the store's threads and files; it waits for no lock."""
+        state = self._state
+        if state.lock.failure is not None or state.reader.has_stuck_read:
+            return "failing"
+        return "files_changed" if state.reader.changed_files else "ok"
 
     @property
     def pinned(self) -> frozenset[ExpertKey]:

@@ -123,7 +123,10 @@ class ServeSettings(BaseModel):
     )
     admin_api_key_file: Path | None = Field(None, description="file with admin keys, one per line")
     max_requests_per_key: int | None = Field(
-        None, ge=1, description="maximum requests running at once per key, or per client address if there are no keys"
+        None,
+        ge=1,
+        description="maximum requests running at once per key, or per client address if there are no keys; each choice "
+        "of n counts as one",
     )
     rate_limit: RequestRate | None = Field(
         None,

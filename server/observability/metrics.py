@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,12 +21,14 @@ from expert_store import (
     LoadStatistics,
     Prefetcher,
     PrefetchStatistics,
+    StoreHealth,
     StoreStatistics,
     TierReport,
 )
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
+from server.observability.logging import num_dropped_lines
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
@@ -89,11 +92,16 @@ class _Scrape(Collector):
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(self._statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
+        states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
+        text = "1 for the state of the expert store: failing if a thread died or a read does not return."
+        yield _gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
         yield from _memory(self._memory)
+        text = "Lines of the log that were dropped, because standard error took none."
+        yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
         if self.adapters is not None:
             yield from _of_adapters(self.adapters)
         if self.variants is not None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from uuid import uuid4
 
+from server.api.core.caller import current_caller
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.service import LoadedModel
@@ -37,9 +38,12 @@ def submit(
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
+        RateLimitError: the caller has to wait.
         EngineError: the engine does not take the request, or not now.
 
     """
+    caller = current_caller()
+    caller.check_priority(body.priority)
     if len(prompts) * body.n > MAX_CHOICES:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
@@ -51,6 +55,7 @@ def submit(
         raise InvalidRequestError(
             f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.", "logprobs"
         )
+    caller.count_choices(len(prompts) * body.n, "n" if body.n > 1 else prompt_field)
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
     generation_id = f"{id_prefix}{uuid4().hex}"
     streams: list[TokenStream] = []
