@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from server.demo.train import Settings
+from server.demo.run_settings import Settings
 
 Results = dict[str, Any]
 

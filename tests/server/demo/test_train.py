@@ -9,7 +9,8 @@ import torch
 from server.demo import train as train_module
 from server.demo.architecture import build_model, count_parameters
 from server.demo.errors import RunError
-from server.demo.train import Settings, Trainer, learning_rate_scale, main, train
+from server.demo.run_settings import Settings, learning_rate_scale
+from server.demo.train import Trainer, main, train
 from tests.server.demo.conftest import SETTINGS, TINY
 
 pytestmark = pytest.mark.slow
