@@ -11,7 +11,8 @@ import argparse
 import random
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -80,9 +81,16 @@ class ToolChats:
         self.nouns = sorted(set(filter(None, map(_noun, documents.get("dictionary", [])))))
         if len(self.nouns) < NOUNS_A_TASK:
             raise CorpusError("chats with tools need the domain 'dictionary' with at least two nouns in the corpus")
-        self.makers = [*FROM_WORDS, *FROM_NOUNS]
-        self.makers += [(maker, weight) for name in documents for maker, weight in FROM_DOCUMENTS.get(name, ())]
-        self.sources = {maker: name for name, makers in FROM_DOCUMENTS.items() for maker, _ in makers}
+        draws: list[tuple[Callable[[], Task | None], float]] = [
+            *((partial(maker, self.rng), weight) for maker, weight in FROM_WORDS),
+            *((partial(self._of_nouns, maker), weight) for maker, weight in FROM_NOUNS),
+            *(
+                (partial(self._of_document, maker, name), weight)
+                for name in documents
+                for maker, weight in FROM_DOCUMENTS.get(name, ())
+            ),
+        ]
+        self.draws, self.weights = [draw for draw, _ in draws], [weight for _, weight in draws]
         self.answered = {name: list(_answered(documents[name])) for name in ANSWERED if documents.get(name)}
 
     def __iter__(self) -> Iterator[str]:
@@ -97,17 +105,16 @@ class ToolChats:
 
     def task(self) -> Task:
         """Make a task of a random kind."""
-        makers, weights = zip(*self.makers, strict=True)
         while True:
-            (maker,) = self.rng.choices(makers, weights)
-            if maker in self.sources:
-                task = maker(self.rng, self.rng.choice(self.documents[self.sources[maker]]))
-            elif maker in dict(FROM_NOUNS):
-                task = maker(self.rng, *self.rng.sample(self.nouns, NOUNS_A_TASK))
-            else:
-                task = maker(self.rng)
-            if task is not None:
+            (draw,) = self.rng.choices(self.draws, self.weights)
+            if (task := draw()) is not None:
                 return task
+
+    def _of_nouns(self, maker: Callable[[random.Random, str, str], Task]) -> Task:
+        return maker(self.rng, *self.rng.sample(self.nouns, NOUNS_A_TASK))
+
+    def _of_document(self, maker: Callable[[random.Random, str], Task | None], domain: str) -> Task | None:
+        return maker(self.rng, self.rng.choice(self.documents[domain]))
 
     def tasks(self, count: int, without: set[str], used: set[str]) -> list[Task]:
         """Make tasks of different kinds, with different names of their tools."""
@@ -218,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--megabytes", type=float, default=7.0, help="of chats with tools")
+    parser.add_argument("--megabytes", type=float, default=8.5, help="of chats with tools")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     try:

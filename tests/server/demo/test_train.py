@@ -9,6 +9,7 @@ import torch
 from server.demo import train as train_module
 from server.demo.architecture import build_model, count_parameters
 from server.demo.errors import RunError
+from server.demo.gradients import add_gradients
 from server.demo.run_settings import Settings, learning_rate_scale
 from server.demo.train import Trainer, main, train
 from tests.server.demo.conftest import SETTINGS, TINY
@@ -87,6 +88,50 @@ def test_kill_during_a_save_keeps_the_last_checkpoint(tmp_path, trainer_of, monk
     with pytest.raises(KeyboardInterrupt):
         trainer.save()
     assert trainer_of(tmp_path).progress.step == 1
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_killed_run_in_bfloat16_ends_with_the_same_weights(tmp_path, trainer_of, dense):
+    settings = replace(SETTINGS, dense=dense, bfloat16=True)
+    whole = finish(trainer_of(folder(tmp_path / "whole"), settings))
+    run = folder(tmp_path / "killed")
+    killed = trainer_of(run, settings)
+    killed.step()
+    killed.save()
+    resumed = finish(trainer_of(run, settings))
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_bfloat16_gives_about_the_same_gradients(tmp_path, trainer_of):
+    exact, low = (
+        trainer_of(folder(tmp_path / str(low)), replace(SETTINGS, bfloat16=low, balance_weight=0, z_weight=0))
+        for low in (False, True)
+    )
+    rows = torch.from_numpy(exact._batch()[0])
+    gradients = []
+    for trainer in (exact, low):
+        params = list(trainer.model.parameters())
+        add_gradients(trainer.computed, params, rows, trainer.settings, 0, trainer.pool)
+        assert {param.grad.dtype for param in params} == {torch.float32}
+        gradients.append(torch.cat([param.grad.flatten() for param in params]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def test_run_that_starts_from_a_model_has_its_weights(tmp_path, trainer_of):
+    first = trainer_of(folder(tmp_path / "first"))
+    first.step()
+    first.model.save_pretrained(tmp_path / "model")
+    settings = replace(SETTINGS, seed=2, start=str(tmp_path / "model"))
+    second = trainer_of(folder(tmp_path / "second"), settings)
+    assert second.progress.step == 0
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weight), name
+
+
+def test_start_that_is_no_model_is_named(tmp_path, trainer_of):
+    with pytest.raises(RunError, match=r"--start .*nowhere is no model of the trained architecture"):
+        trainer_of(tmp_path, replace(SETTINGS, start=str(tmp_path / "nowhere")))
 
 
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path, trainer_of):
