@@ -78,13 +78,14 @@ def _training(results: Results) -> str:
     if before is None:
         story = [f"The model was trained {_amount(results['runs']['moe'], results['domains'])}"]
     else:
+        now = _amount(results["runs"]["moe"], results["domains"])
         story = [
             f"The model was first trained {_amount(before['run'], before['domains'])}",
-            (
-                f"It was then trained on, with new optimizers, {_amount(results['runs']['moe'], results['domains'])}"
-                f"{_tool_share(results)}"
-            ),
+            f"It was then trained further, with new optimizers, {now}{_tool_share(results)}",
         ]
+    if changes := results["runs"]["moe"].get("changes"):
+        steps = ", ".join(f"{change['step']:,} ({_names(change['before'])})" for change in changes)
+        story.append(f"Settings were changed at step {steps}, so the commands below do not give exactly these weights.")
     if "dense" in results["runs"]:
         dense, run = results["runs"]["dense"], results["runs"]["moe"]
         same = dense["tokens"] == run["tokens"] and _data_settings(dense) == _data_settings(run)
@@ -112,6 +113,10 @@ About 2 % of the documents of each domain are held out, chosen by a hash of thei
 twelve consecutive words with a held-out document of another domain are left out.
 
 {table(["domain", "training tokens", "held-out tokens", "held-out documents", "documents left out"], rows)}"""
+
+
+def _names(settings: Results) -> str:
+    return ", ".join(f"`{name}`" for name in settings)
 
 
 def _amount(run: Results, domains: Results) -> str:

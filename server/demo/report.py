@@ -27,6 +27,7 @@ from server.demo.errors import DemoError, RunError
 from server.demo.export import load_run
 from server.demo.picture import draw_shares
 from server.demo.readme import render
+from server.demo.train import CHANGES
 
 OTHER_LENGTHS = (256, 512, 2048)  # row lengths in tokens
 
@@ -37,7 +38,13 @@ def describe_run(run: Path) -> dict[str, Any]:
     if not settings.is_file():
         raise RunError(f"{run} has no settings.json; run its training command again, which writes it")
     progress = torch.load(run / "state.pt", weights_only=True)["state"]
-    return {"settings": json.loads(settings.read_text()), "steps": progress["step"], "tokens": progress["tokens"]}
+    changes = run / CHANGES
+    return {
+        "settings": json.loads(settings.read_text()),
+        "changes": [json.loads(line) for line in changes.read_text().splitlines()] if changes.exists() else [],
+        "steps": progress["step"],
+        "tokens": progress["tokens"],
+    }
 
 
 def describe_domain(domain: Domain) -> dict[str, int]:

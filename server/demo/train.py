@@ -37,6 +37,7 @@ from server.demo.run_settings import Settings, learning_rate_scale
 
 EVAL_ROWS = 24  # per domain, during training; the report uses all rows
 SHOW_EVERY = 10  # steps
+CHANGES = "changes.jsonl"  # of settings, on the way
 
 
 @dataclass
@@ -241,7 +242,7 @@ def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, 
     run.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(settings.threads) as pool:
         trainer = Trainer(run, settings, domains, tokenizer.get_vocab_size(), pool, shape=shape)
-        (run / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        _write_settings(run, settings, trainer.progress)
         print(f"from step {trainer.progress.step}, {trainer.progress.tokens:,} of {settings.tokens:,} tokens")
         log = Log(run, trainer, domains)
         saved_at = time.monotonic()
@@ -254,6 +255,19 @@ def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, 
             if trainer.finished or time.monotonic() - saved_at >= settings.save_minutes * 60:
                 trainer.save()
                 saved_at = time.monotonic()
+
+
+def _write_settings(run: Path, settings: Settings, progress: Progress) -> None:
+    """Write ``settings.json``; if a run is resumed with other settings, keep the old ones in ``changes.jsonl``."""
+    path = run / "settings.json"
+    values = asdict(settings)
+    if path.exists() and progress.step:
+        old = json.loads(path.read_text())
+        changed = {name: value for name, value in values.items() if old.get(name) != value and name != "threads"}
+        if changed:
+            with (run / CHANGES).open("a") as file:
+                file.write(json.dumps({**asdict(progress), "before": {name: old.get(name) for name in changed}}) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _whole_number(text: str) -> int:

@@ -111,6 +111,12 @@ def test_report_of_a_second_training_stands_beside_the_first(runs, chat_corpus, 
     assert "--before FIRST_RESULTS" in readme
 
 
+def test_readme_names_settings_that_changed_on_the_way(first_report):
+    results = json.loads(first_report.read_text())
+    results["runs"]["moe"]["changes"] = [{"step": 30, "tokens": 960, "before": {"tokens": 9, "repeat": {}}}]
+    assert "Settings were changed at step 30 (`tokens`, `repeat`), so" in render(results)
+
+
 def test_report_before_of_other_held_out_text_is_refused(runs, domains, first_report):
     old = json.loads(first_report.read_text())
     old["domains"]["sea"]["held_out_tokens"] += 1

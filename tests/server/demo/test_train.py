@@ -11,7 +11,7 @@ from server.demo.architecture import build_model, count_parameters
 from server.demo.errors import RunError
 from server.demo.gradients import add_gradients
 from server.demo.run_settings import Settings, learning_rate_scale
-from server.demo.train import Trainer, main, train
+from server.demo.train import CHANGES, Trainer, main, train
 from tests.server.demo.conftest import SETTINGS, TINY
 
 pytestmark = pytest.mark.slow
@@ -163,6 +163,14 @@ def test_run_logs_loss_and_perplexity_by_domain(tmp_path, corpus, tokenizer_file
     assert [each["step"] for each in evaluations] == [4, 8, 10]
     assert set(evaluations[-1]["perplexity"]) == {"law", "sea"}
     assert json.loads((run / "settings.json").read_text())["seed"] == SETTINGS.seed
+
+
+def test_settings_that_change_on_the_way_are_kept(tmp_path, corpus, tokenizer_file):
+    for tokens in (6 * 128, 8 * 128, 8 * 128):
+        train(corpus, tmp_path / "run", tokenizer_file, replace(SETTINGS, tokens=tokens), shape=TINY)
+    (line,) = map(json.loads, (tmp_path / "run" / CHANGES).read_text().splitlines())
+    assert line == {"step": 6, "tokens": 6 * 128, "before": {"tokens": 6 * 128}}
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["tokens"] == 8 * 128
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path, trainer_of):
