@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -191,6 +192,23 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: {where}: {first['msg']}; pack the model again") from error
     _check_records(path, manifest)
     return manifest
+
+
+def named_folder(folder: Path) -> dict[str, frozenset[str]]:
+    """Return the data folder that a manifest names, and the names of its files.
+
+    The manifest may be damaged or of another version. The result is empty if nothing can be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    data, files = content.get("data"), content.get("files")
+    if not isinstance(data, str) or not re.fullmatch(DATA_FOLDER, data) or not isinstance(files, dict):
+        return {}
+    return {data: frozenset(name for name in files if Path(name).name == name)}
 
 
 def file_checksum(path: Path) -> str:
