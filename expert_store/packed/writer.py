@@ -149,7 +149,7 @@ class _Writer:
         self._source, self._jobs, self._report = source, jobs, report
         self._places = _place_records(source.layers, max_file_bytes)
         self._layouts = list(dict.fromkeys(layer.layout for layer in source.layers.values()))
-        self._fingerprint = source_fingerprint(source.files, source.shards)
+        self._fingerprint = self._read_fingerprint()
         plan = [
             VERSION,
             self._fingerprint,
@@ -172,10 +172,16 @@ class _Writer:
         self._check_space(partial)
         checksums = self._write_records(partial)
         names = self._write_others(partial)
-        if source_fingerprint(self._source.files, self._source.shards) != self._fingerprint:
+        if self._read_fingerprint() != self._fingerprint:
             raise PackError(f"the checkpoint of {self._source.model} changed while it was packed; run it again")
         self.folder.publish(partial, self._manifest(partial, checksums, names))
         return True
+
+    def _read_fingerprint(self) -> str:
+        try:
+            return source_fingerprint(self._source.files, self._source.shards)
+        except OSError as error:
+            raise CheckpointError(f"cannot read the checkpoint of {self._source.model}: {error}") from error
 
     def _is_done(self) -> bool:
         """Return True if the folder holds this pack already, with every record intact."""
