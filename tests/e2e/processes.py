@@ -104,16 +104,20 @@ def serving(
 
 
 def run_command(
-    *arguments: str, environment: Mapping[str, str] | None = None, prepare: Callable[[], None] | None = None
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    wrapper: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a `greenroom` command to its end.
 
     Args:
         environment: additional variables.
         prepare: called in the new process before the command starts.
+        wrapper: a command that runs this one.
     """
     return subprocess.run(
-        [COMMAND, *arguments],
+        [*wrapper, COMMAND, *arguments],
         capture_output=True,
         text=True,
         timeout=100,
