@@ -13,7 +13,7 @@ from server.model.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-MAX_LOADS = 5
+MAX_LOADS = 20
 T = TypeVar("T")
 
 

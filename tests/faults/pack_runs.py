@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,15 +36,27 @@ def pack_with_faults(tmp_path: Path, *, has_old: bool, action: int, error: int =
     targets = tmp_path / "targets"
     targets.mkdir()
     _, variables = preload(tmp_path, targets)
-    command = [sys.executable, "-m", "tests.faults.faulty_packer", str(tmp_path), str(targets)]
-    command += ["old" if has_old else "none", str(action), str(error)]
-    limits = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **limits, **variables}, cwd=ROOT, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    outcomes = json.loads(done.stdout)
+    words = [str(tmp_path), str(targets), "old" if has_old else "none", str(action), str(error)]
+    outcomes = json.loads(_run("tests.faults.faulty_packer", words, variables))
     assert len(outcomes) > 2 * NUM_LAYERS * NUM_EXPERTS + 10
     return PackRuns(
         make_source(tmp_path / "new", shift=NEW), [targets / str(number) for number in range(len(outcomes))], outcomes
     )
+
+
+def pack_with_random_kills(tmp_path: Path, count: int, seed: int) -> PackRuns:
+    """Pack a model over an older one, several times, each time killed after a random time."""
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    num_killed = int(_run("tests.faults.randomly_killed_packer", [str(tmp_path), str(targets), str(count), str(seed)]))
+    outs = [targets / str(number) for number in range(count)]
+    return PackRuns(make_source(tmp_path / "new", shift=NEW), outs, ["killed"] * num_killed)
+
+
+def _run(module: str, words: list[str], variables: Mapping[str, str] | None = None) -> str:
+    limits = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    environment = {**os.environ, **limits, **(variables or {})}
+    command = [sys.executable, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
