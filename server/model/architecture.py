@@ -36,6 +36,14 @@ def text_model_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return getattr(config, name) if name else config
 
 
+def config_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Yield a config and the configs within it, at any depth."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from config_parts(value)
+
+
 def find_model_class(config: PreTrainedConfig) -> Any:
     """Return the class that a checkpoint's config names, or else the first that transformers has for it.
 

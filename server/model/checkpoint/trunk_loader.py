@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from transformers.utils.generic import ContextManagers
 from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
-from server.model.architecture import config_of_class, find_model_class, set_implementations, text_model_config
+from server.model.architecture import (
+    config_of_class,
+    config_parts,
+    find_model_class,
+    set_implementations,
+    text_model_config,
+)
 from server.model.attention.rope import apply_nested_rope_base
 from server.model.attention.temperature_tuning import pass_positions
 from server.model.checkpoint.locate import config_folder
@@ -211,11 +217,24 @@ def _build(
     config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[object]
 ) -> PreTrainedModel:
     contexts = model_class.get_init_context(dtype, False, False, False)
-    with ContextManagers([*contexts, no_init_weights(), ranges]):
+    with ContextManagers([*contexts, no_init_weights(), ranges, _dtype_of_all_parts(config, dtype)]):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))
         replace_experts(model)
         pass_positions(model)
     return model
+
+
+@contextmanager
+def _dtype_of_all_parts(config: PreTrainedConfig, dtype: torch.dtype) -> Iterator[None]:
+    """Give a config and its parts one dtype for a while; transformers builds each part in the dtype that it names."""
+    stored = [(part, part.dtype) for part in config_parts(config)]
+    try:
+        for part, _ in stored:
+            part.dtype = dtype
+        yield
+    finally:
+        for part, before in stored:
+            part.dtype = before
 
 
 class _RangesOnCpu(TorchFunctionMode):
