@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from expert_store.errors import PackError as PackError
     from expert_store.errors import RoutingLogError as RoutingLogError
     from expert_store.errors import StoreClosedError as StoreClosedError
+    from expert_store.io.metadata import check_metadata_file as check_metadata_file
+    from expert_store.io.metadata import read_json_object as read_json_object
+    from expert_store.io.metadata import read_metadata as read_metadata
     from expert_store.io.reader import read_tensor as read_tensor
     from expert_store.io.safetensors_index import find_shards as find_shards
     from expert_store.io.safetensors_index import is_header_only as is_header_only
@@ -92,6 +95,9 @@ _MODULE_OF = {
     "PackError": "errors",
     "RoutingLogError": "errors",
     "StoreClosedError": "errors",
+    "check_metadata_file": "io.metadata",
+    "read_json_object": "io.metadata",
+    "read_metadata": "io.metadata",
     "read_tensor": "io.reader",
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",

@@ -127,7 +127,8 @@ def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_fil
 
 
 def _disk_full(source: PackSource, out: Path) -> PackError:
-    need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(out).free
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
+    need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(there).free
     return PackError(
         f"the disk of {out} is full: this pack takes {need / 1e9:.2f} GB beside what is there, {free / 1e9:.2f} GB "
         "are free; free some space and run the same command again"

@@ -54,7 +54,8 @@ def find_model_class(config: PreTrainedConfig) -> Any:
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
     if not classes:
         raise ModelError(f"transformers has no {config.model_type} that writes text token after token")
-    return next((found for found in classes if found.__name__ in (config.architectures or ())), classes[0])
+    named = config.architectures if isinstance(config.architectures, list) else ()
+    return next((found for found in classes if found.__name__ in named), classes[0])
 
 
 def config_of_class(config: PreTrainedConfig, model_class: Any) -> PreTrainedConfig:

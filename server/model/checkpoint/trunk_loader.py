@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +20,16 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
-from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import (
+    ExpertCatalog,
+    TensorSource,
+    find_shards,
+    is_pack,
+    open_pack,
+    read_index,
+    read_json_object,
+    read_tensor,
+)
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import (
@@ -32,6 +41,14 @@ from server.model.architecture import (
 )
 from server.model.attention.rope import apply_nested_rope_base
 from server.model.attention.temperature_tuning import pass_positions
+from server.model.checkpoint.config_checks import (
+    CONFIG,
+    check_config,
+    check_files,
+    config_errors,
+    read_config_values,
+    reason_of,
+)
 from server.model.checkpoint.locate import config_folder
 from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
 from server.model.checkpoint.packing import map_pack
@@ -78,13 +95,15 @@ def load_trunk(
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
     try:
-        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION, check_memory), is_deterministic, pool, max_model_len)
+        model, catalog, layers = _load(folder, dtype, device, IMPLEMENTATION, check_memory)
+        with config_errors(model.config):
+            return Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
     log.info("requests run one at a time, with transformers' attention and cache, because %s", reason)
-    return SequentialTrunk(
-        *_load(folder, dtype, device, None, check_memory), reason, is_deterministic, pool, max_model_len
-    )
+    model, catalog, layers = _load(folder, dtype, device, None, check_memory)
+    with config_errors(model.config):
+        return SequentialTrunk(model, catalog, layers, reason, is_deterministic, pool, max_model_len)
 
 
 def _load(
@@ -166,35 +185,44 @@ def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConf
     """Read transformers' generation config, which names the tokens that a decoder begins with."""
     if not (folder / "generation_config.json").is_file():
         return GenerationConfig.from_model_config(config)
+    values = read_json_object(folder / "generation_config.json")
     try:
-        return GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"generation_config.json of {folder.name} can't be used: {error}") from error
+        return GenerationConfig.from_dict(values)
+    except Exception as error:  # transformers' checks raise many kinds
+        reason = reason_of(error, values)
+        raise ModelError(f"generation_config.json of {folder.name} can't be used: {reason}") from error
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """Read the config of a checkpoint or a packed model, and check that Greenroom can serve it.
 
     Raises:
-        ModelError: there is no config, transformers has no text generation for it, or its quantisation is not
-            supported.
+        ModelError: there is no config, transformers has no text generation for it, or its values or its quantisation
+            are not supported.
+        CheckpointError: a file that is read beside the weights is damaged.
     """
     folder = config_folder(folder)
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / CONFIG):
         raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
+    check_files(folder)
+    values = read_config_values(folder)
     try:
         full_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = text_model_config(full_config)
         share_quantisation(full_config, config)
-        apply_nested_rope_base(config, json.loads((folder / "config.json").read_text("utf-8")))
-    except StrictDataclassError as error:  # its lines name the field and the expected type
-        raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        apply_nested_rope_base(config, values)
+    except Exception as error:  # the classes of configs check their values in many ways
+        # The lines of StrictDataclassError name the field and the expected type.
+        reason = reason_of(error, values) if isinstance(error, StrictDataclassError | KeyError) else _first_line(error)
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
+    check_config(config, folder)
     find_model_class(config)
     find_scheme(config, folder.name)
     return config
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def build_model(
@@ -204,13 +232,17 @@ def build_model(
 
     Args:
         attention: the attention implementation of the text part; None keeps transformers' choice.
+
+    Raises:
+        ModelError: the config describes no model that can be built.
     """
     set_implementations(config, attention)
     model_class: Any = find_model_class(config)
-    try:
-        return _build(config, model_class, dtype, _RangesOnCpu())
-    except RuntimeError:  # the model combines ranges with tensors on the meta device
-        return _build(config, model_class, dtype, nullcontext())
+    with config_errors(config):
+        try:
+            return _build(config, model_class, dtype, _RangesOnCpu())
+        except RuntimeError:  # the model combines ranges with tensors on the meta device
+            return _build(config, model_class, dtype, nullcontext())
 
 
 def _build(

@@ -58,7 +58,7 @@ class Tokenizer:
     def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
         end = self._tokenizer.eos_token_id
