@@ -226,9 +226,9 @@ def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
 def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {REMEDY}")
     try:
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {REMEDY}")
         nbytes = path.stat().st_size
         if nbytes != file.nbytes:
             raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")

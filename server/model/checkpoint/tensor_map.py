@@ -105,10 +105,12 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         target, pattern = names.target(source.name)
         if target not in owners:
             if target in names.parameters:
+                _check_numbers(source, names.parameters[target])
                 trunk[source.name] = source
             else:
                 unused.append(source.name)
             continue
+        _check_numbers(source, names.parameters[target])
         name, parameter = owners[target]
         num_experts = modules[name].num_experts
         rank = names.parameters[target].ndim - 1
@@ -202,6 +204,18 @@ class _Names:
         return int(match.group(match.lastindex or 1))
 
 
+def _check_numbers(source: TensorSource | StoredTensor, parameter: torch.Tensor) -> None:
+    """Refuse integers and codes of a quantisation where the model has floating-point numbers, and the reverse."""
+    if isinstance(source, TensorSource):
+        is_float = source.dtype.is_floating_point and source.dtype.itemsize > 1
+        if is_float != parameter.is_floating_point():
+            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (source.dtype, parameter.dtype))
+            raise CheckpointError(
+                f"{source.name} is stored as {found}, and the model needs {wanted}; the checkpoint is damaged, or "
+                "quantised in a form that its config.json does not tell"
+            )
+
+
 def _split(
     source: TensorSource | StoredTensor, expert: int | None, num_experts: int, rank: int
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
@@ -219,7 +233,7 @@ def _split(
         return source.of_experts(expert, num_experts)
     if expert is not None:
         return [(expert, source)]
-    is_flat = len(source.shape) == rank
+    is_flat = len(source.shape) == rank > 1
     rows = source.shape[0] if source.shape else 0
     if not rows or (rows % num_experts if is_flat else rows != num_experts):
         wanted = f"a multiple of {num_experts}" if is_flat else num_experts

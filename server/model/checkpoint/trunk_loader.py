@@ -22,6 +22,7 @@ from transformers.utils.generic import ContextManagers
 
 from expert_store import (
     ExpertCatalog,
+    ExpertStoreError,
     TensorSource,
     find_shards,
     is_pack,
@@ -176,7 +177,10 @@ def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tens
     sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
     with progress("loading the trunk", sum(sizes.values())) as shown:
         for name, source in trunk.items():
-            state[name] = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            tensor = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
+                raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
+            state[name] = tensor
             shown.advance(sizes[name])
     return state
 
@@ -209,8 +213,10 @@ def read_config(folder: Path) -> PreTrainedConfig:
     try:
         full_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config = text_model_config(full_config)
-        share_quantisation(full_config, config)
+        share_quantisation(full_config, config, folder)
         apply_nested_rope_base(config, values)
+    except ExpertStoreError:
+        raise
     except Exception as error:  # the classes of configs check their values in many ways
         # The lines of StrictDataclassError name the field and the expected type.
         reason = reason_of(error, values) if isinstance(error, StrictDataclassError | KeyError) else _first_line(error)

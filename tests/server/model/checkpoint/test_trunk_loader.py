@@ -75,6 +75,15 @@ def test_a_trunk_tensor_of_the_wrong_shape_is_refused(checkpoint: Path) -> None:
         load_trunk(checkpoint, torch.float32)
 
 
+def test_a_trunk_tensor_with_nan_is_named(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weight = load_file(path)["model.layers.1.self_attn.k_proj.weight"]
+    weight[3, 2] = torch.nan
+    change_tensors(checkpoint, model__layers__1__self_attn__k_proj__weight=weight)
+    with pytest.raises(ModelError, match=r"^model\.layers\.1\.self_attn\.k_proj\.weight holds NaN \(not a number\)"):
+        load_trunk(checkpoint, torch.float32)
+
+
 def test_an_expert_too_many_is_named(checkpoint: Path) -> None:
     change_tensors(checkpoint, model__layers__0__mlp__experts__8__down_proj__weight=torch.zeros(32, 24))
     with pytest.raises(CheckpointError, match="belongs to expert 8, but the model has 8 experts in a layer"):
