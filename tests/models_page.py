@@ -120,7 +120,8 @@ in bfloat16 where that is fast.
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
 scheme for the KV cache); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, ModelOpt and every other method; 2 and 3
+**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, ModelOpt
+but for its FP8, and every other method; 2 and 3
 bits; AWQ for other kernels; GPTQ in Marlin's layout or with rules for single modules; sparse or rotated
 compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. If the bfloat16 checkpoint
 has all experts in one tensor, and the quantised one has them apart, as compressed-tensors does with Llama 4's, it is

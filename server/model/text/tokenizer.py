@@ -25,9 +25,11 @@ RENDER_ERRORS = (
     RecursionError,
 )
 USUAL_CHARACTERS = 8  # at most per token, usually; a longer text is encoded piece by piece to count its tokens
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
-    "messages",
-    "conversations",
+_RESERVED = {"conversations"} | {
+    parameter.name
+    for function in (PreTrainedTokenizerBase.apply_chat_template, apply_chat_template)
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 }
 
 
