@@ -177,6 +177,17 @@ def test_too_little_space_is_found_out_before_anything_is_written(
     assert contents(tmp_path / "out").keys() == {LOCK_NAME}
 
 
+def test_a_disk_without_room_for_the_folder_itself_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = make_source(tmp_path / "model")
+
+    def full(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(PackError, match=r"the disk of .*out is full: this pack takes 0\.02 GB beside what is there"):
+        pack(source, tmp_path / "new" / "out")
+
+
 def test_a_second_packer_is_turned_away(tmp_path: Path) -> None:
     source, out = make_source(tmp_path / "model"), tmp_path / "out"
     pack(source, out)

@@ -236,6 +236,14 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         find_checkpoint(str(tmp_path), None)
 
 
+@pytest.mark.parametrize("name", ["a\nGreenroom ready: b", "a\x1b[2J", "a\udcff"])
+def test_a_folder_whose_name_can_not_be_printed_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for folder in (str(tmp_path / name), f"{tmp_path}/{name}/../{name}"):
+        with pytest.raises(ModelError, match=r"^the name '.*' has characters that can't be printed; rename the folder"):
+            find_checkpoint(folder, None)
+
+
 def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:
     assert find_checkpoint(str(checkpoint), None) == (checkpoint, "tiny")
 
