@@ -75,14 +75,14 @@ def check_config(config: PreTrainedConfig, folder: Path) -> None:
     Raises:
         ModelError: a value can't be that of a model; the message names it.
     """
-    text = config.get_text_config()
+    text = vars(config.get_text_config())  # some configs have values of single layers, and refuse common access
     for name in LEAST_ONE:
-        value = getattr(text, name, None)
+        value = text.get(name)
         if type(value) is int and value < 1:
             raise _unusable(folder, f"{name} is {value}, not 1 or more")
-    num_experts = max((value for name in EXPERTS if type(value := getattr(text, name, None)) is int), default=None)
+    num_experts = max((value for name in EXPERTS if type(value := text.get(name)) is int), default=None)
     for name in TOP_K:
-        value = getattr(text, name, None)
+        value = text.get(name)
         if type(value) is int and num_experts is not None and not 1 <= value <= num_experts:
             raise _unusable(folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer")
 
