@@ -29,6 +29,7 @@ from expert_store.catalog import (
     ParameterSpec,
 )
 from expert_store.errors import CheckpointError
+from expert_store.io.metadata import read_json_object
 from expert_store.io.safetensors_index import DTYPES
 
 FORMAT = "greenroom-pack"
@@ -137,7 +138,7 @@ class Pack:
 
 def is_pack(folder: Path) -> bool:
     """Return True if a folder looks like a packed model; ``open_pack`` checks it."""
-    return (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists()
+    return os.path.lexists(folder / MANIFEST_NAME) and not os.path.lexists(folder / "config.json")
 
 
 def open_pack(folder: Path) -> Pack:
@@ -168,13 +169,8 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: the manifest can't be read, is damaged, contradicts itself, or is of another version.
     """
     path = folder / MANIFEST_NAME
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON; pack the model again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json_object(path, "pack the model again")
+    if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a packed model; pack the model again")
     if content.get("version") != VERSION:
         raise CheckpointError(

@@ -225,3 +225,9 @@ def test_an_origin_is_written_as_browsers_do(origin: str) -> None:
 def test_an_allowed_host_is_a_name(host: str) -> None:
     with pytest.raises(SettingsError, match=r"--allowed-host .*without scheme and port"):
         load_settings(parse("--allowed-host", host), {}, None)
+
+
+def test_a_served_name_of_two_lines_is_refused() -> None:
+    name = "a\nGreenroom ready: http://127.0.0.1:1 (model b)"
+    with pytest.raises(SettingsError, match="write a name in characters that can be printed, on one line"):
+        load_settings({"served_model_name": name}, {}, None)

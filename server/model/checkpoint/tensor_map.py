@@ -164,10 +164,12 @@ def sort_tensors(
                     linears = place.setdefault(linear.parameter, ExpertParameter(None, is_linear=True))
                     linears.sources.append((linear.order, part))
             elif target in names.parameters:
+                _check_numbers(source, names.parameters[target])
                 trunk[source.name] = source
             else:
                 unused.append(source.name)
             continue
+        _check_numbers(source, names.parameters[target])
         name, parameter = owners[target]
         num_experts = modules[name].num_experts
         rank = names.parameters[target].ndim - 1
@@ -256,6 +258,18 @@ class CheckpointNames:
         return int(match.group(match.lastindex or 1))
 
 
+def _check_numbers(source: TensorSource | StoredTensor, parameter: torch.Tensor) -> None:
+    """Refuse integers and codes of a quantisation where the model has floating-point numbers, and the reverse."""
+    if isinstance(source, TensorSource):
+        is_float = source.dtype.is_floating_point and source.dtype.itemsize > 1
+        if is_float != parameter.is_floating_point():
+            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (source.dtype, parameter.dtype))
+            raise CheckpointError(
+                f"{source.name} is stored as {found}, and the model needs {wanted}; the checkpoint is damaged, or "
+                "quantised in a form that its config.json does not tell"
+            )
+
+
 def _split(
     source: TensorSource | StoredTensor, expert: int | None, counts: ExpertCounts | None, rank: int = 0
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
@@ -280,7 +294,7 @@ def _split(
         return [each for each in source.of_experts(expert, count) if each[0] < num_experts]
     if expert is not None:
         return [(expert, source)] if expert < num_experts else []
-    is_flat = len(source.shape) == rank
+    is_flat = len(source.shape) == rank > 1
     rows = source.shape[0] if source.shape else 0
     count = num_stored if rows == num_stored else num_experts
     if not rows or (rows % count if is_flat else rows != count):
