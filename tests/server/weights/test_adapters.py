@@ -117,6 +117,18 @@ def test_a_resident_adapter_is_there_at_once(make: Callable[..., Rig]) -> None:
     assert rig.begin("law").acquire()
 
 
+def test_an_adapter_that_stayed_in_memory_is_the_same_object(make: Callable[..., Rig]) -> None:
+    """The kernels' tables of an adapter live as long as the object."""
+    rig = make()
+    rig.load("law")
+    weights = rig.begin("law")
+    rig.wait_for(weights)
+    before = weights.chunk_weights
+    weights.release()
+    assert weights.acquire()
+    assert weights.chunk_weights == before
+
+
 def test_sequences_of_one_adapter_hold_the_same_matrices(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.load("law")
