@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from expert_store.arena import Weights as Weights
     from expert_store.catalog import ExpertCatalog as ExpertCatalog
     from expert_store.catalog import ExpertLayout as ExpertLayout
+    from expert_store.catalog import ExpertRecipe as ExpertRecipe
     from expert_store.catalog import Extent as Extent
     from expert_store.catalog import LayerEntry as LayerEntry
     from expert_store.catalog import PackedRecord as PackedRecord
     from expert_store.catalog import ParameterRecipe as ParameterRecipe
     from expert_store.catalog import ParameterSpec as ParameterSpec
     from expert_store.catalog import TensorSource as TensorSource
+    from expert_store.catalog import Variant as Variant
     from expert_store.catalog import checksum_seed as checksum_seed
     from expert_store.catalog import extents as extents
     from expert_store.errors import BudgetError as BudgetError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from expert_store.io.safetensors_index import find_shards as find_shards
     from expert_store.io.safetensors_index import is_header_only as is_header_only
     from expert_store.io.safetensors_index import read_index as read_index
+    from expert_store.io.safetensors_index import read_metadata as read_metadata
     from expert_store.keys import BASE as BASE
     from expert_store.keys import ExpertKey as ExpertKey
     from expert_store.lease import Lease as Lease
@@ -76,7 +79,9 @@ _MODULE_OF = {
     "Weights": "arena",
     "ExpertCatalog": "catalog",
     "ExpertLayout": "catalog",
+    "ExpertRecipe": "catalog",
     "Extent": "catalog",
+    "Variant": "catalog",
     "LayerEntry": "catalog",
     "PackedRecord": "catalog",
     "ParameterRecipe": "catalog",
@@ -96,6 +101,7 @@ _MODULE_OF = {
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",
     "read_index": "io.safetensors_index",
+    "read_metadata": "io.safetensors_index",
     "BASE": "keys",
     "ExpertKey": "keys",
     "Lease": "lease",

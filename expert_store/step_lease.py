@@ -1,8 +1,11 @@
-"""StepLease: all experts of all layers for one step, where they all fit in memory."""
+"""StepLease: all experts of all layers for one step, where they all fit in memory.
+
+A step may also use experts of variants. Each layer then has a list of *places*: its own experts and those of variants.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -10,7 +13,7 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from expert_store.keys import ExpertKey
+from expert_store.keys import BASE, ExpertKey
 from expert_store.lease import Recorder
 from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
@@ -18,29 +21,48 @@ from expert_store.tier import Entry
 
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
+LayerKeys = Mapping[int, Sequence[ExpertKey]]
 
 
 class _LayerKeys(NamedTuple):
     """The experts of some layers, one after the other."""
 
     keys: list[ExpertKey]
-    tokens: npt.NDArray[np.intp]  # the place of each in ``StoreStatistics.tokens``, flattened
-    bounds: npt.NDArray[np.intp]  # the place at which each layer begins, and the end of the last
+    tokens: npt.NDArray[np.intp]  # the index of each in ``StoreStatistics.tokens``, flattened; -1 for none
+    bounds: npt.NDArray[np.intp]  # the index at which each layer begins, and the end of the last
 
 
 class ResidentAddresses:
-    """The addresses of all experts while all are in the host tier; computed anew only when something has moved.
+    """The addresses of some experts while all are in the host tier; computed anew only when something has moved.
 
     The caller holds the store's lock.
+
+    Args:
+        keys: the experts of each layer, by place; by default the model's own.
     """
 
-    def __init__(self, state: StoreState):
+    def __init__(self, state: StoreState, keys: LayerKeys | None = None):
         self._state = state
-        self._keys = {pool: frozenset(pool.experts) for pool in state.pools}
+        self._by_layer: LayerKeys = state.keys if keys is None else keys
+        self._most_places = max(map(len, self._by_layer.values()))
+        self._keys = {
+            pool: frozenset(
+                key for layer, keys in self._by_layer.items() if state.pool_of[layer] is pool for key in keys
+            )
+            for pool in state.pools
+        }
         self._num_changes: list[int] = []
         self._addresses: Addresses | None = None
         self.prefetched: list[Entry] = []  # entries that were prefetched and may not have been requested yet
         self._layer_keys: dict[tuple[int, ...], _LayerKeys] = {}
+
+    @property
+    def has_variants(self) -> bool:
+        return self._by_layer is not self._state.keys
+
+    def is_of(self, keys: LayerKeys) -> bool:
+        """Return True if these are the addresses of the same object of keys."""
+        return self._by_layer is keys
 
     def hold(self) -> Addresses | None:
         """Hold all experts in their slots; None, and no hold, if not all are resident."""
@@ -67,18 +89,18 @@ class ResidentAddresses:
         found = self._layer_keys.get(layers)
         if found is None:
             catalog = self._state.catalog
-            rows = {layer: row for row, layer in enumerate(catalog.layers)}
-            keys = [key for layer in layers for key in self._state.keys[layer]]
-            places = [rows[key.layer] * catalog.num_experts + key.expert for key in keys]
-            bounds = np.cumsum([0, *(len(self._state.keys[layer]) for layer in layers)])
-            found = self._layer_keys[layers] = _LayerKeys(keys, np.array(places, np.intp), bounds)
+            rows, width = {layer: row for row, layer in enumerate(catalog.layers)}, catalog.num_experts
+            keys = [key for layer in layers for key in self._by_layer[layer]]
+            indices = [rows[key.layer] * width + key.expert if key.expert < width else -1 for key in keys]
+            bounds = np.cumsum([0, *(len(self._by_layer[layer]) for layer in layers)])
+            found = self._layer_keys[layers] = _LayerKeys(keys, np.array(indices, np.intp), bounds)
         return found
 
     def _update(self) -> None:
         self._addresses, self.prefetched = None, []
         state = self._state
-        addresses = np.zeros((len(state.keys), state.catalog.num_experts), np.uint64)
-        for row, (layer, keys) in zip(addresses, state.keys.items(), strict=True):
+        addresses = np.zeros((len(self._by_layer), self._most_places), np.uint64)
+        for row, (layer, keys) in zip(addresses, self._by_layer.items(), strict=True):
             pool = state.pool_of[layer]
             entries = pool.host.find_ready(keys)
             if entries is None:
@@ -92,8 +114,8 @@ class ResidentAddresses:
 class StepLease:
     """A context manager that holds all experts of all layers in their slots, as a lease of each would.
 
-    While it is open, none is evicted, and budgets that shrink wait for its end. Other variants of experts are not held;
-    a lease of one may have to wait for the end of this one.
+    While it is open, none is evicted, and budgets that shrink wait for its end. Other variants of experts than those
+    that were asked for are not held; a lease of one may have to wait for the end of this one.
     """
 
     def __init__(
@@ -102,7 +124,7 @@ class StepLease:
         self._state, self._residents, self._recorder = state, residents, recorder
         self._is_open = True
         self.layers = list(state.keys)  # in the order of the rows of ``addresses``
-        self.addresses = addresses  # (layers, experts): where each slot begins; 0 where a layer has fewer experts
+        self.addresses = addresses  # (layers, places): where each slot begins; 0 where a layer has fewer places
 
     def __enter__(self) -> Self:
         return self
@@ -121,7 +143,7 @@ class StepLease:
         A step that fails leaves the context without this call; nothing is counted then.
 
         Args:
-            rows: by layer in the order in which they ran, the rows that each expert was run on, ``(experts,)``.
+            rows: by layer in the order in which they ran, the rows that each place was run on, ``(places,)``.
 
         Raises:
             ValueError: the lease has ended, or counts are not of all experts of a layer.
@@ -136,13 +158,25 @@ class StepLease:
                 raise ValueError(f"{len(counts)} counts for the {len(experts.keys)} experts of these layers")
             used = counts.nonzero()[0]
             requested = [experts.keys[place] for place in used.tolist()]
-            self._state.statistics.tokens.reshape(-1)[experts.tokens[used]] += counts[used]
+            self._count_tokens(experts, used, counts)
             for start, end in pairwise(used.searchsorted(experts.bounds).tolist()):
                 if start < end:
                     self._count(tuple(requested[start:end]), phase)
             self._count_prefetches(requested)
             self._is_open = False
             self._residents.end_hold()
+
+    def _count_tokens(self, experts: _LayerKeys, used: npt.NDArray[np.intp], counts: Counts) -> None:
+        statistics, indices = self._state.statistics, experts.tokens[used]
+        if not self._residents.has_variants:
+            statistics.tokens.reshape(-1)[indices] += counts[used]
+            return
+        is_counted = indices >= 0
+        np.add.at(statistics.tokens.reshape(-1), indices[is_counted], counts[used][is_counted])
+        for place in used.tolist():
+            variant = experts.keys[place].variant
+            if variant != BASE:
+                statistics.variant_tokens[variant] += int(counts[place])
 
     def _count(self, requested: tuple[ExpertKey, ...], phase: Phase) -> None:
         layer = requested[0].layer

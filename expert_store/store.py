@@ -16,7 +16,7 @@ from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
 from expert_store.slot_budget import slots_per_layout
 from expert_store.statistics import HitRatios, Phase, StoreStatistics, TierReport
-from expert_store.step_lease import ResidentAddresses, StepLease
+from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_state import StoreState
 from expert_store.tier import EvictObstacle, TierName
 
@@ -62,6 +62,7 @@ class ExpertStore:
         self._recorder = recorder
         self._state = StoreState(catalog, host_bytes, device_bytes, device, num_readers, policy)
         self._residents = ResidentAddresses(self._state)
+        self._variant_residents = self._residents  # of the last step with variants
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
         self._finalizer = weakref.finalize(self, self._state.close)
 
@@ -109,15 +110,24 @@ class ExpertStore:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
         return Lease(self._state, rows, phase, self._recorder)
 
-    def hold_residents(self) -> StepLease | None:
+    def hold_residents(self, keys: LayerKeys | None = None) -> StepLease | None:
         """Lease all experts of all layers for a step; None unless all are in the host's memory.
 
         The result is a context manager. With a device tier it is always None. Either way the call takes microseconds,
         so it may be made at each step.
+
+        Args:
+            keys: the experts of each layer, those of variants included; by default the model's own. Passing the same
+                object again saves time.
         """
         with self._state.lock:
-            addresses = self._residents.hold()
-        return None if addresses is None else StepLease(self._state, self._residents, addresses, self._recorder)
+            residents = self._residents
+            if keys is not None:
+                if not self._variant_residents.is_of(keys):
+                    self._variant_residents = ResidentAddresses(self._state, keys)
+                residents = self._variant_residents
+            addresses = residents.hold()
+        return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
     def prefetch(self, layer: int, experts: Iterable[int]) -> int:
         """Start reads of experts that will be leased soon, the likeliest first; return how many were started.

@@ -81,6 +81,18 @@ def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, Ten
     return sources
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the header is damaged.
+    """
+    metadata = _read_json(path)[0].get("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"the metadata of {path} is not an object of strings")
+    return metadata
+
+
 def is_header_only(path: Path) -> bool:
     """Return True if a safetensors file ends where its tensors' data should begin."""
     with path.open("rb") as file:
@@ -88,6 +100,15 @@ def is_header_only(path: Path) -> bool:
 
 
 def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
+    header, start, num_bytes = _read_json(path)
+    size = num_bytes if has_data else None
+    sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+    _check_tiling(path, sources, start, size)
+    return sources
+
+
+def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
+    """Return a file's header, the offset of its data, and the number of bytes of these."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -104,10 +125,7 @@ def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
         raise CheckpointError(f"cannot read the header of {path}: {error}") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"the header of {path} is not a JSON object")
-    start, size = 8 + length, status.st_size - 8 - length if has_data else None
-    sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
-    _check_tiling(path, sources, start, size)
-    return sources
+    return header, 8 + length, status.st_size - 8 - length
 
 
 def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> TensorSource:

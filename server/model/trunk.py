@@ -26,8 +26,10 @@ from server.model.attention.rope import apply_max_length
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
 from server.model.experts.expert_layer import expert_layers
-from server.model.experts.next_layer_gate import find_next_layer_gates
+from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
+from server.model.experts.step_variants import PlaceTables, StepVariants, has_variants
+from server.model.experts.variant_routing import variant_routers
 from server.model.forward import Forward
 from server.model.linear import speed_up_linears
 from server.model.multimodal.image_embeddings import StepImages
@@ -102,6 +104,7 @@ class ResidentModel:
         self._is_deterministic = is_deterministic
         self._model = model
         self._layers = expert_layers(layers, catalog, self._pool)
+        self._places = PlaceTables(self._layers.values())
         self.config = model.config.get_text_config()
         self.max_model_len = apply_max_length(model, self.config, max_model_len)  # tokens of the longest sequence
         self.device = model.device
@@ -162,7 +165,8 @@ class Trunk(ResidentModel):
             hidden_size=self._forward.hidden_size,
             is_native=self._native is not None,
         )
-        self.gates = find_next_layer_gates(model, layers, probe.routed)
+        self.routers = find_routers(model, layers, probe.routed)
+        self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
 
     @property
     def is_invariant(self) -> bool:
@@ -199,17 +203,21 @@ class Trunk(ResidentModel):
         phase: Phase = "decode" if all(chunk.num_tokens == 1 for chunk in chunks) else "prefill"
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
-        overlay = None
         with prefetched_step(prefetcher):
-            experts = StepExperts(store, self._layers, phase, prefetcher)
             tokens = StepTokens.of(chunks)
+            num_tokens, text_layers = len(tokens.token_ids), self.facts.text_layers
+            is_native = self._native is not None
+            overlay = (
+                StepImages.of(self._model, chunks) if not is_native and any(chunk.media for chunk in chunks) else None
+            )
+            rows = RowOwners(chunks, None if overlay is None else overlay.image_token_mask(num_tokens), text_layers)
+            variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants)
             if self._native is not None:
                 logits, hidden = self._native.run(chunks, tokens, kv_cache, experts)
             else:
-                overlay = StepImages.of(self._model, chunks) if any(chunk.media for chunk in chunks) else None
                 logits, hidden = self._run_modules(chunks, tokens, kv_cache, experts, overlay, states)
-        record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
-        rows = RowOwners(chunks, None if overlay is None else overlay.image_token_mask(num_tokens), text_layers)
+        record = experts.record
         return StepOutput(
             logits,
             {layer: chosen for layer, chosen in record.routing.items() if len(chosen) == num_tokens},
@@ -233,8 +241,10 @@ class Trunk(ResidentModel):
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         step_states = self._step_states(chunks, states)
         attention = self._attention(chunks, kv_cache)
+        variants = experts.variants
         with (
             use_hooks(_StepHooks(LatentAttention(attention), experts)),
+            nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
             logits = self._forward(

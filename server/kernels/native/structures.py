@@ -84,6 +84,16 @@ class LayerSpec(Structure):
     ]
 
 
+class ExpertSets(Structure):
+    _fields_ = [
+        ("set_of_sequence", c_void_p),
+        ("routers", c_void_p),
+        ("places", c_void_p),
+        ("num_sets", c_int64),
+        ("width", c_int64),
+    ]
+
+
 class StepCall(Structure):
     _fields_ = [
         ("hidden", c_void_p),
@@ -96,6 +106,7 @@ class StepCall(Structure):
         ("weights", c_void_p),
         ("slots", c_void_p),
         ("counts", c_void_p),
+        ("sets", c_void_p),
         ("tokens", c_int64),
         ("num_sequences", c_int64),
         ("hidden_size", c_int64),

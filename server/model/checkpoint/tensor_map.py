@@ -54,11 +54,23 @@ class CheckpointMap:
 
 
 @dataclass
-class _Parameter:
+class ExpertParameter:
     """One parameter of one expert, while its sources are collected."""
 
     converter: WeightConverter | None
     sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # each with its order
+
+
+ExpertParts = dict[str, ExpertParameter]  # by parameter
+
+
+@dataclass(frozen=True)
+class SortedTensors:
+    """Tensors of a checkpoint, sorted into trunk and experts."""
+
+    trunk: dict[str, TensorSource | StoredTensor]
+    experts: dict[tuple[str, int], ExpertParts]  # by module and expert
+    unused: list[str]
 
 
 def experts_modules(model: PreTrainedModel) -> dict[str, Any]:
@@ -92,7 +104,31 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         raise ModelError(
             f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
         )
-    names = _Names(model)
+    tensors = sort_tensors(model, index)
+    numbers = layer_numbers(list(modules))
+    layers = {
+        numbers[name]: _layer_entry(
+            model, name, module, [tensors.experts.get((name, e), {}) for e in range(module.num_experts)]
+        )
+        for name, module in modules.items()
+    }
+    return CheckpointMap(tensors.trunk, ExpertCatalog(layers), tensors.unused)
+
+
+def sort_tensors(
+    model: PreTrainedModel, index: Mapping[str, TensorSource], *, allows_more_experts: bool = False
+) -> SortedTensors:
+    """Sort tensors under the names of a checkpoint into the trunk's and the experts'.
+
+    Args:
+        model: the transformers model on the meta device, with its experts' parameters.
+        index: some or all tensors of a checkpoint.
+        allows_more_experts: whether a layer may have more experts than the model.
+
+    Raises:
+        CheckpointError: a tensor of experts has the wrong size; the message names it.
+    """
+    modules, names = experts_modules(model), CheckpointNames(model)
     owners = {
         f"{name}.{parameter}": (name, parameter)
         for name, module in modules.items()
@@ -100,7 +136,7 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
     }
     trunk: dict[str, TensorSource | StoredTensor] = {}
     unused: list[str] = []
-    experts: dict[tuple[str, int], dict[str, _Parameter]] = {}
+    experts: dict[tuple[str, int], ExpertParts] = {}
     for source in group_by_matrix(find_scheme(model.config, type(model).__name__), index).values():
         target, pattern = names.target(source.name)
         if target not in owners:
@@ -110,25 +146,20 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
                 unused.append(source.name)
             continue
         name, parameter = owners[target]
-        num_experts = modules[name].num_experts
+        num_experts = modules[name].num_experts if not allows_more_experts else None
         rank = names.parameters[target].ndim - 1
         converter = names.converters_by_pattern.get(pattern) if pattern else None
         order = converter.source_patterns.index(pattern) if converter else 0
         number = names.expert_index(source.name, pattern)
         if converter and number is not None and len(converter.target_patterns) > 1:
+            if num_experts is None:
+                raise CheckpointError(f"{source.name} is one of two kinds of experts, of which none can be added")
             share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
             name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
         for expert, part in _split(source, number, num_experts, rank):
             place = experts.setdefault((name, expert), {})
-            place.setdefault(parameter, _Parameter(converter)).sources.append((order, part))
-    numbers = layer_numbers(list(modules))
-    layers = {
-        numbers[name]: _layer_entry(
-            model, name, module, [experts.get((name, e), {}) for e in range(module.num_experts)]
-        )
-        for name, module in modules.items()
-    }
-    return CheckpointMap(trunk, ExpertCatalog(layers), unused)
+            place.setdefault(parameter, ExpertParameter(converter)).sources.append((order, part))
+    return SortedTensors(trunk, experts, unused)
 
 
 def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
@@ -138,7 +169,7 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
         model: the model on the meta device, with tied weights and its experts' parameters.
         trunk: hub names of the tensors in the checkpoint.
     """
-    names = _Names(model)
+    names = CheckpointNames(model)
     targets = {target for name in trunk for target in names.targets(name)}
     present = {id(tensor) for name, tensor in names.parameters.items() if name in targets}
     routed = {
@@ -158,14 +189,14 @@ def missing_parameters(model: Any, trunk: Iterable[str]) -> list[str]:
 
 def renamed(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str]:
     """Map hub names to parameter names, for tensors that become a parameter without conversion."""
-    known = _Names(model)
+    known = CheckpointNames(model)
     targets = {name: known.target(name) for name in names}
     return {
         name: target for name, (target, pattern) in targets.items() if pattern is None and target in known.parameters
     }
 
 
-class _Names:
+class CheckpointNames:
     """Applies transformers' renaming to the checkpoint keys of one model."""
 
     def __init__(self, model: nn.Module):
@@ -203,14 +234,17 @@ class _Names:
 
 
 def _split(
-    source: TensorSource | StoredTensor, expert: int | None, num_experts: int, rank: int
+    source: TensorSource | StoredTensor, expert: int | None, num_experts: int | None, rank: int
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
     """Split a tensor into its experts.
 
     Args:
+        num_experts: of the layer; None if a tensor of all experts may have any number.
         rank: number of dimensions of one expert's parameter. A tensor of all experts has one more, or has the experts'
             rows concatenated.
     """
+    if num_experts is None:
+        num_experts = expert + 1 if expert is not None else _leading_size(source, rank)
     if expert is not None and expert >= num_experts:
         raise CheckpointError(
             f"{source.name} belongs to expert {expert}, but the model has {num_experts} experts in a layer"
@@ -227,24 +261,55 @@ def _split(
     return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
 
 
-def _layer_entry(model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, _Parameter]]) -> LayerEntry:
-    shapes = {parameter: tuple(value.shape[1:]) for parameter, value in module.named_parameters(recurse=False)}
+def _layer_entry(
+    model: nn.Module, name: str, module: Any, experts: Sequence[Mapping[str, ExpertParameter]]
+) -> LayerEntry:
     specs: dict[str, ParameterSpec] = {}
     recipes = []
     for expert, parts in enumerate(experts):
-        recipe: dict[str, ParameterRecipe] = {}
-        for parameter, shape in shapes.items():
-            if parameter not in parts:
-                raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
-            for spec, part in _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter]):
-                recipe[spec.name] = part
-                specs.setdefault(spec.name, spec)
-        recipes.append(recipe)
+        made = expert_parameters(model, name, module, expert, parts)
+        for spec, _ in made:
+            specs.setdefault(spec.name, spec)
+        recipes.append({spec.name: recipe for spec, recipe in made})
     return LayerEntry(ExpertLayout(tuple(specs.values())), tuple(recipes))
 
 
+def expert_parameters(
+    model: nn.Module, name: str, module: Any, expert: int, parts: Mapping[str, ExpertParameter]
+) -> list[tuple[ParameterSpec, ParameterRecipe]]:
+    """Return the slot tensors of one expert, with the recipes to read them.
+
+    Args:
+        name: of the experts module.
+        parts: its tensors in the checkpoint.
+
+    Raises:
+        CheckpointError: a tensor is missing or has the wrong size.
+    """
+    made: list[tuple[ParameterSpec, ParameterRecipe]] = []
+    for parameter, shape in parameter_shapes(module).items():
+        if parameter not in parts:
+            raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+        made += _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter])
+    return made
+
+
+def parameter_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter of one expert."""
+    return {parameter: tuple(value.shape[1:]) for parameter, value in module.named_parameters(recurse=False)}
+
+
+def _leading_size(source: TensorSource | StoredTensor, rank: int) -> int:
+    """Return the number of experts of a tensor of all experts."""
+    if isinstance(source, StoredTensor):
+        return len(source.matrices)
+    if len(source.shape) == rank:
+        raise CheckpointError(f"{source.name} has the rows of all experts in one matrix; give a tensor for each expert")
+    return source.shape[0] if source.shape else 0
+
+
 def _slot_tensors(
-    model: nn.Module, module: Any, target: str, shape: tuple[int, ...], part: _Parameter
+    model: nn.Module, module: Any, target: str, shape: tuple[int, ...], part: ExpertParameter
 ) -> Iterable[tuple[ParameterSpec, ParameterRecipe]]:
     """The tensors of one expert's parameter in a slot, with the recipes to read them."""
     ordered = [source for _, source in sorted(part.sources, key=lambda item: item[0])]
@@ -263,7 +328,7 @@ def _recipe(
     model: nn.Module,
     target: str,
     shape: tuple[int, ...],
-    part: _Parameter,
+    part: ExpertParameter,
     sources: tuple[TensorSource, ...],
 ) -> tuple[ParameterRecipe, torch.dtype]:
     """The recipe to read one expert's unquantised parameter, and its dtype in a slot."""

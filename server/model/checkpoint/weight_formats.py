@@ -46,6 +46,13 @@ def readable_layouts(
     return [packed_layout(shapes, transposed, weights), *(_layout(shapes, transposed, specs) for specs in older)]
 
 
+def format_of(
+    layout: ExpertLayout, shapes: Mapping[str, tuple[int, ...]], transposed: Collection[str]
+) -> WeightFormat | None:
+    """Return the format of new packs that gives an expert this layout; None if there is none."""
+    return next((each for each in WEIGHT_FORMATS if packed_layout(shapes, transposed, each) == layout), None)
+
+
 def encode(parameters: Weights, transposed: Collection[str], weights: WeightFormat) -> Weights:
     """Encode an expert's parameters for ``packed_layout``.
 

@@ -99,7 +99,8 @@ def last_choices(runs: Sequence[LayerRun], layers: Sequence[int]) -> RoutedExper
 
 def _choices(run: LayerRun, row: int | None) -> IntArray:
     chosen = run.chosen[0:0].ravel() if row is None else run.chosen[row]
-    return chosen[chosen < run.num_experts]
+    chosen = chosen[chosen < run.num_experts]
+    return chosen if run.numbers is None else run.numbers[chosen]
 
 
 def _stack(layers: Sequence[IntArray]) -> RoutedExperts:

@@ -30,19 +30,35 @@ class NextLayerGate:
         return chosen
 
 
-def find_next_layer_gates(
+def find_routers(
     model: nn.Module, layers: Mapping[ExpertsModule, int], samples: Mapping[ExpertsModule, RouterSample]
-) -> dict[int, NextLayerGate]:
-    """Return the gate of the next layer for each MoE layer but the last, where a router can be found.
+) -> dict[int, RouterWeights]:
+    """Return the router of each MoE layer that tokens of text go to, where one can be found.
 
     Args:
-        layers: the experts modules and their layers, in the order in which they run.
+        layers: the experts modules and their layers.
         samples: a sample of each module that tokens of text go to.
     """
     names: dict[Any, str] = {module: name for name, module in model.named_modules()}
+    found = {layers[module]: find_router(model, names[module], sample) for module, sample in samples.items()}
+    return {layer: router for layer, router in found.items() if router is not None}
+
+
+def find_next_layer_gates(
+    routers: Mapping[int, RouterWeights],
+    layers: Mapping[ExpertsModule, int],
+    samples: Mapping[ExpertsModule, RouterSample],
+) -> dict[int, NextLayerGate]:
+    """Return the gate of the next layer for each MoE layer but the last, where it has a router.
+
+    Args:
+        routers: by layer.
+        layers: the experts modules and their layers, in the order in which they run.
+        samples: a sample of each module that tokens of text go to.
+    """
     gates: dict[int, NextLayerGate] = {}
     for (_, layer), (module, following) in pairwise((one, layer) for one, layer in layers.items() if one in samples):
-        router = find_router(model, names[module], samples[module])
+        router = routers.get(following)
         if router is None:
             log.info("layer %d has no usable router; prefetching its experts by co-activation", following)
         else:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from expert_store import Phase, StepLease
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.step_record import StepRecord
+from server.model.experts.step_variants import StepVariants
 
 IntArray = npt.NDArray[np.int64]
 
@@ -19,8 +20,8 @@ IntArray = npt.NDArray[np.int64]
 class ResidentExperts:
     """A context manager that holds all experts for a step under one lease (``ExpertStore.hold_residents``)."""
 
-    def __init__(self, lease: StepLease, phase: Phase, record: StepRecord):
-        self._lease, self._phase, self._record = lease, phase, record
+    def __init__(self, lease: StepLease, phase: Phase, record: StepRecord, variants: StepVariants | None = None):
+        self._lease, self._phase, self._record, self._variants = lease, phase, record, variants
 
     def __enter__(self) -> Self:
         self._lease.__enter__()
@@ -32,7 +33,7 @@ class ResidentExperts:
         self._lease.__exit__(kind, error, traceback)
 
     def slots(self, layers: Sequence[int]) -> npt.NDArray[np.uint64]:
-        """Return the address of each expert's slot, ``(layers, experts)``; 0 where a layer has fewer experts."""
+        """Return the address of each place's slot, ``(layers, places)``; 0 where a layer has fewer places."""
         lease = self._lease
         if lease.layers == layers:
             return lease.addresses
@@ -43,9 +44,18 @@ class ResidentExperts:
 
         Args:
             layers: in the order in which they ran.
-            chosen: of each layer, ``(tokens, k)``, each an expert.
-            rows: tokens that each expert ran on, ``(layers, experts)``; 0 where a layer has fewer experts.
+            chosen: of each layer, ``(tokens, k)``, each a row of the token's router.
+            rows: tokens that each place ran on, ``(layers, places)``; 0 where a layer has fewer places.
         """
-        self._record.add_residents(layers, chosen, rows)
-        counts = {layer.number: row[: len(layer.keys)] for layer, row in zip(layers, rows, strict=True)}
+        variants = self._variants
+        if variants is None:
+            self._record.add_residents([(layer.number, len(layer.keys)) for layer in layers], chosen, rows)
+            counts = {layer.number: row[: len(layer.keys)] for layer, row in zip(layers, rows, strict=True)}
+        else:
+            places = [variants.places(layer) for layer in layers]
+            sets = [variants.sets_of_rows(layer.number, len(rows)) for layer, rows in zip(layers, chosen, strict=True)]
+            placed = [each.place(rows, of) for each, rows, of in zip(places, chosen, sets, strict=True)]
+            sizes = [(layer.number, len(each.keys)) for layer, each in zip(layers, places, strict=True)]
+            self._record.add_residents(sizes, placed, rows, [each.numbers for each in places])
+            counts = {number: row[:size] for (number, size), row in zip(sizes, rows, strict=True)}
         self._lease.close(counts, self._phase)

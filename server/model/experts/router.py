@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ class RouterWeights:
     bias: torch.Tensor | None  # (experts,)
     correction: torch.Tensor | None  # (experts,), added to the scores to balance the experts' load
     scoring: Scoring
+    names: Mapping[str, str] = field(default_factory=dict)  # of ``weight``, ``bias`` and ``correction`` in the model
+    top_k: int = 0  # experts that a token chooses
 
     @torch.inference_mode()
     def choose(self, hidden_states: torch.Tensor, k: int) -> torch.Tensor:
@@ -72,24 +74,29 @@ def find_router(model: nn.Module, name: str, sample: RouterSample) -> RouterWeig
         }
         weights = [path for path, tensor in tensors.items() if tuple(tensor.shape) == (num_experts, hidden)]
         if len(weights) == 1:
-            return _router(weights[0], tensors, num_experts, sample)
+            return _router(weights[0], tensors, num_experts, sample, owner_name)
     return None
 
 
 def _router(
-    path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: RouterSample
+    path: str, tensors: Mapping[str, torch.Tensor], num_experts: int, sample: RouterSample, owner: str
 ) -> RouterWeights | None:
-    """Return the router whose matrix is at ``path``; None if the model chooses otherwise."""
-    bias = tensors.get(f"{path.removesuffix('weight')}bias") if path.endswith("weight") else None
-    correction = next(
-        (
-            tensor.detach().flatten()
-            for tensor_path, tensor in tensors.items()
-            if "bias" in tensor_path.rpartition(".")[2] and tensor.numel() == num_experts and tensor is not bias
-        ),
-        None,
-    )
-    routers = [RouterWeights(tensors[path], bias, correction, scoring) for scoring in SCORINGS]
+    """Return the router whose matrix is at ``path`` in its owner; None if the model chooses otherwise."""
+    paths: dict[str, str] = {"weight": path}
+    bias_path = f"{path.removesuffix('weight')}bias"
+    if path.endswith("weight") and bias_path in tensors:
+        paths["bias"] = bias_path
+    for tensor_path, tensor in tensors.items():
+        is_bias = "bias" in tensor_path.rpartition(".")[2] and tensor_path != paths.get("bias")
+        if is_bias and tensor.numel() == num_experts:
+            paths.setdefault("correction", tensor_path)
+    found = {role: tensors[path] for role, path in paths.items()}
+    correction = found["correction"].detach().flatten() if "correction" in found else None
+    names = {role: f"{owner}.{path}" for role, path in paths.items()}
+    routers = [
+        RouterWeights(found["weight"], found.get("bias"), correction, scoring, names, sample.top_k_index.shape[-1])
+        for scoring in SCORINGS
+    ]
     best = max(routers, key=lambda router: _agreement(router, sample))
     return best if _agreement(best, sample) >= LEAST_AGREEMENT else None
 

@@ -17,6 +17,7 @@ from server.kernels.native.backend import NativeBackend
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
+from server.model.experts.step_variants import StepVariants
 
 IntArray = npt.NDArray[np.int64]
 
@@ -28,6 +29,7 @@ class StepExperts:
         layers: the result of ``expert_layers``.
         prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
             again for the next layer's experts, if the disk has time for them.
+        variants: the variants that sequences use; None if none does.
     """
 
     def __init__(
@@ -36,9 +38,10 @@ class StepExperts:
         layers: Mapping[ExpertsModule, ExpertLayer],
         phase: Phase,
         prefetcher: Prefetcher | None = None,
+        variants: StepVariants | None = None,
     ):
         self._store, self._layers, self._phase = store, layers, phase
-        self._prefetcher = prefetcher
+        self._prefetcher, self.variants = prefetcher, variants
         self._between = _nothing if prefetcher is None else prefetcher.request
         self.record = StepRecord()
 
@@ -88,23 +91,31 @@ class StepExperts:
 
     def hold_residents(self) -> ResidentExperts | None:
         """Lease all experts for this step; return None unless all of them are in memory."""
-        lease = self._store.hold_residents()
-        return None if lease is None else ResidentExperts(lease, self._phase, self.record)
+        lease = self._store.hold_residents(None if self.variants is None else self.variants.keys)
+        return None if lease is None else ResidentExperts(lease, self._phase, self.record, self.variants)
 
     @contextmanager
     def _leased(
         self, layer: ExpertLayer, chosen: IntArray, hidden_states: torch.Tensor, weights: torch.Tensor
     ) -> Iterator[tuple[SortedRows, Lease]]:
         """Sort a layer's rows by expert and lease the experts; record the layer after it has run."""
-        self.record.routing[layer.number] = chosen
-        order, spans = sort_choices(chosen, layer.keys)
+        keys, numbers = layer.keys, None
+        if self.variants is not None:
+            places = self.variants.places(layer)
+            chosen, keys, numbers = (
+                places.place(chosen, self.variants.sets_of_rows(layer.number, len(chosen))),
+                places.keys,
+                places.numbers,
+            )
+        self.record.routing[layer.number] = chosen if numbers is None else numbers[chosen]
+        order, spans = sort_choices(chosen, keys)
         rows = SortedRows(hidden_states, weights, order, spans)
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self._phase) as lease:
             if self._prefetcher is not None:
-                self._prefetcher.observe(layer.number, chosen, hidden_states)
+                self._prefetcher.observe(layer.number, self.record.routing[layer.number], hidden_states)
             yield rows, lease
-        self.record.add(layer, chosen, lease, self._store.catalog)
+        self.record.add(layer.number, chosen, keys, lease, self._store.catalog, numbers)
 
 
 @contextmanager

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import ExpertCatalog, Lease
-from server.model.experts.expert_layer import ExpertLayer
+from expert_store import ExpertCatalog, ExpertKey, Lease
 from server.model.experts.stalls import Stall
 from server.model.step import ExpertCost
 
@@ -20,10 +19,11 @@ class LayerRun(NamedTuple):
     """The experts of one layer in a step."""
 
     layer: int
-    chosen: IntArray  # (rows, k); numbers from ``num_experts`` on are not experts
+    chosen: IntArray  # (rows, k), places of experts; those from ``num_experts`` on are not experts
     num_experts: int
     cost: ExpertCost
-    missed: Mapping[int, int]  # experts that were in no tier, and the bytes read for each
+    missed: Mapping[int, int]  # places of experts that were in no tier, and the bytes read for each
+    numbers: IntArray | None = None  # the expert's number of each place; None if they are the same
 
 
 class StepRecord:
@@ -35,16 +35,29 @@ class StepRecord:
         self.cost = ExpertCost()
         self.stalls: list[Stall] = []
 
-    def add(self, layer: ExpertLayer, chosen: IntArray, lease: Lease, catalog: ExpertCatalog) -> None:
-        """Record a layer that ran under a lease of its own, which has ended."""
-        missed = {key.expert: catalog.read_bytes(key) for key in lease.missed}
+    def add(
+        self,
+        layer: int,
+        chosen: IntArray,
+        keys: Sequence[ExpertKey],
+        lease: Lease,
+        catalog: ExpertCatalog,
+        numbers: IntArray | None = None,
+    ) -> None:
+        """Record a layer that ran under a lease of its own, which has ended.
+
+        Args:
+            chosen: ``(rows, k)``, places in ``keys``.
+            numbers: see ``LayerRun``.
+        """
+        missed = {keys.index(key): catalog.read_bytes(key) for key in lease.missed}
         cost = ExpertCost(lease.num_lookups, len(missed), lease.stall_seconds, sum(missed.values()))
-        self.runs.append(LayerRun(layer.number, chosen, len(layer.keys), cost, missed))
+        self.runs.append(LayerRun(layer, chosen, len(keys), cost, missed, numbers))
         self.cost.add(cost)
         if cost.stall_seconds:
             self.stalls.append(
                 Stall(
-                    layer.number,
+                    layer,
                     lease.stalled_from,
                     lease.stalled_to,
                     cost.stall_seconds,
@@ -53,15 +66,24 @@ class StepRecord:
                 )
             )
 
-    def add_residents(self, layers: Sequence[ExpertLayer], chosen: Sequence[IntArray], rows: IntArray) -> None:
+    def add_residents(
+        self,
+        layers: Sequence[tuple[int, int]],
+        chosen: Sequence[IntArray],
+        rows: IntArray,
+        numbers: Sequence[IntArray] | None = None,
+    ) -> None:
         """Record layers whose experts were all resident, so that nothing was missed.
 
         Args:
-            chosen: of each layer, ``(tokens, k)``, each an expert.
-            rows: tokens that each expert ran on, ``(layers, experts)``.
+            layers: number and number of places of each.
+            chosen: of each layer, ``(tokens, k)``, each a place.
+            rows: tokens that each place ran on, ``(layers, places)``.
+            numbers: see ``LayerRun``, of each layer.
         """
         num_lookups = np.count_nonzero(rows, axis=1).tolist()
-        for layer, choices, count in zip(layers, chosen, num_lookups, strict=True):
-            self.routing[layer.number] = choices
-            self.runs.append(LayerRun(layer.number, choices, len(layer.keys), ExpertCost(count), {}))
+        of_layers = [None] * len(layers) if numbers is None else numbers
+        for (layer, size), choices, count, own in zip(layers, chosen, num_lookups, of_layers, strict=True):
+            self.routing[layer] = choices if own is None else own[choices]
+            self.runs.append(LayerRun(layer, choices, size, ExpertCost(count), {}, own))
         self.cost.num_lookups += sum(num_lookups)

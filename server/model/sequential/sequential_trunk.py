@@ -7,6 +7,7 @@ routed experts call our hooks. So a sequence gives what transformers gives, what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -17,9 +18,11 @@ from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.attention.kv_cache import KVCache
-from server.model.experts.cost_attribution import last_choices
-from server.model.experts.next_layer_gate import find_next_layer_gates
+from server.model.experts.cost_attribution import RowOwners, last_choices
+from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
+from server.model.experts.step_variants import StepVariants, has_variants
+from server.model.experts.variant_routing import variant_routers
 from server.model.linear import speed_up_linears
 from server.model.recurrent.states import StateCache
 from server.model.sequential.decoder_only import DecoderOnly
@@ -68,7 +71,8 @@ class SequentialTrunk(ResidentModel):
             self._sequential.is_encoder_decoder,
             self._sequential.hidden_size,
         )
-        self.gates = find_next_layer_gates(model, layers, seen.routed)
+        self.routers = find_routers(model, layers, seen.routed)
+        self.gates = find_next_layer_gates(self.routers, layers, seen.routed)
 
     def new_states(self, num_slots: int) -> TransformersCaches:
         """Return a place for the caches of running sequences; each is made when its sequence begins."""
@@ -128,8 +132,13 @@ class SequentialTrunk(ResidentModel):
         if phase == "prefill" or chunk.shows_images:
             prefetcher = None
         with prefetched_step(prefetcher):
-            experts = StepExperts(store, self._layers, phase, prefetcher)
-            with use_hooks(_StepHooks(experts)):
+            rows = RowOwners([chunk])
+            variants = StepVariants(self._places, [chunk], rows.owners) if has_variants([chunk]) else None
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants)
+            with (
+                use_hooks(_StepHooks(experts)),
+                nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
+            ):
                 logits = self._sequential.logits(chunk, cache)
         record = experts.record
         chosen = last_choices(record.runs, self.facts.text_layers) if chunk.wants_experts else None

@@ -15,6 +15,7 @@ from expert_store.policies import POLICIES
 from server.model.attention.kv_cache import KVCache
 from server.model.attention.window import oldest_seen
 from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.chunk_weights import ChunkWeights
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
@@ -56,6 +57,7 @@ def generate(
     order: Callable[[int], Sequence[int]] = range,
     block_size: int = BLOCK_SIZE,
     prompts: Sequence[list[int]] = PROMPTS,
+    weights: Sequence[ChunkWeights | None] | None = None,
 ) -> list[tuple[list[int], torch.Tensor]]:
     """All prompts in one ragged batch, greedily; prompts go in by pieces of ``chunk`` tokens.
 
@@ -82,7 +84,10 @@ def generate(
         for i in active:
             tokens, is_last = texts[i][cached[i] : cached[i] + chunk], cached[i] + chunk >= len(texts[i])
             prompt = len(prompts[i])
-            chunks.append(SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt))
+            own = None if weights is None else weights[i]
+            chunks.append(
+                SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt, weights=own)
+            )
         rows = iter(trunk.forward(chunks, cache, store, prefetcher, states).logits)
         for i, piece in zip(active, chunks, strict=True):
             cached[i] += len(piece.token_ids)

@@ -151,6 +151,20 @@ void choose(const Level& level, const Router& router, int64_t num_experts, float
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
 }
 
+// The set of experts of a row's sequence.
+int64_t set_of_row(const StepCall& step, int64_t row) {
+  if (!step.sets) return 0;
+  const StepSequence* sequence = step.sequences;
+  while (row >= sequence->first_row + sequence->num_tokens) ++sequence;
+  return step.sets->set_of_sequence[sequence - step.sequences];
+}
+
+const Router& router_of(const LayerSpec& layer, const StepCall& step, int64_t place, int64_t set) {
+  if (!step.sets) return layer.router;
+  const Router& router = step.sets->routers[place * step.sets->num_sets + set];
+  return router.matrix.outputs ? router : layer.router;
+}
+
 int32_t* choices_of(const StepCall& step, int64_t place) {
   return step.chosen + place * step.tokens * step.most_top_k;
 }
@@ -267,19 +281,49 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
     engine.pool.run(phases, 7);
     return;
   }
-  const int64_t num_experts = layer.num_experts, top_k = layer.router.top_k;
+  const int64_t top_k = layer.router.top_k;
+  int64_t num_experts = layer.num_experts;
+  for (int64_t set = 1; step.sets && set < step.sets->num_sets; ++set) {
+    num_experts = std::max(num_experts, step.sets->routers[place * step.sets->num_sets + set].matrix.outputs);
+  }
   float* logits = engine.logits.reserve<float>((tokens + threads) * num_experts * 4);
   float* spare = logits + tokens * num_experts;
-  const Side router_side[] = {{&layer.router.matrix, layer.router.bias, 0}};
-  auto score = multiply_sides(engine, router_panel, router_side, 1, kRouterTile,
-                              [&](int64_t row, int64_t output, const float* sums, int64_t count) {
-                                std::memcpy(logits + row * num_experts + output, sums, static_cast<size_t>(count) * 4);
-                              });
+  // Each row has its own router; the tiles of one router lie together, and rows of others are left out.
+  const int64_t num_routers = step.sets ? step.sets->num_sets : 1;
+  int64_t router_tiles = 0;
+  for (int64_t set = 0; set < num_routers; ++set) {
+    router_tiles += divide_up(router_of(layer, step, place, set).matrix.outputs, kRouterTile);
+  }
+  auto score = [&](int64_t tile, int) {
+    const int64_t row_tiles = divide_up(tokens, kRowTile);
+    int64_t output_tile = tile / row_tiles, set = 0;
+    const Router* router = &router_of(layer, step, place, set);
+    for (int64_t tiles; output_tile >= (tiles = divide_up(router->matrix.outputs, kRouterTile));) {
+      output_tile -= tiles;
+      router = &router_of(layer, step, place, ++set);
+    }
+    const int64_t first = output_tile * kRouterTile, last = std::min(first + kRouterTile, router->matrix.outputs);
+    const int64_t end = std::min((tile % row_tiles + 1) * kRowTile, tokens);
+    alignas(64) float sums[kRowTile * kRouterTile];
+    for (int64_t row = tile % row_tiles * kRowTile, after; row < end; row = after) {
+      const int64_t row_set = set_of_row(step, row);
+      for (after = row + 1; after < end && set_of_row(step, after) == row_set;) ++after;
+      if (row_set != set) continue;
+      level.multiply(router->matrix, router_panel, row, after, first, last, sums, kRouterTile);
+      if (router->bias) {
+        add_bias(level, router->bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
+      }
+      for (int64_t i = row; i < after; ++i) {
+        std::memcpy(logits + i * num_experts + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
+      }
+    }
+  };
   auto choose_experts = [&](int64_t token, int thread) {
-    choose(level, layer.router, num_experts, logits + token * num_experts, spare + thread * num_experts,
+    const Router& router = router_of(layer, step, place, set_of_row(step, token));
+    choose(level, router, router.matrix.outputs, logits + token * num_experts, spare + thread * num_experts,
            choices_of(step, place) + token * top_k, weights_of(step, place) + token * top_k);
   };
-  phases[7] = phase_of(num_tiles(router_side, 1, tokens, kRouterTile), score);
+  phases[7] = phase_of(router_tiles * divide_up(tokens, kRowTile), score);
   phases[8] = phase_of(tokens, choose_experts);
   engine.pool.run(phases, 9);
 }
@@ -329,13 +373,25 @@ namespace {
 
 // Runs the experts of a layer, all of which are in memory.
 const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
-  const int64_t num_choices = step.tokens * layer.router.top_k, num_experts = layer.num_experts;
+  const int64_t num_choices = step.tokens * layer.router.top_k;
+  const int64_t num_experts = step.sets ? step.most_experts : layer.num_experts;
   const int32_t* chosen = choices_of(step, place);
   const uint64_t* slots = step.slots + place * step.most_experts;
-  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (2 * num_experts + 2 + num_choices) * 4);
+  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (2 * num_experts + 2 + 2 * num_choices) * 4);
   auto* starts = reinterpret_cast<int32_t*>(used_slots + num_experts);
   int32_t* ends = starts + num_experts + 1;  // by expert
   int32_t* choices = ends + num_experts + 1;
+  if (step.sets) {
+    const ExpertSets& sets = *step.sets;
+    int32_t* places = choices + num_choices;
+    for (int64_t token = 0; token < step.tokens; ++token) {
+      const int32_t* table = sets.places + (place * sets.num_sets + set_of_row(step, token)) * sets.width;
+      for (int64_t i = token * layer.router.top_k; i < (token + 1) * layer.router.top_k; ++i) {
+        places[i] = table[chosen[i]];
+      }
+    }
+    chosen = places;
+  }
   std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
   for (int64_t i = 0; i < num_choices; ++i) ++ends[chosen[i]];
   int64_t* counts = step.counts + place * step.most_experts;

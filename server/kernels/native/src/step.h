@@ -68,6 +68,15 @@ struct LayerSpec {
   Matrix dense_gate;         // (1, hidden); its sigmoid weights the dense expert's result. No outputs: no gate
 };
 
+// The experts of sequences that use other weights than the model's own. Set 0 is the model's own.
+struct ExpertSets {
+  const int32_t* set_of_sequence;      // (sequences)
+  const Router* routers;               // (layers with a router, sets); one without outputs stands for the layer's own
+  const int32_t* places;               // (layers with a router, sets, width): the index in `slots` of each router row
+  int64_t num_sets;
+  int64_t width;
+};
+
 // Consecutive tokens of one sequence.
 struct StepSequence {
   int32_t first_row;
@@ -87,11 +96,12 @@ struct StepCall {
   float* weights;                      // (layers, tokens, top_k)
   const uint64_t* slots;               // (layers with a router, experts) addresses; null if not all experts are loaded
   int64_t* counts;                     // (layers with a router, experts): rows of each expert, for the caller
+  const ExpertSets* sets;              // null if all sequences use the model's own weights
   int64_t tokens;
   int64_t num_sequences;
   int64_t hidden_size;
   int64_t most_top_k;
-  int64_t most_experts;
+  int64_t most_experts;                // width of `slots` and `counts`
   int32_t is_exact;
 };
 

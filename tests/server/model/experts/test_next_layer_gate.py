@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
-from server.model.experts.next_layer_gate import find_next_layer_gates
+from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.replacements import replace_experts
 from server.model.experts.router import RouterSample, find_router
 from server.model.transformers_hooks.hooks import IMPLEMENTATION, AttentionOptions, use_hooks
@@ -117,7 +117,7 @@ def test_each_router_is_found_and_chooses_as_the_model_does(name: str) -> None:
 def test_a_gate_is_the_next_layers_router(name: str) -> None:
     """On the next layer's own input, the gate predicts the next layer's choices, best first."""
     model, layers, routed = run({**CONFIGS, **FURTHER}[name]())
-    gates = find_next_layer_gates(model, layers, routed)
+    gates = find_next_layer_gates(find_routers(model, layers, routed), layers, routed)
     assert list(gates) == list(layers.values())[:-1]
     for (_, layer), (module, _) in pairwise(layers.items()):
         sample = routed[module]
@@ -131,7 +131,7 @@ def test_a_router_that_chooses_otherwise_is_no_gate(caplog: pytest.LogCaptureFix
     sample = routed[last]
     routed[last] = RouterSample(sample.hidden_states, (sample.top_k_index + 4) % 8)
     with caplog.at_level("INFO"):
-        gates = find_next_layer_gates(model, layers, routed)
+        gates = find_next_layer_gates(find_routers(model, layers, routed), layers, routed)
     assert list(gates) == list(layers.values())[:-2]
     assert [record.getMessage().split()[:2] for record in caplog.records] == [["layer", "2"]]
 
@@ -140,4 +140,4 @@ def test_experts_without_a_router_have_no_gate() -> None:
     model, layers, routed = run(CONFIGS["mixtral"]())
     for layer in model.model.layers:
         layer.mlp.gate.weight = torch.nn.Parameter(torch.zeros(3, 5))
-    assert find_next_layer_gates(model, layers, routed) == {}
+    assert find_next_layer_gates(find_routers(model, layers, routed), layers, routed) == {}

@@ -1,0 +1,93 @@
+"""Sets of experts for the native kernels, where sequences of a step use variants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import addressof
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+
+from server.kernels.native.library import Matrix
+from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures import ExpertSets, Router
+from server.model.experts.step_variants import StepVariants
+from server.model.experts.variant import ExpertVariant, VariantLayer
+from server.model.native_layers.spec import NativeLayer
+
+
+class VariantRouters:
+    """The routers of variants as the kernels take them, kept as long as their variant."""
+
+    def __init__(self) -> None:
+        self._known: WeakKeyDictionary[ExpertVariant, dict[int, NativeRouter]] = WeakKeyDictionary()
+
+    def router(self, variant: ExpertVariant, layer: NativeLayer) -> Router:
+        """Return the router of a layer; one without outputs stands for the layer's own."""
+        assert layer.experts is not None
+        number = layer.experts.number
+        own = variant.layers.get(number)
+        if own is None or not own.router:
+            return Router()
+        routers = self._known.setdefault(variant, {})
+        if number not in routers:
+            routers[number] = NativeRouter(layer, own)
+        return routers[number].router
+
+
+class NativeRouter:
+    """A router, and the tensors whose memory it refers to."""
+
+    def __init__(self, layer: NativeLayer, own: VariantLayer):
+        self.router = Router.from_buffer_copy(layer.spec.router)
+        self._keeps: list[torch.Tensor] = []
+        weight = own.router.get("weight")
+        if weight is not None:
+            weight = self._keep(weight if weight.dtype in PLAIN else weight.float())
+            outputs, inputs = weight.shape
+            self.router.matrix = Matrix(
+                format=PLAIN[weight.dtype], outputs=outputs, inputs=inputs, data=weight.data_ptr()
+            )
+        for role in ("bias", "correction"):
+            if role in own.router:
+                setattr(self.router, role, self._keep(own.router[role].float().flatten()).data_ptr())
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._keeps.append(tensor.detach().contiguous())
+        return self._keeps[-1]
+
+
+class StepSets:
+    """The sets of experts of one step, and the arrays that the kernels read.
+
+    Args:
+        layers: those with experts, in the order in which they run.
+    """
+
+    def __init__(self, layers: Sequence[NativeLayer], variants: StepVariants, routers: VariantRouters):
+        num_sets = len(variants.variants) + 1
+        self._set_of_sequence = variants.sets.astype(np.int32)
+        self._routers = (Router * (len(layers) * num_sets))(
+            *(
+                Router() if variant is None else routers.router(variant, layer)
+                for layer in layers
+                for variant in (None, *variants.variants)
+            )
+        )
+        tables = [variants.places(layer.experts).table for layer in layers if layer.experts is not None]
+        width = max(table.shape[1] for table in tables)
+        self._places = np.zeros((len(layers), num_sets, width), dtype=np.int32)
+        for target, table in zip(self._places, tables, strict=True):
+            target[:, : table.shape[1]] = table
+        self.call = ExpertSets(
+            set_of_sequence=self._set_of_sequence.ctypes.data,
+            routers=addressof(self._routers),
+            places=self._places.ctypes.data,
+            num_sets=num_sets,
+            width=width,
+        )
+
+    @property
+    def address(self) -> int:
+        return addressof(self.call)
