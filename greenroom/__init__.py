@@ -15,6 +15,8 @@ else:
 
     def __getattr__(name: str) -> object:
         client = import_module("client")
+        if not hasattr(client, "Client"):
+            raise ImportError(f"{client.__file__} hides the package 'client' of Greenroom: rename that file.")
         if name != "__all__" and name not in client.__all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(client, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +30,16 @@ def test_star_import_brings_the_names_of_the_client() -> None:
 def test_a_name_that_the_package_lacks_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'greenroom' has no attribute 'Nothing'"):
         _ = greenroom.Nothing
+
+
+def test_a_file_that_hides_the_client_is_named(tmp_path: Path) -> None:
+    hiding = tmp_path / "client.py"
+    hiding.write_text("")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from greenroom import Client"
+    failed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert failed.stderr.splitlines()[-1] == (
+        f"ImportError: {hiding} hides the package 'client' of Greenroom: rename that file."
+    )
 
 
 def test_package_runs_as_a_command_without_its_client() -> None:

@@ -108,4 +108,5 @@ def _append(
         sequence.text.stopped_by,
         sequence.last_experts,
         usage,
+        token_id=token,
     )

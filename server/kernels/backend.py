@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.expert import ExpertsModule
+from server.kernels.low_rank import ExpertAdditions
 
 
 class Parameter(Protocol):
@@ -75,12 +76,14 @@ class SortedRows:
         order: int64 ``(tokens * k,)``: choices ``token * k + place``, grouped by expert and ascending within each;
             choices of no expert come last.
         spans: start and end of each expert's choices in ``order``; experts without any are left out.
+        additions: what adapters add.
     """
 
     hidden_states: torch.Tensor
     weights: torch.Tensor
     order: npt.NDArray[np.int64]
     spans: Mapping[Any, tuple[int, int]]
+    additions: ExpertAdditions | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Protocol
 
 import torch
@@ -55,15 +55,29 @@ def scales_input(module: ExpertsModule) -> bool:
     return bool(getattr(module, "scales_input", False))
 
 
-def run_expert(module: ExpertsModule, weights: Mapping[str, torch.Tensor], hidden_states: torch.Tensor) -> torch.Tensor:
+def run_expert(
+    module: ExpertsModule,
+    weights: Mapping[str, torch.Tensor],
+    hidden_states: torch.Tensor,
+    add: Callable[[str, torch.Tensor, torch.Tensor], None] | None = None,
+) -> torch.Tensor:
     """Run one expert on some rows: ``(rows, hidden)`` to ``(rows, hidden)`` in the dtype of the rows.
 
     Mirrors ``transformers.integrations.moe.grouped_mm_experts_forward``. Weights stay in their slot as read; they are
     converted or dequantised for one expert at a time.
+
+    Args:
+        add: adds something to the product with a matrix, given the matrix's name, its input and its output.
     """
     transposed = transposed_names(module)
 
     def project(rows: torch.Tensor, name: str) -> torch.Tensor:
+        output = multiply(rows, name)
+        if add is not None:
+            add(name, rows, output)
+        return output
+
+    def multiply(rows: torch.Tensor, name: str) -> torch.Tensor:
         bias = weights[f"{name}_bias"].to(rows.dtype) if module.has_bias else None
         parts = _parts(weights, name)
         if not parts:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.batch_invariant import inherit_batch_invariant, is_batch_invariant
 from server.kernels.compute_pool import ComputePool, Task, work_bytes
 from server.kernels.expert import ExpertsModule, run_expert, scales_input
+from server.kernels.low_rank import ExpertAdditions
 
 LEAST_SHARED_BYTES = 384 << 10  # work per expert below which threads cost more than they save (docs/log.md)
 
@@ -45,15 +48,19 @@ class TorchBackend:
         start = self._pool.start if _is_worth_sharing(layout, rows) else _at_once
         is_deterministic = is_batch_invariant()
 
-        def compute(span: slice, tensors: Mapping[str, torch.Tensor]) -> None:
+        def compute(key: Hashable, span: slice, tensors: Mapping[str, torch.Tensor]) -> None:
+            add = None
+            if rows.additions is not None:
+                of_expert = rows.order[span] // rows.top_k
+                add = partial(_add, rows.additions, key, of_expert)
             with inherit_batch_invariant(is_deterministic):
-                outputs[span] = run_expert(module, tensors, inputs[span])
+                outputs[span] = run_expert(module, tensors, inputs[span], add)
 
         try:
             for ready in batches:
                 for index, key in enumerate(ready.keys):
                     between()
-                    start(partial(compute, slice(*spans[key]), ready.weights(index)))
+                    start(partial(compute, key, slice(*spans[key]), ready.weights(index)))
                 if ready.gives_back:
                     self._pool.finish()
         finally:
@@ -62,6 +69,17 @@ class TorchBackend:
         places[order] = torch.arange(len(order), device=order.device)
         weighted = outputs[places].view(*weights.shape, -1) * weights.unsqueeze(-1)  # (tokens, k, hidden)
         return weighted.sum(1).to(hidden_states.dtype)
+
+
+def _add(
+    additions: ExpertAdditions,
+    key: Hashable,
+    rows: npt.NDArray[np.int64],
+    name: str,
+    x: torch.Tensor,
+    y: torch.Tensor,
+) -> None:
+    additions.add(key, name, rows, x, y)
 
 
 def _is_worth_sharing(layout: Layout, rows: SortedRows) -> bool:

@@ -33,7 +33,7 @@ def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) 
     """
     if not settings.serves_adapters:
         return None
-    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device)
+    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device, model.trunk.prepare_adapter)
 
 
 def load_adapters(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
@@ -32,6 +33,10 @@ from server.model.experts.step_variants import PlaceTables, StepVariants, has_va
 from server.model.experts.variant_routing import variant_routers
 from server.model.forward import Forward
 from server.model.linear import speed_up_linears
+from server.model.lora.adapter import LoraAdapter
+from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
+from server.model.lora.step_adapters import StepAdapters
+from server.model.lora.tables import tables_of
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers
@@ -90,6 +95,8 @@ class ResidentModel:
         max_model_len: the requested length, for models whose rotary frequencies depend on it.
     """
 
+    _linears: Mapping[str, nn.Module]  # layers of the module path that adapters can add to, by name
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -126,6 +133,17 @@ class ResidentModel:
         return {module: layer.number for module, layer in self._layers.items()}
 
     @property
+    def adaptable(self) -> Mapping[str, tuple[int, int]]:
+        """Inputs and outputs of each layer that adapters can add to, besides experts, by name."""
+        return {name: sizes_of(module) for name, module in self._linears.items()}
+
+    def prepare_adapter(self, adapter: LoraAdapter) -> None:
+        """Make what steps need of an adapter, so that its first step does not wait for it; any thread may call it."""
+        if self._pool.kernels is not None:
+            for layer in self._layers.values():
+                tables_of(adapter).experts(layer.number, len(layer.keys))
+
+    @property
     def nbytes(self) -> int:
         tensors = [*self._model.parameters(), *self._model.buffers()]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
@@ -150,11 +168,12 @@ class Trunk(ResidentModel):
         super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
         self._forward = Forward(model)
         replace_projections(model)
-        probe, states = self._probe()
+        probe, states, calls = self._probe()
         self._native = self._find_native()
         if is_deterministic and self._native is None:
             self._check_invariance()
         resolve_projections(model, probe.latent_layers)
+        self._linears = find_linears(model, calls, len(self._probe_tokens()))
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
@@ -167,6 +186,17 @@ class Trunk(ResidentModel):
         )
         self.routers = find_routers(model, layers, probe.routed)
         self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
+
+    @property
+    def adaptable(self) -> Mapping[str, tuple[int, int]]:
+        if self._native is None:
+            return super().adaptable
+        return {name: (target.inputs, target.outputs) for name, target in self._native.adapters.targets.items()}
+
+    def prepare_adapter(self, adapter: LoraAdapter) -> None:
+        super().prepare_adapter(adapter)
+        if self._native is not None:
+            self._native.adapters.prepare(adapter)
 
     @property
     def is_invariant(self) -> bool:
@@ -204,20 +234,20 @@ class Trunk(ResidentModel):
         if phase == "prefill" or any(chunk.shows_images for chunk in chunks):
             prefetcher = None
         with prefetched_step(prefetcher):
-            tokens = StepTokens.of(chunks)
-            num_tokens, text_layers = len(tokens.token_ids), self.facts.text_layers
-            is_native = self._native is not None
-            overlay = (
-                StepImages.of(self._model, chunks) if not is_native and any(chunk.media for chunk in chunks) else None
-            )
-            rows = RowOwners(chunks, None if overlay is None else overlay.image_token_mask(num_tokens), text_layers)
+            tokens, adapters = StepTokens.of(chunks), StepAdapters.of(chunks)
+            overlay = None
+            if self._native is None and any(chunk.media for chunk in chunks):
+                overlay = StepImages.of(self._model, chunks)
+            rows = self._rows(chunks, tokens, overlay)
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants)
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
             if self._native is not None:
-                logits, hidden = self._native.run(chunks, tokens, kv_cache, experts)
+                logits, hidden = self._native.run(chunks, tokens, kv_cache, experts, adapters)
             else:
-                logits, hidden = self._run_modules(chunks, tokens, kv_cache, experts, overlay, states)
-        record = experts.record
+                if adapters is not None:
+                    adapters.rows_of_layer = rows.tokens
+                logits, hidden = self._run_modules(chunks, tokens, kv_cache, experts, overlay, states, adapters)
+        record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
         return StepOutput(
             logits,
             {layer: chosen for layer, chosen in record.routing.items() if len(chosen) == num_tokens},
@@ -228,6 +258,10 @@ class Trunk(ResidentModel):
             record.stalls,
         )
 
+    def _rows(self, chunks: Sequence[SequenceChunk], tokens: StepTokens, overlay: StepImages | None) -> RowOwners:
+        are_images = None if overlay is None else overlay.image_token_mask(len(tokens.token_ids))
+        return RowOwners(chunks, are_images, self.facts.text_layers)
+
     def _run_modules(
         self,
         chunks: Sequence[SequenceChunk],
@@ -236,6 +270,7 @@ class Trunk(ResidentModel):
         experts: StepExperts,
         overlay: StepImages | None,
         states: StateCache | None,
+        adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the modules of transformers; return logits and hidden states of the wanted rows."""
         positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
@@ -243,7 +278,8 @@ class Trunk(ResidentModel):
         attention = self._attention(chunks, kv_cache)
         variants = experts.variants
         with (
-            use_hooks(_StepHooks(LatentAttention(attention), experts)),
+            use_hooks(_StepHooks(LatentAttention(attention, adapters), experts)),
+            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states),
             nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
@@ -253,6 +289,17 @@ class Trunk(ResidentModel):
         if step_states is not None:
             step_states.commit()
         return logits, self._forward.hidden
+
+    def _add_to_linears(
+        self, adapters: StepAdapters, tokens: StepTokens, states: StepStates | None
+    ) -> AbstractContextManager[None]:
+        return add_to_linears(
+            adapters,
+            self._linears,
+            self._model.get_output_embeddings(),
+            tokens.logit_rows,
+            lambda: None if states is None else states.rows_now,
+        )
 
     def _attention(self, chunks: Sequence[SequenceChunk], kv_cache: KVCache) -> InvariantAttention | StepAttention:
         if self._is_deterministic:
@@ -268,7 +315,7 @@ class Trunk(ResidentModel):
         return StepStates(batches, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
-    def _probe(self) -> tuple[Probe, StateShapes]:
+    def _probe(self) -> tuple[Probe, StateShapes, LinearCalls]:
         """Run some tokens through the model, and record what its layers ask of attention, experts and states.
 
         Raises:
@@ -278,7 +325,12 @@ class Trunk(ResidentModel):
         probe, state_probe = Probe(), StateProbe()
         tokens = self._probe_tokens()
         count = len(tokens)
-        with use_hooks(probe), probe_masks(self._model), state_probe.track_modules(text_part(self._model)):
+        with (
+            use_hooks(probe),
+            probe_masks(self._model),
+            state_probe.track_modules(text_part(self._model)),
+            watch_linears(self._model) as calls,
+        ):
             self._forward(tokens, range(count), [0], state_probe)
         split_recurrent_modules(state_probe.calls, count)
         self._has_recurrent_layers = bool(state_probe.calls)
@@ -295,7 +347,7 @@ class Trunk(ResidentModel):
             raise NotBatchableError(
                 f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {module})"
             )
-        return probe, state_probe.shapes
+        return probe, state_probe.shapes, calls
 
     def _probe_tokens(self) -> Sequence[int]:
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)

@@ -10,8 +10,8 @@ from server.api.anthropic.tools import Tool, ToolChoice
 from server.api.core.conversation import Conversation
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import MAX_INT32, Stops, Text, only
-from server.api.core.translation import split_extra
-from server.api.openai.bodies import THINKING_OPTIONS, ChatBody
+from server.api.core.translation import CONTINUATION, split_extra
+from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, TranslatedChat
 from server.engine.interface import JsonObject
 
 KINDS = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}  # types of blocks by role
@@ -27,7 +27,7 @@ NAMES = {
 }
 
 
-class MessagesChat(ChatBody):
+class MessagesChat(TranslatedChat):
     """A chat whose ``max_tokens`` is required, so clients often send more than the model's context holds."""
 
     may_cut_max_tokens: ClassVar[bool] = True
@@ -138,7 +138,7 @@ class PromptBody(BaseModel):
                 "'output_config.format' can't be used if the last message is the assistant's: leave out one of them.",
                 "output_config.format",
             )
-        return {"add_generation_prompt": False, "continue_final_message": True}
+        return {**CONTINUATION}
 
     def _conversation(self) -> Conversation:
         conversation = Conversation()

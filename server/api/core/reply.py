@@ -41,6 +41,10 @@ class ReplyEncoder(ABC):
     def start(self) -> bytes:
         """Return the server-sent events that precede the first token."""
 
+    def is_long(self, index: int, event: TokenEvent) -> bool:  # noqa: ARG002  an encoder may know more
+        """Return True if encoding an event may block the event loop: it shows thousands of prompt tokens."""
+        return bool(event.prompt_logprobs)
+
     @abstractmethod
     def encode(self, index: int, event: TokenEvent) -> bytes:
         """Return the server-sent events for an event of a choice."""
@@ -120,6 +124,6 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
 
 
 async def _encode(encoder: ReplyEncoder, index: int, event: TokenEvent) -> bytes:
-    if event.prompt_logprobs:  # may cover thousands of tokens
+    if encoder.is_long(index, event):
         return await asyncio.to_thread(encoder.encode, index, event)
     return encoder.encode(index, event)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from server.api.core.errors import APIError, InvalidRequestError, api_error
 from server.api.core.validation import first_problem
-from server.engine.interface import EngineError
+from server.engine.interface import EngineError, JsonObject
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,6 +44,9 @@ EXTRA_SAMPLING_FIELDS = frozenset(
         "adapters",
     }
 )
+
+# The fields of a ``ChatBody`` with which the last message is continued.
+CONTINUATION: JsonObject = {"add_generation_prompt": False, "continue_final_message": True}
 
 
 def validated(model: type[Model], value: object, place: str) -> Model:

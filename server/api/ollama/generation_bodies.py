@@ -8,12 +8,13 @@ from server.api.core.conversation import Conversation, text_part
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import Text, only
 from server.api.core.service import Service
+from server.api.core.translation import CONTINUATION
 from server.api.core.validation import quote
 from server.api.ollama import options
 from server.api.ollama.body import RequestBody
 from server.api.ollama.messages import Message, conversation_of, image_of
 from server.api.ollama.options import Options
-from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, CompletionBody
+from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, CompletionBody, NoTokenIds, TranslatedChat
 from server.api.openai.fields import MAX_LOGPROBS
 from server.engine.interface import JsonObject
 
@@ -31,7 +32,7 @@ NO_TEMPLATE = "can't be used, because the model's own chat template is used: use
 NO_CONTEXT = "can't be used, because this server stores no conversations: send all messages to /api/chat"
 
 
-class OllamaChat(ChatBody):
+class OllamaChat(TranslatedChat):
     """A chat whose limit of tokens is cut to what fits, as by Ollama."""
 
     may_cut_max_tokens: ClassVar[bool] = True
@@ -42,6 +43,8 @@ class OllamaCompletion(CompletionBody):
 
     default_max_tokens: ClassVar[int | None] = None
     may_cut_max_tokens: ClassVar[bool] = True
+
+    return_token_ids: NoTokenIds = False
 
 
 def format_of(value: object) -> str | JsonObject:
@@ -103,7 +106,7 @@ class ChatRequest(ReplyRequest):
         if last.role == "assistant":
             if last.tool_calls:
                 raise InvalidRequestError("'messages' must not end with tool calls: add their results.", "messages")
-            fields |= {"add_generation_prompt": False, "continue_final_message": True}
+            fields |= CONTINUATION
         return OllamaChat.model_validate(fields | ({"tools": self.tools} if self.tools else {}))
 
 

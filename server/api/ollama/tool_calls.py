@@ -37,7 +37,7 @@ class CallAssembler:
         """Return the open call, if there is one. A call whose arguments were cut is left out, as by Ollama."""
         call, text = self._open, "".join(self._arguments)
         self._open, self._arguments = None, []
-        arguments = arguments_of(text)
+        arguments = None if is_cut and not text else arguments_of(text)
         if call is None or (arguments is None and is_cut):
             return []
         function = {"index": call.index, "name": call.name, "arguments": arguments or {}}

@@ -19,6 +19,10 @@ from server.engine.interface import GrammarSpec
 
 THINKING_OPTIONS = ("enable_thinking", "thinking")  # names of the template variable that turns reasoning on or off
 
+NoTokenIds = Annotated[
+    Any, only(False, why="can be used only in '/v1/chat/completions' and '/v1/completions': leave it out")
+]
+
 
 class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
@@ -69,16 +73,13 @@ class GenerationBody(Constraints, BaseModel):
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
     suffix: Annotated[Any, only("", why="can't be used, because this server inserts no text: leave it out")] = None
-    return_token_ids: Annotated[
-        Any,
-        only(False, why="is not supported by this server: leave it out, or ask '/tokenize' for the tokens"),
-    ] = None
     chat_template: Annotated[
         Any, only(why="can't be used, because this server takes no templates from requests: use the model's own")
     ] = None
 
     response_format: ResponseFormat | None = None
     return_experts: bool = False
+    return_token_ids: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -250,3 +251,9 @@ class ChatBody(GenerationBody):
     @property
     def num_logprobs(self) -> int | None:
         return self.top_logprobs if self.logprobs else None
+
+
+class TranslatedChat(ChatBody):
+    """A chat of another dialect, whose replies hold no token ids."""
+
+    return_token_ids: NoTokenIds = False

@@ -35,7 +35,7 @@ class ChatEncoder(ChunkEncoder):
     chunk_object = "chat.completion.chunk"
 
     def __init__(self, turn: ChatTurn, body: ChatBody) -> None:
-        super().__init__(turn.generation, include_usage=body.include_usage)
+        super().__init__(turn.generation, include_usage=body.include_usage, has_token_ids=body.return_token_ids)
         self._turn, self._codec = turn, turn.codec
         self._has_logprobs = body.logprobs
         self._has_prompt_logprobs = body.prompt_logprobs is not None
@@ -46,13 +46,18 @@ class ChatEncoder(ChunkEncoder):
         finish_reason = next(self._finish_reason(delta) for delta in deltas if isinstance(delta, EndDelta))
         tokens = [each for event in events for each in event.logprobs]
         logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
-        return {"index": index, "message": message_of(deltas), "logprobs": logprobs, "finish_reason": finish_reason}
+        choice = {"index": index, "message": message_of(deltas), "logprobs": logprobs, "finish_reason": finish_reason}
+        return choice | self._token_ids(events)
 
     def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:
-        return {"prompt_logprobs": prompt_logprobs(self._codec, events[0])} if self._has_prompt_logprobs else {}
+        more = {"prompt_logprobs": prompt_logprobs(self._codec, events[0])} if self._has_prompt_logprobs else {}
+        return more | self._prompt_token_ids(0)
 
     def start_choices(self, index: int) -> list[JsonObject]:
         return [self._choice(index, {"role": "assistant", "content": ""})]
+
+    def start_more(self, index: int) -> JsonObject:
+        return self._prompt_token_ids(index)
 
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
         choices = [
@@ -65,6 +70,9 @@ class ChatEncoder(ChunkEncoder):
             if not choices or not choices[0]["delta"]:  # the parser holds back the text of these tokens
                 choices.insert(0, self._choice(index, {"content": ""}))
             choices[0]["logprobs"] = chat_logprobs(self._codec, event.logprobs)
+        if self._has_token_ids:
+            first, *others = choices or [self._choice(index, {"content": ""})]
+            return [first | self._token_ids([event]), *(each | self._token_ids([]) for each in others)]
         return choices
 
     def _finish_reason(self, end: EndDelta) -> str:

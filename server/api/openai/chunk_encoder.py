@@ -2,8 +2,9 @@
 
 import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from server.api.core.errors import APIError, InvalidRequestError
 from server.api.core.generation import Generation
@@ -25,9 +26,9 @@ class ChunkEncoder(ReplyEncoder):
     object: str
     chunk_object: str
 
-    def __init__(self, generation: Generation, *, include_usage: bool) -> None:
+    def __init__(self, generation: Generation, *, include_usage: bool, has_token_ids: bool) -> None:
         super().__init__(generation)
-        self._include_usage = include_usage
+        self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
 
     @abstractmethod
@@ -41,6 +42,10 @@ class ChunkEncoder(ReplyEncoder):
     @abstractmethod
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
         """Return the choices of the chunks for an event; none if the event adds nothing."""
+
+    def start_more(self, index: int) -> JsonObject:  # noqa: ARG002  by default nothing
+        """Return further members of the chunks of ``start_choices``."""
+        return {}
 
     def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:  # noqa: ARG002  by default nothing
         """Return further members of a complete reply, given the events of all choices."""
@@ -60,13 +65,17 @@ class ChunkEncoder(ReplyEncoder):
                     f"The reply would hold more than {MAX_LOGPROBS} logprobs: ask for fewer, or for a stream.",
                     "logprobs",
                 )
-        if num_events + num_numbers > LONG_REPLY:
+        num_ids = self.generation.num_prompt_tokens if self._has_token_ids else 0
+        if num_events + num_numbers + num_ids > LONG_REPLY:
             return await asyncio.to_thread(self._complete, events)
         return self._complete(events)
 
     def start(self) -> bytes:
         # Nothing: clients measure the time to the first token by the first chunk.
         return b""
+
+    def is_long(self, index: int, event: TokenEvent) -> bool:
+        return super().is_long(index, event) or (self._has_token_ids and not self._has_begun[index])
 
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
@@ -75,7 +84,8 @@ class ChunkEncoder(ReplyEncoder):
 
     def _begin(self, index: int) -> bytes:
         self._has_begun[index] = True
-        return b"".join(map(self._chunk, self.start_choices(index)))
+        more = self.start_more(index)
+        return b"".join([self._chunk(choice, more) for choice in self.start_choices(index)])
 
     def end(self) -> bytes:
         if not self._include_usage:
@@ -88,12 +98,13 @@ class ChunkEncoder(ReplyEncoder):
     def _complete(self, events: Sequence[Sequence[TokenEvent]]) -> bytes:
         choices = ",".join(self._encode_choice(self.choice(index, each)) for index, each in enumerate(events))
         frame = self._frame(self.object) | {"usage": usage(self.generation)} | self.more(events)
-        before, after = around_list(encode_json(frame), "choices")
+        before, after = around_list(encode_long(frame), "choices")
         return f"{before}{choices}{after}".encode()
 
-    def _chunk(self, choice: JsonObject) -> bytes:
+    def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice
-        return f"{before}{self._encode_choice(choice)}{after}".encode()
+        members = f",{encode_long(more)[1:-1]}" if more else ""
+        return f"{before}{self._encode_choice(choice)}]{members}{after.removeprefix(']')}".encode()
 
     @cached_property
     def _around_choice(self) -> tuple[str, str]:
@@ -101,6 +112,16 @@ class ChunkEncoder(ReplyEncoder):
         # With include_usage, OpenAI's chunks have a null usage up to the last one.
         shared = self._frame(self.chunk_object) | ({"usage": None} if self._include_usage else {})
         return around_list(sse(shared).decode(), "choices")
+
+    def _prompt_token_ids(self, index: int) -> JsonObject:
+        """Return the tokens of a choice's prompt as a member, if the request asks for tokens."""
+        return {"prompt_token_ids": [*self.generation.streams[index].request.prompt_ids]} if self._has_token_ids else {}
+
+    def _token_ids(self, events: Sequence[TokenEvent]) -> JsonObject:
+        """Return the tokens of events as a member of a choice, if the request asks for tokens."""
+        if not self._has_token_ids:
+            return {}
+        return {"token_ids": [event.token_id for event in events if event.token_id is not None]}
 
     def _frame(self, kind: str) -> JsonObject:
         return {
@@ -113,7 +134,7 @@ class ChunkEncoder(ReplyEncoder):
 
     def _encode_choice(self, choice: JsonObject) -> str:
         """Encode a choice, with the experts of its tokens if the request asks for them."""
-        encoded = encode_long(choice) if choice["logprobs"] else encode_json(choice)
+        encoded = encode_long(choice) if choice["logprobs"] or self._has_token_ids else encode_json(choice)
         if not self.generation.returns_experts:
             return encoded
         return f'{encoded[:-1]},"experts":{self.generation.take_experts(choice["index"])}}}'

@@ -42,7 +42,7 @@ class CompletionEncoder(ChunkEncoder):
     def __init__(
         self, generation: Generation, codec: TextCodec, body: CompletionBody, echoes: Sequence[Echo] | None
     ) -> None:
-        super().__init__(generation, include_usage=body.include_usage)
+        super().__init__(generation, include_usage=body.include_usage, has_token_ids=body.return_token_ids)
         self._codec = codec
         self._has_logprobs = body.logprobs is not None
         self._has_prompt_logprobs = body.prompt_logprobs is not None
@@ -51,19 +51,22 @@ class CompletionEncoder(ChunkEncoder):
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
         text = self._echo_text(index) + "".join(event.text for event in events)
         choice = self._choice(index, text, self._logprobs(index, events), events[-1].finish_reason)
-        return choice | ({"prompt_logprobs": prompt_logprobs(self._codec, events)} if self._has_prompt_logprobs else {})
+        more = {"prompt_logprobs": prompt_logprobs(self._codec, events)} if self._has_prompt_logprobs else {}
+        return choice | more | self._prompt_token_ids(index) | self._token_ids(events)
 
     def start_choices(self, index: int) -> list[JsonObject]:
-        text = self._echo_text(index)
-        return [self._choice(index, text, None, None)] if text and not self._has_logprobs else []
+        text = "" if self._has_logprobs else self._echo_text(index)
+        if not (text or self._has_token_ids):
+            return []
+        return [self._choice(index, text, None, None) | self._prompt_token_ids(index) | self._token_ids([])]
 
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
         echoes_now = event.prompt_logprobs is not None
         text = self._echo_text(index) + event.text if echoes_now else event.text
-        if not (text or event.logprobs or event.finish_reason is not None):
+        if not (text or event.logprobs or event.finish_reason is not None or self._has_token_ids):
             return []
         logprobs = self._logprobs(index, [event]) if event.logprobs or echoes_now else None
-        return [self._choice(index, text, logprobs, event.finish_reason)]
+        return [self._choice(index, text, logprobs, event.finish_reason) | self._token_ids([event])]
 
     def _echo(self, index: int) -> Echo | None:
         return None if self._echoes is None else self._echoes[index // self._num_choices]

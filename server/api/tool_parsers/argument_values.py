@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from server.api.core.cut_json import parse_cut
+
 JSON_TYPES: Mapping[type, AbstractSet[str]] = {
     type(None): {"null"},
     bool: {"boolean"},
@@ -58,6 +60,19 @@ def typed_json(raw: str, schema: Mapping[str, Any]) -> str:
         return encode(found[0])
     except RecursionError:
         return encode(raw)
+
+
+def cut_json(raw: str, schema: Mapping[str, Any]) -> str | None:
+    """Convert a value that was cut off to JSON, as far as it came; None if that is not yet of an allowed type."""
+    types = types_of(schema)
+    if "string" in types:
+        return encode(raw)
+    try:
+        value, _ = parse_cut(raw.strip())
+        is_allowed = not types or bool(types & JSON_TYPES.get(type(value), set()))
+        return encode(value) if is_allowed else None
+    except (ValueError, RecursionError):
+        return None if types else encode(raw)
 
 
 def read_value(text: str, *, reads_python: bool) -> tuple[object] | None:

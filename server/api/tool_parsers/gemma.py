@@ -1,6 +1,7 @@
 """Gemma 4's tool calls: ``<|tool_call>call:f{city:<|"|>Paris<|"|>,days:3}<tool_call|>``."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,15 @@ class Gemma:
         if not (yield from buffer.take("call:")):
             raise MalformedCallError
         text, stop = yield from buffer.collect(Stops(self.closer))
+        if not stop:
+            text = text[: len(text) - Stops(self.closer, QUOTE).num_waiting(text)]
         name, brace, rest = text.partition("{")
-        if not stop or not brace:
+        if not (stop or buffer.is_cut) or not brace:
             raise MalformedCallError
-        arguments = encode(Values(brace + rest).value())
+        values = Values(brace + rest, may_be_cut=not stop)
+        arguments = encode(values.value())
         yield calls.open(buffer, name.strip())
-        yield calls.more(arguments)
+        yield calls.more(arguments.removesuffix("}") if values.are_cut else arguments)
 
     def rules(self, lark: LarkGrammar, schemas: Mapping[str, Mapping[str, Any]], *, has_one_call: bool) -> str:
         heads, end = (
@@ -57,12 +61,23 @@ class Gemma:
         return lark.json(schema)
 
 
-class Values:
-    """Reads values from complete text."""
+class CutError(MalformedCallError):
+    """The text ends within a value."""
 
-    def __init__(self, text: str) -> None:
+
+class Values:
+    """Reads values from a text, whose end may be cut off.
+
+    Args:
+        may_be_cut: objects, lists and strings may end with the text; what can't be told from its beginning is left out.
+
+    """
+
+    def __init__(self, text: str, *, may_be_cut: bool = False) -> None:
         self._words = list(_words(text))
         self._place = 0
+        self._may_be_cut = may_be_cut
+        self.are_cut = False
 
     def value(self, depth: int = 0) -> object:
         """Read the next value.
@@ -75,34 +90,53 @@ class Values:
             raise MalformedCallError
         word = self._take()
         if word == QUOTE:
-            text = self._take()
-            if text == QUOTE:
-                return ""
-            self._expect(QUOTE)
-            return text
+            return self._string()
         if word == "{":
             return self._object(depth)
         if word == "[":
             return self._list(depth)
         found = read_value(word.strip(), reads_python=True)
+        if found is None and self._may_be_cut and self._place == len(self._words):
+            raise CutError
         return word.strip() if found is None else found[0]
+
+    def _string(self) -> str:
+        text = ""
+        with self._up_to_the_cut():
+            text = self._take()
+            if text == QUOTE:
+                return ""
+            self._expect(QUOTE)
+        return text
 
     def _object(self, depth: int) -> dict[str, object]:
         values: dict[str, object] = {}
-        while not self._ends("}"):
-            key = self._take()
-            if key == QUOTE:
+        with self._up_to_the_cut():
+            while not self._ends("}"):
                 key = self._take()
-                self._expect(QUOTE)
-            self._expect(":")
-            values[key.strip()] = self.value(depth + 1)
+                if key == QUOTE:
+                    key = self._take()
+                    self._expect(QUOTE)
+                self._expect(":")
+                values[key.strip()] = self.value(depth + 1)
         return values
 
     def _list(self, depth: int) -> list[object]:
         values: list[object] = []
-        while not self._ends("]"):
-            values.append(self.value(depth + 1))
+        with self._up_to_the_cut():
+            while not self._ends("]"):
+                values.append(self.value(depth + 1))
         return values
+
+    @contextmanager
+    def _up_to_the_cut(self) -> Iterator[None]:
+        """End a string, an object or a list where the text is cut off, if it may be."""
+        try:
+            yield
+        except CutError:
+            if not self._may_be_cut:
+                raise
+            self.are_cut = True
 
     def _ends(self, bracket: str) -> bool:
         while self._place < len(self._words) and self._words[self._place] == ",":
@@ -114,7 +148,7 @@ class Values:
 
     def _take(self) -> str:
         if self._place == len(self._words):
-            raise MalformedCallError
+            raise CutError
         self._place += 1
         return self._words[self._place - 1]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.tool_parsers.call_syntax import Calls
+from server.api.tool_parsers.call_syntax import Calls, MalformedCallError
 from server.api.tool_parsers.json_calls import close
 from server.api.tool_parsers.lark_grammar import LarkGrammar, optional, parameter, parameters_of, sequence
 from server.api.tool_parsers.parameter_tags import ArgumentWriter
@@ -25,6 +25,8 @@ class Glm:
     def read(self, buffer: TextBuffer, opener: str, calls: Calls) -> Steps[None]:  # noqa: ARG002  of the protocol
         yield from buffer.skip_space()
         name, stop = yield from buffer.collect(Stops("\n", "<arg_key>", self.closer))
+        if not stop and buffer.is_cut:
+            raise MalformedCallError
         yield calls.open(buffer, name.strip())
         arguments = ArgumentWriter(calls, name.strip())
         is_key = stop == "<arg_key>"
@@ -39,6 +41,8 @@ class Glm:
                 return
             if not (yield from arguments.read(buffer, key.strip(), Stops("</arg_value>"))):
                 return
+        if stop != self.closer and buffer.is_cut_here:
+            return
         yield from arguments.end()
         if stop != self.closer:
             yield from close(buffer, self.closer)

@@ -35,7 +35,7 @@ class IncrementalParser:
         return self._deltas()
 
     def finish(self, reason: str) -> Sequence[Delta]:
-        self._source.end()
+        self._source.end(is_cut=reason == "length")
         deltas = self._deltas()
         return [*deltas, EndDelta("tool_calls" if self._calls.count and reason == "stop" else reason)]
 

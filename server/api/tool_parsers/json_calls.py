@@ -93,12 +93,17 @@ def json_value(buffer: TextBuffer) -> Steps[object]:
 def json_call(buffer: TextBuffer, calls: Calls, name: str, call_id: str | None = None) -> Steps[None]:
     """Read the arguments of a call whose name is known: an object, an object in a string, or nothing.
 
+    Arguments that were cut off before they began are empty.
+
     Raises:
         MalformedCallError: the text is something else.
 
     """
     yield from buffer.skip_space()
     first = yield from buffer.peek()
+    if buffer.is_cut_here:
+        yield calls.open(buffer, name, call_id)
+        return
     if first == "{":
         yield calls.open(buffer, name, call_id)
         for bit in json_bits(buffer):
@@ -141,7 +146,13 @@ def object_call(buffer: TextBuffer, calls: Calls) -> Steps[None]:
     name: object = None
     arguments, separator = "{}", ""
     while not (yield from _closes(buffer)):
-        key = yield from _key(buffer, separator)
+        try:
+            key = yield from _key(buffer, separator)
+        except MalformedCallError:
+            if not (buffer.is_cut_here and isinstance(name, str)):
+                raise
+            yield calls.open(buffer, name)
+            return
         if key not in KEYS:  # it is text in JSON, which need not be held back any longer
             raise MalformedCallError
         separator = ","
@@ -260,10 +271,10 @@ def json_rules(lark: LarkGrammar, schemas: Mapping[str, Mapping[str, Any]], key:
 
 
 def close(buffer: TextBuffer, closer: str) -> Steps[None]:
-    """Read the end of a call and drop the text before it; read nothing if the end never comes."""
+    """Read the end of a call, or what was left of it, and drop the text before it; read nothing if it never comes."""
     yield from buffer.skip_space()
     buffer.mark()
-    _, stop = yield from buffer.collect(Stops(closer))
-    if not stop:
+    rest, stop = yield from buffer.collect(Stops(closer))
+    if not stop and not (buffer.is_cut and closer.startswith(rest)):
         buffer.rewind()
     buffer.unmark()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.tool_parsers.argument_values import encode, encode_within, is_text, typed_json
+from server.api.tool_parsers.argument_values import cut_json, encode, encode_within, is_text, typed_json
 from server.api.tool_parsers.call_syntax import Calls, MalformedCallError
 from server.api.tool_parsers.json_calls import object_calls
 from server.api.tool_parsers.lark_grammar import LarkGrammar, optional, parameter, parameters_of, sequence
@@ -21,13 +21,19 @@ class ArgumentWriter:
     def read(self, buffer: TextBuffer, name: str, stops: Stops) -> Steps[bool]:
         """Read the next value up to one of ``stops``; return False if none comes."""
         schema = self._calls.parameter_schema(self._tool, name)
-        head, self._before = f"{self._before}{encode(name)}: ", ", "
+        head = f"{self._before}{encode(name)}: "
         if not is_text(schema):
-            raw, stop = yield from buffer.collect(stops)
-            yield self._calls.more(head + typed_json(raw, schema))
+            raw, stop = yield from buffer.collect(stops, drops_cut_stop=True)
+            value = cut_json(raw, schema) if buffer.is_cut and not stop else typed_json(raw, schema)
+            if value is not None:
+                self._before = ", "
+                yield self._calls.more(head + value)
             return stop != ""
+        self._before = ", "
         yield self._calls.more(head + '"')
-        _, stop = yield from buffer.stream(stops, lambda text: self._calls.more(encode_within(text)))
+        _, stop = yield from buffer.stream(
+            stops, lambda text: self._calls.more(encode_within(text)), drops_cut_stop=True
+        )
         yield self._calls.more('"')
         return stop != ""
 
@@ -72,7 +78,7 @@ class ParameterTags:
                 yield from self._calls(buffer, calls)
         buffer.mark()
         yield from buffer.skip_space()
-        if not (yield from buffer.take(self.closer)):
+        if not (yield from buffer.take(self.closer)) and not buffer.is_cut_here:
             buffer.rewind()
         buffer.unmark()
 
@@ -122,5 +128,7 @@ class ParameterTags:
             yield from buffer.take("\n")
             if not stop or not (yield from arguments.read(buffer, parameter.strip(), stops)):
                 return
+        if buffer.is_cut_here:
+            return
         yield from arguments.end()
         yield from buffer.take(end)

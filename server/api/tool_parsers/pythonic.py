@@ -1,7 +1,9 @@
 """Tool calls as a list in Python's syntax: ``[f(a="x", b=1), g()]``."""
 
 import ast
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +13,11 @@ from server.api.tool_parsers.json_calls import JsonCalls
 from server.api.tool_parsers.lark_grammar import LarkGrammar, keyword_rules, sequence
 from server.api.tool_parsers.text_buffer import Steps, Stops, TextBuffer
 
-QUOTES = Stops("(", ")", "[", "]", "{", "}", '"', "'", "\\")
+BRACKETS = {"(": ")", "[": "]", "{": "}"}
+QUOTES = ('"', "'")
+STOPS = Stops(*BRACKETS, *BRACKETS.values(), *QUOTES, ",", "\\")
+MAX_DEPTH = 200  # of brackets; more than Python's parser takes
+MAX_ENDS = 16  # places at which arguments that were cut off are tried to end
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Pythonic:
                 break
         yield from buffer.take("]")
         yield from buffer.skip_space()
-        if self.closer and not (yield from buffer.take(self.closer)):
+        if self.closer and not (yield from buffer.take(self.closer)) and not buffer.is_cut_here:
             buffer.rewind()
         buffer.unmark()
 
@@ -60,26 +66,87 @@ class Pythonic:
 
     @staticmethod
     def _arguments(buffer: TextBuffer) -> Steps[str]:
-        """Read up to the closing parenthesis of a call; return its keyword arguments as JSON."""
-        text, depth, quote = "", 1, ""
-        while depth:
-            part, stop = yield from buffer.collect(QUOTES)
-            text += part + stop
+        """Read up to the closing parenthesis of a call; return its keyword arguments as JSON, as far as they came."""
+        text = OpenText()
+        while text.is_open:
+            part, stop = yield from buffer.collect(STOPS)
+            text.add(part)
             if not stop:
+                if buffer.is_cut:
+                    return cut_arguments(text)
                 raise MalformedCallError
             if stop == "\\":
-                escaped = yield from buffer.peek()
-                text += buffer.read(len(escaped))
-            elif quote:
-                quote = "" if stop == quote else quote
-            elif stop in "\"'":
-                quote = stop
-            else:
-                depth += 1 if stop in "([{" else -1
-        try:
-            call = parse_python(f"f({text}")
-            if not isinstance(call, ast.Call) or call.args:
+                stop += buffer.read(len((yield from buffer.peek())))
+            text.add_stop(stop)
+        return json_arguments(text.text)
+
+
+class OpenText:
+    """The text of a call's arguments, and ways to end it where it stands or at an earlier place."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._closers, self._quote = ")", ""  # of the brackets and the string that are open
+        self._ends: deque[tuple[int, str]] = deque(maxlen=MAX_ENDS)  # places, and the closers there
+
+    @property
+    def is_open(self) -> bool:
+        return self._closers != ""
+
+    def add(self, text: str) -> None:
+        self.text += text
+
+    def add_stop(self, stop: str) -> None:
+        """Add one of ``STOPS``; a backslash comes with the character that follows it.
+
+        Raises:
+            MalformedCallError: the brackets are nested too deeply.
+
+        """
+        if stop.startswith("\\") or (stop == "," and not self._quote):
+            self._note_end()
+        self.text += stop
+        if self._quote:
+            self._quote = "" if stop == self._quote else self._quote
+        elif stop in QUOTES:
+            self._quote = stop
+        elif stop in BRACKETS:
+            self._closers = BRACKETS[stop] + self._closers
+            if len(self._closers) > MAX_DEPTH:
                 raise MalformedCallError
-            return encode({each.arg: literal(each.value) for each in call.keywords if each.arg is not None})
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-            raise MalformedCallError from error
+            self._note_end()
+        elif stop in BRACKETS.values():
+            self._closers = self._closers[1:]
+
+    def closed(self) -> Iterator[str]:
+        """Yield the text closed at its end, then at some of the places before it, the last one first."""
+        yield self.text + self._quote + self._closers
+        for place, closers in reversed(self._ends):
+            yield self.text[:place] + closers
+
+    def _note_end(self) -> None:
+        self._ends.append((len(self.text), self._quote + self._closers))
+
+
+def cut_arguments(text: OpenText) -> str:
+    """Return keyword arguments that were cut off, as JSON that is not closed; what can't be read is left out."""
+    for closed in text.closed():
+        with suppress(MalformedCallError):
+            return json_arguments(closed).removesuffix("}")
+    return "{"
+
+
+def json_arguments(text: str) -> str:
+    """Convert keyword arguments in Python's syntax and the parenthesis behind them to JSON.
+
+    Raises:
+        MalformedCallError: they are something else.
+
+    """
+    try:
+        call = parse_python(f"f({text}")
+        if not isinstance(call, ast.Call) or call.args:
+            raise MalformedCallError
+        return encode({each.arg: literal(each.value) for each in call.keywords if each.arg is not None})
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise MalformedCallError from error

@@ -40,7 +40,7 @@ class TextBuffer:
     def __init__(self) -> None:
         self._text, self._place = "", 0
         self._mark: int | None = None
-        self.is_over = False
+        self.is_over = self.is_cut = False
 
     def feed(self, text: str) -> None:
         start = self._place if self._mark is None else self._mark
@@ -48,9 +48,9 @@ class TextBuffer:
         self._place -= start
         self._mark = None if self._mark is None else 0
 
-    def end(self) -> None:
-        """Mark the text as complete."""
-        self.is_over = True
+    def end(self, *, is_cut: bool = False) -> None:
+        """Mark the text as complete, or as cut off by the token limit."""
+        self.is_over, self.is_cut = True, is_cut
 
     def mark(self) -> None:
         """Remember this position; it replaces an earlier one."""
@@ -63,6 +63,11 @@ class TextBuffer:
         """Go back to the marked position, if there is one."""
         if self._mark is not None:
             self._place, self._mark = self._mark, None
+
+    @property
+    def is_cut_here(self) -> bool:
+        """True if the token limit cut the text off at this position."""
+        return self.is_cut and self._place == len(self._text)
 
     @property
     def ahead(self) -> str:
@@ -85,12 +90,14 @@ class TextBuffer:
         return self._text[self._place : self._place + 1]
 
     def take(self, text: str) -> Steps[bool]:
-        """Read ``text`` if it is next."""
+        """Read ``text`` if it is next; a beginning of it, where the text was cut off, is read but does not count."""
         while True:
             ahead = self._text[self._place : self._place + len(text)]
             if ahead == text:
                 self._place += len(text)
                 return True
+            if self.is_cut and text.startswith(ahead):
+                self._place += len(ahead)
             if self.is_over or not text.startswith(ahead):
                 return False
             yield None
@@ -103,18 +110,29 @@ class TextBuffer:
                 return
             yield None
 
-    def collect(self, stops: Stops) -> Steps[tuple[str, str]]:
-        """Read up to and including a stop; return the text and the stop, which is empty at the end."""
+    def collect(self, stops: Stops, *, drops_cut_stop: bool = False) -> Steps[tuple[str, str]]:
+        """Read up to and including a stop; return the text and the stop, which is empty at the end.
+
+        Args:
+            drops_cut_stop: leave out the beginning of a stop where the text was cut off.
+
+        """
         parts: list[str] = []
         while True:
-            text, stop = self._next(stops)
+            text, stop = self._next(stops, drops_cut_stop)
             parts.append(text)
             if stop is not None:
                 return "".join(parts), stop
             yield None
 
     def stream(
-        self, stops: Stops, make: Callable[[str], Delta], before: str = "", *, holds_space: bool = False
+        self,
+        stops: Stops,
+        make: Callable[[str], Delta],
+        before: str = "",
+        *,
+        holds_space: bool = False,
+        drops_cut_stop: bool = False,
     ) -> Steps[tuple[str, str]]:
         """Yield the text up to a stop as it arrives.
 
@@ -122,13 +140,14 @@ class TextBuffer:
             make: makes a delta of some text.
             before: text to put before it.
             holds_space: do not yield white space before the stop.
+            drops_cut_stop: leave out the beginning of a stop where the text was cut off.
 
         Returns:
             That white space, and the stop, which is empty at the end.
 
         """
         while True:
-            text, stop = self._next(stops)
+            text, stop = self._next(stops, drops_cut_stop)
             text = before + text
             shown = text.rstrip() if holds_space else text
             before = text[len(shown) :]
@@ -138,13 +157,15 @@ class TextBuffer:
                 return before, stop
             yield None
 
-    def _next(self, stops: Stops) -> tuple[str, str | None]:
+    def _next(self, stops: Stops, drops_cut_stop: bool) -> tuple[str, str | None]:
         """Read the text that is certainly before a stop, and the stop; the stop is None until it has arrived."""
         ahead = self.ahead
         found = stops.search(ahead)
         if found is not None:
             self.read(found.end())
             return ahead[: found.start()], found.group()
+        certain = len(ahead) - stops.num_waiting(ahead)
         if self.is_over:
-            return self.read(len(ahead)), ""
-        return self.read(len(ahead) - stops.num_waiting(ahead)), None
+            text = self.read(len(ahead))
+            return text[:certain] if self.is_cut and drops_cut_stop else text, ""
+        return self.read(certain), None

@@ -67,3 +67,4 @@ class TokenEvent:
     experts: RoutedExperts | None = None  # experts of the token before the new one, if requested
     expert_usage: ExpertUsage | None = None  # in the last event
     embedding: npt.NDArray[np.float32] | None = None  # (hidden,), in the only event of a pooled prompt
+    token_id: int | None = None  # the new token; None if there is none

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from server.engine.interface import GrammarSpec, RequestRefusedError
 from server.engine.sampling.json_grammar import json_object
 from server.engine.sampling.json_keys import JsonKeys
+from server.engine.sampling.key_tokens import KeyTokens
 
 MAX_TOKEN_BYTES = 1000  # maximum depth of llguidance's token tree
 MAX_MESSAGE = 200  # characters of an llguidance error
@@ -59,9 +60,7 @@ class GrammarTokens:
         self.text = [b"" if token_id in silent else token for token_id, token in enumerate(usable)]
         self.begin_with_digit = self._those(lambda token: token[:1].isdigit())
         self.begin_with_quote = self._those(lambda token: token.startswith(b'"'))
-        quotes = np.zeros(self.tokenizer.vocab_size, np.int16)
-        quotes[: len(self.text)] = [token.count(b'"') for token in self.text]
-        self.num_quotes = quotes  # in each token
+        self.keys = KeyTokens(self.text)
         self.are_ends = np.zeros(self.tokenizer.vocab_size, np.bool_)
         self.are_ends[ends] = True
 
@@ -166,12 +165,10 @@ class GrammarMatcher:
 
     def _without_repeated_keys(self, allowed: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Remove tokens that would write a key of an object twice, if the text may continue otherwise."""
-        num_quotes = self._keys.num_quotes
-        if num_quotes is None or not self._grammar.spec.has_unique_keys:
+        if not self._grammar.spec.has_unique_keys:
             return allowed
-        text, candidates = self._tokens.text, np.flatnonzero(allowed & (self._tokens.num_quotes >= num_quotes))
-        repeating = [token_id for token_id in candidates.tolist() if self._keys.repeats(text[token_id])]
-        if not repeating:
+        repeating = self._tokens.keys.repeating(self._keys, allowed)
+        if not repeating.size:
             return allowed
         others = allowed.copy()
         others[repeating] = False

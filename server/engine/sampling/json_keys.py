@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import IntEnum, auto
 
 SPACE = b" \t\r\n"
 SCALAR = frozenset(b"+-.0123456789abcdefghijklmnopqrstuvwxyzE")  # bytes of numbers, true, false and null
 FIRST_OF_TEXT = 0x20
+HIGH_SURROGATE = re.compile(rb"\xed[\xa0-\xaf][\x80-\xbf]\Z")  # a second one makes it another character
 
 
 class Place(IntEnum):
@@ -25,9 +27,13 @@ class Place(IntEnum):
     AFTER_VALUE = auto()
 
 
-# Quotes that a token has at least if it completes a key.
-QUOTES_TO_KEY = {Place.KEY: 1, Place.STRING: 3}
-QUOTES_TO_OTHER_KEY = 2
+def decode_key(text: bytes) -> bytes | None:
+    """Return a key as UTF-8, in which equal keys are equal; None if the text between its quotes is not JSON."""
+    try:
+        key: str = json.loads(b'"' + text + b'"')
+    except ValueError:
+        return None
+    return key.encode(errors="surrogatepass")
 
 
 class JsonKeys:
@@ -35,16 +41,38 @@ class JsonKeys:
 
     def __init__(self) -> None:
         self._place = Place.OUTSIDE
-        self._open: list[frozenset[str] | None] = []  # keys of each open object, or None for an array
+        self._open: list[frozenset[bytes] | None] = []  # keys of each open object, or None for an array
         self._key = b""  # the part read so far, without quotes
         self._is_escaped = False
 
     @property
-    def num_quotes(self) -> int | None:
-        """Quotes that a token has at least if it repeats a key; None if no token can."""
-        if not any(self._open) or (self._place == Place.KEY and not self._open[-1]):
-            return None
-        return QUOTES_TO_KEY.get(self._place, QUOTES_TO_OTHER_KEY)
+    def may_repeat(self) -> bool:
+        """True if there is a key that the next key may repeat."""
+        return bool(self.own_keys) if self.is_in_key else any(self._open)
+
+    @property
+    def is_in_key(self) -> bool:
+        return self._place == Place.KEY
+
+    @property
+    def own_keys(self) -> frozenset[bytes]:
+        """The keys of the innermost object, decoded."""
+        return (self._open[-1] if self._open else None) or frozenset()
+
+    @property
+    def all_keys(self) -> list[bytes]:
+        """The keys of all open objects, decoded."""
+        return [key for keys in self._open for key in keys or ()]
+
+    @property
+    def begun(self) -> bytes | None:
+        """The part of the key that was read, decoded; None within an escape sequence, or if the rest may change it."""
+        if not self.is_in_key:
+            return b""
+        if b"\\" not in self._key:
+            return self._key
+        key = None if self._is_escaped else decode_key(self._key)
+        return None if key is None or HIGH_SURROGATE.search(key) else key
 
     def repeats(self, text: bytes) -> bool:
         """Return whether the text, if it comes next, would complete a key that its object has already."""
@@ -88,9 +116,8 @@ class JsonKeys:
             self._place = Place.AFTER_VALUE
             return False
         self._place = Place.COLON
-        try:
-            key: str = json.loads(b'"' + self._key + b'"')
-        except ValueError:
+        key = decode_key(self._key)
+        if key is None:
             return False
         keys = self._open[-1] or frozenset()
         self._open[-1] = keys | {key}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from ctypes import addressof
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -11,8 +12,10 @@ import torch
 
 from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.expert import ExpertsModule, scales_input, transposed_names
+from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.lora import LoraExperts, addresses
 from server.kernels.native.slot_format import PLAIN, describe_matrix
 
 MOST_PARTS = 2
@@ -91,7 +94,8 @@ class NativeBackend:
             outputs = self.compute(rows, batches, between, is_exact=is_exact)
         else:  # one scaled row per choice, and unweighted results
             scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
-            one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans)
+            additions = None if rows.additions is None else rows.additions.repeated(rows.top_k)
+            one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans, additions)
             outputs = self.compute(one_each, batches, between, is_exact=is_exact)
             weights = torch.ones_like(weights)
         return self._combine(outputs, weights, rows.order[rows.num_run :].astype(np.int32), rows.hidden_states)
@@ -117,12 +121,15 @@ class NativeBackend:
             x_format=PLAIN[hidden_states.dtype],
             is_exact=int(is_exact),
         )
+        lora = None if rows.additions is None else _BatchAdditions(rows.additions)
         for ready in batches:
             between()
             starts, choices = _choices(order, [rows.spans[key] for key in ready.keys])
             addresses = ready.addresses
             batch.slots, batch.starts, batch.choices = (array.ctypes.data for array in (addresses, starts, choices))
             batch.num_experts = len(addresses)
+            if lora is not None:
+                batch.lora = lora.address(ready.keys)
             self._kernels.experts(self._shape, batch)
         return outputs
 
@@ -147,6 +154,25 @@ class NativeBackend:
             )
         )
         return y
+
+
+class _BatchAdditions:
+    """The additions of adapters to the batches of a layer, as the kernels read them."""
+
+    def __init__(self, additions: ExpertAdditions):
+        self._additions, self._factors = additions, np.ascontiguousarray(additions.factors)
+        self._tables = tables = additions.tables()
+        self._first = addresses(table.first for table in tables)
+        self._second = addresses(table.second for table in tables)
+        self._call = LoraExperts(
+            self._first.ctypes.data, self._second.ctypes.data, self._factors.ctypes.data, len(tables), None
+        )
+
+    def address(self, keys: Sequence[Hashable]) -> int:
+        """Return the address of the additions to some experts, valid until the next call."""
+        self._numbers = np.array([self._additions.number_of(key) for key in keys], dtype=np.int32)
+        self._call.numbers = self._numbers.ctypes.data
+        return addressof(self._call)
 
 
 def _choices(order: IntArray, spans: Sequence[tuple[int, int]]) -> tuple[IntArray, IntArray]:

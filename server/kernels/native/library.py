@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 4
+ABI = 5
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
 
@@ -113,6 +113,7 @@ class ExpertBatch(Structure):
         ("x_stride", c_int64),
         ("x_format", c_int32),
         ("is_exact", c_int32),
+        ("lora", c_void_p),
     ]
 
 

@@ -67,6 +67,7 @@ class LayerSpec(Structure):
         ("norms_together", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
+        ("index", c_int32),
         ("rope_kind", c_int32),
         ("cache_format", c_int32),
         ("norm_epsilon", c_float),
@@ -89,6 +90,7 @@ class ExpertSets(Structure):
         ("set_of_sequence", c_void_p),
         ("routers", c_void_p),
         ("places", c_void_p),
+        ("numbers", c_void_p),
         ("num_sets", c_int64),
         ("width", c_int64),
     ]
@@ -112,6 +114,7 @@ class StepCall(Structure):
         ("hidden_size", c_int64),
         ("most_top_k", c_int64),
         ("most_experts", c_int64),
+        ("lora", c_void_p),
         ("is_exact", c_int32),
     ]
 
@@ -131,4 +134,5 @@ class HeadCall(Structure):
         ("norm_epsilon", c_float),
         ("scale", c_float),
         ("is_exact", c_int32),
+        ("lora", c_void_p),
     ]

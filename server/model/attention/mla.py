@@ -17,6 +17,8 @@ from torch import nn
 from server.model.attention.invariant_attention import InvariantAttention
 from server.model.attention.kv_cache import KVShape
 from server.model.attention.paged_attention import StepAttention
+from server.model.lora.latents import LatentAdditions
+from server.model.lora.step_adapters import StepAdapters
 from server.model.transformers_hooks.hooks import AttentionOptions, current_hooks
 
 
@@ -25,20 +27,25 @@ class LatentProjection(nn.Module):
 
     At first it holds the original layer, to expand latents in a model's first pass. ``split`` separates the weights of
     keys and values, since products with parts of a tensor would copy them first.
+
+    Args:
+        attention: the layer's attention module.
+        name: of ``kv_b_proj`` in the model.
     """
 
     linear: nn.Linear  # until ``split``
     to_keys: nn.Parameter  # (heads, nope_dim, rank)
     to_values: nn.Parameter  # (heads, value_dim, rank)
 
-    def __init__(self, attention: Any):
+    def __init__(self, attention: Any, name: str = ""):
         super().__init__()
+        self.name = name
         self.layer: int = attention.layer_idx
         self.rank: int = attention.kv_lora_rank
         self.nope_dim: int = attention.qk_nope_head_dim  # the part of a key that is not rotated
         self.value_dim: int = attention.v_head_dim
         self.linear = attention.kv_b_proj
-        self._expanded_dim = self.linear.out_features
+        self.expanded_dim = self.linear.out_features
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the model's keys and values: ``(..., rank)`` to ``(..., heads * (nope_dim + value_dim))``."""
@@ -58,7 +65,7 @@ class LatentProjection(nn.Module):
 
     def placeholder(self, latent: torch.Tensor) -> torch.Tensor:
         """Return zeros in the shape of the output of ``kv_b_proj``, which take no memory."""
-        return latent.new_zeros(()).expand(*latent.shape[:-1], self._expanded_dim)
+        return latent.new_zeros(()).expand(*latent.shape[:-1], self.expanded_dim)
 
     def shape(self, key: torch.Tensor) -> KVShape:
         """Return the shape in the cache of tokens whose keys are ``key (heads, tokens, key_dim)``."""
@@ -76,6 +83,12 @@ class LatentProjection(nn.Module):
         """Turn weighted latents ``(tokens, heads, rank)`` into weighted values ``(tokens, heads, value_dim)``."""
         return (output.transpose(0, 1) @ self.to_values.mT).transpose(0, 1)
 
+    def additions(self, adapters: StepAdapters) -> LatentAdditions | None:
+        """Return what adapters add to ``kv_b_proj``; None if that is nothing."""
+        if not any(self.name in adapter.linears for adapter in adapters.adapters):
+            return None
+        return LatentAdditions(adapters, self.name, len(self.to_keys), self.nope_dim)
+
     def makes(self, latent: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
         """Return whether keys and values consist of the expanded latent and one rotated key, as ``row`` assumes."""
         expanded = self.expand(latent.reshape(-1, self.rank)).view(len(value[0]), len(value), -1).transpose(0, 1)
@@ -89,10 +102,14 @@ class LatentProjection(nn.Module):
 
 
 class LatentAttention:
-    """The attention of a step, for layers with latents and without."""
+    """The attention of a step, for layers with latents and without.
 
-    def __init__(self, attention: StepAttention | InvariantAttention):
-        self._attention = attention
+    Args:
+        adapters: of the step, if it has any.
+    """
+
+    def __init__(self, attention: StepAttention | InvariantAttention, adapters: StepAdapters | None = None):
+        self._attention, self._adapters = attention, adapters
         self._latents: dict[int, tuple[LatentProjection, torch.Tensor]] = {}  # by layer, until it calls ``attend``
 
     def expand(self, projection: LatentProjection, latent: torch.Tensor) -> torch.Tensor:
@@ -106,7 +123,15 @@ class LatentAttention:
             return self._attention.attend(layer, query, key, value, options)
         projection, latent = self._latents.pop(layer)
         row = projection.row(latent, key)
-        return projection.values(self._attention.attend(layer, projection.absorb(query), row, row, options))
+        absorbed = projection.absorb(query)
+        additions = None if self._adapters is None else projection.additions(self._adapters)
+        if additions is not None:
+            additions.add_to_queries(query, absorbed)
+        output = self._attention.attend(layer, absorbed, row, row, options)
+        values = projection.values(output)
+        if additions is not None:
+            additions.add_to_values(output, values)
+        return values
 
 
 def latent_linears(model: nn.Module) -> set[nn.Linear]:
@@ -116,8 +141,9 @@ def latent_linears(model: nn.Module) -> set[nn.Linear]:
 
 def replace_projections(model: nn.Module) -> None:
     """Replace ``kv_b_proj`` in each attention module that looks like MLA by a ``LatentProjection``."""
+    names = {module: f"{name}.kv_b_proj" for name, module in model.named_modules()}
     for module in _latent_modules(model):
-        module.kv_b_proj = LatentProjection(module)
+        module.kv_b_proj = LatentProjection(module, names[module])
 
 
 def resolve_projections(model: nn.Module, latent_layers: Collection[int]) -> None:

@@ -31,7 +31,13 @@ class RowOwners:
     def owners(self, layer: int) -> IntArray:
         """Return the index of the chunk of each of a layer's rows."""
         owners = np.repeat(np.arange(len(self.chunks)), [chunk.num_tokens for chunk in self.chunks])
-        return owners if self.are_images is None else owners[self.are_images != (layer in self.text_layers)]
+        return owners if self.are_images is None else owners[self.tokens(layer)]
+
+    def tokens(self, layer: int) -> IntArray:
+        """Return the token of each of a layer's rows."""
+        if self.are_images is None:
+            return np.arange(sum(chunk.num_tokens for chunk in self.chunks))
+        return np.flatnonzero(self.are_images != (layer in self.text_layers))
 
     def last_row(self, layer: int, chunk: int) -> int | None:
         """Return a layer's row for the last token of a chunk; None if that token goes to other layers."""

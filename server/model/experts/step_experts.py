@@ -18,6 +18,7 @@ from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
 from server.model.experts.step_variants import StepVariants
+from server.model.lora.step_adapters import StepAdapters
 
 IntArray = npt.NDArray[np.int64]
 
@@ -30,6 +31,7 @@ class StepExperts:
         prefetcher: observes each layer's choices once the layer's own reads are under way. Between experts it asks
             again for the next layer's experts, if the disk has time for them.
         variants: the variants that sequences use; None if none does.
+        adapters: of the step, if it has any.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class StepExperts:
         phase: Phase,
         prefetcher: Prefetcher | None = None,
         variants: StepVariants | None = None,
+        adapters: StepAdapters | None = None,
     ):
+        self._adapters = adapters
         self._store, self._layers, self._phase = store, layers, phase
         self._prefetcher, self.variants = prefetcher, variants
         self._between = _nothing if prefetcher is None else prefetcher.request
@@ -109,7 +113,8 @@ class StepExperts:
             )
         self.record.routing[layer.number] = chosen if numbers is None else numbers[chosen]
         order, spans = sort_choices(chosen, keys)
-        rows = SortedRows(hidden_states, weights, order, spans)
+        additions = None if self._adapters is None else self._adapters.for_experts(layer, len(chosen))
+        rows = SortedRows(hidden_states, weights, order, spans, additions)
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self._phase) as lease:
             if self._prefetcher is not None:

@@ -41,21 +41,15 @@ class LoraTargets:
 
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
     """Return the layers and experts of a trunk that an adapter can add to."""
-    model, layers = trunk.model, trunk.expert_numbers
+    model, layers, linears = trunk.model, trunk.expert_numbers, trunk.adaptable
     inside = {*text_part(model).modules(), model.get_output_embeddings()}
-    linears: dict[str, tuple[int, int]] = {}
     refused: dict[str, str] = {}
     experts: dict[str, Any] = {}
     for name, module in model.named_modules():
         if module in layers:
             experts[name] = module
-        elif isinstance(module, nn.Linear | QuantisedLinear) and module in inside:
-            linears[name] = module.in_features, module.out_features
-        elif next(module.parameters(recurse=False), None) is not None:
-            reason = (
-                f"it is of type {type(module).__name__}" if module in inside else "it is not part of the text model"
-            )
-            refused[name] = reason
+        elif name not in linears and any(True for _ in module.parameters(recurse=False)):
+            refused[name] = _reason(module, module in inside)
     shapes = {
         (layers[module], parameter): shape
         for module in experts.values()
@@ -68,6 +62,14 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         {layers[module]: int(module.num_experts) for module in experts.values()},
         refused,
     )
+
+
+def _reason(module: nn.Module, is_inside: bool) -> str:
+    if not is_inside:
+        return "it is not part of the text model"
+    if isinstance(module, nn.Linear | QuantisedLinear):
+        return "the model does not call it with one row for each token"
+    return f"adapters of layers of type {type(module).__name__} are not supported"
 
 
 def expert_shapes(module: ExpertsModule) -> dict[str, tuple[int, int]]:

@@ -75,15 +75,19 @@ class StepSets:
                 for variant in (None, *variants.variants)
             )
         )
-        tables = [variants.places(layer.experts).table for layer in layers if layer.experts is not None]
-        width = max(table.shape[1] for table in tables)
+        experts = [layer.experts for layer in layers if layer.experts is not None]
+        places = [variants.places(layer) for layer in experts]
+        width = max(each.table.shape[1] for each in places)
         self._places = np.zeros((len(layers), num_sets, width), dtype=np.int32)
-        for target, table in zip(self._places, tables, strict=True):
-            target[:, : table.shape[1]] = table
+        self._numbers = np.zeros((len(layers), max(len(each.keys) for each in places)), dtype=np.int32)
+        for layer, each, table, numbers in zip(experts, places, self._places, self._numbers, strict=True):
+            table[:, : each.table.shape[1]] = each.table
+            numbers[: len(each.keys)] = np.minimum(each.numbers[:-1], len(layer.keys))  # adapters know no added experts
         self.call = ExpertSets(
             set_of_sequence=self._set_of_sequence.ctypes.data,
             routers=addressof(self._routers),
             places=self._places.ctypes.data,
+            numbers=self._numbers.ctypes.data,
             num_sets=num_sets,
             width=width,
         )

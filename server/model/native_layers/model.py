@@ -13,6 +13,8 @@ from server.kernels.native.structures import HeadCall, LayerSpec
 from server.model.attention.kv_cache import KVCache
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
+from server.model.lora.step_adapters import StepAdapters
+from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import StepSets, VariantRouters
 from server.model.native_layers.spec import NativeLayer
 from server.model.native_layers.workspace import BLOCK, Positions, Workspace
@@ -31,6 +33,7 @@ class NativeModel:
         embedding: ``(vocabulary, hidden)``, multiplied by ``embedding_scale``.
         head: the call of the head, without the fields of a step.
         keeps: tensors whose memory the head refers to.
+        adapters: describes the adapters of steps.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class NativeModel:
         embedding_scale: float,
         head: HeadCall,
         keeps: Sequence[torch.Tensor],
+        adapters: NativeAdapters,
     ):
+        self.adapters = adapters
         self._kernels, self._layers, self._workspace, self._positions = kernels, layers, workspace, positions
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
         self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
@@ -59,11 +64,13 @@ class NativeModel:
         tokens: StepTokens,
         kv_cache: KVCache,
         experts: StepExperts,
+        adapters: StepAdapters | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step.
 
         Args:
             tokens: of all chunks.
+            adapters: of the step, if it has any.
 
         Returns:
             Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
@@ -71,6 +78,8 @@ class NativeModel:
         self._bind(kv_cache)
         workspace = self._workspace
         workspace.begin(chunks, len(kv_cache.groups))
+        described = None if adapters is None else self.adapters.step(adapters)  # kept until the step has run
+        workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embed(tokens.token_ids)
         self._positions.update(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
         sets = None

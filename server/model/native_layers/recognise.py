@@ -19,6 +19,7 @@ from server.model.attention.kv_cache import KVShape
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
+from server.model.native_layers.adapters import HEAD, NativeAdapters, NativeTarget
 from server.model.native_layers.capture import Capture, LayerCapture, capture
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.model import NativeModel
@@ -83,8 +84,8 @@ class _Finder:
             raise UnsupportedLayerError("not all of its layers are called")
         names = {module: name for name, module in self._model.named_modules()}
         layers = [
-            self._build(module, found, each, names)
-            for module, found, each in zip(self._body.layers, parts, captured.layers, strict=True)
+            self._build(module, index, found, each, names)
+            for index, (module, found, each) in enumerate(zip(self._body.layers, parts, captured.layers, strict=True))
         ]
         routed = [layer for layer in layers if layer.spec.has_router]
         routing = [each.routing for each in captured.layers if each.routing is not None]
@@ -111,9 +112,19 @@ class _Finder:
             self._embedding_scale(captured),
             head,
             keeps,
+            self._adapters(layers, names),
         )
 
-    def _build(self, module: nn.Module, parts: Parts, captured: LayerCapture, names: Mapping[Any, str]) -> NativeLayer:
+    def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
+        head = self._model.get_output_embeddings()
+        targets = {names[module]: target for layer in layers for module, target in layer.linears.items()}
+        targets[names[head]] = NativeTarget(0, HEAD, head.in_features, head.out_features)
+        experts = [None if each.experts is None else (each.experts.number, len(each.experts.keys)) for each in layers]
+        return NativeAdapters(targets, experts)
+
+    def _build(
+        self, module: nn.Module, index: int, parts: Parts, captured: LayerCapture, names: Mapping[Any, str]
+    ) -> NativeLayer:
         known: Mapping[Any, ExpertLayer] = self._layers
         experts = next((each for each in module.modules() if each in known), None)
         router: RouterWeights | None = None
@@ -123,7 +134,7 @@ class _Finder:
             if routing is None:
                 raise UnsupportedLayerError("a layer does not call its experts")
             router = find_router(self._model, names[experts], RouterSample(routing.hidden_states, routing.top_k_index))
-        return build_layer(module, parts, captured, layer, router)
+        return build_layer(module, index, parts, captured, layer, router)
 
     def _find_positions(self, captured: Capture, layer: NativeLayer) -> Positions:
         """Return the positions with which a layer comes nearest to its modules' output."""

@@ -17,9 +17,10 @@ from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
+from server.model.native_layers.adapters import NativeTarget
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.native_layers.parts import Dense, Norm, Parts, matrix_of, no_matrix
+from server.model.native_layers.parts import Dense, Linear, Norm, Parts, matrix_of, no_matrix
 
 
 @dataclass
@@ -31,6 +32,7 @@ class NativeLayer:
     experts: ExpertLayer | None
     correction: torch.Tensor | None = None  # added to the router's scores for the choice
     keeps: list[torch.Tensor] = field(default_factory=list)  # tensors whose memory the spec refers to
+    linears: dict[Any, NativeTarget] = field(default_factory=dict)  # places that adapters may add to, by module
 
     def address(self, tensor: torch.Tensor | None) -> int | None:
         """Keep a float32 copy of a tensor, and return its address."""
@@ -39,9 +41,18 @@ class NativeLayer:
         self.keeps.append(tensor.detach().float().contiguous())
         return self.keeps[-1].data_ptr()
 
+    def add_target(self, linear: Linear, matrix: str, offset: int = 0) -> None:
+        """Make a linear layer known as a place that adapters may add to (``NativeTarget``)."""
+        self.linears[linear] = NativeTarget(self.spec.index, matrix, linear.in_features, linear.out_features, offset)
+
 
 def build_layer(
-    module: nn.Module, parts: Parts, captured: LayerCapture, experts: ExpertLayer | None, router: RouterWeights | None
+    module: nn.Module,
+    index: int,
+    parts: Parts,
+    captured: LayerCapture,
+    experts: ExpertLayer | None,
+    router: RouterWeights | None,
 ) -> NativeLayer:
     """Build a layer's spec without the kinds of rotary positions and of router (``rope_kinds``, ``routers``).
 
@@ -53,7 +64,7 @@ def build_layer(
         raise UnsupportedLayerError("a layer has no attention")
     attention = parts.attention
     own: Any = attention.module
-    spec = LayerSpec()
+    spec = LayerSpec(index=index)
     layer = NativeLayer(spec, own.layer_idx, experts)
     spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
     if parts.input_norm.epsilon != parts.inner_norm.epsilon:
@@ -63,6 +74,7 @@ def build_layer(
         linear = getattr(attention, name)
         setattr(spec, name, matrix_of(linear))
         setattr(spec, f"{name}_bias", layer.address(linear.bias))
+        layer.add_target(linear, name)
     if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
         raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
     spec.key_dim = int(own.head_dim)
@@ -142,10 +154,14 @@ def _set_dense(layer: NativeLayer, dense: Dense) -> None:
     parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
     layer.spec.dense = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
     layer.spec.has_dense = 1
+    layer.add_target(dense.gate, "dense_first")
+    layer.add_target(dense.up, "dense_first", dense.gate.out_features)
+    layer.add_target(dense.down, "dense_second")
     if dense.weighting is not None:
         if dense.weighting.bias is not None or dense.weighting.out_features != 1:
             raise UnsupportedLayerError("its shared expert is weighted otherwise")
         layer.spec.dense_gate = matrix_of(dense.weighting)
+        layer.add_target(dense.weighting, "dense_gate")
 
 
 def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None) -> None:
@@ -155,6 +171,10 @@ def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None)
     if isinstance(shape, str):
         raise UnsupportedLayerError(shape)
     spec = layer.spec
+    owner = next((each for each in parts.router.modules() if getattr(each, "weight", None) is router.weight), None)
+    if owner is not None:
+        outputs, inputs = router.weight.shape
+        layer.linears[owner] = NativeTarget(spec.index, "router", inputs, outputs)
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
     layer.keeps.append(weight)

@@ -117,8 +117,10 @@ class _SplitForward:
             by_token = step.token_by_token or (self.resumes_by_token and batch.has_state and batch.num_tokens > 1)
             for rows in torch.split(batch.rows, 1) if by_token else [batch.rows]:
                 size = (1, 1) if by_token else batch.size
+                step.rows_now = rows
                 outputs.append(self._run(args, kwargs, _Rows(step.num_tokens, rows, size, cache)))
             step.collect(batch, cache)
+        step.rows_now = None
         return _join(outputs, step.num_tokens)
 
     def can_resume(self, call: ModuleCall, num_tokens: int) -> bool:

@@ -199,6 +199,7 @@ class StepStates(AttentionPassThrough):
     cache: StateCache | None = None  # None if no sequence has states yet
     token_by_token: bool = False
     returns_zeros: bool = False
+    rows_now: torch.Tensor | None = None  # tokens that the running recurrent module sees; None outside of them
     _pending: list[tuple[StateKey, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     @property

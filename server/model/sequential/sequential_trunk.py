@@ -24,6 +24,8 @@ from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.experts.variant_routing import variant_routers
 from server.model.linear import speed_up_linears
+from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
+from server.model.lora.step_adapters import SequenceAdapters
 from server.model.recurrent.states import StateCache
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
@@ -58,7 +60,9 @@ class SequentialTrunk(ResidentModel):
         if not is_deterministic:  # products on several threads may be summed in another order
             speed_up_linears(model, self._pool)
         sizes = int(self.config.vocab_size), self.max_model_len
-        seen = self._sequential.probe(*sizes)
+        with watch_linears(model) as calls:
+            seen = self._sequential.probe(*sizes)
+        self._linears = find_linears(model, calls, None)
         self._resumes_by_token = isinstance(self._sequential, DecoderOnly) and self._sequential.resumes_by_token(*sizes)
         self.vocab_size = seen.vocab_size  # size of the logits; some models pad their table of embeddings
         text_layers = tuple(layer for module, layer in layers.items() if module in seen.writing)
@@ -132,11 +136,12 @@ class SequentialTrunk(ResidentModel):
         if phase == "prefill" or chunk.shows_images:
             prefetcher = None
         with prefetched_step(prefetcher):
-            rows = RowOwners([chunk])
-            variants = StepVariants(self._places, [chunk], rows.owners) if has_variants([chunk]) else None
-            experts = StepExperts(store, self._layers, phase, prefetcher, variants)
+            adapters = SequenceAdapters.of([chunk])
+            variants = StepVariants(self._places, [chunk], RowOwners([chunk]).owners) if has_variants([chunk]) else None
+            experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
             with (
                 use_hooks(_StepHooks(experts)),
+                nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
                 nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
             ):
                 logits = self._sequential.logits(chunk, cache)

@@ -104,6 +104,7 @@ class FakeEngine:
                 prompt_logprobs if number == 1 else None,
                 experts=self._experts(number) if request.returns_experts else None,
                 expert_usage=EXPERT_USAGE if number == len(texts) and not is_open else None,
+                token_id=99 + number,
             )
             for number, text in enumerate(texts, start=1)
         ]

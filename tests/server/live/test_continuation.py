@@ -61,6 +61,39 @@ def test_a_message_continues_the_assistants(anthropic_client: anthropic.Anthropi
     assert anthropic_client.messages.count_tokens(**asked).input_tokens == message.usage.input_tokens
 
 
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        ({"status": "incomplete"}, TEXT),
+        ({"status": "in_progress"}, TEXT),
+        ({"status": "completed"}, continuation(b"user: Hello\nassistant: Sure, \nassistant: ", 12)),
+        ({}, continuation(b"user: Hello\nassistant: Sure, \nassistant: ", 12)),
+    ],
+)
+def test_a_response_continues_a_message_that_is_not_complete(
+    openai_client: openai.OpenAI, status: Any, text: str
+) -> None:
+    messages: Any = [CONTINUED[0], {**CONTINUED[1], **status}]
+    reply = openai_client.responses.create(model="fake", input=messages, max_output_tokens=12, temperature=0)
+    assert reply.output_text == text
+
+
+def test_a_response_that_was_cut_off_goes_on(openai_client: openai.OpenAI) -> None:
+    asked: Any = {"model": "fake", "max_output_tokens": 12, "temperature": 0}
+    first = openai_client.responses.create(**asked, input="Hello")
+    messages: Any = [CONTINUED[0], *first.output]
+    second = openai_client.responses.create(**asked, input=messages)
+    assert first.output_text + second.output_text == continuation(b"user: Hello\nassistant: ", 24)
+
+
+def test_a_response_continues_no_message_after_a_call(openai_client: openai.OpenAI) -> None:
+    call = {"type": "function_call", "call_id": "a", "name": "f", "arguments": "{}"}
+    messages: Any = [CONTINUED[0], call, {**CONTINUED[1], "status": "incomplete"}]
+    with pytest.raises(openai.BadRequestError, match="must not end with a message to continue") as refused:
+        openai_client.responses.create(model="fake", input=messages)
+    assert refused.value.param == "input"
+
+
 def test_json_of_a_schema_continues_no_message(anthropic_client: anthropic.Anthropic) -> None:
     config: Any = {"format": {"type": "json_schema", "schema": {"type": "object"}}}
     with pytest.raises(anthropic.BadRequestError, match=r"'output_config\.format' can't be used"):

@@ -79,6 +79,24 @@ def test_a_call_that_max_tokens_cuts_comes_as_far_as_it_came_and_may_be_sent_bac
     assert second.message.content == "No rain."
 
 
+@pytest.mark.parametrize("name", ["gemma", "lfm2", "pythonic", "qwen-coder"])
+def test_a_cut_call_in_other_forms_than_json_comes_as_far_as_it_came(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    written = family.text.partition("Par")[0] + "Par"
+    for token in family.special:
+        written = written.replace(token, "\0")  # one token
+    with serving_family(family, [family.text, "No rain."], tmp_path) as client:
+        (whole,) = client.chat.completions.create(**ASKED, max_tokens=len(written)).choices
+        chunks = [*client.chat.completions.create(**ASKED, max_tokens=len(written), stream=True)]
+        again = {"messages": [*HELLO, whole.message, *HELLO]}
+        (after,) = client.chat.completions.create(**ASKED | again).choices
+    streamed = [call.function for chunk in chunks for call in chunk.choices[0].delta.tool_calls or [] if call.function]
+    arguments = "".join(each.arguments or "" for each in streamed)
+    assert (streamed[0].name, arguments, chunks[-1].choices[0].finish_reason) == (PARIS[0], '{"city": "Par"', "length")
+    assert (calls_of(whole.message), whole.finish_reason) == ([(PARIS[0], '{"city": "Par"')], "length")
+    assert after.finish_reason == "stop"
+
+
 def test_a_response_with_a_cut_call_may_be_sent_back(client: openai.OpenAI) -> None:
     tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
     asked: Any = {"model": "fake", "tools": tools, "temperature": 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,9 @@ def generate(
 
     Each group of layers has as many blocks as hold all sequences, given to them in an order; those that no later token
     sees are given back.
+
+    Args:
+        weights: of each prompt's sequence, beside the base model's.
     """
     blocks = -(-(max(map(len, prompts)) + steps) // block_size)
     groups = trunk.facts.kv_groups
@@ -84,10 +88,8 @@ def generate(
         for i in active:
             tokens, is_last = texts[i][cached[i] : cached[i] + chunk], cached[i] + chunk >= len(texts[i])
             prompt = len(prompts[i])
-            own = None if weights is None else weights[i]
-            chunks.append(
-                SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt, weights=own)
-            )
+            piece = SequenceChunk(tokens, cached[i], tables_of(i), int(is_last), slot=i, num_prompt=prompt)
+            chunks.append(piece if weights is None else replace(piece, weights=weights[i]))
         rows = iter(trunk.forward(chunks, cache, store, prefetcher, states).logits)
         for i, piece in zip(active, chunks, strict=True):
             cached[i] += len(piece.token_ids)

@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.api.core.conversation import Conversation, text_part
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import MAX_INT32, Stops, Text, only
-from server.api.core.translation import split_extra
-from server.api.openai.bodies import ChatBody
+from server.api.core.translation import CONTINUATION, split_extra
+from server.api.openai.bodies import ChatBody, TranslatedChat
 from server.api.openai.fields import MAX_LOGPROBS
-from server.api.openai.responses.input_items import add_input
+from server.api.openai.responses.input_items import add_input, is_unfinished
 from server.api.openai.responses.options import (
     Includable,
     Input,
@@ -116,7 +116,13 @@ class ResponsesBody(BaseModel):
             "logprobs": self.has_logprobs,
             "top_logprobs": self.top_logprobs if self.has_logprobs else 0,
         }
-        return ChatBody.model_validate(fields | self._tools_for_chat() | split_extra(self.model_extra)[0])
+        if is_unfinished(self.input):
+            if "tool_calls" in conversation.messages[-1]:
+                raise InvalidRequestError(
+                    "'input' must not end with a message to continue after a 'function_call': add its output.", "input"
+                )
+            fields |= CONTINUATION
+        return TranslatedChat.model_validate(fields | self._tools_for_chat() | split_extra(self.model_extra)[0])
 
     def _tools_for_chat(self) -> JsonObject:
         choice, tools = choice_for_chat(self.tool_choice, self.tools), tools_for_chat(self.tools)

@@ -136,6 +136,14 @@ def item_of(value: object, place: str) -> Item:
     return item
 
 
+def is_unfinished(items: str | Sequence[object]) -> bool:
+    """Return True if the last item is a message of the assistant that is to be continued; vLLM goes by its status."""
+    match [] if isinstance(items, str) else items:
+        case [*_, {"role": "assistant", "status": "in_progress" | "incomplete"}]:
+            return True
+    return False
+
+
 def add_input(conversation: Conversation, items: str | Sequence[object]) -> None:
     """Add the input of a request to a conversation.
 

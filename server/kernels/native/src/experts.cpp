@@ -95,6 +95,34 @@ class Duplicates {
   int64_t num_first_ = 0;
 };
 
+// Plans what adapters add to the experts of a batch. Returns memory for the inputs of their second matrix in float32,
+// (rows, inner); null if no adapter adds to it.
+float* plan_lora(Engine& engine, const ExpertBatch& batch, const int32_t* sources, int64_t inner) {
+  LoraSums &first = engine.first_lora, &second = engine.second_lora;
+  if (!batch.lora) {
+    first.clear();
+    second.clear();
+    return nullptr;
+  }
+  const LoraExperts& lora = *batch.lora;
+  const auto parts_of = [&](const LoraParts* const* by_adapter) {
+    return [&lora, by_adapter](int64_t expert, int64_t adapter) {
+      return by_adapter[adapter] ? by_adapter[adapter][lora.numbers[expert]] : LoraParts{nullptr, 0};
+    };
+  };
+  const LoraFactors factors{lora.factors, lora.num_adapters, sources};
+  const int threads = engine.pool.num_threads();
+  first.plan(factors, {batch.x, batch.x_format, batch.x_stride, sources}, batch.num_experts, batch.starts, threads,
+             parts_of(lora.first));
+  second.plan(factors, {nullptr, Format::kFloat32, inner, nullptr}, batch.num_experts, batch.starts, threads,
+              parts_of(lora.second));
+  if (second.is_empty()) return nullptr;
+  const int64_t rows = batch.starts[batch.num_experts] - batch.starts[0];
+  float* exact = engine.exact.reserve<float>(rows * inner * 4);
+  second.set_rows(exact);
+  return exact;
+}
+
 }  // namespace
 
 void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch) {
@@ -130,6 +158,9 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   for (int64_t row = 0; row < rows; ++row) sources[row] = static_cast<int32_t>(choices[row] / batch.top_k);
   const Duplicates duplicates(sources, rows, num_sources, sources + rows, first.order || other.order);
 
+  LoraSums &first_lora = engine.first_lora, &second_lora = engine.second_lora;
+  float* exact = plan_lora(engine, batch, sources, second.inputs);
+
   // A panel with the input order of a matrix, for the expert of a row.
   const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
     if (matrix.order) {
@@ -144,7 +175,9 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
     level.prepare(rows_of_expert, batch.x, batch.x_format, batch.x_stride, sources, row, row + 1);
     duplicates.each(row, [&](int64_t copy) { copy_row(target, row, copy); });
   };
-  auto prepare = [&](int64_t tile, int) {
+  const int64_t num_prepared = divide_up(duplicates.num_first(), kPrepared);
+  auto prepare = [&](int64_t tile, int thread) {
+    if (tile >= num_prepared) return first_lora.multiply_down(level, tile - num_prepared, thread);
     for (int64_t i = tile * kPrepared; i < std::min((tile + 1) * kPrepared, duplicates.num_first()); ++i) {
       prepare_for(first, panel, duplicates.first(i));
       if (!is_shared) prepare_for(other, other_panel, duplicates.first(i));
@@ -161,6 +194,8 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
       add_bias(level, bias, shape.bias_format, tile.last_row - tile.first_row, tile.first_output, tile.last_output, y,
                width);
     }
+    first_lora.add(level, tile.expert, tile.first_row, tile.last_row, offset + tile.first_output,
+                   offset + tile.last_output, y, width);
   };
   const Tiling first_tiles(batch, first.outputs, tables);
   const Tiling other_tiles(batch, shape.first[shape.num_parts - 1].outputs, tables + num_experts * (shape.num_parts - 1));
@@ -177,8 +212,10 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
       level.activate(shape.gate, middle + row * width, second.inputs, hidden_row);
       Panel target = ordered(inner_panel, second, row);
       level.prepare(target, hidden_row, Format::kFloat32, 0, nullptr, row, row + 1);  // the source of all rows
+      if (exact) std::memcpy(exact + row * second.inputs, hidden_row, static_cast<size_t>(second.inputs) * 4);
     }
   };
+  auto multiply_down = [&](int64_t tile, int thread) { second_lora.multiply_down(level, tile, thread); };
   const Tiling second_tiles(batch, hidden, tables + num_experts * shape.num_parts);
   auto multiply_second = [&](int64_t index, int) {
     const Tiling::Tile tile = second_tiles.at(index);
@@ -190,6 +227,8 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
       add_bias(level, reinterpret_cast<const char*>(slot) + shape.second_bias, shape.bias_format,
                tile.last_row - tile.first_row, tile.first_output, tile.last_output, sums, kOutputTile);
     }
+    second_lora.add(level, tile.expert, tile.first_row, tile.last_row, tile.first_output, tile.last_output, sums,
+                    kOutputTile);
     for (int64_t row = tile.first_row; row < tile.last_row; ++row) {
       std::memcpy(batch.outputs + choices[row] * hidden + tile.first_output,
                   sums + (row - tile.first_row) * kOutputTile,
@@ -198,9 +237,11 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   };
   const int64_t row_tiles = divide_up(rows, kPrepared);
   const int64_t num_first = first_tiles.count() + (shape.num_parts > 1 ? other_tiles.count() : 0);
-  const Phase phases[] = {phase_of(divide_up(duplicates.num_first(), kPrepared), prepare), phase_of(num_first, multiply_first),
-                          phase_of(row_tiles, activate), phase_of(second_tiles.count(), multiply_second)};
-  engine.pool.run(phases, 4);
+  Phase phases[] = {phase_of(num_prepared + first_lora.num_tiles(), prepare), phase_of(num_first, multiply_first),
+                    phase_of(row_tiles, activate), phase_of(second_lora.num_tiles(), multiply_down),
+                    phase_of(second_tiles.count(), multiply_second)};
+  if (second_lora.is_empty()) phases[3] = phases[4];
+  engine.pool.run(phases, second_lora.is_empty() ? 4 : 5);
 }
 
 void combine(Engine& engine, const Combination& call) {

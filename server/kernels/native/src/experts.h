@@ -30,6 +30,7 @@ struct ExpertBatch {
   int64_t x_stride;
   Format x_format;
   int32_t is_exact;
+  const LoraExperts* lora;   // null without adapters
 };
 
 void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& batch);

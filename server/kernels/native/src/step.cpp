@@ -14,7 +14,8 @@ constexpr int64_t kRouterTile = 16;  // experts
 struct Side {
   const Matrix* matrix;
   const float* bias;
-  int64_t offset;  // offset of its first output
+  int64_t offset;                 // offset of its first output
+  const LoraSums* lora = nullptr;  // what adapters add
 };
 
 template <typename Put>
@@ -36,6 +37,7 @@ auto multiply_sides(const Engine& engine, const Panel& panel, const Side* sides,
       if (sides[i].bias) {
         add_bias(engine.level, sides[i].bias, Format::kFloat32, last_row - first_row, first, last, sums, kOutputTile);
       }
+      if (sides[i].lora) sides[i].lora->add(engine.level, 0, first_row, last_row, first, last, sums, kOutputTile);
       for (int64_t row = first_row; row < last_row; ++row) {
         put(row, sides[i].offset + first, sums + (row - first_row) * kOutputTile, last - first);
       }
@@ -165,6 +167,47 @@ const Router& router_of(const LayerSpec& layer, const StepCall& step, int64_t pl
   return router.matrix.outputs ? router : layer.router;
 }
 
+// Plans what the adapters of a step add to a matrix of a layer, whose input is `x (tokens, inputs)`.
+void plan_lora(const Engine& engine, LoraSums& sums, LoraParts LoraLayer::* matrix, const LayerSpec& layer,
+               const StepCall& step, const float* x, int64_t inputs) {
+  const LoraStep& lora = *step.lora;
+  const int32_t starts[] = {0, static_cast<int32_t>(step.tokens)};
+  sums.plan({lora.factors, lora.num_adapters, nullptr}, {x, Format::kFloat32, inputs, nullptr}, 1, starts,
+            engine.pool.num_threads(),
+            [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].*matrix; });
+}
+
+// An adapter's additions to the first and the second matrix of experts, by expert, or null.
+struct ExpertParts {
+  const LoraParts *first, *second;
+};
+
+// Returns what the adapters of a step add to some experts of a layer. `numbers` are the experts of the batch.
+template <typename PartsOf>
+LoraExperts lora_of_experts(Engine& engine, const LayerSpec& layer, const StepCall& step, const int32_t* numbers,
+                            PartsOf parts_of) {
+  if (!step.lora) return {};
+  const LoraStep& lora = *step.lora;
+  auto* first = engine.adapters.reserve<const LoraParts*>(2 * lora.num_adapters * 8);
+  const LoraParts** second = first + lora.num_adapters;
+  for (int64_t adapter = 0; adapter < lora.num_adapters; ++adapter) {
+    const ExpertParts parts = parts_of(lora.layers[adapter][layer.index]);
+    first[adapter] = parts.first;
+    second[adapter] = parts.second;
+  }
+  return {first, second, lora.factors, lora.num_adapters, numbers};
+}
+
+// Adds what adapters add to the logits of the dense expert's gate, (tokens).
+void add_to_gates(Engine& engine, const LayerSpec& layer, const StepCall& step, float* gates) {
+  LoraSums& sums = engine.gate_lora;
+  plan_lora(engine, sums, &LoraLayer::dense_gate, layer, step, step.normed, step.hidden_size);
+  for (int64_t tile = 0; tile < sums.num_tiles(); ++tile) sums.multiply_down(engine.level, tile, 0);
+  for (int64_t row = 0; row < step.tokens; row += kRowTile) {
+    sums.add(engine.level, 0, row, std::min(row + kRowTile, step.tokens), 0, 1, gates + row, 1);
+  }
+}
+
 int32_t* choices_of(const StepCall& step, int64_t place) {
   return step.chosen + place * step.tokens * step.most_top_k;
 }
@@ -198,14 +241,32 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   float* attended = engine.attended.reserve<float>((tokens * attended_size + threads * scratch_size) * 4);
   float* scratch = attended + tokens * attended_size;
 
+  LoraSums* const inner_lora[] = {&engine.query_lora, &engine.key_lora, &engine.value_lora};
+  LoraSums &output_lora = engine.output_lora, &router_lora = engine.router_lora;
+  if (step.lora) {
+    plan_lora(engine, engine.query_lora, &LoraLayer::query, layer, step, step.normed, hidden_size);
+    plan_lora(engine, engine.key_lora, &LoraLayer::key, layer, step, step.normed, hidden_size);
+    plan_lora(engine, engine.value_lora, &LoraLayer::value, layer, step, step.normed, hidden_size);
+    plan_lora(engine, output_lora, &LoraLayer::output, layer, step, attended, attended_size);
+    plan_lora(engine, router_lora, &LoraLayer::router, layer, step, step.normed, hidden_size);
+  } else {
+    for (LoraSums* sums : {inner_lora[0], inner_lora[1], inner_lora[2], &output_lora, &router_lora}) sums->clear();
+  }
+
   auto norm = [&](int64_t token, int) {
     float* normed = step.normed + token * hidden_size;
     level.normalise(step.hidden + token * hidden_size, layer.input_norm, layer.norm_epsilon, hidden_size, normed);
     level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };
-  const Side sides[] = {{&layer.query, layer.query_bias, 0},
-                        {&layer.key, layer.key_bias, queries},
-                        {&layer.value, layer.value_bias, queries + keys}};
+  auto multiply_down = [&](int64_t tile, int thread) {
+    for (LoraSums* sums : inner_lora) {
+      if (tile < sums->num_tiles()) return sums->multiply_down(level, tile, thread);
+      tile -= sums->num_tiles();
+    }
+  };
+  const Side sides[] = {{&layer.query, layer.query_bias, 0, inner_lora[0]},
+                        {&layer.key, layer.key_bias, queries, inner_lora[1]},
+                        {&layer.value, layer.value_bias, queries + keys, inner_lora[2]}};
   auto project = multiply_sides(engine, panel, sides, 3, kOutputTile,
                                 [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                   std::memcpy(heads + row * width + output, sums, static_cast<size_t>(count) * 4);
@@ -252,10 +313,11 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
     attention.softcap = layer.softcap;
     level.attend(attention);
   };
-  auto prepare = [&](int64_t token, int) {
+  auto prepare = [&](int64_t token, int thread) {
+    if (token >= tokens) return output_lora.multiply_down(level, token - tokens, thread);
     level.prepare(output_panel, attended, Format::kFloat32, attended_size, nullptr, token, token + 1);
   };
-  const Side output_side[] = {{&layer.output, layer.output_bias, 0}};
+  const Side output_side[] = {{&layer.output, layer.output_bias, 0, &output_lora}};
   auto project_back = multiply_sides(engine, output_panel, output_side, 1, kOutputTile,
                                      [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                        level.add_scaled(step.hidden + row * hidden_size + output, sums,
@@ -268,17 +330,21 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
       level.prepare(router_panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
     }
   };
-  Phase phases[] = {phase_of(tokens, norm),
-                    phase_of(num_tiles(sides, 3, tokens, kOutputTile), project),
-                    phase_of(tokens, put),
-                    phase_of(token_tiles * layer.kv_heads, attend),
-                    phase_of(tokens, prepare),
-                    phase_of(num_tiles(output_side, 1, tokens, kOutputTile), project_back),
-                    phase_of(tokens, norm_again),
-                    {},
-                    {}};
+  Phase phases[11];
+  int num_phases = 0;
+  const auto then = [&](int64_t count, auto& function) { phases[num_phases++] = phase_of(count, function); };
+  int64_t down_tiles = 0;
+  for (const LoraSums* sums : inner_lora) down_tiles += sums->num_tiles();
+  then(tokens, norm);
+  if (down_tiles) then(down_tiles, multiply_down);
+  then(num_tiles(sides, 3, tokens, kOutputTile), project);
+  then(tokens, put);
+  then(token_tiles * layer.kv_heads, attend);
+  then(tokens + output_lora.num_tiles(), prepare);
+  then(num_tiles(output_side, 1, tokens, kOutputTile), project_back);
+  then(tokens, norm_again);
   if (!layer.has_router) {
-    engine.pool.run(phases, 7);
+    engine.pool.run(phases, num_phases);
     return;
   }
   const int64_t top_k = layer.router.top_k;
@@ -313,19 +379,22 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
       if (router->bias) {
         add_bias(level, router->bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
       }
+      router_lora.add(level, 0, row, after, first, last, sums, kRouterTile);
       for (int64_t i = row; i < after; ++i) {
         std::memcpy(logits + i * num_experts + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
       }
     }
   };
+  auto multiply_router_down = [&](int64_t tile, int thread) { router_lora.multiply_down(level, tile, thread); };
   auto choose_experts = [&](int64_t token, int thread) {
     const Router& router = router_of(layer, step, place, set_of_row(step, token));
     choose(level, router, router.matrix.outputs, logits + token * num_experts, spare + thread * num_experts,
            choices_of(step, place) + token * top_k, weights_of(step, place) + token * top_k);
   };
-  phases[7] = phase_of(router_tiles * divide_up(tokens, kRowTile), score);
-  phases[8] = phase_of(tokens, choose_experts);
-  engine.pool.run(phases, 9);
+  if (!router_lora.is_empty()) then(router_lora.num_tiles(), multiply_router_down);
+  then(router_tiles * divide_up(tokens, kRowTile), score);
+  then(tokens, choose_experts);
+  engine.pool.run(phases, num_phases);
 }
 
 void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
@@ -340,14 +409,19 @@ void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, 
     for (int64_t token = 0; token < tokens; ++token) numbers[token] = static_cast<int32_t>(token);
     const uint64_t slot = 0;
     const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
+    const int32_t number = 0;
+    const LoraExperts lora = lora_of_experts(engine, layer, step, &number, [](const LoraLayer& of) {
+      return ExpertParts{&of.dense_first, &of.dense_second};
+    });
     const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  shared, 1, 1, hidden_size,
-                            Format::kFloat32, step.is_exact};
+                            Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
     run_experts(engine, layer.dense, batch);
     if (layer.dense_gate.outputs) {
       Panel panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
                                 engine.rows.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
       level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, 0, tokens);
       level.multiply(layer.dense_gate, panel, 0, tokens, 0, 1, gates, 1);
+      if (step.lora) add_to_gates(engine, layer, step, gates);
       level.sigmoid(gates, tokens);
     }
   }
@@ -377,10 +451,12 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
   const int64_t num_experts = step.sets ? step.most_experts : layer.num_experts;
   const int32_t* chosen = choices_of(step, place);
   const uint64_t* slots = step.slots + place * step.most_experts;
-  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (2 * num_experts + 2 + 2 * num_choices) * 4);
+  auto* used_slots = engine.sorted.reserve<uint64_t>(num_experts * 8 + (3 * num_experts + 2 + 2 * num_choices) * 4);
   auto* starts = reinterpret_cast<int32_t*>(used_slots + num_experts);
   int32_t* ends = starts + num_experts + 1;  // by expert
-  int32_t* choices = ends + num_experts + 1;
+  int32_t* used = ends + num_experts + 1;
+  int32_t* choices = used + num_experts;
+  const int32_t* numbers = nullptr;  // by place
   if (step.sets) {
     const ExpertSets& sets = *step.sets;
     int32_t* places = choices + num_choices;
@@ -391,6 +467,7 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
       }
     }
     chosen = places;
+    numbers = sets.numbers + place * step.most_experts;
   }
   std::memset(ends, 0, static_cast<size_t>(num_experts) * sizeof(int32_t));
   for (int64_t i = 0; i < num_choices; ++i) ++ends[chosen[i]];
@@ -403,14 +480,18 @@ const float* run_resident_experts(Engine& engine, const LayerSpec& layer, const 
     ends[expert] = end;  // for now the start of its choices
     if (!count) continue;
     starts[num_used] = end;
+    used[num_used] = numbers ? numbers[expert] : static_cast<int32_t>(expert);
     used_slots[num_used++] = slots[expert];
     end += count;
   }
   starts[num_used] = end;
   for (int64_t i = 0; i < num_choices; ++i) choices[ends[chosen[i]]++] = static_cast<int32_t>(i);
   float* results = engine.results.reserve<float>(num_choices * step.hidden_size * 4);
+  const LoraExperts lora = lora_of_experts(engine, layer, step, used, [](const LoraLayer& of) {
+    return ExpertParts{of.first, of.second};
+  });
   const ExpertBatch batch{used_slots, starts,       choices,          step.normed,  results, num_used, layer.router.top_k,
-                          step.hidden_size, Format::kFloat32, step.is_exact};
+                          step.hidden_size, Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
   run_experts(engine, layer.experts, batch);
   return results;
 }
@@ -439,14 +520,25 @@ void run_head(Engine& engine, const HeadCall& call) {
     level.normalise(call.hidden + call.rows[row] * hidden_size, call.norm, call.norm_epsilon, hidden_size, normed);
     if (row < rows) level.prepare(panel, call.normed, Format::kFloat32, hidden_size, nullptr, row, row + 1);
   };
-  const Side side[] = {{&call.matrix, call.bias, 0}};
+  LoraSums& lora = engine.head_lora;
+  lora.clear();
+  if (call.lora) {
+    const int32_t starts[] = {0, static_cast<int32_t>(rows)};
+    lora.plan({call.lora->factors, call.lora->num_adapters, call.rows},
+              {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, engine.pool.num_threads(),
+              [&](int64_t, int64_t adapter) { return call.lora->heads[adapter]; });
+  }
+  auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
+  const Side side[] = {{&call.matrix, call.bias, 0, &lora}};
   auto multiply = multiply_sides(engine, panel, side, 1, kOutputTile,
                                  [&](int64_t row, int64_t output, const float* sums, int64_t count) {
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
                                  });
-  const Phase phases[] = {phase_of(call.num_rows, norm), phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
-  engine.pool.run(phases, 2);
+  Phase phases[] = {phase_of(call.num_rows, norm), phase_of(lora.num_tiles(), multiply_down),
+                    phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
+  if (lora.is_empty()) phases[1] = phases[2];
+  engine.pool.run(phases, lora.is_empty() ? 2 : 3);
 }
 
 }  // namespace greenroom

@@ -52,6 +52,7 @@ struct LayerSpec {
   int32_t norms_together;    // query_norm and key_norm cover all heads
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
+  int32_t index;             // of this layer in an adapter's layers
   RopeKind rope_kind;
   Format cache_format;
   float norm_epsilon;
@@ -73,6 +74,7 @@ struct ExpertSets {
   const int32_t* set_of_sequence;      // (sequences)
   const Router* routers;               // (layers with a router, sets); one without outputs stands for the layer's own
   const int32_t* places;               // (layers with a router, sets, width): the index in `slots` of each router row
+  const int32_t* numbers;              // (layers with a router, width of `slots`): the expert's number; for adapters
   int64_t num_sets;
   int64_t width;
 };
@@ -102,6 +104,7 @@ struct StepCall {
   int64_t hidden_size;
   int64_t most_top_k;
   int64_t most_experts;                // width of `slots` and `counts`
+  const LoraStep* lora;                // null for a step without adapters
   int32_t is_exact;
 };
 
@@ -129,6 +132,7 @@ struct HeadCall {
   float norm_epsilon;
   float scale;               // factor of the logits
   int32_t is_exact;
+  const LoraStep* lora;      // null for a step without adapters
 };
 
 void run_head(Engine& engine, const HeadCall& call);

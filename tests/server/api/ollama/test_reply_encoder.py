@@ -42,8 +42,9 @@ def test_a_call_is_sent_before_what_follows_it():
     assert messages[2]["content"] == "Done"
 
 
-def test_a_call_that_is_cut_is_left_out():
-    lines = lines_of([ToolCallDelta(0, '{"city": "Pa', id="call_a", name="weather")], reason="length")
+@pytest.mark.parametrize("arguments", ['{"city": "Pa', ""])
+def test_a_call_that_is_cut_is_left_out(arguments):
+    lines = lines_of([ToolCallDelta(0, arguments, id="call_a", name="weather")], reason="length")
     assert [line["done_reason"] for line in lines] == ["length"]
 
 

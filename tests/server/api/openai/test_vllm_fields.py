@@ -1,5 +1,7 @@
 """Fields of vLLM's requests that change a prompt, a choice of tokens, or a reply; and those that are refused."""
 
+import json
+
 import pytest
 
 from server.api.openai.prompt_tokens import bad_word_ids
@@ -16,7 +18,7 @@ def send(request):
         ({"suffix": "x"}, "suffix", "inserts no text"),
         ({"best_of": 3, "n": 2}, "best_of", "must equal 'n'"),
         ({"chat_template": "x"}, "chat_template", "takes no templates from requests"),
-        ({"return_token_ids": True}, "return_token_ids", "is not supported"),
+        ({"return_token_ids": 1}, "return_token_ids", "should be a valid boolean"),
         ({"allowed_token_ids": []}, "allowed_token_ids", "must not be empty"),
         ({"allowed_token_ids": [-1]}, "allowed_token_ids[0]", "greater than or equal to 0"),
         ({"bad_words": [""]}, "bad_words[0]", "must not be empty"),
@@ -38,9 +40,22 @@ def test_values_that_ask_for_nothing_are_taken(send, fields):
     assert send(**fields).status_code == 200
 
 
-def test_other_dialects_refuse_them_too(post):
-    body = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "chat_template": "x"}
-    assert post("/v1/messages", body).status_code == 400
+@pytest.mark.parametrize("field", [{"chat_template": "x"}, {"return_token_ids": True}])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}),
+        ("/v1/responses", {"input": "a"}),
+    ],
+)
+def test_other_dialects_refuse_them_too(post, path, body, field):
+    assert post(path, {**body, **field}).status_code == 400
+
+
+def test_ollama_refuses_token_ids(post):
+    body = {"model": "org/tiny", "prompt": "a", "raw": True, "options": {"return_token_ids": True}}
+    response = post("/api/generate", body)
+    assert (response.status_code, "'options.return_token_ids' can be used only" in response.text) == (400, True)
 
 
 def test_masks_reach_the_engine(send, fake):
@@ -111,3 +126,52 @@ def test_without_prompt_logprobs_a_reply_has_none(send):
     reply = send().json()
     assert "prompt_logprobs" not in reply
     assert "prompt_logprobs" not in reply["choices"][0]
+
+
+CHOICE_TOKENS = [100, 101, 102, 103, 104]  # of the fake engine; the third has no text
+
+
+def chunks_of(response):
+    events = response.text.removesuffix("data: [DONE]\n\n").split("\n\n")
+    return [json.loads(event.removeprefix("data: ")) for event in events if event]
+
+
+def test_choices_of_completions_have_their_tokens_and_those_of_their_prompts(complete):
+    choices = complete(return_token_ids=True, prompt=[[4, 4], [7, 8]], n=2).json()["choices"]
+    assert [each["prompt_token_ids"] for each in choices] == [[4, 4], [4, 4], [7, 8], [7, 8]]
+    assert [each["token_ids"] for each in choices] == [CHOICE_TOKENS] * 4
+
+
+def test_a_chat_has_the_tokens_of_its_prompt_beside_its_choices(chat):
+    reply = chat(return_token_ids=True, n=2).json()
+    assert reply["prompt_token_ids"] == [4, 2, 1, 5, 0]
+    assert [each["token_ids"] for each in reply["choices"]] == [CHOICE_TOKENS] * 2
+
+
+def test_chunks_of_a_completion_have_their_tokens_and_the_first_those_of_the_prompt(complete):
+    first, *others = (chunk["choices"][0] for chunk in chunks_of(complete(return_token_ids=True, stream=True)))
+    assert (first["text"], first["prompt_token_ids"], first["token_ids"]) == ("", [4, 4, 1, 4], [])
+    assert [each["token_ids"] for each in others] == [[token] for token in CHOICE_TOKENS]
+    assert not any("prompt_token_ids" in each for each in others)
+
+
+def test_chunks_of_a_chat_have_their_tokens_and_the_first_those_of_the_prompt(chat):
+    first, *others = chunks_of(chat(return_token_ids=True, stream=True))
+    assert first["prompt_token_ids"] == [4, 2, 1, 5, 0]
+    assert first["choices"][0]["delta"]["role"] == "assistant"
+    assert not any("prompt_token_ids" in each for each in others)
+    ids = [chunk["choices"][0]["token_ids"] for chunk in others]
+    assert [each for each in ids if each] == [[token] for token in CHOICE_TOKENS]
+    assert others[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_echo_without_an_answer_has_the_tokens_of_its_prompt_only(complete, stream):
+    response = complete(return_token_ids=True, echo=True, max_tokens=0, stream=stream)
+    choices = [reply["choices"][0] for reply in (chunks_of(response) if stream else [response.json()])]
+    assert choices[0]["prompt_token_ids"] == [4, 4, 1, 4]
+    assert [each["token_ids"] for each in choices] == [[]] * len(choices)
+
+
+def test_without_return_token_ids_a_reply_has_none(send):
+    assert "token_ids" not in send().text

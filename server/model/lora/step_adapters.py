@@ -1,0 +1,99 @@
+"""StepAdapters: the adapters of a step, and the rows that each of them adds to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from server.kernels.low_rank import ExpertAdditions, Factors
+from server.model.experts.expert_layer import ExpertLayer
+from server.model.lora.adapter import LoraAdapter
+from server.model.lora.tables import tables_of
+from server.model.step import SequenceChunk
+
+RowsOfLayer = Callable[[int], npt.NDArray[np.int64]]
+
+
+class StepAdapters:
+    """The adapters that the sequences of a step use, and their factors.
+
+    Adapters are sorted by name. So the sums of a sequence with several of them do not depend on other sequences.
+
+    Args:
+        adapters: without repetition.
+        factors: of the tokens, ``(tokens, adapters)``.
+    """
+
+    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors):
+        self.adapters, self.factors = adapters, factors
+        self.rows_of_layer: RowsOfLayer | None = None  # tokens of a layer's rows, if some go to other layers
+
+    @classmethod
+    def of(cls, chunks: Sequence[SequenceChunk]) -> Self | None:
+        """Return the adapters of a step; None if no sequence uses one."""
+        used = [() if chunk.weights is None else chunk.weights.adapters for chunk in chunks]
+        if not any(used):
+            return None
+        found = dict.fromkeys(each.adapter for weighted in used for each in weighted)
+        adapters = sorted(found, key=lambda adapter: adapter.name)
+        places = {adapter: place for place, adapter in enumerate(adapters)}
+        factors = np.zeros((len(chunks), len(adapters)), dtype=np.float32)
+        for row, weighted in zip(factors, used, strict=True):
+            for each in weighted:
+                row[places[each.adapter]] += each.weight
+        return cls(adapters, factors.repeat([chunk.num_tokens for chunk in chunks], axis=0))
+
+    def for_experts(self, layer: ExpertLayer, num_rows: int) -> ExpertAdditions | None:
+        """Return what the adapters add to the experts of a layer; None if that is nothing.
+
+        Args:
+            num_rows: rows of the layer.
+        """
+        parts = [tables_of(adapter).parts(layer.number) for adapter in self.adapters]
+        if not any(parts):
+            return None
+        count = len(layer.keys)
+
+        def number_of(key: Any) -> int:
+            return min(int(key.expert), count)
+
+        return ExpertAdditions(
+            self.factors_of_layer(layer.number, num_rows),
+            number_of,
+            parts,
+            lambda: [tables_of(adapter).experts(layer.number, count) for adapter in self.adapters],
+        )
+
+    def factors_of_layer(self, layer: int, num_rows: int) -> Factors:
+        """Return the factors of the rows of a layer of experts."""
+        factors = self.factors if self.rows_of_layer is None else self.factors[self.rows_of_layer(layer)]
+        return _checked(factors, num_rows)
+
+    def factors_of_linear(self, rows: npt.NDArray[np.int64] | None, num_rows: int) -> Factors:
+        """Return the factors of the rows of a linear layer.
+
+        Args:
+            rows: the token of each row; None if the rows are all tokens.
+        """
+        return _checked(self.factors if rows is None else self.factors[rows], num_rows)
+
+
+class SequenceAdapters(StepAdapters):
+    """The adapters of a step of one sequence, whose layers may see any number of rows."""
+
+    def factors_of_layer(self, layer: int, num_rows: int) -> Factors:
+        del layer
+        return self.factors[:1].repeat(num_rows, axis=0)
+
+    def factors_of_linear(self, rows: npt.NDArray[np.int64] | None, num_rows: int) -> Factors:
+        del rows
+        return self.factors[:1].repeat(num_rows, axis=0)
+
+
+def _checked(factors: Factors, num_rows: int) -> Factors:
+    if len(factors) != num_rows:
+        raise RuntimeError(f"a layer with an adapter has {num_rows} rows, and not the {len(factors)} of its tokens")
+    return factors
