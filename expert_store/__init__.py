@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from expert_store.errors import PackError as PackError
     from expert_store.errors import RoutingLogError as RoutingLogError
     from expert_store.errors import StoreClosedError as StoreClosedError
+    from expert_store.errors import StoreFailedError as StoreFailedError
     from expert_store.io.reader import read_tensor as read_tensor
     from expert_store.io.safetensors_index import find_shards as find_shards
     from expert_store.io.safetensors_index import is_header_only as is_header_only
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from expert_store.statistics import HitRatios as HitRatios
     from expert_store.statistics import LoadStatistics as LoadStatistics
     from expert_store.statistics import Phase as Phase
+    from expert_store.statistics import StoreHealth as StoreHealth
     from expert_store.statistics import StoreStatistics as StoreStatistics
     from expert_store.statistics import TierReport as TierReport
     from expert_store.step_lease import StepLease as StepLease
@@ -97,6 +99,7 @@ _MODULE_OF = {
     "PackError": "errors",
     "RoutingLogError": "errors",
     "StoreClosedError": "errors",
+    "StoreFailedError": "errors",
     "read_tensor": "io.reader",
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",
@@ -135,6 +138,7 @@ _MODULE_OF = {
     "HitRatios": "statistics",
     "LoadStatistics": "statistics",
     "Phase": "statistics",
+    "StoreHealth": "statistics",
     "StoreStatistics": "statistics",
     "TierReport": "statistics",
     "StepLease": "step_lease",

@@ -71,6 +71,9 @@ class ServeSettings(BaseModel):
         description="memory for experts on the device, in the same forms; auto: the rest of --device-memory on CUDA, "
         "0 (no device tier) on a CPU",
     )
+    experts_dir: Path | None = Field(
+        None, description="folder below which expert weights may be loaded while the server runs"
+    )
     adapters_dir: Path | None = Field(
         None, description="folder below which LoRA adapters may be loaded while the server runs"
     )
@@ -120,7 +123,10 @@ class ServeSettings(BaseModel):
     )
     admin_api_key_file: Path | None = Field(None, description="file with admin keys, one per line")
     max_requests_per_key: int | None = Field(
-        None, ge=1, description="maximum requests running at once per key, or per client address if there are no keys"
+        None,
+        ge=1,
+        description="maximum requests running at once per key, or per client address if there are no keys; each choice "
+        "of n counts as one",
     )
     rate_limit: RequestRate | None = Field(
         None,

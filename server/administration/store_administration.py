@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expert_store import (
+    BASE,
     BudgetError,
     ExpertKey,
     ExpertLoadError,
@@ -67,7 +68,8 @@ class StoreAdministration:
     def find(self, layer: int, expert: int) -> JsonObject | None:
         if not 0 <= expert < self._num_experts.get(layer, 0):
             return None
-        return self._experts(self._store.statistics()).describe(layer, expert)
+        experts = self._experts(self._store.statistics())
+        return {**experts.describe(layer, expert), "variants": experts.variants(layer, expert)}
 
     def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
         keys = [self._key(layer, expert) for layer, expert in dict.fromkeys(places)]
@@ -90,7 +92,8 @@ class StoreAdministration:
         statistics = self._store.statistics()
         residency = np.zeros(statistics.tokens.shape, dtype=np.uint8)
         for key, tier in self._store.residents().items():
-            residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
+            if key.variant == BASE:
+                residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
         engine = self._engine
         totals = {
             **self._totals(statistics),
@@ -180,6 +183,14 @@ class _Experts:
         self._catalog, self._row = store.catalog, row
         self._tokens = statistics.tokens.tolist()
         self._residents, self._pinned, self._quarantined = store.residents(), store.pinned, store.quarantined
+
+    def variants(self, layer: int, expert: int) -> dict[str, str]:
+        """Return the residency of an expert in each variant that has one of its own, by the variant's version."""
+        return {
+            variant: self._residents.get(ExpertKey(layer, expert, variant), "disk")
+            for variant, recipes in self._catalog.variants.items()
+            if (layer, expert) in recipes
+        }
 
     def describe(self, layer: int, expert: int) -> JsonObject:
         key = ExpertKey(layer, expert)

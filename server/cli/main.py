@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from server.cli.exit_status import INTERRUPTED, WRONG_USAGE, exit_on_closed_pipe
+from server.cli.exit_status import INTERRUPTED, WRONG_USAGE, exit_on_closed_pipe, open_standard_streams
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def main() -> None:
     """Run the command line, and exit with 0, 1 for a failure, or 2 for wrong usage."""
+    open_standard_streams()
     try:
         with exit_on_closed_pipe():
             arguments = parse(sys.argv[1:])

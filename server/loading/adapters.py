@@ -13,7 +13,6 @@ from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
-from server.weights.directory import Directory
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Adapters:
 
     registry: AdapterRegistry
     memory: AdapterMemory
-    directory: Directory
 
 
 def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) -> AdapterStore | None:
@@ -56,4 +54,4 @@ def load_adapters(
         except RequestRefusedError as error:
             memory.close()
             raise SettingsError(f"--adapter {named}: {error}") from error
-    return Adapters(registry, memory, Directory(registry, memory))
+    return Adapters(registry, memory)

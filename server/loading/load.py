@@ -17,6 +17,7 @@ from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import build_codec, build_engine, open_experts
 from server.loading.load_model import load_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
+from server.loading.variants import open_variants
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.usage import MemoryUsage
@@ -25,6 +26,8 @@ from server.model.attention.kv_cache import KVCache
 from server.observability.metrics import Metrics
 from server.observability.routing_recorder import RoutingRecorder
 from server.settings import ServeSettings
+from server.weights.directory import Directory
+from server.weights.variant_registry import VariantRegistry
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,8 @@ class LoadedServer:
     preloader: Preloader
     memory_watcher: Watcher | None
     adapters: Adapters | None
+    variants: VariantRegistry
+    directory: Directory
 
     def close(self) -> None:
         if self.memory_watcher is not None:
@@ -86,6 +91,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     codec = build_codec(parts, watcher)
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
     adapters = None if store is None else load_adapters(settings, parts, store, engine.wake)
+    on_change = (lambda: None) if elastic is None else elastic.count_experts
+    variants = open_variants(settings, parts, paging.store, on_change)
+    directory = Directory(parts.name, variants, None if adapters is None else (adapters.registry, adapters.memory))
 
     torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
     engine.start()
@@ -94,7 +102,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         preloader.start()
     usage = memory_usage(plan, paging.store, elastic, adapter_bytes)
     registry = None if adapters is None else adapters.registry
-    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher, registry)
+    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher, registry, variants)
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
     if watcher is not None:
         watcher.start()
@@ -112,4 +120,6 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         preloader,
         watcher,
         adapters,
+        variants,
+        directory,
     )

@@ -42,6 +42,7 @@ class ModelParts:
     tokenizer: Tokenizer
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
+    folder: Path  # the checkpoint or the pack
     config_folder: Path
 
     @property
@@ -83,6 +84,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         tokenizer,
         generation.eos_token_ids | tokenizer.eos_token_ids,
         SamplingDefaults(**generation.sampling),
+        folder,
         config,
     )
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +70,26 @@ class Server:
 
 
 @contextmanager
-def serving(*arguments: str, port: int = 0, group: ControlGroup | None = None) -> Iterator[Server]:
+def serving(
+    *arguments: str,
+    port: int = 0,
+    group: ControlGroup | None = None,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[Server]:
     """Start a server, by default on a free port, and stop it afterwards in any case.
 
     Args:
         group: that it runs in.
+        environment: additional variables.
+        prefix: a command that runs the server's.
     """
-    command = [COMMAND, "serve", *arguments, "--port", str(port)]
+    command = [*prefix, COMMAND, "serve", *arguments, "--port", str(port)]
     command = command if group is None else group.command(command)
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(environment or {})}
+        )
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

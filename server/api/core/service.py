@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -23,12 +23,14 @@ from server.api.core.validation import quote
 from server.engine.interface import (
     AdapterAdministration,
     ExpertAdministration,
+    ExpertHealth,
     GenerationEngine,
     ModelCard,
     RequestRefusedError,
     RequestWeights,
     SamplingDefaults,
     TextCodec,
+    VariantAdministration,
     WeightsDirectory,
 )
 from server.setting_values import ModelAlias
@@ -43,12 +45,26 @@ IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only
 
 
 class ServiceState(StrEnum):
-    """The state of the server; it accepts requests in READY only."""
+    """The state of the server. It accepts requests in READY, and in FAILING and FILES_CHANGED as far as it can."""
 
     LOADING = "loading"
     READY = "ready"
+    FILES_CHANGED = "files_changed"  # the checkpoint was written to; what has to be read from it fails
+    FAILING = "failing"  # experts can't be read, because a thread has died or a read does not return
     DRAINING = "draining"
     DEAD = "dead"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in {ServiceState.DRAINING, ServiceState.DEAD}
+
+    @property
+    def needs_restart(self) -> bool:
+        return self in {ServiceState.FAILING, ServiceState.DEAD}
+
+
+def always_ok() -> ExpertHealth:
+    return "ok"
 
 
 @dataclass
@@ -66,10 +82,12 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     experts: ExpertAdministration | None = None
+    expert_health: Callable[[], ExpertHealth] = always_ok
     keeps_stalls: bool = False  # the engine records each request's longest stalls
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
     adapters: AdapterAdministration | None = None
+    variants: VariantAdministration | None = None
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
@@ -116,6 +134,13 @@ def no_metrics() -> bytes:
     return b""
 
 
+EXPERT_STATES: Mapping[ExpertHealth, ServiceState] = {
+    "ok": ServiceState.READY,
+    "files_changed": ServiceState.FILES_CHANGED,
+    "failing": ServiceState.FAILING,
+}
+
+
 @dataclass
 class Service:
     """The state of the server as routes see it; ``model`` is None until it is loaded."""
@@ -145,7 +170,9 @@ class Service:
             return ServiceState.DRAINING
         if self.model is not None and not self.model.engine.is_alive:
             return ServiceState.DEAD
-        return ServiceState.LOADING if self.model is None else ServiceState.READY
+        if self.model is None:
+            return ServiceState.LOADING
+        return EXPERT_STATES[self.model.expert_health()]
 
     @property
     def is_ready(self) -> bool:

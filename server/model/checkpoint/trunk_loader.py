@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.initialization import no_init_weights
@@ -27,6 +27,7 @@ from server.model.architecture import config_of_class, find_model_class, set_imp
 from server.model.attention.rope import apply_nested_rope_base
 from server.model.attention.temperature_tuning import pass_positions
 from server.model.checkpoint.locate import config_folder
+from server.model.checkpoint.model_types import load_config
 from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
 from server.model.checkpoint.packing import map_pack
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers, map_checkpoint
@@ -177,7 +178,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
     try:
-        full_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        full_config = load_config(folder)
         config = text_model_config(full_config)
         share_quantisation(full_config, config)
         apply_nested_rope_base(config, json.loads((folder / "config.json").read_text("utf-8")))

@@ -17,6 +17,7 @@ from server.model.quantised.mxfp4 import Mxfp4
 
 INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
 INTEGER_BITS = (4, 8)
+FULL_BITS = 16  # of weights or activations that are not quantised
 DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
@@ -70,6 +71,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "compressed-tensors": _compressed_tensors,
         "gptq": _gptq,
         "awq": _awq,
+        "auto-round": _auto_round,
     }
     if method not in readers:
         raise ModelError(f"{name} is quantised by {method}, which is not supported; {INSTEAD}")
@@ -116,6 +118,27 @@ def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
         raise _UnsupportedError(f"for the {version} kernel")
     group = _group(given.get("group_size", given.get("q_group_size", 128)))
     return Awq(group, has_zero=bool(given.get("zero_point", True)))
+
+
+def _auto_round(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
+    """AutoRound's own format is GPTQ's or AWQ's, by another name."""
+    layout, bits = str(given.get("packing_format", "auto_round:auto_gptq")), int(given["bits"])
+    if given.get("data_type", "int") != "int" or not layout.startswith("auto_round"):
+        raise _UnsupportedError(f"in the format {layout} of {given.get('data_type')}")
+    if int(given.get("act_bits") or FULL_BITS) < FULL_BITS:
+        raise _UnsupportedError(f"with activations of {given['act_bits']} bits")
+    settings = {name: given.get(name) for name in ("bits", "group_size", "sym")}
+    for rule in (given.get("extra_config") or {}).values():
+        if int(rule.get("bits", bits)) < FULL_BITS and any(
+            rule.get(name, settings[name]) != settings[name] for name in settings
+        ):
+            raise _UnsupportedError("with settings for single modules (extra_config)")
+    if "awq" in layout:
+        return _awq({**given, "version": "gemm"}, stored)
+    if bits not in INTEGER_BITS:
+        raise _UnsupportedError(f"with {bits} bits")
+    is_v1 = "gptq" in layout and "gptqmodel" not in layout
+    return Gptq(bits, _group(given["group_size"]), is_v1=is_v1, has_order=False)
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from server.model.checkpoint.model_types import is_served_as_another
 from server.model.errors import ModelError
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template, shared_renderer
 from server.model.text.token_bytes import TokenBytes, decoder_rules
@@ -43,6 +44,22 @@ class TextTooLongError(ModelError):
     """The text can't fit the model, however it is split into tokens."""
 
 
+def _load(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; for a type that another's class computes, the ``tokenizer.json``, whatever code is beside it.
+
+    Raises:
+        ModelError: only code of the checkpoint could read its tokenizer.
+    """
+    if not (folder / "config.json").is_file() or not is_served_as_another(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder.name} has no tokenizer.json, and code that a checkpoint brings (auto_map) is never run; add the "
+            "tokenizer.json of a conversion of this model"
+        )
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
 class Tokenizer:
     """Converts text to token ids and back, with the checkpoint's tokenizer.
 
@@ -57,7 +74,7 @@ class Tokenizer:
 
     def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self._tokenizer = _load(folder)
         except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error

@@ -49,7 +49,7 @@ class Rig:
         self.store = AdapterStore(LAYOUT, self.num_slots * LAYOUT.slot_bytes, CPU)
         self.memory = AdapterMemory(self.store, self.woken.release, lambda: self.now)
         self.registry = AdapterRegistry(TARGETS, self.memory, self.folder, ["base"])
-        self.directory = Directory(self.registry, self.memory)
+        self.directory = Directory("fake", adapters=(self.registry, self.memory))
 
     def load(self, name: str, value: float = 1.0, num_layers: int = 1, *, replace: bool = False) -> None:
         write_adapter(self.folder / name, value, num_layers=num_layers)

@@ -52,6 +52,19 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
             {"quant_method": "gptq", "bits": 4, "group_size": 128, "dynamic": {".*mlp.*": {"bits": 8}}},
             "by gptq with rules for single modules (dynamic), which is not supported",
         ),
+        (
+            {"quant_method": "auto-round", "bits": 4, "group_size": 32, "extra_config": {"lm_head": {"bits": 8}}},
+            "by auto-round with settings for single modules (extra_config), which is not supported",
+        ),
+        ({"quant_method": "auto-round", "bits": 2}, "by auto-round with 2 bits, which is not supported"),
+        (
+            {"quant_method": "auto-round", "bits": 4, "data_type": "mx_fp", "packing_format": "auto_round:mxfp4"},
+            "by auto-round in the format auto_round:mxfp4 of mx_fp, which is not supported",
+        ),
+        (
+            {"quant_method": "auto-round", "bits": 4, "group_size": 32, "act_bits": 8},
+            "by auto-round with activations of 8 bits, which is not supported",
+        ),
         ({"quant_method": "awq", "bits": 8}, "by awq with 8 bits, which is not supported"),
         ({"quant_method": "awq", "version": "GEMV"}, "by awq for the gemv kernel, which is not supported"),
         ({"quant_method": "fp8", "expert_dtype": "fp4"}, "by fp8 with experts in fp4, which is not supported"),
