@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -145,13 +146,14 @@ def open_pack(folder: Path) -> Pack:
     The bytes of records are checked when they are read.
 
     Raises:
-        CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size or
-            changed; the message names it.
+        CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size, changed,
+            or not a part of the pack; the message names it.
     """
     manifest = read_manifest(folder)
     data = folder / manifest.data
     for name, file in manifest.files.items():
         _check_file(folder, data / name, file)
+    _refuse_others(data, manifest)
     try:
         catalog = ExpertCatalog(_layers(data, manifest))
     except CheckpointError as error:
@@ -193,6 +195,23 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def named_folder(folder: Path) -> dict[str, frozenset[str]]:
+    """Return the data folder that a manifest names, and the names of its files.
+
+    The manifest may be damaged or of another version. The result is empty if nothing can be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    data, files = content.get("data"), content.get("files")
+    if not isinstance(data, str) or not re.fullmatch(DATA_FOLDER, data) or not isinstance(files, dict):
+        return {}
+    return {data: frozenset(name for name in files if Path(name).name == name)}
+
+
 def file_checksum(path: Path) -> str:
     """Return the XXH3 of a file's bytes, 64 bits in hexadecimal."""
     digest = xxhash.xxh3_64()
@@ -228,11 +247,11 @@ def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
 
 
 def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {REMEDY}")
     try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {REMEDY}")
         nbytes = path.stat().st_size
         if nbytes != file.nbytes:
             raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
@@ -242,6 +261,18 @@ def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
             raise CheckpointError(f"{path} can't be read; change its permissions")
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _refuse_others(data: Path, manifest: Manifest) -> None:
+    """Refuse visible files that were not packed: a chat template among them would change the answers."""
+    try:
+        others = {path.name for path in data.iterdir() if not path.name.startswith(".")} - manifest.files.keys()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {data}: {error.strerror}") from error
+    if others:
+        raise CheckpointError(
+            f"{data / min(others)} is not a part of the pack; remove it, or add it to the checkpoint and pack again"
+        )
 
 
 def _check_records(path: Path, manifest: Manifest) -> None:

@@ -24,13 +24,16 @@ def run(arguments: argparse.Namespace) -> int:
 
     set_up_logging("info", COMMAND)
     folder: Path = arguments.pack
-    if not folder.is_dir():
-        return finish(f"there is no folder {folder}; give one written by greenroom pack", FAILURE)
-    if not is_pack(folder):
-        return finish(
-            f"{folder} is not a packed model, and has no checksums; give a folder written by greenroom pack",
-            FAILURE,
-        )
+    try:
+        if not folder.is_dir():
+            return finish(f"there is no folder {folder}; give one written by greenroom pack", FAILURE)
+        if not is_pack(folder):
+            return finish(
+                f"{folder} is not a packed model, and has no checksums; give a folder written by greenroom pack",
+                FAILURE,
+            )
+    except OSError as error:
+        return finish(f"{folder} can't be read: {error.strerror}; check its permissions (ls -ld)", FAILURE)
     try:
         with exit_on_interrupt("interrupted"):
             catalog = open_pack(folder).catalog

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
-from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import ExpertCatalog, Pack, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.architecture import config_of_class, find_model_class, set_implementations, text_model_config
@@ -49,7 +49,7 @@ TrunkSources = Mapping[str, TensorSource | StoredTensor]
 
 
 def load_trunk(
-    folder: Path,
+    checkpoint: Path | Pack,
     dtype: torch.dtype,
     device: torch.device = CPU,
     is_deterministic: bool = False,
@@ -62,7 +62,7 @@ def load_trunk(
     A model that can't run many sequences in one step runs them one at a time, with transformers' attention and cache.
 
     Args:
-        folder: a hub checkpoint, or a packed model.
+        checkpoint: the folder of a hub checkpoint or of a packed model, or a packed model that is open.
         is_deterministic: run steps with batch-invariant arithmetic.
         pool: threads that compute steps; None if only the caller's thread does.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
@@ -72,35 +72,42 @@ def load_trunk(
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
+    if isinstance(checkpoint, Path) and is_pack(checkpoint):
+        checkpoint = open_pack(checkpoint)
     try:
-        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION, check_memory), is_deterministic, pool, max_model_len)
+        return Trunk(
+            *_load(checkpoint, dtype, device, IMPLEMENTATION, check_memory), is_deterministic, pool, max_model_len
+        )
     except NotBatchableError as error:
         reason = str(error)
     log.info("requests run one at a time, with transformers' attention and cache, because %s", reason)
     return SequentialTrunk(
-        *_load(folder, dtype, device, None, check_memory), reason, is_deterministic, pool, max_model_len
+        *_load(checkpoint, dtype, device, None, check_memory), reason, is_deterministic, pool, max_model_len
     )
 
 
 def _load(
-    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
+    checkpoint: Path | Pack, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
 ) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
     """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
-    pack = open_pack(folder) if is_pack(folder) else None
-    config = read_config(pack.data_folder if pack else folder)
+    folder = checkpoint.data_folder if isinstance(checkpoint, Pack) else checkpoint
+    config = read_config(folder)
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model)
-    tensors = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
+    if isinstance(checkpoint, Pack):
+        name, tensors = checkpoint.folder.name, map_pack(model, checkpoint)
+    else:
+        name, tensors = folder.name, map_checkpoint(model, read_index(find_shards(folder)))
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     layers = _empty_experts(model)
     linears = replace_linears(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
-    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, folder.name)
+    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, name)
     fill_linears(linears, tensors.packed)
     if config.is_encoder_decoder:
-        model.generation_config = _generation_config(config, config_folder(folder))
+        model.generation_config = _generation_config(config, folder)
     model.to(device).eval()
     return model, tensors.catalog, layers
 
