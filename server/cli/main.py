@@ -47,6 +47,13 @@ SUBCOMMANDS = (
         "Compare a packed model with its checksums. The exit status is 1 if any part is damaged.",
     ),
     Subcommand(
+        "adapter",
+        "server.cli.adapter",
+        "check a LoRA adapter",
+        "Check a LoRA adapter without a server: its files, and what of it a model can take. The exit status is 1 if it "
+        "can't be served.",
+    ),
+    Subcommand(
         "inspect",
         "server.cli.inspect",
         "show a model's memory needs and its maximum speed here",

@@ -49,6 +49,8 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"device": "tpu"}, {}, "", "--device 'tpu': write auto, cpu, cuda or cuda:N"),
         ({"model_alias": ["claude-*"]}, {}, "", "--model-alias 'claude-.': write NAME=MODEL, such as claude-"),
         ({"model_alias": ["=tiny"]}, {}, "", "--model-alias '=tiny': write NAME=MODEL"),
+        ({"adapter": ["law"]}, {}, "", "--adapter 'law': write NAME=PATH, such as law="),
+        ({"adapter_memory": "50%"}, {}, "", "--adapter-memory '50%': '50%' is a percentage; write a size"),
         ({}, {}, "model-alias = 'a=b'", "model_alias in .*: write a list"),
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
