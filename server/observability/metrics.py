@@ -93,7 +93,7 @@ class _Scrape(Collector):
         yield from _engine(self._engine)
         yield from _memory(self._memory)
         if self._adapters is not None:
-            yield from _of_adapters(self._adapters)
+            yield from _of_adapters(self._adapters, self._served[0])
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -208,11 +208,14 @@ def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     yield _counter("memory_adjustments", text, ["action", "reason"], counts)
 
 
-def _of_adapters(adapters: AdapterRegistry) -> Iterator[Metric]:
+def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     """Yield the metrics of registered adapters only, so that labels are bounded."""
     uses = adapters.uses()
     counts = [((use.name,), use.num_requests) for use in uses]
     yield _counter("adapter_requests", "Requests that used an adapter.", ["adapter"], counts)
+    routed = [((base if name is None else name,), count) for name, count in adapters.num_routed().items()]
+    text = "Requests for the model auto, by the adapter that the router has chosen, or the base model."
+    yield _counter("adapter_routed_requests", text, ["adapter"], routed)
     resident = [((use.name, "host"), use.is_resident) for use in uses]
     yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.engine.interface import RequestRefusedError, RequestWeights
+from server.engine.interface import RequestRefusedError, RequestWeights, RoutingCandidate, UnknownAdapterError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
@@ -25,16 +25,22 @@ class Directory:
         version = self._adapters.find(name)
         return None if version is None else str(version.files.folder)
 
+    def candidates(self) -> list[RoutingCandidate]:
+        return self._adapters.candidates()
+
+    def note_routed(self, name: str | None) -> None:
+        self._adapters.note_routed(name)
+
     def resolve(self, name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
         if name is not None and self._adapters.find(name) is None:
-            raise RequestRefusedError(f"there is no adapter {name!r}", "model")
+            raise UnknownAdapterError(f"there is no adapter {name!r}", "model")
         chosen = [*([] if name is None else [(name, 1.0)]), *adapters]
         if len(chosen) > MAX_ADAPTERS:
             raise RequestRefusedError(f"a request may use at most {MAX_ADAPTERS} adapters", "adapters")
         names = [each for each, _ in chosen]
         for each in names:
             if self._adapters.find(each) is None:
-                raise RequestRefusedError(f"there is no adapter {each!r}; see GET /v1/models", "adapters")
+                raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", "adapters")
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         return AdapterSelection(chosen, self._adapters.find, self._memory) if chosen else None
