@@ -30,7 +30,8 @@ NEUTRAL_TEXTS = (
     "The company announced its results on Monday.",
     "I would like to know more about this.",
 )
-LEAST_SPREAD = 0.05  # cosine; examples that are hardly more alike than neutral texts
+LEAST_SPREAD = 0.05  # of what is possible, for examples that are hardly more alike than neutral texts
+MIN_SPREAD = 1e-6
 
 Vectors = npt.NDArray[np.float32]  # (texts, hidden), each of length 1
 Embed = Callable[[Sequence[str]], Coroutine[Any, Any, Vectors]]
@@ -58,7 +59,7 @@ class Profile:
     @property
     def spread(self) -> float:
         """What ``own`` is above ``neutral``."""
-        return max(self.own - self.neutral, LEAST_SPREAD)
+        return max(self.own - self.neutral, LEAST_SPREAD * (1 - self.neutral), MIN_SPREAD)
 
     def cosine_at(self, nearness: float) -> float:
         """Return the cosine of a prompt that is as near: 0 is as near as neutral texts, 1 as near as its examples."""
