@@ -24,6 +24,8 @@ from server.engine.interface import (
     EngineError,
     ExpertUsage,
     PromptTooLongError,
+    QueueFullError,
+    RequestRefusedError,
     UnknownAdapterError,
 )
 
@@ -101,11 +103,18 @@ async def embed_texts(model: LoadedModel, texts: Texts) -> Vectors:
     """Return the direction of each text's embedding by the base model, ``(texts, hidden)``.
 
     Raises:
+        RequestRefusedError: they have no tokens.
         EngineError: the engine does not take them, or fails.
 
     """
-    embedding = Embedding(model, await asyncio.to_thread(_tokens, model, texts), "mean", id_prefix="route-")
-    return _directions([event.embedding for event in await embedding.events() if event.embedding is not None])
+    tokens = await asyncio.to_thread(_tokens, model, texts)
+    if not tokens:
+        raise RequestRefusedError("its examples have no tokens")
+    try:  # together, so that they share the experts of a step
+        events = await Embedding(model, tokens, "mean", id_prefix="route-").events()
+    except QueueFullError:
+        events = await Embedding(model, tokens, "mean", id_prefix="route-", max_concurrent=1).events()
+    return _directions([event.embedding for event in events if event.embedding is not None])
 
 
 async def profiles_of(model: LoadedModel) -> dict[str, Profile]:

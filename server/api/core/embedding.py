@@ -27,6 +27,7 @@ class Embedding:
         prompts: token ids of each input.
         timeout: time limit of the request in seconds.
         id_prefix: begin of the request's id.
+        max_concurrent: inputs that the engine has at a time.
 
     """
 
@@ -38,6 +39,7 @@ class Embedding:
         priority: int = 0,
         timeout: float | None = None,
         id_prefix: str = "embd-",
+        max_concurrent: int = MAX_CONCURRENT_INPUTS,
     ) -> None:
         self.id, self.model = f"{id_prefix}{uuid4().hex}", model.name
         self.num_prompt_tokens = sum(map(len, prompts))
@@ -45,7 +47,7 @@ class Embedding:
         self.expert_usage = ExpertUsage()  # sum over the inputs that are done
         self._loaded_model, self._prompts, self._pooling = model, prompts, pooling
         self._priority, self._timeout = priority, timeout
-        self._started = time.monotonic()
+        self._started, self._max_concurrent = time.monotonic(), max_concurrent
 
     async def events(self) -> list[TokenEvent]:
         """Return the event of each prompt that holds its vector.
@@ -61,7 +63,7 @@ class Embedding:
             for index, prompt in remaining:
                 events[index] = await self._embed(index, prompt)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(MAX_CONCURRENT_INPUTS, len(self._prompts)))]
+        workers = [asyncio.create_task(work()) for _ in range(min(self._max_concurrent, len(self._prompts)))]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -295,6 +295,14 @@ def test_loading_does_not_wait_for_a_busy_engine(routed: AdapterServer, held: He
     assert routed.get("/v1/adapters")["data"][-1]["routing"]["state"] == "computing"
 
 
+def test_more_examples_than_the_queue_holds_are_embedded_one_by_one(
+    server: AdapterServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vars(server.live.engine)["_submissions"], "_max_queued", 1)
+    server.load("law", examples=[LAW] * 20).raise_for_status()
+    assert server.post("/v1/completions", **COMPLETION).json()["model"] == "law"
+
+
 def test_a_replaced_adapter_is_compared_by_its_new_examples(routed: AdapterServer) -> None:
     routed.load("law", examples=[CODE], load_inplace=True).raise_for_status()
     routed.load("code", examples=[LAW], load_inplace=True).raise_for_status()
