@@ -21,7 +21,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Health:
-    """Health of a server. ``status`` is "ok", "ready", "loading", "draining" or "dead"."""
+    """Health of a server. ``status`` is "ok", "ready", "loading", "draining", "dead", "failing" or "files_changed"."""
 
     status: str
     is_ok: bool

@@ -5,10 +5,12 @@ ExpertStoreError
     BudgetError          the memory given is too little for one step
     ExpertLoadError      one expert could not be read
     ShortReadError       a file ends before the bytes that its header promised
+    FileChangedError     a file was written to after it was opened
     ChecksumError        an expert's bytes are not those that were packed
     PackError            a packed model can't be written
     RoutingLogError      a routing log can't be read or written
     StoreClosedError     the store was closed while a thread waited
+    StoreFailedError     a thread of the store died, so that what needs it would wait for ever
 """
 
 from __future__ import annotations
@@ -40,6 +42,10 @@ class ShortReadError(ExpertStoreError):
     """A file ended before the bytes that its header promised."""
 
 
+class FileChangedError(ExpertStoreError):
+    """A file was written to after it was opened, so that its bytes may be of another model."""
+
+
 class ChecksumError(ExpertStoreError):
     """An expert's bytes are not those that were packed; the expert is quarantined."""
 
@@ -54,3 +60,7 @@ class RoutingLogError(ExpertStoreError):
 
 class StoreClosedError(ExpertStoreError):
     """The store was closed."""
+
+
+class StoreFailedError(ExpertStoreError):
+    """A thread of the store died; only a restart helps."""

@@ -19,6 +19,9 @@ from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
 from expert_store.tier import Entry, EntryState
 
+WAIT_SECONDS = 1.0  # between two looks at whether anything may still come
+STUCK_SECONDS = 60.0  # a lease does not wait longer for its next expert
+
 
 class Recorder(Protocol):
     """Records every lease; ``RoutingLogWriter`` is one."""
@@ -171,8 +174,13 @@ class Lease:
                 yield key, ready.weights(index)
 
     def _wait(self) -> None:
-        """Wait until at least one more expert is ready."""
-        state = self._state
+        """Wait until at least one more expert is ready.
+
+        Raises:
+            ExpertLoadError: one could not be read, or its read does not return.
+        """
+        state, began = self._state, time.monotonic()
+        stuck_since: float | None = None
         with state.lock:
             while True:
                 self._load_wanted()
@@ -183,12 +191,26 @@ class Lease:
                     self._release(list(self._held))
                     continue
                 started = time.monotonic()
-                state.lock.wait()
+                stuck_since = (stuck_since or started) if self._is_stuck(started - began) else None
+                if stuck_since is not None and started - stuck_since >= WAIT_SECONDS:
+                    self._refuse_stuck()
+                state.lock.wait(WAIT_SECONDS)
                 self.stalled_to = time.monotonic()
                 self.stalled_from = self.stalled_from or started
                 seconds = self.stalled_to - started
                 self.stall_seconds += seconds
                 state.statistics.stall_seconds[self._phase] += seconds
+
+    def _is_stuck(self, seconds: float) -> bool:
+        """Return True if what is waited for does not come: a read that does not return, or anything for too long."""
+        reads = [entry.read for entry in self._loading if entry.read is not None]
+        return seconds > STUCK_SECONDS or any(map(self._state.reader.is_stuck, reads))
+
+    def _refuse_stuck(self) -> None:
+        reader = self._state.reader
+        stuck = [entry.key for entry in self._loading if entry.read is not None and reader.is_stuck(entry.read)]
+        key = [*stuck, *(entry.key for entry in self._loading), *self._wanted][0]
+        raise ExpertLoadError(key, "it has not come for too long; the disk or the network storage does not answer")
 
     def _sort_loading(self) -> None:
         """Move entries whose load has ended from ``_loading`` to ``_ready``; the lock is held."""

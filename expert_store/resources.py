@@ -54,6 +54,7 @@ def open_resources(
     """Open the files and the device, and start the threads.
 
     Raises:
+        BudgetError: there is no memory to read with.
         OSError: a file can't be opened.
     """
     shape = len(catalog.layers), catalog.num_experts
@@ -61,14 +62,14 @@ def open_resources(
     files = {BASE: OpenFiles(catalog.paths)}
     for variant, recipes in catalog.variants.items():
         files[variant] = OpenFiles(paths_of(recipes.values()))
-    memory = open_device(device)
+    memory, lock = open_device(device), StoreLock()
     return StoreResources(
         catalog,
         files,
-        StoreLock(),
-        DiskReader(num_readers),
+        lock,
+        DiskReader(num_readers, lock.fail, lambda: list(files.values())),
         memory,
-        Copier(memory) if has_device_tier else None,
+        Copier(memory, lock.fail) if has_device_tier else None,
         StoreStatistics(np.zeros(shape, dtype=np.int64)),
         slot_table,
     )

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from expert_store.tier import TierName
 
 Phase = Literal["prefill", "decode"]
+# failing: a thread has died, or a read does not return; files_changed: a file was written to since it was opened
+StoreHealth = Literal["ok", "files_changed", "failing"]
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 Transfer = tuple[str, str]  # source and target tier
 

@@ -15,7 +15,7 @@ from expert_store.io.open_files import OpenFiles
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
 from expert_store.slot_budget import slots_per_layout
-from expert_store.statistics import HitRatios, Phase, StoreStatistics, TierReport
+from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_state import StoreState
 from expert_store.tier import EvictObstacle, TierName
@@ -96,15 +96,20 @@ class ExpertStore:
             raise
         self.resize(host_bytes=self._budgets["host"])
 
-    def remove_variant(self, variant: str) -> None:
+    def remove_variant(self, variant: str) -> int:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
 
         Leases of its experts have to be over. A tier on a device keeps its size when variants come and go.
+
+        Returns:
+            The rows that its experts were run on, which statistics forget.
         """
         with self._state.lock:
             self._state.remove_variant(variant)
+            num_tokens = self._state.statistics.variant_tokens.pop(variant, 0)
             self._state.lock.wake_waiters()
         self.resize(host_bytes=self._budgets["host"])
+        return num_tokens
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
         """Lease experts of one layer; ``rows`` has for each the number of tokens that will be run through it."""
@@ -307,6 +312,14 @@ class ExpertStore:
         """The experts whose bytes are damaged, and what is wrong with each."""
         with self._state.lock:
             return dict(self._state.quarantined)
+
+    @property
+    def health(self) -> StoreHealth:
+        """The state of the store's threads and files; it waits for no lock."""
+        state = self._state
+        if state.lock.failure is not None or state.reader.has_stuck_read:
+            return "failing"
+        return "files_changed" if state.reader.changed_files else "ok"
 
     @property
     def pinned(self) -> frozenset[ExpertKey]:

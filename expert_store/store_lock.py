@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from expert_store.errors import StoreClosedError
+from expert_store.errors import StoreClosedError, StoreFailedError
 
 
 class StoreLock(threading.Condition):
@@ -16,6 +16,7 @@ class StoreLock(threading.Condition):
     def __init__(self) -> None:
         super().__init__()
         self.is_closed = False
+        self.failure: str | None = None  # why nothing that is waited for may ever come
         self._num_waiting = 0
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -23,14 +24,20 @@ class StoreLock(threading.Condition):
 
         Raises:
             StoreClosedError: the store was closed.
+            StoreFailedError: a thread of the store has died.
         """
-        if self.is_closed:
-            raise StoreClosedError("the expert store was closed")
+        self._check()
         self._num_waiting += 1
         try:
             return super().wait(timeout)
         finally:
             self._num_waiting -= 1
+
+    def _check(self) -> None:
+        if self.is_closed:
+            raise StoreClosedError("the expert store was closed")
+        if self.failure is not None:
+            raise StoreFailedError(self.failure)
 
     def wake_waiters(self) -> None:
         """Wake all threads that wait, if there are any."""
@@ -41,4 +48,10 @@ class StoreLock(threading.Condition):
         """Wake all threads that wait; each later ``wait`` raises StoreClosedError."""
         with self:
             self.is_closed = True
+            self.wake_waiters()
+
+    def fail(self, reason: str) -> None:
+        """Wake all threads that wait; each later ``wait`` raises StoreFailedError."""
+        with self:
+            self.failure = self.failure or reason
             self.wake_waiters()

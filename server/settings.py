@@ -19,6 +19,7 @@ from server.setting_values import (
     HostNames,
     Keys,
     ModelAliases,
+    ModelName,
     NamedPaths,
     Origins,
     RequestRate,
@@ -40,7 +41,7 @@ class ServeSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port and prints it")
-    served_model_name: str | None = Field(
+    served_model_name: ModelName | None = Field(
         None, description="model name in /v1/models (default: repository id or folder name)"
     )
     model_alias: ModelAliases = Field(
@@ -70,6 +71,9 @@ class ServeSettings(BaseModel):
         AUTO,
         description="memory for experts on the device, in the same forms; auto: the rest of --device-memory on CUDA, "
         "0 (no device tier) on a CPU",
+    )
+    experts_dir: Path | None = Field(
+        None, description="folder below which expert weights may be loaded while the server runs"
     )
     adapters_dir: Path | None = Field(
         None, description="folder below which LoRA adapters may be loaded while the server runs"
@@ -120,7 +124,10 @@ class ServeSettings(BaseModel):
     )
     admin_api_key_file: Path | None = Field(None, description="file with admin keys, one per line")
     max_requests_per_key: int | None = Field(
-        None, ge=1, description="maximum requests running at once per key, or per client address if there are no keys"
+        None,
+        ge=1,
+        description="maximum requests running at once per key, or per client address if there are no keys; each choice "
+        "of n counts as one",
     )
     rate_limit: RequestRate | None = Field(
         None,

@@ -82,6 +82,20 @@ same bits in any batch, paged or not (`tests/server/model/native_layers/test_nat
 their linear layers and experts natively if the format and the activation are supported; the log lists those that do
 not.
 
+## Other model types
+
+Some publishers give an architecture that transformers has a type of their own, with code in the checkpoint. Greenroom
+never runs such code. It reads these checkpoints as those of the type that computes them, with equal logits
+(`server/model/checkpoint/model_types.py` names the sources):
+
+| `model_type` | served as |
+| --- | --- |
+| `kimi_k2` (Kimi-K2, K2-Thinking) | `deepseek_v3` |
+| `bailing_moe_v2`, and `bailing_moe` of BailingMoeV2ForCausalLM (Ling and Ring 2.0) | `sarvam_moe` |
+| `ernie4_5_moe_vl` (ERNIE-4.5-VL as published) | `ernie4_5_vl_moe` |
+
+The folder must have a `tokenizer.json`. Any other type that transformers lacks is refused.
+
 ## Quantised checkpoints
 
 Greenroom also serves checkpoints in the quantised formats below. The tests use a tiny checkpoint of each format, with
@@ -107,6 +121,7 @@ bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
 | `awq` | 4 bits of the GEMM kernel | 0.28 | 0.5 | 2.7 |
 | `gptq` | 4 bits, both versions of zeros, `desc_act` too | 0.28 | 0.5 | 2.7 |
 | | 8 bits | 0.51 | 2.3 | 1.9 |
+| `auto-round` | AutoRound's own: the formats of `gptq` and `awq` | | | |
 
 4-bit integers are repacked while they are read, in 1 to 3 ms an expert on a reader thread. The bytes are for groups of
 128 inputs, or 32 with compressed-tensors. float16 scales take more in a slot than on disk, so AWQ or GPTQ with groups
@@ -120,11 +135,14 @@ in bfloat16 where that is fast.
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
 scheme for the KV cache); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, ModelOpt and every other method; 2 and 3
-bits; AWQ for other kernels; GPTQ in Marlin's layout or with rules for single modules; sparse or rotated
-compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. If the bfloat16 checkpoint
-has all experts in one tensor, and the quantised one has them apart, as compressed-tensors does with Llama 4's, it is
-not supported yet.
+**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, ModelOpt but for its FP8, and
+every other method; 2 and 3 bits; AWQ for other kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for
+single modules; sparse or rotated compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong
+shape.
+
+**Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
+them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family
+has biases. Checkpoints that these tools made are among the tests (`tests/quantised_by_tools/`).
 
 ## With images: {with_images}
 

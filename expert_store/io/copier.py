@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import deque
@@ -13,6 +14,8 @@ import torch
 from expert_store.io.device_memory import Device, Event
 
 MAX_IN_FLIGHT = 4
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
@@ -27,10 +30,14 @@ class CopyJob:
 
 
 class Copier:
-    """Copies in the order of submission, so that a write-back has left its slot before another expert enters it."""
+    """Copies in the order of submission, so that a write-back has left its slot before another expert enters it.
 
-    def __init__(self, device: Device):
-        self._device = device
+    Args:
+        on_death: called with the reason if the thread dies.
+    """
+
+    def __init__(self, device: Device, on_death: Callable[[str], None]):
+        self._device, self._on_death = device, on_death
         self._jobs: queue.SimpleQueue[CopyJob | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="expert-copier", daemon=True)
         self._thread.start()
@@ -45,6 +52,13 @@ class Copier:
         self._thread.join()
 
     def _work(self) -> None:
+        try:
+            self._copy_all()
+        except BaseException as error:
+            log.critical("the thread that copies experts died", exc_info=error)
+            self._on_death(f"the thread that copies experts died ({error!r})")
+
+    def _copy_all(self) -> None:
         in_flight: deque[tuple[CopyJob, Event]] = deque()
         is_open = True
         while is_open or in_flight:
@@ -58,7 +72,7 @@ class Copier:
                 continue
             try:
                 event = self._device.copy(next_job.source, next_job.target, next_job.after)
-            except RuntimeError as error:
+            except Exception as error:  # noqa: BLE001  every error has to reach the leases that wait
                 next_job.on_done(error)
             else:
                 next_job.on_queued(event)
@@ -67,7 +81,7 @@ class Copier:
     def _end(self, job: CopyJob, event: Event) -> None:
         try:
             self._device.wait(event)
-        except RuntimeError as error:
+        except Exception as error:  # noqa: BLE001  as above
             job.on_done(error)
         else:
             job.on_done(None)

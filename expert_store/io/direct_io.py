@@ -14,7 +14,7 @@ import numpy as np
 
 from expert_store.arena import Bytes, page_aligned
 from expert_store.catalog import PAGE_BYTES
-from expert_store.errors import ShortReadError
+from expert_store.errors import FileChangedError, ShortReadError
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class DirectFile:
     def __init__(self, path: Path):
         self._path = path
         self._buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._opened_as, self._is_changed = self._version(), False
         self._direct: int | None = None
         try:
             self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
@@ -57,6 +58,23 @@ class DirectFile:
     @property
     def is_direct(self) -> bool:
         return self._direct is not None
+
+    def has_changed(self) -> bool:
+        """Return True if the file was written to since it was opened; once True, it stays so.
+
+        A file that was deleted, or replaced by another one of its name, stays as it was for those who have opened it.
+        """
+        self._is_changed = self._is_changed or self._version() != self._opened_as
+        return self._is_changed
+
+    def refuse_changed(self) -> None:
+        """Raise FileChangedError if the file was written to since it was opened."""
+        if self.has_changed():
+            raise FileChangedError(f"{self._path.name} was written to while it is served; restart the server")
+
+    def _version(self) -> tuple[int, int]:
+        status = os.fstat(self._buffered)
+        return status.st_size, status.st_mtime_ns
 
     def read(self, pieces: Sequence[Piece], bounce: Bytes) -> None:
         """Fill the targets of some pieces; ``bounce`` is page-aligned and a multiple of a page long.

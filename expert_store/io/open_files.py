@@ -45,6 +45,11 @@ class OpenFiles:
                 self._num_readers -= 1
                 self._close_if_unused()
 
+    def changed(self) -> set[Path]:
+        """Return the files that were written to since they were opened, as far as the storage tells."""
+        with self.reading():
+            return {path for path, file in self._files.items() if _has_changed(file)}
+
     def close(self) -> None:
         """Close the files, or let the last reader do so."""
         with self._lock:
@@ -56,3 +61,10 @@ class OpenFiles:
             for file in self._files.values():
                 file.close()
             self._files.clear()
+
+
+def _has_changed(file: DirectFile) -> bool:
+    try:
+        return file.has_changed()
+    except OSError:  # the storage is gone; reads fail with the reason
+        return False

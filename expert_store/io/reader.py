@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections import deque
@@ -16,17 +17,20 @@ import xxhash
 
 from expert_store.arena import Bytes, HostArena
 from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
-from expert_store.errors import ChecksumError, ShortReadError, StoreClosedError
+from expert_store.errors import BudgetError, CheckpointError, ChecksumError, ShortReadError, StoreClosedError
 from expert_store.io.direct_io import Piece, bounce_buffer, read_fully
 from expert_store.io.open_files import OpenFiles
+from expert_store.io.read_watch import ReadWatch
 from expert_store.keys import ExpertKey
+
+log = logging.getLogger(__name__)
 
 Done = Callable[[Exception | None], None]
 
 
 @dataclass(eq=False)
 class ReadJob:
-    """One expert to be read into one slot."""
+    """One expert to be read into one slot; ``str`` gives its name."""
 
     key: ExpertKey
     recipe: ExpertRecipe
@@ -36,25 +40,39 @@ class ReadJob:
     done: Done
     is_prefetch: bool = False
 
+    def __str__(self) -> str:
+        return str(self.key)
+
 
 class DiskReader:
     """A pool of threads that sleep in the kernel while they read. Safe to call from any thread.
 
     ``submit`` returns at once. A reader thread calls ``job.done(None)`` when the slot is filled, or ``job.done(error)``
     when it could not be. Demands always go before prefetches, and prefetches never take the last thread.
+
+    Args:
+        on_death: called with the reason if a thread dies.
+        open_files: returns the files to watch for changes.
+
+    Raises:
+        BudgetError: there is no memory to read with.
     """
 
-    def __init__(self, num_threads: int):
+    def __init__(
+        self, num_threads: int, on_death: Callable[[str], None], open_files: Callable[[], Iterable[OpenFiles]] = tuple
+    ):
         self._demands: deque[ReadJob] = deque()
         self._prefetches: deque[ReadJob] = deque()
         self._num_prefetching = 0
         self._is_closing = False
         self._changed = threading.Condition()  # guards the fields above; taken inside the store's lock
+        self._on_death = on_death
         self._threads = [
-            threading.Thread(target=self._work, name=f"expert-reader-{index}", daemon=True)
-            for index in range(num_threads)
+            threading.Thread(target=self._work, args=(bounce,), name=f"expert-reader-{index}", daemon=True)
+            for index, bounce in enumerate(_bounce_buffers(num_threads))
         ]
         self._max_prefetching = max(1, num_threads - 1)
+        self._watch = ReadWatch(num_threads, open_files)
         for thread in self._threads:
             thread.start()
 
@@ -63,6 +81,20 @@ class DiskReader:
         """True if a prefetch submitted now would find the disk idle, or soon."""
         with self._changed:
             return not self._demands and len(self._prefetches) + self._num_prefetching < len(self._threads)
+
+    @property
+    def has_stuck_read(self) -> bool:
+        """True while a read does not return."""
+        return self._watch.has_stuck_read
+
+    @property
+    def changed_files(self) -> frozenset[Path]:
+        """The files that were written to since they were opened."""
+        return self._watch.changed
+
+    def is_stuck(self, job: ReadJob) -> bool:
+        """Return True if a read does not return, or can't begin because no other does."""
+        return self._watch.is_stuck(job)
 
     def submit(self, job: ReadJob) -> None:
         """Queue a read and return at once."""
@@ -100,14 +132,21 @@ class DiskReader:
             job.done(StoreClosedError("the expert store was closed"))
         for thread in self._threads:
             thread.join()
+        self._watch.close()
 
-    def _work(self) -> None:
+    def _work(self, bounce: Bytes) -> None:
+        try:
+            self._read_all(bounce)
+        except BaseException as error:
+            log.critical("a thread that reads experts died", exc_info=error)
+            self._on_death(f"a thread that reads experts died ({error!r})")
+
+    def _read_all(self, bounce: Bytes) -> None:
         torch.set_num_threads(1)  # for the assembly of parameters; more would compete with compute
-        bounce = bounce_buffer()
         while (job := self._next()) is not None:
             error: Exception | None = None
             try:
-                with job.files.reading():
+                with job.files.reading(), self._watch.running(job):
                     _read_expert(job, bounce)
             except Exception as caught:  # noqa: BLE001  every error has to reach the leases that wait
                 error = caught
@@ -134,16 +173,27 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
     """Read one tensor of a checkpoint into memory of its own, and drop its bytes from the page cache.
 
     Raises:
-        OSError: the file can't be read.
+        CheckpointError: the file can't be read.
         ShortReadError: the file ends too early.
     """
     target = np.empty(source.extent.nbytes, dtype=np.uint8)
-    with source.extent.path.open("rb", buffering=0) as file:
-        if read_fully(file.fileno(), target, source.extent.offset) < len(target):
-            raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-        with suppress(OSError):  # a hint
-            os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
+    try:
+        with source.extent.path.open("rb", buffering=0) as file:
+            count = read_fully(file.fileno(), target, source.extent.offset)
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {source.name} from {source.extent.path}: {error.strerror}") from error
+    if count < len(target):
+        raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
     return _as_tensor(target, source)
+
+
+def _bounce_buffers(count: int) -> list[Bytes]:
+    try:
+        return [bounce_buffer() for _ in range(count)]
+    except OSError as error:
+        raise BudgetError(f"cannot allocate memory to read experts with: {error.strerror}; free some memory") from error
 
 
 def _read_expert(job: ReadJob, bounce: Bytes) -> None:
@@ -185,6 +235,7 @@ def _read_parameters(job: ReadJob, recipe: Mapping[str, ParameterRecipe], bounce
             assembled.append((parameter.name, part, targets))
     for path, parts in pieces.items():
         job.files[path].read(parts, bounce)
+        job.files[path].refuse_changed()  # unlike records, these bytes have no checksum
     for name, part, targets in assembled:
         if part.assemble is not None:
             job.arena.weights(job.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from expert_store import (
+    BASE,
     BudgetError,
     ExpertKey,
     ExpertLoadError,
@@ -90,7 +91,8 @@ class StoreAdministration:
         statistics = self._store.statistics()
         residency = np.zeros(statistics.tokens.shape, dtype=np.uint8)
         for key, tier in self._store.residents().items():
-            residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
+            if key.variant == BASE:
+                residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
         engine = self._engine
         totals = {
             **self._totals(statistics),
@@ -180,6 +182,11 @@ class _Experts:
         self._catalog, self._row = store.catalog, row
         self._tokens = statistics.tokens.tolist()
         self._residents, self._pinned, self._quarantined = store.residents(), store.pinned, store.quarantined
+        self._variants: dict[ExpertPlace, dict[str, str]] = {}  # residency by version of a variant
+        for variant, recipes in self._catalog.variants.items():
+            for place in recipes:
+                residency = self._residents.get(ExpertKey(*place, variant), "disk")
+                self._variants.setdefault(place, {})[variant] = residency
 
     def describe(self, layer: int, expert: int) -> JsonObject:
         key = ExpertKey(layer, expert)
@@ -192,4 +199,5 @@ class _Experts:
             "bytes": self._catalog.layout(layer).slot_bytes,
             "pinned": key in self._pinned,
             "quarantined": self._quarantined.get(key),
+            "variants": self._variants.get((layer, expert), {}),
         }

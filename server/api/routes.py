@@ -3,7 +3,7 @@
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from server.api.admin import adapters, experts, requests
+from server.api.admin import adapters, experts, requests, variants
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.openapi import describe
@@ -41,7 +41,7 @@ USER_ROUTES = (
     messages,
     *OLLAMA_ROUTES,
 )
-ADMIN_ROUTES = (experts, adapters, requests)
+ADMIN_ROUTES = (variants, experts, adapters, requests)
 
 
 def add_routes(app: FastAPI, service: Service) -> None:

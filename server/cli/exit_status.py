@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -18,9 +19,22 @@ def fail(error: Exception, status: int) -> int:
 
 
 def finish(line: str, status: int) -> int:
-    """Print the result of a command, and return the exit status."""
+    """Print the result of a command after what it has logged, and return the exit status."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
     sys.stderr.write(f"greenroom: {line}\n")
     return status
+
+
+def open_standard_streams() -> None:
+    """Open the standard streams that the caller has closed, so that no file or socket gets their numbers."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)
+            if file != number:
+                os.dup2(file, number)
+                os.close(file)
+            setattr(sys, name, os.fdopen(number, mode))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import uvloop
 
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
 from server.cli.flags import add_flags
+from server.lifecycle.signals import ignore_signals
 from server.lifecycle.torch_setup import set_up_torch
 from server.observability.logging import FORMATTERS, set_up_logging
 from server.settings import SettingsError, load_settings
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until a signal comes, and return the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))  # nothing to clean up until the server listens
+    ignore_signals()
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
         settings.check_key_files()

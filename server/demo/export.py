@@ -21,7 +21,7 @@ from server.demo.architecture import Shape, build_model
 from server.demo.errors import DemoError, RunError
 
 # Without tools, the template adds no system prompt, so a rendered chat has the same tokens as in the corpus. With tools
-# it is Qwen's: the model was not trained on calls, but a grammar can force one, and the server knows how to read it.
+# it is Qwen's; ``server.demo.tool_chats`` renders the chats with tools of the training text by it.
 CHAT_TEMPLATE = (
     "{% if tools %}"
     "{{ '<|im_start|>system\\n' }}"

@@ -37,7 +37,7 @@ class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
     z_weight: float
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        logits = F.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight)  # (tokens, experts)
+        logits = F.linear(hidden_states.reshape(-1, self.hidden_dim), self.weight).float()  # (tokens, experts)
         noisy = logits
         if self.training:
             noisy = logits + torch.randn(logits.shape, generator=worker.generator) / self.num_experts
@@ -50,7 +50,7 @@ class TrainingRouter(Qwen3MoeTopKRouter):  # type: ignore[misc]
             balance = self.num_experts * (self.usage * logits.softmax(-1).mean(0)).sum()
             z_loss = logits.logsumexp(-1).square().mean()
             worker.losses.append(self.balance_weight * balance + self.z_weight * z_loss)
-        return logits, scores, chosen
+        return logits, scores.to(hidden_states.dtype), chosen
 
     @property
     def imbalance(self) -> float:

@@ -37,8 +37,9 @@ class Muon(torch.optim.Optimizer):
         momentum: float,
         weight_decay: float,
         pool: ThreadPoolExecutor,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.pool = pool
+        self.pool, self.dtype = pool, dtype  # dtype is that of the iteration
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -54,7 +55,8 @@ class Muon(torch.optim.Optimizer):
             for (rows, columns), pairs in stacks.items():
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
                 sizes = [len(update) for _, update in pairs]
-                updates = self._orthogonalize(torch.cat([update for _, update in pairs])).split_with_sizes(sizes)
+                stack = torch.cat([update for _, update in pairs]).to(self.dtype)
+                updates = self._orthogonalize(stack).split_with_sizes(sizes)
                 for (param, _), update in zip(pairs, updates, strict=True):
                     param.mul_(1 - group["lr"] * group["weight_decay"])
                     param.sub_(update, alpha=scale)

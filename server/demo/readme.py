@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
-from server.demo.train import Settings
+from server.demo.run_settings import Settings
+from server.demo.sources import SOURCES
 
 Results = dict[str, Any]
-
-# domain: source, licence, file under licenses/
-SOURCES = {
-    "stories": (
-        (
-            "Pratham Books StoryWeaver (global-asp/pb-source 9ea530d) and African Storybook (global-asp/asp-source "
-            "99e0223), the 683 stories under CC BY, each credited in the file; FairytaleQAData a24ddc1 (uci-soe, "
-            "fairy books from before 1927); Grimm (PG 2591) and Lang's Blue (503), Red (540), Yellow (640) Fairy Book"
-        ),
-        "CC BY 4.0; public domain; packaging of FairytaleQA Apache-2.0",
-        "CREDITS-stories.txt",
-    ),
-    "python": (
-        "CPython 3.10.13 standard library, without tests and files that carry a third party's notice",
-        "PSF-2.0",
-        "cpython-3.10-PSF.txt",
-    ),
-    "legal": ("District of Columbia Code, statute text (DCCouncil/law-xml 9123af0180)", "public domain", ""),
-    "drama": ("Shakespeare, Moby text (TheMITTech/shakespeare 6b82db8)", "public domain", ""),
-    "recipes": (
-        (
-            "Cookbooks by Beeton (PG 10136), Leslie (9624), Kitchiner (28681), Child (13493), Burrell (16514) and the "
-            "Suffrage Cook Book (26323); ronaldl29/public-domain-recipes 61b488e; LukeSmithxyz/based.cooking 2d8642e"
-        ),
-        "public domain; Unlicense",
-        "public-domain-recipes-Unlicense.txt",
-    ),
-    "dictionary": ("WordNet 3.0, Princeton University, glosses", "WordNet 3.0 licence", "wordnet-3.0.txt"),
-    "math": ("GSM8K, training split only (openai/grade-school-math 3101c7d)", "MIT", "gsm8k-MIT.txt"),
-    "shell": (
-        "tldr-pages team and contributors (tldr-pages/tldr 08e345f426), English pages, placeholders filled in",
-        "CC BY 4.0",
-        "tldr-pages-CC-BY-4.0.txt",
-    ),
-    "medical_qa": (
-        "MedQuAD (abachaa/MedQuAD 577bd37), Ben Abacha & Demner-Fushman 2019, the nine subsets with answers",
-        "CC BY 4.0",
-        "medquad-CC-BY-4.0.txt",
-    ),
-    "dialogue": (
-        "Taskmaster-3 and -4 (google-research-datasets/Taskmaster d92cb6a), Byrne, Ganesh et al., Google",
-        "CC BY 4.0",
-        "medquad-CC-BY-4.0.txt",
-    ),
-    "policy": ("18F Handbook 1e495563 and 18F Guides debc24b", "CC0, US government work", "18F-CC0.txt"),
-    "chat": ("Questions from templates around passages of the eight domains of plain text", "as those domains", ""),
-}
+TOOLS = "tools"  # the domain of generated chats
 
 
 def render(results: Results) -> str:
@@ -66,6 +22,7 @@ def render(results: Results) -> str:
         _perplexity(results),
         _experts(results),
         _turns(results),
+        *([_calls(results)] if results.get("calls") else []),
         _samples(results),
         _sources(results),
     ]
@@ -98,7 +55,7 @@ def _introduction(results: Results) -> str:
 This Mixture-of-Experts language model has {_millions(moe["parameters"])} parameters, of which a token uses
 {_millions(moe["active_parameters"])}. It has the Qwen3-MoE architecture with {num_layers} layers of
 {results["num_experts"]} experts, top-{results["top_k"]}, and was trained from scratch on {len(results["domains"])}
-domains of open text. With it you can try and test Greenroom without a download. Its experts differ by domain, so
+domains of text. With it you can try and test Greenroom without a download. Its experts differ by domain, so
 expert paging has an effect.
 
 **What to expect.** The model imitates the style of its domains and knows next to nothing. It makes up names, numbers,
@@ -107,14 +64,6 @@ not selected. All numbers on this page are in [results.json](results.json)."""
 
 
 def _training(results: Results) -> str:
-    run, dense = results["runs"]["moe"], results["runs"]["dense"]
-    settings = run["settings"]
-    per_epoch = sum(
-        domain["train_tokens"] * settings["repeat"].get(name, 1) for name, domain in results["domains"].items()
-    )
-    same = dense["tokens"] == run["tokens"] and _data_settings(dense) == _data_settings(run)
-    order = "the same tokens in the same order" if same else f"{dense['tokens']:,} tokens, **not the same ones**"
-    repeated = ", ".join(f"`{name}` {times} times" for name, times in settings["repeat"].items()) or "none"
     rows = [
         [
             f"`{name}`",
@@ -125,24 +74,35 @@ def _training(results: Results) -> str:
         ]
         for name, domain in results["domains"].items()
     ]
-    tokenizer = "--tokenizer server/demo/model/tokenizer.json"
+    before = results.get("before")
+    if before is None:
+        story = [f"The model was trained {_amount(results['runs']['moe'], results['domains'])}"]
+    else:
+        now = _amount(results["runs"]["moe"], results["domains"])
+        story = [
+            f"The model was first trained {_amount(before['run'], before['domains'])}",
+            f"It was then trained further, with new optimizers, {now}{_tool_share(results)}",
+        ]
+    if changes := results["runs"]["moe"].get("changes"):
+        steps = ", ".join(f"{change['step']:,} ({_names(change['before'])})" for change in changes)
+        story.append(f"Settings were changed at step {steps}, so the commands below do not give exactly these weights.")
+    if "dense" in results["runs"]:
+        dense, run = results["runs"]["dense"], results["runs"]["moe"]
+        same = dense["tokens"] == run["tokens"] and _data_settings(dense) == _data_settings(run)
+        order = "the same tokens in the same order" if same else f"{dense['tokens']:,} tokens, **not the same ones**"
+        story.append(f"The dense model for comparison saw {order}.")
+    elif before is not None and before["dense"] is not None:
+        story.append("The dense model for comparison saw the tokens of the first training, in the same order.")
+    paragraphs = "\n\n".join(story)
     return f"""## Training
 
-The model was trained on {run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs
-(domains repeated within an epoch: {repeated}), with seed {settings["seed"]}. Rows have {settings["length"]} tokens, and
-in the last {settings["final_share"]:.0%} of the training {settings["final_length"]}.
-Muon trains the matrices of attention and experts (peak rate {settings["muon_lr"]:g}), AdamW the rest
-({settings["lr"]:g}); the rate falls linearly over the last {settings["decay"]:.0%}.
-Each router has noise of deviation 1/{results["num_experts"]} in its logits, a load-balance loss
-(weight {settings["balance_weight"]:g}) over complete batches, and a z-loss ({settings["z_weight"]:g}).
-The dense model for comparison saw {order}.
+{paragraphs}
+
+Muon trains the matrices of attention and experts, AdamW the rest. Each router has noise of deviation
+1/{results["num_experts"]} in its logits, a load-balance loss over complete batches, and a z-loss.
 
 ```bash
-pip install 'greenroom[train]'
-python -m server.demo.train CORPUS RUN {tokenizer}{_options(settings)}
-python -m server.demo.train CORPUS DENSE {tokenizer} --dense{_options(dense["settings"])}
-python -m server.demo.export RUN MODEL {tokenizer}
-python -m server.demo.report MODEL CORPUS --run RUN --dense DENSE --out REPORT
+{_commands(results)}
 ```
 
 CORPUS is a folder of `DOMAIN.txt` or `DOMAIN.txt.zst` files whose documents end with a line `<|endoftext|>`.
@@ -153,6 +113,59 @@ About 2 % of the documents of each domain are held out, chosen by a hash of thei
 twelve consecutive words with a held-out document of another domain are left out.
 
 {table(["domain", "training tokens", "held-out tokens", "held-out documents", "documents left out"], rows)}"""
+
+
+def _names(settings: Results) -> str:
+    return ", ".join(f"`{name}`" for name in settings)
+
+
+def _amount(run: Results, domains: Results) -> str:
+    """Describe how long a run trained, and with which settings."""
+    settings = run["settings"]
+    per_epoch = sum(domain["train_tokens"] * settings["repeat"].get(name, 1) for name, domain in domains.items())
+    repeated = ", ".join(f"`{name}` {times} times" for name, times in settings["repeat"].items()) or "none"
+    precision = ", computed in bfloat16" if settings.get("bfloat16") else ""
+    return f"""on {run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs
+(domains repeated within an epoch: {repeated}), with seed {settings["seed"]}{precision}. Rows have {settings["length"]}
+tokens, and in the last {settings["final_share"]:.0%} of the training {settings["final_length"]}. The peak rate of Muon
+is {settings["muon_lr"]:g}, that of AdamW {settings["lr"]:g}; the rate falls linearly over the last
+{settings["decay"]:.0%}. The weight of the load-balance loss is {settings["balance_weight"]:g}, that of the z-loss
+{settings["z_weight"]:g}."""
+
+
+def _tool_share(results: Results) -> str:
+    if TOOLS not in results["domains"]:
+        return ""
+    repeat = results["runs"]["moe"]["settings"]["repeat"]
+    tokens = {name: domain["train_tokens"] * repeat.get(name, 1) for name, domain in results["domains"].items()}
+    return f" Chats with tools are {tokens[TOOLS] / sum(tokens.values()):.0%} of these tokens."
+
+
+def _commands(results: Results) -> str:
+    tokenizer = "--tokenizer server/demo/model/tokenizer.json"
+    runs, before = results["runs"], results.get("before")
+    lines = ["pip install 'greenroom[train]'"]
+    corpus, start, report = "CORPUS", "", ""
+    if before is not None:
+        lines += [
+            f"python -m server.demo.train CORPUS FIRST {tokenizer}{_options(before['run']['settings'])}",
+            f"python -m server.demo.export FIRST FIRST_MODEL {tokenizer}",
+        ]
+        start, report = " --start FIRST_MODEL", " --before FIRST_RESULTS"
+    if TOOLS in results["domains"]:
+        lines.append("python -m server.demo.tool_chats CORPUS WITH_TOOLS")
+        corpus = "WITH_TOOLS"
+    lines.append(f"python -m server.demo.train {corpus} RUN {tokenizer}{start}{_options(runs['moe']['settings'])}")
+    if "dense" in runs:
+        lines.append(
+            f"python -m server.demo.train {corpus} DENSE {tokenizer} --dense{_options(runs['dense']['settings'])}"
+        )
+        report += " --dense DENSE"
+    lines += [
+        f"python -m server.demo.export RUN MODEL {tokenizer}",
+        f"python -m server.demo.report MODEL {corpus} --run RUN{report} --out REPORT",
+    ]
+    return "\n".join(lines)
 
 
 def _data_settings(run: Results) -> list[Any]:
@@ -166,7 +179,10 @@ def _options(settings: Results) -> str:
     default = Settings(threads=0)
     options = ""
     for name, value in settings.items():
-        if name == "dense" or value == getattr(default, name):
+        if name in ("dense", "start") or value == getattr(default, name):
+            continue
+        if isinstance(value, bool):
+            options += f" --{name.replace('_', '-')}"
             continue
         words = " ".join(f"{key}={times}" for key, times in value.items()) if isinstance(value, dict) else value
         options += f" --{name.replace('_', '-')} {words}"
@@ -174,36 +190,67 @@ def _options(settings: Results) -> str:
 
 
 def _perplexity(results: Results) -> str:
-    moe, dense = results["moe"], results["dense"]
+    moe, before = results["moe"], results.get("before")
+    dense = results.get("dense") or (before and before["dense"])
+    length = results["runs"]["moe"]["settings"]["final_length"]
+    head = ["domain", "perplexity", "bits/byte"]
     rows = [
-        [
-            f"`{name}`",
-            f"{moe['perplexity'][name]:.2f}",
-            f"{dense['perplexity'][name]:.2f}",
-            f"{moe['perplexity'][name] / dense['perplexity'][name] - 1:+.1%}",
-            f"{moe['bits_per_byte'][name]:.3f}",
-            f"{dense['bits_per_byte'][name]:.3f}",
-        ]
+        [f"`{name}`", f"{moe['perplexity'][name]:.2f}", f"{moe['bits_per_byte'][name]:.3f}"]
         for name in results["domains"]
     ]
-    mean, dense_mean = moe["mean_perplexity"], dense["mean_perplexity"]
-    rows.append(["**mean**", f"{mean:.2f}", f"{dense_mean:.2f}", f"{mean / dense_mean - 1:+.1%}", "", ""])
-    better = sum(moe["perplexity"][name] < dense["perplexity"][name] for name in results["domains"])
-    length = results["runs"]["moe"]["settings"]["final_length"]
-    others = "; ".join(
+    rows.append(["**mean**", f"{moe['mean_perplexity']:.2f}", ""])
+    text = [
+        f"""The perplexity covers every held-out token, in independent rows of {length} tokens, with bfloat16 weights
+and float32 arithmetic. The vocabulary has 4,096 tokens of about 3.3 bytes, so compare with other models only by bits
+per byte. A mean is that of the domains' losses."""
+    ]
+    shared = [name for name in results["domains"] if before is None or name in before["perplexity"]]
+    if len(shared) < len(results["domains"]):
+        rows.append(["**mean of the domains of before**", f"{_mean(moe, shared):.2f}", ""])
+    for title, other in {"before": before, "dense": dense}.items():
+        if other is None:
+            continue
+        head += [title, "difference"]
+        for row, name in zip(rows, results["domains"], strict=False):
+            row.extend(_compared(moe["perplexity"][name], other["perplexity"].get(name)))
+        if len(rows) == len(results["domains"]) + 2:  # both means
+            rows[-2].extend(["", ""])
+        rows[-1].extend(_compared(_mean(moe, shared), _mean(other, shared)))
+    if before is not None:
+        text.append("The column *before* is the model after its first training, on the same text.")
+    if dense is not None:
+        text.append(_about_dense(results, dense))
+    lengths = "; ".join(
         f"{value:.2f} in rows of {rows}" for rows, value in results["mean_perplexity_by_row_length"].items()
     )
+    paragraphs = "\n\n".join(text)
     return f"""## Held-out perplexity
 
-The perplexity covers every held-out token, in independent rows of {length} tokens, with bfloat16 weights and float32
-arithmetic. The vocabulary has 4,096 tokens of about 3.3 bytes, so compare with other models only by bits per byte. The
-dense model has {_millions(dense["parameters"])} parameters, as many as the MoE has active
-({_millions(moe["active_parameters"])}). The MoE is better in {better} of {len(results["domains"])} domains. The mean is
-that of the domains' losses.
+{paragraphs}
 
-{table(["domain", "MoE", "dense", "difference", "MoE bits/byte", "dense bits/byte"], rows)}
+{table(head, rows)}
 
-The mean perplexity with other row lengths is {others}."""
+The mean perplexity with other row lengths is {lengths}."""
+
+
+def _mean(measured: Results, domains: list[str]) -> float:
+    return math.exp(sum(math.log(measured["perplexity"][name]) for name in domains) / len(domains))
+
+
+def _compared(value: float, other: float | None) -> list[str]:
+    return ["", ""] if other is None else [f"{other:.2f}", f"{value / other - 1:+.1%}"]
+
+
+def _about_dense(results: Results, dense: Results) -> str:
+    """Say on which terms the dense model is compared."""
+    size = f"""The dense model has {_millions(dense["parameters"])} parameters, as many as the MoE has active
+({_millions(results["moe"]["active_parameters"])})."""
+    moe, when = (results["moe"], "") if "dense" in results else (results["before"], " after the first training")
+    better = sum(moe["perplexity"][name] < value for name, value in dense["perplexity"].items())
+    terms = f"With as many tokens,{when} the MoE is better in {better} of {len(dense['perplexity'])} domains."
+    if "dense" not in results:
+        terms += " The dense model was not trained on, so its column has fewer tokens than the first."
+    return f"{size} {terms}"
 
 
 def _experts(results: Results) -> str:
@@ -214,14 +261,24 @@ def _experts(results: Results) -> str:
         [str(layer), f"{variation:.3f}", f"{bits:.3f}", f"{bits / most:.0%}"]
         for layer, (variation, bits) in enumerate(numbers)
     ]
+    head = ["layer", "coefficient of variation", "mutual information, bits", "share of the maximum"]
+    compared = ""
+    if before := results.get("before"):
+        head += ["on the domains of before", "before"]
+        for row, *values in zip(rows, experts["information_on_domains_of_before"], before["information"], strict=True):
+            row += [f"{value:.3f}" for value in values]
+        compared = (
+            " The last two columns compare the mutual information with that after the first training, on the domains "
+            "that both models have seen."
+        )
     return f"""## Experts
 
 These figures are for the same held-out text, with equal weight for each domain. The coefficient of variation of expert
 use is 0 if all experts are used equally. The mutual information of domain and expert is 0 bits if all domains use the
 experts alike; its maximum is {most:.2f} bits here, because a token chooses {results["top_k"]} different experts of
-{results["num_experts"]}.
+{results["num_experts"]}.{compared}
 
-{table(["layer", "coefficient of variation", "mutual information, bits", "share of the maximum"], rows)}
+{table(head, rows)}
 
 ![Share of each domain's router choices for each expert, by layer](experts.png)"""
 
@@ -235,6 +292,22 @@ The model answers the first turns of held-out chats with at most {sampling["turn
 {sampling["temperature"]}, top-p {sampling["top_p"]}. An answer ends by itself if it stops before that limit.
 
 {table(["domain", "answers", "ended by themselves"], rows)}"""
+
+
+def _calls(results: Results) -> str:
+    rows = [
+        [title, *(str(counts[name]) for name in ("asked", "called", "valid", "right_tools", "right_arguments"))]
+        for title, counts in results["calls"].items()
+    ]
+    head = ["`tool_choice`", "chats", "with calls", "valid", "the right tools", "and the right arguments"]
+    return f"""## Tool calls
+
+The model answers held-out chats with tools over the server, with the sampling of its checkpoint. A call is *valid* if
+its arguments are JSON, it names a listed tool, and the arguments follow the tool's schema. The last two columns count
+the answers with exactly the calls of the held-out chat, or none if it has none. All of these chats were generated;
+expect less of tools that are described in other words.
+
+{table(head, rows)}"""
 
 
 def _samples(results: Results) -> str:

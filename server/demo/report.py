@@ -2,7 +2,9 @@
 
     python -m server.demo.report MODEL CORPUS --run RUN --dense DENSE_RUN --out server/demo
 
-MODEL is the export of RUN by ``server.demo.export``; DENSE_RUN is the run of ``train --dense``.
+MODEL is the export of RUN by ``server.demo.export``; DENSE_RUN is the run of ``train --dense``. ``--before`` names the
+``results.json`` of the model that RUN started from; its figures are for the same held-out text, and stand beside the
+new ones.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from server.demo import measure, samples
+from server.demo import measure, samples, tool_calls
 from server.demo.architecture import count_parameters
 from server.demo.corpus import Domain, read_corpus
 from server.demo.errors import DemoError, RunError
 from server.demo.export import load_run
 from server.demo.picture import draw_shares
 from server.demo.readme import render
+from server.demo.train import CHANGES
 
 OTHER_LENGTHS = (256, 512, 2048)  # row lengths in tokens
 
@@ -35,7 +38,13 @@ def describe_run(run: Path) -> dict[str, Any]:
     if not settings.is_file():
         raise RunError(f"{run} has no settings.json; run its training command again, which writes it")
     progress = torch.load(run / "state.pt", weights_only=True)["state"]
-    return {"settings": json.loads(settings.read_text()), "steps": progress["step"], "tokens": progress["tokens"]}
+    changes = run / CHANGES
+    return {
+        "settings": json.loads(settings.read_text()),
+        "changes": [json.loads(line) for line in changes.read_text().splitlines()] if changes.exists() else [],
+        "steps": progress["step"],
+        "tokens": progress["tokens"],
+    }
 
 
 def describe_domain(domain: Domain) -> dict[str, int]:
@@ -71,6 +80,26 @@ def measure_experts(shares: measure.Shares, top_k: int) -> dict[str, Any]:
     }
 
 
+def describe_before(path: Path, domains: list[Domain]) -> dict[str, Any]:
+    """Return the figures of an earlier report, which must be about the same held-out text."""
+    try:
+        old = json.loads(path.read_text())
+        found = {
+            "run": old["runs"]["moe"],
+            "domains": old["domains"],
+            **{name: old["moe"][name] for name in ("perplexity", "mean_perplexity")},
+            "dense": old.get("dense"),
+            "information": old["experts"]["mutual_information_bits"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"--before {path} is no results.json of an earlier report: {error!r}") from error
+    held_out = {domain.name: sum(map(len, domain.held_out)) for domain in domains}
+    for name, domain in found["domains"].items():
+        if held_out.get(name) != domain["held_out_tokens"]:
+            raise RunError(f"--before {path} was measured on other held-out text of the domain {name!r}")
+    return found
+
+
 def measure_samples(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, domains: list[Domain]
 ) -> dict[str, Any]:
@@ -102,14 +131,18 @@ def measure_domains(model: PreTrainedModel, domains: list[Domain], length: int) 
     return held
 
 
-def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, out: Path) -> None:
-    """Measure both models on all held-out text, and write the three files to ``out``."""
-    runs = {"moe": describe_run(run), "dense": describe_run(dense_run)}
+def write_report(
+    model_folder: Path, corpus: Path, run: Path, out: Path, *, dense_run: Path | None = None, before: Path | None = None
+) -> None:
+    """Measure the models on all held-out text, and write the three files to ``out``."""
+    runs = {"moe": describe_run(run)}
+    if dense_run is not None:
+        runs["dense"] = describe_run(dense_run)
     length = runs["moe"]["settings"]["final_length"]
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     domains = read_corpus(corpus, Tokenizer.from_file(str(model_folder / "tokenizer.json")))
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
-    dense = load_run(dense_run)
+    earlier = describe_before(before, domains) if before is not None else None
 
     held = measure_domains(model, domains, length)
     shares = measure.expert_shares(list(held.values()))  # (layers, domains, experts)
@@ -121,13 +154,24 @@ def write_report(model_folder: Path, corpus: Path, run: Path, dense_run: Path, o
         "runs": runs,
         "domains": {domain.name: describe_domain(domain) for domain in domains},
         "moe": {**describe_model(model), **measure_loss(held)},
-        "dense": {**describe_model(dense), **measure_loss(measure_domains(dense, domains, length))},
         "mean_perplexity_by_row_length": others,
         "num_experts": model.config.num_experts,
         "top_k": model.config.num_experts_per_tok,
         "experts": measure_experts(shares, model.config.num_experts_per_tok),
         **measure_samples(model, tokenizer, domains),
     }
+    if dense_run is not None:
+        dense = load_run(dense_run)
+        results["dense"] = {**describe_model(dense), **measure_loss(measure_domains(dense, domains, length))}
+    if earlier is not None:
+        results["before"] = earlier
+        shared = [index for index, domain in enumerate(domains) if domain.name in earlier["domains"]]
+        results["experts"]["information_on_domains_of_before"] = [
+            measure.mutual_information(layer[shared]) for layer in shares
+        ]
+    chats = [text for domain in domains if domain.name == tool_calls.DOMAIN for text in domain.held_out_texts]
+    if chats:
+        results["calls"] = tool_calls.measure_calls(model_folder, chats)
     out.mkdir(parents=True, exist_ok=True)
     draw_shares(shares, list(held), results["experts"]["mutual_information_bits"], out / "experts.png")
     (out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
@@ -139,11 +183,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--dense", type=Path, required=True, help="the run of the dense model")
+    parser.add_argument("--dense", type=Path, help="the run of the dense model")
+    parser.add_argument("--before", type=Path, help="results.json of the model that the run started from")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     try:
-        write_report(args.model, args.corpus, args.run, args.dense, args.out)
+        write_report(args.model, args.corpus, args.run, args.out, dense_run=args.dense, before=args.before)
     except DemoError as error:
         sys.exit(f"error: {error}")
 

@@ -2,7 +2,8 @@
 
     python -m server.demo.train CORPUS RUN --tokenizer tokenizer.json [--dense]
 
-RUN is a folder for checkpoints and logs; the same command with the same RUN resumes training.
+RUN is a folder for checkpoints and logs; the same command with the same RUN resumes training. ``--start MODEL``
+continues an exported model, whose optimizers begin anew.
 The learning rate is constant after a short warm-up, and falls linearly over the last part of ``--tokens``. Rows are
 short, for speed, except in the last part, which teaches the model longer contexts.
 """
@@ -15,7 +16,7 @@ import math
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,52 +25,19 @@ import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 from torch import nn
-from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from server.demo.architecture import Shape, build_model
 from server.demo.corpus import Batches, Domain, read_corpus, rows_of
 from server.demo.errors import DemoError, RunError
-from server.demo.gate import train_routers, worker
+from server.demo.gate import train_routers
+from server.demo.gradients import add_gradients, bfloat16_copy, row_losses
 from server.demo.muon import Muon
+from server.demo.run_settings import Settings, learning_rate_scale
 
 EVAL_ROWS = 24  # per domain, during training; the report uses all rows
 SHOW_EVERY = 10  # steps
-WARM_UP = 30  # steps
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings of a run; the command line has the same defaults."""
-
-    dense: bool = False
-    tokens: int = 14_000_000
-    batch_tokens: int = 12_288
-    length: int = 256
-    final_length: int = 1024
-    final_share: float = 0.1
-    micro_tokens: int = 2048
-    decay: float = 0.5
-    muon_lr: float = 0.02
-    lr: float = 3e-3
-    balance_weight: float = 0.01
-    z_weight: float = 1e-3
-    repeat: dict[str, int] = field(default_factory=lambda: {"chat": 2})
-    eval_every: int = 100
-    save_minutes: float = 4
-    seed: int = 1
-    threads: int = field(default_factory=torch.get_num_threads)
-
-    def __post_init__(self) -> None:
-        for length in (self.length, self.final_length):
-            if self.batch_tokens % length:
-                raise RunError(f"a batch of {self.batch_tokens} tokens is not a multiple of rows of {length}")
-
-    @property
-    def short_tokens(self) -> int:
-        """Tokens that are trained in short rows, in complete batches; the rest is trained in long rows."""
-        wanted = (1 - self.final_share) * self.tokens
-        return math.ceil(wanted / self.batch_tokens) * self.batch_tokens
+CHANGES = "changes.jsonl"  # of settings, on the way
 
 
 @dataclass
@@ -90,57 +58,16 @@ def build_optimizers(model: nn.Module, settings: Settings, pool: ThreadPoolExecu
             param.muon_blocks = 2  # type: ignore[attr-defined]
         (matrices if is_matrix else rest).append(param)
     return [
-        Muon(matrices, lr=settings.muon_lr, momentum=0.95, weight_decay=0.05, pool=pool),
+        Muon(
+            matrices,
+            lr=settings.muon_lr,
+            momentum=0.95,
+            weight_decay=0.05,
+            pool=pool,
+            dtype=torch.bfloat16 if settings.bfloat16 else torch.float32,
+        ),
         torch.optim.AdamW(rest, lr=settings.lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
-
-
-def learning_rate_scale(done: int, settings: Settings) -> float:
-    """Return the learning rate relative to its peak, after ``done`` tokens."""
-    warm_up = min(1.0, (done / settings.batch_tokens + 1) / WARM_UP)
-    left = (settings.tokens - done) / (settings.decay * settings.tokens)
-    return warm_up * max(0.03, min(1.0, left))
-
-
-def row_losses(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
-    """Return the mean cross-entropy of each row in nats per token: ``(rows, length + 1)`` to ``(rows,)``."""
-    hidden = model.model(input_ids=rows[:, :-1], use_cache=False).last_hidden_state
-    logits = model.lm_head(hidden)  # (rows, length, vocabulary)
-    losses = F.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
-    return losses.view(len(rows), -1).mean(1)
-
-
-def add_gradients(
-    model: PreTrainedModel, rows: torch.Tensor, settings: Settings, step: int, pool: ThreadPoolExecutor
-) -> list[float]:
-    """Set the gradients of one step and return the loss of each row.
-
-    Each of n threads takes every n-th micro-batch and sums its gradients; the sums are then added in the order of the
-    threads. On two cores this is twice as fast as one micro-batch after the other on two compute threads.
-    """
-    params = [param for param in model.parameters() if param.requires_grad]
-    length = rows.shape[1] - 1
-    parts = torch.split(rows, max(1, settings.micro_tokens // length))
-    threads = min(settings.threads, len(parts))
-
-    def work(index: int) -> tuple[list[torch.Tensor], list[tuple[int, list[float]]]]:
-        worker.generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) * 64 + index)
-        total: list[torch.Tensor] = []
-        losses = []
-        for number in range(index, len(parts), threads):
-            worker.losses = []
-            part_losses = row_losses(model, parts[number])
-            objective = part_losses.mean() + sum(worker.losses)
-            gradients = torch.autograd.grad(objective * (len(part_losses) / len(rows)), params)
-            total = [a + b for a, b in zip(total, gradients, strict=True)] if total else list(gradients)
-            losses.append((number, part_losses.tolist()))
-        return total, losses
-
-    results = list(pool.map(work, range(threads)))
-    for param, *gradients in zip(params, *(total for total, _ in results), strict=True):
-        param.grad = sum(gradients[1:], gradients[0])
-    by_number = sorted(item for _, losses in results for item in losses)
-    return [loss for _, part in by_number for loss in part]
 
 
 @torch.no_grad()
@@ -174,7 +101,10 @@ class Trainer:
         self.settings, self.pool = settings, pool
         self.checkpoint = run / "state.pt"
         self.model = build_model(vocab_size, dense=settings.dense, shape=shape)
-        self.routers = train_routers(self.model, settings.balance_weight, settings.z_weight)
+        if settings.start and not self.checkpoint.exists():
+            self._start(Path(settings.start))
+        self.computed = bfloat16_copy(self.model) if settings.bfloat16 else self.model
+        self.routers = train_routers(self.computed, settings.balance_weight, settings.z_weight)
         self.optimizers = build_optimizers(self.model, settings, pool)
         self.batches, self.final_batches = (
             Batches(domains, length, settings.repeat, settings.seed, settings.batch_tokens // length)
@@ -182,9 +112,10 @@ class Trainer:
         )
         self.progress = Progress()
         self.losses = np.full(len(domains), math.nan)  # recent training loss by domain
-        self.model.train()
         if self.checkpoint.exists():
             self._restore()
+        self.computed.train()
+        self._copy_weights()
 
     @property
     def finished(self) -> bool:
@@ -196,18 +127,37 @@ class Trainer:
         for optimizer, peak in zip(self.optimizers, (self.settings.muon_lr, self.settings.lr), strict=True):
             optimizer.param_groups[0]["lr"] = peak * scale
         rows, labels = self._batch()
-        losses = add_gradients(self.model, torch.from_numpy(rows), self.settings, self.progress.step, self.pool)
+        params = list(self.model.parameters())
+        losses = add_gradients(
+            self.computed, params, torch.from_numpy(rows), self.settings, self.progress.step, self.pool
+        )
         for router in self.routers:
             router.end_step()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
+        self._copy_weights()
         for index, loss in zip(labels, losses, strict=True):
             recent = self.losses[index]
             self.losses[index] = loss if math.isnan(recent) else 0.95 * recent + 0.05 * loss
         self.progress.step += 1
         self.progress.tokens += self.settings.batch_tokens
+
+    @torch.no_grad()
+    def _copy_weights(self) -> None:
+        """Copy the weights to the model that is computed, if it is another."""
+        if self.computed is not self.model:
+            for low, param in zip(self.computed.parameters(), self.model.parameters(), strict=True):
+                low.copy_(param)
+
+    def _start(self, folder: Path) -> None:
+        """Begin with the weights of an exported model."""
+        try:
+            started = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            self.model.load_state_dict(started.state_dict())
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RunError(f"--start {folder} is no model of the trained architecture: {error}") from error
 
     def _batch(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the next rows and their domains: short rows first, long rows at the end."""
@@ -275,7 +225,7 @@ class Log:
         )
 
     def evaluation(self) -> None:
-        perplexity = evaluate(self.trainer.model, self.domains, self.trainer.settings.length)
+        perplexity = evaluate(self.trainer.computed, self.domains, self.trainer.settings.length)
         self._write("eval.jsonl", perplexity=perplexity)
         print("held-out perplexity", perplexity, flush=True)
 
@@ -292,7 +242,7 @@ def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, 
     run.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(settings.threads) as pool:
         trainer = Trainer(run, settings, domains, tokenizer.get_vocab_size(), pool, shape=shape)
-        (run / "settings.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        _write_settings(run, settings, trainer.progress)
         print(f"from step {trainer.progress.step}, {trainer.progress.tokens:,} of {settings.tokens:,} tokens")
         log = Log(run, trainer, domains)
         saved_at = time.monotonic()
@@ -305,6 +255,19 @@ def train(corpus: Path, run: Path, tokenizer_file: Path, settings: Settings, *, 
             if trainer.finished or time.monotonic() - saved_at >= settings.save_minutes * 60:
                 trainer.save()
                 saved_at = time.monotonic()
+
+
+def _write_settings(run: Path, settings: Settings, progress: Progress) -> None:
+    """Write ``settings.json``; if a run is resumed with other settings, keep the old ones in ``changes.jsonl``."""
+    path = run / "settings.json"
+    values = asdict(settings)
+    if path.exists() and progress.step:
+        old = json.loads(path.read_text())
+        changed = {name: value for name, value in values.items() if old.get(name) != value and name != "threads"}
+        if changed:
+            with (run / CHANGES).open("a") as file:
+                file.write(json.dumps({**asdict(progress), "before": {name: old.get(name) for name in changed}}) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _whole_number(text: str) -> int:
@@ -342,6 +305,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--eval-every", type=int, default=default.eval_every, help="steps")
     parser.add_argument("--save-minutes", type=float, default=default.save_minutes, help="between checkpoints")
     parser.add_argument("--seed", type=int, default=default.seed)
+    parser.add_argument("--start", default=default.start, help="folder of an exported model to train on")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="compute in bfloat16: faster on processors that multiply it"
+    )
     parser.add_argument("--threads", type=int, default=default.threads, help="micro-batches computed at a time")
     return parser.parse_args()
 

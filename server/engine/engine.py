@@ -12,6 +12,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
 from server.engine.admission.rotation import DecodeGroupRotation
+from server.engine.deadline_watch import DeadlineWatch
 from server.engine.engine_statistics import EngineStatistics
 from server.engine.event_publisher import EventPublisher
 from server.engine.interface import (
@@ -92,11 +93,13 @@ class Engine:
         self._submissions = SubmissionQueue(self._scheduler, limits.max_queued)
         self._executor = StepExecutor(runner, blocks, admission)
         self._publisher = EventPublisher(self._scheduler, self.statistics)
+        self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
         self._waits = False  # every sequence waits for its weights
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
         self._submissions.open()
+        self._deadlines.start()
         self._thread.start()
 
     def wake(self) -> None:
@@ -195,11 +198,14 @@ class Engine:
         self.statistics.is_alive = True
         try:
             while self._wait_for_work():
+                self._deadlines.begin_step()
                 self.step()
+                self._deadlines.end_step()
         except Exception:
             log.exception("the engine died")
             error = GenerationFailedError("the engine died; see the server's log")
         finally:
+            self._deadlines.stop()
             for sequence in self._submissions.drain():
                 self._publisher.fail(sequence, error)
             self._update_statistics()

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Sequence as AbstractSequence
 
 from expert_store import ExpertLoadError
+from server.engine.deadline_watch import deadline_error
 from server.engine.engine_statistics import EngineStatistics
-from server.engine.interface import DeadlineExceededError, EngineError, GenerationFailedError, publish
+from server.engine.interface import EngineError, GenerationFailedError, publish
 from server.engine.latency_recording import record_event
 from server.engine.postprocess import SequenceEvent
 from server.engine.scheduler import Scheduled, Scheduler
@@ -59,12 +60,10 @@ class EventPublisher:
     def drop_ended(self, now: float) -> None:
         """End the requests whose client has left or whose deadline has passed."""
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
-            if sequence.stream.is_cancelled:
+            if sequence.is_late(now):  # first, because the deadline watch cancels streams, too
+                self.fail(sequence, deadline_error(sequence), "deadline")
+            elif sequence.stream.is_cancelled:
                 self._remove(sequence, "abort")
-            elif sequence.is_late(now):
-                seconds = sequence.request.deadline_seconds
-                error = DeadlineExceededError(f"the request was not done within {seconds:g} seconds")
-                self.fail(sequence, error, "deadline")
 
     def _remove(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.remove(sequence)

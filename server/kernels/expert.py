@@ -55,6 +55,19 @@ def scales_input(module: ExpertsModule) -> bool:
     return bool(getattr(module, "scales_input", False))
 
 
+def alternates(module: ExpertsModule) -> bool:
+    """Return True if the outputs of gate and up alternate in the module's ``gate_up_proj``."""
+    return not getattr(module, "is_concatenated", True)
+
+
+def in_module_order(module: ExpertsModule, name: str, halves: torch.Tensor, dim: int) -> torch.Tensor:
+    """Bring concatenated outputs of a parameter's parts, along one dimension, into the order of the module."""
+    if name != "gate_up_proj" or not alternates(module):
+        return halves
+    pairs: torch.Tensor = halves.unflatten(dim, (2, -1)).transpose(dim, dim + 1)  # type: ignore[no-untyped-call]
+    return pairs.flatten(dim, dim + 1)
+
+
 def run_expert(
     module: ExpertsModule,
     weights: Mapping[str, torch.Tensor],
@@ -85,7 +98,7 @@ def run_expert(
         if len(parts) == 1:
             return parts[0][1].project(weights, name, rows, bias)
         output = torch.cat([kernel.project(weights, part, rows, None) for part, kernel in parts], 1)
-        return output if bias is None else output + bias
+        return in_module_order(module, name, output if bias is None else output + bias, 1)
 
     if module.has_gate:
         hidden = module._apply_gate(project(hidden_states, "gate_up_proj"))  # noqa: SLF001  (rows, intermediate)
@@ -95,8 +108,13 @@ def run_expert(
     return module.post_expert_norm(output) if module.has_post_expert_norm else output
 
 
+def is_in_parts(weights: Mapping[str, torch.Tensor], name: str) -> bool:
+    """Return True if a parameter is several quantised matrices in the slot."""
+    return len(_parts(weights, name)) > 1
+
+
 def dequantised(weights: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | None:
-    """Return a parameter's float32 matrix ``(out, in)``; None if it is not quantised."""
+    """Return a parameter's float32 matrix ``(out, in)``, of concatenated parts; None if it is not quantised."""
     parts = _parts(weights, name)
     return torch.cat([kernel.dequantise(weights, part) for part, kernel in parts]) if parts else None
 
@@ -105,7 +123,7 @@ def _parts(weights: Mapping[str, torch.Tensor], name: str) -> list[tuple[str, Qu
     """The quantised matrices of a parameter in the slot, with their formats; empty if it is not quantised.
 
     A parameter that a checkpoint stores as several matrices, such as gate and up, is ``NAME.0``, ``NAME.1`` and so on.
-    Their outputs are concatenated.
+    Their outputs are concatenated, as their biases are.
     """
     if name in weights and weights[name].dtype in PLAIN:  # called twice per expert and step, so search no formats
         return []

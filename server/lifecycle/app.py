@@ -15,10 +15,13 @@ from fastapi import FastAPI
 from server.api.core.auto_routing import learn_examples
 from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
-from server.lifecycle.draining import Listener, StopSignals, close, drain
+from server.lifecycle.draining import Listener, close, drain
 from server.lifecycle.http_protocol import ConnectionGuard
 from server.lifecycle.listening_socket import listen
-from server.lifecycle.service_setup import make_service
+from server.lifecycle.ready_line import write_ready_line
+from server.lifecycle.reload_hooks import ReloadHooks
+from server.lifecycle.service_setup import add_key_files, make_service
+from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
@@ -45,7 +48,9 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         tracing = open_tracing(settings)
         service = make_service(settings, listener.getsockname()[0])
         service.tracer = tracing
-        stop = StopSignals()
+        hooks = ReloadHooks()
+        add_key_files(hooks, service, settings)
+        stop = Signals(hooks)
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
         loading = _load_in_thread(model, settings)
@@ -59,16 +64,18 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     loaded.codec,
                     loaded.defaults,
                     loaded.experts,
+                    lambda: loaded.store.health,
                     tracing is not None,
                     card=loaded.card,
                     adapters=None if loaded.adapters is None else loaded.adapters.registry,
-                    directory=None if loaded.adapters is None else loaded.adapters.directory,
+                    directory=loaded.directory,
+                    variants=loaded.variants,
                 )
                 service.metrics = loaded.metrics.render
                 service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
-                print(f"Greenroom ready: {_url(listener)} (model {loaded.name})", flush=True)  # noqa: T201
+                write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")
                 await _first_of(serving, stop.asked)
                 await drain(service, server, settings.shutdown_timeout, stop.hurried)
                 await close(loaded.close, stop.hurried)

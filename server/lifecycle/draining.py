@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any
@@ -18,29 +17,8 @@ from server.api.core.service import Service
 
 ERROR_SECONDS = 1.0  # time for clients to read the error that ends their stream
 CLOSE_SECONDS = 5.0  # time for the engine to end its step, and for the store to end its reads
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 log = logging.getLogger(__name__)
-
-
-class StopSignals:
-    """Handlers of SIGINT and SIGTERM. The first signal drains the server, the second stops it at once.
-
-    ``asked`` and ``hurried`` are done after the first and the second signal. A running event loop is needed.
-    """
-
-    def __init__(self) -> None:
-        loop = asyncio.get_running_loop()
-        self.asked: asyncio.Future[None] = loop.create_future()
-        self.hurried: asyncio.Future[None] = loop.create_future()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._note)
-
-    def _note(self) -> None:
-        for future in (self.asked, self.hurried):
-            if not future.done():
-                future.set_result(None)
-                return
 
 
 class Listener(uvicorn.Server):

@@ -9,6 +9,7 @@ from server.api.core.api_keys import KeyRing, Keys
 from server.api.core.host_rules import HostRules, is_loopback
 from server.api.core.rate_limiter import RateLimiter, RateLimits
 from server.api.core.service import Service
+from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def make_service(settings: ServeSettings, address: str) -> Service:
     Raises:
         SettingsError: a key file can't be used.
     """
-    keys = Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys()))
+    keys = read_keys(settings)
     is_private = is_loopback(address)
     if not is_private and not keys.users:
         against_rebinding = "" if settings.allowed_host else ", or --allowed-host to prevent DNS rebinding"
@@ -38,6 +39,26 @@ def make_service(settings: ServeSettings, address: str) -> Service:
         logs_prompts=settings.log_prompts,
         stream_keep_alive_seconds=settings.stream_keep_alive,
     )
+
+
+def read_keys(settings: ServeSettings) -> Keys:
+    """Return the keys of the settings and of the key files as they are now.
+
+    Raises:
+        SettingsError: a key file can't be used.
+    """
+    return Keys(KeyRing(settings.user_keys()), KeyRing(settings.admin_keys()))
+
+
+def add_key_files(hooks: ReloadHooks, service: Service, settings: ServeSettings) -> None:
+    """Let SIGHUP read the key files again, if there are any."""
+
+    def reload() -> str:
+        service.keys = keys = read_keys(settings)
+        return f"{len(keys.users)} for the API, {len(keys.admins)} for administration"
+
+    if settings.api_key_file is not None or settings.admin_api_key_file is not None:
+        hooks.add("keys", reload)
 
 
 def _rate_limits(settings: ServeSettings) -> RateLimits:

@@ -13,7 +13,6 @@ from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
-from server.weights.directory import Directory
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,6 @@ class Adapters:
 
     registry: AdapterRegistry
     memory: AdapterMemory
-    directory: Directory
 
 
 def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) -> AdapterStore | None:
@@ -33,7 +31,7 @@ def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) 
     """
     if not settings.serves_adapters:
         return None
-    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device)
+    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device, model.trunk.prepare_adapter)
 
 
 def load_adapters(
@@ -47,6 +45,8 @@ def load_adapters(
     Raises:
         SettingsError: one can't be served.
     """
+    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
+        raise SettingsError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
     memory = AdapterMemory(store, wake)
     taken = [model.name, *(alias.name for alias in settings.model_alias if not alias.is_pattern)]
     registry = AdapterRegistry(lora_targets(model.trunk), memory, settings.adapters_dir, taken)
@@ -56,4 +56,4 @@ def load_adapters(
         except RequestRefusedError as error:
             memory.close()
             raise SettingsError(f"--adapter {named}: {error}") from error
-    return Adapters(registry, memory, Directory(registry, memory))
+    return Adapters(registry, memory)

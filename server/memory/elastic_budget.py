@@ -54,7 +54,6 @@ class ElasticBudget:
         self._was_shrink: bool | None = None
         self._lock = threading.RLock()  # guards the budgets and the reserve
         self._host_bytes = plan.host_bytes
-        self._most_experts = plan.host_bytes if plan.has_expert_budget else plan.needs.catalog.total_bytes
         self._least_experts = plan.host_bytes if plan.has_expert_budget else plan.least_host_bytes
         self._most_kv = plan.kv.nbytes - plan.kv.fixed_bytes
         self._first_kv = self._most_kv if plan.has_kv_budget else plan.kv.first_bytes - plan.kv.fixed_bytes
@@ -65,6 +64,16 @@ class ElasticBudget:
         self._set_kept()
         with self._lock:
             self._give_rest_to_kv()
+
+    @property
+    def _most_experts(self) -> int:
+        """Bytes that experts may take, those of variants included."""
+        return self._plan.host_bytes if self._plan.has_expert_budget else self._store.catalog.all_bytes
+
+    def count_experts(self) -> None:
+        """Divide the memory anew after variants have come or gone."""
+        with self._lock:
+            self._rebalance()
 
     @property
     def step_bytes(self) -> int:

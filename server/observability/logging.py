@@ -9,21 +9,14 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
-from tqdm import tqdm
+from server.observability.log_writer import BackgroundHandler, write_above_progress_bars, write_to_standard_error
 
 VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN = re.compile(r"[\w./:@+-]+", re.ASCII)
-
-
-class ProgressBarHandler(logging.StreamHandler[TextIO]):
-    """Writes log lines above progress bars."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), self.stream)
 
 
 class RateLimitFilter(logging.Filter):
@@ -78,18 +71,25 @@ FORMATTERS = {"text": TEXT, "json": JsonFormatter()}
 
 
 def set_up_logging(level: str, form: logging.Formatter = TEXT) -> None:
-    """Set up logging of this process.
+    """Set up logging of this process. No thread waits for the reader of standard error.
 
     Args:
         level: lowest level that is written, such as "info".
         form: formatter of the lines.
     """
-    handler = ProgressBarHandler() if sys.stderr.isatty() else logging.StreamHandler()
+    handler = BackgroundHandler(write_above_progress_bars if sys.stderr.isatty() else write_to_standard_error)
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.captureWarnings(capture=True)  # Python would write them to standard error itself
     if level != "debug":
         for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def num_dropped_lines() -> int:
+    """Return how many lines of the log could not be written since the start."""
+    handlers = logging.getLogger().handlers
+    return sum(handler.num_dropped for handler in handlers if isinstance(handler, BackgroundHandler))
 
 
 def _fields_of(record: logging.LogRecord) -> dict[str, Any]:

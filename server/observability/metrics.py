@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -20,13 +21,16 @@ from expert_store import (
     LoadStatistics,
     Prefetcher,
     PrefetchStatistics,
+    StoreHealth,
     StoreStatistics,
     TierReport,
 )
 from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, EngineStatistics, Latencies
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
+from server.observability.logging import num_dropped_lines
 from server.weights.adapter_registry import AdapterRegistry
+from server.weights.variant_registry import VariantRegistry
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
@@ -47,8 +51,9 @@ class Metrics:
         memory: MemoryUsage,
         prefetcher: Prefetcher | None = None,
         adapters: AdapterRegistry | None = None,
+        variants: VariantRegistry | None = None,
     ):
-        self._adapters = adapters
+        self._adapters, self._variants = adapters, variants
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
@@ -56,9 +61,9 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop."""
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        registry.register(
-            _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher, self._adapters)
-        )
+        scrape = _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher)
+        scrape.adapters, scrape.variants = self._adapters, self._variants
+        registry.register(scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
 
@@ -73,9 +78,9 @@ class _Scrape(Collector):
         engine: EngineStatistics,
         memory: MemoryUsage,
         prefetcher: Prefetcher | None,
-        adapters: AdapterRegistry | None,
     ):
-        self._adapters = adapters
+        self.adapters: AdapterRegistry | None = None
+        self.variants: VariantRegistry | None = None
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -87,13 +92,20 @@ class _Scrape(Collector):
         yield from _lookups(self._statistics, [*(tier.name for tier in tiers), "disk"])
         yield from _loads(self._statistics, len(tiers) > 1)
         yield from _residency(tiers, len(self._store.quarantined))
+        states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
+        text = "1 for the state of the expert store: failing if a thread died or a read does not return."
+        yield _gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
         yield from _memory(self._memory)
-        if self._adapters is not None:
-            yield from _of_adapters(self._adapters, self._served[0])
+        text = "Lines of the log that were dropped, because standard error took none."
+        yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
+        if self.adapters is not None:
+            yield from _of_adapters(self.adapters, self._served[0])
+        if self.variants is not None:
+            yield from _of_variants(self.variants)
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -218,6 +230,15 @@ def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     yield _counter("adapter_routed_requests", text, ["adapter"], routed)
     resident = [((use.name, "host"), use.is_resident) for use in uses]
     yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
+
+
+def _of_variants(variants: VariantRegistry) -> Iterator[Metric]:
+    """Yield the metrics of loaded variants only, so that labels are bounded."""
+    uses = variants.uses()
+    counts = [((use.name,), use.num_requests) for use in uses]
+    yield _counter("expert_variant_requests", "Requests that used an expert variant.", ["variant"], counts)
+    tokens = [((use.name,), use.num_tokens) for use in uses]
+    yield _counter("expert_variant_tokens", "Tokens routed to the experts of a variant.", ["variant"], tokens)
 
 
 def _latencies(latencies: Latencies) -> Iterator[Metric]:

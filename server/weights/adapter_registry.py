@@ -51,7 +51,7 @@ class AdapterRegistry:
     """
 
     def __init__(self, targets: LoraTargets, memory: AdapterMemory, folder: Path | None, taken: Collection[str] = ()):
-        self._targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
+        self.targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
         self._current: Mapping[str, AdapterVersion] = {}  # replaced, never changed
         self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
@@ -148,7 +148,7 @@ class AdapterRegistry:
                     f"the adapter {name!r} is loaded already; set 'load_inplace' to replace it", "lora_name"
                 )
             try:
-                files = read_adapter(locate(path, folder), self._targets, self._memory.store.page_bytes, folder)
+                files = read_adapter(locate(path, folder), self.targets, self._memory.store.page_bytes, folder)
                 if routing is None:
                     routing = read_routing(files.folder, folder)
             except AdapterError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from expert_store import ExpertKey, Lease
 from server.engine.interface import RoutingExamples
@@ -13,6 +14,13 @@ from server.model.lora.peft_files import AdapterFiles
 LAYER = 0  # the one layer of the store; its "experts" are pages
 
 _numbers = itertools.count(1)
+
+
+class PlacedAdapter(NamedTuple):
+    """An adapter whose matrices are views of pages at some addresses."""
+
+    addresses: tuple[int, ...]
+    lora: LoraAdapter
 
 
 @dataclass(eq=False)
@@ -31,6 +39,7 @@ class AdapterVersion:
     is_loading: bool = False
     lease: Lease | None = None  # holds its pages while it is used
     lora: LoraAdapter | None = None  # while it is used and loaded
+    last: PlacedAdapter | None = None  # what it was when it was used last, of use while its pages stay there
     error: Exception | None = None  # the error of its last load, until a sequence has seen it
 
     @property

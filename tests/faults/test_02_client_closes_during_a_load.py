@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import pytest
 
-from server.api.core.service import LoadedModel
-from server.loading.load import LoadedServer, load_server
-from server.settings import ServeSettings
 from tests.expert_store.gated_reads import GatedReads
-from tests.server.live.conftest import LiveServer, serving_model
+from tests.faults.bundled import serving_bundled, text_of
 from tests.server.live.requests import ask, post
-
-
-@contextmanager
-def serving_bundled() -> Iterator[tuple[LiveServer, LoadedServer]]:
-    loaded = load_server(None, ServeSettings(host_expert_memory="25%", dtype="float32", threads=1))
-    model = LoadedModel(loaded.name, loaded.engine, loaded.codec, loaded.defaults)
-    try:
-        with serving_model(model, loaded.engine) as server:
-            yield server, loaded
-    finally:
-        loaded.close()
-
-
-def text_of(answer: bytes) -> str:
-    return json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"]
 
 
 def test_others_who_wait_for_the_same_experts_are_served(monkeypatch: pytest.MonkeyPatch) -> None:

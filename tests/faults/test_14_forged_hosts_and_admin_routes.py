@@ -100,6 +100,42 @@ def test_without_an_admin_key_they_answer_only_to_this_machine(
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "Client-IP",
+        "X-Client-IP",
+        "X-Cluster-Client-IP",
+        "True-Client-IP",
+        "Fastly-Client-IP",
+        "Fly-Client-IP",
+        "WL-Proxy-Client-IP",
+        "X-Real-IP",
+        "X-Envoy-External-Address",
+        "X-Envoy-Internal",
+        "X-Original-Forwarded-For",
+        "X-Azure-ClientIP",
+        "X-Azure-SocketIP",
+        "X-Appengine-User-IP",
+        "X-Originating-IP",
+        "X-Remote-Addr",
+        "X-ProxyUser-IP",
+        "CF-Connecting-IPv6",
+        "DO-Connecting-IP",
+        "Via",
+        "CDN-Loop",
+    ],
+)
+def test_a_request_that_a_proxy_passed_on_is_not_of_this_machine(name: str) -> None:
+    """A proxy on this machine speaks for others; each has a name of its own for their address."""
+    assert statuses(app_with_admin_routes(Keys()), "127.0.0.1", {name: "10.0.0.9"}) <= {403, 405}
+
+
+@pytest.mark.parametrize("name", ["X-Stainless-Retry-Count", "User-Agent", "X-Request-Id", "Accept-Encoding", "X-Zip"])
+def test_other_headers_do_not_make_a_request_remote(name: str) -> None:
+    assert 200 in statuses(app_with_admin_routes(Keys()), "127.0.0.1", {name: "1"})
+
+
+@pytest.mark.parametrize(
     ("origin", "is_open"),
     [
         ("http://localhost", True),

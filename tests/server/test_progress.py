@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from server import progress
-from server.observability.logging import ProgressBarHandler
+from server.observability.log_writer import write_above_progress_bars
 from server.progress import polled_progress
 
 
@@ -53,10 +53,9 @@ def test_a_log_gets_a_line_every_few_seconds(clock: list[float], caplog: pytest.
 
 def test_a_terminal_gets_a_bar_that_goes_away_and_lines_stand_above_it(on_terminal: Callable[[], Terminal]) -> None:
     terminal = on_terminal()
-    handler, record = ProgressBarHandler(terminal), logging.makeLogRecord({"msg": "by the way"})
     with progress.progress("packing", 100) as shown:
         shown.advance(50)
-        handler.emit(record)
+        write_above_progress_bars("by the way")
     assert "packing:  " in terminal.getvalue()
     lines = terminal.getvalue().split("\r")
     assert "by the way\n" in lines

@@ -60,9 +60,9 @@ class ExpertStream(StreamingResponse):
         """Wait until the next update is due; return False if the server stops before that."""
         clock = asyncio.get_running_loop().time
         due = clock() + self._interval_seconds
-        while self._service.is_ready and (left := due - clock()) > 0:  # noqa: ASYNC110  there is no event for the server's end
+        while not self._service.state.has_ended and (left := due - clock()) > 0:  # noqa: ASYNC110  there is no event for the server's end
             await asyncio.sleep(min(left, POLL_SECONDS))
-        return self._service.is_ready
+        return not self._service.state.has_ended
 
 
 def encode_update(experts: ExpertAdministration, before: Any, sample: Any) -> bytes:

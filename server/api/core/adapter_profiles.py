@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -117,7 +118,7 @@ class AdapterProfiles:
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run work that nobody awaits."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=Context())  # of no caller, whose limits would count it
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
@@ -157,7 +158,7 @@ class AdapterProfiles:
 
 def shared(work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
     """Start work that several callers may await, or none: its error is not reported a second time."""
-    task = asyncio.create_task(work)
+    task = asyncio.create_task(work, context=Context())
     task.add_done_callback(lambda done: done.cancelled() or done.exception())
     return task
 

@@ -12,8 +12,8 @@ class KeyRing:
     def __init__(self, keys: Iterable[str] = ()):
         self._digests = [sha256(key.encode()).digest() for key in keys]
 
-    def __bool__(self) -> bool:
-        return bool(self._digests)
+    def __len__(self) -> int:
+        return len(self._digests)
 
     def find(self, key: bytes) -> bytes | None:
         """Return the digest of ``key`` if it is one of these. It is compared with all, also after a match."""

@@ -5,6 +5,8 @@ There are three classes of routes. Operation routes (``server.api.operations``) 
 is set, they answer only to this machine. An admin key is also valid for user routes.
 """
 
+import re
+from functools import partial
 from typing import Literal
 
 from fastapi import Depends, Request
@@ -12,13 +14,19 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
 from server.api.core.api_keys import Keys
+from server.api.core.caller import Caller, set_caller
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import ForbiddenError, InvalidKeyError
 from server.api.core.host_rules import host_name, is_loopback, is_own_page, is_this_machine
-from server.api.core.rate_limiter import check_rate_limit
+from server.api.core.rate_limiter import caller_address
 
 KEY_HEADERS = (b"authorization", b"x-api-key")  # Anthropic's clients send the second
-FORWARDING_HEADERS = ("forwarded", "via", "cf-connecting-ip", "true-client-ip", "x-client-ip", "x-real-ip")
+# Names under which proxies and delivery networks pass on the client's address, or that they add to what they forward.
+FORWARDING_HEADERS = re.compile(
+    r"forwarded|(^|-)via$|^cdn-loop$|^x-envoy-|^cf-|^x-original-|"
+    r"(client|cluster|connecting|origin|originating|proxy|proxyuser|real|remote|socket|source|user|peer)-?"
+    r"(ip|ipv6|addr|address)$"
+)
 
 NO_KEY = "The request has no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is unknown: send a key of this server."
@@ -48,7 +56,12 @@ class Guard(SecurityBase):
         if self.role == "admin":
             _admit_admin(request, service.keys)
         else:
-            check_rate_limit(request, service.rate_limiter, _admit_user(request, service.keys))
+            key = _admit_user(request, service.keys)
+            limiter = service.rate_limiter if service.rate_limiter.limits else None
+            caller = Caller(partial(_is_admin, request, service.keys), limiter, key or caller_address(request))
+            request.state.rate_headers = caller.enter()
+            request.state.release_rate_limit = caller.leave  # called by RateLimitMiddleware
+            set_caller(caller)
 
 
 def _admit_user(request: Request, keys: Keys) -> bytes | None:
@@ -76,6 +89,15 @@ def _admit_admin(request: Request, keys: Keys) -> None:
     if any(is_user):
         raise ForbiddenError(NOT_ADMIN)
     raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
+
+
+def _is_admin(request: Request, keys: Keys) -> bool:
+    """Return True if the caller may use the admin routes."""
+    try:
+        _admit_admin(request, keys)
+    except (InvalidKeyError, ForbiddenError):
+        return False
+    return True
 
 
 def _sent_keys(request: Request) -> list[bytes]:
@@ -108,7 +130,7 @@ def is_local(request: Request) -> bool:
     browser on this machine may send requests of a foreign page.
     """
     client, headers = request.scope["client"], request.headers
-    if client is None or any(name in FORWARDING_HEADERS or name.startswith("x-forwarded-") for name in headers):
+    if client is None or any(map(FORWARDING_HEADERS.search, headers)):
         return False
     host = headers.get("host", "")
     # A foreign origin that --allow-origin lists may call user routes only.

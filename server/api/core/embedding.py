@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from uuid import uuid4
 
+from server.api.core.caller import current_caller
 from server.api.core.service import LoadedModel
 from server.engine.interface import (
     DeadlineExceededError,
@@ -41,6 +42,8 @@ class Embedding:
         id_prefix: str = "embd-",
         max_concurrent: int = MAX_CONCURRENT_INPUTS,
     ) -> None:
+        self._caller = current_caller()
+        self._caller.check_priority(priority)
         self.id, self.model = f"{id_prefix}{uuid4().hex}", model.name
         self.num_prompt_tokens = sum(map(len, prompts))
         self.streams: list[TokenStream] = []  # streams of the submitted inputs
@@ -63,7 +66,8 @@ class Embedding:
             for index, prompt in remaining:
                 events[index] = await self._embed(index, prompt)
 
-        workers = [asyncio.create_task(work()) for _ in range(min(self._max_concurrent, len(self._prompts)))]
+        num_workers = self._caller.count_up_to(min(self._max_concurrent, len(self._prompts)))
+        workers = [asyncio.create_task(work()) for _ in range(num_workers)]
         try:
             await asyncio.gather(*workers)
         finally:

@@ -72,10 +72,31 @@ class RateLimiter:
         caller.num_running += 1
         return self._headers(caller)
 
-    def leave(self, name: object) -> None:
-        """Count a request that has ended."""
+    def add(self, name: object, num_more: int, *, takes_less: bool = False) -> int:
+        """Count more that runs for a request that has begun, such as further choices; return how many were counted.
+
+        Args:
+            takes_less: count what the limit leaves, instead of raising an error.
+
+        Raises:
+            RateLimitError: the caller has to wait.
+
+        """
+        most, caller = self.limits.max_running, self._caller(name)
+        num_left = num_more if most is None else most - caller.num_running
+        if num_left < num_more and not takes_less:
+            raise RateLimitError(
+                f"At most {most} requests of one key or address may run at a time, and each choice counts as one: "
+                "wait for one to end."
+            )
+        count = max(0, min(num_more, num_left))
+        caller.num_running += count
+        return count
+
+    def leave(self, name: object, count: int = 1) -> None:
+        """Count the end of a request, and of what ``add`` has counted for it."""
         if (caller := self._callers.get(name)) is not None:
-            caller.num_running -= 1
+            caller.num_running -= count
 
     def _caller(self, name: object) -> _Caller:
         now, most = self._clock(), self.limits.max_requests or math.inf
@@ -96,22 +117,6 @@ class RateLimiter:
         until_full = (most - caller.left) * self.limits.seconds / most
         values = (str(most), str(max(0, int(caller.left + ROUNDING))), f"{math.ceil(until_full - ROUNDING)}s")
         return dict(zip(RATE_HEADERS, values, strict=True))
-
-
-def check_rate_limit(request: Request, rate_limiter: RateLimiter, key: bytes | None) -> None:
-    """Count a request; ``RateLimitMiddleware`` releases it when it has ended.
-
-    Args:
-        key: the digest of its API key; None if the server has no keys.
-
-    Raises:
-        RateLimitError: the caller has to wait.
-
-    """
-    if rate_limiter.limits:
-        name = key or caller_address(request)
-        request.state.rate_headers = rate_limiter.enter(name)
-        request.state.release_rate_limit = lambda: rate_limiter.leave(name)
 
 
 def caller_address(request: Request) -> str:

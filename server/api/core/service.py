@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -25,12 +25,14 @@ from server.api.core.validation import quote
 from server.engine.interface import (
     AdapterAdministration,
     ExpertAdministration,
+    ExpertHealth,
     GenerationEngine,
     ModelCard,
     RequestRefusedError,
     RequestWeights,
     SamplingDefaults,
     TextCodec,
+    VariantAdministration,
     WeightsDirectory,
 )
 from server.setting_values import ModelAlias
@@ -48,12 +50,26 @@ IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only
 
 
 class ServiceState(StrEnum):
-    """The state of the server; it accepts requests in READY only."""
+    """The state of the server. It accepts requests in READY, and in FAILING and FILES_CHANGED as far as it can."""
 
     LOADING = "loading"
     READY = "ready"
+    FILES_CHANGED = "files_changed"  # the checkpoint was written to; what has to be read from it fails
+    FAILING = "failing"  # experts can't be read, because a thread has died or a read does not return
     DRAINING = "draining"
     DEAD = "dead"
+
+    @property
+    def has_ended(self) -> bool:
+        return self in {ServiceState.DRAINING, ServiceState.DEAD}
+
+    @property
+    def needs_restart(self) -> bool:
+        return self in {ServiceState.FAILING, ServiceState.DEAD}
+
+
+def always_ok() -> ExpertHealth:
+    return "ok"
 
 
 @dataclass
@@ -73,10 +89,12 @@ class LoadedModel:
     codec: TextCodec
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     experts: ExpertAdministration | None = None
+    expert_health: Callable[[], ExpertHealth] = always_ok
     keeps_stalls: bool = False  # the engine records each request's longest stalls
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
     adapters: AdapterAdministration | None = None
+    variants: VariantAdministration | None = None
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
@@ -105,6 +123,10 @@ class LoadedModel:
     def is_auto(self) -> bool:
         """True if a router is yet to choose the weights."""
         return self.name == AUTO and self.base is not None
+
+    def has_other(self, name: str) -> bool:
+        """Return True if a name is that of weights beside the base model's."""
+        return self.directory is not None and self.directory.root(name) is not None
 
     @property
     def root(self) -> str:
@@ -148,6 +170,13 @@ def no_metrics() -> bytes:
     return b""
 
 
+EXPERT_STATES: Mapping[ExpertHealth, ServiceState] = {
+    "ok": ServiceState.READY,
+    "files_changed": ServiceState.FILES_CHANGED,
+    "failing": ServiceState.FAILING,
+}
+
+
 @dataclass
 class Service:
     """The state of the server as routes see it; ``model`` is None until it is loaded."""
@@ -177,7 +206,9 @@ class Service:
             return ServiceState.DRAINING
         if self.model is not None and not self.model.engine.is_alive:
             return ServiceState.DEAD
-        return ServiceState.LOADING if self.model is None else ServiceState.READY
+        if self.model is None:
+            return ServiceState.LOADING
+        return EXPERT_STATES[self.model.expert_health()]
 
     @property
     def is_ready(self) -> bool:
@@ -204,7 +235,7 @@ class Service:
         """
         if self.model is None:
             raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
-        if name in self.model.other_names and name is not None:
+        if name is not None and self.model.has_other(name):
             return self.model.named(name)
         if name is not None and name != self.model.name and self._resolve(name) != self.model.name:
             raise ModelNotFoundError(

@@ -1,4 +1,4 @@
-"""Rate limits: releases the requests that ``check_rate_limit`` has counted, and adds the rate limit headers."""
+"""Rate limits: releases the requests that a guard has counted, and adds the rate limit headers."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -1,11 +1,13 @@
 """Submits the prompts of a request to the engine."""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from uuid import uuid4
 
 from fastapi import Request
 
 from server.api.core.auto_routing import AutoRequest, Texts, submit_to_chosen
+from server.api.core.caller import current_caller
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.service import LoadedModel
@@ -21,6 +23,7 @@ from server.engine.interface import (
 )
 
 MAX_CHOICES = 128
+SEED_BYTES = 8
 MAX_PROMPT_LOGPROBS = 1 << 20  # logprobs of the prompts of a request; the engine gathers all before it sends any
 
 
@@ -46,9 +49,12 @@ def submit(
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
+        RateLimitError: the caller has to wait.
         EngineError: the engine does not take the request, or not now.
 
     """
+    caller = current_caller()
+    caller.check_priority(body.priority)
     if len(prompts) * body.n > MAX_CHOICES:
         raise InvalidRequestError(
             f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
@@ -60,6 +66,7 @@ def submit(
         raise InvalidRequestError(
             f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.", "logprobs"
         )
+    caller.count_choices(len(prompts) * body.n, "n" if body.n > 1 else prompt_field)
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
     generation_id = f"{id_prefix}{uuid4().hex}"
     streams: list[TokenStream] = []
@@ -185,8 +192,7 @@ def sampling_params(
         logit_bias=tuple(body.logit_bias.items()),
         allowed_token_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
         bad_words=bad_words,
-        # The choices of one prompt must differ; xor keeps the seed within 64 bits.
-        seed=None if body.seed is None else body.seed ^ choice,
+        seed=None if body.seed is None else choice_seed(body.seed, choice),
         stop=tuple(body.stop),
         stop_token_ids=frozenset(body.stop_token_ids),
         ignore_eos=body.ignore_eos,
@@ -196,3 +202,14 @@ def sampling_params(
         grammar=grammar,
         written_tokens=written_tokens,
     )
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """Return the seed of one choice of a prompt: the given one for the first, a mixture with the index for the others.
+
+    So no choice draws the random numbers of a choice of another seed, such as the next one.
+    """
+    if choice == 0:
+        return seed
+    digest = blake2b(f"{seed} {choice}".encode(), digest_size=SEED_BYTES).digest()
+    return int.from_bytes(digest, "little", signed=True)

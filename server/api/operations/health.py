@@ -6,7 +6,6 @@ from fastapi import APIRouter, status
 from fastapi.responses import JSONResponse
 
 from server.api.core.dependencies import ServiceDep
-from server.api.core.service import ServiceState
 
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Unavailable; the body has the state"}}
 
@@ -16,8 +15,8 @@ router = APIRouter(tags=["operations"])
 @router.get("/health", responses=UNAVAILABLE)
 async def health(service: ServiceDep) -> JSONResponse:
     """Liveness: 503 only if the server needs a restart."""
-    if service.state is ServiceState.DEAD:
-        return JSONResponse({"status": service.state}, status.HTTP_503_SERVICE_UNAVAILABLE)
+    if (state := service.state).needs_restart:
+        return JSONResponse({"status": state}, status.HTTP_503_SERVICE_UNAVAILABLE)
     return JSONResponse({"status": "ok"})
 
 

@@ -12,6 +12,7 @@ from server.engine.interface.errors import (
     QueueFullError,
     RequestRefusedError,
     UnknownAdapterError,
+    UnknownVariantError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
 from server.engine.interface.model_card import ModelCard
@@ -20,6 +21,7 @@ from server.engine.interface.protocols import (
     ChangedExperts,
     ExpertAdministration,
     ExpertChange,
+    ExpertHealth,
     ExpertPlace,
     GenerationEngine,
     JsonObject,
@@ -37,7 +39,7 @@ from server.engine.interface.sampling_params import (
 )
 from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
 from server.engine.interface.timeline import Timeline
-from server.engine.interface.weights import AdapterAdministration, WeightsDirectory
+from server.engine.interface.weights import AdapterAdministration, VariantAdministration, WeightsDirectory
 from server.model.experts.stalls import Stall
 from server.model.step import RoutedExperts
 
@@ -53,6 +55,7 @@ __all__ = [
     "EventQueue",
     "ExpertAdministration",
     "ExpertChange",
+    "ExpertHealth",
     "ExpertPlace",
     "ExpertUsage",
     "FinishReason",
@@ -83,6 +86,8 @@ __all__ = [
     "TokenLogprobs",
     "TokenStream",
     "UnknownAdapterError",
+    "UnknownVariantError",
+    "VariantAdministration",
     "WeightsDirectory",
     "check_sampling",
     "merge",

@@ -19,6 +19,10 @@ class PromptTooLongError(RequestRefusedError):
     """The prompt's text is so long that its tokens can't fit the model's context."""
 
 
+class UnknownVariantError(RequestRefusedError):
+    """There is no expert variant of that name."""
+
+
 class UnknownAdapterError(RequestRefusedError):
     """There is no adapter of that name."""
 

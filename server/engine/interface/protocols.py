@@ -130,6 +130,10 @@ class ChangedExperts:
     unchanged: Mapping[str, Sequence[ExpertPlace]] | None = None  # None for other changes than an eviction
 
 
+# failing: experts can't be read, and only a restart helps; files_changed: the checkpoint was written to
+ExpertHealth = Literal["ok", "files_changed", "failing"]
+
+
 class ExpertAdministration(Protocol):
     """Views and changes of the experts, in JSON. Every call may block, so make it off the event loop."""
 

@@ -37,6 +37,32 @@ class WeightsDirectory(Protocol):
         """Count a request that a router sent to weights of that name, or to the base model for None."""
 
 
+class VariantAdministration(Protocol):
+    """Loads and unloads expert variants. Every call may block, so make it off the event loop."""
+
+    def load(self, name: str, path: str) -> dict[str, Any]:
+        """Serve a variant, in the place of one that has the name already; return it in JSON.
+
+        Running requests finish with the earlier one.
+
+        Args:
+            path: its folder, below ``--experts-dir``.
+
+        Raises:
+            RequestRefusedError: it can't be served; what was served before still is.
+        """
+
+    def unload(self, name: str) -> None:
+        """Serve a variant no more; its running requests finish.
+
+        Raises:
+            UnknownVariantError: there is no such variant.
+        """
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Return all variants, in JSON."""
+
+
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 

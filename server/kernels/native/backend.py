@@ -51,6 +51,8 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
         if first_bias is None or second_bias is None or first_bias[0] != second_bias[0] or first_bias[0] not in PLAIN:
             return "the format of its biases has no kernel"
         biases, bias_format = [first_bias[2], second_bias[2]], PLAIN[first_bias[0]]
+    if len(parts) > 1:
+        gate.is_interleaved = 0  # the outputs of gate and up are apart, whatever the order in one matrix
     matrices = (Matrix * MOST_PARTS)(*parts)
     return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
 

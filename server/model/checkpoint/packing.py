@@ -26,7 +26,7 @@ from expert_store import (
     read_index,
     read_tensor,
 )
-from server.kernels.expert import dequantised, transposed_names
+from server.kernels.expert import dequantised, in_module_order, is_in_parts, transposed_names
 from server.model.checkpoint.packed_trunk import TRUNK_FORMATS, TrunkFormat, quantised_linears, split_trunk
 from server.model.checkpoint.tensor_map import (
     CheckpointMap,
@@ -173,8 +173,11 @@ def _as_in_module(weights: Weights, module: Any) -> Weights:
     """Convert a slot's tensors to the module's parameters, dequantising quantised ones."""
     parameters, transposed = {}, transposed_names(module)
     for name in _shapes(module):
-        matrix = dequantised(weights, name)
-        parameters[name] = weights[name] if matrix is None else matrix.mT if name in transposed else matrix
+        matrix, owner = dequantised(weights, name), name.removesuffix("_bias")
+        value = weights[name] if matrix is None else matrix
+        if is_in_parts(weights, owner):
+            value = in_module_order(module, owner, value, 0)
+        parameters[name] = value.mT if matrix is not None and name in transposed else value
     return parameters
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ from expert_store import (
 )
 from server.kernels.expert import transposed_names
 from server.model.architecture import text_modules
+from server.model.checkpoint.expert_linears import GATE_UP, find_expert_linear, linear_converter
 from server.model.errors import ModelError
 from server.model.experts.replacements import conversions
 from server.model.quantised.matrix import StoredMatrix, StoredTensor, group_by_matrix
@@ -58,10 +59,22 @@ class ExpertParameter:
     """One parameter of one expert, while its sources are collected."""
 
     converter: WeightConverter | None
+    is_linear: bool = False  # its sources are linear layers of one expert, which need a conversion of their own
     sources: list[tuple[int, TensorSource | StoredMatrix]] = field(default_factory=list)  # each with its order
 
 
 ExpertParts = dict[str, ExpertParameter]  # by parameter
+
+
+class ExpertCounts(NamedTuple):
+    """Numbers of experts of a layer."""
+
+    used: int
+    stored: int  # in a checkpoint, with those that compute nothing
+
+    @classmethod
+    def of(cls, module: Any) -> ExpertCounts:
+        return cls(module.num_experts, getattr(module, "num_stored_experts", module.num_experts))
 
 
 @dataclass(frozen=True)
@@ -129,6 +142,10 @@ def sort_tensors(
         CheckpointError: a tensor of experts has the wrong size; the message names it.
     """
     modules, names = experts_modules(model), CheckpointNames(model)
+
+    def counts_of(module: Any) -> ExpertCounts | None:
+        return None if allows_more_experts else ExpertCounts.of(module)
+
     owners = {
         f"{name}.{parameter}": (name, parameter)
         for name, module in modules.items()
@@ -140,23 +157,31 @@ def sort_tensors(
     for source in group_by_matrix(find_scheme(model.config, type(model).__name__), index).values():
         target, pattern = names.target(source.name)
         if target not in owners:
-            if target in names.parameters:
+            linear = find_expert_linear(modules, model.base_model_prefix, target)
+            if linear is not None:
+                for expert, part in _split(source, linear.expert, counts_of(modules[linear.module])):
+                    place = experts.setdefault((linear.module, expert), {})
+                    linears = place.setdefault(linear.parameter, ExpertParameter(None, is_linear=True))
+                    linears.sources.append((linear.order, part))
+            elif target in names.parameters:
+                _check_numbers(source, names.parameters[target])
                 trunk[source.name] = source
             else:
                 unused.append(source.name)
             continue
+        _check_numbers(source, names.parameters[target])
         name, parameter = owners[target]
-        num_experts = modules[name].num_experts if not allows_more_experts else None
+        num_experts = modules[name].num_experts
         rank = names.parameters[target].ndim - 1
         converter = names.converters_by_pattern.get(pattern) if pattern else None
         order = converter.source_patterns.index(pattern) if converter else 0
         number = names.expert_index(source.name, pattern)
         if converter and number is not None and len(converter.target_patterns) > 1:
-            if num_experts is None:
+            if allows_more_experts:
                 raise CheckpointError(f"{source.name} is one of two kinds of experts, of which none can be added")
             share, number = min(number // num_experts, len(converter.target_patterns) - 1), number % num_experts
             name, parameter = owners[target.replace(converter.target_patterns[0], converter.target_patterns[share])]
-        for expert, part in _split(source, number, num_experts, rank):
+        for expert, part in _split(source, number, counts_of(modules[name]), rank):
             place = experts.setdefault((name, expert), {})
             place.setdefault(parameter, ExpertParameter(converter)).sources.append((order, part))
     return SortedTensors(trunk, experts, unused)
@@ -233,32 +258,49 @@ class CheckpointNames:
         return int(match.group(match.lastindex or 1))
 
 
+def _check_numbers(source: TensorSource | StoredTensor, parameter: torch.Tensor) -> None:
+    """Refuse integers and codes of a quantisation where the model has floating-point numbers, and the reverse."""
+    if isinstance(source, TensorSource):
+        is_float = source.dtype.is_floating_point and source.dtype.itemsize > 1
+        if is_float != parameter.is_floating_point():
+            found, wanted = (str(dtype).removeprefix("torch.") for dtype in (source.dtype, parameter.dtype))
+            raise CheckpointError(
+                f"{source.name} is stored as {found}, and the model needs {wanted}; the checkpoint is damaged, or "
+                "quantised in a form that its config.json does not tell"
+            )
+
+
 def _split(
-    source: TensorSource | StoredTensor, expert: int | None, num_experts: int | None, rank: int
+    source: TensorSource | StoredTensor, expert: int | None, counts: ExpertCounts | None, rank: int = 0
 ) -> Sequence[tuple[int, TensorSource | StoredMatrix]]:
-    """Split a tensor into its experts.
+    """Split a tensor into its experts; those that compute nothing are left out.
 
     Args:
-        num_experts: of the layer; None if a tensor of all experts may have any number.
+        expert: the only expert that it belongs to; None for a tensor of all experts.
+        counts: of the layer; None if a tensor of all experts may have any number.
         rank: number of dimensions of one expert's parameter. A tensor of all experts has one more, or has the experts'
             rows concatenated.
     """
-    if num_experts is None:
-        num_experts = expert + 1 if expert is not None else _leading_size(source, rank)
-    if expert is not None and expert >= num_experts:
+    if counts is None:
+        num_experts = num_stored = expert + 1 if expert is not None else _leading_size(source, rank)
+    else:
+        num_experts, num_stored = counts
+    if expert is not None and expert >= num_stored:
         raise CheckpointError(
-            f"{source.name} belongs to expert {expert}, but the model has {num_experts} experts in a layer"
+            f"{source.name} belongs to expert {expert}, but the model has {num_stored} experts in a layer"
         )
     if isinstance(source, StoredTensor):
-        return source.of_experts(expert, num_experts)
+        count = num_stored if len(source.matrices) == num_stored else num_experts
+        return [each for each in source.of_experts(expert, count) if each[0] < num_experts]
     if expert is not None:
-        return [(expert, source)]
-    is_flat = len(source.shape) == rank
+        return [(expert, source)] if expert < num_experts else []
+    is_flat = len(source.shape) == rank > 1
     rows = source.shape[0] if source.shape else 0
-    if not rows or (rows % num_experts if is_flat else rows != num_experts):
-        wanted = f"a multiple of {num_experts}" if is_flat else num_experts
+    count = num_stored if rows == num_stored else num_experts
+    if not rows or (rows % count if is_flat else rows != count):
+        wanted = f"a multiple of {count}" if is_flat else count
         raise CheckpointError(f"{source.name} has shape {list(source.shape)}; its first dimension should be {wanted}")
-    return [(index, source.leading_part(index, num_experts)) for index in range(num_experts)]
+    return [(index, source.leading_part(index, count)) for index in range(num_experts)]
 
 
 def _layer_entry(
@@ -287,9 +329,13 @@ def expert_parameters(
         CheckpointError: a tensor is missing or has the wrong size.
     """
     made: list[tuple[ParameterSpec, ParameterRecipe]] = []
+    gate_up = parts[GATE_UP].sources if GATE_UP in parts else []
+    is_in_parts = any(isinstance(source, StoredMatrix) for _, source in gate_up)
     for parameter, shape in parameter_shapes(module).items():
         if parameter not in parts:
             raise CheckpointError(f"{name}: expert {expert} has no tensor for {parameter}")
+        if parts[parameter].is_linear:
+            parts[parameter].converter = linear_converter(module, parameter, is_in_parts=is_in_parts)
         made += _slot_tensors(model, module, f"{name}.{parameter}", shape, parts[parameter])
     return made
 
@@ -318,6 +364,9 @@ def _slot_tensors(
     if matrices:
         usable = matrices if len(matrices) == len(ordered) else []  # some quantised and some not: refused
         is_transposed = parameter in transposed_names(module)
+        if part.is_linear:  # (out, in) in every family
+            upright = [replace(matrix, is_out_in=True) for matrix in usable]
+            return slot_tensors(upright, target, shape, None, is_transposed=is_transposed)
         return slot_tensors(usable, target, shape, part.converter, is_transposed=is_transposed)
     sources = tuple(source for source in ordered if isinstance(source, TensorSource))
     recipe, dtype = _recipe(model, target, shape, part, sources)

@@ -20,8 +20,8 @@ from expert_store import (
     TensorSource,
     Variant,
     find_shards,
+    read_header_metadata,
     read_index,
-    read_metadata,
     read_tensor,
 )
 from server.kernels.expert import transposed_names
@@ -88,7 +88,7 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
     """
     shards = find_shards(folder)
     index = read_index(shards)
-    metadata = {key: value for shard in shards for key, value in read_metadata(shard).items()}
+    metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
     given = metadata.get(BASE_FIELD)
     if given is not None and given != base.fingerprint:
         raise CheckpointError(

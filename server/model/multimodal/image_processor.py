@@ -11,10 +11,11 @@ from typing import Any
 import jinja2
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from server.model.architecture import find_model_class, text_model_config
+from server.model.checkpoint.model_types import load_config
 from server.model.errors import ModelError
 from server.model.multimodal.prompt_media import PromptMedia
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template
@@ -35,12 +36,12 @@ class MediaProcessor:
     """
 
     def __init__(self, folder: Path):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = load_config(folder)
         if "vision_config" not in find_model_class(text_model_config(config)).config_class.sub_configs:
             raise NoImagesError("the model takes no images")
         try:
             self._processor = _load(folder, config)
-        except (ValueError, OSError, KeyError, TypeError, ImportError, AttributeError) as error:
+        except Exception as error:  # transformers' processors check their settings in many ways
             raise NoImagesError(f"the checkpoint's image processor can't be used: {_reason(error, folder)}") from error
         writer = text_model_config(config)
         name = "image_token_id" if hasattr(writer, "image_token_id") else "image_token_index"

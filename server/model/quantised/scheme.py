@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from expert_store import read_json_object
 from server.model.errors import ModelError
 from server.model.quantised.compressed_tensors import CompressedTensors, Weights
 from server.model.quantised.fp8 import MICROSCALING, Fp8
@@ -17,10 +20,12 @@ from server.model.quantised.mxfp4 import Mxfp4
 
 INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
 INTEGER_BITS = (4, 8)
+FULL_BITS = 16  # of weights or activations that are not quantised
 DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
+MODELOPT_FILE, QUANTO_FILE = "hf_quant_config.json", "quanto_qmap.json"
 FORMATS = (
     *PACKED_FORMATS,
     "int-quantized",
@@ -41,9 +46,26 @@ def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
 
 
-def share_quantisation(full_config: PreTrainedConfig, config: PreTrainedConfig) -> None:
-    """Copy the quantisation settings of a checkpoint's full config to a part of it and to its text config."""
-    given = quantisation_of(full_config) or quantisation_of(config)
+def quantisation_beside_config(folder: Path) -> dict[str, Any] | None:
+    """Return the quantisation settings of a checkpoint whose tool writes them to a file of their own; None without.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """
+    if os.path.lexists(folder / MODELOPT_FILE):
+        found = read_json_object(folder / MODELOPT_FILE)
+        given = found.get("quantization")
+        return {**(given if isinstance(given, dict) else found), "quant_method": "modelopt"}
+    return {"quant_method": "quanto"} if os.path.lexists(folder / QUANTO_FILE) else None
+
+
+def share_quantisation(full_config: PreTrainedConfig, config: PreTrainedConfig, folder: Path) -> None:
+    """Copy the quantisation settings of a checkpoint to the part of its config that is served, and its text config.
+
+    Raises:
+        CheckpointError: a file of such settings can't be read.
+    """
+    given = quantisation_of(full_config) or quantisation_of(config) or quantisation_beside_config(folder)
     if given is not None:
         for part in (config, config.get_text_config()):
             part.quantization_config = given
@@ -68,8 +90,10 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "fp8": _fp8,
         "mxfp8": _fp8,
         "compressed-tensors": _compressed_tensors,
+        "modelopt": _modelopt,
         "gptq": _gptq,
         "awq": _awq,
+        "auto-round": _auto_round,
     }
     if method not in readers:
         raise ModelError(f"{name} is quantised by {method}, which is not supported; {INSTEAD}")
@@ -95,6 +119,13 @@ def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     return Fp8(_block(block), torch.uint8 if is_mxfp8 else torch.float32)
 
 
+def _modelopt(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    algorithm = given.get("quant_algo")
+    if algorithm != "FP8":
+        raise _UnsupportedError(f"as {algorithm}")
+    return Fp8(None)
+
+
 def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     bits, layout = int(given["bits"]), given.get("checkpoint_format") or given.get("format") or "gptq"
     if bits not in INTEGER_BITS:
@@ -116,6 +147,27 @@ def _awq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
         raise _UnsupportedError(f"for the {version} kernel")
     group = _group(given.get("group_size", given.get("q_group_size", 128)))
     return Awq(group, has_zero=bool(given.get("zero_point", True)))
+
+
+def _auto_round(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:
+    """AutoRound's own format is GPTQ's or AWQ's, by another name."""
+    layout, bits = str(given.get("packing_format", "auto_round:auto_gptq")), int(given["bits"])
+    if given.get("data_type", "int") != "int" or not layout.startswith("auto_round"):
+        raise _UnsupportedError(f"in the format {layout} of {given.get('data_type')}")
+    if int(given.get("act_bits") or FULL_BITS) < FULL_BITS:
+        raise _UnsupportedError(f"with activations of {given['act_bits']} bits")
+    settings = {name: given.get(name) for name in ("bits", "group_size", "sym")}
+    for rule in (given.get("extra_config") or {}).values():
+        if int(rule.get("bits", bits)) < FULL_BITS and any(
+            rule.get(name, settings[name]) != settings[name] for name in settings
+        ):
+            raise _UnsupportedError("with settings for single modules (extra_config)")
+    if "awq" in layout:
+        return _awq({**given, "version": "gemm"}, stored)
+    if bits not in INTEGER_BITS:
+        raise _UnsupportedError(f"with {bits} bits")
+    is_v1 = "gptq" in layout and "gptqmodel" not in layout
+    return Gptq(bits, _group(given["group_size"]), is_v1=is_v1, has_order=False)
 
 
 def _compressed_tensors(given: Mapping[str, Any], stored: torch.dtype) -> Scheme:

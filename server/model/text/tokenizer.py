@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from server.model.checkpoint.model_types import is_served_as_another
 from server.model.errors import ModelError
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template, shared_renderer
 from server.model.text.token_bytes import TokenBytes, decoder_rules
@@ -25,9 +26,11 @@ RENDER_ERRORS = (
     RecursionError,
 )
 USUAL_CHARACTERS = 8  # at most per token, usually; a longer text is encoded piece by piece to count its tokens
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
-    "messages",
-    "conversations",
+_RESERVED = {"conversations"} | {
+    parameter.name
+    for function in (PreTrainedTokenizerBase.apply_chat_template, apply_chat_template)
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 }
 
 
@@ -41,6 +44,22 @@ class TemplateOptionError(ModelError):
 
 class TextTooLongError(ModelError):
     """The text can't fit the model, however it is split into tokens."""
+
+
+def _load(folder: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; for a type that another's class computes, the ``tokenizer.json``, whatever code is beside it.
+
+    Raises:
+        ModelError: only code of the checkpoint could read its tokenizer.
+    """
+    if not (folder / "config.json").is_file() or not is_served_as_another(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder.name} has no tokenizer.json, and code that a checkpoint brings (auto_map) is never run; add the "
+            "tokenizer.json of a conversion of this model"
+        )
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 class Tokenizer:
@@ -57,8 +76,8 @@ class Tokenizer:
 
     def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+            self._tokenizer = _load(folder)
+        except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
         end = self._tokenizer.eos_token_id

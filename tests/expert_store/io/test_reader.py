@@ -25,8 +25,9 @@ class Desk:
     def __init__(self, catalog: ExpertCatalog, num_threads: int):
         self.catalog = catalog
         self.arena = HostArena(catalog.layout(0), 8, 8)
+        self.deaths: list[str] = []
         self.finished: list[tuple[int, Exception | None]] = []
-        self.files, self.reader = OpenFiles(catalog.paths), DiskReader(num_threads)
+        self.files, self.reader = OpenFiles(catalog.paths), DiskReader(num_threads, self.deaths.append)
         self._ended = threading.Semaphore(0)
 
     def job(self, expert: int, *, is_prefetch: bool = False, hold: threading.Event | None = None) -> ReadJob:

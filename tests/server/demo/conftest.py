@@ -8,7 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from server.demo.architecture import Shape
 from server.demo.corpus import END_OF_TEXT, read_corpus
-from server.demo.train import Settings
+from server.demo.run_settings import Settings
 
 WORDS = {
     "sea": ["wave", "salt", "gull", "tide", "sail", "deck", "foam", "reef", "mast", "crew"],

@@ -9,7 +9,7 @@ from server.demo import report, samples
 from server.demo.architecture import build_model
 from server.demo.errors import RunError
 from server.demo.export import export
-from server.demo.readme import fence, table
+from server.demo.readme import fence, render, table
 from server.demo.samples import first_turn
 from server.demo.train import Trainer
 from tests.server.demo.conftest import SETTINGS, TINY, make_documents, write_domain
@@ -71,7 +71,7 @@ def test_report_holds_what_was_measured(runs, chat_corpus, tokenizer_file, monke
     monkeypatch.setattr(samples, "TEXT_TOKENS", 4)
     monkeypatch.setattr(samples, "TURN_TOKENS", 4)
     export(runs / "moe", runs / "model", tokenizer_file)
-    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "dense", runs / "out")
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", dense_run=runs / "dense")
     results = json.loads((runs / "out" / "results.json").read_text())
     readme = (runs / "out" / "README.md").read_text()
     assert set(results["moe"]["perplexity"]) == set(results["dense"]["perplexity"]) == {"chat", "law", "sea"}
@@ -81,3 +81,60 @@ def test_report_holds_what_was_measured(runs, chat_corpus, tokenizer_file, monke
     assert str(runs) not in readme
     assert f"{results['moe']['perplexity']['sea']:.2f}" in readme
     assert (runs / "out" / "experts.png").stat().st_size < 300_000
+
+
+@pytest.fixture
+def short_samples(monkeypatch):
+    monkeypatch.setattr(samples, "TEXT_TOKENS", 4)
+    monkeypatch.setattr(samples, "TURN_TOKENS", 4)
+
+
+@pytest.fixture
+def first_report(runs, corpus, tokenizer_file, short_samples):
+    """A report of the domains without ``tools``."""
+    export(runs / "moe", runs / "model", tokenizer_file)
+    report.write_report(runs / "model", corpus, runs / "moe", runs / "first", dense_run=runs / "dense")
+    return runs / "first/results.json"
+
+
+def test_report_of_a_second_training_stands_beside_the_first(runs, chat_corpus, first_report):
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", before=first_report)
+    before = json.loads(first_report.read_text())
+    results = json.loads((runs / "out" / "results.json").read_text())
+    readme = (runs / "out" / "README.md").read_text()
+    assert results["before"]["perplexity"] == before["moe"]["perplexity"]
+    assert results["before"]["dense"] == before["dense"]
+    assert results["experts"]["information_on_domains_of_before"] == pytest.approx(
+        before["experts"]["mutual_information_bits"], abs=1e-4
+    )
+    assert f"| {before['moe']['perplexity']['sea']:.2f} | +0.0% |" in readme
+    assert "--before FIRST_RESULTS" in readme
+
+
+def test_readme_names_settings_that_changed_on_the_way(first_report):
+    results = json.loads(first_report.read_text())
+    results["runs"]["moe"]["changes"] = [{"step": 30, "tokens": 960, "before": {"tokens": 9, "repeat": {}}}]
+    assert "Settings were changed at step 30 (`tokens`, `repeat`), so" in render(results)
+
+
+def test_report_before_of_other_held_out_text_is_refused(runs, domains, first_report):
+    old = json.loads(first_report.read_text())
+    old["domains"]["sea"]["held_out_tokens"] += 1
+    first_report.write_text(json.dumps(old))
+    with pytest.raises(RunError, match="other held-out text of the domain 'sea'"):
+        report.describe_before(first_report, domains)
+
+
+@pytest.mark.parametrize("text", [None, "[]", "{}", "no JSON"])
+def test_report_before_that_is_no_report_is_named(tmp_path, domains, text):
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(RunError, match=r"--before .*results.json is no results.json of an earlier report"):
+        report.describe_before(path, domains)
+
+
+def test_readme_has_a_table_of_tool_calls(runs, corpus, first_report):
+    counts = {"asked": 9, "called": 8, "valid": 7, "right_tools": 6, "right_arguments": 5}
+    results = json.loads(first_report.read_text()) | {"calls": {"auto": counts}}
+    assert "| auto | 9 | 8 | 7 | 6 | 5 |" in render(results)

@@ -9,7 +9,9 @@ import torch
 from server.demo import train as train_module
 from server.demo.architecture import build_model, count_parameters
 from server.demo.errors import RunError
-from server.demo.train import Settings, Trainer, learning_rate_scale, main, train
+from server.demo.gradients import add_gradients
+from server.demo.run_settings import Settings, learning_rate_scale
+from server.demo.train import CHANGES, Trainer, main, train
 from tests.server.demo.conftest import SETTINGS, TINY
 
 pytestmark = pytest.mark.slow
@@ -88,6 +90,50 @@ def test_kill_during_a_save_keeps_the_last_checkpoint(tmp_path, trainer_of, monk
     assert trainer_of(tmp_path).progress.step == 1
 
 
+@pytest.mark.parametrize("dense", [False, True])
+def test_killed_run_in_bfloat16_ends_with_the_same_weights(tmp_path, trainer_of, dense):
+    settings = replace(SETTINGS, dense=dense, bfloat16=True)
+    whole = finish(trainer_of(folder(tmp_path / "whole"), settings))
+    run = folder(tmp_path / "killed")
+    killed = trainer_of(run, settings)
+    killed.step()
+    killed.save()
+    resumed = finish(trainer_of(run, settings))
+    for name, weight in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+
+
+def test_bfloat16_gives_about_the_same_gradients(tmp_path, trainer_of):
+    exact, low = (
+        trainer_of(folder(tmp_path / str(low)), replace(SETTINGS, bfloat16=low, balance_weight=0, z_weight=0))
+        for low in (False, True)
+    )
+    rows = torch.from_numpy(exact._batch()[0])
+    gradients = []
+    for trainer in (exact, low):
+        params = list(trainer.model.parameters())
+        add_gradients(trainer.computed, params, rows, trainer.settings, 0, trainer.pool)
+        assert {param.grad.dtype for param in params} == {torch.float32}
+        gradients.append(torch.cat([param.grad.flatten() for param in params]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+def test_run_that_starts_from_a_model_has_its_weights(tmp_path, trainer_of):
+    first = trainer_of(folder(tmp_path / "first"))
+    first.step()
+    first.model.save_pretrained(tmp_path / "model")
+    settings = replace(SETTINGS, seed=2, start=str(tmp_path / "model"))
+    second = trainer_of(folder(tmp_path / "second"), settings)
+    assert second.progress.step == 0
+    for name, weight in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weight), name
+
+
+def test_start_that_is_no_model_is_named(tmp_path, trainer_of):
+    with pytest.raises(RunError, match=r"--start .*nowhere is no model of the trained architecture"):
+        trainer_of(tmp_path, replace(SETTINGS, start=str(tmp_path / "nowhere")))
+
+
 def test_same_seed_gives_the_same_weights_and_another_does_not(tmp_path, trainer_of):
     first, second, other = (
         trainer_of(folder(tmp_path / name), replace(SETTINGS, seed=seed))
@@ -117,6 +163,14 @@ def test_run_logs_loss_and_perplexity_by_domain(tmp_path, corpus, tokenizer_file
     assert [each["step"] for each in evaluations] == [4, 8, 10]
     assert set(evaluations[-1]["perplexity"]) == {"law", "sea"}
     assert json.loads((run / "settings.json").read_text())["seed"] == SETTINGS.seed
+
+
+def test_settings_that_change_on_the_way_are_kept(tmp_path, corpus, tokenizer_file):
+    for tokens in (6 * 128, 8 * 128, 8 * 128):
+        train(corpus, tmp_path / "run", tokenizer_file, replace(SETTINGS, tokens=tokens), shape=TINY)
+    (line,) = map(json.loads, (tmp_path / "run" / CHANGES).read_text().splitlines())
+    assert line == {"step": 6, "tokens": 6 * 128, "before": {"tokens": 6 * 128}}
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["tokens"] == 8 * 128
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path, trainer_of):

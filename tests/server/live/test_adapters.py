@@ -76,7 +76,9 @@ def server(codec: Codec, tmp_path: Path) -> Iterator[AdapterServer]:
     memory = AdapterMemory(store, rig.engine.wake)
     registry = AdapterRegistry(TARGETS, memory, tmp_path, ["fake"])
     rig.engine.start()
-    model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=Directory(registry, memory))
+    model = LoadedModel(
+        "fake", rig.engine, codec, adapters=registry, directory=Directory("fake", adapters=(registry, memory))
+    )
     service = Service("1", aliases=[ModelAlias("gpt-*", "fake")])
     with serving_model(model, rig.engine, service=service) as live:
         yield AdapterServer(live, service, tmp_path, registry, f"http://127.0.0.1:{live.port}", used)

@@ -87,6 +87,7 @@ def test_every_expert_of_every_layer_is_listed(server: ExpertServer) -> None:
     assert experts[0, 3] == server.expert(0, 3)
     assert set(experts[0, 3]) == {
         "layer", "expert", "variant", "residency", "tokens", "bytes", "pinned", "quarantined",
+        "variants",
     }  # fmt: skip
     assert body["loaded_bytes"] == server.store.statistics().loaded_bytes > 0
     assert body["hit_ratio"] == 0
@@ -161,7 +162,8 @@ def test_an_expert_in_use_is_not_evicted(server: ExpertServer) -> None:
 def test_evictions_say_why_experts_stay(server: ExpertServer) -> None:
     server.changed("pin", [0, 1])
     server.use(0, 1, 2)
-    with server.store.lease(one_row_each(1, [4])):
+    with server.store.lease(one_row_each(1, [4])) as lease:
+        assert len(list(lease)) == 1
         body = server.post("evict", [0, 1], [0, 2], [1, 4], [1, 7]).json()
     assert body["changed"] == 1
     assert body["unchanged"] == {"pinned": [[0, 1]], "in_use": [[1, 4]], "not_resident": [[1, 7]]}

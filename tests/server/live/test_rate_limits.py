@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 
@@ -86,3 +87,47 @@ def test_a_rate_limit_is_in_the_headers_and_enforced(codec: Codec) -> None:
     assert 1700 < int(headers_of(answers[2])["retry-after"]) <= 1800
     assert error_of(answers[2])["message"] == "One key or address may send 2 requests in 3600 seconds: try again later."
     assert RATE_HEADERS[0] not in headers_of(health)
+
+
+@pytest.fixture(scope="module")
+def four(codec: Codec) -> Iterator[FakeServer]:
+    """A server that runs four requests of each key at a time."""
+    service = Service("1", keys=Keys(KeyRing(["a", "b"])), rate_limiter=RateLimiter(RateLimits(max_running=4)))
+    with serving_rig(Rig(num_blocks=2048), codec, service=service) as server:
+        yield server
+
+
+def test_each_choice_counts_as_a_running_request(four: FakeServer) -> None:
+    gate = threading.Event()
+    four.rig.model.before_step = lambda: gate.wait(30)
+    with four.connect() as connection:
+        connection.sendall(sent_by("a", complete(b"three", max_tokens=3, stream=True, n=3)))
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        two = ask(four.port, sent_by("a", complete(b"two", max_tokens=1, n=2)))
+        assert status_of(two) == 429
+        assert "each choice counts as one" in error_of(two)["message"]
+        gate.set()
+        while connection.recv(1 << 16):
+            pass
+    assert status_of(ask(four.port, sent_by("a", complete(b"four", max_tokens=1, n=4)))) == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"), [({"n": 5}, "n"), ({"prompt": [[97]] * 5}, "prompt"), ({"prompt": [[97]] * 3, "n": 2}, "n")]
+)
+def test_more_choices_than_may_ever_run_are_an_error_that_names_the_field(
+    four: FakeServer, body: dict[str, object], param: str
+) -> None:
+    asked = json.dumps({"prompt": [97], "max_tokens": 1, **body}).encode()
+    answer = ask(four.port, sent_by("a", post_bytes("/v1/completions", asked)))
+    assert (status_of(answer), error_of(answer)["param"]) == (400, param)
+    assert "the 4 that one key or address may have running" in error_of(answer)["message"]
+
+
+def test_many_inputs_to_embed_run_within_the_limit_and_are_released(four: FakeServer) -> None:
+    most_at_once: list[int] = []
+    four.rig.model.before_step = lambda: most_at_once.append(len(four.engine.statuses()))
+    asked = json.dumps({"input": [[97 + index] for index in range(20)]}).encode()
+    assert status_of(ask(four.port, sent_by("b", post_bytes("/v1/embeddings", asked)))) == 200
+    assert max(most_at_once) <= 4
+    assert status_of(ask(four.port, sent_by("b", complete(b"four", max_tokens=1, n=4)))) == 200

@@ -12,11 +12,13 @@ from server.model.experts.replacements.base import ReplacementExperts
 class IdentityExperts(ReplacementExperts):
     """Experts whose output for choices beyond the last expert is their input.
 
-    Mirrors ``LongcatFlashExperts``, whose ``gate_up_proj`` has rows for these experts too; a checkpoint has none.
+    Mirrors ``LongcatFlashExperts``, whose ``gate_up_proj`` has rows for these experts too. A checkpoint that
+    transformers saved has them, a published one does not.
     """
 
     def __init__(self, original: Any):
         super().__init__(original.gate_up_proj[: original.num_routed_experts], original.down_proj, original.act_fn)
+        self.num_stored_experts: int = original.total_experts
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor

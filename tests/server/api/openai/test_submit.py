@@ -102,6 +102,19 @@ def test_choices_have_seeds_of_their_own(fake, complete, seed):
     assert all(-(2**63) <= choice_seed < 2**63 for choice_seed in seeds)
 
 
+def test_consecutive_seeds_share_no_choice(fake, complete):
+    for seed in range(8):
+        complete(seed=seed, n=8)
+    assert len({request.sampling.seed for request in fake.engine.requests}) == 64
+
+
+def test_a_choice_has_the_same_seed_each_time(fake, complete):
+    complete(seed=3, n=2)
+    complete(seed=3, n=2)
+    seeds = [request.sampling.seed for request in fake.engine.requests]
+    assert seeds[:2] == seeds[2:]
+
+
 def test_newer_name_of_the_limit_wins(fake, complete):
     complete(max_tokens=3, max_completion_tokens=2)
     assert fake.engine.requests[0].sampling.max_tokens == 2

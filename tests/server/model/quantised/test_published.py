@@ -87,3 +87,18 @@ def test_kimi_k25_has_layers_where_transformers_saves_blocks(tmp_path: Path) -> 
     assert renamed.keys() != tensors.keys()
     save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
     assert torch.equal(logits(tmp_path), expected)
+
+
+@pytest.mark.parametrize("as_published", [True, False], ids=["experts", "stacks"])
+def test_longcat_may_have_weights_of_experts_that_compute_nothing(as_published: bool, tmp_path: Path) -> None:
+    """Transformers saves gate and up of these, which published checkpoints lack."""
+    config = make_config("longcat_flash")
+    config.zero_expert_num = 2
+    saved = save_checkpoint(config, tmp_path / "saved", as_published=as_published)
+    published = save_checkpoint(config, tmp_path / "published")
+    tensors = load_file(published / "model.safetensors")
+    extra = [name for name in tensors if re.search(r"experts\.[89]\.", name)]
+    assert extra
+    kept = {name: tensor for name, tensor in tensors.items() if name not in extra}
+    save_file(kept, published / "model.safetensors", {"format": "pt"})
+    assert torch.equal(logits(saved), logits(published))

@@ -1,0 +1,74 @@
+"""``/v1/experts/load`` and ``/v1/experts/variants``: expert variants that come and go while the server runs."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+
+from server.api.core.auth import AdminDep
+from server.api.core.body import JsonBody
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import InvalidRequestError, ModelNotFoundError
+from server.api.core.fields import Text
+from server.api.core.service import Service
+from server.api.core.validation import quote
+from server.engine.interface import UnknownVariantError, VariantAdministration
+
+NO_VARIANTS = "This server loads no expert weights: start it with --experts-dir."
+
+# The routes are plain functions, which FastAPI runs in threads: they read files.
+router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep])
+
+
+class VariantBody(BaseModel):
+    """A variant to load."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    name: Text
+    path: Text
+
+
+@router.post("/load")
+def load_variant(body: Annotated[VariantBody, JsonBody(VariantBody)], service: ServiceDep) -> JSONResponse:
+    service.unknown_fields.note(body.model_extra or ())
+    variant = variants_of(service).load(body.name, body.path)
+    return JSONResponse(listed(service, variant))
+
+
+@router.get("/variants")
+def list_variants(service: ServiceDep) -> JSONResponse:
+    data = [listed(service, variant) for variant in variants_of(service).overview()]
+    return JSONResponse({"object": "list", "data": data})
+
+
+@router.delete("/variants/{name}")
+def unload_variant(name: str, service: ServiceDep) -> JSONResponse:
+    try:
+        variants_of(service).unload(name)
+    except UnknownVariantError as error:
+        raise ModelNotFoundError(
+            f"There is no expert variant {quote(name)}: see GET /v1/experts/variants.", "name"
+        ) from error
+    return JSONResponse({"object": "experts.variant.deleted", "name": name, "deleted": True})
+
+
+def listed(service: Service, variant: dict[str, Any]) -> dict[str, Any]:
+    """Return a variant with the name of the model that it is served as."""
+    model = f"{service.loaded_model(None).name}:{variant['name']}"
+    return {"object": "experts.variant", "model": model, **variant}
+
+
+def variants_of(service: Service) -> VariantAdministration:
+    """Return the expert variants of the loaded model.
+
+    Raises:
+        ServiceUnavailableError: the model is still loading.
+        InvalidRequestError: the server loads no variants.
+
+    """
+    variants = service.loaded_model(None).variants
+    if variants is None:
+        raise InvalidRequestError(NO_VARIANTS)
+    return variants

@@ -1,0 +1,37 @@
+"""Opens the registry of expert variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from expert_store import ExpertStore, find_shards, is_pack, open_pack, read_index
+from server.loading.load_model import ModelParts
+from server.model.checkpoint.fingerprint import fingerprint
+from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.variant_files import BaseModel
+from server.settings import ServeSettings
+from server.weights.variant_registry import VariantRegistry
+
+
+def open_variants(
+    settings: ServeSettings, model: ModelParts, store: ExpertStore, on_change: Callable[[], None]
+) -> VariantRegistry:
+    """Return a registry without variants.
+
+    Args:
+        on_change: see ``VariantRegistry``.
+    """
+    return VariantRegistry(store, lambda: base_model(model.folder, model), settings.experts_dir, on_change)
+
+
+def base_model(folder: Path, parts: ModelParts) -> BaseModel:
+    """Describe a loaded model to its variants.
+
+    Raises:
+        ModelError, ExpertStoreError: its files can't be read any more.
+    """
+    pack = open_pack(folder) if is_pack(folder) else None
+    index = {} if pack else read_index(find_shards(folder))
+    model = build_model(read_config(pack.data_folder if pack else folder), parts.trunk.dtype)
+    return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint(parts.trunk), index)

@@ -1,0 +1,131 @@
+"""Checkpoints whose type transformers computes under another name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from server.model.checkpoint.trunk_loader import read_config
+from server.model.errors import ModelError
+from server.model.text.tokenizer import Tokenizer
+from tests.byte_tokenizer import save_byte_tokenizer
+from tests.checkpoints import save_checkpoint
+from tests.families import make_config
+from tests.server.model.quantised.test_published import logits
+
+CODE = {"AutoConfig": "configuration_evil.Config", "AutoModelForCausalLM": "modeling_evil.Model"}
+
+
+def renamed(folder: Path, model_type: str, **changes: Any) -> Path:
+    """Give a checkpoint the type that its publisher chose, with code of its own."""
+    for module in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        (folder / f"{module}.py").write_text("raise SystemExit('code of a checkpoint was run')")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": model_type, "auto_map": CODE} | changes))
+    return folder
+
+
+BAILING = {
+    "architectures": ["BailingMoeV2ForCausalLM"],
+    "score_function": "sigmoid",
+    "norm_topk_prob": True,
+    "use_bias": False,
+    "use_qk_norm": True,
+    "partial_rotary_factor": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "served_as", "published"),
+    [
+        ("kimi_k2", "deepseek_v3", {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}),
+        ("bailing_moe_v2", "sarvam_moe", BAILING),
+        ("bailing_moe", "sarvam_moe", BAILING),
+    ],
+)
+def test_the_same_tensors_give_the_same_logits_under_both_types(
+    model_type: str, served_as: str, published: Mapping[str, Any], tmp_path: Path
+) -> None:
+    config = make_config(served_as)
+    if "partial_rotary_factor" in published:
+        config.rope_parameters["partial_rotary_factor"] = published["partial_rotary_factor"]
+    folder = save_checkpoint(config, tmp_path)
+    expected = logits(folder)
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    values["rope_theta"] = values.pop("rope_parameters")["rope_theta"]
+    path.write_text(json.dumps(values))
+    assert torch.equal(logits(renamed(folder, model_type, **published)), expected)
+
+
+def test_a_flat_ernie_config_gives_the_logits_of_one_with_parts(tmp_path: Path) -> None:
+    folder = save_checkpoint(make_config("ernie4_5_vl_moe"), tmp_path)
+    expected = logits(folder)
+    values = json.loads((folder / "config.json").read_text())
+    text, vision = values.pop("text_config"), values.pop("vision_config")
+    rope = text.pop("rope_parameters")
+    flat = text | {
+        "architectures": values["architectures"],
+        "tie_word_embeddings": values["tie_word_embeddings"],
+        "im_patch_id": values["image_token_id"],
+        "rope_theta": rope["rope_theta"],
+        "freq_allocation": rope["mrope_section"][2],
+        "moe_num_experts": [text["moe_num_experts"]] * 2,
+        "moe_layer_interval": 1,
+        "moe_layer_start_index": [1, 1],
+        "moe_layer_end_index": [2, 2],
+        "spatial_conv_size": vision["spatial_merge_size"],
+        "temporal_conv_size": vision["temporal_merge_size"],
+        "vision_config": vision | {"mlp_ratio": vision["intermediate_size"] / vision["hidden_size"]},
+    }
+    del flat["mlp_layer_types"]
+    (folder / "config.json").write_text(json.dumps(flat))
+    assert torch.equal(logits(renamed(folder, "ernie4_5_moe_vl")), expected)
+
+
+def test_settings_that_the_class_does_not_compute_are_named(tmp_path: Path) -> None:
+    folder = renamed(save_checkpoint(make_config("deepseek_v3"), tmp_path), "kimi_k2", scoring_func="softmax")
+    with pytest.raises(
+        ModelError, match=r"kimi_k2 with scoring_func 'softmax', which deepseek_v3 of transformers does"
+    ):
+        read_config(folder)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "remedy"),
+    [
+        ("minimax_text_01", "use MiniMaxAI/MiniMax-Text-01-hf"),
+        ("custom", "use a checkpoint of a type that docs/models"),
+    ],
+)
+def test_a_type_that_only_its_own_code_computes_is_refused(model_type: str, remedy: str, tmp_path: Path) -> None:
+    folder = renamed(save_checkpoint(make_config("qwen3_moe"), tmp_path), model_type)
+    with pytest.raises(ModelError, match=rf"has no {model_type}, and code that a checkpoint brings .* {remedy}"):
+        read_config(folder)
+
+
+@pytest.fixture
+def kimi(tmp_path: Path) -> Path:
+    folder = renamed(save_checkpoint(make_config("deepseek_v3"), tmp_path), "kimi_k2")
+    save_byte_tokenizer(folder)
+    path = folder / "tokenizer_config.json"
+    code = {"tokenizer_class": "EvilTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_evil.Tokenizer", None]}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | code))
+    return folder
+
+
+def test_a_tokenizer_with_code_is_read_from_its_json(kimi: Path) -> None:
+    tokenizer = Tokenizer(kimi)
+    assert tokenizer.encode("Hello") == list(b"Hello")
+
+
+def test_a_tokenizer_that_only_its_own_code_reads_is_refused(kimi: Path) -> None:
+    (kimi / "tokenizer.json").unlink()
+    (kimi / "tiktoken.model").write_text("")
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json, and code that a checkpoint brings"):
+        Tokenizer(kimi)
