@@ -125,7 +125,9 @@ class LoadedModel:
         return self.name == AUTO and self.base is not None
 
     def has_other(self, name: str) -> bool:
-        """Return True if a name is that of weights beside the base model's."""
+        """Return True if a name is that of weights beside the base model's, or ``auto`` while a router can choose."""
+        if name == AUTO:
+            return self.has_candidates
         return self.directory is not None and self.directory.root(name) is not None
 
     @property

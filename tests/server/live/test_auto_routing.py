@@ -12,7 +12,14 @@ import httpx
 import pytest
 
 from server.api.core.api_keys import KeyRing, Keys
-from server.engine.interface import GenerationRequest, RequestWeights, TokenStream, UnknownAdapterError
+from server.api.core.rate_limiter import RateLimiter, RateLimits
+from server.engine.interface import (
+    GenerationRequest,
+    RequestWeights,
+    RoutingExamples,
+    TokenStream,
+    UnknownAdapterError,
+)
 from tests.adapters import write_adapter
 from tests.server.engine.fakes import FakeModel
 from tests.server.live.requests import post
@@ -77,6 +84,15 @@ def routings_in(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     replies = [each for event in events for each in (event, event.get("response"), event.get("message"))]
     found = [reply["greenroom"] for reply in replies if isinstance(reply, dict) and "greenroom" in reply]
     return [each["routing"] for each in found if "routing" in each]
+
+
+def wait_until_ready(server: AdapterServer) -> None:
+    """Wait until the examples of the first adapter are embedded."""
+    for _ in range(3000):
+        if server.get("/v1/adapters")["data"][0]["routing"]["state"] == "ready":
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("the examples were not embedded")
 
 
 def error_of(answer: httpx.Response) -> tuple[int, str | None, str]:
@@ -283,11 +299,7 @@ def test_the_list_of_adapters_says_which_take_part(routed: AdapterServer) -> Non
 
 def test_examples_are_embedded_when_an_adapter_is_loaded(server: AdapterServer) -> None:
     server.load("law", examples=[LAW]).raise_for_status()
-    for _ in range(1000):
-        if server.get("/v1/adapters")["data"][0]["routing"]["state"] == "ready":
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("the examples were not embedded")
+    wait_until_ready(server)
 
 
 def test_loading_does_not_wait_for_a_busy_engine(routed: AdapterServer, held: HeldEngine) -> None:
@@ -300,6 +312,7 @@ def test_more_examples_than_the_queue_holds_are_embedded_one_by_one(
 ) -> None:
     monkeypatch.setattr(vars(server.live.engine)["_submissions"], "_max_queued", 1)
     server.load("law", examples=[LAW] * 20).raise_for_status()
+    wait_until_ready(server)
     assert server.post("/v1/completions", **COMPLETION).json()["model"] == "law"
 
 
@@ -354,6 +367,32 @@ def test_a_client_that_leaves_while_its_prompt_is_embedded_leaves_nothing_behind
     routed.live.wait_until_idle()
     assert routed.live.engine.num_submitted == num_before + 1  # the embedding, and no text
     assert routed.registry.num_routed()["law"] == 1  # that of the fixture
+
+
+def test_examples_do_not_count_as_requests_of_the_caller_that_waits_for_them(server: AdapterServer) -> None:
+    """The caller leaves while they are embedded, so nothing would end their count."""
+    server.service.rate_limiter = RateLimiter(RateLimits(max_running=3))
+    write_adapter(server.folder / "law")
+    server.registry.load("law", "law", routing=RoutingExamples(examples=(LAW,) * 8))
+    server.post("/v1/completions", model="fake", prompt=LAW, max_tokens=1).raise_for_status()
+    model = cast("FakeModel", vars(server.live.engine)["_runner"])
+    num_steps, go, has_begun = len(model.steps), threading.Event(), threading.Event()
+
+    def hold_the_examples() -> None:
+        if len(model.steps) > num_steps:  # the first step was that of the prompt
+            has_begun.set()
+            assert go.wait(30)
+
+    model.before_step = hold_the_examples
+    with server.live.connect() as connection:
+        connection.sendall(post("/v1/completions", **COMPLETION))
+        assert has_begun.wait(30)
+    server.live.wait_until_left()
+    go.set()
+    server.post("/v1/completions", **COMPLETION).raise_for_status()
+    server.live.wait_until_idle()
+    callers = vars(server.service.rate_limiter)["_callers"].values()
+    assert [caller.num_running for caller in callers] == [0]
 
 
 def test_the_time_limit_covers_the_embedding(routed: AdapterServer, held: HeldEngine) -> None:
