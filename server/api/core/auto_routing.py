@@ -24,7 +24,6 @@ from server.engine.interface import (
     EngineError,
     ExpertUsage,
     PromptTooLongError,
-    QueueFullError,
     RequestRefusedError,
     UnknownAdapterError,
 )
@@ -110,10 +109,8 @@ async def embed_texts(model: LoadedModel, texts: Texts) -> Vectors:
     tokens = await asyncio.to_thread(_tokens, model, texts)
     if not tokens:
         raise RequestRefusedError("its examples have no tokens")
-    try:  # together, so that they share the experts of a step
-        events = await Embedding(model, tokens, "mean", id_prefix="route-").events()
-    except QueueFullError:
-        events = await Embedding(model, tokens, "mean", id_prefix="route-", max_concurrent=1).events()
+    # One by one: the queue may hold fewer than there are, and is for requests.
+    events = await Embedding(model, tokens, "mean", id_prefix="route-", max_concurrent=1).events()
     return _directions([event.embedding for event in events if event.embedding is not None])
 
 
