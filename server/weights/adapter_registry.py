@@ -70,10 +70,10 @@ class AdapterRegistry:
         totals = self._totals
         return [(version, version.num_total + totals.get(name, 0)) for name, version in self._current.items()]
 
-    def load(self, name: str, path: str, *, replace: bool = False) -> None:
+    def load(self, name: str, path: str, *, replace: bool = False) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
-        self._load(name, path, self._folder, replace=replace)
+        return self._load(name, path, self._folder, replace=replace)
 
     def load_own(self, name: str, path: str) -> None:
         """Load an adapter of the server's operator, from any path.
@@ -110,7 +110,7 @@ class AdapterRegistry:
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }
 
-    def _load(self, name: str, path: str, folder: Path | None, *, replace: bool) -> None:
+    def _load(self, name: str, path: str, folder: Path | None, *, replace: bool) -> bool:
         self._check_name(name)
         with self._lock:
             old = self._current.get(name)
@@ -141,6 +141,7 @@ class AdapterRegistry:
             files.match.num_tensors,
             ", ".join(map(str, files.ranks)),
         )
+        return old is not None
 
     def _check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
+from server.api.core.audit import audited
 from server.api.core.auth import AdminDep
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
@@ -40,15 +41,20 @@ def list_adapters(service: ServiceDep) -> JSONResponse:
 @router.post("/load_lora_adapter")
 def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
-    adapters_of(service).load(body.lora_name, body.lora_path, replace=body.load_inplace)
+    adapters = adapters_of(service)
+    with audited("adapter.load", adapter=body.lora_name, path=body.lora_path) as line:
+        if adapters.load(body.lora_name, body.lora_path, replace=body.load_inplace):
+            line["action"] = "adapter.replace"
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/unload_lora_adapter")
 def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
+    adapters = adapters_of(service)
     try:
-        adapters_of(service).unload(body.lora_name)
+        with audited("adapter.unload", adapter=body.lora_name):
+            adapters.unload(body.lora_name)
     except UnknownAdapterError as error:
         raise ModelNotFoundError(
             f"There is no adapter {quote(body.lora_name)}: see GET /v1/adapters.", "lora_name"
@@ -64,7 +70,7 @@ def adapters_of(service: Service) -> AdapterAdministration:
         InvalidRequestError: the server loads no adapters.
 
     """
-    adapters = service.loaded_model(None).adapters
+    adapters = service.base_model.adapters
     if adapters is None:
         raise InvalidRequestError(NO_ADAPTERS)
     return adapters

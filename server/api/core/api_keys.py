@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
 
+DIGEST = "sha256:"  # begins a digest that is written as text
+ID_CHARACTERS = 12
+
 
 class KeyRing:
     """Keys, kept as digests, so that a comparison takes the same time for every input."""
@@ -28,3 +31,13 @@ class Keys:
 
     users: KeyRing = field(default_factory=KeyRing)
     admins: KeyRing = field(default_factory=KeyRing)
+
+
+def digest_of(key: str) -> str:
+    """Return the digest of a key, as a policy file has it."""
+    return DIGEST + sha256(key.encode()).hexdigest()
+
+
+def key_id(digest: bytes) -> str:
+    """Return the beginning of a digest, which tells keys apart in the log."""
+    return DIGEST + digest.hex()[:ID_CHARACTERS]

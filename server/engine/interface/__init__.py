@@ -4,18 +4,24 @@ The HTTP API imports nothing else of the engine.
 """
 
 from server.engine.interface.errors import (
+    POLICY_REASONS,
     DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
     GenerationFailedError,
+    PolicyReason,
+    PolicyRefusedError,
     PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
+    RequiredAdapterError,
     UnknownAdapterError,
     UnknownVariantError,
+    UnusablePolicyError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
 from server.engine.interface.model_card import ModelCard
+from server.engine.interface.policy import ForbiddenExperts, Policy
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
 from server.engine.interface.protocols import (
     ChangedExperts,
@@ -44,6 +50,7 @@ from server.model.step import RoutedExperts
 
 __all__ = [
     "MAX_UNREAD",
+    "POLICY_REASONS",
     "AdapterAdministration",
     "ChangedExperts",
     "ChatPrompt",
@@ -58,6 +65,7 @@ __all__ = [
     "ExpertPlace",
     "ExpertUsage",
     "FinishReason",
+    "ForbiddenExperts",
     "GenerationEngine",
     "GenerationFailedError",
     "GenerationRequest",
@@ -66,6 +74,9 @@ __all__ = [
     "JsonObject",
     "Media",
     "ModelCard",
+    "Policy",
+    "PolicyReason",
+    "PolicyRefusedError",
     "Pooling",
     "PromptTooLongError",
     "QueueFullError",
@@ -73,6 +84,7 @@ __all__ = [
     "RequestState",
     "RequestStatus",
     "RequestWeights",
+    "RequiredAdapterError",
     "RoutedExperts",
     "SamplingDefaults",
     "SamplingParams",
@@ -84,6 +96,7 @@ __all__ = [
     "TokenStream",
     "UnknownAdapterError",
     "UnknownVariantError",
+    "UnusablePolicyError",
     "VariantAdministration",
     "WeightsDirectory",
     "check_sampling",
