@@ -57,6 +57,13 @@ SUBCOMMANDS = (
         "Replay recorded routing against cache policies and sizes. The last row is Belady's optimum.",
     ),
     Subcommand(
+        "key-digest",
+        "server.cli.key_digest",
+        "print the digest of an API key, for a policy file",
+        "Print the digest of an API key, for a policy file. The key is read from standard input or a file, because other "
+        "users of the machine can see the command line.",
+    ),
+    Subcommand(
         "chat",
         "client.chat.command",
         "chat with a server",

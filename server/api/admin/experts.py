@@ -1,7 +1,6 @@
 """``/v1/experts``: the residency of the model's experts, and routes to change it."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -91,8 +90,7 @@ def evict_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: 
 def change(action: ExpertChange, body: ExpertsBody, service: Service) -> JSONResponse:
     service.unknown_fields.note(body.model_extra or ())
     experts = experts_of(service)
-    audits = nullcontext({}) if action == "prefetch" else audited(f"experts.{action}", experts=named(body.experts))
-    with audits as line:
+    with audited(f"experts.{action}", experts=named(body.experts)) as line:
         changed = experts.change(action, body.experts)
         line["changed"] = changed.num_changed
     reply = {"object": f"experts.{action}", "requested": len(body.experts), "changed": changed.num_changed}

@@ -18,6 +18,10 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._digests)
 
+    def has_digest(self, digest: bytes) -> bool:
+        """Return True if a key of these has that digest; for operators, since it compares in no constant time."""
+        return digest in self._digests
+
     def find(self, key: bytes) -> bytes | None:
         """Return the digest of ``key`` if it is one of these. It is compared with all, also after a match."""
         sent = sha256(key).digest()
@@ -31,6 +35,10 @@ class Keys:
 
     users: KeyRing = field(default_factory=KeyRing)
     admins: KeyRing = field(default_factory=KeyRing)
+
+    def has_digest(self, digest: bytes) -> bool:
+        """Return True if user routes look up the key of a digest; without users' keys they look up none."""
+        return bool(self.users) and (self.users.has_digest(digest) or self.admins.has_digest(digest))
 
 
 def digest_of(key: str) -> str:
