@@ -60,8 +60,8 @@ SUBCOMMANDS = (
         "key-digest",
         "server.cli.key_digest",
         "print the digest of an API key, for a policy file",
-        "Print the digest of an API key, for a policy file. The key comes from standard input or a file, because others "
-        "can see the command line.",
+        "Print the digest of an API key, for a policy file. The key comes from standard input or a file, because "
+        "others can see the command line.",
     ),
     Subcommand(
         "chat",

@@ -120,7 +120,7 @@ class Rig:
 
     def reload(self, text: str) -> str:
         self.file.write_text(text)
-        (reload,) = self.hooks._hooks.values()  # noqa: SLF001
+        (reload,) = self.hooks._hooks.values()
         return reload()
 
 

@@ -283,9 +283,7 @@ def test_what_an_administrator_loads_and_unloads_is_written_down(
     assert "is loaded already" in lines[1]["error"]
 
 
-def test_an_administrator_without_a_key_is_the_loopback(
-    server: PolicyServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_administrator_without_a_key_is_the_loopback(server: PolicyServer, caplog: pytest.LogCaptureFixture) -> None:
     server.service.keys = Keys()
     httpx.post(f"{server.url}/v1/unload_lora_adapter", json={"lora_name": "law"})
     assert audit_lines(caplog)[-1]["who"] == "loopback"
