@@ -56,7 +56,7 @@ def server(folder: Path) -> Iterator[Server]:
         yield running
 
 
-def post(server: Server, key: str, path: str, **body: Any) -> httpx.Response:
+def post(server: Server, key: str, path: str, /, **body: Any) -> httpx.Response:
     return httpx.post(f"{server.url}{path}", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=100)
 
 
