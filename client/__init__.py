@@ -1,5 +1,6 @@
 """Python client for a Greenroom server."""
 
+from client.adapters import Adapter
 from client.async_client import AsyncClient, AsyncStream
 from client.errors import (
     APIConnectionError,
@@ -42,6 +43,7 @@ __all__ = [
     "APIConnectionError",
     "APIStatusError",
     "APITimeoutError",
+    "Adapter",
     "AsyncClient",
     "AsyncStream",
     "AuthenticationError",

@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar, Unpack
 
 import httpx
 
+from client.adapters import Adapter, parse_adapters
 from client.experts import Expert, ExpertChange, ExpertMap, parse_change, parse_expert, parse_expert_map
 from client.frames import ExpertFrame
 from client.generation import ChatReply, Completion, Reply, Token, join_tokens, parse_tokens, parse_usage
@@ -128,6 +129,30 @@ def prefetch(experts: ExpertKeys) -> Call[ExpertChange]:
 def evict(experts: ExpertKeys) -> Call[ExpertChange]:
     """Evict experts from memory, unless they are pinned or in use."""
     return _change("evict", experts)
+
+
+def adapters() -> Call[list[Adapter]]:
+    """List the LoRA adapters that the server has loaded."""
+    request = RequestSpec("GET", "/v1/adapters", is_admin=True)
+    return Call(request, "list of adapters", lambda response: parse_adapters(response.json()))
+
+
+def load_adapter(name: str, path: str, *, replace: bool = False) -> Call[None]:
+    """Load a LoRA adapter, which is served as a model of that name.
+
+    Args:
+        path: Its folder, relative to the server's ``--adapters-dir``.
+        replace: Whether the name may have an adapter already.
+    """
+    body = {"lora_name": name, "lora_path": path, "load_inplace": replace}
+    request = RequestSpec("POST", "/v1/load_lora_adapter", body, is_admin=True)
+    return Call(request, "adapter change", lambda _: None)
+
+
+def unload_adapter(name: str) -> Call[None]:
+    """Unload a LoRA adapter; requests that use it finish."""
+    request = RequestSpec("POST", "/v1/unload_lora_adapter", {"lora_name": name}, is_admin=True)
+    return Call(request, "adapter change", lambda _: None)
 
 
 def requests() -> Call[list[RequestStatus]]:

@@ -32,6 +32,7 @@ class GenerationOptions(TypedDict, total=False):
     min_tokens: int
     response_format: Mapping[str, Any]
     return_experts: bool
+    adapters: Sequence[Mapping[str, Any]]  # LoRA adapters to add: {"name": ..., "weight": ...}
     user: str
     priority: int
     timeout: float  # seconds until the server ends the request

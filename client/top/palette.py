@@ -15,7 +15,7 @@ MEMORY_RGB: dict[str, Rgb] = {
     "step": (231, 145, 194),
     "unaccounted": (255, 141, 128),
     "kv_cache": TIER_RGB[DEVICE],
-    "adapters": (226, 192, 89),
+    "adapters": (226, 193, 98),
     "experts": TIER_RGB[HOST],
 }
 OTHER_RGB: Rgb = (230, 238, 234)

@@ -13,6 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from server.api.core.audit import audit
+from server.api.core.auto_routing import learn_examples
 from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
@@ -79,6 +80,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 service.metrics = loaded.metrics.render
                 for adapter in settings.adapter:
                     audit("adapter.load", who="start", adapter=adapter.name, path=adapter.path)
+                service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
                 write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -13,7 +13,7 @@ from server.byte_sizes import as_flag, format_bytes
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.pages import PARAMETER
 from server.settings import SettingsError
-from server.weights.adapter_version import LAYER, AdapterVersion
+from server.weights.adapter_version import LAYER, AdapterVersion, PlacedAdapter
 
 NUM_READERS = 2
 MOST_OPEN = 64  # adapters whose files stay open though none of their pages is in memory
@@ -26,19 +26,26 @@ class AdapterStore:
         layout: the layout of all pages.
         nbytes: the memory for pages.
         device: on which the model computes. Pages stay in host memory; matrices of adapters in use are copied.
+        prepare: makes what the model needs of an adapter before its first step.
 
     Raises:
         SettingsError: the memory holds no page.
     """
 
-    def __init__(self, layout: ExpertLayout, nbytes: int, device: torch.device):
+    def __init__(
+        self,
+        layout: ExpertLayout,
+        nbytes: int,
+        device: torch.device,
+        prepare: Callable[[LoraAdapter], object] = lambda _: None,
+    ):
         if nbytes < layout.slot_bytes:
             raise SettingsError(
                 f"--adapter-memory is {format_bytes(nbytes)}, but a page of this model's adapters takes "
                 f"{format_bytes(layout.slot_bytes)}; set it to {as_flag(layout.slot_bytes, rounds_up=True)} or more"
             )
         self.page_bytes, self.num_slots = layout.slot_bytes, nbytes // layout.slot_bytes
-        self._device = device
+        self._device, self._prepare = device, prepare
         self._store = ExpertStore(
             ExpertCatalog({LAYER: LayerEntry(layout, ())}), nbytes, num_readers=NUM_READERS, policy="lru"
         )
@@ -55,6 +62,7 @@ class AdapterStore:
     def close_file(self, version: AdapterVersion) -> None:
         """Drop the pages of an adapter that no lease holds, and close its file."""
         self._store.remove_variant(version.variant)
+        version.last = None
 
     def try_lease(self, version: AdapterVersion) -> bool:
         """Lease the pages of an open adapter, and begin to read those that are not in memory.
@@ -75,9 +83,16 @@ class AdapterStore:
         """
         assert version.lease is not None
         pages = {key.expert: weights[PARAMETER] for key, weights in version.lease}
-        return version.files.pages.adapter(
+        addresses = tuple(pages[page].data_ptr() for page in range(version.num_pages))
+        if version.last is not None and version.last.addresses == addresses:
+            return version.last.lora
+        lora = version.files.pages.adapter(
             version.name, [pages[page].to(self._device) for page in range(version.num_pages)]
         )
+        self._prepare(lora)
+        if self._device.type == "cpu":
+            version.last = PlacedAdapter(addresses, lora)
+        return lora
 
     def release(self, version: AdapterVersion) -> None:
         """End the lease of an adapter, so that its pages may be evicted."""

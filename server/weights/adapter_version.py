@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from expert_store import ExpertKey, Lease
+from server.engine.interface import RoutingExamples
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.peft_files import AdapterFiles
 
@@ -14,12 +16,20 @@ LAYER = 0  # the one layer of the store; its "experts" are pages
 _numbers = itertools.count(1)
 
 
+class PlacedAdapter(NamedTuple):
+    """An adapter whose matrices are views of pages at some addresses."""
+
+    addresses: tuple[int, ...]
+    lora: LoraAdapter
+
+
 @dataclass(eq=False)
 class AdapterVersion:
     """An adapter as it was when it was registered. ``AdapterMemory`` guards the fields that change."""
 
     name: str
     files: AdapterFiles
+    routing: RoutingExamples = field(default_factory=RoutingExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # unique in this process
     is_open: bool = False  # the store knows its pages
     is_retired: bool = False  # its name was unloaded, or has another version now
@@ -29,6 +39,7 @@ class AdapterVersion:
     is_loading: bool = False
     lease: Lease | None = None  # holds its pages while it is used
     lora: LoraAdapter | None = None  # while it is used and loaded
+    last: PlacedAdapter | None = None  # what it was when it was used last, of use while its pages stay there
     error: Exception | None = None  # the error of its last load, until a sequence has seen it
 
     @property

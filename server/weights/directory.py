@@ -10,6 +10,8 @@ from server.engine.interface import (
     RequestRefusedError,
     RequestWeights,
     RequiredAdapterError,
+    RoutingCandidate,
+    UnknownAdapterError,
     UnusablePolicyError,
 )
 from server.weights.adapter_memory import AdapterMemory
@@ -57,6 +59,13 @@ class Directory:
             return str(version.folder)
         adapter = None if self._adapters is None else self._adapters.find(name)
         return None if adapter is None else str(adapter.files.folder)
+
+    def candidates(self) -> list[RoutingCandidate]:
+        return [] if self._adapters is None else self._adapters.candidates()
+
+    def note_routed(self, name: str | None) -> None:
+        if self._adapters is not None:
+            self._adapters.note_routed(name)
 
     def resolve(self, name: str | None, adapters: Factors = (), policy: Policy | None = None) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
@@ -124,7 +133,7 @@ class Directory:
         for index, each in enumerate(names):
             if self._adapters.find(each) is None:
                 field = "model" if index < len(own) else "adapters"
-                raise RequestRefusedError(f"there is no adapter {each!r}; see GET /v1/models", field)
+                raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         for name, weight in required:

@@ -10,17 +10,19 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from server.api.core.adapter_choice import AdapterChoice
+from server.api.core.adapter_profiles import AdapterProfiles
 from server.api.core.api_keys import Keys
 from server.api.core.audit import audit
 from server.api.core.caller import current_caller
 from server.api.core.capacity import Capacity
-from server.api.core.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
+from server.api.core.errors import DrainingError, InvalidRequestError, ModelNotFoundError, ServiceUnavailableError
 from server.api.core.expert_sampler import ExpertSampler
 from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
+from server.api.core.routing import AUTO, Routing
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -37,6 +39,7 @@ from server.engine.interface import (
     RequiredAdapterError,
     SamplingDefaults,
     TextCodec,
+    UnknownAdapterError,
     VariantAdministration,
     WeightsDirectory,
 )
@@ -48,6 +51,9 @@ MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting request
 LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
+NO_CANDIDATES = (
+    "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
+)
 IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only."
 
 
@@ -82,6 +88,8 @@ class LoadedModel:
         directory: names of weights beside the base model's; None if there are none.
         weights: those that the model runs with.
         base: the name of the base model, if ``name`` is that of other weights.
+        routing: the choice of the router, if it has chosen ``name``.
+        profiles: what the router knows of adapters.
     """
 
     name: str
@@ -98,6 +106,8 @@ class LoadedModel:
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
+    routing: Routing | None = None
+    profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
     logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
@@ -106,8 +116,27 @@ class LoadedModel:
 
     @property
     def other_names(self) -> list[str]:
-        """Names of weights beside the base model's."""
-        return [] if self.directory is None else self.directory.names()
+        """Names of weights beside the base model's, and ``auto`` if a router can choose one of them."""
+        names = [] if self.directory is None else self.directory.names()
+        return [*names, AUTO] if self.has_candidates else names
+
+    @property
+    def has_candidates(self) -> bool:
+        """True if a router can choose adapters."""
+        if self.directory is None or not self.engine.hidden_size:
+            return False
+        return any(map(self.profiles.can_choose, self.directory.candidates()))
+
+    @property
+    def is_auto(self) -> bool:
+        """True if a router is yet to choose the weights."""
+        return self.name == AUTO and self.base is not None
+
+    def has_other(self, name: str) -> bool:
+        """Return True if a name is that of weights beside the base model's, or ``auto`` while a router can choose."""
+        if name == AUTO:
+            return self.has_candidates
+        return self.directory is not None and self.directory.root(name) is not None
 
     @property
     def root(self) -> str:
@@ -121,14 +150,25 @@ class LoadedModel:
         selected.name, selected.base = name, self.name
         return selected
 
-    def selecting(self, adapters: Sequence[tuple[str, float]], policy: Policy | None = None) -> Self:
-        """Return the model with the weights of its name, with adapters, and with what a policy demands.
+    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], routing: Routing) -> Self:
+        """Return the model ``auto`` with the weights that a router has chosen; None for those of the base model.
+
+        Raises:
+            RequestRefusedError: there are no such weights any more, or no such adapters.
+        """
+        base = copy.copy(self)
+        base.name, base.base, base.routing = self.base or self.name, None, routing
+        return (base if name is None else base.named(name)).selecting(adapters)
+
+    def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
+        """Return the model with the weights of its name, with adapters, and with what the caller's policy demands.
 
         Raises:
             RequestRefusedError: there are no such weights any more, or no such adapters.
             PolicyRefusedError, RequiredAdapterError: the policy can't be followed.
         """
-        name = None if self.base is None else self.name
+        name = None if self.base is None or self.is_auto else self.name
+        policy = current_caller().policy
         if self.directory is None:
             if adapters or (policy is not None and policy.changes_weights):
                 raise RequestRefusedError(NO_ADAPTERS, "adapters")
@@ -219,7 +259,9 @@ class Service:
 
         """
         found, policy = self._find(name), current_caller().policy
-        return found if found is None or policy is None or policy.allows(found.name) else None
+        if found is None or policy is None or found.is_auto:  # what a router chooses is checked when it has chosen
+            return found
+        return found if policy.allows(found.name) else None
 
     def loaded_model(self, name: str | None) -> LoadedModel:
         """Return the model of that name or alias, or the base model if no name is given.
@@ -242,11 +284,9 @@ class Service:
 
     def _find(self, name: str | None) -> LoadedModel | None:
         model = self.base_model
-        if name is None or name == model.name:
-            return model
-        if name in model.other_names:
+        if name is not None and model.has_other(name):
             return model.named(name)
-        return model if self._resolve(name) == model.name else None
+        return model if name is None or name == model.name or self._resolve(name) == model.name else None
 
     def _resolve(self, name: str) -> str:
         """Return the name of the model that an alias stands for; a plain alias precedes patterns."""
@@ -263,31 +303,36 @@ class Service:
             ModelNotFoundError: there is no such model.
             RequestRefusedError: there are no such adapters.
             RequiredAdapterError: an adapter of the caller's policy is not loaded.
+            InvalidRequestError: a router is to choose an adapter, but there is none to choose.
 
         """
         if self.state is ServiceState.DRAINING:
             raise DrainingError("The server is shutting down: send the request to another server.")
+        base = self.base_model
+        if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
+            raise InvalidRequestError(NO_CANDIDATES, "model")
         model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
         policy = current_caller().policy
         chosen = [(choice.name, choice.weight) for choice in adapters]
-        if policy is None:
-            return model.selecting(chosen)
-        self._check_adapters(policy, [each for each, _ in chosen])
+        if policy is not None:
+            self._check_adapters(policy, [each for each, _ in chosen])
         try:
-            return model.selecting(chosen, policy)
+            selected = model.selecting(chosen)
         except (PolicyRefusedError, RequiredAdapterError) as error:
-            self._note_refusal(policy, error.reason, model.name, str(error))
+            if policy is not None:
+                self._note_refusal(policy, error.reason, model.name, str(error))
             raise
+        return model if model.is_auto else selected
 
     def _check_adapters(self, policy: Policy, names: Sequence[str]) -> None:
         """Refuse adapters that a policy does not allow as if there were none of that name."""
         for name in names:
             if not policy.allows(name):
-                if name in self.base_model.other_names:
+                if self.base_model.has_other(name):
                     self._note_refusal(policy, "adapter", name)
-                raise RequestRefusedError(f"there is no adapter {name!r}; see GET /v1/models", "adapters")
+                raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", "adapters")
 
     def _note_refusal(self, policy: Policy, reason: PolicyReason, name: str, error: str | None = None) -> None:
         self.policy_refusals.add(policy.name, reason)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from server.engine.interface.policy import Policy
 from server.engine.interface.request_weights import RequestWeights
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples
 
 
 class WeightsDirectory(Protocol):
@@ -30,7 +31,8 @@ class WeightsDirectory(Protocol):
                 the caller to check.
 
         Raises:
-            RequestRefusedError: there is no such name.
+            UnknownAdapterError: there is no such name.
+            RequestRefusedError: they can't be used together.
             PolicyRefusedError: the weights can't be used as the policy demands.
             RequiredAdapterError: an adapter of the policy is not loaded.
         """
@@ -41,6 +43,12 @@ class WeightsDirectory(Protocol):
         Raises:
             UnusablePolicyError: it can't; nothing has changed.
         """
+
+    def candidates(self) -> list[RoutingCandidate]:
+        """Return the weights that a router may choose for a request, as they are at one moment."""
+
+    def note_routed(self, name: str | None) -> None:
+        """Count a request that a router sent to weights of that name, or to the base model for None."""
 
 
 class VariantAdministration(Protocol):
@@ -72,12 +80,13 @@ class VariantAdministration(Protocol):
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False) -> bool:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
         """Serve an adapter under a name; return True if it took the place of another.
 
         Args:
             path: its folder, below ``--adapters-dir``.
             replace: whether the name may have an adapter already; its running requests finish with that.
+            routing: for which prompts a router chooses it; None for what its folder says.
 
         Raises:
             RequestRefusedError: it can't be served; what was served before still is.

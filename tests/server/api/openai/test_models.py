@@ -8,6 +8,7 @@ CARD = {
     "created": 1700000000,
     "owned_by": "greenroom",
     "root": "org/tiny",
+    "parent": None,
     "max_model_len": 64,
 }
 

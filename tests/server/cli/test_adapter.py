@@ -1,0 +1,60 @@
+"""`greenroom adapter check`, with the bundled model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.adapters import change_config, write_adapter
+
+HIDDEN = 192
+
+
+def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "greenroom", "adapter", "check", *map(os.fspath, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+
+@pytest.mark.slow
+def test_an_adapter_that_fits_is_described(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "law", num_layers=2, inputs=HIDDEN)
+    result = check(tmp_path / "law")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = dict(line.split(":", 1) for line in result.stdout.splitlines())
+    assert {name: text.strip() for name, text in lines.items()} == {
+        "adapter": str(tmp_path / "law"),
+        "model": "greenroom-demo",
+        "tensors": "4 of 4 applied, 12.0 KiB",
+        "ranks": "4 (2 matrices)",
+        "targets": "q_proj (2)",
+        "memory": "1.0 MiB, 1 page of 1.0 MiB",
+    }
+
+
+@pytest.mark.slow
+def test_an_adapter_that_does_not_fit_is_refused_with_its_problems(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "law", num_layers=50, inputs=HIDDEN)
+    result = check(tmp_path / "law")
+    assert result.returncode == 1
+    assert "problem: the model has no layer model.layers.10.self_attn.q_proj" in result.stdout
+    assert "of 100 tensors fit the model" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_folder_without_an_adapter_is_refused_before_a_model_is_loaded(tmp_path: Path) -> None:
+    write_adapter(tmp_path / "law")
+    change_config(tmp_path / "law", r=0)
+    result = check(tmp_path / "law")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("greenroom: ")
+    assert result.stderr.endswith("'r' is 0; ranks from 1 to 1024 are supported\n")
+    assert check(tmp_path).stderr.endswith("has no adapter_config.json; give a folder that PEFT has written\n")
+
+
+def test_another_action_is_wrong_usage(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "greenroom", "adapter", "train", os.fspath(tmp_path)]
+    assert subprocess.run(command, capture_output=True, timeout=110, check=False).returncode == 2
