@@ -123,6 +123,10 @@ class ServeSettings(BaseModel):
         (), description="key for the admin routes and the API; without any, admin routes answer only this machine"
     )
     admin_api_key_file: Path | None = Field(None, description="file with admin keys, one per line")
+    policy_file: Path | None = Field(
+        None,
+        description="TOML file of what each key may use, and of adapters for its requests; SIGHUP reads it again",
+    )
     max_requests_per_key: int | None = Field(
         None,
         ge=1,

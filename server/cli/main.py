@@ -72,6 +72,13 @@ SUBCOMMANDS = (
         "Replay recorded routing against cache policies and sizes. The last row is Belady's optimum.",
     ),
     Subcommand(
+        "key-digest",
+        "server.cli.key_digest",
+        "print the digest of an API key, for a policy file",
+        "Print the digest of an API key, for a policy file. The key comes from standard input or a file, because "
+        "others can see the command line.",
+    ),
+    Subcommand(
         "chat",
         "client.chat.command",
         "chat with a server",

@@ -13,6 +13,7 @@ from typing import Any
 
 from server.observability.log_writer import BackgroundHandler, write_above_progress_bars, write_to_standard_error
 
+AUDIT = "greenroom.audit"  # a logger whose lines are written at every level
 VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -81,6 +82,7 @@ def set_up_logging(level: str, form: logging.Formatter = TEXT) -> None:
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)  # Python would write them to standard error itself
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
     if level != "debug":
         for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -41,6 +41,9 @@ class Metrics:
 
     Args:
         model: name of the model that it serves.
+
+    Attributes:
+        policy_refusals: returns how many requests each policy refused for each reason, if there may be policies.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Metrics:
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
     ):
+        self.policy_refusals: Callable[[], Samples] | None = None
         self._adapters, self._variants = adapters, variants
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
@@ -63,6 +67,7 @@ class Metrics:
         statistics, registry = self._store.statistics(), CollectorRegistry()
         scrape = _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher)
         scrape.adapters, scrape.variants = self._adapters, self._variants
+        scrape.policy_refusals = self.policy_refusals
         registry.register(scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
@@ -81,6 +86,7 @@ class _Scrape(Collector):
     ):
         self.adapters: AdapterRegistry | None = None
         self.variants: VariantRegistry | None = None
+        self.policy_refusals: Callable[[], Samples] | None = None
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -106,6 +112,9 @@ class _Scrape(Collector):
             yield from _of_adapters(self.adapters, self._served[0])
         if self.variants is not None:
             yield from _of_variants(self.variants)
+        if self.policy_refusals is not None:
+            text = "Requests that the policy of a key refused."
+            yield _counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:

@@ -95,10 +95,10 @@ class AdapterRegistry:
         names = [each.name for each in self.candidates()]
         return {name: counts.get(name, 0) for name in (None, *names)} if names or counts[None] else {}
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
-        self._load(name, path, self._folder, replace=replace, routing=routing)
+        return self._load(name, path, self._folder, replace=replace, routing=routing)
 
     def load_own(self, name: str, path: str) -> None:
         """Load an adapter of the server's operator, from any path.
@@ -139,7 +139,7 @@ class AdapterRegistry:
 
     def _load(
         self, name: str, path: str, folder: Path | None, *, replace: bool, routing: RoutingExamples | None = None
-    ) -> None:
+    ) -> bool:
         self._check_name(name)
         with self._lock:
             old = self._current.get(name)
@@ -172,6 +172,7 @@ class AdapterRegistry:
             files.match.num_tensors,
             ", ".join(map(str, files.ranks)),
         )
+        return old is not None
 
     def _replace(self, current: Mapping[str, AdapterVersion]) -> None:
         self._current = current

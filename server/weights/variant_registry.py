@@ -155,7 +155,7 @@ class VariantRegistry:
             len(files.recipes),
             format_bytes(files.nbytes),
         )
-        return self._describe(version)
+        return {**self._describe(version), "replaced": old is not None}
 
     def unload(self, name: str) -> None:
         with self._loading:

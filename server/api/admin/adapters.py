@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
+from server.api.core.audit import audited
 from server.api.core.auth import AdminDep
 from server.api.core.auto_routing import learn_examples
 from server.api.core.body import JsonBody
@@ -63,13 +64,17 @@ async def list_adapters(service: ServiceDep) -> JSONResponse:
 @router.post("/load_lora_adapter")
 async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
-    model, adapters, routing = service.loaded_model(None), adapters_of(service), body.routing
+    model, adapters, routing = service.base_model, adapters_of(service), body.routing
     if routing is not None and routing.texts and not model.engine.hidden_size:
         raise InvalidRequestError(
             "This model gives no embeddings, so no router can compare prompts: leave out 'examples' and 'description'.",
             "examples",
         )
-    await asyncio.to_thread(adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing)
+    with audited("adapter.load", adapter=body.lora_name, path=body.lora_path) as line:
+        if await asyncio.to_thread(
+            adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing
+        ):
+            line["action"] = "adapter.replace"
     model.profiles.in_background(learn_examples(model))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
@@ -79,7 +84,8 @@ async def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], se
     service.unknown_fields.note(body.model_extra or ())
     adapters = adapters_of(service)
     try:
-        await asyncio.to_thread(adapters.unload, body.lora_name)
+        with audited("adapter.unload", adapter=body.lora_name):
+            await asyncio.to_thread(adapters.unload, body.lora_name)
     except UnknownAdapterError as error:
         raise ModelNotFoundError(
             f"There is no adapter {quote(body.lora_name)}: see GET /v1/adapters.", "lora_name"
@@ -95,7 +101,7 @@ def adapters_of(service: Service) -> AdapterAdministration:
         InvalidRequestError: the server loads no adapters.
 
     """
-    adapters = service.loaded_model(None).adapters
+    adapters = service.base_model.adapters
     if adapters is None:
         raise InvalidRequestError(NO_ADAPTERS)
     return adapters

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from server.api.core.errors import InvalidRequestError
 from server.api.core.rate_limiter import RateLimiter
+from server.engine.interface import Policy
 
 LEAST_PRIORITY = 0  # of users; a lower one would go before all requests of others
 
@@ -23,12 +24,18 @@ class Caller:
         is_admin: returns whether it is an administrator; called only if a request needs to be one's.
         limiter: counts what the caller has running; None if there are no limits.
         name: of the caller to the limiter.
+        id: of the caller in the audit log: the beginning of its key's digest, or a word.
+        request_id: of the request.
+        policy: of the caller's key; None if nothing is limited.
 
     """
 
     is_admin: Callable[[], bool] = nobody_else
     limiter: RateLimiter | None = None
     name: object = None
+    id: str = "server"
+    request_id: str | None = None
+    policy: Policy | None = None
     num_counted: int = 0  # requests and choices that the limiter has counted for this request
 
     def enter(self) -> dict[str, str]:
