@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from expert_store import ExpertKey
-from expert_store.policies import LruPolicy
 from expert_store.entry import Entry, EntryState
+from expert_store.policies import LruPolicy
 from expert_store.tier import Tier
 
 
