@@ -300,7 +300,7 @@ class DeviceMachine(StoreMachine):
         self.together(batch, rebuild)
 
 
-STEPS = settings(max_examples=15, stateful_step_count=25)
+STEPS = settings(max_examples=40, stateful_step_count=25)
 TestHost = StoreMachine.TestCase
 TestHost.settings = STEPS
 TestDevice = DeviceMachine.TestCase
