@@ -424,7 +424,7 @@ def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monk
 
 def test_the_optimum_is_a_bound_while_slots_of_a_larger_budget_are_in_use(make_store: MakeStore) -> None:
     store = make_store(6)
-    with store.lease(one_row_each(0, range(4))) as lease:
+    with store.lease(one_row_each(0, range(3))) as lease:
         list(lease)
         store.resize(host_bytes=least_bytes(store.catalog, 2))
         for _ in range(2):

@@ -54,6 +54,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def http(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=120) as client:
         yield client
+        for kind in ("variant", "adapter"):
+            unload(client, kind)
 
 
 def load(http: httpx.Client, kind: str, name: str) -> str:
@@ -132,6 +134,7 @@ def test_loading_and_unloading_at_the_same_time_leaves_one_or_none(http: httpx.C
     assert http.get("/health").status_code == 200
 
 
+@pytest.mark.timeout(120 + ROUNDS)
 @pytest.mark.parametrize("kind", ["variant", "adapter"])
 def test_rounds_leave_memory_threads_and_handles_as_they_were(http: httpx.Client, server: Server, kind: str) -> None:
     base, uses = text_of(complete(http, MODEL)), []
