@@ -32,6 +32,17 @@ class AdapterUse(NamedTuple):
     is_resident: bool
 
 
+class AdapterMemoryUse(NamedTuple):
+    """The memory of adapters, and what was loaded and evicted since the start."""
+
+    budget_bytes: int
+    resident_bytes: int
+    page_bytes: int
+    loads: int  # pages read
+    evictions: int  # pages
+    load_failures: int  # adapters that could not be loaded for a request
+
+
 class AdapterRegistry:
     """An ``AdapterAdministration``: loads, replaces and unloads adapters while requests use them. Thread-safe.
 
@@ -65,6 +76,18 @@ class AdapterRegistry:
             for version, total in self.versions()
         ]
 
+    def memory_use(self) -> AdapterMemoryUse:
+        store = self._memory.store
+        statistics = store.statistics()
+        return AdapterMemoryUse(
+            budget_bytes=store.num_slots * store.page_bytes,
+            resident_bytes=store.resident_bytes,
+            page_bytes=store.page_bytes,
+            loads=sum(sum(load.buckets) for load in statistics.loads.values()),
+            evictions=sum(statistics.evictions.values()),
+            load_failures=self._memory.num_failures,
+        )
+
     def versions(self) -> list[tuple[AdapterVersion, int]]:
         """Return all current versions, and the number of sequences that have used each name."""
         totals = self._totals
@@ -95,18 +118,10 @@ class AdapterRegistry:
 
     def overview(self) -> dict[str, Any]:
         resident = self._memory.store.resident_pages()
-        store = self._memory.store
-        statistics = store.statistics()
         return {
             "object": "adapters",
-            "memory": {
-                "budget_bytes": store.num_slots * store.page_bytes,
-                "resident_bytes": store.resident_bytes,
-                "page_bytes": store.page_bytes,
-                "loads": sum(sum(load.buckets) for load in statistics.loads.values()),
-                "evictions": sum(statistics.evictions.values()),
-                "load_failures": statistics.load_failures,
-            },
+            "folder": None if self._folder is None else str(self._folder),
+            "memory": self.memory_use()._asdict(),
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }
 

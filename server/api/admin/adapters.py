@@ -16,6 +16,7 @@ from server.api.core.validation import quote
 from server.engine.interface import AdapterAdministration, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
+NONE = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
 
 router = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[AdminDep])
 
@@ -34,7 +35,8 @@ class AdapterPath(AdapterName):
 
 @router.get("/adapters")
 def list_adapters(service: ServiceDep) -> JSONResponse:
-    return JSONResponse(adapters_of(service).overview())
+    adapters = service.loaded_model(None).adapters
+    return JSONResponse(NONE if adapters is None else adapters.overview())
 
 
 @router.post("/load_lora_adapter")
