@@ -16,7 +16,7 @@ from server.api.core.validation import quote
 from server.engine.interface import AdapterAdministration, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
-NONE = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
+NONE: dict[str, Any] = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
 
 router = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[AdminDep])
 
