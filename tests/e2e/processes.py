@@ -104,10 +104,13 @@ def serving(
             process.communicate()
 
 
-def run_command(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: str, environment: Mapping[str, str] | None = None, stdin: str | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a `greenroom` command to its end, with additional environment variables."""
     return subprocess.run(
         [COMMAND, *arguments],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=100,

@@ -81,14 +81,14 @@ def test_a_frame_is_no_higher_than_the_terminal(width: int, height: int) -> None
 
 
 def test_variants_and_adapters_fit_the_terminal() -> None:
-    many = [replace(ADAPTER, name=f"a-{number}") for number in range(50)]
+    many = [replace(ADAPTER, name=f"a-{number}") for number in range(80)]
     view = replace(View(LARGE, RATES, [[0.0] * 128] * 48), weights=Weights([VARIANT], many))
     for width, height in ((40, 20), (60, 24), (80, 24), (200, 60)):
         lines = drawn(view, width, height, shows_weights=True)
         assert len(lines) < height
         assert max(map(len, lines)) <= width
         assert "…" not in "".join(lines)
-    assert lines[-1] == "and 20 more"
+    assert re.fullmatch("and [0-9]+ more", lines[-1])
     assert not any(line.startswith(VARIANT.model) for line in lines)  # adapters that are running come first
 
 
