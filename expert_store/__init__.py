@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from expert_store.errors import RoutingLogError as RoutingLogError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
+    from expert_store.io.metadata import check_metadata_file as check_metadata_file
+    from expert_store.io.metadata import read_json_object as read_json_object
+    from expert_store.io.metadata import read_metadata as read_metadata
     from expert_store.io.reader import read_tensor as read_tensor
     from expert_store.io.safetensors_index import find_shards as find_shards
     from expert_store.io.safetensors_index import is_header_only as is_header_only
+    from expert_store.io.safetensors_index import read_header_metadata as read_header_metadata
     from expert_store.io.safetensors_index import read_index as read_index
-    from expert_store.io.safetensors_index import read_metadata as read_metadata
     from expert_store.keys import BASE as BASE
     from expert_store.keys import ExpertKey as ExpertKey
     from expert_store.lease import Lease as Lease
@@ -100,11 +103,14 @@ _MODULE_OF = {
     "RoutingLogError": "errors",
     "StoreClosedError": "errors",
     "StoreFailedError": "errors",
+    "check_metadata_file": "io.metadata",
+    "read_json_object": "io.metadata",
+    "read_metadata": "io.metadata",
     "read_tensor": "io.reader",
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",
     "read_index": "io.safetensors_index",
-    "read_metadata": "io.safetensors_index",
+    "read_header_metadata": "io.safetensors_index",
     "BASE": "keys",
     "ExpertKey": "keys",
     "Lease": "lease",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 from typing import Any
@@ -69,7 +70,7 @@ class HostArena:
     def _advise(self, slot: int, count: int, advice: str) -> None:
         option = getattr(mmap, advice, None)
         if option is not None:
-            self._map.madvise(option, slot * self.layout.slot_bytes, count * self.layout.slot_bytes)
+            advise(self._map, option, slot * self.layout.slot_bytes, count * self.layout.slot_bytes)
 
 
 class DeviceArena:
@@ -109,11 +110,20 @@ def machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def advise(memory: mmap.mmap, advice: int, offset: int, nbytes: int) -> None:
+    """Advise the system about a range of memory; kernels without huge pages refuse advice about them."""
+    try:
+        memory.madvise(advice, offset, nbytes)
+    except OSError as error:
+        if error.errno != errno.EINVAL or advice == mmap.MADV_DONTNEED:
+            raise
+
+
 def page_aligned(nbytes: int) -> Bytes:
     """Return writable bytes that start on a page; on huge pages if possible, as direct reads into these are faster."""
     memory: Any = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
+        advise(memory, mmap.MADV_HUGEPAGE, 0, nbytes)
     return np.frombuffer(memory, dtype=np.uint8)
 
 

@@ -172,11 +172,6 @@ class ExpertCatalog:
         catalog.__dict__.pop("places_per_layer", None)
         return catalog
 
-    def resolve(self, layer: int, expert: int, variant: str) -> ExpertKey:
-        """Return the key of an expert in a variant, which is the model's own where the variant has none."""
-        recipes = self.variants.get(variant, {})
-        return ExpertKey(layer, expert, variant if (layer, expert) in recipes else BASE)
-
     def recipe(self, key: ExpertKey) -> ExpertRecipe:
         """Return the recipe by which an expert is read.
 

@@ -198,6 +198,12 @@ def _check_key(key: SecretStr) -> SecretStr:
     return key
 
 
+def _check_printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("write a name in characters that can be printed, on one line")
+    return name
+
+
 def _check_host(name: str) -> str:
     if not re.fullmatch(r"\*|[a-z0-9._-]+|\[[0-9a-f:.]+\]", name.lower()):
         raise ValueError("write a name or address without scheme and port, such as greenroom.example.org, or *")
@@ -234,6 +240,7 @@ DeviceName = Annotated[str, AfterValidator(_check_device)]
 ModelAliases = Annotated[tuple[Annotated[ModelAlias, BeforeValidator(_to_alias)], ...], BeforeValidator(_check_list)]
 NamedPaths = Annotated[tuple[Annotated[NamedPath, BeforeValidator(_to_named_path)], ...], BeforeValidator(_check_list)]
 Url = Annotated[str, AfterValidator(_check_url)]
+ModelName = Annotated[str, AfterValidator(_check_printable)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
 Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]

@@ -19,6 +19,7 @@ from server.setting_values import (
     HostNames,
     Keys,
     ModelAliases,
+    ModelName,
     NamedPaths,
     Origins,
     RequestRate,
@@ -40,7 +41,7 @@ class ServeSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free port and prints it")
-    served_model_name: str | None = Field(
+    served_model_name: ModelName | None = Field(
         None, description="model name in /v1/models (default: repository id or folder name)"
     )
     model_alias: ModelAliases = Field(

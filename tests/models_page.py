@@ -135,9 +135,10 @@ in bfloat16 where that is fast.
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
 scheme for the KV cache); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, ModelOpt and every other method; 2 and 3
-bits; AWQ for other kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated
-compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape.
+**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, ModelOpt but for its FP8, and
+every other method; 2 and 3 bits; AWQ for other kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for
+single modules; sparse or rotated compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong
+shape.
 
 **Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family

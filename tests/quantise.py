@@ -36,6 +36,24 @@ class Published:
     quantise: Quantise
 
 
+def modelopt(quantised: Path) -> Path:
+    """Turn a checkpoint of float8 with a scale per matrix into what ModelOpt exports; returns its folder."""
+    path = quantised / "model.safetensors"
+    tensors = load_file(path)
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors[name.removesuffix("_inv")] = tensors.pop(name)
+    for name in [name for name in tensors if name.endswith(".activation_scale")]:
+        tensors[name.replace(".activation_scale", ".input_scale")] = tensors.pop(name)
+    save_file(tensors, path, {"format": "pt"})
+    config = json.loads((quantised / "config.json").read_text())
+    del config["quantization_config"]
+    (quantised / "config.json").write_text(json.dumps(config))
+    settings = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    whole = {"producer": {"name": "modelopt", "version": "0.33.0"}, "quantization": settings}
+    (quantised / "hf_quant_config.json").write_text(json.dumps(whole))
+    return quantised
+
+
 def publish(plain: Path, out: Path, published: Published) -> tuple[Path, Path]:
     """Quantise a plain checkpoint; returns the quantised folder, and one with the same weights dequantised."""
     quantised, reference = out / "quantised", out / "reference"

@@ -17,7 +17,7 @@ import xxhash
 
 from expert_store.arena import Bytes, HostArena
 from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
-from expert_store.errors import BudgetError, ChecksumError, ShortReadError, StoreClosedError
+from expert_store.errors import BudgetError, CheckpointError, ChecksumError, ShortReadError, StoreClosedError
 from expert_store.io.direct_io import Piece, bounce_buffer, read_fully
 from expert_store.io.open_files import OpenFiles
 from expert_store.io.read_watch import ReadWatch
@@ -173,15 +173,19 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
     """Read one tensor of a checkpoint into memory of its own, and drop its bytes from the page cache.
 
     Raises:
-        OSError: the file can't be read.
+        CheckpointError: the file can't be read.
         ShortReadError: the file ends too early.
     """
     target = np.empty(source.extent.nbytes, dtype=np.uint8)
-    with source.extent.path.open("rb", buffering=0) as file:
-        if read_fully(file.fileno(), target, source.extent.offset) < len(target):
-            raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-        with suppress(OSError):  # a hint
-            os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
+    try:
+        with source.extent.path.open("rb", buffering=0) as file:
+            count = read_fully(file.fileno(), target, source.extent.offset)
+            with suppress(OSError):  # a hint
+                os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {source.name} from {source.extent.path}: {error.strerror}") from error
+    if count < len(target):
+        raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
     return _as_tensor(target, source)
 
 

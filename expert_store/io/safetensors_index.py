@@ -5,11 +5,11 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import json
 import math
-import stat
+import os
 import struct
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ import torch
 
 from expert_store.catalog import Extent, TensorSource
 from expert_store.errors import CheckpointError
+from expert_store.io.metadata import open_regular, parse_json_object, read_json_object
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
+SUFFIX = ".safetensors"
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -45,21 +48,31 @@ def find_shards(folder: Path) -> list[Path]:
         CheckpointError: there are none, or a shard that the index names is missing.
     """
     index = folder / INDEX_NAME
-    if not index.exists():
+    if not os.path.lexists(index):
         shards = sorted(folder.glob("*.safetensors"))
         if not shards:
             raise CheckpointError(f"no .safetensors file in {folder}; pickled checkpoints (.bin, .pt) are not opened")
         return shards
-    try:
-        names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise CheckpointError(f"{index} names a shard outside its folder: {name!r}")
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(
+            f"{index} is not a safetensors index: it has no weight_map; download the checkpoint again"
+        )
+    names = {name if isinstance(name, str) else repr(name) for name in weight_map.values()}
+    for name in sorted(names):
+        if not _is_shard_name(name):
+            raise CheckpointError(
+                f"{index} names {name[:MAX_NAME_BYTES]!r}, which is no .safetensors file of its folder; "
+                "download the checkpoint again"
+            )
         if not (folder / name).exists():
             raise CheckpointError(f"shard {name} is missing from {folder}; download the checkpoint again")
     return sorted(folder / name for name in names)
+
+
+def _is_shard_name(name: str) -> bool:
+    is_printable = name.isprintable() and len(name.encode()) <= MAX_NAME_BYTES  # a lone surrogate is not printable
+    return is_printable and name.endswith(SUFFIX) and Path(name).name == name
 
 
 def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, TensorSource]:
@@ -81,7 +94,7 @@ def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, Ten
     return sources
 
 
-def read_metadata(path: Path) -> dict[str, str]:
+def read_header_metadata(path: Path) -> dict[str, str]:
     """Return the metadata of a safetensors file.
 
     Raises:
@@ -95,8 +108,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 def is_header_only(path: Path) -> bool:
     """Return True if a safetensors file ends where its tensors' data should begin."""
-    with path.open("rb") as file:
-        return path.stat().st_size == 8 + int.from_bytes(file.read(8), "little")
+    with closing(open_regular(path, most=None)) as file:
+        return os.fstat(file.fileno()).st_size == 8 + int.from_bytes(file.read(8), "little")
 
 
 def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
@@ -109,23 +122,18 @@ def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
 
 def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
     """Return a file's header, the offset of its data, and the number of bytes of these."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
-        with path.open("rb") as file:
-            prefix = file.read(8)
+    with closing(open_regular(path, most=None)) as file:
+        try:
+            nbytes, prefix = os.fstat(file.fileno()).st_size, file.read(8)
             if len(prefix) < 8:  # noqa: PLR2004
-                raise CheckpointError(f"{path} is {status.st_size} bytes long, too short for a safetensors file")
+                raise CheckpointError(f"{path} is {nbytes} bytes long, too short for a safetensors file")
             (length,) = struct.unpack("<Q", prefix)
-            if length > min(MAX_HEADER_BYTES, status.st_size - 8):
+            if length > min(MAX_HEADER_BYTES, nbytes - 8):
                 raise CheckpointError(f"the header of {path} claims to be {length} bytes long, more than it can be")
-            header = json.loads(file.read(length).decode("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read the header of {path}: {error}") from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f"the header of {path} is not a JSON object")
-    return header, 8 + length, status.st_size - 8 - length
+            raw = file.read(length)
+        except OSError as error:
+            raise CheckpointError(f"cannot read the header of {path}: {error.strerror}") from error
+    return parse_json_object(raw, f"the header of {path}"), 8 + length, nbytes - 8 - length
 
 
 def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> TensorSource:
@@ -133,7 +141,7 @@ def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> 
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: {name} lacks dtype, shape or data_offsets") from error
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name} has the unknown dtype {dtype!r}")
     numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
     if not all(type(number) is int and number >= 0 for number in numbers):

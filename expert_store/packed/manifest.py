@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -28,6 +29,7 @@ from expert_store.catalog import (
     ParameterSpec,
 )
 from expert_store.errors import CheckpointError
+from expert_store.io.metadata import read_json_object
 from expert_store.io.safetensors_index import DTYPES
 
 FORMAT = "greenroom-pack"
@@ -136,7 +138,7 @@ class Pack:
 
 def is_pack(folder: Path) -> bool:
     """Return True if a folder looks like a packed model; ``open_pack`` checks it."""
-    return (folder / MANIFEST_NAME).is_file() and not (folder / "config.json").exists()
+    return os.path.lexists(folder / MANIFEST_NAME) and not os.path.lexists(folder / "config.json")
 
 
 def open_pack(folder: Path) -> Pack:
@@ -145,13 +147,14 @@ def open_pack(folder: Path) -> Pack:
     The bytes of records are checked when they are read.
 
     Raises:
-        CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size or
-            changed; the message names it.
+        CheckpointError: the manifest is damaged or of another version, or a file is missing, of another size, changed,
+            or not a part of the pack; the message names it.
     """
     manifest = read_manifest(folder)
     data = folder / manifest.data
     for name, file in manifest.files.items():
         _check_file(folder, data / name, file)
+    _refuse_others(data, manifest)
     try:
         catalog = ExpertCatalog(_layers(data, manifest))
     except CheckpointError as error:
@@ -166,13 +169,8 @@ def read_manifest(folder: Path) -> Manifest:
         CheckpointError: the manifest can't be read, is damaged, contradicts itself, or is of another version.
     """
     path = folder / MANIFEST_NAME
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: it is not JSON; pack the model again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    content = read_json_object(path, "pack the model again")
+    if content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not the manifest of a packed model; pack the model again")
     if content.get("version") != VERSION:
         raise CheckpointError(
@@ -191,6 +189,23 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{path}: {where}: {first['msg']}; pack the model again") from error
     _check_records(path, manifest)
     return manifest
+
+
+def named_folder(folder: Path) -> dict[str, frozenset[str]]:
+    """Return the data folder that a manifest names, and the names of its files.
+
+    The manifest may be damaged or of another version. The result is empty if nothing can be read.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        return {}
+    data, files = content.get("data"), content.get("files")
+    if not isinstance(data, str) or not re.fullmatch(DATA_FOLDER, data) or not isinstance(files, dict):
+        return {}
+    return {data: frozenset(name for name in files if Path(name).name == name)}
 
 
 def file_checksum(path: Path) -> str:
@@ -228,11 +243,11 @@ def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
 
 
 def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing; {REMEDY}")
     try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise CheckpointError(f"{path} is outside of {folder}; pack the model again")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; {REMEDY}")
         nbytes = path.stat().st_size
         if nbytes != file.nbytes:
             raise CheckpointError(f"{path} is {nbytes} bytes long, not {file.nbytes}; {REMEDY}")
@@ -242,6 +257,18 @@ def _check_file(folder: Path, path: Path, file: ManifestFile) -> None:
             raise CheckpointError(f"{path} can't be read; change its permissions")
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _refuse_others(data: Path, manifest: Manifest) -> None:
+    """Refuse visible files that were not packed: a chat template among them would change the answers."""
+    try:
+        others = {path.name for path in data.iterdir() if not path.name.startswith(".")} - manifest.files.keys()
+    except OSError as error:
+        raise CheckpointError(f"cannot read {data}: {error.strerror}") from error
+    if others:
+        raise CheckpointError(
+            f"{data / min(others)} is not a part of the pack; remove it, or add it to the checkpoint and pack again"
+        )
 
 
 def _check_records(path: Path, manifest: Manifest) -> None:

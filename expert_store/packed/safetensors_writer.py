@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from expert_store.catalog import ParameterSpec, TensorSource
-from expert_store.errors import ShortReadError
+from expert_store.errors import CheckpointError, ShortReadError
 from expert_store.io.safetensors_index import DTYPES
 
 CHUNK_BYTES = 8 << 20
@@ -42,7 +42,8 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequenc
     """Write a file of tensors copied from a checkpoint and of tensors computed now, replacing its content.
 
     Raises:
-        OSError: a file can't be read or written.
+        OSError: the file can't be written.
+        CheckpointError: a source can't be read.
         ShortReadError: a source ends too early.
     """
     specs = [ParameterSpec(source.name, source.dtype, source.shape) for source in tensors]
@@ -82,12 +83,22 @@ def write_at(file: int, data: npt.NDArray[np.uint8], offset: int) -> int:
 
 
 def _copy(source: TensorSource, target: int, position: int) -> None:
-    with source.extent.path.open("rb", buffering=0) as file:
-        file.seek(source.extent.offset)
-        left = source.extent.nbytes
-        while left:
-            chunk = file.read(min(left, CHUNK_BYTES))
-            if not chunk:
-                raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-            position = write_at(target, np.frombuffer(chunk, dtype=np.uint8), position)
-            left -= len(chunk)
+    for chunk in _chunks(source):
+        position = write_at(target, np.frombuffer(chunk, dtype=np.uint8), position)
+
+
+def _chunks(source: TensorSource) -> Iterator[bytes]:
+    try:
+        with source.extent.path.open("rb", buffering=0) as file:
+            file.seek(source.extent.offset)
+            left = source.extent.nbytes
+            while left:
+                chunk = file.read(min(left, CHUNK_BYTES))
+                if not chunk:
+                    raise ShortReadError(
+                        f"{source.extent.path} ends inside {source.name}; it was cut short or replaced"
+                    )
+                yield chunk
+                left -= len(chunk)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {source.name} from {source.extent.path}: {error.strerror}") from error

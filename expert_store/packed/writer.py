@@ -23,8 +23,7 @@ from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, check
 from expert_store.errors import CheckpointError, PackError
 from expert_store.keys import ExpertKey
 from expert_store.packed.fingerprint import source_fingerprint
-from expert_store.packed.folder import JOURNAL_NAME, PARTIAL_SUFFIX, PackFolder
-from expert_store.packed.journal import Journal
+from expert_store.packed.folder import PARTIAL_SUFFIX, DataFolder, PackFolder
 from expert_store.packed.manifest import (
     CHUNK_BYTES,
     PACK_SUFFIX,
@@ -111,14 +110,14 @@ def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_fil
             written. If the disk is full, temporary files are removed.
         CheckpointError: the source can't be read.
     """
-    folder = PackFolder(out)
     try:
-        with folder.locked():
+        writer = _Writer(source, out, jobs, report, max_file_bytes)
+        with writer.folder.locked():
             try:
-                return _Writer(source, folder, jobs, report, max_file_bytes).run()
+                return writer.run()
             except OSError as error:
                 if error.errno in FULL:
-                    folder.tidy()
+                    writer.folder.tidy()
                 raise
     except OSError as error:
         if error.errno in FULL:
@@ -127,7 +126,8 @@ def write_pack(source: PackSource, out: Path, jobs: int, report: Report, max_fil
 
 
 def _disk_full(source: PackSource, out: Path) -> PackError:
-    need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(out).free
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    need, free = source.total_bytes + SPARE_BYTES, shutil.disk_usage(there).free
     return PackError(
         f"the disk of {out} is full: this pack takes {need / 1e9:.2f} GB beside what is there, {free / 1e9:.2f} GB "
         "are free; free some space and run the same command again"
@@ -143,13 +143,13 @@ class _Place(NamedTuple):
 
 
 class _Writer:
-    """One run that packs a model into a locked folder."""
+    """One run that packs a model into a folder, which is locked meanwhile."""
 
-    def __init__(self, source: PackSource, folder: PackFolder, jobs: int, report: Report, max_file_bytes: int):
-        self._source, self._folder, self._jobs, self._report = source, folder, jobs, report
+    def __init__(self, source: PackSource, out: Path, jobs: int, report: Report, max_file_bytes: int):
+        self._source, self._jobs, self._report = source, jobs, report
         self._places = _place_records(source.layers, max_file_bytes)
         self._layouts = list(dict.fromkeys(layer.layout for layer in source.layers.values()))
-        self._fingerprint = source_fingerprint(source.files, source.shards)
+        self._fingerprint = self._read_fingerprint()
         plan = [
             VERSION,
             self._fingerprint,
@@ -161,27 +161,35 @@ class _Writer:
         if source.trunk_format != UNCHANGED:
             plan.append([source.trunk_format, [spec.name for each in source.made for spec in each.specs]])
         self._identity = hashlib.blake2b(json.dumps(plan).encode(), digest_size=8).hexdigest()
+        files = [TRUNK_NAME, *(place.file for place in self._places.values()), *(path.name for path in source.files)]
+        self.folder = PackFolder(out, DataFolder(self._identity, frozenset(files)))
 
     def run(self) -> bool:
         if self._is_done():
-            self._folder.tidy()
+            self.folder.tidy()
             return False
-        partial = self._folder.partial(self._identity)
+        partial = self.folder.partial()
         self._check_space(partial)
         checksums = self._write_records(partial)
         names = self._write_others(partial)
-        if source_fingerprint(self._source.files, self._source.shards) != self._fingerprint:
+        if self._read_fingerprint() != self._fingerprint:
             raise PackError(f"the checkpoint of {self._source.model} changed while it was packed; run it again")
-        self._folder.publish(partial, self._manifest(partial, checksums, names))
+        self.folder.publish(partial, self._manifest(partial, checksums, names))
         return True
+
+    def _read_fingerprint(self) -> str:
+        try:
+            return source_fingerprint(self._source.files, self._source.shards)
+        except OSError as error:
+            raise CheckpointError(f"cannot read the checkpoint of {self._source.model}: {error}") from error
 
     def _is_done(self) -> bool:
         """Return True if the folder holds this pack already, with every record intact."""
-        named = self._folder.manifest
+        named = self.folder.manifest
         if named is None or named.data.partition("-")[0] != self._identity:
             return False
         try:
-            pack = open_pack(self._folder.path)
+            pack = open_pack(self.folder.path)
         except CheckpointError:
             return False
         with _RecordFiles(pack.data_folder, self._places, os.O_RDONLY) as files:
@@ -199,7 +207,7 @@ class _Writer:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(partial))
 
     def _write_records(self, partial: Path) -> dict[ExpertKey, int]:
-        with Journal(partial / JOURNAL_NAME) as journal, _RecordFiles(partial, self._places, os.O_RDWR) as files:
+        with self.folder.journal as journal, _RecordFiles(partial, self._places, os.O_RDWR) as files:
 
             def write(key: ExpertKey) -> int:
                 checksum = journal.finished.get(key)

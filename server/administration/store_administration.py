@@ -68,8 +68,7 @@ class StoreAdministration:
     def find(self, layer: int, expert: int) -> JsonObject | None:
         if not 0 <= expert < self._num_experts.get(layer, 0):
             return None
-        experts = self._experts(self._store.statistics())
-        return {**experts.describe(layer, expert), "variants": experts.variants(layer, expert)}
+        return self._experts(self._store.statistics()).describe(layer, expert)
 
     def change(self, action: ExpertChange, places: Sequence[ExpertPlace]) -> ChangedExperts:
         keys = [self._key(layer, expert) for layer, expert in dict.fromkeys(places)]
@@ -183,14 +182,11 @@ class _Experts:
         self._catalog, self._row = store.catalog, row
         self._tokens = statistics.tokens.tolist()
         self._residents, self._pinned, self._quarantined = store.residents(), store.pinned, store.quarantined
-
-    def variants(self, layer: int, expert: int) -> dict[str, str]:
-        """Return the residency of an expert in each variant that has one of its own, by the variant's version."""
-        return {
-            variant: self._residents.get(ExpertKey(layer, expert, variant), "disk")
-            for variant, recipes in self._catalog.variants.items()
-            if (layer, expert) in recipes
-        }
+        self._variants: dict[ExpertPlace, dict[str, str]] = {}  # residency by version of a variant
+        for variant, recipes in self._catalog.variants.items():
+            for place in recipes:
+                residency = self._residents.get(ExpertKey(*place, variant), "disk")
+                self._variants.setdefault(place, {})[variant] = residency
 
     def describe(self, layer: int, expert: int) -> JsonObject:
         key = ExpertKey(layer, expert)
@@ -203,4 +199,5 @@ class _Experts:
             "bytes": self._catalog.layout(layer).slot_bytes,
             "pinned": key in self._pinned,
             "quarantined": self._quarantined.get(key),
+            "variants": self._variants.get((layer, expert), {}),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,7 +12,14 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from server.cli.exit_status import INTERRUPTED, WRONG_USAGE, exit_on_closed_pipe, open_standard_streams
+from server.cli.exit_status import (
+    FAILURE,
+    INTERRUPTED,
+    WRONG_USAGE,
+    exit_on_closed_pipe,
+    finish,
+    open_standard_streams,
+)
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,17 @@ def main() -> None:
             sys.exit(arguments.run(arguments))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+    except FileNotFoundError:
+        if _has_temporary_folder():
+            raise
+        sys.exit(finish("no folder can hold temporary files; set TMPDIR to one that this user can write to", FAILURE))
+
+
+def _has_temporary_folder() -> bool:
+    try:
+        return bool(tempfile.gettempdir())
+    except FileNotFoundError:
+        return False
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from server.cli.exit_status import FAILURE, INTERRUPTED, exit_on_interrupt, fail, finish
+from server.lifecycle.torch_setup import set_up_torch
 from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pack a model, and return the exit status."""
-    # torch takes seconds to import; --help should not wait
+    set_up_torch(arguments.model)  # takes seconds; --help should not wait
     import torch  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
 

@@ -24,8 +24,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     set_up_logging("info", COMMAND)
     folder: Path = arguments.pack
-    if not folder.is_dir():
-        return finish(f"there is no folder {folder}; give one written by greenroom pack", FAILURE)
+    try:
+        if not folder.is_dir():
+            return finish(f"there is no folder {folder}; give one written by greenroom pack", FAILURE)
+        next(folder.iterdir(), None)
+    except OSError as error:
+        return finish(f"{folder} can't be read: {error.strerror}; check its permissions (ls -ld)", FAILURE)
     if not is_pack(folder):
         return finish(
             f"{folder} is not a packed model, and has no checksums; give a folder written by greenroom pack",

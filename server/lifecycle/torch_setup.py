@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from expert_store import CheckpointError, read_metadata
+
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = {
@@ -56,8 +58,8 @@ def _takes_no_images(model: str | None) -> bool:
         return True
     try:
         paths = [path for pattern in ("config.json", "*/config.json") for path in Path(model).glob(pattern)]
-        return bool(paths) and not any("vision_config" in path.read_text("utf-8") for path in paths)
-    except (OSError, ValueError):  # the model can't be read, and will be refused later
+        return bool(paths) and not any(b"vision_config" in read_metadata(path) for path in paths)
+    except (OSError, ValueError, CheckpointError):  # the model can't be read, and will be refused later
         return False
 
 

@@ -45,6 +45,8 @@ def load_adapters(
     Raises:
         SettingsError: one can't be served.
     """
+    if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
+        raise SettingsError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
     memory = AdapterMemory(store, wake)
     taken = [model.name, *(alias.name for alias in settings.model_alias if not alias.is_pattern)]
     registry = AdapterRegistry(lora_targets(model.trunk), memory, settings.adapters_dir, taken)

@@ -20,12 +20,13 @@ from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
 from server.engine.text.codec import Codec
-from server.loading.load_model import ModelParts, load_media_processor
+from server.loading.load_model import ModelParts
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.plan import MemoryPlan
 from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
+from server.model.errors import ModelError
 from server.observability.routing_recorder import RoutingRecorder
 from server.settings import ServeSettings
 
@@ -38,24 +39,33 @@ class ExpertPaging:
     prefetcher: Prefetcher | None
     recorder: RoutingRecorder | None
 
+    def close(self) -> None:
+        self.store.close()
+        if self.recorder is not None:
+            self.recorder.close()
+
 
 def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -> ExpertPaging:
     """Open the expert store in the planned memory.
 
     Raises:
         ExpertStoreError: the store or the routing log can't be opened.
+        ModelError: a file of experts can't be opened.
     """
     trunk = model.trunk
     recorder = RoutingRecorder(settings.trace_file, model.name, trunk.catalog) if settings.trace_file else None
-    store = ExpertStore(
-        trunk.catalog,
-        plan.host_bytes,
-        device_bytes=plan.device_bytes,
-        device=model.device,
-        policy=settings.cache_policy,
-        least_unpinned=trunk.facts.top_k,
-        recorder=recorder,
-    )
+    try:
+        store = ExpertStore(
+            trunk.catalog,
+            plan.host_bytes,
+            device_bytes=plan.device_bytes,
+            device=model.device,
+            policy=settings.cache_policy,
+            least_unpinned=trunk.facts.top_k,
+            recorder=recorder,
+        )
+    except OSError as error:
+        raise ModelError(f"{error.filename} can't be opened: {error.strerror}") from error
     prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates)
     return ExpertPaging(store, prefetcher, recorder)
 
@@ -63,8 +73,7 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
 def build_codec(model: ModelParts, watcher: Watcher | None) -> Codec:
     """Build the codec between requests and token ids, with the capacity for images."""
     capacity = ImageCapacity(make_free=None if watcher is None else watcher.make_free)
-    media = load_media_processor(model.config_folder, model.trunk.facts)
-    return Codec(model.tokenizer, media, model.eos_token_ids, capacity)
+    return Codec(model.tokenizer, model.media, model.eos_token_ids, capacity)
 
 
 def build_engine(

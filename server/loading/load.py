@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from transformers.utils import logging as transformers_logging
@@ -14,12 +16,14 @@ from server.engine.engine import Engine
 from server.engine.interface import ModelCard, SamplingDefaults
 from server.engine.text.codec import Codec
 from server.loading.adapters import Adapters, load_adapters, open_adapter_store
-from server.loading.build_engine import build_codec, build_engine, open_experts
-from server.loading.load_model import load_model
+from server.loading.build_engine import ExpertPaging, build_codec, build_engine, open_experts
+from server.loading.load_model import ModelParts, load_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
+from server.loading.repacked import load_unreplaced
 from server.loading.variants import open_variants
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
+from server.memory.plan import MemoryPlan
 from server.memory.usage import MemoryUsage
 from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
@@ -64,6 +68,20 @@ class LoadedServer:
             self.routing_recorder.close()
 
 
+class _Opened(NamedTuple):
+    """All that is read from the model's folder, and the memory planned for it."""
+
+    parts: ModelParts
+    plan: MemoryPlan
+    paging: ExpertPaging
+
+
+def _open(model: str | None, settings: ServeSettings) -> _Opened:
+    parts = load_model(model, settings)
+    plan = plan_beside_trunk(parts.trunk, settings, parts.device)
+    return _Opened(parts, plan, open_experts(settings, parts, plan))
+
+
 def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     """Load a model and start its engine.
 
@@ -73,9 +91,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    parts = load_model(model, settings)
-    plan = plan_beside_trunk(parts.trunk, settings, parts.device)
-    paging = open_experts(settings, parts, plan)
+    parts, plan, paging = load_unreplaced(model, partial(_open, model, settings), lambda opened: opened.paging.close())
     kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)
     log.info("compute: %s", parts.compute)
     log_plan(parts.trunk, paging.store, plan)

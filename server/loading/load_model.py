@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from expert_store import ExpertCatalog
+from expert_store import ExpertCatalog, Pack, is_pack, open_pack
 from server.device import find_device
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
@@ -18,13 +18,14 @@ from server.kernels.native.library import KernelError, Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
-from server.model.checkpoint.locate import config_folder, find_checkpoint
+from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk import Trunk, TrunkFacts
+from server.model.trunk import Trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 
@@ -43,7 +44,7 @@ class ModelParts:
     eos_token_ids: frozenset[int]
     defaults: SamplingDefaults
     folder: Path  # the checkpoint or the pack
-    config_folder: Path
+    media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
 
     @property
     def experts_per_layer(self) -> dict[int, int]:
@@ -62,8 +63,10 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     folder, name = find_checkpoint(model, settings.revision)
     name = settings.served_model_name or name
     check_aliases(settings.model_alias, name)
-    device, config = find_device(settings.device), config_folder(folder)
-    dtype = compute_dtype(settings.dtype, read_config(folder), device)
+    device = find_device(settings.device)
+    checkpoint = open_pack(folder) if is_pack(folder) else folder
+    config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
+    dtype = compute_dtype(settings.dtype, read_config(config), device)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
     pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
@@ -71,7 +74,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         check_trunk(settings, trunk_bytes, catalog, dtype, device, host_budget(settings))
         log.info("loading %s from %s", name, folder)
 
-    trunk = load_trunk(folder, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
+    trunk = load_trunk(checkpoint, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
     tokenizer = Tokenizer(config, trunk.max_model_len)
     tokenizer.prepare()
     generation = read_generation_config(config)
@@ -85,7 +88,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         generation.eos_token_ids | tokenizer.eos_token_ids,
         SamplingDefaults(**generation.sampling),
         folder,
-        config,
+        load_media_processor(config, trunk.facts),
     )
 
 

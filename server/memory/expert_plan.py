@@ -49,6 +49,17 @@ class FreeMemory:
         return cls(host_bytes, max(0, left), is_cuda=True)
 
 
+def host_bytes(settings: ServeSettings, catalog: ExpertCatalog, auto: int) -> int:
+    """Return the asked bytes of the host tier: at most those of all experts, unless variants may be loaded.
+
+    Args:
+        auto: the value of ``auto``.
+    """
+    asked = settings.host_expert_memory.resolve(catalog.total_bytes, auto)
+    takes_variants = settings.experts_dir is not None and not settings.host_expert_memory.is_auto
+    return asked if takes_variants else min(catalog.total_bytes, asked)
+
+
 def plan_experts(
     settings: ServeSettings, catalog: ExpertCatalog, top_k: int, free: FreeMemory, kv_bytes: int
 ) -> ExpertBudgets:
@@ -65,7 +76,7 @@ def plan_experts(
     device = max(asked, least) if has_device else 0
     taken = 0 if free.is_cuda else kv_bytes + device
     auto = min(total, max(0, free.host - taken))
-    host = min(total, settings.host_expert_memory.resolve(total, auto))
+    host = host_bytes(settings, catalog, auto)
     tiers = [("--host-expert-memory", settings.host_expert_memory, host)]
     if has_device:
         tiers.append(("--device-expert-memory", settings.device_expert_memory, asked))

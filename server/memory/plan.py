@@ -15,7 +15,7 @@ from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import as_flag, format_bytes
 from server.engine.scheduler import MAX_LOGITS_ROWS
 from server.memory.adapter_plan import adapter_bytes, asked_adapter_bytes
-from server.memory.expert_plan import FreeMemory, plan_experts
+from server.memory.expert_plan import FreeMemory, host_bytes, plan_experts
 from server.memory.kv_cache_plan import ELASTIC_SHARE, KV_SHARE, KVPlan, first_bytes, plan_kv_cache
 from server.memory.step_memory import StepShape, step_bytes
 from server.model.attention.kv_cache import KVGroup
@@ -139,8 +139,7 @@ def plan_memory(
     )
     least = least_bytes(needs.catalog, needs.top_k)
     has_expert_budget = not settings.host_expert_memory.is_auto
-    asked = settings.host_expert_memory.resolve(needs.catalog.total_bytes, least)
-    experts = 0 if is_cuda else min(needs.catalog.total_bytes, max(least, asked))
+    experts = 0 if is_cuda else max(least, host_bytes(settings, needs.catalog, least))
     first_kv = _first_kv_bytes(settings, needs)
     kv = plan_kv_cache(
         settings,

@@ -36,6 +36,14 @@ def text_model_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return getattr(config, name) if name else config
 
 
+def config_parts(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
+    """Yield a config and the configs within it, at any depth."""
+    yield config
+    for value in vars(config).values():
+        if isinstance(value, PreTrainedConfig):
+            yield from config_parts(value)
+
+
 def find_model_class(config: PreTrainedConfig) -> Any:
     """Return the class that a checkpoint's config names, or else the first that transformers has for it.
 
@@ -46,7 +54,8 @@ def find_model_class(config: PreTrainedConfig) -> Any:
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
     if not classes:
         raise ModelError(f"transformers has no {config.model_type} that writes text token after token")
-    return next((found for found in classes if found.__name__ in (config.architectures or ())), classes[0])
+    named = config.architectures if isinstance(config.architectures, list) else ()
+    return next((found for found in classes if found.__name__ in named), classes[0])
 
 
 def config_of_class(config: PreTrainedConfig, model_class: Any) -> PreTrainedConfig:

@@ -56,7 +56,7 @@ class AdapterRegistry:
     """
 
     def __init__(self, targets: LoraTargets, memory: AdapterMemory, folder: Path | None, taken: Collection[str] = ()):
-        self._targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
+        self.targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
         self._current: Mapping[str, AdapterVersion] = {}  # replaced, never changed
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
@@ -134,7 +134,7 @@ class AdapterRegistry:
                     f"the adapter {name!r} is loaded already; set 'load_inplace' to replace it", "lora_name"
                 )
             try:
-                files = read_adapter(locate(path, folder), self._targets, self._memory.store.page_bytes, folder)
+                files = read_adapter(locate(path, folder), self.targets, self._memory.store.page_bytes, folder)
             except AdapterError as error:
                 raise RequestRefusedError(str(error), "lora_path") from error
             if len(files.checksums) > self._memory.store.num_slots:

@@ -293,6 +293,39 @@ def test_metrics_are_summed_by_label(any_client: AnyClient) -> None:
         metrics.total("expert_lookup")
 
 
+def test_adapters_are_listed(any_client: AnyClient) -> None:
+    adapter = {
+        "name": "law",
+        "path": "/adapters/law",
+        "state": "resident",
+        "tier": "host",
+        "rank": 8,
+        "bytes": 1024,
+        "memory_bytes": 4096,
+    }
+    any_client.handler = replying({"data": [{**adapter, "requests": {"unfinished": 1, "total": 7}}]})
+    assert any_client("adapters") == [client.Adapter(**adapter, num_unfinished=1, num_requests=7)]
+    assert any_client.requests[0].url.path == "/v1/adapters"
+
+
+def test_adapters_are_loaded_and_unloaded(any_client: AnyClient) -> None:
+    any_client.handler = lambda _: httpx.Response(200, text="Success")
+    any_client("load_adapter", "law", "path/of/law", replace=True, client={"admin_api_key": "secret"})
+    any_client("unload_adapter", "law", client={"admin_api_key": "secret"})
+    load, unload = any_client.requests
+    assert (load.url.path, unload.url.path) == ("/v1/load_lora_adapter", "/v1/unload_lora_adapter")
+    assert json.loads(load.content) == {"lora_name": "law", "lora_path": "path/of/law", "load_inplace": True}
+    assert json.loads(unload.content) == {"lora_name": "law"}
+    assert {each.headers["Authorization"] for each in any_client.requests} == {"Bearer secret"}
+
+
+def test_an_adapter_that_is_refused_raises_the_servers_reason(any_client: AnyClient) -> None:
+    error = {"message": "no such folder", "type": "invalid_request_error", "param": "lora_path", "code": None}
+    any_client.handler = replying({"error": error}, 400)
+    with pytest.raises(client.BadRequestError, match="no such folder"):
+        any_client("load_adapter", "law", "none")
+
+
 def test_requests_are_listed(any_client: AnyClient) -> None:
     any_client.handler = replying(REQUESTS)
     (status,) = any_client("requests")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,21 +75,20 @@ def serving(
     port: int = 0,
     group: ControlGroup | None = None,
     environment: Mapping[str, str] | None = None,
-    prefix: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Start a server, by default on a free port, and stop it afterwards in any case.
 
     Args:
         group: that it runs in.
         environment: additional variables.
-        prefix: a command that runs the server's.
+        wrapper: a command that runs the server's command.
     """
-    command = [*prefix, COMMAND, "serve", *arguments, "--port", str(port)]
+    command = [*wrapper, COMMAND, "serve", *arguments, "--port", str(port)]
     command = command if group is None else group.command(command)
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(environment or {})}
-        )
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -105,15 +104,27 @@ def serving(
 
 
 def run_command(
-    *arguments: str, environment: Mapping[str, str] | None = None, stdin: str | None = None
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
+    wrapper: Sequence[str] = (),
+    stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `greenroom` command to its end, with additional environment variables."""
+    """Run a `greenroom` command to its end.
+
+    Args:
+        environment: additional variables.
+        prepare: called in the new process before the command starts.
+        wrapper: a command that runs this one.
+        stdin: its input; None for that of the tests.
+    """
     return subprocess.run(
-        [COMMAND, *arguments],
+        [*wrapper, COMMAND, *arguments],
         input=stdin,
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
         env={**os.environ, **(environment or {})},
+        preexec_fn=prepare,
     )

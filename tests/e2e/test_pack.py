@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
+from expert_store import read_manifest
 from server.model.checkpoint.locate import BUNDLED
-from tests.e2e.processes import run_command, serving
+from tests.e2e.processes import COMMAND, READY, run_command, serving
+from tests.e2e.unprivileged import drop_override
+from tests.packed_models import pack_model
 
 
 def complete(url: str) -> str:
@@ -78,33 +83,43 @@ def test_only_packs_can_be_verified(tmp_path: Path) -> None:
     assert verified(nowhere, 1) == f"greenroom: there is no folder {nowhere}; give one written by greenroom pack"
 
 
-def test_one_damaged_expert_fails_the_requests_that_need_it_and_no_other(tmp_path: Path) -> None:
-    """Expert 0 of layer 0 is damaged; texts differ in whether they need it."""
-    out = tmp_path / "out"
-    assert run_command("pack", str(BUNDLED), str(out), "--weights", "int8").returncode == 0
-    (records,) = out.glob("*/experts-00000.pack")
-    assert "is undamaged: 96 experts" in verified(out, 0)
-    with records.open("r+b") as file:
-        file.seek(1000)
-        byte = file.read(1)[0]
-        file.seek(1000)
-        file.write(bytes([byte ^ 1]))
-    assert "1 of 96 experts of" in (line := verified(out, 1))
-    assert "are damaged: expert 0 of layer 0; the first: the checksum of its record" in line
-    failures, texts = [], []
-    with serving(str(out), "--host-expert-memory", "25%", "--dtype", "float32") as server:
-        for prompt in ("import os", "SCENE I.", "Mix the flour", "Section 1.", "A dog is", "tar -x", "Q", "a", "The"):
-            body = {"model": "greenroom-demo", "prompt": prompt, "max_tokens": 1, "temperature": 0}
-            reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
-            if reply.status_code == 200:
-                texts.append(reply.json()["choices"][0]["text"])
-            else:
-                failures.append(reply.json()["error"]["message"])
-        assert server.total("expert_quarantined") == 1
-        assert server.total("expert_load_failures_total") == 1
-        assert server.total("request_success_total", 'finished_reason="error"') == len(failures)
-        assert server.total("e2e_request_latency_seconds_count") == len(texts)
-        assert httpx.get(f"{server.url}/health").status_code == 200
-    assert texts
-    assert failures
-    assert set(failures) == {"expert 0 of layer 0 can't be read; see the log"}
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pack_model(BUNDLED, tmp_path_factory.mktemp("packs") / "out")
+
+
+@pytest.mark.parametrize("unreadable", [".", "manifest.json", "data", "data/config.json", "data/experts-00000.pack"])
+def test_a_pack_that_can_not_be_read_is_told_in_a_line(packed: Path, unreadable: str) -> None:
+    path = packed / unreadable.replace("data", read_manifest(packed).data)
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        refused = run_command("verify", str(packed), prepare=drop_override)
+    finally:
+        path.chmod(mode)
+    (line,) = refused.stderr.splitlines()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert line.startswith("greenroom: ")
+    assert "Permission denied" in line or "can't be read; change its permissions" in line
+
+
+def test_a_pack_that_is_replaced_while_it_is_loaded_is_loaded_again(tmp_path: Path) -> None:
+    out = pack_model(BUNDLED, tmp_path / "out", "int8")
+    command = [COMMAND, "serve", str(out), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while "loading greenroom-demo from" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGSTOP)
+        pack_model(BUNDLED, out, "bfloat16")
+        process.send_signal(signal.SIGCONT)
+        url = process.stdout.readline().removeprefix(READY).split()[0]
+        assert complete(url)
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
+    assert f"{out} was packed again while it was loaded; loading the new pack" in log

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from expert_store import BudgetError, ExpertLayout, ParameterSpec
-from expert_store.arena import DeviceArena, HostArena
+from expert_store.arena import DeviceArena, HostArena, page_aligned
+from server.model.attention.reserved_tensor import ReservedTensor
 
 LAYOUT = ExpertLayout((ParameterSpec("a", torch.bfloat16, (3, 5)), ParameterSpec("b", torch.float32, (2, 700))))
 
@@ -34,6 +35,20 @@ def test_a_retired_slot_is_empty_and_its_neighbours_are_not() -> None:
     arena.revive(1)
     arena.bytes_of(1)[:] = 9
     assert [int(arena.bytes_of(slot).min()) for slot in range(3)] == [1, 9, 3]
+
+
+@pytest.fixture
+def without_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give advice that this kernel does not know, so that it answers as one without huge pages does."""
+    for name in ("MADV_HUGEPAGE", "MADV_NOHUGEPAGE"):
+        monkeypatch.setattr(mmap, name, 12345)
+
+
+@pytest.mark.usefixtures("without_huge_pages")
+def test_slots_work_without_huge_pages() -> None:
+    test_a_retired_slot_is_empty_and_its_neighbours_are_not()
+    assert page_aligned(2 * mmap.PAGESIZE).ctypes.data % mmap.PAGESIZE == 0
+    assert float(ReservedTensor((4, 1000), torch.float32).tensor.sum()) == 0
 
 
 def refuse_beyond(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:

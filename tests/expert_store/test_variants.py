@@ -44,14 +44,6 @@ def num_handles() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_keys_fall_through_to_the_models_own_experts(store: ExpertStore, tmp_path: Path) -> None:
-    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
-    catalog = store.catalog
-    assert catalog.resolve(0, 3, "law") == ExpertKey(0, 3, "law")
-    assert catalog.resolve(0, 4, "law") == ExpertKey(0, 4)
-    assert catalog.resolve(1, 3, "law") == ExpertKey(1, 3)
-
-
 def test_both_sets_of_weights_are_leased_together(store: ExpertStore, tmp_path: Path) -> None:
     store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
     own, law = ExpertKey(0, 3), ExpertKey(0, 3, "law")

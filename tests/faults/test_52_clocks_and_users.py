@@ -84,7 +84,7 @@ def test_a_strict_umask_serves_and_packs_for_the_owner_alone(tmp_path: Path) -> 
     subprocess.run([*umask, COMMAND, "pack", "server/demo/model", str(tmp_path / "pack")], check=True)
     modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
     assert {mode & 0o077 for mode in modes} == {0}
-    with ends_well(str(tmp_path / "pack"), prefix=umask) as server:
+    with ends_well(str(tmp_path / "pack"), wrapper=umask) as server:
         assert completion(server).status_code == 200
 
 
@@ -97,7 +97,7 @@ def test_a_read_only_root_is_enough(as_user: Sequence[str]) -> None:
         pytest.skip("this Python is installed where another user can't read it")
     prefix = ("unshare", "--mount", "sh", "-c", f'{READ_ONLY} "$@"', "sh", *as_user)
     environment = {"HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache"}
-    with ends_well(prefix=prefix, environment=environment) as server:
+    with ends_well(wrapper=prefix, environment=environment) as server:
         assert completion(server).status_code == 200
         chat = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
         assert httpx.post(f"{server.url}/v1/chat/completions", json=chat, timeout=120).status_code == 200

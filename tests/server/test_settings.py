@@ -49,6 +49,8 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"device": "tpu"}, {}, "", "--device 'tpu': write auto, cpu, cuda or cuda:N"),
         ({"model_alias": ["claude-*"]}, {}, "", "--model-alias 'claude-.': write NAME=MODEL, such as claude-"),
         ({"model_alias": ["=tiny"]}, {}, "", "--model-alias '=tiny': write NAME=MODEL"),
+        ({"adapter": ["law"]}, {}, "", "--adapter 'law': write NAME=PATH, such as law="),
+        ({"adapter_memory": "50%"}, {}, "", "--adapter-memory '50%': '50%' is a percentage; write a size"),
         ({}, {}, "model-alias = 'a=b'", "model_alias in .*: write a list"),
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
@@ -225,3 +227,9 @@ def test_an_origin_is_written_as_browsers_do(origin: str) -> None:
 def test_an_allowed_host_is_a_name(host: str) -> None:
     with pytest.raises(SettingsError, match=r"--allowed-host .*without scheme and port"):
         load_settings(parse("--allowed-host", host), {}, None)
+
+
+def test_a_served_name_of_two_lines_is_refused() -> None:
+    name = "a\nGreenroom ready: http://127.0.0.1:1 (model b)"
+    with pytest.raises(SettingsError, match="write a name in characters that can be printed, on one line"):
+        load_settings({"served_model_name": name}, {}, None)

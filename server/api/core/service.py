@@ -102,6 +102,10 @@ class LoadedModel:
         """Names of weights beside the base model's."""
         return [] if self.directory is None else self.directory.names()
 
+    def has_other(self, name: str) -> bool:
+        """Return True if a name is that of weights beside the base model's."""
+        return self.directory is not None and self.directory.root(name) is not None
+
     @property
     def root(self) -> str:
         """The path of its weights, or the name of the base model."""
@@ -199,7 +203,7 @@ class Service:
         """
         if self.model is None:
             raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
-        if name in self.model.other_names and name is not None:
+        if name is not None and self.model.has_other(name):
             return self.model.named(name)
         if name is not None and name != self.model.name and self._resolve(name) != self.model.name:
             raise ModelNotFoundError(

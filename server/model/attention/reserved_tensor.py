@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -31,7 +32,8 @@ class ReservedTensor:
                 "`ulimit -v`"
             ) from error
         if hasattr(mmap, "MADV_NOHUGEPAGE"):
-            self._map.madvise(mmap.MADV_NOHUGEPAGE)
+            with suppress(OSError):  # kernels without huge pages refuse it
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)
         raw = torch.from_numpy(np.frombuffer(self._map, np.uint8, nbytes))  # type: ignore[no-untyped-call,unused-ignore]
         self.tensor = raw.view(dtype).view(shape)
 

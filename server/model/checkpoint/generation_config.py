@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from expert_store import read_json_object
 from server.model.errors import ModelError
 
 # The settings that serve as defaults, as in vLLM, and their ranges.
@@ -31,15 +32,13 @@ def read_generation_config(folder: Path) -> GenerationConfig:
     """Read a checkpoint's ``generation_config.json``.
 
     Raises:
-        ModelError: the file is not a JSON object, or a value is out of range; the message names the value.
+        CheckpointError: the file can't be read, or is not a JSON object.
+        ModelError: a value is out of range; the message names the value.
     """
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return GenerationConfig(frozenset(), {})
-    try:
-        values = dict(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ModelError(f"{path.name} of {folder.name} can't be read: {error}; download it again") from error
+    values = read_json_object(path)
     sampling = {name: values[name] for name in RANGES if values.get(name) is not None}
     for name, value in sampling.items():
         low, high = RANGES[name]

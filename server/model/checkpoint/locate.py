@@ -39,15 +39,16 @@ def find_local(model: str | None) -> tuple[Path, str] | None:
     if model is None:
         return BUNDLED, BUNDLED_NAME
     folder = Path(model)
+    check_printable(model)
     try:
         if folder.resolve() == BUNDLED:
             return BUNDLED, BUNDLED_NAME
         if folder.is_dir():
             names = [path.name for path in folder.iterdir()]
             if is_pack(folder):
-                return folder, read_manifest(folder).model
+                return folder, check_printable(read_manifest(folder).model)
             check_formats(model, names)
-            return folder, folder.resolve().name
+            return folder, check_printable(folder.resolve().name)
         is_other = folder.exists()
     except OSError as error:
         raise ModelError(f"{model} can't be read: {error.strerror}; check its permissions (ls -ld)") from error
@@ -57,6 +58,17 @@ def find_local(model: str | None) -> tuple[Path, str] | None:
     if not HUB_ID.fullmatch(model):
         raise ModelError(f"there is no folder {model}; give a local folder, or a hub model as OWNER/NAME")
     return None
+
+
+def check_printable(name: str) -> str:
+    """Return the name of a model or its folder, which logs and replies show.
+
+    Raises:
+        ModelError: a character of it can't be printed, such as the end of a line, or half a surrogate pair.
+    """
+    if not name.isprintable():
+        raise ModelError(f"the name {name!r} has characters that can't be printed; rename the folder or pack it again")
+    return name
 
 
 def config_folder(folder: Path) -> Path:

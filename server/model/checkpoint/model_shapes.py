@@ -19,6 +19,7 @@ from server.model.attention.kv_cache import KVGroup
 from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import replace_projections
 from server.model.attention.rope import max_served_length
+from server.model.checkpoint.config_checks import config_errors
 from server.model.checkpoint.packed_trunk import packed_sizes
 from server.model.checkpoint.tensor_map import PackedMatrices, experts_modules, layer_numbers
 from server.model.checkpoint.trunk_loader import build_model
@@ -72,10 +73,11 @@ def infer_shapes(
     Raises:
         ModelError: the architecture can't be served.
     """
-    try:
-        return _infer(config, dtype, max_model_len, packed, None)
-    except NotBatchableError as error:
-        return _infer(config, dtype, max_model_len, packed, str(error))
+    with config_errors(config):
+        try:
+            return _infer(config, dtype, max_model_len, packed, None)
+        except NotBatchableError as error:
+            return _infer(config, dtype, max_model_len, packed, str(error))
 
 
 def _infer(

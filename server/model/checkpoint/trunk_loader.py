@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,37 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils.generic import ContextManagers
 
-from expert_store import ExpertCatalog, TensorSource, find_shards, is_pack, open_pack, read_index, read_tensor
+from expert_store import (
+    ExpertCatalog,
+    ExpertStoreError,
+    Pack,
+    TensorSource,
+    find_shards,
+    is_pack,
+    open_pack,
+    read_index,
+    read_json_object,
+    read_tensor,
+)
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
-from server.model.architecture import config_of_class, find_model_class, set_implementations, text_model_config
+from server.model.architecture import (
+    config_of_class,
+    config_parts,
+    find_model_class,
+    set_implementations,
+    text_model_config,
+)
 from server.model.attention.rope import apply_nested_rope_base
 from server.model.attention.temperature_tuning import pass_positions
+from server.model.checkpoint.config_checks import (
+    CONFIG,
+    check_config,
+    check_files,
+    config_errors,
+    read_config_values,
+    reason_of,
+)
 from server.model.checkpoint.locate import config_folder
 from server.model.checkpoint.model_types import load_config
 from server.model.checkpoint.packed_trunk import fill_linears, packed_bytes, replace_linears
@@ -49,7 +74,7 @@ TrunkSources = Mapping[str, TensorSource | StoredTensor]
 
 
 def load_trunk(
-    folder: Path,
+    checkpoint: Path | Pack,
     dtype: torch.dtype,
     device: torch.device = CPU,
     is_deterministic: bool = False,
@@ -62,7 +87,7 @@ def load_trunk(
     A model that can't run many sequences in one step runs them one at a time, with transformers' attention and cache.
 
     Args:
-        folder: a hub checkpoint, or a packed model.
+        checkpoint: the folder of a hub checkpoint or of a packed model, or a packed model that is open.
         is_deterministic: run steps with batch-invariant arithmetic.
         pool: threads that compute steps; None if only the caller's thread does.
         max_model_len: the requested length, on which the model's rotary frequencies may depend.
@@ -72,35 +97,42 @@ def load_trunk(
         ModelError: the architecture or the checkpoint's format is not supported, or trunk tensors are missing.
         CheckpointError: the checkpoint's files are damaged or incomplete.
     """
+    if isinstance(checkpoint, Path) and is_pack(checkpoint):
+        checkpoint = open_pack(checkpoint)
     try:
-        return Trunk(*_load(folder, dtype, device, IMPLEMENTATION, check_memory), is_deterministic, pool, max_model_len)
+        model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
+        with config_errors(model.config):
+            return Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
     log.info("requests run one at a time, with transformers' attention and cache, because %s", reason)
-    return SequentialTrunk(
-        *_load(folder, dtype, device, None, check_memory), reason, is_deterministic, pool, max_model_len
-    )
+    model, catalog, layers = _load(checkpoint, dtype, device, None, check_memory)
+    with config_errors(model.config):
+        return SequentialTrunk(model, catalog, layers, reason, is_deterministic, pool, max_model_len)
 
 
 def _load(
-    folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
+    checkpoint: Path | Pack, dtype: torch.dtype, device: torch.device, attention: str | None, check_memory: MemoryCheck
 ) -> tuple[PreTrainedModel, ExpertCatalog, dict[ExpertsModule, int]]:
     """Load a model without its experts; returns it with the catalog of its experts and the layers of their modules."""
-    pack = open_pack(folder) if is_pack(folder) else None
-    config = read_config(pack.data_folder if pack else folder)
+    folder = checkpoint.data_folder if isinstance(checkpoint, Pack) else checkpoint
+    config = read_config(folder)
     model = build_model(config, dtype, attention)
     if attention == IMPLEMENTATION:
         check_batchable(model)
-    tensors = map_pack(model, pack) if pack else map_checkpoint(model, read_index(find_shards(folder)))
+    if isinstance(checkpoint, Pack):
+        name, tensors = checkpoint.folder.name, map_pack(model, checkpoint)
+    else:
+        name, tensors = folder.name, map_checkpoint(model, read_index(find_shards(folder)))
     if tensors.unused:
         log.warning("%s does not use %d tensors: %s ...", config.model_type, len(tensors.unused), tensors.unused[0])
     layers = _empty_experts(model)
     linears = replace_linears(model, tensors.packed)
     check_memory(_resident_bytes(tensors.trunk, dtype) + packed_bytes(tensors.packed), tensors.catalog)
-    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, folder.name)
+    _load_trunk_weights(model, _read_trunk(tensors.trunk, dtype), dtype, name)
     fill_linears(linears, tensors.packed)
     if config.is_encoder_decoder:
-        model.generation_config = _generation_config(config, config_folder(folder))
+        model.generation_config = _generation_config(config, folder)
     model.to(device).eval()
     return model, tensors.catalog, layers
 
@@ -152,7 +184,10 @@ def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tens
     sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
     with progress("loading the trunk", sum(sizes.values())) as shown:
         for name, source in trunk.items():
-            state[name] = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            tensor = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
+                raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
+            state[name] = tensor
             shown.advance(sizes[name])
     return state
 
@@ -161,35 +196,46 @@ def _generation_config(config: PreTrainedConfig, folder: Path) -> GenerationConf
     """Read transformers' generation config, which names the tokens that a decoder begins with."""
     if not (folder / "generation_config.json").is_file():
         return GenerationConfig.from_model_config(config)
+    values = read_json_object(folder / "generation_config.json")
     try:
-        return GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f"generation_config.json of {folder.name} can't be used: {error}") from error
+        return GenerationConfig.from_dict(values)
+    except Exception as error:  # transformers' checks raise many kinds
+        reason = reason_of(error, values)
+        raise ModelError(f"generation_config.json of {folder.name} can't be used: {reason}") from error
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
     """Read the config of a checkpoint or a packed model, and check that Greenroom can serve it.
 
     Raises:
-        ModelError: there is no config, transformers has no text generation for it, or its quantisation is not
-            supported.
+        ModelError: there is no config, transformers has no text generation for it, or its values or its quantisation
+            are not supported.
+        CheckpointError: a file that is read beside the weights is damaged.
     """
     folder = config_folder(folder)
-    if not (folder / "config.json").is_file():
+    if not os.path.lexists(folder / CONFIG):
         raise ModelError(f"{folder} has no config.json; give the folder of a Hugging Face checkpoint")
+    check_files(folder)
+    values = read_config_values(folder)
     try:
         full_config = load_config(folder)
         config = text_model_config(full_config)
-        share_quantisation(full_config, config)
-        apply_nested_rope_base(config, json.loads((folder / "config.json").read_text("utf-8")))
-    except StrictDataclassError as error:  # its lines name the field and the expected type
-        raise ModelError(f"config.json of {folder.name} can't be used: {' '.join(str(error).split())}") from error
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        share_quantisation(full_config, config, folder)
+        apply_nested_rope_base(config, values)
+    except ExpertStoreError:
+        raise
+    except Exception as error:  # the classes of configs check their values in many ways
+        # The lines of StrictDataclassError name the field and the expected type.
+        reason = reason_of(error, values) if isinstance(error, StrictDataclassError | KeyError) else _first_line(error)
         raise ModelError(f"config.json of {folder.name} can't be used: {reason}") from error
+    check_config(config, folder)
     find_model_class(config)
     find_scheme(config, folder.name)
     return config
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def build_model(
@@ -199,24 +245,41 @@ def build_model(
 
     Args:
         attention: the attention implementation of the text part; None keeps transformers' choice.
+
+    Raises:
+        ModelError: the config describes no model that can be built.
     """
     set_implementations(config, attention)
     model_class: Any = find_model_class(config)
-    try:
-        return _build(config, model_class, dtype, _RangesOnCpu())
-    except RuntimeError:  # the model combines ranges with tensors on the meta device
-        return _build(config, model_class, dtype, nullcontext())
+    with config_errors(config):
+        try:
+            return _build(config, model_class, dtype, _RangesOnCpu())
+        except RuntimeError:  # the model combines ranges with tensors on the meta device
+            return _build(config, model_class, dtype, nullcontext())
 
 
 def _build(
     config: PreTrainedConfig, model_class: Any, dtype: torch.dtype, ranges: AbstractContextManager[object]
 ) -> PreTrainedModel:
     contexts = model_class.get_init_context(dtype, False, False, False)
-    with ContextManagers([*contexts, no_init_weights(), ranges]):
+    with ContextManagers([*contexts, no_init_weights(), ranges, _dtype_of_all_parts(config, dtype)]):
         model: PreTrainedModel = model_class(config_of_class(config, model_class))
         replace_experts(model)
         pass_positions(model)
     return model
+
+
+@contextmanager
+def _dtype_of_all_parts(config: PreTrainedConfig, dtype: torch.dtype) -> Iterator[None]:
+    """Give a config and its parts one dtype for a while; transformers builds each part in the dtype that it names."""
+    stored = [(part, part.dtype) for part in config_parts(config)]
+    try:
+        for part, _ in stored:
+            part.dtype = dtype
+        yield
+    finally:
+        for part, before in stored:
+            part.dtype = before
 
 
 class _RangesOnCpu(TorchFunctionMode):

@@ -20,20 +20,13 @@ from expert_store import (
     TensorSource,
     Variant,
     find_shards,
+    read_header_metadata,
     read_index,
-    read_metadata,
     read_tensor,
 )
 from server.kernels.expert import transposed_names
-from server.model.checkpoint.tensor_map import (
-    CheckpointNames,
-    ExpertParts,
-    expert_parameters,
-    experts_modules,
-    layer_numbers,
-    parameter_shapes,
-    sort_tensors,
-)
+from server.model.checkpoint.expert_parameters import ExpertParts, expert_parameters, parameter_shapes
+from server.model.checkpoint.tensor_map import CheckpointNames, experts_modules, layer_numbers, sort_tensors
 from server.model.checkpoint.variant_routers import REMOVED_FIELD, read_removed, variant_layer
 from server.model.checkpoint.weight_formats import WeightFormat, encode, format_of
 from server.model.experts.router import RouterWeights
@@ -88,7 +81,7 @@ def read_variant(folder: Path, name: str, version: str, base: BaseModel) -> Vari
     """
     shards = find_shards(folder)
     index = read_index(shards)
-    metadata = {key: value for shard in shards for key, value in read_metadata(shard).items()}
+    metadata = {key: value for shard in shards for key, value in read_header_metadata(shard).items()}
     given = metadata.get(BASE_FIELD)
     if given is not None and given != base.fingerprint:
         raise CheckpointError(

@@ -60,19 +60,23 @@ class StepVariants:
             sets.append(0 if variant is None else found.setdefault(variant, len(found) + 1))
         self.variants = tuple(found)
         self.sets = np.array(sets, dtype=np.int64)  # of each chunk
-        self._tables, self._owners = tables, owners
+        self._owners = owners
+        self.places_by_layer = tables.places(self.variants)
+        self._sets_of_tokens = self.sets.repeat([chunk.num_tokens for chunk in chunks])
 
     def places(self, layer: ExpertLayer) -> LayerPlaces:
         """Return the places of a layer's experts."""
-        return self._tables.places(self.variants)[layer.number]
+        return self.places_by_layer[layer.number]
 
     @property
     def keys(self) -> Mapping[int, tuple[ExpertKey, ...]]:
         """The experts of each layer, by place; the same object for the same variants."""
-        return self._tables.places(self.variants).keys_by_layer
+        return self.places_by_layer.keys_by_layer
 
     def sets_of_rows(self, layer: int, num_rows: int) -> IntArray:
         """Return the set of each row of a layer, ``(rows,)``."""
+        if num_rows == len(self._sets_of_tokens):
+            return self._sets_of_tokens
         return self.sets.repeat(num_rows) if len(self.sets) == 1 else self.sets[self._owners(layer)]
 
 
@@ -81,12 +85,15 @@ def has_variants(chunks: Sequence[SequenceChunk]) -> bool:
     return any(chunk.weights is not None and chunk.weights.variant is not None for chunk in chunks)
 
 
-class PlacesByLayer(dict[int, LayerPlaces]):
+class PlacesByLayer:
     """The places of all layers for one combination of variants."""
 
     def __init__(self, layers: Iterable[ExpertLayer], variants: Sequence[ExpertVariant]):
-        super().__init__((layer.number, _layer_places(layer, variants)) for layer in layers)
-        self.keys_by_layer = {number: places.keys for number, places in self.items()}
+        self._places = {layer.number: _layer_places(layer, variants) for layer in layers}
+        self.keys_by_layer = {number: places.keys for number, places in self._places.items()}
+
+    def __getitem__(self, layer: int) -> LayerPlaces:
+        return self._places[layer]
 
 
 class PlaceTables:

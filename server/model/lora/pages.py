@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -216,12 +216,12 @@ class _PageWriter:
         self, source: TensorSource, shape: tuple[int, int], pair: LoraPair, count: int, **columns: int
     ) -> list[PlacedMatrix]:
         """Place matrices of one tensor in a page, which must fit it."""
-        piece = Piece(source, 0, count, shape, pair.dtype, is_transposed=pair.is_swapped, **columns)
+        piece = Piece(source, self._end, count, shape, pair.dtype, is_transposed=pair.is_swapped, **columns)
         if not self.pages or self._end + count * piece.stride > self.page_bytes:
             self.pages.append([])
-            self._end = 0
-        page, offset = len(self.pages) - 1, self._end
-        self.pages[-1].append(Piece(source, offset, count, shape, pair.dtype, is_transposed=pair.is_swapped, **columns))
+            piece, self._end = replace(piece, offset=0), 0
+        self.pages[-1].append(piece)
+        page, offset = len(self.pages) - 1, piece.offset
         self._end += count * piece.stride
         return [PlacedMatrix(page, offset + index * piece.stride, shape, pair.dtype) for index in range(count)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,8 +175,7 @@ def _check_tensors(down: TensorSource, up: TensorSource) -> None:
             raise _MismatchError(f"{source.name} has the shape {source.shape}; it must have two dimensions")
 
 
-def _is_wanted(name: str, target_parameters: object) -> bool:
-    assert isinstance(target_parameters, list | tuple)
+def _is_wanted(name: str, target_parameters: Sequence[str]) -> bool:
     return any(name == each or name.endswith(f".{each}") for each in target_parameters)
 
 

@@ -7,12 +7,13 @@ from ctypes import addressof
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from server.kernels.native.library import Matrix
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import ExpertSets, Router
-from server.model.experts.step_variants import StepVariants
+from server.model.experts.step_variants import PlacesByLayer, StepVariants
 from server.model.experts.variant import ExpertVariant, VariantLayer
 from server.model.native_layers.spec import NativeLayer
 
@@ -59,7 +60,7 @@ class NativeRouter:
 
 
 class StepSets:
-    """The sets of experts of one step, and the arrays that the kernels read.
+    """The sets of experts of the steps that use the same variants, and the arrays that the kernels read.
 
     Args:
         layers: those with experts, in the order in which they run.
@@ -67,7 +68,6 @@ class StepSets:
 
     def __init__(self, layers: Sequence[NativeLayer], variants: StepVariants, routers: VariantRouters):
         num_sets = len(variants.variants) + 1
-        self._set_of_sequence = variants.sets.astype(np.int32)
         self._routers = (Router * (len(layers) * num_sets))(
             *(
                 Router() if variant is None else routers.router(variant, layer)
@@ -84,7 +84,6 @@ class StepSets:
             table[:, : each.table.shape[1]] = each.table
             numbers[: len(each.keys)] = np.minimum(each.numbers[:-1], len(layer.keys))  # adapters know no added experts
         self.call = ExpertSets(
-            set_of_sequence=self._set_of_sequence.ctypes.data,
             routers=addressof(self._routers),
             places=self._places.ctypes.data,
             numbers=self._numbers.ctypes.data,
@@ -92,6 +91,31 @@ class StepSets:
             width=width,
         )
 
-    @property
-    def address(self) -> int:
+    def address(self, sets: npt.NDArray[np.int64]) -> int:
+        """Return the address for a step; valid until the next call.
+
+        Args:
+            sets: of each sequence.
+        """
+        self._set_of_sequence = sets.astype(np.int32)
+        self.call.set_of_sequence = self._set_of_sequence.ctypes.data
         return addressof(self.call)
+
+
+class VariantSets:
+    """Makes ``StepSets``, and keeps those of the last combinations of variants.
+
+    Args:
+        layers: those with experts, in the order in which they run.
+    """
+
+    def __init__(self, layers: Sequence[NativeLayer]):
+        self._layers, self._routers = layers, VariantRouters()
+        self._known: WeakKeyDictionary[PlacesByLayer, StepSets] = WeakKeyDictionary()
+
+    def of(self, variants: StepVariants) -> StepSets:
+        """Return the sets of a step's variants."""
+        found = self._known.get(variants.places_by_layer)
+        if found is None:
+            found = self._known[variants.places_by_layer] = StepSets(self._layers, variants, self._routers)
+        return found

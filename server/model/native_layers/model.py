@@ -15,7 +15,7 @@ from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts
 from server.model.lora.step_adapters import StepAdapters
 from server.model.native_layers.adapters import NativeAdapters
-from server.model.native_layers.expert_sets import StepSets, VariantRouters
+from server.model.native_layers.expert_sets import VariantSets
 from server.model.native_layers.spec import NativeLayer
 from server.model.native_layers.workspace import BLOCK, Positions, Workspace
 from server.model.step import SequenceChunk, StepTokens
@@ -55,7 +55,7 @@ class NativeModel:
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
         self._top_ks = [layer.spec.router.top_k for layer in layers if layer.experts is not None]
-        self._variant_routers = VariantRouters()
+        self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
         self._cache: KVCache | None = None
 
     def run(
@@ -82,12 +82,9 @@ class NativeModel:
         workspace.call.lora = self._head.lora = None if described is None else described.address
         self._embed(tokens.token_ids)
         self._positions.update(workspace.call, max(chunk.num_cached + chunk.num_tokens for chunk in chunks) - 1)
-        sets = None
-        if experts.variants is not None:
-            sets = StepSets(
-                [layer for layer in self._layers if layer.experts is not None], experts.variants, self._variant_routers
-            )
-        workspace.call.sets = None if sets is None else sets.address
+        variants = experts.variants
+        sets = None if variants is None else self._variant_sets.of(variants)
+        workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
         residents = experts.hold_residents()
         if residents is None:
             self._run_by_layers(experts)

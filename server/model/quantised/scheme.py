@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from expert_store import read_json_object
 from server.model.errors import ModelError
 from server.model.quantised.compressed_tensors import CompressedTensors, Weights
 from server.model.quantised.fp8 import MICROSCALING, Fp8
@@ -22,6 +25,7 @@ DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
+MODELOPT_FILE, QUANTO_FILE = "hf_quant_config.json", "quanto_qmap.json"
 FORMATS = (
     *PACKED_FORMATS,
     "int-quantized",
@@ -42,9 +46,26 @@ def quantisation_of(config: PreTrainedConfig) -> dict[str, Any] | None:
     return dict(given) if isinstance(given, Mapping) else {"quant_method": given}
 
 
-def share_quantisation(full_config: PreTrainedConfig, config: PreTrainedConfig) -> None:
-    """Copy the quantisation settings of a checkpoint's full config to a part of it and to its text config."""
-    given = quantisation_of(full_config) or quantisation_of(config)
+def quantisation_beside_config(folder: Path) -> dict[str, Any] | None:
+    """Return the quantisation settings of a checkpoint whose tool writes them to a file of their own; None without.
+
+    Raises:
+        CheckpointError: the file can't be read.
+    """
+    if os.path.lexists(folder / MODELOPT_FILE):
+        found = read_json_object(folder / MODELOPT_FILE)
+        given = found.get("quantization")
+        return {**(given if isinstance(given, dict) else found), "quant_method": "modelopt"}
+    return {"quant_method": "quanto"} if os.path.lexists(folder / QUANTO_FILE) else None
+
+
+def share_quantisation(full_config: PreTrainedConfig, config: PreTrainedConfig, folder: Path) -> None:
+    """Copy the quantisation settings of a checkpoint to the part of its config that is served, and its text config.
+
+    Raises:
+        CheckpointError: a file of such settings can't be read.
+    """
+    given = quantisation_of(full_config) or quantisation_of(config) or quantisation_beside_config(folder)
     if given is not None:
         for part in (config, config.get_text_config()):
             part.quantization_config = given
@@ -69,6 +90,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "fp8": _fp8,
         "mxfp8": _fp8,
         "compressed-tensors": _compressed_tensors,
+        "modelopt": _modelopt,
         "gptq": _gptq,
         "awq": _awq,
         "auto-round": _auto_round,
@@ -95,6 +117,13 @@ def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
     is_mxfp8 = given["quant_method"] == "mxfp8"
     block = given.get("weight_block_size", MICROSCALING if is_mxfp8 else DEFAULT_BLOCK)
     return Fp8(_block(block), torch.uint8 if is_mxfp8 else torch.float32)
+
+
+def _modelopt(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
+    algorithm = given.get("quant_algo")
+    if algorithm != "FP8":
+        raise _UnsupportedError(f"as {algorithm}")
+    return Fp8(None)
 
 
 def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:

@@ -26,9 +26,11 @@ RENDER_ERRORS = (
     RecursionError,
 )
 USUAL_CHARACTERS = 8  # at most per token, usually; a longer text is encoded piece by piece to count its tokens
-_RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {
-    "messages",
-    "conversations",
+_RESERVED = {"conversations"} | {
+    parameter.name
+    for function in (PreTrainedTokenizerBase.apply_chat_template, apply_chat_template)
+    for parameter in inspect.signature(function).parameters.values()
+    if parameter.kind is not inspect.Parameter.VAR_KEYWORD
 }
 
 
@@ -75,7 +77,7 @@ class Tokenizer:
     def __init__(self, folder: Path, max_tokens: int | None = None):
         try:
             self._tokenizer = _load(folder)
-        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+        except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
         end = self._tokenizer.eos_token_id

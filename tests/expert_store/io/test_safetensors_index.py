@@ -36,11 +36,14 @@ def test_tensors_are_read_as_safetensors_wrote_them(tmp_path: Path) -> None:
     [
         (b"", b"", 1 << 63, "claims to be"),
         (b"{}", b"", 3, "claims to be"),
-        (b"\xff\xfe", b"", None, "cannot read the header"),
+        (b"\xff\xfe", b"", None, "it is not JSON"),
+        (b"[" * 100_000, b"", None, "nested too deeply"),
+        (b'{"t":' * 100 + b"1" + b"}" * 100, b"", None, "nested too deeply"),
         (b"[1]", b"", None, "not a JSON object"),
-        (b"{nope", b"", None, "cannot read the header"),
+        (b"{nope", b"", None, "it is not JSON"),
         ({"t": {"dtype": "F32"}}, b"", None, "t lacks dtype"),
         ({"t": entry(0, 8, dtype="F3")}, b"x" * 8, None, "unknown dtype 'F3'"),
+        ({"t": {**entry(0, 8), "dtype": ["F32"]}}, b"x" * 8, None, r"unknown dtype \['F32'\]"),
         ({"t": entry(0, 8, [-1])}, b"x" * 8, None, "t has the shape"),
         ({"t": entry(0, 8, [True, 2])}, b"x" * 8, None, "t has the shape"),
         ({"t": entry(0, 8, [3])}, b"x" * 8, None, "takes 12, not 8 bytes"),
@@ -66,12 +69,6 @@ def test_a_file_too_short_for_a_header_is_refused(tmp_path: Path) -> None:
         read_index([path])
 
 
-def test_a_directory_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(CheckpointError, match="not a regular file"):
-        read_index(find_shards(tmp_path))
-
-
 def test_one_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_file({"t": torch.zeros(2)}, tmp_path / f"{name}.safetensors")
@@ -89,9 +86,24 @@ def test_a_folder_of_pickles_is_refused(tmp_path: Path) -> None:
     ("index", "message"),
     [
         ('{"weight_map": {"t": "gone.safetensors"}}', r"gone\.safetensors is missing"),
-        ('{"weight_map": {"t": "../../etc/passwd"}}', "outside its folder"),
+        *(
+            (json.dumps({"weight_map": {"t": name}}), r"which is no \.safetensors file of its folder")
+            for name in (
+                "../../etc/passwd",
+                "/etc/a.safetensors",
+                "..",
+                "a\0.safetensors",
+                "a\ud800.safetensors",
+                "x" * 5000 + ".safetensors",
+                "pytorch_model.bin",
+                5,
+                ["a.safetensors"],
+            )
+        ),
         ('{"weight_map": 5}', "not a safetensors index"),
-        ("{", "not a safetensors index"),
+        ("[]", "is not a JSON object"),
+        ("{", "it is not JSON"),
+        ("[" * 100_000, "nested too deeply"),
     ],
 )
 def test_a_bad_shard_index_is_refused(tmp_path: Path, index: str, message: str) -> None:

@@ -130,6 +130,20 @@ def test_a_missing_short_or_altered_file_is_named(
         open_pack(out)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "special_tokens_map.json", "additional_chat_templates"])
+def test_what_was_put_beside_the_packed_files_is_refused(out: Path, name: str) -> None:
+    """Transformers would read it."""
+    path = data_folder(out) / name
+    path.write_text("{}") if "." in name else path.mkdir()
+    with pytest.raises(CheckpointError, match=f"{name} is not a part of the pack; remove it, or add it to the check"):
+        open_pack(out)
+
+
+def test_hidden_files_beside_the_packed_ones_are_ignored(out: Path) -> None:
+    (data_folder(out) / ".DS_Store").touch()
+    open_pack(out)
+
+
 def test_a_link_that_leads_out_of_the_folder_is_refused(out: Path, tmp_path: Path) -> None:
     path = data_folder(out) / FIRST
     path.rename(tmp_path / FIRST)

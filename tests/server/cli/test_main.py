@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 
 import pytest
 
-from server.cli.main import parse
+from server.cli.main import main, parse
 from tests.e2e.processes import COMMAND
 
 
@@ -52,3 +53,16 @@ def test_a_reader_that_goes_away_causes_no_traceback(words: tuple[str, ...]) -> 
         assert process.stderr is not None
         assert process.stderr.read() == ""
     assert process.returncode == (0 if "--help" in words else 1)
+
+
+def test_a_machine_without_a_folder_for_temporary_files_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nonexistent"])
+    monkeypatch.setattr("sys.argv", ["greenroom", "verify", "."])
+    monkeypatch.setattr("server.cli.verify.run", lambda _: tempfile.mkdtemp())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    line = "greenroom: no folder can hold temporary files; set TMPDIR to one that this user can write to\n"
+    assert (ended.value.code, *capsys.readouterr()) == (1, "", line)

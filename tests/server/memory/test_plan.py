@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,12 +33,25 @@ def needs(tmp_path_factory: pytest.TempPathFactory) -> ModelNeeds:
     tokens=st.integers(1, 4096),
     running=st.integers(1, 64),
     state_bytes=st.integers(0, 64 * MIB),
+    adapter_memory=st.sampled_from(["auto", "64MiB"]),
+    serves_adapters=st.booleans(),
 )
 def test_every_sufficient_budget_holds_all_parts(
-    needs: ModelNeeds, spare: int, tokens: int, running: int, state_bytes: int
+    needs: ModelNeeds,
+    spare: int,
+    tokens: int,
+    running: int,
+    state_bytes: int,
+    adapter_memory: str,
+    serves_adapters: bool,
 ) -> None:
     needs = replace(needs, state_bytes=state_bytes)
-    settings = ServeSettings(max_batched_tokens=tokens, max_running_requests=running)
+    settings = ServeSettings(
+        max_batched_tokens=tokens,
+        max_running_requests=running,
+        adapter_memory=adapter_memory,
+        adapters_dir="adapters" if serves_adapters else None,
+    )
     least = least_budget(settings, needs, CPU, PROCESS)
     plan = plan_memory(settings, needs, CPU, least + spare, PROCESS)
     check_plan(settings, plan)
@@ -46,6 +60,29 @@ def test_every_sufficient_budget_holds_all_parts(
     assert max(at_start, with_all_kv) <= plan.budget_bytes
     assert plan.kv.first_bytes <= plan.kv.nbytes
     assert plan.host_bytes == min(needs.catalog.total_bytes, plan.budget_bytes - (at_start - plan.host_bytes))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected_mib"),
+    [
+        ({}, 0),
+        ({"adapter_memory": "100MiB"}, 0),
+        ({"adapters_dir": "adapters"}, 250),  # 1/16
+        ({"adapter": ["law=adapters/law"]}, 250),
+        ({"adapters_dir": "adapters", "adapter_memory": "100MiB"}, 100),
+    ],
+)
+def test_adapters_have_memory_where_they_can_be_loaded(
+    needs: ModelNeeds, settings: dict[str, Any], expected_mib: int
+) -> None:
+    plan = plan_memory(ServeSettings(**settings), needs, CPU, 4000 * MIB, PROCESS)
+    assert plan.adapter_bytes == expected_mib * MIB
+
+
+def test_more_memory_for_adapters_than_there_is_is_refused(needs: ModelNeeds) -> None:
+    settings = ServeSettings(adapters_dir="adapters", adapter_memory="4GiB")
+    with pytest.raises(SettingsError, match=r"4\.0 GiB for adapters"):
+        plan_memory(settings, needs, CPU, 4000 * MIB, PROCESS)
 
 
 def test_too_small_a_budget_is_refused_with_a_sufficient_one(needs: ModelNeeds) -> None:
@@ -78,6 +115,15 @@ def test_an_expert_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_pa
     budget = least_budget(settings, needs, CPU, PROCESS) + 3 * MIB
     with pytest.raises(SettingsError, match=r"set --host-expert-memory to \dMiB at most, or to auto"):
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
+
+
+def test_a_fixed_budget_of_experts_has_room_for_variants_where_these_may_be_loaded(
+    needs: ModelNeeds, tmp_path: Path
+) -> None:
+    total = needs.catalog.total_bytes
+    for folder, expected in ((None, total), (tmp_path, 64 * MIB)):
+        settings = ServeSettings(host_expert_memory="64MiB", experts_dir=folder)
+        assert plan_memory(settings, needs, CPU, 1000 * MIB, PROCESS).host_bytes == expected
 
 
 def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from expert_store import CheckpointError, ExpertLoadError, ExpertStore, Manifest, open_pack, write_pack
+from expert_store import CheckpointError, ExpertLoadError, ExpertStore, Manifest, open_pack
 from server.kernels.formats import block_int4, block_int8
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME, config_folder, find_checkpoint
-from server.model.checkpoint.packing import pack_source
-from server.model.checkpoint.trunk_loader import build_model, load_trunk, read_config
+from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.errors import ModelError
 from server.model.multimodal.image_processor import MediaProcessor
@@ -24,18 +23,13 @@ from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.expert_store.lease_rows import one_row_each
 from tests.old_packs import pack_as_before
+from tests.packed_models import pack_model as pack
 from tests.server.model.multimodal.test_image_parity import make_prompts, save_model, write
 from tests.server.model.test_parity import generate
 
 pytestmark = pytest.mark.slow
 
 STEPS = 3
-
-
-def pack(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> Path:
-    model = build_model(read_config(folder), torch.bfloat16)
-    write_pack(pack_source(model, folder, folder.name, weights), out, 2, lambda _: None)
-    return out
 
 
 def logits_of(trunk: Trunk) -> list[torch.Tensor]:

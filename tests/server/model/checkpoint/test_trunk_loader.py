@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from expert_store import CheckpointError, ExpertStore
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import find_checkpoint
+from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
 from server.model.errors import ModelError
@@ -73,6 +75,15 @@ def test_a_trunk_tensor_of_the_wrong_shape_is_refused(checkpoint: Path) -> None:
         load_trunk(checkpoint, torch.float32)
 
 
+def test_a_trunk_tensor_with_nan_is_named(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weight = load_file(path)["model.layers.1.self_attn.k_proj.weight"]
+    weight[3, 2] = torch.nan
+    change_tensors(checkpoint, model__layers__1__self_attn__k_proj__weight=weight)
+    with pytest.raises(ModelError, match=r"^model\.layers\.1\.self_attn\.k_proj\.weight holds NaN \(not a number\)"):
+        load_trunk(checkpoint, torch.float32)
+
+
 def test_an_expert_too_many_is_named(checkpoint: Path) -> None:
     change_tensors(checkpoint, model__layers__0__mlp__experts__8__down_proj__weight=torch.zeros(32, 24))
     with pytest.raises(CheckpointError, match="belongs to expert 8, but the model has 8 experts in a layer"):
@@ -92,11 +103,65 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
         ({"hidden_size": "32"}, r"config\.json of tiny can't be used: .* 'hidden_size' expected int, got str"),
         ({"model_type": "clip"}, "transformers has no clip that writes text"),
         ({"quantization_config": {"quant_method": "gguf"}}, r"tiny is quantised by gguf, which is not supported; use"),
+        ({"quantization_config": ["fp8"]}, r"config\.json of tiny can't be used"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0, not a number from 1 to the 8 experts of a layer"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, not a number from 1 to the 8 experts of a layer"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, not 1 or more"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not 1 or more"),
+        ({"vocab_size": -1}, "vocab_size is -1, not 1 or more"),
+        ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, more than 1000"),
+        ({"num_experts": 10**9}, "num_experts is 1000000000, more than 10000"),
+        ({"dtype": "nope"}, "dtype is 'nope', not a type of floating-point numbers"),
+        ({"dtype": "int8"}, "dtype is 'int8', not a type of floating-point numbers"),
+        ({"torch_dtype": ["float32"]}, r"torch_dtype is \['float32'\], not a type of floating-point numbers"),
+        ({"dtype": "nn"}, "dtype is 'nn', not a type of floating-point numbers"),
+        ({"rope_parameters": [1]}, "Field 'rope_parameters' with value"),
     ],
 )
 def test_a_config_that_cannot_be_served_is_refused(checkpoint: Path, changes: dict[str, Any], message: str) -> None:
     change_config(checkpoint, **changes)
     with pytest.raises(ModelError, match=message):
+        read_config(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"hidden_act": "nope"},
+            "describes no qwen3_moe that can be built: hidden_act is 'nope', which transformers does",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "nope", "rope_theta": 1e4}},
+            "rope_type is 'nope', which transformers does not",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": "x"}}, "describes no qwen3_moe that can be built"),
+        ({"moe_intermediate_size": -1}, "Trying to create tensor with negative dimension"),
+        ({"pad_token_id": 10**6}, "Padding_idx must be within num_embeddings"),
+        ({"max_position_embeddings": -1}, "describes no qwen3_moe that can be built"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_built_is_refused(
+    checkpoint: Path, changes: dict[str, Any], message: str
+) -> None:
+    change_config(checkpoint, **changes)
+    for examine in (load_trunk, lambda folder, dtype: infer_shapes(read_config(folder), dtype)):
+        with pytest.raises(ModelError, match=message):
+            examine(checkpoint, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("content", ["[]", "null", "{", "[" * 100_000])
+def test_a_file_of_settings_that_is_no_json_object_is_named(checkpoint: Path, name: str, content: str) -> None:
+    (checkpoint / name).write_text(content)
+    with pytest.raises(CheckpointError, match=rf"{name} is .*; download the checkpoint again"):
+        read_config(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "tokenizer.model", "chat_template.jinja"])
+def test_a_pipe_in_place_of_a_file_is_refused_before_anybody_waits_for_it(checkpoint: Path, name: str) -> None:
+    os.mkfifo(checkpoint / name)
+    with pytest.raises(CheckpointError, match=f"{name} is not a regular file"):
         read_config(checkpoint)
 
 
@@ -169,6 +234,14 @@ def test_an_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "iterdir", refuse)
     with pytest.raises(ModelError, match="can't be read: Permission denied"):
         find_checkpoint(str(tmp_path), None)
+
+
+@pytest.mark.parametrize("name", ["a\nGreenroom ready: b", "a\x1b[2J", "a\udcff"])
+def test_a_folder_whose_name_can_not_be_printed_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for folder in (str(tmp_path / name), f"{tmp_path}/{name}/../{name}"):
+        with pytest.raises(ModelError, match=r"^the name '.*' has characters that can't be printed; rename the folder"):
+            find_checkpoint(folder, None)
 
 
 def test_a_folder_is_named_after_itself(checkpoint: Path) -> None:

@@ -12,7 +12,8 @@ from expert_store import ExpertStore, least_bytes
 from server.model.checkpoint.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
-from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, mxfp4, publish
+from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, modelopt, mxfp4, publish
+from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
 
 pytestmark = pytest.mark.slow
@@ -114,3 +115,18 @@ def test_a_quantised_checkpoint_gives_the_results_of_its_dequantised_weights(
         span = float(wanted_logits.max() - wanted_logits.min())
         assert float((logits - wanted_logits).abs().max()) < TOLERANCE * span
         assert tokens == wanted_tokens
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_what_modelopt_exports_gives_the_logits_of_the_same_codes_in_another_format(
+    tmp_path: Path, is_packed: bool
+) -> None:
+    """Its settings are in a file beside the config."""
+    plain = save_checkpoint(make_config("qwen3_moe"), tmp_path / "plain")
+    quantised, _ = publish(plain, tmp_path, fp8(None))
+    folder = pack(quantised, tmp_path / "pack of fp8") if is_packed else quantised
+    wanted = logits_of(load_trunk(folder, torch.float32))
+    exported = modelopt(quantised)
+    folder = pack(exported, tmp_path / "pack") if is_packed else exported
+    found = logits_of(load_trunk(folder, torch.float32))
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))

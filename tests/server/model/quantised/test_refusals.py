@@ -40,8 +40,9 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
     [
         *(
             ({"quant_method": method}, f"by {method}, which is not supported")
-            for method in ("bitsandbytes", "gguf", "aqlm", "hqq", "quark", "modelopt", "nonesuch")
+            for method in ("bitsandbytes", "gguf", "aqlm", "hqq", "quark", "quanto", "nonesuch")
         ),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "by modelopt as NVFP4, which is not supported"),
         ({"load_in_4bit": True}, "by an unknown method, which is not supported"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "by gptq with 3 bits, which is not supported"),
         (
@@ -224,3 +225,36 @@ def test_an_expert_with_unequal_groups_is_named_when_it_is_read(tmp_path: Path) 
     ):
         list(lease)
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "hf_quant_config.json",
+            '{"quantization": {"quant_algo": "NVFP4"}}',
+            "is quantised by modelopt as NVFP4",
+        ),
+        ("hf_quant_config.json", "{}", "is quantised by modelopt as None, which is not supported"),
+        ("quanto_qmap.json", "{}", "is quantised by quanto, which is not supported"),
+    ],
+)
+def test_a_method_that_is_named_beside_the_config_is_refused_by_name(
+    tmp_path: Path, name: str, content: str, reason: str
+) -> None:
+    make_config("qwen3_moe").save_pretrained(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelError, match=reason):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", [EXPERT, TRUNK])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.int32])
+def test_codes_of_a_quantisation_that_nothing_names_are_refused(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    path = make_checkpoint("qwen3_moe", tmp_path) / "model.safetensors"
+    tensors = load_file(path)
+    tensors[f"{name}.weight"] = tensors[f"{name}.weight"].to(dtype)
+    save_file(tensors, path, {"format": "pt"})
+    found = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=f"{name}.weight is stored as {found}, and the model needs float32"):
+        load_trunk(tmp_path, torch.float32)

@@ -143,7 +143,8 @@ def test_options_are_variables_of_the_template(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["chat_template", "tools", "messages", "conversations", "tokenize", "add_generation_prompt"]
+    "name",
+    ["chat_template", "tools", "messages", "conversations", "tokenize", "add_generation_prompt", "tokenizer", "end"],
 )
 def test_reserved_options_are_refused(name: str, tmp_path: Path) -> None:
     codec = Codec(tokenizer_of(tmp_path, SHOWS))

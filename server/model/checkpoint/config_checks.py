@@ -1,0 +1,143 @@
+"""Checks of a checkpoint's metadata files before transformers reads them, and sentences for what it refuses."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from expert_store import ExpertStoreError, check_metadata_file, read_json_object
+from server.model.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+OBJECTS = {  # files that transformers expects to be JSON objects
+    CONFIG,
+    "added_tokens.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+}
+SUFFIXES = {".jinja", ".json", ".model", ".tiktoken", ".txt"}  # of the files that transformers may read
+TEMPLATES = "additional_chat_templates"
+MOST = {"layers": 1000, "layer": 1000, "depth": 1000, "experts": 10_000}  # by the last word of a field's name
+DTYPES = ("dtype", "torch_dtype")
+QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes of other kinds
+LEAST_ONE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
+TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+def check_files(folder: Path) -> None:
+    """Check the files that transformers may read from a checkpoint's folder, except weights.
+
+    Raises:
+        CheckpointError: a file is not a regular one, is too large, or is not JSON of the form that it should have; the
+            message names it.
+    """
+    for path in sorted([*folder.glob("*"), *folder.glob(f"{TEMPLATES}/*")]):
+        if path.name in OBJECTS:
+            read_json_object(path)
+        elif path.suffix in SUFFIXES and path.exists() and not path.is_dir():
+            check_metadata_file(path)
+
+
+def read_config_values(folder: Path) -> dict[str, Any]:
+    """Return the values of ``config.json``, with dtypes that there are, and no more layers than any model has.
+
+    Raises:
+        CheckpointError: the file can't be read, or is not a JSON object.
+        ModelError: there are too many layers or experts, or a dtype is not one.
+    """
+    values = read_json_object(folder / CONFIG)
+    for name, value in _scalars(values):
+        most = MOST.get(name.rpartition("_")[2])
+        if type(value) is int and most is not None and value > most:
+            raise _unusable(folder, f"{name} is {value}, more than {most}")
+    for part in _parts(values):
+        for name in DTYPES:
+            if not _is_dtype(part.get(name)):
+                raise _unusable(folder, f"{name} is {part[name]!r}, not a type of floating-point numbers")
+    return values
+
+
+def check_config(config: PreTrainedConfig, folder: Path) -> None:
+    """Check the numbers of a config, as transformers has read them.
+
+    Raises:
+        ModelError: a value can't be that of a model; the message names it.
+    """
+    text = vars(config.get_text_config())  # some configs have values of single layers, and refuse common access
+    for name in LEAST_ONE:
+        value = text.get(name)
+        if type(value) is int and value < 1:
+            raise _unusable(folder, f"{name} is {value}, not 1 or more")
+    num_experts = max((value for name in EXPERTS if type(value := text.get(name)) is int), default=None)
+    for name in TOP_K:
+        value = text.get(name)
+        if type(value) is int and num_experts is not None and not 1 <= value <= num_experts:
+            raise _unusable(folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer")
+
+
+@contextmanager
+def config_errors(config: PreTrainedConfig) -> Iterator[None]:
+    """Raise a ModelError instead of the errors that transformers and torch raise for the values of a config."""
+    try:
+        yield
+    except (ModelError, ExpertStoreError):
+        raise
+    except Exception as error:
+        log.debug("building %s failed", config.model_type, exc_info=True)
+        raise ModelError(
+            f"{CONFIG} describes no {config.model_type} that can be built: {reason_of(error, config.to_dict())}; "
+            "compare it with the one of the original model"
+        ) from error
+
+
+def reason_of(error: Exception, values: Mapping[str, Any]) -> str:
+    """Return an error as a phrase of one line; a failed look-up names the field of the config with the unknown value.
+
+    Args:
+        values: of the config.
+    """
+    if isinstance(error, KeyError) and error.args:
+        fields = [name for name, value in _scalars(values) if value == error.args[0]]
+        if fields:
+            return f"{fields[0]} is {error.args[0]!r}, which transformers does not know"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _unusable(folder: Path, reason: str) -> ModelError:
+    return ModelError(f"{CONFIG} of {folder.name} can't be used: {reason}; download the checkpoint again")
+
+
+def _is_dtype(value: Any) -> bool:
+    dtype = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else None
+    return value is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point)
+
+
+def _parts(values: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield the values of a config and of the configs within it."""
+    yield values
+    for name, value in values.items():
+        if isinstance(value, Mapping) and name not in QUANTISATION:
+            yield from _parts(value)
+
+
+def _scalars(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a config and of its parts that hold no others, with their names."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value)
+        elif isinstance(value, list):
+            yield from ((name, each) for each in value if not isinstance(each, Mapping | list))
+        else:
+            yield str(name), value

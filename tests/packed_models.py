@@ -1,0 +1,21 @@
+"""Packs of real checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from expert_store import write_pack
+from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
+from server.model.checkpoint.packing import pack_source
+from server.model.checkpoint.trunk_loader import build_model, read_config
+from server.model.checkpoint.weight_formats import WeightFormat
+
+
+def pack_model(folder: Path, out: Path, weights: WeightFormat = "bfloat16") -> Path:
+    """Pack a checkpoint as `greenroom pack` does."""
+    model = build_model(read_config(folder), torch.bfloat16)
+    name = BUNDLED_NAME if folder == BUNDLED else folder.name
+    write_pack(pack_source(model, folder, name, weights), out, 2, lambda _: None)
+    return out

@@ -1,0 +1,33 @@
+"""Metrics of adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from expert_store import ExpertStore
+from server.engine.engine_statistics import EngineStatistics
+from server.observability.metrics import Metrics
+from tests.expert_store.files import make_catalog
+from tests.made_up_memory import made_up_memory
+from tests.server.observability.test_metrics import samples
+from tests.server.weights.adapter_rig import Rig
+
+
+def test_requests_and_residency_of_registered_adapters_are_shown(tmp_path: Path) -> None:
+    catalog = make_catalog(tmp_path)
+    store, rig = ExpertStore(catalog, catalog.total_bytes), Rig(tmp_path)
+    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory(), adapters=rig.registry)
+    for name in ("law", "code", "gone"):
+        rig.load(name)
+    for _ in range(2):
+        rig.wait_until_resident(rig.begin("law"))
+    rig.registry.unload("gone")
+    shown = {key: value for key, value in samples(metrics).items() if "adapter" in key[0]}
+    assert shown == {
+        ("greenroom_adapter_requests_total", frozenset({"law"})): 2,
+        ("greenroom_adapter_requests_total", frozenset({"code"})): 0,
+        ("greenroom_adapter_resident", frozenset({"law", "host"})): 1,
+        ("greenroom_adapter_resident", frozenset({"code", "host"})): 0,
+    }
+    rig.memory.close()
+    store.close()
