@@ -78,7 +78,7 @@ def variant_texts(variant: Variant) -> dict[str, str]:
         "model": printable(variant.model),
         "kind": "variant",
         "state": "running" if variant.num_unfinished else "loaded",
-        "tier": f"{variant.experts_resident:,} of {variant.experts:,} in memory",
+        "tier": f"{variant.experts_resident:,} of {variant.experts:,} in memory" if variant.experts else "-",
         "size": size_text(variant.bytes),
         "running": f"{variant.num_unfinished:,}",
         "requests": f"{variant.num_requests:,}",

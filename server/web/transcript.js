@@ -102,7 +102,7 @@ export class Transcript {
   writeModel(answer, model) {
     const role = answer.previousElementSibling;
     if (!role || role.childElementCount) return;
-    const name = make("span", "domain model-name", model);
+    const name = make("span", "model-name", model);
     name.style.setProperty("--hue", this.hues.hue(model).toFixed(1));
     role.append(" ", name);
   }

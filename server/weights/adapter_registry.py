@@ -120,7 +120,7 @@ class AdapterRegistry:
         resident = self._memory.store.resident_pages()
         return {
             "object": "adapters",
-            "folder": None if self._folder is None else str(self._folder),
+            "folder": None if self._folder is None else str(self._folder.absolute()),
             "memory": self.memory_use()._asdict(),
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }

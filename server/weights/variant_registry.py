@@ -175,7 +175,7 @@ class VariantRegistry:
 
     def overview(self) -> dict[str, Any]:
         return {
-            "folder": None if self._folder is None else str(self._folder),
+            "folder": None if self._folder is None else str(self._folder.absolute()),
             BASE_FIELD: self._find_fingerprint(),
             "data": [self._describe(version) for version in self._current.values()],
         }

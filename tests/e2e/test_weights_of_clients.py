@@ -30,9 +30,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def loaded(server: Server) -> Iterator[Client]:
     with Client(server.url) as client:
         client.load_variant("law", "law")
-        client.load_adapter("code", "code", replace=True)
-        client.load_adapter("poems", "poems", replace=True)
+        client.load_adapter("code", "code")
+        client.load_adapter("poems", "poems")
         yield client
+        for variant in client.variants():
+            client.unload_variant(variant.name)
+        for adapter in client.adapters():
+            client.unload_adapter(adapter.name)
 
 
 def test_a_variant_is_loaded_listed_used_and_unloaded(loaded: Client) -> None:
@@ -71,12 +75,11 @@ def test_a_refused_folder_is_an_error_of_the_client(loaded: Client) -> None:
 
 def test_the_chat_uses_a_variant_and_an_adapter(server: Server, loaded: Client) -> None:
     lines = f"/set max_tokens 4\n/model {BASE}:law\n/adapters add code 0.5\nHi\n"
-    before = {adapter.name: adapter.num_requests for adapter in loaded.adapters()}
     done = run_command("chat", "--url", server.url, stdin=lines)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"  code\n  poems\n* {BASE}:law\n* code 0.5\n  poems\n" in done.stdout
     assert loaded.variants()[0].num_requests == 1
-    assert {adapter.name: adapter.num_requests for adapter in loaded.adapters()} == {**before, "code": 1}
+    assert {adapter.name: adapter.num_requests for adapter in loaded.adapters()} == {"code": 1, "poems": 0}
 
 
 def test_top_lists_variants_and_adapters(server: Server, loaded: Client) -> None:
@@ -100,5 +103,4 @@ def test_a_variant_of_the_listed_base_is_taken_and_that_of_another_refused(
         f"{server.url}/v1/experts/load", json={"name": "marked", "path": f"marked-{status}"}, timeout=60
     )
     assert answer.status_code == status, answer.text
-    if base is None:
-        loaded.unload_variant("marked")
+    assert ("marked" in [variant.name for variant in loaded.variants()]) == (base is None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import httpx
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
@@ -112,5 +111,4 @@ def test_a_server_that_loads_none_says_how_to_begin(synthetic: Synthetic, page: 
     open_live(page, synthetic.url)
     expect(page.locator("#weights-note")).to_contain_text("Start the server with --experts-dir or --adapters-dir")
     expect(page.locator("#weights-loader")).to_be_hidden()
-    assert httpx.get(f"{synthetic.url}/v1/adapters").json()["folder"] is None
     assert page_log.errors == []
