@@ -163,14 +163,27 @@ def adapters() -> Call[list[Adapter]]:
     return Call(request, "list of adapters", lambda response: parse_adapters(response.json()))
 
 
-def load_adapter(name: str, path: str, *, replace: bool = False) -> Call[None]:
+def load_adapter(
+    name: str,
+    path: str,
+    *,
+    replace: bool = False,
+    examples: Sequence[str] | None = None,
+    description: str | None = None,
+) -> Call[None]:
     """Load a LoRA adapter, which is served as a model of that name.
 
     Args:
         path: Its folder, relative to the server's ``--adapters-dir``.
         replace: Whether the name may have an adapter already.
+        examples: Prompts for which the model ``auto`` chooses it; None for what its folder says.
+        description: Description of such prompts.
     """
-    body = {"lora_name": name, "lora_path": path, "load_inplace": replace}
+    body: dict[str, Any] = {"lora_name": name, "lora_path": path, "load_inplace": replace}
+    if examples is not None:
+        body["examples"] = list(examples)
+    if description is not None:
+        body["description"] = description
     request = RequestSpec("POST", "/v1/load_lora_adapter", body, is_admin=True)
     return Call(request, "adapter change", lambda _: None)
 

@@ -10,6 +10,7 @@ from rich.text import Text
 from client.server_info import Model
 from client.terminal import printable
 
+AUTO = "auto"  # the model that stands for whatever the server chooses
 NO_ADAPTERS = "The server has no adapters."
 
 
@@ -19,8 +20,12 @@ def models_view(models: Sequence[Model], chosen: str) -> RenderableType:
 
 
 def adapter_names(models: Sequence[Model]) -> list[str]:
-    """Return the models that are LoRA adapters; expert variants are named ``BASE:VARIANT``."""
-    return [model.id for model in models if model.parent is not None and not model.id.startswith(f"{model.parent}:")]
+    """Return the models that are LoRA adapters; expert variants are named ``BASE:VARIANT``, and a router ``auto``."""
+    return [
+        model.id
+        for model in models
+        if model.parent is not None and model.id != AUTO and not model.id.startswith(f"{model.parent}:")
+    ]
 
 
 def adapters_view(names: Sequence[str], added: Mapping[str, float]) -> RenderableType:

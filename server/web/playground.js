@@ -20,6 +20,7 @@ const PARAMETERS = [
   ["seed", "seed"],
 ];
 const EXAMPLE_TOKENS = 64; // per answer when all examples are run
+const AUTO = "auto"; // the model that stands for whatever the server chooses
 const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
@@ -213,7 +214,7 @@ function modelOptions(models) {
   const groups = [["Variants", []], ["Adapters", []]];
   const own = [];
   for (const { id, parent } of models) {
-    if (!parent) own.push(option(id));
+    if (!parent || id === AUTO) own.push(option(id));
     else groups[id.startsWith(`${parent}:`) ? 0 : 1][1].push(id);
   }
   const others = groups.filter(([, names]) => names.length).map(([label, names]) => {

@@ -56,7 +56,7 @@ CALLS = {
     "load_variant": ["name", "path"],
     "unload_variant": ["name"],
     "adapters": [],
-    "load_adapter": ["name", "path", "replace"],
+    "load_adapter": ["name", "path", "replace", "examples", "description"],
     "unload_adapter": ["name"],
     "requests": [],
     "metrics": [],

@@ -104,3 +104,14 @@ def test_a_variant_of_the_listed_base_is_taken_and_that_of_another_refused(
     )
     assert answer.status_code == status, answer.text
     assert ("marked" in [variant.name for variant in loaded.variants()]) == (base is None)
+
+
+def test_the_client_tells_which_adapter_a_router_chose(loaded: Client) -> None:
+    loaded.load_adapter("code", "code", replace=True, examples=["def add(a, b): return a + b", "import os, sys"])
+    reply = loaded.complete("import re, json", model="auto", routing={"threshold": -1}, **ASKED)
+    assert reply.routing is not None
+    assert (reply.routing.model, reply.model) == ("code", "code")
+    stream = loaded.stream("import re, json", model="auto", routing={"threshold": -1}, **ASKED)
+    assert list(stream)
+    assert stream.result.routing is not None
+    assert stream.result.routing.scores == reply.routing.scores

@@ -19,7 +19,7 @@ from tests.client.scripted import ScriptedReply, ScriptedServer, model_list
     ("text", "completed"),
     [
         ("/ad", ["/adapters"]),
-        ("/model ", ["tiny", "tiny:law", "code"]),
+        ("/model ", ["tiny", "tiny:law", "code", "auto"]),
         ("/model tiny:", ["tiny:law"]),
         ("/adapters ", ["add", "remove"]),
         ("/adapters add ", ["code"]),
@@ -29,7 +29,7 @@ from tests.client.scripted import ScriptedReply, ScriptedServer, model_list
     ],
 )
 def test_what_may_follow_is_completed(scripted: ScriptedServer, text: str, completed: list[str]) -> None:
-    scripted.replies = {"/v1/models": [model_list("tiny", "tiny:law", "code", parent="tiny")]}
+    scripted.replies = {"/v1/models": [model_list("tiny", "tiny:law", "code", "auto", parent="tiny")]}
     assert completions(scripted.url, text) == completed
 
 
