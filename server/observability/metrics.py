@@ -239,6 +239,15 @@ def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     yield _counter("adapter_routed_requests", text, ["adapter"], routed)
     resident = [((use.name, "host"), use.is_resident) for use in uses]
     yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
+    memory = adapters.memory_use()
+    text = "Bytes of memory for adapters."
+    yield _gauge("adapter_memory_budget_bytes", text, [], [((), memory.budget_bytes)])
+    text = "Pages of adapters read from disk."
+    yield _counter("adapter_page_loads", text, [], [((), memory.loads)])
+    text = "Pages of adapters evicted to make room."
+    yield _counter("adapter_page_evictions", text, [], [((), memory.evictions)])
+    text = "Adapters that could not be loaded for a request."
+    yield _counter("adapter_load_failures", text, [], [((), memory.load_failures)])
 
 
 def _of_variants(variants: VariantRegistry) -> Iterator[Metric]:

@@ -38,6 +38,17 @@ class AdapterUse(NamedTuple):
     is_resident: bool
 
 
+class AdapterMemoryUse(NamedTuple):
+    """The memory of adapters, and what was loaded and evicted since the start."""
+
+    budget_bytes: int
+    resident_bytes: int
+    page_bytes: int
+    loads: int  # pages read
+    evictions: int  # pages
+    load_failures: int  # adapters that could not be loaded for a request
+
+
 class AdapterRegistry:
     """An ``AdapterAdministration``: loads, replaces and unloads adapters while requests use them. Thread-safe.
 
@@ -73,6 +84,18 @@ class AdapterRegistry:
             AdapterUse(version.name, total, resident.get(version.variant, 0) == version.num_pages)
             for version, total in self.versions()
         ]
+
+    def memory_use(self) -> AdapterMemoryUse:
+        store = self._memory.store
+        statistics = store.statistics()
+        return AdapterMemoryUse(
+            budget_bytes=store.num_slots * store.page_bytes,
+            resident_bytes=store.resident_bytes,
+            page_bytes=store.page_bytes,
+            loads=sum(sum(load.buckets) for load in statistics.loads.values()),
+            evictions=sum(statistics.evictions.values()),
+            load_failures=self._memory.num_failures,
+        )
 
     def versions(self) -> list[tuple[AdapterVersion, int]]:
         """Return all current versions, and the number of sequences that have used each name."""
@@ -122,18 +145,10 @@ class AdapterRegistry:
 
     def overview(self) -> dict[str, Any]:
         resident = self._memory.store.resident_pages()
-        store = self._memory.store
-        statistics = store.statistics()
         return {
             "object": "adapters",
-            "memory": {
-                "budget_bytes": store.num_slots * store.page_bytes,
-                "resident_bytes": store.resident_bytes,
-                "page_bytes": store.page_bytes,
-                "loads": sum(sum(load.buckets) for load in statistics.loads.values()),
-                "evictions": sum(statistics.evictions.values()),
-                "load_failures": statistics.load_failures,
-            },
+            "folder": None if self._folder is None else str(self._folder.absolute()),
+            "memory": self.memory_use()._asdict(),
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }
 

@@ -19,6 +19,7 @@ from server.api.core.validation import quote
 from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
+NONE: dict[str, Any] = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
 
 router = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[AdminDep])
 
@@ -54,7 +55,9 @@ class AdapterPath(AdapterName):
 @router.get("/adapters")
 async def list_adapters(service: ServiceDep) -> JSONResponse:
     model = service.loaded_model(None)
-    overview = await asyncio.to_thread(adapters_of(service).overview)
+    if model.adapters is None:
+        return JSONResponse(NONE)
+    overview = await asyncio.to_thread(model.adapters.overview)
     for adapter in overview["data"]:
         if adapter["routing"] is not None:
             adapter["routing"]["state"] = _routing_state(model, adapter)

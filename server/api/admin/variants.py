@@ -17,6 +17,7 @@ from server.api.core.validation import quote
 from server.engine.interface import UnknownVariantError, VariantAdministration
 
 NO_VARIANTS = "This server loads no expert weights: start it with --experts-dir."
+NONE: dict[str, Any] = {"folder": None, "greenroom_base": None, "data": []}  # the list of such a server
 
 # The routes are plain functions, which FastAPI runs in threads: they read files.
 router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep])
@@ -44,8 +45,10 @@ def load_variant(body: Annotated[VariantBody, JsonBody(VariantBody)], service: S
 
 @router.get("/variants")
 def list_variants(service: ServiceDep) -> JSONResponse:
-    data = [listed(service, variant) for variant in variants_of(service).overview()]
-    return JSONResponse({"object": "list", "data": data})
+    variants = service.loaded_model(None).variants
+    overview = NONE if variants is None else variants.overview()
+    data = [listed(service, variant) for variant in overview["data"]]
+    return JSONResponse({"object": "list", **overview, "data": data})
 
 
 @router.delete("/variants/{name}")

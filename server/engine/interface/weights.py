@@ -73,8 +73,8 @@ class VariantAdministration(Protocol):
             UnknownVariantError: there is no such variant.
         """
 
-    def overview(self) -> list[dict[str, Any]]:
-        """Return all variants, in JSON."""
+    def overview(self) -> dict[str, Any]:
+        """Return all variants, their folder, and the base model's fingerprint, in JSON."""
 
 
 class AdapterAdministration(Protocol):
@@ -100,4 +100,4 @@ class AdapterAdministration(Protocol):
         """
 
     def overview(self) -> dict[str, Any]:
-        """Return all adapters and the memory for them, in JSON."""
+        """Return all adapters, their folder and the memory for them, in JSON."""

@@ -270,6 +270,7 @@ def test_a_file_that_is_gone_fails_its_requests_alone(make: Callable[..., Rig]) 
     with pytest.raises(GenerationFailedError, match="No such file"):
         rig.wait_for(law)
     rig.wait_for(code)
+    assert rig.registry.memory_use().load_failures == 1
 
 
 def test_a_failure_that_nobody_waited_for_is_not_told_to_a_later_request(make: Callable[..., Rig]) -> None:
