@@ -134,6 +134,11 @@ class ServeSettings(BaseModel):
         description="maximum requests per key, or per client address if there are no keys: 60/m, or with s or h for "
         "second or hour",
     )
+    prefix_cache_isolation: bool = Field(
+        False,
+        description="share cached prefixes only among requests of the same API key, so that nobody learns from a "
+        "response's time what others have asked",
+    )
     otlp_endpoint: Url | None = Field(
         None, description="OpenTelemetry collector for traces of requests (OTLP over HTTP): http://localhost:4318"
     )
@@ -172,14 +177,17 @@ class ServeSettings(BaseModel):
         """
         return _all_keys(self.admin_api_key, "admin_api_key_file", self.admin_api_key_file)
 
-    def check_key_files(self) -> None:
+    def check_keys(self) -> None:
         """Read the key files, so that an unusable one is reported at once.
 
         Raises:
-            SettingsError: a key file can't be used.
+            SettingsError: a key file can't be used, or a setting needs API keys and there are none.
         """
-        self.user_keys()
         self.admin_keys()
+        if not self.user_keys() and self.prefix_cache_isolation:
+            raise SettingsError(
+                "--prefix-cache-isolation separates API keys, and there are none: set --api-key-file as well"
+            )
 
 
 def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> list[str]:

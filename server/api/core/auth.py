@@ -59,6 +59,8 @@ class Guard(SecurityBase):
             key = _admit_user(request, service.keys)
             limiter = service.rate_limiter if service.rate_limiter.limits else None
             caller = Caller(partial(_is_admin, request, service.keys), limiter, key or caller_address(request))
+            if service.isolates_prefixes and key is not None:
+                caller.salt = key
             request.state.rate_headers = caller.enter()
             request.state.release_rate_limit = caller.leave  # called by RateLimitMiddleware
             set_caller(caller)

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from server.api.core.errors import InvalidRequestError
 from server.api.core.rate_limiter import RateLimiter
 
+SALT_BYTES = 32
 LEAST_PRIORITY = 0  # of users; a lower one would go before all requests of others
 
 
@@ -23,12 +25,14 @@ class Caller:
         is_admin: returns whether it is an administrator; called only if a request needs to be one's.
         limiter: counts what the caller has running; None if there are no limits.
         name: of the caller to the limiter.
+        salt: digest of its key, if it shares no cached prefixes with others; otherwise empty.
 
     """
 
     is_admin: Callable[[], bool] = nobody_else
     limiter: RateLimiter | None = None
     name: object = None
+    salt: bytes = b""
     num_counted: int = 0  # requests and choices that the limiter has counted for this request
 
     def enter(self) -> dict[str, str]:
@@ -78,6 +82,12 @@ class Caller:
         if self.limiter is not None:
             self.limiter.leave(self.name, self.num_counted)
             self.num_counted = 0
+
+    def cache_salt(self, requested: str | None = None) -> bytes:
+        """Return the salt of a request's cached prefixes: none, or a digest of the caller's and the requested one."""
+        if not self.salt and requested is None:
+            return b""
+        return blake2b((requested or "").encode(), key=self.salt, digest_size=SALT_BYTES).digest()
 
     def check_priority(self, priority: int) -> None:
         """Refuse a user's request that would go before those of all others.

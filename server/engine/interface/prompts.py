@@ -55,3 +55,4 @@ class GenerationRequest:
     keeps_stalls: bool = False  # the timeline holds the longest stalls
     pooling: Pooling | None = None  # the prompt is pooled instead of being continued
     weights: RequestWeights | None = None  # beside the base model's
+    cache_salt: bytes = b""  # part of every hash of its prefixes: those of requests with another one never match
