@@ -39,7 +39,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     save_variant(folder / "experts" / WEIGHTS, last)
     write_adapter(folder / "adapters" / WEIGHTS, 0.01, inputs=192)
     folders = ("--experts-dir", str(folder / "experts"), "--adapters-dir", str(folder / "adapters"))
-    limits = ("--host-expert-memory", "50%", "--max-model-len", "256", "--threads", "1", "--kv-cache-memory", "16MiB")
+    limits = ("--host-expert-memory", "50%", "--max-model-len", "128", "--threads", "1", "--kv-cache-memory", "16MiB")
     with serving(*folders, *limits) as server:
         yield server
         assert requests.get(f"{server.url}/health", timeout=10).status_code == 200
@@ -57,14 +57,13 @@ def test_every_answer_is_in_the_description(case: schemathesis.Case, names: list
     for part in (case.body, case.path_parameters) if names else ():
         if isinstance(part, dict):
             naming_weights(part, names or [])
-    case.call_and_validate(base_url=running.url, checks=CHECKS)
+    case.call_and_validate(base_url=running.url, checks=CHECKS, timeout=60)
 
 
 @schema.include(path=STREAM).parametrize()
 @examples(5)
 def test_the_stream_of_experts_begins_as_described(case: schemathesis.Case, running: Server) -> None:
     with requests.request(**case.as_transport_kwargs(base_url=running.url), stream=True, timeout=30) as response:
-        described = case.operation.definition.raw["responses"]
-        assert str(response.status_code) in described
-        assert response.headers["content-type"].partition(";")[0] in described[str(response.status_code)]["content"]
-        assert response.status_code != 200 or next(response.iter_lines()).startswith(b"event: ")
+        described = case.operation.definition.raw["responses"]["200" if response.ok else "4XX"]
+        assert response.headers["content-type"].partition(";")[0] in described["content"]
+        assert not response.ok or next(response.iter_lines()).startswith(b"event: ")

@@ -37,14 +37,14 @@ def list_adapters(service: ServiceDep) -> JSONResponse:
     return JSONResponse(adapters_of(service).overview())
 
 
-@router.post("/load_lora_adapter")
+@router.post("/load_lora_adapter", response_class=PlainTextResponse)
 def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
     adapters_of(service).load(body.lora_name, body.lora_path, replace=body.load_inplace)
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter")
+@router.post("/unload_lora_adapter", response_class=PlainTextResponse)
 def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
     try:
