@@ -28,6 +28,7 @@ from server.setting_values import (
 )
 
 ENVIRONMENT_PREFIX = "GREENROOM_"
+SECRETS = frozenset({"api_key", "admin_api_key", "otlp_endpoint"})  # settings whose values are, or hold, credentials
 
 
 class SettingsError(Exception):
@@ -251,7 +252,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
             close = get_close_matches(name, names, 1)
             reason = f"there is no such setting{f' (did you mean {close[0]}?)' if close else ''}"
         # Do not print a key, even if the name of its setting is misspelt.
-        is_secret = name not in names or name in {"api_key", "admin_api_key"}
+        is_secret = name not in names or name in SECRETS
         value = "" if is_secret else f" {first['input']!r}"
         raise SettingsError(f"{origin}{value}: {reason}") from None if is_secret else error
 

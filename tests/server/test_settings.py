@@ -104,7 +104,7 @@ def test_other_texts_than_sizes_are_refused(text: str) -> None:
     ],
 )
 def test_other_texts_than_collector_addresses_are_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match=r"--otlp-endpoint .*: write an address such as http://localhost:4318"):
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint: write an address such as http://localhost:4318"):
         load_settings({"otlp_endpoint": url}, {}, None)
 
 
