@@ -78,7 +78,6 @@ def test_no_key_is_in_the_log(locked: Server) -> None:
         (("--max-requests-per-key", "0"), {}, "--max-requests-per-key '0': "),
         (("--allow-origin", "example.org"), {}, "--allow-origin 'example.org': write scheme://host[:port]"),
         (("--allowed-host", "http://x"), {}, "--allowed-host 'http://x': write a name or address without scheme"),
-        (("--prefix-cache-isolation",), {}, "--prefix-cache-isolation separates API keys, and there are none: set"),
     ],
 )
 def test_a_wrong_setting_is_one_line(arguments: tuple[str, ...], environment: dict[str, str], message: str) -> None:
