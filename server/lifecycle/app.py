@@ -26,6 +26,7 @@ from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
 from server.loading.load import LoadedServer, load_server
+from server.observability.logging import QueryFilter
 from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
 
 def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
     is_debugging = settings.log_level == "debug"
+    logging.getLogger("uvicorn.access").addFilter(QueryFilter())
     return uvicorn.Config(
         create_app(service),
         http=cast("type[asyncio.Protocol]", ConnectionGuard()),

@@ -36,6 +36,27 @@ class RateLimitFilter(logging.Filter):
         return True
 
 
+class RewordingFilter(logging.Filter):
+    """Replaces the message of each record, for loggers whose own messages quote secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self._message = message
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._message, ()
+        return True
+
+
+class QueryFilter(logging.Filter):
+    """Cuts the query off the paths of uvicorn's access log: some clients send keys there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
+        return True
+
+
 class TextFormatter(logging.Formatter):
     """Formats a record as text: the message, then the fields logged as ``extra={"fields": {...}}``."""
 

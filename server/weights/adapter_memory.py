@@ -99,7 +99,9 @@ class AdapterMemory:
             for version in versions:
                 if version.error is not None:
                     error, version.error = version.error, None
-                    raise GenerationFailedError(f"the adapter {version.name!r} can't be loaded: {error}")
+                    raise GenerationFailedError(
+                        f"the adapter {version.name!r} can't be loaded; see the server's log"
+                    ) from error
             turn = self._turns.get(versions)
             if turn is None:
                 if self._must_wait(versions):

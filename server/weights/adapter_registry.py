@@ -17,7 +17,7 @@ from server.engine.interface import (
     UnknownAdapterError,
 )
 from server.model.lora.errors import AdapterError
-from server.model.lora.peft_files import locate, read_adapter
+from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion
@@ -167,11 +167,11 @@ class AdapterRegistry:
                 if routing is None:
                     routing = read_routing(files.folder, folder)
             except AdapterError as error:
-                raise RequestRefusedError(str(error), "lora_path") from error
+                raise RequestRefusedError(without_root(str(error), folder, "--adapters-dir"), "lora_path") from error
             if len(files.checksums) > self._memory.store.num_slots:
                 size = format_bytes(files.memory_bytes)
                 raise RequestRefusedError(
-                    f"{files.folder} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
+                    f"{path} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
                 )
             if old is not None:
                 self._totals = {**self._totals, name: self._totals.get(name, 0) + old.num_total}

@@ -18,7 +18,7 @@ from server.engine.interface import RequestRefusedError, UnknownVariantError
 from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.errors import AdapterError
-from server.model.lora.peft_files import locate
+from server.model.lora.peft_files import locate, without_root
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_FOLDER = "no expert weights may be loaded, because the server was started without --experts-dir"
@@ -141,7 +141,8 @@ class VariantRegistry:
                 files = read_variant(folder, name, f"{name}@{number}", self._base)
                 self._store.add_variant(files.variant.version, files.recipes)
             except (AdapterError, ExpertStoreError, ModelError, OSError) as error:
-                raise RequestRefusedError(f"{path} can't be loaded: {error}", "path") from error
+                reason = without_root(str(error), self._folder, "--experts-dir")
+                raise RequestRefusedError(f"{path} can't be loaded: {reason}", "path") from error
             version = VariantVersion(name, folder, files)
             with self._lock:
                 old = self._current.get(name)

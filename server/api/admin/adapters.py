@@ -64,7 +64,7 @@ async def list_adapters(service: ServiceDep) -> JSONResponse:
     return JSONResponse(overview)
 
 
-@router.post("/load_lora_adapter")
+@router.post("/load_lora_adapter", response_class=PlainTextResponse)
 async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
     model, adapters, routing = service.base_model, adapters_of(service), body.routing
@@ -82,7 +82,7 @@ async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], serv
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter")
+@router.post("/unload_lora_adapter", response_class=PlainTextResponse)
 async def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
     adapters = adapters_of(service)

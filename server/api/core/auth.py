@@ -68,6 +68,8 @@ class Guard(SecurityBase):
                 request_id,
                 service.policies.of(key),
             )
+            if service.isolates_prefixes and key is not None:
+                caller.salt = key
             request.state.rate_headers = caller.enter()
             request.state.release_rate_limit = caller.leave  # called by RateLimitMiddleware
             set_caller(caller)

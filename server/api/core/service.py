@@ -210,6 +210,7 @@ class Service:
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
+    isolates_prefixes: bool = False  # requests share cached prefixes only with those of the same key
     logs_prompts: bool = False
     stream_keep_alive_seconds: float = 10.0  # silence after which a stream sends a comment; 0: it sends none
     tracer: Tracer | None = None

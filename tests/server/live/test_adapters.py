@@ -185,6 +185,7 @@ def test_what_can_not_be_loaded_is_refused_by_name(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert message in error["message"]
+    assert str(server.folder) not in answer.text
     assert [each["id"] for each in server.get("/v1/models")["data"]] == ["fake"]
 
 
@@ -216,6 +217,7 @@ def test_a_request_whose_adapter_can_not_be_read_fails_and_never_runs_on_the_bas
     answer = server.post("/v1/completions", model="law", prompt="hi", max_tokens=1)
     assert answer.status_code == 500
     assert "the adapter 'law' can't be loaded" in answer.json()["error"]["message"]
+    assert str(server.folder) not in answer.text
     assert server.used == []
 
 
