@@ -58,6 +58,7 @@ def _dtype_name(name: str) -> str:
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 FileName = Annotated[str, AfterValidator(_file_name)]
+DataFolderName = Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
 DtypeName = Annotated[str, AfterValidator(_dtype_name)]
 
 
@@ -100,7 +101,7 @@ class Manifest(BaseModel):
     weights: str  # format of the experts: bfloat16, int8, int4
     trunk: str = UNCHANGED  # format of the trunk's linear layers: unchanged, int8, int4
     source: str  # fingerprint of the checkpoint
-    data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
+    data: DataFolderName
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
     layers: Annotated[dict[Count, ManifestLayer], Field(min_length=1)]
     files: dict[FileName, ManifestFile]

@@ -49,7 +49,7 @@ def main() -> int:
             for number in itertools.count(seed):
                 if time.monotonic() - begun > options.seconds:
                     return
-                is_command = options.command == "all" or (options.command == "some" and not (number + 1) % COMMAND_SHARE)
+                is_command = {"all": True, "none": False, "some": not (number + 1) % COMMAND_SHARE}[options.command]
                 yield make_trace(number, tuple(options.families)), "command" if is_command else "engine"
 
         def report(result: Result) -> None:

@@ -100,7 +100,7 @@ def _work(part: list[tuple[Trace, str]], root: Path, pipe: Connection, log: int)
             session.run(trace, serving)
         except FindingError as error:
             pipe.send(str(error) or "finding")
-        except Exception:
+        except Exception:  # noqa: BLE001  such as one of the server's own
             pipe.send(traceback.format_exc())
         else:
             pipe.send("")

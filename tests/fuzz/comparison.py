@@ -44,7 +44,8 @@ def difference(found: Answer, wanted: Answer, *, is_exact: bool) -> str | None:
         is_exact: whether the arithmetic does not depend on the batch. Otherwise only greedy tokens are compared, as
             far as rounding can't have decided.
     """
-    if found.status != wanted.status:
+    # A client that leaves may not have seen the error yet.
+    if found.status != wanted.status or (found.error != wanted.error and (found.is_complete or found.error)):
         return f"status {found.status} ({found.error}), alone {wanted.status} ({wanted.error})"
     for index, choice in found.choices.items():
         alone = wanted.choices.get(index)
@@ -69,9 +70,9 @@ def _mismatch(found: Json, wanted: Json, *, is_complete: bool) -> str | None:
         return None
     if found == wanted or (not is_complete and found is None):
         return None
-    if not is_complete and isinstance(found, list | str) and isinstance(wanted, type(found)):
-        if wanted[: len(found)] == found:
-            return None
+    has_parts = isinstance(found, list | str) and isinstance(wanted, type(found))
+    if not is_complete and has_parts and wanted[: len(found)] == found:
+        return None
     if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted):
         place = next(place for place in range(len(found)) if found[place] != wanted[place])
         return f"[{place}]: {found[place]!r}, alone {wanted[place]!r}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from tests.fuzz.player import Asked, Judge, Player, check_health, is_exact
 from tests.fuzz.subjects import make_subject
 from tests.fuzz.target import (
+    IDLE_SECONDS,
     FindingError,
     Holdings,
     Target,
@@ -51,11 +53,9 @@ class Session:
         gc.collect()
         before = Holdings.take()
         asked = _play(trace, subject, SERVINGS[serving])
-        gc.collect()
-        excess = Holdings.take().excess_over(before)
         # The first server of a process opens what stays open.
-        if excess and self._has_warmed_up:
-            raise FindingError(f"left behind: {excess}")
+        if self._has_warmed_up:
+            _check_left(before)
         self._has_warmed_up = True
         judge.check(asked)
 
@@ -70,6 +70,20 @@ class Session:
             load_weights(reference.url)
             self._judges[key] = Judge(reference, is_exact=is_exact(trace))
         return self._judges[key]
+
+
+def _check_left(before: Holdings) -> None:
+    """Wait until the threads and files of a server are gone: some end after it.
+
+    Raises:
+        FindingError: some stay.
+    """
+    deadline = time.monotonic() + IDLE_SECONDS
+    while excess := Holdings.take().excess_over(before):
+        if time.monotonic() > deadline:
+            raise FindingError(f"left behind: {excess}")
+        time.sleep(0.05)
+        gc.collect()
 
 
 def _play(trace: Trace, subject: Path, serving: Serving) -> list[Asked]:

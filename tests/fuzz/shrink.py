@@ -1,4 +1,4 @@
-"""Shrinks a failing trace by delta debugging: https://www.st.cs.uni-saarland.de/papers/tse2002/"""
+"""Shrinks a failing trace by delta debugging (Zeller and Hildebrandt, TSE 2002)."""
 
 from __future__ import annotations
 

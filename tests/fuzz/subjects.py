@@ -43,12 +43,12 @@ def make_subject(family: str, root: Path) -> Path:
     for seed, name in enumerate(VARIANTS, start=1):
         save_variant(folder / "experts" / name, other(tensors, lambda tensor: ".experts." in tensor, seed))
     for seed, name in enumerate(ADAPTERS, start=1):
-        _save_adapter(folder / "adapters" / name, tensors, seed)
+        save_adapter(folder / "adapters" / name, tensors, seed)
     (folder / "complete").touch()
     return folder
 
 
-def _save_adapter(folder: Path, tensors: dict[str, torch.Tensor], seed: int) -> None:
+def save_adapter(folder: Path, tensors: dict[str, torch.Tensor], seed: int) -> None:
     """Save a random adapter of the projections after attention, which every family has."""
     generator, matrices = torch.Generator().manual_seed(seed), {}
     for name, tensor in tensors.items():

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -194,11 +193,9 @@ class Holdings:
     @classmethod
     def take(cls) -> Holdings:
         files = []
-        for number in os.listdir("/proc/self/fd"):
-            try:
-                files.append(os.readlink(f"/proc/self/fd/{number}").split(":")[0])  # without the number of a socket
-            except FileNotFoundError:  # the one that lists them
-                continue
+        for file in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):  # the one that lists them
+                files.append(str(file.readlink()).partition(":")[0])  # without the number of a socket
         return cls(tuple(sorted(thread.name for thread in threading.enumerate())), tuple(sorted(files)))
 
     def excess_over(self, before: Holdings) -> list[str]:
