@@ -29,13 +29,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("traces", nargs="*", type=Path, help="files of traces to play instead of random ones")
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, help="of the first trace; those after it count up (default: a random one)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first trace; those after it count up; 0: random")
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=tuple(FAMILIES))
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for shrunk traces")
     parser.add_argument("--keep-events", action="store_true", help="do not shrink")
     parser.add_argument("--command", choices=("some", "all", "none"), default="some", help="play on the real command")
     options = parser.parse_args()
-    seed = random.randrange(1 << 32) if options.seed is None else options.seed
+    seed = options.seed or random.randrange(1, 1 << 32)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         _make_subjects(root, options.families)
