@@ -41,17 +41,24 @@ class _Maker:
     def __init__(self, seed: int, families: tuple[str, ...]):
         self._random = random.Random(seed)
         self._seed, self._family = seed, self._random.choice(families)
-        self._prefixes = [self._tokens(length) for length in (0, 5, 17, 40, 96, 130)]
+        self._prefixes = [self._tokens(self._random.choice(lengths)) for lengths in ((0, 5), (17, 40), (96, 130))]
 
     def make(self) -> Trace:
         settings = self._settings()
-        asked = [self._ask() for _ in range(self._random.randint(2, 8))]
+        asked = [self._ask() for _ in range(self._random.randint(2, 6))]
+        asked += [self._with_other_weights(event) for event in asked if self._random.random() < 0.5]
         pace = self._random.choice((0.0, 0.003, 0.02))
-        events = []
+        events = self._first_loads()
         for _ in range(self._random.randint(8, 40)):
             event = self._request(asked) if self._random.random() < 0.65 else self._change()
             events.append({"after": round(self._random.expovariate(1) * pace, 4), **event})
         return Trace(self._family, self._seed, settings, events)
+
+    def _first_loads(self) -> list[Event]:
+        """Return loads of most weights, so that most requests for them find them."""
+        kinds = [("variant", name) for name in VARIANTS] + [("adapter", name) for name in ADAPTERS]
+        chosen = [each for each in kinds if self._random.random() < 0.6]
+        return [{"after": 0.02, "do": f"load_{kind}", "name": name, "path": name} for kind, name in chosen]
 
     def _settings(self) -> Json:
         pick = self._random.choice
@@ -66,7 +73,10 @@ class _Maker:
             "max_batched_tokens": pick((8, 24, 64, 512)),
             "adapter_memory": pick(("1MiB", "8MiB")),  # one adapter, or all
         }
-        if self._random.random() < 0.7:  # budgets that do not move by themselves
+        draw = self._random.random()
+        if draw < 0.15:
+            settings["spare_mib"] = pick((0, 1, 3))  # beyond the least memory that the server starts with
+        elif draw < 0.75:  # budgets that do not move by themselves
             settings["host_expert_memory"] = pick(("15%", "30%", "60%", "100%"))
             settings["kv_cache_memory"] = pick(("256KiB", "1MiB", "8MiB"))
         return settings
@@ -99,6 +109,11 @@ class _Maker:
             if self._random.random() < 0.5:
                 body["stream_options"] = {"include_usage": True}
         return {"do": "ask", "path": f"/v1/{'chat/' * is_chat}completions", "body": body}
+
+    def _with_other_weights(self, event: Event) -> Event:
+        """Return the same request to other weights, which must share nothing with it."""
+        body = {name: value for name, value in event["body"].items() if name != "adapters"}
+        return {**event, "body": body | self._weights()}
 
     def _embedding(self) -> Json:
         inputs = [self._prompt(CONTEXT) for _ in range(self._random.randint(1, 3))]
@@ -160,7 +175,7 @@ class _Maker:
         chance, room = self._random.random, CONTEXT - max_tokens
         prompts = [self._prompt(room) for _ in range(2 if chance() < 0.1 else 1)]
         result: Json = {"prompt": prompts if len(prompts) > 1 or chance() < 0.7 else bytes(prompts[0]).decode()}
-        if chance() < 0.6:
+        if chance() < 0.8:
             result["logprobs"] = self._random.choice((0, 1, 5))
         if chance() < 0.1:
             result["echo"] = True
