@@ -65,6 +65,7 @@ class _Maker:
         settings: Json = {
             "deterministic": self._family in NATIVE or self._random.random() < 0.8,
             "threads": pick((1, 2)),
+            "max_model_len": CONTEXT,  # limits that requests leave out depend on it
             "cache_policy": pick(POLICIES),
             "prefetch": pick(PREFETCHERS),
             "admission": pick(("auto", "off")),
@@ -78,7 +79,7 @@ class _Maker:
             settings["spare_mib"] = pick((0, 1, 3))  # beyond the least memory that the server starts with
         elif draw < 0.75:  # budgets that do not move by themselves
             settings["host_expert_memory"] = pick(("15%", "30%", "60%", "100%"))
-            settings["kv_cache_memory"] = pick(("256KiB", "1MiB", "8MiB"))
+            settings["kv_cache_memory"] = pick(("512KiB", "1MiB", "8MiB"))
         return settings
 
     def _tokens(self, count: int) -> list[int]:
