@@ -18,6 +18,7 @@ from tests.fuzz.target import (
     Holdings,
     Target,
     load_weights,
+    serving_alone,
     serving_command,
     serving_in_process,
     unload_weights,
@@ -66,7 +67,7 @@ class Session:
         settings = {"deterministic": trace.settings["deterministic"], **ALONE}
         key = (trace.family, trace.settings["deterministic"])
         if key not in self._judges:
-            reference = self._stack.enter_context(serving_in_process(make_subject(trace.family, self._root), settings))
+            reference = self._stack.enter_context(serving_alone(make_subject(trace.family, self._root), settings))
             load_weights(reference.url)
             self._judges[key] = Judge(reference, is_exact=is_exact(trace))
         return self._judges[key]

@@ -91,6 +91,19 @@ def _load(subject: Path, settings: dict[str, Any]) -> LoadedServer:
     raise FindingError(f"the server does not start with the memory that it asked for, {needed} MiB")
 
 
+@contextmanager
+def serving_alone(subject: Path, settings: dict[str, Any]) -> Iterator[Target]:
+    """Serve a subject in this process, without prefixes that requests share."""
+    loaded = _load(subject, settings)
+    blocks = loaded.engine._blocks
+    blocks._shares_prefixes, blocks._snapshots = False, None
+    try:
+        with serving_model(_model_of(loaded), loaded.engine) as live:
+            yield Target(f"http://127.0.0.1:{live.port}")
+    finally:
+        loaded.close()
+
+
 def _model_of(loaded: LoadedServer) -> LoadedModel:
     return LoadedModel(
         loaded.name,
