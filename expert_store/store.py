@@ -94,7 +94,7 @@ class ExpertStore:
         except (BudgetError, CheckpointError, ValueError):
             files.close()
             raise
-        self.resize(host_bytes=self._budgets["host"])
+        self._fit_host_tier()
 
     def remove_variant(self, variant: str) -> int:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
@@ -108,7 +108,7 @@ class ExpertStore:
             self._state.remove_variant(variant)
             num_tokens = self._state.statistics.variant_tokens.pop(variant, 0)
             self._state.lock.wake_waiters()
-        self.resize(host_bytes=self._budgets["host"])
+        self._fit_host_tier()
         return num_tokens
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
@@ -244,23 +244,12 @@ class ExpertStore:
             BudgetError: a budget does not hold one slot of each layout and the pins, or can't be allocated.
         """
         if host_bytes is not None:
-            slots = slots_per_layout(self.catalog, host_bytes)
-            with self._state.lock:
-                self._check_pins("host", slots)
-                for pool in self._state.pools:
-                    capacity = pool.host_arena.capacity
-                    if slots[pool.layout] > capacity:
-                        raise BudgetError(
-                            f"only {capacity} slots could be reserved when the store was opened; give less memory"
-                        )
-                self._state.resize_host(slots)
-                self._budgets["host"] = host_bytes
-                self._state.lock.wake_waiters()
+            self._fit_host_tier(host_bytes)
         if device_bytes is not None:
             if not self._budgets["device"]:
                 raise BudgetError("the store was opened without a device tier; give --device-expert-memory at start")
-            slots = slots_per_layout(self.catalog, device_bytes)
             with self._state.lock:
+                slots = slots_per_layout(self.catalog, device_bytes)
                 self._check_pins("device", slots)
                 self._state.resize_device(slots)
                 self._budgets["device"] = device_bytes
@@ -398,6 +387,25 @@ class ExpertStore:
     def close(self) -> None:
         """Stop reading; threads that wait for experts get StoreClosedError."""
         self._finalizer()
+
+    def _fit_host_tier(self, host_bytes: int | None = None) -> None:
+        """Give each layout its slots of the host tier, by default those of the same budget.
+
+        Variants may come and go in other threads, so the slots are those of the catalog while the lock is held.
+        """
+        with self._state.lock:
+            budget = self._budgets["host"] if host_bytes is None else host_bytes
+            slots = slots_per_layout(self.catalog, budget)
+            self._check_pins("host", slots)
+            for pool in self._state.pools:
+                capacity = pool.host_arena.capacity
+                if slots[pool.layout] > capacity:
+                    raise BudgetError(
+                        f"only {capacity} slots could be reserved when the store was opened; give less memory"
+                    )
+            self._state.resize_host(slots)
+            self._budgets["host"] = budget
+            self._state.lock.wake_waiters()
 
     def _check_pins(self, tier: TierName, slots: Mapping[ExpertLayout, int]) -> None:
         for pool in self._state.pools:
