@@ -47,12 +47,10 @@ def main() -> int:
                 yield from ((Trace.read(path), "engine") for path in options.traces)
                 return
             for number in itertools.count(seed):
-                if time.monotonic() - begun > options.seconds:
-                    return
                 is_command = {"all": True, "none": False, "some": not (number + 1) % COMMAND_SHARE}[options.command]
                 yield make_trace(number, tuple(options.families)), "command" if is_command else "engine"
 
-        def report(result: Result) -> None:
+        def report(result: Result) -> bool:
             counts["traces"] += 1
             counts["events"] += len(result.trace.events)
             counts[result.trace.family] += 1
@@ -62,6 +60,7 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
+            return bool(options.traces) or time.monotonic() - begun < options.seconds
 
         findings = run_all(jobs(), root, report)
         line = {"seed": seed, "seconds": round(time.monotonic() - begun, 1), **counts, "finding": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import logging
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ class Result:
 
 
 def run_all(
-    jobs: Iterable[tuple[Trace, str]], root: Path, report: Callable[[Result], None], most_jobs: int = 40
+    jobs: Iterable[tuple[Trace, str]], root: Path, report: Callable[[Result], bool], most_jobs: int = 40
 ) -> list[Result]:
     """Run traces until the first finding, and return it in a list, which is empty if there is none.
 
@@ -42,17 +43,17 @@ def run_all(
 
     Args:
         jobs: traces, each with the kind of its server.
-        report: called with each result.
+        report: called with each result; returns False to end.
     """
     waiting = iter(jobs)
-    while True:
-        part = [job for job, _ in zip(waiting, range(most_jobs), strict=False)]
-        if not part:
-            return []
+    while part := list(itertools.islice(waiting, most_jobs)):
         for result in _run_part(part, root):
-            report(result)
+            goes_on = report(result)
             if result.finding:
                 return [result]
+            if not goes_on:
+                return []
+    return []
 
 
 def run_one(trace: Trace, serving: str, root: Path) -> Result:
