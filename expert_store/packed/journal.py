@@ -14,7 +14,7 @@ from typing import Self
 from pydantic import RootModel, ValidationError
 
 from expert_store.keys import ExpertKey
-from expert_store.packed.manifest import DataFolderName, FileName
+from expert_store.packed.names import DataFolderName, FileName
 from expert_store.packed.sync import sync
 
 HEADER = b"greenroom pack journal 1\n"
