@@ -4,7 +4,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := server/kernels/native
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench fuzz soak clean
+
+SECONDS ?= 300
+SEED ?= 0
+MINUTES ?= 60
 
 run: $(VENV)/.installed
 	$(BIN)/greenroom serve $(MODEL)
@@ -21,6 +25,14 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.store
+
+# Random timed traces, then the parsers, each for SECONDS; SEED=0 is a random one. A finding is kept for `make test`.
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.parsers --seconds $(SECONDS) --seed $(SEED)
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
 # A new installation compiles the changed sources of the native kernels.
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*)

@@ -12,6 +12,8 @@ MARKS = {  # by folder
     "e2e": pytest.mark.slow,
     "e2e/dashboard": pytest.mark.browser,
     "faults": pytest.mark.slow,
+    "fuzz": pytest.mark.slow,
+    "soak": pytest.mark.slow,
     "server/live": pytest.mark.slow,
 }
 

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from pydantic import RootModel, ValidationError
+
 from expert_store.keys import ExpertKey
+from expert_store.packed.names import DataFolderName, FileName
 from expert_store.packed.sync import sync
 
 HEADER = b"greenroom pack journal 1\n"
+RECORD = re.compile(rb"([0-9]{1,9}) ([0-9]{1,9}) ([0-9a-f]{16}) \.")
+
+
+class _Folder(RootModel[tuple[DataFolderName, frozenset[FileName]]]):
+    """A data folder and the names of its files."""
 
 
 class Journal:
@@ -21,6 +30,7 @@ class Journal:
 
     A line of a record is appended in one write after the record was written. The journal may name records that did not
     reach the disk, or end in half a line, so a writer that continues from it compares each record with its checksum.
+    Lines that no writer writes are left out, as what the journal names may be removed.
     """
 
     def __init__(self, path: Path):
@@ -75,14 +85,13 @@ class Journal:
 
     def _parse(self, lines: list[bytes]) -> None:
         for line in lines:
-            with suppress(ValueError, TypeError):
-                if line.startswith(b"["):
-                    name, files = json.loads(line)
-                    self.folders[name] = frozenset(files)
-                else:
-                    layer, expert, checksum, end = line.split()
-                    if end == b".":
-                        self.finished[ExpertKey(int(layer), int(expert))] = int(checksum, 16)
+            if line.startswith(b"["):
+                with suppress(ValidationError):
+                    folder = _Folder.model_validate_json(line)
+                    self.folders[folder.root[0]] = folder.root[1]
+            elif (record := RECORD.fullmatch(line)) is not None:
+                layer, expert, checksum = record.groups()
+                self.finished[ExpertKey(int(layer), int(expert))] = int(checksum, 16)
 
 
 def _line(name: str, files: frozenset[str]) -> bytes:

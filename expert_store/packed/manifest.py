@@ -31,6 +31,7 @@ from expert_store.catalog import (
 from expert_store.errors import CheckpointError
 from expert_store.io.metadata import read_json_object
 from expert_store.io.safetensors_index import DTYPES
+from expert_store.packed.names import DATA_FOLDER, DataFolderName, FileName
 
 FORMAT = "greenroom-pack"
 VERSION = 1
@@ -38,15 +39,8 @@ MANIFEST_NAME = "manifest.json"
 TRUNK_NAME = "trunk.safetensors"
 PACK_SUFFIX = ".pack"
 UNCHANGED: Literal["unchanged"] = "unchanged"  # the trunk has the checkpoint's format
-DATA_FOLDER = r"[0-9a-f]{16}(-2)?"
 CHUNK_BYTES = 8 << 20
 REMEDY = "copy it again, or pack the model again"  # for a file that differs from what was packed
-
-
-def _file_name(name: str) -> str:
-    if name in {"", ".", ".."} or any(character in name for character in "/\\\0"):
-        raise ValueError(f"{name!r} is not a plain file name")
-    return name
 
 
 def _dtype_name(name: str) -> str:
@@ -57,7 +51,6 @@ def _dtype_name(name: str) -> str:
 
 Count = Annotated[int, Field(ge=0)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-FileName = Annotated[str, AfterValidator(_file_name)]
 DtypeName = Annotated[str, AfterValidator(_dtype_name)]
 
 
@@ -100,7 +93,7 @@ class Manifest(BaseModel):
     weights: str  # format of the experts: bfloat16, int8, int4
     trunk: str = UNCHANGED  # format of the trunk's linear layers: unchanged, int8, int4
     source: str  # fingerprint of the checkpoint
-    data: Annotated[str, Field(pattern=f"^{DATA_FOLDER}$")]
+    data: DataFolderName
     layouts: tuple[Annotated[tuple[ManifestParameter, ...], Field(min_length=1)], ...]
     layers: Annotated[dict[Count, ManifestLayer], Field(min_length=1)]
     files: dict[FileName, ManifestFile]

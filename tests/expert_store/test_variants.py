@@ -24,6 +24,7 @@ from expert_store import (
     StoreClosedError,
 )
 from expert_store.catalog import Variant
+from expert_store.slot_budget import slots_per_layout
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
@@ -70,6 +71,25 @@ def test_an_expert_beyond_the_models_own_is_read(store: ExpertStore, tmp_path: P
     store.add_variant("law", {(0, 3): record, (0, EXPERTS): more[0, EXPERTS]})
     key = ExpertKey(0, EXPERTS, "law")
     assert values(store, key) == {key: value_of(key)}
+
+
+def test_a_variant_that_comes_while_another_goes_has_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(ExpertStore(make_records(tmp_path), 20 * LAYOUT.slot_bytes)) as store:
+        store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
+        coming = threading.Thread(target=store.add_variant, args=("code", recipes(tmp_path / "code", (0, 1), (0, 2))))
+
+        def count_slots(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLayout, int]:
+            """Count the slots of the variant that goes, then let the other come, unless it has to wait."""
+            slots = slots_per_layout(catalog, budget_bytes)
+            if coming.ident is None:
+                coming.start()
+                coming.join(0.5)
+            return slots
+
+        monkeypatch.setattr("expert_store.store_budgets.slots_per_layout", count_slots)
+        store.remove_variant("law")
+        coming.join()
+        assert store.tiers()["host"].num_slots == 2 * EXPERTS + 2
 
 
 def test_the_budget_holds_more_slots_where_there_are_more_experts(tmp_path: Path) -> None:

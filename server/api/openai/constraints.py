@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+from llguidance.gbnf_to_lark import any_to_lark
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -38,7 +38,7 @@ def lark_of(grammar: str) -> str:
     """Convert a grammar in GBNF to Lark; one in Lark stays as it is."""
     try:
         return LARK_OPTIONS.sub("", any_to_lark(grammar)).strip()
-    except (GbnfToLarkError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001  it raises bare ones for rules that are missing, or come twice
         raise ValueError(f"must be a grammar in GBNF or Lark: {' '.join(str(error).split())}") from None
 
 

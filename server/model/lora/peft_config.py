@@ -116,7 +116,7 @@ def _patterns(path: Path, setting: str, values: Mapping[str, Any]) -> list[tuple
         raise AdapterError(f"{path}: '{setting}' must be an object")
     for key in patterns:
         try:
-            re.compile(key)
+            re.compile(_whole(key))
         except (re.error, RecursionError) as error:
             raise AdapterError(
                 f"{path}: '{setting}' has the pattern {key!r}, which is no regular expression"
@@ -138,4 +138,8 @@ def _alpha(path: Path, setting: str, value: Any) -> float:
 
 def _pattern_of(patterns: Mapping[str, Any], name: str) -> str:
     """Return the pattern that matches a name, as ``peft.utils.other.get_pattern_key`` does, or the name itself."""
-    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), name)
+    return next((key for key in patterns if re.match(_whole(key), name)), name)
+
+
+def _whole(pattern: str) -> str:
+    return rf"(.*\.)?({pattern})$"

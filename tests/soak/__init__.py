@@ -1,0 +1,1 @@
+"""A soak: mixed traffic with faults, and what grows under it."""
