@@ -22,6 +22,7 @@ from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
+from server.loading.bundled_weights import with_bundled_adapters
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
 
@@ -52,7 +53,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         stop = Signals(hooks)
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
-        loading = _load_in_thread(model, settings)
+        loading = _load_in_thread(model, with_bundled_adapters(model, settings))
         try:
             await _first_of(serving, loading, stop.asked)
             if loading.done():
