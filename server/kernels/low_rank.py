@@ -62,8 +62,8 @@ def add_low_rank(factors: Factors, adapters: Sequence[Sequence[LowRank]], x: tor
         adapters: the additions of each adapter to this matrix.
     """
     for column, parts in zip(factors.T, adapters, strict=True):
-        used = np.flatnonzero(column) if parts else []
-        if not len(used):
+        used = np.flatnonzero(column)
+        if not parts or not len(used):
             continue
         rows = torch.from_numpy(used).to(x.device)
         chosen = x[rows]

@@ -22,9 +22,10 @@ from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
 from server.model.dtype import compute_dtype
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
+from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.text.tokenizer import Tokenizer
-from server.model.trunk import Trunk, TrunkFacts
+from server.model.trunk import Trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
@@ -19,29 +16,27 @@ from server.kernels.expert import ExpertsModule
 from server.kernels.invariant_matmul import NotInvariantError
 from server.model.architecture import text_part
 from server.model.attention.invariant_attention import InvariantAttention
-from server.model.attention.kv_cache import KVCache, KVGroup
+from server.model.attention.kv_cache import KVCache
 from server.model.attention.mask_probe import probe_masks
 from server.model.attention.mla import LatentAttention, replace_projections, resolve_projections
 from server.model.attention.paged_attention import StepAttention
-from server.model.attention.rope import apply_max_length
 from server.model.errors import ModelError, NotBatchableError
 from server.model.experts.cost_attribution import RowOwners, attribute_costs, last_choices_of_chunks
-from server.model.experts.expert_layer import expert_layers
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
-from server.model.experts.step_variants import PlaceTables, StepVariants, has_variants
+from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.experts.variant_routing import variant_routers
 from server.model.forward import Forward
 from server.model.linear import speed_up_linears
 from server.model.lora.adapter import LoraAdapter
-from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
+from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, watch_linears
 from server.model.lora.step_adapters import StepAdapters
-from server.model.lora.tables import tables_of
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers
 from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batches, split_recurrent_modules
-from server.model.recurrent.states import StateCache, StateShapes, StepStates, states_bytes
+from server.model.recurrent.states import StateCache, StateShapes, StepStates
+from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.step import SequenceChunk, StepOutput, StepTokens
 from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
 from server.model.transformers_hooks.hooks import use_hooks
@@ -50,103 +45,6 @@ from server.model.transformers_hooks.probe import IsolatedTokens, Probe
 log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
-
-
-@dataclass(frozen=True)
-class TrunkFacts:
-    """The facts about a model that a first pass over some tokens shows."""
-
-    kv_groups: tuple[KVGroup, ...]  # attention layers grouped by window
-    top_k: int  # experts a token, of the widest layer
-    states: StateShapes  # states of one sequence in recurrent layers
-    text_layers: tuple[int, ...]  # layers of experts that tokens of text go to, in the order in which they run
-    sequential_reason: str | None = None  # why the model runs one sequence at a time, if it does
-    is_encoder_decoder: bool = False  # an encoder reads the prompt, and a decoder writes the answer
-    hidden_size: int = 0  # size of last hidden states; 0 if the model returns none
-    is_native: bool = False  # native kernels run complete decoder layers
-
-    @property
-    def is_sequential(self) -> bool:
-        return self.sequential_reason is not None
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """True if a sequence can continue from blocks that another wrote."""
-        return not self.is_sequential
-
-    @property
-    def state_bytes(self) -> int:
-        """Bytes of a sequence besides its KV cache, whatever its length."""
-        return states_bytes(self.states)
-
-    @property
-    def token_bytes(self) -> int:
-        """Bytes of KV cache a token, over all groups."""
-        return sum(group.token_bytes for group in self.kv_groups)
-
-
-class ResidentModel:
-    """The resident part of a model, everything but its routed experts; the base of ``Trunk`` and ``SequentialTrunk``.
-
-    Args:
-        layers: the experts modules and their layers, in the order in which they run.
-        is_deterministic: whether a sequence's logits have the same bits whatever else is in its steps.
-        pool: threads to compute with; None for the caller's thread alone.
-        max_model_len: the requested length, for models whose rotary frequencies depend on it.
-    """
-
-    _linears: Mapping[str, nn.Module]  # layers of the module path that adapters can add to, by name
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        catalog: ExpertCatalog,
-        layers: Mapping[ExpertsModule, int],
-        is_deterministic: bool,
-        pool: ComputePool | None,
-        max_model_len: int | None,
-    ):
-        self.catalog = catalog
-        self._pool = pool or ComputePool(1)
-        self._is_deterministic = is_deterministic
-        self._model = model
-        self._layers = expert_layers(layers, catalog, self._pool)
-        self._places = PlaceTables(self._layers.values())
-        self.config = model.config.get_text_config()
-        self.max_model_len = apply_max_length(model, self.config, max_model_len)  # tokens of the longest sequence
-        self.device = model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of activations."""
-        dtype: torch.dtype = self._model.dtype
-        return dtype
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """The modules of transformers."""
-        return self._model
-
-    @property
-    def expert_numbers(self) -> Mapping[Any, int]:
-        """The layer of each module of routed experts."""
-        return {module: layer.number for module, layer in self._layers.items()}
-
-    @property
-    def adaptable(self) -> Mapping[str, tuple[int, int]]:
-        """Inputs and outputs of each layer that adapters can add to, besides experts, by name."""
-        return {name: sizes_of(module) for name, module in self._linears.items()}
-
-    def prepare_adapter(self, adapter: LoraAdapter) -> None:
-        """Make what steps need of an adapter, so that its first step does not wait for it; any thread may call it."""
-        if self._pool.kernels is not None:
-            for layer in self._layers.values():
-                tables_of(adapter).experts(layer.number, len(layer.keys))
-
-    @property
-    def nbytes(self) -> int:
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class Trunk(ResidentModel):

@@ -58,4 +58,5 @@ class LatentAdditions:
             for part in adapter.linears.get(self.name, ()) if len(used) else ():
                 rows = torch.from_numpy(used).to(like.device)
                 scales = torch.from_numpy(column[used] * np.float32(part.scale)).to(like.device).unsqueeze(1)
-                yield rows, scales, part.down.to(like.device), part.up.to(like.device).unflatten(0, (self.heads, -1))
+                up = part.up.to(like.device)
+                yield rows, scales, part.down.to(like.device), up.view(self.heads, -1, up.shape[1])

@@ -14,7 +14,7 @@ from server.model.quantised.linear import QuantisedLinear
 
 if TYPE_CHECKING:
     from server.kernels.expert import ExpertsModule
-    from server.model.trunk import ResidentModel
+    from server.model.resident_model import ResidentModel
 
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")  # of experts
 

@@ -27,12 +27,12 @@ from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
 from server.model.lora.step_adapters import SequenceAdapters
 from server.model.recurrent.states import StateCache
+from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_model import sequential_model
 from server.model.sequential.transformers_cache import SequenceCache, TransformersCaches
 from server.model.step import ExpertCost, SequenceChunk, StepOutput
 from server.model.transformers_hooks.hooks import use_hooks
-from server.model.trunk import ResidentModel, TrunkFacts
 
 
 class SequentialTrunk(ResidentModel):

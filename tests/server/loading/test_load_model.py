@@ -12,7 +12,7 @@ from server.kernels.native import available
 from server.kernels.native.available import Availability
 from server.loading.load_model import check_aliases, kernel_level, load_media_processor
 from server.model.multimodal.image_processor import MediaProcessor
-from server.model.trunk import TrunkFacts
+from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
 from server.settings import ServeSettings, SettingsError
 from tests.checkpoints import save_checkpoint

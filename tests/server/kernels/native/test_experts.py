@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from server.kernels.native.activation import FUNCTIONS
 from server.kernels.native.library import Activation, Combination, ExpertBatch, ExpertShape, Gate, Kernels
+from server.kernels.native.lora import LoraExperts
 from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
 
 ALIGNMENT = 64
@@ -96,7 +98,7 @@ def layers(draw: st.DrawFn) -> Layer:
     return Layer(experts, gate, x, chosen, draw(st.booleans()))
 
 
-def run(kernels: Kernels, layer: Layer, first: int = 0) -> torch.Tensor:
+def run(kernels: Kernels, layer: Layer, first: int = 0, lora: LoraExperts | None = None) -> torch.Tensor:
     """Run experts from `first` on: ``(tokens * k, inputs)``; other choices stay NaN."""
     slots, inputs = Slots(layer.experts, layer.gate), layer.x.shape[1]
     flat = layer.chosen.flatten()
@@ -115,6 +117,7 @@ def run(kernels: Kernels, layer: Layer, first: int = 0) -> torch.Tensor:
         x_stride=inputs,
         x_format=PLAIN[layer.x.dtype],
         is_exact=int(layer.is_exact),
+        lora=None if lora is None else addressof(lora),
     )
     kernels.experts(slots.shape, batch)
     return outputs
@@ -130,12 +133,9 @@ def apply_gate(gate: Gate, rows: torch.Tensor) -> torch.Tensor:
     return FUNCTIONS[Activation(gate.activation)](left) * up
 
 
-@settings(max_examples=40)
-@given(layer=layers())
-def test_each_choice_runs_its_expert_on_its_token(kernels: Kernels, layer: Layer) -> None:
-    found, top_k = run(kernels, layer).double(), layer.chosen.shape[1]
-    flat = layer.chosen.flatten()
-    assert bool(found[flat == NONE].isnan().all())
+def expected(layer: Layer) -> dict[int, tuple[torch.Tensor, torch.Tensor, float]]:
+    """Return, for each expert with rows, its choices, their results in float64, and the largest sum of magnitudes."""
+    top_k, flat, found = layer.chosen.shape[1], layer.chosen.flatten(), {}
     for number, expert in enumerate(layer.experts):
         choices = (flat == number).nonzero().flatten()
         rows = layer.x[choices // top_k].double() @ torch.cat([part.values for part in expert.parts]).T
@@ -143,9 +143,18 @@ def test_each_choice_runs_its_expert_on_its_token(kernels: Kernels, layer: Layer
         hidden, down = apply_gate(layer.gate, rows), expert.second.values
         bias = torch.zeros(1, dtype=torch.float64) if expert.second_bias is None else expert.second_bias.double()
         if len(choices):
-            largest = (hidden.abs() @ down.abs().T + bias.abs()).max()
-            error = (found[choices] - (hidden @ down.T + bias)).abs().max()
-            assert float(error) <= (EXACT if layer.is_exact else ROUNDED) * float(largest)
+            largest = float((hidden.abs() @ down.abs().T + bias.abs()).max())
+            found[number] = choices, hidden @ down.T + bias, largest
+    return found
+
+
+@settings(max_examples=40)
+@given(layer=layers())
+def test_each_choice_runs_its_expert_on_its_token(kernels: Kernels, layer: Layer) -> None:
+    found = run(kernels, layer).double()
+    assert bool(found[layer.chosen.flatten() == NONE].isnan().all())
+    for choices, wanted, largest in expected(layer).values():
+        assert float((found[choices] - wanted).abs().max()) <= (EXACT if layer.is_exact else ROUNDED) * largest
 
 
 @settings(max_examples=15)

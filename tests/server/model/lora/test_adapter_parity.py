@@ -168,3 +168,22 @@ def test_modules_give_what_peft_gives(modular: Model) -> None:
 def test_modules_with_native_experts_give_what_peft_gives(modular: Model, pool: ComputePool) -> None:
     modular.load(pool)
     assert_near(modular.write(), modular.expected)
+
+
+def test_other_adapters_change_no_bit_of_deterministic_steps(tmp_path: Path) -> None:
+    model = Model(make_checkpoint("deepseek_v3", tmp_path), MODULES["deepseek_v3"])
+    model.load(None, is_deterministic=True)
+    together = model.write()
+    for index in (0, 3):
+        ((alone_tokens, alone),) = model.write([index])
+        tokens, logits = together[index]
+        assert tokens == alone_tokens
+        assert torch.equal(logits, alone)
+
+
+def test_a_step_with_adapters_leaves_no_hook(tmp_path: Path) -> None:
+    model = Model(make_checkpoint("deepseek_v3", tmp_path), MODULES["deepseek_v3"])
+    model.load(None)
+    model.write()
+    linears = [module for module in model.trunk.model.modules() if isinstance(module, torch.nn.Linear)]
+    assert not any(module._forward_hooks for module in linears)

@@ -75,7 +75,7 @@ void Layer::set_attention(int32_t number) {
     cosines[i] = std::cos(static_cast<float>(i));
     sines[i] = std::sin(static_cast<float>(i));
   }
-  spec.rope = spec.group = number;
+  spec.rope = spec.group = spec.index = number;
   if (one_in(2)) spec.window = between(1, 70);
   spec.is_chunked = spec.window && one_in(2);
   spec.norm_epsilon = kEpsilon;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "adapters.h"
 #include "loops.h"
 
 namespace driver {
@@ -135,16 +136,34 @@ void run_layers(Handle* handle, const char* level) {
   check_counts(level, layers, together);
   after.check_equal("caches of layers in one call", level, layers);
 
-  before.put_back(layers);
-  for (const Sequence& sequence : plan.sequences) {
-    for (int64_t first = 0, count; first < sequence.num_tokens; first += count) {
-      count = between(1, sequence.num_tokens - first);
-      Step alone(plan, layers, {{&sequence, first, count}}, given, is_exact);
-      if (greenroom_layers(handle, specs.data(), num_layers, &alone.call)) std::abort();
-      check_rows("tokens by themselves", level, layers, alone, 0, parts, sequence.first_row + first, count);
+  const auto run_alone = [&](const char* what, const Step& wanted, const Caches& caches, const Adapters* adapters) {
+    before.put_back(layers);
+    for (const Sequence& sequence : plan.sequences) {
+      for (int64_t first = 0, count; first < sequence.num_tokens; first += count) {
+        count = between(1, sequence.num_tokens - first);
+        const std::vector<Chunk> chunk = {{&sequence, first, count}};
+        Step alone(plan, layers, chunk, given, is_exact);
+        Adapters::OfTokens of_tokens;
+        if (adapters) {
+          adapters->set(of_tokens, chunk, plan);
+          alone.call.lora = &of_tokens.step;
+        }
+        if (greenroom_layers(handle, specs.data(), num_layers, &alone.call)) std::abort();
+        check_rows(what, level, layers, alone, 0, wanted, sequence.first_row + first, count);
+      }
     }
-  }
-  after.check_equal("caches of tokens by themselves", level, layers);
+    caches.check_equal(what, level, layers);
+  };
+  run_alone("tokens by themselves", parts, after, nullptr);
+
+  before.put_back(layers);
+  const Adapters adapters(plan, layers);
+  Step adapted(plan, layers, chunks, given, is_exact);
+  Adapters::OfTokens of_tokens;
+  adapters.set(of_tokens, chunks, plan);
+  adapted.call.lora = &of_tokens.step;
+  if (greenroom_layers(handle, specs.data(), num_layers, &adapted.call)) std::abort();
+  run_alone("tokens with adapters by themselves", adapted, Caches(layers), &adapters);
 }
 
 void run_head(Handle* handle, const char* level) {
@@ -158,7 +177,13 @@ void run_head(Handle* handle, const char* level) {
   std::shuffle(rows.begin(), rows.end(), random_bits);
   rows.resize(static_cast<size_t>(num_rows));
   rows.shrink_to_fit();
+  PartMemory memory;
+  const LoraParts lora = memory.parts(vocabulary, hidden);
+  std::vector<float> factors(static_cast<size_t>(tokens));
+  for (float& factor : factors) factor = one_in(3) ? 0.0f : 0.7f;
+  const LoraStep adapters{nullptr, &lora, factors.data(), 1};
   HeadCall call{};
+  call.lora = one_in(2) ? &adapters : nullptr;
   call.num_rows = num_rows;
   call.num_logits = between(0, num_rows);
   std::vector<float> normed(static_cast<size_t>(num_rows * hidden));
@@ -182,7 +207,12 @@ void run_head(Handle* handle, const char* level) {
     for (int64_t i = 0; row < call.num_logits && i < vocabulary; ++i) {
       double size, wanted = weights.sum(x.data(), i, &size);
       if (call.bias) wanted += bias[static_cast<size_t>(i)];
-      const double most = call.is_exact ? kExact * size : weights.rounding(x.data(), i);
+      double most = call.is_exact ? kExact * size : weights.rounding(x.data(), i);
+      if (call.lora) {
+        double magnitude = 0;
+        wanted += factors[static_cast<size_t>(rows[static_cast<size_t>(row)])] * memory.sum(x.data(), i, &magnitude);
+        most += kExact * magnitude;
+      }
       check("a logit", level, weights.layout.format, logits[row * vocabulary + i], call.scale * wanted, most + 1e-5);
     }
   }

@@ -1,0 +1,100 @@
+#include "adapters.h"
+
+#include <cmath>
+
+namespace driver {
+
+LoraParts PartMemory::parts(int64_t outputs, int64_t inputs) {
+  if (one_in(3)) return {};
+  std::vector<LoraPart>& table = tables.emplace_back();
+  for (int64_t count = between(1, 2); count > 0; --count) {
+    LoraPart part{};
+    part.rank = between(1, 36);
+    part.inputs = inputs;
+    part.first_output = between(0, outputs - 1);
+    part.outputs = between(1, outputs - part.first_output);
+    part.format = plain_format();
+    part.is_transposed = static_cast<int32_t>(between(0, 1));
+    part.scale = 0.5f;
+    const auto inverse = [](int64_t size) { return 1 / std::sqrt(static_cast<float>(size)); };
+    part.down = numbers.emplace_back(part.format, part.rank * inputs, inverse(inputs)).bytes.get();
+    part.up = numbers.emplace_back(part.format, part.rank * part.outputs, inverse(part.rank)).bytes.get();
+    table.push_back(part);
+  }
+  table.shrink_to_fit();
+  return {table.data(), static_cast<int64_t>(table.size())};
+}
+
+double PartMemory::sum(const double* x, int64_t output, double* magnitude) const {
+  double total = 0;
+  size_t place = 0;  // of a part's numbers
+  for (const std::vector<LoraPart>& table : tables) {
+    for (const LoraPart& part : table) {
+      const Numbers &down = numbers[place], &up = numbers[place + 1];
+      place += 2;
+      const int64_t own = output - part.first_output;
+      if (own < 0 || own >= part.outputs) continue;
+      for (int64_t r = 0; r < part.rank; ++r) {
+        const int64_t at = part.is_transposed ? r * part.outputs + own : own * part.rank + r;
+        for (int64_t i = 0; i < part.inputs; ++i) {
+          const double term = part.scale * up.values[static_cast<size_t>(at)] *
+                              down.values[static_cast<size_t>(r * part.inputs + i)] * x[i];
+          total += term;
+          *magnitude += std::fabs(term);
+        }
+      }
+    }
+  }
+  return total;
+}
+
+LoraParts* Adapters::parts_of_experts(int64_t count, int64_t outputs, int64_t inputs) {
+  if (one_in(3)) return nullptr;
+  std::vector<LoraParts>& found = experts_.emplace_back();
+  for (int64_t expert = 0; expert < count; ++expert) found.push_back(memory_.parts(outputs, inputs));
+  found.shrink_to_fit();
+  return found.data();
+}
+
+Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
+  for (int64_t adapter = 0; adapter < count_; ++adapter) {
+    std::vector<LoraLayer>& found = layers_.emplace_back();
+    for (const Layer& layer : layers) {
+      const int64_t hidden = layer.hidden;
+      LoraLayer& of = found.emplace_back();
+      of.query = memory_.parts(layer.heads * layer.key_dim, hidden);
+      of.key = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
+      of.value = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
+      of.output = memory_.parts(hidden, layer.heads * layer.value_dim);
+      if (layer.spec.has_router) {
+        const Experts& experts = layer.experts[0];
+        of.router = memory_.parts(layer.spec.num_experts, hidden);
+        of.first = parts_of_experts(layer.spec.num_experts, experts.width, hidden);
+        of.second = parts_of_experts(layer.spec.num_experts, hidden, experts.size);
+      }
+      if (layer.spec.has_dense) {
+        of.dense_first = memory_.parts(layer.dense[0].width, hidden);
+        of.dense_second = memory_.parts(hidden, layer.dense[0].size);
+      }
+      if (layer.spec.dense_gate.outputs) of.dense_gate = memory_.parts(1, hidden);
+    }
+    found.shrink_to_fit();
+    addresses_.push_back(found.data());
+    heads_.push_back({});
+  }
+  addresses_.shrink_to_fit();
+  for (size_t i = 0; i < plan.sequences.size() * static_cast<size_t>(count_); ++i) {
+    factors_.push_back(one_in(3) ? 0.0f : normal());
+  }
+}
+
+void Adapters::set(OfTokens& of, const std::vector<Chunk>& chunks, const Plan& plan) const {
+  for (const Chunk& chunk : chunks) {
+    const float* factors = factors_.data() + (chunk.sequence - plan.sequences.data()) * count_;
+    for (int64_t i = 0; i < chunk.count; ++i) of.factors.insert(of.factors.end(), factors, factors + count_);
+  }
+  of.factors.shrink_to_fit();
+  of.step = {addresses_.data(), heads_.data(), of.factors.data(), count_};
+}
+
+}  // namespace driver
