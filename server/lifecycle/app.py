@@ -23,7 +23,7 @@ from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
-from server.loading.bundled_weights import with_bundled_adapters
+from server.loading.bundled_weights import ADAPTERS, with_bundled_adapters
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
 
@@ -45,6 +45,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
+    settings = with_bundled_adapters(model, settings)
     with listen(settings.host, settings.port) as listener:
         tracing = open_tracing(settings)
         service = make_service(settings, listener.getsockname()[0])
@@ -54,7 +55,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         stop = Signals(hooks)
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
-        loading = _load_in_thread(model, with_bundled_adapters(model, settings))
+        loading = _load_in_thread(model, settings)
         try:
             await _first_of(serving, loading, stop.asked)
             if loading.done():
@@ -73,7 +74,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     variants=loaded.variants,
                 )
                 service.metrics = loaded.metrics.render
-                service.model.profiles.in_background(learn_examples(service.model))
+                if settings.adapters_dir != ADAPTERS:  # the bundled ones cost nothing before `auto` is asked for
+                    service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
                 write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")
