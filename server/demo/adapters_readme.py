@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from server.demo.auto_choice import CHARACTERS
 from server.demo.readme import table
+from server.model.checkpoint.locate import BUNDLED_NAME
 
 Results = dict[str, Any]
 
 
 def render(results: Results) -> str:
     """``README.md``, from what ``server.demo.train_adapters`` measured."""
-    return "\n\n".join([_introduction(results), _training(results), _others(results), _served(results)]) + "\n"
+    return (
+        "\n\n".join([_introduction(results), _training(results), _others(results), _served(results), _auto(results)])
+        + "\n"
+    )
 
 
 def change(before: float, after: float) -> str:
@@ -29,6 +35,13 @@ def _entries(results: Results) -> dict[str, tuple[str, Results]]:
 def _kilobytes(entry: Results) -> str:
     weights = next(file for name, file in entry["files"].items() if name.endswith(".safetensors"))
     return f"{weights['bytes'] / 1000:,.0f} kB"
+
+
+def _reason(training: Results, tuning: Results) -> str:
+    """The limit that ended a training."""
+    if training["seconds"] >= tuning["minutes"] * 60:
+        return "time"
+    return "steps" if training["steps"] >= tuning["steps"] else "validation loss"
 
 
 def _introduction(results: Results) -> str:
@@ -72,10 +85,11 @@ def _training(results: Results) -> str:
                 str(training["steps"]),
                 str(training["best_step"]),
                 f"{training['seconds'] / 60:.1f} min",
+                _reason(training, tuning),
             ]
         )
-    dtype = "bfloat16" if plan["bfloat16"] else "float32"
-    of_experts = f", and of rank {lora['expert_rank']} on both matrices of every expert" if lora["expert_rank"] else ""
+    dtype, flag = ("bfloat16", " --bfloat16") if plan["bfloat16"] else ("float32", "")
+    of_experts = f", and {lora['expert_rank']} on both matrices of every expert" if lora["expert_rank"] else ""
     chosen = "; ".join(
         f"layer {layer}: {', '.join(map(str, some['experts']))} ({100 * some['share']:.0f} % of the choices)"
         for entry in results["variants"].values()
@@ -85,24 +99,32 @@ def _training(results: Results) -> str:
 
 ```bash
 pip install 'greenroom[train]'
-python -m server.demo.train_adapters CORPUS server/demo --steps {tuning["steps"]}{
-        " --bfloat16" if plan["bfloat16"] else ""
-    }
+python -m server.demo.train_adapters CORPUS server/demo --minutes {tuning["minutes"]:g}{flag}
 ```
 
-The adapters have rank {lora["rank"]} on the matrices of attention{of_experts} (PEFT, alpha/rank {lora["scale"]:g}). The
-variant is expert-specialised fine-tuning (ESFT, arXiv 2407.01906): in each of the last {experts["layers"]} layers the
+The adapters have rank {lora["rank"]} on the matrices of attention{of_experts} (PEFT, alpha/rank
+{lora["scale"]:g}). The variant is expert-specialised fine-tuning (ESFT, arXiv 2407.01906): in each of the last {
+        experts["layers"]
+    } layers the
 smallest set of experts that together get at least {
         100 * experts["share"]:.0f} % of the router's choices on training text
 of the domain is trained; the routers and everything else are frozen. These are {chosen}.
 
-A step has {tuning["rows"]} rows of {tuning["length"]} tokens. AdamW has a peak rate of {lora["rate"]:g} (experts:
+A step has {tuning["rows"]} rows of {tuning["length"]} tokens. AdamW has a peak rate of {lora["rate"]:g} (variant:
 {experts["rate"]:g}), which falls to zero; the seed is {tuning["seed"]}. Weights are trained in float32, beside a model
-that computes in {dtype}. Every {tuning["eval_every"]} steps the loss is measured
-on {tuning["validation_tokens"]:,} tokens of training documents that are set aside, and the weights with the lowest loss
-are kept, in bfloat16. The time is that of a busy machine.
+that computes in {dtype}. Every {tuning["eval_every"]} steps the loss is measured on
+{tuning["validation_tokens"]:,} tokens of training documents that are set aside, and the weights with the lowest loss
+are kept, in bfloat16. Training ends after {tuning["steps"]} steps, after {
+        tuning["minutes"]:g} minutes, or when the loss
+was not lowest in the last {tuning["patience"]} measurements. The same command trains as well, but not to the same bits:
+sums are rounded in another order, and {tuning["minutes"]:g} minutes are more steps on a faster machine.
 
-{table(["weights", "tokens", "steps", "best step", "time"], rows)}"""
+{table(["weights", "tokens", "steps", "best step", "time", "ended by"], rows)}"""
+
+
+def _ratio(entry: Results, domain: str) -> float:
+    figures = entry["perplexity"][domain]
+    return float(figures["after"] / figures["before"])
 
 
 def _others(results: Results) -> str:
@@ -115,6 +137,7 @@ def _others(results: Results) -> str:
             text = change(entry["perplexity"][domain]["before"], entry["perplexity"][domain]["after"])
             row.append(f"**{text}**" if own == domain else text)
         rows.append(row)
+    num_best = sum(min(entry["perplexity"], key=partial(_ratio, entry)) == own for own, entry in entries.values())
     names = list(results["adapters"])
     pairs = ", ".join(
         f"{results['distances'][a][b]:.2f} for `{a}` and `{b}`" for i, a in enumerate(names) for b in names[i + 1 :]
@@ -123,13 +146,14 @@ def _others(results: Results) -> str:
     tokens = next(figures["tokens"] for name, figures in domains.items() if name not in names)
     return f"""## Other domains
 
-Change of the perplexity by domain (the first {tokens:,} held-out tokens; bold: the own domain, all of them). A file
-helps its own domain most, so it pays to choose.
+Change of the perplexity by domain (the first {tokens:,} held-out tokens; bold: the own domain, all of them). It falls
+most for the own domain with {num_best} of {len(entries)} files.
 
 {table(["domain", *entries], rows)}
 
 The base model's routers tell the chosen domains apart: the Jensen-Shannon divergence of their use of experts, as a mean
-over layers, is {pairs} bits; the mean of all pairs of domains is {sum(every) / len(every):.2f}."""
+over layers, is {pairs} bits.
+The mean of all pairs of domains is {sum(every) / len(every):.2f}."""
 
 
 def _served(results: Results) -> str:
@@ -150,3 +174,28 @@ Perplexity of the first {rows_each} held-out rows of the domain, by the logprobs
 prompt, and by transformers and PEFT with the same files.
 
 {table(["model", "domain", "base model, served", "served", "transformers and PEFT"], rows)}"""
+
+
+def _auto(results: Results) -> str:
+    auto = results["auto"]
+    counts = {name: sum(chosen.values()) for name, chosen in auto["chosen"].items()}
+    own = [name for name in auto["chosen"] if name in results["adapters"]]
+    others = [name for name in auto["chosen"] if name not in own]
+
+    def right(names: list[str]) -> str:
+        num_right = sum(auto["chosen"][name].get(name if name in own else BUNDLED_NAME, 0) for name in names)
+        return f"{num_right} of {sum(counts[name] for name in names)}"
+
+    rows = [
+        [f"`{name}`", str(counts[name]), ", ".join(f"`{model}` {count}" for model, count in chosen.items())]
+        for name, chosen in auto["chosen"].items()
+    ]
+    base, chosen = auto["perplexity"]["base"], auto["perplexity"]["auto"]
+    return f"""## The model `auto`
+
+Held-out passages of up to {CHARACTERS} characters were sent to the model `auto`. For the domains of the adapters it
+chose the right adapter for {right(own)} passages. Their perplexity is {chosen:.2f} with the chosen models and
+{base:.2f} with the base model ({change(base, chosen)}; {auto["tokens"]:,} tokens). For passages of the other domains it
+chose the base model for {right(others)}.
+
+{table(["domain", "passages", "chosen"], rows)}"""

@@ -40,7 +40,7 @@ class LoraShape:
             patterns["alpha_pattern"] = {r".*\.experts.*": self.scale * self.expert_rank}
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.scale * self.rank,  # type: ignore[arg-type]  # PEFT takes fractions
+            lora_alpha=self.scale * self.rank,
             target_modules=ATTENTION,
             task_type="CAUSAL_LM",
             **patterns,
@@ -82,6 +82,7 @@ def train_adapter(
     weights.chmod(0o644)
     config = out / CONFIG_NAME
     values = {**json.loads(config.read_text()), "base_model_name_or_path": BUNDLED_NAME}
+    values["target_modules"] = sorted(values["target_modules"])  # PEFT writes a set
     config.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n")
     return tuned
 

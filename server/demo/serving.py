@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -35,14 +36,24 @@ def serving(model: Path, *flags: str) -> Iterator[tuple[httpx.Client, str]]:
             process.terminate()
 
 
+class PromptLogprobs(NamedTuple):
+    """The logprobs of a prompt's tokens but the first, and the model that gave them."""
+
+    model: str
+    logprobs: list[float]
+
+
+def prompt_logprobs(client: httpx.Client, model: str, prompt: str | list[int]) -> PromptLogprobs:
+    """Return the logprobs that a served model gives the tokens of a prompt."""
+    body = {"model": model, "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 0}
+    response = client.post("/v1/completions", json=body)
+    if response.is_error:
+        raise DemoError(f"the server refuses a prompt for {model}: {response.text}")
+    reply = response.json()
+    return PromptLogprobs(reply["model"], reply["choices"][0]["logprobs"]["token_logprobs"][1:])
+
+
 def served_perplexity(client: httpx.Client, model: str, rows: Tokens) -> float:
     """Return the perplexity of rows ``(rows, length + 1)`` by the logprobs that a served model gives their tokens."""
-    total, count = 0.0, 0
-    for row in rows:
-        body = {"model": model, "prompt": row.tolist(), "max_tokens": 0, "echo": True, "logprobs": 0}
-        response = client.post("/v1/completions", json=body)
-        if response.is_error:
-            raise DemoError(f"the server refuses a prompt for {model}: {response.text}")
-        logprobs = response.json()["choices"][0]["logprobs"]["token_logprobs"][1:]  # the first token has none
-        total, count = total - sum(logprobs), count + len(logprobs)
-    return math.exp(total / count)
+    logprobs = [each for row in rows for each in prompt_logprobs(client, model, row.tolist()).logprobs]
+    return math.exp(-sum(logprobs) / len(logprobs))

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from server.demo import measure
 from server.demo.adapters_readme import render
+from server.demo.auto_choice import measure_auto
 from server.demo.corpus import Domain, Tokens, read_corpus, rows_of
 from server.demo.errors import CorpusError, DemoError
 from server.demo.expert_training import VariantShape, load_variant, train_variant
@@ -181,7 +182,7 @@ def train_all(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED, jobs: i
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         for (kind, name), found in zip(places, pool.map(Task.run, tasks), strict=True):
             results[kind][name] = found
-    results["served"] = measure_served(base, out, plan, domains)
+    results |= measure_served(base, out, plan, domains)
     results["seconds"] = round(time.monotonic() - started)
     (out / ADAPTERS / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
     (out / ADAPTERS / "README.md").write_text(render(results))
@@ -194,8 +195,8 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def measure_served(base: Path, out: Path, plan: Plan, domains: dict[str, Domain]) -> dict[str, Results]:
-    """Return the perplexity of the first held-out rows by the logprobs of a server, and by transformers and PEFT."""
+def measure_served(base: Path, out: Path, plan: Plan, domains: dict[str, Domain]) -> Results:
+    """Return what a server makes of the files: the perplexity of some held-out rows, and the choices of ``auto``."""
     adapters, variants = out / ADAPTERS, out / VARIANTS
     loaders: dict[str, Callable[[], PreTrainedModel]] = {
         **{name: lambda name=name: load_adapted(base, adapters / name) for name in plan.domains},  # type: ignore[misc]
@@ -204,7 +205,7 @@ def measure_served(base: Path, out: Path, plan: Plan, domains: dict[str, Domain]
     flags = [f"--adapter={name}={adapters / name}" for name in plan.domains]
     rows = {name: rows_of(domains[name].held_out, LENGTH)[:SERVED_ROWS] for name in {*plan.domains, plan.variant}}
     served = {}
-    with serving(base, "--experts-dir", str(variants), *flags) as (client, own_name):
+    with serving(base, "--log-level", "warning", "--experts-dir", str(variants), *flags) as (client, own_name):
         client.post("/v1/experts/load", json={"name": plan.variant, "path": plan.variant}).raise_for_status()
         for name, load in loaders.items():
             domain = name.removeprefix(":")
@@ -217,7 +218,8 @@ def measure_served(base: Path, out: Path, plan: Plan, domains: dict[str, Domain]
                 "trained": round(math.exp(mean_loss(load(), rows[domain])), 3),
             }
             print(f"served {model}: {served[name]}", flush=True)
-    return served
+        auto = measure_auto(client, own_name, domains, plan.domains)
+    return {"served": served, "auto": auto}
 
 
 def parse_args() -> tuple[argparse.Namespace, Plan]:
