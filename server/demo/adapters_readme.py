@@ -88,6 +88,7 @@ def _training(results: Results) -> str:
                 _reason(training, tuning),
             ]
         )
+    minutes = f"{tuning['minutes']:g}"
     dtype, flag = ("bfloat16", " --bfloat16") if plan["bfloat16"] else ("float32", "")
     of_experts = f", and {lora['expert_rank']} on both matrices of every expert" if lora["expert_rank"] else ""
     chosen = "; ".join(
@@ -99,25 +100,23 @@ def _training(results: Results) -> str:
 
 ```bash
 pip install 'greenroom[train]'
-python -m server.demo.train_adapters CORPUS server/demo --minutes {tuning["minutes"]:g}{flag}
+python -m server.demo.train_adapters CORPUS server/demo --minutes {minutes}{flag}
 ```
 
-The adapters have rank {lora["rank"]} on the matrices of attention{of_experts} (PEFT, alpha/rank
-{lora["scale"]:g}). The variant is expert-specialised fine-tuning (ESFT, arXiv 2407.01906): in each of the last {
-        experts["layers"]
-    } layers the
-smallest set of experts that together get at least {
-        100 * experts["share"]:.0f} % of the router's choices on training text
-of the domain is trained; the routers and everything else are frozen. These are {chosen}.
+The adapters have rank {lora["rank"]} on the matrices of attention{of_experts}
+(PEFT, alpha/rank {lora["scale"]:g}).
+The variant is expert-specialised fine-tuning (ESFT, arXiv 2407.01906). In each of the last {experts["layers"]} layers
+the smallest set of experts is trained that get {100 * experts["share"]:.0f} % or more of the router's choices on
+training text of the domain; the routers and everything else are frozen. The chosen experts:
+{chosen}.
 
-A step has {tuning["rows"]} rows of {tuning["length"]} tokens. AdamW has a peak rate of {lora["rate"]:g} (variant:
-{experts["rate"]:g}), which falls to zero; the seed is {tuning["seed"]}. Weights are trained in float32, beside a model
-that computes in {dtype}. Every {tuning["eval_every"]} steps the loss is measured on
+A step has {tuning["rows"]} rows of {tuning["length"]} tokens. The peak rate of AdamW is {lora["rate"]:g} for adapters
+and {experts["rate"]:g} for experts, and falls to zero; the seed is {tuning["seed"]}. Weights are trained in float32,
+beside a model that computes in {dtype}. Every {tuning["eval_every"]} steps the loss is measured on
 {tuning["validation_tokens"]:,} tokens of training documents that are set aside, and the weights with the lowest loss
-are kept, in bfloat16. Training ends after {tuning["steps"]} steps, after {
-        tuning["minutes"]:g} minutes, or when the loss
-was not lowest in the last {tuning["patience"]} measurements. The same command trains as well, but not to the same bits:
-sums are rounded in another order, and {tuning["minutes"]:g} minutes are more steps on a faster machine.
+are kept, in bfloat16. Training ends after {tuning["steps"]} steps, after {minutes} minutes, or when the last
+{tuning["patience"]} measurements have brought no lower loss. The same command trains as well again, but not to the same
+bits: sums are rounded in another order, and {minutes} minutes are more steps on a faster machine.
 
 {table(["weights", "tokens", "steps", "best step", "time", "ended by"], rows)}"""
 
@@ -143,11 +142,10 @@ def _others(results: Results) -> str:
         f"{results['distances'][a][b]:.2f} for `{a}` and `{b}`" for i, a in enumerate(names) for b in names[i + 1 :]
     )
     every = [value for name, some in results["distances"].items() for other, value in some.items() if name < other]
-    tokens = next(figures["tokens"] for name, figures in domains.items() if name not in names)
     return f"""## Other domains
 
-Change of the perplexity by domain (the first {tokens:,} held-out tokens; bold: the own domain, all of them). It falls
-most for the own domain with {num_best} of {len(entries)} files.
+Change of the perplexity by domain, on the first {results["other_tokens"]:,} held-out tokens, or on all of them for the
+own domain (bold). It falls most for the own domain with {num_best} of {len(entries)} files.
 
 {table(["domain", *entries], rows)}
 

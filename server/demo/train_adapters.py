@@ -175,6 +175,7 @@ def train_all(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED, jobs: i
         "plan": asdict(plan),
         "base": describe_files(base)["model.safetensors"],
         "row_tokens": LENGTH,
+        "other_tokens": OTHER_TOKENS,
         "distances": held.distances(),
         ADAPTERS: {},
         VARIANTS: {},

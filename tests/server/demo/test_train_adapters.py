@@ -143,6 +143,25 @@ def test_examples_for_routing_come_from_training_documents(law: Any, tokenizer: 
     assert all(any(example in text for text in training) for example in values["examples"])
 
 
+@pytest.mark.slow
+def test_one_command_trains_saves_and_measures_everything(
+    corpus: Path, base: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(str(base / "tokenizer.json"))
+    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    monkeypatch.setattr(train_adapters, "LENGTH", 32)
+    plan = train_adapters.Plan(("law", "sea"), "law", experts=VariantShape(share=0.3, layers=1), tuning=TUNING)
+    results = train_adapters.train_all(corpus, tmp_path, plan, base)
+    assert json.loads((tmp_path / "adapters" / "results.json").read_text()) == json.loads(json.dumps(results))
+    assert results["adapters"]["sea"]["files"] == train_adapters.describe_files(tmp_path / "adapters" / "sea")
+    assert results["variants"]["law"]["files"] == train_adapters.describe_files(tmp_path / "variants" / "law")
+    assert [*results["served"]] == ["law", "sea", ":law"]
+    for entry in results["served"].values():
+        assert entry["served"] == pytest.approx(entry["trained"], rel=0.01)
+    assert sum(results["auto"]["chosen"]["sea"].values()) > 0
+    assert (tmp_path / "adapters" / "README.md").read_text() == render(results)
+
+
 def test_a_domain_that_the_corpus_lacks_is_refused(corpus: Path, base: Path, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save(str(base / "tokenizer.json"))
     with pytest.raises(CorpusError, match="no domain 'legal'; choose among law, sea"):
