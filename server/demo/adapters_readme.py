@@ -100,7 +100,7 @@ def _training(results: Results) -> str:
 
 ```bash
 pip install 'greenroom[train]'
-python -m server.demo.train_adapters CORPUS server/demo --minutes {minutes}{flag}
+python -m server.demo.train_adapters CORPUS server/demo --steps {tuning["steps"]} --minutes {minutes}{flag}
 ```
 
 The adapters have rank {lora["rank"]} on the matrices of attention{of_experts}
