@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from server.engine.interface.policy import Policy
 from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.routing import RoutingCandidate, RoutingExamples
 
@@ -18,16 +19,29 @@ class WeightsDirectory(Protocol):
     def root(self, name: str) -> str | None:
         """Return the path that a name was loaded from; None if there is no such name."""
 
-    def resolve(self, name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
+    def resolve(
+        self, name: str | None, adapters: Sequence[tuple[str, float]] = (), policy: Policy | None = None
+    ) -> RequestWeights | None:
         """Return the weights of a request; None for those of the base model alone.
 
         Args:
             name: one of ``names``, or None for the base model.
             adapters: names and factors of adapters to add.
+            policy: whose adapters are added, and whose forbidden experts are removed. The names that it allows are for
+                the caller to check.
 
         Raises:
             UnknownAdapterError: there is no such name.
             RequestRefusedError: they can't be used together.
+            PolicyRefusedError: the weights can't be used as the policy demands.
+            RequiredAdapterError: an adapter of the policy is not loaded.
+        """
+
+    def prepare(self, policies: Iterable[Policy]) -> None:
+        """Check that the model can run as policies demand, and prepare for their requests. May block.
+
+        Raises:
+            UnusablePolicyError: it can't; nothing has changed.
         """
 
     def candidates(self) -> list[RoutingCandidate]:
@@ -41,7 +55,7 @@ class VariantAdministration(Protocol):
     """Loads and unloads expert variants. Every call may block, so make it off the event loop."""
 
     def load(self, name: str, path: str) -> dict[str, Any]:
-        """Serve a variant, in the place of one that has the name already; return it in JSON.
+        """Serve a variant, in the place of one that has the name already; return it in JSON, with ``replaced``.
 
         Running requests finish with the earlier one.
 
@@ -59,15 +73,15 @@ class VariantAdministration(Protocol):
             UnknownVariantError: there is no such variant.
         """
 
-    def overview(self) -> list[dict[str, Any]]:
-        """Return all variants, in JSON."""
+    def overview(self) -> dict[str, Any]:
+        """Return all variants, their folder, and the base model's fingerprint, in JSON."""
 
 
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
-        """Serve an adapter under a name.
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
+        """Serve an adapter under a name; return True if it took the place of another.
 
         Args:
             path: its folder, below ``--adapters-dir``.
@@ -86,4 +100,4 @@ class AdapterAdministration(Protocol):
         """
 
     def overview(self) -> dict[str, Any]:
-        """Return all adapters and the memory for them, in JSON."""
+        """Return all adapters, their folder and the memory for them, in JSON."""
