@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +16,12 @@ from typing import Any
 import httpx
 import jsonschema
 
-from server.demo.errors import DemoError, RunError
+from server.demo.errors import DemoError
+from server.demo.serving import serving
 
 DOMAIN = "tools"
 CHATS = 60  # asked with each choice
 MAX_TOKENS = 150
-TIMEOUT = 300.0  # seconds a request
-READY = re.compile(r"Greenroom ready: (\S+) \(model (.+)\)")
 TOOLS = re.compile(r"(.*?)(?:\n\n)?# Tools\n\n<tools>\n(.*)\n</tools>", re.DOTALL)
 MESSAGE = re.compile(r"<\|im_start\|>(\w+)\n(.*?)<\|im_end\|>", re.DOTALL)
 CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
@@ -92,22 +88,6 @@ def _object(text: str) -> Any:
 
 def _is_valid(schema: Json | None, arguments: Any) -> bool:
     return schema is not None and jsonschema.Draft202012Validator(schema).is_valid(arguments)
-
-
-@contextmanager
-def serving(model: Path) -> Iterator[tuple[httpx.Client, str]]:
-    """Serve a model on a free port; yield a client and the model's name."""
-    command = [sys.executable, "-m", "server.cli", "serve", str(model), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603  our own command
-        assert process.stdout is not None
-        try:
-            ready = READY.match(process.stdout.readline())
-            if ready is None:
-                raise RunError(f"{' '.join(command[1:])} did not start; its message is above")
-            with httpx.Client(base_url=ready[1], timeout=TIMEOUT) as client:
-                yield client, ready[2]
-        finally:
-            process.terminate()
 
 
 def ask(client: httpx.Client, model: str, question: Question, choice: str, seed: int) -> Outcome:

@@ -25,6 +25,7 @@ from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
+from server.loading.bundled_weights import ADAPTERS, with_bundled_adapters
 from server.loading.load import LoadedServer, load_server
 from server.observability.logging import QueryFilter
 from server.settings import ServeSettings
@@ -47,6 +48,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
     Raises:
         ModelError, ExpertStoreError, SettingsError: the model can't be served.
     """
+    settings = with_bundled_adapters(model, settings)
     with listen(settings.host, settings.port) as listener:
         tracing = open_tracing(settings)
         service = make_service(settings, listener.getsockname()[0])
@@ -81,7 +83,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 service.metrics = loaded.metrics.render
                 for adapter in settings.adapter:
                     audit("adapter.load", who="start", adapter=adapter.name, path=adapter.path)
-                service.model.profiles.in_background(learn_examples(service.model))
+                if settings.adapters_dir != ADAPTERS:  # the bundled ones cost nothing before `auto` is asked for
+                    service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
                 write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")

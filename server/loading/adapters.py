@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from server.engine.interface import RequestRefusedError
+from server.loading.bundled_weights import ADAPTERS
 from server.loading.load_model import ModelParts
 from server.model.lora.pages import page_layout
 from server.model.lora.targets import lora_targets
@@ -13,6 +15,8 @@ from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,14 +28,18 @@ class Adapters:
 
 
 def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) -> AdapterStore | None:
-    """Open the store of adapters; None if the server can't load any.
+    """Open the store of adapters; None if the server can't load any, or has no memory for the bundled ones.
 
     Raises:
         SettingsError: the memory holds none.
     """
     if not settings.serves_adapters:
         return None
-    return AdapterStore(page_layout(lora_targets(model.trunk)), nbytes, model.device, model.trunk.prepare_adapter)
+    layout = page_layout(lora_targets(model.trunk))
+    if settings.adapters_dir == ADAPTERS and nbytes < layout.slot_bytes:
+        log.info("the bundled adapters are not loaded, because --memory has no room for them")
+        return None
+    return AdapterStore(layout, nbytes, model.device, model.trunk.prepare_adapter)
 
 
 def load_adapters(

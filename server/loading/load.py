@@ -17,6 +17,7 @@ from server.engine.interface import ModelCard, SamplingDefaults
 from server.engine.text.codec import Codec
 from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import ExpertPaging, build_codec, build_engine, open_experts
+from server.loading.bundled_weights import variants_folder
 from server.loading.load_model import ModelParts, load_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
 from server.loading.repacked import load_unreplaced
@@ -109,7 +110,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
     adapters = None if store is None else load_adapters(settings, parts, store, engine.wake)
     on_change = (lambda: None) if elastic is None else elastic.count_experts
-    variants = open_variants(settings, parts, paging.store, on_change)
+    variants = open_variants(variants_folder(model, settings), parts, paging.store, on_change)
     directory = Directory(
         parts.name,
         variants,

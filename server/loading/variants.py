@@ -11,16 +11,16 @@ from server.loading.load_model import ModelParts
 from server.model.checkpoint.fingerprint import fingerprint
 from server.model.checkpoint.trunk_loader import build_model, read_config
 from server.model.checkpoint.variant_files import BaseModel
-from server.settings import ServeSettings
 from server.weights.variant_registry import VariantRegistry
 
 
 def open_variants(
-    settings: ServeSettings, model: ModelParts, store: ExpertStore, on_change: Callable[[], None]
+    folder: Path | None, model: ModelParts, store: ExpertStore, on_change: Callable[[], None]
 ) -> VariantRegistry:
     """Return a registry without variants.
 
     Args:
+        folder: the folder below which they are; None if none may be loaded.
         on_change: see ``VariantRegistry``.
     """
     find_fingerprint = cache(lambda: fingerprint(model.trunk))
@@ -28,7 +28,7 @@ def open_variants(
         store,
         lambda: base_model(model.folder, model, find_fingerprint()),
         find_fingerprint,
-        settings.experts_dir,
+        folder,
         on_change,
     )
 

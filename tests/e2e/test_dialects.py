@@ -57,7 +57,7 @@ def test_ollamas_chats(server: Server, chat: openai.types.chat.ChatCompletion) -
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     asked = {"messages": messages, "options": {"temperature": 0, "num_predict": NUM_TOKENS}}
     with ollama.Client(server.url) as client:
-        (listed,) = client.list().models
+        listed = client.list().models[0]
         (running,) = client.ps().models
         whole = client.chat(listed.model, **asked)
         deltas = [part.message.content for part in client.chat(MODEL, **asked, stream=True)]

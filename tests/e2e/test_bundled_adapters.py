@@ -1,0 +1,77 @@
+"""The bundled adapters and the bundled variant, as a fresh clone serves them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.processes import Server, serving
+
+BASE = "greenroom-demo"
+NAMES = ["legal", "python", "recipes"]
+PROMPTS = {
+    "legal": "(b) The Mayor shall issue rules to implement this section within 90 days, and may revoke a license if",
+    "python": 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n',
+    "recipes": "Beat the eggs with the sugar, stir in the flour and the butter, and bake in a moderate oven for",
+}
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Server]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def http(fresh: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=fresh.url, timeout=60) as http:
+        yield http
+
+
+def complete(http: httpx.Client, model: str, prompt: str, **body: Any) -> dict[str, Any]:
+    asked = {"model": model, "prompt": prompt, "max_tokens": 8, "temperature": 0, **body}
+    answer = http.post("/v1/completions", json=asked)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def logprob(http: httpx.Client, model: str, prompt: str) -> float:
+    """Return the sum of the logprobs of a prompt's tokens."""
+    reply = complete(http, model, prompt, max_tokens=0, echo=True, logprobs=0)
+    return float(sum(reply["choices"][0]["logprobs"]["token_logprobs"][1:]))
+
+
+def test_the_adapters_are_models_from_the_start_and_nothing_was_computed(http: httpx.Client, fresh: Server) -> None:
+    assert [card["id"] for card in http.get("/v1/models").json()["data"]] == [BASE, *NAMES, "auto"]
+    adapters = http.get("/v1/adapters").json()
+    assert [each["name"] for each in adapters["data"]] == NAMES
+    assert adapters["memory"]["resident_bytes"] == 0
+    assert fresh.total("prompt_tokens_total") == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_auto_picks_the_adapter_of_the_domain(http: httpx.Client, name: str) -> None:
+    assert complete(http, "auto", PROMPTS[name])["model"] == name
+
+
+def test_each_adapter_is_another_model(http: httpx.Client) -> None:
+    prompt = PROMPTS["legal"]
+    assert len({logprob(http, model, prompt) for model in (BASE, *NAMES)}) == 4
+
+
+def test_the_variant_is_loaded_from_the_package(http: httpx.Client) -> None:
+    loaded = http.post("/v1/experts/load", json={"name": "legal", "path": "legal"}).raise_for_status().json()
+    assert loaded["model"] == f"{BASE}:legal"
+    assert loaded["experts"] > 0
+    prompt = PROMPTS["legal"]
+    assert logprob(http, f"{BASE}:legal", prompt) != logprob(http, BASE, prompt)
+
+
+def test_without_memory_for_adapters_the_model_is_served_alone() -> None:
+    with serving("--adapter-memory", "0") as server:
+        cards = httpx.get(f"{server.url}/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == [BASE]
