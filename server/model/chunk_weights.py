@@ -20,8 +20,29 @@ class WeightedAdapter:
 
 
 @dataclass(frozen=True)
+class AdapterRouter:
+    """A choice of adapters for each token at each linear layer (``server.model.lora.routing``).
+
+    Args:
+        adapters: to choose from, without repetition; at a layer, those that add to it.
+        top_k: the most that a token has at a layer.
+        temperature: divides their scores before the softmax.
+    """
+
+    adapters: tuple[LoraAdapter, ...]
+    top_k: int = 3
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class ChunkWeights:
-    """The expert variant and the adapters of one sequence; equal ones compute alike."""
+    """The expert variant and the adapters of one sequence; equal ones compute alike.
+
+    Args:
+        adapters: those with a fixed factor.
+        router: chooses others; the factors of an adapter that is among both add up.
+    """
 
     variant: ExpertVariant | None = None
     adapters: tuple[WeightedAdapter, ...] = ()
+    router: AdapterRouter | None = None

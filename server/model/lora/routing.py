@@ -1,0 +1,115 @@
+"""StepRouting: the adapters of a step that routers choose for each token at each linear layer.
+
+A router scores its adapters by ``|x . v|``, where x is a token's input of the layer, and v the adapter's prototype for
+the layer. The best ``top_k`` have the softmax of their scores as factors; of equal ones, the first by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from server.kernels.low_rank import Factors
+from server.model.chunk_weights import AdapterRouter
+from server.model.lora.adapter import LoraAdapter
+from server.model.lora.errors import AdapterError
+from server.model.lora.prototypes import Vectors, prototypes_of
+
+
+class StepRouting:
+    """The routers of a step, the tokens of each, and sums of the factors that they gave.
+
+    Args:
+        routers: without repetition.
+        router_of_token: ``(tokens,)``, -1 for tokens with fixed factors only.
+        adapters: of the step.
+    """
+
+    def __init__(
+        self,
+        routers: Sequence[AdapterRouter],
+        router_of_token: npt.NDArray[np.int32],
+        adapters: Sequence[LoraAdapter],
+    ):
+        self.routers, self.router_of_token, self._adapters = routers, router_of_token, adapters
+        self.candidates = np.array(
+            [[adapter in router.adapters for adapter in adapters] for router in routers], dtype=np.uint8
+        )  # (routers, adapters)
+        self.totals = np.zeros((len(router_of_token), len(adapters)), dtype=np.float32)
+        self.counts = np.zeros(len(router_of_token), dtype=np.int32)  # layers that each token was routed at
+
+    @classmethod
+    def of(
+        cls,
+        routers: Sequence[AdapterRouter | None],
+        num_tokens: Sequence[int],
+        adapters: Sequence[LoraAdapter],
+    ) -> Self | None:
+        """Return the routing of a step; None if no sequence has a router.
+
+        Args:
+            routers: of each sequence.
+            num_tokens: of each sequence.
+        """
+        if not any(routers):
+            return None
+        places = {router: place for place, router in enumerate(dict.fromkeys(filter(None, routers)))}
+        numbers = [-1 if router is None else places[router] for router in routers]
+        return cls([*places], np.array(numbers, dtype=np.int32).repeat(num_tokens), adapters)
+
+    def vectors(self) -> list[Vectors]:
+        """Return the vectors of each adapter of the step by which routers score it, none for others."""
+        chosen = self.candidates.any(axis=0)
+        return [prototypes_of(each) if routed else {} for each, routed in zip(self._adapters, chosen, strict=True)]
+
+    def refuse(self, name: str) -> None:
+        """Raise ``AdapterError`` if a router would choose adapters at a layer that can't have other ones by token."""
+        for adapter, is_routed in zip(self._adapters, self.candidates.any(axis=0), strict=True):
+            if is_routed and name in adapter.linears:
+                raise AdapterError(
+                    f"the adapter {adapter.name!r} can't be chosen by token, because it adds to {name}, which "
+                    "attention applies to the keys of all earlier tokens at once; use it with a fixed weight"
+                )
+
+    def add_factors(self, name: str, x: torch.Tensor, tokens: npt.NDArray[np.int64], factors: Factors) -> Factors:
+        """Return the factors of the rows of a linear layer together with those that the routers give.
+
+        Args:
+            name: of the layer.
+            x: its input, ``(rows, inputs)``.
+            tokens: of the rows.
+            factors: the fixed ones, ``(rows, adapters)``.
+        """
+        if not any(name in adapter.linears for adapter in self._adapters):
+            return factors
+        factors, routers = factors.copy(), self.router_of_token[tokens]
+        for number, router in enumerate(self.routers):
+            rows = np.flatnonzero(routers == number)
+            columns = [
+                place
+                for place in np.flatnonzero(self.candidates[number]).tolist()
+                if name in self._adapters[place].linears
+            ]
+            if not len(rows) or not columns:
+                continue
+            vectors = torch.stack([prototypes_of(self._adapters[place])[name] for place in columns])
+            given = _softmax_of_best(F.linear(x[torch.from_numpy(rows).to(x.device)].float(), vectors).abs(), router)
+            cells = np.ix_(rows, columns)
+            factors[cells] += given
+            np.add.at(self.totals, np.ix_(tokens[rows], columns), given)
+            np.add.at(self.counts, tokens[rows], 1)
+        return factors
+
+
+def _softmax_of_best(scores: torch.Tensor, router: AdapterRouter) -> Factors:
+    """Return factors ``(rows, adapters)`` from scores, 0 for all but the best."""
+    count = min(router.top_k, scores.shape[1])
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    best = torch.softmax(scores.gather(1, order) / router.temperature, dim=1)
+    factors: Factors = torch.zeros_like(scores).scatter_(1, order, best).cpu().numpy()
+    return factors
