@@ -8,6 +8,7 @@ from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.openapi import describe
 from server.api.core.rate_limiter import RATE_HEADERS
+from server.api.core.routing import ROUTING_HEADER
 from server.api.core.service import Service
 from server.api.error_handlers import add_error_handlers
 from server.api.middleware.host_check import HostMiddleware
@@ -23,7 +24,7 @@ from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
 from server.api.operations import dashboard, health, metrics
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.
-EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", IGNORED_TOOLS_HEADER, *RATE_HEADERS)
+EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", IGNORED_TOOLS_HEADER, ROUTING_HEADER, *RATE_HEADERS)
 
 OPERATION_ROUTES = (dashboard, health, metrics)
 OLLAMA_ROUTES = (ollama_chat, embed, ollama_models, management)

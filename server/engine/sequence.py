@@ -94,4 +94,4 @@ class Sequence:
     def is_late(self, now: float) -> bool:
         """Return whether its deadline has passed."""
         seconds = self.request.deadline_seconds
-        return seconds is not None and now - self.timeline.submitted_at > seconds
+        return seconds is not None and now - self.timeline.submitted_at + self.request.spent_seconds > seconds

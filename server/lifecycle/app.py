@@ -12,6 +12,7 @@ from typing import Any, cast
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.core.auto_routing import learn_examples
 from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
@@ -71,6 +72,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     variants=loaded.variants,
                 )
                 service.metrics = loaded.metrics.render
+                service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
                 write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")

@@ -103,7 +103,7 @@ class _Scrape(Collector):
         text = "Lines of the log that were dropped, because standard error took none."
         yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
         if self.adapters is not None:
-            yield from _of_adapters(self.adapters)
+            yield from _of_adapters(self.adapters, self._served[0])
         if self.variants is not None:
             yield from _of_variants(self.variants)
 
@@ -220,11 +220,14 @@ def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     yield _counter("memory_adjustments", text, ["action", "reason"], counts)
 
 
-def _of_adapters(adapters: AdapterRegistry) -> Iterator[Metric]:
+def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     """Yield the metrics of registered adapters only, so that labels are bounded."""
     uses = adapters.uses()
     counts = [((use.name,), use.num_requests) for use in uses]
     yield _counter("adapter_requests", "Requests that used an adapter.", ["adapter"], counts)
+    routed = [((base if name is None else name,), count) for name, count in adapters.num_routed().items()]
+    text = "Requests for the model auto, by the adapter that the router has chosen, or the base model."
+    yield _counter("adapter_routed_requests", text, ["adapter"], routed)
     resident = [((use.name, "host"), use.is_resident) for use in uses]
     yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
 

@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.byte_sizes import format_bytes
-from server.engine.interface import RequestRefusedError, UnknownAdapterError
+from server.engine.interface import (
+    RequestRefusedError,
+    RoutingCandidate,
+    RoutingExamples,
+    UnknownAdapterError,
+)
 from server.model.lora.errors import AdapterError
 from server.model.lora.peft_files import locate, read_adapter
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion
+from server.weights.routing_file import read_routing
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 RESERVED = {"auto"}
@@ -47,7 +53,10 @@ class AdapterRegistry:
     def __init__(self, targets: LoraTargets, memory: AdapterMemory, folder: Path | None, taken: Collection[str] = ()):
         self.targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
         self._current: Mapping[str, AdapterVersion] = {}  # replaced, never changed
+        self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
+        self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
+        self._routed_lock = threading.Lock()  # guards the field above
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
 
     def find(self, name: str) -> AdapterVersion | None:
@@ -70,10 +79,26 @@ class AdapterRegistry:
         totals = self._totals
         return [(version, version.num_total + totals.get(name, 0)) for name, version in self._current.items()]
 
-    def load(self, name: str, path: str, *, replace: bool = False) -> None:
+    def candidates(self) -> list[RoutingCandidate]:
+        """Return the adapters that have examples or a description."""
+        return self._candidates
+
+    def note_routed(self, name: str | None) -> None:
+        """Count a request that a router sent to an adapter, or to the base model."""
+        with self._routed_lock:
+            if name is None or name in self._current:
+                self._num_routed[name] = self._num_routed.get(name, 0) + 1
+
+    def num_routed(self) -> dict[str | None, int]:
+        """Return the number of requests that a router sent to each candidate, and to the base model as None."""
+        counts = self._num_routed
+        names = [each.name for each in self.candidates()]
+        return {name: counts.get(name, 0) for name in (None, *names)} if names or counts[None] else {}
+
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
-        self._load(name, path, self._folder, replace=replace)
+        self._load(name, path, self._folder, replace=replace, routing=routing)
 
     def load_own(self, name: str, path: str) -> None:
         """Load an adapter of the server's operator, from any path.
@@ -88,8 +113,10 @@ class AdapterRegistry:
             version = self._current.get(name)
             if version is None:
                 raise UnknownAdapterError(f"there is no adapter {name!r}", "lora_name")
-            self._current = {each: other for each, other in self._current.items() if each != name}
+            self._replace({each: other for each, other in self._current.items() if each != name})
             self._totals = {each: total for each, total in self._totals.items() if each != name}
+            with self._routed_lock:
+                self._num_routed.pop(name, None)
             self._memory.retire(version)
         log.info("adapter %s: unloaded", name)
 
@@ -110,7 +137,9 @@ class AdapterRegistry:
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }
 
-    def _load(self, name: str, path: str, folder: Path | None, *, replace: bool) -> None:
+    def _load(
+        self, name: str, path: str, folder: Path | None, *, replace: bool, routing: RoutingExamples | None = None
+    ) -> None:
         self._check_name(name)
         with self._lock:
             old = self._current.get(name)
@@ -120,6 +149,8 @@ class AdapterRegistry:
                 )
             try:
                 files = read_adapter(locate(path, folder), self.targets, self._memory.store.page_bytes, folder)
+                if routing is None:
+                    routing = read_routing(files.folder, folder)
             except AdapterError as error:
                 raise RequestRefusedError(str(error), "lora_path") from error
             if len(files.checksums) > self._memory.store.num_slots:
@@ -129,7 +160,7 @@ class AdapterRegistry:
                 )
             if old is not None:
                 self._totals = {**self._totals, name: self._totals.get(name, 0) + old.num_total}
-            self._current = {**self._current, name: AdapterVersion(name, files)}
+            self._replace({**self._current, name: AdapterVersion(name, files, routing)})
             if old is not None:
                 self._memory.retire(old)
         log.info(
@@ -141,6 +172,14 @@ class AdapterRegistry:
             files.match.num_tensors,
             ", ".join(map(str, files.ranks)),
         )
+
+    def _replace(self, current: Mapping[str, AdapterVersion]) -> None:
+        self._current = current
+        self._candidates = [
+            RoutingCandidate(name, version.number, version.routing.texts)
+            for name, version in current.items()
+            if version.routing.texts
+        ]
 
     def _check_name(self, name: str) -> None:
         if not NAME.fullmatch(name):
@@ -173,5 +212,10 @@ def _describe(version: AdapterVersion, total: int, num_resident: int) -> dict[st
         "bytes": files.nbytes,
         "memory_bytes": files.memory_bytes,
         "base_model": files.config.base_model,
+        "routing": _describe_routing(version.routing),
         "requests": {"unfinished": version.num_sequences, "total": total},
     }
+
+
+def _describe_routing(routing: RoutingExamples) -> dict[str, Any] | None:
+    return {"description": routing.description, "examples": len(routing.examples)} if routing.texts else None

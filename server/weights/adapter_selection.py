@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from server.engine.interface import RequestRefusedError
+from server.engine.interface import UnknownAdapterError
 from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion
@@ -66,5 +66,5 @@ class AdapterSelection:
     def _current(self, name: str) -> AdapterVersion:
         version = self._find(name)
         if version is None:
-            raise RequestRefusedError(f"the adapter {name!r} was unloaded; choose another one", "model")
+            raise UnknownAdapterError(f"the adapter {name!r} was unloaded; choose another one", "model")
         return version

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from expert_store import ExpertKey, Lease
+from server.engine.interface import RoutingExamples
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.peft_files import AdapterFiles
 
@@ -28,6 +29,7 @@ class AdapterVersion:
 
     name: str
     files: AdapterFiles
+    routing: RoutingExamples = field(default_factory=RoutingExamples)
     number: int = field(default_factory=lambda: next(_numbers))  # unique in this process
     is_open: bool = False  # the store knows its pages
     is_retired: bool = False  # its name was unloaded, or has another version now

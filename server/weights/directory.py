@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.engine.interface import RequestRefusedError, RequestWeights
+from server.engine.interface import RequestRefusedError, RequestWeights, RoutingCandidate, UnknownAdapterError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
@@ -46,6 +46,13 @@ class Directory:
         adapter = None if self._adapters is None else self._adapters.find(name)
         return None if adapter is None else str(adapter.files.folder)
 
+    def candidates(self) -> list[RoutingCandidate]:
+        return [] if self._adapters is None else self._adapters.candidates()
+
+    def note_routed(self, name: str | None) -> None:
+        if self._adapters is not None:
+            self._adapters.note_routed(name)
+
     def resolve(self, name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
@@ -81,7 +88,7 @@ class Directory:
         for index, each in enumerate(names):
             if self._adapters.find(each) is None:
                 field = "model" if is_own and not index else "adapters"
-                raise RequestRefusedError(f"there is no adapter {each!r}; see GET /v1/models", field)
+                raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         return AdapterSelection(chosen, self._adapters.find, self._memory)

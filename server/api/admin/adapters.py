@@ -1,5 +1,6 @@
 """``/v1/load_lora_adapter``, ``/v1/unload_lora_adapter``, as vLLM has them, and ``/v1/adapters``."""
 
+import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter
@@ -7,13 +8,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
 from server.api.core.auth import AdminDep
+from server.api.core.auto_routing import learn_examples
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError, ModelNotFoundError
 from server.api.core.fields import Text
-from server.api.core.service import Service
+from server.api.core.service import LoadedModel, Service
 from server.api.core.validation import quote
-from server.engine.interface import AdapterAdministration, UnknownAdapterError
+from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
 
@@ -28,27 +30,56 @@ class AdapterName(BaseModel):
 
 
 class AdapterPath(AdapterName):
+    """An adapter to load; ``description`` and ``examples`` replace what its folder says of its prompts."""
+
     lora_path: Text
     load_inplace: bool = False
+    description: Text | None = None
+    examples: list[Text] | None = None
+
+    @property
+    def routing(self) -> RoutingExamples | None:
+        """The examples of its prompts; None if the request has none.
+
+        Raises:
+            RequestRefusedError: one is empty or too long.
+
+        """
+        if self.description is None and self.examples is None:
+            return None
+        return RoutingExamples.checked(self.description, self.examples)
 
 
 @router.get("/adapters")
-def list_adapters(service: ServiceDep) -> JSONResponse:
-    return JSONResponse(adapters_of(service).overview())
+async def list_adapters(service: ServiceDep) -> JSONResponse:
+    model = service.loaded_model(None)
+    overview = await asyncio.to_thread(adapters_of(service).overview)
+    for adapter in overview["data"]:
+        if adapter["routing"] is not None:
+            adapter["routing"]["state"] = _routing_state(model, adapter)
+    return JSONResponse(overview)
 
 
 @router.post("/load_lora_adapter")
-def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
+async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
-    adapters_of(service).load(body.lora_name, body.lora_path, replace=body.load_inplace)
+    model, adapters, routing = service.loaded_model(None), adapters_of(service), body.routing
+    if routing is not None and routing.texts and not model.engine.hidden_size:
+        raise InvalidRequestError(
+            "This model gives no embeddings, so no router can compare prompts: leave out 'examples' and 'description'.",
+            "examples",
+        )
+    await asyncio.to_thread(adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing)
+    model.profiles.in_background(learn_examples(model))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
 @router.post("/unload_lora_adapter")
-def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
+async def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
+    adapters = adapters_of(service)
     try:
-        adapters_of(service).unload(body.lora_name)
+        await asyncio.to_thread(adapters.unload, body.lora_name)
     except UnknownAdapterError as error:
         raise ModelNotFoundError(
             f"There is no adapter {quote(body.lora_name)}: see GET /v1/adapters.", "lora_name"
@@ -68,3 +99,7 @@ def adapters_of(service: Service) -> AdapterAdministration:
     if adapters is None:
         raise InvalidRequestError(NO_ADAPTERS)
     return adapters
+
+
+def _routing_state(model: LoadedModel, adapter: JsonObject) -> str:
+    return model.profiles.state(adapter["version"]) if model.engine.hidden_size else "failed"

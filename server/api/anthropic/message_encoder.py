@@ -10,6 +10,7 @@ from server.api.core.cut_json import parse_cut
 from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.errors import APIError
 from server.api.core.event_encoder import EventEncoder
+from server.api.core.routing import greenroom_member
 from server.api.core.usage import usage
 from server.engine.interface import JsonObject, TokenEvent
 
@@ -82,6 +83,7 @@ class MessageEncoder(EventEncoder):
             "content": [*self._content],
             **self._stop,
             "usage": self._usage(),
+            **greenroom_member(self.generation.routing),
         }
 
     def _delta_events(self, delta: Delta, stop: str | None) -> list[JsonObject]:

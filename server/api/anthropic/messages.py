@@ -29,7 +29,7 @@ async def create_message(
 ) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with translate_errors(NAMES):
-        turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "msg_")
+        turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat), "msg_")
     encoder = MessageEncoder(turn, body.max_tokens, request.state.request_id)
     return await answer(request, encoder, stream=body.stream)
 

@@ -28,6 +28,7 @@ class Embedding:
         prompts: token ids of each input.
         timeout: time limit of the request in seconds.
         id_prefix: begin of the request's id.
+        max_concurrent: inputs that the engine has at a time.
 
     """
 
@@ -39,6 +40,7 @@ class Embedding:
         priority: int = 0,
         timeout: float | None = None,
         id_prefix: str = "embd-",
+        max_concurrent: int = MAX_CONCURRENT_INPUTS,
     ) -> None:
         self._caller = current_caller()
         self._caller.check_priority(priority)
@@ -48,7 +50,7 @@ class Embedding:
         self.expert_usage = ExpertUsage()  # sum over the inputs that are done
         self._loaded_model, self._prompts, self._pooling = model, prompts, pooling
         self._priority, self._timeout = priority, timeout
-        self._started = time.monotonic()
+        self._started, self._max_concurrent = time.monotonic(), max_concurrent
 
     async def events(self) -> list[TokenEvent]:
         """Return the event of each prompt that holds its vector.
@@ -64,7 +66,7 @@ class Embedding:
             for index, prompt in remaining:
                 events[index] = await self._embed(index, prompt)
 
-        num_workers = self._caller.count_up_to(min(MAX_CONCURRENT_INPUTS, len(self._prompts)))
+        num_workers = self._caller.count_up_to(min(self._max_concurrent, len(self._prompts)))
         workers = [asyncio.create_task(work()) for _ in range(num_workers)]
         try:
             await asyncio.gather(*workers)

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from server.api.core.capacity import Reservation
+from server.api.core.routing import Routing
 from server.engine.interface import (
     EngineError,
     ExpertUsage,
@@ -25,6 +26,7 @@ class Generation:
         streams: one for each choice; the choices of the first prompt come first, then those of the second.
         num_choices: number of choices of each prompt.
         reservation: capacity for the logprobs of the prompts; None if the request has none.
+        routing: the choice of the router; None if the request named its model.
 
     """
 
@@ -36,6 +38,7 @@ class Generation:
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
     reservation: Reservation | None = None
+    routing: Routing | None = None
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice
     finish_reasons: list[FinishReason | None] = field(init=False)  # by choice

@@ -12,6 +12,7 @@ from server.api.core.disconnect import unless_client_leaves
 from server.api.core.errors import APIError, ClientDisconnectedError, api_error
 from server.api.core.generation import Generation
 from server.api.core.keep_alive import COMMENT, KeepAlive
+from server.api.core.routing import routing_headers
 from server.api.core.server_sent_events import EVENT_STREAM, HEADERS
 from server.engine.interface import EngineError, TokenEvent
 
@@ -73,7 +74,8 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
         body = await unless_client_leaves(request.receive, encoder.complete())
     finally:
         encoder.generation.cancel()
-    return Response(body, media_type="application/json")
+    headers = routing_headers(encoder.generation.routing)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 class GenerationStream(StreamingResponse):
@@ -82,7 +84,8 @@ class GenerationStream(StreamingResponse):
     def __init__(self, encoder: ReplyEncoder, keep_alive_seconds: float) -> None:
         comments_after = keep_alive_seconds if encoder.media_type == EVENT_STREAM else 0.0
         self.generation, self.events = encoder.generation, encode_stream(encoder, comments_after)
-        super().__init__(self.events, headers=HEADERS, media_type=encoder.media_type)
+        headers = {**HEADERS, **routing_headers(self.generation.routing)}
+        super().__init__(self.events, headers=headers, media_type=encoder.media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["state"]["work"] = self.generation

@@ -10,14 +10,16 @@ from typing import Any, Self
 from weakref import WeakSet
 
 from server.api.core.adapter_choice import AdapterChoice
+from server.api.core.adapter_profiles import AdapterProfiles
 from server.api.core.api_keys import Keys
 from server.api.core.capacity import Capacity
-from server.api.core.errors import DrainingError, ModelNotFoundError, ServiceUnavailableError
+from server.api.core.errors import DrainingError, InvalidRequestError, ModelNotFoundError, ServiceUnavailableError
 from server.api.core.expert_sampler import ExpertSampler
 from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.rate_limiter import RateLimiter
+from server.api.core.routing import AUTO, Routing
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -41,6 +43,9 @@ MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting request
 LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
+NO_CANDIDATES = (
+    "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
+)
 IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only."
 
 
@@ -75,6 +80,8 @@ class LoadedModel:
         directory: names of weights beside the base model's; None if there are none.
         weights: those that the model runs with.
         base: the name of the base model, if ``name`` is that of other weights.
+        routing: the choice of the router, if it has chosen ``name``.
+        profiles: what the router knows of adapters.
     """
 
     name: str
@@ -91,6 +98,8 @@ class LoadedModel:
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None
     base: str | None = None
+    routing: Routing | None = None
+    profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
     logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
@@ -99,11 +108,26 @@ class LoadedModel:
 
     @property
     def other_names(self) -> list[str]:
-        """Names of weights beside the base model's."""
-        return [] if self.directory is None else self.directory.names()
+        """Names of weights beside the base model's, and ``auto`` if a router can choose one of them."""
+        names = [] if self.directory is None else self.directory.names()
+        return [*names, AUTO] if self.has_candidates else names
+
+    @property
+    def has_candidates(self) -> bool:
+        """True if a router can choose adapters."""
+        if self.directory is None or not self.engine.hidden_size:
+            return False
+        return any(map(self.profiles.can_choose, self.directory.candidates()))
+
+    @property
+    def is_auto(self) -> bool:
+        """True if a router is yet to choose the weights."""
+        return self.name == AUTO and self.base is not None
 
     def has_other(self, name: str) -> bool:
-        """Return True if a name is that of weights beside the base model's."""
+        """Return True if a name is that of weights beside the base model's, or ``auto`` while a router can choose."""
+        if name == AUTO:
+            return self.has_candidates
         return self.directory is not None and self.directory.root(name) is not None
 
     @property
@@ -118,13 +142,23 @@ class LoadedModel:
         selected.name, selected.base = name, self.name
         return selected
 
+    def chosen(self, name: str | None, adapters: Sequence[tuple[str, float]], routing: Routing) -> Self:
+        """Return the model ``auto`` with the weights that a router has chosen; None for those of the base model.
+
+        Raises:
+            RequestRefusedError: there are no such weights any more, or no such adapters.
+        """
+        base = copy.copy(self)
+        base.name, base.base, base.routing = self.base or self.name, None, routing
+        return (base if name is None else base.named(name)).selecting(adapters)
+
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
         """Return the model with the weights of its name, and with adapters.
 
         Raises:
             RequestRefusedError: there are no such weights any more, or no such adapters.
         """
-        name = None if self.base is None else self.name
+        name = None if self.base is None or self.is_auto else self.name
         if self.directory is None:
             if adapters:
                 raise RequestRefusedError(NO_ADAPTERS, "adapters")
@@ -225,11 +259,16 @@ class Service:
             ServiceUnavailableError: the model is loading, the server is draining, or the engine died.
             ModelNotFoundError: there is no such model.
             RequestRefusedError: there are no such adapters.
+            InvalidRequestError: a router is to choose an adapter, but there is none to choose.
 
         """
         if self.state is ServiceState.DRAINING:
             raise DrainingError("The server is shutting down: send the request to another server.")
+        base = self.loaded_model(None)
+        if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
+            raise InvalidRequestError(NO_CANDIDATES, "model")
         model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
-        return model.selecting([(choice.name, choice.weight) for choice in adapters])
+        selected = model.selecting([(choice.name, choice.weight) for choice in adapters])
+        return model if model.is_auto else selected

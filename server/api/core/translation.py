@@ -42,6 +42,7 @@ EXTRA_SAMPLING_FIELDS = frozenset(
         "priority",
         "timeout",
         "adapters",
+        "routing",
     }
 )
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from heapq import nlargest
 
 from server.api.core.generation import Generation
+from server.api.core.routing import AUTO
 from server.api.core.tracer import Span, Value
 from server.api.middleware.finished_request import FinishedRequest, Work, known_usage
 from server.engine.interface import ExpertUsage, Stall, Timeline, TokenStream
@@ -45,7 +46,15 @@ def request_span(finished: FinishedRequest) -> Span:
 
 def _preparation(finished: FinishedRequest, work: Work) -> Span:
     """Covers reading the body, rendering the template, tokenizing, and compiling a grammar."""
-    return Span("prepare", finished.started_at, _submitted_at(work), {})
+    span = Span("prepare", finished.started_at, _submitted_at(work), {})
+    routing = work.routing if isinstance(work, Generation) else None
+    if routing is not None:
+        attributes: dict[str, Value] = {
+            "greenroom.routing.prompt_tokens": routing.num_tokens,
+            **_usage_attributes(routing.expert_usage),
+        }
+        span.children.append(Span("route", routing.started_at, routing.ended_at, attributes))
+    return span
 
 
 def _submitted_at(work: Work) -> float:
@@ -84,7 +93,7 @@ def _work_span(finished: FinishedRequest, work: Work) -> Span:
 
 
 def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[str, Value]:
-    sampling = work.streams[0].request.sampling
+    sampling, routing = work.streams[0].request.sampling, work.routing
     firsts = [seconds for each in work.streams if (seconds := each.timeline.first_token_seconds) is not None]
     reasons = [reason.value for reason in work.finish_reasons if reason is not None]
     attributes: dict[str, Value] = {
@@ -95,6 +104,14 @@ def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[
         "gen_ai.request.top_p": sampling.top_p,
         "gen_ai.request.stream": finished.is_stream,
     }
+    if routing is not None:
+        attributes |= {
+            "gen_ai.request.model": AUTO,
+            "greenroom.routing.method": routing.method,
+            "greenroom.routing.model": routing.model,
+            "greenroom.routing.score": routing.score,
+            "greenroom.routing.reason": routing.reason,
+        }
     optional: dict[str, Value | None] = {
         "gen_ai.request.choice.count": len(work.streams) if len(work.streams) > 1 else None,
         "gen_ai.request.top_k": float(sampling.top_k) or None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -31,7 +32,7 @@ from server.api.ollama.reply_encoder import ChatEncoder, GenerateEncoder, loaded
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chat import begin_chat
 from server.api.openai.completions import token_ids
-from server.api.openai.submit import submit
+from server.api.openai.submit import submit, submit_to
 
 ID_PREFIX = "ollama-"
 
@@ -48,8 +49,8 @@ async def chat(
         return JSONResponse(loaded(body.model or model.name, ChatEncoder))
     with translate_errors(NAMES):
         translated = await asyncio.to_thread(body.for_chat, served_name(service, body.model))
-        turn = await begin_chat(service, translated, ID_PREFIX)
-    encoder = ChatEncoder(turn, body.model or model.name, started_at, has_logprobs=body.logprobs)
+        turn = await begin_chat(request, service, translated, ID_PREFIX)
+    encoder = ChatEncoder(turn, written_name(body, model, turn), started_at, has_logprobs=body.logprobs)
     return await answer(request, encoder, stream=body.stream)
 
 
@@ -64,10 +65,10 @@ async def generate(
     name = served_name(service, body.model)
     with translate_errors(NAMES_OF_PROMPTS):
         if body.raw:
-            turn = await begin_completion(model, body.for_completion(name))
+            turn = await begin_completion(request, model, body.for_completion(name))
         else:
-            turn = await begin_chat(service, await asyncio.to_thread(body.for_chat, name), ID_PREFIX)
-    encoder = GenerateEncoder(turn, body.model or model.name, started_at, has_logprobs=body.logprobs)
+            turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat, name), ID_PREFIX)
+    encoder = GenerateEncoder(turn, written_name(body, model, turn), started_at, has_logprobs=body.logprobs)
     return await answer(request, encoder, stream=body.stream)
 
 
@@ -87,7 +88,12 @@ async def asked_model(service: Service, body: ReplyRequest) -> LoadedModel:
     return model
 
 
-async def begin_completion(model: LoadedModel, body: CompletionBody) -> ChatTurn:
+def written_name(body: ReplyRequest, model: LoadedModel, turn: ChatTurn) -> str:
+    """Return the model's name as the client wrote it, or that of the model which a router has chosen."""
+    return turn.generation.model if model.is_auto else body.model or model.name
+
+
+async def begin_completion(request: Request, model: LoadedModel, body: CompletionBody) -> ChatTurn:
     """Submit a prompt to the engine as it is, without the chat template.
 
     Raises:
@@ -98,5 +104,8 @@ async def begin_completion(model: LoadedModel, body: CompletionBody) -> ChatTurn
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     spec = body.grammar_spec
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
-    generation = submit(model, body, prompts, ID_PREFIX, "prompt", grammar=grammar)
+    submitting = partial(
+        submit, body=body, prompts=prompts, id_prefix=ID_PREFIX, prompt_field="prompt", grammar=grammar
+    )
+    generation = await submit_to(request, model, body, lambda: prompts, "prompt", submitting)
     return ChatTurn(generation, model.codec, [PlainText()])

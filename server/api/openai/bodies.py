@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
 from server.api.core.json_schema import check_schema
+from server.api.core.routing import RoutingOptions
 from server.api.core.validation import quote
 from server.api.openai.constraints import Constraints, refuse_second
 from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
@@ -64,6 +65,7 @@ class GenerationBody(Constraints, BaseModel):
     min_tokens: int = Field(0, ge=0, le=MAX_INT32)
 
     adapters: AdapterChoices = []
+    routing: RoutingOptions | None = None
 
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -20,10 +21,12 @@ from server.api.openai.bodies import ChatBody
 from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
-from server.api.openai.submit import submit
+from server.api.openai.submit import submit, submit_to
 from server.api.openai.tools import NamedTool
 from server.api.openai.turn_plan import plan_turn
 from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
+
+MAX_ROUTED_CHARACTERS = 1024
 
 router = APIRouter(tags=["chat"], dependencies=[UserDep])
 
@@ -130,7 +133,13 @@ def truncated(prompt: ChatPrompt, limit: int | None) -> ChatPrompt:
     return ChatPrompt(prompt.token_ids[-limit:])
 
 
-async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
+def routed_texts(body: ChatBody) -> list[str]:
+    """Return what a router compares with examples: the last that the user wrote, in all messages of the user."""
+    text = "\n".join(message.text for message in body.messages if message.role == "user")
+    return [text[-MAX_ROUTED_CHARACTERS:]]
+
+
+async def begin_chat(request: Request, service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
     """Submit a conversation to the engine.
 
     Raises:
@@ -144,9 +153,18 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
     grammar = None if plan.spec is None else await model.grammar_compiler.compile(plan.spec)
     prompt = truncated(plan.prompt, prompt_limit(body, model.engine.max_model_len))
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
-    generation = submit(
-        model, body, [prompt.token_ids], id_prefix, "messages", prompt.media, grammar, plan.written_tokens, bad_words
+    submitting = partial(
+        submit,
+        body=body,
+        prompts=[prompt.token_ids],
+        id_prefix=id_prefix,
+        prompt_field="messages",
+        media=prompt.media,
+        grammar=grammar,
+        written_tokens=plan.written_tokens,
+        bad_words=bad_words,
     )
+    generation = await submit_to(request, model, body, partial(routed_texts, body), "messages", submitting)
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 
 
@@ -154,5 +172,5 @@ async def begin_chat(service: Service, body: ChatBody, id_prefix: str = "chatcmp
 async def create_chat_completion(
     request: Request, body: Annotated[ChatBody, JsonBody(ChatBody)], service: ServiceDep
 ) -> Response:
-    turn = await begin_chat(service, body)
+    turn = await begin_chat(request, service, body)
     return await answer(request, ChatEncoder(turn, body), stream=body.stream)

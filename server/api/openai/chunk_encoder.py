@@ -10,6 +10,7 @@ from server.api.core.errors import APIError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.json_encoding import around_list, encode_json, encode_long
 from server.api.core.reply import ReplyEncoder
+from server.api.core.routing import greenroom_member
 from server.api.core.server_sent_events import sse
 from server.api.core.usage import usage
 from server.engine.interface import JsonObject, TokenEvent
@@ -30,6 +31,7 @@ class ChunkEncoder(ReplyEncoder):
         super().__init__(generation)
         self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
+        self._first_more = greenroom_member(generation.routing)  # further members of the first chunk
 
     @abstractmethod
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
@@ -98,11 +100,13 @@ class ChunkEncoder(ReplyEncoder):
     def _complete(self, events: Sequence[Sequence[TokenEvent]]) -> bytes:
         choices = ",".join(self._encode_choice(self.choice(index, each)) for index, each in enumerate(events))
         frame = self._frame(self.object) | {"usage": usage(self.generation)} | self.more(events)
+        frame |= greenroom_member(self.generation.routing)
         before, after = around_list(encode_long(frame), "choices")
         return f"{before}{choices}{after}".encode()
 
     def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice
+        more, self._first_more = {**more, **self._first_more}, {}
         members = f",{encode_long(more)[1:-1]}" if more else ""
         return f"{before}{self._encode_choice(choice)}]{members}{after.removeprefix(']')}".encode()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -20,7 +21,7 @@ from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.fields import Prompt
 from server.api.openai.logprobs import CompletionLogprobs, Echo, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, last_tokens, prompt_limit
-from server.api.openai.submit import submit
+from server.api.openai.submit import submit, submit_to
 from server.engine.interface import FinishReason, JsonObject, TextCodec, TokenEvent
 
 router = APIRouter(tags=["completions"], dependencies=[UserDep])
@@ -109,7 +110,16 @@ async def create_completion(
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
     spec = await asyncio.to_thread(lambda: body.grammar_spec)
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
-    generation = submit(model, body, prompts, "cmpl-", "prompt", grammar=grammar, bad_words=bad_words)
+    submitting = partial(
+        submit,
+        body=body,
+        prompts=prompts,
+        id_prefix="cmpl-",
+        prompt_field="prompt",
+        grammar=grammar,
+        bad_words=bad_words,
+    )
+    generation = await submit_to(request, model, body, lambda: prompts, "prompt", submitting)
     return await answer(request, CompletionEncoder(generation, model.codec, body, echoes), stream=body.stream)
 
 

@@ -103,6 +103,8 @@ def check_embeds(model: LoadedModel) -> None:
         raise InvalidRequestError(
             "This model is an encoder-decoder and gives no embeddings: use another model.", "model"
         )
+    if model.is_auto:
+        raise InvalidRequestError("'auto' chooses adapters for text only, not for embeddings: name a model.", "model")
 
 
 def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel, part: slice = slice(None)) -> list[list[int]]:

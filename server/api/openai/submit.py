@@ -1,15 +1,26 @@
 """Submits the prompts of a request to the engine."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from uuid import uuid4
 
+from fastapi import Request
+
+from server.api.core.auto_routing import AutoRequest, Texts, submit_to_chosen
 from server.api.core.caller import current_caller
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.service import LoadedModel
 from server.api.openai.bodies import GenerationBody
-from server.engine.interface import GenerationRequest, Grammar, Media, SamplingDefaults, SamplingParams, TokenStream
+from server.engine.interface import (
+    ExpertUsage,
+    GenerationRequest,
+    Grammar,
+    Media,
+    SamplingDefaults,
+    SamplingParams,
+    TokenStream,
+)
 
 MAX_CHOICES = 128
 SEED_BYTES = 8
@@ -76,6 +87,7 @@ def submit(
                     body.return_experts,
                     model.keeps_stalls,
                     weights=model.weights,
+                    spent_seconds=0.0 if model.routing is None else model.routing.seconds,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:
@@ -84,6 +96,7 @@ def submit(
         reservation.release()
         raise
     num_prompt_tokens = sum(map(len, prompts))
+    routing = model.routing
     return Generation(
         generation_id,
         model.name,
@@ -92,7 +105,37 @@ def submit(
         body.n,
         returns_experts=body.return_experts,
         reservation=reservation,
+        routing=routing,
+        expert_usage=ExpertUsage() if routing is None else routing.expert_usage,
     )
+
+
+async def submit_to(
+    request: Request,
+    model: LoadedModel,
+    body: GenerationBody,
+    texts: Callable[[], Texts],
+    field: str,
+    submitting: Callable[[LoadedModel], Generation],
+) -> Generation:
+    """Submit a request to the model that it names, or to what a router chooses for the model ``auto``.
+
+    Args:
+        texts: returns what the router compares with the examples of adapters.
+        field: the body's field that holds the prompts, for error messages.
+        submitting: submits the request to a model.
+
+    Raises:
+        APIError: the request is not valid, or the client left meanwhile.
+        EngineError: the engine does not take the request, or not now.
+
+    """
+    if model.is_auto:
+        asked = AutoRequest(model, texts(), field, body.routing, body.adapters, body.priority, body.timeout)
+        return await submit_to_chosen(request, asked, submitting)
+    if body.routing is not None:
+        raise InvalidRequestError("'routing' is for the model 'auto' only: ask for it, or leave it out.", "routing")
+    return submitting(model)
 
 
 def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationBody, prompt_field: str) -> int:

@@ -29,6 +29,7 @@ from server.engine.interface.protocols import (
 )
 from server.engine.interface.request_status import RequestState, RequestStatus
 from server.engine.interface.request_weights import RequestWeights
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -74,6 +75,8 @@ __all__ = [
     "RequestStatus",
     "RequestWeights",
     "RoutedExperts",
+    "RoutingCandidate",
+    "RoutingExamples",
     "SamplingDefaults",
     "SamplingParams",
     "Stall",

@@ -55,3 +55,4 @@ class GenerationRequest:
     keeps_stalls: bool = False  # the timeline holds the longest stalls
     pooling: Pooling | None = None  # the prompt is pooled instead of being continued
     weights: RequestWeights | None = None  # beside the base model's
+    spent_seconds: float = 0.0  # of the deadline, before submission

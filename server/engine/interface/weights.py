@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.engine.interface.request_weights import RequestWeights
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples
 
 
 class WeightsDirectory(Protocol):
@@ -25,8 +26,15 @@ class WeightsDirectory(Protocol):
             adapters: names and factors of adapters to add.
 
         Raises:
-            RequestRefusedError: there is no such name.
+            UnknownAdapterError: there is no such name.
+            RequestRefusedError: they can't be used together.
         """
+
+    def candidates(self) -> list[RoutingCandidate]:
+        """Return the weights that a router may choose for a request, as they are at one moment."""
+
+    def note_routed(self, name: str | None) -> None:
+        """Count a request that a router sent to weights of that name, or to the base model for None."""
 
 
 class VariantAdministration(Protocol):
@@ -58,12 +66,13 @@ class VariantAdministration(Protocol):
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False) -> None:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
         """Serve an adapter under a name.
 
         Args:
             path: its folder, below ``--adapters-dir``.
             replace: whether the name may have an adapter already; its running requests finish with that.
+            routing: for which prompts a router chooses it; None for what its folder says.
 
         Raises:
             RequestRefusedError: it can't be served; what was served before still is.

@@ -16,8 +16,10 @@ from server.engine.interface import (
     EngineUnavailableError,
     FinishReason,
     GenerationFailedError,
+    GenerationRequest,
     QueueFullError,
     RequestRefusedError,
+    SamplingParams,
 )
 from server.engine.kv.block_manager import BlockGroup
 from server.model.step import SequenceChunk, StepOutput
@@ -540,6 +542,18 @@ def test_a_request_past_its_deadline_ends_with_an_error_and_the_others_continue(
 
     run(rig, scenario)
     assert rig.engine.statistics.finished["deadline"] == 1
+
+
+def test_time_that_passed_before_a_request_was_submitted_counts_for_its_deadline() -> None:
+    rig = Rig()
+
+    async def scenario() -> None:
+        params = SamplingParams(max_tokens=4, temperature=0.0)
+        spent = GenerationRequest("spent", tuple(b"late"), params, deadline_seconds=5, spent_seconds=6)
+        with pytest.raises(DeadlineExceededError, match="not done within 5 seconds"):
+            await collect(rig.engine.submit(spent))
+
+    run(rig, scenario)
 
 
 def test_a_prompt_with_logprobs_is_computed_fully_and_in_small_chunks() -> None:

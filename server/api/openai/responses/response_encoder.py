@@ -10,6 +10,7 @@ from server.api.core.chat_turn import ChatTurn
 from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.errors import APIError
 from server.api.core.event_encoder import EventEncoder
+from server.api.core.routing import greenroom_member
 from server.api.core.usage import usage
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.responses.body import ResponsesBody
@@ -151,6 +152,7 @@ class ResponseEncoder(EventEncoder):
             "truncation": "disabled",
             "usage": None if state in ("in_progress", "failed") else self._usage(),
             "user": body.user,
+            **greenroom_member(generation.routing),
         }
 
     def _usage(self) -> JsonObject:

@@ -29,7 +29,7 @@ async def create_response(
 ) -> Response:
     ignored = note_ignored(body, service)
     with translate_errors(NAMES):
-        turn = await begin_chat(service, await asyncio.to_thread(body.for_chat), "resp_")
+        turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat), "resp_")
     response = await answer(request, ResponseEncoder(turn, body), stream=body.stream)
     add_ignored(response, ignored)
     return response

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from server.api.core.generation import Generation
+from server.api.core.routing import Routing
 from server.api.middleware.finished_request import FinishedRequest
 from server.api.middleware.request_spans import request_span
-from server.engine.interface import GenerationRequest, SamplingParams, Stall, Timeline, TokenStream
+from server.engine.interface import ExpertUsage, GenerationRequest, SamplingParams, Stall, Timeline, TokenStream
 
 PARAMS = SamplingParams(max_tokens=5)
 
@@ -52,3 +53,20 @@ def test_only_the_32_longest_stalls_have_spans() -> None:
     _, work = request_span(ended(*(Timeline(1.0, 2.0, 5.0, stalls=stalls[n::4]) for n in range(4)))).children
     layers = {stall.attributes["greenroom.layer"] for phase in work.children for stall in phase.children}
     assert layers == set(range(8, 40))
+
+
+def test_a_routed_request_has_a_span_for_the_choice_and_its_outcome() -> None:
+    finished = ended(Timeline(3.0, 3.5, 4.0))
+    routing = Routing(
+        "embedding", "law", {"law": 0.75, "base": 0.25}, "It is near.", 12, 1.0, 2.5, ExpertUsage(1, 1, 9)
+    )
+    assert isinstance(finished.work, Generation)
+    finished.work.routing = routing
+    preparation, work = request_span(finished).children
+    [route] = preparation.children
+    assert (route.name, route.started_at, route.ended_at) == ("route", 1.0, 2.5)
+    assert route.attributes["greenroom.routing.prompt_tokens"] == 12
+    assert route.attributes["greenroom.expert.bytes_read"] == 9
+    named = {name: work.attributes[f"greenroom.routing.{name}"] for name in ("method", "model", "score", "reason")}
+    assert named == {"method": "embedding", "model": "law", "score": 0.75, "reason": "It is near."}
+    assert work.attributes["gen_ai.request.model"] == "auto"
