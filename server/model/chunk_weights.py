@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,19 @@ class AdapterRouter:
     adapters: tuple[LoraAdapter, ...]
     top_k: int = 3
     temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """The share of each adapter in tokens that a router has chosen adapters for.
+
+    Args:
+        shares: by the adapter's name, the sum over tokens of its mean factor over the linear layers.
+        num_tokens: the sum of all shares.
+    """
+
+    shares: Mapping[str, float]
+    num_tokens: int
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 
 from server.engine.interface import RequestWeights
-from server.model.chunk_weights import ChunkWeights
+from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
 
@@ -46,6 +47,13 @@ class VariantSelection:
     def release(self) -> None:
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
 
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Do nothing: no router chooses adapters."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return {}
+
     @property
     def chunk_weights(self) -> ChunkWeights:
         return ChunkWeights(variant=self._current.files.variant)
@@ -83,6 +91,13 @@ class CombinedSelection:
 
     def release(self) -> None:
         self._adapters.release()
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        self._adapters.note_routed(tokens)
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return self._adapters.routed_shares
 
     @property
     def chunk_weights(self) -> ChunkWeights:

@@ -19,7 +19,7 @@ from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.rate_limiter import RateLimiter
-from server.api.core.routing import AUTO, Routing
+from server.api.core.routing import AUTO, ArrowRouting, Routing, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -32,6 +32,7 @@ from server.engine.interface import (
     RequestWeights,
     SamplingDefaults,
     TextCodec,
+    TokenRouting,
     VariantAdministration,
     WeightsDirectory,
 )
@@ -152,6 +153,20 @@ class LoadedModel:
         base.name, base.base, base.routing = self.base or self.name, None, routing
         return (base if name is None else base.named(name)).selecting(adapters)
 
+    def routing_tokens(self, adapters: Sequence[tuple[str, float]], routing: TokenRouting) -> Self:
+        """Return the model ``auto`` with a router that chooses adapters for each token.
+
+        Raises:
+            RequestRefusedError: there are no such adapters.
+        """
+        if self.directory is None:
+            raise RequestRefusedError(NO_ADAPTERS, "routing")
+        selected = copy.copy(self)
+        weights = self.directory.resolve(None, adapters, routing)
+        assert weights is not None
+        selected.weights, selected.routing = weights, ArrowRouting.of(routing, weights)
+        return selected
+
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
         """Return the model with the weights of its name, and with adapters.
 
@@ -250,7 +265,9 @@ class Service:
         by_precedence = sorted(self.aliases, key=lambda alias: alias.is_pattern)
         return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
-    def accepting_model(self, name: str | None, adapters: Sequence[AdapterChoice] = ()) -> LoadedModel:
+    def accepting_model(
+        self, name: str | None, adapters: Sequence[AdapterChoice] = (), routing: RoutingOptions | None = None
+    ) -> LoadedModel:
         """Return the model that answers a new request, with the weights that it asks for.
 
         Routes that generate text get their model only from here.
@@ -266,8 +283,11 @@ class Service:
             raise DrainingError("The server is shutting down: send the request to another server.")
         base = self.loaded_model(None)
         if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
-            raise InvalidRequestError(NO_CANDIDATES, "model")
-        model = self.loaded_model(name)
+            if routing is None or routing.by_token is None:
+                raise InvalidRequestError(NO_CANDIDATES, "model")
+            model = base.named(AUTO)
+        else:
+            model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
         selected = model.selecting([(choice.name, choice.weight) for choice in adapters])

@@ -29,7 +29,7 @@ from server.engine.interface.protocols import (
 )
 from server.engine.interface.request_status import RequestState, RequestStatus
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -84,6 +84,7 @@ __all__ = [
     "Timeline",
     "TokenEvent",
     "TokenLogprobs",
+    "TokenRouting",
     "TokenStream",
     "UnknownAdapterError",
     "UnknownVariantError",

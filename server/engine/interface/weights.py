@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 
 
 class WeightsDirectory(Protocol):
@@ -18,12 +18,18 @@ class WeightsDirectory(Protocol):
     def root(self, name: str) -> str | None:
         """Return the path that a name was loaded from; None if there is no such name."""
 
-    def resolve(self, name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
+    def resolve(
+        self,
+        name: str | None,
+        adapters: Sequence[tuple[str, float]] = (),
+        routing: TokenRouting | None = None,
+    ) -> RequestWeights | None:
         """Return the weights of a request; None for those of the base model alone.
 
         Args:
             name: one of ``names``, or None for the base model.
             adapters: names and factors of adapters to add.
+            routing: chooses further adapters for each token.
 
         Raises:
             UnknownAdapterError: there is no such name.

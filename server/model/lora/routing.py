@@ -7,6 +7,7 @@ the layer. The best ``top_k`` have the softmax of their scores as factors; of eq
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Self
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.low_rank import Factors
-from server.model.chunk_weights import AdapterRouter
+from server.model.chunk_weights import AdapterRouter, RoutedTokens
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.errors import AdapterError
 from server.model.lora.prototypes import Vectors, prototypes_of
@@ -104,6 +105,26 @@ class StepRouting:
             np.add.at(self.totals, np.ix_(tokens[rows], columns), given)
             np.add.at(self.counts, tokens[rows], 1)
         return factors
+
+    def routed(self, num_tokens: Sequence[int]) -> list[RoutedTokens | None]:
+        """Return the adapters' shares in the tokens of each sequence with a router, after the step has run.
+
+        Args:
+            num_tokens: of each sequence.
+        """
+        names = [adapter.name for adapter in self._adapters]
+        shares = self.totals / np.maximum(self.counts, 1)[:, None]  # (tokens, adapters)
+        found: list[RoutedTokens | None] = []
+        for end, count in zip(accumulate(num_tokens), num_tokens, strict=True):
+            rows = slice(end - count, end)
+            router = int(self.router_of_token[rows.start])
+            if router < 0:
+                found.append(None)
+                continue
+            sums, chosen = shares[rows].sum(axis=0).tolist(), self.candidates[router]
+            by_name = {name: share for name, share, is_one in zip(names, sums, chosen, strict=True) if is_one}
+            found.append(RoutedTokens(by_name, int((self.counts[rows] > 0).sum())))
+        return found
 
 
 def _softmax_of_best(scores: torch.Tensor, router: AdapterRouter) -> Factors:

@@ -1,4 +1,4 @@
-"""Sequences whose adapters are chosen by token have the logits and tokens of PEFT's Arrow, whatever else is in a step."""
+"""Sequences whose adapters are chosen by token have the logits of PEFT's Arrow, whatever else is in their steps."""
 
 from __future__ import annotations
 
