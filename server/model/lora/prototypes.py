@@ -48,6 +48,7 @@ def prototype(matrices: Iterable[LoraMatrix]) -> torch.Tensor:
         squares[key] = squares[key] + up.mT @ up if key in squares else up.mT @ up
     # With down.T = Q @ R, the square of the sum is Q @ (R @ squares @ R.T) @ Q.T, which is small inside.
     q, r = torch.linalg.qr(torch.cat([*downs.values()]).mT)
-    inner = r @ torch.block_diag(*squares.values()) @ r.mT
-    values, vectors = torch.linalg.eigh(inner)  # ascending
-    return (q @ vectors[:, -1]) * float(values[-1] > 0)
+    square: torch.Tensor = torch.block_diag(*squares.values())  # type: ignore[no-untyped-call]
+    values, vectors = torch.linalg.eigh(r @ square @ r.mT)  # ascending
+    first: torch.Tensor = q @ vectors[:, -1]
+    return first * float(values[-1] > 0)

@@ -41,6 +41,7 @@ class StepRouting:
         self.candidates = np.array(
             [[adapter in router.adapters for adapter in adapters] for router in routers], dtype=np.uint8
         )  # (routers, adapters)
+        self._is_routed = [any(column) for column in self.candidates.T.tolist()]  # by adapter
         self.totals = np.zeros((len(router_of_token), len(adapters)), dtype=np.float32)
         self.counts = np.zeros(len(router_of_token), dtype=np.int32)  # layers that each token was routed at
 
@@ -65,12 +66,12 @@ class StepRouting:
 
     def vectors(self) -> list[Vectors]:
         """Return the vectors of each adapter of the step by which routers score it, none for others."""
-        chosen = self.candidates.any(axis=0)
-        return [prototypes_of(each) if routed else {} for each, routed in zip(self._adapters, chosen, strict=True)]
+        found = zip(self._adapters, self._is_routed, strict=True)
+        return [prototypes_of(adapter) if is_routed else {} for adapter, is_routed in found]
 
     def refuse(self, name: str) -> None:
         """Raise ``AdapterError`` if a router would choose adapters at a layer that can't have other ones by token."""
-        for adapter, is_routed in zip(self._adapters, self.candidates.any(axis=0), strict=True):
+        for adapter, is_routed in zip(self._adapters, self._is_routed, strict=True):
             if is_routed and name in adapter.linears:
                 raise AdapterError(
                     f"the adapter {adapter.name!r} can't be chosen by token, because it adds to {name}, which "
@@ -100,9 +101,9 @@ class StepRouting:
                 continue
             vectors = torch.stack([prototypes_of(self._adapters[place])[name] for place in columns])
             given = _softmax_of_best(F.linear(x[torch.from_numpy(rows).to(x.device)].float(), vectors).abs(), router)
-            cells = np.ix_(rows, columns)
-            factors[cells] += given
-            np.add.at(self.totals, np.ix_(tokens[rows], columns), given)
+            factors[rows[:, None], columns] += given
+            for place, column in zip(columns, given.T, strict=True):
+                np.add.at(self.totals[:, place], tokens[rows], column)  # rows of a token add up
             np.add.at(self.counts, tokens[rows], 1)
         return factors
 
