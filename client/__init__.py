@@ -27,6 +27,7 @@ from client.generation import (
     Choice,
     Completion,
     ExpertUsage,
+    Routing,
     Token,
     TokenLogprob,
     ToolCall,
@@ -38,6 +39,7 @@ from client.metrics import Metrics, Sample
 from client.requests import RequestStatus
 from client.server_info import Health, Model
 from client.sync_client import Client, Stream
+from client.variants import Variant
 
 __all__ = [
     "APIConnectionError",
@@ -68,6 +70,7 @@ __all__ = [
     "PermissionDeniedError",
     "RateLimitError",
     "RequestStatus",
+    "Routing",
     "Sample",
     "ServerError",
     "ServerUnavailableError",
@@ -82,4 +85,5 @@ __all__ = [
     "ToolCall",
     "ToolCallPiece",
     "Usage",
+    "Variant",
 ]

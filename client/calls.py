@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar, Unpack
+from urllib.parse import quote
 
 import httpx
 
 from client.adapters import Adapter, parse_adapters
 from client.experts import Expert, ExpertChange, ExpertMap, parse_change, parse_expert, parse_expert_map
 from client.frames import ExpertFrame
-from client.generation import ChatReply, Completion, Reply, Token, join_tokens, parse_tokens, parse_usage
+from client.generation import ChatReply, Completion, Reply, Token, join_tokens, parse_routing, parse_tokens, parse_usage
 from client.metrics import Metrics, parse_metrics
 from client.options import ChatOptions, CompletionOptions, Message
 from client.parsing import reply_errors
 from client.requests import RequestStatus, parse_requests
 from client.server_info import Health, Model, parse_models
 from client.stream_readers import EventReader, FrameReader, TokenReader
+from client.variants import Variant, parse_variant, parse_variants
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -131,20 +133,57 @@ def evict(experts: ExpertKeys) -> Call[ExpertChange]:
     return _change("evict", experts)
 
 
+def variants() -> Call[list[Variant]]:
+    """List the expert variants that the server has loaded."""
+    request = RequestSpec("GET", "/v1/experts/variants", is_admin=True)
+    return Call(request, "list of variants", lambda response: parse_variants(response.json()))
+
+
+def load_variant(name: str, path: str) -> Call[Variant]:
+    """Load an expert variant, in the place of one that has the name already.
+
+    It is served as the model ``BASE:NAME``. Running requests finish with the earlier one.
+
+    Args:
+        path: Its folder, relative to the server's ``--experts-dir``.
+    """
+    request = RequestSpec("POST", "/v1/experts/load", {"name": name, "path": path}, is_admin=True)
+    return Call(request, "variant", lambda response: parse_variant(response.json()))
+
+
+def unload_variant(name: str) -> Call[None]:
+    """Unload an expert variant; requests that use it finish."""
+    request = RequestSpec("DELETE", f"/v1/experts/variants/{quote(name, safe='')}", is_admin=True)
+    return Call(request, "variant change", lambda _: None)
+
+
 def adapters() -> Call[list[Adapter]]:
     """List the LoRA adapters that the server has loaded."""
     request = RequestSpec("GET", "/v1/adapters", is_admin=True)
     return Call(request, "list of adapters", lambda response: parse_adapters(response.json()))
 
 
-def load_adapter(name: str, path: str, *, replace: bool = False) -> Call[None]:
+def load_adapter(
+    name: str,
+    path: str,
+    *,
+    replace: bool = False,
+    examples: Sequence[str] | None = None,
+    description: str | None = None,
+) -> Call[None]:
     """Load a LoRA adapter, which is served as a model of that name.
 
     Args:
         path: Its folder, relative to the server's ``--adapters-dir``.
         replace: Whether the name may have an adapter already.
+        examples: Prompts for which the model ``auto`` chooses it; None for what its folder says.
+        description: Description of such prompts.
     """
-    body = {"lora_name": name, "lora_path": path, "load_inplace": replace}
+    body: dict[str, Any] = {"lora_name": name, "lora_path": path, "load_inplace": replace}
+    if examples is not None:
+        body["examples"] = list(examples)
+    if description is not None:
+        body["description"] = description
     request = RequestSpec("POST", "/v1/load_lora_adapter", body, is_admin=True)
     return Call(request, "adapter change", lambda _: None)
 
@@ -190,7 +229,8 @@ def _chat(messages: str | Sequence[Message], options: Mapping[str, Any]) -> Requ
 
 def _reply(kind: type[R], response: httpx.Response) -> R:
     body = response.json()
-    return kind(body["id"], body["model"], body["created"], join_tokens(parse_tokens(body)), parse_usage(body))
+    choices, usage = join_tokens(parse_tokens(body)), parse_usage(body)
+    return kind(body["id"], body["model"], body["created"], choices, usage, parse_routing(body))
 
 
 def _change(verb: str, experts: ExpertKeys) -> Call[ExpertChange]:

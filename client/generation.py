@@ -88,6 +88,16 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """The choice of the server's router for a request whose model is "auto"."""
+
+    method: str
+    model: str  # the chosen adapter, variant or base model
+    reason: str
+    scores: Mapping[str, float]  # by model; those that were not chosen included
+
+
+@dataclass(frozen=True)
 class Reply:
     """A reply, or its part so far in a stream. The properties refer to the first choice."""
 
@@ -96,6 +106,7 @@ class Reply:
     created: int = 0  # seconds since 1970
     choices: tuple[Choice, ...] = (Choice(""),)
     usage: Usage | None = None
+    routing: Routing | None = None  # None if the request named its model
 
     @property
     def text(self) -> str:
@@ -151,6 +162,12 @@ def parse_usage(body: Mapping[str, Any]) -> Usage | None:
         cached_tokens=(details or {}).get("cached_tokens") or 0,
         greenroom=None if experts is None else dataclass_from(ExpertUsage, experts),
     )
+
+
+def parse_routing(body: Mapping[str, Any]) -> Routing | None:
+    """Parse the choice of a router from a reply, or from the first chunk of a stream, if it has one."""
+    routing = (body.get("greenroom") or {}).get("routing")
+    return None if routing is None else dataclass_from(Routing, routing)
 
 
 def join_tokens(tokens: Iterable[Token]) -> tuple[Choice, ...]:

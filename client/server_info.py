@@ -11,12 +11,13 @@ from client.parsing import dataclass_from
 
 @dataclass(frozen=True)
 class Model:
-    """A served model; ``max_model_len`` is the limit of prompt and completion together, in tokens."""
+    """A served model: the base model, an expert variant or an adapter of it, or an alias."""
 
     id: str
     created: int  # seconds since 1970
     owned_by: str
-    max_model_len: int | None = None
+    max_model_len: int | None = None  # limit of prompt and completion together, in tokens
+    parent: str | None = None  # the base model of a variant or an adapter
 
 
 @dataclass(frozen=True)
@@ -28,4 +29,7 @@ class Health:
 
 
 def parse_models(body: Mapping[str, Any]) -> list[Model]:
-    return [dataclass_from(Model, model, max_model_len=model.get("max_model_len")) for model in body["data"]]
+    return [
+        dataclass_from(Model, model, max_model_len=model.get("max_model_len"), parent=model.get("parent"))
+        for model in body["data"]
+    ]

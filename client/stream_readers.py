@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from client.errors import ErrorBody, InvalidReplyError, StreamFailedError, StreamInterruptedError
 from client.frames import ExpertFrame, apply_update, parse_snapshot
-from client.generation import Reply, Token, join_tokens, parse_tokens, parse_usage
+from client.generation import Reply, Routing, Token, join_tokens, parse_routing, parse_tokens, parse_usage
 from client.parsing import reply_errors
 from client.sse import EventDecoder, ServerSentEvent
 
@@ -41,6 +41,7 @@ class TokenReader(Generic[R]):
         self._tokens: list[Token] = []
         self._last: dict[str, Any] = {}
         self._usage: dict[str, Any] = {}
+        self._routing: Routing | None = None
 
     def read(self, event: ServerSentEvent) -> Iterator[Token]:
         if event.data == DONE:
@@ -51,6 +52,7 @@ class TokenReader(Generic[R]):
             tokens = parse_tokens(body)
             self._last = body
             self._usage = body if body.get("usage") else self._usage
+            self._routing = parse_routing(body) or self._routing
         for token in tokens:
             self._tokens.append(token)
             yield token
@@ -64,6 +66,7 @@ class TokenReader(Generic[R]):
             last.get("created", 0),
             join_tokens(self._tokens),
             parse_usage(self._usage),
+            self._routing,
         )
 
 

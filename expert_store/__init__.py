@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from expert_store.catalog import Variant as Variant
     from expert_store.catalog import checksum_seed as checksum_seed
     from expert_store.catalog import extents as extents
+    from expert_store.entry import TierName as TierName
     from expert_store.errors import BudgetError as BudgetError
     from expert_store.errors import CheckpointError as CheckpointError
     from expert_store.errors import ChecksumError as ChecksumError
@@ -77,7 +78,6 @@ if TYPE_CHECKING:
     from expert_store.statistics import TierReport as TierReport
     from expert_store.step_lease import StepLease as StepLease
     from expert_store.store import ExpertStore as ExpertStore
-    from expert_store.tier import TierName as TierName
     from expert_store.verification import unreadable_experts as unreadable_experts
 
 _MODULE_OF = {
@@ -149,7 +149,7 @@ _MODULE_OF = {
     "TierReport": "statistics",
     "StepLease": "step_lease",
     "ExpertStore": "store",
-    "TierName": "tier",
+    "TierName": "entry",
     "unreadable_experts": "verification",
 }
 __all__ = list(_MODULE_OF)

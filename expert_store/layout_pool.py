@@ -9,23 +9,23 @@ copied down that is there already. `docs/log.md` has the bytes moved by this and
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from expert_store.arena import DeviceArena, HostArena, Weights, machine_bytes
 from expert_store.catalog import ExpertLayout
-from expert_store.errors import BudgetError
-from expert_store.io.copier import CopyJob
+from expert_store.entry import Entry, EntryState, EvictObstacle, TierName
 from expert_store.io.device_memory import Event
 from expert_store.io.reader import ReadJob
 from expert_store.keys import BASE, ExpertKey
 from expert_store.policies import make_policy
 from expert_store.policies.fair import FairPolicy, slots_per_layer
 from expert_store.resources import StoreResources
-from expert_store.tier import Entry, EntryState, EvictObstacle, Tier, TierName, max_held
+from expert_store.slot_copies import SlotCopies
+from expert_store.slot_queue import SlotQueue
+from expert_store.tier import Tier, max_held
 
 
 class LayoutPool:
@@ -57,7 +57,7 @@ class LayoutPool:
     ):
         catalog = resources.catalog
         self.layout = layout
-        self._resources, self._policy, self._has_device = resources, policy, device_slots > 0
+        self._resources, self._policy, self.has_device = resources, policy, device_slots > 0
         self._lock, self._statistics = resources.lock, resources.statistics
         self._num_own = {layer: len(entry.experts) for layer, entry in catalog.layers.items() if entry.layout == layout}
         self._policies: dict[TierName, FairPolicy] = {}
@@ -66,10 +66,12 @@ class LayoutPool:
         self.host_arena = HostArena(layout, host_slots, capacity)
         self.host = Tier(host_slots, self._make_policy("host", host_slots), self._retire, self.host_arena.revive)
         self.top, self.top_name = self.host, "host"
-        self._waiting: dict[ExpertKey, Entry] = {}  # device entries whose bytes are not in the host tier yet
-        self._last_use: dict[int, Event] = {}  # by device slot: the event before which it is not overwritten
-        if self._has_device:
-            self._make_device_tier(device_slots)
+        self.queue = SlotQueue()
+        self._waiting: dict[Entry, Entry] = {}  # device entries by the host entry whose bytes they wait for
+        self._copies = SlotCopies(resources)
+        if self.has_device:
+            self.device = Tier(0, self._make_policy("device", 0))
+            self.allocate_device(device_slots)
         self._update_shares()
 
     @property
@@ -80,21 +82,21 @@ class LayoutPool:
     @property
     def tiers(self) -> Iterator[tuple[TierName, Tier]]:
         """The tiers, fastest first."""
-        if self._has_device:
+        if self.has_device:
             yield "device", self.device
         yield "host", self.host
 
     def weights(self, entry: Entry) -> Weights:
         """Return the tensors of a ready entry of the top tier."""
-        if not self._has_device:
+        if not self.has_device:
             return self.host_arena.weights(entry.slot)
         self._resources.device.order(entry.arrival)
         return self.device_arena.weights(entry.slot)
 
     def addresses(self, entries: Sequence[Entry]) -> npt.NDArray[np.uint64]:
         """Return the addresses of the slots of ready entries of the top tier, in the memory of that tier."""
-        arena = self.device_arena if self._has_device else self.host_arena
-        if self._has_device:
+        arena = self.device_arena if self.has_device else self.host_arena
+        if self.has_device:
             for entry in entries:
                 self._resources.device.order(entry.arrival)
         address, slot_bytes = arena.address, self.layout.slot_bytes
@@ -108,16 +110,25 @@ class LayoutPool:
                 return name
         return "disk"
 
-    def load(self, key: ExpertKey, *, is_prefetch: bool = False) -> Entry | None:
-        """Start to load an expert that is not in the top tier; return its leased entry, or None if no slot is free."""
-        entry = self._load_to_device(key, is_prefetch) if self._has_device else self._load_to_host(key, is_prefetch)
+    def load(self, key: ExpertKey, *, is_prefetch: bool = False, lease: object = None) -> Entry | None:
+        """Start to load an expert that is not in the top tier; return its leased entry.
+
+        Args:
+            lease: on behalf of whom, if of a lease.
+
+        Returns:
+            None if no slot is free, or leases wait for slots that came before.
+        """
+        if not self.queue.is_turn(lease):
+            return None
+        entry = self._load_to_device(key, is_prefetch) if self.has_device else self._load_to_host(key, is_prefetch)
         if entry is not None:
             entry.is_prefetched = is_prefetch
         return entry
 
     def cancel_load(self, entry: Entry) -> None:
         """Cancel the load of an entry without leases, unless its read has begun or there is a device tier."""
-        if not self._has_device and entry.read is not None and self._resources.reader.cancel(entry.read):
+        if not self.has_device and entry.read is not None and self._resources.reader.cancel(entry.read):
             self.host.cancel_load(entry)
 
     def count_prefetch(self, entry: Entry, outcome: str) -> None:
@@ -130,25 +141,25 @@ class LayoutPool:
     def release(self, entry: Entry, last_use: Event = None) -> None:
         """End a lease of an entry of the top tier; on a device its slot is not overwritten before ``last_use``."""
         if last_use is not None:
-            self._last_use[entry.slot] = last_use
+            self._copies.last_use[entry.slot] = last_use
         self.top.release(entry)
 
     def release_all(self, entries: Sequence[Entry], last_use: Event) -> None:
         """End a lease of each of several entries of the top tier that are ready, loading or failed."""
         if last_use is not None:
-            self._last_use.update((entry.slot, last_use) for entry in entries)
+            self._copies.last_use.update((entry.slot, last_use) for entry in entries)
         self.top.release_all(entries)
 
     def mark_use(self) -> Event:
         """Return the end of all compute that this thread has queued on the device."""
-        return self._resources.device.mark() if self._has_device else None
+        return self._resources.device.mark() if self.has_device else None
 
     def evict(self, key: ExpertKey) -> EvictObstacle | None:
         """Drop an expert from every tier. Return why it stays, or None if it was dropped."""
         if self.top.is_protected(key):  # its copy in a slower tier is redundant, and no loss to speak of
             return self._obstacle(key)
         dropped = [tier.evict(key) for _, tier in self.tiers]
-        if self._has_device and dropped[0]:
+        if self.has_device and dropped[0]:
             self._note_slot(key, None)
         return None if any(dropped) else self._obstacle(key)
 
@@ -161,25 +172,35 @@ class LayoutPool:
             return "not_resident"
         return "loading" if EntryState.LOADING in states else "in_use"
 
-    def rebuild_device(self, num_slots: int) -> None:
-        """Replace the device tier, which is idle, by an empty one of another size. Pins are kept.
+    def discard(self, key: ExpertKey) -> None:
+        """Forget an expert and its pin in every tier; whoever uses it may do so to the end."""
+        for _, tier in self.tiers:
+            entry = tier.discard(key)
+            if entry is not None and entry.state is EntryState.LOADING and not entry.leases:
+                self.cancel_load(entry)
 
-        Raises:
-            BudgetError: the memory could not be allocated; the tier is empty then, and has its old size.
-        """
-        old, counts = self.device, (self.device.evictions, self.device.wasted)
-        for key in list(old.resident):
+    @property
+    def is_device_idle(self) -> bool:
+        """True while nothing in the device tier is leased, loading or being copied."""
+        return self.device.is_idle and self._copies.is_idle
+
+    def free_device(self) -> None:
+        """Empty the device tier, which is idle, and free its memory. Pins are kept."""
+        for key in list(self.device.resident):
             self._note_slot(key, None)
             self.host.mark_redundant(key, is_redundant=False)
-        del self.device_arena  # before the new one is allocated
-        try:
-            self._make_device_tier(num_slots, *counts)
-        except BudgetError:
-            self._make_device_tier(old.num_slots, *counts)
-            raise
-        finally:
-            for key in old.pinned:
-                self.device.pin(key)
+        self._make_device_tier(0)
+        del self.device_arena
+
+    def allocate_device(self, num_slots: int) -> None:
+        """Allocate slots for the device tier, which has none.
+
+        Raises:
+            BudgetError: the memory could not be allocated.
+        """
+        memory = self._resources.device.allocate(num_slots * self.layout.slot_bytes)
+        self.device_arena = DeviceArena(self.layout, memory)
+        self._make_device_tier(num_slots)
 
     def resize_host(self, num_slots: int) -> None:
         """Change the number of host slots; those in use are retired when their leases end."""
@@ -201,13 +222,15 @@ class LayoutPool:
         for _, tier in self.tiers:
             tier.check_integrity()
 
-    def _make_device_tier(self, num_slots: int, evictions: int = 0, wasted: int = 0) -> None:
-        memory = self._resources.device.allocate(num_slots * self.layout.slot_bytes)
-        self.device_arena = DeviceArena(self.layout, memory)
+    def _make_device_tier(self, num_slots: int) -> None:
+        """Make an empty device tier with the pins and the counters of the one before."""
+        old = self.device
         self.device = Tier(num_slots, self._make_policy("device", num_slots))
-        self.device.evictions, self.device.wasted = evictions, wasted
+        self.device.evictions, self.device.wasted = old.evictions, old.wasted
+        for key in old.pinned:
+            self.device.pin(key)
         self.top, self.top_name = self.device, "device"
-        self._last_use.clear()
+        self._copies.last_use.clear()
         self._update_shares()
 
     def _make_policy(self, tier: TierName, num_slots: int) -> FairPolicy:
@@ -223,6 +246,7 @@ class LayoutPool:
         self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer())
 
     def _load_to_host(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
+        recipe, files = self._resources.catalog.recipe(key), self._resources.files[key.variant]
         entry = self.host.reserve(key)
         if entry is None:
             return None
@@ -232,7 +256,6 @@ class LayoutPool:
             self._finish_read(entry, nbytes, error, time.perf_counter() - started)
 
         nbytes = self._resources.catalog.read_bytes(key)
-        recipe, files = self._resources.catalog.recipe(key), self._resources.files[key.variant]
         entry.read = ReadJob(key, recipe, files, self.host_arena, entry.slot, done, is_prefetch)
         self._resources.reader.submit(entry.read)
         return entry
@@ -256,7 +279,7 @@ class LayoutPool:
             self._copy_to_device(entry, source)
         else:
             entry.read = source.read
-            self._waiting[key] = entry
+            self._waiting[source] = entry
         return entry
 
     def _finish_read(self, entry: Entry, nbytes: int, error: Exception | None, seconds: float) -> None:
@@ -266,17 +289,15 @@ class LayoutPool:
         with self._lock:
             if error is None:
                 self._statistics.count_load("disk", "host", nbytes, seconds)
-            else:
+            elif self.host.find(entry.key) is entry:  # else its variant was removed meanwhile
                 self._resources.count_failure(entry.key, error)
             self._finish_host_load(entry, error)
-            if not self._resources.catalog.has(entry.key):  # its variant was removed meanwhile
-                self.evict(entry.key)
             self._lock.wake_waiters()
 
     def _finish_host_load(self, source: Entry, error: Exception | None) -> None:
         """Finish the load of a host entry, then copy it to the device if a device entry waits for it."""
         self.host.finish_load(source, error)
-        entry = self._waiting.pop(source.key, None)
+        entry = self._waiting.pop(source, None)
         if entry is None:
             return
         if error is None:
@@ -302,7 +323,7 @@ class LayoutPool:
             self.host.release(source)
 
         host, device = self.host_arena.tensor_of(source.slot), self.device_arena.tensor_of(entry.slot)
-        self._submit_copy(host, device, entry.slot, queued, done)
+        self._copies.submit(host, device, entry.slot, queued, done)
 
     def _write_back(self, victim: ExpertKey, device_slot: int) -> None:
         """Copy an evicted expert from device to host, before another one enters its slot."""
@@ -317,32 +338,7 @@ class LayoutPool:
             self.host.release(target)
 
         device, host = self.device_arena.tensor_of(device_slot), self.host_arena.tensor_of(target.slot)
-        self._submit_copy(device, host, device_slot, lambda _: None, done)
-
-    def _submit_copy(
-        self,
-        source: torch.Tensor,
-        target: torch.Tensor,
-        device_slot: int,
-        queued: Callable[[Event], None],
-        done: Callable[[Exception | None, float], None],
-    ) -> None:
-        """Submit a copy; ``queued`` and ``done`` are called from the copier's thread, with the lock held."""
-        assert self._resources.copier is not None
-        started = time.perf_counter()
-
-        def on_queued(event: Event) -> None:
-            with self._lock:
-                queued(event)
-                self._lock.wake_waiters()
-
-        def on_done(error: Exception | None) -> None:
-            with self._lock:
-                done(error, time.perf_counter() - started)
-                self._lock.wake_waiters()
-
-        job = CopyJob(source, target, self._last_use.get(device_slot), on_queued, on_done)
-        self._resources.copier.submit(job)
+        self._copies.submit(device, host, device_slot, lambda _: None, done)
 
     def _note_slot(self, key: ExpertKey, slot: int | None) -> None:
         """Enter an expert's slot in the device tier into the slot table; None if it has left the tier."""

@@ -12,15 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from expert_store.arena import Weights
+from expert_store.entry import Entry, EntryState
 from expert_store.errors import ExpertLoadError
 from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
 from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
-from expert_store.tier import Entry, EntryState
 
 WAIT_SECONDS = 1.0  # between two looks at whether anything may still come
 STUCK_SECONDS = 60.0  # a lease does not wait longer for its next expert
+RESIZE_SECONDS = 2.0  # a new lease lets a resize go first no longer; its own thread may hold a lease that has to end
 
 
 class Recorder(Protocol):
@@ -99,6 +100,8 @@ class Lease:
         if self._recorder is not None:
             self._recorder.record(layer, dict.fromkeys(key.expert for key in requested), self._phase)
         with state.lock:
+            if state.next_device_slots is not None:
+                self._wait_for_resize()
             state.refuse_quarantined(requested)
             found = pool.top.lease_ready(requested)
             if found is None:
@@ -146,6 +149,7 @@ class Lease:
                     pool.cancel_load(entry)
             self._held = []
             self._wanted.clear()
+            pool.queue.leave(self)
             state.lock.wake_waiters()
 
     def batches(self) -> Iterator[ReadyExperts]:
@@ -179,27 +183,44 @@ class Lease:
         Raises:
             ExpertLoadError: one could not be read, or its read does not return.
         """
-        state, began = self._state, time.monotonic()
+        began = time.monotonic()
         stuck_since: float | None = None
-        with state.lock:
+        with self._state.lock:
             while True:
                 self._load_wanted()
                 self._sort_loading()
                 if self._ready:
+                    if self._pool.queue.has_waiters:  # those behind this lease may take slots now
+                        self._state.lock.wake_waiters()
                     return
                 if not self._loading and self._held:  # every slot is in use; the hits were yielded and may be released
                     self._release(list(self._held))
                     continue
-                started = time.monotonic()
-                stuck_since = (stuck_since or started) if self._is_stuck(started - began) else None
-                if stuck_since is not None and started - stuck_since >= WAIT_SECONDS:
+                now = time.monotonic()
+                stuck_since = (stuck_since or now) if self._is_stuck(now - began) else None
+                if stuck_since is not None and now - stuck_since >= WAIT_SECONDS:
                     self._refuse_stuck()
-                state.lock.wait(WAIT_SECONDS)
-                self.stalled_to = time.monotonic()
-                self.stalled_from = self.stalled_from or started
-                seconds = self.stalled_to - started
-                self.stall_seconds += seconds
-                state.statistics.stall_seconds[self._phase] += seconds
+                self._sleep(WAIT_SECONDS)
+
+    def _sleep(self, timeout: float) -> None:
+        """Wait until something changes; the lock is held."""
+        state, started = self._state, time.monotonic()
+        try:
+            self._pool.queue.begin_wait(self)
+            state.lock.wait(timeout)
+        finally:
+            self._pool.queue.end_wait(self)
+            self.stalled_to = time.monotonic()
+            self.stalled_from = self.stalled_from or started
+            seconds = self.stalled_to - started
+            self.stall_seconds += seconds
+            state.statistics.stall_seconds[self._phase] += seconds
+
+    def _wait_for_resize(self) -> None:
+        """Let a resize of the device tier go first, which waits until nothing is in use; the lock is held."""
+        ends_at = time.monotonic() + RESIZE_SECONDS
+        while self._state.next_device_slots is not None and (left := ends_at - time.monotonic()) > 0:
+            self._sleep(left)
 
     def _is_stuck(self, seconds: float) -> bool:
         """Return True if what is waited for does not come: a read that does not return, or anything for too long."""
@@ -224,12 +245,17 @@ class Lease:
         """Load experts that have no slot yet, as far as there are slots; another lease may have loaded some."""
         while self._wanted and len(self._held) < self._max_held:
             key = self._wanted[0]
-            entry = self._pool.top.lease(key) or self._pool.load(key)
+            entry = self._pool.top.lease(key)
             if entry is None:
+                self._state.refuse_removed(key)
+                entry = self._pool.load(key, lease=self)
+            if entry is None:
+                self._pool.queue.join(self)
                 return
             self._held.append(entry)
             self._loading.append(entry)
             self._wanted.popleft()
+        self._pool.queue.leave(self)
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""

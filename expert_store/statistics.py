@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from expert_store.tier import TierName
+from expert_store.entry import TierName
 
 Phase = Literal["prefill", "decode"]
 # failing: a thread has died, or a read does not return; files_changed: a file was written to since it was opened

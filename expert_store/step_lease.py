@@ -13,11 +13,11 @@ from typing import NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from expert_store.keys import BASE, ExpertKey
+from expert_store.entry import Entry
+from expert_store.keys import ExpertKey
 from expert_store.lease import Recorder
 from expert_store.statistics import Phase
 from expert_store.store_state import StoreState
-from expert_store.tier import Entry
 
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -175,7 +175,7 @@ class StepLease:
         np.add.at(statistics.tokens.reshape(-1), indices[is_counted], counts[used][is_counted])
         for place in used.tolist():
             variant = experts.keys[place].variant
-            if variant != BASE:
+            if variant in self._state.catalog.variants:
                 statistics.variant_tokens[variant] += int(counts[place])
 
     def _count(self, requested: tuple[ExpertKey, ...], phase: Phase) -> None:

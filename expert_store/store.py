@@ -6,19 +6,20 @@ import copy
 import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 import torch
 
-from expert_store.catalog import ExpertCatalog, ExpertLayout, Variant, paths_of
-from expert_store.errors import BudgetError, CheckpointError, StoreClosedError
+from expert_store.catalog import ExpertCatalog, Variant, paths_of
+from expert_store.entry import EvictObstacle, TierName
+from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
 from expert_store.io.open_files import OpenFiles
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
-from expert_store.slot_budget import slots_per_layout
 from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
+from expert_store.store_budgets import StoreBudgets
 from expert_store.store_state import StoreState
-from expert_store.tier import EvictObstacle, TierName
 
 NUM_READERS = 6  # enough to fill a disk's queue; they sleep in the kernel and take nothing from compute
 CPU = torch.device("cpu")
@@ -57,10 +58,9 @@ class ExpertStore:
         least_unpinned: int = 1,
         recorder: Recorder | None = None,
     ):
-        self._budgets: dict[TierName, int] = {"device": device_bytes, "host": host_bytes}
-        self._least_unpinned = least_unpinned
         self._recorder = recorder
         self._state = StoreState(catalog, host_bytes, device_bytes, device, num_readers, policy)
+        self._budgets = StoreBudgets(self._state, host_bytes, device_bytes, least_unpinned)
         self._residents = ResidentAddresses(self._state)
         self._variant_residents = self._residents  # of the last step with variants
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
@@ -81,34 +81,43 @@ class ExpertStore:
             recipes: by layer and expert, beyond the model's own experts too.
 
         Raises:
-            BudgetError: the budget does not hold one slot of each layout any more.
+            BudgetError: the budget does not hold one slot of each layout and the pins any more.
             CheckpointError: an expert lacks a parameter, or its sources do not fill it.
             OSError: a file can't be opened.
+            StoreClosedError: the store was closed.
             ValueError: the name is in use, or a layer has no experts.
         """
-        files = OpenFiles(paths_of(recipes.values()))
+        state, files = self._state, OpenFiles(paths_of(recipes.values()))
         try:
-            with self._state.lock:
-                slots_per_layout(self.catalog.with_variant(variant, recipes), self._budgets["host"])
-                self._state.add_variant(variant, recipes, files)
-        except (BudgetError, CheckpointError, ValueError):
+            with state.lock:
+                state.lock.refuse_closed()
+                catalog = self.catalog.with_variant(variant, recipes)
+                slots = self._budgets.host_slots(catalog, self._budgets["host"])
+                state.add_variant(variant, catalog, files)
+                state.resize_host(slots)
+                state.lock.wake_waiters()
+        except (ExpertStoreError, ValueError):
             files.close()
             raise
-        self.resize(host_bytes=self._budgets["host"])
 
     def remove_variant(self, variant: str) -> int:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
 
-        Leases of its experts have to be over. A tier on a device keeps its size when variants come and go.
+        Leases keep the experts that they have to their end; those that wait for one get ExpertLoadError. The name may
+        be used again at once. A tier on a device keeps its size when variants come and go.
 
         Returns:
             The rows that its experts were run on, which statistics forget.
+
+        Raises:
+            ValueError: there is no such variant.
         """
         with self._state.lock:
             self._state.remove_variant(variant)
             num_tokens = self._state.statistics.variant_tokens.pop(variant, 0)
+            with suppress(BudgetError):  # fewer slots would not hold the pins of a layout; all stay as they were
+                self._budgets.resize_host(self._budgets["host"])
             self._state.lock.wake_waiters()
-        self.resize(host_bytes=self._budgets["host"])
         return num_tokens
 
     def lease(self, rows: Mapping[ExpertKey, int], phase: Phase = "decode") -> Lease:
@@ -148,7 +157,7 @@ class ExpertStore:
             for key, entry in zip(keys, found, strict=True):
                 if entry is not None or key in state.quarantined:
                     continue
-                if state.lock.is_closed or not state.reader.takes_prefetches:
+                if state.lock.is_closed or not state.takes_prefetches:
                     break
                 loading = pool.load(key, is_prefetch=True)
                 if loading is None:
@@ -177,9 +186,9 @@ class ExpertStore:
         with state.lock:
             num_left = {pool: pool.top.num_slots - len(pool.top.pinned) for pool in state.pools}
             for key in keys:
-                while not state.reader.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
+                while not state.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
                     state.lock.wait(left)
-                if state.lock.is_closed or not state.reader.takes_prefetches:
+                if state.lock.is_closed or not state.takes_prefetches:
                     break
                 pool = state.pool_of[key.layer]
                 if not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
@@ -203,17 +212,16 @@ class ExpertStore:
             ValueError: the model has no such expert; nothing is pinned then.
         """
         state = self._state
-        state.refuse_unknown(keys)
         with state.lock:
+            state.refuse_unknown(keys)
             state.refuse_quarantined(keys)
-            for pool in state.pools:
-                added = {key for key in keys if state.pool_of[key.layer] is pool}
-                _check_pins(pool.top.pinned | added, pool.top.num_slots, self._least_unpinned)
+            self._budgets.refuse_more_pins(keys)
             num_new = 0
             for key in keys:
                 pool = state.pool_of[key.layer]
                 num_new += pool.top.pin(key)
-                entry = None if pool.top.find(key) else pool.load(key)
+                is_wanted = pool.top.find(key) is None and state.next_device_slots is None
+                entry = pool.load(key) if is_wanted else None
                 if entry is not None:
                     pool.release(entry)
         return num_new
@@ -238,33 +246,16 @@ class ExpertStore:
         """Change budgets while leases come and go.
 
         The host tier grows and shrinks slot by slot; slots in use are retired when their leases end. The device tier is
-        emptied and allocated anew as soon as nothing in it is in use.
+        emptied and allocated anew as soon as nothing in it is in use; leases and prefetches that begin meanwhile wait.
 
         Raises:
             BudgetError: a budget does not hold one slot of each layout and the pins, or can't be allocated.
         """
-        if host_bytes is not None:
-            slots = slots_per_layout(self.catalog, host_bytes)
-            with self._state.lock:
-                self._check_pins("host", slots)
-                for pool in self._state.pools:
-                    capacity = pool.host_arena.capacity
-                    if slots[pool.layout] > capacity:
-                        raise BudgetError(
-                            f"only {capacity} slots could be reserved when the store was opened; give less memory"
-                        )
-                self._state.resize_host(slots)
-                self._budgets["host"] = host_bytes
-                self._state.lock.wake_waiters()
-        if device_bytes is not None:
-            if not self._budgets["device"]:
-                raise BudgetError("the store was opened without a device tier; give --device-expert-memory at start")
-            slots = slots_per_layout(self.catalog, device_bytes)
-            with self._state.lock:
-                self._check_pins("device", slots)
-                self._state.resize_device(slots)
-                self._budgets["device"] = device_bytes
-                self._state.lock.wake_waiters()
+        with self._state.lock:
+            if host_bytes is not None:
+                self._budgets.resize_host(host_bytes)
+            if device_bytes is not None:
+                self._budgets.resize_device(device_bytes)
 
     @property
     def holds_all(self) -> bool:
@@ -398,15 +389,3 @@ class ExpertStore:
     def close(self) -> None:
         """Stop reading; threads that wait for experts get StoreClosedError."""
         self._finalizer()
-
-    def _check_pins(self, tier: TierName, slots: Mapping[ExpertLayout, int]) -> None:
-        for pool in self._state.pools:
-            _check_pins(dict(pool.tiers)[tier].pinned, slots[pool.layout], self._least_unpinned)
-
-
-def _check_pins(pinned: frozenset[ExpertKey], num_slots: int, least_unpinned: int) -> None:
-    if pinned and num_slots - len(pinned) < least_unpinned:
-        raise BudgetError(
-            f"{len(pinned)} pinned experts leave fewer than {least_unpinned} of {num_slots} slots to the others; "
-            "unpin some or give more memory"
-        )

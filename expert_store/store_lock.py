@@ -26,14 +26,15 @@ class StoreLock(threading.Condition):
             StoreClosedError: the store was closed.
             StoreFailedError: a thread of the store has died.
         """
-        self._check()
+        self.refuse_closed()
         self._num_waiting += 1
         try:
             return super().wait(timeout)
         finally:
             self._num_waiting -= 1
 
-    def _check(self) -> None:
+    def refuse_closed(self) -> None:
+        """Raise StoreClosedError or StoreFailedError if there is nothing to wait for any more."""
         if self.is_closed:
             raise StoreClosedError("the expert store was closed")
         if self.failure is not None:

@@ -6,16 +6,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import torch
 
-from expert_store.catalog import ExpertCatalog, ExpertLayout, Variant
-from expert_store.errors import ExpertLoadError
+from expert_store.catalog import ExpertCatalog, ExpertLayout
+from expert_store.entry import Entry
+from expert_store.errors import BudgetError, ExpertLoadError
 from expert_store.io.open_files import OpenFiles
-from expert_store.keys import BASE, ExpertKey
+from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
 from expert_store.resources import open_resources
 from expert_store.routing_log.recent_window import RecentWindow
 from expert_store.slot_budget import slots_per_layout
 from expert_store.statistics import Phase
-from expert_store.tier import Entry, Tier
+from expert_store.store_lock import StoreLock
+from expert_store.tier import Tier
 
 
 class StoreState:
@@ -57,6 +59,7 @@ class StoreState:
             layer: [ExpertKey(layer, expert) for expert in range(len(entry.experts))]
             for layer, entry in catalog.layers.items()
         }
+        self.next_device_slots: Mapping[ExpertLayout, int] | None = None  # while a resize of the device tier waits
         # The rows of that array; to count one by one in a memoryview takes half the time of counting in numpy.
         self._tokens = {layer: row.data for layer, row in zip(catalog.layers, self.statistics.tokens, strict=True)}
 
@@ -65,33 +68,36 @@ class StoreState:
         """The catalog, which is another one after a variant has come or gone."""
         return self._resources.catalog
 
-    def add_variant(self, variant: str, recipes: Variant, files: OpenFiles) -> None:
-        """Make a variant's experts known.
-
-        Raises:
-            CheckpointError, ValueError: see ``ExpertCatalog.with_variant``.
-        """
-        self._resources.catalog = self.catalog.with_variant(variant, recipes)
+    def add_variant(self, variant: str, catalog: ExpertCatalog, files: OpenFiles) -> None:
+        """Make a variant's experts known, by the catalog that has them."""
+        self._resources.catalog = catalog
         self._resources.files[variant] = files
         self._update_experts()
 
     def remove_variant(self, variant: str) -> None:
-        """Forget a variant and drop its experts; those that are loading are dropped when their load ends."""
-        keys = [ExpertKey(*place, variant) for place in self.catalog.variants.get(variant, {})]
-        for key in keys:
-            pool = self.pool_of[key.layer]
-            pool.top.unpin(key)
-            pool.evict(key)
+        """Forget a variant and its experts; those that are in use go when they are not any more.
+
+        Raises:
+            ValueError: there is no such variant.
+        """
+        if variant not in self.catalog.variants:
+            raise ValueError(f"there is no variant {variant!r}")
+        for place in self.catalog.variants[variant]:
+            key = ExpertKey(*place, variant)
+            self.pool_of[key.layer].discard(key)
             self.quarantined.pop(key, None)
         self._resources.catalog = self.catalog.without_variant(variant)
-        files = self._resources.files.pop(variant, None)
-        if files is not None:
-            files.close()
+        self._resources.files.pop(variant).close()
         self._update_experts()
 
     def _update_experts(self) -> None:
         for pool in self.pools:
             pool.update_experts()
+
+    @property
+    def takes_prefetches(self) -> bool:
+        """True if a prefetch would find the disk idle, or soon, and no resize waits for the end of all loads."""
+        return self.next_device_slots is None and self.reader.takes_prefetches
 
     def layer_of(self, keys: Sequence[ExpertKey]) -> int:
         """Return the one layer of some experts.
@@ -112,6 +118,11 @@ class StoreState:
         for key in keys:
             self.catalog.recipe(key)
 
+    def refuse_removed(self, key: ExpertKey) -> None:
+        """Raise ExpertLoadError if the variant of an expert that was leased is no longer there."""
+        if not self.catalog.has(key):
+            raise ExpertLoadError(key, "the variant was removed")
+
     def refuse_quarantined(self, keys: Iterable[ExpertKey]) -> None:
         """Raise ExpertLoadError if one of the experts is known to be damaged."""
         if self.quarantined:
@@ -122,7 +133,7 @@ class StoreState:
     def count_tokens(self, layer: int, rows: Mapping[ExpertKey, int]) -> None:
         tokens = self._tokens[layer]
         for key, count in rows.items():
-            if key.variant != BASE:
+            if key.variant in self.catalog.variants:
                 self.statistics.variant_tokens[key.variant] += count
                 if key.expert >= len(self.keys[layer]):
                     continue
@@ -152,12 +163,24 @@ class StoreState:
         return missed
 
     def resize_device(self, slots: Mapping[ExpertLayout, int]) -> None:
-        """Change the number of device slots of each layout, as soon as none of its device slots is in use."""
-        for pool in self.pools:
-            while not pool.device.is_idle:
+        """Change the number of device slots of each layout, as soon as none of them is in use.
+
+        Leases that begin meanwhile wait.
+
+        Raises:
+            BudgetError: the memory could not be allocated; the tier is empty then, and of its old size if possible.
+        """
+        pools = [pool for pool in self.pools if pool.has_device]
+        self.next_device_slots = slots
+        try:
+            while not all(pool.is_device_idle for pool in pools):
                 self.lock.wait()
-            pool.rebuild_device(slots[pool.layout])
-            self.windows[pool].restart()
+            _rebuild_device(pools, slots, self.lock)
+            for pool in pools:
+                self.windows[pool].restart()
+        finally:
+            self.next_device_slots = None
+            self.lock.wake_waiters()
 
     def resize_host(self, slots: Mapping[ExpertLayout, int]) -> None:
         """Change the number of host slots of each layout; those in use are retired when their leases end."""
@@ -169,6 +192,39 @@ class StoreState:
         """Wake all threads that wait, and stop the store's own threads; the lock is not held."""
         self.lock.close()
         self._resources.close()
+
+
+def _rebuild_device(pools: Sequence[LayoutPool], slots: Mapping[ExpertLayout, int], lock: StoreLock) -> None:
+    """Allocate the device tier anew, all layouts after all were freed, as one may grow by what another gives up."""
+    old = {pool: pool.device.num_slots for pool in pools}
+    for pool in pools:
+        pool.free_device()
+    try:
+        for pool in pools:
+            pool.allocate_device(slots[pool.layout])
+    except BudgetError:
+        try:
+            for pool in pools:
+                if pool.device.num_slots:
+                    pool.free_device()
+                _allocate_at_most(pool, old[pool])
+        except BudgetError as error:
+            lock.fail(f"the memory of the device tier is gone: {error}")
+        raise
+
+
+def _allocate_at_most(pool: LayoutPool, num_slots: int) -> None:
+    """Allocate so many slots or, if others took the memory meanwhile, fewer that still hold the pins."""
+    least = len(pool.device.pinned) + 1
+    while True:
+        try:
+            pool.allocate_device(num_slots)
+        except BudgetError:
+            if num_slots <= least:
+                raise
+            num_slots = max(least, num_slots // 2)
+        else:
+            return
 
 
 def _residents_of(pool: LayoutPool) -> Callable[[], frozenset[ExpertKey]]:

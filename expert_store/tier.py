@@ -3,42 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, Literal
 
+from expert_store.entry import Entry, EntryState
 from expert_store.keys import ExpertKey
 from expert_store.policies import Policy
-
-if TYPE_CHECKING:  # it needs torch
-    from expert_store.io.reader import ReadJob
-
-TierName = Literal["device", "host", "disk"]
-
-
-EvictObstacle = Literal["not_resident", "pinned", "loading", "in_use"]  # why an expert can't be evicted
-
-
-class EntryState(Enum):
-    LOADING = auto()
-    READY = auto()
-    FAILED = auto()  # the slot is kept until every lease that waited for the expert has seen the error
-
-
-@dataclass(eq=False, slots=True)
-class Entry:
-    """One stay of an expert in a slot. While ``leases`` is positive, it is neither moved nor evicted."""
-
-    key: ExpertKey
-    slot: int
-    state: EntryState = EntryState.LOADING
-    leases: int = 0
-    error: Exception | None = None
-    is_prefetched: bool = False  # and not requested since
-    replaces: ExpertKey | None = None  # the expert whose bytes the slot held before
-    read: ReadJob | None = None  # the read from disk that a LOADING entry waits for
-    arrival: Any = None  # on a device: the event after which the slot may be read
-
 
 READS_PER_WIDE_LEASE = 2  # at a time; they keep the disk busy
 
@@ -88,7 +56,7 @@ class Tier:
         self._retired: list[int] = []
         self._num_made = num_slots  # slots ever in use
         self._entries: dict[ExpertKey, Entry] = {}
-        self._failed: list[Entry] = []
+        self._leaving: list[Entry] = []  # no look-up finds them; their slots are free once nobody uses them
         self._pinned: set[ExpertKey] = set()
         self._redundant: dict[ExpertKey, None] = {}
         self._held: frozenset[ExpertKey] = frozenset()
@@ -151,7 +119,7 @@ class Tier:
             if entry.leases < 1:
                 raise ValueError(f"{entry.key} was released more often than leased")
             entry.leases -= 1
-            if entry.state is EntryState.FAILED:
+            if self._leaving:
                 self._drop_if_unused(entry)
         if self.excess:
             self._retire_excess()
@@ -172,6 +140,8 @@ class Tier:
         self._num_holds -= 1
         if not self._num_holds:
             self._held = frozenset()
+            for entry in list(self._leaving):
+                self._drop_if_unused(entry)
             self._retire_excess()
 
     def can_reserve(self, key: ExpertKey) -> bool:
@@ -193,23 +163,46 @@ class Tier:
     def finish_load(self, entry: Entry, error: Exception | None = None) -> None:
         """Make a LOADING entry READY, or FAILED if there is an error."""
         entry.read = None
+        is_here = self._entries.get(entry.key) is entry
         if error is None:
             entry.state = EntryState.READY
+        else:
+            entry.state, entry.error = EntryState.FAILED, error
+        if not is_here:
+            self._drop_if_unused(entry)
+        elif error is not None:
+            self._leave(entry)
+        else:
             self.num_changes += 1
             if entry.key not in self._pinned:
                 self._policy.insert(entry.key)
             self._retire_excess()
-            return
-        entry.state, entry.error = EntryState.FAILED, error
-        del self._entries[entry.key]
-        self._failed.append(entry)
-        self._drop_if_unused(entry)
 
     def cancel_load(self, entry: Entry) -> None:
         """Free the slot of a LOADING entry without leases whose load has not begun and never will."""
-        del self._entries[entry.key]
+        if self._entries.get(entry.key) is entry:
+            del self._entries[entry.key]
+        else:
+            self._leaving.remove(entry)
         self._free.append(entry.slot)
         self._retire_excess()
+
+    def discard(self, key: ExpertKey) -> Entry | None:
+        """Forget an expert and its pin; whoever uses it may do so to the end. Return its entry, if it has one.
+
+        No look-up finds it any more, so another expert may take its key. Its slot is free once its load, its leases and
+        holds have ended.
+        """
+        entry = self._entries.get(key)
+        is_pinned = key in self._pinned
+        self._pinned.discard(key)
+        if entry is not None:
+            if entry.state is EntryState.READY and not is_pinned:
+                self._policy.remove(key)
+            self._redundant.pop(key, None)
+            self.num_changes += 1
+            self._leave(entry)
+        return entry
 
     def pin(self, key: ExpertKey) -> bool:
         """Keep an expert once it is here; False if it is pinned already."""
@@ -289,13 +282,13 @@ class Tier:
     @property
     def is_idle(self) -> bool:
         """True while nothing is leased and nothing is loading."""
-        return not self._failed and all(
+        return not self._leaving and all(
             entry.state is EntryState.READY and not entry.leases for entry in self._entries.values()
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every slot is free, retired or in exactly one entry, and no lease is negative."""
-        entries = [*self._entries.values(), *self._failed]
+        entries = [*self._entries.values(), *self._leaving]
         slots = sorted([*self._free, *self._retired, *(entry.slot for entry in entries)])
         if slots != list(range(self._num_made)):
             raise AssertionError(f"slots are lost or used twice: {slots}")
@@ -339,8 +332,15 @@ class Tier:
             self._retired.append(slot)
             self._on_retire(slot)
 
+    def _leave(self, entry: Entry) -> None:
+        del self._entries[entry.key]
+        self._leaving.append(entry)
+        self._drop_if_unused(entry)
+
     def _drop_if_unused(self, entry: Entry) -> None:
-        if entry.state is EntryState.FAILED and entry.leases == 0:
-            self._failed.remove(entry)
+        """Free the slot of a leaving entry, unless it is in use."""
+        is_used = entry.leases > 0 or entry.state is EntryState.LOADING or entry.key in self._held
+        if not is_used and entry in self._leaving:
+            self._leaving.remove(entry)
             self._free.append(entry.slot)
             self._retire_excess()

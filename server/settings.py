@@ -28,6 +28,7 @@ from server.setting_values import (
 )
 
 ENVIRONMENT_PREFIX = "GREENROOM_"
+SECRETS = frozenset({"api_key", "admin_api_key", "otlp_endpoint"})  # settings whose values are, or hold, credentials
 
 
 class SettingsError(Exception):
@@ -123,6 +124,10 @@ class ServeSettings(BaseModel):
         (), description="key for the admin routes and the API; without any, admin routes answer only this machine"
     )
     admin_api_key_file: Path | None = Field(None, description="file with admin keys, one per line")
+    policy_file: Path | None = Field(
+        None,
+        description="TOML file of what each key may use, and of adapters for its requests; SIGHUP reads it again",
+    )
     max_requests_per_key: int | None = Field(
         None,
         ge=1,
@@ -133,6 +138,11 @@ class ServeSettings(BaseModel):
         None,
         description="maximum requests per key, or per client address if there are no keys: 60/m, or with s or h for "
         "second or hour",
+    )
+    prefix_cache_isolation: bool = Field(
+        False,
+        description="share cached prefixes only among requests of the same API key, so that nobody learns from a "
+        "response's time what others have asked",
     )
     otlp_endpoint: Url | None = Field(
         None, description="OpenTelemetry collector for traces of requests (OTLP over HTTP): http://localhost:4318"
@@ -172,14 +182,17 @@ class ServeSettings(BaseModel):
         """
         return _all_keys(self.admin_api_key, "admin_api_key_file", self.admin_api_key_file)
 
-    def check_key_files(self) -> None:
+    def check_keys(self) -> None:
         """Read the key files, so that an unusable one is reported at once.
 
         Raises:
-            SettingsError: a key file can't be used.
+            SettingsError: a key file can't be used, or a setting needs API keys and there are none.
         """
-        self.user_keys()
         self.admin_keys()
+        if not self.user_keys() and self.prefix_cache_isolation:
+            raise SettingsError(
+                "--prefix-cache-isolation separates API keys, and there are none: set --api-key-file as well"
+            )
 
 
 def _all_keys(keys: Sequence[SecretStr], setting: str, file: Path | None) -> list[str]:
@@ -243,7 +256,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
             close = get_close_matches(name, names, 1)
             reason = f"there is no such setting{f' (did you mean {close[0]}?)' if close else ''}"
         # Do not print a key, even if the name of its setting is misspelt.
-        is_secret = name not in names or name in {"api_key", "admin_api_key"}
+        is_secret = name not in names or name in SECRETS
         value = "" if is_secret else f" {first['input']!r}"
         raise SettingsError(f"{origin}{value}: {reason}") from None if is_secret else error
 

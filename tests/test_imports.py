@@ -40,6 +40,8 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "expert_store",
         "expert_store.keys",
         "expert_store.errors",
+        "expert_store.entry",
+        "expert_store.slot_queue",
         "expert_store.tier",
         "expert_store.store_lock",
         "expert_store.statistics",

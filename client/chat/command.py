@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from client.chat.commands import (
     COMMANDS,
@@ -17,9 +17,12 @@ from client.chat.commands import (
     run_command,
 )
 from client.chat.conversation import Conversation
+from client.chat.models_view import adapter_names
+from client.chat.parameters import KINDS
 from client.chat.screen import Screen, prepare_streams
 from client.chat.turn import run_turn
 from client.errors import GreenroomError
+from client.server_info import Model
 from client.sync_client import Client
 from client.terminal import (
     FAILURE,
@@ -162,11 +165,31 @@ def read_line() -> str:
 
 def edit_line(chat: ChatSession) -> Callable[[], str]:
     # Imported here, because the editor is slow to import and only needed on a terminal.
+    from client.chat.completion import CommandCompleter  # noqa: PLC0415
     from client.chat.editor import Editor  # noqa: PLC0415
     from client.chat.history import history_path, open_history  # noqa: PLC0415
 
     def toolbar() -> str:
-        settings = [f"{name} {value}" for name, value in chat.conversation.options.items()]
+        added = [f"+{name} {weight:g}" for name, weight in chat.conversation.adapters.items()]
+        settings = [*added, *(f"{name} {value}" for name, value in chat.conversation.options.items())]
         return " " + printable(" · ".join([chat.conversation.model, *settings, "/help"]))
 
-    return Editor(open_history(history_path(os.environ)), COMMANDS, toolbar).read
+    return Editor(open_history(history_path(os.environ)), CommandCompleter(COMMANDS, arguments(chat)), toolbar).read
+
+
+def arguments(chat: ChatSession) -> dict[str, Callable[[], Sequence[str]]]:
+    """Return what may follow the beginning of a command, by functions that ask the server where it is needed."""
+
+    def models() -> list[Model]:
+        try:
+            return chat.client.models()
+        except GreenroomError:
+            return []  # nothing is completed; the command itself will say why
+
+    return {
+        "/model ": lambda: [model.id for model in models()],
+        "/set ": lambda: list(KINDS),
+        "/adapters ": lambda: ["add", "remove"],
+        "/adapters add ": lambda: adapter_names(models()),
+        "/adapters remove ": lambda: list(chat.conversation.adapters),
+    }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +11,12 @@ from rich.text import Text
 
 from client.chat.conversation import Conversation, ConversationError
 from client.chat.experts_view import experts_view
-from client.chat.parameters import ParameterError, check_name, parse_parameter
+from client.chat.models_view import adapter_names, adapters_view, models_view
+from client.chat.parameters import ParameterError, check_name, parse_parameter, parse_weight
 from client.chat.screen import Screen
 from client.errors import GreenroomError
 from client.sync_client import Client
-from client.terminal import error_line, printable
+from client.terminal import error_line
 
 
 @dataclass
@@ -77,9 +78,32 @@ def choose_model(client: Client, requested: str | None) -> str:
 def _model(chat: ChatSession, name: str) -> None:
     if name:
         chat.conversation.model = choose_model(chat.client, name)
-    for model in chat.client.models():
-        mark = "*" if model.id == chat.conversation.model else " "
-        chat.screen.show(Text(f"{mark} {printable(model.id)}"))
+    chat.screen.show(models_view(chat.client.models(), chat.conversation.model))
+
+
+def _adapters(chat: ChatSession, argument: str) -> None:
+    action, _, rest = argument.partition(" ")
+    name, _, weight = rest.strip().partition(" ")
+    names = adapter_names(chat.client.models())
+    if action == "add" and name:
+        _add_adapter(chat.conversation, name, weight.strip(), names)
+    elif action == "remove" and name and not weight:
+        if chat.conversation.adapters.pop(name, None) is None:
+            raise CommandError(f"{name} was not added; /adapters lists those that are")
+    elif action:
+        raise CommandError("use /adapters add NAME [WEIGHT], /adapters remove NAME, or /adapters alone for the list")
+    chat.screen.show(adapters_view(names, chat.conversation.adapters))
+
+
+def _add_adapter(conversation: Conversation, name: str, weight: str, names: Sequence[str]) -> None:
+    if name not in names:
+        raise CommandError(f"the server has no adapter {name}; available: {', '.join(names) or 'none'}")
+    if name == conversation.model:
+        raise CommandError(f"{name} is the model of this chat already; switch to its base with /model first")
+    try:
+        conversation.adapters[name] = parse_weight(weight or "1")
+    except ParameterError as error:
+        raise CommandError(str(error)) from error
 
 
 def _experts(chat: ChatSession, _: str) -> None:
@@ -170,6 +194,7 @@ COMMANDS = {
     command.name: command
     for command in (
         Command("/model", "[NAME]", "list the models, or switch to another", _model),
+        Command("/adapters", "[add NAME [WEIGHT] | remove NAME]", "list, add or remove LoRA adapters", _adapters),
         Command("/experts", "", "show where the experts are, and which are used most", _experts),
         Command("/system", "[TEXT]", "set or remove the system prompt", _system),
         Command(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.completion import Completer
 from prompt_toolkit.history import History
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -18,7 +18,7 @@ class Editor:
     def __init__(
         self,
         history: History,
-        commands: Iterable[str],
+        completer: Completer,
         toolbar: Callable[[], str],
     ):
         self._session: PromptSession[str] = PromptSession(
@@ -27,7 +27,7 @@ class Editor:
             prompt_continuation=CONTINUATION,
             history=history,
             key_bindings=_key_bindings(),
-            completer=WordCompleter(list(commands), sentence=True),
+            completer=completer,
             complete_while_typing=False,
             bottom_toolbar=toolbar,
         )

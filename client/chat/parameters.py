@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,21 @@ def parse_parameter(name: str, text: str) -> Any:
     value = text if takes_text and not KINDS[name][0](value) else value
     check_parameter(name, value)
     return value
+
+
+def parse_weight(text: str) -> float:
+    """Parse the weight of an adapter; the server checks the range.
+
+    Raises:
+        ParameterError: The text is no finite number.
+    """
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise ParameterError(f"the weight of an adapter must be a number, such as 0.5, not {text}")
+    return weight
 
 
 def _parse(text: str) -> Any:

@@ -27,7 +27,7 @@ def run_turn(
     The part of an answer that arrived before Ctrl-C or a failure is added to the conversation.
     """
     messages = conversation.messages_with(question)
-    stream = client.stream_chat(messages, **{"model": conversation.model, **conversation.options})
+    stream = client.stream_chat(messages, **{"model": conversation.model, **conversation.request_options})
     timing, is_stopped = Timing(clock()), False
     error: GreenroomError | None = None
     try:
@@ -52,6 +52,8 @@ def run_turn(
         screen.error(("the answer is incomplete: " if timing.num_chunks else "") + _failure_line(error))
         return False
     remarks = ["stopped"] if is_stopped else FINISH_REMARKS.get(reply.finish_reason, [])
+    if reply.routing is not None:
+        remarks = [f"routed to {reply.routing.model}", *remarks]
     screen.note(" · ".join([*remarks, *footer(reply.usage, timing)]))
     return True
 

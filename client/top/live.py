@@ -23,6 +23,7 @@ from client.errors import (
 )
 from client.top.keys import read_keys, single_keys
 from client.top.monitor import Monitor, has_requests
+from client.top.weights_table import Weights
 
 RECONNECT_SECONDS = 1.0
 # Errors that a retry cannot resolve.
@@ -47,7 +48,8 @@ async def follow(
             async for frame in client.watch_experts(interval):
                 has_connected = True
                 requests = await client.requests() if has_requests(frame) else []
-                monitor.add_frame(frame, time.monotonic(), requests)
+                weights = Weights(await client.variants(), await client.adapters()) if monitor.shows_weights else None
+                monitor.add_frame(frame, time.monotonic(), requests, weights)
                 redraw()
         except PERMANENT_ERRORS:
             raise
@@ -60,7 +62,7 @@ async def follow(
 
 
 async def watch(client: AsyncClient, interval: float, monitor: Monitor) -> None:
-    """Show a server's experts on this terminal until q, Ctrl-C, or the terminal is closed.
+    """Show a server on this terminal until q, Ctrl-C, or the terminal is closed.
 
     Raises:
         GreenroomError: As ``follow``.
@@ -77,6 +79,9 @@ async def watch(client: AsyncClient, interval: float, monitor: Monitor) -> None:
                 following.cancel()
             elif "p" in keys:
                 monitor.toggle_pause()
+                redraw()
+            elif "v" in keys:
+                monitor.toggle_weights()
                 redraw()
 
         redraw()

@@ -19,6 +19,7 @@ from client.top.palette import MEMORY_RGB, OTHER_RGB, TIER_RGB, Rgb
 from client.top.requests_table import RequestsTable
 from client.top.stacked_bar import StackedBar
 from client.top.trends import Rates, View
+from client.top.weights_table import WeightsTable
 
 MIN_BAR, MAX_BAR = 8, 32  # columns
 GAP = 2
@@ -39,11 +40,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Screen:
-    """Draws a view into the given width and at most ``height`` lines; the requests only where there is room."""
+    """Draws a view into the given width and at most ``height`` lines; the requests only where there is room.
+
+    Args:
+        shows_weights: draw variants and adapters in the place of requests and heatmap.
+    """
 
     view: View
     title: str
     height: int
+    shows_weights: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         frame, width = self.view.frame, options.max_width
@@ -53,6 +59,10 @@ class Screen:
             _metrics(frame, self.view.rates, width),
         )
         num_lines = self.height - len(console.render_lines(head, options.update(height=None))) - NUM_END_LINES
+        if self.shows_weights:
+            yield head
+            yield WeightsTable(self.view.weights, num_lines + 1)  # there is no legend
+            return
         has_colours = console.color_system is not None and not console.no_color
         least = -(-len(frame.layers) // 2) if has_colours else len(frame.layers)  # lines of the heatmap
         table = RequestsTable(self.view.requests, self.view.speeds, min(MAX_REQUESTS + 1, num_lines - least))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from client.frames import ExpertFrame
 from client.requests import RequestStatus
 from client.top.requests_table import Speeds, speeds_between
+from client.top.weights_table import Weights
 
 WINDOW_SECONDS = 5.0  # window of the rates
 HALF_LIFE_SECONDS = 5.0  # decay of the heat
@@ -35,6 +36,7 @@ class View:
     heat: Heat
     requests: Sequence[RequestStatus] = ()
     speeds: Speeds = field(default_factory=dict)  # tokens per second of the requests
+    weights: Weights | None = None  # variants and adapters, while they are shown
 
 
 class Trends:
@@ -47,10 +49,11 @@ class Trends:
         self._heat = [[tokens / hottest for tokens in row] for row in frame.tokens]
         self._requests: Sequence[RequestStatus] = ()
         self._speeds: Speeds = {}
+        self._weights: Weights | None = None
 
     @property
     def view(self) -> View:
-        return View(self._frames[-1][1], self._rates(), self._heat, self._requests, self._speeds)
+        return View(self._frames[-1][1], self._rates(), self._heat, self._requests, self._speeds, self._weights)
 
     def add(self, frame: ExpertFrame, now: float) -> None:
         """Add the next frame."""
@@ -68,6 +71,10 @@ class Trends:
         """Replace the list of requests."""
         self._speeds = speeds_between(self._requests, requests)
         self._requests = requests
+
+    def add_weights(self, weights: Weights) -> None:
+        """Replace the lists of variants and adapters."""
+        self._weights = weights
 
     def _rates(self) -> Rates:
         (start, first), (end, last) = self._frames[0], self._frames[-1]

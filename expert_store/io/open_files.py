@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from expert_store.errors import CheckpointError
 from expert_store.io.direct_io import DirectFile
 
 
@@ -30,8 +31,15 @@ class OpenFiles:
             raise
 
     def __getitem__(self, path: Path) -> DirectFile:
-        """Return an open file, to be read within ``reading``."""
-        return self._files[path]
+        """Return an open file, to be read within ``reading``.
+
+        Raises:
+            CheckpointError: all were closed meanwhile.
+        """
+        try:
+            return self._files[path]
+        except KeyError:
+            raise CheckpointError(f"{path} was closed, as its weights were removed") from None
 
     @contextmanager
     def reading(self) -> Iterator[None]:

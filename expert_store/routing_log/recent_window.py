@@ -22,14 +22,22 @@ class Window:
     hits: int = 0
 
     def optimal_hits(self, num_slots: int) -> int:
-        """Return the most hits that replacement on demand could have had, had it known the future."""
+        """Return the most hits that replacement on demand could have had, had it known the future.
+
+        Slots of a smaller budget may still be in use when the window begins. They count as slots then, so that the
+        result stays a bound.
+        """
+        if not self.leases:
+            return 0
         numbers: dict[ExpertKey, int] = {}
 
         def number(key: ExpertKey) -> int:
             return numbers.setdefault(key, len(numbers))
 
         leases = [LoggedLease(0, tuple(map(number, lease)), "decode") for lease in self.leases]
-        return optimal(leases, num_slots, [ExpertKey(0, number(key)) for key in self.residents])
+        return optimal(
+            leases, max(num_slots, len(self.residents)), [ExpertKey(0, number(key)) for key in self.residents]
+        )
 
 
 class RecentWindow:

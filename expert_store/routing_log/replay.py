@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
+from expert_store.entry import Entry
 from expert_store.keys import ExpertKey
 from expert_store.policies import make_policy
 from expert_store.policies.fair import slots_per_layer
 from expert_store.routing_log.log import LoggedLease, RoutingLog, RoutingLogHeader
 from expert_store.statistics import PHASES, Phase
-from expert_store.tier import Entry, Tier, max_held
+from expert_store.tier import Tier, max_held
 
 
 @dataclass

@@ -1,16 +1,21 @@
 """All routes and middleware of the HTTP API."""
 
-from fastapi import FastAPI
+from collections.abc import Sequence
+
+from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from starlette.routing import BaseRoute, Match
 
 from server.api.admin import adapters, experts, requests, variants
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
+from server.api.core.errors import APIError
 from server.api.core.openapi import describe
 from server.api.core.rate_limiter import RATE_HEADERS
 from server.api.core.routing import ROUTING_HEADER
 from server.api.core.service import Service
-from server.api.error_handlers import add_error_handlers
+from server.api.error_handlers import add_error_handlers, answer_error
 from server.api.middleware.host_check import HostMiddleware
 from server.api.middleware.rate_limit import RateLimitMiddleware
 from server.api.middleware.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
@@ -58,11 +63,23 @@ def add_routes(app: FastAPI, service: Service) -> None:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(HostMiddleware, rules=service.host_rules)
+    routers = [module.router for module in (*OPERATION_ROUTES, *USER_ROUTES, *ADMIN_ROUTES)]
+    routes = [route for router in routers for route in router.routes]
+
+    def refuse(request: Request, error: APIError) -> JSONResponse:
+        if (route := route_of(request, routes)) is not None:
+            request.scope["route"] = route  # the error has the form of its dialect
+        return answer_error(request, error)
+
+    app.add_middleware(HostMiddleware, rules=service.host_rules, refusal=refuse)
     app.add_middleware(RequestObserverMiddleware)
     app.add_middleware(RequestIdMiddleware)
     add_error_handlers(app)
-    routers = [module.router for module in (*OPERATION_ROUTES, *USER_ROUTES, *ADMIN_ROUTES)]
     for router in routers:
         app.include_router(router)
-    describe(app, [route for router in routers for route in router.routes])
+    describe(app, routes)
+
+
+def route_of(request: Request, routes: Sequence[BaseRoute]) -> BaseRoute | None:
+    """Return the route that a request would be answered by, if there is one."""
+    return next((route for route in routes if route.matches(request.scope)[0] is Match.FULL), None)

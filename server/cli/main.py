@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from server.cli.exit_status import (
@@ -72,6 +73,13 @@ SUBCOMMANDS = (
         "Replay recorded routing against cache policies and sizes. The last row is Belady's optimum.",
     ),
     Subcommand(
+        "key-digest",
+        "server.cli.key_digest",
+        "print the digest of an API key, for a policy file",
+        "Print the digest of an API key, for a policy file. The key comes from standard input or a file, because "
+        "others can see the command line.",
+    ),
+    Subcommand(
         "chat",
         "client.chat.command",
         "chat with a server",
@@ -118,11 +126,15 @@ class _Parser(argparse.ArgumentParser):
         self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Report unknown arguments, each with the flag that was probably meant."""
+        """Report unknown arguments, each with the flag that was probably meant, but no value: it may be a key."""
         flags = list(self._option_string_actions)
-        self.error(
-            "unrecognized arguments: " + " ".join(word + _meant(word.partition("=")[0], flags) for word in unknown)
-        )
+        words = [word for before, word in pairwise(["", *unknown]) if _is_flag(word) or not _is_flag(before)]
+        names = [word.partition("=")[0] if _is_flag(word) else word for word in words]
+        self.error("unrecognized arguments: " + " ".join(name + _meant(name, flags) for name in names))
+
+
+def _is_flag(word: str) -> bool:
+    return word.startswith("-")
 
 
 def _meant(word: str, known: Sequence[str]) -> str:

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     ignore_signals()
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
-        settings.check_key_files()
+        settings.check_keys()
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
     set_up_logging(settings.log_level, FORMATTERS[settings.log_format])

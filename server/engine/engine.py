@@ -12,6 +12,7 @@ from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
 
 from server.engine.admission.rotation import DecodeGroupRotation
+from server.engine.block_salt import block_salt
 from server.engine.deadline_watch import DeadlineWatch
 from server.engine.engine_statistics import EngineStatistics
 from server.engine.event_publisher import EventPublisher
@@ -148,7 +149,7 @@ class Engine:
         weights = request.weights
         if weights is not None:
             weights.begin()
-        blocks = self._blocks.new_blocks(b"" if weights is None else weights.cache_salt)
+        blocks = self._blocks.new_blocks(block_salt(request))
         try:
             return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival))
         except EngineError as error:

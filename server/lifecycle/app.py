@@ -12,18 +12,21 @@ from typing import Any, cast
 import uvicorn
 from fastapi import FastAPI
 
+from server.api.core.audit import audit
 from server.api.core.auto_routing import learn_examples
 from server.api.core.service import LoadedModel, Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
 from server.lifecycle.http_protocol import ConnectionGuard
 from server.lifecycle.listening_socket import listen
+from server.lifecycle.policy_setup import add_policies
 from server.lifecycle.ready_line import write_ready_line
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.lifecycle.service_setup import add_key_files, make_service
 from server.lifecycle.signals import Signals
 from server.lifecycle.tracing_setup import open_tracing
 from server.loading.load import LoadedServer, load_server
+from server.observability.logging import QueryFilter
 from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
         service.tracer = tracing
         hooks = ReloadHooks()
         add_key_files(hooks, service, settings)
+        policies = add_policies(settings, service, hooks)
         stop = Signals(hooks)
         server = Listener(_configure(service, settings))
         serving = asyncio.create_task(server.serve([listener]))
@@ -58,6 +62,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
             await _first_of(serving, loading, stop.asked)
             if loading.done():
                 loaded = loading.result()
+                if policies is not None:
+                    await asyncio.to_thread(policies.use_model, loaded.directory.prepare)
                 service.model = LoadedModel(
                     loaded.name,
                     loaded.engine,
@@ -71,7 +77,10 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     directory=loaded.directory,
                     variants=loaded.variants,
                 )
+                loaded.metrics.policy_refusals = lambda: service.policy_refusals.of(service.policies)
                 service.metrics = loaded.metrics.render
+                for adapter in settings.adapter:
+                    audit("adapter.load", who="start", adapter=adapter.name, path=adapter.path)
                 service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
                 gc.freeze()
@@ -90,6 +99,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
 
 def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
     is_debugging = settings.log_level == "debug"
+    logging.getLogger("uvicorn.access").addFilter(QueryFilter())
     return uvicorn.Config(
         create_app(service),
         http=cast("type[asyncio.Protocol]", ConnectionGuard()),

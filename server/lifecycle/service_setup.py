@@ -36,6 +36,7 @@ def make_service(settings: ServeSettings, address: str) -> Service:
         keys=keys,
         host_rules=hosts,
         rate_limiter=RateLimiter(_rate_limits(settings)),
+        isolates_prefixes=settings.prefix_cache_isolation,
         logs_prompts=settings.log_prompts,
         stream_keep_alive_seconds=settings.stream_keep_alive,
     )

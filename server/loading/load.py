@@ -31,6 +31,7 @@ from server.observability.metrics import Metrics
 from server.observability.routing_recorder import RoutingRecorder
 from server.settings import ServeSettings
 from server.weights.directory import Directory
+from server.weights.expert_restrictions import ExpertRestrictions
 from server.weights.variant_registry import VariantRegistry
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,12 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     adapters = None if store is None else load_adapters(settings, parts, store, engine.wake)
     on_change = (lambda: None) if elastic is None else elastic.count_experts
     variants = open_variants(settings, parts, paging.store, on_change)
-    directory = Directory(parts.name, variants, None if adapters is None else (adapters.registry, adapters.memory))
+    directory = Directory(
+        parts.name,
+        variants,
+        None if adapters is None else (adapters.registry, adapters.memory),
+        ExpertRestrictions(parts.trunk.model, parts.trunk.catalog, parts.trunk.routers),
+    )
 
     torch.set_num_threads(1)  # for the engine's thread, which is about to start; the pool has the others
     engine.start()

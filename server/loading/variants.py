@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from expert_store import ExpertStore, find_shards, is_pack, open_pack, read_index
@@ -22,10 +23,17 @@ def open_variants(
     Args:
         on_change: see ``VariantRegistry``.
     """
-    return VariantRegistry(store, lambda: base_model(model.folder, model), settings.experts_dir, on_change)
+    find_fingerprint = cache(lambda: fingerprint(model.trunk))
+    return VariantRegistry(
+        store,
+        lambda: base_model(model.folder, model, find_fingerprint()),
+        find_fingerprint,
+        settings.experts_dir,
+        on_change,
+    )
 
 
-def base_model(folder: Path, parts: ModelParts) -> BaseModel:
+def base_model(folder: Path, parts: ModelParts, fingerprint: str) -> BaseModel:
     """Describe a loaded model to its variants.
 
     Raises:
@@ -34,4 +42,4 @@ def base_model(folder: Path, parts: ModelParts) -> BaseModel:
     pack = open_pack(folder) if is_pack(folder) else None
     index = {} if pack else read_index(find_shards(folder))
     model = build_model(read_config(pack.data_folder if pack else folder), parts.trunk.dtype)
-    return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint(parts.trunk), index)
+    return BaseModel(model, parts.trunk.catalog, parts.trunk.routers, fingerprint, index)

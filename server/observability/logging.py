@@ -13,6 +13,7 @@ from typing import Any
 
 from server.observability.log_writer import BackgroundHandler, write_above_progress_bars, write_to_standard_error
 
+AUDIT = "greenroom.audit"  # a logger whose lines are written at every level
 VERBOSE_LOGGERS = ("httpx", "httpx2")  # log a line for every request to the model hub
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -32,6 +33,27 @@ class RateLimitFilter(logging.Filter):
         if now - self._passed_at.get(message, -math.inf) < self._seconds:
             return False
         self._passed_at[message] = now
+        return True
+
+
+class RewordingFilter(logging.Filter):
+    """Replaces the message of each record, for loggers whose own messages quote secrets."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__()
+        self._message = message
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = self._message, ()
+        return True
+
+
+class QueryFilter(logging.Filter):
+    """Cuts the query off the paths of uvicorn's access log: some clients send keys there."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(each.partition("?")[0] if isinstance(each, str) else each for each in record.args)
         return True
 
 
@@ -81,6 +103,7 @@ def set_up_logging(level: str, form: logging.Formatter = TEXT) -> None:
     handler.setFormatter(form)
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(capture=True)  # Python would write them to standard error itself
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
     if level != "debug":
         for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -41,6 +41,9 @@ class Metrics:
 
     Args:
         model: name of the model that it serves.
+
+    Attributes:
+        policy_refusals: returns how many requests each policy refused for each reason, if there may be policies.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Metrics:
         adapters: AdapterRegistry | None = None,
         variants: VariantRegistry | None = None,
     ):
+        self.policy_refusals: Callable[[], Samples] | None = None
         self._adapters, self._variants = adapters, variants
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
@@ -63,6 +67,7 @@ class Metrics:
         statistics, registry = self._store.statistics(), CollectorRegistry()
         scrape = _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher)
         scrape.adapters, scrape.variants = self._adapters, self._variants
+        scrape.policy_refusals = self.policy_refusals
         registry.register(scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
@@ -81,6 +86,7 @@ class _Scrape(Collector):
     ):
         self.adapters: AdapterRegistry | None = None
         self.variants: VariantRegistry | None = None
+        self.policy_refusals: Callable[[], Samples] | None = None
         self._served, self._store, self._statistics = served, store, statistics
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
@@ -106,6 +112,9 @@ class _Scrape(Collector):
             yield from _of_adapters(self.adapters, self._served[0])
         if self.variants is not None:
             yield from _of_variants(self.variants)
+        if self.policy_refusals is not None:
+            text = "Requests that the policy of a key refused."
+            yield _counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
@@ -233,6 +242,15 @@ def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     yield _counter("adapter_routed_tokens", text, ["adapter"], shares)
     resident = [((use.name, "host"), use.is_resident) for use in uses]
     yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
+    memory = adapters.memory_use()
+    text = "Bytes of memory for adapters."
+    yield _gauge("adapter_memory_budget_bytes", text, [], [((), memory.budget_bytes)])
+    text = "Pages of adapters read from disk."
+    yield _counter("adapter_page_loads", text, [], [((), memory.loads)])
+    text = "Pages of adapters evicted to make room."
+    yield _counter("adapter_page_evictions", text, [], [((), memory.evictions)])
+    text = "Adapters that could not be loaded for a request."
+    yield _counter("adapter_load_failures", text, [], [((), memory.load_failures)])
 
 
 def _of_variants(variants: VariantRegistry) -> Iterator[Metric]:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 from uuid import uuid4
 
 import requests
@@ -121,8 +122,15 @@ def _refuse_redirect(response: requests.Response, **_: Any) -> None:
     if response.is_redirect:
         response.close()
         raise requests.TooManyRedirects(
-            f"{response.url} redirects to {response.headers['location']!r}; set --otlp-endpoint to the final address"
+            f"{_without_secrets(response.url)} redirects to {_without_secrets(response.headers['location'])!r}; set "
+            "--otlp-endpoint to the final address"
         )
+
+
+def _without_secrets(url: str) -> str:
+    """Return an address without user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _nanoseconds(seconds: float) -> int:

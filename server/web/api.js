@@ -44,11 +44,11 @@ export function takeKeyFromAddress() {
  * Send a request and return the response if it succeeded.
  *
  * @param {string} path
- * @param {{body?: unknown, signal?: AbortSignal}} [options] a body makes it a POST
+ * @param {{method?: string, body?: unknown, signal?: AbortSignal}} [options] a body makes it a POST
  * @returns {Promise<Response>}
  * @throws {ServerError} unless the signal aborted the request
  */
-export async function request(path, { body, signal } = {}) {
+export async function request(path, { method, body, signal } = {}) {
   /** @type {Record<string, string>} */
   const headers = {};
   const key = savedKey();
@@ -57,7 +57,7 @@ export async function request(path, { body, signal } = {}) {
   let response;
   try {
     response = await fetch(path, {
-      method: body === undefined ? "GET" : "POST",
+      method: method ?? (body === undefined ? "GET" : "POST"),
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,

@@ -9,6 +9,7 @@ import { events } from "./sse.js";
  * @property {string} text
  * @property {boolean} isReasoning
  * @property {Route[]} routes one per token of the text
+ * @property {string} model adapter, variant or base model that wrote it
  * @typedef {object} Usage
  * @property {number} completion_tokens
  * @property {{expert_requests: number, expert_misses: number, expert_bytes_read: number,
@@ -32,6 +33,7 @@ export async function* answer(body, signal) {
   });
   /** @type {Route[]} */
   let routes = []; // routes of tokens whose text has not arrived yet
+  let model = "";
   let isComplete = false;
   for await (const { data } of events(response)) {
     if (data === "[DONE]") {
@@ -40,12 +42,14 @@ export async function* answer(body, signal) {
     }
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message, response.status);
+    // A router's choice comes with the first chunk.
+    model = chunk.greenroom?.routing?.model ?? (model || chunk.model);
     if (chunk.usage) yield { usage: chunk.usage };
     for (const { delta, experts, finish_reason: finishReason } of chunk.choices) {
       routes.push(...(experts ?? []));
       const text = delta.content || delta.reasoning_content;
       if (text) {
-        yield { delta: { text, isReasoning: !delta.content, routes } };
+        yield { delta: { text, isReasoning: !delta.content, routes, model } };
         routes = [];
       }
       if (finishReason) yield { finishReason };

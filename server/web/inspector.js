@@ -8,7 +8,8 @@ import { count, percent, size } from "./format.js";
 /**
  * @typedef {import("./experts.js").Experts} Experts
  * @typedef {"pin" | "unpin" | "prefetch" | "evict"} Action
- * @typedef {{bytes: number, variant: string, quarantined: string | null}} Details
+ * @typedef {{bytes: number, variant: string, quarantined: string | null, variants?: Record<string, string>}} Details
+ *   with the tiers of variants of the expert, by name and version
  */
 
 /** @type {Record<Action, [string, string]>} result texts if the expert changed, and if it did not */
@@ -85,6 +86,8 @@ export class Inspector {
     ];
     if (this.details) facts.push(["Size", size(this.details.bytes)]);
     if (this.details && this.details.variant !== "base") facts.push(["Variant", this.details.variant]);
+    const variants = Object.entries(this.details?.variants ?? {});
+    if (variants.length) facts.push(["Variants", variants.map(([name, tier]) => `${name}: ${tier}`).join(", ")]);
     if (this.details?.quarantined) facts.push(["Quarantined", this.details.quarantined]);
     this.write(facts);
   }

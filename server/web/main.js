@@ -21,6 +21,7 @@ import { ServerFacts } from "./server_facts.js";
 import { Tiers } from "./tiers.js";
 import { Transcript } from "./transcript.js";
 import { Warnings } from "./warnings.js";
+import { Weights } from "./weights.js";
 
 const TEXT_INTERVAL_MS = 250; // between updates of the text about the selected expert
 
@@ -37,6 +38,7 @@ const transcript = new Transcript({
   onChange: () => experts && showDomains(transcript, experts, inspector.selected),
 });
 const playground = new Playground(transcript);
+const weights = new Weights(() => void playground.loadModels());
 const connectionStatus = new ConnectionStatus(() => stream.start());
 
 /** @type {Experts | null} */
@@ -54,6 +56,7 @@ const stream = new ExpertStream({
     rates = new RateWindow();
     history = new History();
     requests.clear();
+    weights.clear();
     void facts.loadVersion();
     write(byId("model"), experts.model);
     document.title = `${experts.model} – Greenroom`;
@@ -87,6 +90,7 @@ function showTotals(totals, now) {
   tiers.show(totals, experts, now);
   memory.show(totals.memory, now);
   requests.show(totals, now);
+  weights.show(now);
   if (now - textAt < TEXT_INTERVAL_MS) return;
   textAt = now;
   facts.show(totals);

@@ -2,7 +2,7 @@
 
 import { errorText, request } from "./api.js";
 import { answer } from "./chat_stream.js";
-import { byId, report } from "./dom.js";
+import { byId, make, report } from "./dom.js";
 import { EXAMPLES, addExampleButtons } from "./examples.js";
 import { count, plural, rate, size } from "./format.js";
 
@@ -20,6 +20,7 @@ const PARAMETERS = [
   ["seed", "seed"],
 ];
 const EXAMPLE_TOKENS = 64; // per answer when all examples are run
+const AUTO = "auto"; // the model that stands for whatever the server chooses
 const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
@@ -61,9 +62,8 @@ export class Playground {
     try {
       const { data } = await (await request("/v1/models")).json();
       const before = this.model.value;
-      const names = data.map((/** @type {{id: string}} */ model) => model.id);
-      this.model.replaceChildren(...names.map((/** @type {string} */ name) => new Option(name, name)));
-      if (names.includes(before)) this.model.value = before;
+      this.model.replaceChildren(...modelOptions(data));
+      if ([...this.model.options].some((option) => option.value === before)) this.model.value = before;
       if (!this.running) report(this.status, "");
     } catch (error) {
       report(this.status, errorText(error), true);
@@ -191,10 +191,39 @@ export class Playground {
     const select = /** @type {HTMLSelectElement} */ (byId("colour-by"));
     const before = select.value;
     const options = layers.map((name, row) => new Option(`top expert of layer ${name}`, String(row)));
-    select.replaceChildren(new Option("all layers", "all"), ...options);
+    const byModel = new Option("adapter or variant", "model");
+    select.replaceChildren(new Option("all layers", "all"), byModel, ...options);
     select.value = [...select.options].some((option) => option.value === before) ? before : "all";
-    select.onchange = () => this.transcript.colourBy(select.value === "all" ? null : Number(select.value));
+    select.onchange = () => {
+      const { value } = select;
+      this.transcript.colourBy(value === "model" ? value : value === "all" ? null : Number(value));
+    };
   }
+}
+
+/**
+ * Return options of the model selector: base models, then variants and adapters in groups.
+ *
+ * @param {{id: string, parent: string | null}[]} models
+ * @returns {HTMLElement[]}
+ */
+function modelOptions(models) {
+  /** @param {string} name */
+  const option = (name) => new Option(name, name);
+  /** @type {[string, string[]][]} */
+  const groups = [["Variants", []], ["Adapters", []]];
+  const own = [];
+  for (const { id, parent } of models) {
+    if (!parent || id === AUTO) own.push(option(id));
+    else groups[id.startsWith(`${parent}:`) ? 0 : 1][1].push(id);
+  }
+  const others = groups.filter(([, names]) => names.length).map(([label, names]) => {
+    const group = make("optgroup");
+    group.label = label;
+    group.append(...names.map(option));
+    return group;
+  });
+  return [...own, ...others];
 }
 
 /**

@@ -1,7 +1,7 @@
 /** The transcript: user messages, and answers whose tokens can be selected. */
 
 import { byId, make } from "./dom.js";
-import { hue } from "./token_colours.js";
+import { ModelHues, hue } from "./token_colours.js";
 
 /**
  * @typedef {import("./chat_stream.js").TextDelta} TextDelta
@@ -10,6 +10,7 @@ import { hue } from "./token_colours.js";
  * @typedef {object} Token
  * @property {string} text
  * @property {Route[]} routes one per model token of the text, nearly always one
+ * @property {string} model adapter, variant or base model that wrote it
  * @property {number} turn index in `turns`
  * @property {HTMLElement} element
  */
@@ -27,8 +28,9 @@ export class Transcript {
     /** @type {Turn[]} */
     this.turns = [];
     this.current = -1;
-    /** @type {number | null} */
-    this.colourRow = null;
+    /** @type {number | "model" | null} */
+    this.colour = null;
+    this.hues = new ModelHues();
     /** @type {[number, number] | null} */
     this.filter = null; // row and expert
     /** @type {HTMLElement | null} */
@@ -79,15 +81,30 @@ export class Transcript {
   }
 
   /** @param {TextDelta} delta next part of the current answer */
-  add({ text, routes, isReasoning }) {
+  add({ text, routes, isReasoning, model }) {
     if (!this.answerElement) return;
+    this.writeModel(this.answerElement, model);
     const element = make("span", isReasoning ? "token reasoning" : "token", text);
     element.dataset.index = String(this.tokens.length);
-    const token = { text, routes, element, turn: this.turns.length - 1 };
+    const token = { text, routes, element, model, turn: this.turns.length - 1 };
     this.tokens.push(token);
     this.paint(token);
     this.updateMatch(token);
     this.append(this.answerElement, element);
+  }
+
+  /**
+   * Write beside the role of an answer which model wrote it.
+   *
+   * @param {HTMLElement} answer
+   * @param {string} model
+   */
+  writeModel(answer, model) {
+    const role = answer.previousElementSibling;
+    if (!role || role.childElementCount) return;
+    const name = make("span", "model-name", model);
+    name.style.setProperty("--hue", this.hues.hue(model).toFixed(1));
+    role.append(" ", name);
   }
 
   /**
@@ -121,15 +138,21 @@ export class Transcript {
     this.listener.onChange();
   }
 
-  /** @param {number | null} row layer whose experts colour the tokens; null for all layers */
-  colourBy(row) {
-    this.colourRow = row;
+  /** @param {number | "model" | null} colour a layer whose experts colour the tokens, the model, or null for all layers */
+  colourBy(colour) {
+    this.colour = colour;
+    this.box.classList.toggle("by-model", colour === "model");
     this.tokens.forEach((token) => this.paint(token));
   }
 
   /** @param {Token} token */
-  paint({ element, routes }) {
-    if (routes.length) element.style.setProperty("--hue", hue(routes[0], this.colourRow).toFixed(1));
+  paint({ element, routes, model }) {
+    if (this.colour !== "model" && !routes.length) {
+      element.style.removeProperty("--hue");
+      return;
+    }
+    const degrees = this.colour === "model" ? this.hues.hue(model) : hue(routes[0], this.colour);
+    element.style.setProperty("--hue", degrees.toFixed(1));
   }
 
   /**

@@ -54,6 +54,7 @@ class AdapterMemory:
         self._used: set[AdapterVersion] = set()  # with ``num_uses``
         self._loaders = ThreadPoolExecutor(NUM_LOADERS, thread_name_prefix="adapter-loader")
         self._is_closed = False
+        self.num_failures = 0  # adapters that could not be loaded
 
     def begin(self, versions: Versions) -> None:
         """Count a sequence that uses some adapters.
@@ -98,7 +99,9 @@ class AdapterMemory:
             for version in versions:
                 if version.error is not None:
                     error, version.error = version.error, None
-                    raise GenerationFailedError(f"the adapter {version.name!r} can't be loaded: {error}")
+                    raise GenerationFailedError(
+                        f"the adapter {version.name!r} can't be loaded; see the server's log"
+                    ) from error
             turn = self._turns.get(versions)
             if turn is None:
                 if self._must_wait(versions):
@@ -237,6 +240,7 @@ class AdapterMemory:
     def _fail(self, version: AdapterVersion, error: Exception) -> None:
         """End the turns of an adapter that can't be loaded. Its file is opened again next time."""
         log.error("the adapter %s could not be loaded: %s", version.name, error)
+        self.num_failures += 1
         self.store.release(version)
         version.error = error if version.num_sequences else None
         for versions in list(self._turns):

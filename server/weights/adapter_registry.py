@@ -18,7 +18,7 @@ from server.engine.interface import (
 )
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
-from server.model.lora.peft_files import locate, read_adapter
+from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion
@@ -37,6 +37,17 @@ class AdapterUse(NamedTuple):
     name: str
     num_requests: int  # sequences that have begun, with all versions of this name
     is_resident: bool
+
+
+class AdapterMemoryUse(NamedTuple):
+    """The memory of adapters, and what was loaded and evicted since the start."""
+
+    budget_bytes: int
+    resident_bytes: int
+    page_bytes: int
+    loads: int  # pages read
+    evictions: int  # pages
+    load_failures: int  # adapters that could not be loaded for a request
 
 
 class AdapterRegistry:
@@ -75,6 +86,18 @@ class AdapterRegistry:
             AdapterUse(version.name, total, resident.get(version.variant, 0) == version.num_pages)
             for version, total in self.versions()
         ]
+
+    def memory_use(self) -> AdapterMemoryUse:
+        store = self._memory.store
+        statistics = store.statistics()
+        return AdapterMemoryUse(
+            budget_bytes=store.num_slots * store.page_bytes,
+            resident_bytes=store.resident_bytes,
+            page_bytes=store.page_bytes,
+            loads=sum(sum(load.buckets) for load in statistics.loads.values()),
+            evictions=sum(statistics.evictions.values()),
+            load_failures=self._memory.num_failures,
+        )
 
     def versions(self) -> list[tuple[AdapterVersion, int]]:
         """Return all current versions, and the number of sequences that have used each name."""
@@ -122,10 +145,10 @@ class AdapterRegistry:
             return f"it adds to {latent}, which attention applies to the keys of all earlier tokens at once"
         return None
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
-        self._load(name, path, self._folder, replace=replace, routing=routing)
+        return self._load(name, path, self._folder, replace=replace, routing=routing)
 
     def load_own(self, name: str, path: str) -> None:
         """Load an adapter of the server's operator, from any path.
@@ -150,24 +173,16 @@ class AdapterRegistry:
 
     def overview(self) -> dict[str, Any]:
         resident = self._memory.store.resident_pages()
-        store = self._memory.store
-        statistics = store.statistics()
         return {
             "object": "adapters",
-            "memory": {
-                "budget_bytes": store.num_slots * store.page_bytes,
-                "resident_bytes": store.resident_bytes,
-                "page_bytes": store.page_bytes,
-                "loads": sum(sum(load.buckets) for load in statistics.loads.values()),
-                "evictions": sum(statistics.evictions.values()),
-                "load_failures": statistics.load_failures,
-            },
+            "folder": None if self._folder is None else str(self._folder.absolute()),
+            "memory": self.memory_use()._asdict(),
             "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
         }
 
     def _load(
         self, name: str, path: str, folder: Path | None, *, replace: bool, routing: RoutingExamples | None = None
-    ) -> None:
+    ) -> bool:
         self._check_name(name)
         with self._lock:
             old = self._current.get(name)
@@ -180,11 +195,11 @@ class AdapterRegistry:
                 if routing is None:
                     routing = read_routing(files.folder, folder)
             except AdapterError as error:
-                raise RequestRefusedError(str(error), "lora_path") from error
+                raise RequestRefusedError(without_root(str(error), folder, "--adapters-dir"), "lora_path") from error
             if len(files.checksums) > self._memory.store.num_slots:
                 size = format_bytes(files.memory_bytes)
                 raise RequestRefusedError(
-                    f"{files.folder} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
+                    f"{path} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
                 )
             if old is not None:
                 self._totals = {**self._totals, name: self._totals.get(name, 0) + old.num_total}
@@ -200,6 +215,7 @@ class AdapterRegistry:
             files.match.num_tensors,
             ", ".join(map(str, files.ranks)),
         )
+        return old is not None
 
     def _replace(self, current: Mapping[str, AdapterVersion]) -> None:
         self._current = current

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 from server.engine.interface import (
+    Policy,
+    PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
+    RequiredAdapterError,
     RoutingCandidate,
     TokenRouting,
     UnknownAdapterError,
+    UnusablePolicyError,
 )
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
-from server.weights.selection import CombinedSelection, VariantSelection
+from server.weights.expert_restrictions import ExpertRestrictions
+from server.weights.selection import CombinedSelection, RestrictedSelection, VariantSelection, restricted
 from server.weights.variant_registry import VariantRegistry, VariantVersion
+
+Factors = Sequence[tuple[str, float]]  # names of adapters, and the factor of what each adds
 
 MAX_ADAPTERS = 16  # of one request
 MAX_ROUTED = 64  # that a router chooses from for one request
@@ -30,6 +37,7 @@ class Directory:
         base: the name of the base model. Variants are served as ``BASE:VARIANT``.
         variants: None if none can be loaded.
         adapters: the adapters and the memory for them; None if none can be loaded.
+        restrictions: remove the experts that policies forbid; None if no policy may forbid any.
     """
 
     def __init__(
@@ -37,8 +45,9 @@ class Directory:
         base: str,
         variants: VariantRegistry | None = None,
         adapters: tuple[AdapterRegistry, AdapterMemory] | None = None,
+        restrictions: ExpertRestrictions | None = None,
     ):
-        self._prefix, self._variants = f"{base}:", variants
+        self._prefix, self._variants, self._restrictions = f"{base}:", variants, restrictions
         self._adapters = None if adapters is None else adapters[0]
         self._memory = None if adapters is None else adapters[1]
 
@@ -64,18 +73,27 @@ class Directory:
     def resolve(
         self,
         name: str | None,
-        adapters: Sequence[tuple[str, float]] = (),
+        adapters: Factors = (),
+        policy: Policy | None = None,
         routing: TokenRouting | None = None,
     ) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
-        selected = self._select_adapters([*own, *adapters], is_own=bool(own), routing=routing)
-        if variant is None:
+        selected = self._select_adapters(own, adapters, policy, routing)
+        experts = self._select_experts(variant, policy)
+        if experts is None:
             return selected
-        if self._variants is None or self._variants.find(variant) is None:
-            raise RequestRefusedError(f"there is no expert variant {variant!r}; see GET /v1/models", "model")
-        own_weights = VariantSelection(variant, self._variants)
-        return own_weights if selected is None else CombinedSelection(own_weights, selected)
+        return experts if selected is None else CombinedSelection(experts, selected)
+
+    def prepare(self, policies: Iterable[Policy]) -> None:
+        policies = list(policies)
+        for policy in policies:
+            if policy.adapters and self._adapters is None:
+                raise UnusablePolicyError(f"the policy {policy.name} adds adapters, but {NO_ADAPTERS}")
+            if policy.forbidden_experts and self._restrictions is None:
+                raise UnusablePolicyError(f"the policy {policy.name}: this model can't run without some of its experts")
+        if self._restrictions is not None:
+            self._restrictions.prepare(policies)
 
     def _variant_of(self, name: str) -> str | None:
         """Return the variant that a name stands for, if it has the form of one."""
@@ -85,39 +103,82 @@ class Directory:
     def _find_variant(self, variant: str | None) -> VariantVersion | None:
         return None if variant is None or self._variants is None else self._variants.find(variant)
 
+    def _select_experts(
+        self, variant: str | None, policy: Policy | None
+    ) -> VariantSelection | RestrictedSelection | None:
+        """Return the experts of a request; None for those of the base model."""
+        selected, version = None, self._find_variant(variant)
+        if variant is not None:
+            if self._variants is None or version is None:
+                raise RequestRefusedError(f"there is no expert variant {variant!r}; see GET /v1/models", "model")
+            selected = VariantSelection(variant, self._variants)
+        if policy is None or self._restrictions is None:
+            return selected
+        restriction = self._restrictions.find(policy.forbidden_experts)
+        if restriction is None:
+            return selected
+        if version is not None:
+            restricted(restriction, version.files.variant)
+        return RestrictedSelection(restriction, selected)
+
     def _select_adapters(
-        self, chosen: Sequence[tuple[str, float]], *, is_own: bool, routing: TokenRouting | None
+        self, own: Factors, added: Factors, policy: Policy | None, routing: TokenRouting | None
     ) -> AdapterSelection | None:
         """Return the adapters of a request; None if it has none.
 
         Args:
-            is_own: whether the first one is the request's model.
+            own: the adapter that is the request's model, if one is.
+            added: those that the request adds to its model.
+            policy: of the caller's key; a request may not give the adapters that it adds another factor.
+            routing: chooses further ones for each token.
         """
-        if not chosen and routing is None:
+        required = () if policy is None else policy.adapters
+        if not (own or added or required or routing):
             return None
         if self._adapters is None or self._memory is None:
             raise RequestRefusedError(NO_ADAPTERS, "adapters")
-        if len(chosen) > MAX_ADAPTERS:
-            raise RequestRefusedError(f"a request may use at most {MAX_ADAPTERS} adapters", "adapters")
+        chosen = [*own, *added]
+        if len(chosen) + len(required) > MAX_ADAPTERS:
+            beside = f" beside the {len(required)} of its key" if required else ""
+            most = MAX_ADAPTERS - len(required)
+            raise RequestRefusedError(f"a request may use at most {most} adapters{beside}", "adapters")
         names = [each for each, _ in chosen]
         for index, each in enumerate(names):
             if self._adapters.find(each) is None:
-                field = "model" if is_own and not index else "adapters"
+                field = "model" if index < len(own) else "adapters"
                 raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
+        self._check_required(self._adapters, added, required)
+        always = dict(required)
+        chosen = [(name, weight) for name, weight in chosen if name not in always]
+        chosen = [*chosen, *required]
         if routing is not None:
-            routing = replace(routing, adapters=tuple(self._routed(self._adapters, routing, names)))
+            names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
+            routing = replace(routing, adapters=tuple(names))
         return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_routed_tokens)
 
     @staticmethod
-    def _routed(registry: AdapterRegistry, routing: TokenRouting, fixed: Collection[str]) -> list[str]:
-        """Return the adapters that a router chooses from for each token."""
+    def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:
+        """Refuse a request that can't have the adapters that its key's policy adds, or gives them another factor."""
+        for name, weight in required:
+            if registry.find(name) is None:
+                raise RequiredAdapterError(
+                    f"the adapter {name!r}, which every request of this key uses, is not loaded; ask an administrator"
+                )
+            if (name, weight) not in added and name in dict(added):
+                message = f"the adapter {name!r} is part of every request of this key; leave it out of 'adapters'"
+                raise PolicyRefusedError(message, "adapters", "adapter")
+
+    @staticmethod
+    def _routed(
+        registry: AdapterRegistry, routing: TokenRouting, fixed: Collection[str], policy: Policy | None
+    ) -> list[str]:
+        """Return the adapters that a router chooses from for each token: of those that a policy allows."""
+        allowed = [each for each in registry.names() if policy is None or policy.allows(each)]
         field = "routing.adapters"
         if routing.adapters is None:
-            names = [
-                each for each in registry.names() if each not in fixed and not registry.reason_against_tokens(each)
-            ]
+            names = [each for each in allowed if each not in fixed and not registry.reason_against_tokens(each)]
             if not names:
                 raise RequestRefusedError(
                     "no adapter can be chosen by token: load one that adds to linear layers only", "routing"
@@ -129,7 +190,7 @@ class Directory:
                 )
             return sorted(names)
         for each in routing.adapters:
-            if registry.find(each) is None:
+            if each not in allowed:
                 raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
             if each in fixed or routing.adapters.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", field)

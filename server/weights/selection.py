@@ -6,8 +6,11 @@ import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
-from server.engine.interface import RequestWeights
+from expert_store import CheckpointError
+from server.engine.interface import PolicyRefusedError, RequestWeights
+from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
+from server.model.experts.variant import ExpertVariant
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
 
@@ -55,8 +58,13 @@ class VariantSelection:
         return {}
 
     @property
+    def variant(self) -> ExpertVariant:
+        """The variant, as it was when the first sequence began."""
+        return self._current.files.variant
+
+    @property
     def chunk_weights(self) -> ChunkWeights:
-        return ChunkWeights(variant=self._current.files.variant)
+        return ChunkWeights(variant=self.variant)
 
     @property
     def _current(self) -> VariantVersion:
@@ -64,10 +72,76 @@ class VariantSelection:
         return self._version
 
 
+class RestrictedSelection:
+    """The ``RequestWeights`` of a request whose policy forbids experts.
+
+    Args:
+        selected: the variant that the request chose; None for the base model.
+    """
+
+    def __init__(self, restriction: ExpertRestriction, selected: VariantSelection | None):
+        self._restriction, self._selected = restriction, selected
+        self._variant: ExpertVariant | None = None if selected else restriction.apply(None)
+
+    @property
+    def cache_salt(self) -> bytes:
+        return self.variant.version.encode()
+
+    def begin(self) -> None:
+        if self._selected is None:
+            return
+        self._selected.begin()
+        try:
+            self._variant = restricted(self._restriction, self._selected.variant)
+        except PolicyRefusedError:
+            self._selected.end()
+            raise
+
+    def end(self) -> None:
+        if self._selected is not None:
+            self._selected.end()
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        """Do nothing: the store's leases hold experts for as long as a step needs them."""
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Do nothing: no router chooses adapters."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def variant(self) -> ExpertVariant:
+        """The model or the variant without the forbidden experts."""
+        assert self._variant is not None
+        return self._variant
+
+    @property
+    def chunk_weights(self) -> ChunkWeights:
+        return ChunkWeights(variant=self.variant)
+
+
+def restricted(restriction: ExpertRestriction, variant: ExpertVariant) -> ExpertVariant:
+    """Return a variant without the experts that a policy forbids.
+
+    Raises:
+        PolicyRefusedError: it can't run without them.
+    """
+    try:
+        return restriction.apply(variant)
+    except CheckpointError as error:
+        message = f"the variant {variant.name!r} can't run without the experts that this key may not use: {error}"
+        raise PolicyRefusedError(message, "model", "experts") from error
+
+
 class CombinedSelection:
     """The ``RequestWeights`` of a request with an expert variant and adapters."""
 
-    def __init__(self, variant: VariantSelection, adapters: RequestWeights):
+    def __init__(self, variant: VariantSelection | RestrictedSelection, adapters: RequestWeights):
         self._variant, self._adapters = variant, adapters
 
     @property
@@ -101,4 +175,4 @@ class CombinedSelection:
 
     @property
     def chunk_weights(self) -> ChunkWeights:
-        return replace(self._adapters.chunk_weights, variant=self._variant.chunk_weights.variant)
+        return replace(self._adapters.chunk_weights, variant=self._variant.variant)

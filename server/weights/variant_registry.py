@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 from expert_store import ExpertKey, ExpertStore, ExpertStoreError
 from server.byte_sizes import format_bytes
 from server.engine.interface import RequestRefusedError, UnknownVariantError
-from server.model.checkpoint.variant_files import BaseModel, VariantFiles, read_variant
+from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.errors import AdapterError
-from server.model.lora.peft_files import locate
+from server.model.lora.peft_files import locate, without_root
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_FOLDER = "no expert weights may be loaded, because the server was started without --experts-dir"
@@ -68,6 +68,7 @@ class VariantRegistry:
     Args:
         store: the base model's.
         make_base: returns the base model, for the first variant that is loaded.
+        find_fingerprint: returns the base model's fingerprint, and keeps it.
         folder: the folder below which variants are; None if none may be loaded.
         on_change: called after the number of experts has changed.
     """
@@ -76,10 +77,12 @@ class VariantRegistry:
         self,
         store: ExpertStore,
         make_base: Callable[[], BaseModel],
+        find_fingerprint: Callable[[], str],
         folder: Path | None,
         on_change: Callable[[], None] = lambda: None,
     ):
         self._store, self._make_base, self._folder, self._on_change = store, make_base, folder, on_change
+        self._find_fingerprint = find_fingerprint
         self._current: Mapping[str, VariantVersion] = {}  # replaced, never changed
         self._totals: dict[str, _Totals] = {}
         self._loading = threading.Lock()  # held while a variant is loaded or unloaded
@@ -138,7 +141,8 @@ class VariantRegistry:
                 files = read_variant(folder, name, f"{name}@{number}", self._base)
                 self._store.add_variant(files.variant.version, files.recipes)
             except (AdapterError, ExpertStoreError, ModelError, OSError) as error:
-                raise RequestRefusedError(f"{path} can't be loaded: {error}", "path") from error
+                reason = without_root(str(error), self._folder, "--experts-dir")
+                raise RequestRefusedError(f"{path} can't be loaded: {reason}", "path") from error
             version = VariantVersion(name, folder, files)
             with self._lock:
                 old = self._current.get(name)
@@ -155,7 +159,7 @@ class VariantRegistry:
             len(files.recipes),
             format_bytes(files.nbytes),
         )
-        return self._describe(version)
+        return {**self._describe(version), "replaced": old is not None}
 
     def unload(self, name: str) -> None:
         with self._loading:
@@ -170,8 +174,12 @@ class VariantRegistry:
             self._on_change()
         log.info("expert variant %s: unloaded", name)
 
-    def overview(self) -> list[dict[str, Any]]:
-        return [self._describe(version) for version in self._current.values()]
+    def overview(self) -> dict[str, Any]:
+        return {
+            "folder": None if self._folder is None else str(self._folder.absolute()),
+            BASE_FIELD: self._find_fingerprint(),
+            "data": [self._describe(version) for version in self._current.values()],
+        }
 
     def uses(self) -> list[VariantUse]:
         """Return the use of each variant that can be chosen."""

@@ -61,6 +61,39 @@ EXPERTS = {
     "layers": [{"layer": 1, "experts": [EXPERT, EXPERT | {"expert": 3, "tokens": 70, "residency": "disk"}]}],
     **{name: STATE[name] for name in ("tiers", "hit_ratio", "optimal_hit_ratio", "stall_seconds", "loaded_bytes")},
 }
+VARIANT = {
+    "object": "experts.variant",
+    "model": "tiny:law",
+    "name": "law",
+    "path": "/srv/experts/law",
+    "version": 2,
+    "experts": 48,
+    "experts_added": 0,
+    "experts_removed": 0,
+    "layers": [3, 4, 5],
+    "routers": 0,
+    "tensors": 144,
+    "bytes": 4096,
+    "experts_resident": 12,
+    "tokens": 1234,
+    "requests": {"unfinished": 0, "total": 7},
+}
+ADAPTER = {
+    "name": "code",
+    "path": "/srv/adapters/code",
+    "version": 1,
+    "state": "running",
+    "tier": "host",
+    "rank": 8,
+    "ranks": [8],
+    "tensors": 4,
+    "bytes": 2048,
+    "memory_bytes": 2048,
+    "base_model": None,
+    "requests": {"unfinished": 1, "total": 3},
+}
+VARIANTS = {"object": "list", "folder": "/srv/experts", "greenroom_base": "ab12", "data": [VARIANT]}
+ADAPTERS = {"object": "adapters", "folder": "/srv/adapters", "memory": None, "data": [ADAPTER]}
 EXPERT_USAGE = {
     "expert_requests": 40,
     "expert_misses": 4,

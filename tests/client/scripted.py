@@ -42,8 +42,10 @@ class ScriptedServer:
         return replies.pop(0) if len(replies) > 1 else replies[0]
 
 
-def model_list(*names: str) -> ScriptedReply:
-    data = [{"id": name, "object": "model", "created": 1, "owned_by": "greenroom"} for name in names]
+def model_list(*names: str, parent: str | None = None) -> ScriptedReply:
+    """Return a list of models, of which all but the parent have one."""
+    card = {"object": "model", "created": 1, "owned_by": "greenroom"}
+    data = [card | {"id": name, "parent": None if name == parent else parent} for name in names]
     return ScriptedReply(json.dumps({"object": "list", "data": data}).encode())
 
 

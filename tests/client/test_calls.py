@@ -12,7 +12,19 @@ import httpx
 import pytest
 
 import client
-from client import AsyncClient, ChatReply, Client, Expert, ExpertChange, Health, Model, Token, TokenLogprob, ToolCall
+from client import (
+    AsyncClient,
+    ChatReply,
+    Client,
+    Expert,
+    ExpertChange,
+    Health,
+    Model,
+    Routing,
+    Token,
+    TokenLogprob,
+    ToolCall,
+)
 from tests.client.bodies import (
     COMPLETION,
     EXPERT,
@@ -40,8 +52,11 @@ CALLS = {
     "unpin": ["experts"],
     "prefetch": ["experts"],
     "evict": ["experts"],
+    "variants": [],
+    "load_variant": ["name", "path"],
+    "unload_variant": ["name"],
     "adapters": [],
-    "load_adapter": ["name", "path", "replace"],
+    "load_adapter": ["name", "path", "replace", "examples", "description"],
     "unload_adapter": ["name"],
     "requests": [],
     "metrics": [],
@@ -181,6 +196,22 @@ def test_logprobs_of_both_forms(any_client: AnyClient) -> None:
     assert any_client("chat", "", logprobs=True).choices[0].logprobs == (TokenLogprob("b", -0.5, (("c", -1.5),)),)
 
 
+ROUTING = {"method": "embedding", "model": "law", "reason": "It is closest.", "scores": {"law": 0.9, "tiny": 0.1}}
+
+
+def test_the_choice_of_a_router_is_typed(any_client: AnyClient) -> None:
+    any_client.handler = replying(COMPLETION | {"greenroom": {"routing": {**ROUTING, "seconds": 0.1}}})
+    assert any_client("complete", "Once", model="auto").routing == Routing(**ROUTING)
+    any_client.handler = replying(COMPLETION)
+    assert any_client("complete", "Once").routing is None
+
+
+def test_the_choice_of_a_router_comes_with_the_first_chunk_of_a_stream(any_client: AnyClient) -> None:
+    first = event(HEAD | {"choices": [{"index": 0, "text": "A"}], "greenroom": {"routing": ROUTING}})
+    any_client.handler = lambda _: httpx.Response(200, content=first + streamed(["b"]))
+    assert any_client.stream("stream", "Once")[1].routing.model == "law"
+
+
 def test_experts_of_tokens(any_client: AnyClient) -> None:
     chosen = [[[0, 3], [1, 2]], [[3, 0], [2, 1]]]
     any_client.handler = replying(COMPLETION | {"choices": [{"index": 0, "text": "ab", "experts": chosen}]})
@@ -233,6 +264,8 @@ def test_models(any_client: AnyClient) -> None:
     card = {"id": "tiny", "object": "model", "created": 1, "owned_by": "greenroom"}
     any_client.handler = replying({"object": "list", "data": [card | {"max_model_len": 64}, card]})
     assert any_client("models") == [Model("tiny", 1, "greenroom", 64), Model("tiny", 1, "greenroom", None)]
+    any_client.handler = replying({"object": "list", "data": [card | {"parent": "base"}]})
+    assert any_client("models")[0].parent == "base"
 
 
 @pytest.mark.parametrize(("status", "is_ok"), [(200, True), (503, False)])

@@ -108,6 +108,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
     wrapper: Sequence[str] = (),
+    stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a `greenroom` command to its end.
 
@@ -115,9 +116,11 @@ def run_command(
         environment: additional variables.
         prepare: called in the new process before the command starts.
         wrapper: a command that runs this one.
+        stdin: its input; None for that of the tests.
     """
     return subprocess.run(
         [*wrapper, COMMAND, *arguments],
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=100,

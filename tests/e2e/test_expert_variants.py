@@ -159,6 +159,7 @@ def test_what_cannot_be_loaded_is_refused_with_a_sentence(http: httpx.Client, fo
         answer = http.post("/v1/experts/load", json={"name": "law", "path": path})
         assert answer.status_code == 400, path
         assert message in answer.json()["error"]["message"]
+        assert str(folder) not in answer.text
     answer = http.post("/v1/experts/load", json={"name": "a:b", "path": "law"})
     assert answer.json()["error"]["param"] == "name"
     assert http.delete("/v1/experts/variants/none").status_code == 404

@@ -21,8 +21,10 @@ import openai
 import pytest
 import yaml
 
+from client import Client
 from tests.dashboards import DASHBOARDS, DOCKER, queries
 from tests.e2e.processes import Server, serving
+from tests.e2e.weights import make_weights
 
 RULES = DOCKER / "prometheus/rules.yml"
 MODEL = "greenroom-demo"
@@ -99,9 +101,12 @@ def configure(folder: Path, server: Server) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    """One that nobody has asked before: rates are those of the traffic here."""
-    with serving("--host-expert-memory", "25%", "--dtype", "float32") as running:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that nobody has asked before, with a variant and an adapter: rates are those of the traffic here."""
+    flags = make_weights(tmp_path_factory.mktemp("weights"))
+    with serving("--host-expert-memory", "25%", "--dtype", "float32", *flags) as running, Client(running.url) as client:
+        client.load_variant("law", "law")
+        client.load_adapter("code", "code")
         yield running
 
 
@@ -137,6 +142,8 @@ def prometheus(server: Server, client: openai.OpenAI, tmp_path_factory: pytest.T
 def generate(client: openai.OpenAI) -> None:
     for prompt in ("Once upon a time", "To be, or not to be", "To be, or not to be"):
         client.completions.create(model=MODEL, prompt=prompt * 8, max_tokens=16, n=2, extra_body={"ignore_eos": True})
+    for model in (f"{MODEL}:law", "code"):
+        client.completions.create(model=model, prompt="To be", max_tokens=4)
     client.embeddings.create(model=MODEL, input=["one", "two"])
 
 

@@ -31,9 +31,9 @@ def value_of(key: ExpertKey) -> int:
 
 
 def make_records(
-    folder: Path, num_layers: int = 2, num_experts: int = 8, variants: Collection[str] = ()
+    folder: Path, num_layers: int = 2, num_experts: int = 8, variants: Collection[str] = (), shift: int = 0
 ) -> ExpertCatalog:
-    """Return a catalog of experts whose every weight is ``value_of``; each has all the variants."""
+    """Return a catalog of experts whose every weight is ``value_of`` and a shift; each has all the variants."""
     layers, others = {}, {}
     for layer in range(num_layers):
         path, records = folder / f"layer{layer}.pack", {}
@@ -41,7 +41,7 @@ def make_records(
             for variant, expert in product([BASE, *variants], range(num_experts)):
                 key = ExpertKey(layer, expert, variant)
                 record = np.zeros(LAYOUT.slot_bytes, dtype=np.uint8)
-                record[:64].view(np.int32)[:] = value_of(key)
+                record[:64].view(np.int32)[:] = value_of(key) + shift
                 checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(key))
                 records[key] = PackedRecord(Extent(path, file.tell(), LAYOUT.slot_bytes), checksum)
                 file.write(record.data)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore
+from expert_store import BudgetError, ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore, StoreFailedError
+from expert_store import lease as lease_module
 from expert_store.arena import HostArena
 from expert_store.io import device_memory as device
 from expert_store.io.device_memory import EmulatedDevice
@@ -181,6 +182,111 @@ def test_a_rebuild_waits_for_leases(stores: Any) -> None:
     rebuild.join(TIMEOUT)
     assert not rebuild.is_alive()
     assert store.tiers()["device"].num_slots == 3
+
+
+class Resize:
+    """A resize of the device tier in a thread of its own, which waits for a lease."""
+
+    def __init__(self, store: ExpertStore, num_slots: int):
+        self.thread = threading.Thread(target=store.resize, kwargs={"device_bytes": num_slots * SLOT})
+        self.thread.start()
+        while store._state.next_device_slots is None:
+            threading.Event().wait(0.001)
+
+    def join(self) -> None:
+        self.thread.join(TIMEOUT)
+        assert not self.thread.is_alive()
+
+
+def test_leases_that_begin_while_a_rebuild_waits_go_after_it(stores: Any) -> None:
+    """Otherwise leases that overlap would keep the tier in use for ever."""
+    store = stores(2, 4)
+    num_slots: list[int] = []
+
+    def lease() -> None:
+        with store.lease(one_row_each(0, [2])) as later:
+            list(later)
+            num_slots.append(store.tiers()["device"].num_slots)
+
+    with store.lease(one_row_each(0, [1])) as first:
+        list(first)
+        resize, later = Resize(store, 3), threading.Thread(target=lease)
+        later.start()
+        assert store.prefetch(0, [3]) == 0
+    resize.join()
+    later.join(TIMEOUT)
+    assert num_slots == [3]
+
+
+def test_a_lease_of_a_thread_that_holds_another_does_not_wait_for_a_rebuild_for_ever(
+    stores: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "RESIZE_SECONDS", 0.05)
+    store = stores(2, 4)
+    with store.lease(one_row_each(0, [1])) as first:
+        list(first)
+        resize = Resize(store, 3)
+        use(store, 1, 5)
+    resize.join()
+    assert store.tiers()["device"].num_slots == 3
+
+
+def test_pins_that_come_while_a_rebuild_waits_have_to_fit_in_the_new_size(stores: Any) -> None:
+    store = stores(4, 4)
+    with store.lease(one_row_each(0, [1])) as lease:
+        list(lease)
+        resize = Resize(store, 2)
+        store.pin([ExpertKey(0, 6)])
+        with pytest.raises(BudgetError, match="2 pinned experts leave fewer than 1 of 2 slots"):
+            store.pin([ExpertKey(0, 7)])
+    resize.join()
+    use(store, 0, *range(8))
+    assert store.tiers()["device"].num_pinned == 1
+
+
+def test_rebuilds_wait_for_each_other(stores: Any) -> None:
+    store = stores(2, 4)
+    with store.lease(one_row_each(0, [1])) as lease:
+        list(lease)
+        first = Resize(store, 3)
+        second = threading.Thread(target=store.resize, kwargs={"device_bytes": 5 * SLOT})
+        second.start()
+    first.join()
+    second.join(TIMEOUT)
+    device = store.tiers()["device"]
+    assert (device.num_slots, device.budget_bytes) == (5, 5 * SLOT)
+
+
+def test_memory_that_others_took_meanwhile_leaves_a_smaller_tier(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(8, 4)
+    store.pin([ExpertKey(0, 1)])
+    allocate = EmulatedDevice.allocate
+
+    def refuse_more(self: EmulatedDevice, nbytes: int) -> torch.Tensor:
+        if nbytes > 3 * SLOT:
+            raise BudgetError("cannot allocate")
+        return allocate(self, nbytes)
+
+    monkeypatch.setattr(EmulatedDevice, "allocate", refuse_more)
+    with pytest.raises(BudgetError, match="cannot allocate"):
+        store.resize(device_bytes=9 * SLOT)
+    assert store.tiers()["device"].num_slots == 2
+    use(store, 0, *range(8))
+
+
+def test_a_device_without_any_memory_ends_all_waiting(stores: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = stores(2, 4)
+
+    def refuse(self: EmulatedDevice, nbytes: int) -> torch.Tensor:
+        raise BudgetError("cannot allocate")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EmulatedDevice, "allocate", refuse)
+        with pytest.raises(BudgetError, match="cannot allocate"):
+            store.resize(device_bytes=3 * SLOT)
+    assert store.health == "failing"
+    with pytest.raises(StoreFailedError, match="the memory of the device tier is gone: cannot allocate"):
+        use(store, 0, 1)
 
 
 def test_a_store_without_a_device_tier_cannot_get_one(catalog: ExpertCatalog) -> None:

@@ -1,8 +1,12 @@
-"""Random use from many threads (leases, failures, evictions, pins, prefetches, resizes): the invariants hold."""
+"""Random use from many threads: leases, failures, evictions, pins, prefetches, resizes, variants that come and go.
+
+The invariants hold after each step.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import functools
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -16,11 +20,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from expert_store import BASE, BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease
+from expert_store import BASE, BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease, Weights
 from expert_store.arena import Bytes
 from expert_store.io.direct_io import DirectFile, Piece
 from expert_store.policies import POLICIES
-from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records, value_of
 from tests.expert_store.waiting import wait_until_idle
 
@@ -28,6 +31,7 @@ pytestmark = pytest.mark.slow
 
 LAYERS, EXPERTS, THREADS, TIMEOUT = 3, 6, 6, 60
 VARIANT = "other"
+NAMES, MORE, SHIFTS = ("red", "blue"), 2, (10_000, 20_000)  # of variants that come and go, beyond the model's experts
 SLOT = LAYOUT.slot_bytes
 
 experts = st.sets(st.integers(0, EXPERTS - 1), min_size=1)
@@ -46,6 +50,7 @@ requests = st.lists(
     min_size=1,
     max_size=THREADS,
 )
+places = st.sets(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, EXPERTS + MORE - 1)), min_size=1, max_size=12)
 slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be leased
 
 
@@ -81,7 +86,13 @@ class StoreMachine(RuleBasedStateMachine):
             policy=policy,
             least_unpinned=2,
         )
-        self.leases: list[Lease] = []
+        self.leases: list[tuple[Lease, Weights, int]] = []
+        self.sources = []
+        for shift in SHIFTS:
+            folder = self.folder / str(shift)
+            folder.mkdir()
+            self.sources.append(make_records(folder, LAYERS, EXPERTS + MORE, ["made"], shift).variants["made"])
+        self.made: dict[str, dict[ExpertKey, int]] = {}  # the values of each variant that comes and goes
 
     def use(self, chosen: set[ExpertKey]) -> None:
         try:
@@ -152,7 +163,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(chosen=st.lists(keys, max_size=5), host_slots=slots, rows=experts)
     def hold_all(self, chosen: list[ExpertKey], host_slots: int, rows: set[int]) -> None:
         """Hold all experts for a step while other threads try to evict them."""
-        self.store.resize(host_bytes=LAYERS * EXPERTS * SLOT)
+        self.resize(LAYERS * EXPERTS)
         for layer in range(LAYERS):
             self.use({ExpertKey(layer, expert) for expert in range(EXPERTS)})
         hold = self.store.hold_residents()
@@ -170,15 +181,83 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(layer=st.integers(0, LAYERS - 1), expert=st.integers(0, EXPERTS - 1))
     def keep_a_lease(self, layer: int, expert: int) -> None:
         """Lease one expert over several rules."""
-        lease = self.store.lease(one_row_each(layer, [expert]))
+        self.keep(ExpertKey(layer, expert), value_of(ExpertKey(layer, expert)))
+
+    @precondition(lambda self: self.made and not self.leases)
+    @rule(data=st.data())
+    def keep_a_lease_of_a_variant(self, data: st.DataObject) -> None:
+        values = self.draw_variant(data)
+        key = data.draw(st.sampled_from(sorted(values)))
+        self.keep(key, values[key])
+
+    def keep(self, key: ExpertKey, value: int) -> None:
+        lease = self.store.lease({key: 1})
         lease.__enter__()
-        self.leases.append(lease)
-        next(iter(lease))
+        ((_, weights),) = list(lease)
+        self.leases.append((lease, weights, value))
 
     @precondition(lambda self: self.leases)
     @rule()
     def end_lease(self) -> None:
-        self.leases.pop().__exit__(None, None, None)
+        lease, weights, value = self.leases.pop()
+        assert int(weights["weight"][0]) == value
+        lease.__exit__(None, None, None)
+
+    @rule(name=st.sampled_from(NAMES), source=st.integers(0, len(SHIFTS) - 1), chosen=places, batch=requests)
+    def lease_while_adding_a_variant(
+        self, name: str, source: int, chosen: set[tuple[int, int]], batch: list[set[ExpertKey]]
+    ) -> None:
+        if name not in self.made:
+            self.together(batch, lambda: self.add(name, source, chosen))
+
+    def add(self, name: str, source: int, chosen: set[tuple[int, int]]) -> None:
+        try:
+            self.store.add_variant(name, {place: self.sources[source][place] for place in chosen})
+        except BudgetError as error:
+            assert "pinned" in str(error)  # noqa: PT017
+            return
+        keys = [ExpertKey(*place, name) for place in chosen]
+        self.made[name] = {key: value_of(key) + SHIFTS[source] for key in keys}
+
+    def draw_variant(self, data: st.DataObject) -> dict[ExpertKey, int]:
+        return self.made[data.draw(st.sampled_from(sorted(self.made)))]
+
+    def use_variant(self, values: dict[ExpertKey, int], layer: int) -> None:
+        """Lease a variant's experts of a layer beside some of the model's own."""
+        own = [ExpertKey(layer, expert) for expert in range(2)]
+        wanted = {key: value for key, value in values.items() if key.layer == layer} | {
+            key: value_of(key) for key in own
+        }
+        with self.store.lease(dict.fromkeys(wanted, 1)) as lease:
+            assert {key: int(weights["weight"][0]) for key, weights in lease} == wanted
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), batch=requests, host_slots=slots)
+    def lease_variants_while_resizing(self, data: st.DataObject, batch: list[set[ExpertKey]], host_slots: int) -> None:
+        values = self.draw_variant(data)
+        uses = [functools.partial(self.use_variant, values, key.layer) for key in list(values)[:3]]
+        self.together(batch[:3], *uses, lambda: self.resize(host_slots))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def pin_a_variant(self, data: st.DataObject) -> None:
+        self.pin(sorted(self.draw_variant(data))[:2])
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), batch=requests)
+    def lease_while_removing_a_variant(self, data: st.DataObject, batch: list[set[ExpertKey]]) -> None:
+        name = data.draw(st.sampled_from(sorted(self.made)))
+        values = self.made.pop(name)
+
+        def use_or_miss(layer: int) -> None:
+            try:
+                self.use_variant(values, layer)
+            except (ExpertLoadError, ValueError) as error:
+                assert name in str(error)  # noqa: PT017
+
+        uses = [functools.partial(use_or_miss, key.layer) for key in list(values)[:3]]
+        self.together(batch[:2], *uses, lambda: self.store.remove_variant(name))
+        assert all(key.variant != name for key in [*self.store.residents(), *self.store.pinned])
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -197,6 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
         if hasattr(self, "store"):
             while self.leases:
                 self.end_lease()
+            self.store.hit_ratios()
             self.store.close()
             self.store.check_integrity()
             self.threads.shutdown()

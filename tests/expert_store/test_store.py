@@ -422,6 +422,18 @@ def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monk
     assert ratios.realised < ratios.optimal
 
 
+def test_the_optimum_is_a_bound_while_slots_of_a_larger_budget_are_in_use(make_store: MakeStore) -> None:
+    store = make_store(6)
+    with store.lease(one_row_each(0, range(3))) as lease:
+        list(lease)
+        store.resize(host_bytes=least_bytes(store.catalog, 2))
+        for _ in range(2):
+            use(store, 0, 1)
+    ratios = store.hit_ratios()
+    assert ratios is not None
+    assert ratios.realised <= ratios.optimal <= 1
+
+
 def test_a_wide_lease_leaves_other_layers_their_slots(make_store: MakeStore) -> None:
     store = make_store(6)
     use(store, 0, 1, 2, 3)

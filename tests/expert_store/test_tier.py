@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from expert_store import ExpertKey
+from expert_store.entry import Entry, EntryState
 from expert_store.policies import LruPolicy
-from expert_store.tier import Entry, EntryState, Tier
+from expert_store.tier import Tier
 
 
 def key(expert: int) -> ExpertKey:

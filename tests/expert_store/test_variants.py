@@ -9,8 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from expert_store import BASE, ExpertCatalog, ExpertKey, ExpertStore, LayerEntry
+from expert_store import (
+    BASE,
+    BudgetError,
+    ExpertCatalog,
+    ExpertKey,
+    ExpertLayout,
+    ExpertLoadError,
+    ExpertStore,
+    LayerEntry,
+    ParameterSpec,
+    StoreClosedError,
+)
 from expert_store.catalog import Variant
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
@@ -28,10 +40,10 @@ def store(tmp_path: Path) -> Iterator[ExpertStore]:
     store.check_integrity()
 
 
-def recipes(folder: Path, *places: tuple[int, int]) -> Variant:
+def recipes(folder: Path, *places: tuple[int, int], shift: int = 0) -> Variant:
     """Return the recipes of some experts of a variant, in files of their own."""
     folder.mkdir(exist_ok=True)
-    made = make_records(folder, variants=["made"]).variants["made"]
+    made = make_records(folder, variants=["made"], shift=shift).variants["made"]
     return {place: made[place] for place in places}
 
 
@@ -147,3 +159,120 @@ def test_a_file_that_is_gone_is_told_and_changes_nothing(store: ExpertStore, tmp
         store.add_variant("law", made)
     assert not store.catalog.variants
     assert np.all([value == value_of(key) for key, value in values(store, *one_row_each(0, range(3))).items()])
+
+
+def test_leases_keep_what_they_have_of_a_removed_variant_and_its_name_is_free(
+    store: ExpertStore, tmp_path: Path
+) -> None:
+    key = ExpertKey(0, 1, "law")
+    store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+    with store.lease({key: 1}) as lease:
+        ((_, weights),) = list(lease)
+        store.remove_variant("law")
+        store.add_variant("law", recipes(tmp_path / "new", (0, 1), shift=10_000))
+        assert values(store, key) == {key: value_of(key) + 10_000}
+        assert int(weights["weight"][0]) == value_of(key)
+    store.check_integrity()
+    assert store.tiers()["host"].num_resident == 1
+
+
+@pytest.mark.parametrize("device_slots", [0, 4])
+def test_a_variant_of_the_same_name_does_not_get_the_bytes_that_were_being_read(
+    tmp_path: Path, device_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, slot = ExpertKey(0, 1, "law"), LAYOUT.slot_bytes
+    with closing(ExpertStore(make_records(tmp_path), 16 * slot, device_bytes=device_slots * slot)) as store:
+        reads = GatedReads(monkeypatch)
+        store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+        store.pin([key])
+        reads.wait_until_started()
+        store.remove_variant("law")
+        store.add_variant("law", recipes(tmp_path / "new", (0, 1), shift=10_000))
+        reads.is_open.set()
+        assert values(store, key) == {key: value_of(key) + 10_000}
+        wait_until_idle(store)
+        store.check_integrity()
+
+
+def test_a_lease_in_waves_is_told_that_its_variant_was_removed(store: ExpertStore, tmp_path: Path) -> None:
+    store.resize(host_bytes=LAYOUT.slot_bytes)
+    store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(4))))
+    keys = [ExpertKey(0, expert, "law") for expert in range(4)]
+
+    def use_and_remove() -> None:
+        with store.lease(dict.fromkeys(keys, 1)) as lease:
+            next(iter(lease))
+            store.remove_variant("law")
+            list(lease)
+
+    with pytest.raises(ExpertLoadError, match=r"of layer 0 \(law\): the variant was removed"):
+        use_and_remove()
+    store.check_integrity()
+    own = ExpertKey(0, 1)
+    assert values(store, own) == {own: value_of(own)}
+
+
+def test_damaged_bytes_of_a_removed_variant_do_not_quarantine_the_next(
+    store: ExpertStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = ExpertKey(0, 1, "law")
+    store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+    with (tmp_path / "old" / "layer0.pack").open("r+b") as file:
+        file.seek((EXPERTS + 1) * LAYOUT.slot_bytes)
+        file.write(b"damage")
+    reads = GatedReads(monkeypatch)
+    store.pin([key])
+    reads.wait_until_started()
+    store.remove_variant("law")
+    reads.is_open.set()
+    wait_until_idle(store)
+    store.add_variant("law", recipes(tmp_path / "new", (0, 1)))
+    assert not store.quarantined
+    assert values(store, key) == {key: value_of(key)}
+
+
+def test_pins_of_another_layout_that_would_lose_their_slots_refuse_a_variant(tmp_path: Path) -> None:
+    """Nothing is added then, and no file stays open."""
+    with closing(two_layouts(tmp_path)) as store:
+        store.pin([ExpertKey(1, expert) for expert in range(3)])
+        before = num_handles()
+        with pytest.raises(BudgetError, match="3 pinned experts leave fewer than 1 of 3 slots"):
+            store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
+        assert not store.catalog.variants
+        assert num_handles() == before
+
+
+def test_pins_that_fit_only_beside_a_variant_stay_when_it_goes(tmp_path: Path) -> None:
+    with closing(two_layouts(tmp_path)) as store:
+        store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
+        store.pin([ExpertKey(0, expert) for expert in range(5)])
+        store.remove_variant("law")
+        assert len(store.pinned) == 5
+        assert store.tiers()["host"].slot_bytes <= store.tiers()["host"].budget_bytes
+        keys = [ExpertKey(0, expert) for expert in range(EXPERTS)]
+        assert values(store, *keys) == {key: value_of(key) for key in keys}
+
+
+def two_layouts(folder: Path) -> ExpertStore:
+    """Return a store of 10 slots for 16 experts, whose layers have layouts of the same size."""
+    layers = make_records(folder).layers
+    other = ExpertLayout((ParameterSpec("weight", torch.int32, (32,)),))
+    catalog = ExpertCatalog({0: layers[0], 1: LayerEntry(other, layers[1].experts)})
+    return ExpertStore(catalog, 10 * LAYOUT.slot_bytes)
+
+
+@pytest.mark.parametrize("name", ["other", BASE])
+def test_what_is_no_variant_is_not_removed(store: ExpertStore, name: str) -> None:
+    with pytest.raises(ValueError, match=f"there is no variant '{name}'"):
+        store.remove_variant(name)
+    own = ExpertKey(0, 1)
+    assert values(store, own) == {own: value_of(own)}
+
+
+def test_a_closed_store_takes_no_variant(store: ExpertStore, tmp_path: Path) -> None:
+    made = recipes(tmp_path / "law", (0, 1))
+    store.close()
+    before = num_handles()
+    with pytest.raises(StoreClosedError):
+        store.add_variant("law", made)
+    assert num_handles() == before

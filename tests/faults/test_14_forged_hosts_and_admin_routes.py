@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import anyio
@@ -180,6 +181,18 @@ def test_there_is_exactly_one_host(locked: FakeServer, headers: Sequence[str]) -
     answer = ask(locked.port, get("/health", headers))
     assert status_of(answer) == 400
     assert error_of(answer)["message"] == "The request must have exactly one header 'host' with the server's name."
+
+
+def test_a_host_is_refused_in_the_form_of_the_dialect(locked: FakeServer) -> None:
+    bodies = [
+        ask(locked.port, get(path, []).replace(b"GET", b"POST")).partition(b"\r\n\r\n")[2]
+        for path in ("/v1/chat/completions", "/v1/messages", "/api/chat", "/nowhere")
+    ]
+    openai, anthropic, ollama, unknown = map(json.loads, bodies)
+    assert openai == unknown
+    assert openai["error"]["type"] == "invalid_request_error"
+    assert anthropic["type"] == "error"
+    assert ollama["error"] == openai["error"]["message"]
 
 
 @pytest.mark.parametrize(

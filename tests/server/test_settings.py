@@ -106,7 +106,7 @@ def test_other_texts_than_sizes_are_refused(text: str) -> None:
     ],
 )
 def test_other_texts_than_collector_addresses_are_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match=r"--otlp-endpoint .*: write an address such as http://localhost:4318"):
+    with pytest.raises(SettingsError, match=r"--otlp-endpoint: write an address such as http://localhost:4318"):
         load_settings({"otlp_endpoint": url}, {}, None)
 
 
@@ -233,3 +233,10 @@ def test_a_served_name_of_two_lines_is_refused() -> None:
     name = "a\nGreenroom ready: http://127.0.0.1:1 (model b)"
     with pytest.raises(SettingsError, match="write a name in characters that can be printed, on one line"):
         load_settings({"served_model_name": name}, {}, None)
+
+
+def test_isolation_by_key_needs_keys() -> None:
+    message = r"--prefix-cache-isolation separates API keys, and there are none: set --api-key-file"
+    with pytest.raises(SettingsError, match=message):
+        load_settings({"prefix_cache_isolation": True}, {}, None).check_keys()
+    load_settings({"prefix_cache_isolation": True, "api_key": ["key"]}, {}, None).check_keys()

@@ -7,6 +7,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
+from server.api.core.audit import audited
 from server.api.core.auth import AdminDep
 from server.api.core.auto_routing import learn_examples
 from server.api.core.body import JsonBody
@@ -18,6 +19,7 @@ from server.api.core.validation import quote
 from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."
+NONE: dict[str, Any] = {"object": "adapters", "folder": None, "memory": None, "data": []}  # the list of such a server
 
 router = APIRouter(prefix="/v1", tags=["adapters"], dependencies=[AdminDep])
 
@@ -53,33 +55,40 @@ class AdapterPath(AdapterName):
 @router.get("/adapters")
 async def list_adapters(service: ServiceDep) -> JSONResponse:
     model = service.loaded_model(None)
-    overview = await asyncio.to_thread(adapters_of(service).overview)
+    if model.adapters is None:
+        return JSONResponse(NONE)
+    overview = await asyncio.to_thread(model.adapters.overview)
     for adapter in overview["data"]:
         if adapter["routing"] is not None:
             adapter["routing"]["state"] = _routing_state(model, adapter)
     return JSONResponse(overview)
 
 
-@router.post("/load_lora_adapter")
+@router.post("/load_lora_adapter", response_class=PlainTextResponse)
 async def load_adapter(body: Annotated[AdapterPath, JsonBody(AdapterPath)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
-    model, adapters, routing = service.loaded_model(None), adapters_of(service), body.routing
+    model, adapters, routing = service.base_model, adapters_of(service), body.routing
     if routing is not None and routing.texts and not model.engine.hidden_size:
         raise InvalidRequestError(
             "This model gives no embeddings, so no router can compare prompts: leave out 'examples' and 'description'.",
             "examples",
         )
-    await asyncio.to_thread(adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing)
+    with audited("adapter.load", adapter=body.lora_name, path=body.lora_path) as line:
+        if await asyncio.to_thread(
+            adapters.load, body.lora_name, body.lora_path, replace=body.load_inplace, routing=routing
+        ):
+            line["action"] = "adapter.replace"
     model.profiles.in_background(learn_examples(model))
     return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
 
 
-@router.post("/unload_lora_adapter")
+@router.post("/unload_lora_adapter", response_class=PlainTextResponse)
 async def unload_adapter(body: Annotated[AdapterName, JsonBody(AdapterName)], service: ServiceDep) -> PlainTextResponse:
     service.unknown_fields.note(body.model_extra or ())
     adapters = adapters_of(service)
     try:
-        await asyncio.to_thread(adapters.unload, body.lora_name)
+        with audited("adapter.unload", adapter=body.lora_name):
+            await asyncio.to_thread(adapters.unload, body.lora_name)
     except UnknownAdapterError as error:
         raise ModelNotFoundError(
             f"There is no adapter {quote(body.lora_name)}: see GET /v1/adapters.", "lora_name"
@@ -95,7 +104,7 @@ def adapters_of(service: Service) -> AdapterAdministration:
         InvalidRequestError: the server loads no adapters.
 
     """
-    adapters = service.loaded_model(None).adapters
+    adapters = service.base_model.adapters
     if adapters is None:
         raise InvalidRequestError(NO_ADAPTERS)
     return adapters

@@ -1,5 +1,6 @@
 """``/v1/experts``: the residency of the model's experts, and routes to change it."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -7,6 +8,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from server.api.admin.experts_stream import ExpertStream
+from server.api.core.audit import audited
 from server.api.core.auth import AdminDep
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
@@ -18,6 +20,7 @@ from server.api.core.validation import quote
 from server.engine.interface import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
+MOST_NAMED = 16  # experts in a line of the audit log
 MAX_PLACES = 32768  # in a request; the largest models have some 25,000 experts
 
 # The routes are plain functions, which FastAPI runs in threads: they may have to wait for the store's lock.
@@ -86,9 +89,19 @@ def evict_experts(body: Annotated[ExpertsBody, JsonBody(ExpertsBody)], service: 
 
 def change(action: ExpertChange, body: ExpertsBody, service: Service) -> JSONResponse:
     service.unknown_fields.note(body.model_extra or ())
-    changed = experts_of(service).change(action, body.experts)
+    experts = experts_of(service)
+    with audited(f"experts.{action}", experts=named(body.experts)) as line:
+        changed = experts.change(action, body.experts)
+        line["changed"] = changed.num_changed
     reply = {"object": f"experts.{action}", "requested": len(body.experts), "changed": changed.num_changed}
     return JSONResponse(reply if changed.unchanged is None else reply | {"unchanged": changed.unchanged})
+
+
+def named(experts: Sequence[ExpertPlace]) -> str:
+    """Return the first experts of a list, for the audit log, and how many more there are."""
+    more = len(experts) - MOST_NAMED
+    names = [f"{layer}/{expert}" for layer, expert in experts[:MOST_NAMED]]
+    return " ".join([*names, f"and {more} more"] if more > 0 else names)
 
 
 def experts_of(service: Service) -> ExpertAdministration:
@@ -99,7 +112,7 @@ def experts_of(service: Service) -> ExpertAdministration:
         ExpertNotFoundError: the model has no experts that the store manages.
 
     """
-    experts = service.loaded_model(None).experts
+    experts = service.base_model.experts
     if experts is None:
         raise ExpertNotFoundError("This model has no experts: use a mixture-of-experts model.")
     return experts

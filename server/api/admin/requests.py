@@ -15,7 +15,7 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"], dependencies=[Admin
 @router.get("")
 def list_requests(service: ServiceDep) -> JSONResponse:
     """List every choice of every unfinished request, without prompts: the running ones, then the queue in its order."""
-    model = service.loaded_model(None)
+    model = service.base_model
     return JSONResponse({"object": "list", "data": [describe(each, model.name) for each in model.engine.statuses()]})
 
 

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from server.api.core.audit import audited
 from server.api.core.auth import AdminDep
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
@@ -16,6 +17,7 @@ from server.api.core.validation import quote
 from server.engine.interface import UnknownVariantError, VariantAdministration
 
 NO_VARIANTS = "This server loads no expert weights: start it with --experts-dir."
+NONE: dict[str, Any] = {"folder": None, "greenroom_base": None, "data": []}  # the list of such a server
 
 # The routes are plain functions, which FastAPI runs in threads: they read files.
 router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep])
@@ -33,20 +35,28 @@ class VariantBody(BaseModel):
 @router.post("/load")
 def load_variant(body: Annotated[VariantBody, JsonBody(VariantBody)], service: ServiceDep) -> JSONResponse:
     service.unknown_fields.note(body.model_extra or ())
-    variant = variants_of(service).load(body.name, body.path)
+    variants = variants_of(service)
+    with audited("variant.load", variant=body.name, path=body.path) as line:
+        variant = variants.load(body.name, body.path)
+        if variant["replaced"]:
+            line["action"] = "variant.replace"
     return JSONResponse(listed(service, variant))
 
 
 @router.get("/variants")
 def list_variants(service: ServiceDep) -> JSONResponse:
-    data = [listed(service, variant) for variant in variants_of(service).overview()]
-    return JSONResponse({"object": "list", "data": data})
+    variants = service.loaded_model(None).variants
+    overview = NONE if variants is None else variants.overview()
+    data = [listed(service, variant) for variant in overview["data"]]
+    return JSONResponse({"object": "list", **overview, "data": data})
 
 
 @router.delete("/variants/{name}")
 def unload_variant(name: str, service: ServiceDep) -> JSONResponse:
+    variants = variants_of(service)
     try:
-        variants_of(service).unload(name)
+        with audited("variant.unload", variant=name):
+            variants.unload(name)
     except UnknownVariantError as error:
         raise ModelNotFoundError(
             f"There is no expert variant {quote(name)}: see GET /v1/experts/variants.", "name"
@@ -56,7 +66,7 @@ def unload_variant(name: str, service: ServiceDep) -> JSONResponse:
 
 def listed(service: Service, variant: dict[str, Any]) -> dict[str, Any]:
     """Return a variant with the name of the model that it is served as."""
-    model = f"{service.loaded_model(None).name}:{variant['name']}"
+    model = f"{service.base_model.name}:{variant['name']}"
     return {"object": "experts.variant", "model": model, **variant}
 
 
@@ -68,7 +78,7 @@ def variants_of(service: Service) -> VariantAdministration:
         InvalidRequestError: the server loads no variants.
 
     """
-    variants = service.loaded_model(None).variants
+    variants = service.base_model.variants
     if variants is None:
         raise InvalidRequestError(NO_VARIANTS)
     return variants

@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 
-from server.api.core.api_keys import Keys
+from server.api.core.api_keys import Keys, key_id
 from server.api.core.caller import Caller, set_caller
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import ForbiddenError, InvalidKeyError
@@ -28,6 +28,7 @@ FORWARDING_HEADERS = re.compile(
     r"(ip|ipv6|addr|address)$"
 )
 
+LOCAL, NO_KEY_ID = "loopback", "no-key"  # callers in the audit log: an administrator without a key, a user without one
 NO_KEY = "The request has no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is unknown: send a key of this server."
 NOT_ADMIN = "This API key is not valid for admin routes: send an admin key."
@@ -53,12 +54,22 @@ class Guard(SecurityBase):
             RateLimitError: the caller has reached a rate limit.
 
         """
+        request_id = getattr(request.state, "request_id", None)
         if self.role == "admin":
-            _admit_admin(request, service.keys)
+            key = _admit_admin(request, service.keys)
+            set_caller(Caller(id=LOCAL if key is None else key_id(key), request_id=request_id))
         else:
             key = _admit_user(request, service.keys)
-            limiter = service.rate_limiter if service.rate_limiter.limits else None
-            caller = Caller(partial(_is_admin, request, service.keys), limiter, key or caller_address(request))
+            caller = Caller(
+                partial(_is_admin, request, service.keys),
+                service.rate_limiter if service.rate_limiter.limits else None,
+                key or caller_address(request),
+                NO_KEY_ID if key is None else key_id(key),
+                request_id,
+                service.policies.of(key),
+            )
+            if service.isolates_prefixes and key is not None:
+                caller.salt = key
             request.state.rate_headers = caller.enter()
             request.state.release_rate_limit = caller.leave  # called by RateLimitMiddleware
             set_caller(caller)
@@ -76,16 +87,18 @@ def _admit_user(request: Request, keys: Keys) -> bytes | None:
     return digest
 
 
-def _admit_admin(request: Request, keys: Keys) -> None:
+def _admit_admin(request: Request, keys: Keys) -> bytes | None:
+    """Return the digest of the key; None if no admin keys are set."""
     if not keys.admins:
         if not is_local(request):
             raise ForbiddenError(ELSEWHERE)
-        return
+        return None
     sent = _sent_keys(request)
     is_admin = [keys.admins.find(key) for key in sent]
     is_user = [keys.users.find(key) for key in sent]
-    if any(is_admin):
-        return
+    digest = next(filter(None, is_admin), None)
+    if digest is not None:
+        return digest
     if any(is_user):
         raise ForbiddenError(NOT_ADMIN)
     raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)

@@ -12,8 +12,10 @@ from fastapi import Request
 
 from server.api.core.adapter_choice import AdapterChoice
 from server.api.core.adapter_profiles import Profile, Vectors
+from server.api.core.caller import current_caller
 from server.api.core.disconnect import unless_client_leaves
 from server.api.core.embedding import Embedding
+from server.api.core.errors import InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.nearest_adapter import Choice, choose
 from server.api.core.routing import Routing, RoutingOptions
@@ -31,6 +33,8 @@ from server.engine.interface import (
 MAX_TOKENS = 256  # of a text that is compared; more made no choice better
 MAX_TEXTS = 32  # of a request that are compared
 CHARACTERS_PER_TOKEN = 8  # at most these of a text are tokenized
+
+NO_ALLOWED = "'model' is 'auto', but no adapter that this key may use is close to the prompt: name a model."
 
 Texts = Sequence[str | Sequence[int]]  # texts, or their tokens
 
@@ -82,10 +86,17 @@ async def submit_to_chosen(
     except TimeoutError as error:
         raise DeadlineExceededError(f"the request was not done within {asked.time_limit:g} seconds") from error
     named = {each.name: each.weight for each in asked.adapters}
-    profiles = {name: profile for name, profile in profiles.items() if name not in named}
+    policy = current_caller().policy
+    profiles = {
+        name: profile
+        for name, profile in profiles.items()
+        if name not in named and (policy is None or policy.allows(name))
+    }
     threshold = None if asked.options is None else asked.options.threshold
     while True:
         choice = await asyncio.to_thread(choose, prompt.vector, profiles, threshold)
+        if choice.name is None and policy is not None and not policy.allows(model.base or model.name):
+            raise InvalidRequestError(NO_ALLOWED, "model")
         routing = _routing(choice, model, prompt, started_at)
         try:
             generation = submit(model.chosen(choice.name, [*named.items()], routing))

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from hashlib import blake2b
 
 from server.api.core.errors import InvalidRequestError
 from server.api.core.rate_limiter import RateLimiter
+from server.engine.interface import Policy
 
+SALT_BYTES = 32
 LEAST_PRIORITY = 0  # of users; a lower one would go before all requests of others
 
 
@@ -23,12 +26,20 @@ class Caller:
         is_admin: returns whether it is an administrator; called only if a request needs to be one's.
         limiter: counts what the caller has running; None if there are no limits.
         name: of the caller to the limiter.
+        id: of the caller in the audit log: the beginning of its key's digest, or a word.
+        request_id: of the request.
+        policy: of the caller's key; None if nothing is limited.
+        salt: digest of its key, if it shares no cached prefixes with others; otherwise empty.
 
     """
 
     is_admin: Callable[[], bool] = nobody_else
     limiter: RateLimiter | None = None
     name: object = None
+    id: str = "server"
+    request_id: str | None = None
+    policy: Policy | None = None
+    salt: bytes = b""
     num_counted: int = 0  # requests and choices that the limiter has counted for this request
 
     def enter(self) -> dict[str, str]:
@@ -78,6 +89,12 @@ class Caller:
         if self.limiter is not None:
             self.limiter.leave(self.name, self.num_counted)
             self.num_counted = 0
+
+    def cache_salt(self, requested: str | None = None) -> bytes:
+        """Return the salt of a request's cached prefixes: none, or a digest of the caller's and the requested one."""
+        if not self.salt and requested is None:
+            return b""
+        return blake2b((requested or "").encode(), key=self.salt, digest_size=SALT_BYTES).digest()
 
     def check_priority(self, priority: int) -> None:
         """Refuse a user's request that would go before those of all others.

@@ -86,6 +86,7 @@ class Embedding:
             keeps_stalls=self._loaded_model.keeps_stalls,
             pooling=self._pooling,
             weights=self._loaded_model.weights,
+            cache_salt=self._caller.cache_salt(),
         )
         try:
             stream = self._loaded_model.engine.submit(request)

@@ -12,12 +12,15 @@ from weakref import WeakSet
 from server.api.core.adapter_choice import AdapterChoice
 from server.api.core.adapter_profiles import AdapterProfiles
 from server.api.core.api_keys import Keys
+from server.api.core.audit import audit
+from server.api.core.caller import current_caller
 from server.api.core.capacity import Capacity
 from server.api.core.errors import DrainingError, InvalidRequestError, ModelNotFoundError, ServiceUnavailableError
 from server.api.core.expert_sampler import ExpertSampler
 from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
+from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
 from server.api.core.routing import AUTO, ArrowRouting, Routing, RoutingOptions
 from server.api.core.tracer import Tracer
@@ -28,11 +31,16 @@ from server.engine.interface import (
     ExpertHealth,
     GenerationEngine,
     ModelCard,
+    Policy,
+    PolicyReason,
+    PolicyRefusedError,
     RequestRefusedError,
     RequestWeights,
+    RequiredAdapterError,
     SamplingDefaults,
     TextCodec,
     TokenRouting,
+    UnknownAdapterError,
     VariantAdministration,
     WeightsDirectory,
 )
@@ -162,24 +170,26 @@ class LoadedModel:
         if self.directory is None:
             raise RequestRefusedError(NO_ADAPTERS, "routing")
         selected = copy.copy(self)
-        weights = self.directory.resolve(None, adapters, routing)
+        weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
         assert weights is not None
         selected.weights, selected.routing = weights, ArrowRouting.of(routing, weights)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
-        """Return the model with the weights of its name, and with adapters.
+        """Return the model with the weights of its name, with adapters, and with what the caller's policy demands.
 
         Raises:
             RequestRefusedError: there are no such weights any more, or no such adapters.
+            PolicyRefusedError, RequiredAdapterError: the policy can't be followed.
         """
         name = None if self.base is None or self.is_auto else self.name
+        policy = current_caller().policy
         if self.directory is None:
-            if adapters:
+            if adapters or (policy is not None and policy.changes_weights):
                 raise RequestRefusedError(NO_ADAPTERS, "adapters")
             return self
         selected = copy.copy(self)
-        selected.weights = self.directory.resolve(name, adapters)
+        selected.weights = self.directory.resolve(name, adapters, policy)
         return selected
 
 
@@ -203,6 +213,8 @@ class Service:
     aliases: Sequence[ModelAlias] = ()
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
+    policies: Policies = field(default_factory=Policies)
+    policy_refusals: PolicyRefusals = field(default_factory=PolicyRefusals)
     host_rules: HostRules = field(default_factory=HostRules)
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
     body_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_BODIES_BYTES, BODIES_REFUSAL))
@@ -213,6 +225,7 @@ class Service:
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
+    isolates_prefixes: bool = False  # requests share cached prefixes only with those of the same key
     logs_prompts: bool = False
     stream_keep_alive_seconds: float = 10.0  # silence after which a stream sends a comment; 0: it sends none
     tracer: Tracer | None = None
@@ -231,34 +244,65 @@ class Service:
     def is_ready(self) -> bool:
         return self.state is ServiceState.READY
 
+    @property
+    def base_model(self) -> LoadedModel:
+        """The model that the server was started with.
+
+        Raises:
+            ServiceUnavailableError: it is still loading.
+
+        """
+        if self.model is None:
+            raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
+        return self.model
+
     def model_names(self) -> list[str]:
-        """Return the names of the model: its own, its aliases that are no patterns, and those of other weights.
+        """Return the names that the caller may use: the model's, its aliases that are no patterns, other weights'.
 
         Raises:
             ServiceUnavailableError: the model is still loading.
 
         """
         aliases = [alias.name for alias in self.aliases if not alias.is_pattern]
-        model = self.loaded_model(None)
-        return list(dict.fromkeys([model.name, *aliases, *model.other_names]))
+        names = [self.base_model.name, *aliases, *self.base_model.other_names]
+        return [name for name in dict.fromkeys(names) if self.find_model(name) is not None]
+
+    def find_model(self, name: str | None) -> LoadedModel | None:
+        """Return the model of that name or alias; None if there is none that the caller may use.
+
+        Raises:
+            ServiceUnavailableError: the model is still loading.
+
+        """
+        found, policy = self._find(name), current_caller().policy
+        if found is None or policy is None or found.is_auto:  # what a router chooses is checked when it has chosen
+            return found
+        return found if policy.allows(found.name) else None
 
     def loaded_model(self, name: str | None) -> LoadedModel:
         """Return the model of that name or alias, or the base model if no name is given.
 
         Raises:
             ServiceUnavailableError: the model is still loading.
-            ModelNotFoundError: there is no such model.
+            ModelNotFoundError: there is no such model, or the caller may not use it.
 
         """
-        if self.model is None:
-            raise ServiceUnavailableError("The model is still loading: try again when GET /ready answers 200.")
-        if name is not None and self.model.has_other(name):
-            return self.model.named(name)
-        if name is not None and name != self.model.name and self._resolve(name) != self.model.name:
-            raise ModelNotFoundError(
-                f"The model {quote(name)} does not exist: this server serves {quote(self.model.name)}.", "model"
-            )
-        return self.model
+        model = self.find_model(name)
+        if model is not None:
+            return model
+        hidden, policy = self._find(name), current_caller().policy
+        if hidden is not None and policy is not None:
+            self._note_refusal(policy, "model", hidden.name)
+        if name is None:
+            raise ModelNotFoundError("Name a model of GET /v1/models in 'model'.", "model")
+        known = f"this server serves {quote(self.base_model.name)}" if policy is None else "see GET /v1/models"
+        raise ModelNotFoundError(f"The model {quote(name)} does not exist: {known}.", "model")
+
+    def _find(self, name: str | None) -> LoadedModel | None:
+        model = self.base_model
+        if name is not None and model.has_other(name):
+            return model.named(name)
+        return model if name is None or name == model.name or self._resolve(name) == model.name else None
 
     def _resolve(self, name: str) -> str:
         """Return the name of the model that an alias stands for; a plain alias precedes patterns."""
@@ -276,12 +320,13 @@ class Service:
             ServiceUnavailableError: the model is loading, the server is draining, or the engine died.
             ModelNotFoundError: there is no such model.
             RequestRefusedError: there are no such adapters.
+            RequiredAdapterError: an adapter of the caller's policy is not loaded.
             InvalidRequestError: a router is to choose an adapter, but there is none to choose.
 
         """
         if self.state is ServiceState.DRAINING:
             raise DrainingError("The server is shutting down: send the request to another server.")
-        base = self.loaded_model(None)
+        base = self.base_model
         if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
             if routing is None or routing.by_token is None:
                 raise InvalidRequestError(NO_CANDIDATES, "model")
@@ -290,5 +335,27 @@ class Service:
             model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
-        selected = model.selecting([(choice.name, choice.weight) for choice in adapters])
+        policy = current_caller().policy
+        chosen = [(choice.name, choice.weight) for choice in adapters]
+        if policy is not None:
+            self._check_adapters(policy, [each for each, _ in chosen])
+            self._check_adapters(policy, (routing and routing.adapters) or (), "routing.adapters")
+        try:
+            selected = model.selecting(chosen)
+        except (PolicyRefusedError, RequiredAdapterError) as error:
+            if policy is not None:
+                self._note_refusal(policy, error.reason, model.name, str(error))
+            raise
         return model if model.is_auto else selected
+
+    def _check_adapters(self, policy: Policy, names: Sequence[str], field: str = "adapters") -> None:
+        """Refuse adapters that a policy does not allow as if there were none of that name."""
+        for name in names:
+            if not policy.allows(name):
+                if self.base_model.has_other(name):
+                    self._note_refusal(policy, "adapter", name)
+                raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", field)
+
+    def _note_refusal(self, policy: Policy, reason: PolicyReason, name: str, error: str | None = None) -> None:
+        self.policy_refusals.add(policy.name, reason)
+        audit("policy.refuse", "refused", policy=policy.name, reason=reason, model=name, error=error)

@@ -43,6 +43,7 @@ EXTRA_SAMPLING_FIELDS = frozenset(
         "timeout",
         "adapters",
         "routing",
+        "cache_salt",
     }
 )
 

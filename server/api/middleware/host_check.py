@@ -1,6 +1,9 @@
 """Refuses requests whose ``Host`` or ``Origin`` the server does not accept."""
 
-from fastapi.responses import JSONResponse
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.core.errors import APIError
@@ -8,10 +11,15 @@ from server.api.core.host_rules import HostRules
 
 
 class HostMiddleware:
-    """Applies the ``HostRules`` to every request, whatever its path."""
+    """Applies the ``HostRules`` to every request, whatever its path.
 
-    def __init__(self, app: ASGIApp, rules: HostRules) -> None:
-        self.app, self.rules = app, rules
+    Args:
+        refusal: returns the response to a request that is refused.
+
+    """
+
+    def __init__(self, app: ASGIApp, rules: HostRules, refusal: Callable[[Request, APIError], Response]) -> None:
+        self.app, self.rules, self.refusal = app, rules, refusal
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -20,6 +28,6 @@ class HostMiddleware:
             try:
                 self.rules.check(hosts, origins)
             except APIError as error:
-                await JSONResponse(error.body, error.status_code, error.headers)(scope, receive, send)
+                await self.refusal(Request(scope), error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)

@@ -1,6 +1,5 @@
 """Names of models, to which Ollama adds a tag."""
 
-from server.api.core.errors import ModelNotFoundError
 from server.api.core.service import Service
 
 LATEST = ":latest"
@@ -15,10 +14,6 @@ def served_name(service: Service, name: str | None) -> str | None:
     """Return the name by which the server knows a model: as the client wrote it, or without the tag ``latest``."""
     if not name:
         return None
-    if not name.endswith(LATEST):
+    if not name.endswith(LATEST) or service.find_model(name) is not None:
         return name
-    try:
-        service.loaded_model(name)
-    except ModelNotFoundError:
-        return name.removesuffix(LATEST)
-    return name
+    return name.removesuffix(LATEST)

@@ -41,15 +41,15 @@ async def version(service: ServiceDep) -> JSONResponse:
 @router.get("/api/tags")
 @router.head("/api/tags", include_in_schema=False)
 async def tags(service: ServiceDep) -> JSONResponse:
-    base = service.loaded_model(None)
+    base = service.base_model
     listed = {"modified_at": timestamp(base.created), "size": base.card.weight_bytes}
-    models = [base, *(service.loaded_model(name) for name in base.other_names)]
+    models = filter(None, map(service.find_model, [base.name, *base.other_names]))
     return JSONResponse({"models": [_named(model) | listed for model in models]})
 
 
 @router.get("/api/ps")
 async def ps(service: ServiceDep) -> JSONResponse:
-    model = service.loaded_model(None)
+    model = service.base_model
     device_bytes = model.card.device_bytes()
     running = {
         "size": model.card.host_bytes() + device_bytes,
@@ -57,7 +57,7 @@ async def ps(service: ServiceDep) -> JSONResponse:
         "expires_at": NEVER,
         "context_length": model.engine.max_model_len,
     }
-    return JSONResponse({"models": [_named(model) | running]})
+    return JSONResponse({"models": [_named(model) | running] if service.find_model(None) is not None else []})
 
 
 @router.post("/api/show")

@@ -12,7 +12,16 @@ from server.api.core.routing import RoutingOptions
 from server.api.core.validation import quote
 from server.api.openai.constraints import Constraints, refuse_second
 from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
-from server.api.openai.fields import MAX_INT64, MAX_LOGPROBS, AllowedTokenIds, BadWords, LogitBias, Prompts, TokenIds
+from server.api.openai.fields import (
+    MAX_INT64,
+    MAX_LOGPROBS,
+    AllowedTokenIds,
+    BadWords,
+    CacheSalt,
+    LogitBias,
+    Prompts,
+    TokenIds,
+)
 from server.api.openai.messages import NO_FUNCTIONS, Message
 from server.api.openai.response_format import ResponseFormat
 from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
@@ -69,6 +78,7 @@ class GenerationBody(Constraints, BaseModel):
 
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
+    cache_salt: CacheSalt | None = None
     timeout: float | None = Field(None, gt=0)  # seconds
     truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_INT32)  # -1: what fits the model
 

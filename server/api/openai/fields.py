@@ -18,6 +18,7 @@ MAX_BIAS = 100
 MAX_LOGPROBS = 20
 MAX_ALLOWED_TOKENS = 1 << 18  # more than any vocabulary has
 MAX_BAD_WORDS = 1024
+MAX_SALT_CHARACTERS = 1024
 
 Prompt = str | list[int]
 
@@ -64,3 +65,4 @@ AllowedTokenIds = Annotated[
     Field(fail_fast=True, min_length=1, max_length=MAX_ALLOWED_TOKENS),
 ]
 BadWords = Annotated[list[Annotated[Text, Field(min_length=1, max_length=1024)]], Field(max_length=MAX_BAD_WORDS)]
+CacheSalt = Annotated[Text, Field(min_length=1, max_length=MAX_SALT_CHARACTERS)]

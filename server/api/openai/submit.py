@@ -68,7 +68,7 @@ def submit(
         )
     caller.count_choices(len(prompts) * body.n, "n" if body.n > 1 else prompt_field)
     limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
-    generation_id = f"{id_prefix}{uuid4().hex}"
+    generation_id, cache_salt = f"{id_prefix}{uuid4().hex}", caller.cache_salt(body.cache_salt)
     streams: list[TokenStream] = []
     reservation = model.logprobs_capacity.reserve()
     try:
@@ -88,6 +88,7 @@ def submit(
                     model.keeps_stalls,
                     weights=model.weights,
                     spent_seconds=0.0 if model.routing is None else model.routing.seconds,
+                    cache_salt=cache_salt,
                 )
                 streams.append(model.engine.submit(request))
     except Exception:

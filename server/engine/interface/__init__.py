@@ -4,18 +4,24 @@ The HTTP API imports nothing else of the engine.
 """
 
 from server.engine.interface.errors import (
+    POLICY_REASONS,
     DeadlineExceededError,
     EngineError,
     EngineUnavailableError,
     GenerationFailedError,
+    PolicyReason,
+    PolicyRefusedError,
     PromptTooLongError,
     QueueFullError,
     RequestRefusedError,
+    RequiredAdapterError,
     UnknownAdapterError,
     UnknownVariantError,
+    UnusablePolicyError,
 )
 from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
 from server.engine.interface.model_card import ModelCard
+from server.engine.interface.policy import ForbiddenExperts, Policy
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
 from server.engine.interface.protocols import (
     ChangedExperts,
@@ -45,6 +51,7 @@ from server.model.step import RoutedExperts
 
 __all__ = [
     "MAX_UNREAD",
+    "POLICY_REASONS",
     "AdapterAdministration",
     "ChangedExperts",
     "ChatPrompt",
@@ -59,6 +66,7 @@ __all__ = [
     "ExpertPlace",
     "ExpertUsage",
     "FinishReason",
+    "ForbiddenExperts",
     "GenerationEngine",
     "GenerationFailedError",
     "GenerationRequest",
@@ -67,6 +75,9 @@ __all__ = [
     "JsonObject",
     "Media",
     "ModelCard",
+    "Policy",
+    "PolicyReason",
+    "PolicyRefusedError",
     "Pooling",
     "PromptTooLongError",
     "QueueFullError",
@@ -74,6 +85,7 @@ __all__ = [
     "RequestState",
     "RequestStatus",
     "RequestWeights",
+    "RequiredAdapterError",
     "RoutedExperts",
     "RoutingCandidate",
     "RoutingExamples",
@@ -88,6 +100,7 @@ __all__ = [
     "TokenStream",
     "UnknownAdapterError",
     "UnknownVariantError",
+    "UnusablePolicyError",
     "VariantAdministration",
     "WeightsDirectory",
     "check_sampling",

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+# A model or an adapter that the key may not use, a required adapter that is not loaded, too few experts left.
+PolicyReason = Literal["model", "adapter", "required_adapter", "experts"]
+POLICY_REASONS: tuple[PolicyReason, ...] = get_args(PolicyReason)
+
 
 class EngineError(Exception):
     """Any failure of the engine; the message may be shown to the client."""
@@ -27,12 +33,30 @@ class UnknownAdapterError(RequestRefusedError):
     """There is no adapter of that name."""
 
 
+class PolicyRefusedError(RequestRefusedError):
+    """The policy of the caller's key does not let the request run; ``reason`` is one of ``POLICY_REASONS``."""
+
+    def __init__(self, message: str, param: str | None, reason: PolicyReason):
+        super().__init__(message, param)
+        self.reason = reason
+
+
 class QueueFullError(EngineError):
     """The queue is full; try again later."""
 
 
 class EngineUnavailableError(EngineError):
     """The engine is stopping or has died."""
+
+
+class RequiredAdapterError(EngineUnavailableError):
+    """An adapter that the policy of the caller's key adds to every request is not loaded."""
+
+    reason: PolicyReason = "required_adapter"
+
+
+class UnusablePolicyError(Exception):
+    """The model can't run as a policy demands; the message names both."""
 
 
 class DeadlineExceededError(EngineError):

@@ -56,3 +56,4 @@ class GenerationRequest:
     pooling: Pooling | None = None  # the prompt is pooled instead of being continued
     weights: RequestWeights | None = None  # beside the base model's
     spent_seconds: float = 0.0  # of the deadline, before submission
+    cache_salt: bytes = b""  # part of every hash of its prefixes: those of requests with another one never match

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
+from server.engine.interface.policy import Policy
 from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 
@@ -22,6 +23,7 @@ class WeightsDirectory(Protocol):
         self,
         name: str | None,
         adapters: Sequence[tuple[str, float]] = (),
+        policy: Policy | None = None,
         routing: TokenRouting | None = None,
     ) -> RequestWeights | None:
         """Return the weights of a request; None for those of the base model alone.
@@ -29,11 +31,22 @@ class WeightsDirectory(Protocol):
         Args:
             name: one of ``names``, or None for the base model.
             adapters: names and factors of adapters to add.
-            routing: chooses further adapters for each token.
+            policy: whose adapters are added, and whose forbidden experts are removed. The names that it allows are for
+                the caller to check.
+            routing: chooses further adapters for each token, of those that the policy allows.
 
         Raises:
             UnknownAdapterError: there is no such name.
             RequestRefusedError: they can't be used together.
+            PolicyRefusedError: the weights can't be used as the policy demands.
+            RequiredAdapterError: an adapter of the policy is not loaded.
+        """
+
+    def prepare(self, policies: Iterable[Policy]) -> None:
+        """Check that the model can run as policies demand, and prepare for their requests. May block.
+
+        Raises:
+            UnusablePolicyError: it can't; nothing has changed.
         """
 
     def candidates(self) -> list[RoutingCandidate]:
@@ -47,7 +60,7 @@ class VariantAdministration(Protocol):
     """Loads and unloads expert variants. Every call may block, so make it off the event loop."""
 
     def load(self, name: str, path: str) -> dict[str, Any]:
-        """Serve a variant, in the place of one that has the name already; return it in JSON.
+        """Serve a variant, in the place of one that has the name already; return it in JSON, with ``replaced``.
 
         Running requests finish with the earlier one.
 
@@ -65,15 +78,15 @@ class VariantAdministration(Protocol):
             UnknownVariantError: there is no such variant.
         """
 
-    def overview(self) -> list[dict[str, Any]]:
-        """Return all variants, in JSON."""
+    def overview(self) -> dict[str, Any]:
+        """Return all variants, their folder, and the base model's fingerprint, in JSON."""
 
 
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 
-    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> None:
-        """Serve an adapter under a name.
+    def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
+        """Serve an adapter under a name; return True if it took the place of another.
 
         Args:
             path: its folder, below ``--adapters-dir``.
@@ -92,4 +105,4 @@ class AdapterAdministration(Protocol):
         """
 
     def overview(self) -> dict[str, Any]:
-        """Return all adapters and the memory for them, in JSON."""
+        """Return all adapters, their folder and the memory for them, in JSON."""

@@ -25,15 +25,8 @@ from expert_store import (
     read_tensor,
 )
 from server.kernels.expert import transposed_names
-from server.model.checkpoint.tensor_map import (
-    CheckpointNames,
-    ExpertParts,
-    expert_parameters,
-    experts_modules,
-    layer_numbers,
-    parameter_shapes,
-    sort_tensors,
-)
+from server.model.checkpoint.expert_parameters import ExpertParts, expert_parameters, parameter_shapes
+from server.model.checkpoint.tensor_map import CheckpointNames, experts_modules, layer_numbers, sort_tensors
 from server.model.checkpoint.variant_routers import REMOVED_FIELD, read_removed, variant_layer
 from server.model.checkpoint.weight_formats import WeightFormat, encode, format_of
 from server.model.experts.router import RouterWeights

@@ -78,17 +78,27 @@ def variant_layer(
     if lacking:
         raise CheckpointError(f"layer {layer} gets more experts: give {lacking[0]} with {len(keys)} rows")
     rows = [row for row in range(len(keys)) if row not in removed]
-    reason = unchangeable(model, router) if len(rows) != num_own else None
-    if reason is not None:
-        raise CheckpointError(f"layer {layer} can't have {len(rows)} instead of {num_own} experts: {reason}")
-    if len(rows) < router.top_k:
-        raise CheckpointError(f"layer {layer} keeps {len(rows)} experts, but a token chooses {router.top_k}")
+    check_rows(model, router, layer, len(rows))
     if not removed and len(keys) == num_own:
         tensors = {role: tensors[role] for role in given}
     return VariantLayer(
         tuple(keys[row] for row in rows),
         {role: _rows(tensor, rows, own[role]) for role, tensor in tensors.items()},
     )
+
+
+def check_rows(model: nn.Module, router: RouterWeights, layer: int, num_rows: int) -> None:
+    """Check that a router can have so many rows.
+
+    Raises:
+        CheckpointError: it can't.
+    """
+    num_own = router.weight.shape[0]
+    reason = unchangeable(model, router) if num_rows != num_own else None
+    if reason is not None:
+        raise CheckpointError(f"layer {layer} can't have {num_rows} instead of {num_own} experts: {reason}")
+    if num_rows < router.top_k:
+        raise CheckpointError(f"layer {layer} keeps {num_rows} experts, but a token chooses {router.top_k}")
 
 
 def _rows(tensor: torch.Tensor, rows: Sequence[int], like: torch.Tensor | None) -> torch.Tensor:

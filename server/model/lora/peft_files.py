@@ -84,6 +84,19 @@ def locate(path: str, root: Path | None) -> Path:
     return folder
 
 
+def without_root(message: str, root: Path | None, name: str) -> str:
+    """Return an error's message with paths relative to a folder, for clients, who are not told where it is.
+
+    Args:
+        root: the folder; None if there is none to hide.
+        name: that stands for the folder itself, such as its flag.
+    """
+    for place in () if root is None else {root.absolute(), root.resolve()}:
+        if place != Path(place.anchor):
+            message = message.replace(f"{place}/", "").replace(str(place), name)
+    return message
+
+
 def read_adapter(folder: Path, targets: LoraTargets, page_bytes: int, root: Path | None = None) -> AdapterFiles:
     """Read and check the adapter in a folder, all of its bytes included.
 

@@ -222,6 +222,45 @@ def test_experts_command_shows_a_summary(run_chat: RunChat, scripted: ScriptedSe
     assert (status, err) == (1, "greenroom: 'top_p' is wrong.\n")
 
 
+def test_adapters_are_added_removed_saved_and_loaded(
+    run_chat: RunChat, scripted: ScriptedServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "talk.json"
+    scripted.replies = {
+        "/ready": [READY],
+        "/v1/models": [model_list("tiny", "tiny:law", "code", "poems", parent="tiny")],
+        "/v1/chat/completions": [chat_stream("Yes.")],
+    }
+    lines = ("/adapters", "/adapters add code 0.5", "/adapters add poems", "/adapters remove poems", f"/save {path}")
+    status, out, err = run_chat(scripted.url, *lines)
+    assert (status, err) == (0, "")
+    lists = ["  code", "  poems"], ["* code 0.5", "  poems"], ["* code 0.5", "* poems 1"], ["* code 0.5", "  poems"]
+    assert out.splitlines() == [line for each in lists for line in each]
+    assert run_chat(scripted.url, flags=("--load", str(path), "Hi"))[:2] == (0, "Yes.\n")
+    assert scripted.requests[-1][1]["adapters"] == [{"name": "code", "weight": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("/adapters add other", "the server has no adapter other; available: code"),
+        ("/adapters add tiny:law", "the server has no adapter tiny:law; available: code"),
+        ("/adapters add code much", "the weight of an adapter must be a number, such as 0.5, not much"),
+        ("/adapters add code nan", "the weight of an adapter must be a number, such as 0.5, not nan"),
+        ("/adapters remove code", "code was not added; /adapters lists those that are"),
+        ("/adapters code", "use /adapters add NAME [WEIGHT], /adapters remove NAME, or /adapters alone for the list"),
+    ],
+)
+def test_a_wrong_adapters_command_says_what_is_right(
+    run_chat: RunChat, scripted: ScriptedServer, line: str, error: str
+) -> None:
+    scripted.replies = {
+        "/ready": [READY],
+        "/v1/models": [model_list("tiny", "tiny:law", "code", parent="tiny")],
+    }
+    assert run_chat(scripted.url, line) == (1, "", f"greenroom: {error}\n")
+
+
 def test_an_unreachable_server(run_chat: RunChat, free_port: int) -> None:
     status, out, err = run_chat(f"127.0.0.1:{free_port}", "Hi")
     assert (status, out) == (1, "")

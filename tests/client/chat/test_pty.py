@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.client.scripted import READY, ScriptedServer, chat_stream, model_list
 from tests.client.terminal_session import TerminalSession, terminal_session
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer
 
@@ -46,6 +47,30 @@ def test_ctrl_c_stops_the_answer_but_not_the_program(chat: TerminalSession, fake
     history = tmp_path / "greenroom" / "chat_history"
     assert history.stat().st_mode & 0o777 == 0o600
     assert [line for line in history.read_text().splitlines() if line.startswith("+")] == ["+Hi", "+Go on", "+/model"]
+
+
+def test_a_question_goes_to_the_model_of_tab_with_the_added_adapter(tmp_path: Path, scripted: ScriptedServer) -> None:
+    scripted.replies = {
+        "/ready": [READY],
+        "/v1/models": [model_list("tiny", "tiny:law", "code", parent="tiny")],
+        "/v1/chat/completions": [chat_stream("Yes.")],
+    }
+    with terminal_session("chat", "--url", scripted.url, environment={"XDG_STATE_HOME": str(tmp_path)}) as session:
+        session.wait_for("tiny · /help")
+        session.type("/model tiny:\t")
+        session.wait_for("law")
+        session.type(ENTER)
+        session.wait_for("* tiny:law")
+        session.type("/adapters add code 0.5" + ENTER)
+        session.wait_for("* code 0.5")
+        session.wait_for("tiny:law · +code 0.5 · /help")
+        session.type("Hi" + ENTER)
+        session.wait_for("Yes.")
+        session.wait_for("/help")
+        session.type(CTRL_D)
+        assert session.wait_for_end() == 0
+    sent = scripted.requests[-1][1]
+    assert (sent["model"], sent["adapters"]) == ("tiny:law", [{"name": "code", "weight": 0.5}])
 
 
 def test_questions_of_several_lines(chat: TerminalSession, fake: FakeServer) -> None:

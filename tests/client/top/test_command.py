@@ -9,7 +9,7 @@ import re
 import pytest
 
 from client.top.command import add_arguments, run
-from tests.client.bodies import KEY_HINT, REFUSAL, REQUESTS, SNAPSHOT, STATE, event
+from tests.client.bodies import ADAPTERS, KEY_HINT, REFUSAL, REQUESTS, SNAPSHOT, STATE, VARIANTS, event
 from tests.client.scripted import ScriptedReply, ScriptedServer
 
 UPDATE = {"residency": [[4, 0, 1]], "tokens": [[4, 0, 7]], "pinned": None, **STATE}
@@ -41,6 +41,25 @@ def test_once_prints_a_frame(
     assert re.split(" {2,}", lines[6]) == ["request", "state", "prompt", "output", "tokens/s", "age", "stalled"]
     assert re.split(" {2,}", lines[7]) == ["chat 5a0c1", "decode", "24", "38 / 256", "-", "2.1 s", "0.2 s"]
     assert lines[8:10] == ["   1 ····▒▒▒▒████", "   4 ▒▒▒▒····▒▒▒▒"]
+
+
+def test_once_prints_variants_and_adapters(
+    scripted: ScriptedServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    scripted.replies = {
+        "/v1/experts/stream": [FRAMES],
+        "/v1/requests": [LISTED] * 2,
+        "/v1/experts/variants": [ScriptedReply(json.dumps(VARIANTS).encode())],
+        "/v1/adapters": [ScriptedReply(json.dumps(ADAPTERS).encode())],
+    }
+    assert top("--once", "--view", "weights", "--url", scripted.url, "--interval", "0.1") == 0
+    lines = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[-3:] == [
+        ["model", "kind", "state", "tier", "size", "running", "requests", "tokens"],
+        ["code", "adapter", "running", "host", "2.0 KiB", "1", "3", "-"],
+        ["tiny:law", "variant", "loaded", "12 of 48 in memory", "4.0 KiB", "0", "7", "1,234"],
+    ]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

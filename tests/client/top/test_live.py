@@ -16,7 +16,7 @@ from client.frames import HOST
 from client.retries import Retries
 from client.top.live import follow
 from client.top.monitor import Monitor
-from tests.client.bodies import REFUSAL, REQUEST, REQUESTS, SNAPSHOT, STATE, event
+from tests.client.bodies import ADAPTERS, REFUSAL, REQUEST, REQUESTS, SNAPSHOT, STATE, VARIANTS, event
 from tests.client.scripted import ScriptedReply, ScriptedServer
 from tests.client.terminal_session import terminal_session
 from tests.client.top.frames import frame
@@ -148,6 +148,29 @@ def test_q_ends_the_live_view(scripted: ScriptedServer) -> None:
         session.type("q")
         assert session.wait_for_end() == 0
         assert "\x1b[?1049l" in session.written  # back from the alternate screen
+
+
+def test_v_switches_to_variants_and_adapters_and_back(scripted: ScriptedServer) -> None:
+    begin = threading.Event()
+    scripted.replies = {
+        "/v1/requests": [ScriptedReply(json.dumps(REQUESTS).encode())],
+        "/v1/experts/variants": [ScriptedReply(json.dumps(VARIANTS).encode())],
+        "/v1/adapters": [ScriptedReply(json.dumps(ADAPTERS).encode())],
+        "/v1/experts/stream": [
+            ScriptedReply(FRAMES, is_stream=True, until=begin),
+            ScriptedReply(FRAMES, is_stream=True, until=threading.Event()),
+        ],
+    }
+    with terminal_session("top", "--url", scripted.url, environment={}) as session:
+        session.wait_for("v shows variants and adapters")
+        session.type("v")
+        session.wait_for("Waiting for the list of variants and adapters.")
+        begin.set()  # the next frame brings it
+        session.wait_for("tiny:law")
+        session.type("v")
+        session.wait_for("chat 5a0c1")
+        session.type("q")
+        assert session.wait_for_end() == 0
 
 
 def test_ctrl_c_ends_it_and_restores_the_terminal(scripted: ScriptedServer) -> None:

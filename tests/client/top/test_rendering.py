@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from client.adapters import parse_adapters
 from client.experts import Tier
 from client.frames import DEVICE, DISK, HOST
 from client.memory import Memory
@@ -18,11 +19,14 @@ from client.top.palette import MEMORY_RGB, TIER_RGB
 from client.top.rendering import Screen
 from client.top.requests_table import speeds_between, texts
 from client.top.trends import Rates, View
-from tests.client.bodies import REQUESTS
+from client.top.weights_table import Weights
+from client.variants import parse_variants
+from tests.client import bodies
 from tests.client.top.frames import GIB, frame
 
 WEB = Path(__file__).resolve().parents[3] / "server" / "web"
-(REQUEST,) = parse_requests(REQUESTS)
+(REQUEST,) = parse_requests(bodies.REQUESTS)
+(VARIANT,), (ADAPTER,) = parse_variants(bodies.VARIANTS), parse_adapters(bodies.ADAPTERS)
 LARGE = frame(
     ((HOST, DISK) * 64,) * 48,
     model="Qwen3-235B-A22B-Instruct-2507-with-a-long-name",
@@ -38,10 +42,10 @@ LARGE = frame(
 RATES = Rates(1023.9 * GIB, 1.0, 12_345.6, 12_345.6)
 
 
-def drawn(view: View, width: int, height: int = 60) -> list[str]:
+def drawn(view: View, width: int, height: int = 60, *, shows_weights: bool = False) -> list[str]:
     console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(Screen(view, f"{view.frame.model} at http://127.0.0.1:8000", height))
+        console.print(Screen(view, f"{view.frame.model} at http://127.0.0.1:8000", height, shows_weights))
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
@@ -74,6 +78,18 @@ def test_no_text_is_cut(width: int) -> None:
 def test_a_frame_is_no_higher_than_the_terminal(width: int, height: int) -> None:
     view = View(LARGE, RATES, [[0.0] * 128] * 48, [REQUEST] * 20)
     assert len(drawn(view, width, height)) < height
+
+
+def test_variants_and_adapters_fit_the_terminal() -> None:
+    many = [replace(ADAPTER, name=f"a-{number}") for number in range(80)]
+    view = replace(View(LARGE, RATES, [[0.0] * 128] * 48), weights=Weights([VARIANT], many))
+    for width, height in ((40, 20), (60, 24), (80, 24), (200, 60)):
+        lines = drawn(view, width, height, shows_weights=True)
+        assert len(lines) < height
+        assert max(map(len, lines)) <= width
+        assert "…" not in "".join(lines)
+    assert re.fullmatch("and [0-9]+ more", lines[-1])
+    assert not any(line.startswith(VARIANT.model) for line in lines)  # adapters that are running come first
 
 
 def test_requests_are_listed_only_where_there_is_room() -> None:

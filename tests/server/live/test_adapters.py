@@ -185,6 +185,7 @@ def test_what_can_not_be_loaded_is_refused_by_name(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param)
     assert message in error["message"]
+    assert str(server.folder) not in answer.text
     assert [each["id"] for each in server.get("/v1/models")["data"]] == ["fake"]
 
 
@@ -216,6 +217,7 @@ def test_a_request_whose_adapter_can_not_be_read_fails_and_never_runs_on_the_bas
     answer = server.post("/v1/completions", model="law", prompt="hi", max_tokens=1)
     assert answer.status_code == 500
     assert "the adapter 'law' can't be loaded" in answer.json()["error"]["message"]
+    assert str(server.folder) not in answer.text
     assert server.used == []
 
 
@@ -239,6 +241,7 @@ def test_the_list_of_adapters_has_their_state_and_use(server: AdapterServer) -> 
     assert (law["name"], law["state"], law["tier"], law["rank"], law["bytes"]) == ("law", "resident", "host", 4, 1024)
     assert law["requests"] == {"unfinished": 0, "total": 1}
     assert (code["state"], code["tier"], code["requests"]["total"]) == ("registered", "disk", 0)
+    assert listed["folder"] == str(server.folder)
     assert listed["memory"]["budget_bytes"] == 2 * listed["memory"]["page_bytes"]
 
 
@@ -249,6 +252,13 @@ def test_adapters_are_changed_with_an_admin_key_only(server: AdapterServer, path
     for key, status in (("user", 403), ("other", 401)):
         answer = httpx.post(f"{server.url}{path}", json=body, headers={"Authorization": f"Bearer {key}"})
         assert answer.status_code == status
+
+
+def test_a_server_without_adapters_or_variants_lists_none(server: AdapterServer) -> None:
+    server.live.model.adapters = server.live.model.directory = None
+    assert server.get("/v1/adapters") == {"object": "adapters", "folder": None, "memory": None, "data": []}
+    variants = server.get("/v1/experts/variants")
+    assert variants == {"object": "list", "folder": None, "greenroom_base": None, "data": []}
 
 
 def test_a_server_without_adapters_says_how_to_get_some(server: AdapterServer) -> None:

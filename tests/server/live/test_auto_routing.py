@@ -12,9 +12,11 @@ import httpx
 import pytest
 
 from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.policies import Policies
 from server.api.core.rate_limiter import RateLimiter, RateLimits
 from server.engine.interface import (
     GenerationRequest,
+    Policy,
     RequestWeights,
     RoutingExamples,
     TokenStream,
@@ -367,10 +369,10 @@ def test_an_adapter_that_is_unloaded_after_the_choice_leads_to_the_next_best(
     assert directory is not None
     resolve = directory.resolve
 
-    def unloaded(name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
+    def unloaded(name: str | None, *others: Any) -> RequestWeights | None:
         if name == "law":
             raise UnknownAdapterError("there is no adapter 'law'", "model")
-        return resolve(name, adapters)
+        return resolve(name, *others)
 
     monkeypatch.setattr(directory, "resolve", unloaded)
     answer = routed.post("/v1/completions", **COMPLETION).json()
@@ -454,7 +456,8 @@ def test_the_access_log_has_the_choice(routed: AdapterServer, caplog: pytest.Log
     caplog.set_level(logging.INFO)
     routed.post("/v1/completions", **COMPLETION).raise_for_status()
     routed.live.wait_until_left()
-    [fields] = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "request"]
+    logged = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "request"]
+    [fields] = [fields for fields in logged if fields.get("model")]  # the adapters were loaded by requests, too
     assert (fields["model"], fields["routing_method"]) == ("law", "embedding")
     assert 0 < fields["routing_score"] <= 1
     assert 0 <= fields["routing_seconds"] <= fields["seconds"]
@@ -467,3 +470,33 @@ def test_choices_are_counted_by_adapter_until_it_is_unloaded(routed: AdapterServ
     assert routed.registry.num_routed() == {None: 1, "law": 2, "code": 0}
     routed.post("/v1/unload_lora_adapter", lora_name="law").raise_for_status()
     assert routed.registry.num_routed() == {None: 1, "code": 0}
+
+
+def put_default(server: AdapterServer, **rules: Any) -> None:
+    """Put a policy for requests without a key in force."""
+    server.service.policies = Policies({"default": Policy("default", **rules)})
+
+
+def test_only_what_the_policy_allows_is_chosen(routed: AdapterServer) -> None:
+    put_default(routed, models=("fake", "code"))
+    answer = routed.post("/v1/completions", **COMPLETION).json()
+    assert answer["model"] in {"fake", "code"}
+    assert answer["greenroom"]["routing"]["scores"].keys() == {"code", "fake"}
+
+
+def test_a_required_adapter_is_added_to_the_chosen_one(routed: AdapterServer) -> None:
+    put_default(routed, adapters=(("plain", 0.5),))
+    assert routed.post("/v1/completions", **COMPLETION).json()["model"] == "law"
+    assert routed.last_used() == {"law": 1.0, "plain": 0.5}
+    stranger = COMPLETION | {"prompt": "\x01\x7f" * 60}
+    assert routed.post("/v1/completions", **stranger).json()["model"] == "fake"
+    assert routed.last_used() == {"plain": 0.5}
+
+
+def test_a_base_model_that_the_policy_does_not_allow_is_no_way_out(routed: AdapterServer) -> None:
+    put_default(routed, models=("law",))
+    stranger = COMPLETION | {"prompt": "\x01\x7f" * 60}
+    status, param, message = error_of(routed.post("/v1/completions", **stranger))
+    assert (status, param) == (400, "model")
+    assert "no adapter that this key may use is close to the prompt" in message
+    assert routed.post("/v1/completions", **COMPLETION).json()["model"] == "law"

@@ -7,34 +7,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import schemathesis
-from hypothesis import Phase, settings
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-    unsupported_method,
-)
 
 from server.api.core.service import Service
 from server.engine.text.codec import Codec
 from server.lifecycle.app import create_app
+from tests.described_answers import CHECKS, examples
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
-
-
-def the_server_has_not_failed(_context: object, response: schemathesis.Response, _case: schemathesis.Case) -> None:
-    """A request may exceed its own ``timeout`` (504), but the server must not fail."""
-    assert response.status_code != 500
-
-
-CHECKS = [
-    the_server_has_not_failed,
-    status_code_conformance,
-    content_type_conformance,
-    response_schema_conformance,
-    unsupported_method,
-]
-
 
 schema = schemathesis.openapi.from_dict(create_app(Service("1")).openapi())
 
@@ -46,7 +25,7 @@ def server(codec: Codec) -> Iterator[FakeServer]:
 
 
 @schema.parametrize()
-@settings(max_examples=40, phases=[Phase.explicit, Phase.generate], database=None)
+@examples(40)
 def test_every_answer_is_in_the_description(case: schemathesis.Case, server: FakeServer) -> None:
     case.call_and_validate(base_url=f"http://127.0.0.1:{server.port}", checks=CHECKS)
 

@@ -1,0 +1,37 @@
+"""The outputs of `/model` and `/adapters`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
+
+from client.server_info import Model
+from client.terminal import printable
+
+AUTO = "auto"  # the model that stands for whatever the server chooses
+NO_ADAPTERS = "The server has no adapters."
+
+
+def models_view(models: Sequence[Model], chosen: str) -> RenderableType:
+    """Return a line for each model, with a mark at the chosen one."""
+    return Text("\n".join(f"{'*' if model.id == chosen else ' '} {printable(model.id)}" for model in models))
+
+
+def adapter_names(models: Sequence[Model]) -> list[str]:
+    """Return the models that are LoRA adapters; expert variants are named ``BASE:VARIANT``, and a router ``auto``."""
+    return [
+        model.id
+        for model in models
+        if model.parent is not None and model.id != AUTO and not model.id.startswith(f"{model.parent}:")
+    ]
+
+
+def adapters_view(names: Sequence[str], added: Mapping[str, float]) -> RenderableType:
+    """Return a line for each adapter, with the weights of those that were added."""
+    lines = [
+        f"* {printable(name)} {added[name]:g}" if name in added else f"  {printable(name)}"
+        for name in dict.fromkeys([*names, *added])
+    ]
+    return Text("\n".join(lines) or NO_ADAPTERS)
