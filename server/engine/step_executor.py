@@ -57,6 +57,9 @@ class StepExecutor:
         for item, cost, experts in zip(step, output.costs, output.chosen, strict=True):
             item.sequence.expert_cost.add(cost)
             item.sequence.last_experts = experts
+        for item, routed in zip(step, output.routed, strict=False):
+            if routed is not None and item.sequence.request.weights is not None:
+                item.sequence.request.weights.note_routed(routed)
         record_stalls(step, output.stalls)
         if self._admission is not None:
             self._admission.record_step(step, output, time.perf_counter() - started)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,42 @@ class WeightedAdapter:
 
 
 @dataclass(frozen=True)
+class AdapterRouter:
+    """A choice of adapters for each token at each linear layer (``server.model.lora.routing``).
+
+    Args:
+        adapters: to choose from, without repetition; at a layer, those that add to it.
+        top_k: the most that a token has at a layer.
+        temperature: divides their scores before the softmax.
+    """
+
+    adapters: tuple[LoraAdapter, ...]
+    top_k: int = 3
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class RoutedTokens:
+    """The share of each adapter in tokens that a router has chosen adapters for.
+
+    Args:
+        shares: by the adapter's name, the sum over tokens of its mean factor over the linear layers.
+        num_tokens: the sum of all shares.
+    """
+
+    shares: Mapping[str, float]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class ChunkWeights:
-    """The expert variant and the adapters of one sequence; equal ones compute alike."""
+    """The expert variant and the adapters of one sequence; equal ones compute alike.
+
+    Args:
+        adapters: those with a fixed factor.
+        router: chooses others; the factors of an adapter that is among both add up.
+    """
 
     variant: ExpertVariant | None = None
     adapters: tuple[WeightedAdapter, ...] = ()
+    router: AdapterRouter | None = None

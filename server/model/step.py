@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from server.model.chunk_weights import ChunkWeights
+from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.stalls import Stall
 
 if TYPE_CHECKING:
@@ -113,3 +113,6 @@ class StepOutput:
     chosen: Sequence[RoutedExperts | None] = ()  # experts of each chunk's last token, for chunks that want them
     hidden: torch.Tensor | None = None  # float32 (rows, hidden): last states of each chunk's last ``num_hidden`` tokens
     stalls: Sequence[Stall] = ()  # in order of time
+    routed: Sequence[
+        RoutedTokens | None
+    ] = ()  # by chunk, for those with a router of adapters; none if no chunk has one

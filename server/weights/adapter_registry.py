@@ -16,6 +16,7 @@ from server.engine.interface import (
     RoutingExamples,
     UnknownAdapterError,
 )
+from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
 from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
@@ -67,7 +68,8 @@ class AdapterRegistry:
         self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
         self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
-        self._routed_lock = threading.Lock()  # guards the field above
+        self._routed_tokens: dict[str, float] = {}  # shares of adapters in tokens that had adapters chosen for each
+        self._routed_lock = threading.Lock()  # guards the two fields above
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
 
     def find(self, name: str) -> AdapterVersion | None:
@@ -118,6 +120,31 @@ class AdapterRegistry:
         names = [each.name for each in self.candidates()]
         return {name: counts.get(name, 0) for name in (None, *names)} if names or counts[None] else {}
 
+    def note_routed_tokens(self, shares: Mapping[str, float]) -> None:
+        """Count the shares of adapters in tokens for which a router chose adapters."""
+        with self._routed_lock:
+            for name, share in shares.items():
+                if name in self._current:
+                    self._routed_tokens[name] = self._routed_tokens.get(name, 0.0) + share
+
+    def routed_tokens(self) -> dict[str, float]:
+        """Return the share of each adapter in tokens for which a router chose adapters."""
+        with self._routed_lock:
+            return {name: share for name, share in self._routed_tokens.items() if name in self._current}
+
+    def reason_against_tokens(self, name: str) -> str | None:
+        """Return why a router can't choose an adapter for each token, as the end of a sentence; None if it can."""
+        version = self._current.get(name)
+        if version is None:
+            return None
+        targets = version.files.targets
+        if any(isinstance(target, ExpertTarget) for target in targets):
+            return "it adds to routed experts, and Arrow scores adapters of linear layers only"
+        latent = next((target for target in targets if target in self.targets.latents), None)
+        if latent is not None:
+            return f"it adds to {latent}, which attention applies to the keys of all earlier tokens at once"
+        return None
+
     def load(self, name: str, path: str, *, replace: bool = False, routing: RoutingExamples | None = None) -> bool:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "lora_path")
@@ -140,6 +167,7 @@ class AdapterRegistry:
             self._totals = {each: total for each, total in self._totals.items() if each != name}
             with self._routed_lock:
                 self._num_routed.pop(name, None)
+                self._routed_tokens.pop(name, None)
             self._memory.retire(version)
         log.info("adapter %s: unloaded", name)
 

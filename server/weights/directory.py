@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from server.engine.interface import (
     Policy,
@@ -11,6 +12,7 @@ from server.engine.interface import (
     RequestWeights,
     RequiredAdapterError,
     RoutingCandidate,
+    TokenRouting,
     UnknownAdapterError,
     UnusablePolicyError,
 )
@@ -24,6 +26,7 @@ from server.weights.variant_registry import VariantRegistry, VariantVersion
 Factors = Sequence[tuple[str, float]]  # names of adapters, and the factor of what each adds
 
 MAX_ADAPTERS = 16  # of one request
+MAX_ROUTED = 64  # that a router chooses from for one request
 NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
 
 
@@ -67,10 +70,16 @@ class Directory:
         if self._adapters is not None:
             self._adapters.note_routed(name)
 
-    def resolve(self, name: str | None, adapters: Factors = (), policy: Policy | None = None) -> RequestWeights | None:
+    def resolve(
+        self,
+        name: str | None,
+        adapters: Factors = (),
+        policy: Policy | None = None,
+        routing: TokenRouting | None = None,
+    ) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
-        selected = self._select_adapters(own, adapters, () if policy is None else policy.adapters)
+        selected = self._select_adapters(own, adapters, policy, routing)
         experts = self._select_experts(variant, policy)
         if experts is None:
             return selected
@@ -112,15 +121,19 @@ class Directory:
             restricted(restriction, version.files.variant)
         return RestrictedSelection(restriction, selected)
 
-    def _select_adapters(self, own: Factors, added: Factors, required: Factors) -> AdapterSelection | None:
+    def _select_adapters(
+        self, own: Factors, added: Factors, policy: Policy | None, routing: TokenRouting | None
+    ) -> AdapterSelection | None:
         """Return the adapters of a request; None if it has none.
 
         Args:
             own: the adapter that is the request's model, if one is.
             added: those that the request adds to its model.
-            required: those that the policy of the caller's key adds; a request may not give them another factor.
+            policy: of the caller's key; a request may not give the adapters that it adds another factor.
+            routing: chooses further ones for each token.
         """
-        if not (own or added or required):
+        required = () if policy is None else policy.adapters
+        if not (own or added or required or routing):
             return None
         if self._adapters is None or self._memory is None:
             raise RequestRefusedError(NO_ADAPTERS, "adapters")
@@ -136,14 +149,52 @@ class Directory:
                 raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
+        self._check_required(self._adapters, added, required)
+        always = dict(required)
+        chosen = [(name, weight) for name, weight in chosen if name not in always]
+        chosen = [*chosen, *required]
+        if routing is not None:
+            names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
+            routing = replace(routing, adapters=tuple(names))
+        return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_routed_tokens)
+
+    @staticmethod
+    def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:
+        """Refuse a request that can't have the adapters that its key's policy adds, or gives them another factor."""
         for name, weight in required:
-            if self._adapters.find(name) is None:
+            if registry.find(name) is None:
                 raise RequiredAdapterError(
                     f"the adapter {name!r}, which every request of this key uses, is not loaded; ask an administrator"
                 )
             if (name, weight) not in added and name in dict(added):
                 message = f"the adapter {name!r} is part of every request of this key; leave it out of 'adapters'"
                 raise PolicyRefusedError(message, "adapters", "adapter")
-        always = dict(required)
-        chosen = [(name, weight) for name, weight in chosen if name not in always]
-        return AdapterSelection([*chosen, *required], self._adapters.find, self._memory)
+
+    @staticmethod
+    def _routed(
+        registry: AdapterRegistry, routing: TokenRouting, fixed: Collection[str], policy: Policy | None
+    ) -> list[str]:
+        """Return the adapters that a router chooses from for each token: of those that a policy allows."""
+        allowed = [each for each in registry.names() if policy is None or policy.allows(each)]
+        field = "routing.adapters"
+        if routing.adapters is None:
+            names = [each for each in allowed if each not in fixed and not registry.reason_against_tokens(each)]
+            if not names:
+                raise RequestRefusedError(
+                    "no adapter can be chosen by token: load one that adds to linear layers only", "routing"
+                )
+            if len(names) > MAX_ROUTED:
+                raise RequestRefusedError(
+                    f"{len(names)} adapters can be chosen by token, more than {MAX_ROUTED}: name those to choose from",
+                    field,
+                )
+            return sorted(names)
+        for each in routing.adapters:
+            if each not in allowed:
+                raise UnknownAdapterError(f"there is no adapter {each!r}; see GET /v1/models", field)
+            if each in fixed or routing.adapters.count(each) > 1:
+                raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", field)
+            reason = registry.reason_against_tokens(each)
+            if reason is not None:
+                raise RequestRefusedError(f"the adapter {each!r} can't be chosen by token: {reason}", field)
+        return sorted(routing.adapters)

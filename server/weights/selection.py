@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 
 from expert_store import CheckpointError
 from server.engine.interface import PolicyRefusedError, RequestWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
-from server.model.chunk_weights import ChunkWeights
+from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.variant import ExpertVariant
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
@@ -48,6 +49,13 @@ class VariantSelection:
 
     def release(self) -> None:
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Do nothing: no router chooses adapters."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return {}
 
     @property
     def variant(self) -> ExpertVariant:
@@ -98,6 +106,13 @@ class RestrictedSelection:
 
     def release(self) -> None:
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Do nothing: no router chooses adapters."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return {}
 
     @property
     def variant(self) -> ExpertVariant:
@@ -150,6 +165,13 @@ class CombinedSelection:
 
     def release(self) -> None:
         self._adapters.release()
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        self._adapters.note_routed(tokens)
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return self._adapters.routed_shares
 
     @property
     def chunk_weights(self) -> ChunkWeights:

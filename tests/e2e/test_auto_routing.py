@@ -82,6 +82,24 @@ def test_the_text_is_that_of_the_chosen_adapter_and_packages_keep_the_reason(rou
     assert auto.model_extra["greenroom"]["routing"]["model"] == name
 
 
+def test_arrow_mixes_adapters_by_token_and_tells_their_mean_weights(routed: Server) -> None:
+    routing = {"method": "arrow", "top_k": 2, "adapters": ["law", "cooking", "python"]}
+    with routed.client() as client:
+        reply = client.completions.create(
+            model="auto", prompt=TEXTS[0][0], max_tokens=6, temperature=0, extra_body={"routing": routing}
+        )
+        *_, last = client.completions.create(
+            model="auto", prompt=TEXTS[0][0], max_tokens=6, temperature=0, stream=True, extra_body={"routing": routing}
+        )
+    assert reply.model_extra is not None
+    weights = reply.model_extra["greenroom"]["routing"]["weights"]
+    assert weights.keys() == {"law", "cooking", "python"}
+    assert sum(weights.values()) == pytest.approx(1, abs=1e-4)
+    assert last.model_extra is not None
+    assert sum(last.model_extra["greenroom"]["routing"]["weights"].values()) == pytest.approx(1, abs=1e-4)
+    assert routed.total("adapter_routed_tokens_total", 'adapter="law"') > 0
+
+
 def test_small_talk_runs_on_the_base_model(routed: Server) -> None:
     with routed.client() as client:
         reply = client.chat.completions.create(

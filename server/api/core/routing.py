@@ -1,36 +1,57 @@
 """The choice that a router makes for a request whose model is ``auto``: as requests ask for it, and as replies tell."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.engine.interface import ExpertUsage, JsonObject
+from server.engine.interface import ExpertUsage, JsonObject, RequestWeights, TokenRouting
 
 AUTO = "auto"  # the model that stands for whatever the router chooses
 ROUTING_HEADER = "X-Greenroom-Routing"
 MAX_SHOWN = 32  # scores of a reply
-
-
-def method_of(value: object) -> object:
-    if value == "arrow":
-        raise ValueError("can't be 'arrow', because this server does not route by token yet: use 'embedding'")
-    return value
+MAX_NAMED = 64
+DEFAULT_TOP_K = 3
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-3, 1e3
 
 
 class RoutingOptions(BaseModel):
     """Options of the router, a field of requests.
 
     Args:
-        threshold: the similarity that an adapter must reach; None for the server's own.
+        method: ``embedding`` chooses one adapter for the request, ``arrow`` some for each token at each layer.
+        threshold: the similarity that an adapter must reach; None for the server's own. Of ``embedding``.
+        adapters: names of those to choose from; None for all that can be. Of ``arrow``, as ``top_k``.
+        top_k: the most that a token has at a layer.
+        temperature: divides scores before the softmax.
 
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
-    method: Annotated[Literal["embedding"], BeforeValidator(method_of, json_schema_input_type=str)] = "embedding"
+    method: Literal["embedding", "arrow"] = "embedding"
     threshold: float | None = Field(None, ge=-1, le=1)
+    adapters: list[str] | None = Field(None, min_length=1, max_length=MAX_NAMED)
+    top_k: int | None = Field(None, ge=1, le=MAX_NAMED)
+    temperature: float | None = Field(None, ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)
+
+    @model_validator(mode="after")
+    def check_method(self) -> Self:
+        others = ("adapters", "top_k", "temperature") if self.method == "embedding" else ("threshold",)
+        for name in others:
+            if getattr(self, name) is not None:
+                raise ValueError(f"has {name!r}, which the method {self.method!r} does not take: leave it out")
+        return self
+
+    @property
+    def by_token(self) -> TokenRouting | None:
+        """The choice for each token; None if one is made for the request."""
+        if self.method != "arrow":
+            return None
+        adapters = None if self.adapters is None else tuple(self.adapters)
+        return TokenRouting(adapters, self.top_k or DEFAULT_TOP_K, self.temperature or 1.0)
 
 
 @dataclass(frozen=True)
@@ -61,9 +82,14 @@ class Routing:
         return self.ended_at - self.started_at
 
     @property
-    def score(self) -> float:
-        """The score of the chosen model."""
+    def score(self) -> float | None:
+        """The score of the chosen model; None if none was chosen for the whole request."""
         return self.scores[self.model]
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """The mean weights of adapters that were chosen for each token; none if one choice was made."""
+        return {}
 
     @property
     def member(self) -> JsonObject:
@@ -73,7 +99,7 @@ class Routing:
     @property
     def body(self) -> JsonObject:
         best_first = sorted(self.scores.items(), key=lambda item: item[1], reverse=True)
-        shown = dict(best_first[:MAX_SHOWN]) | {self.model: self.score}
+        shown = dict(best_first[:MAX_SHOWN]) | {self.model: self.scores[self.model]}
         return {
             "method": self.method,
             "model": self.model,
@@ -84,13 +110,56 @@ class Routing:
         }
 
 
+@dataclass(frozen=True)
+class ArrowRouting(Routing):
+    """The choice of adapters for each token of one request.
+
+    Args:
+        options: of the router.
+        weights: of the request, which know the adapters' shares.
+
+    """
+
+    options: TokenRouting
+    weights: RequestWeights
+
+    @classmethod
+    def of(cls, options: TokenRouting, weights: RequestWeights) -> Self:
+        now = time.monotonic()
+        reason = "Adapters are chosen for each token and layer, by the input that each of them changes most."
+        return cls("arrow", AUTO, {}, reason, 0, now, now, ExpertUsage(), options, weights)
+
+    @property
+    def score(self) -> None:
+        return None
+
+    @property
+    def shares(self) -> Mapping[str, float]:
+        """They are over the tokens that were computed until now, the heaviest first."""
+        best_first = sorted(self.weights.routed_shares.items(), key=lambda item: item[1], reverse=True)
+        return {name: round(share, 6) for name, share in best_first}
+
+    @property
+    def body(self) -> JsonObject:
+        return {
+            "method": self.method,
+            "model": self.model,
+            "adapters": sorted(self.shares),
+            "top_k": self.options.top_k,
+            "temperature": self.options.temperature,
+            "weights": dict(self.shares),
+            "reason": self.reason,
+        }
+
+
 def routing_headers(routing: Routing | None) -> dict[str, str]:
     """Return the headers of a reply that tell which model was chosen."""
     if routing is None:
         return {}
     name = routing.model.encode("ascii", "backslashreplace").decode()
     printable = "".join(each if each.isprintable() else "?" for each in name)
-    return {ROUTING_HEADER: f"{printable}; score={routing.score:.3f}; method={routing.method}"}
+    score = "" if routing.score is None else f" score={routing.score:.3f};"
+    return {ROUTING_HEADER: f"{printable};{score} method={routing.method}"}
 
 
 def greenroom_member(routing: Routing | None) -> dict[str, Any]:

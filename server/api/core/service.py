@@ -22,7 +22,7 @@ from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
-from server.api.core.routing import AUTO, Routing
+from server.api.core.routing import AUTO, ArrowRouting, Routing, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -39,6 +39,7 @@ from server.engine.interface import (
     RequiredAdapterError,
     SamplingDefaults,
     TextCodec,
+    TokenRouting,
     UnknownAdapterError,
     VariantAdministration,
     WeightsDirectory,
@@ -159,6 +160,20 @@ class LoadedModel:
         base = copy.copy(self)
         base.name, base.base, base.routing = self.base or self.name, None, routing
         return (base if name is None else base.named(name)).selecting(adapters)
+
+    def routing_tokens(self, adapters: Sequence[tuple[str, float]], routing: TokenRouting) -> Self:
+        """Return the model ``auto`` with a router that chooses adapters for each token.
+
+        Raises:
+            RequestRefusedError: there are no such adapters.
+        """
+        if self.directory is None:
+            raise RequestRefusedError(NO_ADAPTERS, "routing")
+        selected = copy.copy(self)
+        weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
+        assert weights is not None
+        selected.weights, selected.routing = weights, ArrowRouting.of(routing, weights)
+        return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
         """Return the model with the weights of its name, with adapters, and with what the caller's policy demands.
@@ -294,7 +309,9 @@ class Service:
         by_precedence = sorted(self.aliases, key=lambda alias: alias.is_pattern)
         return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
-    def accepting_model(self, name: str | None, adapters: Sequence[AdapterChoice] = ()) -> LoadedModel:
+    def accepting_model(
+        self, name: str | None, adapters: Sequence[AdapterChoice] = (), routing: RoutingOptions | None = None
+    ) -> LoadedModel:
         """Return the model that answers a new request, with the weights that it asks for.
 
         Routes that generate text get their model only from here.
@@ -311,14 +328,18 @@ class Service:
             raise DrainingError("The server is shutting down: send the request to another server.")
         base = self.base_model
         if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
-            raise InvalidRequestError(NO_CANDIDATES, "model")
-        model = self.loaded_model(name)
+            if routing is None or routing.by_token is None:
+                raise InvalidRequestError(NO_CANDIDATES, "model")
+            model = base.named(AUTO)
+        else:
+            model = self.loaded_model(name)
         if self.state is ServiceState.DEAD:
             raise ServiceUnavailableError("The engine has stopped: see the server's log, and restart the server.")
         policy = current_caller().policy
         chosen = [(choice.name, choice.weight) for choice in adapters]
         if policy is not None:
             self._check_adapters(policy, [each for each, _ in chosen])
+            self._check_adapters(policy, (routing and routing.adapters) or (), "routing.adapters")
         try:
             selected = model.selecting(chosen)
         except (PolicyRefusedError, RequiredAdapterError) as error:
@@ -327,13 +348,13 @@ class Service:
             raise
         return model if model.is_auto else selected
 
-    def _check_adapters(self, policy: Policy, names: Sequence[str]) -> None:
+    def _check_adapters(self, policy: Policy, names: Sequence[str], field: str = "adapters") -> None:
         """Refuse adapters that a policy does not allow as if there were none of that name."""
         for name in names:
             if not policy.allows(name):
                 if self.base_model.has_other(name):
                     self._note_refusal(policy, "adapter", name)
-                raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", "adapters")
+                raise UnknownAdapterError(f"there is no adapter {name!r}; see GET /v1/models", field)
 
     def _note_refusal(self, policy: Policy, reason: PolicyReason, name: str, error: str | None = None) -> None:
         self.policy_refusals.add(policy.name, reason)

@@ -51,7 +51,9 @@ def _work_fields(work: Work) -> dict[str, Any]:
     if isinstance(work, Generation):
         if work.routing is not None:
             fields["routing_method"] = work.routing.method
-            fields["routing_score"] = round(work.routing.score, 6)
+            if work.routing.score is not None:
+                fields["routing_score"] = round(work.routing.score, 6)
+            fields["routing_weights"] = dict(work.routing.shares) or None
             fields["routing_seconds"] = round(work.routing.seconds, 6)
         fields["cached_tokens"] = work.num_cached_tokens
         fields["completion_tokens"] = sum(work.num_generated)

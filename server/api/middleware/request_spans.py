@@ -109,9 +109,12 @@ def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[
             "gen_ai.request.model": AUTO,
             "greenroom.routing.method": routing.method,
             "greenroom.routing.model": routing.model,
-            "greenroom.routing.score": routing.score,
             "greenroom.routing.reason": routing.reason,
         }
+        if routing.score is not None:
+            attributes["greenroom.routing.score"] = routing.score
+        if routing.shares:
+            attributes["greenroom.routing.weights"] = [f"{name}={share:.3f}" for name, share in routing.shares.items()]
     optional: dict[str, Value | None] = {
         "gen_ai.request.choice.count": len(work.streams) if len(work.streams) > 1 else None,
         "gen_ai.request.top_k": float(sampling.top_k) or None,

@@ -31,7 +31,7 @@ class ChunkEncoder(ReplyEncoder):
         super().__init__(generation)
         self._include_usage, self._has_token_ids = include_usage, has_token_ids
         self._has_begun = [False] * len(generation.streams)
-        self._first_more = greenroom_member(generation.routing)  # further members of the first chunk
+        self._next_more = greenroom_member(generation.routing)  # further members of the next chunk
 
     @abstractmethod
     def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
@@ -82,6 +82,9 @@ class ChunkEncoder(ReplyEncoder):
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
         self.generation.note_experts(index, event)
+        routing = self.generation.routing
+        if event.finish_reason is not None and routing is not None and routing.shares:  # they are known only now
+            self._next_more = greenroom_member(routing)
         return begin + b"".join(map(self._chunk, self.chunk_choices(index, event)))
 
     def _begin(self, index: int) -> bytes:
@@ -106,7 +109,7 @@ class ChunkEncoder(ReplyEncoder):
 
     def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice
-        more, self._first_more = {**more, **self._first_more}, {}
+        more, self._next_more = {**more, **self._next_more}, {}
         members = f",{encode_long(more)[1:-1]}" if more else ""
         return f"{before}{self._encode_choice(choice)}]{members}{after.removeprefix(']')}".encode()
 

@@ -131,6 +131,9 @@ async def submit_to(
         EngineError: the engine does not take the request, or not now.
 
     """
+    by_token = None if body.routing is None else body.routing.by_token
+    if model.is_auto and by_token is not None:
+        return submitting(model.routing_tokens([(each.name, each.weight) for each in body.adapters], by_token))
     if model.is_auto:
         asked = AutoRequest(model, texts(), field, body.routing, body.adapters, body.priority, body.timeout)
         return await submit_to_chosen(request, asked, submitting)

@@ -35,7 +35,7 @@ from server.engine.interface.protocols import (
 )
 from server.engine.interface.request_status import RequestState, RequestStatus
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 from server.engine.interface.sampling_params import (
     Grammar,
     GrammarSpec,
@@ -96,6 +96,7 @@ __all__ = [
     "Timeline",
     "TokenEvent",
     "TokenLogprobs",
+    "TokenRouting",
     "TokenStream",
     "UnknownAdapterError",
     "UnknownVariantError",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
-from server.model.chunk_weights import ChunkWeights
+from server.model.chunk_weights import ChunkWeights, RoutedTokens
 
 
 class RequestWeights(Protocol):
@@ -39,6 +40,13 @@ class RequestWeights(Protocol):
 
     def release(self) -> None:
         """Let the weights be evicted."""
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Count what a router of adapters chose for some tokens of the request."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        """The mean factor of each adapter to choose from over the layers and tokens that were noted, 0 before any."""
 
     @property
     def chunk_weights(self) -> ChunkWeights:

@@ -43,6 +43,21 @@ class RoutingExamples:
 
 
 @dataclass(frozen=True)
+class TokenRouting:
+    """A choice of adapters for each token at each layer.
+
+    Args:
+        adapters: names of those to choose from; None for all that can be chosen so.
+        top_k: the most that a token has at a layer.
+        temperature: divides scores before the softmax.
+    """
+
+    adapters: tuple[str, ...] | None = None
+    top_k: int = 3
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class RoutingCandidate:
     """Weights that a router may choose.
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from server.engine.interface.policy import Policy
 from server.engine.interface.request_weights import RequestWeights
-from server.engine.interface.routing import RoutingCandidate, RoutingExamples
+from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
 
 
 class WeightsDirectory(Protocol):
@@ -20,7 +20,11 @@ class WeightsDirectory(Protocol):
         """Return the path that a name was loaded from; None if there is no such name."""
 
     def resolve(
-        self, name: str | None, adapters: Sequence[tuple[str, float]] = (), policy: Policy | None = None
+        self,
+        name: str | None,
+        adapters: Sequence[tuple[str, float]] = (),
+        policy: Policy | None = None,
+        routing: TokenRouting | None = None,
     ) -> RequestWeights | None:
         """Return the weights of a request; None for those of the base model alone.
 
@@ -29,6 +33,7 @@ class WeightsDirectory(Protocol):
             adapters: names and factors of adapters to add.
             policy: whose adapters are added, and whose forbidden experts are removed. The names that it allows are for
                 the caller to check.
+            routing: chooses further adapters for each token, of those that the policy allows.
 
         Raises:
             UnknownAdapterError: there is no such name.

@@ -167,7 +167,7 @@ class _BatchAdditions:
         self._first = addresses(table.first for table in tables)
         self._second = addresses(table.second for table in tables)
         self._call = LoraExperts(
-            self._first.ctypes.data, self._second.ctypes.data, self._factors.ctypes.data, len(tables), None
+            self._first.ctypes.data, self._second.ctypes.data, self._factors.ctypes.data, len(tables), None, None
         )
 
     def address(self, keys: Sequence[Hashable]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-ABI = 5
+ABI = 6
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
 

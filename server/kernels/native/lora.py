@@ -42,7 +42,8 @@ class LoraPart(Structure):
         ("format", c_int32),
         ("is_transposed", c_int32),
         ("scale", c_float),
-        ("unused", c_int32),
+        ("module", c_int32),
+        ("vector", c_void_p),
     ]
 
 
@@ -57,8 +58,28 @@ class LoraLayer(Structure):
     _fields_ = [*((name, LoraParts) for name in LINEARS), ("first", c_void_p), ("second", c_void_p)]
 
 
+class LoraRouter(Structure):
+    _fields_ = [
+        ("candidates", c_void_p),
+        ("top_k", c_int32),
+        ("is_signed", c_int32),
+        ("temperature", c_float),
+        ("unused", c_int32),
+    ]
+
+
+class LoraRouting(Structure):
+    _fields_ = [("routers", c_void_p), ("router_of_token", c_void_p), ("totals", c_void_p), ("counts", c_void_p)]
+
+
 class LoraStep(Structure):
-    _fields_ = [("layers", c_void_p), ("heads", c_void_p), ("factors", c_void_p), ("num_adapters", c_int64)]
+    _fields_ = [
+        ("layers", c_void_p),
+        ("heads", c_void_p),
+        ("factors", c_void_p),
+        ("num_adapters", c_int64),
+        ("routing", c_void_p),
+    ]
 
 
 class LoraExperts(Structure):
@@ -68,6 +89,7 @@ class LoraExperts(Structure):
         ("factors", c_void_p),
         ("num_adapters", c_int64),
         ("numbers", c_void_p),
+        ("routing", c_void_p),
     ]
 
 
@@ -77,10 +99,12 @@ class PartsTable:
 
     Args:
         parts: ``LoraParts``, one for each matrix.
+        rows: ``LoraPart``, one for each addition, matrix after matrix.
         keeps: owners of the memory that it refers to.
     """
 
     parts: Array[Any]
+    rows: Array[Any]
     keeps: Sequence[object]
 
     @classmethod
@@ -93,14 +117,14 @@ class PartsTable:
         found = [list(parts) for parts in matrices]
         rows = (LoraPart * sum(map(len, found)))()
         table = (LoraParts * len(found))()
-        keeps: list[object] = [rows]
+        keeps: list[object] = []
         address, place = addressof(rows), 0
         for entry, parts in zip(table, found, strict=True):
             entry.parts, entry.count = address + place * sizeof(LoraPart), len(parts)
             for part, offset in parts:
                 keeps += _describe(rows[place], part, offset)
                 place += 1
-        return cls(table, keeps)
+        return cls(table, rows, keeps)
 
     @property
     def address(self) -> int:

@@ -84,7 +84,13 @@ class LatentProjection(nn.Module):
         return (output.transpose(0, 1) @ self.to_values.mT).transpose(0, 1)
 
     def additions(self, adapters: StepAdapters) -> LatentAdditions | None:
-        """Return what adapters add to ``kv_b_proj``; None if that is nothing."""
+        """Return what adapters add to ``kv_b_proj``; None if that is nothing.
+
+        Raises:
+            AdapterError: a router chooses adapters for it, so that they differ among a sequence's tokens.
+        """
+        if adapters.routing is not None:
+            adapters.routing.refuse(self.name)
         if not any(self.name in adapter.linears for adapter in adapters.adapters):
             return None
         return LatentAdditions(adapters, self.name, len(self.to_keys), self.nope_dim)

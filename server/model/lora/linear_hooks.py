@@ -74,7 +74,7 @@ def _add(
 ) -> torch.Tensor:
     given: torch.Tensor = args[0] if args else next(iter(kwargs.values()))
     x, y = given.flatten(0, -2), output.flatten(0, -2)
-    factors = adapters.factors_of_linear(rows_of(module), len(x))
+    factors = adapters.factors_of_linear(name, rows_of(module), x)
     add_low_rank(factors, [adapter.linears.get(name, ()) for adapter in adapters.adapters], x, y)
     return y.view(output.shape)
 

@@ -12,6 +12,7 @@ from expert_store.errors import ExpertStoreError
 from expert_store.io.reader import read_tensor
 from expert_store.io.safetensors_index import read_index
 from server.model.errors import PICKLES
+from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
 from server.model.lora.pages import AdapterPages, checksum, divide
 from server.model.lora.pairs import Match, match_pairs
@@ -45,6 +46,11 @@ class AdapterFiles:
     def memory_bytes(self) -> int:
         """Bytes of its pages in memory."""
         return len(self.checksums) * self.pages.page_bytes
+
+    @cached_property
+    def targets(self) -> frozenset[str | ExpertTarget]:
+        """The linear layers and the experts' matrices that it adds to."""
+        return frozenset(each.target for each in self.pages.additions)
 
     @cached_property
     def recipes(self) -> list[dict[str, ParameterRecipe]]:

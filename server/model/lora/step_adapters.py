@@ -7,10 +7,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from server.kernels.low_rank import ExpertAdditions, Factors
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.lora.adapter import LoraAdapter
+from server.model.lora.routing import StepRouting
 from server.model.lora.tables import tables_of
 from server.model.step import SequenceChunk
 
@@ -24,27 +26,31 @@ class StepAdapters:
 
     Args:
         adapters: without repetition.
-        factors: of the tokens, ``(tokens, adapters)``.
+        factors: the fixed ones of the tokens, ``(tokens, adapters)``.
+        routing: gives others at each linear layer; None if no sequence has a router.
     """
 
-    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors):
-        self.adapters, self.factors = adapters, factors
+    def __init__(self, adapters: Sequence[LoraAdapter], factors: Factors, routing: StepRouting | None = None):
+        self.adapters, self.factors, self.routing = adapters, factors, routing
         self.rows_of_layer: RowsOfLayer | None = None  # tokens of a layer's rows, if some go to other layers
 
     @classmethod
     def of(cls, chunks: Sequence[SequenceChunk]) -> Self | None:
         """Return the adapters of a step; None if no sequence uses one."""
         used = [() if chunk.weights is None else chunk.weights.adapters for chunk in chunks]
-        if not any(used):
+        routers = [None if chunk.weights is None else chunk.weights.router for chunk in chunks]
+        if not any(used) and not any(routers):
             return None
         found = dict.fromkeys(each.adapter for weighted in used for each in weighted)
+        found |= dict.fromkeys(adapter for router in routers if router for adapter in router.adapters)
         adapters = sorted(found, key=lambda adapter: adapter.name)
         places = {adapter: place for place, adapter in enumerate(adapters)}
         factors = np.zeros((len(chunks), len(adapters)), dtype=np.float32)
         for row, weighted in zip(factors, used, strict=True):
             for each in weighted:
                 row[places[each.adapter]] += each.weight
-        return cls(adapters, factors.repeat([chunk.num_tokens for chunk in chunks], axis=0))
+        counts = [chunk.num_tokens for chunk in chunks]
+        return cls(adapters, factors.repeat(counts, axis=0), StepRouting.of(routers, counts, adapters))
 
     def for_experts(self, layer: ExpertLayer, num_rows: int) -> ExpertAdditions | None:
         """Return what the adapters add to the experts of a layer; None if that is nothing.
@@ -72,13 +78,18 @@ class StepAdapters:
         factors = self.factors if self.rows_of_layer is None else self.factors[self.rows_of_layer(layer)]
         return _checked(factors, num_rows)
 
-    def factors_of_linear(self, rows: npt.NDArray[np.int64] | None, num_rows: int) -> Factors:
+    def factors_of_linear(self, name: str, rows: npt.NDArray[np.int64] | None, x: torch.Tensor) -> Factors:
         """Return the factors of the rows of a linear layer.
 
         Args:
+            name: of the layer.
             rows: the token of each row; None if the rows are all tokens.
+            x: the layer's input, ``(rows, inputs)``.
         """
-        return _checked(self.factors if rows is None else self.factors[rows], num_rows)
+        factors = _checked(self.factors if rows is None else self.factors[rows], len(x))
+        if self.routing is None:
+            return factors
+        return self.routing.add_factors(name, x, np.arange(len(x)) if rows is None else rows, factors)
 
 
 class SequenceAdapters(StepAdapters):
@@ -88,9 +99,12 @@ class SequenceAdapters(StepAdapters):
         del layer
         return self.factors[:1].repeat(num_rows, axis=0)
 
-    def factors_of_linear(self, rows: npt.NDArray[np.int64] | None, num_rows: int) -> Factors:
+    def factors_of_linear(self, name: str, rows: npt.NDArray[np.int64] | None, x: torch.Tensor) -> Factors:
         del rows
-        return self.factors[:1].repeat(num_rows, axis=0)
+        factors = self.factors[:1].repeat(len(x), axis=0)
+        if self.routing is None:
+            return factors
+        return self.routing.add_factors(name, x, np.zeros(len(x), dtype=np.int64), factors)
 
 
 def _checked(factors: Factors, num_rows: int) -> Factors:

@@ -10,6 +10,7 @@ from torch import nn
 
 from server.kernels.expert import transposed_names
 from server.model.architecture import text_part
+from server.model.attention.mla import LatentProjection
 from server.model.quantised.linear import QuantisedLinear
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ class LoraTargets:
     expert_modules: Mapping[str, int]
     num_experts: Mapping[int, int]
     refused: Mapping[str, str]
+    latents: frozenset[str] = (
+        frozenset()
+    )  # linear layers that attention absorbs, so that tokens can't have own adapters
 
 
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
@@ -55,12 +59,14 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         for module in experts.values()
         for parameter, shape in expert_shapes(module).items()
     }
+    latents = frozenset(name for name, module in model.named_modules() if isinstance(module, LatentProjection))
     return LoraTargets(
         linears,
         shapes,
         {name: layers[module] for name, module in experts.items()},
         {layers[module]: int(module.num_experts) for module in experts.values()},
         refused,
+        latents,
     )
 
 

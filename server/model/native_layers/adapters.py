@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from ctypes import addressof
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from server.kernels.native.lora import LoraLayer, LoraParts, LoraStep, LowRank, PartsTable, addresses
+from server.kernels.native.lora import (
+    LoraLayer,
+    LoraParts,
+    LoraRouter,
+    LoraRouting,
+    LoraStep,
+    LowRank,
+    PartsTable,
+    addresses,
+)
 from server.model.lora.adapter import LoraAdapter
+from server.model.lora.prototypes import Vectors
+from server.model.lora.routing import StepRouting
 from server.model.lora.step_adapters import StepAdapters
 from server.model.lora.tables import tables_of
 
@@ -28,13 +39,22 @@ class NativeTarget(NamedTuple):
     offset: int = 0  # of its outputs, for one of several that are computed together
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Adapter:
     """One adapter's additions to all decoder layers and to the head."""
 
     layers: int  # address
     head: LoraParts
+    parts: Sequence[tuple[Any, str]]  # ``LoraPart``, with the name of the linear layer
     keeps: Sequence[object]
+    vectors: Vectors | None = None  # by which routers score it, once one has chosen it
+
+    def set_vectors(self, vectors: Vectors) -> None:
+        """Let routers score the adapter."""
+        if self.vectors is None:
+            self.vectors = {name: vector.contiguous() for name, vector in vectors.items()}
+            for part, name in self.parts:
+                part.vector = self.vectors[name].data_ptr()
 
 
 class NativeAdapters:
@@ -48,10 +68,19 @@ class NativeAdapters:
     def __init__(self, targets: Mapping[str, NativeTarget], experts: Sequence[tuple[int, int] | None]):
         self.targets, self._experts = targets, experts
         self._known: WeakKeyDictionary[LoraAdapter, _Adapter] = WeakKeyDictionary()
+        offsets: dict[tuple[int, str], list[int]] = {}
+        for target in targets.values():
+            offsets.setdefault((target.layer, target.matrix), []).append(target.offset)
+        self._offsets = {matrix: sorted(found) for matrix, found in offsets.items()}  # of modules computed together
 
     def step(self, adapters: StepAdapters) -> NativeStep:
         """Describe the adapters of a step."""
-        return NativeStep([self.prepare(adapter) for adapter in adapters.adapters], adapters)
+        described = [self.prepare(adapter) for adapter in adapters.adapters]
+        if adapters.routing is not None:
+            for adapter, vectors in zip(described, adapters.routing.vectors(), strict=True):
+                if vectors:
+                    adapter.set_vectors(vectors)
+        return NativeStep(described, adapters)
 
     def prepare(self, adapter: LoraAdapter) -> _Adapter:
         """Return an adapter's tables, which are made at the first call."""
@@ -61,24 +90,29 @@ class NativeAdapters:
         return known
 
     def _describe(self, adapter: LoraAdapter) -> _Adapter:
-        found: dict[tuple[int, str], list[tuple[LowRank, int]]] = {}
+        found: dict[tuple[int, str], list[tuple[LowRank, int, str]]] = {}
         for name, parts in adapter.linears.items():
             target = self.targets[name]
-            found.setdefault((target.layer, target.matrix), []).extend((part, target.offset) for part in parts)
-        table = PartsTable.of(found.values())
+            found.setdefault((target.layer, target.matrix), []).extend((part, target.offset, name) for part in parts)
+        table = PartsTable.of([(part, offset) for part, offset, _ in parts] for parts in found.values())
+        names = [name for parts in found.values() for _, _, name in parts]
+        for row, name in zip(table.rows, names, strict=True):
+            target = self.targets[name]
+            row.module = self._offsets[target.layer, target.matrix].index(target.offset)
         places = dict(zip(found, table.parts, strict=True))
         layers = (LoraLayer * len(self._experts))()
         keeps: list[object] = [table, layers]
-        for (number, matrix), parts in places.items():
+        for (number, matrix), additions in places.items():
             if matrix != HEAD:
-                setattr(layers[number], matrix, parts)
+                setattr(layers[number], matrix, additions)
         for layer, experts in zip(layers, self._experts, strict=True):
             if experts is None:
                 continue
             tables = tables_of(adapter).experts(*experts)
             layer.first, layer.second = addresses((tables.first, tables.second)).tolist()
             keeps.append(tables)
-        return _Adapter(addressof(layers), places.get((0, HEAD), LoraParts()), keeps)
+        rows = [*zip(table.rows, names, strict=True)]
+        return _Adapter(addressof(layers), places.get((0, HEAD), LoraParts()), rows, keeps)
 
 
 class NativeStep:
@@ -88,8 +122,37 @@ class NativeStep:
         self._adapters, self._factors = adapters, np.ascontiguousarray(step.factors)
         self._layers = np.array([adapter.layers for adapter in adapters], dtype=np.uint64)
         self._heads = (LoraParts * len(adapters))(*(adapter.head for adapter in adapters))
+        self._routing = None if step.routing is None else _NativeRouting(step.routing)
         self._call = LoraStep(
-            self._layers.ctypes.data, addressof(self._heads), self._factors.ctypes.data, len(adapters)
+            self._layers.ctypes.data,
+            addressof(self._heads),
+            self._factors.ctypes.data,
+            len(adapters),
+            None if self._routing is None else self._routing.address,
+        )
+
+    @property
+    def address(self) -> int:
+        return addressof(self._call)
+
+
+class _NativeRouting:
+    """The routers of one step; the address of a ``LoraRouting``, which writes to the step's totals."""
+
+    def __init__(self, routing: StepRouting):
+        self._routing = routing
+        candidates = routing.candidates.ctypes.data
+        self._routers = (LoraRouter * len(routing.routers))(
+            *(
+                LoraRouter(candidates + number * routing.candidates.shape[1], router.top_k, 0, router.temperature)
+                for number, router in enumerate(routing.routers)
+            )
+        )
+        self._call = LoraRouting(
+            addressof(self._routers),
+            routing.router_of_token.ctypes.data,
+            routing.totals.ctypes.data,
+            routing.counts.ctypes.data,
         )
 
     @property

@@ -148,7 +148,14 @@ class SequentialTrunk(ResidentModel):
         record = experts.record
         chosen = last_choices(record.runs, self.facts.text_layers) if chunk.wants_experts else None
         return StepOutput(
-            logits, record.routing, record.cost, [record.cost], [chosen], self._sequential.hidden, record.stalls
+            logits,
+            record.routing,
+            record.cost,
+            [record.cost],
+            [chosen],
+            self._sequential.hidden,
+            record.stalls,
+            () if adapters is None or adapters.routing is None else adapters.routing.routed([chunk.num_tokens]),
         )
 
 

@@ -213,11 +213,34 @@ def test_tokens_of_auto_are_those_of_the_base_model(routed: AdapterServer, path:
     assert routed.post(path, model="auto", messages=CHAT).json() == routed.post(path, messages=CHAT).json()
 
 
+def test_arrow_chooses_from_all_adapters_but_those_with_a_fixed_weight(server: AdapterServer) -> None:
+    """No adapter has examples, which it does not need."""
+    for name in ("plain", "law"):
+        server.load(name).raise_for_status()
+    changes = {"routing": {"method": "arrow", "top_k": 1, "temperature": 0.5}, "adapters": [{"name": "law"}]}
+    answer = server.post("/v1/completions", **COMPLETION | changes)
+    reply, weights = answer.json(), server.used[-1]
+    assert answer.status_code == 200, answer.text
+    assert weights is not None
+    assert weights.router is not None
+    assert ([each.name for each in weights.router.adapters], server.last_used()) == (["plain"], {"law": 1.0})
+    assert (weights.router.top_k, weights.router.temperature) == (1, 0.5)
+    routing = reply["greenroom"]["routing"]
+    assert (reply["model"], routing["method"], routing["adapters"]) == ("auto", "arrow", ["plain"])
+    assert (routing["top_k"], routing["temperature"]) == (1, 0.5)
+    assert answer.headers["x-greenroom-routing"] == "auto; method=arrow"
+
+
 @pytest.mark.parametrize(
     ("changes", "param", "message"),
     [
-        ({"routing": {"method": "arrow"}}, "routing.method", "can't be 'arrow'"),
-        ({"routing": {"method": "dice"}}, "routing.method", "'routing.method': input should be 'embedding'"),
+        ({"routing": {"method": "arrow", "threshold": 0.5}}, "routing", "the method 'arrow' does not take"),
+        ({"routing": {"method": "arrow", "top_k": 0}}, "routing.top_k", "greater than or equal to 1"),
+        ({"routing": {"method": "arrow", "adapters": ["none"]}}, "routing.adapters", "there is no adapter 'none'"),
+        ({"routing": {"method": "arrow", "adapters": ["law", "law"]}}, "routing.adapters", "chosen twice"),
+        ({"routing": {"method": "arrow"}}, "adapters", "take 3 pages of memory together"),
+        ({"routing": {"top_k": 2}}, "routing", "the method 'embedding' does not take"),
+        ({"routing": {"method": "dice"}}, "routing.method", "'routing.method': input should be 'embedding' or 'arrow'"),
         ({"routing": {"method": "embedding", "top": 1}}, "routing.top", "'routing.top'"),
         ({"routing": {"threshold": "near"}}, "routing.threshold", "'routing.threshold'"),
         ({"routing": {}, "model": "law"}, "routing", "'routing' is for the model 'auto' only"),
@@ -346,10 +369,10 @@ def test_an_adapter_that_is_unloaded_after_the_choice_leads_to_the_next_best(
     assert directory is not None
     resolve = directory.resolve
 
-    def unloaded(name: str | None, adapters: Sequence[tuple[str, float]] = ()) -> RequestWeights | None:
+    def unloaded(name: str | None, *others: Any) -> RequestWeights | None:
         if name == "law":
             raise UnknownAdapterError("there is no adapter 'law'", "model")
-        return resolve(name, adapters)
+        return resolve(name, *others)
 
     monkeypatch.setattr(directory, "resolve", unloaded)
     answer = routed.post("/v1/completions", **COMPLETION).json()

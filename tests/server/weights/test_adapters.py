@@ -7,16 +7,20 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from server.engine.interface import (
     GenerationFailedError,
+    Policy,
     RequestRefusedError,
     RequestWeights,
+    TokenRouting,
     UnknownAdapterError,
 )
+from server.model.chunk_weights import RoutedTokens
 from server.settings import SettingsError
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
@@ -87,6 +91,56 @@ def test_sequences_of_one_adapter_hold_the_same_matrices(make: Callable[..., Rig
     rig.wait_for(first, second)
     assert first.chunk_weights == second.chunk_weights
     assert first.cache_salt == second.cache_salt
+
+
+def test_adapters_that_are_chosen_by_token_have_prefixes_of_their_own(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    rig.load("code")
+    fixed = rig.begin("law")
+    salts = {fixed.cache_salt}
+    for routing in (TokenRouting(), TokenRouting(("law",)), TokenRouting(top_k=1), TokenRouting(temperature=2.0)):
+        weights = rig.directory.resolve(None, routing=routing)
+        assert weights is not None
+        weights.begin()
+        salts.add(weights.cache_salt)
+        weights.end()
+    assert len(salts) == 5
+
+
+def test_shares_of_adapters_in_routed_tokens_add_up(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    rig.load("code")
+    weights = rig.directory.resolve(None, routing=TokenRouting())
+    assert weights is not None
+    weights.note_routed(RoutedTokens({"law": 2.0, "code": 1.0}, 3))
+    weights.note_routed(RoutedTokens({"law": 0.25, "code": 0.75}, 1))
+    assert weights.routed_shares == {"law": 2.25 / 4, "code": 1.75 / 4}
+    assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
+
+
+def test_a_policy_limits_the_adapters_that_are_chosen_by_token(make: Callable[..., Rig]) -> None:
+    rig = make(3)
+    for name in ("law", "code", "safe"):
+        rig.load(name)
+    policy = Policy("clerks", ("law",), (("safe", 1.0),))
+    weights = rig.directory.resolve(None, (), policy, TokenRouting())
+    assert weights is not None
+    assert weights.routed_shares == {"law": 0}
+    with pytest.raises(UnknownAdapterError, match="there is no adapter 'code'"):
+        rig.directory.resolve(None, (), policy, TokenRouting(("code",)))
+
+
+def test_an_adapter_of_latents_is_not_chosen_by_token(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law")
+    (name,) = rig.registry.versions()[0][0].files.targets
+    rig.registry.targets = replace(rig.registry.targets, latents=frozenset({str(name)}))
+    with pytest.raises(RequestRefusedError, match="keys of all earlier tokens"):
+        rig.directory.resolve(None, routing=TokenRouting(("law",)))
+    with pytest.raises(RequestRefusedError, match="no adapter can be chosen by token"):
+        rig.directory.resolve(None, routing=TokenRouting())
 
 
 def test_adapters_beyond_the_memory_evict_the_least_recently_used_one(make: Callable[..., Rig]) -> None:

@@ -34,7 +34,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 5; }
+GREENROOM_API int greenroom_abi() { return 6; }
 
 // Returns the highest level of this processor up to `most` (null: any); null if there is no such level.
 GREENROOM_API const char* greenroom_level(const char* most) {

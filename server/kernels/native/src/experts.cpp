@@ -95,32 +95,33 @@ class Duplicates {
   int64_t num_first_ = 0;
 };
 
-// Plans what adapters add to the experts of a batch. Returns memory for the inputs of their second matrix in float32,
-// (rows, inner); null if no adapter adds to it.
-float* plan_lora(Engine& engine, const ExpertBatch& batch, const int32_t* sources, int64_t inner) {
-  LoraSums &first = engine.first_lora, &second = engine.second_lora;
-  if (!batch.lora) {
-    first.clear();
-    second.clear();
-    return nullptr;
-  }
-  const LoraExperts& lora = *batch.lora;
-  const auto parts_of = [&](const LoraParts* const* by_adapter) {
-    return [&lora, by_adapter](int64_t expert, int64_t adapter) {
-      return by_adapter[adapter] ? by_adapter[adapter][lora.numbers[expert]] : LoraParts{nullptr, 0};
-    };
+// Returns the additions of a batch's adapters to a matrix of its experts.
+auto parts_of(const LoraExperts& lora, const LoraParts* const* by_adapter) {
+  return [&lora, by_adapter](int64_t expert, int64_t adapter) {
+    return by_adapter[adapter] ? by_adapter[adapter][lora.numbers[expert]] : LoraParts{nullptr, 0};
   };
-  const LoraFactors factors{lora.factors, lora.num_adapters, sources};
-  const int threads = engine.pool.num_threads();
-  first.plan(factors, {batch.x, batch.x_format, batch.x_stride, sources}, batch.num_experts, batch.starts, threads,
-             parts_of(lora.first));
-  second.plan(factors, {nullptr, Format::kFloat32, inner, nullptr}, batch.num_experts, batch.starts, threads,
-              parts_of(lora.second));
-  if (second.is_empty()) return nullptr;
-  const int64_t rows = batch.starts[batch.num_experts] - batch.starts[0];
-  float* exact = engine.exact.reserve<float>(rows * inner * 4);
-  second.set_rows(exact);
-  return exact;
+}
+
+// Computes a router's factors for a matrix of a batch's one expert, whose input is `x (rows, inputs)`.
+void route(Engine& engine, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
+           const int32_t* sources, const float* x, int64_t inputs) {
+  const LoraExperts& lora = *batch.lora;
+  const int64_t rows = batch.starts[1] - batch.starts[0];
+  const auto parts = parts_of(lora, by_adapter);
+  sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, sources, 0}, rows, x, inputs,
+                    engine.pool.num_threads(), [&](int64_t adapter) { return parts(0, adapter); });
+  auto score = [&](int64_t row, int thread) { sums.routes.score(engine.level, row, thread); };
+  const Phase phase = phase_of(rows, score);
+  engine.pool.run(&phase, 1);
+}
+
+// Plans what adapters add to the first or the second matrix of the experts of a batch.
+void plan_lora(Engine& engine, LoraSums& sums, const ExpertBatch& batch, const LoraParts* const* by_adapter,
+               const int32_t* sources, const LoraRows& rows) {
+  const LoraExperts& lora = *batch.lora;
+  const LoraFactors fixed{lora.factors, lora.num_adapters, sources, 0};
+  sums.plan(lora.routing ? sums.routes.factors() : fixed, rows, batch.num_experts, batch.starts,
+            engine.pool.num_threads(), parts_of(lora, by_adapter));
 }
 
 }  // namespace
@@ -159,7 +160,24 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   const Duplicates duplicates(sources, rows, num_sources, sources + rows, first.order || other.order);
 
   LoraSums &first_lora = engine.first_lora, &second_lora = engine.second_lora;
-  float* exact = plan_lora(engine, batch, sources, second.inputs);
+  first_lora.clear();
+  second_lora.clear();
+  const bool is_routed = batch.lora && batch.lora->routing;
+  float* exact = nullptr;  // the inputs of the second matrix in float32, (rows, inner), if adapters may add to it
+  if (batch.lora) {
+    const LoraExperts& lora = *batch.lora;
+    if (is_routed) {  // all tokens have one expert, so row i is token i
+      route(engine, first_lora, batch, lora.first, sources, static_cast<const float*>(batch.x), first.inputs);
+    }
+    plan_lora(engine, first_lora, batch, lora.first, sources, {batch.x, batch.x_format, batch.x_stride, sources});
+    if (!is_routed) {
+      plan_lora(engine, second_lora, batch, lora.second, sources, {nullptr, Format::kFloat32, second.inputs, nullptr});
+    }
+    if (is_routed || !second_lora.is_empty()) {
+      exact = engine.exact.reserve<float>(rows * second.inputs * 4);
+      second_lora.set_rows(exact);
+    }
+  }
 
   // A panel with the input order of a matrix, for the expert of a row.
   const auto ordered = [&](Panel target, const Matrix& matrix, int64_t row) {
@@ -237,11 +255,19 @@ void run_experts(Engine& engine, const ExpertShape& shape, const ExpertBatch& ba
   };
   const int64_t row_tiles = divide_up(rows, kPrepared);
   const int64_t num_first = first_tiles.count() + (shape.num_parts > 1 ? other_tiles.count() : 0);
-  Phase phases[] = {phase_of(num_prepared + first_lora.num_tiles(), prepare), phase_of(num_first, multiply_first),
-                    phase_of(row_tiles, activate), phase_of(second_lora.num_tiles(), multiply_down),
-                    phase_of(second_tiles.count(), multiply_second)};
-  if (second_lora.is_empty()) phases[3] = phases[4];
-  engine.pool.run(phases, second_lora.is_empty() ? 4 : 5);
+  Phase phases[5] = {phase_of(num_prepared + first_lora.num_tiles(), prepare), phase_of(num_first, multiply_first),
+                     phase_of(row_tiles, activate)};
+  int num_phases = 3;
+  if (is_routed) {
+    engine.pool.run(phases, num_phases);
+    num_phases = 0;
+    route(engine, second_lora, batch, batch.lora->second, sources, exact, second.inputs);
+    plan_lora(engine, second_lora, batch, batch.lora->second, sources,
+              {exact, Format::kFloat32, second.inputs, nullptr});
+  }
+  if (!second_lora.is_empty()) phases[num_phases++] = phase_of(second_lora.num_tiles(), multiply_down);
+  phases[num_phases++] = phase_of(second_tiles.count(), multiply_second);
+  engine.pool.run(phases, num_phases);
 }
 
 void combine(Engine& engine, const Combination& call) {

@@ -48,6 +48,9 @@ struct Level {
   // y[i] += factor * x[i]
   void (*add_scaled)(float* y, const float* x, float factor, int64_t size);
 
+  // Returns the sum of x[i] * y[i].
+  float (*dot)(const float* x, const float* y, int64_t size);
+
   // y = x * weight / sqrt(mean(x * x) + epsilon)
   void (*normalise)(const float* x, const float* weight, float epsilon, int64_t size, float* y);
 

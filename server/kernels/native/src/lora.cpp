@@ -38,17 +38,24 @@ void LoraSums::begin(const LoraFactors& factors, const LoraRows& rows) {
   num_tiles_ = num_products_ = panel_bytes_ = 0;
 }
 
-void LoraSums::place(const LoraParts& parts, int64_t adapter, int64_t first_row, int64_t last_row) {
+// Appends the rows that an adapter adds to at a module, and returns how many they are.
+int64_t LoraSums::place_rows(int64_t adapter, int64_t module, int64_t first_row, int64_t last_row) {
   const auto first = static_cast<int64_t>(rows_.size());
   for (int64_t row = first_row; row < last_row; ++row) {
-    if (factors_.factors[token_of(row) * factors_.num_adapters + adapter] != 0.0f) {
-      rows_.push_back(static_cast<int32_t>(row));
-    }
+    if (factor_of(row, adapter, module) != 0.0f) rows_.push_back(static_cast<int32_t>(row));
   }
-  const int64_t count = static_cast<int64_t>(rows_.size()) - first;
-  if (!count) return;
+  return static_cast<int64_t>(rows_.size()) - first;
+}
+
+void LoraSums::place(const LoraParts& parts, int64_t adapter, int64_t first_row, int64_t last_row) {
+  int64_t module = -1, count = 0;
   for (const LoraPart* part = parts.parts; part < parts.parts + parts.count; ++part) {
-    const int64_t stride = round_up(part->rank, kLoraRanks);
+    if (module < 0 || (factors_.module_stride && part->module != module)) {
+      count = place_rows(adapter, part->module, first_row, last_row);
+    }
+    module = part->module;
+    if (!count) continue;
+    const int64_t first = static_cast<int64_t>(rows_.size()) - count, stride = round_up(part->rank, kLoraRanks);
     num_tiles_ += divide_up(count, kLoraRows) * divide_up(part->rank, kLoraRanks);
     pieces_.push_back({part, adapter, first, count, num_products_, stride, num_tiles_});
     num_products_ += count * stride;
@@ -80,8 +87,7 @@ void LoraSums::multiply_down(const Level& level, int64_t tile, int thread) {
   float* y = products_ + piece.begin + first_row * piece.stride + first;
   level.multiply(down_of(part), panel, 0, rows, first, last, y, piece.stride);
   for (int64_t i = 0; i < rows; ++i) {
-    const float factor =
-        part.scale * factors_.factors[token_of(numbers[i]) * factors_.num_adapters + piece.adapter];
+    const float factor = part.scale * factor_of(numbers[i], piece.adapter, part.module);
     float* row = y + i * piece.stride;
     for (int64_t j = 0; j < last - first; ++j) row[j] *= factor;
     std::fill(row + (last - first), row + kLoraRanks, 0.0f);

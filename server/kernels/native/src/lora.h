@@ -10,6 +10,7 @@
 
 #include "buffer.h"
 #include "level.h"
+#include "lora_router.h"
 #include "matrix.h"
 
 namespace greenroom {
@@ -25,7 +26,8 @@ struct LoraPart {
   Format format;          // plain, of both
   int32_t is_transposed;
   float scale;
-  int32_t unused;
+  int32_t module;         // of those that are computed as one matrix
+  const float* vector;    // (inputs), by which a router scores the adapter at this module; null if none needs it
 };
 
 // An adapter's additions to one matrix.
@@ -48,6 +50,7 @@ struct LoraStep {
   const LoraParts* heads;          // (adapters)
   const float* factors;            // (tokens, adapters); 0 where a token does not use the adapter
   int64_t num_adapters;
+  const LoraRouting* routing;      // null if all factors are fixed
 };
 
 // The adapters of a batch of experts.
@@ -57,14 +60,7 @@ struct LoraExperts {
   const float* factors;            // (tokens, adapters)
   int64_t num_adapters;
   const int32_t* numbers;          // (experts of the batch): index of each in `first` and `second`
-};
-
-// The adapters' factors for the rows of a product. A router that chooses adapters for each matrix computes other
-// factors from the rows, and passes these.
-struct LoraFactors {
-  const float* factors;   // (tokens, adapters)
-  int64_t num_adapters;
-  const int32_t* tokens;  // token of each row; null if row i is token i
+  const LoraRouting* routing;      // null if all factors are fixed; else the batch has one expert, for all tokens
 };
 
 // The rows that adapters multiply.
@@ -80,6 +76,8 @@ struct LoraRows {
 // It keeps its memory from step to step.
 class LoraSums {
  public:
+  LoraRoutes routes;  // for factors that a router computes before `plan`
+
   // `starts (groups + 1)` are the first row of each group. `parts_of(group, adapter)` returns `LoraParts`.
   template <typename PartsOf>
   void plan(const LoraFactors& factors, const LoraRows& rows, int64_t num_groups, const int32_t* starts,
@@ -128,7 +126,11 @@ class LoraSums {
   void begin(const LoraFactors& factors, const LoraRows& rows);
   void place(const LoraParts& parts, int64_t adapter, int64_t first_row, int64_t last_row);
   void reserve(int num_threads);
-  int64_t token_of(int64_t row) const { return factors_.tokens ? factors_.tokens[row] : row; }
+  float factor_of(int64_t row, int64_t adapter, int64_t module) const {
+    const int64_t token = factors_.tokens ? factors_.tokens[row] : row;
+    return factors_.factors[module * factors_.module_stride + token * factors_.num_adapters + adapter];
+  }
+  int64_t place_rows(int64_t adapter, int64_t module, int64_t first_row, int64_t last_row);
 
   LoraFactors factors_{};
   LoraRows source_{};

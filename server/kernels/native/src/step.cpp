@@ -167,14 +167,32 @@ const Router& router_of(const LayerSpec& layer, const StepCall& step, int64_t pl
   return router.matrix.outputs ? router : layer.router;
 }
 
-// Plans what the adapters of a step add to a matrix of a layer, whose input is `x (tokens, inputs)`.
-void plan_lora(const Engine& engine, LoraSums& sums, LoraParts LoraLayer::* matrix, const LayerSpec& layer,
-               const StepCall& step, const float* x, int64_t inputs) {
+// A matrix of a layer that adapters may add to, and its input (tokens, inputs).
+struct LoraSite {
+  LoraSums& sums;
+  LoraParts LoraLayer::* matrix;
+  const float* x;
+  int64_t inputs;
+};
+
+bool is_routed(const StepCall& step) { return step.lora && step.lora->routing; }
+
+// Prepares the computation of a site's factors from its input.
+void begin_routes(const Engine& engine, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
+  const LoraStep& lora = *step.lora;
+  site.sums.routes.begin(*lora.routing, {lora.factors, lora.num_adapters, nullptr, 0}, step.tokens, site.x, site.inputs,
+                         engine.pool.num_threads(),
+                         [&](int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
+}
+
+// Plans what the adapters of a step add at a site, after a router's factors were computed.
+void plan_lora(const Engine& engine, const LoraSite& site, const LayerSpec& layer, const StepCall& step) {
   const LoraStep& lora = *step.lora;
   const int32_t starts[] = {0, static_cast<int32_t>(step.tokens)};
-  sums.plan({lora.factors, lora.num_adapters, nullptr}, {x, Format::kFloat32, inputs, nullptr}, 1, starts,
-            engine.pool.num_threads(),
-            [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].*matrix; });
+  const LoraFactors fixed{lora.factors, lora.num_adapters, nullptr, 0};
+  site.sums.plan(lora.routing ? site.sums.routes.factors() : fixed, {site.x, Format::kFloat32, site.inputs, nullptr}, 1,
+                 starts, engine.pool.num_threads(),
+                 [&](int64_t, int64_t adapter) { return lora.layers[adapter][layer.index].*site.matrix; });
 }
 
 // An adapter's additions to the first and the second matrix of experts, by expert, or null.
@@ -195,13 +213,18 @@ LoraExperts lora_of_experts(Engine& engine, const LayerSpec& layer, const StepCa
     first[adapter] = parts.first;
     second[adapter] = parts.second;
   }
-  return {first, second, lora.factors, lora.num_adapters, numbers};
+  return {first, second, lora.factors, lora.num_adapters, numbers, nullptr};
 }
 
 // Adds what adapters add to the logits of the dense expert's gate, (tokens).
 void add_to_gates(Engine& engine, const LayerSpec& layer, const StepCall& step, float* gates) {
   LoraSums& sums = engine.gate_lora;
-  plan_lora(engine, sums, &LoraLayer::dense_gate, layer, step, step.normed, step.hidden_size);
+  const LoraSite site{sums, &LoraLayer::dense_gate, step.normed, step.hidden_size};
+  if (is_routed(step)) {
+    begin_routes(engine, site, layer, step);
+    for (int64_t row = 0; row < step.tokens; ++row) sums.routes.score(engine.level, row, 0);
+  }
+  plan_lora(engine, site, layer, step);
   for (int64_t tile = 0; tile < sums.num_tiles(); ++tile) sums.multiply_down(engine.level, tile, 0);
   for (int64_t row = 0; row < step.tokens; row += kRowTile) {
     sums.add(engine.level, 0, row, std::min(row + kRowTile, step.tokens), 0, 1, gates + row, 1);
@@ -243,15 +266,12 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
 
   LoraSums* const inner_lora[] = {&engine.query_lora, &engine.key_lora, &engine.value_lora};
   LoraSums &output_lora = engine.output_lora, &router_lora = engine.router_lora;
-  if (step.lora) {
-    plan_lora(engine, engine.query_lora, &LoraLayer::query, layer, step, step.normed, hidden_size);
-    plan_lora(engine, engine.key_lora, &LoraLayer::key, layer, step, step.normed, hidden_size);
-    plan_lora(engine, engine.value_lora, &LoraLayer::value, layer, step, step.normed, hidden_size);
-    plan_lora(engine, output_lora, &LoraLayer::output, layer, step, attended, attended_size);
-    plan_lora(engine, router_lora, &LoraLayer::router, layer, step, step.normed, hidden_size);
-  } else {
-    for (LoraSums* sums : {inner_lora[0], inner_lora[1], inner_lora[2], &output_lora, &router_lora}) sums->clear();
-  }
+  const LoraSite inner_sites[] = {{*inner_lora[0], &LoraLayer::query, step.normed, hidden_size},
+                                  {*inner_lora[1], &LoraLayer::key, step.normed, hidden_size},
+                                  {*inner_lora[2], &LoraLayer::value, step.normed, hidden_size}};
+  const LoraSite output_site{output_lora, &LoraLayer::output, attended, attended_size};
+  const LoraSite router_site{router_lora, &LoraLayer::router, step.normed, hidden_size};
+  for (LoraSums* sums : {inner_lora[0], inner_lora[1], inner_lora[2], &output_lora, &router_lora}) sums->clear();
 
   auto norm = [&](int64_t token, int) {
     float* normed = step.normed + token * hidden_size;
@@ -333,20 +353,40 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   Phase phases[11];
   int num_phases = 0;
   const auto then = [&](int64_t count, auto& function) { phases[num_phases++] = phase_of(count, function); };
+  const auto run = [&] {
+    engine.pool.run(phases, num_phases);
+    num_phases = 0;
+  };
+  // Plans additions to matrices. If a router computes factors, their input is computed before.
+  const auto plan = [&](const LoraSite* sites, int num_sites) {
+    if (!step.lora) return;
+    auto score = [&](int64_t row, int thread) {
+      for (int i = 0; i < num_sites; ++i) sites[i].sums.routes.score(level, row, thread);
+    };
+    if (step.lora->routing) {
+      for (int i = 0; i < num_sites; ++i) begin_routes(engine, sites[i], layer, step);
+      then(tokens, score);
+      run();
+    }
+    for (int i = 0; i < num_sites; ++i) plan_lora(engine, sites[i], layer, step);
+  };
+  then(tokens, norm);
+  plan(inner_sites, 3);
   int64_t down_tiles = 0;
   for (const LoraSums* sums : inner_lora) down_tiles += sums->num_tiles();
-  then(tokens, norm);
   if (down_tiles) then(down_tiles, multiply_down);
   then(num_tiles(sides, 3, tokens, kOutputTile), project);
   then(tokens, put);
   then(token_tiles * layer.kv_heads, attend);
+  plan(&output_site, 1);
   then(tokens + output_lora.num_tiles(), prepare);
   then(num_tiles(output_side, 1, tokens, kOutputTile), project_back);
   then(tokens, norm_again);
   if (!layer.has_router) {
-    engine.pool.run(phases, num_phases);
+    run();
     return;
   }
+  plan(&router_site, 1);
   const int64_t top_k = layer.router.top_k;
   int64_t num_experts = layer.num_experts;
   for (int64_t set = 1; step.sets && set < step.sets->num_sets; ++set) {
@@ -394,7 +434,7 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step,
   if (!router_lora.is_empty()) then(router_lora.num_tiles(), multiply_router_down);
   then(router_tiles * divide_up(tokens, kRowTile), score);
   then(tokens, choose_experts);
-  engine.pool.run(phases, num_phases);
+  run();
 }
 
 void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs) {
@@ -410,9 +450,10 @@ void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, 
     const uint64_t slot = 0;
     const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
     const int32_t number = 0;
-    const LoraExperts lora = lora_of_experts(engine, layer, step, &number, [](const LoraLayer& of) {
+    LoraExperts lora = lora_of_experts(engine, layer, step, &number, [](const LoraLayer& of) {
       return ExpertParts{&of.dense_first, &of.dense_second};
     });
+    if (step.lora) lora.routing = step.lora->routing;
     const ExpertBatch batch{&slot,       starts, numbers,          step.normed,  shared, 1, 1, hidden_size,
                             Format::kFloat32, step.is_exact, step.lora ? &lora : nullptr};
     run_experts(engine, layer.dense, batch);
@@ -522,12 +563,10 @@ void run_head(Engine& engine, const HeadCall& call) {
   };
   LoraSums& lora = engine.head_lora;
   lora.clear();
-  if (call.lora) {
-    const int32_t starts[] = {0, static_cast<int32_t>(rows)};
-    lora.plan({call.lora->factors, call.lora->num_adapters, call.rows},
-              {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, engine.pool.num_threads(),
-              [&](int64_t, int64_t adapter) { return call.lora->heads[adapter]; });
-  }
+  Phase phases[4];
+  int num_phases = 0;
+  const auto then = [&](int64_t count, auto& function) { phases[num_phases++] = phase_of(count, function); };
+  auto score = [&](int64_t row, int thread) { lora.routes.score(level, row, thread); };
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
   const Side side[] = {{&call.matrix, call.bias, 0, &lora}};
   auto multiply = multiply_sides(engine, panel, side, 1, kOutputTile,
@@ -535,10 +574,25 @@ void run_head(Engine& engine, const HeadCall& call) {
                                    float* y = call.logits + row * vocabulary + output;
                                    for (int64_t i = 0; i < count; ++i) y[i] = sums[i] * call.scale;
                                  });
-  Phase phases[] = {phase_of(call.num_rows, norm), phase_of(lora.num_tiles(), multiply_down),
-                    phase_of(num_tiles(side, 1, rows, kOutputTile), multiply)};
-  if (lora.is_empty()) phases[1] = phases[2];
-  engine.pool.run(phases, lora.is_empty() ? 2 : 3);
+  then(call.num_rows, norm);
+  if (call.lora) {
+    const LoraStep& step = *call.lora;
+    LoraFactors factors{step.factors, step.num_adapters, call.rows, 0};
+    if (step.routing) {
+      lora.routes.begin(*step.routing, factors, rows, call.normed, hidden_size, engine.pool.num_threads(),
+                        [&](int64_t adapter) { return step.heads[adapter]; });
+      then(rows, score);
+      engine.pool.run(phases, num_phases);
+      num_phases = 0;
+      factors = lora.routes.factors();
+    }
+    const int32_t starts[] = {0, static_cast<int32_t>(rows)};
+    lora.plan(factors, {call.normed, Format::kFloat32, hidden_size, nullptr}, 1, starts, engine.pool.num_threads(),
+              [&](int64_t, int64_t adapter) { return step.heads[adapter]; });
+  }
+  if (!lora.is_empty()) then(lora.num_tiles(), multiply_down);
+  then(num_tiles(side, 1, rows, kOutputTile), multiply);
+  engine.pool.run(phases, num_phases);
 }
 
 }  // namespace greenroom

@@ -53,7 +53,7 @@ class Adapters:
         first, second = (addresses(each) for each in tables)
         numbers = np.arange(len(self.first[0]), dtype=np.int32)
         call = LoraExperts(
-            first.ctypes.data, second.ctypes.data, factors.data_ptr(), factors.shape[1], numbers.ctypes.data
+            first.ctypes.data, second.ctypes.data, factors.data_ptr(), factors.shape[1], numbers.ctypes.data, None
         )
         return call, [factors, tables, first, second, numbers]
 

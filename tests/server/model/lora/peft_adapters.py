@@ -24,14 +24,14 @@ class PeftAdapters:
 
     def __init__(self, checkpoint: Path, configs: Mapping[str, LoraConfig]):
         (first, config), *others = configs.items()
-        self._model: Any = get_peft_model(load_transformers_model(checkpoint), config, first)
+        self.model: Any = get_peft_model(load_transformers_model(checkpoint), config, first)
         for name, other in others:
-            self._model.add_adapter(name, other)
+            self.model.add_adapter(name, other)
         torch.manual_seed(1)
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in self.model.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=0.5 * parameter.shape[-1] ** -0.5)
-        self._model.eval()
+        self.model.eval()
 
     def greedy(self, prompt: Sequence[int], steps: int, weights: Mapping[str, float]) -> tuple[list[int], torch.Tensor]:
         """Return greedy tokens after a prompt, and the logits that chose them, by PEFT.
@@ -39,19 +39,24 @@ class PeftAdapters:
         Args:
             weights: factor of each adapter that is active.
         """
-        layers = [module for module in self._model.modules() if isinstance(module, LoraLayer)]
+        layers = [module for module in self.model.modules() if isinstance(module, LoraLayer)]
         scales = [dict(layer.scaling) for layer in layers]
-        self._model.base_model.set_adapter(list(weights))
+        self.model.base_model.set_adapter(list(weights))
         for layer in layers:
             layer.scaling.update({name: scale * weights.get(name, 1.0) for name, scale in layer.scaling.items()})
         ids, logits = list(prompt), []
         for _ in range(steps):
             with torch.inference_mode():
-                logits.append(self._model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1])
+                logits.append(self.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1])
             ids.append(int(logits[-1].argmax()))
         for layer, scale in zip(layers, scales, strict=True):
             layer.scaling.update(scale)
         return ids[len(prompt) :], torch.stack(logits)
+
+    def save(self, folder: Path) -> list[Path]:
+        """Save all adapters in PEFT's format; return their folders, sorted by name."""
+        self.model.save_pretrained(folder, save_embedding_layers=False)
+        return [folder / name for name in sorted(self.model.peft_config)]
 
     def adapter(self, name: str, targets: LoraTargets) -> LoraAdapter:
         """Return an adapter as a trunk takes it.
@@ -60,7 +65,7 @@ class PeftAdapters:
         """
         linears: dict[str, tuple[LoraMatrix, ...]] = {}
         experts: dict[ExpertTarget, tuple[LoraMatrix, ...]] = {}
-        for path, module in self._model.base_model.model.named_modules():
+        for path, module in self.model.base_model.model.named_modules():
             if not isinstance(module, LoraLayer) or name not in module.lora_A:
                 continue
             down, up = module.lora_A[name].weight.detach(), module.lora_B[name].weight.detach()

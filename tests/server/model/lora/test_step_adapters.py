@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from server.model.chunk_weights import ChunkWeights, WeightedAdapter
-from server.model.lora.adapter import LoraAdapter
+from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.lora.adapter import LoraAdapter, LoraMatrix
+from server.model.lora.prototypes import prototype
 from server.model.lora.step_adapters import SequenceAdapters, StepAdapters
 from server.model.step import SequenceChunk
 
@@ -43,11 +44,43 @@ def test_the_order_of_adapters_does_not_depend_on_the_order_of_sequences() -> No
 
 def test_a_linear_layer_may_see_some_of_the_tokens() -> None:
     adapters = adapters_of([chunk(2, (LAW, 0.5)), chunk(1)])
-    assert adapters.factors_of_linear(np.array([2, 1]), 2).tolist() == [[0], [0.5]]
+    assert adapters.factors_of_linear("head", np.array([2, 1]), torch.zeros(2, 4)).tolist() == [[0], [0.5]]
 
 
 def test_layers_of_one_sequence_may_see_any_number_of_rows() -> None:
     adapters = SequenceAdapters.of([chunk(1, (LAW, 0.5))])
     assert adapters is not None
-    assert adapters.factors_of_linear(None, 3).tolist() == [[0.5]] * 3
+    assert adapters.factors_of_linear("head", None, torch.zeros(3, 4)).tolist() == [[0.5]] * 3
     assert torch.from_numpy(adapters.factors_of_layer(0, 2)).shape == (2, 1)
+
+
+def along(name: str, axis: int) -> LoraAdapter:
+    """Return an adapter of the layer ``q`` whose prototype is an axis of its four inputs."""
+    down = torch.zeros(2, 4)
+    down[1, axis] = 3.0
+    return LoraAdapter(name, {"q": (LoraMatrix(down, torch.ones(5, 2), 1.0),)}, {})
+
+
+def test_a_router_adds_the_softmax_of_the_best_scores_and_counts_the_tokens() -> None:
+    """The second row scores 1, 2 and 2: of two equal adapters, the first by name is chosen."""
+    first, second, third = adapters = [along(name, axis) for axis, name in enumerate("abc")]
+    router = AdapterRouter((third, first, second), top_k=1)
+    routed = SequenceChunk([1], 0, [], weights=ChunkWeights(None, (WeightedAdapter(third, 0.5),), router))
+    step = adapters_of([chunk(1, (first, 2.0)), routed])
+    assert list(step.adapters) == adapters
+    x = torch.tensor([[9.0, 9.0, 9.0, 9.0], [1.0, -2.0, 2.0, 9.0]])
+    assert step.factors_of_linear("q", None, x).tolist() == [[2, 0, 0], [0, 1, 0.5]]
+    assert step.factors_of_linear("other", None, x).tolist() == [[2, 0, 0], [0, 0, 0.5]]
+    assert step.routing is not None
+    assert step.routing.routed([1, 1]) == [None, RoutedTokens({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
+
+
+def test_an_adapter_that_adds_nothing_has_no_direction() -> None:
+    matrix = LoraMatrix(torch.ones(2, 4), torch.zeros(5, 2), 1.0)
+    assert prototype([matrix]).tolist() == [0, 0, 0, 0]
+
+
+def test_parts_of_one_addition_have_the_prototype_of_the_whole() -> None:
+    down, up = torch.randn(3, 6), torch.randn(8, 3)
+    parts = [LoraMatrix(down, up[:5], 1.0), LoraMatrix(down, up[5:], 1.0, 5)]
+    torch.testing.assert_close(prototype(parts).abs(), prototype([LoraMatrix(down, up, 1.0)]).abs())

@@ -16,6 +16,8 @@ LoraParts PartMemory::parts(int64_t outputs, int64_t inputs) {
     part.format = plain_format();
     part.is_transposed = static_cast<int32_t>(between(0, 1));
     part.scale = 0.5f;
+    part.module = static_cast<int32_t>(between(0, 1));
+    if (!one_in(4)) part.vector = vectors.emplace_back(normals(inputs)).data();
     const auto inverse = [](int64_t size) { return 1 / std::sqrt(static_cast<float>(size)); };
     part.down = numbers.emplace_back(part.format, part.rank * inputs, inverse(inputs)).bytes.get();
     part.up = numbers.emplace_back(part.format, part.rank * part.outputs, inverse(part.rank)).bytes.get();
@@ -86,15 +88,34 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
   for (size_t i = 0; i < plan.sequences.size() * static_cast<size_t>(count_); ++i) {
     factors_.push_back(one_in(3) ? 0.0f : normal());
   }
+  const int64_t num_routers = between(1, 2);
+  for (int64_t i = 0; i < num_routers * count_; ++i) candidates_.push_back(!one_in(4));
+  candidates_.shrink_to_fit();
+  for (int64_t i = 0; i < num_routers; ++i) {
+    const auto top_k = static_cast<int32_t>(between(1, 4)), is_signed = static_cast<int32_t>(between(0, 1));
+    routers_.push_back({candidates_.data() + i * count_, top_k, is_signed, 0.7f, 0});
+  }
+  routers_.shrink_to_fit();
+  for (size_t i = 0; i < plan.sequences.size(); ++i) {
+    router_of_sequence_.push_back(static_cast<int32_t>(between(-1, num_routers - 1)));
+  }
 }
 
 void Adapters::set(OfTokens& of, const std::vector<Chunk>& chunks, const Plan& plan) const {
   for (const Chunk& chunk : chunks) {
-    const float* factors = factors_.data() + (chunk.sequence - plan.sequences.data()) * count_;
-    for (int64_t i = 0; i < chunk.count; ++i) of.factors.insert(of.factors.end(), factors, factors + count_);
+    const int64_t sequence = chunk.sequence - plan.sequences.data();
+    const float* factors = factors_.data() + sequence * count_;
+    for (int64_t i = 0; i < chunk.count; ++i) {
+      of.factors.insert(of.factors.end(), factors, factors + count_);
+      of.routers.push_back(router_of_sequence_[static_cast<size_t>(sequence)]);
+    }
   }
   of.factors.shrink_to_fit();
-  of.step = {addresses_.data(), heads_.data(), of.factors.data(), count_};
+  of.routers.shrink_to_fit();
+  of.totals.assign(of.factors.size(), 0.0f);
+  of.counts.assign(of.routers.size(), 0);
+  of.routing = {routers_.data(), of.routers.data(), of.totals.data(), of.counts.data()};
+  of.step = {addresses_.data(), heads_.data(), of.factors.data(), count_, &of.routing};
 }
 
 }  // namespace driver

@@ -17,15 +17,18 @@ struct PartMemory {
 
   std::deque<Numbers> numbers;
   std::deque<std::vector<LoraPart>> tables;
+  std::deque<std::vector<float>> vectors;  // by which routers score parts
 };
 
-// The adapters of all tokens of a plan: for each sequence a factor of each adapter.
+// The adapters of all tokens of a plan: for each sequence a factor of each adapter, and perhaps a router of adapters.
 struct Adapters {
   Adapters(const Plan& plan, const std::deque<Layer>& layers);
 
   // The adapters of some tokens. They refer to this object and to the result.
   struct OfTokens {
-    std::vector<float> factors;
+    std::vector<float> factors, totals;
+    std::vector<int32_t> routers, counts;
+    LoraRouting routing{};
     LoraStep step{};
   };
   void set(OfTokens& of, const std::vector<Chunk>& chunks, const Plan& plan) const;
@@ -40,6 +43,9 @@ struct Adapters {
   std::vector<const LoraLayer*> addresses_;
   std::vector<LoraParts> heads_;
   std::vector<float> factors_;  // (sequences, adapters)
+  std::vector<uint8_t> candidates_;
+  std::vector<LoraRouter> routers_;
+  std::vector<int32_t> router_of_sequence_;
 };
 
 }  // namespace driver

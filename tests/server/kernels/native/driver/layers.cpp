@@ -181,7 +181,7 @@ void run_head(Handle* handle, const char* level) {
   const LoraParts lora = memory.parts(vocabulary, hidden);
   std::vector<float> factors(static_cast<size_t>(tokens));
   for (float& factor : factors) factor = one_in(3) ? 0.0f : 0.7f;
-  const LoraStep adapters{nullptr, &lora, factors.data(), 1};
+  const LoraStep adapters{nullptr, &lora, factors.data(), 1, nullptr};
   HeadCall call{};
   call.lora = one_in(2) ? &adapters : nullptr;
   call.num_rows = num_rows;

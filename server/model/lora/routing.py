@@ -1,0 +1,137 @@
+"""StepRouting: the adapters of a step that routers choose for each token at each linear layer.
+
+A router scores its adapters by ``|x . v|``, where x is a token's input of the layer, and v the adapter's prototype for
+the layer. The best ``top_k`` have the softmax of their scores as factors; of equal ones, the first by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from server.kernels.low_rank import Factors
+from server.model.chunk_weights import AdapterRouter, RoutedTokens
+from server.model.lora.adapter import LoraAdapter
+from server.model.lora.errors import AdapterError
+from server.model.lora.prototypes import Vectors, prototypes_of
+
+
+class StepRouting:
+    """The routers of a step, the tokens of each, and sums of the factors that they gave.
+
+    Args:
+        routers: without repetition.
+        router_of_token: ``(tokens,)``, -1 for tokens with fixed factors only.
+        adapters: of the step.
+    """
+
+    def __init__(
+        self,
+        routers: Sequence[AdapterRouter],
+        router_of_token: npt.NDArray[np.int32],
+        adapters: Sequence[LoraAdapter],
+    ):
+        self.routers, self.router_of_token, self._adapters = routers, router_of_token, adapters
+        self.candidates = np.array(
+            [[adapter in router.adapters for adapter in adapters] for router in routers], dtype=np.uint8
+        )  # (routers, adapters)
+        self._is_routed = [any(column) for column in self.candidates.T.tolist()]  # by adapter
+        self.totals = np.zeros((len(router_of_token), len(adapters)), dtype=np.float32)
+        self.counts = np.zeros(len(router_of_token), dtype=np.int32)  # layers that each token was routed at
+
+    @classmethod
+    def of(
+        cls,
+        routers: Sequence[AdapterRouter | None],
+        num_tokens: Sequence[int],
+        adapters: Sequence[LoraAdapter],
+    ) -> Self | None:
+        """Return the routing of a step; None if no sequence has a router.
+
+        Args:
+            routers: of each sequence.
+            num_tokens: of each sequence.
+        """
+        if not any(routers):
+            return None
+        places = {router: place for place, router in enumerate(dict.fromkeys(filter(None, routers)))}
+        numbers = [-1 if router is None else places[router] for router in routers]
+        return cls([*places], np.array(numbers, dtype=np.int32).repeat(num_tokens), adapters)
+
+    def vectors(self) -> list[Vectors]:
+        """Return the vectors of each adapter of the step by which routers score it, none for others."""
+        found = zip(self._adapters, self._is_routed, strict=True)
+        return [prototypes_of(adapter) if is_routed else {} for adapter, is_routed in found]
+
+    def refuse(self, name: str) -> None:
+        """Raise ``AdapterError`` if a router would choose adapters at a layer that can't have other ones by token."""
+        for adapter, is_routed in zip(self._adapters, self._is_routed, strict=True):
+            if is_routed and name in adapter.linears:
+                raise AdapterError(
+                    f"the adapter {adapter.name!r} can't be chosen by token, because it adds to {name}, which "
+                    "attention applies to the keys of all earlier tokens at once; use it with a fixed weight"
+                )
+
+    def add_factors(self, name: str, x: torch.Tensor, tokens: npt.NDArray[np.int64], factors: Factors) -> Factors:
+        """Return the factors of the rows of a linear layer together with those that the routers give.
+
+        Args:
+            name: of the layer.
+            x: its input, ``(rows, inputs)``.
+            tokens: of the rows.
+            factors: the fixed ones, ``(rows, adapters)``.
+        """
+        if not any(name in adapter.linears for adapter in self._adapters):
+            return factors
+        factors, routers = factors.copy(), self.router_of_token[tokens]
+        for number, router in enumerate(self.routers):
+            rows = np.flatnonzero(routers == number)
+            columns = [
+                place
+                for place in np.flatnonzero(self.candidates[number]).tolist()
+                if name in self._adapters[place].linears
+            ]
+            if not len(rows) or not columns:
+                continue
+            vectors = torch.stack([prototypes_of(self._adapters[place])[name] for place in columns])
+            given = _softmax_of_best(F.linear(x[torch.from_numpy(rows).to(x.device)].float(), vectors).abs(), router)
+            factors[rows[:, None], columns] += given
+            for place, column in zip(columns, given.T, strict=True):
+                np.add.at(self.totals[:, place], tokens[rows], column)  # rows of a token add up
+            np.add.at(self.counts, tokens[rows], 1)
+        return factors
+
+    def routed(self, num_tokens: Sequence[int]) -> list[RoutedTokens | None]:
+        """Return the adapters' shares in the tokens of each sequence with a router, after the step has run.
+
+        Args:
+            num_tokens: of each sequence.
+        """
+        names = [adapter.name for adapter in self._adapters]
+        shares = self.totals / np.maximum(self.counts, 1)[:, None]  # (tokens, adapters)
+        found: list[RoutedTokens | None] = []
+        for end, count in zip(accumulate(num_tokens), num_tokens, strict=True):
+            rows = slice(end - count, end)
+            router = int(self.router_of_token[rows.start])
+            if router < 0:
+                found.append(None)
+                continue
+            sums, chosen = shares[rows].sum(axis=0).tolist(), self.candidates[router]
+            by_name = {name: share for name, share, is_one in zip(names, sums, chosen, strict=True) if is_one}
+            found.append(RoutedTokens(by_name, int((self.counts[rows] > 0).sum())))
+        return found
+
+
+def _softmax_of_best(scores: torch.Tensor, router: AdapterRouter) -> Factors:
+    """Return factors ``(rows, adapters)`` from scores, 0 for all but the best."""
+    count = min(router.top_k, scores.shape[1])
+    order = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    best = torch.softmax(scores.gather(1, order) / router.temperature, dim=1)
+    factors: Factors = torch.zeros_like(scores).scatter_(1, order, best).cpu().numpy()
+    return factors
