@@ -159,7 +159,7 @@ def test_no_key_is_in_the_log(server: Server) -> None:
 def test_a_file_that_can_not_be_used_ends_the_start_with_a_sentence(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "policies.toml"
     file.write_text(text)
-    done = run_command("serve", "--port", "0", "--policy-file", str(file))
+    done = run_command("serve", "--port", "0", "--policy-file", str(file), "--adapter-memory", "0")
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"greenroom: --policy-file {file}: ")
