@@ -38,7 +38,7 @@ class StatusError(APIError):
 def test_each_status_has_a_type(fake, post, monkeypatch, status, kind, is_ours):
     error = StatusError(status) if is_ours else HTTPException(status)
 
-    def refuse(name, adapters):
+    def refuse(*_, **__):
         raise error
 
     monkeypatch.setattr(fake.service, "accepting_model", refuse)
