@@ -67,7 +67,9 @@ def examine(model: str | None, settings: ServeSettings) -> Iterator[Finding]:
 
     from server.doctor import environment, memory, processor  # noqa: PLC0415
     from server.doctor.model import check_model  # noqa: PLC0415
+    from server.loading.bundled_weights import with_bundled_adapters  # noqa: PLC0415
 
+    settings = with_bundled_adapters(model, settings)
     transformers_logging.set_verbosity_error()
     yield environment.check_versions()
     yield processor.check_cores(settings.threads)

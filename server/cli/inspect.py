@@ -35,10 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.inspection.inspect_model import inspect_model  # noqa: PLC0415
     from server.inspection.report import as_text  # noqa: PLC0415
+    from server.loading.bundled_weights import with_bundled_adapters  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415
 
     try:
-        report = inspect_model(arguments.model, settings)
+        report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings))
     except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
     print(json.dumps(report) if arguments.json else as_text(report), flush=True)

@@ -50,6 +50,7 @@ def server(folder: Path) -> Iterator[Server]:
     with serving(
         *("--api-key-file", str(folder / "keys"), "--admin-api-key-file", str(folder / "admin")),
         *("--policy-file", str(folder / "policies.toml"), "--experts-dir", str(folder)),
+        *("--adapter-memory", "0"),  # the bundled ones
         *("--dtype", "float32", "--log-format", "json", "--log-level", "error"),
     ) as running:
         post(running, ADMIN, "/v1/experts/load", name="other", path="other").raise_for_status()

@@ -169,7 +169,7 @@ def check_idle(live: LiveServer, loaded: LoadedServer) -> None:
 
 
 def _leased(tier: Any) -> list[Any]:
-    return [entry for entry in [*tier._entries.values(), *tier._failed] if entry.leases]
+    return [entry for entry in [*tier._entries.values(), *tier._leaving] if entry.leases]
 
 
 @contextmanager
