@@ -19,6 +19,7 @@ from server.engine.interface import UnknownVariantError, VariantAdministration
 NO_VARIANTS = "This server loads no expert weights: start it with --experts-dir."
 NONE: dict[str, Any] = {"folder": None, "greenroom_base": None, "data": []}  # the list of such a server
 
+NO_SUCH_VARIANT = "There is no expert variant {}: see GET /v1/experts/variants."
 # The routes are plain functions, which FastAPI runs in threads: they read files.
 router = APIRouter(prefix="/v1/experts", tags=["experts"], dependencies=[AdminDep])
 
@@ -51,6 +52,16 @@ def list_variants(service: ServiceDep) -> JSONResponse:
     return JSONResponse({"object": "list", **overview, "data": data})
 
 
+@router.get("/variants/{name}")
+def get_variant(name: str, service: ServiceDep) -> JSONResponse:
+    variants = service.loaded_model(None).variants
+    data = [] if variants is None else variants.overview()["data"]
+    found = next((variant for variant in data if variant["name"] == name), None)
+    if found is None:
+        raise ModelNotFoundError(NO_SUCH_VARIANT.format(quote(name)), "name")
+    return JSONResponse(listed(service, found))
+
+
 @router.delete("/variants/{name}")
 def unload_variant(name: str, service: ServiceDep) -> JSONResponse:
     variants = variants_of(service)
@@ -58,9 +69,7 @@ def unload_variant(name: str, service: ServiceDep) -> JSONResponse:
         with audited("variant.unload", variant=name):
             variants.unload(name)
     except UnknownVariantError as error:
-        raise ModelNotFoundError(
-            f"There is no expert variant {quote(name)}: see GET /v1/experts/variants.", "name"
-        ) from error
+        raise ModelNotFoundError(NO_SUCH_VARIANT.format(quote(name)), "name") from error
     return JSONResponse({"object": "experts.variant.deleted", "name": name, "deleted": True})
 
 
