@@ -19,7 +19,7 @@ OWN_TEXTS, OTHER_TEXTS = 12, 4  # of a domain that an adapter is for, and of ano
 
 @dataclass(frozen=True)
 class Choices:
-    """What ``auto`` chose for the texts of a domain, and the loss of their tokens."""
+    """The choices of ``auto`` for the texts of a domain, and the loss of their tokens."""
 
     chosen: dict[str, int]  # number of texts by model
     tokens: int

@@ -59,7 +59,7 @@ class RequiredAdapter(BaseModel):
 
 
 class Rules(BaseModel):
-    """What a policy may say."""
+    """The fields of a policy."""
 
     model_config = STRICT
 

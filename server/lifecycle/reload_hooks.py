@@ -1,4 +1,4 @@
-"""What SIGHUP reloads."""
+"""ReloadHooks: the parts of the server that SIGHUP reloads."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -14,7 +15,33 @@ from server.model.experts.variant import ExpertVariant
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
 
-class VariantSelection:
+class _ExpertSelection(ABC):
+    """Base of selections of experts alone, which are paged as a step needs them; nothing is acquired."""
+
+    @property
+    @abstractmethod
+    def variant(self) -> ExpertVariant:
+        """The experts that the request runs with."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        """Do nothing: the store's leases hold experts for as long as a step needs them."""
+
+    def note_routed(self, tokens: RoutedTokens) -> None:
+        """Do nothing: no router chooses adapters."""
+
+    @property
+    def routed_shares(self) -> Mapping[str, float]:
+        return {}
+
+    @property
+    def chunk_weights(self) -> ChunkWeights:
+        return ChunkWeights(variant=self.variant)
+
+
+class VariantSelection(_ExpertSelection):
     """The ``RequestWeights`` of a request with an expert variant.
 
     The version is that when its first sequence begins. Experts come to memory as tokens are routed to them, so there
@@ -44,27 +71,10 @@ class VariantSelection:
             self._num_sequences -= 1
         self._registry.end(self._current)
 
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        """Do nothing: the store's leases hold experts for as long as a step needs them."""
-
-    def note_routed(self, tokens: RoutedTokens) -> None:
-        """Do nothing: no router chooses adapters."""
-
-    @property
-    def routed_shares(self) -> Mapping[str, float]:
-        return {}
-
     @property
     def variant(self) -> ExpertVariant:
         """The variant, as it was when the first sequence began."""
         return self._current.files.variant
-
-    @property
-    def chunk_weights(self) -> ChunkWeights:
-        return ChunkWeights(variant=self.variant)
 
     @property
     def _current(self) -> VariantVersion:
@@ -72,7 +82,7 @@ class VariantSelection:
         return self._version
 
 
-class RestrictedSelection:
+class RestrictedSelection(_ExpertSelection):
     """The ``RequestWeights`` of a request whose policy forbids experts.
 
     Args:
@@ -101,28 +111,11 @@ class RestrictedSelection:
         if self._selected is not None:
             self._selected.end()
 
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        """Do nothing: the store's leases hold experts for as long as a step needs them."""
-
-    def note_routed(self, tokens: RoutedTokens) -> None:
-        """Do nothing: no router chooses adapters."""
-
-    @property
-    def routed_shares(self) -> Mapping[str, float]:
-        return {}
-
     @property
     def variant(self) -> ExpertVariant:
         """The model or the variant without the forbidden experts."""
         assert self._variant is not None
         return self._variant
-
-    @property
-    def chunk_weights(self) -> ChunkWeights:
-        return ChunkWeights(variant=self.variant)
 
 
 def restricted(restriction: ExpertRestriction, variant: ExpertVariant) -> ExpertVariant:

@@ -27,7 +27,7 @@ FEW = 5  # handles and threads that the server makes when it needs them for the 
 
 
 class Use(NamedTuple):
-    """What a process has of the machine."""
+    """Resources that a process has of the machine."""
 
     handles: int
     threads: int

@@ -1,4 +1,4 @@
-"""What happens to a server besides its requests: failing reads, evictions, weights that come and go."""
+"""Disturbances of a server besides its requests: failing reads, evictions, weights that come and go."""
 
 from __future__ import annotations
 

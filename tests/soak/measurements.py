@@ -1,4 +1,4 @@
-"""What a process holds, and how fast it answers, at rest."""
+"""Resources of a process, and the speed of its answers, at rest."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ BUSY = (429, 503)
 
 @dataclass
 class Counts:
-    """What the clients got."""
+    """Answers and errors that the clients got."""
 
     requests: Counter[str] = field(default_factory=Counter)  # by dialect
     left: int = 0  # clients that left

@@ -1,4 +1,4 @@
-"""What the router knows of adapters: a vector for the examples of each, and how near a prompt must be."""
+"""Profiles of adapters for the router: a vector for the examples of each, and how near a prompt must be."""
 
 import asyncio
 import logging
@@ -59,7 +59,7 @@ class Profile:
 
     @property
     def spread(self) -> float:
-        """What ``own`` is above ``neutral``."""
+        """The difference of ``own`` and ``neutral``."""
         return max(self.own - self.neutral, LEAST_SPREAD * (1 - self.neutral), MIN_SPREAD)
 
     def cosine_at(self, nearness: float) -> float:

@@ -20,7 +20,7 @@ def nobody_else() -> bool:
 
 @dataclass
 class Caller:
-    """Who sent a request.
+    """The sender of a request.
 
     Args:
         is_admin: returns whether it is an administrator; called only if a request needs to be one's.

@@ -100,7 +100,7 @@ def _bodies(data: bytes) -> None:
 
 
 def _safetensors(data: bytes) -> None:
-    """What the index finds lies in the file."""
+    """Every tensor of the index lies in the file."""
     path = _write("model.safetensors", data)
     with suppress(CheckpointError):
         is_header_only(path)

@@ -1,4 +1,4 @@
-"""When the bundled adapters and variants are served."""
+"""Conditions under which the bundled adapters and variants are served."""
 
 from __future__ import annotations
 
