@@ -26,10 +26,10 @@ class _ExpertSelection(ABC):
     def acquire(self) -> bool:
         return True
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
 
-    def note_routed(self, tokens: RoutedTokens) -> None:
+    def note_routed(self, tokens: RoutedTokens) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: no router chooses adapters."""
 
     @property
