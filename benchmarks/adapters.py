@@ -5,8 +5,8 @@
 Makes random LoRA adapters (rank 16, on all attention projections) and expert variants (some experts of every layer).
 Runs batches in turn: all streams on the base, each on an adapter of its own, all on one adapter, each on a variant of
 its own, all on one variant. Prints medians, and ratios to the base in the same round; the last line is one JSON object.
-``--load-rounds`` loads and unloads an adapter and a variant so many times, with a stream on each, and reports memory,
-threads and handles.
+``--cold-rounds`` measures the first token of an adapter that is on disk only. ``--load-rounds`` loads and unloads an
+adapter and a variant so many times, with a stream on each, and reports memory, threads and handles.
 """
 
 from __future__ import annotations
@@ -139,6 +139,55 @@ def load_and_unload(loaded: LoadedServer, folder: Path, rounds: int) -> dict[str
     return {"rounds": rounds, "after_a_tenth": states[0], "at_the_end": states[-1]}
 
 
+def drop_from_page_cache(path: Path) -> None:
+    """Write a file to the disk, and drop it from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def first_token_seconds(loaded: LoadedServer, weights: RequestWeights | None, seed: int) -> float:
+    """Return the time from a request to its only token."""
+
+    async def submit() -> None:
+        prompt = random.Random(seed).choices(range(100, 1000), k=PROMPT_TOKENS)  # noqa: S311  no secret
+        sampling = SamplingParams(1, ignore_eos=True, seed=seed, **asdict(loaded.defaults))
+        stream = loaded.engine.submit(GenerationRequest(f"first{seed}", tuple(prompt), sampling, weights=weights))
+        async for _ in stream:
+            pass
+
+    started = time.perf_counter()
+    asyncio.run(submit())
+    return time.perf_counter() - started
+
+
+def cold_adapter(loaded: LoadedServer, folder: Path, rank: int, rounds: int) -> dict[str, float]:
+    """Measure the first token of the base, and that of an adapter before and after its first use; return medians.
+
+    ``ratio`` is the time of the cold adapter's first token over the base's plus twice the time to read its file.
+    """
+    assert loaded.adapters is not None
+    found: dict[str, list[float]] = {"base_seconds": [], "read_seconds": [], "cold_seconds": [], "warm_seconds": []}
+    for number in range(rounds):
+        path, seed = folder / f"cold{number}", 10 * number + 100
+        write_adapter(path, loaded.adapters.registry.targets, rank, seed)
+        weights_file = path / "adapter_model.safetensors"
+        loaded.adapters.registry.load_own(path.name, str(path))
+        drop_from_page_cache(weights_file)
+        started = time.perf_counter()
+        weights_file.read_bytes()
+        found["read_seconds"].append(time.perf_counter() - started)
+        drop_from_page_cache(weights_file)
+        weights = loaded.directory.resolve(path.name)
+        found["base_seconds"].append(first_token_seconds(loaded, None, seed))
+        found["cold_seconds"].append(first_token_seconds(loaded, weights, seed + 1))
+        found["warm_seconds"].append(first_token_seconds(loaded, weights, seed + 2))
+        loaded.adapters.registry.unload(path.name)
+    report = {name: statistics.median(seconds) for name, seconds in found.items()}
+    report["ratio"] = report["cold_seconds"] / (report["base_seconds"] + 2 * report["read_seconds"])
+    return {name: round(value, 4) for name, value in report.items()}
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -149,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--cold-rounds", type=int, default=0)
     parser.add_argument("--load-rounds", type=int, default=0)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:
@@ -178,6 +228,8 @@ def main() -> None:
             f"one_variant_{variants}": batch([f"{loaded.name}:variant0"] * variants),
         }
         report: dict[str, Any] = {"model": loaded.name, **measure(cases, arguments.rounds)}
+        if arguments.cold_rounds:
+            report["cold_adapter"] = cold_adapter(loaded, folder, arguments.rank, arguments.cold_rounds)
         if arguments.load_rounds:
             report["load_rounds"] = load_and_unload(loaded, folder, arguments.load_rounds)
         loaded.close()
