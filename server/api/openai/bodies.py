@@ -149,6 +149,11 @@ class GenerationBody(Constraints, BaseModel):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def parts_of_prompt(self) -> str:
+        """A sentence about parts of a prompt that is too long, which its user may not see; empty if there are none."""
+        return ""
+
+    @property
     def grammar_spec(self) -> GrammarSpec | None:
         """The grammar that the text must follow."""
         own = None if self.response_format is None else self.response_format.spec
@@ -250,6 +255,11 @@ class ChatBody(GenerationBody):
     def shown_tools(self) -> list[Tool]:
         """The tools that the prompt contains."""
         return [] if self.tool_choice == "none" else self.tools
+
+    @property
+    def parts_of_prompt(self) -> str:
+        tools = self.shown_tools
+        return f" The prompt includes {len(tools)} tool definition{'s' * (len(tools) > 1)}." if tools else ""
 
     @property
     def template_options(self) -> dict[str, Any]:

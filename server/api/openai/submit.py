@@ -159,7 +159,7 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
     raise ContextLengthError(
         f"This model's maximum context length is {max_model_len} tokens. However, you requested "
         f"{num_prompt_tokens + num_wanted} tokens ({num_prompt_tokens} in the prompt, {num_wanted} in the completion). "
-        "Please reduce the length of the prompt or of the completion.",
+        f"Please reduce the length of the prompt or of the completion.{body.parts_of_prompt}",
         prompt_field,
     )
 

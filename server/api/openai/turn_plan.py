@@ -7,7 +7,7 @@ from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
 from server.api.openai.tools import NamedTool, callable_tools
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning, Schemas
-from server.engine.interface import ChatPrompt, GrammarSpec, TextCodec
+from server.engine.interface import ChatPrompt, GrammarSpec, PromptTooLongError, TextCodec
 
 PROMPT_END = 32  # last tokens of the prompt that may contain the start of reasoning
 
@@ -52,14 +52,17 @@ def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
     images = [image.decode() for message in body.messages for image in message.images]
     tools = [tool.for_template() for tool in body.shown_tools]
     messages, options = messages_for_template(body.messages), body.template_options
-    return codec.encode_chat(
-        messages,
-        images,
-        tools,
-        options,
-        add_generation_prompt=body.add_generation_prompt,
-        continue_final_message=body.continue_final_message,
-    )
+    try:
+        return codec.encode_chat(
+            messages,
+            images,
+            tools,
+            options,
+            add_generation_prompt=body.add_generation_prompt,
+            continue_final_message=body.continue_final_message,
+        )
+    except PromptTooLongError as error:
+        raise PromptTooLongError(f"{error}.{body.parts_of_prompt}", error.param) from error
 
 
 def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:

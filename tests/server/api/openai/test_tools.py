@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.engine.interface import RequestRefusedError
+from server.engine.interface import PromptTooLongError, RequestRefusedError
 from tests.chat_formats import FAMILIES, TOOLS
 
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -26,6 +26,33 @@ def hermes(fake):
     fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
     fake.engine.max_model_len = 1024
     return fake
+
+
+def long_chat(chat, **fields):
+    """Send a prompt that the fake model has no room for, and return the error's message."""
+    response = chat(messages=[{"role": "user", "content": "a " * 1024}], **fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    return response.json()["error"]["message"]
+
+
+# Clients such as Open WebUI send many tools, of which their users see nothing.
+@pytest.mark.parametrize(
+    ("tools", "sentence"), [(TOOLS, "includes 2 tool definitions."), ([WEATHER], "includes 1 tool definition.")]
+)
+def test_a_prompt_that_is_too_long_is_refused_with_the_number_of_its_tools(hermes, chat, tools, sentence):
+    message = long_chat(chat, tools=tools)
+    assert message.startswith("This model's maximum context length is 1024 tokens.")
+    assert message.endswith(sentence)
+
+
+def test_a_text_that_is_too_long_is_refused_with_the_number_of_its_tools(hermes, chat):
+    hermes.codec.refusal = PromptTooLongError("the prompt has 9999 characters", "messages")
+    assert long_chat(chat, tools=TOOLS) == "the prompt has 9999 characters. The prompt includes 2 tool definitions."
+
+
+def test_tools_that_the_prompt_does_not_show_are_not_counted(hermes, chat):
+    assert long_chat(chat, tools=TOOLS, tool_choice="none").endswith("of the completion.")
 
 
 BAD_TOOLS = [
