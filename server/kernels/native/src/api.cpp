@@ -4,6 +4,7 @@
 
 #include "experts.h"
 #include "linear.h"
+#include "router.h"
 #include "step.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
@@ -69,7 +70,10 @@ GREENROOM_API int greenroom_combine(Handle* handle, const greenroom::Combination
 
 GREENROOM_API int greenroom_attention(Handle* handle, const greenroom::LayerSpec* layer,
                                       const greenroom::StepCall* step, int64_t place) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_attention(engine, *layer, *step, place); });
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) {
+    run_attention(engine, *layer, *step);
+    norm_and_route(engine, *layer, *step, place);
+  });
 }
 
 GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer,

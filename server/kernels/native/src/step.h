@@ -108,10 +108,11 @@ struct StepCall {
   int32_t is_exact;
 };
 
-// Runs norm, attention and router of a layer. `place` is the layer's index among those with a router.
-void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+// Runs norm and attention of a layer, and adds its results to the hidden states.
+void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step);
 
 // Adds the experts' weighted `outputs (tokens * top_k, hidden)` and the dense expert's to the hidden states.
+// `place` is the layer's index among those with a router.
 void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
 
 // Runs all layers of a step whose experts are all loaded.

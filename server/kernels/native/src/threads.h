@@ -61,4 +61,27 @@ Phase phase_of(int64_t num_tiles, Function& function) {
           &function};
 }
 
+// Phases that are run together, in the order in which they are added.
+class PhaseList {
+ public:
+  explicit PhaseList(ThreadPool& pool) : pool_(pool) {}
+
+  // Adds a phase, unless it has no tiles. `function(tile, thread)` must live until `run`.
+  template <typename Function>
+  void add(int64_t num_tiles, Function& function) {
+    if (num_tiles) phases_[num_phases_++] = phase_of(num_tiles, function);
+  }
+
+  // Runs the phases that were added since the last call.
+  void run() {
+    pool_.run(phases_, num_phases_);
+    num_phases_ = 0;
+  }
+
+ private:
+  ThreadPool& pool_;
+  Phase phases_[8];
+  int num_phases_ = 0;
+};
+
 }  // namespace greenroom

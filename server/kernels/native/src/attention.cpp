@@ -1,0 +1,220 @@
+#include <algorithm>
+#include <cstring>
+
+#include "layer_adapters.h"
+#include "sides.h"
+#include "step.h"
+
+namespace greenroom {
+namespace {
+
+constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention
+
+// Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
+void place_token(const Level& level, const LayerSpec& layer, const StepCall& step, const StepSequence& sequence,
+                 int64_t token, float* query, float* key, const float* value) {
+  const int64_t position = sequence.first_position + token - sequence.first_row;
+  const auto norm_heads = [&](float* x, const float* weight, int64_t heads) {
+    if (!weight) return;
+    if (layer.norms_together) {
+      level.normalise(x, weight, layer.head_norm_epsilon, heads * layer.key_dim, x);
+      return;
+    }
+    for (int64_t head = 0; head < heads; ++head) {
+      level.normalise(x + head * layer.key_dim, weight, layer.head_norm_epsilon, layer.key_dim, x + head * layer.key_dim);
+    }
+  };
+  norm_heads(query, layer.query_norm, layer.heads);
+  norm_heads(key, layer.key_norm, layer.kv_heads);
+  if (layer.rope_kind != RopeKind::kNone) {
+    const float* cosines = step.cosines[layer.rope] + position * (layer.rotary_dim / 2);
+    const float* sines = step.sines[layer.rope] + position * (layer.rotary_dim / 2);
+    const bool is_interleaved = layer.rope_kind == RopeKind::kInterleaved;
+    for (int64_t head = 0; head < layer.heads; ++head) {
+      level.rotate(query + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+    }
+    for (int64_t head = 0; head < layer.kv_heads; ++head) {
+      level.rotate(key + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+    }
+  }
+  const int32_t* blocks = step.block_tables[layer.group] + sequence.first_block;
+  const int64_t block = blocks[position / kCacheBlock], place = position % kCacheBlock;
+  const int64_t bytes = bytes_of(layer.cache_format), head_numbers = layer.cache_slots * layer.cache_dim;
+  for (int64_t head = 0; head < layer.kv_heads; ++head) {
+    char* keys = static_cast<char*>(layer.key_cache) + (head * head_numbers + block * kCacheBlock * layer.cache_dim) * bytes;
+    char* values = static_cast<char*>(layer.value_cache) +
+                   (head * head_numbers + (block * kCacheBlock + place) * layer.cache_dim) * bytes;
+    level.narrow(value + head * layer.value_dim, layer.cache_format, values, layer.value_dim);
+    constexpr int64_t kPiece = 64;
+    alignas(64) char numbers[kPiece * 4];
+    for (int64_t d = 0; d < layer.key_dim; d += kPiece) {
+      const int64_t count = std::min(kPiece, layer.key_dim - d);
+      level.narrow(key + head * layer.key_dim + d, layer.cache_format, numbers, count);
+      for (int64_t i = 0; i < count; ++i) {
+        std::memcpy(keys + ((d + i) * kCacheBlock + place) * bytes, numbers + i * bytes, static_cast<size_t>(bytes));
+      }
+    }
+  }
+}
+
+// The attention of a layer: functions of the tiles of its phases, and their memory.
+class LayerAttention {
+ public:
+  LayerAttention(Engine& engine, const LayerSpec& layer, const StepCall& step)
+      : level_(engine.level),
+        layer_(layer),
+        step_(step),
+        queries_(layer.heads * layer.key_dim),
+        keys_(layer.kv_heads * layer.key_dim),
+        width_(queries_ + keys_ + layer.kv_heads * layer.value_dim),
+        attended_size_(layer.heads * layer.value_dim),
+        scratch_size_(attention_scratch(layer.value_dim)) {
+    PanelKind kind = level_.panel_kind(layer.query, step.is_exact);
+    for (const Matrix* matrix : {&layer.key, &layer.value}) {  // they share the panel: all take rows in float32
+      if (level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
+    }
+    const PanelKind output_kind = level_.panel_kind(layer.output, step.is_exact);
+    const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
+    const int64_t output_size = panel_bytes(output_kind, step.tokens, attended_size_);
+    panel = place_panel(kind, step.tokens, step.hidden_size, engine.rows.reserve(size + output_size));
+    output_panel =
+        place_panel(output_kind, step.tokens, attended_size_, static_cast<char*>(panel.data) + size);
+    heads_ = engine.heads.reserve<float>(step.tokens * width_ * 4);
+    attended = engine.attended.reserve<float>(
+        (step.tokens * attended_size_ + engine.pool.num_threads() * scratch_size_) * 4);
+    scratch_ = attended + step.tokens * attended_size_;
+    for (int64_t i = 0; i < step.num_sequences; ++i) {
+      token_tiles_ += divide_up(step.sequences[i].num_tokens, kTokenTile);
+    }
+  }
+
+  int64_t num_tiles() const { return token_tiles_ * layer_.kv_heads; }
+  int64_t first_key() const { return queries_; }
+  int64_t first_value() const { return queries_ + keys_; }
+  int64_t attended_size() const { return attended_size_; }
+
+  void norm(int64_t token) {
+    const int64_t hidden_size = step_.hidden_size;
+    float* normed = step_.normed + token * hidden_size;
+    level_.normalise(step_.hidden + token * hidden_size, layer_.input_norm, layer_.norm_epsilon, hidden_size, normed);
+    level_.prepare(panel, step_.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+  }
+
+  void take_heads(int64_t row, int64_t output, const float* sums, int64_t count) const {
+    std::memcpy(heads_ + row * width_ + output, sums, static_cast<size_t>(count) * 4);
+  }
+
+  void place(int64_t token) const {
+    const StepSequence* sequence = step_.sequences;
+    while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
+    float* row = heads_ + token * width_;
+    place_token(level_, layer_, step_, *sequence, token, row, row + first_key(), row + first_value());
+  }
+
+  void attend(int64_t tile, int thread) const {
+    const int64_t kv_head = tile % layer_.kv_heads, group = layer_.heads / layer_.kv_heads;
+    // The last tokens of a sequence attend to the most keys, so they are taken first.
+    int64_t place = token_tiles_ - 1 - tile / layer_.kv_heads;
+    const StepSequence* sequence = step_.sequences;
+    for (int64_t count; place >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) place -= count;
+    const int64_t first = place * kTokenTile, row = sequence->first_row + first;
+    const int64_t bytes = bytes_of(layer_.cache_format);
+    const int64_t begin = kv_head * layer_.cache_slots * layer_.cache_dim * bytes;
+    Attention attention{};
+    attention.query = heads_ + row * width_ + kv_head * group * layer_.key_dim;
+    attention.output = attended + row * attended_size_ + kv_head * group * layer_.value_dim;
+    attention.query_stride = width_;
+    attention.output_stride = attended_size_;
+    attention.keys = static_cast<const char*>(layer_.key_cache) + begin;
+    attention.values = static_cast<const char*>(layer_.value_cache) + begin;
+    attention.blocks = step_.block_tables[layer_.group] + sequence->first_block;
+    attention.sinks = layer_.sinks ? layer_.sinks + kv_head * group : nullptr;
+    attention.scratch = scratch_ + thread * scratch_size_;
+    attention.first_position = sequence->first_position + first;
+    attention.tokens = std::min<int64_t>(kTokenTile, sequence->num_tokens - first);
+    attention.heads = group;
+    attention.dim = layer_.cache_dim;
+    attention.key_dim = layer_.key_dim;
+    attention.value_dim = layer_.value_dim;
+    attention.window = layer_.window;
+    attention.is_chunked = layer_.is_chunked;
+    attention.format = layer_.cache_format;
+    attention.scaling = layer_.scaling;
+    attention.softcap = layer_.softcap;
+    level_.attend(attention);
+  }
+
+  void prepare_output(int64_t token) {
+    level_.prepare(output_panel, attended, Format::kFloat32, attended_size_, nullptr, token, token + 1);
+  }
+
+  void take_output(int64_t row, int64_t output, const float* sums, int64_t count) const {
+    level_.add_scaled(step_.hidden + row * step_.hidden_size + output, sums, layer_.residual_scale, count);
+  }
+
+  Panel panel{};         // (tokens, hidden)
+  Panel output_panel{};  // (tokens, heads * value_dim)
+  float* attended;       // the same rows in float32
+
+ private:
+  const Level& level_;
+  const LayerSpec& layer_;
+  const StepCall& step_;
+  const int64_t queries_, keys_;  // numbers of a token's queries and keys
+  const int64_t width_;           // of queries, keys and values together
+  const int64_t attended_size_;
+  const int64_t scratch_size_;
+  int64_t token_tiles_ = 0;
+  float* heads_;    // (tokens, width)
+  float* scratch_;  // (threads, scratch_size)
+};
+
+}  // namespace
+
+void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+  const Level& level = engine.level;
+  LayerAttention attention(engine, layer, step);
+  LoraSums* const lora[] = {&engine.query_lora, &engine.key_lora, &engine.value_lora};
+  LoraSums& output_lora = engine.output_lora;
+  for (LoraSums* sums : {lora[0], lora[1], lora[2], &output_lora}) sums->clear();
+  const LoraSite sites[] = {{*lora[0], &LoraLayer::query, step.normed, step.hidden_size},
+                            {*lora[1], &LoraLayer::key, step.normed, step.hidden_size},
+                            {*lora[2], &LoraLayer::value, step.normed, step.hidden_size}};
+  const LoraSite output_site{output_lora, &LoraLayer::output, attention.attended, attention.attended_size()};
+  const Side sides[] = {{&layer.query, layer.query_bias, 0, lora[0]},
+                        {&layer.key, layer.key_bias, attention.first_key(), lora[1]},
+                        {&layer.value, layer.value_bias, attention.first_value(), lora[2]}};
+  const Side output_side{&layer.output, layer.output_bias, 0, &output_lora};
+
+  auto norm = [&](int64_t token, int) { attention.norm(token); };
+  auto multiply_down = [&](int64_t tile, int thread) {
+    for (LoraSums* sums : lora) {
+      if (tile < sums->num_tiles()) return sums->multiply_down(level, tile, thread);
+      tile -= sums->num_tiles();
+    }
+  };
+  const auto take_heads = [&](auto... results) { attention.take_heads(results...); };
+  auto project = multiply_sides(engine, attention.panel, sides, 3, kOutputTile, take_heads);
+  auto place = [&](int64_t token, int) { attention.place(token); };
+  auto attend = [&](int64_t tile, int thread) { attention.attend(tile, thread); };
+  auto prepare_output = [&](int64_t token, int thread) {
+    if (token >= step.tokens) return output_lora.multiply_down(level, token - step.tokens, thread);
+    attention.prepare_output(token);
+  };
+  const auto take_output = [&](auto... results) { attention.take_output(results...); };
+  auto project_back = multiply_sides(engine, attention.output_panel, &output_side, 1, kOutputTile, take_output);
+
+  PhaseList phases(engine.pool);
+  phases.add(step.tokens, norm);
+  plan_sites(phases, sites, 3, engine, layer, step);
+  phases.add(lora[0]->num_tiles() + lora[1]->num_tiles() + lora[2]->num_tiles(), multiply_down);
+  phases.add(num_tiles(sides, 3, step.tokens, kOutputTile), project);
+  phases.add(step.tokens, place);
+  phases.add(attention.num_tiles(), attend);
+  plan_sites(phases, &output_site, 1, engine, layer, step);
+  phases.add(step.tokens + output_lora.num_tiles(), prepare_output);
+  phases.add(num_tiles(&output_side, 1, step.tokens, kOutputTile), project_back);
+  phases.run();
+}
+
+}  // namespace greenroom

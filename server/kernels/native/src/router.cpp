@@ -1,0 +1,176 @@
+#include "router.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "layer_adapters.h"
+
+namespace greenroom {
+namespace {
+
+constexpr int64_t kRouterTile = 16;  // experts
+
+// Finds the best `count` of `scores`, and overwrites these; of equal ones, takes the first.
+void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t found = 0;
+    for (int64_t j = 1; j < size; ++j) found = scores[j] > scores[found] ? j : found;
+    best[i] = static_cast<int32_t>(found);
+    scores[found] = -INFINITY;
+  }
+}
+
+// Keeps the scores of the groups whose two best have the greatest sums, and sets the others to -infinity.
+void keep_best_groups(const Router& router, int64_t num_experts, float* scores) {
+  constexpr int64_t kMostGroups = 64;
+  const int64_t size = num_experts / router.num_groups;
+  float sums[kMostGroups];
+  for (int64_t group = 0; group < router.num_groups; ++group) {
+    float first = -INFINITY, second = -INFINITY;
+    for (int64_t i = group * size; i < (group + 1) * size; ++i) {
+      if (scores[i] > first) {
+        second = first;
+        first = scores[i];
+      } else if (scores[i] > second) {
+        second = scores[i];
+      }
+    }
+    sums[group] = first + second;
+  }
+  int32_t best[kMostGroups];
+  take_best(sums, router.num_groups, router.top_groups, best);
+  for (int64_t group = 0; group < router.num_groups; ++group) {
+    if (std::find(best, best + router.top_groups, group) != best + router.top_groups) continue;
+    std::fill(scores + group * size, scores + (group + 1) * size, -INFINITY);
+  }
+}
+
+// `scores` are a token's logits; `spare` is memory for as many numbers.
+void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
+            float* weights) {
+  if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
+  if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts);
+  std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
+  if (router.correction) level.add_scaled(spare, router.correction, 1.0f, num_experts);
+  if (router.num_groups > 1) keep_best_groups(router, num_experts, spare);
+  take_best(spare, num_experts, router.top_k, chosen);
+  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
+  if (router.kind == RouterKind::kTopFirst) level.soft_max(weights, router.top_k);
+  float total = 1.0f;
+  if (router.is_normalised) {
+    total = 1e-20f;
+    for (int32_t i = 0; i < router.top_k; ++i) total += weights[i];
+  }
+  for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
+}
+
+const Router& router_of(const LayerSpec& layer, const StepCall& step, int64_t place, int64_t set) {
+  if (!step.sets) return layer.router;
+  const Router& router = step.sets->routers[place * step.sets->num_sets + set];
+  return router.matrix.outputs ? router : layer.router;
+}
+
+// Computes the logits of all rows. Each row has its own router; the tiles of one router lie together, and rows of others
+// are left out.
+class RouterLogits {
+ public:
+  RouterLogits(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const Panel& panel)
+      : engine_(engine), layer_(layer), step_(step), place_(place), panel_(panel), width_(layer.num_experts) {
+    for (int64_t set = 0; set < (step.sets ? step.sets->num_sets : 1); ++set) {
+      const int64_t outputs = router(set).matrix.outputs;
+      width_ = std::max<int64_t>(width_, outputs);
+      output_tiles_ += divide_up(outputs, kRouterTile);
+    }
+    logits_ = engine.logits.reserve<float>((step.tokens + engine.pool.num_threads()) * width_ * 4);
+  }
+
+  int64_t num_tiles() const { return output_tiles_ * divide_up(step_.tokens, kRowTile); }
+
+  void compute(int64_t tile) const {
+    const int64_t row_tiles = divide_up(step_.tokens, kRowTile);
+    int64_t output_tile = tile / row_tiles, set = 0;
+    for (int64_t tiles; output_tile >= (tiles = divide_up(router(set).matrix.outputs, kRouterTile)); ++set) {
+      output_tile -= tiles;
+    }
+    const Router& router = this->router(set);
+    const int64_t first = output_tile * kRouterTile, last = std::min(first + kRouterTile, router.matrix.outputs);
+    const int64_t end = std::min((tile % row_tiles + 1) * kRowTile, step_.tokens);
+    alignas(64) float sums[kRowTile * kRouterTile];
+    for (int64_t row = tile % row_tiles * kRowTile, after; row < end; row = after) {
+      const int64_t row_set = set_of_row(step_, row);
+      for (after = row + 1; after < end && set_of_row(step_, after) == row_set;) ++after;
+      if (row_set != set) continue;
+      engine_.level.multiply(router.matrix, panel_, row, after, first, last, sums, kRouterTile);
+      if (router.bias) {
+        add_bias(engine_.level, router.bias, Format::kFloat32, after - row, first, last, sums, kRouterTile);
+      }
+      engine_.router_lora.add(engine_.level, 0, row, after, first, last, sums, kRouterTile);
+      for (int64_t i = row; i < after; ++i) {
+        std::memcpy(logits_ + i * width_ + first, sums + (i - row) * kRouterTile, static_cast<size_t>(last - first) * 4);
+      }
+    }
+  }
+
+  void choose(int64_t token, int thread) const {
+    const Router& router = this->router(set_of_row(step_, token));
+    const int64_t top_k = layer_.router.top_k;
+    float* spare = logits_ + (step_.tokens + thread) * width_;
+    greenroom::choose(engine_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
+                      choices_of(step_, place_) + token * top_k, weights_of(step_, place_) + token * top_k);
+  }
+
+ private:
+  const Router& router(int64_t set) const { return router_of(layer_, step_, place_, set); }
+
+  const Engine& engine_;
+  const LayerSpec& layer_;
+  const StepCall& step_;
+  const int64_t place_;
+  const Panel& panel_;
+  int64_t width_;             // logits of a token
+  int64_t output_tiles_ = 0;  // of all routers
+  float* logits_;             // (tokens + threads, width)
+};
+
+}  // namespace
+
+int64_t set_of_row(const StepCall& step, int64_t row) {
+  if (!step.sets) return 0;
+  const StepSequence* sequence = step.sequences;
+  while (row >= sequence->first_row + sequence->num_tokens) ++sequence;
+  return step.sets->set_of_sequence[sequence - step.sequences];
+}
+
+void norm_and_route(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
+  const Level& level = engine.level;
+  const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
+  Panel panel{};
+  if (layer.has_router) {
+    panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
+                        engine.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
+  }
+  auto norm = [&](int64_t token, int) {
+    float* normed = step.normed + token * hidden_size;
+    level.normalise(step.hidden + token * hidden_size, layer.inner_norm, layer.norm_epsilon, hidden_size, normed);
+    if (layer.has_router) level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+  };
+  PhaseList phases(engine.pool);
+  phases.add(tokens, norm);
+  if (!layer.has_router) return phases.run();
+
+  LoraSums& lora = engine.router_lora;
+  lora.clear();
+  const LoraSite site{lora, &LoraLayer::router, step.normed, hidden_size};
+  plan_sites(phases, &site, 1, engine, layer, step);
+  const RouterLogits logits(engine, layer, step, place, panel);
+  auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
+  auto compute = [&](int64_t tile, int) { logits.compute(tile); };
+  auto choose_experts = [&](int64_t token, int thread) { logits.choose(token, thread); };
+  phases.add(lora.num_tiles(), multiply_down);
+  phases.add(logits.num_tiles(), compute);
+  phases.add(tokens, choose_experts);
+  phases.run();
+}
+
+}  // namespace greenroom
