@@ -36,6 +36,7 @@ from client.generation import (
 )
 from client.memory import Memory
 from client.metrics import Metrics, Sample
+from client.options import RoutingOptions
 from client.requests import RequestStatus
 from client.server_info import Health, Model
 from client.sync_client import Client, Stream
@@ -71,6 +72,7 @@ __all__ = [
     "RateLimitError",
     "RequestStatus",
     "Routing",
+    "RoutingOptions",
     "Sample",
     "ServerError",
     "ServerUnavailableError",

@@ -22,6 +22,7 @@ class Adapter:
     memory_bytes: int
     num_unfinished: int  # requests that use it now
     num_requests: int  # since it was loaded
+    tokens: int  # computed with it; of those with adapters chosen for each token, its mean weight
 
 
 def parse_adapters(body: Mapping[str, Any]) -> list[Adapter]:

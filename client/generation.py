@@ -6,7 +6,7 @@ Complete replies and chunks of streams are parsed by the same code: a complete r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from client.parsing import dataclass_from
@@ -51,6 +51,7 @@ class Token:
     logprobs: tuple[TokenLogprob, ...] = ()
     experts: tuple[tuple[tuple[int, ...], ...], ...] = ()  # chosen experts, by token and MoE layer
     tool_calls: tuple[ToolCallPiece, ...] = ()
+    adapters: tuple[Mapping[str, float], ...] = ()  # weights of adapters, by token
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Choice:
     logprobs: tuple[TokenLogprob, ...] = ()
     experts: tuple[tuple[tuple[int, ...], ...], ...] = ()
     tool_calls: tuple[ToolCall, ...] = ()
+    adapters: tuple[Mapping[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,10 @@ class Routing:
     """The choice of the server's router for a request whose model is "auto"."""
 
     method: str
-    model: str  # the chosen adapter, variant or base model
+    model: str  # the chosen adapter, variant or base model; "auto" if adapters were chosen for each token
     reason: str
-    scores: Mapping[str, float]  # by model; those that were not chosen included
+    scores: Mapping[str, float] = field(default_factory=dict)  # by model; those that were not chosen included
+    weights: Mapping[str, float] = field(default_factory=dict)  # means over tokens and layers, by adapter
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,12 @@ def parse_usage(body: Mapping[str, Any]) -> Usage | None:
 
 
 def parse_routing(body: Mapping[str, Any]) -> Routing | None:
-    """Parse the choice of a router from a reply, or from the first chunk of a stream, if it has one."""
+    """Parse the choice of a router from a reply, or from a chunk of a stream, if it has one."""
     routing = (body.get("greenroom") or {}).get("routing")
-    return None if routing is None else dataclass_from(Routing, routing)
+    if routing is None:
+        return None
+    scores, weights = ({**(routing.get(name) or {})} for name in ("scores", "weights"))
+    return dataclass_from(Routing, routing, scores=scores, weights=weights)
 
 
 def join_tokens(tokens: Iterable[Token]) -> tuple[Choice, ...]:
@@ -187,6 +193,7 @@ def _choice(index: int, tokens: Sequence[Token]) -> Choice:
         tuple(each for token in tokens for each in token.logprobs),
         tuple(each for token in tokens for each in token.experts),
         _tool_calls(piece for token in tokens for piece in token.tool_calls),
+        tuple(each for token in tokens for each in token.adapters),
     )
 
 
@@ -214,6 +221,7 @@ def _token(choice: Mapping[str, Any]) -> Token:
         _logprobs(choice.get("logprobs")),
         tuple(tuple(tuple(chosen) for chosen in token) for token in choice.get("experts") or ()),
         tuple(_piece(position, call) for position, call in enumerate(message.get("tool_calls") or ())),
+        tuple({**weights} for weights in choice.get("adapters") or ()),
     )
 
 

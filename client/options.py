@@ -11,6 +11,16 @@ from typing import Any, TypedDict
 Message = Mapping[str, Any]
 
 
+class RoutingOptions(TypedDict, total=False):
+    """Choice of adapters by the model "auto": method "embedding" for the request, or "arrow" for each token."""
+
+    method: str
+    threshold: float  # of "embedding": similarity that an adapter must reach
+    adapters: Sequence[str]  # of "arrow", as the others: names of adapters to choose from
+    top_k: int  # the most adapters that a token has at a layer
+    temperature: float
+
+
 class GenerationOptions(TypedDict, total=False):
     """Parameters of both completions and chats."""
 
@@ -32,7 +42,9 @@ class GenerationOptions(TypedDict, total=False):
     min_tokens: int
     response_format: Mapping[str, Any]
     return_experts: bool
+    return_adapters: bool
     adapters: Sequence[Mapping[str, Any]]  # LoRA adapters to add: {"name": ..., "weight": ...}
+    routing: RoutingOptions  # of the model "auto"
     user: str
     priority: int
     timeout: float  # seconds until the server ends the request

@@ -17,8 +17,8 @@ from client.chat.commands import (
     run_command,
 )
 from client.chat.conversation import Conversation
-from client.chat.models_view import adapter_names
-from client.chat.parameters import KINDS
+from client.chat.models_view import adapter_names, model_names
+from client.chat.parameters import KINDS, ROUTING_METHODS, value_text
 from client.chat.screen import Screen, prepare_streams
 from client.chat.turn import run_turn
 from client.errors import GreenroomError
@@ -171,7 +171,7 @@ def edit_line(chat: ChatSession) -> Callable[[], str]:
 
     def toolbar() -> str:
         added = [f"+{name} {weight:g}" for name, weight in chat.conversation.adapters.items()]
-        settings = [*added, *(f"{name} {value}" for name, value in chat.conversation.options.items())]
+        settings = [*added, *(f"{name} {value_text(value)}" for name, value in chat.conversation.options.items())]
         return " " + printable(" · ".join([chat.conversation.model, *settings, "/help"]))
 
     return Editor(open_history(history_path(os.environ)), CommandCompleter(COMMANDS, arguments(chat)), toolbar).read
@@ -187,8 +187,9 @@ def arguments(chat: ChatSession) -> dict[str, Callable[[], Sequence[str]]]:
             return []  # nothing is completed; the command itself will say why
 
     return {
-        "/model ": lambda: [model.id for model in models()],
+        "/model ": lambda: model_names(models()),
         "/set ": lambda: list(KINDS),
+        "/set routing ": lambda: ROUTING_METHODS,
         "/adapters ": lambda: ["add", "remove"],
         "/adapters add ": lambda: adapter_names(models()),
         "/adapters remove ": lambda: list(chat.conversation.adapters),

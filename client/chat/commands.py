@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from client.chat.conversation import Conversation, ConversationError
+from client.chat.conversation import AUTO, Conversation, ConversationError
 from client.chat.experts_view import experts_view
-from client.chat.models_view import adapter_names, adapters_view, models_view
-from client.chat.parameters import ParameterError, check_name, parse_parameter, parse_weight
+from client.chat.models_view import adapter_names, adapters_view, model_names, models_view
+from client.chat.parameters import ParameterError, check_name, parse_parameter, parse_weight, value_text
 from client.chat.screen import Screen
 from client.errors import GreenroomError
 from client.sync_client import Client
@@ -69,7 +69,7 @@ def choose_model(client: Client, requested: str | None) -> str:
         CommandError: If the server has no such model.
         GreenroomError: If the server cannot be reached.
     """
-    names = [model.id for model in client.models()]
+    names = model_names(client.models())
     if not names or (requested is not None and requested not in names):
         raise CommandError(f"the server has no model {requested or ''}; available: {', '.join(names) or 'none'}")
     return requested or names[0]
@@ -131,8 +131,10 @@ def _set(chat: ChatSession, argument: str) -> None:
             options.pop(name, None)
     except ParameterError as error:
         raise CommandError(str(error)) from error
-    settings = [f"{name} = {value}" for name, value in options.items()]
+    settings = [f"{name} = {value_text(value)}" for name, value in options.items()]
     chat.screen.show(Text("\n".join(settings) or "All parameters have their defaults."))
+    if name == "routing" and value and chat.conversation.model != AUTO:
+        chat.screen.note("It is for the model auto: switch with /model auto.")
 
 
 def _save(chat: ChatSession, path: str) -> None:
@@ -166,7 +168,7 @@ def load_conversation(chat: ChatSession, path: str) -> None:
         raise CommandError(f"cannot read {path}: {error.strerror}") from error
     except (ConversationError, ParameterError) as error:
         raise CommandError(f"cannot load {path}: {error}") from error
-    if loaded.model not in [model.id for model in chat.client.models()]:
+    if loaded.model not in model_names(chat.client.models()):
         loaded.model = chat.conversation.model
     chat.conversation = loaded
     chat.screen.note(f"Loaded {len(loaded.messages)} messages from {path}; the model is {loaded.model}.")
@@ -198,7 +200,7 @@ COMMANDS = {
         Command("/experts", "", "show where the experts are, and which are used most", _experts),
         Command("/system", "[TEXT]", "set or remove the system prompt", _system),
         Command(
-            "/set", "[NAME [VALUE]]", "set a sampling parameter such as temperature, or reset it to its default", _set
+            "/set", "[NAME [VALUE]]", "set a parameter such as temperature or routing, or reset it to its default", _set
         ),
         Command("/clear", "", "clear the conversation", _clear),
         Command("/save", "FILE", "save the conversation as JSON", _save),

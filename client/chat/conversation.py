@@ -9,6 +9,7 @@ from typing import Any
 
 from client.chat.parameters import ParameterError, check_parameter, parse_weight
 
+AUTO = "auto"  # the model that stands for whatever the server chooses
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -28,9 +29,10 @@ class Conversation:
 
     @property
     def request_options(self) -> dict[str, Any]:
-        """The members of a request besides model and messages."""
+        """The members of a request besides model and messages; ``routing`` is for the model ``auto`` only."""
         added = [{"name": name, "weight": weight} for name, weight in self.adapters.items()]
-        return {**self.options, **({"adapters": added} if added else {})}
+        options = {name: value for name, value in self.options.items() if name != "routing" or self.model == AUTO}
+        return {**options, **({"adapters": added} if added else {})}
 
     def messages_with(self, question: str) -> list[dict[str, Any]]:
         """Return the messages of the next request."""

@@ -1,11 +1,13 @@
-"""The line below an answer: tokens, speed and expert cost."""
+"""The line below an answer: routing, tokens, speed and expert cost."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from client.generation import ExpertUsage, Usage
+from client.generation import ExpertUsage, Routing, Usage
 from client.terminal import size_text
+
+MAX_WEIGHTS = 4
 
 
 @dataclass
@@ -35,6 +37,16 @@ def footer(usage: Usage | None, timing: Timing) -> list[str]:
     if usage is not None and usage.greenroom is not None:
         parts += _expert_parts(usage.greenroom)
     return parts
+
+
+def routing_text(routing: Routing) -> str:
+    """Return what a router chose: a model for the request, or the mean weights of adapters, the heaviest first."""
+    if not routing.weights:
+        return f"routed to {routing.model}"
+    weights = sorted(routing.weights.items(), key=lambda item: item[1], reverse=True)
+    names = [f"{name} {100 * weight:.0f} %" for name, weight in weights if weight > 0]
+    more = [f"{len(names) - MAX_WEIGHTS} more"] if len(names) > MAX_WEIGHTS else []
+    return "routed by token" + (" to " if names else "") + ", ".join([*names[:MAX_WEIGHTS], *more])
 
 
 def _expert_parts(experts: ExpertUsage) -> list[str]:

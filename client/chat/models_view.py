@@ -7,16 +7,21 @@ from collections.abc import Mapping, Sequence
 from rich.console import RenderableType
 from rich.text import Text
 
+from client.chat.conversation import AUTO
 from client.server_info import Model
 from client.terminal import printable
 
-AUTO = "auto"  # the model that stands for whatever the server chooses
 NO_ADAPTERS = "The server has no adapters."
 
 
 def models_view(models: Sequence[Model], chosen: str) -> RenderableType:
     """Return a line for each model, with a mark at the chosen one."""
-    return Text("\n".join(f"{'*' if model.id == chosen else ' '} {printable(model.id)}" for model in models))
+    return Text("\n".join(f"{'*' if name == chosen else ' '} {printable(name)}" for name in model_names(models)))
+
+
+def model_names(models: Sequence[Model]) -> list[str]:
+    """Return the names that a chat may ask for; with adapters ``auto``, which is listed only if they have examples."""
+    return list(dict.fromkeys([*(model.id for model in models), *([AUTO] if adapter_names(models) else [])]))
 
 
 def adapter_names(models: Sequence[Model]) -> list[str]:

@@ -24,12 +24,19 @@ def _is_stop(value: Any) -> bool:
     return _is_text(value) or (isinstance(value, list) and all(map(_is_text, value)))
 
 
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+ROUTING_METHODS = ("embedding", "arrow")  # known ones; the server checks them
+
 # Each kind of value, with its name in error messages. The server checks the range.
 NUMBER = (_is_number, "a number, such as 0.7")
 INTEGER = (_is_integer, "a whole number, such as 64")
 SWITCH = (lambda value: isinstance(value, bool), "true or false")
 TEXT = (_is_text, "a word")
 STOP = (_is_stop, 'a text, or a JSON list of texts, such as ["\\n", "END"]')
+ROUTING = (_is_object, 'a method, such as arrow, or a JSON object, such as {"method": "arrow", "top_k": 2}')
 
 KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": NUMBER,
@@ -45,6 +52,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "stop": STOP,
     "ignore_eos": SWITCH,
     "reasoning_effort": TEXT,
+    "routing": ROUTING,
     "priority": INTEGER,
     "timeout": NUMBER,
 }
@@ -86,8 +94,16 @@ def parse_parameter(name: str, text: str) -> Any:
     value = _parse(text)
     takes_text = KINDS[name] in (TEXT, STOP)
     value = text if takes_text and not KINDS[name][0](value) else value
+    value = {"method": value} if KINDS[name] is ROUTING and isinstance(value, str) else value
     check_parameter(name, value)
     return value
+
+
+def value_text(value: Any) -> str:
+    """Return the text that `/set` takes for a value."""
+    if not isinstance(value, dict):
+        return str(value)
+    return str(value["method"]) if value.keys() == {"method"} else json.dumps(value)
 
 
 def parse_weight(text: str) -> float:

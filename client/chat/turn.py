@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from client.chat.conversation import Conversation
-from client.chat.footer import Timing, footer
+from client.chat.footer import Timing, footer, routing_text
 from client.chat.screen import Screen
 from client.errors import BadRequestError, GreenroomError
 from client.sync_client import Client
@@ -53,7 +53,7 @@ def run_turn(
         return False
     remarks = ["stopped"] if is_stopped else FINISH_REMARKS.get(reply.finish_reason, [])
     if reply.routing is not None:
-        remarks = [f"routed to {reply.routing.model}", *remarks]
+        remarks = [routing_text(reply.routing), *remarks]
     screen.note(" · ".join([*remarks, *footer(reply.usage, timing)]))
     return True
 

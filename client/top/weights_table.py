@@ -87,7 +87,7 @@ def variant_texts(variant: Variant) -> dict[str, str]:
 
 
 def adapter_texts(adapter: Adapter) -> dict[str, str]:
-    """Return the text of each column; the server does not count the tokens of an adapter."""
+    """Return the text of each column."""
     return {
         "model": printable(adapter.name),
         "kind": "adapter",
@@ -96,7 +96,7 @@ def adapter_texts(adapter: Adapter) -> dict[str, str]:
         "size": size_text(adapter.bytes),
         "running": f"{adapter.num_unfinished:,}",
         "requests": f"{adapter.num_requests:,}",
-        "tokens": "-",
+        "tokens": f"{adapter.tokens:,}",
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.engine.admission.working_set import ExpertUse
@@ -30,6 +31,7 @@ class Sequence:
     expert_use: ExpertUse | None = None  # None while all experts fit in memory
     expert_cost: ExpertCost = field(default_factory=ExpertCost)  # cost so far
     last_experts: RoutedExperts | None = None  # experts of its last computed token, if requested
+    last_adapters: Mapping[str, float] | None = None  # factors of adapters for that token, if requested
     pooler: Pooler | None = field(init=False)  # only for a prompt that is not continued
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the prompt's second token on
 

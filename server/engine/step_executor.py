@@ -57,9 +57,11 @@ class StepExecutor:
         for item, cost, experts in zip(step, output.costs, output.chosen, strict=True):
             item.sequence.expert_cost.add(cost)
             item.sequence.last_experts = experts
-        for item, routed in zip(step, output.routed, strict=False):
-            if routed is not None and item.sequence.request.weights is not None:
-                item.sequence.request.weights.note_routed(routed)
+        for item, chunk, routed in zip(step, chunks, output.routed or [None] * len(step), strict=True):
+            if item.sequence.request.weights is not None:
+                item.sequence.request.weights.note_tokens(item.num_tokens, routed)
+            if chunk.wants_adapters:
+                item.sequence.last_adapters = {} if chunk.weights is None else chunk.weights.adapters_of_last(routed)
         record_stalls(step, output.stalls)
         if self._admission is not None:
             self._admission.record_step(step, output, time.perf_counter() - started)
@@ -81,5 +83,6 @@ class StepExecutor:
             num_prompt=len(sequence.request.prompt_ids),
             num_hidden=item.num_hidden,
             wants_experts=sequence.request.returns_experts and item.reaches_end,
+            wants_adapters=sequence.request.returns_adapters and item.reaches_end,
             weights=None if sequence.request.weights is None else sequence.request.weights.chunk_weights,
         )

@@ -109,4 +109,5 @@ def _append(
         sequence.last_experts,
         usage,
         token_id=token,
+        adapters=sequence.last_adapters,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from server.model.experts.variant import ExpertVariant
@@ -42,10 +42,21 @@ class RoutedTokens:
     Args:
         shares: by the adapter's name, the sum over tokens of its mean factor over the linear layers.
         num_tokens: the sum of all shares.
+        last: the shares in the last of these tokens, if the chunk wants them.
     """
 
     shares: Mapping[str, float]
     num_tokens: int
+    last: Mapping[str, float] = field(default_factory=dict)
+
+    def __add__(self, later: RoutedTokens) -> RoutedTokens:
+        shares = {name: self.shares.get(name, 0.0) + share for name, share in later.shares.items()}
+        return RoutedTokens({**self.shares, **shares}, self.num_tokens + later.num_tokens, later.last)
+
+    def spread(self, num_tokens: int) -> RoutedTokens:
+        """Return the same mean shares for another number of tokens."""
+        scale = num_tokens / max(1, self.num_tokens)
+        return RoutedTokens({name: share * scale for name, share in self.shares.items()}, num_tokens, self.last)
 
 
 @dataclass(frozen=True)
@@ -60,3 +71,14 @@ class ChunkWeights:
     variant: ExpertVariant | None = None
     adapters: tuple[WeightedAdapter, ...] = ()
     router: AdapterRouter | None = None
+
+    def adapters_of_last(self, routed: RoutedTokens | None) -> dict[str, float]:
+        """Return the factor of each adapter for the last token of a chunk, by name.
+
+        Args:
+            routed: what the router chose for the chunk; None without a router.
+        """
+        factors = {} if routed is None else dict(routed.last)
+        for each in self.adapters:
+            factors[each.adapter.name] = factors.get(each.adapter.name, 0.0) + each.weight
+        return factors

@@ -34,6 +34,7 @@ class SequenceChunk:
     num_prompt: int = 0  # tokens of the sequence's prompt, for models that treat a prompt and its answer differently
     num_hidden: int = 0  # last tokens to return hidden states of
     wants_experts: bool = False  # whether to return the experts of its last token
+    wants_adapters: bool = False  # whether to return the shares of adapters in its last token
     weights: ChunkWeights | None = None  # beside the base model's
 
     @property

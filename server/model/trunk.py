@@ -145,7 +145,6 @@ class Trunk(ResidentModel):
                 if adapters is not None:
                     adapters.rows_of_layer = rows.tokens
                 logits, hidden = self._run_modules(chunks, tokens, kv_cache, experts, overlay, states, adapters)
-        num_by_chunk = [chunk.num_tokens for chunk in chunks]
         record, num_tokens, text_layers = experts.record, len(tokens.token_ids), self.facts.text_layers
         return StepOutput(
             logits,
@@ -155,7 +154,7 @@ class Trunk(ResidentModel):
             last_choices_of_chunks(record.runs, rows, text_layers),
             hidden,
             record.stalls,
-            () if adapters is None or adapters.routing is None else adapters.routing.routed(num_by_chunk),
+            () if adapters is None or adapters.routing is None else adapters.routing.routed(chunks),
         )
 
     def _rows(self, chunks: Sequence[SequenceChunk], tokens: StepTokens, overlay: StepImages | None) -> RowOwners:

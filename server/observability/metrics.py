@@ -237,6 +237,9 @@ def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
     routed = [((base if name is None else name,), count) for name, count in adapters.num_routed().items()]
     text = "Requests for the model auto, by the adapter that the router has chosen, or the base model."
     yield _counter("adapter_routed_requests", text, ["adapter"], routed)
+    tokens = [((use.name,), use.num_tokens) for use in uses]
+    text = "Tokens computed with an adapter; of those whose adapters were chosen for each, its mean weight."
+    yield _counter("adapter_tokens", text, ["adapter"], tokens)
     shares = [((name,), share) for name, share in adapters.routed_tokens().items()]
     text = "Tokens whose adapters were chosen for each, by the mean weight of each adapter over the layers."
     yield _counter("adapter_routed_tokens", text, ["adapter"], shares)

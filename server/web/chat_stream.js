@@ -1,20 +1,23 @@
-/** A streamed chat completion, with the experts of each token. */
+/** A streamed chat completion, with the experts and adapters of each token. */
 
 import { ServerError, request } from "./api.js";
 import { events } from "./sse.js";
 
 /**
  * @typedef {number[][]} Route experts chosen for one token, by layer, highest router weight first
+ * @typedef {Record<string, number>} Weights of adapters for one token, by name, the heaviest first
  * @typedef {object} TextDelta
  * @property {string} text
  * @property {boolean} isReasoning
  * @property {Route[]} routes one per token of the text
+ * @property {Weights[]} adapters one per token of the text
  * @property {string} model adapter, variant or base model that wrote it
  * @typedef {object} Usage
  * @property {number} completion_tokens
  * @property {{expert_requests: number, expert_misses: number, expert_bytes_read: number,
  *   expert_stall_seconds: number}} greenroom
- * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string}} ChatEvent
+ * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string, weights?: Weights}} ChatEvent with the mean
+ *   weights of adapters, if they were chosen for each token
  * @typedef {{role: "user" | "assistant", content: string}} Message
  */
 
@@ -28,11 +31,13 @@ import { events } from "./sse.js";
  */
 export async function* answer(body, signal) {
   const response = await request("/v1/chat/completions", {
-    body: { ...body, stream: true, stream_options: { include_usage: true }, return_experts: true },
+    body: { ...body, stream: true, stream_options: { include_usage: true }, return_experts: true, return_adapters: true },
     signal,
   });
   /** @type {Route[]} */
   let routes = []; // routes of tokens whose text has not arrived yet
+  /** @type {Weights[]} */
+  let adapters = []; // of the same tokens
   let model = "";
   let isComplete = false;
   for await (const { data } of events(response)) {
@@ -44,13 +49,16 @@ export async function* answer(body, signal) {
     if (chunk.error) throw new ServerError(chunk.error.message, response.status);
     // A router's choice comes with the first chunk.
     model = chunk.greenroom?.routing?.model ?? (model || chunk.model);
+    if (chunk.greenroom?.routing?.weights) yield { weights: chunk.greenroom.routing.weights };
     if (chunk.usage) yield { usage: chunk.usage };
-    for (const { delta, experts, finish_reason: finishReason } of chunk.choices) {
+    for (const { delta, experts, adapters: weights, finish_reason: finishReason } of chunk.choices) {
       routes.push(...(experts ?? []));
+      adapters.push(...(weights ?? []));
       const text = delta.content || delta.reasoning_content;
       if (text) {
-        yield { delta: { text, isReasoning: !delta.content, routes, model } };
+        yield { delta: { text, isReasoning: !delta.content, routes, adapters, model } };
         routes = [];
+        adapters = [];
       }
       if (finishReason) yield { finishReason };
     }

@@ -38,7 +38,7 @@ const transcript = new Transcript({
   onChange: () => experts && showDomains(transcript, experts, inspector.selected),
 });
 const playground = new Playground(transcript);
-const weights = new Weights(() => void playground.loadModels());
+const weights = new Weights((routers) => void playground.loadModels(routers));
 const connectionStatus = new ConnectionStatus(() => stream.start());
 
 /** @type {Experts | null} */

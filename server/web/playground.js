@@ -5,6 +5,7 @@ import { answer } from "./chat_stream.js";
 import { byId, make, report } from "./dom.js";
 import { EXAMPLES, addExampleButtons } from "./examples.js";
 import { count, plural, rate, size } from "./format.js";
+import { weightsText } from "./model_colours.js";
 
 /**
  * @typedef {import("./chat_stream.js").Message} Message
@@ -21,6 +22,8 @@ const PARAMETERS = [
 ];
 const EXAMPLE_TOKENS = 64; // per answer when all examples are run
 const AUTO = "auto"; // the model that stands for whatever the server chooses
+/** @type {Record<string, string>} names of methods that choose adapters for each token */
+const ROUTER_NAMES = { arrow: "Arrow" };
 const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
@@ -35,6 +38,8 @@ export class Playground {
     this.status = byId("chat-status");
     /** @type {Message[]} */
     this.messages = [];
+    /** @type {string[]} */
+    this.routers = [];
     /** @type {AbortController | null} */
     this.running = null;
     this.form.addEventListener("submit", (event) => {
@@ -57,12 +62,17 @@ export class Playground {
     });
   }
 
-  /** List the models of the server. */
-  async loadModels() {
+  /**
+   * List the models of the server.
+   *
+   * @param {string[]} [routers] methods of the model auto that can choose adapters for each token; none: those known
+   */
+  async loadModels(routers = this.routers) {
+    this.routers = routers;
     try {
       const { data } = await (await request("/v1/models")).json();
       const before = this.model.value;
-      this.model.replaceChildren(...modelOptions(data));
+      this.model.replaceChildren(...modelOptions(data, this.routers));
       if ([...this.model.options].some((option) => option.value === before)) this.model.value = before;
       if (!this.running) report(this.status, "");
     } catch (error) {
@@ -127,6 +137,7 @@ export class Playground {
     report(this.status, "Waiting for the first token.");
     let text = "";
     let cost = "";
+    let routed = "";
     let problem = "";
     let finishReason = "";
     let numTokens = 0;
@@ -140,9 +151,10 @@ export class Playground {
           if (!event.delta.isReasoning) text += event.delta.text;
         }
         if (event.finishReason) finishReason = event.finishReason;
+        if (event.weights) routed = weightsText(event.weights);
         if (event.usage) {
           numTokens = event.usage.completion_tokens;
-          cost = clock.summary(event.usage);
+          cost = [...(routed ? [routed] : []), clock.summary(event.usage)].join(" · ");
         }
       }
     } catch (error) {
@@ -178,6 +190,8 @@ export class Playground {
   parameters() {
     /** @type {Record<string, unknown>} */
     const parameters = this.model.value ? { model: this.model.value } : {};
+    const method = this.model.selectedOptions[0]?.dataset.method;
+    if (method) Object.assign(parameters, { model: AUTO, routing: { method } });
     for (const [id, name] of PARAMETERS) {
       const field = /** @type {HTMLInputElement} */ (byId(id));
       if (!field.reportValidity()) return null;
@@ -191,8 +205,8 @@ export class Playground {
     const select = /** @type {HTMLSelectElement} */ (byId("colour-by"));
     const before = select.value;
     const options = layers.map((name, row) => new Option(`top expert of layer ${name}`, String(row)));
-    const byModel = new Option("adapter or variant", "model");
-    select.replaceChildren(new Option("all layers", "all"), byModel, ...options);
+    const byExpert = optionGroup("Experts", [new Option("all layers", "all"), ...options]);
+    select.replaceChildren(optionGroup("Adapters", [new Option("adapter or variant", "model")]), byExpert);
     select.value = [...select.options].some((option) => option.value === before) ? before : "all";
     select.onchange = () => {
       const { value } = select;
@@ -202,12 +216,13 @@ export class Playground {
 }
 
 /**
- * Return options of the model selector: base models, then variants and adapters in groups.
+ * Return options of the model selector: base models and routers, then variants and adapters in groups.
  *
  * @param {{id: string, parent: string | null}[]} models
+ * @param {string[]} routers
  * @returns {HTMLElement[]}
  */
-function modelOptions(models) {
+function modelOptions(models, routers) {
   /** @param {string} name */
   const option = (name) => new Option(name, name);
   /** @type {[string, string[]][]} */
@@ -217,13 +232,31 @@ function modelOptions(models) {
     if (!parent || id === AUTO) own.push(option(id));
     else groups[id.startsWith(`${parent}:`) ? 0 : 1][1].push(id);
   }
-  const others = groups.filter(([, names]) => names.length).map(([label, names]) => {
-    const group = make("optgroup");
-    group.label = label;
-    group.append(...names.map(option));
-    return group;
-  });
-  return [...own, ...others];
+  const others = groups.filter(([, names]) => names.length).map(([label, names]) => optionGroup(label, names.map(option)));
+  return [...own, ...routers.map(routerOption), ...others];
+}
+
+/**
+ * @param {string} label
+ * @param {HTMLElement[]} options
+ */
+function optionGroup(label, options) {
+  const group = make("optgroup");
+  group.label = label;
+  group.append(...options);
+  return group;
+}
+
+/**
+ * Return an option for the model auto with a router that chooses adapters for each token.
+ *
+ * @param {string} method
+ */
+function routerOption(method) {
+  const label = `${AUTO}, for each token (${ROUTER_NAMES[method] ?? method})`;
+  const option = new Option(label, `${AUTO} ${method}`); // no name of an adapter or a variant has a space
+  option.dataset.method = method;
+  return option;
 }
 
 /**

@@ -1,4 +1,4 @@
-/** The colours of tokens: tokens with similar routes, or of the same model, have similar hues. */
+/** The hues of tokens by their experts: tokens with similar routes have similar hues. */
 
 /** @typedef {import("./chat_stream.js").Route} Route */
 
@@ -23,22 +23,6 @@ export function hue(route, row) {
     }),
   );
   return ((Math.atan2(y, x) / Math.PI) * (CIRCLE / 2) + CIRCLE) % CIRCLE;
-}
-
-/** Hues of models, in the order in which they appear. */
-export class ModelHues {
-  /** @type {Map<string, number>} */
-  #hues = new Map();
-
-  /**
-   * @param {string} model
-   * @returns {number} degrees
-   */
-  hue(model) {
-    const known = this.#hues.get(model) ?? (this.#hues.size * GOLDEN_ANGLE) % CIRCLE;
-    this.#hues.set(model, known);
-    return known;
-  }
 }
 
 /**

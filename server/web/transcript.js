@@ -1,15 +1,18 @@
 /** The transcript: user messages, and answers whose tokens can be selected. */
 
 import { byId, make } from "./dom.js";
-import { ModelHues, hue } from "./token_colours.js";
+import { ModelColours } from "./model_colours.js";
+import { hue } from "./token_colours.js";
 
 /**
  * @typedef {import("./chat_stream.js").TextDelta} TextDelta
  * @typedef {import("./chat_stream.js").Route} Route
+ * @typedef {import("./chat_stream.js").Weights} Weights
  * @typedef {{message: string, domain: string}} Turn a chat turn; the domain is empty if none was given
  * @typedef {object} Token
  * @property {string} text
  * @property {Route[]} routes one per model token of the text, nearly always one
+ * @property {Weights[]} adapters one per model token of the text
  * @property {string} model adapter, variant or base model that wrote it
  * @property {number} turn index in `turns`
  * @property {HTMLElement} element
@@ -30,7 +33,7 @@ export class Transcript {
     this.current = -1;
     /** @type {number | "model" | null} */
     this.colour = null;
-    this.hues = new ModelHues();
+    this.models = new ModelColours();
     /** @type {[number, number] | null} */
     this.filter = null; // row and expert
     /** @type {HTMLElement | null} */
@@ -43,6 +46,7 @@ export class Transcript {
     this.box.replaceChildren();
     this.tokens = [];
     this.turns = [];
+    this.models.clear();
     this.answerElement = null;
     this.select(-1);
     this.listener.onChange();
@@ -81,13 +85,14 @@ export class Transcript {
   }
 
   /** @param {TextDelta} delta next part of the current answer */
-  add({ text, routes, isReasoning, model }) {
+  add({ text, routes, adapters, isReasoning, model }) {
     if (!this.answerElement) return;
-    this.writeModel(this.answerElement, model);
     const element = make("span", isReasoning ? "token reasoning" : "token", text);
     element.dataset.index = String(this.tokens.length);
-    const token = { text, routes, element, model, turn: this.turns.length - 1 };
+    const token = { text, routes, adapters, element, model, turn: this.turns.length - 1 };
     this.tokens.push(token);
+    this.models.add(token);
+    this.writeModel(this.answerElement, model);
     this.paint(token);
     this.updateMatch(token);
     this.append(this.answerElement, element);
@@ -103,7 +108,7 @@ export class Transcript {
     const role = answer.previousElementSibling;
     if (!role || role.childElementCount) return;
     const name = make("span", "model-name", model);
-    name.style.setProperty("--hue", this.hues.hue(model).toFixed(1));
+    name.style.setProperty("--tint", this.models.colour(model));
     role.append(" ", name);
   }
 
@@ -123,6 +128,7 @@ export class Transcript {
   endAnswer(cost) {
     const turn = this.answerElement?.parentElement;
     if (turn) this.append(turn, make("p", "cost", cost));
+    this.models.showLegend();
     this.answerElement = null;
     this.listener.onChange();
   }
@@ -131,7 +137,7 @@ export class Transcript {
   clearRoutes() {
     for (const token of this.tokens) {
       token.routes = [];
-      token.element.style.removeProperty("--hue");
+      this.paint(token);
       this.updateMatch(token);
     }
     this.select(-1);
@@ -142,17 +148,20 @@ export class Transcript {
   colourBy(colour) {
     this.colour = colour;
     this.box.classList.toggle("by-model", colour === "model");
+    this.models.legend.hidden = colour !== "model";
     this.tokens.forEach((token) => this.paint(token));
   }
 
   /** @param {Token} token */
-  paint({ element, routes, model }) {
-    if (this.colour !== "model" && !routes.length) {
-      element.style.removeProperty("--hue");
+  paint(token) {
+    const { element, routes } = token;
+    if (this.colour === "model") {
+      this.models.paint(token);
       return;
     }
-    const degrees = this.colour === "model" ? this.hues.hue(model) : hue(routes[0], this.colour);
-    element.style.setProperty("--hue", degrees.toFixed(1));
+    element.removeAttribute("title");
+    if (routes.length) element.style.setProperty("--hue", hue(routes[0], this.colour).toFixed(1));
+    else element.style.removeProperty("--hue");
   }
 
   /**

@@ -8,7 +8,8 @@ import { count, plural, size } from "./format.js";
  * @typedef {{unfinished: number, total: number}} Use
  * @typedef {{name: string, model: string, version: number, experts: number, experts_resident: number,
  *   experts_added: number, experts_removed: number, bytes: number, tokens: number, requests: Use}} Variant
- * @typedef {{name: string, state: string, tier: string, rank: number, bytes: number, requests: Use}} Adapter
+ * @typedef {{name: string, state: string, tier: string, rank: number, bytes: number, tokens: number,
+ *   requests: Use, token_routing: string[]}} Adapter
  * @typedef {"variant" | "adapter"} Kind
  * @typedef {object} Row
  * @property {Kind} kind
@@ -19,7 +20,7 @@ import { count, plural, size } from "./format.js";
  * @property {string} tier
  * @property {number} bytes
  * @property {Use} requests
- * @property {number | null} tokens null if they are not counted
+ * @property {number} tokens
  */
 
 const POLL_INTERVAL_MS = 2000;
@@ -30,7 +31,10 @@ const NONE = "No variants or adapters are loaded.";
 const HOW = "Start the server with --experts-dir or --adapters-dir to load them here.";
 
 export class Weights {
-  /** @param {() => void} onNames called when there are other models than before */
+  /**
+   * @param {(routers: string[]) => void} onNames called when there are other models than before, or other methods of
+   *   the model auto that choose adapters for each token
+   */
   constructor(onNames) {
     this.onNames = onNames;
     this.box = byId("weights-box");
@@ -45,6 +49,8 @@ export class Weights {
     this.isPolling = false;
     /** @type {Row[]} */
     this.rows = [];
+    /** @type {string[]} */
+    this.routers = [];
     byId("weights-form").addEventListener("submit", (event) => {
       event.preventDefault();
       void this.load();
@@ -76,7 +82,8 @@ export class Weights {
         ["/v1/experts/variants", "/v1/adapters"].map(async (path) => (await request(path)).json()),
       );
       this.offer(variants.folder, adapters.folder);
-      this.write([...variants.data.map(ofVariant), ...adapters.data.map(ofAdapter)]);
+      const routers = /** @type {Adapter[]} */ (adapters.data).flatMap((adapter) => adapter.token_routing);
+      this.write([...variants.data.map(ofVariant), ...adapters.data.map(ofAdapter)], [...new Set(routers)]);
     } catch (error) {
       write(this.note, errorText(error));
     }
@@ -101,10 +108,14 @@ export class Weights {
     this.writeButton();
   }
 
-  /** @param {Row[]} rows */
-  write(rows) {
-    const before = this.rows.map((row) => row.model).join("\n");
+  /**
+   * @param {Row[]} rows
+   * @param {string[]} routers
+   */
+  write(rows, routers) {
+    const before = this.models();
     this.rows = rows;
+    this.routers = routers;
     const sorted = [...rows].sort((one, other) => rank(one) - rank(other));
     const shown = sorted.slice(0, MAX_ROWS);
     while (this.body.children.length > shown.length) this.body.lastElementChild?.remove();
@@ -115,7 +126,12 @@ export class Weights {
     const empty = this.loader.hidden ? `${NONE} ${HOW}` : NONE;
     write(this.note, rows.length ? (more ? `And ${count(more)} more.` : "") : empty);
     this.writeButton();
-    if (rows.map((row) => row.model).join("\n") !== before) this.onNames();
+    if (this.models() !== before) this.onNames(routers);
+  }
+
+  /** Return the models and routers in one text, to see whether they change. */
+  models() {
+    return [...this.rows.map((row) => row.model), ...this.routers].join("\n");
   }
 
   tableRow() {
@@ -223,8 +239,8 @@ function ofVariant({ name, model, version, bytes, tokens, requests, ...experts }
  * @param {Adapter} adapter
  * @returns {Row}
  */
-function ofAdapter({ name, state, tier, rank, bytes, requests }) {
-  return { kind: "adapter", name, model: name, about: `rank ${rank}`, state, tier, bytes, requests, tokens: null };
+function ofAdapter({ name, state, tier, rank, bytes, requests, tokens }) {
+  return { kind: "adapter", name, model: name, about: `rank ${rank}`, state, tier, bytes, requests, tokens };
 }
 
 /**
@@ -243,7 +259,7 @@ function writeRow(element, row) {
     row.tier,
     size(row.bytes),
     count(row.requests.total),
-    row.tokens === null ? "–" : count(row.tokens),
+    count(row.tokens),
   ];
   texts.forEach((text, place) => write(/** @type {HTMLElement} */ (cells[place + 1].lastElementChild), text));
   cells[6].firstElementChild?.setAttribute("aria-label", `Unload ${row.kind} ${row.model}`);

@@ -36,6 +36,7 @@ class AdapterUse(NamedTuple):
 
     name: str
     num_requests: int  # sequences that have begun, with all versions of this name
+    num_tokens: float  # computed with it; of one that a router chose for each token, its share
     is_resident: bool
 
 
@@ -68,8 +69,9 @@ class AdapterRegistry:
         self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
         self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
+        self._fixed_tokens: dict[str, float] = {}  # tokens computed with an adapter of a fixed weight
         self._routed_tokens: dict[str, float] = {}  # shares of adapters in tokens that had adapters chosen for each
-        self._routed_lock = threading.Lock()  # guards the two fields above
+        self._routed_lock = threading.Lock()  # guards the three fields above
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
 
     def find(self, name: str) -> AdapterVersion | None:
@@ -81,9 +83,14 @@ class AdapterRegistry:
 
     def uses(self) -> list[AdapterUse]:
         """Return the use of each adapter."""
-        resident = self._memory.store.resident_pages()
+        resident, tokens = self._memory.store.resident_pages(), self.num_tokens()
         return [
-            AdapterUse(version.name, total, resident.get(version.variant, 0) == version.num_pages)
+            AdapterUse(
+                version.name,
+                total,
+                tokens.get(version.name, 0.0),
+                resident.get(version.variant, 0) == version.num_pages,
+            )
             for version, total in self.versions()
         ]
 
@@ -120,17 +127,29 @@ class AdapterRegistry:
         names = [each.name for each in self.candidates()]
         return {name: counts.get(name, 0) for name in (None, *names)} if names or counts[None] else {}
 
-    def note_routed_tokens(self, shares: Mapping[str, float]) -> None:
-        """Count the shares of adapters in tokens for which a router chose adapters."""
+    def note_tokens(self, fixed: Mapping[str, int], routed: Mapping[str, float]) -> None:
+        """Count tokens that were computed with adapters.
+
+        Args:
+            fixed: numbers of tokens by adapter with a fixed weight.
+            routed: shares of adapters in tokens for which a router chose adapters.
+        """
         with self._routed_lock:
-            for name, share in shares.items():
-                if name in self._current:
-                    self._routed_tokens[name] = self._routed_tokens.get(name, 0.0) + share
+            for totals, counts in ((self._fixed_tokens, fixed), (self._routed_tokens, routed)):
+                for name, count in counts.items():
+                    if name in self._current:
+                        totals[name] = totals.get(name, 0.0) + count
 
     def routed_tokens(self) -> dict[str, float]:
         """Return the share of each adapter in tokens for which a router chose adapters."""
         with self._routed_lock:
             return {name: share for name, share in self._routed_tokens.items() if name in self._current}
+
+    def num_tokens(self) -> dict[str, float]:
+        """Return the tokens that were computed with each adapter; of those with a choice for each, its share."""
+        with self._routed_lock:
+            totals = (self._fixed_tokens, self._routed_tokens)
+            return {name: sum(each.get(name, 0.0) for each in totals) for name in self._current}
 
     def reason_against_tokens(self, name: str) -> str | None:
         """Return why a router can't choose an adapter for each token, as the end of a sentence; None if it can."""
@@ -166,18 +185,25 @@ class AdapterRegistry:
             self._replace({each: other for each, other in self._current.items() if each != name})
             self._totals = {each: total for each, total in self._totals.items() if each != name}
             with self._routed_lock:
-                self._num_routed.pop(name, None)
-                self._routed_tokens.pop(name, None)
+                for counts in (self._num_routed, self._fixed_tokens, self._routed_tokens):
+                    counts.pop(name, None)
             self._memory.retire(version)
         log.info("adapter %s: unloaded", name)
 
     def overview(self) -> dict[str, Any]:
-        resident = self._memory.store.resident_pages()
+        resident, tokens = self._memory.store.resident_pages(), self.num_tokens()
         return {
             "object": "adapters",
             "folder": None if self._folder is None else str(self._folder.absolute()),
             "memory": self.memory_use()._asdict(),
-            "data": [_describe(version, total, resident.get(version.variant, 0)) for version, total in self.versions()],
+            "data": [
+                {
+                    **_describe(version, total, resident.get(version.variant, 0)),
+                    "tokens": round(tokens.get(version.name, 0.0)),
+                    "token_routing": [] if self.reason_against_tokens(version.name) else ["arrow"],
+                }
+                for version, total in self.versions()
+            ],
         }
 
     def _load(

@@ -22,7 +22,8 @@ class AdapterSelection:
     Args:
         chosen: names and factors.
         routing: with the names of adapters, none of which is in ``chosen``; None if no router chooses adapters.
-        note: is called with the names of adapters and their shares in tokens that a router chose adapters for.
+        note: is called with numbers of tokens by adapter with a fixed factor, and with the shares of other adapters in
+            tokens that a router chose adapters for.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class AdapterSelection:
         find: Find,
         memory: AdapterMemory,
         routing: TokenRouting | None = None,
-        note: Callable[[Mapping[str, float]], object] = lambda _: None,
+        note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
     ):
         self.chosen, self.routing = tuple(chosen), routing
         self._find, self._memory, self._note = find, memory, note
@@ -71,11 +72,13 @@ class AdapterSelection:
     def release(self) -> None:
         self._memory.release(self._versions)
 
-    def note_routed(self, tokens: RoutedTokens) -> None:
-        with self._lock:
-            self._shares.update(tokens.shares)
-            self._num_tokens += tokens.num_tokens
-        self._note(tokens.shares)
+    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+        shares = {} if routed is None else routed.shares
+        if routed is not None:
+            with self._lock:
+                self._shares.update(shares)
+                self._num_tokens += routed.num_tokens
+        self._note({name: num_tokens for name, _ in self.chosen}, shares)
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

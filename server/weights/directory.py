@@ -156,7 +156,7 @@ class Directory:
         if routing is not None:
             names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
             routing = replace(routing, adapters=tuple(names))
-        return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_routed_tokens)
+        return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_tokens)
 
     @staticmethod
     def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:

@@ -29,8 +29,8 @@ class _ExpertSelection(ABC):
     def release(self) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store's leases hold experts for as long as a step needs them."""
 
-    def note_routed(self, tokens: RoutedTokens) -> None:  # noqa: B027  no duty of subclasses
-        """Do nothing: no router chooses adapters."""
+    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:  # noqa: B027  no duty of subclasses
+        """Do nothing: the store counts the tokens of experts."""
 
     @property
     def routed_shares(self) -> Mapping[str, float]:
@@ -159,8 +159,8 @@ class CombinedSelection:
     def release(self) -> None:
         self._adapters.release()
 
-    def note_routed(self, tokens: RoutedTokens) -> None:
-        self._adapters.note_routed(tokens)
+    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+        self._adapters.note_tokens(num_tokens, routed)
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

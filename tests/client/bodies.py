@@ -91,6 +91,7 @@ ADAPTER = {
     "memory_bytes": 2048,
     "base_model": None,
     "requests": {"unfinished": 1, "total": 3},
+    "tokens": 5678,
 }
 VARIANTS = {"object": "list", "folder": "/srv/experts", "greenroom_base": "ab12", "data": [VARIANT]}
 ADAPTERS = {"object": "adapters", "folder": "/srv/adapters", "memory": None, "data": [ADAPTER]}

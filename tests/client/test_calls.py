@@ -212,6 +212,24 @@ def test_the_choice_of_a_router_comes_with_the_first_chunk_of_a_stream(any_clien
     assert any_client.stream("stream", "Once")[1].routing.model == "law"
 
 
+def test_adapters_are_chosen_for_each_token(any_client: AnyClient) -> None:
+    """The first chunk of a stream has no weights yet."""
+    routing = {"method": "arrow", "model": "auto", "reason": "For each token.", "weights": {"law": 0.75, "code": 0.25}}
+    told = {"greenroom": {"routing": routing}}
+    chosen = [{"law": 1.0}, {"law": 0.5, "code": 0.5}]
+    any_client.handler = replying(COMPLETION | told | {"choices": [{"index": 0, "text": "ab", "adapters": chosen}]})
+    options = {"model": "auto", "routing": {"method": "arrow", "top_k": 2}, "return_adapters": True}
+    reply = any_client("complete", "Once", **options)
+    assert json.loads(any_client.requests[0].content) == {"prompt": "Once", **options}
+    assert (reply.routing, reply.choices[0].adapters) == (Routing(**routing), tuple(chosen))
+    assert reply.routing.scores == {}
+    first = HEAD | {"greenroom": {"routing": routing | {"weights": {"law": 0.0, "code": 0.0}}}}
+    chunks = [first | {"choices": [{"index": 0, "text": "a", "adapters": chosen[:1]}]}, HEAD | told | {"choices": []}]
+    any_client.handler = lambda _: httpx.Response(200, content=b"".join(map(event, chunks)) + streamed(["b"]))
+    tokens, result = any_client.stream("stream", "Once", **options)
+    assert (tokens[0].adapters, result.routing) == (({"law": 1.0},), Routing(**routing))
+
+
 def test_experts_of_tokens(any_client: AnyClient) -> None:
     chosen = [[[0, 3], [1, 2]], [[3, 0], [2, 1]]]
     any_client.handler = replying(COMPLETION | {"choices": [{"index": 0, "text": "ab", "experts": chosen}]})
@@ -302,6 +320,7 @@ def test_adapters_are_listed(any_client: AnyClient) -> None:
         "rank": 8,
         "bytes": 1024,
         "memory_bytes": 4096,
+        "tokens": 57,
     }
     any_client.handler = replying({"data": [{**adapter, "requests": {"unfinished": 1, "total": 7}}]})
     assert any_client("adapters") == [client.Adapter(**adapter, num_unfinished=1, num_requests=7)]

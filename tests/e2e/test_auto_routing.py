@@ -88,8 +88,13 @@ def test_arrow_mixes_adapters_by_token_and_tells_their_mean_weights(routed: Serv
         reply = client.completions.create(
             model="auto", prompt=TEXTS[0][0], max_tokens=6, temperature=0, extra_body={"routing": routing}
         )
-        *_, last = client.completions.create(
-            model="auto", prompt=TEXTS[0][0], max_tokens=6, temperature=0, stream=True, extra_body={"routing": routing}
+        *chunks, last = client.completions.create(
+            model="auto",
+            prompt=TEXTS[0][0],
+            max_tokens=6,
+            temperature=0,
+            stream=True,
+            extra_body={"routing": routing, "return_adapters": True},
         )
     assert reply.model_extra is not None
     weights = reply.model_extra["greenroom"]["routing"]["weights"]
@@ -97,7 +102,11 @@ def test_arrow_mixes_adapters_by_token_and_tells_their_mean_weights(routed: Serv
     assert sum(weights.values()) == pytest.approx(1, abs=1e-4)
     assert last.model_extra is not None
     assert sum(last.model_extra["greenroom"]["routing"]["weights"].values()) == pytest.approx(1, abs=1e-4)
+    choices = [choice.model_extra or {} for chunk in [*chunks, last] for choice in chunk.choices]
+    tokens = [token for choice in choices for token in choice["adapters"]]
+    assert tokens == [{"cooking": 0.5, "law": 0.5}] * 6  # all three are alike, and the first two by name are chosen
     assert routed.total("adapter_routed_tokens_total", 'adapter="law"') > 0
+    assert routed.total("adapter_tokens_total", 'adapter="law"') > 0
 
 
 def test_small_talk_runs_on_the_base_model(routed: Server) -> None:

@@ -154,6 +154,7 @@ class _Maker:
             "min_tokens": lambda: self._random.randint(0, max_tokens),
             "n": lambda: pick((2, 3)),
             "return_experts": lambda: True,
+            "return_adapters": lambda: True,
             "return_token_ids": lambda: True,
             "priority": lambda: pick((-1, 0, 1)),
             "truncate_prompt_tokens": lambda: pick((-1, 7, 30)),

@@ -1,17 +1,16 @@
 """An accepted request for text, and its streams from the engine."""
 
-import json
 import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from server.api.core.capacity import Reservation
 from server.api.core.routing import Routing
+from server.api.core.token_traces import TokenTraces
 from server.engine.interface import (
     EngineError,
     ExpertUsage,
     FinishReason,
-    RoutedExperts,
     TokenEvent,
     TokenStream,
     merge,
@@ -37,6 +36,7 @@ class Generation:
     num_choices: int = 1
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
+    returns_adapters: bool = False
     reservation: Reservation | None = None
     routing: Routing | None = None
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
@@ -45,7 +45,7 @@ class Generation:
     error: EngineError | None = None  # the error that ended it
 
     def __post_init__(self) -> None:
-        self._experts: list[list[str]] = [[] for _ in self.streams]  # JSON of each token that was not taken yet
+        self._traces = [TokenTraces(experts=self.returns_experts, adapters=self.returns_adapters) for _ in self.streams]
         self._queue = merge(self.streams)
         self.num_generated = [0] * len(self.streams)
         self.finish_reasons = [None] * len(self.streams)
@@ -62,15 +62,13 @@ class Generation:
         if self.reservation is not None:
             self.reservation.release()
 
-    def note_experts(self, index: int, event: TokenEvent) -> None:
-        """Keep the experts of a choice's new token until they are taken, if the request asks for them."""
-        if event.experts is not None:
-            self._experts[index].append(experts_json(event.experts))
+    def note_token(self, index: int, event: TokenEvent) -> None:
+        """Keep the experts and adapters of a choice's new token until they are taken, if the request asks for them."""
+        self._traces[index].note(event)
 
-    def take_experts(self, index: int) -> str:
-        """Return the experts of a choice's tokens that were noted since the last call, as a list in JSON."""
-        tokens, self._experts[index] = self._experts[index], []
-        return f"[{','.join(tokens)}]"
+    def take_traces(self, index: int) -> str:
+        """Return the traces of a choice's tokens that were noted since the last call, as members of JSON."""
+        return self._traces[index].take()
 
     def wake(self) -> None:
         """Make ``events`` yield now, an empty batch if nothing has arrived."""
@@ -96,11 +94,3 @@ class Generation:
                 self.finish_reasons[index] = event.finish_reason
                 self.expert_usage += event.expert_usage or ExpertUsage()
             yield arrived
-
-
-def experts_json(chosen: RoutedExperts) -> str:
-    """Encode the experts of one token, a list for each MoE layer.
-
-    It runs for each token as it comes: encoding all tokens of a long reply at once would block the event loop.
-    """
-    return json.dumps([[expert for expert in layer if expert >= 0] for layer in chosen.tolist()], separators=(",", ":"))

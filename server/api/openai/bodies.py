@@ -91,6 +91,7 @@ class GenerationBody(Constraints, BaseModel):
 
     response_format: ResponseFormat | None = None
     return_experts: bool = False
+    return_adapters: bool = False
     return_token_ids: bool = False
 
     @model_validator(mode="before")

@@ -59,7 +59,7 @@ class ChunkEncoder(ReplyEncoder):
         async for arrived in self.generation.events():
             for index, event in arrived:
                 events[index].append(event)
-                self.generation.note_experts(index, event)
+                self.generation.note_token(index, event)
                 num_numbers += num_logprobs(event)
             num_events += len(arrived)
             if num_numbers > MAX_LOGPROBS:
@@ -81,7 +81,7 @@ class ChunkEncoder(ReplyEncoder):
 
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
-        self.generation.note_experts(index, event)
+        self.generation.note_token(index, event)
         routing = self.generation.routing
         if event.finish_reason is not None and routing is not None and routing.shares:  # they are known only now
             self._next_more = greenroom_member(routing)
@@ -140,11 +140,9 @@ class ChunkEncoder(ReplyEncoder):
         }
 
     def _encode_choice(self, choice: JsonObject) -> str:
-        """Encode a choice, with the experts of its tokens if the request asks for them."""
+        """Encode a choice, with the experts and adapters of its tokens if the request asks for them."""
         encoded = encode_long(choice) if choice["logprobs"] or self._has_token_ids else encode_json(choice)
-        if not self.generation.returns_experts:
-            return encoded
-        return f'{encoded[:-1]},"experts":{self.generation.take_experts(choice["index"])}}}'
+        return f"{encoded[:-1]}{self.generation.take_traces(choice['index'])}}}"
 
 
 def num_logprobs(event: TokenEvent) -> int:

@@ -88,6 +88,7 @@ def submit(
                     model.keeps_stalls,
                     weights=model.weights,
                     spent_seconds=0.0 if model.routing is None else model.routing.seconds,
+                    returns_adapters=body.return_adapters,
                     cache_salt=cache_salt,
                 )
                 streams.append(model.engine.submit(request))
@@ -105,6 +106,7 @@ def submit(
         streams,
         body.n,
         returns_experts=body.return_experts,
+        returns_adapters=body.return_adapters,
         reservation=reservation,
         routing=routing,
         expert_usage=ExpertUsage() if routing is None else routing.expert_usage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -68,3 +69,4 @@ class TokenEvent:
     expert_usage: ExpertUsage | None = None  # in the last event
     embedding: npt.NDArray[np.float32] | None = None  # (hidden,), in the only event of a pooled prompt
     token_id: int | None = None  # the new token; None if there is none
+    adapters: Mapping[str, float] | None = None  # their factors for the token before the new one, if requested

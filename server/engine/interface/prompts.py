@@ -56,4 +56,5 @@ class GenerationRequest:
     pooling: Pooling | None = None  # the prompt is pooled instead of being continued
     weights: RequestWeights | None = None  # beside the base model's
     spent_seconds: float = 0.0  # of the deadline, before submission
+    returns_adapters: bool = False  # events hold the factors of adapters
     cache_salt: bytes = b""  # part of every hash of its prefixes: those of requests with another one never match

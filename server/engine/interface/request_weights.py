@@ -41,8 +41,12 @@ class RequestWeights(Protocol):
     def release(self) -> None:
         """Let the weights be evicted."""
 
-    def note_routed(self, tokens: RoutedTokens) -> None:
-        """Count what a router of adapters chose for some tokens of the request."""
+    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+        """Count tokens that were computed with the weights.
+
+        Args:
+            routed: what a router of adapters chose for them; None without one.
+        """
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

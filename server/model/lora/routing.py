@@ -20,6 +20,7 @@ from server.model.chunk_weights import AdapterRouter, RoutedTokens
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.errors import AdapterError
 from server.model.lora.prototypes import Vectors, prototypes_of
+from server.model.step import SequenceChunk
 
 
 class StepRouting:
@@ -107,24 +108,24 @@ class StepRouting:
             np.add.at(self.counts, tokens[rows], 1)
         return factors
 
-    def routed(self, num_tokens: Sequence[int]) -> list[RoutedTokens | None]:
-        """Return the adapters' shares in the tokens of each sequence with a router, after the step has run.
-
-        Args:
-            num_tokens: of each sequence.
-        """
+    def routed(self, chunks: Sequence[SequenceChunk]) -> list[RoutedTokens | None]:
+        """Return the adapters' shares in the tokens of each chunk with a router, after the step has run."""
         names = [adapter.name for adapter in self._adapters]
         shares = self.totals / np.maximum(self.counts, 1)[:, None]  # (tokens, adapters)
         found: list[RoutedTokens | None] = []
-        for end, count in zip(accumulate(num_tokens), num_tokens, strict=True):
-            rows = slice(end - count, end)
+        for end, chunk in zip(accumulate(chunk.num_tokens for chunk in chunks), chunks, strict=True):
+            rows = slice(end - chunk.num_tokens, end)
             router = int(self.router_of_token[rows.start])
             if router < 0:
                 found.append(None)
                 continue
-            sums, chosen = shares[rows].sum(axis=0).tolist(), self.candidates[router]
-            by_name = {name: share for name, share, is_one in zip(names, sums, chosen, strict=True) if is_one}
-            found.append(RoutedTokens(by_name, int((self.counts[rows] > 0).sum())))
+            chosen, routed = np.flatnonzero(self.candidates[router]), np.flatnonzero(self.counts[rows])
+            own = shares[rows][:, chosen]  # (tokens, candidates)
+            own_names = [names[place] for place in chosen]
+            sums = dict(zip(own_names, own.sum(axis=0).tolist(), strict=True))
+            wants_last = chunk.wants_adapters and len(routed) > 0
+            last = dict(zip(own_names, own[routed[-1]].tolist(), strict=True)) if wants_last else {}
+            found.append(RoutedTokens(sums, len(routed), last))
         return found
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.low_rank import ExpertAdditions, Factors
+from server.model.chunk_weights import RoutedTokens
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.routing import StepRouting
@@ -94,6 +95,14 @@ class StepAdapters:
 
 class SequenceAdapters(StepAdapters):
     """The adapters of a step of one sequence, whose layers may see any number of rows."""
+
+    def routed(self, chunk: SequenceChunk) -> RoutedTokens | None:
+        """Return the adapters' shares in the tokens of the step; None without a router.
+
+        The rows of layers belong to no tokens, so each token has the mean of all rows.
+        """
+        found = None if self.routing is None else self.routing.routed([chunk])[0]
+        return None if found is None else found.spread(chunk.num_tokens)
 
     def factors_of_layer(self, layer: int, num_rows: int) -> Factors:
         del layer

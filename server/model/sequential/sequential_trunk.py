@@ -18,6 +18,7 @@ from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
 from server.model.attention.kv_cache import KVCache
+from server.model.chunk_weights import RoutedTokens
 from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
@@ -114,7 +115,8 @@ class SequentialTrunk(ResidentModel):
             phase: Phase = "prefill" if is_prompt or chunk.num_tokens > 1 else "decode"
             pieces = [self._run(piece, cache, store, phase, prefetcher) for piece in self._split(chunk)]
             output = _join(pieces)
-            outputs.append(replace(output, costs=[output.experts], chosen=pieces[-1].chosen))
+            routed = _sum_routed(pieces)
+            outputs.append(replace(output, costs=[output.experts], chosen=pieces[-1].chosen, routed=[routed]))
             caches.put(chunk, cache)
         return _join(outputs)
 
@@ -155,7 +157,7 @@ class SequentialTrunk(ResidentModel):
             [chosen],
             self._sequential.hidden,
             record.stalls,
-            () if adapters is None or adapters.routing is None else adapters.routing.routed([chunk.num_tokens]),
+            [None if adapters is None else adapters.routed(chunk)],
         )
 
 
@@ -186,4 +188,14 @@ def _join(outputs: Sequence[StepOutput]) -> StepOutput:
         chosen,
         torch.cat(hidden) if hidden else None,
         [stall for output in outputs for stall in output.stalls],
+        [each for output in outputs for each in output.routed],
     )
+
+
+def _sum_routed(pieces: Sequence[StepOutput]) -> RoutedTokens | None:
+    """Return what a router of adapters chose for the pieces of one chunk; None without a router."""
+    total: RoutedTokens | None = None
+    for piece in pieces:
+        for each in piece.routed:
+            total = each if total is None or each is None else total + each
+    return total

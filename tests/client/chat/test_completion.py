@@ -25,6 +25,7 @@ from tests.client.scripted import ScriptedReply, ScriptedServer, model_list
         ("/adapters add ", ["code"]),
         ("/adapters remove p", ["poems"]),
         ("/set min", ["min_p", "min_tokens"]),
+        ("/set routing ", ["embedding", "arrow"]),
         ("Is it /model ", []),
     ],
 )

@@ -40,6 +40,13 @@ def test_saving_writes_a_request_and_never_overwrites_a_file(tmp_path: Path) -> 
         conversation.save(tmp_path / "talk.json")
 
 
+def test_routing_goes_to_the_model_auto_only() -> None:
+    conversation = Conversation("auto", options={"seed": 3, "routing": {"method": "arrow"}})
+    assert conversation.request_options == {"seed": 3, "routing": {"method": "arrow"}}
+    conversation.model = "tiny"
+    assert conversation.request_options == {"seed": 3}
+
+
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     conversation = Conversation("tiny", "Be kind.", options={"temperature": 0, "stop": ["\n"]})
     conversation.add("Hi", ANSWER)
@@ -81,6 +88,8 @@ def test_parameters_of_a_file_are_checked(tmp_path: Path) -> None:
         ("stop", '["a"]', ["a"]),
         ("stop", "5", "5"),
         ("reasoning_effort", "low", "low"),
+        ("routing", "arrow", {"method": "arrow"}),
+        ("routing", '{"top_k": 2}', {"top_k": 2}),
     ],
 )
 def test_values_are_of_the_parameters_kind(name: str, text: str, value: object) -> None:
@@ -96,6 +105,7 @@ def test_values_are_of_the_parameters_kind(name: str, text: str, value: object) 
         ("seed", "1.5", "a whole number"),
         ("max_tokens", "[3]", "a whole number"),
         ("ignore_eos", "1", "true or false"),
+        ("routing", "3", "a method, such as arrow"),
     ],
 )
 def test_values_of_another_kind_are_refused(name: str, text: str, kind: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from client.chat.footer import Timing, footer
-from client.generation import ExpertUsage, Usage
+from client.chat.footer import Timing, footer, routing_text
+from client.generation import ExpertUsage, Routing, Usage
 
 
 def test_rates_exclude_the_first_token() -> None:
@@ -33,3 +33,15 @@ def test_an_answer_without_usage_is_counted_by_its_chunks() -> None:
     timing.count(2.5)
     assert footer(None, timing) == ["about 2 tokens", "2.0 tokens/s", "first token after 1.00 s"]
     assert footer(None, Timing(sent=1.0)) == ["about 0 tokens"]
+
+
+def test_a_choice_for_the_request_names_the_model() -> None:
+    assert routing_text(Routing("embedding", "law", "It is closest.", {"law": 0.9})) == "routed to law"
+
+
+def test_choices_for_each_token_name_the_heaviest_adapters() -> None:
+    weights = {"a": 0.03, "b": 0.6, "c": 0.1, "d": 0.25, "e": 0.015, "f": 0.005, "unused": 0.0}
+    assert routing_text(Routing("arrow", "auto", "", weights=weights)) == (
+        "routed by token to b 60 %, d 25 %, c 10 %, a 3 %, 2 more"
+    )
+    assert routing_text(Routing("arrow", "auto", "", weights={"a": 0.0})) == "routed by token"

@@ -240,6 +240,31 @@ def test_adapters_are_added_removed_saved_and_loaded(
     assert scripted.requests[-1][1]["adapters"] == [{"name": "code", "weight": 0.5}]
 
 
+def test_adapters_are_chosen_for_each_token_by_the_model_auto(
+    run_chat: RunChat, scripted: ScriptedServer, tmp_path: Path
+) -> None:
+    """The server does not list ``auto``, because none of its adapters has examples."""
+    path = tmp_path / "talk.json"
+    scripted.replies = {
+        "/ready": [READY],
+        "/v1/models": [model_list("tiny", "code", parent="tiny")],
+        "/v1/chat/completions": [chat_stream("Yes.")],
+    }
+    arrow, top = {"method": "arrow"}, {"method": "arrow", "top_k": 2}
+    lines = ("/set routing arrow", "/model auto", "Hi", f"/set routing {json.dumps(top)}", "Hi", f"/save {path}")
+    status, out, err = run_chat(scripted.url, *lines)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        "routing = arrow",
+        *["  tiny", "  code", "* auto", "Yes."],
+        f"routing = {json.dumps(top)}",
+        "Yes.",
+    ]
+    assert run_chat(scripted.url, flags=("--load", str(path), "Hi"))[:2] == (0, "Yes.\n")
+    sent = [body for name, body in scripted.requests if name == "/v1/chat/completions"]
+    assert [(body["model"], body["routing"]) for body in sent] == [("auto", arrow), ("auto", top), ("auto", top)]
+
+
 @pytest.mark.parametrize(
     ("line", "error"),
     [

@@ -57,7 +57,7 @@ def test_once_prints_variants_and_adapters(
     lines = [re.split(" {2,}", line.strip()) for line in capsys.readouterr().out.splitlines()]
     assert lines[-3:] == [
         ["model", "kind", "state", "tier", "size", "running", "requests", "tokens"],
-        ["code", "adapter", "running", "host", "2.0 KiB", "1", "3", "-"],
+        ["code", "adapter", "running", "host", "2.0 KiB", "1", "3", "5,678"],
         ["tiny:law", "variant", "loaded", "12 of 48 in memory", "4.0 KiB", "0", "7", "1,234"],
     ]
 

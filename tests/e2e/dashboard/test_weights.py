@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from tests.e2e.processes import Server, serving
 from tests.e2e.weights import make_weights
 
 BASE = "greenroom-demo"
+TINTS = "all => all.map((one) => getComputedStyle(one).getPropertyValue('--tint'))"
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +89,59 @@ def test_tokens_of_different_models_differ_in_colour(weights: Server, client: Cl
     open_live(page, weights.url)
     page.get_by_label("Colour tokens by").select_option("model")
     page.get_by_label("Max tokens").fill("4")
-    hues = []
+    tints = []
     for number, name in enumerate((BASE, "code", "poems", "code")):
         page.get_by_label("Model").select_option(name)
         send(page, "Hi")
         expect(page.locator(".cost")).to_have_count(number + 1)
         turn = page.locator(".turn").last
-        tokens = turn.locator(".token").evaluate_all("all => all.map((one) => one.style.getPropertyValue('--hue'))")
-        hues.append(set(tokens))
-    assert [len(each) for each in hues] == [1] * 4
-    assert hues[1] == hues[3]
-    assert len(set.union(*hues)) == 3
+        tints.append(set(turn.locator(".token").evaluate_all(TINTS)))
+    assert [len(each) for each in tints] == [1] * 4
+    assert tints[1] == tints[3]
+    assert len(set.union(*tints)) == 3
+
+
+def test_tokens_show_the_weights_of_adapters_that_were_chosen_for_each(
+    weights: Server, client: Client, page: Page, page_log: PageLog
+) -> None:
+    for name in ("code", "poems"):
+        client.load_adapter(name, name)
+    open_live(page, weights.url)
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.get_by_label("Model").select_option("auto, for each token (Arrow)")
+    page.get_by_label("Max tokens").fill("12")
+    send(page, "Hi")
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED)
+    expect(page.locator(".cost")).to_contain_text(re.compile(r"^(code|poems) \d+\s%, (code|poems) \d+\s% · 12 tokens"))
+    tokens = page.locator(".token")
+    expect(tokens.first).not_to_have_attribute("title", re.compile("."))  # they are coloured by experts
+    page.get_by_label("Colour tokens by").select_option("model")
+    titles = tokens.evaluate_all("all => all.map((one) => one.title)")
+    heaviest = [re.fullmatch(r"(code|poems) \d+\s%, (?!\1)(code|poems) \d+\s%", title)[1] for title in titles]  # type: ignore[index]
+    tints = dict(zip(heaviest, tokens.evaluate_all(TINTS), strict=True))
+    assert len(set(tints.values())) == len(tints)
+    assert "linear-gradient" in tokens.first.evaluate("one => getComputedStyle(one).backgroundImage")
+    legend = page.get_by_role("list", name="Mean weights by adapter").get_by_role("listitem")
+    shares = [int(re.search(r"(\d+)\s%", text)[1]) for text in legend.all_inner_texts()]  # type: ignore[index]
+    assert sum(shares) == pytest.approx(100, abs=1)
+    page.get_by_role("log", name="Conversation").focus()
+    page.keyboard.press("Home")
+    expect(page.locator("#token-adapters")).to_have_text(f"Adapters, by their mean weight over the layers: {titles[0]}")
+    expect(page.locator("#cursor-live")).to_contain_text(f"adapters: {titles[0]}, top expert of each layer")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    expect(row(page, "code").locator("td").nth(4)).to_have_text(re.compile(r"^[1-9]\d*$"))
+    assert page_log.errors == []
+
+
+def test_routing_by_token_is_offered_while_an_adapter_can_be_chosen_so(
+    weights: Server, client: Client, page: Page
+) -> None:
+    open_live(page, weights.url)
+    load(page, "adapter", "code", "code")
+    options = page.locator("#chat-model option")
+    expect(options).to_have_text([BASE, "auto, for each token (Arrow)", "code"])
+    client.unload_adapter("code")
+    expect(options).to_have_text([BASE])
 
 
 def test_a_refused_folder_is_explained(weights: Server, client: Client, page: Page) -> None:

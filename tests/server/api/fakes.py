@@ -105,6 +105,7 @@ class FakeEngine:
                 experts=self._experts(number) if request.returns_experts else None,
                 expert_usage=EXPERT_USAGE if number == len(texts) and not is_open else None,
                 token_id=99 + number,
+                adapters={"law": 0.25, "code": 0.123456 * number, "none": 0.0} if request.returns_adapters else None,
             )
             for number, text in enumerate(texts, start=1)
         ]

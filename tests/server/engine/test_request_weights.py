@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.engine.interface import GenerationFailedError
-from server.model.chunk_weights import ChunkWeights
+from server.engine.interface import GenerationFailedError, GenerationRequest, SamplingParams
+from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.lora.adapter import LoraAdapter
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
 
 
@@ -24,6 +25,7 @@ class FakeWeights:
     num_held: int = 0
     num_attempts: int = 0
     most_held: int = 0
+    num_tokens: int = 0
 
     def begin(self) -> None:
         self.num_begun += 1
@@ -43,6 +45,10 @@ class FakeWeights:
         self.num_held -= 1
         assert self.num_held >= 0
 
+    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
+        assert routed is None
+        self.num_tokens += num_tokens
+
 
 async def until_attempted(weights: FakeWeights) -> None:
     while not weights.num_attempts:
@@ -57,6 +63,7 @@ def test_a_sequence_holds_its_weights_while_it_runs_and_no_longer() -> None:
 
     assert run(rig, scenario) == continuation(b"abc", 5)
     assert (weights.num_begun, weights.num_held, weights.most_held) == (0, 0, 1)
+    assert weights.num_tokens == len(b"abc") + 4  # those of the prompt, and all but the last of the text
 
 
 def test_a_request_whose_weights_are_being_loaded_lets_others_pass() -> None:
@@ -150,3 +157,20 @@ def test_prefixes_of_other_weights_share_no_blocks() -> None:
 
     run(rig, scenario)
     assert rig.engine.statistics.prefix_cache_hits == 0
+
+
+def test_events_have_the_factors_of_adapters_if_requested() -> None:
+    adapter = LoraAdapter("law", {}, {})
+    weights = FakeWeights(chunk_weights=ChunkWeights(adapters=(WeightedAdapter(adapter, 0.5),)))
+
+    async def factors(weights: FakeWeights | None, *, is_wanted: bool) -> list[object]:
+        sampling = SamplingParams(3, temperature=0.0)
+        request = GenerationRequest("test", (1, 2), sampling, weights=weights, returns_adapters=is_wanted)
+        return [event.adapters async for event in rig.engine.submit(request)]
+
+    async def scenario() -> list[list[object]]:
+        asked = ((weights, True), (None, True), (weights, False))
+        return [await factors(each, is_wanted=is_wanted) for each, is_wanted in asked]
+
+    rig = Rig()
+    assert run(rig, scenario) == [[{"law": 0.5}] * 3, [{}] * 3, [None] * 3]

@@ -114,10 +114,31 @@ def test_shares_of_adapters_in_routed_tokens_add_up(make: Callable[..., Rig]) ->
     rig.load("code")
     weights = rig.directory.resolve(None, routing=TokenRouting())
     assert weights is not None
-    weights.note_routed(RoutedTokens({"law": 2.0, "code": 1.0}, 3))
-    weights.note_routed(RoutedTokens({"law": 0.25, "code": 0.75}, 1))
+    weights.note_tokens(3, RoutedTokens({"law": 2.0, "code": 1.0}, 3))
+    weights.note_tokens(1, RoutedTokens({"law": 0.25, "code": 0.75}, 1))
     assert weights.routed_shares == {"law": 2.25 / 4, "code": 1.75 / 4}
     assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
+
+
+def test_tokens_of_an_adapter_are_those_computed_with_it_and_its_shares_until_it_is_unloaded(
+    make: Callable[..., Rig],
+) -> None:
+    rig = make()
+    rig.load("law")
+    rig.load("code")
+    named = rig.directory.resolve("law")
+    mixed = rig.directory.resolve(None, [("law", 0.5)], routing=TokenRouting())
+    assert named is not None
+    assert mixed is not None
+    named.note_tokens(5, None)
+    mixed.note_tokens(2, RoutedTokens({"code": 1.75}, 2))
+    assert rig.registry.num_tokens() == {"law": 7, "code": 1.75}
+    assert [(each["name"], each["tokens"]) for each in rig.registry.overview()["data"]] == [("law", 7), ("code", 2)]
+    rig.load("law", replace=True)
+    assert rig.registry.num_tokens()["law"] == 7
+    rig.registry.unload("law")
+    rig.load("law")
+    assert rig.registry.num_tokens() == {"code": 1.75, "law": 0}
 
 
 def test_a_policy_limits_the_adapters_that_are_chosen_by_token(make: Callable[..., Rig]) -> None:

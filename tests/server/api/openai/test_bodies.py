@@ -80,6 +80,7 @@ def test_parameters_that_ask_for_nothing_pass(complete, chat):
         "min_tokens": 0,
         "response_format": {"type": "text"},
         "return_experts": None,
+        "return_adapters": None,
         "user": "ann",
         "priority": 3,
         "stop": [],

@@ -1,9 +1,17 @@
-"""Experts in replies: their cost in the usage, and the chosen experts of each token."""
+"""Experts and adapters in replies: their cost in the usage, and those of each token."""
+
+import json
 
 import pytest
 
+from server.api.core.token_traces import adapters_json
 from tests.server.api.openai.test_streaming import events_of
 
+ADAPTERS = [
+    '{"law":0.25,"code":0.1235}',
+    '{"law":0.25,"code":0.2469}',
+    '{"code":0.3704,"law":0.25}',
+]
 CHOSEN = [[[number, number + 1], [7]] for number in range(1, 6)]  # of each of the fake engine's tokens
 GREENROOM = {"expert_requests": 10, "expert_misses": 3, "expert_bytes_read": 4096, "expert_stall_seconds": 0.25}
 
@@ -40,3 +48,21 @@ def test_chunks_have_the_experts_of_the_tokens_since_the_last_chunk(reply):
 def test_experts_are_returned_only_on_request(reply):
     assert "experts" not in reply().json()["choices"][0]
     assert not any("experts" in chunk["choices"][0] for chunk in events_of(reply(stream=True)))
+
+
+def test_each_choice_has_the_adapters_of_each_token_the_heaviest_first(reply):
+    answer = reply(return_adapters=True, n=2)
+    assert "experts" not in answer.json()["choices"][0]
+    assert answer.text.count(f'"adapters":[{",".join(ADAPTERS)}') == 2
+
+
+def test_chunks_have_the_adapters_of_the_tokens_since_the_last_chunk(reply):
+    chunks = events_of(reply(return_adapters=True, return_experts=True, stream=True))
+    lists = [chunk["choices"][0]["adapters"] for chunk in chunks]
+    assert [token for tokens in lists for token in tokens][:3] == list(map(json.loads, ADAPTERS))
+    assert [len(tokens) for tokens in lists] == [len(chunk["choices"][0]["experts"]) for chunk in chunks]
+
+
+def test_a_token_names_eight_adapters_at_most():
+    named = json.loads(adapters_json({str(number): number / 20 for number in range(20)}))
+    assert list(named) == [str(number) for number in range(19, 11, -1)]

@@ -72,7 +72,35 @@ def test_a_router_adds_the_softmax_of_the_best_scores_and_counts_the_tokens() ->
     assert step.factors_of_linear("q", None, x).tolist() == [[2, 0, 0], [0, 1, 0.5]]
     assert step.factors_of_linear("other", None, x).tolist() == [[2, 0, 0], [0, 0, 0.5]]
     assert step.routing is not None
-    assert step.routing.routed([1, 1]) == [None, RoutedTokens({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
+    assert step.routing.routed([chunk(1), routed]) == [None, RoutedTokens({"a": 0.0, "b": 1.0, "c": 0.0}, 1)]
+
+
+def test_a_chunk_that_wants_it_has_the_mean_factors_of_its_last_token() -> None:
+    """Two layers choose different adapters for the last token; a fixed factor adds to that of a router."""
+    router = AdapterRouter((along("a", 0), along("b", 1)), top_k=1)
+    weights = ChunkWeights(None, (WeightedAdapter(LAW, 0.5), WeightedAdapter(router.adapters[0], 2.0)), router)
+    wanting = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=weights)
+    step = adapters_of([wanting])
+    assert step.routing is not None
+    for last in ([1.0, 3.0, 0.0, 0.0], [3.0, 1.0, 0.0, 0.0]):
+        step.factors_of_linear("q", None, torch.tensor([[1.0, 0.0, 0.0, 0.0], last]))
+    (routed,) = step.routing.routed([wanting])
+    assert routed == RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 0.5, "b": 0.5})
+    assert weights.adapters_of_last(routed) == {"a": 2.5, "b": 0.5, "law": 0.5}
+
+
+def test_the_tokens_of_a_sequence_alone_share_the_mean_of_all_rows() -> None:
+    router = AdapterRouter((along("a", 0), along("b", 1)), top_k=1)
+    piece = SequenceChunk([1, 2], 0, [], wants_adapters=True, weights=ChunkWeights(router=router))
+    adapters = SequenceAdapters.of([piece])
+    assert adapters is not None
+    adapters.factors_of_linear("q", None, torch.eye(4)[[0, 0, 0, 1]])
+    assert adapters.routed(piece) == RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 0.75, "b": 0.25})
+
+
+def test_what_a_router_chose_for_the_pieces_of_a_sequence_adds_up() -> None:
+    first, later = RoutedTokens({"a": 1.5, "b": 0.5}, 2, {"a": 1.0}), RoutedTokens({"b": 1.0, "c": 0.0}, 1, {"b": 1.0})
+    assert first + later == RoutedTokens({"a": 1.5, "b": 1.5, "c": 0.0}, 3, {"b": 1.0})
 
 
 def test_an_adapter_that_adds_nothing_has_no_direction() -> None:

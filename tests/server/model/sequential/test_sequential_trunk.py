@@ -13,7 +13,10 @@ from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore,
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import config_folder
 from server.model.checkpoint.trunk_loader import load_trunk
+from server.model.chunk_weights import AdapterRouter, ChunkWeights
 from server.model.errors import ModelError
+from server.model.lora.adapter import LoraAdapter, LoraMatrix
+from server.model.lora.targets import lora_targets
 from server.model.multimodal.prompt_media import PromptMedia, TextInputs
 from server.model.sequential.decoder_only import DecoderOnly
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -184,3 +187,20 @@ def test_bytes_of_a_layer_are_classified_by_their_growth() -> None:
     groups, states = groups_and_states(before, after, 10)
     assert [(group.window, group.bytes_elsewhere) for group in groups] == [(None, {0: 16, 2: 2}), (100, {2: 8})]
     assert {key.layer: shape.nbytes for key, shape in states.items()} == {1: 30, 2: 5, 3: 7}
+
+
+def test_the_shares_of_adapters_that_a_router_chose_cover_all_tokens(rig: Rig) -> None:
+    """The rows of layers do not tell their tokens, so that each has the mean of its piece."""
+    name, (inputs, outputs) = next(iter(lora_targets(rig.trunk).linears.items()))
+    matrices = [LoraMatrix(torch.randn(2, inputs), torch.randn(outputs, 2), 0.1) for _ in range(2)]
+    router = AdapterRouter(tuple(LoraAdapter(str(place), {name: (each,)}, {}) for place, each in enumerate(matrices)))
+    weights = ChunkWeights(router=router)
+    chunks = [
+        SequenceChunk(FIRST, 0, [], slot=0, wants_adapters=True, weights=weights),
+        SequenceChunk(SECOND, 0, [], slot=1),
+    ]
+    routed, none = rig.trunk.forward(chunks, rig.cache, rig.store, states=rig.caches).routed
+    assert none is None
+    assert routed is not None
+    assert (routed.num_tokens, sum(routed.shares.values())) == (len(FIRST), pytest.approx(len(FIRST)))
+    assert sum(routed.last.values()) == pytest.approx(1)
