@@ -106,7 +106,9 @@ FREE = {"sampled"}
 def text_of(body: Json) -> str:
     """Return the text of a whole answer of any dialect."""
     if "choices" in body:
-        return "".join(choice.get("text") or choice["message"]["content"] or "" for choice in body["choices"])
+        return "".join(
+            choice["text"] if "text" in choice else choice["message"]["content"] or "" for choice in body["choices"]
+        )
     if "output" in body:
         return "".join(part["text"] for item in body["output"] for part in item.get("content", ()))
     if "content" in body:
