@@ -110,10 +110,12 @@ def _beginning(domain: Domain, tokens: int) -> Domain:
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and the checksum of each file."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir())
-    }
+    return {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and the checksum of a file."""
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @dataclass(frozen=True)

@@ -111,8 +111,8 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class ArrowRouting(Routing):
-    """The choice of adapters for each token of one request.
+class RoutingByToken(Routing):
+    """The choice of adapters for each token of one request, by Arrow or by a trained gate.
 
     Args:
         options: of the router.
@@ -126,8 +126,11 @@ class ArrowRouting(Routing):
     @classmethod
     def of(cls, options: TokenRouting, weights: RequestWeights) -> Self:
         now = time.monotonic()
-        reason = "Adapters are chosen for each token and layer, by the input that each of them changes most."
-        return cls("arrow", AUTO, {}, reason, 0, now, now, ExpertUsage(), options, weights)
+        method, model, how = "arrow", AUTO, "by the input that each of them changes most"
+        if options.gate is not None:
+            method, model, how = "gate", options.gate, f"by the trained gate of {options.gate!r}"
+        reason = f"Adapters are chosen for each token and layer, {how}."
+        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), options, weights)
 
     @property
     def score(self) -> None:

@@ -22,7 +22,7 @@ from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
-from server.api.core.routing import AUTO, ArrowRouting, Routing, RoutingOptions
+from server.api.core.routing import AUTO, Routing, RoutingByToken, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -172,7 +172,7 @@ class LoadedModel:
         selected = copy.copy(self)
         weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
         assert weights is not None
-        selected.weights, selected.routing = weights, ArrowRouting.of(routing, weights)
+        selected.weights, selected.routing = weights, RoutingByToken.of(routing, weights)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
@@ -190,6 +190,9 @@ class LoadedModel:
             return self
         selected = copy.copy(self)
         selected.weights = self.directory.resolve(name, adapters, policy)
+        by_token = None if selected.weights is None else selected.weights.token_routing
+        if by_token is not None and selected.routing is None and selected.weights is not None:
+            selected.routing = RoutingByToken.of(by_token, selected.weights)
         return selected
 
 
