@@ -7,6 +7,9 @@ from typing import Any
 from server.demo.adapters_readme import change
 from server.demo.readme import table
 
+ARROW, GATE, OWN = "Arrow", "gate", "own adapter"
+ALL = "all"
+
 Results = dict[str, Any]
 
 
@@ -38,7 +41,8 @@ def _training(results: Results) -> str:
     given = " ".join(f"server/demo/adapters/{name}" for name in plan["adapters"])
     started = "from those of `server/demo/adapters`, without their additions to experts" if given else "from nothing"
     flags = f" \\\n  --adapters {given}" if given else ""
-    before, after = training["curve"][_first(training)], training["curve"][_best(training)]
+    curve = {int(step): perplexity for step, perplexity in training["curve"].items()}
+    before, after = curve[0], curve[training["best_step"]]
     return f"""## Training
 
 ```bash
@@ -54,37 +58,28 @@ least-squares guess of each token's domain; then both are trained on the loss of
 {after:.2f} ({change(before, after)})."""
 
 
-def _first(training: Results) -> int | str:
-    return min(training["curve"], key=int)
-
-
-def _best(training: Results) -> int | str:
-    return next(step for step in training["curve"] if int(step) == training["best_step"])
-
-
 def _comparison(results: Results) -> str:
     domains, after, before = results["plan"]["domains"], results["after"], results["before"]
     rows = [_row(name, figures, domains) for name, figures in after.items()]
     if before is not None:
-        rows.append(_row("Arrow, with the adapters before this training", before["Arrow"], domains))
-        rows.append(_row("own adapter, before this training", before["own adapter"], domains))
-    gate, arrow, base, own = (after[name]["all"] for name in ("gate", "Arrow", "base", "own adapter"))
+        rows += [_row(f"{name}, with the adapters before this training", before[name], domains) for name in before]
+    gate, arrow, base, own = (after[name][ALL] for name in (GATE, ARROW, "base model", OWN))
     words = "lower" if gate < arrow else "not lower"
     tokens = sum(results["held_out_tokens"].values())
     return f"""## Held-out perplexity
 
-Of {tokens:,} tokens that neither the model nor the adapters were trained on, in rows of {results["row_tokens"]} tokens.
+Of {tokens:,} tokens that neither the model nor the adapters were trained on, in rows of {results["row_tokens"]}.
 `Arrow` routes between the same adapters without a trained gate, with the same top-k; `own adapter` knows the domain.
 *All* is the perplexity at the mean loss of the domains.
 
-{table(["weights", *(f"`{name}`" for name in domains), "all"], rows)}
+{table(["weights", *(f"`{name}`" for name in domains), ALL], rows)}
 
 The gate's perplexity over all domains is {words} than Arrow's: {gate:.2f} and {arrow:.2f} ({change(arrow, gate)}).
 It is {change(base, gate)} against the base model's, and {change(own, gate)} against that of the domains' adapters."""
 
 
 def _row(name: str, figures: Results, domains: list[str]) -> list[str]:
-    return [name, *(f"{figures[domain]:.2f}" for domain in domains), f"{figures['all']:.2f}"]
+    return [name, *(f"{figures[domain]:.2f}" for domain in domains), f"{figures[ALL]:.2f}"]
 
 
 def _served(results: Results) -> str:

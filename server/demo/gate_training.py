@@ -41,7 +41,7 @@ class GateShape:
     top_k: int = 2
     rank: int = 4  # of adapters that begin from nothing
     scale: float = 2.0  # alpha / rank of these
-    rate: float = 1e-3
+    rate: float = 5e-4  # of adapters that are trained already
 
 
 class GatedLinear(nn.Module):
@@ -58,7 +58,7 @@ class GatedLinear(nn.Module):
         self.prototypes: torch.Tensor | None = None  # (adapters, inputs), of Arrow, in the place of the gate
         nn.init.kaiming_uniform_(self.down, a=5**0.5)
 
-    def begin_from(self, number: int, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
+    def take(self, number: int, down: torch.Tensor, up: torch.Tensor, scale: float) -> None:
         """Take the matrices of one adapter."""
         self.down.data[number] = down.float()
         self.up.data[number] = up.float() * (scale / self.scale)
@@ -187,9 +187,9 @@ class Mixture:
         for name, layer in self.layers.items():
             layer.gate.data = gate[name]
         for number, name in enumerate(self.names):
-            self.begin_from(number, folder / name)
+            self.take(number, folder / name)
 
-    def begin_from(self, number: int, folder: Path) -> None:
+    def take(self, number: int, folder: Path) -> None:
         """Take an adapter's additions to attention from a folder in PEFT's format; others are left out.
 
         Raises:
@@ -204,7 +204,7 @@ class Mixture:
                     f"{folder} has no addition of rank {layer.down.shape[1]} to {name}; give adapters on "
                     f"{', '.join(ATTENTION)}, all of one rank, or none"
                 )
-            layer.begin_from(number, down, up, config.scale_of(name, len(down)))
+            layer.take(number, down, up, config.scale_of(name, len(down)))
 
 
 def rank_of(folder: Path) -> int:

@@ -27,10 +27,10 @@ from transformers import AutoModelForCausalLM
 from server.demo import measure
 from server.demo.corpus import Domain, read_corpus, rows_of
 from server.demo.errors import CorpusError, DemoError
-from server.demo.gate_readme import render
+from server.demo.gate_readme import ALL, ARROW, GATE, OWN, render
 from server.demo.gate_training import GateShape, Mixture, rank_of
 from server.demo.serving import served_perplexity, serving
-from server.demo.train_adapters import DOMAINS, LENGTH, describe_file
+from server.demo.train_adapters import DOMAINS, LENGTH, beginning_of, describe_file
 from server.demo.tuning import Tuning, TuningText, mean_loss, prepare_text, tune
 from server.model.checkpoint.fingerprint import fingerprint
 from server.model.checkpoint.locate import BUNDLED
@@ -38,7 +38,9 @@ from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.lora.errors import AdapterError
 
 RESULTS = "results.json"
+RATE = 3e-3  # the learning rate of adapters that begin from nothing
 GATE_ROWS = 4  # of each domain, from which the gate begins
+HELD_OUT_TOKENS = 8192  # of each domain that are measured
 SERVED_ROWS = 2  # of each domain, measured through the server
 
 Results = dict[str, Any]
@@ -65,35 +67,41 @@ def mix(texts: Sequence[TuningText]) -> TuningText:
     return TuningText(train.reshape(-1, train.shape[-1]), np.concatenate([text.validation for text in texts]))
 
 
+def perplexities(mixture: Mixture, domains: Mapping[str, Domain]) -> dict[str, float]:
+    """Return the held-out perplexity of each domain as the adapters are mixed now, and that at the mean loss."""
+    held = {name: measure.measure(mixture.model, domain, LENGTH) for name, domain in domains.items()}
+    found = {name: round(each.perplexity, 3) for name, each in held.items()}
+    return {**found, ALL: round(measure.mean_perplexity([*held.values()]), 3)}
+
+
 def measure_all(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
-    """Return the held-out perplexity of each domain: of the base model, of each adapter, and of both routers."""
-    names = mixture.names
-
-    def perplexities() -> dict[str, float]:
-        held = {name: measure.measure(mixture.model, domains[name], LENGTH) for name in names}
-        return {**{name: round(each.perplexity, 3) for name, each in held.items()}, "all": _mean([*held.values()])}
-
+    """Return the perplexities with the base model, each adapter, and each way to mix them."""
+    found: Results = {}
     with mixture.fixed({}):
-        found: Results = {"base": perplexities()}
-    for name in names:
+        found["base model"] = perplexities(mixture, domains)
+    for name in mixture.names:
         with mixture.fixed({name: 1.0}):
-            found[f"adapter {name}"] = perplexities()
-    with mixture.fixed(dict.fromkeys(names, 1 / len(names))):
-        found["mean of all"] = perplexities()
-    with mixture.arrow():
-        found["Arrow"] = perplexities()
-    found["gate"] = perplexities()
-    own = {name: found[f"adapter {name}"][name] for name in names}
-    found["own adapter"] = {**own, "all": _geometric_mean([*own.values()])}
+            found[f"adapter `{name}`"] = perplexities(mixture, domains)
+    with mixture.fixed(dict.fromkeys(mixture.names, 1 / len(mixture.names))):
+        found["mean of the adapters"] = perplexities(mixture, domains)
+    found |= measure_arrow(mixture, domains)
+    found[GATE] = perplexities(mixture, domains)
+    for name, figures in found.items():
+        print(f"{name}: {figures}", flush=True)
     return found
 
 
-def _mean(held: list[measure.Held]) -> float:
-    return round(measure.mean_perplexity(held), 3)
-
-
-def _geometric_mean(values: list[float]) -> float:
-    return round(math.exp(sum(map(math.log, values)) / len(values)), 3)
+def measure_arrow(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
+    """Return the perplexities with Arrow, and of each domain with its own adapter."""
+    with mixture.arrow():
+        found = {ARROW: perplexities(mixture, domains)}
+    own = {}
+    for name, domain in domains.items():
+        with mixture.fixed({name: 1.0}):
+            own[name] = perplexities(mixture, {name: domain})[name]
+    losses = [math.log(each) for each in own.values()]
+    found[OWN] = {**own, ALL: round(math.exp(sum(losses) / len(losses)), 3)}
+    return found
 
 
 def train_gate(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED) -> Results:
@@ -108,14 +116,17 @@ def train_gate(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED) -> Res
         raise CorpusError(f"the corpus has no domain {missing[0]!r}; choose among {', '.join(domains)}")
     other = [name for name in folders if name not in plan.domains]
     if other:
-        raise DemoError(f"--adapters has {other[0]!r}, which is none of the domains; choose among {plan.domains}")
+        raise DemoError(
+            f"--adapters has {other[0]!r}, which is none of the domains; choose among {', '.join(plan.domains)}"
+        )
     ranks = {rank_of(folder) for folder in folders.values()} or {plan.shape.rank}
     shape = replace(plan.shape, rank=max(ranks))
     mixture = Mixture(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), plan.domains, shape)
     for number, name in enumerate(plan.domains):
         if name in folders:
-            mixture.begin_from(number, folders[name])
-    before = measure_all(mixture, domains) if folders else None  # nothing but the base model without them
+            mixture.take(number, folders[name])
+    held = {name: beginning_of(domains[name], HELD_OUT_TOKENS) for name in plan.domains}
+    before = measure_arrow(mixture, held) if folders else None  # without them, adapters add nothing yet
     texts = {name: prepare_text(domains[name], plan.tuning) for name in plan.domains}
     mixture.begin_gate({name: text.train[:GATE_ROWS] for name, text in texts.items()})
     tuning = replace(plan.tuning, rows=len(texts))
@@ -126,11 +137,11 @@ def train_gate(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED) -> Res
         "plan": {**asdict(plan), "adapters": [*folders], "shape": asdict(shape), "tuning": asdict(tuning)},
         "base": describe_file(base / "model.safetensors"),
         "row_tokens": LENGTH,
-        "held_out_tokens": {name: sum(map(len, domains[name].held_out)) for name in plan.domains},
+        "held_out_tokens": {name: sum(map(len, domain.held_out)) for name, domain in held.items()},
         "training": asdict(tuned),
         "before": before,
-        "after": measure_all(mixture, domains),
-        "served": measure_served(base, out, mixture, domains),
+        "after": measure_all(mixture, held),
+        "served": measure_served(base, out, mixture, held),
         "files": describe_tree(out),
         "seconds": round(time.monotonic() - started),
     }
@@ -171,17 +182,19 @@ def parse_args() -> tuple[argparse.Namespace, Plan]:
     parser.add_argument("--steps", type=int, default=default.tuning.steps, help="of training, at most")
     parser.add_argument("--top-k", type=int, default=default.shape.top_k, help="adapters of a token at a layer")
     parser.add_argument("--rank", type=int, default=default.shape.rank, help="of adapters that begin from nothing")
-    parser.add_argument("--rate", type=float, default=default.shape.rate, help="learning rate")
+    rates = f"learning rate (default: {RATE:g}, or {default.shape.rate:g} with --adapters)"
+    parser.add_argument("--rate", type=float, help=rates)
     parser.add_argument("--seed", type=int, default=default.tuning.seed)
     args = parser.parse_args()
     if args.minutes <= 0 or args.steps < 1:
         parser.error("--minutes and --steps must be positive")
     if not 1 <= args.top_k <= len(args.domains):
         parser.error(f"--top-k must be 1 to {len(args.domains)}, the number of domains")
+    rate = args.rate or (default.shape.rate if args.adapters else RATE)
     plan = Plan(
         tuple(args.domains),
         tuple(args.adapters),
-        replace(default.shape, top_k=args.top_k, rank=args.rank, rate=args.rate),
+        replace(default.shape, top_k=args.top_k, rank=args.rank, rate=rate),
         replace(default.tuning, minutes=args.minutes, steps=args.steps, seed=args.seed),
     )
     return args, plan

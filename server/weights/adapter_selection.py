@@ -41,7 +41,7 @@ class AdapterSelection:
         self._num_sequences = 0
         self._shares: Counter[str] = Counter()
         self._num_tokens = 0
-        self._lock = threading.Lock()  # guards the four fields above
+        self._lock = threading.Lock()  # guards the four fields above, and ``token_routing`` while it changes
 
     @property
     def cache_salt(self) -> bytes:

@@ -115,12 +115,10 @@ class RoutingByToken(Routing):
     """The choice of adapters for each token of one request, by Arrow or by a trained gate.
 
     Args:
-        options: of the router.
-        weights: of the request, which know the adapters' shares.
+        weights: of the request, which know the router's options and the adapters' shares.
 
     """
 
-    options: TokenRouting
     weights: RequestWeights
 
     @classmethod
@@ -130,7 +128,7 @@ class RoutingByToken(Routing):
         if options.gate is not None:
             method, model, how = "gate", options.gate, f"by the trained gate of {options.gate!r}"
         reason = f"Adapters are chosen for each token and layer, {how}."
-        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), options, weights)
+        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), weights)
 
     @property
     def score(self) -> None:
@@ -144,12 +142,14 @@ class RoutingByToken(Routing):
 
     @property
     def body(self) -> JsonObject:
+        options = self.weights.token_routing  # a mixture that was replaced before the request began has others
+        assert options is not None
         return {
             "method": self.method,
             "model": self.model,
             "adapters": sorted(self.shares),
-            "top_k": self.options.top_k,
-            "temperature": self.options.temperature,
+            "top_k": options.top_k,
+            "temperature": options.temperature,
             "weights": dict(self.shares),
             "reason": self.reason,
         }

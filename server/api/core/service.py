@@ -189,10 +189,9 @@ class LoadedModel:
                 raise RequestRefusedError(NO_ADAPTERS, "adapters")
             return self
         selected = copy.copy(self)
-        selected.weights = self.directory.resolve(name, adapters, policy)
-        by_token = None if selected.weights is None else selected.weights.token_routing
-        if by_token is not None and selected.routing is None and selected.weights is not None:
-            selected.routing = RoutingByToken.of(by_token, selected.weights)
+        selected.weights = weights = self.directory.resolve(name, adapters, policy)
+        if weights is not None and weights.token_routing is not None and self.routing is None:
+            selected.routing = RoutingByToken.of(weights.token_routing, weights)
         return selected
 
 
