@@ -7,7 +7,7 @@ from typing import Any
 from server.demo.adapters_readme import change
 from server.demo.readme import table
 
-ARROW, GATE, OWN = "Arrow", "gate", "own adapter"
+ARROW, GATE, OWN, MEAN = "Arrow", "gate", "own adapter", "mean of the adapters"
 ALL = "all"
 
 Results = dict[str, Any]
@@ -31,8 +31,8 @@ def _introduction(results: Results) -> str:
 At each linear layer of attention, a gate chooses for each token {plan["shape"]["top_k"]} of the adapters {names}, and
 weights them. An adapter's score is the product of the layer's input with a vector of its own; the best ones are added
 by the softmax of their scores. The server loads the folder like an adapter, and serves it as a model (docs/api.md,
-"Mixtures with a trained gate"). The gate takes {gate:,.0f} kB, its adapters {adapters:,.0f} kB. Each adapter's folder
-can be loaded alone, too. All figures are in [results.json](results.json)."""
+"Mixtures with a trained gate"). The gate takes {gate:,.0f} kB, its adapters {adapters:,.0f} kB.
+Each adapter's folder can be loaded alone, too. All figures are in [results.json](results.json)."""
 
 
 def _training(results: Results) -> str:
@@ -50,20 +50,21 @@ pip install 'greenroom[train]'
 python -m server.demo.train_gate CORPUS OUT --minutes {tuning["minutes"]:g}{flags}
 ```
 
-The base model is frozen. The adapters of rank {shape["rank"]} begin {started}, the gate as the
-least-squares guess of each token's domain; then both are trained on the loss of the text, {tuning["rows"]} rows of
-{tuning["length"]} tokens a step, one of each domain. The peak rate of AdamW is {shape["rate"]:g}. Training ended after
-{training["steps"]} steps and {training["seconds"] / 60:.1f} minutes, and kept the weights of step
-{training["best_step"]}: the perplexity of training documents that were set aside fell from {before:.2f} to
-{after:.2f} ({change(before, after)})."""
+The base model is frozen. The adapters have rank {shape["rank"]} and begin
+{started}.
+The gate begins as the least-squares guess of each token's domain. Then both are trained on the loss of the text,
+{tuning["rows"]} rows of {tuning["length"]} tokens a step, one of each domain; the peak rate of AdamW is
+{shape["rate"]:g}. Training ended after {training["steps"]} steps and {training["seconds"] / 60:.1f} minutes, and kept
+the weights of step {training["best_step"]}: the perplexity of training documents that were set aside went from
+{before:.2f} to {after:.2f} ({change(before, after)})."""
 
 
 def _comparison(results: Results) -> str:
     domains, after, before = results["plan"]["domains"], results["after"], results["before"]
     rows = [_row(name, figures, domains) for name, figures in after.items()]
     if before is not None:
-        rows += [_row(f"{name}, with the adapters before this training", before[name], domains) for name in before]
-    gate, arrow, base, own = (after[name][ALL] for name in (GATE, ARROW, "base model", OWN))
+        rows += [_row(f"{name}, before this training", before[name], domains) for name in before]
+    gate, arrow, mean, base, own = (after[name][ALL] for name in (GATE, ARROW, MEAN, "base model", OWN))
     words = "lower" if gate < arrow else "not lower"
     tokens = sum(results["held_out_tokens"].values())
     return f"""## Held-out perplexity
@@ -75,7 +76,8 @@ Of {tokens:,} tokens that neither the model nor the adapters were trained on, in
 {table(["weights", *(f"`{name}`" for name in domains), ALL], rows)}
 
 The gate's perplexity over all domains is {words} than Arrow's: {gate:.2f} and {arrow:.2f} ({change(arrow, gate)}).
-It is {change(base, gate)} against the base model's, and {change(own, gate)} against that of the domains' adapters."""
+It is {change(base, gate)} against the base model's, and {change(own, gate)} against that of the domains' adapters.
+The mean of all adapters for every token, without a router, has {mean:.2f} (the gate: {change(mean, gate)})."""
 
 
 def _row(name: str, figures: Results, domains: list[str]) -> list[str]:

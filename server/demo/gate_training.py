@@ -45,7 +45,7 @@ class GateShape:
 
 
 class GatedLinear(nn.Module):
-    """A frozen linear layer with several adapters; ``mode`` says how they are mixed."""
+    """A frozen linear layer with several adapters, which its gate mixes unless ``weights`` or ``prototypes`` is set."""
 
     def __init__(self, base: nn.Linear, num_adapters: int, shape: GateShape):
         super().__init__()
@@ -79,7 +79,7 @@ class GatedLinear(nn.Module):
 
 
 class Mixture:
-    """A ``Trainable``: the gate and the adapters of a model, which has its linear layers replaced.
+    """A ``Trainable``: the gate and the adapters of a model, whose linear layers of attention it replaces.
 
     Args:
         names: of the adapters.

@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM
 from server.demo import measure
 from server.demo.corpus import Domain, read_corpus, rows_of
 from server.demo.errors import CorpusError, DemoError
-from server.demo.gate_readme import ALL, ARROW, GATE, OWN, render
+from server.demo.gate_readme import ALL, ARROW, GATE, MEAN, OWN, render
 from server.demo.gate_training import GateShape, Mixture, rank_of
 from server.demo.serving import served_perplexity, serving
 from server.demo.train_adapters import DOMAINS, LENGTH, beginning_of, describe_file
@@ -71,7 +71,9 @@ def perplexities(mixture: Mixture, domains: Mapping[str, Domain]) -> dict[str, f
     """Return the held-out perplexity of each domain as the adapters are mixed now, and that at the mean loss."""
     held = {name: measure.measure(mixture.model, domain, LENGTH) for name, domain in domains.items()}
     found = {name: round(each.perplexity, 3) for name, each in held.items()}
-    return {**found, ALL: round(measure.mean_perplexity([*held.values()]), 3)}
+    found[ALL] = round(measure.mean_perplexity([*held.values()]), 3)
+    print(f"held-out perplexity: {found}", flush=True)
+    return found
 
 
 def measure_all(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
@@ -83,16 +85,12 @@ def measure_all(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
         with mixture.fixed({name: 1.0}):
             found[f"adapter `{name}`"] = perplexities(mixture, domains)
     with mixture.fixed(dict.fromkeys(mixture.names, 1 / len(mixture.names))):
-        found["mean of the adapters"] = perplexities(mixture, domains)
-    found |= measure_arrow(mixture, domains)
-    found[GATE] = perplexities(mixture, domains)
-    for name, figures in found.items():
-        print(f"{name}: {figures}", flush=True)
-    return found
+        found[MEAN] = perplexities(mixture, domains)
+    return found | measure_choices(mixture, domains)
 
 
-def measure_arrow(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
-    """Return the perplexities with Arrow, and of each domain with its own adapter."""
+def measure_choices(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
+    """Return the perplexities with Arrow and with the gate, and of each domain with its own adapter."""
     with mixture.arrow():
         found = {ARROW: perplexities(mixture, domains)}
     own = {}
@@ -101,6 +99,7 @@ def measure_arrow(mixture: Mixture, domains: Mapping[str, Domain]) -> Results:
             own[name] = perplexities(mixture, {name: domain})[name]
     losses = [math.log(each) for each in own.values()]
     found[OWN] = {**own, ALL: round(math.exp(sum(losses) / len(losses)), 3)}
+    found[GATE] = perplexities(mixture, domains)
     return found
 
 
@@ -126,9 +125,9 @@ def train_gate(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED) -> Res
         if name in folders:
             mixture.take(number, folders[name])
     held = {name: beginning_of(domains[name], HELD_OUT_TOKENS) for name in plan.domains}
-    before = measure_arrow(mixture, held) if folders else None  # without them, adapters add nothing yet
     texts = {name: prepare_text(domains[name], plan.tuning) for name in plan.domains}
     mixture.begin_gate({name: text.train[:GATE_ROWS] for name, text in texts.items()})
+    before = measure_choices(mixture, held) if folders else None  # without them, adapters add nothing yet
     tuning = replace(plan.tuning, rows=len(texts))
     tuned = tune(mixture.model, mixture, mix([*texts.values()]), shape.rate, tuning, "gate")
     mixture.save(out, fingerprint(load_trunk(base, torch.bfloat16)))

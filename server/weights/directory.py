@@ -151,9 +151,9 @@ class Directory:
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         self._check_required(self._adapters, added, required)
-        gate = self._adapters.find(own[0][0]) if own else None
-        if isinstance(gate, GateVersion):
-            chosen, routing = chosen[1:], gate.token_routing
+        model = self._adapters.find(own[0][0]) if own else None
+        if isinstance(model, GateVersion):
+            chosen, routing = chosen[1:], model.token_routing
         mixture = next((each for each, _ in chosen if isinstance(self._adapters.find(each), GateVersion)), None)
         if mixture is not None:
             raise RequestRefusedError(f"{mixture!r} is a mixture with a gate; name it as the 'model'", "adapters")
