@@ -111,9 +111,10 @@ def test_the_list_has_the_gate_and_the_use_of_the_mixture(rig: Rig) -> None:
 
 def test_tokens_are_counted_by_adapter_until_the_mixture_is_unloaded(rig: Rig) -> None:
     weights = rig.begin("mix")
-    weights.note_routed(RoutedTokens({"mix:law": 0.5, "mix:code": 1.5}, 2))
+    weights.note_tokens(2, RoutedTokens({"mix:law": 0.5, "mix:code": 1.5}, 2))
     assert weights.routed_shares == {"mix:law": 0.25, "mix:code": 0.75}
     assert rig.registry.routed_tokens() == {"mix:law": 0.5, "mix:code": 1.5}
+    assert rig.registry.num_tokens() == {"mix": 2.0}
     weights.end()
     rig.registry.unload("mix")
     assert rig.registry.routed_tokens() == {}
