@@ -1,4 +1,4 @@
-"""`greenroom adapter check`: reads a LoRA adapter, and shows what of it a model can take."""
+"""`greenroom adapter check`: reads a LoRA adapter or a mixture of some, and shows what of it a model can take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ MOST_PROBLEMS = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], metavar="check", help="the only action")
-    parser.add_argument("path", metavar="PATH", type=Path, help="folder with adapter_config.json, written by PEFT")
+    parser.add_argument(
+        "path",
+        metavar="PATH",
+        type=Path,
+        help="folder with adapter_config.json, written by PEFT, or with gate_config.json",
+    )
     parser.add_argument(
         "--model", metavar="MODEL", help="model that the adapter is for: hub id or folder (default: the bundled model)"
     )
@@ -35,11 +40,17 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.loading.check_adapter import check_adapter, describe  # noqa: PLC0415
+    from server.loading.check_gate import check_gate, describe_gate  # noqa: PLC0415
     from server.model.errors import ModelError  # noqa: PLC0415
     from server.model.lora.errors import AdapterError  # noqa: PLC0415
+    from server.model.lora.gate_files import is_gate  # noqa: PLC0415
 
     try:
         with exit_on_interrupt("interrupted"):
+            if is_gate(arguments.path):
+                gate = check_gate(arguments.path, arguments.model, settings)
+                print(describe_gate(gate), flush=True)
+                return 0 if gate.refusal is None else finish(gate.refusal, FAILURE)
             check = check_adapter(arguments.path, arguments.model, settings)
     except (AdapterError, ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,22 @@ def train_adapter(
         warnings.simplefilter("ignore")
         model.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)  # a form to fill in
-    weights = out / WEIGHTS_NAME
-    save_file({name: each.bfloat16() for name, each in sorted(load_file(weights).items())}, weights, {"format": "pt"})
-    weights.chmod(0o644)
-    config = out / CONFIG_NAME
-    values = {**json.loads(config.read_text()), "base_model_name_or_path": BUNDLED_NAME}
+    save_tensors(out / WEIGHTS_NAME, {name: each.bfloat16() for name, each in load_file(out / WEIGHTS_NAME).items()})
+    values = json.loads((out / CONFIG_NAME).read_text())
     values["target_modules"] = sorted(values["target_modules"])  # PEFT writes a set
-    config.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n")
+    write_json(out / CONFIG_NAME, {**values, "base_model_name_or_path": BUNDLED_NAME})
     return tuned
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a safetensors file that everyone may read, the tensors sorted by name."""
+    save_file(dict(sorted(tensors.items())), path, {"format": "pt"})
+    path.chmod(0o644)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object, its members sorted by name."""
+    path.write_text(json.dumps(dict(sorted(values.items())), indent=2) + "\n")
 
 
 def load_adapted(base: Path, adapter: Path) -> PreTrainedModel:

@@ -70,7 +70,7 @@ class Measured:
 
     def __init__(self, base: Path, domains: dict[str, Domain], own: set[str]):
         self._complete = {name: domains[name] for name in sorted(own)}
-        self._beginnings = {name: _beginning(domain, OTHER_TOKENS) for name, domain in domains.items()}
+        self._beginnings = {name: beginning_of(domain, OTHER_TOKENS) for name, domain in domains.items()}
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
         self._before = {name: measure.measure(model, part, LENGTH) for name, part in self._beginnings.items()}
         self._before_complete = {name: measure.measure(model, part, LENGTH) for name, part in self._complete.items()}
@@ -102,7 +102,7 @@ class Measured:
         }
 
 
-def _beginning(domain: Domain, tokens: int) -> Domain:
+def beginning_of(domain: Domain, tokens: int) -> Domain:
     """Return a domain with the first tokens of its held-out text alone."""
     text: Tokens = np.concatenate(domain.held_out)[:tokens]
     return replace(domain, held_out=[text], held_out_texts=[])
@@ -110,10 +110,12 @@ def _beginning(domain: Domain, tokens: int) -> Domain:
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     """Return the size and the checksum of each file."""
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir())
-    }
+    return {path.name: describe_file(path) for path in sorted(folder.iterdir())}
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return the size and the checksum of a file."""
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 @dataclass(frozen=True)

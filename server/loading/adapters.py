@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from server.engine.interface import RequestRefusedError
 from server.loading.bundled_weights import ADAPTERS
 from server.loading.load_model import ModelParts
+from server.model.checkpoint.fingerprint import fingerprint
 from server.model.lora.pages import page_layout
 from server.model.lora.targets import lora_targets
 from server.settings import ServeSettings, SettingsError
@@ -57,11 +60,16 @@ def load_adapters(
         raise SettingsError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
     memory = AdapterMemory(store, wake)
     taken = [model.name, *(alias.name for alias in settings.model_alias if not alias.is_pattern)]
-    registry = AdapterRegistry(lora_targets(model.trunk), memory, settings.adapters_dir, taken)
+    registry = AdapterRegistry(
+        lora_targets(model.trunk), memory, settings.adapters_dir, taken, cache(lambda: fingerprint(model.trunk))
+    )
     for named in settings.adapter:
         try:
             registry.load_own(named.name, named.path)
         except RequestRefusedError as error:
+            if Path(named.path).parent == ADAPTERS:  # nobody has asked for it
+                log.warning("the bundled adapter %s is not loaded: %s", named.name, error)
+                continue
             memory.close()
             raise SettingsError(f"--adapter {named}: {error}") from error
     return Adapters(registry, memory)

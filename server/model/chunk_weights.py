@@ -28,11 +28,13 @@ class AdapterRouter:
         adapters: to choose from, without repetition; at a layer, those that add to it.
         top_k: the most that a token has at a layer.
         temperature: divides their scores before the softmax.
+        is_signed: whether an adapter's score is ``x . v``, as for a trained gate, and not ``|x . v|``.
     """
 
     adapters: tuple[LoraAdapter, ...]
     top_k: int = 3
     temperature: float = 1.0
+    is_signed: bool = False
 
 
 @dataclass(frozen=True)

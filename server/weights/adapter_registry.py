@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from server.engine.interface import (
 )
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
+from server.model.lora.gate_files import is_gate, read_gate
 from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
+from server.weights.adapter_description import describe, summary
 from server.weights.adapter_memory import AdapterMemory
-from server.weights.adapter_version import AdapterVersion
+from server.weights.adapter_version import SEPARATOR, AdapterVersion, GateVersion, Version
 from server.weights.routing_file import read_routing
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
@@ -61,11 +63,20 @@ class AdapterRegistry:
         memory: where adapters are loaded to.
         folder: the folder below which they are; None if none may be loaded.
         taken: names of models, which no adapter may have.
+        find_fingerprint: returns that of the model, which a gate may ask for.
     """
 
-    def __init__(self, targets: LoraTargets, memory: AdapterMemory, folder: Path | None, taken: Collection[str] = ()):
+    def __init__(
+        self,
+        targets: LoraTargets,
+        memory: AdapterMemory,
+        folder: Path | None,
+        taken: Collection[str] = (),
+        find_fingerprint: Callable[[], str] = lambda: "unknown",
+    ):
         self.targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
-        self._current: Mapping[str, AdapterVersion] = {}  # replaced, never changed
+        self._find_fingerprint = find_fingerprint
+        self._current: Mapping[str, Version] = {}  # replaced, never changed
         self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
         self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
@@ -74,8 +85,8 @@ class AdapterRegistry:
         self._routed_lock = threading.Lock()  # guards the three fields above
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
 
-    def find(self, name: str) -> AdapterVersion | None:
-        """Return the current version of an adapter."""
+    def find(self, name: str) -> Version | None:
+        """Return the current version of an adapter or a mixture."""
         return self._current.get(name)
 
     def names(self) -> list[str]:
@@ -85,12 +96,7 @@ class AdapterRegistry:
         """Return the use of each adapter."""
         resident, tokens = self._memory.store.resident_pages(), self.num_tokens()
         return [
-            AdapterUse(
-                version.name,
-                total,
-                tokens.get(version.name, 0.0),
-                resident.get(version.variant, 0) == version.num_pages,
-            )
+            AdapterUse(version.name, total, tokens.get(version.name, 0.0), _is_resident(version, resident))
             for version, total in self.versions()
         ]
 
@@ -106,7 +112,7 @@ class AdapterRegistry:
             load_failures=self._memory.num_failures,
         )
 
-    def versions(self) -> list[tuple[AdapterVersion, int]]:
+    def versions(self) -> list[tuple[Version, int]]:
         """Return all current versions, and the number of sequences that have used each name."""
         totals = self._totals
         return [(version, version.num_total + totals.get(name, 0)) for name, version in self._current.items()]
@@ -137,25 +143,33 @@ class AdapterRegistry:
         with self._routed_lock:
             for totals, counts in ((self._fixed_tokens, fixed), (self._routed_tokens, routed)):
                 for name, count in counts.items():
-                    if name in self._current:
+                    if _registered(name) in self._current:
                         totals[name] = totals.get(name, 0.0) + count
 
     def routed_tokens(self) -> dict[str, float]:
         """Return the share of each adapter in tokens for which a router chose adapters."""
         with self._routed_lock:
-            return {name: share for name, share in self._routed_tokens.items() if name in self._current}
+            return {name: share for name, share in self._routed_tokens.items() if _registered(name) in self._current}
 
     def num_tokens(self) -> dict[str, float]:
-        """Return the tokens that were computed with each adapter; of those with a choice for each, its share."""
+        """Return the tokens that were computed with each adapter; of those with a choice for each, its share.
+
+        All tokens of a mixture are its own.
+        """
         with self._routed_lock:
-            totals = (self._fixed_tokens, self._routed_tokens)
-            return {name: sum(each.get(name, 0.0) for each in totals) for name in self._current}
+            found = dict.fromkeys(self._current, 0.0)
+            for name, count in (*self._fixed_tokens.items(), *self._routed_tokens.items()):
+                if _registered(name) in found:
+                    found[_registered(name)] += count
+            return found
 
     def reason_against_tokens(self, name: str) -> str | None:
         """Return why a router can't choose an adapter for each token, as the end of a sentence; None if it can."""
         version = self._current.get(name)
         if version is None:
             return None
+        if isinstance(version, GateVersion):
+            return "it is a mixture with a gate of its own"
         targets = version.files.targets
         if any(isinstance(target, ExpertTarget) for target in targets):
             return "it adds to routed experts, and Arrow scores adapters of linear layers only"
@@ -186,8 +200,9 @@ class AdapterRegistry:
             self._totals = {each: total for each, total in self._totals.items() if each != name}
             with self._routed_lock:
                 for counts in (self._num_routed, self._fixed_tokens, self._routed_tokens):
-                    counts.pop(name, None)
-            self._memory.retire(version)
+                    for each in [each for each in counts if each is not None and _registered(each) == name]:
+                        del counts[each]
+            self._retire(version)
         log.info("adapter %s: unloaded", name)
 
     def overview(self) -> dict[str, Any]:
@@ -198,7 +213,7 @@ class AdapterRegistry:
             "memory": self.memory_use()._asdict(),
             "data": [
                 {
-                    **_describe(version, total, resident.get(version.variant, 0)),
+                    **describe(version, total, _is_resident(version, resident)),
                     "tokens": round(tokens.get(version.name, 0.0)),
                     "token_routing": [] if self.reason_against_tokens(version.name) else ["arrow"],
                 }
@@ -217,33 +232,42 @@ class AdapterRegistry:
                     f"the adapter {name!r} is loaded already; set 'load_inplace' to replace it", "lora_name"
                 )
             try:
-                files = read_adapter(locate(path, folder), self.targets, self._memory.store.page_bytes, folder)
-                if routing is None:
-                    routing = read_routing(files.folder, folder)
+                version = self._read(name, locate(path, folder), folder, routing)
             except AdapterError as error:
                 raise RequestRefusedError(without_root(str(error), folder, "--adapters-dir"), "lora_path") from error
-            if len(files.checksums) > self._memory.store.num_slots:
-                size = format_bytes(files.memory_bytes)
+            if version.num_pages > self._memory.store.num_slots:
+                size = format_bytes(version.num_pages * self._memory.store.page_bytes)
                 raise RequestRefusedError(
                     f"{path} takes {size} of memory, more than --adapter-memory; raise it", "lora_path"
                 )
             if old is not None:
                 self._totals = {**self._totals, name: self._totals.get(name, 0) + old.num_total}
-            self._replace({**self._current, name: AdapterVersion(name, files, routing)})
+            self._replace({**self._current, name: version})
             if old is not None:
-                self._memory.retire(old)
+                self._retire(old)
         log.info(
-            "adapter %s: %s from %s; %d of %d tensors applied, rank %s",
+            "adapter %s: %s from %s; %s",
             name,
             "loaded" if old is None else "replaced",
-            files.folder,
-            files.match.num_applied,
-            files.match.num_tensors,
-            ", ".join(map(str, files.ranks)),
+            version.folder,
+            summary(version),
         )
         return old is not None
 
-    def _replace(self, current: Mapping[str, AdapterVersion]) -> None:
+    def _read(self, name: str, path: Path, folder: Path | None, routing: RoutingExamples | None) -> Version:
+        """Read and check the adapter or the mixture in a folder."""
+        page_bytes = self._memory.store.page_bytes
+        if is_gate(path):
+            gate = read_gate(path, self.targets, page_bytes, self._find_fingerprint, folder)
+            return GateVersion(name, gate, read_routing(path, folder) if routing is None else routing)
+        files = read_adapter(path, self.targets, page_bytes, folder)
+        return AdapterVersion(name, files, read_routing(path, folder) if routing is None else routing)
+
+    def _retire(self, version: Version) -> None:
+        for part in version.parts:
+            self._memory.retire(part)
+
+    def _replace(self, current: Mapping[str, Version]) -> None:
         self._current = current
         self._candidates = [
             RoutingCandidate(name, version.number, version.routing.texts)
@@ -261,31 +285,11 @@ class AdapterRegistry:
             raise RequestRefusedError(f"{name!r} is the name of a model; choose another one", "lora_name")
 
 
-def _describe(version: AdapterVersion, total: int, num_resident: int) -> dict[str, Any]:
-    files = version.files
-    is_resident = num_resident == version.num_pages
-    return {
-        "name": version.name,
-        "path": str(files.folder),
-        "version": version.number,
-        "state": "running"
-        if version.lora is not None
-        else "loading"
-        if version.is_loading
-        else "resident"
-        if is_resident
-        else "registered",
-        "tier": "host" if is_resident else "disk",
-        "rank": max(files.ranks),
-        "ranks": files.ranks,
-        "tensors": files.match.num_applied,
-        "bytes": files.nbytes,
-        "memory_bytes": files.memory_bytes,
-        "base_model": files.config.base_model,
-        "routing": _describe_routing(version.routing),
-        "requests": {"unfinished": version.num_sequences, "total": total},
-    }
+def _is_resident(version: Version, resident: Mapping[str, int]) -> bool:
+    """Return True if all of an adapter is in memory; ``resident`` has the numbers of pages that are."""
+    return all(resident.get(part.variant, 0) == part.num_pages for part in version.parts)
 
 
-def _describe_routing(routing: RoutingExamples) -> dict[str, Any] | None:
-    return {"description": routing.description, "examples": len(routing.examples)} if routing.texts else None
+def _registered(name: str) -> str:
+    """Return the name under which an adapter, or the mixture that it is part of, is registered."""
+    return name.partition(SEPARATOR)[0]

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from server.engine.interface import TokenRouting, UnknownAdapterError
 from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
 from server.weights.adapter_memory import AdapterMemory
-from server.weights.adapter_version import AdapterVersion
+from server.weights.adapter_version import AdapterVersion, GateVersion, Version
 
-Find = Callable[[str], AdapterVersion | None]  # the current version of an adapter
+Find = Callable[[str], Version | None]  # the current version of an adapter or a mixture
 
 
 class AdapterSelection:
@@ -21,7 +21,8 @@ class AdapterSelection:
 
     Args:
         chosen: names and factors.
-        routing: with the names of adapters, none of which is in ``chosen``; None if no router chooses adapters.
+        routing: with the names of adapters, none of which is in ``chosen``, or with the name of a mixture, whose
+            version when the first sequence begins replaces it; None if no router chooses adapters.
         note: is called with numbers of tokens by adapter with a fixed factor, and with the shares of other adapters in
             tokens that a router chose adapters for.
     """
@@ -34,13 +35,13 @@ class AdapterSelection:
         routing: TokenRouting | None = None,
         note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
     ):
-        self.chosen, self.routing = tuple(chosen), routing
+        self.chosen, self.token_routing = tuple(chosen), routing
         self._find, self._memory, self._note = find, memory, note
         self._versions: tuple[AdapterVersion, ...] = ()  # of the chosen ones, then of those to choose from
         self._num_sequences = 0
         self._shares: Counter[str] = Counter()
         self._num_tokens = 0
-        self._lock = threading.Lock()  # guards the four fields above
+        self._lock = threading.Lock()  # guards the four fields above, and ``token_routing`` while it changes
 
     @property
     def cache_salt(self) -> bytes:
@@ -48,16 +49,15 @@ class AdapterSelection:
         fixed = "|".join(
             f"{version.variant}*{weight!r}" for version, weight in zip(self._versions, weights, strict=False)
         )
-        if self.routing is None:
+        if self.token_routing is None:
             return fixed.encode()
         names = [version.variant for version in self._versions[len(self.chosen) :]]
-        return f"{fixed}|arrow {self.routing.top_k} {self.routing.temperature!r} {names}".encode()
+        return f"{fixed}|routed {self.token_routing.top_k} {self.token_routing.temperature!r} {names}".encode()
 
     def begin(self) -> None:
         with self._lock:
             if not self._num_sequences:
-                routed = () if self.routing is None else self.routing.adapters or ()
-                self._versions = tuple(map(self._current, [*(name for name, _ in self.chosen), *routed]))
+                self._versions = (*(self._adapter(name) for name, _ in self.chosen), *self._routed())
             self._memory.begin(self._versions)
             self._num_sequences += 1
 
@@ -82,8 +82,8 @@ class AdapterSelection:
 
     @property
     def routed_shares(self) -> Mapping[str, float]:
-        names = () if self.routing is None else self.routing.adapters or ()
         with self._lock:
+            names = () if self.token_routing is None else self.token_routing.adapters or ()
             return {name: self._shares[name] / max(1, self._num_tokens) for name in names}
 
     @property
@@ -92,13 +92,28 @@ class AdapterSelection:
         fixed = tuple(
             WeightedAdapter(adapter, weight) for adapter, (_, weight) in zip(adapters, self.chosen, strict=False)
         )
-        if self.routing is None:
+        routing = self.token_routing
+        if routing is None:
             return ChunkWeights(adapters=fixed)
-        router = AdapterRouter(tuple(adapters[len(fixed) :]), self.routing.top_k, self.routing.temperature)
+        is_signed = routing.gate is not None
+        router = AdapterRouter(tuple(adapters[len(fixed) :]), routing.top_k, routing.temperature, is_signed)
         return ChunkWeights(adapters=fixed, router=router)
 
-    def _current(self, name: str) -> AdapterVersion:
+    def _routed(self) -> Sequence[AdapterVersion]:
+        """Return the adapters that a router chooses from."""
+        routing = self.token_routing
+        if routing is None:
+            return ()
+        if routing.gate is None:
+            return [self._adapter(name) for name in routing.adapters or ()]
+        mixture = self._find(routing.gate)
+        if not isinstance(mixture, GateVersion):
+            raise UnknownAdapterError(f"the mixture {routing.gate!r} was unloaded; choose another model", "model")
+        self.token_routing = mixture.token_routing
+        return mixture.parts
+
+    def _adapter(self, name: str) -> AdapterVersion:
         version = self._find(name)
-        if version is None:
+        if not isinstance(version, AdapterVersion):
             raise UnknownAdapterError(f"the adapter {name!r} was unloaded; choose another one", "model")
         return version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import torch
 
@@ -89,6 +90,8 @@ class AdapterStore:
         lora = version.files.pages.adapter(
             version.name, [pages[page].to(self._device) for page in range(version.num_pages)]
         )
+        if version.gate is not None:
+            lora = replace(lora, gate={name: vector.to(self._device) for name, vector in version.gate.items()})
         self._prepare(lora)
         if self._device.type == "cpu":
             version.last = PlacedAdapter(addresses, lora)

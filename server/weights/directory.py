@@ -19,6 +19,7 @@ from server.engine.interface import (
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
+from server.weights.adapter_version import GateVersion
 from server.weights.expert_restrictions import ExpertRestrictions
 from server.weights.selection import CombinedSelection, RestrictedSelection, VariantSelection, restricted
 from server.weights.variant_registry import VariantRegistry, VariantVersion
@@ -61,7 +62,7 @@ class Directory:
         if version is not None:
             return str(version.folder)
         adapter = None if self._adapters is None else self._adapters.find(name)
-        return None if adapter is None else str(adapter.files.folder)
+        return None if adapter is None else str(adapter.folder)
 
     def candidates(self) -> list[RoutingCandidate]:
         return [] if self._adapters is None else self._adapters.candidates()
@@ -150,10 +151,16 @@ class Directory:
             if names.count(each) > 1:
                 raise RequestRefusedError(f"the adapter {each!r} is chosen twice; name it once", "adapters")
         self._check_required(self._adapters, added, required)
+        model = self._adapters.find(own[0][0]) if own else None
+        if isinstance(model, GateVersion):
+            chosen, routing = chosen[1:], model.token_routing
+        mixture = next((each for each, _ in chosen if isinstance(self._adapters.find(each), GateVersion)), None)
+        if mixture is not None:
+            raise RequestRefusedError(f"{mixture!r} is a mixture with a gate; name it as the 'model'", "adapters")
         always = dict(required)
         chosen = [(name, weight) for name, weight in chosen if name not in always]
         chosen = [*chosen, *required]
-        if routing is not None:
+        if routing is not None and routing.gate is None:
             names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
             routing = replace(routing, adapters=tuple(names))
         return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_tokens)
@@ -165,6 +172,11 @@ class Directory:
             if registry.find(name) is None:
                 raise RequiredAdapterError(
                     f"the adapter {name!r}, which every request of this key uses, is not loaded; ask an administrator"
+                )
+            if isinstance(registry.find(name), GateVersion):
+                raise RequiredAdapterError(
+                    f"the adapter {name!r}, which every request of this key uses, is a mixture with a gate; ask an "
+                    "administrator for another one"
                 )
             if (name, weight) not in added and name in dict(added):
                 message = f"the adapter {name!r} is part of every request of this key; leave it out of 'adapters'"

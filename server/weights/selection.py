@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from expert_store import CheckpointError
-from server.engine.interface import PolicyRefusedError, RequestWeights
+from server.engine.interface import PolicyRefusedError, RequestWeights, TokenRouting
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.variant import ExpertVariant
@@ -31,6 +31,10 @@ class _ExpertSelection(ABC):
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store counts the tokens of experts."""
+
+    @property
+    def token_routing(self) -> TokenRouting | None:
+        return None
 
     @property
     def routed_shares(self) -> Mapping[str, float]:
@@ -161,6 +165,10 @@ class CombinedSelection:
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
         self._adapters.note_tokens(num_tokens, routed)
+
+    @property
+    def token_routing(self) -> TokenRouting | None:
+        return self._adapters.token_routing
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

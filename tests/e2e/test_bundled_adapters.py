@@ -12,6 +12,7 @@ from tests.e2e.processes import Server, serving
 
 BASE = "greenroom-demo"
 NAMES = ["legal", "python", "recipes"]
+MIXTURE = "mixture"
 PROMPTS = {
     "legal": "(b) The Mayor shall issue rules to implement this section within 90 days, and may revoke a license if",
     "python": 'def read_lines(path):\n    """Return the lines of a file."""\n    with open(path) as file:\n',
@@ -46,9 +47,9 @@ def logprob(http: httpx.Client, model: str, prompt: str) -> float:
 
 
 def test_the_adapters_are_models_from_the_start_and_nothing_was_computed(http: httpx.Client, fresh: Server) -> None:
-    assert [card["id"] for card in http.get("/v1/models").json()["data"]] == [BASE, *NAMES, "auto"]
+    assert [card["id"] for card in http.get("/v1/models").json()["data"]] == [BASE, *sorted([*NAMES, MIXTURE]), "auto"]
     adapters = http.get("/v1/adapters").json()
-    assert [each["name"] for each in adapters["data"]] == NAMES
+    assert [each["name"] for each in adapters["data"]] == sorted([*NAMES, MIXTURE])
     assert adapters["memory"]["resident_bytes"] == 0
     assert fresh.total("prompt_tokens_total") == 0
 
@@ -60,7 +61,15 @@ def test_auto_picks_the_adapter_of_the_domain(http: httpx.Client, name: str) -> 
 
 def test_each_adapter_is_another_model(http: httpx.Client) -> None:
     prompt = PROMPTS["legal"]
-    assert len({logprob(http, model, prompt) for model in (BASE, *NAMES)}) == 4
+    assert len({logprob(http, model, prompt) for model in (BASE, MIXTURE, *NAMES)}) == 5
+
+
+def test_the_gate_of_the_mixture_prefers_the_adapter_of_the_domain(http: httpx.Client, fresh: Server) -> None:
+    shares = {name: complete(http, MIXTURE, prompt)["greenroom"]["routing"] for name, prompt in PROMPTS.items()}
+    for name, routing in shares.items():
+        assert max(routing["weights"], key=routing["weights"].get) == f"{MIXTURE}:{name}"
+        assert sum(routing["weights"].values()) == pytest.approx(1, abs=1e-4)
+    assert fresh.total("adapter_routed_tokens_total", f'adapter="{MIXTURE}:legal"') > 0
 
 
 def test_the_variant_is_loaded_from_the_package(http: httpx.Client) -> None:

@@ -111,23 +111,24 @@ class Routing:
 
 
 @dataclass(frozen=True)
-class ArrowRouting(Routing):
-    """The choice of adapters for each token of one request.
+class RoutingByToken(Routing):
+    """The choice of adapters for each token of one request, by Arrow or by a trained gate.
 
     Args:
-        options: of the router.
-        weights: of the request, which know the adapters' shares.
+        weights: of the request, which know the router's options and the adapters' shares.
 
     """
 
-    options: TokenRouting
     weights: RequestWeights
 
     @classmethod
     def of(cls, options: TokenRouting, weights: RequestWeights) -> Self:
         now = time.monotonic()
-        reason = "Adapters are chosen for each token and layer, by the input that each of them changes most."
-        return cls("arrow", AUTO, {}, reason, 0, now, now, ExpertUsage(), options, weights)
+        method, model, how = "arrow", AUTO, "by the input that each of them changes most"
+        if options.gate is not None:
+            method, model, how = "gate", options.gate, f"by the trained gate of {options.gate!r}"
+        reason = f"Adapters are chosen for each token and layer, {how}."
+        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), weights)
 
     @property
     def score(self) -> None:
@@ -141,12 +142,14 @@ class ArrowRouting(Routing):
 
     @property
     def body(self) -> JsonObject:
+        options = self.weights.token_routing  # a mixture that was replaced before the request began has others
+        assert options is not None
         return {
             "method": self.method,
             "model": self.model,
             "adapters": sorted(self.shares),
-            "top_k": self.options.top_k,
-            "temperature": self.options.temperature,
+            "top_k": options.top_k,
+            "temperature": options.temperature,
             "weights": dict(self.shares),
             "reason": self.reason,
         }

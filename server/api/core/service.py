@@ -22,7 +22,7 @@ from server.api.core.host_rules import HostRules
 from server.api.core.ignored_names import IgnoredNames
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
-from server.api.core.routing import AUTO, ArrowRouting, Routing, RoutingOptions
+from server.api.core.routing import AUTO, Routing, RoutingByToken, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
@@ -172,7 +172,7 @@ class LoadedModel:
         selected = copy.copy(self)
         weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
         assert weights is not None
-        selected.weights, selected.routing = weights, ArrowRouting.of(routing, weights)
+        selected.weights, selected.routing = weights, RoutingByToken.of(routing, weights)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
@@ -189,7 +189,9 @@ class LoadedModel:
                 raise RequestRefusedError(NO_ADAPTERS, "adapters")
             return self
         selected = copy.copy(self)
-        selected.weights = self.directory.resolve(name, adapters, policy)
+        selected.weights = weights = self.directory.resolve(name, adapters, policy)
+        if weights is not None and weights.token_routing is not None and self.routing is None:
+            selected.routing = RoutingByToken.of(weights.token_routing, weights)
         return selected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from server.engine.interface.routing import TokenRouting
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 
 
@@ -47,6 +48,10 @@ class RequestWeights(Protocol):
         Args:
             routed: what a router of adapters chose for them; None without one.
         """
+
+    @property
+    def token_routing(self) -> TokenRouting | None:
+        """The choice of adapters for each token; None if there is none."""
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

@@ -50,11 +50,13 @@ class TokenRouting:
         adapters: names of those to choose from; None for all that can be chosen so.
         top_k: the most that a token has at a layer.
         temperature: divides scores before the softmax.
+        gate: name of the mixture whose trained gate chooses; None for Arrow.
     """
 
     adapters: tuple[str, ...] | None = None
     top_k: int = 3
     temperature: float = 1.0
+    gate: str | None = None
 
 
 @dataclass(frozen=True)

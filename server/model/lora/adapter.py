@@ -36,8 +36,11 @@ class LoraAdapter:
         linears: by the name of a linear layer in the model.
         experts: by expert and matrix. Several additions to one matrix, such as those to its gate and to its up
             projection, have different outputs.
+        gate: the vector by which a trained gate scores it, float32 ``(inputs,)``, for each of its linear layers; None
+            if no gate chooses it.
     """
 
     name: str
     linears: Mapping[str, tuple[LoraMatrix, ...]]
     experts: Mapping[ExpertTarget, tuple[LoraMatrix, ...]]
+    gate: Mapping[str, torch.Tensor] | None = None

@@ -64,7 +64,7 @@ def read_peft_config(path: Path) -> PeftConfig:
     Raises:
         AdapterError: it can't be read, is of another kind than LoRA, or has a setting that is not supported.
     """
-    values = _read_json(path)
+    values = read_json(path)
     if values.get("peft_type") != "LORA":
         raise AdapterError(f"{path}: 'peft_type' is {values.get('peft_type')!r}; only adapters of type LORA are served")
     for setting, reason in REFUSED.items():
@@ -96,7 +96,12 @@ def read_peft_config(path: Path) -> PeftConfig:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file of an adapter that holds a JSON object.
+
+    Raises:
+        AdapterError: it can't be read, or holds something else.
+    """
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)

@@ -119,28 +119,34 @@ def read_adapter(folder: Path, targets: LoraTargets, page_bytes: int, root: Path
     return AdapterFiles(folder, config, match, pages, checksums)
 
 
-def find_files(folder: Path, root: Path | None = None) -> tuple[Path, Path]:
+def find_files(
+    folder: Path, root: Path | None = None, config: str = CONFIG_NAME, weights: str = WEIGHTS_NAME
+) -> tuple[Path, Path]:
     """Return the configuration and the weights of an adapter, without links.
+
+    Args:
+        root: the folder that must hold them; None if any may.
+        config: name of the file, as ``weights``.
 
     Raises:
         AdapterError: one is missing, or the weights are pickled.
     """
     if not folder.is_dir():
-        raise AdapterError(f"there is no folder {folder}; give one with {CONFIG_NAME} and {WEIGHTS_NAME}")
+        raise AdapterError(f"there is no folder {folder}; give one with {config} and {weights}")
     names = sorted(path.name for path in folder.iterdir())
-    if CONFIG_NAME not in names:
-        raise AdapterError(f"{folder} has no {CONFIG_NAME}; give a folder that PEFT has written")
-    if WEIGHTS_NAME not in names:
+    if config not in names:
+        raise AdapterError(f"{folder} has no {config}; give a folder that PEFT has written")
+    if weights not in names:
         pickles = [name for name in names if Path(name).suffix in PICKLES]
         if pickles:
             raise AdapterError(
                 f"{folder} has pickled weights alone ({pickles[0]}), which are never opened; save the adapter with "
                 "safe_serialization=True"
             )
-        raise AdapterError(f"{folder} has no {WEIGHTS_NAME}; the adapter is incomplete")
-    paths = _resolve(folder / CONFIG_NAME), _resolve(folder / WEIGHTS_NAME)
+        raise AdapterError(f"{folder} has no {weights}; the adapter is incomplete")
+    paths = _resolve(folder / config), _resolve(folder / weights)
     real_root = None if root is None else _resolve(root)
-    for path, name in zip(paths, (CONFIG_NAME, WEIGHTS_NAME), strict=True):
+    for path, name in zip(paths, (config, weights), strict=True):
         if real_root is not None and not path.is_relative_to(real_root):
             raise AdapterError(f"{folder / name} is a link out of {root}; copy the file into it")
         if not stat.S_ISREG(path.stat().st_mode):

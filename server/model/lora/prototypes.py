@@ -20,6 +20,11 @@ _known: WeakKeyDictionary[LoraAdapter, Vectors] = WeakKeyDictionary()
 _lock = threading.Lock()
 
 
+def vectors_of(adapter: LoraAdapter) -> Vectors:
+    """Return the vectors by which a router scores an adapter: those of its gate, or its prototypes without one."""
+    return prototypes_of(adapter) if adapter.gate is None else adapter.gate
+
+
 def prototypes_of(adapter: LoraAdapter) -> Vectors:
     """Return an adapter's prototypes, which are computed at the first call and kept as long as the adapter."""
     with _lock:

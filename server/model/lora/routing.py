@@ -1,7 +1,8 @@
 """StepRouting: the adapters of a step that routers choose for each token at each linear layer.
 
-A router scores its adapters by ``|x . v|``, where x is a token's input of the layer, and v the adapter's prototype for
-the layer. The best ``top_k`` have the softmax of their scores as factors; of equal ones, the first by name.
+Arrow scores adapters by ``|x . v|``, where x is a token's input of the layer, and v the adapter's prototype for the
+layer; a trained gate by ``x . v`` with vectors of its own. The best ``top_k`` have the softmax of their scores as
+factors; of equal ones, the first by name.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from server.kernels.low_rank import Factors
 from server.model.chunk_weights import AdapterRouter, RoutedTokens
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.errors import AdapterError
-from server.model.lora.prototypes import Vectors, prototypes_of
+from server.model.lora.prototypes import Vectors, vectors_of
 from server.model.step import SequenceChunk
 
 
@@ -68,7 +69,7 @@ class StepRouting:
     def vectors(self) -> list[Vectors]:
         """Return the vectors of each adapter of the step by which routers score it, none for others."""
         found = zip(self._adapters, self._is_routed, strict=True)
-        return [prototypes_of(adapter) if is_routed else {} for adapter, is_routed in found]
+        return [vectors_of(adapter) if is_routed else {} for adapter, is_routed in found]
 
     def refuse(self, name: str) -> None:
         """Raise ``AdapterError`` if a router would choose adapters at a layer that can't have other ones by token."""
@@ -100,8 +101,9 @@ class StepRouting:
             ]
             if not len(rows) or not columns:
                 continue
-            vectors = torch.stack([prototypes_of(self._adapters[place])[name] for place in columns])
-            given = _softmax_of_best(F.linear(x[torch.from_numpy(rows).to(x.device)].float(), vectors).abs(), router)
+            vectors = torch.stack([vectors_of(self._adapters[place])[name] for place in columns])
+            scores = F.linear(x[torch.from_numpy(rows).to(x.device)].float(), vectors)
+            given = _softmax_of_best(scores if router.is_signed else scores.abs(), router)
             factors[rows[:, None], columns] += given
             for place, column in zip(columns, given.T, strict=True):
                 np.add.at(self.totals[:, place], tokens[rows], column)  # rows of a token add up

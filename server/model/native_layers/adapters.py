@@ -144,7 +144,12 @@ class _NativeRouting:
         candidates = routing.candidates.ctypes.data
         self._routers = (LoraRouter * len(routing.routers))(
             *(
-                LoraRouter(candidates + number * routing.candidates.shape[1], router.top_k, 0, router.temperature)
+                LoraRouter(
+                    candidates + number * routing.candidates.shape[1],
+                    router.top_k,
+                    int(router.is_signed),
+                    router.temperature,
+                )
                 for number, router in enumerate(routing.routers)
             )
         )

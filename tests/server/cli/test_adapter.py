@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.adapters import change_config, write_adapter
+from tests.gates import write_mixture
 
 HIDDEN = 192
 
@@ -53,6 +54,27 @@ def test_a_folder_without_an_adapter_is_refused_before_a_model_is_loaded(tmp_pat
     assert result.stderr.startswith("greenroom: ")
     assert result.stderr.endswith("'r' is 0; ranks from 1 to 1024 are supported\n")
     assert check(tmp_path).stderr.endswith("has no adapter_config.json; give a folder that PEFT has written\n")
+
+
+@pytest.mark.slow
+def test_a_mixture_that_fits_is_described(tmp_path: Path) -> None:
+    write_mixture(tmp_path / "mix", {"law": 1.0, "code": 2.0}, inputs=HIDDEN)
+    result = check(tmp_path / "mix")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[2:] == [
+        "gate:     the best 1 of 2 adapters for each token and layer",
+        "adapter:  law, 2 tensors of rank 4, 6.0 KiB",
+        "adapter:  code, 2 tensors of rank 4, 6.0 KiB",
+        "memory:   2.0 MiB, and 1.5 KiB for the gate",
+    ]
+
+
+@pytest.mark.slow
+def test_a_mixture_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    write_mixture(tmp_path / "mix", {"law": 1.0}, inputs=HIDDEN, greenroom_base="77aa")
+    result = check(tmp_path / "mix")
+    assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)
+    assert "trained for a model with the fingerprint 77aa" in result.stderr
 
 
 def test_another_action_is_wrong_usage(tmp_path: Path) -> None:

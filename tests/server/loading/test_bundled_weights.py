@@ -19,7 +19,7 @@ OWN = Path("own")
 def test_the_bundled_model_has_the_bundled_adapters() -> None:
     settings = with_bundled_adapters(None, ServeSettings())
     assert settings.adapters_dir == ADAPTERS
-    assert [named.name for named in settings.adapter] == ["legal", "python", "recipes"]
+    assert [named.name for named in settings.adapter] == ["legal", "mixture", "python", "recipes"]
 
 
 @pytest.mark.parametrize(
