@@ -34,6 +34,10 @@ class Names:
     paths: dict[str, list[str | None]] = field(default_factory=lambda: defaultdict(lambda: [None]))
     locks: dict[str, asyncio.Lock] = field(default_factory=lambda: defaultdict(asyncio.Lock))  # held while one changes
 
+    def first_possible(self, name: str) -> int:
+        """Return the index of the first path that a name may stand for now; during a change there are three."""
+        return len(self.paths[name]) - (3 if self.locks[name].locked() else 1)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -135,7 +139,7 @@ class Player:
 
     async def _ask(self, http: httpx.AsyncClient, event: Event) -> None:
         names = names_of(event["body"])
-        before = {name: len(self._names.paths[name]) - 1 for name in names}
+        before = {name: self._names.first_possible(name) for name in names}
         answer = await fetch(http, event)
         paths = {name: tuple(self._names.paths[name][before[name] :]) for name in names}
         self._asked.append(Asked(event, answer, paths))
@@ -201,7 +205,8 @@ class Judge:
             return
         differences = [difference(answer, alone, is_exact=self._is_exact) for alone in wanted]
         if None not in differences:
-            raise FindingError(f"not as alone: {differences}; paths {asked.paths}; {json.dumps(asked.event)}")
+            got = f"{answer.status} {answer.error}".strip()
+            raise FindingError(f"{got}, not as alone: {differences}; paths {asked.paths}; {json.dumps(asked.event)}")
 
     def _alone(self, event: Event, paths: dict[str, str]) -> Answer:
         body = dict(event["body"])

@@ -5,6 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.body import JSON_TYPES, JsonBody
 from server.api.core.fields import Text
 from server.api.core.service import Service
@@ -30,6 +31,7 @@ class RequestBody(OllamaModel):
     """Fields of every request that a model answers."""
 
     model: Text | None = None
+    adapters: AdapterChoices = []
     keep_alive: Any = None
 
     def note_ignored(self, service: Service) -> None:

@@ -7,6 +7,7 @@ from pydantic import Field, PlainValidator
 from server.api.core.conversation import Conversation, text_part
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import Text, only
+from server.api.core.routing import RoutingOptions
 from server.api.core.service import Service
 from server.api.core.translation import CONTINUATION
 from server.api.core.validation import quote
@@ -59,6 +60,7 @@ Format = Annotated[str | JsonObject, PlainValidator(format_of, json_schema_input
 class ReplyRequest(RequestBody):
     """Fields that chats and prompts share."""
 
+    routing: RoutingOptions | None = None
     stream: bool = True
     options: Options = Field(default_factory=lambda: Options.model_validate({}))
     format: Format = ""
@@ -72,7 +74,8 @@ class ReplyRequest(RequestBody):
 
     def _shared_fields(self, name: str | None) -> JsonObject:
         """Return the fields that chats and completions share."""
-        fields = {"model": name, "stream": self.stream, **self.options.for_generation()}
+        fields = {"model": name, "adapters": self.adapters, "routing": self.routing, "stream": self.stream}
+        fields |= self.options.for_generation()
         if isinstance(self.format, dict):
             schema = {"name": "format", "schema": self.format}
             return fields | {"response_format": {"type": "json_schema", "json_schema": schema}}

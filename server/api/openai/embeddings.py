@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.auth import UserDep
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
@@ -43,6 +44,7 @@ class EmbeddingBody(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, le=MAX_INT32)
     pooling: Pooling = "mean"
+    adapters: AdapterChoices = []
     user: Any = None
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     timeout: float | None = Field(None, gt=0)  # seconds
@@ -66,7 +68,7 @@ class EmbeddingBody(BaseModel):
 async def create_embeddings(
     request: Request, body: Annotated[EmbeddingBody, JsonBody(EmbeddingBody)], service: ServiceDep
 ) -> Response:
-    model = service.accepting_model(body.model)
+    model = service.accepting_model(body.model, body.adapters)
     service.unknown_fields.note(body.model_extra or ())
     check(body, model)
     prompts = await asyncio.to_thread(encode_inputs, body.input, model)

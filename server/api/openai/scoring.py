@@ -100,7 +100,7 @@ async def score(
         EngineError: the engine does not take a text, or fails.
 
     """
-    model = service.accepting_model(body.model)
+    model = service.accepting_model(body.model, body.adapters)
     service.unknown_fields.note(body.model_extra or ())
     check_embeds(model)
     prompts: list[list[int]] = []

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
+from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import MAX_INT32, Text, is_encodable
 from server.api.openai.embeddings import MAX_INPUTS
@@ -42,6 +43,7 @@ class ScoringBody(BaseModel):
 
     model: Text | None = None
     pooling: Pooling = "mean"
+    adapters: AdapterChoices = []
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_INT32), AfterValidator(not_zero)] | None = None
     truncation_side: Literal["left", "right"] = "right"  # "right" keeps the first tokens
     max_tokens_per_query: Limit = 0

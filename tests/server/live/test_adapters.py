@@ -32,6 +32,18 @@ from tests.server.live.conftest import LiveServer, serving_model
 TARGETS = LoraTargets({"model.layers.0.self_attn.q_proj": (32, 32)}, {}, {}, {}, {})
 LAYOUT = ExpertLayout((ParameterSpec(PARAMETER, torch.uint8, (4096,)),))
 CHAT = [{"role": "user", "content": "hi"}]
+ROUTES = [  # path, and a body that it answers
+    ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
+    ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2}),
+    ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
+    ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
+    ("/v1/embeddings", {"input": "hi"}),
+    ("/api/chat", {"messages": CHAT, "stream": False, "options": {"num_predict": 2}}),
+    ("/api/generate", {"prompt": "hi", "stream": False, "options": {"num_predict": 2}}),
+    ("/api/embed", {"input": "hi"}),
+    ("/score", {"text_1": "hi", "text_2": "ho"}),
+    ("/rerank", {"query": "hi", "documents": ["ho"]}),
+]
 
 
 @dataclass
@@ -97,19 +109,7 @@ def test_a_loaded_adapter_is_a_model_of_its_name(server: AdapterServer) -> None:
     assert server.get("/v1/models/law") == law
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
-        ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2}),
-        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
-        ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
-        ("/v1/embeddings", {"input": "hi"}),
-        ("/api/chat", {"messages": CHAT, "stream": False, "options": {"num_predict": 2}}),
-        ("/api/generate", {"prompt": "hi", "stream": False, "options": {"num_predict": 2}}),
-        ("/api/embed", {"input": "hi"}),
-    ],
-)
+@pytest.mark.parametrize(("path", "body"), ROUTES)
 def test_every_dialect_takes_an_adapter_for_its_model_and_replies_with_its_name(
     server: AdapterServer, path: str, body: dict[str, Any]
 ) -> None:
@@ -120,15 +120,7 @@ def test_every_dialect_takes_an_adapter_for_its_model_and_replies_with_its_name(
     assert server.last_used() == {"law": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [
-        ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
-        ("/v1/chat/completions", {"messages": CHAT, "max_tokens": 2}),
-        ("/v1/responses", {"input": "hi", "max_output_tokens": 2}),
-        ("/v1/messages", {"messages": CHAT, "max_tokens": 2}),
-    ],
-)
+@pytest.mark.parametrize(("path", "body"), ROUTES)
 def test_adapters_are_mixed_on_top_of_any_model(server: AdapterServer, path: str, body: dict[str, Any]) -> None:
     server.load("law")
     server.load("code")
