@@ -9,6 +9,8 @@ links statically, and a Linux of 5.16 or later, which needs no installation: ``a
 from __future__ import annotations
 
 import argparse
+import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +19,8 @@ from tests.server.kernels.native.build import DRIVER, ROOT, load_setup
 from tests.server.kernels.native.emulation.machine import NoResult, run
 
 FLAGS = ("-std=c++17", "-O1", "-Wall", "-Wextra")
-LINK_FLAGS = ("-static", "-pthread")
+LINK_FLAGS = ("-static", "-pthread", "-Wl,--wrap=syscall")
+HERE = Path(__file__).parent
 
 
 def build(folder: Path) -> Path:
@@ -28,11 +31,25 @@ def build(folder: Path) -> Path:
     objects = compiler.objects(sources, ROOT / "build" / "emulated")
     compiler.flags += ["-I", str(sources)]
     objects += compiler.objects(DRIVER, ROOT / "build" / "emulated" / "driver")
-    guard = folder / "guard.o"
-    compiler.run(*compiler.flags, "-c", str(Path(__file__).with_name("guard.cpp")), "-o", str(guard))
-    objects.append(guard)
+    for name in ("guard", "start"):
+        objects.append(folder / f"{name}.o")
+        compiler.run(*compiler.flags, "-c", str(HERE / f"{name}.cpp"), "-o", str(objects[-1]))
     compiler.link(objects, folder / "driver", LINK_FLAGS)
     return folder / "driver"
+
+
+def build_module(headers: Path, folder: Path) -> Path:
+    """Compile the module that enables tiles.
+
+    Args:
+        headers: those of the emulated Linux, a folder of /usr/src.
+    """
+    source = folder / "module"
+    source.mkdir()
+    shutil.copy(HERE / "tiles.c", source)
+    (source / "Makefile").write_text("obj-m := tiles.o\n")
+    subprocess.run(["make", "-C", str(headers), f"M={source}", "modules"], check=True, stdout=subprocess.DEVNULL)
+    return source / "tiles.ko"
 
 
 def main() -> int:
@@ -45,14 +62,17 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (str(options.rounds), str(options.seed))
-        program = build(Path(folder))
+        machine = Path(folder, "machine")
+        machine.mkdir()
+        headers = Path("/usr/src", options.kernel.name.replace("vmlinuz", "linux-headers"))
+        files = {"init": build(Path(folder)), "tiles.ko": build_module(headers, Path(folder))}
         try:
-            result = run(program, arguments, options.kernel, options.cpu, Path(folder), options.timeout)
+            result = run(files, arguments, options.kernel, options.cpu, machine, options.timeout)
         except NoResult as reason:
             print(reason, file=sys.stderr)
             return 2
     print(result.output)
-    return result.status if result.status >= 0 else 1
+    return result.status
 
 
 if __name__ == "__main__":
