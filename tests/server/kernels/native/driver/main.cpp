@@ -1,6 +1,7 @@
 // Calls the C interface of the native kernels at every level of this processor with random shapes, and checks results
 // against plain loops. It is linked with the kernels' objects, so that sanitizers cover both; memory has no spare
-// bytes. `driver ROUNDS [SEED]` exits with 0, or with 1 and a line for each wrong result.
+// bytes. `driver ROUNDS [SEED [LEVEL [FORMAT]]]` exits with 0, or with 1 and a line for each wrong result. It takes all
+// levels and formats unless they are given, a format by its number.
 
 #include <cmath>
 #include <cstdio>
@@ -51,9 +52,10 @@ void run_linear(Handle* handle, const char* level) {
   const Format format = any_format();
   const bool is_long = one_in(12);  // long enough that inputs are taken in stretches
   const int64_t inputs = supported(format, is_long ? between(500, 2200) : between(1, 200));
-  const Weights weights(Layout(format, is_long ? between(1, 10) : between(1, 150), inputs));
+  const bool is_large = is_long && one_in(4);
+  const Weights weights(Layout(format, is_long && !is_large ? between(1, 10) : between(1, 150), inputs));
   const int64_t outputs = weights.layout.outputs;
-  const int64_t rows = is_long || one_in(2) ? between(1, 7) : between(1, 70);
+  const int64_t rows = is_large || (!is_long && one_in(2)) ? between(1, 70) : between(1, 7);
   const int64_t x_gap = between(0, 3), y_gap = between(0, 3);
   const int64_t x_stride = inputs + x_gap, y_stride = outputs + y_gap;
   const Numbers x(plain_format(), rows * x_stride - x_gap), bias(plain_format(), outputs);
@@ -174,7 +176,10 @@ int main(int count, char** arguments) {
   using namespace driver;
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 100;
   random_bits.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0);
+  const char* only_level = count > 3 ? arguments[3] : nullptr;
+  if (count > 4) only_format = static_cast<Format>(std::atoi(arguments[4]));
   for (const char* level : kLevels) {
+    if (only_level && std::strcmp(level, only_level)) continue;
     const char* found = greenroom_level(level);
     if (!found || std::strcmp(found, level)) continue;  // missing from this build, or unsupported by this processor
     Handle* handle = greenroom_open(3, level);

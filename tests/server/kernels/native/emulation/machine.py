@@ -12,12 +12,13 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# Bochs waits for a millisecond at each look at the keyboard, so looks are rare, but its BIOS expects some. Without ACPI,
+# Linux does not enter system management mode, which Bochs 3.0 does not leave as it should.
 CONFIGURATION = """\
 cpu: model={cpu}, count=1, ips=50000000, reset_on_triple_fault=0
 memory: guest={memory}, host={memory}
@@ -36,7 +37,6 @@ info: action=ignore
 clock: sync=none
 speaker: enabled=0, mode=none
 """
-# At each look at keyboard and screen, Bochs sleeps for a millisecond, so it has to look rarely.
 MENU = """\
 set timeout=0
 menuentry program {{
@@ -55,8 +55,8 @@ class Result(NamedTuple):
     output: str
 
 
-class NoResult(RuntimeError):
-    """The machine stopped, or took too long, before the program ended."""
+class MachineError(RuntimeError):
+    """The program can't be run, or the machine stopped, or took too long, before it ended."""
 
 
 def archive(files: Mapping[str, Path]) -> bytes:
@@ -89,7 +89,7 @@ def run(
         timeout: in seconds.
 
     Raises:
-        NoResult: see there.
+        MachineError: see there.
         subprocess.CalledProcessError: the disk can't be made.
     """
     tree = folder / "disk"
@@ -114,6 +114,9 @@ def run(
     )
     try:
         return _follow(machine, serial, screen, time.monotonic() + timeout)
+    except MachineError as error:
+        notes = log.read_text(errors="replace").splitlines() if log.exists() else []
+        raise MachineError(f"{error} ({notes[-1].strip() if notes else 'Bochs noted nothing'})") from error
     finally:
         machine.kill()
         machine.wait()
@@ -125,12 +128,11 @@ def _follow(machine: subprocess.Popen[bytes], serial: int, screen: int, deadline
     written = b""
     while not (end := END.search(written)):
         if machine.poll() is not None:
-            raise NoResult(f"Bochs ended with status {machine.returncode}")
+            raise MachineError(f"Bochs ended with status {machine.returncode}")
         if time.monotonic() > deadline:
-            raise NoResult("the program did not end in time; see --timeout")
+            raise MachineError("the program did not end in time; see --timeout")
         for descriptor in select.select([serial, screen], [], [], 1)[0]:
             part = os.read(descriptor, 1 << 16)
-            if descriptor == serial and os.environ.get("EMUDEBUG"): print(part, file=sys.stderr, flush=True)
             if descriptor == serial:
                 written += part
     output = written[: written.rfind(b"\n", 0, end.start())].decode(errors="replace").replace("\r", "")
