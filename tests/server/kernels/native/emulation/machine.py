@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# Bochs waits for a millisecond at each look at the keyboard, so looks are rare, but its BIOS expects some. Without ACPI,
+# Bochs waits for a millisecond at each look at the keyboard, so looks are rare; its BIOS expects some. Without ACPI,
 # Linux does not enter system management mode, which Bochs 3.0 does not leave as it should.
 CONFIGURATION = """\
 cpu: model={cpu}, count=1, ips=50000000, reset_on_triple_fault=0
