@@ -53,7 +53,8 @@ void run_linear(Handle* handle, const char* level) {
   const bool is_long = one_in(12);  // long enough that inputs are taken in stretches
   const int64_t inputs = supported(format, is_long ? between(500, 2200) : between(1, 200));
   const bool is_large = is_long && one_in(4);
-  const Weights weights(Layout(format, is_long && !is_large ? between(1, 10) : between(1, 150), inputs));
+  const int64_t wanted_outputs = is_long && !is_large ? between(1, 10) : between(1, 150);
+  const Weights weights(Layout(format, one_in(3) ? round_up(wanted_outputs, kBlock) : wanted_outputs, inputs));
   const int64_t outputs = weights.layout.outputs;
   const int64_t rows = is_large || (!is_long && one_in(2)) ? between(1, 70) : between(1, 7);
   const int64_t x_gap = between(0, 3), y_gap = between(0, 3);
