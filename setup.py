@@ -29,12 +29,14 @@ LAST_FLAGS = ("-ffp-contract=off",)
 LINK_FLAGS = ("-shared", "-s", "-static-libstdc++", "-static-libgcc", "-pthread")
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
+AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
 # Only `level_NAME.cpp` is compiled with a level's flags, if the compiler supports them. Levels with flags are x86-64's.
 LEVELS = {
     "portable": (),
     "avx2": AVX2,
     "avx512": AVX512,
-    "avx512_bf16": (*AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "avx512_bf16": AVX512_BF16,
+    "amx": (*AVX512_BF16, "-mamx-tile", "-mamx-bf16"),
 }
 
 

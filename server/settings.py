@@ -111,8 +111,10 @@ class ServeSettings(BaseModel):
         "native decoder layers always have it, other models become slower",
     )
     threads: int | None = Field(None, ge=1, description="compute threads (default: number of cores)")
-    kernels: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "off"] = Field(
-        "auto", description="highest instruction set that the native kernels may use; off: compute with torch alone"
+    kernels: Literal["auto", "portable", "avx2", "avx512", "avx512_bf16", "amx", "off"] = Field(
+        "auto",
+        description="highest instruction set that the native kernels may use; auto does not choose amx, whose speed is "
+        "unknown; off: compute with torch alone",
     )
     allowed_host: HostNames = Field(
         (), description="host name by which clients reach the server, besides this machine's own; *: any name"

@@ -10,7 +10,7 @@ import torch
 
 from server.doctor.finding import Finding
 from server.kernels.native.available import availability, choose_level, describe_level
-from server.kernels.native.library import KernelError
+from server.kernels.native.library import UNTIMED, KernelError
 from server.memory.control_group import processor_limit
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -80,8 +80,10 @@ def check_kernels(wanted: str) -> Finding:
     message = describe_level(wanted, level)
     if wanted != "auto":
         message += ", set by --kernels"
-        if found.runnable and level != found.runnable[-1]:
-            message += f"; this CPU can run {found.runnable[-1]}"
+        if found.best is not None and level != found.best:
+            message += f"; auto is {found.best}" if level in UNTIMED else f"; this CPU can run {found.best}"
+    elif untimed := [name for name in UNTIMED if name in found.runnable]:
+        message += f"; this CPU can also run {', '.join(untimed)}, whose speed is unknown: try --kernels {untimed[-1]}"
     if found.lacking and found.reason is None:
         message += f"; not in this build: {', '.join(found.lacking)}"
     return Finding("kernels", "ok", message)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from server.kernels.native import library
-from server.kernels.native.library import LEVELS, KernelError
+from server.kernels.native.library import LEVELS, UNTIMED, KernelError
 
 OFF = "off"
 NOTE = library.PATH.with_name("no_kernels.txt")  # setup.py writes it if it could not build the library
@@ -17,9 +17,14 @@ NOT_BUILT = "they were not built: run `pip install --editable .`"
 class Availability:
     """The levels that this processor can run, and those that were not built."""
 
-    runnable: tuple[str, ...]  # levels, the lowest first; the last is the fastest
+    runnable: tuple[str, ...]  # levels, the lowest first
     lacking: tuple[str, ...]  # levels missing from the build: for other processors, or unknown to its compiler
     reason: str | None  # set if there are no kernels at all
+
+    @property
+    def best(self) -> str | None:
+        """The level of ``auto``."""
+        return next((level for level in reversed(self.runnable) if level not in UNTIMED), None)
 
 
 @cache
@@ -60,7 +65,7 @@ def choose_level(wanted: str) -> str | None:
     """
     found = availability()
     if wanted == "auto":
-        return found.runnable[-1] if found.runnable else None
+        return found.best
     if wanted == OFF:
         return None
     if wanted not in LEVELS:

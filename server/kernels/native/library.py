@@ -17,7 +17,8 @@ import numpy as np
 
 ABI = 6
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
-LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")  # each includes those before it
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
+UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in level.cpp
 
 
 class Format(IntEnum):
@@ -173,7 +174,7 @@ def load() -> ctypes.CDLL:
 
 
 def best_level(most: str | None = None) -> str:
-    """Return the highest level up to ``most`` that this processor can run.
+    """Return the highest level up to ``most`` that this processor can run; by default those ``UNTIMED`` do not count.
 
     Raises:
         KernelError: there is no such level.
@@ -189,7 +190,8 @@ class Kernels:
 
     Args:
         num_threads: the number of threads, the caller's included.
-        level: the highest instruction set to use, one of ``LEVELS``; by default the processor's highest.
+        level: the highest instruction set to use, one of ``LEVELS``; by default the processor's highest
+            that is not ``UNTIMED``.
     """
 
     def __init__(self, num_threads: int, level: str | None = None):

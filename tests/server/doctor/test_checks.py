@@ -74,6 +74,20 @@ def test_kernels_are_reported_with_levels_missing_from_the_build(monkeypatch: py
     assert (refused.level, refused.advice) == ("fail", "choose auto, portable, avx2 or off")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("auto", "avx512_bf16; this CPU can also run amx, whose speed is unknown: try --kernels amx"),
+        ("avx512_bf16", "avx512_bf16, set by --kernels"),
+        ("amx", "amx, set by --kernels; auto is avx512_bf16"),
+    ],
+)
+def test_amx_is_reported_and_never_urged(wanted: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (available, processor):
+        monkeypatch.setattr(module, "availability", lambda: Availability(LEVELS, (), None))
+    assert processor.check_kernels(wanted) == Finding("kernels", "ok", message)
+
+
 def test_missing_kernels_are_warned_of_with_their_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (available, processor):
         monkeypatch.setattr(module, "availability", lambda: Availability((), LEVELS, "pip found no C++ compiler"))

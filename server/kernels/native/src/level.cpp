@@ -4,6 +4,8 @@
 
 #ifdef GREENROOM_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 namespace greenroom {
@@ -20,6 +22,15 @@ struct Choice {
   unsigned int a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
+
+// Linux lets a process use tiles after it has asked for them. It may refuse, so the processor is not enough.
+[[maybe_unused]] bool may_use_tiles() {
+  constexpr unsigned int kBf16 = 1u << 22, kTile = 1u << 24;
+  constexpr int kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA of Linux 5.16
+  unsigned int a, b, c, d;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && d & kBf16 && d & kTile &&
+         !syscall(SYS_arch_prctl, kRequest, kTileData);
+}
 #endif
 
 }  // namespace
@@ -32,6 +43,8 @@ const Level* find_level(const char* most) {
   [[maybe_unused]] const bool has_avx512 =
       has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  [[maybe_unused]] const bool has_avx512_bf16 =
+      has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   const Choice choices[] = {
       {&kPortable, true},
 #ifndef GREENROOM_NO_AVX2
@@ -41,8 +54,10 @@ const Level* find_level(const char* most) {
       {&kAvx512, has_avx512},
 #endif
 #ifndef GREENROOM_NO_AVX512_BF16
-      {&kAvx512Bf16,
-       has_avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")},
+      {&kAvx512Bf16, has_avx512_bf16},
+#endif
+#ifndef GREENROOM_NO_AMX
+      {&kAmx, has_avx512_bf16 && most && !std::strcmp(most, kAmx.name) && may_use_tiles()},
 #endif
   };
 #else

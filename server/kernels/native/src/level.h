@@ -74,10 +74,12 @@ extern const Level kPortable;
 extern const Level kAvx2;
 extern const Level kAvx512;
 extern const Level kAvx512Bf16;
+extern const Level kAmx;
 #endif
 
-// Returns the highest level up to `most` (null: any) that this processor can run; null if `most` is unknown.
-// A level whose flags the compiler does not support is unknown; setup.py defines GREENROOM_NO_ and its name then.
+// Returns the highest level up to `most` that this processor can run; null if `most` is unknown. If `most` is null, that
+// is the highest whose speed has been measured: AMX runs only if it is named. A level whose flags the compiler does not
+// support is unknown; setup.py defines GREENROOM_NO_ and its name then.
 const Level* find_level(const char* most);
 
 }  // namespace greenroom

@@ -38,6 +38,17 @@ def test_auto_is_the_highest_level_and_a_lower_one_can_be_chosen(monkeypatch: py
     assert choose_level("off") is None
 
 
+def test_amx_is_chosen_only_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, Availability(LEVELS, (), None))
+    assert (choose_level("auto"), choose_level("amx")) == ("avx512_bf16", "amx")
+
+
+def test_the_library_chooses_the_level_of_auto() -> None:
+    if not available.availability().runnable:
+        pytest.skip("no native kernels")
+    assert library.best_level() == choose_level("auto")
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -46,7 +57,7 @@ def test_auto_is_the_highest_level_and_a_lower_one_can_be_chosen(monkeypatch: py
             "avx512_bf16",
             "avx512_bf16 can't run, since the build lacks it; choose auto, portable, avx2 or off",
         ),
-        ("sse9", "'sse9' is not a kernel level; choose auto, portable, avx2, avx512, avx512_bf16 or off"),
+        ("sse9", "'sse9' is not a kernel level; choose auto, portable, avx2, avx512, avx512_bf16, amx or off"),
     ],
 )
 def test_an_unavailable_level_is_refused(wanted: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,8 +59,8 @@ def sources(tmp_path: Path) -> Path:
 def test_a_level_whose_flags_are_unknown_is_left_out() -> None:
     made = SETUP.Compiler()
     assert list(made.levels) == ["portable", "avx2", "avx512"]
-    assert made.lacking == ["avx512_bf16"]
-    assert {"-DGREENROOM_X86", "-DGREENROOM_NO_AVX512_BF16"} <= set(made.flags)
+    assert made.lacking == ["avx512_bf16", "amx"]
+    assert {"-DGREENROOM_X86", "-DGREENROOM_NO_AVX512_BF16", "-DGREENROOM_NO_AMX"} <= set(made.flags)
 
 
 def test_other_processors_have_only_the_portable_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

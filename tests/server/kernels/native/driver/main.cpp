@@ -1,6 +1,7 @@
 // Calls the C interface of the native kernels at every level of this processor with random shapes, and checks results
 // against plain loops. It is linked with the kernels' objects, so that sanitizers cover both; memory has no spare
-// bytes. `driver ROUNDS [SEED]` exits with 0, or with 1 and a line for each wrong result.
+// bytes. `driver ROUNDS [SEED [LEVEL [FORMAT]]]` exits with 0, or with 1 and a line for each wrong result. It takes all
+// levels and formats unless they are given, a format by its number.
 
 #include <cmath>
 #include <cstdio>
@@ -13,7 +14,7 @@
 namespace driver {
 namespace {
 
-constexpr const char* kLevels[] = {"portable", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kLevels[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
 constexpr double kRounded = 0.12;  // tolerance of an expert's result, as a part of the sum of magnitudes
 constexpr int kLayerShare = 3;  // rounds per round with decoder layers, which take longer
 
@@ -51,9 +52,11 @@ void run_linear(Handle* handle, const char* level) {
   const Format format = any_format();
   const bool is_long = one_in(12);  // long enough that inputs are taken in stretches
   const int64_t inputs = supported(format, is_long ? between(500, 2200) : between(1, 200));
-  const Weights weights(Layout(format, is_long ? between(1, 10) : between(1, 150), inputs));
+  const bool is_large = is_long && one_in(4);
+  const int64_t wanted_outputs = is_long && !is_large ? between(1, 10) : between(1, 150);
+  const Weights weights(Layout(format, one_in(3) ? round_up(wanted_outputs, kBlock) : wanted_outputs, inputs));
   const int64_t outputs = weights.layout.outputs;
-  const int64_t rows = is_long || one_in(2) ? between(1, 7) : between(1, 70);
+  const int64_t rows = is_large || (!is_long && one_in(2)) ? between(1, 70) : between(1, 7);
   const int64_t x_gap = between(0, 3), y_gap = between(0, 3);
   const int64_t x_stride = inputs + x_gap, y_stride = outputs + y_gap;
   const Numbers x(plain_format(), rows * x_stride - x_gap), bias(plain_format(), outputs);
@@ -72,16 +75,26 @@ void run_linear(Handle* handle, const char* level) {
   call.y_format = y_format;
   call.is_exact = static_cast<int32_t>(between(0, 1));
   if (greenroom_linear(handle, &call)) std::abort();
+  // Both factors fit bfloat16, so that rows are not rounded.
+  const bool is_exact = call.is_exact || (format == Format::kBFloat16 && x.format == Format::kBFloat16);
   for (int64_t row = 0; row < rows; ++row) {
     const double* numbers = x.values.data() + row * x_stride;
     for (int64_t output = 0; output < outputs; ++output) {
       double size, wanted = weights.sum(numbers, output, &size);
       if (call.bias) wanted += bias.values[output];
       const double found = get_plain(y_format, y.data() + (row * y_stride + output) * bytes_of(y_format));
-      const double most = call.is_exact ? kExact * size : weights.rounding(numbers, output);
-      check("a product", level, format, found, wanted, most + 0.01 * std::fabs(wanted) + 1e-5);
+      const double most = is_exact ? kExact * size : weights.rounding(numbers, output);
+      const double slack = is_exact && y_format == Format::kFloat32 ? 0 : 0.01 * std::fabs(wanted);
+      check("a product", level, format, found, wanted, most + slack + 1e-5);
     }
   }
+  const int64_t row = between(0, rows - 1), bytes = outputs * bytes_of(y_format);
+  std::vector<char> alone(static_cast<size_t>(bytes));
+  call.x = x.bytes.get() + row * x_stride * bytes_of(x.format);
+  call.y = alone.data();
+  call.rows = 1;
+  if (greenroom_linear(handle, &call)) std::abort();
+  check_same("a product of one row", level, alone.data(), y.data() + row * y_stride * bytes_of(y_format), bytes);
 }
 
 void run_experts(Handle* handle, const char* level) {
@@ -164,7 +177,10 @@ int main(int count, char** arguments) {
   using namespace driver;
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 100;
   random_bits.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0);
+  const char* only_level = count > 3 ? arguments[3] : nullptr;
+  if (count > 4) only_format = static_cast<Format>(std::atoi(arguments[4]));
   for (const char* level : kLevels) {
+    if (only_level && std::strcmp(level, only_level)) continue;
     const char* found = greenroom_level(level);
     if (!found || std::strcmp(found, level)) continue;  // missing from this build, or unsupported by this processor
     Handle* handle = greenroom_open(3, level);

@@ -1,6 +1,8 @@
 // Random matrices of every format, with their values.
 #pragma once
 
+#include <optional>
+
 #include "common.h"
 
 namespace driver {
@@ -17,6 +19,7 @@ struct Layout {
   int32_t block = 0;
 };
 
+extern std::optional<Format> only_format;  // what any_format() returns, if it is set
 Format any_format();
 Format trunk_format();  // a format of linear layers: plain, or int8 or int4 of a pack
 
