@@ -14,7 +14,8 @@ from fastapi import FastAPI
 
 from server.api.core.audit import audit
 from server.api.core.auto_routing import learn_examples
-from server.api.core.service import LoadedModel, Service
+from server.api.core.loaded_model import LoadedModel
+from server.api.core.service import Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
 from server.lifecycle.http_protocol import ConnectionGuard

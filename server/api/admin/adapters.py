@@ -14,7 +14,8 @@ from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError, ModelNotFoundError
 from server.api.core.fields import Text
-from server.api.core.service import LoadedModel, Service
+from server.api.core.loaded_model import LoadedModel
+from server.api.core.service import Service
 from server.api.core.validation import quote
 from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
 

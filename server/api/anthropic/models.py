@@ -13,7 +13,7 @@ from server.api.anthropic.errors import AnthropicRoute
 from server.api.core.auth import UserDep
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.validation import quote
 from server.engine.interface import JsonObject
 

@@ -17,9 +17,9 @@ from server.api.core.disconnect import unless_client_leaves
 from server.api.core.embedding import Embedding
 from server.api.core.errors import InvalidRequestError
 from server.api.core.generation import Generation
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.nearest_adapter import Choice, choose
 from server.api.core.routing import Routing, RoutingOptions
-from server.api.core.service import LoadedModel
 from server.api.core.translation import translate_errors
 from server.engine.interface import (
     DeadlineExceededError,

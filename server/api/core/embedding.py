@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from server.api.core.caller import current_caller
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.engine.interface import (
     DeadlineExceededError,
     ExpertUsage,

@@ -12,9 +12,10 @@ from server.api.core.auth import UserDep
 from server.api.core.chat_turn import ChatTurn, PlainText
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.openapi import JSON_STREAMED
 from server.api.core.reply import answer
-from server.api.core.service import LoadedModel, Service
+from server.api.core.service import Service
 from server.api.core.translation import translate_errors
 from server.api.core.validation import quote
 from server.api.ollama.body import OllamaBody

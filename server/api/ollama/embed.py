@@ -15,7 +15,7 @@ from server.api.core.disconnect import unless_client_leaves
 from server.api.core.embedding import Embedding
 from server.api.core.fields import MAX_INT32, Text
 from server.api.core.json_encoding import encode_json
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.translation import translate_errors
 from server.api.core.usage import expert_usage
 from server.api.ollama.body import OllamaBody, RequestBody

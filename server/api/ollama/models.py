@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from server.api.core.auth import UserDep
 from server.api.core.dependencies import ServiceDep
 from server.api.core.fields import Text
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.ollama.body import OllamaBody, OllamaModel
 from server.api.ollama.capabilities import capabilities
 from server.api.ollama.errors import ERRORS, OllamaRoute

@@ -13,9 +13,9 @@ from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError
 from server.api.core.generation import Generation
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.openapi import STREAMED
 from server.api.core.reply import answer
-from server.api.core.service import LoadedModel
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.fields import Prompt

@@ -20,7 +20,7 @@ from server.api.core.embedding import Embedding
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.fields import MAX_INT32, Text
 from server.api.core.json_encoding import encode_json
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.usage import expert_usage
 from server.api.openai.completions import token_ids
 from server.api.openai.fields import Prompt, Prompts

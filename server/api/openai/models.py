@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from server.api.core.auth import UserDep
 from server.api.core.dependencies import ServiceDep
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 

@@ -15,7 +15,8 @@ from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
 from server.api.core.disconnect import unless_client_leaves
 from server.api.core.embedding import Embedding
-from server.api.core.service import LoadedModel, Service
+from server.api.core.loaded_model import LoadedModel
+from server.api.core.service import Service
 from server.api.core.translation import translate_errors
 from server.api.core.usage import expert_usage
 from server.api.openai.embeddings import check_embeds, encode_inputs, unit

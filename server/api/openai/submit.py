@@ -10,7 +10,7 @@ from server.api.core.auto_routing import AutoRequest, Texts, submit_to_chosen
 from server.api.core.caller import current_caller
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.openai.bodies import GenerationBody
 from server.engine.interface import (
     ExpertUsage,

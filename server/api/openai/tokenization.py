@@ -13,7 +13,7 @@ from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
 from server.api.core.fields import MAX_INT32, Text
 from server.api.core.json_encoding import encode_json
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import Message
 from server.api.openai.turn_plan import encode

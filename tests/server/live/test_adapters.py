@@ -14,7 +14,8 @@ import torch
 
 from expert_store.catalog import ExpertLayout, ParameterSpec
 from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.service import LoadedModel, Service
+from server.api.core.loaded_model import LoadedModel
+from server.api.core.service import Service
 from server.engine.text.codec import Codec
 from server.model.chunk_weights import ChunkWeights
 from server.model.lora.pages import PARAMETER

@@ -13,7 +13,7 @@ import pytest
 
 from expert_store import ExpertKey, ExpertStore
 from server.administration.store_administration import StoreAdministration
-from server.api.core.service import LoadedModel
+from server.api.core.loaded_model import LoadedModel
 from server.engine.text.codec import Codec
 from tests.expert_store.files import make_catalog
 from tests.expert_store.lease_rows import one_row_each
