@@ -105,7 +105,7 @@ def test_failures_are_one_line(arguments: tuple[str, ...], status: int, reason: 
 
 
 def test_a_budget_that_does_not_fit_is_refused_below_the_report_as_by_serving_and_by_the_doctor() -> None:
-    budgets = ("--memory", "342MiB", "--host-expert-memory", "30GiB")
+    budgets = ("--memory", "345MiB", "--host-expert-memory", "30GiB")
     inspected, served = run_command("inspect", *budgets), run_command("serve", *budgets, "--port", "0")
     examined = run_command("doctor", *budgets, "--port", "0", environment={"FORCE_COLOR": ""})
     assert (inspected.returncode, served.returncode, examined.returncode) == (1, 1, 1)
@@ -116,4 +116,4 @@ def test_a_budget_that_does_not_fit_is_refused_below_the_report_as_by_serving_an
     (failed,) = [line for line in examined.stdout.splitlines() if line.startswith("fail")]
     assert failed == f"fail  memory plan   {refusal.removeprefix('greenroom: ')}"
     assert "96 in 6 layers, 216.0 KiB each" in inspected.stdout
-    assert "does not fit\n  budget         342.0 MiB\n" in inspected.stdout
+    assert "does not fit\n  budget         345.0 MiB\n" in inspected.stdout

@@ -77,7 +77,7 @@ def test_the_chat_uses_a_variant_and_an_adapter(server: Server, loaded: Client) 
     lines = f"/set max_tokens 4\n/model {BASE}:law\n/adapters add code 0.5\nHi\n"
     done = run_command("chat", "--url", server.url, stdin=lines)
     assert (done.returncode, done.stderr) == (0, "")
-    assert f"  code\n  poems\n* {BASE}:law\n* code 0.5\n  poems\n" in done.stdout
+    assert f"  code\n  poems\n* {BASE}:law\n  auto\n* code 0.5\n  poems\n" in done.stdout
     assert loaded.variants()[0].num_requests == 1
     assert {adapter.name: adapter.num_requests for adapter in loaded.adapters()} == {"code": 1, "poems": 0}
 
