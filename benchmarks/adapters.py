@@ -6,7 +6,8 @@ Makes random LoRA adapters (rank 16, on all attention projections) and expert va
 Runs batches in turn: all streams on the base, each on an adapter of its own, all on one adapter, each on a variant of
 its own, all on one variant. Prints medians, and ratios to the base in the same round; the last line is one JSON object.
 ``--cold-rounds`` measures the first token of an adapter that is on disk only. ``--load-rounds`` loads and unloads an
-adapter and a variant so many times, with a stream on each, and reports memory, threads and handles.
+adapter and a variant so many times, with a stream on each, and reports memory, threads and handles; prefixes of each
+version fill the KV cache meanwhile, so give it a small ``--kv-cache-memory``.
 """
 
 from __future__ import annotations
