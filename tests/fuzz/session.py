@@ -79,10 +79,11 @@ def _check_left(before: Holdings) -> None:
     Raises:
         FindingError: some stay.
     """
-    deadline = time.monotonic() + IDLE_SECONDS
+    deadline, always = time.monotonic() + IDLE_SECONDS, None
     while excess := Holdings.take().excess_over(before):
+        always = set(excess) if always is None else always & set(excess)
         if time.monotonic() > deadline:
-            raise FindingError(f"left behind: {excess}")
+            raise FindingError(f"left behind: {excess}; all the time: {sorted(always)}")
         time.sleep(0.05)
         gc.collect()
 
