@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers.utils import logging as transformers_logging
 
 from server.byte_sizes import format_bytes
-from server.loading.load_model import load_model
+from server.loading.load_model import ModelParts, load_model
 from server.model.lora.errors import AdapterError
 from server.model.lora.pages import page_layout
 from server.model.lora.pairs import LoraPair, Match
@@ -32,6 +32,17 @@ class AdapterCheck:
     refusal: str | None  # the error of the server
 
 
+def load_quietly(model: str | None, settings: ServeSettings) -> ModelParts:
+    """Load a model's trunk without progress bars and messages of transformers.
+
+    Raises:
+        ModelError, ExpertStoreError, SettingsError: it can't be loaded.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    return load_model(model, settings)
+
+
 def check_adapter(path: Path, model: str | None, settings: ServeSettings) -> AdapterCheck:
     """Check an adapter as the server does. The model's trunk is loaded, its experts are not.
 
@@ -42,9 +53,7 @@ def check_adapter(path: Path, model: str | None, settings: ServeSettings) -> Ada
     folder = locate(str(path), None)
     config_path, weights = find_files(folder)
     config = read_peft_config(config_path)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    parts = load_model(model, settings)
+    parts = load_quietly(model, settings)
     targets = lora_targets(parts.trunk)
     page_bytes = page_layout(targets).slot_bytes
     match = match_tensors(weights, config, targets)

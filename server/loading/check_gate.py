@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.utils import logging as transformers_logging
-
 from server.byte_sizes import format_bytes
-from server.loading.load_model import load_model
+from server.loading.check_adapter import load_quietly
 from server.model.checkpoint.fingerprint import fingerprint
 from server.model.lora.errors import AdapterError
 from server.model.lora.gate_files import CONFIG_NAME, GateConfig, GateFiles, read_gate, read_gate_config
@@ -38,9 +36,7 @@ def check_gate(path: Path, model: str | None, settings: ServeSettings) -> GateCh
     """
     folder = locate(str(path), None)
     config = read_gate_config(folder / CONFIG_NAME)
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    parts = load_model(model, settings)
+    parts = load_quietly(model, settings)
     targets = lora_targets(parts.trunk)
     files, refusal = None, None
     try:

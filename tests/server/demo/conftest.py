@@ -1,12 +1,13 @@
 """A corpus of two small domains, its tokenizer, and models small enough to train in a test."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from server.demo.architecture import Shape
+from server.demo.architecture import Shape, build_model
 from server.demo.corpus import END_OF_TEXT, read_corpus
 from server.demo.run_settings import Settings
 
@@ -81,3 +82,12 @@ def corpus(tmp_path):
 @pytest.fixture
 def domains(corpus, tokenizer):
     return read_corpus(corpus, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with random weights."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("base")
+    build_model(300, dense=False, shape=TINY).bfloat16().save_pretrained(folder)
+    return folder

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from server.demo import train_adapters
 from server.demo.adapters_readme import change, render
-from server.demo.architecture import build_model
 from server.demo.corpus import Domain
 from server.demo.errors import CorpusError
 from server.demo.expert_training import LayerExperts, VariantShape, choose_experts, load_variant, train_variant
@@ -28,19 +27,10 @@ from server.model.lora.gate_files import is_gate
 from server.model.lora.pages import page_layout
 from server.model.lora.peft_files import read_adapter
 from server.model.lora.targets import lora_targets
-from tests.server.demo.conftest import TINY
 from tests.server.model.variants import base_of, read, read_tensors
 
 TUNING = Tuning(steps=2, length=16, rows=2, eval_every=1, validation_tokens=64)
 INSTALLED = Path(train_adapters.__file__).parent
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("base")
-    build_model(300, dense=False, shape=TINY).bfloat16().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

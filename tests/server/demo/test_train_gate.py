@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from server.demo import train_gate
-from server.demo.architecture import build_model
 from server.demo.errors import CorpusError, DemoError
 from server.demo.gate_readme import render
 from server.demo.gate_training import GateShape, Mixture
@@ -23,19 +22,10 @@ from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.lora.gate_files import read_gate
 from server.model.lora.pages import page_layout
 from server.model.lora.targets import lora_targets
-from tests.server.demo.conftest import TINY
 
 NAMES = ("law", "sea")
 TUNING = Tuning(steps=2, length=16, rows=2, eval_every=1, validation_tokens=64)
 INSTALLED = Path(train_gate.__file__).parent / "adapters" / "mixture"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("base")
-    build_model(300, dense=False, shape=TINY).bfloat16().save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

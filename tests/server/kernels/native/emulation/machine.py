@@ -49,7 +49,7 @@ END = re.compile(rb"Attempted to kill init! exitcode=0x([0-9a-f]{6})00")
 
 
 class Result(NamedTuple):
-    """What the program wrote, and its exit status."""
+    """The output of the program, and its exit status."""
 
     status: int
     output: str
