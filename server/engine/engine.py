@@ -7,6 +7,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as AbstractSequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class Engine:
         self._executor = StepExecutor(runner, blocks, admission)
         self._publisher = EventPublisher(self._scheduler, self.statistics)
         self._deadlines = DeadlineWatch(self._submissions.unfinished, lambda: self.clock())  # noqa: PLW0108  tests replace it
+        self._unloaded: deque[str] = deque()  # weights whose prefixes the next step discards
         self._waits = False  # every sequence waits for its weights
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -105,6 +107,15 @@ class Engine:
 
     def wake(self) -> None:
         """Schedule again, as a waiting sequence may have its weights now; from any thread, at once."""
+        self._submissions.wake()
+
+    def discard_prefixes(self, version: str) -> None:
+        """Free the KV cache of weights that were unloaded; from any thread, before the next step.
+
+        Args:
+            version: one of ``RequestWeights.versions``.
+        """
+        self._unloaded.append(version)
         self._submissions.wake()
 
     def halt(self) -> None:
@@ -149,7 +160,7 @@ class Engine:
         weights = request.weights
         if weights is not None:
             weights.begin()
-        blocks = self._blocks.new_blocks(block_salt(request))
+        blocks = self._blocks.new_blocks(block_salt(request), () if weights is None else weights.versions)
         try:
             return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival))
         except EngineError as error:
@@ -166,9 +177,11 @@ class Engine:
         return snapshot_statuses(running, others, is_held, self.clock())
 
     def step(self) -> None:
-        """Drop ended requests, schedule, execute, postprocess."""
+        """Drop ended requests and prefixes of unloaded weights, schedule, execute, postprocess."""
         started = time.perf_counter()
         self._publisher.drop_ended(self.clock())
+        while self._unloaded:
+            self._blocks.discard(self._unloaded.popleft())
         step = self._scheduler.schedule()
         for sequence, error in self._scheduler.failed:
             self._publisher.fail(sequence, error)

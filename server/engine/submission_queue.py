@@ -64,13 +64,13 @@ class SubmissionQueue:
             return [*self._scheduled, *self._submitted]
 
     def wake(self) -> None:
-        """Let the engine's thread look again whether its sequences can run."""
+        """Let the engine's thread begin a step now, even without a sequence that could run."""
         with self._changed:
             self._is_woken = True
             self._changed.notify()
 
     def move_to_scheduler(self, timeout_seconds: float | None, *, can_run: bool = True) -> bool:
-        """Wait until there is work or the queue is closed, and add submitted sequences to the scheduler.
+        """Wait until there is work, ``wake`` or ``close``, and add submitted sequences to the scheduler.
 
         Args:
             can_run: False if the scheduler's sequences could not run when it last tried. They are tried again after
@@ -86,7 +86,7 @@ class SubmissionQueue:
             if waits:
                 timeout_seconds = min(timeout_seconds or RETRY_SECONDS, RETRY_SECONDS)
             has_work = self._changed.wait_for(
-                lambda: not self.is_open or self._submitted or ((self._is_woken or not waits) and self._scheduled),
+                lambda: not self.is_open or self._submitted or self._is_woken or (self._scheduled and not waits),
                 timeout_seconds,
             )
             self._is_woken = False

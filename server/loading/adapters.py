@@ -46,19 +46,24 @@ def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) 
 
 
 def load_adapters(
-    settings: ServeSettings, model: ModelParts, store: AdapterStore, wake: Callable[[], None]
+    settings: ServeSettings,
+    model: ModelParts,
+    store: AdapterStore,
+    wake: Callable[[], None],
+    on_drop: Callable[[str], None],
 ) -> Adapters:
     """Load the adapters of ``--adapter``.
 
     Args:
         wake: called when an adapter has come into memory.
+        on_drop: see ``AdapterMemory``.
 
     Raises:
         SettingsError: one can't be served.
     """
     if settings.adapters_dir is not None and not settings.adapters_dir.is_dir():
         raise SettingsError(f"--adapters-dir {settings.adapters_dir}: there is no such folder")
-    memory = AdapterMemory(store, wake)
+    memory = AdapterMemory(store, wake, on_drop)
     taken = [model.name, *(alias.name for alias in settings.model_alias if not alias.is_pattern)]
     registry = AdapterRegistry(
         lora_targets(model.trunk), memory, settings.adapters_dir, taken, cache(lambda: fingerprint(model.trunk))

@@ -108,9 +108,9 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes)
     codec = build_codec(parts, watcher)
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
-    adapters = None if store is None else load_adapters(settings, parts, store, engine.wake)
+    adapters = None if store is None else load_adapters(settings, parts, store, engine.wake, engine.discard_prefixes)
     on_change = (lambda: None) if elastic is None else elastic.count_experts
-    variants = open_variants(variants_folder(model, settings), parts, paging.store, on_change)
+    variants = open_variants(variants_folder(model, settings), parts, paging.store, on_change, engine.discard_prefixes)
     directory = Directory(
         parts.name,
         variants,

@@ -15,13 +15,17 @@ from server.weights.variant_registry import VariantRegistry
 
 
 def open_variants(
-    folder: Path | None, model: ModelParts, store: ExpertStore, on_change: Callable[[], None]
+    folder: Path | None,
+    model: ModelParts,
+    store: ExpertStore,
+    on_change: Callable[[], None],
+    on_drop: Callable[[str], None],
 ) -> VariantRegistry:
     """Return a registry without variants.
 
     Args:
         folder: the folder below which they are; None if none may be loaded.
-        on_change: see ``VariantRegistry``.
+        on_change, on_drop: see ``VariantRegistry``.
     """
     find_fingerprint = cache(lambda: fingerprint(model.trunk))
     return VariantRegistry(
@@ -30,6 +34,7 @@ def open_variants(
         find_fingerprint,
         folder,
         on_change,
+        on_drop,
     )
 
 

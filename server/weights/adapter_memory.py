@@ -42,11 +42,18 @@ class AdapterMemory:
 
     Args:
         wake: called when an adapter was loaded, or could not be.
+        on_drop: called with the ``variant`` of an adapter that no sequence uses or will use, perhaps more than once.
     """
 
-    def __init__(self, store: AdapterStore, wake: Callable[[], None], clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        store: AdapterStore,
+        wake: Callable[[], None],
+        on_drop: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self.store = store
-        self._wake, self._clock = wake, clock
+        self._wake, self._on_drop, self._clock = wake, on_drop, clock
         self._lock = threading.RLock()  # guards everything below and the versions; taken before the store's lock
         self._turns: dict[Versions, _Turn] = {}  # in their order
         self._num_wanted: Counter[Versions] = Counter()  # sequences that have begun
@@ -188,6 +195,7 @@ class AdapterMemory:
     def _drop_if_retired(self, version: AdapterVersion) -> None:
         if version.is_retired and not (version.num_sequences or version.num_uses or version.is_loading):
             self._close_file(version)
+            self._on_drop(version.variant)
 
     def _close_file(self, version: AdapterVersion) -> None:
         if version in self._open:

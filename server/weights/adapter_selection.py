@@ -54,6 +54,10 @@ class AdapterSelection:
         names = [version.variant for version in self._versions[len(self.chosen) :]]
         return f"{fixed}|routed {self.token_routing.top_k} {self.token_routing.temperature!r} {names}".encode()
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return tuple(version.variant for version in self._versions)
+
     def begin(self) -> None:
         with self._lock:
             if not self._num_sequences:

@@ -62,6 +62,10 @@ class VariantSelection(_ExpertSelection):
     def cache_salt(self) -> bytes:
         return self._current.version.encode()
 
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return (self._current.version,)
+
     def begin(self) -> None:
         with self._lock:
             if self._version is None or not self._num_sequences:
@@ -100,6 +104,10 @@ class RestrictedSelection(_ExpertSelection):
     @property
     def cache_salt(self) -> bytes:
         return self.variant.version.encode()
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return () if self._selected is None else self._selected.versions
 
     def begin(self) -> None:
         if self._selected is None:
@@ -144,6 +152,10 @@ class CombinedSelection:
     @property
     def cache_salt(self) -> bytes:
         return self._variant.cache_salt + b"+" + self._adapters.cache_salt
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        return self._variant.versions + self._adapters.versions
 
     def begin(self) -> None:
         self._variant.begin()

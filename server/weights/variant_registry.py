@@ -71,6 +71,7 @@ class VariantRegistry:
         find_fingerprint: returns the base model's fingerprint, and keeps it.
         folder: the folder below which variants are; None if none may be loaded.
         on_change: called after the number of experts has changed.
+        on_drop: called with the version of a variant that no sequence uses or will use.
     """
 
     def __init__(
@@ -80,8 +81,10 @@ class VariantRegistry:
         find_fingerprint: Callable[[], str],
         folder: Path | None,
         on_change: Callable[[], None] = lambda: None,
+        on_drop: Callable[[str], None] = lambda _: None,
     ):
-        self._store, self._make_base, self._folder, self._on_change = store, make_base, folder, on_change
+        self._store, self._make_base, self._folder = store, make_base, folder
+        self._on_change, self._on_drop = on_change, on_drop
         self._find_fingerprint = find_fingerprint
         self._current: Mapping[str, VariantVersion] = {}  # replaced, never changed
         self._totals: dict[str, _Totals] = {}
@@ -209,6 +212,7 @@ class VariantRegistry:
         with self._lock:
             if version.name in self._current:
                 self._totals.setdefault(version.name, _Totals()).tokens += num_tokens
+        self._on_drop(version.version)
 
     def _describe(self, version: VariantVersion) -> dict[str, Any]:
         files = version.files

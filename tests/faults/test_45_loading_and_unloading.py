@@ -75,8 +75,8 @@ def unload(http: httpx.Client, kind: str) -> httpx.Response:
     return http.post("/v1/unload_lora_adapter", json={"lora_name": "new"})
 
 
-def complete(http: httpx.Client, model: str, max_tokens: int = 4) -> httpx.Response:
-    body = {"model": model, "prompt": "Once", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+def complete(http: httpx.Client, model: str, max_tokens: int = 4, prompt: str = "Once") -> httpx.Response:
+    body = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
     return http.post("/v1/completions", json=body)
 
 
@@ -151,3 +151,14 @@ def test_rounds_leave_memory_threads_and_handles_as_they_were(http: httpx.Client
     assert growth < 16 * MIB, f"{growth / MIB:.1f} MiB more after {ROUNDS} rounds"
     assert text_of(complete(http, MODEL)) == base
     assert left(http) == []
+
+
+@pytest.mark.parametrize("kind", ["variant", "adapter"])
+def test_the_kv_cache_of_what_was_unloaded_is_used_again(http: httpx.Client, server: Server, kind: str) -> None:
+    sizes = []
+    for number in range(8):
+        model = load(http, kind, ("law", "code")[number % 2])
+        complete(http, model, prompt="Once upon a time. " * 100).raise_for_status()
+        assert unload(http, kind).status_code == 200
+        sizes.append(server.total("memory_bytes", 'part="kv_cache"'))
+    assert max(sizes[2:]) <= max(sizes[:2])

@@ -18,7 +18,14 @@ class RequestWeights(Protocol):
 
     @property
     def cache_salt(self) -> bytes:
-        """Part of every hash of the sequence's prefixes: prefixes of other weights never match."""
+        """Part of every hash of the sequence's prefixes: prefixes of other weights never match.
+
+        Valid from ``begin`` to ``end``.
+        """
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Names of the variant and adapters as they were loaded; valid as ``cache_salt`` is."""
 
     def begin(self) -> None:
         """Count a sequence.

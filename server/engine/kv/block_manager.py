@@ -38,6 +38,7 @@ class SequenceBlocks:
 
     tables: list[list[int]]  # by group; entry i holds tokens from i * block_size on, or is OUT_OF_WINDOW
     salt: bytes = b""  # part of every hash; sequences with different ones share no block
+    owners: tuple[str, ...] = ()  # weights that compute the content; see ``BlockManager.discard``
     hashes: list[bytes] = field(default_factory=list)  # of each full block, over the salt and all tokens up to its end
     num_cached_blocks: int = 0  # full blocks that other sequences can find
     num_pending: int = 0  # blocks of its prompt that it is about to fill
@@ -95,8 +96,8 @@ class BlockManager:
         """Bytes of the blocks in use; of a partly used extent, only the used blocks count."""
         return sum(pool.num_used * group.block_bytes for pool, group in zip(self._pools, self.groups, strict=True))
 
-    def new_blocks(self, salt: bytes = b"") -> SequenceBlocks:
-        return SequenceBlocks([[] for _ in self.groups], salt)
+    def new_blocks(self, salt: bytes = b"", owners: tuple[str, ...] = ()) -> SequenceBlocks:
+        return SequenceBlocks([[] for _ in self.groups], salt, owners)
 
     def num_reusable(self, blocks: SequenceBlocks, token_ids: Sequence[int]) -> int:
         """Return how many of a sequence's first tokens are cached; at least one token is left to compute."""
@@ -190,7 +191,7 @@ class BlockManager:
         for group, pool, table in zip(self.groups, self._pools, blocks.tables, strict=True):
             for index in range(blocks.num_cached_blocks, len(hashes)):
                 if table[index] != OUT_OF_WINDOW:
-                    pool.name(table[index], hashes[index])
+                    pool.name(table[index], hashes[index], blocks.owners)
             self._release_before(pool, table, self._first_seen(group, num_cached))
         self._clear_pending(blocks, num_full)
         blocks.num_cached_blocks = max(blocks.num_cached_blocks, num_full)
@@ -204,6 +205,14 @@ class BlockManager:
             pool.release([block for block in table if block != OUT_OF_WINDOW])
             table.clear()
         blocks.num_cached_blocks = blocks.num_pending = 0
+
+    def discard(self, owner: str) -> None:
+        """Free the kept blocks of weights that were unloaded, since no sequence can reuse them.
+
+        Snapshots of states stay until their slots are needed.
+        """
+        for pool in self._pools:
+            pool.discard(owner)
 
     def release_memory(self, taken_bytes: int, kept_bytes: int) -> None:
         """Release memory of unused blocks.

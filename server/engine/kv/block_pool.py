@@ -31,6 +31,7 @@ class BlockPool:
         self.num_used = 0  # blocks in use
         self._users = [0] * num_blocks
         self._hashes: list[bytes | None] = [None] * num_blocks
+        self._owners: list[tuple[str, ...]] = [()] * num_blocks  # of blocks with a hash
         self._found: dict[bytes, int] = {}
         self._unused: OrderedDict[int, None] = OrderedDict()  # kept blocks, least recently used first
         self._released_at = [0] * num_blocks  # number of the release, for blocks in _unused
@@ -94,11 +95,15 @@ class BlockPool:
             after = block
         return taken
 
-    def name(self, block: int, content: bytes) -> None:
-        """Make a block findable by its content, unless another block with that content already is."""
+    def name(self, block: int, content: bytes, owners: tuple[str, ...] = ()) -> None:
+        """Make a block findable by its content, unless another block with that content already is.
+
+        Args:
+            owners: weights that computed the content; see ``discard``.
+        """
         if content not in self._found:
             self._found[content] = block
-            self._hashes[block] = content
+            self._hashes[block], self._owners[block] = content, owners
 
     def release(self, blocks: list[int]) -> None:
         """End one sequence's use of blocks. The last of them is evicted first."""
@@ -114,6 +119,13 @@ class BlockPool:
             else:
                 self._unused[block] = None
                 self._released_at[block] = self._num_releases
+
+    def discard(self, owner: str) -> None:
+        """Free the kept blocks whose content an owner computed."""
+        for block in [block for block in self._unused if owner in self._owners[block]]:
+            self._forget(block)
+            self._is_free[block] = True
+            self._num_free += 1
 
     def release_memory(
         self, is_enough: Callable[[], bool], wanted: AbstractSet[int] = frozenset(), *, spares_kept: bool = False

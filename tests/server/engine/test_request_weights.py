@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from server.engine.block_salt import block_salt
 from server.engine.interface import GenerationFailedError, GenerationRequest, SamplingParams
 from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter
@@ -20,6 +21,7 @@ class FakeWeights:
     is_loaded: bool = True
     error: Exception | None = None
     cache_salt: bytes = b""
+    versions: tuple[str, ...] = ()
     chunk_weights: ChunkWeights = field(default_factory=ChunkWeights)
     num_begun: int = 0
     num_held: int = 0
@@ -157,6 +159,25 @@ def test_prefixes_of_other_weights_share_no_blocks() -> None:
 
     run(rig, scenario)
     assert rig.engine.statistics.prefix_cache_hits == 0
+
+
+def test_prefixes_of_unloaded_weights_are_discarded_while_nothing_runs() -> None:
+    rig, prompt = Rig(), (120,) * 40
+    weights = FakeWeights(cache_salt=b"adapter 1", versions=("adapter 1",))
+
+    def num_cached() -> int:
+        return rig.blocks.num_reusable(rig.blocks.new_blocks(block_salt(request)), prompt)
+
+    request = GenerationRequest("test", prompt, SamplingParams(2), weights=weights)
+
+    async def scenario() -> None:
+        await collect(rig.engine.submit(request))
+        assert num_cached() > 0
+        rig.engine.discard_prefixes("adapter 1")
+        while num_cached():
+            await asyncio.sleep(0.001)
+
+    run(rig, scenario)
 
 
 def test_events_have_the_factors_of_adapters_if_requested() -> None:

@@ -37,7 +37,8 @@ class Rig:
     def __post_init__(self) -> None:
         self.woken = threading.Semaphore(0)
         self.store = AdapterStore(LAYOUT, self.num_slots * LAYOUT.slot_bytes, CPU)
-        self.memory = AdapterMemory(self.store, self.woken.release, lambda: self.now)
+        self.dropped: list[str] = []
+        self.memory = AdapterMemory(self.store, self.woken.release, self.dropped.append, lambda: self.now)
         self.registry = AdapterRegistry(TARGETS, self.memory, self.folder, ["base"])
         self.directory = Directory("fake", adapters=(self.registry, self.memory))
 

@@ -305,9 +305,11 @@ def test_an_unloaded_adapter_goes_with_its_last_request(make: Callable[..., Rig]
     assert late is not None
     with pytest.raises(RequestRefusedError, match="the adapter 'law' was unloaded"):
         late.begin()
+    assert not rig.dropped
     weights.release()
     weights.end()
     assert rig.store.resident_pages() == {}
+    assert tuple(rig.dropped) == weights.versions
 
 
 def test_an_adapter_that_is_unloaded_while_it_is_loaded_leaves_nothing(make: Callable[..., Rig]) -> None:

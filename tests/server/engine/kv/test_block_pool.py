@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from server.engine.kv.block_pool import BlockPool
 
+MOVES = ["grow", "reuse", "release", "discard"]
+
 
 def num_runs(table: list[int]) -> int:
     return 1 + sum(after != before + 1 for before, after in pairwise(table))
@@ -87,8 +89,19 @@ def test_the_same_content_twice_is_kept_once() -> None:
     pool.check_integrity([])
 
 
+def test_discarding_an_owner_frees_its_kept_blocks_alone() -> None:
+    pool = BlockPool(4)
+    kept, used, shared, other = table = pool.take(None, 4)
+    for block, owners in zip(table, (("a",), ("a",), ("b", "a"), ("b",)), strict=True):
+        pool.name(block, b"%d" % block, owners)
+    pool.release([kept, shared, other])
+    pool.discard("a")
+    assert [pool.find(b"%d" % block) for block in table] == [None, used, None, other]
+    assert sorted(pool.take(None, 2)) == sorted([kept, shared])
+
+
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.sampled_from(["grow", "reuse", "release"]), st.integers(0, 7), st.integers(1, 6))))
+@given(st.lists(st.tuples(st.sampled_from(MOVES), st.integers(0, 7), st.integers(1, 6))))
 def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, int]]) -> None:
     pool = BlockPool(24)
     tables: dict[int, list[int]] = {}
@@ -102,7 +115,7 @@ def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, i
             for block in taken:
                 names += 1
                 contents[block] = b"%d" % names
-                pool.name(block, contents[block])
+                pool.name(block, contents[block], (str(who),))
             table.extend(taken)
         elif kind == "reuse":
             for content in [b"%d" % (names - i) for i in range(count)]:
@@ -113,4 +126,6 @@ def test_no_block_is_lost_or_used_for_two_contents(moves: list[tuple[str, int, i
                     table.append(block)
         elif kind == "release":
             pool.release(tables.pop(who))
+        elif kind == "discard":
+            pool.discard(str(who))
         pool.check_integrity(list(tables.values()))
