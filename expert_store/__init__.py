@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from expert_store.packed.writer import write_pack as write_pack
     from expert_store.prefetching.prefetcher import PREDICTORS as PREDICTORS
     from expert_store.prefetching.prefetcher import Gate as Gate
+    from expert_store.prefetching.prefetcher import KeysOf as KeysOf
     from expert_store.prefetching.prefetcher import Prefetcher as Prefetcher
     from expert_store.prefetching.prefetcher import PrefetchMode as PrefetchMode
     from expert_store.prefetching.prefetcher import PrefetchStatistics as PrefetchStatistics
@@ -128,6 +129,7 @@ _MODULE_OF = {
     "write_pack": "packed.writer",
     "PREDICTORS": "prefetching.prefetcher",
     "Gate": "prefetching.prefetcher",
+    "KeysOf": "prefetching.prefetcher",
     "PrefetchMode": "prefetching.prefetcher",
     "PrefetchStatistics": "prefetching.prefetcher",
     "Prefetcher": "prefetching.prefetcher",

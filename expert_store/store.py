@@ -143,16 +143,18 @@ class ExpertStore:
             addresses = residents.hold()
         return None if addresses is None else StepLease(self._state, residents, addresses, self._recorder)
 
-    def prefetch(self, layer: int, experts: Iterable[int]) -> int:
+    def prefetch(self, keys: Sequence[ExpertKey]) -> int:
         """Start reads of experts that will be leased soon, the likeliest first; return how many were started.
 
         Reads are started only while the disk would be idle, as demands come first. Experts that are leased, pinned or
         among these are not evicted for them.
+
+        Args:
+            keys: experts of one layer, at least one.
         """
         state, started = self._state, 0
         with state.lock:
-            pool = state.pool_of[layer]
-            keys = [state.keys[layer][expert] for expert in experts]
+            pool = state.pool_of[keys[0].layer]
             found = [pool.top.lease_without_use(key) for key in keys]
             for key, entry in zip(keys, found, strict=True):
                 if entry is not None or key in state.quarantined:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, Protocol
 
+import numpy as np
+
+from expert_store.keys import ExpertKey
 from expert_store.prefetching.coactivation import CoactivationPredictor, IntArray
 from expert_store.prefetching.governor import Governor
 
@@ -22,12 +25,16 @@ SAMPLING_INTERVAL = 32  # steps; while switched off, two of so many still learn 
 # From a layer's MoE input, ``(tokens, hidden)``, to experts of the next layer, ``(tokens, k)``, most likely first.
 Gate = Callable[[Any], IntArray]
 
+# From a layer and its experts by number, ``(tokens, k)``, to the distinct ones, first choices before second ones.
+# A number beyond the last expert means no expert.
+KeysOf = Callable[[int, IntArray], list[ExpertKey]]
+
 
 class PrefetchTarget(Protocol):
     """The part of a store that a prefetcher needs."""
 
-    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
-        """Start reads of experts that are neither resident nor loading; return how many were started."""
+    def prefetch(self, keys: Sequence[ExpertKey]) -> int:
+        """Start reads of a layer's experts that are neither resident nor loading; return how many were started."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class PrefetchStatistics:
 class _Prediction:
     predictor: Predictor
     layer: int
-    experts: list[int]  # likeliest first
-    worthwhile: list[int]  # those of ``experts`` that are still worth a request
+    experts: list[ExpertKey]  # likeliest first
+    worthwhile: list[ExpertKey]  # those of ``experts`` that are still worth a request
 
 
 class _RankPrecision:
@@ -61,13 +68,13 @@ class _RankPrecision:
         self._mean = [1.0] * NUM_RANKS
         self._num = [PRIOR_PREDICTIONS] * NUM_RANKS
 
-    def learn(self, experts: Sequence[int], chosen: set[int]) -> None:
+    def learn(self, experts: Sequence[ExpertKey], chosen: set[ExpertKey]) -> None:
         for place, expert in enumerate(experts):
             rank = place * NUM_RANKS // len(experts)
             self._num[rank] = min(self._num[rank] + 1, PRECISION_WINDOW)
             self._mean[rank] += ((expert in chosen) - self._mean[rank]) / self._num[rank]
 
-    def worthwhile(self, experts: Sequence[int]) -> list[int]:
+    def worthwhile(self, experts: Sequence[ExpertKey]) -> list[ExpertKey]:
         return [
             expert
             for place, expert in enumerate(experts)
@@ -101,7 +108,10 @@ class Prefetcher:
     ):
         self._store, self._gates, self._coactivation, self._governor = store, gates, coactivation, governor
         layers = list(experts_per_layer)
-        self._num_experts = experts_per_layer
+        self._keys = {
+            layer: tuple(ExpertKey(layer, expert) for expert in range(count))
+            for layer, count in experts_per_layer.items()
+        }
         self._next = dict(pairwise([*layers, layers[0]]))
         self._prediction: _Prediction | None = None
         ungated = [layer for layer in layers if layer not in gates]
@@ -124,28 +134,31 @@ class Prefetcher:
                 self._coactivation.interrupt()
         self._num_lookups = 0
 
-    def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any) -> None:
+    def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any, keys_of: KeysOf | None = None) -> None:
         """Learn from the experts that a layer chose, and predict the next layer's.
 
         Args:
             top_k_index: ``(tokens, k)``; an index beyond the last expert means no expert.
             hidden_states: ``(tokens, hidden)``, the layer's MoE input, as its gate takes it.
+            keys_of: maps numbers to experts for these tokens; by default to those of the base model. Gates and
+                co-activation know the base model's routers alone.
         """
-        num_experts = self._num_experts[layer]
-        chosen = {expert for expert in top_k_index.ravel().tolist() if expert < num_experts}
+        if keys_of is None:
+            keys_of = self._base_keys
+        chosen = set(keys_of(layer, top_k_index))
         self._num_lookups += len(chosen)
         if not self._is_predicting:
             return
         self._score(layer, chosen)
         if self._coactivation is not None and layer in self._learnt:
             self._coactivation.observe(layer, top_k_index)
-        self._predict(layer, top_k_index, hidden_states, len(chosen))
+        self._predict(layer, top_k_index, hidden_states, keys_of, len(chosen))
 
     def request(self) -> None:
         """Request the predicted experts. The store starts the reads that the disk has time for, so call this again."""
         if not self._is_requesting or self._prediction is None or not self._prediction.worthwhile:
             return
-        started = self._store.prefetch(self._prediction.layer, self._prediction.worthwhile)
+        started = self._store.prefetch(self._prediction.worthwhile)
         if self._has_started and not started:  # the rest is there by now, or the queue stays full
             self._prediction.worthwhile.clear()
         self._has_started = self._has_started or started > 0
@@ -155,7 +168,12 @@ class Prefetcher:
         self._num_steps += 1
         self._governor.record(seconds, self._num_lookups)
 
-    def _score(self, layer: int, chosen: set[int]) -> None:
+    def _base_keys(self, layer: int, numbers: IntArray) -> list[ExpertKey]:
+        """Return the experts of the base model; see ``KeysOf``."""
+        keys = self._keys[layer]
+        return [keys[number] for number in dict.fromkeys(numbers.T.ravel().tolist()) if number < len(keys)]
+
+    def _score(self, layer: int, chosen: set[ExpertKey]) -> None:
         """Compare the prediction with the experts that the layer chose."""
         prediction, self._prediction = self._prediction, None
         if prediction is None or prediction.layer != layer:
@@ -167,14 +185,14 @@ class Prefetcher:
         self._correct_by_layer[layer] += correct
         self._precision[layer].learn(prediction.experts, chosen)
 
-    def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, count: int) -> None:
+    def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, keys_of: KeysOf, count: int) -> None:
         gate, following = self._gates.get(layer), self._next[layer]
         predictor: Predictor
         if gate is not None:
-            # First choices of all tokens, then second ones, and so on.
-            predictor, experts = "gate", list(dict.fromkeys(gate(hidden_states).T.ravel().tolist()))
+            predictor, experts = "gate", keys_of(following, gate(hidden_states))
         elif self._coactivation is not None:
-            predictor, experts = "coactivation", self._coactivation.predict(layer, top_k_index, count)
+            likely = np.array([self._coactivation.predict(layer, top_k_index, count)])
+            predictor, experts = "coactivation", keys_of(following, likely.repeat(len(top_k_index), 0))[:count]
         else:
             return
         worthwhile = self._precision[following].worthwhile(experts)

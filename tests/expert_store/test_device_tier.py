@@ -212,7 +212,7 @@ def test_leases_that_begin_while_a_rebuild_waits_go_after_it(stores: Any) -> Non
         list(first)
         resize, later = Resize(store, 3), threading.Thread(target=lease)
         later.start()
-        assert store.prefetch(0, [3]) == 0
+        assert store.prefetch([ExpertKey(0, 3)]) == 0
     resize.join()
     later.join(TIMEOUT)
     assert num_slots == [3]

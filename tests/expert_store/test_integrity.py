@@ -61,7 +61,7 @@ def test_a_quarantined_expert_is_refused_without_another_read(store: ExpertStore
     assert store.statistics().load_failures == 1
     with pytest.raises(ExpertLoadError, match="expert 0 of layer 0"):
         store.pin([ExpertKey(0, 0)])
-    assert store.prefetch(0, [0]) == 0
+    assert store.prefetch([ExpertKey(0, 0)]) == 0
 
 
 def test_an_expert_in_the_place_of_another_is_found_out(catalog: ExpertCatalog, tmp_path: Path) -> None:

@@ -43,13 +43,10 @@ def keys_of(layer: int) -> st.SearchStrategy[ExpertKey]:
     return st.builds(ExpertKey, st.just(layer), st.integers(0, EXPERTS - 1), variants)
 
 
-requests = st.lists(
-    st.integers(0, LAYERS - 1).flatmap(
-        lambda layer: st.sets(keys.map(lambda key: key._replace(layer=layer)), min_size=1)
-    ),
-    min_size=1,
-    max_size=THREADS,
+of_one_layer = st.integers(0, LAYERS - 1).flatmap(
+    lambda layer: st.sets(keys.map(lambda key: key._replace(layer=layer)), min_size=1)
 )
+requests = st.lists(of_one_layer, min_size=1, max_size=THREADS)
 places = st.sets(st.tuples(st.integers(0, LAYERS - 1), st.integers(0, EXPERTS + MORE - 1)), min_size=1, max_size=12)
 slots = st.integers(3, LAYERS * EXPERTS + 2)  # pins leave two, and one of these may be leased
 
@@ -133,9 +130,9 @@ class StoreMachine(RuleBasedStateMachine):
     def lease_while_evicting(self, batch: list[set[ExpertKey]], chosen: list[ExpertKey]) -> None:
         self.together(batch, lambda: self.store.evict(chosen))
 
-    @rule(batch=requests, layer=st.integers(0, LAYERS - 1), chosen=experts)
-    def lease_while_prefetching(self, batch: list[set[ExpertKey]], layer: int, chosen: set[int]) -> None:
-        self.together(batch, lambda: self.store.prefetch(layer, chosen))
+    @rule(batch=requests, chosen=of_one_layer)
+    def lease_while_prefetching(self, batch: list[set[ExpertKey]], chosen: set[ExpertKey]) -> None:
+        self.together(batch, lambda: self.store.prefetch(list(chosen)))
 
     @rule(batch=requests, chosen=st.lists(keys, max_size=3))
     def lease_while_pinning(self, batch: list[set[ExpertKey]], chosen: list[ExpertKey]) -> None:

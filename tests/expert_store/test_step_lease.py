@@ -171,7 +171,7 @@ def test_leases_and_prefetches_go_on_meanwhile(make_store: MakeStore) -> None:
     store = make_store()
     with held(store), store.lease(one_row_each(1, [2, 3])) as lease:
         assert [key.expert for key, _ in lease] == [2, 3]
-        assert store.prefetch(2, [1]) == 0
+        assert store.prefetch([ExpertKey(2, 1)]) == 0
     assert store.evict(KEYS) == ALL
 
 

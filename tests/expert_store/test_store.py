@@ -310,14 +310,14 @@ def test_a_budget_beyond_the_addresses_that_could_be_reserved_is_refused(
 
 def test_prefetches_are_counted_as_used_late_or_wasted(make_store: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(4, num_readers=2)
-    assert store.prefetch(0, [1]) == 1
-    assert store.prefetch(0, [1]) == 0
+    assert store.prefetch([ExpertKey(0, 1)]) == 1
+    assert store.prefetch([ExpertKey(0, 1)]) == 0
     while not store.residents():
         threading.Event().wait(0.001)
     use(store, 0, 1)
     use(store, 0, 1)
     reads = GatedReads(monkeypatch)
-    assert store.prefetch(0, [2]) == 1
+    assert store.prefetch([ExpertKey(0, 2)]) == 1
     reads.wait_until_started()
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(use, store, 0, 2)
@@ -325,7 +325,7 @@ def test_prefetches_are_counted_as_used_late_or_wasted(make_store: MakeStore, mo
             threading.Event().wait(0.001)
         reads.is_open.set()
         late.result(timeout=30)
-    assert store.prefetch(0, [3]) == 1
+    assert store.prefetch([ExpertKey(0, 3)]) == 1
     use(store, 1, *range(8))
     use(store, 0, *range(4, 8))
     assert dict(store.statistics().prefetches) == {"used": 1, "late": 1, "wasted": 1}
@@ -335,7 +335,7 @@ def test_a_prefetch_does_not_evict_a_resident_expert_of_the_same_prediction(make
     store = make_store(2, policy="lru")
     use(store, 0, 1)
     use(store, 0, 2)
-    assert store.prefetch(0, [3, 1]) == 1  # expert 1 is the oldest
+    assert store.prefetch([ExpertKey(0, 3), ExpertKey(0, 1)]) == 1  # expert 1 is the oldest
     assert store.residents().keys() <= {ExpertKey(0, 1), ExpertKey(0, 3)}
     use(store, 0, 1)
     assert lookups(store) == {"host": 1, "disk": 2}
@@ -347,11 +347,11 @@ def test_nothing_is_read_ahead_while_demands_wait_or_every_slot_is_in_use(
     store = make_store(4, num_readers=1)
     with store.lease(one_row_each(0, [0, 1])) as first, store.lease(one_row_each(1, [0, 1])) as second:
         assert len([*first, *second]) == 4
-        assert store.prefetch(0, [5]) == 0
+        assert store.prefetch([ExpertKey(0, 5)]) == 0
     reads = GatedReads(monkeypatch)
     with store.lease(one_row_each(1, [2, 3])):
         reads.wait_until_started()
-        assert store.prefetch(0, [5]) == 0
+        assert store.prefetch([ExpertKey(0, 5)]) == 0
         reads.is_open.set()
 
 

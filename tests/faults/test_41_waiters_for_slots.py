@@ -142,7 +142,7 @@ def test_neither_prefetches_nor_pins_overtake(store: ExpertStore, reads: list[in
     with all_slots(store):
         reads.clear()
         (waiter,) = wait_one_by_one(store, [6])
-        assert store.prefetch(1, [8, 9]) == 0
+        assert store.prefetch([ExpertKey(1, 8), ExpertKey(1, 9)]) == 0
         store.pin([ExpertKey(1, 10)])
         assert not reads
     waiter.join()

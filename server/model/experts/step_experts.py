@@ -118,7 +118,8 @@ class StepExperts:
         wanted = {key: end - start for key, (start, end) in spans.items()}
         with self._store.lease(wanted, self._phase) as lease:
             if self._prefetcher is not None:
-                self._prefetcher.observe(layer.number, self.record.routing[layer.number], hidden_states)
+                keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
+                self._prefetcher.observe(layer.number, self.record.routing[layer.number], hidden_states, keys_of)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, self._store.catalog, numbers)
 

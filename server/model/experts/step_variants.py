@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import ExpertKey
+from expert_store import ExpertKey, KeysOf
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.variant import ExpertVariant
 from server.model.step import SequenceChunk
@@ -26,11 +26,13 @@ class LayerPlaces(NamedTuple):
         keys: of each place; the layer's own experts come first.
         table: ``(sets, rows + 1)``: the place of each row of a set's router; ``len(keys)`` for no expert.
         numbers: the expert's number of each place, and ``NO_EXPERT`` after the last.
+        numbered: ``(sets, numbers + 1)``: the place of the expert with each number in a set; ``len(keys)`` for none.
     """
 
     keys: tuple[ExpertKey, ...]
     table: IntArray
     numbers: IntArray
+    numbered: IntArray
 
     def place(self, chosen: IntArray, sets: IntArray) -> IntArray:
         """Return the places of chosen router rows, ``(tokens, k)``.
@@ -41,6 +43,15 @@ class LayerPlaces(NamedTuple):
         rows = np.minimum(chosen, self.table.shape[1] - 1)
         places: IntArray = self.table[sets[:, None], rows]
         return places
+
+    def keys_of(self, numbers: npt.NDArray[np.integer], sets: IntArray) -> list[ExpertKey]:
+        """Return the distinct experts with some numbers, ``(tokens, k)``, those of the first column first.
+
+        Args:
+            sets: of each token, ``(tokens,)``.
+        """
+        places = self.numbered[sets[:, None], np.minimum(numbers, self.numbered.shape[1] - 1)]
+        return [self.keys[place] for place in dict.fromkeys(places.T.ravel().tolist()) if place < len(self.keys)]
 
 
 class StepVariants:
@@ -72,6 +83,11 @@ class StepVariants:
     def keys(self) -> Mapping[int, tuple[ExpertKey, ...]]:
         """The experts of each layer, by place; the same object for the same variants."""
         return self.places_by_layer.keys_by_layer
+
+    def keys_of_rows(self, layer: int, num_rows: int) -> KeysOf:
+        """Return what maps the numbers that a layer's rows choose to experts, of that layer and others."""
+        sets = self.sets_of_rows(layer, num_rows)
+        return lambda number, numbers: self.places_by_layer[number].keys_of(numbers, sets)
 
     def sets_of_rows(self, layer: int, num_rows: int) -> IntArray:
         """Return the set of each row of a layer, ``(rows,)``."""
@@ -130,4 +146,7 @@ def _layer_places(layer: ExpertLayer, variants: Sequence[ExpertVariant]) -> Laye
     for row, keys in zip(table, rows, strict=True):
         row[: len(keys)] = [places[key] for key in keys]
     numbers = np.array([*(key.expert for key in places), NO_EXPERT], dtype=np.int64)
-    return LayerPlaces(tuple(places), table, numbers)
+    numbered = np.full((len(rows), max(key.expert for key in places) + 2), len(places), dtype=np.int64)
+    for row, keys in zip(numbered, rows, strict=True):
+        row[[key.expert for key in keys]] = [places[key] for key in keys]
+    return LayerPlaces(tuple(places), table, numbers, numbered)

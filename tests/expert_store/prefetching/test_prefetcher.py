@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from expert_store.keys import ExpertKey
 from expert_store.prefetching.governor import Governor
 from expert_store.prefetching.prefetcher import SAMPLING_INTERVAL, Prefetcher, make_prefetcher
 
@@ -21,9 +22,9 @@ class FakeStore:
         self.asked: list[tuple[int, list[int]]] = []
         self.admits: list[int] = []
 
-    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
-        self.asked.append((layer, list(experts)))
-        return self.admits.pop(0) if self.admits else len(experts)
+    def prefetch(self, keys: Sequence[ExpertKey]) -> int:
+        self.asked.append((keys[0].layer, [key.expert for key in keys]))
+        return self.admits.pop(0) if self.admits else len(keys)
 
 
 class FixedGovernor(Governor):

@@ -68,7 +68,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
 
     use(0)
     use(0)
-    store.prefetch(0, [1])
+    store.prefetch([ExpertKey(0, 1)])
     use(1)
     store.pin([ExpertKey(0, 0)])
     for expert in range(2, 6):

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from expert_store import ExpertStore, Prefetcher, PrefetchMode, least_bytes, make_prefetcher
+from expert_store import ExpertKey, ExpertStore, Prefetcher, PrefetchMode, least_bytes, make_prefetcher
 from expert_store.prefetching.governor import Governor
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.trunk import Trunk
 from tests.checkpoints import CONFIGS, make_checkpoint
 from tests.server.model.test_parity import generate
+from tests.server.model.variants import base_of, load, other, read, read_tensors, save_variant
 
 pytestmark = pytest.mark.slow
 
@@ -29,14 +30,16 @@ class AlwaysOn(Governor):
 
 
 class CountingStore:
-    """The prefetching part of a store; counts what it admits."""
+    """The prefetching part of a store; counts what it admits, and keeps what it was asked for."""
 
     def __init__(self, store: ExpertStore):
         self._store = store
         self.admitted = 0
+        self.asked: set[ExpertKey] = set()
 
-    def prefetch(self, layer: int, experts: Sequence[int]) -> int:
-        admitted = self._store.prefetch(layer, experts)
+    def prefetch(self, keys: Sequence[ExpertKey]) -> int:
+        admitted = self._store.prefetch(keys)
+        self.asked.update(keys)
         self.admitted += admitted
         return admitted
 
@@ -98,4 +101,21 @@ def test_a_step_with_a_piece_of_a_prompt_does_not_prefetch(trunk: Trunk) -> None
     assert decoded > 0
     # The prompt of one token alone can't be told from a decode, and shares its step with the other prompts.
     assert prefetcher.statistics().predicted["gate"] == decoded
+    store.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sequence_with_a_variant_prefetches_the_experts_of_the_variant(tmp_path: Path, mode: PrefetchMode) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "base")
+    trunk = load_trunk(folder, torch.float32)
+    store = ExpertStore(trunk.catalog, budgets(trunk)["half"])
+    replaced = other(read_tensors(folder), lambda name: ".experts." in name and ".experts.0." not in name)
+    law = load(store, read(save_variant(tmp_path / "law", replaced), base_of(folder, trunk)))
+    counting = CountingStore(store)
+    prefetcher = always_on(mode, trunk, counting)
+    assert prefetcher is not None
+    generate(trunk, store, steps=12, prefetcher=prefetcher, weights=[law] * 3)
+    assert all((key.variant == "law@1") == (key.expert != 0) for key in counting.asked)
+    assert counting.asked
+    assert sum(prefetcher.statistics().correct.values()) > 0
     store.close()
