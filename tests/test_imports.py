@@ -69,6 +69,7 @@ def test_bookkeeping_is_free_of_torch() -> None:
         "server.engine.sampling.sampling_state",
         "server.engine.text.stop_strings",
         "server.engine.text.detokenizer",
+        "server.model.checkpoint.local_files",
         "server.model.text.token_bytes",
         "server.engine.kv.state_snapshots",
         "server.inspection.throughput_bound",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from server.cli.exit_status import FAILURE, INTERRUPTED, exit_on_interrupt, fail, finish
 from server.lifecycle.torch_setup import set_up_torch
+from server.model.checkpoint.local_files import check_model
+from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 
 WEIGHTS = ("bfloat16", "int8", "int4")
@@ -41,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Pack a model, and return the exit status."""
+    try:
+        check_model(arguments.model)
+    except ModelError as error:
+        return fail(error, FAILURE)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     import torch  # noqa: PLC0415
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415
@@ -49,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
     from server.model.checkpoint.locate import find_checkpoint  # noqa: PLC0415
     from server.model.checkpoint.packing import pack_source  # noqa: PLC0415
     from server.model.checkpoint.trunk_loader import build_model, read_config  # noqa: PLC0415
-    from server.model.errors import ModelError  # noqa: PLC0415
     from server.progress import progress  # noqa: PLC0415
 
     set_up_logging("info", COMMAND)

@@ -13,6 +13,8 @@ from server.cli.exit_status import FAILURE, WRONG_USAGE, fail
 from server.cli.flags import add_flags
 from server.lifecycle.signals import ignore_signals
 from server.lifecycle.torch_setup import set_up_torch
+from server.model.checkpoint.local_files import check_model
+from server.model.errors import ModelError
 from server.observability.logging import FORMATTERS, set_up_logging
 from server.settings import SettingsError, load_settings
 
@@ -35,14 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
         settings.check_keys()
+        check_model(arguments.model)
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
+    except ModelError as error:
+        return fail(error, FAILURE)
     set_up_logging(settings.log_level, FORMATTERS[settings.log_format])
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server import progress  # noqa: PLC0415
     from server.lifecycle.app import serve  # noqa: PLC0415
-    from server.model.errors import ModelError  # noqa: PLC0415
 
     async def serve_and_end() -> None:
         await serve(arguments.model, settings)
