@@ -61,6 +61,13 @@ class Piece:
     first: int = 0
     is_transposed: bool = False
 
+    def check(self, tensor: torch.Tensor) -> None:
+        """Raise AdapterError if a tensor has a NaN or an infinite number."""
+        if not torch.isfinite(tensor).all():
+            raise AdapterError(
+                f"{self.source.extent.path}: {self.source.name} has values that are not finite; the adapter is damaged"
+            )
+
     @property
     def stride(self) -> int:
         return _aligned(self.nbytes)
@@ -71,15 +78,7 @@ class Piece:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def write(self, tensor: torch.Tensor, page: torch.Tensor) -> None:
-        """Write the matrices of a tensor into a page.
-
-        Raises:
-            AdapterError: it has a NaN or an infinite number.
-        """
-        if not torch.isfinite(tensor).all():
-            raise AdapterError(
-                f"{self.source.extent.path}: {self.source.name} has values that are not finite; the adapter is damaged"
-            )
+        """Write the matrices of a tensor into a page."""
         if self.num_experts:
             matrices = tensor.reshape(tensor.shape[0], -1, self.num_experts)  # (outputs, rank, experts)
             matrices = matrices[..., self.first : self.first + self.count].permute(2, 0, 1)
@@ -129,15 +128,21 @@ class AdapterPages:
         return tuple(piece.source for piece in self.pages[page])
 
     def assemble(self, page: int, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the bytes of a page, uint8 ``(page_bytes,)``, from its sources.
-
-        Raises:
-            AdapterError: a tensor has a NaN or an infinite number.
-        """
+        """Return the bytes of a page, uint8 ``(page_bytes,)``, from its sources."""
         target = torch.zeros(self.page_bytes, dtype=torch.uint8)
         for piece, tensor in zip(self.pages[page], tensors, strict=True):
             piece.write(tensor, target)
         return target
+
+    def checksum(self, page: int, tensors: Sequence[torch.Tensor]) -> int:
+        """Return the checksum of a page.
+
+        Raises:
+            AdapterError: a tensor has a NaN or an infinite number.
+        """
+        for piece, tensor in zip(self.pages[page], tensors, strict=True):
+            piece.check(tensor)
+        return _checksum(self.assemble(page, tensors))
 
     def recipes(self, checksums: Sequence[int]) -> list[dict[str, ParameterRecipe]]:
         """Return for each page how a store reads it; a page with another checksum is refused."""
@@ -163,13 +168,13 @@ class AdapterPages:
         )
 
 
-def checksum(page: torch.Tensor) -> int:
+def _checksum(page: torch.Tensor) -> int:
     return xxhash.xxh3_64_intdigest(page.numpy().data)
 
 
 @dataclass(frozen=True)
 class _CheckedPage:
-    """Assembles a page, and refuses one whose bytes are not those that were registered."""
+    """Assembles a page, and refuses one whose bytes are not those that were checked when it was registered."""
 
     pages: AdapterPages
     page: int
@@ -177,7 +182,7 @@ class _CheckedPage:
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         page = self.pages.assemble(self.page, tensors)
-        if checksum(page) != self.checksum:
+        if _checksum(page) != self.checksum:
             path: Path = self.pages.sources(self.page)[0].extent.path
             raise AdapterError(f"{path} has changed since the adapter was loaded; load it again")
         return page

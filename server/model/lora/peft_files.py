@@ -14,7 +14,7 @@ from expert_store.io.safetensors_index import read_index
 from server.model.errors import PICKLES
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
-from server.model.lora.pages import AdapterPages, checksum, divide
+from server.model.lora.pages import AdapterPages, divide
 from server.model.lora.pairs import Match, match_pairs
 from server.model.lora.peft_config import CONFIG_NAME, PeftConfig, read_peft_config
 from server.model.lora.targets import LoraTargets
@@ -176,7 +176,7 @@ def describe_problems(folder: Path, match: Match) -> str:
 def _checksums(pages: AdapterPages) -> list[int]:
     try:
         return [
-            checksum(pages.assemble(page, [read_tensor(source) for source in pages.sources(page)]))
+            pages.checksum(page, [read_tensor(source) for source in pages.sources(page)])
             for page in range(len(pages.pages))
         ]
     except (ExpertStoreError, OSError) as error:
