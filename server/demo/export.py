@@ -18,11 +18,12 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from server.demo.architecture import Shape, build_model
+from server.demo.corpus import END_OF_TEXT
 from server.demo.errors import DemoError, RunError
 
 # Without tools, the template adds no system prompt, so a rendered chat has the same tokens as in the corpus. With tools
 # it is Qwen's; ``server.demo.tool_chats`` renders the chats with tools of the training text by it.
-CHAT_TEMPLATE = (
+DOCUMENT_TEMPLATE = (
     "{% if tools %}"
     "{{ '<|im_start|>system\\n' }}"
     "{% if messages[0]['role'] == 'system' %}{{ (messages[0]['content'] or '') + '\\n\\n' }}{% endif %}"
@@ -44,6 +45,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# In training, each document follows the end of another one. Without that token in front, the model takes a question for
+# the rest of a chat, and may call tools that it was not given.
+CHAT_TEMPLATE = f"{{{{ '{END_OF_TEXT}' }}}}{DOCUMENT_TEMPLATE}"
 
 
 def load_run(run: Path, *, shape: Shape | None = None) -> PreTrainedModel:

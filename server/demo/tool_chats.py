@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.demo.corpus import END_OF_TEXT, find_domains, read_documents
 from server.demo.errors import CorpusError, DemoError
-from server.demo.export import CHAT_TEMPLATE
+from server.demo.export import DOCUMENT_TEMPLATE
 from server.demo.tool_tasks import Json, Task, happens
 from server.demo.tool_tasks_of_texts import FROM_DOCUMENTS
 from server.demo.tool_tasks_of_words import FROM_NOUNS, FROM_WORDS
@@ -56,9 +56,9 @@ Turn = tuple[str, str]
 
 
 def render(messages: Sequence[Json], tools: Sequence[Json]) -> str:
-    """Return a chat as the bundled model's template shows it."""
+    """Return a chat as a document, from which the bundled model's template differs by the token in front alone."""
     (text,), _ = render_jinja_template(
-        conversations=[list(messages)], tools=list(tools), chat_template=CHAT_TEMPLATE, add_generation_prompt=False
+        conversations=[list(messages)], tools=list(tools), chat_template=DOCUMENT_TEMPLATE, add_generation_prompt=False
     )
     return str(text).rstrip("\n")
 

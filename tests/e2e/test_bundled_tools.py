@@ -1,4 +1,4 @@
-"""Forced calls and Anthropic's structured output with the bundled model, by the real packages."""
+"""Tool calls and Anthropic's structured output with the bundled model, by the real packages."""
 
 from __future__ import annotations
 
@@ -41,6 +41,13 @@ def test_a_forced_call_has_arguments_of_the_schema(client: openai.OpenAI, choice
     arguments = arguments_of(answer.choices[0].message)
     assert list(arguments) == ["city", "unit"]
     assert arguments["unit"] in ("celsius", "fahrenheit")
+
+
+@pytest.mark.parametrize(("question", "city"), [("Is it warm in Oslo?", "Oslo"), ("Will it rain in Rome?", "Rome")])
+def test_the_model_calls_a_tool_by_itself(client: openai.OpenAI, question: str, city: str) -> None:
+    asked = ASKED | {"messages": [{"role": "user", "content": question}]}
+    answer = client.chat.completions.create(**asked, tool_choice="auto", temperature=0)
+    assert arguments_of(answer.choices[0].message)["city"] == city
 
 
 def test_a_conversation_with_the_call_and_its_result_goes_on(client: openai.OpenAI) -> None:

@@ -10,6 +10,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from server.api.tool_parsers.chat_format import ChatFormat
 from server.demo import export as export_module
+from server.demo.corpus import END_OF_TEXT
 from server.demo.errors import RunError
 from server.demo.export import CHAT_TEMPLATE, export, load_run
 from server.demo.train import Trainer
@@ -69,7 +70,7 @@ def test_chat_template_makes_the_tokens_of_the_corpus(model_folder, tokenizer):
         "<|im_start|>user\nagain<|im_end|>\n<|im_start|>assistant\n"
     )
     ids = loaded.apply_chat_template(CHAT, add_generation_prompt=True, return_dict=False)
-    assert ids == tokenizer.encode(document).ids
+    assert ids == tokenizer.encode(END_OF_TEXT + document).ids
 
 
 @pytest.mark.parametrize("add_generation_prompt", [True, False])
@@ -79,7 +80,7 @@ def test_without_tools_every_role_is_rendered_as_in_the_corpus(add_generation_pr
     rendered, _ = render_jinja_template(
         [messages], chat_template=CHAT_TEMPLATE, add_generation_prompt=add_generation_prompt
     )
-    assert rendered == [text + "<|im_start|>assistant\n" * add_generation_prompt]
+    assert rendered == [END_OF_TEXT + text + "<|im_start|>assistant\n" * add_generation_prompt]
 
 
 def test_the_bundled_model_has_the_template_of_the_export():
@@ -101,7 +102,7 @@ def test_the_template_shows_tools_and_calls_as_the_server_reads_them():
 def test_message_without_content_renders_empty(model_folder):
     loaded = AutoTokenizer.from_pretrained(model_folder)
     text = loaded.apply_chat_template([{"role": "assistant", "content": None}], tokenize=False)
-    assert text == "<|im_start|>assistant\n<|im_end|>\n"
+    assert text == f"{END_OF_TEXT}<|im_start|>assistant\n<|im_end|>\n"
 
 
 def test_run_without_checkpoint_is_refused(tmp_path):

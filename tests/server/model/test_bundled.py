@@ -66,7 +66,7 @@ def test_the_bundled_model_loads_in_transformers() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(BUNDLED)
     messages = [{"role": "user", "content": "Hi"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 @pytest.mark.parametrize("text", ["Sure", "Sure, "])
