@@ -15,6 +15,7 @@ from server.model.checkpoint.locate import BUNDLED
 MODEL = "greenroom-demo"
 PROMPT = "The Mayor shall appoint"
 QUESTION = [{"role": "user", "content": "Write a recipe for crème brûlée. 🍮"}]
+LOOP = "No, no, no,"
 END = 2  # <|im_end|>
 
 
@@ -151,7 +152,7 @@ def test_penalties_make_repetition_rarer(complete: Any, penalty: str) -> None:
     """Greedy text of this model runs in circles; the most frequent token becomes rarer."""
 
     def most_frequent(extra: dict[str, Any]) -> int:
-        choice = complete(prompt="the the the", max_tokens=60, logprobs=0, extra=extra | {"ignore_eos": True})
+        choice = complete(prompt=LOOP, max_tokens=60, logprobs=0, extra=extra | {"ignore_eos": True})
         return Counter(choice.logprobs.tokens).most_common(1)[0][1]
 
     assert most_frequent({penalty: 2}) < most_frequent({})

@@ -8,6 +8,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -35,7 +36,8 @@ def test_a_chat_turn_streams_in_the_style_of_its_domain(client: openai.OpenAI) -
 
 
 def test_most_chat_turns_end_by_themselves(client: openai.OpenAI) -> None:
-    reply = client.chat.completions.create(model="greenroom-demo", messages=QUESTION, n=8, seed=0, max_tokens=400)
+    messages: Any = [{"role": "user", "content": "I want to order a pizza."}]
+    reply = client.chat.completions.create(model="greenroom-demo", messages=messages, n=8, seed=0, max_tokens=400)
     reasons = [choice.finish_reason for choice in reply.choices]
     assert reasons.count("stop") > len(reasons) // 2
     assert not any("<|im_end|>" in (choice.message.content or "") for choice in reply.choices)
