@@ -6,6 +6,7 @@ KERNELS := server/kernels/native
 
 .PHONY: run test check bench fuzz soak clean
 
+WORKERS ?= 2
 SECONDS ?= 300
 SEED ?= 0
 MINUTES ?= 60
@@ -14,7 +15,7 @@ run: $(VENV)/.installed
 	$(BIN)/greenroom serve $(MODEL)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
