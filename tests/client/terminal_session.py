@@ -17,6 +17,7 @@ from tests.e2e.processes import COMMAND
 
 ROWS, COLUMNS = 30, 100
 WAIT_SECONDS = 30
+SIZE_VARIABLES = {"COLUMNS", "LINES"}  # pytest-xdist sets them; rich prefers them to the size of the terminal
 ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[a-zA-Z]|\][^\x07]*\x07|[=>])")
 CURSOR_QUERY, CURSOR_REPORT = b"\x1b[6n", b"\x1b[1;1R"
 # The shell is a session leader, so the terminal that it opens becomes the controlling one: Ctrl-C reaches the command.
@@ -75,7 +76,7 @@ def terminal_session(*arguments: str, environment: Mapping[str, str]) -> Iterato
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         env={
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in SIZE_VARIABLES},
             "TERM": "xterm-256color",
             "TEST_TERMINAL": os.ttyname(theirs),
             **environment,
