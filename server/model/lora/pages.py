@@ -6,7 +6,7 @@ No matrix crosses a page. An addition whose outputs do not fit into one becomes 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -86,9 +86,11 @@ class Piece:
             matrices = tensor.reshape(self.count, -1, tensor.shape[-1])
         if self.is_transposed:
             matrices = matrices.transpose(1, 2)
-        rows = matrices.to(self.dtype).contiguous().view(self.count, -1).view(torch.uint8)
-        target = page[self.offset : self.offset + self.count * self.stride].view(self.count, self.stride)
-        target[:, : self.nbytes] = rows
+        rows, columns = matrices.shape[1:]
+        typed, itemsize = page.view(self.dtype), self.dtype.itemsize
+        strides = (self.stride // itemsize, columns, 1)
+        first = typed.storage_offset() + self.offset // itemsize
+        typed.as_strided((self.count, rows, columns), strides, first).copy_(matrices)
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,11 @@ class PlacedMatrix:
     shape: tuple[int, int]
     dtype: torch.dtype
 
-    def view(self, pages: Sequence[torch.Tensor]) -> torch.Tensor:
-        nbytes = math.prod(self.shape) * self.dtype.itemsize
-        return pages[self.page][self.offset : self.offset + nbytes].view(self.dtype).view(self.shape)
+    def view(self, pages: Mapping[tuple[int, torch.dtype], torch.Tensor]) -> torch.Tensor:
+        """Return the matrix in pages by number and type, ``(numbers,)`` each."""
+        typed = pages[self.page, self.dtype]
+        first = typed.storage_offset() + self.offset // self.dtype.itemsize
+        return typed.as_strided(self.shape, (self.shape[1], 1), first)
 
 
 @dataclass(frozen=True)
@@ -155,8 +159,10 @@ class AdapterPages:
         """Return the adapter whose matrices are views of some pages in memory, uint8 ``(page_bytes,)`` each."""
         linears: dict[str, list[LoraMatrix]] = {}
         experts: dict[ExpertTarget, list[LoraMatrix]] = {}
+        places = {(each.page, each.dtype) for addition in self.additions for each in (addition.down, addition.up)}
+        typed = {(page, dtype): pages[page].view(dtype) for page, dtype in places}
         for each in self.additions:
-            matrix = LoraMatrix(each.down.view(pages), each.up.view(pages), each.scale, each.first_output)
+            matrix = LoraMatrix(each.down.view(typed), each.up.view(typed), each.scale, each.first_output)
             if isinstance(each.target, ExpertTarget):
                 experts.setdefault(each.target, []).append(matrix)
             else:
