@@ -145,11 +145,11 @@ class Prefetcher:
         """
         if keys_of is None:
             keys_of = self._base_keys
-        chosen = set(keys_of(layer, top_k_index))
+        chosen = keys_of(layer, top_k_index)
         self._num_lookups += len(chosen)
         if not self._is_predicting:
             return
-        self._score(layer, chosen)
+        self._score(layer, set(chosen))
         if self._coactivation is not None and layer in self._learnt:
             self._coactivation.observe(layer, top_k_index)
         self._predict(layer, top_k_index, hidden_states, keys_of, len(chosen))
