@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from server.demo.run_settings import Settings
@@ -12,6 +14,42 @@ from server.demo.sources import SOURCES
 
 Results = dict[str, Any]
 TOOLS = "tools"  # the domain of generated chats
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of ``server.demo.train``, and the domains of its corpus."""
+
+    run: Results
+    domains: Results
+
+    @cached_property
+    def epoch_tokens(self) -> dict[str, int]:
+        """Tokens of each domain in an epoch."""
+        repeat = self.run["settings"]["repeat"]
+        return {name: domain["train_tokens"] * repeat.get(name, 1) for name, domain in self.domains.items()}
+
+    @property
+    def epochs(self) -> float:
+        tokens: int = self.run["tokens"]
+        return tokens / sum(self.epoch_tokens.values())
+
+    def describe(self) -> str:
+        """Say how long the run trained, and with which settings."""
+        settings = self.run["settings"]
+        repeated = ", ".join(f"`{name}` {times} times" for name, times in settings["repeat"].items()) or "none"
+        precision = ", computed in bfloat16" if settings.get("bfloat16") else ""
+        tools = ""
+        if TOOLS in self.epoch_tokens:
+            tools = (
+                f" Chats with tools are {self.epoch_tokens[TOOLS] / sum(self.epoch_tokens.values()):.0%} of the tokens."
+            )
+        return f"""on {self.run["tokens"]:,} tokens in {self.run["steps"]:,} steps, {self.epochs:.1f} epochs
+(domains repeated within an epoch: {repeated}), with seed {settings["seed"]}{precision}. Rows have {settings["length"]}
+tokens, and in the last {settings["final_share"]:.0%} of the training {settings["final_length"]}. The peak rate of Muon
+is {settings["muon_lr"]:g}, that of AdamW {settings["lr"]:g}; the rate falls linearly over the last
+{settings["decay"]:.0%}. The weight of the load-balance loss is {settings["balance_weight"]:g}, that of the z-loss
+{settings["z_weight"]:g}.{tools}"""
 
 
 def render(results: Results) -> str:
@@ -74,15 +112,15 @@ def _training(results: Results) -> str:
         ]
         for name, domain in results["domains"].items()
     ]
-    before = results.get("before")
-    if before is None:
-        story = [f"The model was trained {_amount(results['runs']['moe'], results['domains'])}"]
-    else:
-        now = _amount(results["runs"]["moe"], results["domains"])
-        story = [
-            f"The model was first trained {_amount(before['run'], before['domains'])}",
-            f"It was then trained further, with new optimizers, {now}{_tool_share(results)}",
-        ]
+    first, *others = _trainings(results)
+    story = [f"The model was {'first ' if others else ''}trained {first.describe()}"]
+    for number, training in enumerate(others):
+        again = "again" if number else "further, with new optimizers,"
+        story.append(f"It was then trained {again} {training.describe()}")
+    if others:
+        tokens = sum(training.run["tokens"] for training in (first, *others))
+        epochs = sum(training.epochs for training in (first, *others))
+        story.append(f"In all, the model was trained on {tokens:,} tokens, {epochs:.1f} epochs.")
     if changes := results["runs"]["moe"].get("changes"):
         steps = ", ".join(f"{change['step']:,} ({_names(change['before'])})" for change in changes)
         story.append(f"Settings were changed at step {steps}, so the commands below do not give exactly these weights.")
@@ -91,7 +129,7 @@ def _training(results: Results) -> str:
         same = dense["tokens"] == run["tokens"] and _data_settings(dense) == _data_settings(run)
         order = "the same tokens in the same order" if same else f"{dense['tokens']:,} tokens, **not the same ones**"
         story.append(f"The dense model for comparison saw {order}.")
-    elif before is not None and before["dense"] is not None:
+    elif others and results["before"]["dense"] is not None:
         story.append("The dense model for comparison saw the tokens of the first training, in the same order.")
     paragraphs = "\n\n".join(story)
     return f"""## Training
@@ -119,52 +157,41 @@ def _names(settings: Results) -> str:
     return ", ".join(f"`{name}`" for name in settings)
 
 
-def _amount(run: Results, domains: Results) -> str:
-    """Describe how long a run trained, and with which settings."""
-    settings = run["settings"]
-    per_epoch = sum(domain["train_tokens"] * settings["repeat"].get(name, 1) for name, domain in domains.items())
-    repeated = ", ".join(f"`{name}` {times} times" for name, times in settings["repeat"].items()) or "none"
-    precision = ", computed in bfloat16" if settings.get("bfloat16") else ""
-    return f"""on {run["tokens"]:,} tokens in {run["steps"]:,} steps, {run["tokens"] / per_epoch:.1f} epochs
-(domains repeated within an epoch: {repeated}), with seed {settings["seed"]}{precision}. Rows have {settings["length"]}
-tokens, and in the last {settings["final_share"]:.0%} of the training {settings["final_length"]}. The peak rate of Muon
-is {settings["muon_lr"]:g}, that of AdamW {settings["lr"]:g}; the rate falls linearly over the last
-{settings["decay"]:.0%}. The weight of the load-balance loss is {settings["balance_weight"]:g}, that of the z-loss
-{settings["z_weight"]:g}."""
+def _earlier(results: Results) -> list[Results]:
+    """Return the reports of the trainings before the last one, from the first on."""
+    found: list[Results] = []
+    before = results.get("before")
+    while before is not None:
+        found.append(before)
+        before = before.get("before")
+    return found[::-1]
 
 
-def _tool_share(results: Results) -> str:
-    if TOOLS not in results["domains"]:
-        return ""
-    repeat = results["runs"]["moe"]["settings"]["repeat"]
-    tokens = {name: domain["train_tokens"] * repeat.get(name, 1) for name, domain in results["domains"].items()}
-    return f" Chats with tools are {tokens[TOOLS] / sum(tokens.values()):.0%} of these tokens."
+def _trainings(results: Results) -> list[Training]:
+    """Return the trainings that made the model, the last one too."""
+    earlier = (Training(each["run"], each["domains"]) for each in _earlier(results))
+    return [*earlier, Training(results["runs"]["moe"], results["domains"])]
 
 
 def _commands(results: Results) -> str:
     tokenizer = "--tokenizer server/demo/model/tokenizer.json"
-    runs, before = results["runs"], results.get("before")
     lines = ["pip install 'greenroom[train]'"]
-    corpus, start, report = "CORPUS", "", ""
-    if before is not None:
+    corpus, start, before = "CORPUS", "", ""
+    for number, training in enumerate(_trainings(results), 1):
+        if TOOLS in training.domains and corpus == "CORPUS":
+            lines.append("python -m server.demo.tool_chats CORPUS WITH_TOOLS")
+            corpus = "WITH_TOOLS"
+        options = _options(training.run["settings"])
         lines += [
-            f"python -m server.demo.train CORPUS FIRST {tokenizer}{_options(before['run']['settings'])}",
-            f"python -m server.demo.export FIRST FIRST_MODEL {tokenizer}",
+            f"python -m server.demo.train {corpus} RUN{number} {tokenizer}{start}{options}",
+            f"python -m server.demo.export RUN{number} MODEL{number} {tokenizer}",
+            f"python -m server.demo.report MODEL{number} {corpus} --run RUN{number}{before} --out REPORT{number}",
         ]
-        start, report = " --start FIRST_MODEL", " --before FIRST_RESULTS"
-    if TOOLS in results["domains"]:
-        lines.append("python -m server.demo.tool_chats CORPUS WITH_TOOLS")
-        corpus = "WITH_TOOLS"
-    lines.append(f"python -m server.demo.train {corpus} RUN {tokenizer}{start}{_options(runs['moe']['settings'])}")
-    if "dense" in runs:
-        lines.append(
-            f"python -m server.demo.train {corpus} DENSE {tokenizer} --dense{_options(runs['dense']['settings'])}"
-        )
-        report += " --dense DENSE"
-    lines += [
-        f"python -m server.demo.export RUN MODEL {tokenizer}",
-        f"python -m server.demo.report MODEL {corpus} --run RUN{report} --out REPORT",
-    ]
+        start, before = f" --start MODEL{number}", f" --before REPORT{number}/results.json"
+    if (dense := results["runs"].get("dense")) is not None:
+        options = _options(dense["settings"])
+        lines.insert(-1, f"python -m server.demo.train {corpus} DENSE {tokenizer} --dense{options}")
+        lines[-1] += " --dense DENSE"
     return "\n".join(lines)
 
 
@@ -217,7 +244,7 @@ per byte. A mean is that of the domains' losses."""
             rows[-2].extend(["", ""])
         rows[-1].extend(_compared(_mean(moe, shared), _mean(other, shared)))
     if before is not None:
-        text.append("The column *before* is the model after its first training, on the same text.")
+        text.append("The column *before* is the model before its last training, on the same text.")
     if dense is not None:
         text.append(_about_dense(results, dense))
     lengths = "; ".join(
@@ -245,7 +272,7 @@ def _about_dense(results: Results, dense: Results) -> str:
     """Say on which terms the dense model is compared."""
     size = f"""The dense model has {_millions(dense["parameters"])} parameters, as many as the MoE has active
 ({_millions(results["moe"]["active_parameters"])})."""
-    moe, when = (results["moe"], "") if "dense" in results else (results["before"], " after the first training")
+    moe, when = (results["moe"], "") if "dense" in results else (_earlier(results)[0], " after the first training")
     better = sum(moe["perplexity"][name] < value for name, value in dense["perplexity"].items())
     terms = f"With as many tokens,{when} the MoE is better in {better} of {len(dense['perplexity'])} domains."
     if "dense" not in results:
@@ -268,7 +295,7 @@ def _experts(results: Results) -> str:
         for row, *values in zip(rows, experts["information_on_domains_of_before"], before["information"], strict=True):
             row += [f"{value:.3f}" for value in values]
         compared = (
-            " The last two columns compare the mutual information with that after the first training, on the domains "
+            " The last two columns compare the mutual information with that before the last training, on the domains "
             "that both models have seen."
         )
     return f"""## Experts

@@ -81,15 +81,20 @@ def measure_experts(shares: measure.Shares, top_k: int) -> dict[str, Any]:
 
 
 def describe_before(path: Path, domains: list[Domain]) -> dict[str, Any]:
-    """Return the figures of an earlier report, which must be about the same held-out text."""
+    """Return the figures of an earlier report, which must be about the same held-out text.
+
+    Those of the reports before it are its own ``before``.
+    """
     try:
         old = json.loads(path.read_text())
+        run, before = old["runs"]["moe"], old.get("before")
         found = {
-            "run": old["runs"]["moe"],
+            "run": run,
             "domains": old["domains"],
             **{name: old["moe"][name] for name in ("perplexity", "mean_perplexity")},
-            "dense": old.get("dense"),
+            "dense": old.get("dense") or (before and before["dense"]),
             "information": old["experts"]["mutual_information_bits"],
+            "before": before,
         }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"--before {path} is no results.json of an earlier report: {error!r}") from error

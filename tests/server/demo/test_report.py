@@ -108,7 +108,20 @@ def test_report_of_a_second_training_stands_beside_the_first(runs, chat_corpus, 
         before["experts"]["mutual_information_bits"], abs=1e-4
     )
     assert f"| {before['moe']['perplexity']['sea']:.2f} | +0.0% |" in readme
-    assert "--before FIRST_RESULTS" in readme
+    assert "--start MODEL1" in readme
+    assert "--before REPORT1/results.json" in readme
+
+
+def test_report_of_a_third_training_tells_of_all_three(runs, chat_corpus, first_report):
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "second", before=first_report)
+    second = runs / "second/results.json"
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", before=second)
+    results = json.loads((runs / "out/results.json").read_text())
+    readme = (runs / "out/README.md").read_text()
+    assert results["before"]["before"] == json.loads(second.read_text())["before"]
+    assert readme.count("The model was first trained on") == readme.count("It was then trained again on") == 1
+    assert "--start MODEL2" in readme
+    assert "the MoE is better" in readme
 
 
 def test_readme_names_settings_that_changed_on_the_way(first_report):
