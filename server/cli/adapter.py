@@ -9,6 +9,8 @@ from pathlib import Path
 from server.cli.exit_status import FAILURE, WRONG_USAGE, exit_on_interrupt, fail, finish
 from server.cli.flags import add_flags
 from server.lifecycle.torch_setup import set_up_torch
+from server.model.checkpoint.local_files import check_model
+from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SettingsError, load_settings
 
@@ -34,14 +36,16 @@ def run(arguments: argparse.Namespace) -> int:
     """Check an adapter, and return the exit status."""
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
+        check_model(arguments.model)
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
+    except ModelError as error:
+        return fail(error, FAILURE)
     set_up_logging("warning", COMMAND)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.loading.check_adapter import check_adapter, describe  # noqa: PLC0415
     from server.loading.check_gate import check_gate, describe_gate  # noqa: PLC0415
-    from server.model.errors import ModelError  # noqa: PLC0415
     from server.model.lora.errors import AdapterError  # noqa: PLC0415
     from server.model.lora.gate_files import is_gate  # noqa: PLC0415
 

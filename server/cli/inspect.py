@@ -9,6 +9,8 @@ import os
 from server.cli.exit_status import FAILURE, WRONG_USAGE, fail, finish
 from server.cli.flags import PLANNING, add_flags
 from server.lifecycle.torch_setup import set_up_torch
+from server.model.checkpoint.local_files import check_model
+from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SettingsError, load_settings
 
@@ -28,15 +30,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Inspect a model, print the report, and return the exit status: 1 if `greenroom serve` would refuse the model."""
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
+        check_model(arguments.model)
     except SettingsError as error:
         return fail(error, WRONG_USAGE)
+    except ModelError as error:
+        return fail(error, FAILURE)
     set_up_logging("warning", COMMAND)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.inspection.inspect_model import inspect_model  # noqa: PLC0415
     from server.inspection.report import as_text  # noqa: PLC0415
     from server.loading.bundled_weights import with_bundled_adapters  # noqa: PLC0415
-    from server.model.errors import ModelError  # noqa: PLC0415
 
     try:
         report = inspect_model(arguments.model, with_bundled_adapters(arguments.model, settings))
