@@ -74,7 +74,8 @@ class ExpertStore:
     def add_variant(self, variant: str, recipes: Variant) -> None:
         """Make another set of weights for some experts known; nothing is read yet.
 
-        Slots are shared by all. If the budget holds more experts than there were, there are more slots from now on.
+        Slots are shared by all. If a budget holds more experts than there were, there are more slots from now on. A
+        device tier is emptied for that, once: it takes its whole budget then, as soon as nothing in it is in use.
 
         Args:
             variant: the name that keys have, which may not be in use.
@@ -95,6 +96,8 @@ class ExpertStore:
                 slots = self._budgets.host_slots(catalog, self._budgets["host"])
                 state.add_variant(variant, catalog, files)
                 state.resize_host(slots)
+                with suppress(BudgetError):  # a smaller device tier serves all the same
+                    self._budgets.grow_device()
                 state.lock.wake_waiters()
         except (ExpertStoreError, ValueError):
             files.close()
@@ -104,7 +107,7 @@ class ExpertStore:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
 
         Leases keep the experts that they have to their end; those that wait for one get ExpertLoadError. The name may
-        be used again at once. A tier on a device keeps its size when variants come and go.
+        be used again at once. A device tier keeps its size.
 
         Returns:
             The rows that its experts were run on, which statistics forget.

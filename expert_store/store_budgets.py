@@ -8,7 +8,7 @@ from expert_store.catalog import ExpertCatalog, ExpertLayout
 from expert_store.entry import TierName
 from expert_store.errors import BudgetError
 from expert_store.keys import ExpertKey
-from expert_store.slot_budget import slots_per_layout
+from expert_store.slot_budget import share_of_layouts, slots_per_layout
 from expert_store.store_state import StoreState
 
 Slots = Mapping[ExpertLayout, int]
@@ -66,13 +66,24 @@ class StoreBudgets:
         """
         if not self._bytes["device"]:
             raise BudgetError("the store was opened without a device tier; give --device-expert-memory at start")
-        state = self._state
-        while state.next_device_slots is not None:  # one resize after the other
-            state.lock.wait()
-        slots = slots_per_layout(state.catalog, nbytes)
-        self._refuse_pins("device", slots)
-        state.resize_device(slots)
+        self._wait_for_device()
+        self._rebuild_device(slots_per_layout(self._state.catalog, nbytes))
         self._bytes["device"] = nbytes
+
+    def grow_device(self) -> None:
+        """Let the device tier take its whole budget if there are experts that it has no slots for.
+
+        The tier is emptied by this, so it is done once for all variants to come; it waits until nothing is in use.
+
+        Raises:
+            BudgetError: the slots would be too few for the pins of a layout, or can't be allocated.
+        """
+        self._wait_for_device()
+        state, budget = self._state, self._bytes["device"]
+        taken = sum(pool.device.num_slots * pool.layout.slot_bytes for pool in state.pools if pool.has_device)
+        rounding = sum(pool.layout.slot_bytes for pool in state.pools)
+        if budget and min(budget, state.catalog.all_bytes) >= taken + rounding:
+            self._rebuild_device(share_of_layouts(state.catalog, budget))
 
     def refuse_more_pins(self, keys: Iterable[ExpertKey]) -> None:
         """Raise BudgetError if pins of these experts, too, left too few slots, now or after a resize that waits."""
@@ -83,6 +94,15 @@ class StoreBudgets:
                 num_slots = min(num_slots, following[pool.layout])
             added = {key for key in keys if state.pool_of[key.layer] is pool}
             self._refuse(pool.top.pinned | added, num_slots)
+
+    def _wait_for_device(self) -> None:
+        """Wait for the end of a resize of the device tier: one comes after the other."""
+        while self._state.next_device_slots is not None:
+            self._state.lock.wait()
+
+    def _rebuild_device(self, slots: Slots) -> None:
+        self._refuse_pins("device", slots)
+        self._state.resize_device(slots)
 
     def _refuse_pins(self, tier: TierName, slots: Slots) -> None:
         for pool in self._state.pools:

@@ -8,6 +8,7 @@ import torch
 
 from expert_store import ExpertCatalog, least_bytes
 from server.byte_sizes import format_bytes
+from server.setting_values import Budget
 from server.settings import ServeSettings
 
 DEVICE_RESERVE_BYTES = 1 << 30  # device memory kept for the tensors of a step and for CUDA libraries
@@ -15,7 +16,7 @@ DEVICE_RESERVE_BYTES = 1 << 30  # device memory kept for the tensors of a step a
 
 @dataclass(frozen=True)
 class ExpertBudgets:
-    """Budgets of the tiers in bytes, each at most the size of all experts."""
+    """Budgets of the tiers in bytes, each at most the size of all experts unless variants may be loaded."""
 
     host: int
     device: int
@@ -55,8 +56,12 @@ def host_bytes(settings: ServeSettings, catalog: ExpertCatalog, auto: int) -> in
     Args:
         auto: the value of ``auto``.
     """
-    asked = settings.host_expert_memory.resolve(catalog.total_bytes, auto)
-    takes_variants = settings.experts_dir is not None and not settings.host_expert_memory.is_auto
+    return _tier_bytes(settings, settings.host_expert_memory, catalog, auto)
+
+
+def _tier_bytes(settings: ServeSettings, budget: Budget, catalog: ExpertCatalog, auto: int) -> int:
+    asked = budget.resolve(catalog.total_bytes, auto)
+    takes_variants = settings.experts_dir is not None and not budget.is_auto
     return asked if takes_variants else min(catalog.total_bytes, asked)
 
 
@@ -71,7 +76,7 @@ def plan_experts(
     """
     total, least = catalog.total_bytes, least_bytes(catalog, top_k)
     auto = min(total, max(0, free.device - kv_bytes)) if free.is_cuda else 0
-    asked = min(total, settings.device_expert_memory.resolve(total, auto))
+    asked = _tier_bytes(settings, settings.device_expert_memory, catalog, auto)
     has_device = free.is_cuda or asked > 0
     device = max(asked, least) if has_device else 0
     taken = 0 if free.is_cuda else kv_bytes + device

@@ -24,6 +24,7 @@ from expert_store import (
     StoreClosedError,
 )
 from expert_store.catalog import Variant
+from expert_store.io.device_memory import EmulatedDevice
 from expert_store.slot_budget import slots_per_layout
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
@@ -99,6 +100,50 @@ def test_the_budget_holds_more_slots_where_there_are_more_experts(tmp_path: Path
         assert store.tiers()["host"].num_slots == 2 * EXPERTS + 3
         store.remove_variant("law")
         assert store.tiers()["host"].num_slots == 2 * EXPERTS
+
+
+def test_a_device_tier_takes_its_whole_budget_when_variants_come(tmp_path: Path) -> None:
+    slot, own = LAYOUT.slot_bytes, 2 * EXPERTS
+    with closing(ExpertStore(make_records(tmp_path), 4 * slot, device_bytes=(own + 5) * slot)) as store:
+        assert store.tiers()["device"].num_slots == own
+        for name, places in (("law", [(0, 1), (0, 2)]), ("code", [(1, 3)])):
+            store.add_variant(name, recipes(tmp_path / name, *places))
+            assert store.tiers()["device"].num_slots == own + 5
+        keys = [ExpertKey(0, 1), ExpertKey(0, 1, "law"), ExpertKey(0, 2, "law")]
+        assert values(store, *keys) == {key: value_of(key) for key in keys}
+        wait_until_idle(store)
+        store.check_integrity()
+
+
+def test_a_device_tier_grows_when_the_leases_of_other_threads_have_ended(tmp_path: Path) -> None:
+    slot, key = LAYOUT.slot_bytes, ExpertKey(0, 1)
+    with closing(ExpertStore(make_records(tmp_path), 4 * slot, device_bytes=100 * slot)) as store:
+        coming = threading.Thread(target=store.add_variant, args=("law", recipes(tmp_path / "law", (0, 1))))
+        with store.lease({key: 1}) as lease:
+            ((_, weights),) = list(lease)
+            coming.start()
+            coming.join(0.2)
+            assert coming.is_alive()
+            assert int(weights["weight"][0]) == value_of(key)
+        coming.join()
+        assert store.tiers()["device"].num_slots == 100
+
+
+def test_a_device_tier_that_can_not_grow_serves_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot, own = LAYOUT.slot_bytes, 2 * EXPERTS
+    with closing(ExpertStore(make_records(tmp_path), 4 * slot, device_bytes=(own + 5) * slot)) as store:
+        allocate = EmulatedDevice.allocate
+
+        def allocate_little(device: EmulatedDevice, nbytes: int) -> torch.Tensor:
+            if nbytes > own * slot:
+                raise BudgetError("others took it")
+            return allocate(device, nbytes)
+
+        monkeypatch.setattr(EmulatedDevice, "allocate", allocate_little)
+        store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
+        assert store.tiers()["device"].num_slots == own
+        key = ExpertKey(0, 1, "law")
+        assert values(store, key) == {key: value_of(key)}
 
 
 def test_what_is_removed_leaves_no_resident_pin_or_handle(store: ExpertStore, tmp_path: Path) -> None:

@@ -117,13 +117,15 @@ def test_an_expert_budget_that_does_not_fit_is_refused_with_one_that_does(tmp_pa
         check_plan(settings, plan_memory(settings, needs, CPU, budget, PROCESS))
 
 
+@pytest.mark.parametrize("tier", ["host", "device"])
 def test_a_fixed_budget_of_experts_has_room_for_variants_where_these_may_be_loaded(
-    needs: ModelNeeds, tmp_path: Path
+    tier: str, needs: ModelNeeds, tmp_path: Path
 ) -> None:
     total = needs.catalog.total_bytes
     for folder, expected in ((None, total), (tmp_path, 64 * MIB)):
-        settings = ServeSettings(host_expert_memory="64MiB", experts_dir=folder)
-        assert plan_memory(settings, needs, CPU, 1000 * MIB, PROCESS).host_bytes == expected
+        settings = ServeSettings.model_validate({f"{tier}_expert_memory": "64MiB", "experts_dir": folder})
+        plan = plan_memory(settings, needs, CPU, 1000 * MIB, PROCESS)
+        assert getattr(plan, f"{tier}_bytes") == expected
 
 
 def test_a_device_tier_in_host_memory_that_does_not_fit_is_refused_with_one_that_does(tmp_path: Path) -> None:
