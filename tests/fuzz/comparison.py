@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Json = Any
@@ -24,6 +24,22 @@ class Answer:
         for choice in body.get("choices") or body.get("data") or ():
             index = choice.get("index", 0)
             self.choices[index] = merge(self.choices.get(index), choice)
+
+    def with_adapter_names(self, names: dict[str, str]) -> Answer:
+        """Return this answer with other names of adapters in ``return_adapters``; ``names`` maps those that it has."""
+        choices = {
+            index: {
+                **choice,
+                "adapters": [
+                    weights and {names.get(name, name): weight for name, weight in weights.items()}
+                    for weights in choice["adapters"]
+                ],
+            }
+            if choice.get("adapters")
+            else choice
+            for index, choice in self.choices.items()
+        }
+        return replace(self, choices=choices)
 
 
 def merge(old: Json, new: Json) -> Json:

@@ -219,7 +219,7 @@ class Judge:
         key = json.dumps(request, sort_keys=True)
         if key not in self._known:
             self._known[key] = asyncio.run(self._fetch(request))
-        return self._known[key]
+        return self._known[key].with_adapter_names({path: name for name, path in paths.items()})
 
     async def _fetch(self, request: Event) -> Answer:
         async with httpx.AsyncClient(base_url=self._reference.url, timeout=STALL_SECONDS) as http:

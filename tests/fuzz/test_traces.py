@@ -66,6 +66,14 @@ def test_an_answer_is_compared_as_far_as_its_client_has_read_it() -> None:
     assert difference(part, WHOLE, is_exact=True) == "choice 0.text: 'ab', alone 'abc'"
 
 
+def test_an_adapter_counts_as_the_same_under_the_name_that_it_was_loaded_by() -> None:
+    found, alone = (
+        Answer(200, {0: {"text": "x", "adapters": [None, {name: 1.0}]}}, is_complete=True) for name in ("mine", "a2")
+    )
+    assert difference(found, alone, is_exact=True) is not None
+    assert difference(found, alone.with_adapter_names({"a2": "mine"}), is_exact=True) is None
+
+
 def test_an_answer_with_another_token_is_different() -> None:
     other = answer({"text": "abc", "logprobs": {"tokens": ["a", "x", "c"]}})
     assert difference(other, WHOLE, is_exact=True) == "choice 0.logprobs.tokens[1]: 'x', alone 'b'"
