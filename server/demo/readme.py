@@ -220,29 +220,19 @@ def _perplexity(results: Results) -> str:
     moe, before = results["moe"], results.get("before")
     dense = results.get("dense") or (before and before["dense"])
     length = results["runs"]["moe"]["settings"]["final_length"]
-    head = ["domain", "perplexity", "bits/byte"]
-    rows = [
-        [f"`{name}`", f"{moe['perplexity'][name]:.2f}", f"{moe['bits_per_byte'][name]:.3f}"]
-        for name in results["domains"]
-    ]
-    rows.append(["**mean**", f"{moe['mean_perplexity']:.2f}", ""])
+    others = {title: other for title, other in {"before": before, "dense": dense}.items() if other is not None}
+    domains = list(results["domains"])
+    shared = [name for name in domains if all(name in other["perplexity"] for other in others.values())]
+    head = ["domain", "perplexity", "bits/byte", *(text for title in others for text in (title, "difference"))]
+    rows = [_row(f"`{name}`", f"{moe['bits_per_byte'][name]:.3f}", moe, others.values(), [name]) for name in domains]
+    rows.append(_row("**mean**", "", moe, others.values(), domains))
+    if len(shared) < len(domains):
+        rows.append(_row("**mean of the domains of all models**", "", moe, others.values(), shared))
     text = [
         f"""The perplexity covers every held-out token, in independent rows of {length} tokens, with bfloat16 weights
 and float32 arithmetic. The vocabulary has 4,096 tokens of about 3.3 bytes, so compare with other models only by bits
 per byte. A mean is that of the domains' losses."""
     ]
-    shared = [name for name in results["domains"] if before is None or name in before["perplexity"]]
-    if len(shared) < len(results["domains"]):
-        rows.append(["**mean of the domains of before**", f"{_mean(moe, shared):.2f}", ""])
-    for title, other in {"before": before, "dense": dense}.items():
-        if other is None:
-            continue
-        head += [title, "difference"]
-        for row, name in zip(rows, results["domains"], strict=False):
-            row.extend(_compared(moe["perplexity"][name], other["perplexity"].get(name)))
-        if len(rows) == len(results["domains"]) + 2:  # both means
-            rows[-2].extend(["", ""])
-        rows[-1].extend(_compared(_mean(moe, shared), _mean(other, shared)))
     if before is not None:
         text.append("The column *before* is the model before its last training, on the same text.")
     if dense is not None:
@@ -264,8 +254,14 @@ def _mean(measured: Results, domains: list[str]) -> float:
     return math.exp(sum(math.log(measured["perplexity"][name]) for name in domains) / len(domains))
 
 
-def _compared(value: float, other: float | None) -> list[str]:
-    return ["", ""] if other is None else [f"{other:.2f}", f"{value / other - 1:+.1%}"]
+def _row(title: str, bits: str, moe: Results, others: Iterable[Results], domains: list[str]) -> list[str]:
+    """Return a row of the table: the mean perplexity over domains, beside that of the models that know them all."""
+    value = _mean(moe, domains)
+    row = [title, f"{value:.2f}", bits]
+    for other in others:
+        known = all(name in other["perplexity"] for name in domains)
+        row += [f"{_mean(other, domains):.2f}", f"{value / _mean(other, domains) - 1:+.1%}"] if known else ["", ""]
+    return row
 
 
 def _about_dense(results: Results, dense: Results) -> str:

@@ -124,6 +124,14 @@ def test_report_of_a_third_training_tells_of_all_three(runs, chat_corpus, first_
     assert "the MoE is better" in readme
 
 
+def test_readme_compares_means_over_the_domains_of_all_models(runs, chat_corpus, first_report):
+    report.write_report(runs / "model", chat_corpus, runs / "moe", runs / "out", before=first_report)
+    results = json.loads((runs / "out/results.json").read_text())
+    assert "mean of the domains of all models" not in render(results)
+    results["before"]["dense"]["perplexity"].pop("sea")
+    assert "| **mean of the domains of all models** |" in render(results)
+
+
 def test_readme_names_settings_that_changed_on_the_way(first_report):
     results = json.loads(first_report.read_text())
     results["runs"]["moe"]["changes"] = [{"step": 30, "tokens": 960, "before": {"tokens": 9, "repeat": {}}}]
