@@ -40,7 +40,7 @@ class VariantShape:
     share: float = 0.25  # of the domain's token choices in a layer: experts are taken until they have it together
     layers: int = 2  # the last ones, whose routers tell domains apart best
     rows: int = 32  # of training text that are routed to choose the experts
-    rate: float = 1e-3
+    rate: float = 2e-4
 
 
 class ExpertWeights:
