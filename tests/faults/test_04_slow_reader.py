@@ -30,7 +30,7 @@ def wait_until_ended(live: FakeServer) -> None:
 
 
 def test_its_request_is_cancelled_before_memory_grows(codec: Codec) -> None:
-    with a_server(codec, send_timeout=30) as live, connect_with_a_small_buffer(live.port) as connection:
+    with a_server(codec, send_timeout=600) as live, connect_with_a_small_buffer(live.port) as connection:
         connection.sendall(complete(b"much", max_tokens=NUM_TOKENS * 4, n=1, stream=True, logprobs=5))
         wait_until_ended(live)
         assert live.engine.statistics.finished == {"abort": 1}
