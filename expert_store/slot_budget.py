@@ -14,17 +14,24 @@ def slots_per_layout(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLa
     Raises:
         BudgetError: a layout with experts would get no slot.
     """
-    slots = share_of_layouts(catalog, min(budget_bytes, catalog.all_bytes))
+    return share_of_layouts(catalog, min(budget_bytes, catalog.all_bytes))
+
+
+def share_of_layouts(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLayout, int]:
+    """Return the slots of ``slots_per_layout``, but more than there are experts if the budget holds more.
+
+    Raises:
+        BudgetError: a layout with experts would get no slot.
+    """
+    slots = {
+        layout: count * budget_bytes // catalog.all_bytes if count else 0
+        for layout, count in catalog.num_places.items()
+    }
     if not all(slots[layout] for layout, count in catalog.num_places.items() if count):
         raise BudgetError(
             f"{budget_bytes} bytes hold no expert of every layer; give at least {least_bytes(catalog, 1)} bytes"
         )
     return slots
-
-
-def share_of_layouts(catalog: ExpertCatalog, nbytes: int) -> dict[ExpertLayout, int]:
-    """Divide bytes as ``slots_per_layout`` does, into more slots than there are experts if they hold more."""
-    return {layout: count * nbytes // catalog.all_bytes if count else 0 for layout, count in catalog.num_places.items()}
 
 
 def least_bytes(catalog: ExpertCatalog, num_slots: int) -> int:

@@ -76,7 +76,7 @@ class StoreBudgets:
         The tier is emptied by this, so it is done once for all variants to come; it waits until nothing is in use.
 
         Raises:
-            BudgetError: the slots would be too few for the pins of a layout, or can't be allocated.
+            BudgetError: the slots would be too few for one of each layout or for the pins, or can't be allocated.
         """
         self._wait_for_device()
         state, budget = self._state, self._bytes["device"]

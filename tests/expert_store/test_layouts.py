@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,13 @@ def test_pins_of_one_layout_take_no_slots_of_another(catalog: ExpertCatalog) -> 
 def test_a_budget_that_leaves_a_layout_without_a_slot_is_refused(catalog: ExpertCatalog) -> None:
     with pytest.raises(BudgetError, match=r"hold no expert of every layer; give at least \d+"):
         ExpertStore(catalog, catalog.total_bytes // 8)
+
+
+def test_a_device_tier_does_not_grow_where_a_layout_would_lose_its_last_slot(catalog: ExpertCatalog) -> None:
+    wide = catalog.layers[1].experts[0]
+    budget = 2 * catalog.total_bytes
+    with closing(ExpertStore(catalog, 1 << 30, device_bytes=budget)) as store:
+        before = store.tiers()["device"].num_slots
+        store.add_variant("many", {(1, number): wide for number in range(2000)})
+        assert store.tiers()["device"].num_slots == before
+        use_all(store)

@@ -27,18 +27,14 @@ class Answer:
 
     def with_adapter_names(self, names: dict[str, str]) -> Answer:
         """Return this answer with other names of adapters in ``return_adapters``; ``names`` maps those that it has."""
-        choices = {
-            index: {
-                **choice,
-                "adapters": [
+        choices = dict(self.choices)
+        for index, choice in choices.items():
+            if choice.get("adapters"):
+                renamed = [
                     weights and {names.get(name, name): weight for name, weight in weights.items()}
                     for weights in choice["adapters"]
-                ],
-            }
-            if choice.get("adapters")
-            else choice
-            for index, choice in self.choices.items()
-        }
+                ]
+                choices[index] = {**choice, "adapters": renamed}
         return replace(self, choices=choices)
 
 

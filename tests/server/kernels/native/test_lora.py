@@ -18,7 +18,7 @@ from tests.server.kernels.native.test_experts import EXACT, ROUNDED, Expert, Lay
 pytestmark = pytest.mark.slow
 
 
-@dataclass(frozen=True, repr=False)  # hypothesis warns of long ones
+@dataclass(frozen=True)
 class Part:
     """A low-rank addition."""
 
