@@ -76,8 +76,10 @@ class LayoutPool:
 
     @property
     def experts(self) -> Iterator[ExpertKey]:
-        """The experts of the model that have this layout, without variants."""
-        return (ExpertKey(layer, expert) for layer, num in self._num_own.items() for expert in range(num))
+        """The experts that have this layout: the model's own, then those of variants."""
+        yield from (ExpertKey(layer, expert) for layer, num in self._num_own.items() for expert in range(num))
+        for variant, recipes in self._resources.catalog.variants.items():
+            yield from (ExpertKey(*place, variant) for place in recipes if place[0] in self._num_own)
 
     @property
     def tiers(self) -> Iterator[tuple[TierName, Tier]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import torch
@@ -63,6 +63,7 @@ class ExpertStore:
         self._budgets = StoreBudgets(self._state, host_bytes, device_bytes, least_unpinned)
         self._residents = ResidentAddresses(self._state)
         self._variant_residents = self._residents  # of the last step with variants
+        self.on_growth: Callable[[], None] = lambda: None  # called after slots or experts were added
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
         self._finalizer = weakref.finalize(self, self._state.close)
 
@@ -102,6 +103,7 @@ class ExpertStore:
         except (ExpertStoreError, ValueError):
             files.close()
             raise
+        self.on_growth()
 
     def remove_variant(self, variant: str) -> int:
         """Forget a variant, drop its experts from all tiers, and close its files after the last read.
@@ -256,11 +258,15 @@ class ExpertStore:
         Raises:
             BudgetError: a budget does not hold one slot of each layout and the pins, or can't be allocated.
         """
+        budgets = self._budgets
         with self._state.lock:
+            grows = (host_bytes or 0) > budgets["host"] or (device_bytes or 0) > budgets["device"]
             if host_bytes is not None:
-                self._budgets.resize_host(host_bytes)
+                budgets.resize_host(host_bytes)
             if device_bytes is not None:
-                self._budgets.resize_device(device_bytes)
+                budgets.resize_device(device_bytes)
+        if grows:
+            self.on_growth()
 
     @property
     def holds_all(self) -> bool:

@@ -1,4 +1,4 @@
-"""Preloader: reads all experts after the start, if all of them fit."""
+"""Preloader: reads all experts after the start, and after more have come, if all of them fit."""
 
 from __future__ import annotations
 
@@ -12,39 +12,64 @@ ROUND_SECONDS = 0.5  # between checks whether to stop
 
 
 class Preloader:
-    """A thread that prefetches every expert while nothing else is read, and ends when all are resident.
+    """A thread that prefetches every expert while nothing else is read, until all are resident.
 
-    It does nothing if the fastest tier has fewer slots than there are experts, as they would evict each other. It also
-    ends when all experts that are left can't be read.
+    It does so after its start and each time that the store gets more slots or a variant. It does nothing if the
+    fastest tier has fewer slots than there are experts, as they would evict each other. It leaves experts that can't
+    be read.
     """
 
     def __init__(self, store: ExpertStore):
         self._store = store
-        self._is_stopping = threading.Event()
+        self._changed = threading.Condition()  # guards the fields below
+        self._num_wanted, self._num_done = 1, 0  # rounds of reading
+        self._is_stopping = False
         self._thread = threading.Thread(target=self._run, name="preloader", daemon=True)
 
     def start(self) -> None:
+        self._store.on_growth = self._wake
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread; reads that have begun continue."""
-        self._is_stopping.set()
+        self._end()
         if self._thread.is_alive():
             self._thread.join()
 
-    def join(self, timeout_seconds: float) -> bool:
-        """Wait until the thread has ended or the time is over; return True if it has ended."""
-        self._thread.join(timeout_seconds)
-        return not self._thread.is_alive()
+    def wait_until_done(self, timeout_seconds: float) -> bool:
+        """Wait until all experts that can be read are read, or loading; return False if the time is over before."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._is_stopping or self._num_done == self._num_wanted, timeout_seconds
+            )
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._num_wanted += 1
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
 
     def _run(self) -> None:
-        store, num_left, num_failures = self._store, sys.maxsize, 0
         try:
-            while not self._is_stopping.is_set() and store.holds_all and (absent := store.absent()):
-                failures = store.statistics().load_failures
-                if len(absent) >= num_left and failures > num_failures:
-                    return
-                num_left, num_failures = len(absent), failures
-                store.preload(absent, ROUND_SECONDS)
+            while not self._is_stopping:
+                wanted = self._num_wanted
+                self._read_absent()
+                with self._changed:
+                    self._num_done = wanted
+                    self._changed.notify_all()
+                    self._changed.wait_for(lambda: self._is_stopping or self._num_wanted > self._num_done)
         except StoreClosedError:
-            return
+            self._end()
+
+    def _read_absent(self) -> None:
+        store, num_left, num_failures = self._store, sys.maxsize, 0
+        while not self._is_stopping and store.holds_all and (absent := store.absent()):
+            failures = store.statistics().load_failures
+            if len(absent) >= num_left and failures > num_failures:
+                return
+            num_left, num_failures = len(absent), failures
+            store.preload(absent, ROUND_SECONDS)

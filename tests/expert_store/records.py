@@ -21,6 +21,7 @@ from expert_store import (
     ParameterSpec,
     checksum_seed,
 )
+from expert_store.catalog import Variant
 
 LAYOUT = ExpertLayout((ParameterSpec("weight", torch.int32, (16,)),))
 
@@ -53,3 +54,10 @@ def make_records(
             variant, {(key.layer, key.expert): record for key, record in others.items() if key.variant == variant}
         )
     return catalog
+
+
+def make_recipes(folder: Path, *places: tuple[int, int], shift: int = 0) -> Variant:
+    """Return the recipes of some experts of a variant, in files of their own."""
+    folder.mkdir(exist_ok=True)
+    made = make_records(folder, variants=["made"], shift=shift).variants["made"]
+    return {place: made[place] for place in places}

@@ -23,12 +23,11 @@ from expert_store import (
     ParameterSpec,
     StoreClosedError,
 )
-from expert_store.catalog import Variant
 from expert_store.io.device_memory import EmulatedDevice
 from expert_store.slot_budget import slots_per_layout
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
-from tests.expert_store.records import LAYOUT, make_records, value_of
+from tests.expert_store.records import LAYOUT, make_recipes, make_records, value_of
 from tests.expert_store.waiting import wait_until_idle
 
 EXPERTS = 8
@@ -42,13 +41,6 @@ def store(tmp_path: Path) -> Iterator[ExpertStore]:
     store.check_integrity()
 
 
-def recipes(folder: Path, *places: tuple[int, int], shift: int = 0) -> Variant:
-    """Return the recipes of some experts of a variant, in files of their own."""
-    folder.mkdir(exist_ok=True)
-    made = make_records(folder, variants=["made"], shift=shift).variants["made"]
-    return {place: made[place] for place in places}
-
-
 def values(store: ExpertStore, *keys: ExpertKey) -> dict[ExpertKey, int]:
     with store.lease(dict.fromkeys(keys, 1)) as lease:
         return {key: int(weights["weight"][0]) for key, weights in lease}
@@ -59,13 +51,13 @@ def num_handles() -> int:
 
 
 def test_both_sets_of_weights_are_leased_together(store: ExpertStore, tmp_path: Path) -> None:
-    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
+    store.add_variant("law", make_recipes(tmp_path / "law", (0, 3)))
     own, law = ExpertKey(0, 3), ExpertKey(0, 3, "law")
     assert values(store, own, law) == {own: value_of(own), law: value_of(law)}
 
 
 def test_an_expert_beyond_the_models_own_is_read(store: ExpertStore, tmp_path: Path) -> None:
-    record = recipes(tmp_path / "law", (0, 3))[0, 3]
+    record = make_recipes(tmp_path / "law", (0, 3))[0, 3]
     folder = tmp_path / "more"
     folder.mkdir()
     more = make_records(folder, num_experts=EXPERTS + 1, variants=["made"]).variants["made"]
@@ -76,8 +68,10 @@ def test_an_expert_beyond_the_models_own_is_read(store: ExpertStore, tmp_path: P
 
 def test_a_variant_that_comes_while_another_goes_has_its_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(ExpertStore(make_records(tmp_path), 20 * LAYOUT.slot_bytes)) as store:
-        store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
-        coming = threading.Thread(target=store.add_variant, args=("code", recipes(tmp_path / "code", (0, 1), (0, 2))))
+        store.add_variant("law", make_recipes(tmp_path / "law", (0, 1)))
+        coming = threading.Thread(
+            target=store.add_variant, args=("code", make_recipes(tmp_path / "code", (0, 1), (0, 2)))
+        )
 
         def count_slots(catalog: ExpertCatalog, budget_bytes: int) -> dict[ExpertLayout, int]:
             """Count the slots of the variant that goes, then let the other come, unless it has to wait."""
@@ -96,7 +90,7 @@ def test_a_variant_that_comes_while_another_goes_has_its_slots(tmp_path: Path, m
 def test_the_budget_holds_more_slots_where_there_are_more_experts(tmp_path: Path) -> None:
     with closing(ExpertStore(make_records(tmp_path), 20 * LAYOUT.slot_bytes)) as store:
         assert store.tiers()["host"].num_slots == 2 * EXPERTS
-        store.add_variant("law", recipes(tmp_path / "law", (0, 1), (0, 2), (1, 1)))
+        store.add_variant("law", make_recipes(tmp_path / "law", (0, 1), (0, 2), (1, 1)))
         assert store.tiers()["host"].num_slots == 2 * EXPERTS + 3
         store.remove_variant("law")
         assert store.tiers()["host"].num_slots == 2 * EXPERTS
@@ -107,7 +101,7 @@ def test_a_device_tier_takes_its_whole_budget_when_variants_come(tmp_path: Path)
     with closing(ExpertStore(make_records(tmp_path), 4 * slot, device_bytes=(own + 5) * slot)) as store:
         assert store.tiers()["device"].num_slots == own
         for name, places in (("law", [(0, 1), (0, 2)]), ("code", [(1, 3)])):
-            store.add_variant(name, recipes(tmp_path / name, *places))
+            store.add_variant(name, make_recipes(tmp_path / name, *places))
             assert store.tiers()["device"].num_slots == own + 5
         keys = [ExpertKey(0, 1), ExpertKey(0, 1, "law"), ExpertKey(0, 2, "law")]
         assert values(store, *keys) == {key: value_of(key) for key in keys}
@@ -118,7 +112,7 @@ def test_a_device_tier_takes_its_whole_budget_when_variants_come(tmp_path: Path)
 def test_a_device_tier_grows_when_the_leases_of_other_threads_have_ended(tmp_path: Path) -> None:
     slot, key = LAYOUT.slot_bytes, ExpertKey(0, 1)
     with closing(ExpertStore(make_records(tmp_path), 4 * slot, device_bytes=100 * slot)) as store:
-        coming = threading.Thread(target=store.add_variant, args=("law", recipes(tmp_path / "law", (0, 1))))
+        coming = threading.Thread(target=store.add_variant, args=("law", make_recipes(tmp_path / "law", (0, 1))))
         with store.lease({key: 1}) as lease:
             ((_, weights),) = list(lease)
             coming.start()
@@ -140,14 +134,14 @@ def test_a_device_tier_that_can_not_grow_serves_on(tmp_path: Path, monkeypatch: 
             return allocate(device, nbytes)
 
         monkeypatch.setattr(EmulatedDevice, "allocate", allocate_little)
-        store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
+        store.add_variant("law", make_recipes(tmp_path / "law", (0, 1)))
         assert store.tiers()["device"].num_slots == own
         key = ExpertKey(0, 1, "law")
         assert values(store, key) == {key: value_of(key)}
 
 
 def test_what_is_removed_leaves_no_resident_pin_or_handle(store: ExpertStore, tmp_path: Path) -> None:
-    before, made = num_handles(), recipes(tmp_path / "law", (0, 1), (1, 2))
+    before, made = num_handles(), make_recipes(tmp_path / "law", (0, 1), (1, 2))
     for _ in range(50):
         store.add_variant("law", made)
         store.pin([ExpertKey(0, 1, "law")])
@@ -163,7 +157,7 @@ def test_an_expert_that_loads_while_its_variant_is_removed_is_dropped(
     store: ExpertStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = GatedReads(monkeypatch)
-    store.add_variant("law", recipes(tmp_path / "law", (0, 1)))
+    store.add_variant("law", make_recipes(tmp_path / "law", (0, 1)))
     store.pin([ExpertKey(0, 1, "law")])
     store.remove_variant("law")
     reads.is_open.set()
@@ -172,7 +166,7 @@ def test_an_expert_that_loads_while_its_variant_is_removed_is_dropped(
 
 
 def test_a_name_is_given_once(store: ExpertStore, tmp_path: Path) -> None:
-    made = recipes(tmp_path / "law", (0, 1))
+    made = make_recipes(tmp_path / "law", (0, 1))
     store.add_variant("law", made)
     before = num_handles()
     for name in ("law", BASE):
@@ -182,11 +176,13 @@ def test_a_name_is_given_once(store: ExpertStore, tmp_path: Path) -> None:
 
 
 def test_a_running_lease_keeps_its_bytes_while_variants_change(store: ExpertStore, tmp_path: Path) -> None:
-    store.add_variant("one", recipes(tmp_path / "one", (0, 1)))
+    store.add_variant("one", make_recipes(tmp_path / "one", (0, 1)))
     key = ExpertKey(0, 1, "one")
     with store.lease({key: 1}) as lease:
         (_, weights), *_ = list(lease)
-        thread = threading.Thread(target=store.add_variant, args=("two", recipes(tmp_path / "two", (0, 1), (1, 1))))
+        thread = threading.Thread(
+            target=store.add_variant, args=("two", make_recipes(tmp_path / "two", (0, 1), (1, 1)))
+        )
         thread.start()
         thread.join()
         store.remove_variant("two")
@@ -194,7 +190,7 @@ def test_a_running_lease_keeps_its_bytes_while_variants_change(store: ExpertStor
 
 
 def test_rows_of_a_variant_are_counted_for_it_and_for_the_place(store: ExpertStore, tmp_path: Path) -> None:
-    store.add_variant("law", recipes(tmp_path / "law", (0, 3)))
+    store.add_variant("law", make_recipes(tmp_path / "law", (0, 3)))
     with store.lease({ExpertKey(0, 3, "law"): 5, ExpertKey(0, 3): 2}) as lease:
         list(lease)
     statistics = store.statistics()
@@ -206,7 +202,7 @@ def test_a_layer_may_have_nothing_but_variants(tmp_path: Path) -> None:
     catalog = ExpertCatalog({0: LayerEntry(LAYOUT, ())})
     with closing(ExpertStore(catalog, 4 * LAYOUT.slot_bytes)) as store:
         for name in ("one", "two"):
-            store.add_variant(name, recipes(tmp_path / name, *((0, expert) for expert in range(4))))
+            store.add_variant(name, make_recipes(tmp_path / name, *((0, expert) for expert in range(4))))
         for name in ("one", "two", "one"):
             keys = [ExpertKey(0, expert, name) for expert in range(4)]
             with store.lease(dict.fromkeys(keys, 1)) as lease:
@@ -217,7 +213,7 @@ def test_a_layer_may_have_nothing_but_variants(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_told_and_changes_nothing(store: ExpertStore, tmp_path: Path) -> None:
-    made = recipes(tmp_path / "law", (0, 1))
+    made = make_recipes(tmp_path / "law", (0, 1))
     for path in (tmp_path / "law").iterdir():
         path.unlink()
     with pytest.raises(FileNotFoundError):
@@ -230,11 +226,11 @@ def test_leases_keep_what_they_have_of_a_removed_variant_and_its_name_is_free(
     store: ExpertStore, tmp_path: Path
 ) -> None:
     key = ExpertKey(0, 1, "law")
-    store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+    store.add_variant("law", make_recipes(tmp_path / "old", (0, 1)))
     with store.lease({key: 1}) as lease:
         ((_, weights),) = list(lease)
         store.remove_variant("law")
-        store.add_variant("law", recipes(tmp_path / "new", (0, 1), shift=10_000))
+        store.add_variant("law", make_recipes(tmp_path / "new", (0, 1), shift=10_000))
         assert values(store, key) == {key: value_of(key) + 10_000}
         assert int(weights["weight"][0]) == value_of(key)
     store.check_integrity()
@@ -248,11 +244,11 @@ def test_a_variant_of_the_same_name_does_not_get_the_bytes_that_were_being_read(
     key, slot = ExpertKey(0, 1, "law"), LAYOUT.slot_bytes
     with closing(ExpertStore(make_records(tmp_path), 16 * slot, device_bytes=device_slots * slot)) as store:
         reads = GatedReads(monkeypatch)
-        store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+        store.add_variant("law", make_recipes(tmp_path / "old", (0, 1)))
         store.pin([key])
         reads.wait_until_started()
         store.remove_variant("law")
-        store.add_variant("law", recipes(tmp_path / "new", (0, 1), shift=10_000))
+        store.add_variant("law", make_recipes(tmp_path / "new", (0, 1), shift=10_000))
         reads.is_open.set()
         assert values(store, key) == {key: value_of(key) + 10_000}
         wait_until_idle(store)
@@ -261,7 +257,7 @@ def test_a_variant_of_the_same_name_does_not_get_the_bytes_that_were_being_read(
 
 def test_a_lease_in_waves_is_told_that_its_variant_was_removed(store: ExpertStore, tmp_path: Path) -> None:
     store.resize(host_bytes=LAYOUT.slot_bytes)
-    store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(4))))
+    store.add_variant("law", make_recipes(tmp_path / "law", *((0, expert) for expert in range(4))))
     keys = [ExpertKey(0, expert, "law") for expert in range(4)]
 
     def use_and_remove() -> None:
@@ -281,7 +277,7 @@ def test_damaged_bytes_of_a_removed_variant_do_not_quarantine_the_next(
     store: ExpertStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = ExpertKey(0, 1, "law")
-    store.add_variant("law", recipes(tmp_path / "old", (0, 1)))
+    store.add_variant("law", make_recipes(tmp_path / "old", (0, 1)))
     with (tmp_path / "old" / "layer0.pack").open("r+b") as file:
         file.seek((EXPERTS + 1) * LAYOUT.slot_bytes)
         file.write(b"damage")
@@ -291,7 +287,7 @@ def test_damaged_bytes_of_a_removed_variant_do_not_quarantine_the_next(
     store.remove_variant("law")
     reads.is_open.set()
     wait_until_idle(store)
-    store.add_variant("law", recipes(tmp_path / "new", (0, 1)))
+    store.add_variant("law", make_recipes(tmp_path / "new", (0, 1)))
     assert not store.quarantined
     assert values(store, key) == {key: value_of(key)}
 
@@ -302,14 +298,14 @@ def test_pins_of_another_layout_that_would_lose_their_slots_refuse_a_variant(tmp
         store.pin([ExpertKey(1, expert) for expert in range(3)])
         before = num_handles()
         with pytest.raises(BudgetError, match="3 pinned experts leave fewer than 1 of 3 slots"):
-            store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
+            store.add_variant("law", make_recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
         assert not store.catalog.variants
         assert num_handles() == before
 
 
 def test_pins_that_fit_only_beside_a_variant_stay_when_it_goes(tmp_path: Path) -> None:
     with closing(two_layouts(tmp_path)) as store:
-        store.add_variant("law", recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
+        store.add_variant("law", make_recipes(tmp_path / "law", *((0, expert) for expert in range(EXPERTS))))
         store.pin([ExpertKey(0, expert) for expert in range(5)])
         store.remove_variant("law")
         assert len(store.pinned) == 5
@@ -335,7 +331,7 @@ def test_what_is_no_variant_is_not_removed(store: ExpertStore, name: str) -> Non
 
 
 def test_a_closed_store_takes_no_variant(store: ExpertStore, tmp_path: Path) -> None:
-    made = recipes(tmp_path / "law", (0, 1))
+    made = make_recipes(tmp_path / "law", (0, 1))
     store.close()
     before = num_handles()
     with pytest.raises(StoreClosedError):
