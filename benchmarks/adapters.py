@@ -40,6 +40,7 @@ from server.settings import load_settings
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 PROMPT_TOKENS = 64
 POLL_SECONDS = 0.005
+PRELOAD_SECONDS = 600
 SCALE = 0.02  # of random weights
 
 
@@ -215,6 +216,8 @@ def main() -> None:
         for number in range(arguments.variants):
             write_variant(folder / f"variant{number}", checkpoint, num_experts, arguments.replaced, number)
             loaded.variants.load(f"variant{number}", f"variant{number}")
+        if not loaded.preloader.wait_until_done(PRELOAD_SECONDS):
+            raise SystemExit(f"the experts were not read in {PRELOAD_SECONDS} s")
 
         def batch(names: Sequence[str | None]) -> Callable[[], dict[str, float]]:
             return lambda: run(loaded, [loaded.directory.resolve(name) for name in names], arguments.tokens)

@@ -179,8 +179,8 @@ class ExpertStore:
     def preload(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
         """Prefetch experts of any layer, each as soon as the disk would be idle; return how many reads were started.
 
-        Experts are left out that are in the fastest tier, loading or quarantined, that find no slot to take, or that
-        would only evict others of these.
+        Experts are left out that are in the fastest tier, loading or quarantined, that find no slot to take, that
+        would only evict others of these, or whose variant was removed.
 
         Args:
             timeout_seconds: time after which the rest is left out, too.
@@ -199,6 +199,8 @@ class ExpertStore:
                     break
                 pool = state.pool_of[key.layer]
                 if not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
+                    continue
+                if not state.catalog.has(key):  # its variant was removed meanwhile
                     continue
                 loading = pool.load(key, is_prefetch=True)
                 if loading is not None:

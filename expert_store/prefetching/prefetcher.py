@@ -22,7 +22,7 @@ PRECISION_WINDOW = 64  # predictions, about, over which the precision of a rank 
 PRIOR_PREDICTIONS = 4  # correct predictions that a rank begins with
 SAMPLING_INTERVAL = 32  # steps; while switched off, two of so many still learn and predict, to measure recall
 
-# From a layer's MoE input, ``(tokens, hidden)``, to experts of the next layer, ``(tokens, k)``, most likely first.
+# From the input of a layer's experts to the numbers of experts of the next layer, ``(tokens, k)``, likeliest first.
 Gate = Callable[[Any], IntArray]
 
 # From a layer and its experts by number, ``(tokens, k)``, to the distinct ones, first choices before second ones.
@@ -134,14 +134,13 @@ class Prefetcher:
                 self._coactivation.interrupt()
         self._num_lookups = 0
 
-    def observe(self, layer: int, top_k_index: IntArray, hidden_states: Any, keys_of: KeysOf | None = None) -> None:
+    def observe(self, layer: int, top_k_index: IntArray, gate_input: Any, keys_of: KeysOf | None = None) -> None:
         """Learn from the experts that a layer chose, and predict the next layer's.
 
         Args:
             top_k_index: ``(tokens, k)``; an index beyond the last expert means no expert.
-            hidden_states: ``(tokens, hidden)``, the layer's MoE input, as its gate takes it.
-            keys_of: maps numbers to experts for these tokens; by default to those of the base model. Gates and
-                co-activation know the base model's routers alone.
+            gate_input: the input of the layer's experts, as its gate takes it.
+            keys_of: maps numbers to experts for these tokens; by default to those of the base model.
         """
         if keys_of is None:
             keys_of = self._base_keys
@@ -152,7 +151,7 @@ class Prefetcher:
         self._score(layer, set(chosen))
         if self._coactivation is not None and layer in self._learnt:
             self._coactivation.observe(layer, top_k_index)
-        self._predict(layer, top_k_index, hidden_states, keys_of, len(chosen))
+        self._predict(layer, top_k_index, gate_input, keys_of, len(chosen))
 
     def request(self) -> None:
         """Request the predicted experts. The store starts the reads that the disk has time for, so call this again."""
@@ -185,11 +184,11 @@ class Prefetcher:
         self._correct_by_layer[layer] += correct
         self._precision[layer].learn(prediction.experts, chosen)
 
-    def _predict(self, layer: int, top_k_index: IntArray, hidden_states: Any, keys_of: KeysOf, count: int) -> None:
+    def _predict(self, layer: int, top_k_index: IntArray, gate_input: Any, keys_of: KeysOf, count: int) -> None:
         gate, following = self._gates.get(layer), self._next[layer]
         predictor: Predictor
         if gate is not None:
-            predictor, experts = "gate", keys_of(following, gate(hidden_states))
+            predictor, experts = "gate", keys_of(following, gate(gate_input))
         elif self._coactivation is not None:
             likely = np.array([self._coactivation.predict(layer, top_k_index, count)])
             predictor, experts = "coactivation", keys_of(following, likely.repeat(len(top_k_index), 0))[:count]

@@ -63,7 +63,8 @@ class _Totals:
 class VariantRegistry:
     """A ``VariantAdministration``: loads, replaces and unloads variants while requests use them. Thread-safe.
 
-    Loading reads and checks all of a variant. Its experts go to memory when a token is routed to them.
+    Loading reads and checks all of a variant. Its experts go to memory when a token is routed to them, or before where
+    all experts fit.
 
     Args:
         store: the base model's.

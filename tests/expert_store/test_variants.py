@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from expert_store.slot_budget import slots_per_layout
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_recipes, make_records, value_of
-from tests.expert_store.waiting import wait_until_idle
+from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 
 EXPERTS = 8
 
@@ -163,6 +164,21 @@ def test_an_expert_that_loads_while_its_variant_is_removed_is_dropped(
     reads.is_open.set()
     wait_until_idle(store)
     assert not store.residents()
+
+
+def test_a_variant_that_goes_meanwhile_is_not_preloaded(
+    store: ExpertStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add_variant("law", make_recipes(tmp_path / "law", (0, 1)))
+    store.resize(host_bytes=store.catalog.all_bytes)
+    own = [ExpertKey(layer, expert) for layer in range(2) for expert in range(EXPERTS)]  # more than there are readers
+    reads = GatedReads(monkeypatch)
+    with ThreadPoolExecutor(1) as thread:
+        preloading = thread.submit(store.preload, [*own, ExpertKey(0, 1, "law")], TIMEOUT)
+        reads.wait_until_started()
+        store.remove_variant("law")
+        reads.is_open.set()
+        assert preloading.result() == len(own)
 
 
 def test_a_name_is_given_once(store: ExpertStore, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,49 @@ from torch import nn
 
 from server.kernels.expert import ExpertsModule
 from server.model.experts.router import RouterSample, RouterWeights, find_router
+from server.model.experts.step_variants import StepVariants
+
+IntArray = npt.NDArray[np.int64]
 
 log = logging.getLogger(__name__)
 
 
+class GateInput(NamedTuple):
+    """The input of a layer's experts in a step."""
+
+    hidden_states: torch.Tensor  # (tokens, hidden)
+    variants: StepVariants | None = None
+
+
 class NextLayerGate:
-    """The router of the next MoE layer, applied to this layer's input."""
+    """The router of the next MoE layer, applied to this layer's input; a variant's own router to the variant's tokens.
 
-    def __init__(self, router: RouterWeights, k: int):
-        self._router, self._k = router, k
+    Args:
+        router: of the model.
+        layer: the next layer.
+        k: experts that a token chooses there.
+    """
 
-    def __call__(self, hidden_states: torch.Tensor) -> npt.NDArray[np.int64]:
-        """Predict experts, likeliest first: ``(tokens, hidden)`` to ``(tokens, k)``."""
-        chosen: npt.NDArray[np.int64] = self._router.choose(hidden_states, self._k).cpu().numpy()
-        return chosen
+    def __init__(self, router: RouterWeights, layer: int, k: int):
+        self._router, self._layer, self._k = router, layer, k
+
+    def __call__(self, given: GateInput) -> IntArray:
+        """Predict the numbers of experts, likeliest first, ``(tokens, k)``."""
+        numbers: IntArray = self._router.choose(given.hidden_states, self._k).cpu().numpy()
+        if given.variants is not None:
+            self._apply_variants(numbers, given.hidden_states, given.variants)
+        return numbers
+
+    def _apply_variants(self, numbers: IntArray, hidden_states: torch.Tensor, variants: StepVariants) -> None:
+        """Replace the predictions for tokens of variants that have a router of their own."""
+        sets, places = variants.sets_of_rows(self._layer, len(numbers)), variants.places_by_layer[self._layer]
+        for number, variant in enumerate(variants.variants, 1):
+            own = variant.layers.get(self._layer)
+            if own is None or not own.router:
+                continue
+            tokens = (sets == number).nonzero()[0]
+            rows = self._router.with_tensors(own.router).choose(hidden_states[tokens], self._k).cpu().numpy()
+            numbers[tokens] = places.numbers[places.place(rows, sets[tokens])]
 
 
 def find_routers(
@@ -62,5 +91,5 @@ def find_next_layer_gates(
         if router is None:
             log.info("layer %d has no usable router; prefetching its experts by co-activation", following)
         else:
-            gates[layer] = NextLayerGate(router, samples[module].top_k_index.shape[-1])
+            gates[layer] = NextLayerGate(router, following, samples[module].top_k_index.shape[-1])
     return gates

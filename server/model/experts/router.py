@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -38,6 +38,15 @@ class RouterWeights:
         if self.correction is not None:
             scores = self.scoring(scores.float()) + self.correction
         return scores.topk(k, dim=-1).indices
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> RouterWeights:
+        """Return this router with some other tensors, by role (``weight``, ``bias``, ``correction``)."""
+        return replace(
+            self,
+            weight=tensors.get("weight", self.weight),
+            bias=tensors.get("bias", self.bias),
+            correction=tensors.get("correction", self.correction),
+        )
 
 
 @dataclass(frozen=True)

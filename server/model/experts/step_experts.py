@@ -15,6 +15,7 @@ from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.backend import NativeBackend
 from server.model.experts.expert_layer import ExpertLayer
+from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_record import StepRecord
 from server.model.experts.step_variants import StepVariants
@@ -119,7 +120,8 @@ class StepExperts:
         with self._store.lease(wanted, self._phase) as lease:
             if self._prefetcher is not None:
                 keys_of = None if self.variants is None else self.variants.keys_of_rows(layer.number, len(chosen))
-                self._prefetcher.observe(layer.number, self.record.routing[layer.number], hidden_states, keys_of)
+                given = GateInput(hidden_states, self.variants)
+                self._prefetcher.observe(layer.number, self.record.routing[layer.number], given, keys_of)
             yield rows, lease
         self.record.add(layer.number, chosen, keys, lease, self._store.catalog, numbers)
 

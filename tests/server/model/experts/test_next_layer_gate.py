@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
-from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
+from server.model.experts.next_layer_gate import GateInput, find_next_layer_gates, find_routers
 from server.model.experts.replacements import replace_experts
 from server.model.experts.router import RouterSample, find_router
 from server.model.transformers_hooks.hooks import IMPLEMENTATION, AttentionOptions, use_hooks
@@ -121,7 +121,7 @@ def test_a_gate_is_the_next_layers_router(name: str) -> None:
     assert list(gates) == list(layers.values())[:-1]
     for (_, layer), (module, _) in pairwise(layers.items()):
         sample = routed[module]
-        assert chosen(gates[layer](sample.hidden_states)) == chosen(sample.top_k_index)
+        assert chosen(gates[layer](GateInput(sample.hidden_states))) == chosen(sample.top_k_index)
 
 
 def test_a_router_that_chooses_otherwise_is_no_gate(caplog: pytest.LogCaptureFixture) -> None:

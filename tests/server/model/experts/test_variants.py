@@ -13,6 +13,10 @@ from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import ChunkWeights
+from server.model.experts.cost_attribution import RowOwners
+from server.model.experts.next_layer_gate import GateInput
+from server.model.experts.step_variants import PlaceTables, StepVariants
+from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.server.model.checkpoint.test_packing import pack
@@ -121,10 +125,9 @@ def test_a_variant_with_a_router_of_its_own(name: str, is_native: bool, tmp_path
         store.close()
 
 
-@pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
-def test_added_and_removed_experts_give_the_logits_of_such_a_checkpoint(is_native: bool, tmp_path: Path) -> None:
-    folder = make_checkpoint("qwen3_moe", tmp_path / "base")
-    tensors = read_tensors(folder)
+def add_and_remove(folder: Path, base: Path) -> tuple[Path, Path]:
+    """Save a variant that adds expert 8 and removes expert 2, and a checkpoint in which 8 takes the place of 2."""
+    tensors = read_tensors(base)
     added = {
         name.replace("experts.3.", "experts.8."): tensor
         for name, tensor in other(tensors, lambda name: ".experts.3." in name).items()
@@ -134,19 +137,38 @@ def test_added_and_removed_experts_give_the_logits_of_such_a_checkpoint(is_nativ
         for name, tensor in tensors.items()
         if name.endswith("mlp.gate.weight")
     }
-    variant = save_variant(tmp_path / "more", {**added, **rows}, {"greenroom_removed_experts": "[2]"})
-    # The same as a checkpoint: expert 8 takes the place of expert 2.
     as_own = {name.replace("experts.8.", "experts.2."): tensor for name, tensor in added.items()}
     order = [0, 1, 8, 3, 4, 5, 6, 7]
     as_own |= {name: tensor[order].contiguous() for name, tensor in rows.items()}
-    trunk = open_trunk(folder, is_native=is_native)
-    reference = open_trunk(save_changed(tmp_path / "changed", folder, as_own), is_native=is_native)
+    variant = save_variant(folder / "more", {**added, **rows}, {"greenroom_removed_experts": "[2]"})
+    return variant, save_changed(folder / "changed", base, as_own)
+
+
+@pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
+def test_added_and_removed_experts_give_the_logits_of_such_a_checkpoint(is_native: bool, tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "base")
+    variant, changed = add_and_remove(tmp_path, folder)
+    trunk, reference = open_trunk(folder, is_native=is_native), open_trunk(changed, is_native=is_native)
     stores = [ExpertStore(each.catalog, each.catalog.total_bytes * 2) for each in (trunk, reference)]
     more = load(stores[0], read(variant, base_of(folder, trunk)))
     own, wanted = run(trunk, stores[0], [None] * 3), run(reference, stores[1], [None] * 3)
     assert_near(run(trunk, stores[0], [more, more, None]), [wanted[0], wanted[1], own[2]])
     for store in stores:
         store.close()
+
+
+def test_the_next_layers_experts_of_a_variant_are_predicted_by_its_own_router(tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "base")
+    variant, changed = add_and_remove(tmp_path, folder)
+    trunk, reference = open_trunk(folder, is_native=False), open_trunk(changed, is_native=False)
+    more = ChunkWeights(variant=read(variant, base_of(folder, trunk)).variant)
+    chunks = [SequenceChunk([1], 0, [[0]], weights=weights) for weights in (None, more)]
+    variants = StepVariants(PlaceTables(trunk._layers.values()), chunks, RowOwners(chunks).owners)
+    hidden_states = torch.randn(2, trunk.config.hidden_size)
+    for layer, gate in trunk.gates.items():
+        own, wanted = gate(GateInput(hidden_states)), reference.gates[layer](GateInput(hidden_states))
+        wanted[wanted == 2] = 8
+        assert gate(GateInput(hidden_states, variants)).tolist() == [own[0].tolist(), wanted[1].tolist()]
 
 
 @pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
