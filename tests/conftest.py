@@ -1,9 +1,13 @@
 """Settings and marks of all tests."""
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# As the server sets it, before torch is imported: threads that spin while they wait take cores from other tests.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
 settings.load_profile("greenroom")
