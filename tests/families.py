@@ -98,25 +98,6 @@ COMPRESSED = "compressed-attention layers"
 ENCODER = "an encoder that reads the whole prompt before a decoder answers it"
 MIXED = "experts whose router gives a token the scores of other tokens of its batch"
 
-NATIVE = (  # families whose decoder layers run natively
-    "aria_text",
-    "dots1",
-    "ernie4_5_moe",
-    "exaone_moe",
-    "flint",
-    "glm4_moe",
-    "gpt_oss",
-    "granitemoe",
-    "hy_v3",
-    "minimax_m2",
-    "mixtral",
-    "olmoe",
-    "qwen2_moe",
-    "qwen3_moe",
-    "sarvam_moe",
-    "solar_open",
-)
-
 
 @dataclass(frozen=True)
 class Family:

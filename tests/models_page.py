@@ -9,7 +9,8 @@ from pathlib import Path
 
 import transformers
 
-from tests.families import FAMILIES, NATIVE
+from server.model.native_layers.families import NATIVE_FAMILIES
+from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
 from tests.vision import VISIONS
 
@@ -179,8 +180,8 @@ def compose(results: Sequence[Served | Refused]) -> str:
         batched_rows="\n".join(batched),
         sequential=len(sequential),
         sequential_rows="\n".join(sequential),
-        native=len(NATIVE),
-        native_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in NATIVE), 120),
+        native=len(NATIVE_FAMILIES),
+        native_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in NATIVE_FAMILIES), 120),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),

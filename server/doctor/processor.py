@@ -47,7 +47,7 @@ def check_cores(threads: int | None) -> Finding:
 def check_instructions(cpuinfo: Path = CPUINFO) -> Finding:
     """Report the instruction sets that matrix products can use."""
     is_fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
-    dtype = "bfloat16 is fast" if is_fast else "bfloat16 is slow, so --dtype auto computes in float32"
+    dtype = "bfloat16 is fast" if is_fast else "bfloat16 is slow, except in native layers"
     flags = _flags(cpuinfo)
     if flags is None:
         return Finding("instructions", "ok", f"unknown, as {cpuinfo} can't be read; {dtype}")

@@ -8,7 +8,7 @@ import torch
 
 from expert_store import slots_per_layout
 from server.inspection.model_summary import ModelSummary
-from server.kernels.native.available import choose_level
+from server.kernels.native.available import kernel_level
 from server.memory.budget import host_budget
 from server.memory.fit_checks import predict_plan
 from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds, least_budget, nothing_fits
@@ -55,7 +55,7 @@ def fit_memory(summary: ModelSummary, settings: ServeSettings, device: torch.dev
 def needs_of_summary(summary: ModelSummary, settings: ServeSettings, device: torch.device) -> ModelNeeds:
     """Return the sizes that the memory planner needs. Native kernels, if available, are assumed to run all layers."""
     shape, catalog = summary.outline, summary.catalog
-    is_native = device.type == "cpu" and shape.sequential_reason is None and choose_level(settings.kernels) is not None
+    is_native = shape.sequential_reason is None and kernel_level(settings, device) is not None
     step = StepShape.of(
         shape.model.config.get_text_config(),
         shape.kv_groups,

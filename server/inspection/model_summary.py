@@ -19,6 +19,7 @@ from expert_store import (
     read_index,
 )
 from server.inspection.hub_metadata import find_hub_model
+from server.kernels.native.available import kernel_level
 from server.model.checkpoint.config_catalog import catalog_from_config
 from server.model.checkpoint.locate import find_local
 from server.model.checkpoint.model_shapes import ModelShapes, infer_shapes
@@ -63,6 +64,7 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
     Raises:
         ModelError, CheckpointError: the model can't be found, or can't be served.
+        SettingsError: ``--kernels`` names a level that this machine can't run.
     """
     found = find_local(model)
     if found is not None:
@@ -76,7 +78,8 @@ def summarise_model(model: str | None, settings: ServeSettings, device: torch.de
 
 def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: torch.device) -> ModelSummary:
     config = read_config(folder)
-    dtype, length = compute_dtype(settings.dtype, config, device), settings.max_model_len
+    has_kernels, length = kernel_level(settings, device) is not None, settings.max_model_len
+    dtype = compute_dtype(settings.dtype, config, device, has_kernels=has_kernels)
     if is_pack(folder):
         pack = open_pack(folder)
         shape = infer_shapes(config, dtype, length, packed_matrices(pack))

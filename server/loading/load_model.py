@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,8 +14,8 @@ from expert_store import ExpertCatalog, Pack, is_pack, open_pack
 from server.device import find_device
 from server.engine.interface import SamplingDefaults
 from server.kernels.compute_pool import ComputePool
-from server.kernels.native.available import choose_level, describe_level
-from server.kernels.native.library import KernelError, Kernels
+from server.kernels.native.available import describe_level, kernel_level
+from server.kernels.native.library import Kernels
 from server.memory.budget import host_budget
 from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
@@ -66,15 +67,24 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     device = find_device(settings.device)
     checkpoint = open_pack(folder) if is_pack(folder) else folder
     config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
-    dtype = compute_dtype(settings.dtype, read_config(config), device)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
     pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
 
-    def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
-        check_trunk(settings, trunk_bytes, catalog, dtype, device, host_budget(settings))
-        log.info("loading %s from %s", name, folder)
+    def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
+        def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
+            check_trunk(settings, trunk_bytes, catalog, dtype, device, host_budget(settings))
+            log.info("loading %s from %s", name, folder)
 
-    trunk = load_trunk(checkpoint, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
+        return load_trunk(checkpoint, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
+
+    dtype_of = partial(compute_dtype, settings.dtype, read_config(config), device)
+    dtype, without_kernels = dtype_of(has_kernels=level is not None), dtype_of()
+    trunk = load(dtype)
+    if dtype != without_kernels and not trunk.facts.is_native:
+        log.info("its layers do not run natively, and %s is slow without; loading it again", _name_of(dtype))
+        del trunk
+        dtype = without_kernels
+        trunk = load(dtype)
     tokenizer = Tokenizer(config, trunk.max_model_len)
     tokenizer.prepare()
     generation = read_generation_config(config)
@@ -83,13 +93,17 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         name,
         trunk,
         device,
-        f"{device} in {str(dtype).removeprefix('torch.')}, threads: {pool.num_threads}{kernels}",
+        f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{kernels}",
         tokenizer,
         generation.eos_token_ids | tokenizer.eos_token_ids,
         SamplingDefaults(**generation.sampling),
         folder,
         load_media_processor(config, trunk.facts),
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:
@@ -101,20 +115,6 @@ def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:
     for alias in aliases:
         if alias.model != name:
             raise SettingsError(f"--model-alias {alias}: this server serves {name}; write {alias.name}={name}")
-
-
-def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:
-    """Return the level of native kernels to compute with; None to compute with torch.
-
-    Raises:
-        SettingsError: ``--kernels`` names a level that this machine can't run.
-    """
-    if device.type != "cpu":
-        return None
-    try:
-        return choose_level(settings.kernels)
-    except KernelError as error:
-        raise SettingsError(f"--kernels {settings.kernels}: {error}") from error
 
 
 def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import TYPE_CHECKING
 
 from server.kernels.native import library
 from server.kernels.native.library import LEVELS, UNTIMED, KernelError
+from server.settings import ServeSettings, SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 OFF = "off"
 NOTE = library.PATH.with_name("no_kernels.txt")  # setup.py writes it if it could not build the library
@@ -76,6 +81,20 @@ def choose_level(wanted: str) -> str | None:
         why = "the build lacks it" if wanted in found.lacking else "this processor does not support it"
         raise KernelError(f"{wanted} can't run, since {why}; choose auto, {', '.join(found.runnable)} or {OFF}")
     return wanted
+
+
+def kernel_level(settings: ServeSettings, device: torch.device) -> str | None:
+    """Return the level of native kernels to compute with; None to compute with torch.
+
+    Raises:
+        SettingsError: ``--kernels`` names a level that this machine can't run.
+    """
+    if device.type != "cpu":
+        return None
+    try:
+        return choose_level(settings.kernels)
+    except KernelError as error:
+        raise SettingsError(f"--kernels {settings.kernels}: {error}") from error
 
 
 def describe_level(wanted: str, level: str | None) -> str:

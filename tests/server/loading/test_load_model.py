@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from server.kernels.native import available
-from server.kernels.native.available import Availability
-from server.loading.load_model import check_aliases, kernel_level, load_media_processor
+from server.kernels.native.available import Availability, kernel_level
+from server.loading.load_model import check_aliases, load_media_processor, load_model
+from server.model import trunk as trunk_module
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
@@ -50,6 +51,18 @@ def test_encoder_decoder_models_refuse_images(tmp_path: Path) -> None:
 def test_a_text_model_refuses_images(facts: TrunkFacts, tmp_path: Path) -> None:
     folder = save_checkpoint(make_config("mixtral"), tmp_path)
     assert load_media_processor(folder, facts) == "the model takes no images"
+
+
+@pytest.mark.skipif(not available.availability().runnable, reason="the native kernels were not built")
+@pytest.mark.parametrize("is_native", [True, False])
+def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
+    is_native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    if not is_native:
+        monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_: "its layers are of another kind")
+    trunk = load_model(None, ServeSettings()).trunk
+    assert (trunk.facts.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
 
 
 def test_kernels_that_can_not_run_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from server.model.architecture import config_parts
 from server.model.checkpoint.trunk_loader import build_model, load_trunk
-from server.model.dtype import stored_dtype
+from server.model.dtype import compute_dtype, stored_dtype
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.server.model.checkpoint.test_packing import logits_of
@@ -50,3 +50,15 @@ def test_a_model_whose_parts_name_another_dtype_gives_the_same_logits(model_type
 def test_the_dtype_of_the_checkpoint_is_still_known_once_its_model_is_built() -> None:
     model = build_model(config_naming("qwen3_vl_moe", torch.bfloat16), torch.float32)
     assert stored_dtype(model.config) == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("model_type", "has_kernels", "expected"),
+    [("qwen3_moe", True, torch.bfloat16), ("qwen3_moe", False, torch.float32), ("deepseek_v3", True, torch.float32)],
+)
+def test_auto_is_bfloat16_on_a_slow_processor_only_for_families_with_native_layers(
+    model_type: str, has_kernels: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    config = config_naming(model_type, torch.bfloat16)
+    assert compute_dtype("auto", config, torch.device("cpu"), has_kernels=has_kernels) == expected

@@ -16,10 +16,10 @@ from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.trunk_loader import build_model, load_trunk, read_config
+from server.model.native_layers.families import NATIVE_FAMILIES
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle
-from tests.families import NATIVE
 from tests.server.model.test_parity import PROMPTS, generate
 
 BLOCK = 16  # tokens; what the native attention takes
@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=NATIVE)
+@pytest.fixture(scope="module", params=NATIVE_FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
 

@@ -1,0 +1,22 @@
+"""The families whose decoder layers run natively."""
+
+from __future__ import annotations
+
+NATIVE_FAMILIES = (  # by `model_type`; a checkpoint of one may still lack what `find_native_layers` looks for
+    "aria_text",
+    "dots1",
+    "ernie4_5_moe",
+    "exaone_moe",
+    "flint",
+    "glm4_moe",
+    "gpt_oss",
+    "granitemoe",
+    "hy_v3",
+    "minimax_m2",
+    "mixtral",
+    "olmoe",
+    "qwen2_moe",
+    "qwen3_moe",
+    "sarvam_moe",
+    "solar_open",
+)
