@@ -21,7 +21,7 @@ from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
-from server.model.dtype import compute_dtype
+from server.model.dtype import compute_dtype, stored_dtype
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
 from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -67,8 +67,12 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     device = find_device(settings.device)
     checkpoint = open_pack(folder) if is_pack(folder) else folder
     config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
+    model_config = read_config(config)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
-    pool = ComputePool(pool_threads, None if level is None else Kernels(num_threads, level))
+    # In float32 only because bfloat16 is slow, so its results need not be better than those in bfloat16.
+    rounds_float32 = settings.dtype == "auto" and stored_dtype(model_config) != torch.float32
+    kernels = None if level is None else Kernels(num_threads, level, rounds_float32=rounds_float32)
+    pool = ComputePool(pool_threads, kernels)
 
     def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
@@ -77,7 +81,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
 
         return load_trunk(checkpoint, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
 
-    dtype_of = partial(compute_dtype, settings.dtype, read_config(config), device)
+    dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, without_kernels = dtype_of(has_kernels=level is not None), dtype_of()
     trunk = load(dtype)
     if dtype != without_kernels and not trunk.facts.is_native:
@@ -88,12 +92,12 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     tokenizer = Tokenizer(config, trunk.max_model_len)
     tokenizer.prepare()
     generation = read_generation_config(config)
-    kernels = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
+    computing = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
     return ModelParts(
         name,
         trunk,
         device,
-        f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{kernels}",
+        f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{computing}",
         tokenizer,
         generation.eos_token_ids | tokenizer.eos_token_ids,
         SamplingDefaults(**generation.sampling),

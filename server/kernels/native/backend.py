@@ -15,6 +15,7 @@ from server.kernels.expert import ExpertsModule, scales_input, transposed_names
 from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.linear import is_exact_for
 from server.kernels.native.lora import LoraExperts, addresses
 from server.kernels.native.slot_format import PLAIN, describe_matrix
 
@@ -91,7 +92,7 @@ class NativeBackend:
     ) -> torch.Tensor:
         """See ``ExpertBackend``."""
         del layout
-        weights, is_exact = rows.weights.contiguous(), rows.hidden_states.dtype == torch.float32
+        weights, is_exact = rows.weights.contiguous(), is_exact_for(self._kernels, rows.hidden_states)
         if not scales_input(module):
             outputs = self.compute(rows, batches, between, is_exact=is_exact)
         else:  # one scaled row per choice, and unweighted results

@@ -192,9 +192,11 @@ class Kernels:
         num_threads: the number of threads, the caller's included.
         level: the highest instruction set to use, one of ``LEVELS``; by default the processor's highest
             that is not ``UNTIMED``.
+        rounds_float32: whether rows in float32 may be rounded before a product, as those in bfloat16 are.
     """
 
-    def __init__(self, num_threads: int, level: str | None = None):
+    def __init__(self, num_threads: int, level: str | None = None, *, rounds_float32: bool = False):
+        self.rounds_float32 = rounds_float32
         self._handle = None  # close() also runs if the constructor fails
         self.level = best_level(level)
         self.num_threads = num_threads

@@ -16,12 +16,17 @@ def plain_matrix(weight: torch.Tensor) -> Matrix | None:
     return Matrix(format=PLAIN[weight.dtype], outputs=outputs, inputs=inputs, data=weight.data_ptr())
 
 
+def is_exact_for(kernels: Kernels, rows: torch.Tensor) -> bool:
+    """Return True if rows must not be rounded before a product."""
+    return rows.dtype == torch.float32 and not kernels.rounds_float32
+
+
 def native_linear(
     kernels: Kernels, rows: torch.Tensor, matrix: Matrix, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
     """``rows (..., in)`` times a matrix: ``(..., out)`` in the dtype of the rows.
 
-    The product is batch-invariant. Rows of float32 are never rounded.
+    The product is batch-invariant.
     """
     flat = rows.reshape(-1, rows.shape[-1])
     if flat.stride(-1) != 1:
@@ -39,7 +44,7 @@ def native_linear(
             bias_format=Format.FLOAT32 if bias is None else PLAIN[bias.dtype],
             x_format=PLAIN[rows.dtype],
             y_format=PLAIN[rows.dtype],
-            is_exact=int(rows.dtype == torch.float32),
+            is_exact=int(is_exact_for(kernels, rows)),
         )
     )
     return output.view(*rows.shape[:-1], matrix.outputs)

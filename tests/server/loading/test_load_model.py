@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -63,6 +64,14 @@ def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
         monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_: "its layers are of another kind")
     trunk = load_model(None, ServeSettings()).trunk
     assert (trunk.facts.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
+
+
+@pytest.mark.skipif(not available.availability().runnable, reason="the native kernels were not built")
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_only_a_model_that_was_asked_for_in_float32_has_exact_products(dtype: Literal["auto", "float32"]) -> None:
+    kernels = load_model(None, ServeSettings(dtype=dtype)).trunk._pool.kernels
+    assert kernels is not None
+    assert kernels.rounds_float32 == (dtype == "auto")
 
 
 def test_kernels_that_can_not_run_are_refused_with_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.kernels.native.library import Kernels, LinearCall
+from server.kernels.native.linear import native_linear
 from tests.server.kernels.native.matrices import GROUP, MAKERS, PLAIN, Weights
 
 FLOAT32 = 2.0**-24  # half a unit in the last place of 1
@@ -107,3 +108,15 @@ def test_the_number_of_threads_changes_no_bit(kernels: Kernels, name: str) -> No
     alone = Kernels(1, kernels.level)
     assert torch.equal(multiply(alone, weights, call), multiply(kernels, weights, call))
     alone.close()
+
+
+@pytest.mark.parametrize("rounds_float32", [False, True])
+def test_rows_in_float32_are_rounded_only_if_the_kernels_may(kernels: Kernels, rounds_float32: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    weights, x = MAKERS["q8"](random, 64, 96), torch.randn((3, 96), generator=random)
+    alone = Kernels(1, kernels.level, rounds_float32=rounds_float32)
+    found = native_linear(alone, x, weights.matrix)
+    alone.close()
+    exact, rounded = (multiply(kernels, weights, Call(x, None, torch.float32, 0, of)) for of in (True, False))
+    assert torch.equal(found, rounded if rounds_float32 else exact)
+    assert not torch.equal(exact, rounded)
