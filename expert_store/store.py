@@ -198,9 +198,8 @@ class ExpertStore:
                 if state.lock.is_closed or not state.takes_prefetches:
                     break
                 pool = state.pool_of[key.layer]
-                if not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
-                    continue
-                if not state.catalog.has(key):  # its variant was removed meanwhile
+                is_gone = not state.catalog.has(key)  # its variant was removed meanwhile
+                if is_gone or not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
                     continue
                 loading = pool.load(key, is_prefetch=True)
                 if loading is not None:
@@ -274,7 +273,8 @@ class ExpertStore:
     def holds_all(self) -> bool:
         """True if the fastest tier has a slot for every expert."""
         with self._state.lock:
-            return all(pool.top.num_slots >= len(list(pool.experts)) for pool in self._state.pools)
+            num_places = self.catalog.num_places
+            return all(pool.top.num_slots >= num_places[pool.layout] for pool in self._state.pools)
 
     def absent(self) -> list[ExpertKey]:
         """Return the experts that are not in the fastest tier, not loading and not quarantined.

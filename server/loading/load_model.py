@@ -21,7 +21,7 @@ from server.memory.fit_checks import check_trunk
 from server.model.checkpoint.generation_config import read_generation_config
 from server.model.checkpoint.locate import find_checkpoint
 from server.model.checkpoint.trunk_loader import load_trunk, read_config
-from server.model.dtype import compute_dtype, stored_dtype
+from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
 from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -69,8 +69,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
     model_config = read_config(config)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
-    # In float32 only because bfloat16 is slow, so its results need not be better than those in bfloat16.
-    rounds_float32 = settings.dtype == "auto" and stored_dtype(model_config) != torch.float32
+    # Such a model is in float32 only where bfloat16 is slow, so its results need not be better than those in bfloat16.
+    rounds_float32 = settings.dtype == "auto" and suits_bfloat16(model_config)
     kernels = None if level is None else Kernels(num_threads, level, rounds_float32=rounds_float32)
     pool = ComputePool(pool_threads, kernels)
 

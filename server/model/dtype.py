@@ -17,22 +17,27 @@ def compute_dtype(
     """Return the dtype of that name; ``auto`` is the checkpoint's, or float32 where bfloat16 is slow.
 
     On a processor without AVX-512 torch's product in bfloat16 takes ten times as long as one in float32. Native layers
-    read bfloat16 faster than float32 on any processor (docs/log.md). Experts keep the checkpoint's dtype in their slots
-    either way. The float16 of a quantised checkpoint is the dtype that its quantiser ran in; such a checkpoint is
-    computed in bfloat16.
+    read it as fast or faster (docs/log.md). Experts keep the checkpoint's dtype in their slots either way.
 
     Args:
         has_kernels: whether the decoder layers run natively if the model's family allows it.
     """
     if name != "auto":
         return DTYPES[name]
-    stored = stored_dtype(config)
     if device.type == "cuda":
-        return stored
-    is_half = stored == torch.bfloat16 or (stored == torch.float16 and quantisation_of(config) is not None)
+        return stored_dtype(config)
     is_native = has_kernels and config.model_type in NATIVE_FAMILIES
     is_fast = is_native or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
-    return torch.bfloat16 if is_half and is_fast else torch.float32
+    return torch.bfloat16 if suits_bfloat16(config) and is_fast else torch.float32
+
+
+def suits_bfloat16(config: PreTrainedConfig) -> bool:
+    """Return True if a checkpoint is computed in bfloat16 where that is fast.
+
+    The float16 of a quantised checkpoint is the dtype that its quantiser ran in, so that bfloat16 suits it, too.
+    """
+    stored = stored_dtype(config)
+    return stored == torch.bfloat16 or (stored == torch.float16 and quantisation_of(config) is not None)
 
 
 def stored_dtype(config: PreTrainedConfig) -> torch.dtype:

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from server.model.architecture import config_parts
 from server.model.checkpoint.trunk_loader import build_model, load_trunk
-from server.model.dtype import compute_dtype, stored_dtype
+from server.model.dtype import compute_dtype, stored_dtype, suits_bfloat16
 from tests.checkpoints import save_checkpoint
 from tests.families import FAMILIES, make_config
 from tests.server.model.checkpoint.test_packing import logits_of
@@ -62,3 +62,8 @@ def test_auto_is_bfloat16_on_a_slow_processor_only_for_families_with_native_laye
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     config = config_naming(model_type, torch.bfloat16)
     assert compute_dtype("auto", config, torch.device("cpu"), has_kernels=has_kernels) == expected
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+def test_bfloat16_suits_plain_checkpoints_only_if_they_store_it(stored: torch.dtype) -> None:
+    assert suits_bfloat16(config_naming("qwen3_moe", stored)) == (stored == torch.bfloat16)
