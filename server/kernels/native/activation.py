@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 
 import torch
 from torch.nn import functional as F
@@ -21,26 +22,62 @@ FUNCTIONS: dict[Activation, Function] = {
     Activation.RELU_SQUARED: lambda x: F.relu(x).square(),
     Activation.QUICK_GELU: lambda x: x * torch.sigmoid(1.702 * x),
 }
-SAMPLE = 64  # numbers for the gate, and as many for the up projection
-LARGEST = 12.0  # magnitude of a sample number, above the limit of clamped activations
-NEARNESS = 1e-4
+NAMES: dict[str, Activation] = {  # by the class of a module's `act_fn`, in transformers or torch
+    "SiLUActivation": Activation.SILU,
+    "SiLU": Activation.SILU,
+    "GELUActivation": Activation.GELU,
+    "GELUTanh": Activation.GELU_TANH,
+    "NewGELUActivation": Activation.GELU_TANH,
+    "FastGELUActivation": Activation.GELU_TANH,
+    "AccurateGELUActivation": Activation.GELU_TANH,
+    "ReLU": Activation.RELU,
+    "ReLUSquaredActivation": Activation.RELU_SQUARED,
+    "QuickGELUActivation": Activation.QUICK_GELU,
+}
+CURVED = 8.0  # activations differ from straight lines below this magnitude
+LARGEST = 1e4  # magnitude of a sample number, above any limit that clamps an activation
+ROUNDING = 1e-5  # of float32, relative to gate * up; any two of `FUNCTIONS` differ by at least 2e-4
 
 
 def recognise_gate(module: ExpertsModule) -> Gate | None:
-    """Return a module's gate, or its activation if it has no gate; None if the kernels do not support it."""
-    random = torch.Generator().manual_seed(0)
-    gate, up = (torch.rand((2, SAMPLE), generator=random) * 2 - 1).mul(LARGEST).unbind()
+    """Return a module's gate, or its activation if it has no gate; None if the kernels do not support it.
+
+    The gate is the candidate that comes nearest to the module's results, if it differs by no more than rounding and is
+    not another one by name.
+    """
+    gate, up = _samples()
     if not module.has_gate:
         found = module.act_fn(gate)
-        kinds = (kind for kind, function in FUNCTIONS.items() if _is_near(function(gate), found))
-        return next((Gate(kind, 0, 0, 0.0, 0.0) for kind in kinds), None)
-    for is_interleaved in (False, True):
-        given = torch.stack((gate, up), 1).flatten() if is_interleaved else torch.cat((gate, up))
-        found = module._apply_gate(given.unsqueeze(0))[0]  # noqa: SLF001
-        for kind, alpha, limit, wanted in _candidates(module, gate, up):
-            if _is_near(wanted, found):
-                return Gate(kind, 1, int(is_interleaved), alpha, limit)
-    return None
+        matches = [
+            (_error(function(gate.double()), found, gate.abs()), Gate(kind, 0, 0, 0.0, 0.0))
+            for kind, function in FUNCTIONS.items()
+        ]
+    else:
+        matches = []
+        for is_interleaved in (False, True):
+            given = torch.stack((gate, up), 1).flatten() if is_interleaved else torch.cat((gate, up))
+            found = module._apply_gate(given.unsqueeze(0))[0]  # noqa: SLF001
+            matches += [
+                (
+                    _error(wanted, found, gate.abs() * (up.abs() + 1)),
+                    Gate(kind, 1, int(is_interleaved), alpha, limit),
+                )
+                for kind, alpha, limit, wanted in _candidates(module, gate.double(), up.double())
+            ]
+    error, best = min(matches, key=itemgetter(0))
+    named = NAMES.get(type(getattr(module, "act_fn", None)).__name__, best.activation)
+    is_named = best.activation in (named, Activation.CLAMPED_SWISH)  # which uses no `act_fn`
+    return best if error <= ROUNDING and is_named else None
+
+
+def _samples() -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers for the gate and for the up projection: every size of one with every size of the other."""
+    random = torch.Generator().manual_seed(0)
+    curved = torch.linspace(-CURVED, CURVED, 97)
+    large = torch.logspace(math.log10(CURVED), math.log10(LARGEST), 31)
+    sizes = torch.cat((curved, large, -large))
+    gate = sizes.repeat(4)
+    return gate, gate[torch.randperm(len(gate), generator=random)]
 
 
 def _candidates(
@@ -55,6 +92,9 @@ def _candidates(
         yield Activation.CLAMPED_SWISH, alpha, float(limit), swish * (up.clamp(-limit, limit) + 1)
 
 
-def _is_near(wanted: torch.Tensor, found: torch.Tensor) -> bool:
-    difference = float((wanted - found.float()).abs().max()) if wanted.shape == found.shape else math.inf
-    return difference <= NEARNESS * LARGEST * LARGEST
+def _error(wanted: torch.Tensor, found: torch.Tensor, scale: torch.Tensor) -> float:
+    """Return the largest difference, relative to ``scale`` or the results themselves where they are larger."""
+    if wanted.shape != found.shape:
+        return math.inf
+    difference = (wanted - found).abs() / torch.maximum(wanted.abs(), scale.double()).clamp_min(1e-30)
+    return float(difference.nan_to_num(math.inf).max())
