@@ -160,13 +160,17 @@ class _Closer:
         return Names(frozenset(properties), frozenset(patterns))
 
     def _resolve(self, ref: str) -> Schema | None:
-        """Return the schema that a reference within the root names, or None if there is none."""
-        if not ref.startswith("#"):
-            return None
-        found: Any = self._root
-        for step in _steps(ref):
-            found = found.get(step) if isinstance(found, dict) else None
-        return found if isinstance(found, dict) else None
+        return find_schema(self._root, ref)
+
+
+def find_schema(root: Schema, ref: str) -> Schema | None:
+    """Return the schema that a reference within the root names, or None if there is none."""
+    if not ref.startswith("#"):
+        return None
+    found: Any = root
+    for step in _steps(ref):
+        found = found.get(step) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def _steps(ref: str) -> Iterator[str]:

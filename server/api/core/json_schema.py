@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from server.api.core.closed_objects import BY_NAME, LITERAL, close_objects
+from server.api.core.relaxed_schema import relax
+from server.api.core.validation import quote
 
 MAX_SCHEMA_BYTES = 1 << 17
 MAX_DEPTH = 64  # nesting of values
@@ -47,11 +49,29 @@ def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return schema
 
 
+def check_strict(schema: Mapping[str, Any], name: str) -> None:
+    """Refuse a checked schema that must be followed exactly, if no grammar can.
+
+    Raises:
+        ValueError: it has a keyword that no grammar enforces; the message names it and ``name``, the schema's owner.
+
+    """
+    losses = relax(schema).losses
+    if losses:
+        raise ValueError(
+            f"can't be strict: no grammar enforces {losses[0]} in the schema of {quote(name)}; "
+            "leave that keyword out, or set 'strict' to false"
+        )
+
+
 def schema_text(schema: Mapping[str, Any]) -> str:
-    """Encode a checked schema for a ``GrammarSpec`` or for Lark's ``%json``: objects closed, white space bounded."""
+    """Encode a checked schema for a ``GrammarSpec`` or for Lark's ``%json``.
+
+    It has only keywords that a grammar can follow; its objects are closed, and its white space is bounded.
+    """
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    followed = close_objects(_without_annotations(dict(schema)))
+    followed = close_objects(_without_annotations(relax(schema).schema))
     return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
 
 

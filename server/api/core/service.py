@@ -38,6 +38,7 @@ UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_CANDIDATES = (
     "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
 )
+UNENFORCED = "Not enforcing %s: no grammar can."
 IGNORED_TOOL = "Leaving out tools of the type %s: this server has functions only."
 
 
@@ -91,6 +92,7 @@ class Service:
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
+    unenforced: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNENFORCED))
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
     isolates_prefixes: bool = False  # requests share cached prefixes only with those of the same key
     logs_prompts: bool = False

@@ -66,7 +66,9 @@ async def generate(
     name = served_name(service, body.model)
     with translate_errors(NAMES_OF_PROMPTS):
         if body.raw:
-            turn = await begin_completion(request, model, body.for_completion(name))
+            completion = body.for_completion(name)
+            service.unenforced.note(await asyncio.to_thread(lambda: completion.unenforced))
+            turn = await begin_completion(request, model, completion)
         else:
             turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat, name), ID_PREFIX)
     encoder = GenerateEncoder(turn, written_name(body, model, turn), started_at, has_logprobs=body.logprobs)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from server.api.core.adapter_choice import AdapterChoices
 from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
 from server.api.core.json_schema import check_schema
+from server.api.core.relaxed_schema import relax
 from server.api.core.routing import RoutingOptions
 from server.api.core.validation import quote
 from server.api.openai.constraints import Constraints, refuse_second
@@ -159,6 +160,13 @@ class GenerationBody(Constraints, BaseModel):
         """The grammar that the text must follow."""
         own = None if self.response_format is None else self.response_format.spec
         return own or self.constraint_spec
+
+    @property
+    def unenforced(self) -> list[str]:
+        """Keywords of the text's schema that no grammar enforces, each as a phrase for the log."""
+        own = None if self.response_format is None else self.response_format.json_schema
+        schema = self.constraint_schema if own is None else own.json_schema
+        return [] if schema is None else [f"{keyword} of the text" for keyword in relax(schema).keywords]
 
     @property
     def include_usage(self) -> bool:

@@ -23,7 +23,7 @@ from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
 from server.api.openai.submit import submit, submit_to
 from server.api.openai.tools import NamedTool
-from server.api.openai.turn_plan import plan_turn
+from server.api.openai.turn_plan import compile_grammar, plan_turn
 from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
 
 MAX_ROUTED_CHARACTERS = 1024
@@ -150,7 +150,8 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
     model = service.accepting_model(body.model, body.adapters, body.routing)
     service.unknown_fields.note(body.model_extra or ())
     plan = await asyncio.to_thread(plan_turn, body, model.codec)
-    grammar = None if plan.spec is None else await model.grammar_compiler.compile(plan.spec)
+    service.unenforced.note(plan.unenforced)
+    grammar = await compile_grammar(plan, model.grammar_compiler)
     prompt = truncated(plan.prompt, prompt_limit(body, model.engine.max_model_len))
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
     submitting = partial(

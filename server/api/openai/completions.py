@@ -109,6 +109,7 @@ async def create_completion(
     echoes = await asyncio.to_thread(echoes_of, written, prompts, model.codec) if body.echo else None
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
     spec = await asyncio.to_thread(lambda: body.grammar_spec)
+    service.unenforced.note([] if spec is None else await asyncio.to_thread(lambda: body.unenforced))
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
     submitting = partial(
         submit,

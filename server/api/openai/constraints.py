@@ -141,6 +141,13 @@ class Constraints(BaseModel):
         return value
 
     @property
+    def constraint_schema(self) -> dict[str, Any] | None:
+        """The JSON schema of the field that is given, if it is one."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.schema_
+        return next((value for name in KINDS if KINDS[name] == "json" and (value := getattr(self, name))), None)
+
+    @property
     def constraint_spec(self) -> GrammarSpec | None:
         """The grammar of the field that is given."""
         if self.structured_outputs is not None:

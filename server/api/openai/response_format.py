@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from server.api.core.fields import Text
-from server.api.core.json_schema import check_schema, schema_text
+from server.api.core.json_schema import check_schema, check_strict, schema_text
 from server.engine.interface import GrammarSpec
 
 
 class JsonSchemaFormat(BaseModel):
-    """A JSON schema with a name. The reply follows it exactly, with ``strict`` or without."""
+    """A JSON schema with a name. The reply follows it as far as a grammar can; exactly with ``strict``."""
 
     model_config = ConfigDict(strict=True)
 
@@ -18,6 +18,12 @@ class JsonSchemaFormat(BaseModel):
     description: Text | None = None
     json_schema: Annotated[dict[str, Any], AfterValidator(check_schema)] = Field(alias="schema")
     strict: bool | None = None
+
+    @model_validator(mode="after")
+    def need_grammar(self) -> "JsonSchemaFormat":
+        if self.strict:
+            check_strict(self.json_schema, self.name)
+        return self
 
 
 class ResponseFormat(BaseModel):

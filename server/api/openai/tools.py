@@ -8,10 +8,10 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from server.api.core.fields import Text, is_encodable
-from server.api.core.json_schema import check_schema
+from server.api.core.json_schema import check_schema, check_strict
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 18  # all tools together, as JSON
@@ -41,6 +41,12 @@ class Function(BaseModel):
     description: Text = ""
     parameters: Parameters = {"type": "object", "properties": {}}
     strict: bool | None = None  # enforce the schema also if no call is forced
+
+    @model_validator(mode="after")
+    def need_grammar(self) -> "Function":
+        if self.strict:
+            check_strict(self.parameters, self.name)
+        return self
 
 
 def without_nulls(value: object) -> object:

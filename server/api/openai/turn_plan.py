@@ -1,13 +1,26 @@
 """Renders a chat, and plans how the assistant's turn is constrained and parsed."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.api.core.chat_turn import TurnParser
+from server.api.core.grammar_compiler import GrammarCompiler
+from server.api.core.json_schema import schema_text
+from server.api.core.relaxed_schema import relax
+from server.api.core.validation import quote
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
-from server.api.openai.tools import NamedTool, callable_tools
+from server.api.openai.tools import NamedTool, Tool, callable_tools
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning, Schemas
-from server.engine.interface import ChatPrompt, GrammarSpec, PromptTooLongError, TextCodec
+from server.engine.interface import (
+    ChatPrompt,
+    Grammar,
+    GrammarSpec,
+    PromptTooLongError,
+    RequestRefusedError,
+    TextCodec,
+)
 
 PROMPT_END = 32  # last tokens of the prompt that may contain the start of reasoning
 
@@ -22,6 +35,8 @@ class TurnPlan:
         reasoning: the state of the reasoning at the end of the prompt.
         has_one_call: only the first tool call counts.
         spec: the grammar of the turn; None if it is free.
+        tools: the tools whose schemas are in the grammar.
+        unenforced: keywords of the schemas in the grammar that it does not enforce, each as a phrase for the log.
 
     """
 
@@ -31,6 +46,8 @@ class TurnPlan:
     reasoning: Reasoning
     has_one_call: bool
     spec: GrammarSpec | None
+    tools: Sequence[Tool] = ()
+    unenforced: Sequence[str] = ()
 
     @property
     def written_tokens(self) -> frozenset[int]:
@@ -79,8 +96,9 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
     reasoning = chat_format.reasoning_after(prompt_end, body.messages[-1].text if body.continue_final_message else "")
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
     callable_ = callable_tools(body.tools, body.tool_choice)
+    own_spec = body.grammar_spec
     spec = chat_format.grammar(
-        body.grammar_spec,
+        own_spec,
         {tool.name: tool.function.parameters for tool in callable_},
         reasoning,
         must_call=body.tool_choice not in ("auto", "none"),
@@ -88,4 +106,44 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
         is_strict=any(tool.function.strict for tool in callable_),
     )
     schemas = {tool.name: tool.function.parameters for tool in body.shown_tools}
-    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec)
+    followed = [] if spec is None or spec is own_spec else callable_
+    unenforced = [] if own_spec is None else body.unenforced
+    unenforced += [
+        f"{keyword} of the tool {tool.name}"
+        for tool in followed
+        for keyword in relax(tool.function.parameters).keywords
+    ]
+    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec, followed, unenforced)
+
+
+async def compile_grammar(plan: TurnPlan, compiler: GrammarCompiler) -> Grammar | None:
+    """Compile the grammar of a turn, if it has one.
+
+    Raises:
+        InvalidRequestError: the compilation takes too long.
+        ServiceUnavailableError: it did not begin in time, because others took too long.
+        RequestRefusedError: the grammar can't be compiled. The error names the tool whose schema is the reason.
+
+    """
+    if plan.spec is None:
+        return None
+    try:
+        return await compiler.compile(plan.spec)
+    except RequestRefusedError:
+        for tool in plan.tools:
+            await _check_tool(tool, compiler)
+        raise
+
+
+async def _check_tool(tool: Tool, compiler: GrammarCompiler) -> None:
+    """Compile the schema of a tool alone.
+
+    Raises:
+        RequestRefusedError: it can't be compiled; the error names the tool.
+
+    """
+    text = await asyncio.to_thread(schema_text, tool.function.parameters)
+    try:
+        await compiler.compile(GrammarSpec("json_schema", text, "tools"))
+    except RequestRefusedError as error:
+        raise RequestRefusedError(f"{error}, in the schema of the tool {quote(tool.name)}", "tools") from error

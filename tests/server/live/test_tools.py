@@ -10,7 +10,7 @@ from typing import Any, Literal
 import anthropic
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from tests.chat_formats import FAMILIES, HALL, PARIS, TOOLS
 from tests.server.live.scripted import END, serving_family
@@ -153,6 +153,35 @@ def test_arguments_are_parsed_into_models(client: openai.OpenAI) -> None:
     assert isinstance(call.function.parsed_arguments, SetLight)
 
 
+class Lamp(BaseModel):
+    kind: Literal["lamp"] = "lamp"
+    room: Literal["hall", "attic"]
+
+
+class Fan(BaseModel):
+    kind: Literal["fan"] = "fan"
+    speed: Literal[1, 2]
+
+
+class Switch(BaseModel):
+    """Switch a device on."""
+
+    device: Lamp | Fan = Field(discriminator="kind")
+
+
+def test_arguments_are_parsed_into_models_of_a_union(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.parse(
+        **ASKED | {"tools": [openai.pydantic_function_tool(Switch)]}, tool_choice="required", parallel_tool_calls=False
+    )
+    (call,) = completion.choices[0].message.tool_calls or []
+    assert isinstance(call.function.parsed_arguments, Switch)
+
+
+def test_a_reply_is_parsed_into_a_model_of_a_union(client: openai.OpenAI) -> None:
+    completion = client.chat.completions.parse(**ASKED | {"tools": openai.omit}, response_format=Switch)
+    assert isinstance(completion.choices[0].message.parsed, Switch)
+
+
 def test_no_calls_with_tool_choice_none(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ASKED, tool_choice="none").choices
     assert choice.message.tool_calls is None
@@ -186,8 +215,8 @@ def test_a_model_whose_template_has_no_tools_says_so(live: Any) -> None:
 
 def test_a_schema_that_can_not_be_followed_is_named(client: openai.OpenAI) -> None:
     tool: Any = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"type": "odd"}}}}}
-    with pytest.raises(openai.BadRequestError, match="'tools' can't be followed") as raised:
-        client.chat.completions.create(**ASKED | {"tools": [tool]}, tool_choice="required")
+    with pytest.raises(openai.BadRequestError, match=r"'tools' can't be followed: .* schema of the tool 'f'") as raised:
+        client.chat.completions.create(**ASKED | {"tools": [*TOOLS, tool]}, tool_choice="required")
     assert raised.value.param == "tools"
 
 

@@ -5,36 +5,12 @@ import json
 import pytest
 
 from server.api.core.closed_objects import MAX_ADDED, close_objects
-from server.api.core.json_schema import schema_text
-from server.engine.interface import GrammarSpec
-from server.engine.sampling.grammar import GrammarCompiler
 
-END = 256
 PERSON = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
 AGE = {"properties": {"age": {"type": "integer"}}, "required": ["age"]}
 CITY = {"properties": {"city": {"type": "string"}}, "required": ["city"]}
 DEFS = {"$defs": {"Person": PERSON, "Named": {"allOf": [{"$ref": "#/$defs/Person"}, AGE]}}}
 REF = {"$ref": "#/$defs/Person"}
-
-
-@pytest.fixture(scope="module")
-def compiler():
-    return GrammarCompiler([*(bytes([byte]) for byte in range(256)), b"<end>"], frozenset({END}), frozenset({END}))
-
-
-@pytest.fixture
-def takes(compiler):
-    """Return whether the grammar of a schema allows a text as a whole."""
-
-    def check(schema, text):
-        matcher = compiler.compile(GrammarSpec("json_schema", schema_text(schema))).matcher()
-        for byte in text.encode():
-            if not matcher.allowed()[byte]:
-                return False
-            matcher.accept(byte)
-        return matcher.is_complete or bool(matcher.allowed()[END])
-
-    return check
 
 
 CLOSED = {

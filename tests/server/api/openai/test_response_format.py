@@ -68,3 +68,28 @@ def test_bad_shapes_are_refused_by_name(send, fake, value, param, message):
     assert error["param"] == param
     assert message in error["message"]
     assert fake.engine.requests == []
+
+
+NOT_A = {"type": "object", "properties": {"a": {"type": "string", "not": {"const": "a"}}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": with_schema(NOT_A)},
+        {"guided_json": NOT_A},
+        {"json_schema": NOT_A},
+        {"structured_outputs": {"json": NOT_A}},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_what_no_grammar_enforces_is_logged(send, caplog, fields):
+    assert send(**fields).status_code == 200
+    logged = [record.getMessage() for record in caplog.records if "enforcing" in record.getMessage()]
+    assert logged == ["Not enforcing 'not of the text': no grammar can."]
+
+
+def test_a_strict_schema_that_no_grammar_enforces_is_refused_by_its_name(send):
+    error = send(response_format=with_schema(NOT_A, strict=True)).json()["error"]
+    assert error["param"] == "response_format.json_schema"
+    assert "no grammar enforces 'not' of 'properties.a' in the schema of 'answer'" in error["message"]

@@ -265,3 +265,19 @@ def test_the_markers_of_calls_are_written_where_they_are_special(fake, chat):
     chat()
     written = [request.sampling.written_tokens for request in fake.engine.requests]
     assert written == [frozenset(FAMILIES["kimi"].traits.special.values()), frozenset()]
+
+
+UNIQUE = {"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": True}}}
+
+
+def test_what_no_grammar_enforces_is_logged_once_with_the_tool(hermes, chat, caplog):
+    for _ in range(2):
+        assert chat(tools=[WEATHER, tool(parameters=UNIQUE)], tool_choice="required").status_code == 200
+    logged = [record.getMessage() for record in caplog.records if "enforcing" in record.getMessage()]
+    assert logged == ["Not enforcing 'uniqueItems of the tool f': no grammar can."]
+
+
+def test_a_strict_tool_that_no_grammar_enforces_is_refused_by_its_name(hermes, chat):
+    error = chat(tools=[WEATHER, tool(parameters=UNIQUE, strict=True)]).json()["error"]
+    assert error["param"] == "tools[1].function"
+    assert "no grammar enforces 'uniqueItems' of 'properties.tags' in the schema of 'f'" in error["message"]
