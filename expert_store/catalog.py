@@ -43,6 +43,12 @@ class TensorSource:
         extent = Extent(self.extent.path, self.extent.offset + index * nbytes, nbytes)
         return TensorSource(self.name, self.dtype, (self.shape[0] // num_parts, *self.shape[1:]), extent)
 
+    def rows(self, first: int, count: int) -> TensorSource:
+        """Return some slices of the first dimension."""
+        nbytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        extent = Extent(self.extent.path, self.extent.offset + first * nbytes, count * nbytes)
+        return TensorSource(self.name, self.dtype, (count, *self.shape[1:]), extent)
+
 
 class ParameterSpec(NamedTuple):
     """Name, dtype and shape of one tensor of an expert in a slot."""

@@ -73,7 +73,7 @@ def describe(check: AdapterCheck) -> str:
     lines = [
         f"adapter: {check.folder}",
         f"model:   {check.model}" + (f" (trained on {check.config.base_model})" if check.config.base_model else ""),
-        f"tensors: {match.num_applied} of {match.num_tensors} applied, {format_bytes(nbytes)}",
+        f"tensors: {match.summary}, {format_bytes(nbytes)}",
         "ranks:   " + (", ".join(f"{rank} ({ranks[rank]} matrices)" for rank in sorted(ranks)) or "none"),
         "targets: " + (", ".join(f"{name} ({count})" for name, count in sorted(_targets(pairs).items())) or "none"),
     ]

@@ -67,6 +67,7 @@ class ResidentModel:
     """
 
     _linears: Mapping[str, nn.Module]  # layers of the module path that adapters can add to, by name
+    _router_layers: Mapping[str, int]  # layers of experts whose routers they can add to, by the routers' names
 
     def __init__(
         self,
@@ -106,7 +107,11 @@ class ResidentModel:
     @property
     def adaptable(self) -> Mapping[str, tuple[int, int]]:
         """Inputs and outputs of each layer that adapters can add to, besides experts, by name."""
-        return {name: sizes_of(module) for name, module in self._linears.items()}
+        routers = {name: self._model.get_submodule(name).weight.shape for name in self._router_layers}
+        return {
+            **{name: sizes_of(module) for name, module in self._linears.items()},
+            **{name: (inputs, outputs) for name, (outputs, inputs) in routers.items()},
+        }
 
     def prepare_adapter(self, adapter: LoraAdapter) -> None:
         """Make what steps need of an adapter, so that its first step does not wait for it; any thread may call it."""

@@ -25,11 +25,11 @@ from server.model.experts.cost_attribution import RowOwners, attribute_costs, la
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
-from server.model.experts.variant_routing import variant_routers
 from server.model.forward import Forward
 from server.model.linear import speed_up_linears
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, watch_linears
+from server.model.lora.router_hooks import RouterCalls, find_routers_with_products, routed_by_weights, watch_routers
 from server.model.lora.step_adapters import StepAdapters
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
@@ -66,7 +66,7 @@ class Trunk(ResidentModel):
         super().__init__(model, catalog, layers, is_deterministic, pool, max_model_len)
         self._forward = Forward(model)
         replace_projections(model)
-        probe, states, calls = self._probe()
+        probe, states, calls, router_calls = self._probe()
         self._native = self._find_native()
         if is_deterministic and self._native is None:
             self._check_invariance()
@@ -83,6 +83,7 @@ class Trunk(ResidentModel):
             is_native=self._native is not None,
         )
         self.routers = find_routers(model, layers, probe.routed)
+        self._router_layers = find_routers_with_products(model, self.routers, router_calls, len(self._probe_tokens()))
         self.gates = find_next_layer_gates(self.routers, layers, probe.routed)
 
     @property
@@ -179,7 +180,7 @@ class Trunk(ResidentModel):
         with (
             use_hooks(_StepHooks(LatentAttention(attention, adapters), experts)),
             nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states),
-            nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
+            routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
             logits = self._forward(
@@ -214,7 +215,7 @@ class Trunk(ResidentModel):
         return StepStates(batches, copies, states, self._is_deterministic)
 
     @torch.inference_mode()
-    def _probe(self) -> tuple[Probe, StateShapes, LinearCalls]:
+    def _probe(self) -> tuple[Probe, StateShapes, LinearCalls, RouterCalls]:
         """Run some tokens through the model, and record what its layers ask of attention, experts and states.
 
         Raises:
@@ -229,6 +230,7 @@ class Trunk(ResidentModel):
             probe_masks(self._model),
             state_probe.track_modules(text_part(self._model)),
             watch_linears(self._model) as calls,
+            watch_routers(self._model) as router_calls,
         ):
             self._forward(tokens, range(count), [0], state_probe)
         split_recurrent_modules(state_probe.calls, count)
@@ -246,7 +248,7 @@ class Trunk(ResidentModel):
             raise NotBatchableError(
                 f"{name} mixes tokens outside of its attention (by recurrence or convolution, up to {module})"
             )
-        return probe, state_probe.shapes, calls
+        return probe, state_probe.shapes, calls, router_calls
 
     def _probe_tokens(self) -> Sequence[int]:
         count = min(PROBE_TOKENS, self.max_model_len, self.vocab_size)

@@ -42,7 +42,7 @@ def summary(version: Version) -> str:
         names = ", ".join(version.files.config.adapters)
         return f"a gate over {names}, the best {version.files.config.top_k} for each token"
     match, ranks = version.files.match, ", ".join(map(str, version.files.ranks))
-    return f"{match.num_applied} of {match.num_tensors} tensors applied, rank {ranks}"
+    return f"tensors: {match.summary}; rank {ranks}"
 
 
 def _state(version: Version, is_resident: bool) -> str:

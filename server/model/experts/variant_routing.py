@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,23 +13,31 @@ from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import StepVariants
 from server.model.experts.variant import ExpertVariant
 
+OfRows = Callable[[torch.Tensor], AbstractContextManager[Any]]
+
 GROUPS = ("n_group", "num_group", "n_groups")
 COUNTS = ("num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts")  # attributes of routers
 
 
 @contextmanager
-def variant_routers(model: nn.Module, routers: Mapping[int, RouterWeights], variants: StepVariants) -> Iterator[None]:
+def variant_routers(
+    model: nn.Module,
+    routers: Mapping[int, RouterWeights],
+    variants: StepVariants,
+    of_rows: OfRows = nullcontext,
+) -> Iterator[None]:
     """Run the router of each variant on the rows of its sequences, within the context.
 
     Args:
         model: the model that the routers' names belong to.
         routers: by layer.
+        of_rows: returns the context in which a router runs that sees only some rows.
     """
     with ExitStack() as stack:
         for layer, router in routers.items():
             if any(layer in variant.layers and variant.layers[layer].router for variant in variants.variants):
                 module = model.get_submodule(owner_of(router))
-                stack.enter_context(_replaced_forward(module, _RoutedBySet(module, router, layer, variants)))
+                stack.enter_context(replaced_forward(module, _RoutedBySet(module, router, layer, variants, of_rows)))
         yield
 
 
@@ -82,8 +90,9 @@ def replaced_tensors(module: nn.Module, router: RouterWeights, tensors: Mapping[
 class _RoutedBySet:
     """A router's forward that runs each set's rows with the set's own router."""
 
-    def __init__(self, module: nn.Module, router: RouterWeights, layer: int, variants: StepVariants):
+    def __init__(self, module: nn.Module, router: RouterWeights, layer: int, variants: StepVariants, of_rows: OfRows):
         self._module, self._router, self._layer, self._variants = module, router, layer, variants
+        self._of_rows = of_rows
         self._forward = module.forward
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +103,7 @@ class _RoutedBySet:
         for number in sorted(set(sets.tolist())):
             index = (sets == number).nonzero()[:, 0]
             given = rows[index].view(*[1] * (leading - 1), len(index), -1)
-            with replaced_tensors(self._module, self._router, self._tensors(number)):
+            with replaced_tensors(self._module, self._router, self._tensors(number)), self._of_rows(index):
                 parts.append((index, self._forward(given, *args, **kwargs)))
         return _join(parts, len(rows))
 
@@ -105,12 +114,17 @@ class _RoutedBySet:
 
 
 @contextmanager
-def _replaced_forward(module: Any, forward: Any) -> Iterator[None]:
+def replaced_forward(module: Any, forward: Any) -> Iterator[None]:
+    """Call ``forward`` in the place of a module's own, within the context; contexts may be nested."""
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        del module.forward
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
 
 
 def _join(parts: Sequence[tuple[torch.Tensor, Any]], num_rows: int) -> Any:

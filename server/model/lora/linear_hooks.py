@@ -54,6 +54,7 @@ def add_to_linears(
     handles = [
         linears[name].register_forward_hook(partial(_add, adapters, name, rows_of), with_kwargs=True)
         for name in names
+        if name in linears  # others are routers
         if not isinstance(linears[name], LatentProjection)  # attention adds to these
     ]
     try:

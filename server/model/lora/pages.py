@@ -16,7 +16,6 @@ import xxhash
 from expert_store.catalog import (
     TENSOR_ALIGNMENT,
     ExpertLayout,
-    Extent,
     ParameterRecipe,
     ParameterSpec,
     TensorSource,
@@ -252,7 +251,7 @@ def _place(pair: LoraPair, writer: _PageWriter) -> Iterator[PlacedAddition]:
     first = 0
     while first < outputs:
         num_rows = min(outputs - first, writer.most_fitting_rows(pair.rank * itemsize))
-        rows = _rows(pair.up, first, num_rows)
+        rows = pair.up.rows(first, num_rows)
         up = writer.place(rows, (num_rows, pair.rank), pair, 1)[0]
         yield PlacedAddition(target, down, up, pair.scale, pair.first_output + first)
         first += num_rows
@@ -286,15 +285,8 @@ def _place_columns_or_rows(
         if by_columns:
             placed += writer.place(source, shape, pair, count, num_experts=pair.num_experts, first=first)
         else:
-            placed += writer.place(_rows(source, first * pair.rank, count * pair.rank), shape, pair, count)
+            placed += writer.place(source.rows(first * pair.rank, count * pair.rank), shape, pair, count)
     return placed
-
-
-def _rows(source: TensorSource, first: int, count: int) -> TensorSource:
-    """Return some rows of a tensor."""
-    row_bytes = source.shape[1] * source.dtype.itemsize
-    extent = Extent(source.extent.path, source.extent.offset + first * row_bytes, count * row_bytes)
-    return TensorSource(source.name, source.dtype, (count, source.shape[1]), extent)
 
 
 def _too_large(pair: LoraPair, nbytes: int, writer: _PageWriter) -> AdapterError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from expert_store.catalog import TensorSource
+from server.model.lora.base_copies import is_copy, is_zero
 from server.model.lora.peft_config import MAX_RANK, PeftConfig
 from server.model.lora.target_names import PEFT_PREFIX, TargetNames
 from server.model.lora.targets import LoraTargets
@@ -15,7 +16,7 @@ from server.model.lora.targets import LoraTargets
 FLOATS = {torch.float32, torch.bfloat16, torch.float16}
 READABLE = FLOATS | {torch.float64}
 DOWN, UP = ".lora_A.weight", ".lora_B.weight"
-NESTED = ".base_layer"
+NESTED, WEIGHT = ".base_layer", ".weight"
 
 
 @dataclass(frozen=True)
@@ -48,38 +49,59 @@ class LoraPair:
 
 @dataclass(frozen=True)
 class Match:
-    """The additions that a model can take, and a sentence for each problem."""
+    """The additions that a model can take, and a sentence for each problem.
+
+    Args:
+        num_idle: tensors that change nothing: copies of the base model's, and additions of zero.
+    """
 
     pairs: tuple[LoraPair, ...]
     problems: tuple[str, ...]
     num_tensors: int
+    num_idle: int = 0
 
     @property
     def num_applied(self) -> int:
         return 2 * len(self.pairs)
 
+    @property
+    def summary(self) -> str:
+        """The numbers of tensors, for people."""
+        changes = "changes" if self.num_idle == 1 else "change"
+        idle = f" ({self.num_idle} {changes} nothing)" if self.num_idle else ""
+        return f"{self.num_applied} of {self.num_tensors} applied{idle}"
+
 
 def match_pairs(sources: Mapping[str, TensorSource], config: PeftConfig, targets: LoraTargets) -> Match:
-    """Match the tensors of an adapter's file with a model."""
+    """Match the tensors of an adapter's file with a model.
+
+    Raises:
+        ExpertStoreError: a tensor that may change nothing can't be read.
+    """
     modules: dict[str, dict[str, TensorSource]] = {}
     problems: list[str] = []
+    matcher, pairs, num_idle = _Matcher(config, targets), list[LoraPair](), 0
     for name, source in sources.items():
         end = next((end for end in (DOWN, UP) if name.endswith(end)), None)
-        if end is None:
-            problems.append(f"the tensor {name} is unknown; a LoRA has tensors named lora_A.weight and lora_B.weight")
-        else:
+        if end is not None:
             modules.setdefault(name.removesuffix(end).removeprefix(PEFT_PREFIX), {})[end] = source
-    matcher, pairs = _Matcher(config, targets), []
+        elif (problem := matcher.problem_of_copy(source)) is None:
+            num_idle += 1
+        else:
+            problems.append(problem)
     for module, tensors in modules.items():
         if len(tensors) == 1:
             present = next(iter(tensors.values())).name
             problems.append(f"{present} has no counterpart; the file is incomplete")
             continue
+        if matcher.adds_nothing(module, tensors[UP]):
+            num_idle += len(tensors)
+            continue
         try:
             pairs.append(matcher.pair(module, tensors[DOWN], tensors[UP]))
         except _MismatchError as error:
             problems.append(str(error))
-    return Match(tuple(pairs), (*problems, *_twice(pairs)), len(sources))
+    return Match(tuple(pairs), (*problems, *_twice(pairs)), len(sources), num_idle)
 
 
 class _MismatchError(Exception):
@@ -89,6 +111,23 @@ class _MismatchError(Exception):
 class _Matcher:
     def __init__(self, config: PeftConfig, targets: LoraTargets):
         self._config, self._targets, self._names = config, targets, TargetNames(targets)
+
+    def problem_of_copy(self, source: TensorSource) -> str | None:
+        """Return a sentence about a tensor that is no addition; None if it is a copy of the model's own."""
+        module = source.name.removeprefix(PEFT_PREFIX).removesuffix(WEIGHT).removesuffix(NESTED)
+        own = self._names.copied(module) if source.name.endswith(WEIGHT) else None
+        if own is None:
+            return f"the tensor {source.name} is unknown; a LoRA has tensors named lora_A.weight and lora_B.weight"
+        if is_copy(source, own):
+            return None
+        return (
+            f"{source.name} is not this model's {module}, which an adapter can add to but not replace; use the model "
+            "that it was trained on, or merge it into that model"
+        )
+
+    def adds_nothing(self, module: str, up: TensorSource) -> bool:
+        """Return True if an addition that the model can't take is zero, such as one to a tower that saw no image."""
+        return self._names.is_refused(module) and up.dtype in READABLE and is_zero(up)
 
     def pair(self, module: str, down: TensorSource, up: TensorSource) -> LoraPair:
         """Return the addition of one module.

@@ -168,9 +168,10 @@ def match_tensors(weights: Path, config: PeftConfig, targets: LoraTargets) -> Ma
 
 def describe_problems(folder: Path, match: Match) -> str:
     """Say why an adapter can't be applied completely."""
-    first = match.problems[0] if match.problems else "the file has no tensors"
+    nothing = "nothing in the file changes the model" if match.num_tensors else "the file has no tensors"
+    first = match.problems[0] if match.problems else nothing
     more = f" (and {len(match.problems) - 1} more)" if len(match.problems) > 1 else ""
-    return f"{folder}: {match.num_applied} of {match.num_tensors} tensors fit the model; {first}{more}"
+    return f"{folder}: {match.num_applied + match.num_idle} of {match.num_tensors} tensors fit the model; {first}{more}"
 
 
 def _checksums(pages: AdapterPages) -> list[int]:

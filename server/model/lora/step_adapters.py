@@ -79,6 +79,10 @@ class StepAdapters:
         factors = self.factors if self.rows_of_layer is None else self.factors[self.rows_of_layer(layer)]
         return _checked(factors, num_rows)
 
+    def rows_of_router(self, layer: int) -> npt.NDArray[np.int64] | None:
+        """Return the token of each row that the router of a layer of experts sees; None if the rows are all tokens."""
+        return None if self.rows_of_layer is None else self.rows_of_layer(layer)
+
     def factors_of_linear(self, name: str, rows: npt.NDArray[np.int64] | None, x: torch.Tensor) -> Factors:
         """Return the factors of the rows of a linear layer.
 
@@ -103,6 +107,10 @@ class SequenceAdapters(StepAdapters):
         """
         found = None if self.routing is None else self.routing.routed([chunk])[0]
         return None if found is None else found.spread(chunk.num_tokens)
+
+    def rows_of_router(self, layer: int) -> None:
+        """Return None: rows belong to no tokens."""
+        del layer
 
     def factors_of_layer(self, layer: int, num_rows: int) -> Factors:
         del layer

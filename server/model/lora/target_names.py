@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from torch import nn
+
 from server.model.lora.targets import LoraTargets
 
 PEFT_PREFIX = "base_model.model."
@@ -61,6 +63,15 @@ class TargetNames:
         """Return the linear layer that a name means."""
         return next((each for each in self._spellings(name) if each in self._targets.linears), None)
 
+    def copied(self, name: str) -> nn.Module | None:
+        """Return the embedding or the head that a name means."""
+        copied = self._targets.copied
+        return next((copied[each] for each in self._spellings(name) if each in copied), None)
+
+    def is_refused(self, name: str) -> bool:
+        """Return True if a name means a module that no adapter can change."""
+        return any(each in self._targets.refused for each in self._spellings(name))
+
     def experts(self, name: str) -> int | None:
         """Return the layer of the module of experts that a name means."""
         modules = self._targets.expert_modules
@@ -105,3 +116,5 @@ class TargetNames:
                 yield self._prefix + rest
             if name.startswith(prefix) and rest == "lm_head":
                 yield rest
+            if name.startswith(prefix) and rest == "embed_tokens":
+                yield self._prefix + rest

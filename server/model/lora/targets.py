@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -31,6 +31,8 @@ class LoraTargets:
         num_experts: routed experts of each layer.
         refused: the reason for each other module with weights, as the end of the sentence "An adapter can't change
             NAME, because ...".
+        latents: linear layers that attention absorbs, so that tokens can't have own adapters.
+        copied: the embedding and the head, of which PEFT may save copies.
     """
 
     linears: Mapping[str, tuple[int, int]]
@@ -38,15 +40,15 @@ class LoraTargets:
     expert_modules: Mapping[str, int]
     num_experts: Mapping[int, int]
     refused: Mapping[str, str]
-    latents: frozenset[str] = (
-        frozenset()
-    )  # linear layers that attention absorbs, so that tokens can't have own adapters
+    latents: frozenset[str] = frozenset()
+    copied: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
     """Return the layers and experts of a trunk that an adapter can add to."""
     model, layers, linears = trunk.model, trunk.expert_numbers, trunk.adaptable
     inside = {*text_part(model).modules(), model.get_output_embeddings()}
+    ends = {model.get_input_embeddings(), model.get_output_embeddings()}
     refused: dict[str, str] = {}
     experts: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -67,6 +69,7 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         {layers[module]: int(module.num_experts) for module in experts.values()},
         refused,
         latents,
+        {name: module for name, module in model.named_modules() if module in ends},
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from server.kernels.formats import block_int4, block_int8
-from server.kernels.formats.blocks import BlockFormat
+from server.kernels.formats.blocks import OUTPUTS, BlockFormat
 from server.kernels.native.library import Format, Kernels, Matrix
 from server.kernels.native.linear import native_linear
 from server.kernels.native.slot_format import PLAIN
@@ -57,6 +57,17 @@ class QuantisedLinear(nn.Module):
     def weight(self) -> torch.Tensor:
         """The matrix ``(out, in)``, dequantised at each call, for models that read it directly."""
         return self._format.dequantise(self._tensors, NAME).to(self._dtype)
+
+    def rows(self, first: int, count: int) -> torch.Tensor:
+        """Return some rows of ``weight``.
+
+        Args:
+            first: a multiple of ``blocks.OUTPUTS``.
+        """
+        chosen = slice(first // OUTPUTS, -(-(first + count) // OUTPUTS))
+        names = [NAME + suffix for suffix in (self._format.CODES, self._format.SCALE)]
+        padded = self._format.dequantise({name: self._tensors[name][chosen] for name in names}, NAME)
+        return padded[:count, : self.in_features].to(self._dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002  torch's name
         """``(..., in)`` to ``(..., out)`` in the dtype of the input."""

@@ -23,9 +23,9 @@ from server.model.experts.cost_attribution import RowOwners, last_choices
 from server.model.experts.next_layer_gate import find_next_layer_gates, find_routers
 from server.model.experts.step_experts import StepExperts, prefetched_step
 from server.model.experts.step_variants import StepVariants, has_variants
-from server.model.experts.variant_routing import variant_routers
 from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
+from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights, watch_routers
 from server.model.lora.step_adapters import SequenceAdapters
 from server.model.recurrent.states import StateCache
 from server.model.resident_model import ResidentModel, TrunkFacts
@@ -61,7 +61,7 @@ class SequentialTrunk(ResidentModel):
         if not is_deterministic:  # products on several threads may be summed in another order
             speed_up_linears(model, self._pool)
         sizes = int(self.config.vocab_size), self.max_model_len
-        with watch_linears(model) as calls:
+        with watch_linears(model) as calls, watch_routers(model) as router_calls:
             seen = self._sequential.probe(*sizes)
         self._linears = find_linears(model, calls, None)
         self._resumes_by_token = isinstance(self._sequential, DecoderOnly) and self._sequential.resumes_by_token(*sizes)
@@ -77,6 +77,7 @@ class SequentialTrunk(ResidentModel):
             self._sequential.hidden_size,
         )
         self.routers = find_routers(model, layers, seen.routed)
+        self._router_layers = find_routers_with_products(model, self.routers, router_calls, None)
         self.gates = find_next_layer_gates(self.routers, layers, seen.routed)
 
     def new_states(self, num_slots: int) -> TransformersCaches:
@@ -144,7 +145,7 @@ class SequentialTrunk(ResidentModel):
             with (
                 use_hooks(_StepHooks(experts)),
                 nullcontext() if adapters is None else add_to_linears(adapters, self._linears),
-                nullcontext() if variants is None else variant_routers(self._model, self.routers, variants),
+                routed_by_weights(self._model, self.routers, self._router_layers, variants, adapters),
             ):
                 logits = self._sequential.logits(chunk, cache)
         record = experts.record

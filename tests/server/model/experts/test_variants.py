@@ -12,10 +12,11 @@ from expert_store import ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.library import Kernels
 from server.model.checkpoint.trunk_loader import load_trunk
-from server.model.chunk_weights import ChunkWeights
+from server.model.chunk_weights import ChunkWeights, WeightedAdapter
 from server.model.experts.cost_attribution import RowOwners
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.step_variants import PlaceTables, StepVariants
+from server.model.lora.adapter import LoraAdapter, LoraMatrix
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from tests.checkpoints import make_checkpoint
@@ -121,6 +122,24 @@ def test_a_variant_with_a_router_of_its_own(name: str, is_native: bool, tmp_path
     law = load(stores[0], read(save_variant(tmp_path / "law", changed), base_of(folder, trunk)))
     own, wanted = run(trunk, stores[0], [None] * 3), run(reference, stores[1], [None] * 3)
     assert_near(run(trunk, stores[0], [law, None, law]), [wanted[0], own[1], wanted[2]])
+    for store in stores:
+        store.close()
+
+
+@pytest.mark.parametrize("is_native", [False, True], ids=["torch", "native"])
+def test_an_adapter_adds_to_the_router_of_a_variant(is_native: bool, tmp_path: Path) -> None:
+    folder = make_checkpoint("qwen3_moe", tmp_path / "base")
+    changed = other(read_tensors(folder), lambda name: name.endswith("mlp.gate.weight"))
+    trunk = open_trunk(folder, is_native=is_native)
+    reference = open_trunk(save_changed(tmp_path / "changed", folder, changed), is_native=is_native)
+    stores = [ExpertStore(each.catalog, each.catalog.total_bytes) for each in (trunk, reference)]
+    law = load(stores[0], read(save_variant(tmp_path / "law", changed), base_of(folder, trunk)))
+    matrix = LoraMatrix(torch.randn(2, 32), torch.randn(8, 2), 0.5)
+    routers = {f"model.layers.{layer}.mlp.gate": (matrix,) for layer in range(3)}
+    adapters = (WeightedAdapter(LoraAdapter("code", routers, {}), 1.0),)
+    code, both = ChunkWeights(None, adapters), ChunkWeights(law.variant, adapters)
+    own, wanted = run(trunk, stores[0], [code] * 3), run(reference, stores[1], [None, None, code])
+    assert_near(run(trunk, stores[0], [law, code, both]), [wanted[0], own[1], wanted[2]])
     for store in stores:
         store.close()
 

@@ -36,6 +36,7 @@ MIXES: list[dict[str, float]] = [
 ]  # of each prompt
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+ROUTER = "mlp.gate.weight"
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
 
@@ -60,15 +61,17 @@ class Case:
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 DENSE = ["gate_proj", "up_proj", "down_proj"]
 NATIVE = {
-    "qwen3_moe": Case(ATTENTION, ["q_proj", "lm_head"], [*EXPERTS, "mlp.gate.weight"]),
+    "qwen3_moe": Case(ATTENTION, ["q_proj", "lm_head"], [*EXPERTS, ROUTER]),
     "mixtral": Case(["v_proj", "k_proj"], ATTENTION, EXPERTS),
     "gpt_oss": Case(ATTENTION, ["o_proj"], EXPERTS),
     "qwen2_moe": Case([*DENSE, "shared_expert_gate"], [*ATTENTION, *DENSE], EXPERTS),
 }
 MODULES = {
-    "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], EXPERTS),
+    "deepseek_v3": Case(LATENT, [*LATENT, "lm_head"], [*EXPERTS, ROUTER]),
     "llama4_text": Case([*ATTENTION, *DENSE], ["up_proj"], EXPERTS),
-    "qwen3_next": Case(["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", "lm_head"], EXPERTS),
+    "qwen3_next": Case(
+        ["in_proj_qkvz", "in_proj_ba", "out_proj", *ATTENTION], ["q_proj", "lm_head"], [*EXPERTS, ROUTER]
+    ),
     "qwen3_vl_moe": Case(["q_proj", "o_proj"], ["lm_head"], EXPERTS),
     "dots3_note_text": Case([*LATENT, *DENSE], ["q_a_proj"], EXPERTS),
 }

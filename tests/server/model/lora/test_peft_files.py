@@ -50,13 +50,13 @@ def adapter(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "adapter")
 
 
-def loaded(files: AdapterFiles) -> LoraAdapter:
+def loaded(files: AdapterFiles, name: str = "test") -> LoraAdapter:
     pages = files.pages
     raw = [
         pages.assemble(page, [read_tensor(source) for source in pages.sources(page)])
         for page in range(len(pages.pages))
     ]
-    return pages.adapter("test", raw)
+    return pages.adapter(name, raw)
 
 
 def delta(matrices: tuple[LoraMatrix, ...], outputs: int) -> torch.Tensor:
