@@ -9,6 +9,7 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING
 
+import server.model.step3p5  # noqa: F401  (registers its class)
 from tests.families import make_config
 
 COMMON = {

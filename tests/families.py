@@ -69,6 +69,7 @@ LLAMA4 = {
     "floor_scale": 3,
 }
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+STEP = {**WINDOWS, **SPARSE, "num_sliding_attention_heads": 6, "share_expert_dim": 24}
 GEMMA4 = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "enable_moe_block": True,
@@ -271,7 +272,8 @@ FAMILIES = {  # by the model type of its text
     "sarvam_mla": Family(LATENT),
     "sarvam_moe": Family(),
     "solar_open": Family(),
-    "step3p7": Family(_text({**WINDOWS, **SPARSE})),
+    "step3p5": Family(STEP),
+    "step3p7": Family(_text(STEP)),
     "switch_transformers": Family(
         {
             "d_model": 32,

@@ -94,6 +94,7 @@ never runs such code. It reads these checkpoints as those of the type that compu
 | `kimi_k2` (Kimi-K2, K2-Thinking) | `deepseek_v3` |
 | `bailing_moe_v2`, and `bailing_moe` of BailingMoeV2ForCausalLM (Ling and Ring 2.0) | `sarvam_moe` |
 | `ernie4_5_moe_vl` (ERNIE-4.5-VL as published) | `ernie4_5_vl_moe` |
+| `step3p5` (Step-3.5-Flash) | the text part of `step3p7`, with a head of its own |
 
 The folder must have a `tokenizer.json`. Any other type that transformers lacks is refused.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.model.attention.kv_cache import KVGroup
+from server.model.layer_settings import layer_values
 
 FLOAT = 4  # bytes of a float32
 CHOICE_BYTES = 8  # an expert's index and its weight
@@ -51,15 +52,15 @@ class StepShape:
             config: the model's text config.
             groups: KV cache groups of its attention layers.
         """
-        hidden, heads = int(config.hidden_size), int(getattr(config, "num_attention_heads", 1))
+        hidden, heads = int(config.hidden_size), _largest(config, "num_attention_heads") or 1
         layers = [shape for group in groups for shape in group.shapes.values()]
-        dense = _widest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
+        dense = _largest(config, "intermediate_size", "shared_expert_intermediate_size", "ffn_dim", "d_ff") or hidden
         return cls(
             hidden=hidden,
             queries=heads * max((shape.dim for shape in layers), default=hidden // heads),
             keys=max((shape.kv_heads * shape.dim for shape in layers), default=hidden),
             dense=dense,
-            expert=_widest(config, "moe_intermediate_size", "expert_ffn_hidden_size") or dense,
+            expert=_largest(config, "moe_intermediate_size", "expert_ffn_hidden_size") or dense,
             num_experts=num_experts,
             num_routed=num_routed,
             top_k=top_k,
@@ -104,8 +105,6 @@ def _torch_bytes(shape: StepShape) -> int:
     return TORCH_COPIES * shape.itemsize * (2 * shape.hidden + widest) + 2 * FLOAT * in_float
 
 
-def _widest(config: Any, *names: str) -> int:
-    """Return the largest of some config values; each may be missing, or a list with one value per layer. 0 for none."""
-    values = [getattr(config, name, None) for name in names]
-    numbers = [number for value in values for number in (value if isinstance(value, list | tuple) else [value])]
-    return max((number for number in numbers if isinstance(number, int)), default=0)
+def _largest(config: Any, *names: str) -> int:
+    """Return the largest of some settings in any layer. 0 for none."""
+    return max((value for value in layer_values(config, *names) if isinstance(value, int)), default=0)

@@ -7,6 +7,7 @@ over the KV cache. Its towers, which see or hear, run as transformers runs them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -27,6 +28,7 @@ MAPPINGS = (
     MODEL_FOR_MULTIMODAL_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 )
+REGISTERED_BY = {"step3p5": "server.model.step3p5"}  # modules that give transformers a class of a type
 TEXT_MODEL_CONFIGS = {"qwen3_omni_moe": "thinker_config"}  # the model that writes text, by a checkpoint of several
 
 
@@ -50,6 +52,8 @@ def find_model_class(config: PreTrainedConfig) -> Any:
     Raises:
         ModelError: transformers has no class of this type that generates text.
     """
+    if config.model_type in REGISTERED_BY:
+        import_module(REGISTERED_BY[config.model_type])
     classes = [mapping[type(config)] for mapping in MAPPINGS if type(config) in mapping]
     classes = [found for found in classes if issubclass(found, GenerationMixin)]
     if not classes:

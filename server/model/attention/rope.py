@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
+from server.model.layer_settings import layer_values
+
 log = logging.getLogger(__name__)
 
 RELATIVE_LENGTH = 2048  # tokens, for models with relative positions, which have no end
@@ -22,15 +24,16 @@ def max_length_of_one_rope(config: PreTrainedConfig) -> int:
     (``modeling_rope_utils.dynamic_rope_update``). A sequence beyond the first set's length would rotate the queries of
     other sequences in its step by other angles than the keys in their caches.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]  # by type of layer
+    kinds = []
+    for parameters in layer_values(config, "rope_parameters"):
+        kinds += [parameters, *(value for value in parameters.values() if isinstance(value, dict))]  # by type of layer
     lengths = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
     return int(min([max_positions(config), *lengths]))
 
 
 def max_positions(config: PreTrainedConfig) -> int:
     """Return the tokens of the longest sequence that a model has positions for."""
-    return int(getattr(config, "max_position_embeddings", None) or RELATIVE_LENGTH)
+    return min(map(int, filter(None, layer_values(config, "max_position_embeddings"))), default=RELATIVE_LENGTH)
 
 
 def max_served_length(config: PreTrainedConfig, max_model_len: int | None = None) -> int:

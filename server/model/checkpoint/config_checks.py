@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from expert_store import ExpertStoreError, check_metadata_file, read_json_object
 from server.model.errors import ModelError
+from server.model.layer_settings import layer_configs
 
 log = logging.getLogger(__name__)
 
@@ -75,16 +77,18 @@ def check_config(config: PreTrainedConfig, folder: Path) -> None:
     Raises:
         ModelError: a value can't be that of a model; the message names it.
     """
-    text = vars(config.get_text_config())  # some configs have values of single layers, and refuse common access
-    for name in LEAST_ONE:
-        value = text.get(name)
-        if type(value) is int and value < 1:
-            raise _unusable(folder, f"{name} is {value}, not 1 or more")
-    num_experts = max((value for name in EXPERTS if type(value := text.get(name)) is int), default=None)
-    for name in TOP_K:
-        value = text.get(name)
-        if type(value) is int and num_experts is not None and not 1 <= value <= num_experts:
-            raise _unusable(folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer")
+    for layer in layer_configs(config.get_text_config()):
+        for name in LEAST_ONE:
+            value = getattr(layer, name, None)
+            if type(value) is int and value < 1:
+                raise _unusable(folder, f"{name} is {value}, not 1 or more")
+        num_experts = max((value for name in EXPERTS if type(value := getattr(layer, name, None)) is int), default=None)
+        for name in TOP_K:
+            value = getattr(layer, name, None)
+            if type(value) is int and num_experts is not None and not 1 <= value <= num_experts:
+                raise _unusable(
+                    folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer"
+                )
 
 
 @contextmanager
@@ -108,6 +112,9 @@ def reason_of(error: Exception, values: Mapping[str, Any]) -> str:
     Args:
         values: of the config.
     """
+    if isinstance(error, AmbiguousGlobalPerLayerAttributeError):
+        setting = str(error).split("'")[1]
+        return f"{setting} differs between layers (per_layer_config), which transformers does not compute for this type"
     if isinstance(error, KeyError) and error.args:
         fields = [name for name, value in _scalars(values) if value == error.args[0]]
         if fields:

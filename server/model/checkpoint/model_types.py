@@ -81,6 +81,21 @@ SERVED_AS: Mapping[str, ServedAs] = {
 BY_ARCHITECTURE: Mapping[str, ServedAs] = {  # of types that several architectures share
     "BailingMoeV2ForCausalLM": BAILING_V2,  # published Ling-mini-2.0 and Ling-1T: model_type bailing_moe
 }
+PRESUPPOSED: Mapping[str, Mapping[str, Any]] = {  # settings of published configs that transformers' class ignores
+    # modeling_step3p5.py of stepfun-ai/Step-3.5-Flash
+    "step3p5": {
+        "att_impl_type": "GQA",
+        "moe_router_activation": "sigmoid",
+        "norm_expert_weight": True,
+        "sink": False,
+        "use_head_wise_attn_gate": True,
+        "use_moe_router_bias": True,
+        "use_qk_norm": True,
+        "use_rope_layers": True,
+        "yarn_only_types": "full_attention",
+        "zero_centered": True,
+    },
+}
 INSTEAD: Mapping[str, str] = {  # remedies for types that no class computes
     "internvl_chat": "use the repository of the same name that ends in -HF",
     "minimax_m1": "no checkpoint of it can be served; MiniMaxAI/MiniMax-Text-01-hf can",
@@ -99,13 +114,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     served = _served_as(values)
     if served is None:
         _check_known(values, folder.name)
+        for part in (values, values.get("text_config")) if isinstance(values, dict) else ():
+            if isinstance(part, dict) and str(part.get("model_type")) in PRESUPPOSED:
+                _check_settings(part, PRESUPPOSED[part["model_type"]], part["model_type"], folder.name)
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    for name, wanted in served.required.items():
-        if values.get(name, wanted) != wanted:
-            raise ModelError(
-                f"{folder.name} is a {values['model_type']} with {name} {values[name]!r}, which {served.model_type} of "
-                f"transformers does not compute; use a checkpoint with {name} {wanted!r}"
-            )
+    _check_settings(values, served.required, served.model_type, folder.name)
     kept = {name: value for name, value in served.convert(values).items() if name not in {"auto_map", "model_type"}}
     config: PreTrainedConfig = CONFIG_MAPPING[served.model_type].from_dict(kept)
     config._name_or_path = str(folder)  # noqa: SLF001  (as from_pretrained sets it)
@@ -122,6 +135,17 @@ def _served_as(values: Any) -> ServedAs | None:
         return None
     by_architecture = (BY_ARCHITECTURE.get(name) for name in values.get("architectures") or ())
     return SERVED_AS.get(str(values.get("model_type"))) or next(filter(None, by_architecture), None)
+
+
+def _check_settings(values: Values, required: Mapping[str, Any], model_type: str, name: str) -> None:
+    """Refuse settings that a class of transformers does not compute; those of layers are lists."""
+    for setting, wanted in required.items():
+        given = values.get(setting, wanted)
+        if any(each != wanted for each in (given if isinstance(given, list) else [given])):
+            raise ModelError(
+                f"{name} is a {values['model_type']} with {setting} {given!r}, which {model_type} of transformers does "
+                f"not compute; use a checkpoint with {setting} {wanted!r}"
+            )
 
 
 def _check_known(values: Any, name: str) -> None:

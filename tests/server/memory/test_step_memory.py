@@ -17,12 +17,14 @@ from server.kernels.native.available import availability, choose_level
 from server.kernels.native.library import Kernels
 from server.loading.memory import needs_of_trunk
 from server.memory.kv_cache_plan import BLOCK_SIZE
-from server.memory.step_memory import step_bytes
+from server.memory.step_memory import StepShape, step_bytes
 from server.model.attention.kv_cache import KVCache
+from server.model.checkpoint.model_shapes import infer_shapes
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.step import SequenceChunk
 from server.model.trunk import Trunk
 from tests.checkpoints import COMMON, save_checkpoint
+from tests.families import make_config
 
 NUM_TOKENS, NUM_LOGITS = 2048, 8
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -77,3 +79,11 @@ def test_a_step_uses_no_more_than_its_bound(folder: Path, is_native: bool) -> No
         store.close()
     kv_bytes = NUM_TOKENS * trunk.facts.token_bytes
     assert peak[0] - kv_bytes <= step_bytes(needs.step, NUM_TOKENS, NUM_LOGITS)
+
+
+def test_queries_are_those_of_the_layer_with_the_most_heads() -> None:
+    """The sliding layers of this model have six heads of eight values, and the others four."""
+    config = make_config("step3p7")
+    shapes = infer_shapes(config, torch.float32)
+    step = StepShape.of(config.get_text_config(), shapes.kv_groups, 8, 2, 2, 4, is_native=False)
+    assert step.queries == 6 * 8

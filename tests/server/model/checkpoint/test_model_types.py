@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedConfig
 
 from server.model.checkpoint.trunk_loader import read_config
 from server.model.errors import ModelError
@@ -86,6 +87,75 @@ def test_a_flat_ernie_config_gives_the_logits_of_one_with_parts(tmp_path: Path) 
     del flat["mlp_layer_types"]
     (folder / "config.json").write_text(json.dumps(flat))
     assert torch.equal(logits(renamed(folder, "ernie4_5_moe_vl")), expected)
+
+
+STEP_LISTS = ("layer_types", "rope_theta", "partial_rotary_factors", "swiglu_limits", "swiglu_limits_shared")
+
+
+def step_as_published(text: dict[str, Any]) -> dict[str, Any]:
+    """Write the settings of a tiny Step-3.5 as those of the hub, which has lists for layers and one entry more."""
+    kinds = text["layer_types"]
+    of_sliding = {"attention_type": "sliding_attention", "num_attention_heads": 6, "num_attention_groups": 2}
+    flat = {name: text[name] for name in ("head_dim", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    flat |= {name: text[name] for name in ("vocab_size", "moe_intermediate_size", "share_expert_dim", "sliding_window")}
+    flat |= {name: text[name] for name in ("num_attention_heads", "max_position_embeddings", "pad_token_id")}
+    published = flat | {
+        "model_type": "step3p5",
+        "architectures": ["Step3p5ForCausalLM"],
+        "attention_other_setting": of_sliding,
+        "num_attention_groups": text["num_key_value_heads"],
+        "moe_num_experts": text["n_routed_experts"],
+        "moe_top_k": text["num_experts_per_tok"],
+        "moe_layers_enum": "1,2",
+        "moe_router_activation": "sigmoid",
+        "need_fp32_gate": True,
+        "num_nextn_predict_layers": 1,
+        "layer_types": kinds,
+        "rope_theta": [5e6 if kind == "full_attention" else 1e4 for kind in kinds],
+        "partial_rotary_factors": [0.5 if kind == "full_attention" else 1.0 for kind in kinds],
+        "swiglu_limits": [0.0, 0.0, 0.5],
+        "swiglu_limits_shared": [0.0, 0.0, 0.5],
+        "use_rope_layers": [],
+        "yarn_only_types": ["full_attention"],
+    }
+    return published | {name: [*published[name], published[name][0]] for name in STEP_LISTS}
+
+
+def step_config(model_type: str) -> PreTrainedConfig:
+    config = make_config(model_type)
+    text = config.get_text_config()
+    text.rope_parameters["full_attention"] |= {"rope_theta": 5e6, "partial_rotary_factor": 0.5}
+    text.rope_parameters["sliding_attention"] |= {"partial_rotary_factor": 1.0}
+    text.swiglu_limits = text.swiglu_limits_shared = [0.0, 0.0, 0.5]
+    return config
+
+
+@pytest.mark.parametrize("model_type", ["step3p5", "step3p7"])
+def test_a_published_step_config_gives_the_logits_of_the_one_that_transformers_saves(
+    model_type: str, tmp_path: Path
+) -> None:
+    """Its sliding layers have more heads than the others (attention_other_setting)."""
+    folder = save_checkpoint(step_config(model_type), tmp_path)
+    expected = logits(folder)
+    values = json.loads((folder / "config.json").read_text())
+    if model_type == "step3p5":
+        changes = step_as_published(values)
+    else:
+        changes = {**values, "text_config": step_as_published(values["text_config"])}
+    (folder / "config.json").write_text(json.dumps(changes))
+    assert torch.equal(logits(renamed(folder, model_type)), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [({"zero_centered": False}, "zero_centered False"), ({"use_rope_layers": [True, False, True]}, "use_rope_layers")],
+)
+def test_settings_that_a_class_of_transformers_ignores_are_refused(
+    changes: dict[str, Any], setting: str, tmp_path: Path
+) -> None:
+    make_config("step3p5").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=rf"is a step3p5 with {setting}.*, which step3p5 of transformers does not"):
+        read_config(renamed(tmp_path, "step3p5", **changes))
 
 
 def test_settings_that_the_class_does_not_compute_are_named(tmp_path: Path) -> None:

@@ -108,6 +108,14 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, not a number from 1 to the 8 experts of a layer"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, not 1 or more"),
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not 1 or more"),
+        (
+            {"per_layer_config": {"1": {"num_attention_heads": 0}}},
+            "num_attention_heads is 0, not 1 or more",
+        ),
+        (
+            {"per_layer_config": {"1": {"num_experts": 1}}},
+            "num_experts_per_tok is 2, not a number from 1 to the 1 experts of a layer",
+        ),
         ({"vocab_size": -1}, "vocab_size is -1, not 1 or more"),
         ({"num_hidden_layers": 1_000_000}, "num_hidden_layers is 1000000, more than 1000"),
         ({"num_experts": 10**9}, "num_experts is 1000000000, more than 10000"),
