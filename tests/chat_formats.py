@@ -71,9 +71,8 @@ class Family:
 
     @property
     def traits(self) -> ChatTraits:
-        return ChatTraits(
-            self.template, frozenset(self.special), {token: 256 + place for place, token in enumerate(self.special)}
-        )
+        ids = {token: 256 + place for place, token in enumerate(self.special)}
+        return ChatTraits(self.template, ids, ids)
 
 
 JSON_CALL = '{"name": "{{ f.name }}", "arguments": {{ f.arguments | tojson }}}'

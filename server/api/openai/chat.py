@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -163,7 +164,7 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
         media=prompt.media,
         grammar=grammar,
         written_tokens=plan.written_tokens,
-        bad_words=bad_words,
+        muted=replace(plan.muted, sequences=plan.muted.sequences | bad_words),
     )
     generation = await submit_to(request, model, body, partial(routed_texts, body), "messages", submitting)
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])

@@ -20,6 +20,7 @@ from server.api.openai.bodies import CompletionBody
 from server.api.openai.chunk_encoder import ChunkEncoder
 from server.api.openai.fields import Prompt
 from server.api.openai.logprobs import CompletionLogprobs, Echo, prompt_logprobs
+from server.api.openai.muted_tokens import MutedTokens
 from server.api.openai.prompt_tokens import bad_word_ids, last_tokens, prompt_limit
 from server.api.openai.submit import submit, submit_to
 from server.engine.interface import FinishReason, JsonObject, TextCodec, TokenEvent
@@ -118,7 +119,7 @@ async def create_completion(
         id_prefix="cmpl-",
         prompt_field="prompt",
         grammar=grammar,
-        bad_words=bad_words,
+        muted=MutedTokens(sequences=bad_words),
     )
     generation = await submit_to(request, model, body, lambda: prompts, "prompt", submitting)
     return await answer(request, CompletionEncoder(generation, model.codec, body, echoes), stream=body.stream)

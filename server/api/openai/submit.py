@@ -12,6 +12,7 @@ from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.loaded_model import LoadedModel
 from server.api.openai.bodies import GenerationBody
+from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens
 from server.engine.interface import (
     ExpertUsage,
     GenerationRequest,
@@ -36,7 +37,7 @@ def submit(
     media: Media | None = None,
     grammar: Grammar | None = None,
     written_tokens: frozenset[int] = frozenset(),
-    bad_words: frozenset[tuple[int, ...]] = frozenset(),
+    muted: MutedTokens = NONE_MUTED,
 ) -> Generation:
     """Submit every choice to the engine, or none. Call it from the event loop.
 
@@ -45,7 +46,7 @@ def submit(
         media: images; there is only one prompt then.
         grammar: the grammar that every choice follows.
         written_tokens: special tokens that are part of the text.
-        bad_words: tokens that are not generated one after the other.
+        muted: tokens that are not generated.
 
     Raises:
         InvalidRequestError: there are too many choices, or a prompt does not fit the model.
@@ -76,7 +77,7 @@ def submit(
         for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens, bad_words)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens, muted)
                 request = GenerationRequest(
                     request_id,
                     prompt,
@@ -173,7 +174,7 @@ def sampling_params(
     choice: int,
     grammar: Grammar | None = None,
     written_tokens: frozenset[int] = frozenset(),
-    bad_words: frozenset[tuple[int, ...]] = frozenset(),
+    muted: MutedTokens = NONE_MUTED,
 ) -> SamplingParams:
     """Return the sampling parameters of one choice of a prompt.
 
@@ -197,7 +198,9 @@ def sampling_params(
         repetition_penalty=defaults.repetition_penalty if repetition_penalty is None else repetition_penalty,
         logit_bias=tuple(body.logit_bias.items()),
         allowed_token_ids=None if body.allowed_token_ids is None else frozenset(body.allowed_token_ids),
-        bad_words=bad_words,
+        bad_words=muted.sequences,
+        masked_tokens=muted.anywhere,
+        masked_first_tokens=muted.first,
         seed=None if body.seed is None else choice_seed(body.seed, choice),
         stop=tuple(body.stop),
         stop_token_ids=frozenset(body.stop_token_ids),

@@ -11,6 +11,7 @@ from server.api.core.relaxed_schema import relax
 from server.api.core.validation import quote
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
+from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens, mute_calls
 from server.api.openai.tools import NamedTool, Tool, callable_tools
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning, Schemas
 from server.engine.interface import (
@@ -37,6 +38,7 @@ class TurnPlan:
         spec: the grammar of the turn; None if it is free.
         tools: the tools whose schemas are in the grammar.
         unenforced: keywords of the schemas in the grammar that it does not enforce, each as a phrase for the log.
+        muted: tokens that are not generated.
 
     """
 
@@ -48,6 +50,7 @@ class TurnPlan:
     spec: GrammarSpec | None
     tools: Sequence[Tool] = ()
     unenforced: Sequence[str] = ()
+    muted: MutedTokens = NONE_MUTED
 
     @property
     def written_tokens(self) -> frozenset[int]:
@@ -113,7 +116,8 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
         for tool in followed
         for keyword in relax(tool.function.parameters).keywords
     ]
-    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec, followed, unenforced)
+    muted = mute_calls(body, chat_format, prompt, codec)
+    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec, followed, unenforced, muted)
 
 
 async def compile_grammar(plan: TurnPlan, compiler: GrammarCompiler) -> Grammar | None:

@@ -52,6 +52,11 @@ class ChatFormat:
         syntax = _syntax(traits.template) or _syntax("\n".join(traits.markers)) or OTHER
         return cls(syntax, next((each for each in THINKING if _thinks(each, traits)), None), traits.special)
 
+    @property
+    def openers(self) -> Sequence[str]:
+        """Texts that every call begins with; none if calls have no such text, or share it with other messages."""
+        return () if self.harmony is not None else self.syntax.openers
+
     def reasoning_after(self, prompt_end: str, begun: str = "") -> Reasoning:
         """Return the state of the reasoning after a prompt with this end.
 
@@ -176,4 +181,4 @@ def _syntax(text: str) -> CallSyntax | None:
 
 def _thinks(thinking: Thinking, traits: ChatTraits) -> bool:
     tags = {thinking.begin, thinking.end}
-    return any(tag in traits.template for tag in tags) or tags <= traits.markers
+    return any(tag in traits.template for tag in tags) or tags <= traits.markers.keys()

@@ -35,8 +35,8 @@ class ChatTraits:
     """Traits of a model's chat format, from which its reasoning and tool-call formats are recognised."""
 
     template: str = ""  # the source of its chat template
-    markers: frozenset[str] = frozenset()  # texts that are single tokens
-    special: Mapping[str, int] = field(default_factory=dict)  # the markers that are special tokens, and their ids
+    markers: Mapping[str, int] = field(default_factory=dict)  # texts that are single tokens, and their ids
+    special: Mapping[str, int] = field(default_factory=dict)  # the markers that are special tokens
     takes_tools: bool = False
     takes_images: bool = False
 

@@ -48,6 +48,8 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id and the value added to its logit, each token once
     allowed_token_ids: frozenset[int] | None = None  # no other token is generated; None allows all
     bad_words: frozenset[tuple[int, ...]] = frozenset()  # tokens that are never generated one after the other
+    masked_tokens: frozenset[int] = frozenset()  # tokens that are never generated; those the model lacks are ignored
+    masked_first_tokens: frozenset[int] = frozenset()  # tokens that are not generated first
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()

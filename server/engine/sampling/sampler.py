@@ -13,6 +13,7 @@ from server.engine.sampling.random_numbers import uniforms
 from server.engine.sampling.sampling_state import SamplingState
 from server.engine.sampling.top_p import Filters, lowest_scores
 
+MASKED = -1e30  # a logit of no weight at any temperature, but finite: others that are not are an error
 MIN_TEMPERATURE = 1e-3  # practically greedy, and quotients of logits stay finite
 Choice = Callable[[BlockedLogits, torch.Tensor, Sequence[SamplingState]], torch.Tensor]
 
@@ -23,9 +24,10 @@ def sample(
 ) -> list[int | None]:
     """Sample one token a row.
 
-    Penalties, biases and ``min_tokens`` change the logits; then temperature, top-k, top-p and min-p apply in the order
-    of transformers' logits processors. A row's token depends only on its own logits, parameters, seed and position: a
-    uniform number of that seed and position is looked up in the cumulative distribution over ascending token ids.
+    Masks, penalties, biases and ``min_tokens`` change the logits; then temperature, top-k, top-p and min-p apply in the
+    order of transformers' logits processors. A row's token depends only on its own logits, parameters, seed and
+    position: a uniform number of that seed and position is looked up in the cumulative distribution over ascending
+    token ids.
 
     Args:
         logits: float32 ``(rows, vocabulary)``; they are changed.
@@ -35,6 +37,7 @@ def sample(
     Returns:
         The tokens; None for a row whose logits are not finite or allow no token.
     """
+    _mask(logits, states)
     if all(state.is_greedy for state in states):
         return _most_likely_of_all(logits)
     blocked = BlockedLogits(logits)
@@ -48,6 +51,15 @@ def sample(
         for row, token in zip(rows, tokens.tolist(), strict=True):
             chosen[row] = token
     return chosen
+
+
+def _mask(logits: torch.Tensor, states: Sequence[SamplingState]) -> None:
+    """Mask the tokens that ``masked_tokens`` and ``masked_first_tokens`` name, whatever else applies to a row."""
+    size = logits.shape[-1]
+    places = [(row, token) for row, state in enumerate(states) for token in state.masked if token < size]
+    if places:
+        rows, tokens = zip(*places, strict=True)
+        logits[list(rows), list(tokens)] = MASKED
 
 
 def _most_likely_of_all(logits: torch.Tensor) -> list[int | None]:

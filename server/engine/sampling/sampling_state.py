@@ -96,13 +96,19 @@ class SamplingState:
         return None if allowed is None else np.array(sorted(allowed), np.int64)
 
     @property
+    def masked(self) -> frozenset[int]:
+        """The tokens of ``masked_tokens``, and at the beginning those of ``masked_first_tokens``."""
+        params = self.params
+        return params.masked_tokens if self.num_generated else params.masked_tokens | params.masked_first_tokens
+
+    @property
     def forbidden(self) -> list[int]:
         """The tokens that would complete one of ``bad_words``."""
-        generated = self.token_ids[self.num_prompt_tokens :]
+        count, token_ids = self.num_generated, self.token_ids
         return [
             last
             for *before, last in self.params.bad_words
-            if len(before) <= len(generated) and generated[len(generated) - len(before) :] == before
+            if len(before) <= count and token_ids[len(token_ids) - len(before) :] == before
         ]
 
     @property

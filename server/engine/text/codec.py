@@ -115,7 +115,7 @@ class Codec:
         special = {text: token_id for text, token_id in markers.items() if token_id in tokenizer.special_token_ids}
         return ChatTraits(
             tokenizer.template,
-            frozenset(markers),
+            markers,
             special,
             takes_tools=tokenizer.tool_template.shows_tools,
             takes_images=not isinstance(self._media, str),

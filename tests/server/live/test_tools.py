@@ -12,6 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel, Field
 
+from server.api.tool_parsers.chat_format import ChatFormat
 from tests.chat_formats import FAMILIES, HALL, PARIS, TOOLS
 from tests.server.live.scripted import END, serving_family
 
@@ -56,6 +57,15 @@ def test_strict_allows_what_a_family_writes(name: str, tmp_path: Path) -> None:
         (strict,) = client.chat.completions.create(**ASKED | {"tools": STRICT}).choices
     assert strict.message.content == free.message.content
     assert calls_of(strict.message) == calls_of(free.message)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if ChatFormat.of(FAMILIES[name].traits).openers])
+def test_no_family_begins_a_call_without_tools(name: str, tmp_path: Path) -> None:
+    family = FAMILIES[name]
+    openers = ChatFormat.of(family.traits).openers
+    with serving_family(family, [family.text], tmp_path) as client:
+        (choice,) = client.chat.completions.create(model="fake", messages=HELLO, temperature=0).choices
+    assert not any(opener in (choice.message.content or "") for opener in openers)
 
 
 def test_a_conversation_goes_on_with_the_results(client: openai.OpenAI) -> None:
@@ -185,7 +195,8 @@ def test_a_reply_is_parsed_into_a_model_of_a_union(client: openai.OpenAI) -> Non
 def test_no_calls_with_tool_choice_none(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ASKED, tool_choice="none").choices
     assert choice.message.tool_calls is None
-    assert "<tool_call>" in (choice.message.content or "")
+    assert '"get_weather"' in (choice.message.content or "")  # as text, which begins no call
+    assert "<tool_call>" not in (choice.message.content or "")
 
 
 def test_one_call_without_parallel_calls(client: openai.OpenAI) -> None:

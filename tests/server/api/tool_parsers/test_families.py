@@ -30,7 +30,7 @@ def test_every_known_format_has_an_example() -> None:
 def test_a_format_without_calls_in_the_template_is_recognized_by_its_tokens() -> None:
     traits = replace(FAMILIES["kimi"].traits, template="{{ tools }}{{ messages }}")
     assert ChatFormat.of(traits).syntax == ChatFormat.of(FAMILIES["kimi"].traits).syntax
-    assert ChatFormat.of(replace(traits, markers=frozenset())).syntax == OTHER
+    assert ChatFormat.of(replace(traits, markers={})).syntax == OTHER
 
 
 @families

@@ -348,3 +348,19 @@ def test_a_bad_word_of_one_token_is_never_chosen() -> None:
 def test_no_token_is_chosen_if_none_is_allowed() -> None:
     states = [state(allowed_token_ids=frozenset({3}), bad_words=frozenset({(3,)}), temperature=0)]
     assert sample(normal(1), states) == [None]
+
+
+@pytest.mark.usefixtures("parts")
+@pytest.mark.parametrize("params", [{"temperature": 0}, {"top_k": 1}, {"top_p": 1e-6}, {"min_tokens": 9}], ids=str)
+def test_a_masked_token_gives_way_to_the_next_one_in_its_own_row_only(params: dict[str, Any]) -> None:
+    logits = normal(2)
+    logits[:, 20], logits[:, 30] = 90.0, 60.0
+    rows = [state(masked_tokens=frozenset({20, VOCABULARY}), **params), state(**params)]  # one is not in the model
+    assert sample(logits, rows) == [30, 20]
+
+
+def test_a_masked_first_token_may_come_later() -> None:
+    logits = normal(2)
+    logits[:, 20], logits[:, 30] = 90.0, 60.0
+    rows = [state(generated=each, masked_first_tokens=frozenset({20}), temperature=0) for each in ((), (5,))]
+    assert sample(logits, rows) == [30, 20]
