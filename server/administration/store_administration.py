@@ -93,8 +93,21 @@ class StoreAdministration:
         for key, tier in self._store.residents().items():
             if key.variant == BASE:
                 residency[self._row[key.layer], key.expert] = RESIDENCY[tier]
+        return ExpertSample(
+            self._num_experts, residency, statistics.tokens, self._store.pinned, self._live_totals(statistics)
+        )
+
+    def totals(self) -> JsonObject:
+        """Return the totals of a sample, and of latencies the cumulative counts of all buckets."""
+        totals, latencies = self._live_totals(self._store.statistics()), self._engine.latencies
+        for name, histogram in (("first_token", latencies.first_token), ("inter_token", latencies.inter_token)):
+            totals[name] = {**totals[name], "cumulative": histogram.cumulative()}
+        return totals
+
+    def _live_totals(self, statistics: StoreStatistics) -> JsonObject:
+        """Return the totals in every event of the stream."""
         engine = self._engine
-        totals = {
+        return {
             **self._totals(statistics),
             "prompt_tokens": engine.prompt_tokens,
             "generation_tokens": engine.generation_tokens,
@@ -110,7 +123,6 @@ class StoreAdministration:
             "first_token": _describe_latency(engine.latencies.first_token),
             "inter_token": _describe_latency(engine.latencies.inter_token),
         }
-        return ExpertSample(self._num_experts, residency, statistics.tokens, self._store.pinned, totals)
 
     def snapshot(self, sample: ExpertSample) -> JsonObject:
         return {"model": self._model, **snapshot(sample)}

@@ -7,7 +7,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 
-from server.api.admin import adapters, experts, requests, variants
+from server.api.admin import adapters, experts, folders, history, requests, variants
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.errors import APIError
@@ -26,12 +26,12 @@ from server.api.ollama import models as ollama_models
 from server.api.openai import chat, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
 from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
-from server.api.operations import dashboard, health, metrics
+from server.api.operations import access, dashboard, health, metrics
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.
 EXPOSED_HEADERS = (REQUEST_ID_HEADER, "Retry-After", IGNORED_TOOLS_HEADER, ROUTING_HEADER, *RATE_HEADERS)
 
-OPERATION_ROUTES = (dashboard, health, metrics)
+OPERATION_ROUTES = (dashboard, health, metrics, access)
 OLLAMA_ROUTES = (ollama_chat, embed, ollama_models, management)
 # Where dialects share a path, the first route that matches a request answers it.
 USER_ROUTES = (
@@ -46,7 +46,7 @@ USER_ROUTES = (
     messages,
     *OLLAMA_ROUTES,
 )
-ADMIN_ROUTES = (variants, experts, adapters, requests)
+ADMIN_ROUTES = (variants, experts, adapters, folders, requests, history)
 
 
 def add_routes(app: FastAPI, service: Service) -> None:

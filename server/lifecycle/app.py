@@ -18,6 +18,7 @@ from server.api.core.loaded_model import LoadedModel
 from server.api.core.service import Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
+from server.lifecycle.history_recording import record_history
 from server.lifecycle.http_protocol import ConnectionGuard
 from server.lifecycle.listening_socket import listen
 from server.lifecycle.policy_setup import add_policies
@@ -82,6 +83,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 )
                 loaded.metrics.policy_refusals = lambda: service.policy_refusals.of(service.policies)
                 service.metrics = loaded.metrics.render
+                recording = asyncio.create_task(record_history(service, loaded.experts.totals))
                 for adapter in settings.adapter:
                     audit("adapter.load", who="start", adapter=adapter.name, path=adapter.path)
                 if settings.adapters_dir != ADAPTERS:  # the bundled ones cost nothing before `auto` is asked for
@@ -90,6 +92,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                 gc.freeze()
                 write_ready_line(f"Greenroom ready: {_url(listener)} (model {loaded.name})")
                 await _first_of(serving, stop.asked)
+                recording.cancel()
                 await drain(service, server, settings.shutdown_timeout, stop.hurried)
                 await close(loaded.close, stop.hurried)
                 if tracing is not None:

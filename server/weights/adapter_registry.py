@@ -18,16 +18,20 @@ from server.engine.interface import (
 )
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
+from server.model.lora.gate_files import CONFIG_NAME as GATE_CONFIG_NAME
 from server.model.lora.gate_files import is_gate, read_gate
+from server.model.lora.peft_config import CONFIG_NAME
 from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_description import describe, summary
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import SEPARATOR, AdapterVersion, GateVersion, Version
+from server.weights.loadable_folders import list_folders
 from server.weights.routing_file import read_routing
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 RESERVED = {"auto"}
+CONFIGS = {CONFIG_NAME, GATE_CONFIG_NAME}  # one of them is in the folder of each adapter and mixture
 NO_FOLDER = "no adapters may be loaded, because the server was started without --adapters-dir"
 
 log = logging.getLogger(__name__)
@@ -204,6 +208,9 @@ class AdapterRegistry:
                         del counts[each]
             self._retire(version)
         log.info("adapter %s: unloaded", name)
+
+    def folders(self) -> list[str] | None:
+        return list_folders(self._folder, "--adapters-dir", lambda names: not CONFIGS.isdisjoint(names))
 
     def overview(self) -> dict[str, Any]:
         resident, tokens = self._memory.store.resident_pages(), self.num_tokens()

@@ -85,6 +85,10 @@ class AdapterSelection:
         self._note({name: num_tokens for name, _ in self.chosen}, shares)
 
     @property
+    def factors(self) -> Mapping[str, float]:
+        return dict(self.chosen)
+
+    @property
     def routed_shares(self) -> Mapping[str, float]:
         with self._lock:
             names = () if self.token_routing is None else self.token_routing.adapters or ()

@@ -33,6 +33,10 @@ class _ExpertSelection(ABC):
         """Do nothing: the store counts the tokens of experts."""
 
     @property
+    def factors(self) -> Mapping[str, float]:
+        return {}
+
+    @property
     def token_routing(self) -> TokenRouting | None:
         return None
 
@@ -177,6 +181,10 @@ class CombinedSelection:
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
         self._adapters.note_tokens(num_tokens, routed)
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        return self._adapters.factors
 
     @property
     def token_routing(self) -> TokenRouting | None:

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,9 @@ from server.engine.interface import RequestRefusedError, UnknownVariantError
 from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.errors import AdapterError
+from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from server.model.lora.peft_files import locate, without_root
+from server.weights.loadable_folders import list_folders
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_FOLDER = "no expert weights may be loaded, because the server was started without --experts-dir"
@@ -50,6 +52,11 @@ class VariantUse(NamedTuple):
     name: str
     num_requests: int  # sequences that have begun, with all versions
     num_tokens: int  # rows that its own experts were run on
+
+
+def _has_shards(names: Collection[str]) -> bool:
+    """Return True if the names in a folder are those of a checkpoint, and not of an adapter."""
+    return ADAPTER_CONFIG not in names and any(name.endswith(".safetensors") for name in names)
 
 
 @dataclass
@@ -177,6 +184,9 @@ class VariantRegistry:
                 self._totals.pop(name, None)
             self._on_change()
         log.info("expert variant %s: unloaded", name)
+
+    def folders(self) -> list[str] | None:
+        return list_folders(self._folder, "--experts-dir", _has_shards)
 
     def overview(self) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from fastapi.responses import JSONResponse
 
 from server.api.core.auth import AdminDep
 from server.api.core.dependencies import ServiceDep
+from server.api.core.loaded_model import LoadedModel
 from server.api.core.usage import expert_usage
 from server.engine.interface import JsonObject, RequestStatus
 
@@ -16,17 +17,20 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"], dependencies=[Admin
 def list_requests(service: ServiceDep) -> JSONResponse:
     """List every choice of every unfinished request, without prompts: the running ones, then the queue in its order."""
     model = service.base_model
-    return JSONResponse({"object": "list", "data": [describe(each, model.name) for each in model.engine.statuses()]})
+    return JSONResponse({"object": "list", "data": [describe(each, model) for each in model.engine.statuses()]})
 
 
-def describe(status: RequestStatus, model: str) -> JsonObject:
+def describe(status: RequestStatus, base: LoadedModel) -> JsonObject:
     """Describe a choice; ``id`` is the same as in the reply and the access log."""
     generation_id, _, choice = status.request_id.rpartition("-")
+    work = base.unfinished.get(generation_id)  # none in the moment before the last of its choices is submitted
+    routing = None if work is None else work.routing
     return {
         "id": generation_id,
         "object": "request",
         "choice": int(choice),
-        "model": model,
+        "model": base.name if work is None else work.model,
+        "adapters": {} if work is None else dict(work.adapters),
         "state": status.state,
         "priority": status.priority,
         "prompt_tokens": status.num_prompt_tokens,
@@ -36,5 +40,5 @@ def describe(status: RequestStatus, model: str) -> JsonObject:
         "preemptions": status.num_preemptions,
         "age_seconds": round(status.age_seconds, 3),
         "queue_seconds": round(status.queue_seconds, 3),
-        "greenroom": expert_usage(status.expert_usage),
+        "greenroom": expert_usage(status.expert_usage) | ({} if routing is None else routing.member),
     }

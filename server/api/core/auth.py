@@ -37,11 +37,13 @@ ELSEWHERE = (
     "--admin-api-key-file."
 )
 
+Role = Literal["user", "admin"]
+
 
 class Guard(SecurityBase):
     """A dependency that refuses requests of other roles."""
 
-    def __init__(self, role: Literal["user", "admin"]):
+    def __init__(self, role: Role):
         self.role = role
         self.model, self.scheme_name = HTTPBearer(), "key"  # for the OpenAPI description
 
@@ -104,13 +106,18 @@ def _admit_admin(request: Request, keys: Keys) -> bytes | None:
     raise InvalidKeyError(WRONG_KEY if sent else NO_KEY)
 
 
+def refusal(request: Request, keys: Keys, role: Role) -> InvalidKeyError | ForbiddenError | None:
+    """Return the error with which the routes of a role refuse a request; None if they accept it."""
+    try:
+        (_admit_admin if role == "admin" else _admit_user)(request, keys)
+    except (InvalidKeyError, ForbiddenError) as error:
+        return error
+    return None
+
+
 def _is_admin(request: Request, keys: Keys) -> bool:
     """Return True if the caller may use the admin routes."""
-    try:
-        _admit_admin(request, keys)
-    except (InvalidKeyError, ForbiddenError):
-        return False
-    return True
+    return refusal(request, keys, "admin") is None
 
 
 def _sent_keys(request: Request) -> list[bytes]:

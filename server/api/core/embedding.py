@@ -51,6 +51,8 @@ class Embedding:
         self._loaded_model, self._prompts, self._pooling = model, prompts, pooling
         self._priority, self._timeout = priority, timeout
         self._started, self._max_concurrent = time.monotonic(), max_concurrent
+        self.routing, self.adapters = None, {} if model.weights is None else model.weights.factors
+        model.unfinished[self.id] = self
 
     async def events(self) -> list[TokenEvent]:
         """Return the event of each prompt that holds its vector.

@@ -1,7 +1,7 @@
 """An accepted request for text, and its streams from the engine."""
 
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.api.core.capacity import Reservation
@@ -26,6 +26,7 @@ class Generation:
         num_choices: number of choices of each prompt.
         reservation: capacity for the logprobs of the prompts; None if the request has none.
         routing: the choice of the router; None if the request named its model.
+        adapters: factors of those that are the same for all tokens, by name.
 
     """
 
@@ -39,6 +40,7 @@ class Generation:
     returns_adapters: bool = False
     reservation: Reservation | None = None
     routing: Routing | None = None
+    adapters: Mapping[str, float] = field(default_factory=dict)
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
     num_generated: list[int] = field(init=False)  # tokens, by choice
     finish_reasons: list[FinishReason | None] = field(init=False)  # by choice

@@ -2,9 +2,10 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Protocol, Self
+from weakref import WeakValueDictionary
 
 from server.api.core.adapter_profiles import AdapterProfiles
 from server.api.core.caller import current_caller
@@ -29,6 +30,22 @@ from server.engine.interface import (
 MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting requests; each takes some hundred bytes
 LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
 NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
+
+
+class UnfinishedWork(Protocol):
+    """What those who list the requests are told of one."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model that answers it."""
+
+    @property
+    def adapters(self) -> Mapping[str, float]:
+        """Factors of its adapters that are the same for all tokens, by name."""
+
+    @property
+    def routing(self) -> Routing | None:
+        """The choice of the router; None if the request named its model."""
 
 
 def always_ok() -> ExpertHealth:
@@ -64,6 +81,7 @@ class LoadedModel:
     routing: Routing | None = None
     profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
+    unfinished: WeakValueDictionary[str, UnfinishedWork] = field(default_factory=WeakValueDictionary)  # by id
     logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
 
     def __post_init__(self) -> None:

@@ -19,11 +19,13 @@ from server.api.core.ignored_names import IgnoredNames
 from server.api.core.loaded_model import LoadedModel
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
+from server.api.core.response_counts import ResponseCounts
 from server.api.core.routing import AUTO, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
 from server.engine.interface import (
     ExpertHealth,
+    JsonObject,
     Policy,
     PolicyReason,
     PolicyRefusedError,
@@ -65,6 +67,10 @@ def no_metrics() -> bytes:
     return b""
 
 
+def no_history(_: float) -> JsonObject:
+    return {"object": "history", "interval_seconds": None, "times": [], "series": {}}
+
+
 EXPERT_STATES: Mapping[ExpertHealth, ServiceState] = {
     "ok": ServiceState.READY,
     "files_changed": ServiceState.FILES_CHANGED,
@@ -90,6 +96,8 @@ class Service:
     # Tasks of requests that last until the server stops, such as expert streams; draining does not wait for them.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
     metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
+    history: Callable[[float], JsonObject] = no_history  # points later than a Unix time; called off the event loop
+    responses: ResponseCounts = field(default_factory=ResponseCounts)
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     unenforced: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNENFORCED))

@@ -43,10 +43,21 @@ class FinishedRequest:
     @property
     def error(self) -> str | None:
         """The code or type of the error, as OpenAI names it; None if the request succeeded."""
-        error = self.response_error
-        if error is None and isinstance(self.work, Generation):
-            if self.work.error is not None:
-                error = api_error(self.work.error)
-            elif None in self.work.finish_reasons:
-                error = ClientDisconnectedError("")
+        error = self._error
         return None if error is None else error.code or error.type
+
+    @property
+    def final_status(self) -> int:
+        """The status of the response, or that of the error which ended its stream."""
+        if self._error is not None:
+            return self._error.status_code
+        return ClientDisconnectedError.status_code if self.status is None else self.status
+
+    @property
+    def _error(self) -> APIError | None:
+        if self.response_error is None and isinstance(self.work, Generation):
+            if self.work.error is not None:
+                return api_error(self.work.error)
+            if None in self.work.finish_reasons:
+                return ClientDisconnectedError("")
+        return self.response_error

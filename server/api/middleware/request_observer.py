@@ -1,4 +1,4 @@
-"""Reports finished requests: a line of the access log, and the spans of a trace."""
+"""Reports finished requests: a line of the access log, the spans of a trace, and counts of errors."""
 
 import asyncio
 import time
@@ -67,6 +67,7 @@ class RequestObserverMiddleware:
 
 
 async def _report(finished: FinishedRequest, service: Service, headers: Headers) -> None:
+    service.responses.note(finished.final_status)
     trace_id = None
     if service.tracer is not None:
         trace_id = service.tracer.record(request_span(finished), headers)

@@ -100,7 +100,7 @@ def submit(
         raise
     num_prompt_tokens = sum(map(len, prompts))
     routing = model.routing
-    return Generation(
+    generation = model.unfinished[generation_id] = Generation(
         generation_id,
         model.name,
         num_prompt_tokens,
@@ -110,8 +110,10 @@ def submit(
         returns_adapters=body.return_adapters,
         reservation=reservation,
         routing=routing,
+        adapters={} if model.weights is None else model.weights.factors,
         expert_usage=ExpertUsage() if routing is None else routing.expert_usage,
     )
+    return generation
 
 
 async def submit_to(

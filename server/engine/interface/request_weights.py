@@ -57,6 +57,10 @@ class RequestWeights(Protocol):
         """
 
     @property
+    def factors(self) -> Mapping[str, float]:
+        """The factor of each adapter that is the same for all tokens."""
+
+    @property
     def token_routing(self) -> TokenRouting | None:
         """The choice of adapters for each token; None if there is none."""
 

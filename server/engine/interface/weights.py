@@ -78,6 +78,13 @@ class VariantAdministration(Protocol):
             UnknownVariantError: there is no such variant.
         """
 
+    def folders(self) -> list[str] | None:
+        """Return the paths that may be loaded, below ``--experts-dir``; None without such a folder.
+
+        Raises:
+            RequestRefusedError: it can't be read.
+        """
+
     def overview(self) -> dict[str, Any]:
         """Return all variants, their folder, and the base model's fingerprint, in JSON."""
 
@@ -102,6 +109,13 @@ class AdapterAdministration(Protocol):
 
         Raises:
             UnknownAdapterError: there is no such adapter.
+        """
+
+    def folders(self) -> list[str] | None:
+        """Return the paths that may be loaded, below ``--adapters-dir``; None without such a folder.
+
+        Raises:
+            RequestRefusedError: it can't be read.
         """
 
     def overview(self) -> dict[str, Any]:

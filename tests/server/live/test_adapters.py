@@ -263,3 +263,12 @@ def test_a_server_without_adapters_says_how_to_get_some(server: AdapterServer) -
     )
     answer = server.post("/v1/completions", prompt="hi", adapters=[{"name": "law"}])
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "adapters")
+
+
+def test_the_folders_that_can_be_loaded_are_listed_for_administrators(server: AdapterServer) -> None:
+    write_adapter(server.folder / "law", 1.0)
+    write_adapter(server.folder / "team" / "code", 1.0)
+    assert server.get("/v1/folders") == {"object": "folders", "adapters": ["law", "team/code"], "variants": None}
+    server.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    found = [httpx.get(f"{server.url}/v1/folders", headers={"x-api-key": key}) for key in ("wrong", "user", "admin")]
+    assert [answer.status_code for answer in found] == [401, 403, 200]

@@ -500,3 +500,33 @@ def test_a_base_model_that_the_policy_does_not_allow_is_no_way_out(routed: Adapt
     assert (status, param) == (400, "model")
     assert "no adapter that this key may use is close to the prompt" in message
     assert routed.post("/v1/completions", **COMPLETION).json()["model"] == "law"
+
+
+def test_the_list_of_requests_tells_the_model_its_adapters_and_why_it_was_chosen(
+    routed: AdapterServer, held: HeldEngine
+) -> None:
+    body = {"model": "law", "prompt": "hi", "max_tokens": 2, "adapters": [{"name": "code", "weight": 0.5}]}
+    clients = [threading.Thread(target=routed.post, args=("/v1/completions",), kwargs=body)]
+    clients[0].start()
+    assert held.has_begun.wait(30)
+    (named,) = routed.get("/v1/requests")["data"]
+    assert (named["model"], named["adapters"]) == ("law", {"law": 1.0, "code": 0.5})
+    assert "routing" not in named["greenroom"]
+    held.go.set()
+    clients[0].join()
+
+
+def test_the_list_of_requests_tells_what_a_router_chose(routed: AdapterServer) -> None:
+    seen: list[dict[str, Any]] = []
+    model = cast("FakeModel", vars(routed.live.engine)["_runner"])
+    generated = model.next_token
+
+    def look(place: Any) -> Any:
+        seen.extend(routed.get("/v1/requests")["data"])
+        return generated(place)
+
+    model.next_token = look
+    reply = routed.post("/v1/completions", **COMPLETION).json()
+    chosen = seen[-1]
+    assert (chosen["model"], chosen["adapters"]) == ("law", {"law": 1.0})
+    assert chosen["greenroom"]["routing"] == reply["greenroom"]["routing"]
