@@ -1,10 +1,13 @@
-"""`greenroom adapter check`: reads a LoRA adapter or a mixture of some, and shows what of it a model can take."""
+"""`greenroom adapter check`: reads LoRA adapters and mixtures of some, and shows what of them a model can take."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.cli.exit_status import FAILURE, WRONG_USAGE, exit_on_interrupt, fail, finish
 from server.cli.flags import add_flags
@@ -14,6 +17,9 @@ from server.model.errors import ModelError
 from server.observability.logging import COMMAND, set_up_logging
 from server.settings import SettingsError, load_settings
 
+if TYPE_CHECKING:
+    from server.loading.load_model import ModelParts
+
 SETTINGS = ("revision", "device", "dtype")
 MOST_PROBLEMS = 10
 
@@ -22,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=["check"], metavar="check", help="the only action")
     parser.add_argument(
         "path",
+        nargs="+",
         metavar="PATH",
         type=Path,
-        help="folder with adapter_config.json, written by PEFT, or with gate_config.json",
+        help="folder with adapter_config.json, written by PEFT, or with gate_config.json, or a folder of such folders",
     )
     parser.add_argument(
         "--model", metavar="MODEL", help="model that the adapter is for: hub id or folder (default: the bundled model)"
@@ -33,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check an adapter, and return the exit status."""
+    """Check adapters, and return the exit status."""
     try:
         settings = load_settings(vars(arguments), os.environ, arguments.config)
         check_model(arguments.model)
@@ -44,23 +51,59 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_logging("warning", COMMAND)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
-    from server.loading.check_adapter import check_adapter, describe  # noqa: PLC0415
-    from server.loading.check_gate import check_gate, describe_gate  # noqa: PLC0415
-    from server.model.lora.errors import AdapterError  # noqa: PLC0415
-    from server.model.lora.gate_files import is_gate  # noqa: PLC0415
+    from server.loading.check_adapter import load_quietly  # noqa: PLC0415
 
     try:
         with exit_on_interrupt("interrupted"):
-            if is_gate(arguments.path):
-                gate = check_gate(arguments.path, arguments.model, settings)
-                print(describe_gate(gate), flush=True)
-                return 0 if gate.refusal is None else finish(gate.refusal, FAILURE)
-            check = check_adapter(arguments.path, arguments.model, settings)
-    except (AdapterError, ModelError, ExpertStoreError, SettingsError, OSError) as error:
+            return _check_all(_expand(arguments.path), cache(lambda: load_quietly(arguments.model, settings)))
+    except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
+
+
+def _expand(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths, with the adapters in a folder in its place."""
+    from server.model.lora.adapter_folders import adapters_in, is_adapter  # noqa: PLC0415
+
+    found = list[Path]()
+    for path in paths:
+        inside = adapters_in(path) if path.is_dir() and not is_adapter(path) else []
+        found += inside or [path]
+    return found
+
+
+def _check_all(paths: Sequence[Path], load: Callable[[], ModelParts]) -> int:
+    """Check each adapter, and return the exit status: that of the first failure."""
+    from expert_store import ExpertStoreError  # noqa: PLC0415
+    from server.model.lora.errors import AdapterError  # noqa: PLC0415
+
+    num_refused = 0
+    for number, path in enumerate(paths):
+        if number:
+            print(flush=True)
+        try:
+            refusal = _check(path, load)
+        except (AdapterError, ExpertStoreError, OSError) as error:
+            refusal = str(error)
+        if refusal is not None:
+            num_refused += 1
+            finish(" ".join(refusal.split()), FAILURE)
+    if len(paths) > 1:
+        print(f"\n{len(paths) - num_refused} of {len(paths)} adapters can be served", flush=True)
+    return FAILURE if num_refused else 0
+
+
+def _check(path: Path, load: Callable[[], ModelParts]) -> str | None:
+    """Print what a model makes of an adapter or a mixture; return why it is refused, or None."""
+    from server.loading.check_adapter import check_adapter, describe  # noqa: PLC0415
+    from server.loading.check_gate import check_gate, describe_gate  # noqa: PLC0415
+    from server.model.lora.gate_files import is_gate  # noqa: PLC0415
+
+    if is_gate(path):
+        gate = check_gate(path, load)
+        print(describe_gate(gate), flush=True)
+        return gate.refusal
+    check = check_adapter(path, load)
     print(describe(check), flush=True)
     for problem in check.match.problems[:MOST_PROBLEMS]:
         print(f"problem: {problem}", flush=True)
-    if check.refusal is not None:
-        return finish(check.refusal, FAILURE)
-    return 0
+    return check.refusal

@@ -50,9 +50,9 @@ SUBCOMMANDS = (
     Subcommand(
         "adapter",
         "server.cli.adapter",
-        "check a LoRA adapter",
-        "Check a LoRA adapter without a server: its files, and what of it a model can take. The exit status is 1 if it "
-        "can't be served.",
+        "check LoRA adapters",
+        "Check LoRA adapters without a server: their files, and what of them a model can take. The exit status is 1 if "
+        "one can't be served.",
     ),
     Subcommand(
         "inspect",

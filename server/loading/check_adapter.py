@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,11 @@ def load_quietly(model: str | None, settings: ServeSettings) -> ModelParts:
     return load_model(model, settings)
 
 
-def check_adapter(path: Path, model: str | None, settings: ServeSettings) -> AdapterCheck:
-    """Check an adapter as the server does. The model's trunk is loaded, its experts are not.
+def check_adapter(path: Path, load: Callable[[], ModelParts]) -> AdapterCheck:
+    """Check an adapter as the server does.
+
+    Args:
+        load: returns the model, whose experts are not read.
 
     Raises:
         AdapterError: the adapter's files can't be read.
@@ -53,7 +57,7 @@ def check_adapter(path: Path, model: str | None, settings: ServeSettings) -> Ada
     folder = locate(str(path), None)
     config_path, weights = find_files(folder)
     config = read_peft_config(config_path)
-    parts = load_quietly(model, settings)
+    parts = load()
     targets = lora_targets(parts.trunk)
     page_bytes = page_layout(targets).slot_bytes
     match = match_tensors(weights, config, targets)

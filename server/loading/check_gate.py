@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from server.byte_sizes import format_bytes
-from server.loading.check_adapter import load_quietly
+from server.loading.load_model import ModelParts
 from server.model.checkpoint.fingerprint import fingerprint
 from server.model.lora.errors import AdapterError
 from server.model.lora.gate_files import CONFIG_NAME, GateConfig, GateFiles, read_gate, read_gate_config
 from server.model.lora.pages import page_layout
 from server.model.lora.peft_files import locate
 from server.model.lora.targets import lora_targets
-from server.settings import ServeSettings
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class GateCheck:
     refusal: str | None  # the error of the server
 
 
-def check_gate(path: Path, model: str | None, settings: ServeSettings) -> GateCheck:
-    """Check a mixture as the server does. The model's trunk is loaded, its experts are not.
+def check_gate(path: Path, load: Callable[[], ModelParts]) -> GateCheck:
+    """Check a mixture as the server does.
+
+    Args:
+        load: returns the model, whose experts are not read.
 
     Raises:
         AdapterError: the gate's configuration can't be read.
@@ -36,7 +39,7 @@ def check_gate(path: Path, model: str | None, settings: ServeSettings) -> GateCh
     """
     folder = locate(str(path), None)
     config = read_gate_config(folder / CONFIG_NAME)
-    parts = load_quietly(model, settings)
+    parts = load()
     targets = lora_targets(parts.trunk)
     files, refusal = None, None
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from server.cli import adapter
+from server.loading import check_adapter
+from server.loading.load_model import load_model
 from tests.adapters import change_config, write_adapter
 from tests.gates import write_mixture
 
@@ -53,7 +57,35 @@ def test_a_folder_without_an_adapter_is_refused_before_a_model_is_loaded(tmp_pat
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("greenroom: ")
     assert result.stderr.endswith("'r' is 0; ranks from 1 to 1024 are supported\n")
-    assert check(tmp_path).stderr.endswith("has no adapter_config.json; give a folder that PEFT has written\n")
+    (tmp_path / "empty").mkdir()
+    result = check(tmp_path / "empty")
+    assert result.stderr.endswith("has no adapter_config.json; give a folder that PEFT has written\n")
+
+
+@pytest.mark.slow
+def test_a_folder_of_adapters_and_further_paths_are_checked_with_one_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[object] = []
+    for set_up in ("set_up_logging", "set_up_torch"):  # of the whole process
+        monkeypatch.setattr(adapter, set_up, lambda *_: None)
+    monkeypatch.setattr(check_adapter, "load_model", lambda *given: loads.append(given) or load_model(*given))
+    write_adapter(tmp_path / "all" / "law", inputs=HIDDEN)
+    write_adapter(tmp_path / "all" / "narrow", inputs=31)
+    write_adapter(tmp_path / "code", inputs=HIDDEN)
+    parser = argparse.ArgumentParser()
+    adapter.add_arguments(parser)
+    arguments = parser.parse_args(["check", *(str(tmp_path / name) for name in ("all", "code", "none"))])
+    assert adapter.run(arguments) == 1
+    output, errors = capsys.readouterr()
+    checked = [line.removeprefix("adapter: ") for line in output.splitlines() if line.startswith("adapter:")]
+    assert checked == [str(tmp_path / name) for name in ("all/law", "all/narrow", "code")]
+    assert output.endswith("\n2 of 4 adapters can be served\n")
+    assert [line.partition(" tensors")[0] for line in errors.splitlines()] == [
+        f"greenroom: {tmp_path}/all/narrow: 0 of 2",
+        f"greenroom: {tmp_path}/none can't be opened: No such file or directory",
+    ]
+    assert len(loads) == 1
 
 
 @pytest.mark.slow
