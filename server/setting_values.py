@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import isfinite
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, SecretStr
@@ -17,6 +20,17 @@ UNITS = {"": 1, "B": 1} | {
     for unit, base in (("B", 1000), ("IB", 1024))
 }
 RATE_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+# The sampling parameters that have defaults for all requests, as in vLLM, and their ranges.
+SAMPLING_RANGES = {
+    "temperature": (0, 2),
+    "top_p": (1e-6, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0.01, 2),
+}
+MAX_NEW_TOKENS = "max_new_tokens"  # a limit for all requests
+MAX_TEMPLATE_BYTES = 1 << 20
+GENERATION_FILE = "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -155,6 +169,78 @@ def check_key(key: str) -> None:
         raise ValueError("a key must have visible ASCII characters only, and at least one")
 
 
+def parse_template(text: str) -> str:
+    """Return a chat template: the text itself if it has braces, else what is in the file of that name.
+
+    In a template on one line, a backslash and an n stand for a line break.
+
+    Raises:
+        ValueError: there is no such file, or it holds no text.
+    """
+    if any(character in text for character in "{}\n"):
+        return text.replace("\\n", "\n")
+    path = Path(text)
+    try:
+        if path.stat().st_size > MAX_TEMPLATE_BYTES:
+            raise ValueError(f"the file has more than {MAX_TEMPLATE_BYTES >> 20} MiB; give one with a chat template")
+        template = path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("the file is not UTF-8 text; give one with a Jinja template") from None
+    except OSError as error:
+        raise ValueError(f"{error.strerror}; give a file with a Jinja template, or the template itself") from None
+    if not template.strip():
+        raise ValueError("the file is empty; give one with a Jinja template")
+    return template
+
+
+def check_sampling(values: Mapping[str, Any]) -> None:
+    """Check default values of sampling parameters.
+
+    Raises:
+        ValueError: a value is out of range; the message names it.
+    """
+    for name, (low, high) in SAMPLING_RANGES.items():
+        value = values.get(name, low)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}, not a number from {low} to {high}")
+    if values.get("top_k", 0) != int(values.get("top_k", 0)):
+        raise ValueError(f"top_k is {values['top_k']!r}, not a whole number")
+    limit = values.get(MAX_NEW_TOKENS, 1)
+    if type(limit) is not int or limit < 1:
+        raise ValueError(f"{MAX_NEW_TOKENS} is {limit!r}, not a number of tokens above 0")
+
+
+def _to_json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("not JSON: it is nested too deeply") from None
+    if not isinstance(parsed, dict):
+        raise ValueError("write a JSON object, {...}")  # noqa: TRY004  pydantic's own
+    return parsed
+
+
+def _check_overrides(values: dict[str, Any]) -> dict[str, Any]:
+    known = [*SAMPLING_RANGES, MAX_NEW_TOKENS]
+    unknown = next((name for name in values if name not in known), None)
+    if unknown is not None:
+        raise ValueError(f"there is no default for {unknown!r}; the names are {', '.join(known)}")
+    check_sampling(values)
+    return values
+
+
+def _check_generation_source(text: str) -> str:
+    if text in {"auto", "vllm"}:
+        return text
+    if not (Path(text) / GENERATION_FILE).is_file():
+        raise ValueError(f"there is no {GENERATION_FILE} in such a folder; give auto, vllm, or a folder with one")
+    return text
+
+
 def _to_budget(value: object) -> Budget:
     if isinstance(value, Budget):
         return value
@@ -244,3 +330,7 @@ ModelName = Annotated[str, AfterValidator(_check_printable)]
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_check_host)], ...], BeforeValidator(_check_list)]
 Origins = Annotated[tuple[Annotated[str, AfterValidator(_check_origin)], ...], BeforeValidator(_check_list)]
 Keys = Annotated[tuple[Annotated[SecretStr, AfterValidator(_check_key)], ...], BeforeValidator(_check_list)]
+ChatTemplate = Annotated[str, AfterValidator(parse_template)]
+TemplateOptions = Annotated[dict[str, Any], BeforeValidator(_to_json_object)]
+GenerationSource = Annotated[str, AfterValidator(_check_generation_source)]
+SamplingOverrides = Annotated[dict[str, Any], BeforeValidator(_to_json_object), AfterValidator(_check_overrides)]

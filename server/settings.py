@@ -11,11 +11,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
+from server.other_servers import explain
 from server.setting_values import (
     AUTO,
     BudgetInBytes,
     BudgetOrShare,
+    ChatTemplate,
     DeviceName,
+    GenerationSource,
     HostNames,
     Keys,
     ModelAliases,
@@ -23,6 +26,8 @@ from server.setting_values import (
     NamedPaths,
     Origins,
     RequestRate,
+    SamplingOverrides,
+    TemplateOptions,
     Url,
     check_key,
 )
@@ -101,6 +106,24 @@ class ServeSettings(BaseModel):
     kv_cache_memory: BudgetInBytes = Field(AUTO, description="memory for the KV cache: 2GiB, or auto")
     max_model_len: int | None = Field(
         None, ge=2, description="maximum tokens of prompt and completion (default: the model's context length)"
+    )
+    chat_template: ChatTemplate | None = Field(
+        None, description="file with a Jinja template, or the template itself, for chats instead of the model's own"
+    )
+    chat_template_kwargs: TemplateOptions | None = Field(
+        None,
+        description="JSON object of variables for the chat template of all requests, such as "
+        '{"enable_thinking": false}; those of a request override them',
+    )
+    generation_config: GenerationSource = Field(
+        "auto",
+        description="where the sampling defaults come from: auto: the model's generation_config.json; vllm: neutral "
+        "ones; or a folder with such a file",
+    )
+    override_generation_config: SamplingOverrides | None = Field(
+        None,
+        description='JSON object of sampling defaults, such as {"temperature": 0.5}; max_new_tokens limits the '
+        "completions of all requests",
     )
     max_running_requests: int = Field(64, ge=1, description="maximum requests in a batch")
     max_queued_requests: int = Field(256, ge=1, description="maximum requests waiting in the queue")
@@ -256,11 +279,15 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         reason = first["msg"].removeprefix("Value error, ").partition(", unable to parse")[0]
         if name not in names:
             close = get_close_matches(name, names, 1)
-            reason = f"there is no such setting{f' (did you mean {close[0]}?)' if close else ''}"
+            reason = explain(flag_name(name)) or f"there is no such setting{_meant(close)}"
         # Do not print a key, even if the name of its setting is misspelt.
         is_secret = name not in names or name in SECRETS
         value = "" if is_secret else f" {first['input']!r}"
         raise SettingsError(f"{origin}{value}: {reason}") from None if is_secret else error
+
+
+def _meant(close: Sequence[str]) -> str:
+    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _read_file(path: Path) -> dict[str, Any]:

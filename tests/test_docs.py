@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.settings import ServeSettings, flag_name
+from tests.made_pages import COMMANDS, MIGRATING, commands_page, migrating_page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,6 +80,15 @@ def test_flags_to_which_users_of_other_servers_are_sent_exist() -> None:
     told = set(re.findall(r"--[a-z][a-z-]+", " ".join(ours)))
     assert "--max-running-requests" in told
     assert told <= known
+
+
+def test_page_of_commands_is_made_from_the_parser() -> None:
+    assert COMMANDS.read_text("utf-8") == commands_page(), "run python -m tests.made_pages"
+
+
+def test_tables_about_other_servers_are_those_that_the_command_line_explains() -> None:
+    page = MIGRATING.read_text("utf-8")
+    assert page == migrating_page(page), "run python -m tests.made_pages"
 
 
 def test_model_types_told_by_name_are_those_of_served_families() -> None:

@@ -14,6 +14,10 @@ METAVARS = {
     "max_model_len": "TOKENS",
     "model_alias": "NAME=MODEL",
     "adapter": "NAME=PATH",
+    "chat_template": "FILE",
+    "chat_template_kwargs": "JSON",
+    "generation_config": "SOURCE",
+    "override_generation_config": "JSON",
     "shutdown_timeout": "SECONDS",
     "stream_keep_alive": "SECONDS",
 }

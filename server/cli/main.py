@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any, NoReturn
 
 from server.cli.exit_status import (
@@ -21,6 +21,7 @@ from server.cli.exit_status import (
     finish,
     open_standard_streams,
 )
+from server.other_servers import explain
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,21 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         for name in (None, "store"):
             self.register("action", name, _StoreOnce)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str], namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        if "--config" in self._option_string_actions:  # a command with settings
+            self._refuse_others(args)
+        return super().parse_known_args(args, namespace)
+
+    def _refuse_others(self, words: Sequence[str]) -> None:
+        """Explain flags of other servers before argparse takes a part of one for a flag or a model."""
+        before_end = takewhile(lambda word: word != "--", words)
+        names = dict.fromkeys(word.partition("=")[0] for word in before_end if _is_flag(word))
+        told = [explain(name) for name in names if name not in self._option_string_actions]
+        if any(told):
+            self.error("; ".join(filter(None, told)))
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")

@@ -16,7 +16,10 @@ from server.lifecycle.torch_setup import set_up_torch
 from server.model.checkpoint.local_files import check_model
 from server.model.errors import ModelError
 from server.observability.logging import FORMATTERS, set_up_logging
+from server.other_servers import explain_variables
 from server.settings import SettingsError, load_settings
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     except ModelError as error:
         return fail(error, FAILURE)
     set_up_logging(settings.log_level, FORMATTERS[settings.log_format])
+    for told in explain_variables(os.environ):
+        log.warning("%s, and the variable has no effect", told)
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server import progress  # noqa: PLC0415

@@ -73,7 +73,7 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
 def build_codec(model: ModelParts, watcher: Watcher | None) -> Codec:
     """Build the codec between requests and token ids, with the capacity for images."""
     capacity = ImageCapacity(make_free=None if watcher is None else watcher.make_free)
-    return Codec(model.tokenizer, model.media, model.eos_token_ids, capacity)
+    return Codec(model.tokenizer, model.media, model.eos_token_ids, capacity, model.template_options)
 
 
 def build_engine(

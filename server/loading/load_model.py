@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jinja2
 import torch
 
 from expert_store import ExpertCatalog, Pack, is_pack, open_pack
@@ -25,7 +27,8 @@ from server.model.dtype import compute_dtype, suits_bfloat16
 from server.model.multimodal.image_processor import MediaProcessor, NoImagesError
 from server.model.resident_model import TrunkFacts
 from server.model.sequential.sequential_trunk import SequentialTrunk
-from server.model.text.tokenizer import Tokenizer
+from server.model.text.chat_template import check_template
+from server.model.text.tokenizer import Tokenizer, reserved_option
 from server.model.trunk import Trunk
 from server.setting_values import ModelAlias
 from server.settings import ServeSettings, SettingsError
@@ -46,6 +49,7 @@ class ModelParts:
     defaults: SamplingDefaults
     folder: Path  # the checkpoint or the pack
     media: MediaProcessor | str  # for images of prompts, or the reason why it takes none
+    template_options: Mapping[str, Any]  # variables of the chat template for all requests
 
     @property
     def experts_per_layer(self) -> dict[int, int]:
@@ -67,6 +71,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     device = find_device(settings.device)
     checkpoint = open_pack(folder) if is_pack(folder) else folder
     config = checkpoint.data_folder if isinstance(checkpoint, Pack) else folder
+    generation = read_generation_config(config, settings.generation_config, settings.override_generation_config)
+    check_chat_settings(settings)
     model_config = read_config(config)
     level, pool_threads = kernel_level(settings, device), num_threads if device.type == "cpu" else 1
     # Such a model is in float32 only where bfloat16 is slow, so its results need not be better than those in bfloat16.
@@ -89,9 +95,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         del trunk
         dtype = without_kernels
         trunk = load(dtype)
-    tokenizer = Tokenizer(config, trunk.max_model_len)
+    tokenizer = Tokenizer(config, trunk.max_model_len, settings.chat_template)
     tokenizer.prepare()
-    generation = read_generation_config(config)
     computing = f", kernels: {describe_level(settings.kernels, level)}" if device.type == "cpu" else ""
     return ModelParts(
         name,
@@ -102,7 +107,8 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         generation.eos_token_ids | tokenizer.eos_token_ids,
         SamplingDefaults(**generation.sampling),
         folder,
-        load_media_processor(config, trunk.facts),
+        load_media_processor(config, trunk.facts, settings.chat_template),
+        settings.chat_template_kwargs or {},
     )
 
 
@@ -121,10 +127,27 @@ def check_aliases(aliases: Sequence[ModelAlias], name: str) -> None:
             raise SettingsError(f"--model-alias {alias}: this server serves {name}; write {alias.name}={name}")
 
 
-def load_media_processor(folder: Path, facts: TrunkFacts) -> MediaProcessor | str:
+def check_chat_settings(settings: ServeSettings) -> None:
+    """Check the chat template and its variables that settings give for all requests.
+
+    Raises:
+        SettingsError: the template can't be used, or the name of a variable is reserved.
+    """
+    options = settings.chat_template_kwargs or {}
+    reserved = reserved_option(options)
+    if reserved is not None:
+        raise SettingsError(f"--chat-template-kwargs must not hold {reserved!r}, which the server sets; leave it out")
+    if settings.chat_template is not None:
+        try:
+            check_template(settings.chat_template, options)
+        except jinja2.TemplateError as error:
+            raise SettingsError(f"--chat-template can't be used: {error}; mend the template") from error
+
+
+def load_media_processor(folder: Path, facts: TrunkFacts, chat_template: str | None = None) -> MediaProcessor | str:
     """Return the processor for images of prompts, or the reason why the model takes none."""
     try:
-        processor = MediaProcessor(folder)
+        processor = MediaProcessor(folder, chat_template)
     except NoImagesError as error:
         return str(error)
     if facts.is_encoder_decoder:

@@ -10,7 +10,7 @@ import pytest
 
 from expert_store.policies import POLICIES
 from server.cli.flags import add_flags
-from server.setting_values import AUTO, parse_budget
+from server.setting_values import AUTO, MAX_TEMPLATE_BYTES, parse_budget
 from server.settings import ServeSettings, SettingsError, load_settings
 
 
@@ -52,6 +52,19 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"adapter": ["law"]}, {}, "", "--adapter 'law': write NAME=PATH, such as law="),
         ({"adapter_memory": "50%"}, {}, "", "--adapter-memory '50%': '50%' is a percentage; write a size"),
         ({}, {}, "model-alias = 'a=b'", "model_alias in .*: write a list"),
+        (
+            {"chat_template": "none.jinja"},
+            {},
+            "",
+            "--chat-template 'none.jinja': No such file or directory; give a file",
+        ),
+        ({"chat_template_kwargs": "[1]"}, {}, "", r"--chat-template-kwargs '\[1\]': write a JSON object"),
+        ({}, {"GREENROOM_CHAT_TEMPLATE_KWARGS": "{a}"}, "", "GREENROOM_CHAT_TEMPLATE_KWARGS '{a}': not JSON: Expect"),
+        ({"generation_config": "none"}, {}, "", "--generation-config 'none': there is no generation_config.json in"),
+        ({"override_generation_config": '{"top_p": 3}'}, {}, "", "top_p is 3, not a number from 1e-06 to 1"),
+        ({"override_generation_config": '{"top_k": 1.5}'}, {}, "", "top_k is 1.5, not a whole number"),
+        ({"override_generation_config": '{"max_new_tokens": 0}'}, {}, "", "max_new_tokens is 0, not a number of tok"),
+        ({}, {}, "[override-generation-config]\nbest = 1", "there is no default for 'best'; the names are temperature"),
         ({"log_format": "xml"}, {}, "", "--log-format 'xml': Input should be 'text' or 'json'"),
     ],
 )
@@ -61,6 +74,34 @@ def test_a_bad_value_is_named_with_its_origin(
     config = write(tmp_path / "g.toml", toml) if toml else None
     with pytest.raises(SettingsError, match=message):
         load_settings(flags, environment, config)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b" \n", "the file is empty"),
+        (b"\xff\xfe", "the file is not UTF-8 text"),
+        (b"{" * (MAX_TEMPLATE_BYTES + 1), "the file has more than 1 MiB"),
+    ],
+)
+def test_a_file_without_a_template_is_refused(tmp_path: Path, data: bytes, reason: str) -> None:
+    path = tmp_path / "chat.jinja"
+    path.write_bytes(data)
+    with pytest.raises(SettingsError, match=f"^--chat-template '{path}': {reason}"):
+        load_settings({"chat_template": str(path)}, {}, None)
+
+
+def test_a_chat_template_is_a_file_or_itself(tmp_path: Path) -> None:
+    path = write(tmp_path / "chat.jinja", "{{ messages }}\n")
+    assert load_settings({"chat_template": str(path)}, {}, None).chat_template == "{{ messages }}\n"
+    inline = "{% for m in messages %}" + r"{{ m.content }}\n" + "{% endfor %}"
+    expected = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    assert load_settings({"chat_template": inline}, {}, None).chat_template == expected
+
+
+def test_json_is_a_table_in_the_file(tmp_path: Path) -> None:
+    config = write(tmp_path / "g.toml", "[override-generation-config]\ntemperature = 0.5\n")
+    assert load_settings({}, {}, config).override_generation_config == {"temperature": 0.5}
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -73,6 +73,7 @@ def _description(model: LoadedModel) -> JsonObject:
         "modelfile": f"FROM {model.name}\n",
         "parameters": _parameters(model),
         "template": model.codec.chat_traits.template,
+        "chat_template_kwargs": model.codec.chat_traits.options,
         "details": _details(model),
         "model_info": {
             "general.architecture": family,
@@ -88,13 +89,15 @@ def _description(model: LoadedModel) -> JsonObject:
 def _parameters(model: LoadedModel) -> str:
     """Return the defaults of sampling, a line each, by Ollama's names."""
     defaults = model.defaults
-    named = {
+    named: dict[str, float] = {
         "temperature": defaults.temperature,
         "top_p": defaults.top_p,
         "top_k": defaults.top_k,
         "min_p": defaults.min_p,
         "repeat_penalty": defaults.repetition_penalty,
     }
+    if defaults.max_new_tokens is not None:
+        named["num_predict"] = defaults.max_new_tokens
     return "\n".join(f"{name:<30} {value:g}" for name, value in named.items())
 
 

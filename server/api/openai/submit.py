@@ -184,6 +184,8 @@ def sampling_params(
         InvalidRequestError: ``min_tokens`` is above ``max_tokens``.
 
     """
+    if defaults.max_new_tokens is not None:
+        max_tokens = min(max_tokens, defaults.max_new_tokens)
     if body.min_tokens > max_tokens:
         raise InvalidRequestError(
             f"'min_tokens' is {body.min_tokens}, but at most {max_tokens} tokens are generated: lower it.", "min_tokens"

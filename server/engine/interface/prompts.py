@@ -39,6 +39,7 @@ class ChatTraits:
     special: Mapping[str, int] = field(default_factory=dict)  # the markers that are special tokens
     takes_tools: bool = False
     takes_images: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)  # the template's variables for all requests
 
 
 @dataclass(frozen=True)

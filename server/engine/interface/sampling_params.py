@@ -76,13 +76,18 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """A model's defaults for parameters that a request leaves out."""
+    """A model's defaults for parameters that a request leaves out.
+
+    Args:
+        max_new_tokens: the most that a completion may have, whatever the request says; None without such a limit.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    max_new_tokens: int | None = None
 
 
 def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:

@@ -32,6 +32,7 @@ class Codec:
         media: the model's image processor, or the reason why there is none.
         eos_token_ids: tokens that end a sequence, by default the tokenizer's.
         image_capacity: memory for the images of all requests.
+        template_options: variables of the chat template for all requests; those of a request override them.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Codec:
         media: MediaProcessor | str = "the model takes no images",
         eos_token_ids: frozenset[int] | None = None,
         image_capacity: ImageCapacity | None = None,
+        template_options: Mapping[str, Any] = {},
     ):
         self._tokenizer, self._media = tokenizer, media
+        self._template_options = dict(template_options)
         self._image_capacity = image_capacity or ImageCapacity()
         self._grammars: GrammarCompiler | None = None
         if tokenizer.token_bytes is not None:
@@ -69,6 +72,7 @@ class Codec:
         if tools and not self._tokenizer.tool_template.shows_tools:
             raise RequestRefusedError("the model's chat template does not support tools; leave out 'tools'", "tools")
         end = ChatEnd(add_generation_prompt, continue_final_message)
+        options = self._template_options | dict(options)
         try:
             if images:
                 return self._encode_images(messages, images, tools, options, end)
@@ -119,6 +123,7 @@ class Codec:
             special,
             takes_tools=tokenizer.tool_template.shows_tools,
             takes_images=not isinstance(self._media, str),
+            options=self._template_options,
         )
 
     def token_bytes(self, token_id: int) -> bytes:

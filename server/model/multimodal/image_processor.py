@@ -31,11 +31,15 @@ class NoImagesError(ModelError):
 class MediaProcessor:
     """Wraps transformers' processor of a multimodal model, for images only: video and sound need further packages.
 
+    Args:
+        chat_template: a template to use instead of the checkpoint's.
+
     Raises:
         NoImagesError: the model takes no images, or its processor can't be loaded from the checkpoint's own files.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, chat_template: str | None = None):
+        self._chat_template = chat_template
         config = load_config(folder)
         if "vision_config" not in find_model_class(text_model_config(config)).config_class.sub_configs:
             raise NoImagesError("the model takes no images")
@@ -74,7 +78,8 @@ class MediaProcessor:
         """
         check_options(options)
         tokenizer = self._processor.tokenizer
-        template = getattr(self._processor, "chat_template", None) or tokenizer.chat_template
+        own = getattr(self._processor, "chat_template", None) or tokenizer.chat_template
+        template = self._chat_template or own
         if template is None:
             raise ChatTemplateError("the model has no chat template, which images need")
         with self._lock:

@@ -63,10 +63,8 @@ def apply_chat_template(
         TemplateError: the template refuses the messages, fails, or takes too long.
     """
     tools = list(tools) if tools else None
-    if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
-        text: str = tokenizer.apply_chat_template(  # tokenizers of mistral-common have no template
-            list(messages), tools=tools, tokenize=False, **asdict(end), **options
-        )
+    if renders_itself(tokenizer):
+        text: str = tokenizer.apply_chat_template(list(messages), tools=tools, tokenize=False, **asdict(end), **options)
         return text
     return shared_renderer().render(
         conversations=[[{name: value for name, value in each.items() if value is not None} for each in messages]],
@@ -75,6 +73,34 @@ def apply_chat_template(
         **asdict(end),
         **(tokenizer.special_tokens_map | options),
     )
+
+
+def renders_itself(tokenizer: Any) -> bool:
+    """Return True for tokenizers of mistral-common, which have no template."""
+    return type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template
+
+
+def check_template(template: str, options: Mapping[str, Any]) -> None:
+    """Render a question with a template, before a model is loaded for it; may block.
+
+    Raises:
+        TemplateError: the template is not Jinja, or fails with a content of text and one of parts.
+    """
+    contents: list[str | list[dict[str, str]]] = ["Hello", [{"type": "text", "text": "Hello"}]]
+    for content in contents:
+        try:
+            shared_renderer().render(
+                conversations=[[{"role": "user", "content": content}]],
+                tools=None,
+                chat_template=template,
+                **asdict(GENERATION_PROMPT),
+                **dict.fromkeys(PreTrainedTokenizerBase.SPECIAL_TOKENS_ATTRIBUTES, "") | dict(options),
+            )
+        except jinja2.TemplateError:
+            if content is contents[-1]:
+                raise
+        else:
+            return
 
 
 class TemplateRenderer:

@@ -12,7 +12,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from server.model.checkpoint.model_types import is_served_as_another
 from server.model.errors import ModelError
-from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template, shared_renderer
+from server.model.text.chat_template import (
+    GENERATION_PROMPT,
+    ChatEnd,
+    apply_chat_template,
+    renders_itself,
+    shared_renderer,
+)
 from server.model.text.token_bytes import TokenBytes, decoder_rules
 from server.model.text.tool_template import ToolTemplate
 
@@ -69,17 +75,24 @@ class Tokenizer:
 
     Args:
         max_tokens: length of the context; texts that are certainly longer are refused before they are encoded.
+        chat_template: a template to use instead of the checkpoint's.
 
     Raises:
-        ModelError: the folder has no tokenizer that transformers can read.
+        ModelError: the folder has no tokenizer that transformers can read, or it is one that takes no template.
     """
 
-    def __init__(self, folder: Path, max_tokens: int | None = None):
+    def __init__(self, folder: Path, max_tokens: int | None = None, chat_template: str | None = None):
         try:
             self._tokenizer = _load(folder)
         except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
             raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
+        if chat_template is not None:
+            if renders_itself(self._tokenizer):
+                raise ModelError(
+                    f"the tokenizer of {folder.name} renders chats without a template; leave --chat-template out"
+                )
+            self._tokenizer.chat_template = chat_template
         end = self._tokenizer.eos_token_id
         self.eos_token_ids: frozenset[int] = frozenset(() if end is None else (end,))
         self.special_token_ids: frozenset[int] = frozenset(
@@ -193,13 +206,18 @@ class Tokenizer:
         return text
 
 
+def reserved_option(options: Mapping[str, Any]) -> str | None:
+    """Return the first name of an option that is more than a variable of the template; None if there is none."""
+    return next((name for name in options if name in _RESERVED), None)
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options whose names are reserved, since they would be more than variables of the template.
 
     Raises:
         TemplateOptionError: names the first such option.
     """
-    reserved = next((name for name in options if name in _RESERVED), None)
+    reserved = reserved_option(options)
     if reserved is not None:
         raise TemplateOptionError(
             f"'chat_template_kwargs' must not hold '{reserved}', which the server sets; leave it out"

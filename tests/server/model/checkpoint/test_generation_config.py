@@ -43,3 +43,29 @@ def test_known_settings_become_defaults(tmp_path: Path) -> None:
 def test_an_invalid_value_is_named(tmp_path: Path, values: Any, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         read_generation_config(write(tmp_path, values))
+
+
+def test_neutral_defaults_leave_the_end_tokens_of_the_model(tmp_path: Path) -> None:
+    write(tmp_path, {"eos_token_id": 5, "temperature": 0.6})
+    assert read_generation_config(tmp_path, "vllm") == GenerationConfig(frozenset({5}), {})
+
+
+def test_another_folders_file_takes_the_place_of_the_models(tmp_path: Path) -> None:
+    model, other = tmp_path / "model", tmp_path / "other"
+    model.mkdir()
+    other.mkdir()
+    write(model, {"eos_token_id": 5, "temperature": 0.6, "max_new_tokens": 3})
+    write(other, {"eos_token_id": 7, "top_k": 9, "max_new_tokens": 4})
+    assert read_generation_config(model, str(other)) == GenerationConfig(
+        frozenset({7}), {"top_k": 9, "max_new_tokens": 4}
+    )
+
+
+@pytest.mark.parametrize("source", ["auto", "vllm"])
+def test_overrides_count_more_than_the_file(tmp_path: Path, source: str) -> None:
+    write(tmp_path, {"temperature": 0.6})
+    assert read_generation_config(tmp_path, source, {"temperature": 0.1}).sampling == {"temperature": 0.1}
+
+
+def test_overrides_need_no_file(tmp_path: Path) -> None:
+    assert read_generation_config(tmp_path, overrides={"top_k": 3}).sampling == {"top_k": 3}
