@@ -18,7 +18,7 @@ from client.chat.commands import (
 )
 from client.chat.conversation import Conversation
 from client.chat.models_view import adapter_names, model_names
-from client.chat.parameters import KINDS, ROUTING_METHODS, value_text
+from client.chat.parameters import KINDS, MAX_TOKENS, ROUTING_METHODS, ParameterError, parse_parameter, value_text
 from client.chat.screen import Screen, prepare_streams
 from client.chat.turn import run_turn
 from client.errors import GreenroomError
@@ -48,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", metavar="NAME", help="model to chat with (default: the server's first)")
     parser.add_argument("--system", metavar="TEXT", help="system prompt")
+    parser.add_argument(
+        "--max-tokens",
+        metavar="N",
+        help=f"tokens of the longest answer; 0: as many as fit the model (default: {MAX_TOKENS}, as far as they fit)",
+    )
     parser.add_argument("--load", metavar="FILE", help="continue a conversation that /save wrote")
 
 
@@ -59,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     prepare_streams()
     url, options = server_from(arguments)
     try:
-        question = read_question(arguments.question)
+        question, max_tokens = read_question(arguments.question), read_limit(arguments.max_tokens)
         client = Client(url, **options)
     except ValueError as error:
         return report_error(str(error), WRONG_USAGE)
@@ -68,6 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             wait_until_loaded(client, screen)
             chat = open_chat(client, arguments, screen)
+            chat.conversation.options |= max_tokens
             return 0 if answer(chat, question, url) else FAILURE
         except CommandError as error:
             return report_error(printable(str(error)), FAILURE)
@@ -88,6 +94,20 @@ def read_question(argument: str | None) -> str | None:
     if argument is not None and not argument.strip():
         raise ValueError('the question is empty; use greenroom chat "QUESTION", or greenroom chat - with a pipe')
     return argument
+
+
+def read_limit(argument: str | None) -> dict[str, int]:
+    """Return the option that ``--max-tokens`` sets.
+
+    Raises:
+        ValueError: It is no limit.
+    """
+    if argument is None:
+        return {}
+    try:
+        return {"max_tokens": parse_parameter("max_tokens", argument)}
+    except ParameterError as error:
+        raise ValueError(f"--{error}".replace("_", "-", 1)) from error
 
 
 def answer(chat: ChatSession, question: str | None, url: str) -> bool:

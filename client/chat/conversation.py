@@ -29,9 +29,16 @@ class Conversation:
 
     @property
     def request_options(self) -> dict[str, Any]:
-        """The members of a request besides model and messages; ``routing`` is for the model ``auto`` only."""
+        """The members of a request besides model and messages.
+
+        ``routing`` is for the model ``auto`` only, and a ``max_tokens`` of 0 stands for none.
+        """
         added = [{"name": name, "weight": weight} for name, weight in self.adapters.items()]
-        options = {name: value for name, value in self.options.items() if name != "routing" or self.model == AUTO}
+        options = dict(self.options)
+        if self.model != AUTO:
+            options.pop("routing", None)
+        if options.get("max_tokens") == 0:
+            del options["max_tokens"]
         return {**options, **({"adapters": added} if added else {})}
 
     def messages_with(self, question: str) -> list[dict[str, Any]]:

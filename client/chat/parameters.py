@@ -16,6 +16,10 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_limit(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
@@ -28,11 +32,13 @@ def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
+MAX_TOKENS = 1024  # of an answer, unless the user sets another limit or none
 ROUTING_METHODS = ("embedding", "arrow")  # known ones; the server checks them
 
 # Each kind of value, with its name in error messages. The server checks the range.
 NUMBER = (_is_number, "a number, such as 0.7")
 INTEGER = (_is_integer, "a whole number, such as 64")
+LIMIT = (_is_limit, "a whole number, such as 64, or 0 for no limit")
 SWITCH = (lambda value: isinstance(value, bool), "true or false")
 TEXT = (_is_text, "a word")
 STOP = (_is_stop, 'a text, or a JSON list of texts, such as ["\\n", "END"]')
@@ -43,7 +49,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_p": NUMBER,
     "top_k": INTEGER,
     "min_p": NUMBER,
-    "max_tokens": INTEGER,
+    "max_tokens": LIMIT,
     "min_tokens": INTEGER,
     "presence_penalty": NUMBER,
     "frequency_penalty": NUMBER,

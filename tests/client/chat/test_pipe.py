@@ -14,7 +14,9 @@ import pytest
 
 from client import Client
 from client.chat.command import add_arguments, run, wait_until_loaded
+from client.chat.parameters import MAX_TOKENS
 from client.chat.screen import Screen
+from client.chat.turn import CUT_OFF
 from server.engine.interface import GenerationFailedError
 from tests.client.bodies import EXPERTS, KEY_HINT, REFUSAL
 from tests.client.scripted import READY, ScriptedReply, ScriptedServer, chat_stream, model_list
@@ -71,7 +73,7 @@ def test_an_empty_question_is_refused(run_chat: RunChat, url: str, question: str
 
 
 def test_a_refused_question_of_the_command_line_is_a_failure(run_chat: RunChat, url: str) -> None:
-    status, out, _ = run_chat(url, flags=("a " * 100,))
+    status, out, _ = run_chat(url, flags=("a " * 5000,))
     assert (status, out) == (1, "")
 
 
@@ -132,6 +134,45 @@ def test_commands_work_in_a_pipe(run_chat: RunChat, url: str, fake: FakeServer, 
 
 
 @pytest.mark.parametrize(
+    ("flags", "lines", "limit"),
+    [
+        ((), (), MAX_TOKENS),
+        (("--max-tokens", "3"), (), 3),
+        (("--max-tokens", "0"), (), 4094),  # the model's context without the prompt's tokens
+        (("--max-tokens", "3"), ("/set max_tokens 4",), 4),
+        (("--max-tokens", "3"), ("/set max_tokens",), MAX_TOKENS),
+    ],
+)
+def test_an_answer_has_a_limit_that_the_user_may_change(
+    run_chat: RunChat, url: str, fake: FakeServer, flags: tuple[str, ...], lines: tuple[str, ...], limit: int
+) -> None:
+    assert run_chat(url, *lines, "Hi", flags=flags)[0] == 0
+    assert [request.sampling.max_tokens for request in fake.engine.requests] == [limit]
+
+
+def test_the_default_limit_shrinks_to_what_fits_the_model(run_chat: RunChat, url: str, fake: FakeServer) -> None:
+    fake.engine.max_model_len = 64
+    assert run_chat(url, "Hi", flags=("--system", "Be kind.")) == (0, TEXT, "")
+    assert [request.sampling.max_tokens for request in fake.engine.requests] == [60]
+
+
+def test_an_answer_that_the_default_limit_cuts_is_told_on_standard_error(
+    run_chat: RunChat, url: str, fake: FakeServer
+) -> None:
+    fake.engine.texts = ("a ",) * (MAX_TOKENS + 1)
+    status, out, err = run_chat(url, "Hi")
+    assert (status, out) == (0, "a " * MAX_TOKENS + "\n")
+    assert err == f"greenroom: {CUT_OFF}\n"
+
+
+@pytest.mark.parametrize("limit", ["-1", "many"])
+def test_a_wrong_limit_is_refused(run_chat: RunChat, url: str, limit: str) -> None:
+    status, out, err = run_chat(url, flags=(f"--max-tokens={limit}",))
+    assert (status, out) == (2, "")
+    assert err == f"greenroom: --max-tokens must be a whole number, such as 64, or 0 for no limit, not {limit}\n"
+
+
+@pytest.mark.parametrize(
     ("line", "error"),
     [
         ("/nope", "unknown command: /help lists all commands"),
@@ -161,7 +202,7 @@ def test_a_refused_question_is_not_added_to_the_conversation(run_chat: RunChat, 
 
 
 def test_a_conversation_that_is_too_long_suggests_clear(run_chat: RunChat, url: str) -> None:
-    status, out, err = run_chat(url, "a " * 100)
+    status, out, err = run_chat(url, "a " * 5000)
     assert (status, out) == (1, "")
     assert "maximum context length" in err
     assert err.endswith(" Use /clear to start a new conversation.\n")
