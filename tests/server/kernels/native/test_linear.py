@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from server.kernels.native.library import Kernels, LinearCall
 from server.kernels.native.linear import native_linear
-from tests.server.kernels.native.matrices import GROUP, MAKERS, PLAIN, Weights
+from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
+from tests.server.kernels.native.reference import FLOAT32, product_error
 
-FLOAT32 = 2.0**-24  # half a unit in the last place of 1
 ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}  # of the result
-LEAST = 1e-7  # float16 has no smaller numbers
 UNTOUCHED = 77.0
 DTYPES = st.sampled_from(list(PLAIN))
 
@@ -67,16 +66,9 @@ def multiply(kernels: Kernels, weights: Weights, call: Call) -> torch.Tensor:
 
 def most_error(weights: Weights, call: Call, wanted: torch.Tensor) -> torch.Tensor:
     """The tolerance of each result, ``(rows, outputs)``."""
-    x, matrix = call.x.double(), weights.values
-    size = x.abs() @ matrix.abs().T + (0 if call.bias is None else call.bias.double().abs())
-    most = 2 * matrix.shape[1] * FLOAT32 * size + ROUNDING[call.y_dtype] * wanted.abs() + LEAST
-    if call.is_exact:
-        return most
-    if weights.is_plain:  # rows may be rounded to bfloat16
-        return most + 2.0**-8 * size
-    groups = torch.nn.functional.pad(x, (0, -x.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
-    half_step = (groups.abs().amax(-1) / 127 * 0.501).repeat_interleave(GROUP, 1)[:, : x.shape[1]]
-    return most + half_step @ matrix.abs().T
+    own = product_error(weights, call.x.double(), is_exact=call.is_exact)
+    bias = 0 if call.bias is None else 2 * FLOAT32 * call.bias.double().abs()
+    return own + bias + (FLOAT32 + ROUNDING[call.y_dtype]) * wanted.abs()
 
 
 @settings(max_examples=40)
