@@ -60,6 +60,7 @@ class Parts:
     input_norm: Norm
     inner_norm: Norm
     attention: Attention
+    block: nn.Module  # the MLP, with the router and the experts
     experts: Any
     router: Any  # the module that owns the router's parameters
     dense: Dense | None
@@ -90,7 +91,7 @@ def find_parts(layer: nn.Module) -> Parts:
     unknown = [name for name in left if id(layer.get_parameter(name)) not in known]
     if unknown:
         raise UnsupportedLayerError(f"its layers have an unknown parameter, {unknown[0]}")
-    return Parts(norms[0], norms[1], attention, experts, router, dense)
+    return Parts(norms[0], norms[1], attention, block, experts, router, dense)
 
 
 def find_norm(module: nn.Module) -> Norm:

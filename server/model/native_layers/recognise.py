@@ -24,16 +24,20 @@ from server.model.native_layers.capture import Capture, LayerCapture, capture
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.parts import LINEARS, Parts, find_norm, find_parts, matrix_of
-from server.model.native_layers.spec import NativeLayer, build_layer, rope_kinds, routers
+from server.model.native_layers.router_kinds import (
+    LEAST_AGREEMENT,
+    TOLERANCES,
+    find_router_kind,
+    logits_of,
+    run_trial,
+    steady_rows,
+)
+from server.model.native_layers.scales import ROUNDING, nearest_named
+from server.model.native_layers.spec import NativeLayer, build_layer, rope_kinds
 from server.model.native_layers.workspace import BLOCK, PairAngles, Positions, Workspace
 from server.model.step import SequenceChunk
 
-TOLERANCES = {
-    torch.float32: 1e-4,
-    torch.float16: 1e-2,
-    torch.bfloat16: 4e-2,
-}  # relative to what a layer adds
-LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
+ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
 
 def find_native_layers(
@@ -71,7 +75,7 @@ class _Finder:
         self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
         if text_part(model) is not getattr(model, "model", None):
             raise UnsupportedLayerError("it has more parts than layers of text and a head")
-        self._body = text_body(model)
+        self._body, self._config = text_body(model), model.config.get_text_config()
         if not all(hasattr(self._body, name) for name in ("layers", "embed_tokens", "norm")):
             raise UnsupportedLayerError("its parts have other names")
         if self._dtype not in TOLERANCES or model.device.type != "cpu":
@@ -97,7 +101,7 @@ class _Finder:
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._positions = self._find_positions(captured, layers[0])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
-            self._fit(layer, found.router, each)
+            self._fit(layer, found, each)
         head, keeps = self._find_head(captured)
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
@@ -166,47 +170,38 @@ class _Finder:
             errors.append((self._error(spec, captured), kind))
         return min(errors)
 
-    def _fit(self, layer: NativeLayer, router: Any, captured: LayerCapture) -> None:
+    def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Choose the kinds of positions and router that come nearest to the modules' output, and check the error."""
         spec = layer.spec
         error, spec.rope_kind = self._nearest(spec, captured, self._positions)
         if not error < TOLERANCES[self._dtype]:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
         if spec.has_router:
-            self._fit_router(layer, router, captured)
+            self._fit_router(layer, parts, captured)
 
-    def _fit_router(self, layer: NativeLayer, owner: Any, captured: LayerCapture) -> None:
-        routing, spec = captured.routing, layer.spec
+    def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
+        """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
+        routing, router, spec = captured.routing, layer.router, layer.spec
         assert routing is not None
+        assert router is not None
         spec.router.top_k = routing.top_k_index.shape[1]
-        for candidate in routers(spec.router, owner, layer.address(layer.correction)):
-            candidate.top_k = spec.router.top_k
-            spec.router = candidate
-            scale = self._router_scale(spec, captured)
-            if scale is not None:
-                spec.router.scale = scale
-                return
-        raise UnsupportedLayerError("its router chooses in another way")
-
-    def _router_scale(self, spec: LayerSpec, captured: LayerCapture) -> float | None:
-        """Return the factor from the router's weights to the modules'; None if they are not proportional."""
-        routing = captured.routing
-        assert routing is not None
+        correction = None if router.correction is None else router.correction.double()
+        trial = run_trial(parts.block, router, self._dtype)
+        spec.router = find_router_kind(spec.router, parts.router, correction, trial, self._dtype)
+        spec.router.scale = nearest_named(spec.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype])
         self._run(spec, captured)
         top_k, tolerance = spec.router.top_k, TOLERANCES[self._dtype]
+        logits = logits_of(router, routing.hidden_states)
+        _, _, is_steady = steady_rows(spec.router, correction, logits, tolerance)
         chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
         wanted, order = routing.top_k_index.sort(1)
         found, own_order = chosen.sort(1)
-        is_same = (wanted == found).all(1)  # (tokens,)
-        agreement = (wanted.unsqueeze(2) == found.unsqueeze(1)).float().sum() / wanted.numel()
-        if agreement < LEAST_AGREEMENT[self._dtype] or not is_same.any():
-            return None
+        is_same = (wanted == found).all(1) & is_steady  # (tokens,)
         weights = routing.top_k_weights.float().gather(1, order)[is_same]
         own = torch.from_numpy(self._workspace.weights(0, top_k)).gather(1, own_order)[is_same]
-        scale = float(weights.sum() / own.sum())
-        is_near = (weights - own * scale).abs().max() <= tolerance * weights.abs().max()
-        scale = 1.0 if abs(scale - 1) < tolerance else scale
-        return scale if is_near else None
+        are_near = (weights - own).abs() <= tolerance * routing.top_k_weights.abs().max()
+        if int(is_same.sum()) < LEAST_AGREEMENT[self._dtype] * int(is_steady.sum()) or not bool(are_near.all()):
+            raise UnsupportedLayerError("its router chooses other experts than the kernels do")
 
     def _error(self, spec: LayerSpec, captured: LayerCapture) -> float:
         self._run(spec, captured)
@@ -272,7 +267,7 @@ class _Finder:
         scale = float((found * wanted).sum() / found.square().sum())
         if not (found * scale - wanted).norm() <= TOLERANCES[self._dtype] * wanted.norm():
             raise UnsupportedLayerError("its head differs from a linear layer on the normed states")
-        call.scale = 1.0 if abs(scale - 1) < TOLERANCES[self._dtype] else scale
+        call.scale = nearest_named(scale, self._config, ROUNDING[self._dtype])
         return call, keeps
 
     def _embedding_scale(self, captured: Capture) -> float:
@@ -282,4 +277,4 @@ class _Finder:
         scale = float((embedded * given).sum() / embedded.square().sum())
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():
             raise UnsupportedLayerError("its embeddings are changed before the first layer")
-        return 1.0 if abs(scale - 1) < TOLERANCES[self._dtype] else scale
+        return nearest_named(scale, self._config, ROUNDING[self._dtype])

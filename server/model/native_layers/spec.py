@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +13,7 @@ from server.kernels.native.activation import recognise_gate
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.library import ExpertShape, Format, Matrix
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import LayerSpec, RopeKind, Router, RouterKind
+from server.kernels.native.structures import LayerSpec, RopeKind
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.adapters import NativeTarget
@@ -30,7 +29,7 @@ class NativeLayer:
     spec: LayerSpec
     attention_layer: int  # its number in the KV cache
     experts: ExpertLayer | None
-    correction: torch.Tensor | None = None  # added to the router's scores for the choice
+    router: RouterWeights | None = None
     keeps: list[torch.Tensor] = field(default_factory=list)  # tensors whose memory the spec refers to
     linears: dict[Any, NativeTarget] = field(default_factory=dict)  # places that adapters may add to, by module
 
@@ -54,7 +53,7 @@ def build_layer(
     experts: ExpertLayer | None,
     router: RouterWeights | None,
 ) -> NativeLayer:
-    """Build a layer's spec without the kinds of rotary positions and of router (``rope_kinds``, ``routers``).
+    """Build a layer's spec without the kinds of rotary positions (``rope_kinds``) and of router (``find_router_kind``).
 
     Raises:
         UnsupportedLayerError: the layer does not have the usual structure.
@@ -98,30 +97,6 @@ def build_layer(
 def rope_kinds(captured: LayerCapture) -> list[RopeKind]:
     """Return candidates for the kind of rotary positions, the likeliest first."""
     return [RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE] if captured.positions is not None else [RopeKind.NONE]
-
-
-def routers(router: Router, module: Any, correction: int | None) -> Iterator[Router]:
-    """Yield candidates for the kind of router, the likeliest first.
-
-    Args:
-        module: the router's; it may define groups.
-        correction: address of the values that are added to scores for the choice.
-    """
-    num_groups, top_groups = 1, 1
-    for name in ("num_group", "n_group"):
-        counts = getattr(module, name, None), getattr(module, "topk_group", None)
-        if isinstance(counts[0], int) and isinstance(counts[1], int):
-            num_groups, top_groups = counts[0], counts[1]
-    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
-    if correction:
-        kinds.reverse()
-    for kind in kinds:
-        for is_normalised in (1, 0):
-            candidate = Router.from_buffer_copy(router)
-            candidate.kind, candidate.is_normalised, candidate.correction = kind, is_normalised, correction
-            candidate.num_groups, candidate.top_groups = num_groups, top_groups
-            candidate.scale = 1.0
-            yield candidate
 
 
 def _set_head_norms(layer: NativeLayer, query: Norm | None, key: Norm | None) -> None:
@@ -181,7 +156,8 @@ def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None)
     spec.router.matrix = Matrix(
         format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr()
     )
-    spec.router.bias, layer.correction = layer.address(router.bias), router.correction
+    spec.router.bias, layer.router = layer.address(router.bias), router
+    spec.router.correction = layer.address(router.correction)
     spec.router.num_groups = spec.router.top_groups = 1
     spec.router.scale = 1.0
     spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]

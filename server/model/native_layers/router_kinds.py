@@ -1,0 +1,218 @@
+"""Finds the way in which a router chooses and weights experts, by trials that tell the ways apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from server.kernels.expert import ExpertsModule
+from server.kernels.native.structures import Router, RouterKind
+from server.model.experts.router import RouterWeights
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.transformers_hooks.hooks import use_hooks
+from server.model.transformers_hooks.probe import Probe
+
+SPREADS = (0.3, 1.0, 3.0)  # standard deviations of a trial's logits: flat and peaked scores
+ROWS = 16  # of each spread
+DRAWS = 4  # of noise
+AS_GOOD, LEAST_ERROR = 1.01, 1e-9  # errors up to so many times the least, or up to so small a one, are equal
+LEAST_IN_GROUP = 2  # experts, as a group is chosen by its two best
+LEAST_STEADY = 3  # rows that a trial must have to prove anything
+NOISE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 4e-3}  # of logits, relative to the largest of a row
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}  # of weights, relative to a row's largest
+LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9}  # share of equal choices of experts
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model's router makes of some logits."""
+
+    logits: torch.Tensor  # float64 (rows, experts)
+    chosen: torch.Tensor  # (rows, k)
+    weights: torch.Tensor  # float64 (rows, k)
+
+
+@dataclass(frozen=True)
+class Match:
+    """How near a candidate comes to a trial."""
+
+    error: float  # of weights, relative to a row's largest; infinite if it chooses other experts
+    scale: float  # from its weights to the model's
+
+
+class _RecordedError(Exception):
+    """The recorder has what it needs."""
+
+
+class _Recorder(Probe):
+    """Records the call of experts, and leaves the forward pass there."""
+
+    call: tuple[torch.Tensor, torch.Tensor]
+
+    def run_experts(
+        self, module: ExpertsModule, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        del module, hidden_states
+        self.call = top_k_index, top_k_weights
+        raise _RecordedError
+
+
+def run_trial(block: nn.Module, router: RouterWeights, dtype: torch.dtype) -> Trial:
+    """Pass random rows to the router in a block, so scaled that its scores are flat, moderate and peaked.
+
+    Raises:
+        UnsupportedLayerError: the block takes more than hidden states.
+    """
+    matrix = router.weight.double()
+    wanted = torch.tensor(SPREADS, dtype=torch.float64).repeat_interleave(ROWS).unsqueeze(1)
+    rows = torch.randn((len(wanted), matrix.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    spread = (rows @ matrix.T).std(1, keepdim=True)
+    rows = torch.where(spread > 0, rows * wanted / spread, rows).to(dtype)
+    recorder = _Recorder()
+    try:
+        with torch.inference_mode(), use_hooks(recorder):
+            block(rows.unsqueeze(0))
+    except _RecordedError:
+        pass
+    except TypeError as error:
+        raise UnsupportedLayerError(f"its MLP is called in another way ({error})") from error
+    chosen, weights = recorder.call
+    return Trial(logits_of(router, rows), chosen, weights.double())
+
+
+def logits_of(router: RouterWeights, rows: torch.Tensor) -> torch.Tensor:
+    """Return a router's logits in float64."""
+    logits = rows.double() @ router.weight.double().T
+    return logits if router.bias is None else logits + router.bias.double()
+
+
+def find_router_kind(
+    router: Router, owner: Any, correction: torch.Tensor | None, trial: Trial, dtype: torch.dtype
+) -> Router:
+    """Return the way to choose experts that comes nearest to a trial, with its scale.
+
+    Of equal ones, such as a softmax before and after the choice, it is the likeliest.
+
+    Args:
+        router: the matrix, the bias and the address of the correction.
+        owner: the module that owns the router's parameters; it may define groups.
+        correction: float64 ``(experts,)``, added to scores for the choice.
+        dtype: in which the model computed the trial.
+
+    Raises:
+        UnsupportedLayerError: none comes near, or the trial proves nothing.
+    """
+    is_steady, found = False, []
+    for candidate in routers(router, owner, is_corrected=correction is not None):
+        match = match_of(candidate, correction, trial, NOISE[dtype], LEAST_AGREEMENT[dtype])
+        is_steady |= match is not None
+        found.append((candidate, match or Match(torch.inf, 1.0)))
+    best = min(match.error for _, match in found)
+    if not is_steady:
+        raise UnsupportedLayerError("its router gives all experts the same scores, which does not show how it chooses")
+    if not best <= TOLERANCES[dtype]:
+        raise UnsupportedLayerError("its router chooses in another way")
+    candidate, match = next((each, match) for each, match in found if match.error <= AS_GOOD * best + LEAST_ERROR)
+    candidate.scale = match.scale
+    return candidate
+
+
+def routers(router: Router, owner: Any, *, is_corrected: bool) -> Iterator[Router]:
+    """Yield the ways to choose experts, the likeliest first.
+
+    Args:
+        owner: the module that owns the router's parameters; it may define groups.
+        is_corrected: values are added to scores for the choice.
+    """
+    num_groups, top_groups = groups_of(owner, router.matrix.outputs, router.top_k)
+    kinds = [RouterKind.SOFTMAX_FIRST, RouterKind.TOP_FIRST, RouterKind.SIGMOID]
+    if is_corrected:
+        kinds.reverse()
+    for kind in kinds:
+        for is_normalised in (1, 0):
+            candidate = Router.from_buffer_copy(router)
+            candidate.kind, candidate.is_normalised, candidate.scale = kind, is_normalised, 1.0
+            candidate.num_groups, candidate.top_groups = num_groups, top_groups
+            yield candidate
+
+
+def groups_of(owner: Any, num_experts: int, top_k: int) -> tuple[int, int]:
+    """Return how many groups of experts a router has, and how many of these it chooses.
+
+    Raises:
+        UnsupportedLayerError: there can't be so many, or their experts are too few.
+    """
+    for name in ("num_group", "n_group"):
+        num_groups, top_groups = getattr(owner, name, None), getattr(owner, "topk_group", None)
+        if isinstance(num_groups, int) and isinstance(top_groups, int):
+            if (num_groups, top_groups) == (1, 1):
+                break
+            size = num_experts // num_groups if num_groups > 0 else 0
+            is_possible = size >= LEAST_IN_GROUP and size * num_groups == num_experts
+            if not is_possible or not top_k <= size * top_groups <= num_experts:
+                raise UnsupportedLayerError(
+                    f"its router chooses {top_k} experts from {top_groups} of {num_groups} groups of {num_experts}"
+                )
+            return num_groups, top_groups
+    return 1, 1
+
+
+def steady_rows(
+    router: Router, correction: torch.Tensor | None, logits: torch.Tensor, noise: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the choices, the weights, and the rows that choose the same experts if their logits change a little.
+
+    Rows that don't, such as those whose logits are all equal, do not show how a router chooses.
+
+    Args:
+        noise: change of logits, relative to the largest of a row.
+    """
+    chosen, weights = choose(router, correction, logits)
+    wanted, random = chosen.sort(1).values, torch.Generator().manual_seed(0)
+    size = noise * logits.abs().amax(1, keepdim=True).clamp_min(1e-6)
+    is_steady = torch.ones(len(logits), dtype=torch.bool)
+    for _ in range(DRAWS):
+        changed = logits + size * torch.randn(logits.shape, generator=random, dtype=logits.dtype)
+        is_steady &= (choose(router, correction, changed)[0].sort(1).values == wanted).all(1)
+    return chosen, weights, is_steady
+
+
+def match_of(
+    router: Router, correction: torch.Tensor | None, trial: Trial, noise: float, least_agreement: float
+) -> Match | None:
+    """Compare a way to choose experts with a trial; return None if the trial has too few steady rows."""
+    chosen, weights, is_steady = steady_rows(router, correction, trial.logits, noise)
+    if int(is_steady.sum()) < LEAST_STEADY:
+        return None
+    (wanted, order), (found, own_order) = trial.chosen.sort(1), chosen.sort(1)
+    is_same = (wanted == found).all(1) & is_steady
+    if int(is_same.sum()) < least_agreement * int(is_steady.sum()):
+        return Match(torch.inf, 1.0)
+    given, own = trial.weights.gather(1, order)[is_same], weights.gather(1, own_order)[is_same]
+    scale = float((given.sum(1) / own.sum(1)).median())
+    error = (given - own * scale).abs().amax(1) / given.abs().amax(1).clamp_min(1e-30)
+    return Match(float(error.nan_to_num(torch.inf).max()), scale)
+
+
+def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the experts that a router chooses and their weights, both ``(rows, k)``, as ``src/router.cpp`` does."""
+    scores = logits
+    if router.kind == RouterKind.SOFTMAX_FIRST:
+        scores = logits.softmax(1)
+    elif router.kind == RouterKind.SIGMOID:
+        scores = logits.sigmoid()
+    ranked = scores if correction is None else scores + correction
+    if router.num_groups > 1:
+        groups = ranked.view(len(ranked), router.num_groups, -1)
+        best = groups.topk(2, -1).values.sum(-1).topk(router.top_groups).indices
+        is_kept = torch.zeros(groups.shape[:2], dtype=torch.bool).scatter(1, best, value=True)
+        ranked = groups.masked_fill(~is_kept.unsqueeze(2), -torch.inf).flatten(1)
+    chosen = ranked.topk(router.top_k).indices
+    weights = scores.gather(1, chosen)
+    if router.kind == RouterKind.TOP_FIRST:
+        weights = weights.softmax(1)
+    return chosen, weights / weights.sum(1, keepdim=True) if router.is_normalised else weights

@@ -1,0 +1,57 @@
+"""Checkpoints whose samples prove little run natively, and factors near 1 are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
+from tests.checkpoints import make_checkpoint, save_checkpoint
+from tests.families import make_config
+from tests.server.model.native_layers.test_native_layers import load, write
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+@pytest.fixture
+def pool() -> Iterator[ComputePool]:
+    kernels = Kernels(1)
+    yield ComputePool(1, kernels)
+    kernels.close()
+
+
+def largest_difference(folder: Path, pool: ComputePool, dtype: torch.dtype) -> float:
+    """Return the largest difference of a logit from that of the modules, by the range of the logits."""
+    native = load(folder, pool, dtype)
+    assert native.is_invariant, "it runs through the modules"
+    ((_, found),), ((_, wanted),) = (write(trunk, [[5, 17, 99, 3]]) for trunk in (native, load(folder, None, dtype)))
+    return float((found[0] - wanted[0]).abs().max() / (wanted[0].max() - wanted[0].min()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("model_type", ["qwen3_moe", "glm4_moe", "gpt_oss"])
+def test_a_zero_embedding_whose_experts_are_tied_proves_nothing(
+    model_type: str, dtype: torch.dtype, pool: ComputePool, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(model_type, tmp_path, dtype)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:2] = 0
+    model.save_pretrained(folder)
+    assert load(folder, pool, dtype).is_invariant
+
+
+def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) -> None:
+    plain, scaled = make_config("granitemoe"), make_config("granitemoe")
+    plain.logits_scaling, scaled.logits_scaling = 1.0, 0.97
+    error, scaled_error = (
+        largest_difference(save_checkpoint(config, tmp_path / name, torch.bfloat16), pool, torch.bfloat16)
+        for name, config in (("plain", plain), ("scaled", scaled))
+    )
+    assert scaled_error <= 1.2 * error

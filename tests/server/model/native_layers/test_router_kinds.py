@@ -1,0 +1,108 @@
+"""A router's kind is found by trials that tell all kinds apart, and ties prove nothing."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from server.kernels.native.library import Matrix
+from server.kernels.native.structures import Router, RouterKind
+from server.model.experts.router import RouterWeights
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.router_kinds import choose, find_router_kind, run_trial
+from server.model.transformers_hooks.hooks import current_hooks
+
+HIDDEN, EXPERTS, TOP_K = 32, 16, 4
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+KINDS = [
+    *product([RouterKind.SOFTMAX_FIRST, RouterKind.SIGMOID], [0, 1], [False, True], [1, 4], [1.0, 2.5]),
+    (RouterKind.TOP_FIRST, 0, False, 1, 1.0),
+]
+
+
+class Block(nn.Module):
+    """An MLP whose router computes in the dtype of its rows, and chooses as a ``Router`` says."""
+
+    def __init__(self, router: Router, weights: RouterWeights, act: Any = None):
+        super().__init__()
+        self.router, self.weights, self.act = router, weights, act
+        self.n_group, self.topk_group = router.num_groups, router.top_groups
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        flat = rows.flatten(0, 1)
+        logits = flat @ self.weights.weight.to(flat.dtype).T
+        logits = logits if self.weights.bias is None else logits + self.weights.bias.to(flat.dtype)
+        correction = None if self.weights.correction is None else self.weights.correction.double()
+        chosen, weights = choose(self.router, correction, logits.double() if self.act is None else self.act(logits))
+        weights = (weights * self.router.scale).to(flat.dtype)
+        return current_hooks().run_experts(self, flat, chosen, weights)  # type: ignore[arg-type]
+
+
+def router_of(kind: RouterKind, is_normalised: int, num_groups: int = 1, scale: float = 1.0) -> Router:
+    matrix = Matrix(outputs=EXPERTS, inputs=HIDDEN)
+    return Router(matrix, None, None, kind, TOP_K, num_groups, max(1, num_groups // 2), is_normalised, scale)
+
+
+def weights_of(*, is_corrected: bool = False, factor: float = 1.0) -> RouterWeights:
+    random = torch.Generator().manual_seed(1)
+    weight = torch.randn((EXPERTS, HIDDEN), generator=random).bfloat16().float() * factor
+    correction = torch.randn(EXPERTS, generator=random) * 0.1 if is_corrected else None
+    return RouterWeights(weight, None, correction, torch.sigmoid)
+
+
+def find(block: Block, dtype: torch.dtype) -> Router:
+    correction = None if block.weights.correction is None else block.weights.correction.double()
+    unknown = Router(block.router.matrix, None, None, 0, TOP_K, 1, 1, 0, 1.0)
+    return find_router_kind(unknown, block, correction, run_trial(block, block.weights, dtype), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kind", "is_normalised", "is_corrected", "num_groups", "scale"), KINDS)
+def test_the_router_that_is_found_weights_experts_alike(
+    kind: RouterKind, is_normalised: int, is_corrected: bool, num_groups: int, scale: float, dtype: torch.dtype
+) -> None:
+    wanted = router_of(kind, is_normalised, num_groups, scale)
+    block = Block(wanted, weights_of(is_corrected=is_corrected))
+    found = find(block, dtype)
+    correction = None if block.weights.correction is None else block.weights.correction.double()
+    logits = torch.randn((50, EXPERTS), generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    (chosen, weights), (own_chosen, own) = (choose(each, correction, logits) for each in (wanted, found))
+    assert torch.equal(own_chosen, chosen)
+    torch.testing.assert_close(own, weights)
+    assert found.scale == pytest.approx(scale, rel=5e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e3])
+@pytest.mark.parametrize("is_normalised", [0, 1])
+def test_flat_and_peaked_routers_show_whether_weights_are_normalised(is_normalised: int, factor: float) -> None:
+    block = Block(router_of(RouterKind.SOFTMAX_FIRST, is_normalised), weights_of(factor=factor))
+    assert find(block, torch.bfloat16).is_normalised == is_normalised
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_router_of_zeros_is_refused(dtype: torch.dtype) -> None:
+    block = Block(router_of(RouterKind.SOFTMAX_FIRST, 1), weights_of(factor=0.0))
+    with pytest.raises(UnsupportedLayerError, match="same scores"):
+        find(block, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("act", [lambda x: x.double() * 1.1, lambda x: x.double().tanh(), lambda x: -x.double()])
+def test_a_router_that_changes_its_logits_first_is_refused(act: Any, dtype: torch.dtype) -> None:
+    block = Block(router_of(RouterKind.SOFTMAX_FIRST, 1), weights_of(), act)
+    with pytest.raises(UnsupportedLayerError, match="another way"):
+        find(block, dtype)
+
+
+@pytest.mark.parametrize(
+    ("num_groups", "top_groups"), [(0, 1), (-4, 1), (3, 1), (16, 8), (2**31, 1), (4, 0), (4, 5), (8, 1), (1, 2)]
+)
+def test_groups_that_experts_cannot_have_are_refused(num_groups: int, top_groups: int) -> None:
+    block = Block(router_of(RouterKind.SIGMOID, 1), weights_of())
+    block.n_group, block.topk_group = num_groups, top_groups
+    with pytest.raises(UnsupportedLayerError, match=f"from {top_groups} of {num_groups} groups of {EXPERTS}"):
+        find(block, torch.float32)
