@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from llguidance.gbnf_to_lark import any_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -23,7 +23,8 @@ from server.engine.interface import GrammarSpec
 
 MAX_CHOICES = 1_000
 MAX_GRAMMAR = 1 << 16  # characters
-LARK_OPTIONS = re.compile(r"(?m)^\s*%llguidance.*$")  # the engine has its own
+LARK = re.compile(r"(?m)^[^\S\n]*(%llguidance\b|start\s*:)")  # llguidance's own takes a minute for 65,536 line breaks
+LARK_OPTIONS = re.compile(r"(?m)^[^\S\n]*%llguidance.*$")  # the engine has its own
 
 
 def schema_of(value: object) -> object:
@@ -37,7 +38,7 @@ def schema_of(value: object) -> object:
 def lark_of(grammar: str) -> str:
     """Convert a grammar in GBNF to Lark; one in Lark stays as it is."""
     try:
-        return LARK_OPTIONS.sub("", any_to_lark(grammar)).strip()
+        return LARK_OPTIONS.sub("", grammar if LARK.search(grammar) else gbnf_to_lark(grammar)).strip()
     except Exception as error:  # noqa: BLE001  it raises bare ones for rules that are missing, or come twice
         raise ValueError(f"must be a grammar in GBNF or Lark: {' '.join(str(error).split())}") from None
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from server.model.lora.errors import AdapterError
+from server.model.lora.name_patterns import NamePatterns
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 16 << 20
@@ -35,6 +36,44 @@ REFUSED = {
 # Initialisations that change the base weights, too.
 CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
+Value = TypeVar("Value")
+
+
+class ModuleSettings(Generic[Value]):
+    """Values of a setting that differs between modules, by patterns of their names.
+
+    Raises:
+        AdapterError: the setting is no object, has an invalid value, or a pattern that can't be matched.
+    """
+
+    def __init__(
+        self, path: Path, setting: str, values: Mapping[str, Any], check: Callable[[Path, str, Any], Value]
+    ) -> None:
+        self._path, self._setting = path, setting
+        given = values.get(setting) or {}
+        if not isinstance(given, dict):
+            raise AdapterError(f"{path}: '{setting}' must be an object")
+        self._values = {pattern: check(path, f"{setting}.{pattern}", value) for pattern, value in given.items()}
+        with self._naming_file():
+            self._patterns = NamePatterns(self._values)
+
+    def of(self, name: str, default: Value) -> Value:
+        """Return the value for a module.
+
+        Raises:
+            AdapterError: a pattern is too complex to match.
+        """
+        with self._naming_file():
+            pattern = self._patterns.find(name)
+        return default if pattern is None else self._values[pattern]
+
+    @contextmanager
+    def _naming_file(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise AdapterError(f"{self._path}: '{self._setting}' has the pattern {error}") from error
+
 
 @dataclass(frozen=True)
 class PeftConfig:
@@ -43,18 +82,26 @@ class PeftConfig:
     rank: int
     alpha: float
     uses_rslora: bool
-    rank_pattern: Mapping[str, int]
-    alpha_pattern: Mapping[str, float]
+    ranks: ModuleSettings[int]
+    alphas: ModuleSettings[float]
     target_parameters: Sequence[str]
     base_model: str | None  # a hint
 
     def rank_of(self, name: str) -> int:
-        """Return the rank of a module or parameter."""
-        return self.rank_pattern.get(_pattern_of(self.rank_pattern, name), self.rank)
+        """Return the rank of a module or parameter.
+
+        Raises:
+            AdapterError: a pattern is too complex to match.
+        """
+        return self.ranks.of(name, self.rank)
 
     def scale_of(self, name: str, rank: int) -> float:
-        """Return the factor of a matrix's additions."""
-        alpha = self.alpha_pattern.get(_pattern_of(self.alpha_pattern, name), self.alpha)
+        """Return the factor of a matrix's additions.
+
+        Raises:
+            AdapterError: a pattern is too complex to match.
+        """
+        alpha = self.alphas.of(name, self.alpha)
         return alpha / math.sqrt(rank) if self.uses_rslora else alpha / rank
 
 
@@ -89,8 +136,8 @@ def read_peft_config(path: Path) -> PeftConfig:
         _rank(path, "r", values.get("r")),
         _alpha(path, "lora_alpha", values.get("lora_alpha")),
         values.get("use_rslora") is True,
-        {key: _rank(path, f"rank_pattern.{key}", rank) for key, rank in _patterns(path, "rank_pattern", values)},
-        {key: _alpha(path, f"alpha_pattern.{key}", alpha) for key, alpha in _patterns(path, "alpha_pattern", values)},
+        ModuleSettings(path, "rank_pattern", values, _rank),
+        ModuleSettings(path, "alpha_pattern", values, _alpha),
         parameters,
         base if isinstance(base, str) else None,
     )
@@ -115,20 +162,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _patterns(path: Path, setting: str, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    patterns = values.get(setting) or {}
-    if not isinstance(patterns, dict):
-        raise AdapterError(f"{path}: '{setting}' must be an object")
-    for key in patterns:
-        try:
-            re.compile(_whole(key))
-        except (re.error, RecursionError) as error:
-            raise AdapterError(
-                f"{path}: '{setting}' has the pattern {key!r}, which is no regular expression"
-            ) from error
-    return list(patterns.items())
-
-
 def _rank(path: Path, setting: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= MAX_RANK:
         raise AdapterError(f"{path}: '{setting}' is {value!r}; ranks from 1 to {MAX_RANK} are supported")
@@ -139,12 +172,3 @@ def _alpha(path: Path, setting: str, value: Any) -> float:
     if type(value) not in {int, float} or not abs(value) <= MAX_ALPHA:
         raise AdapterError(f"{path}: '{setting}' is {value!r}; it must be a number of at most {MAX_ALPHA:g}")
     return float(value)
-
-
-def _pattern_of(patterns: Mapping[str, Any], name: str) -> str:
-    """Return the pattern that matches a name, as ``peft.utils.other.get_pattern_key`` does, or the name itself."""
-    return next((key for key in patterns if re.match(_whole(key), name)), name)
-
-
-def _whole(pattern: str) -> str:
-    return rf"(.*\.)?({pattern})$"

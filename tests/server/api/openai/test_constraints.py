@@ -1,6 +1,7 @@
 """vLLM's and llama.cpp's fields that constrain a reply."""
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -108,6 +109,13 @@ def takes():
 def test_grammars_allow_what_their_field_says(takes, grammar, good, bad):
     assert takes(grammar, good)
     assert not takes(grammar, bad)
+
+
+@pytest.mark.parametrize("text", ["\n" * 65_536, 'start: "x"' + "\n" * 65_000, "start" + " " * 65_000 + "x"])
+@pytest.mark.timeout(10)
+def test_empty_lines_of_a_grammar_take_no_time(text):
+    with suppress(ValueError):
+        lark_of(text)
 
 
 def test_a_constraint_holds_beside_optional_calls(takes):
