@@ -17,6 +17,7 @@ from server.api.core.routing import ROUTING_HEADER
 from server.api.core.service import Service
 from server.api.error_handlers import add_error_handlers, answer_error
 from server.api.middleware.host_check import HostMiddleware
+from server.api.middleware.panic_handler import PanicMiddleware
 from server.api.middleware.rate_limit import RateLimitMiddleware
 from server.api.middleware.request_id import REQUEST_ID_HEADER, RequestIdMiddleware
 from server.api.middleware.request_observer import RequestObserverMiddleware
@@ -54,6 +55,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     app.state.service = service
     # Redirecting would send the API key again, behind a proxy perhaps over http instead of https.
     app.router.redirect_slashes = False
+    app.add_middleware(PanicMiddleware)  # the innermost, since others handle exceptions
     app.add_middleware(RateLimitMiddleware)
     if service.host_rules.origins:
         app.add_middleware(

@@ -41,6 +41,7 @@ from server.engine.submission_queue import SubmissionQueue
 from server.engine.text.detokenizer import Detokenizer
 from server.engine.text.stop_strings import TextAssembler
 from server.model.step import StepOutput
+from server.panics import panics_as_errors
 
 STOPPING = "the server is shutting down"
 RECLAIM_SECONDS = 1.0
@@ -202,7 +203,8 @@ class Engine:
             return
         self.statistics.prompt_tokens += sum(item.num_tokens for item in step if item.sequence.num_generated == 0)
         try:
-            events = postprocess(step, result, self._blocks, self._eos_token_ids)
+            with panics_as_errors():
+                events = postprocess(step, result, self._blocks, self._eos_token_ids)
             self._publisher.publish(events, self.clock())
         except RuntimeError as error:
             self._publisher.fail_step(step, error)
@@ -211,10 +213,11 @@ class Engine:
         error: EngineError = EngineUnavailableError(STOPPING)
         self.statistics.is_alive = True
         try:
-            while self._wait_for_work():
-                self._deadlines.begin_step()
-                self.step()
-                self._deadlines.end_step()
+            with panics_as_errors():
+                while self._wait_for_work():
+                    self._deadlines.begin_step()
+                    self.step()
+                    self._deadlines.end_step()
         except Exception:
             log.exception("the engine died")
             error = GenerationFailedError("the engine died; see the server's log")

@@ -14,6 +14,7 @@ from server.engine.latency_recording import record_stalls
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled
 from server.model.step import SequenceChunk, StepOutput
+from server.panics import panics_as_errors
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class StepExecutor:
 
     def _try_run(self, step: Step) -> StepOutput | Exception:
         try:
-            return self._run(step)
+            with panics_as_errors():
+                return self._run(step)
         except (ExpertStoreError, RuntimeError) as error:
             return error
 

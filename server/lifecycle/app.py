@@ -30,6 +30,7 @@ from server.lifecycle.tracing_setup import open_tracing
 from server.loading.bundled_weights import ADAPTERS, with_bundled_adapters
 from server.loading.load import LoadedServer, load_server
 from server.observability.logging import QueryFilter
+from server.panics import panics_as_errors
 from server.settings import ServeSettings
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ def _load_in_thread(model: str | None, settings: ServeSettings) -> asyncio.Futur
 
     def load() -> None:
         try:
-            result = load_server(model, settings)
+            with panics_as_errors():
+                result = load_server(model, settings)
         except Exception as error:  # noqa: BLE001  raised where the future is awaited
             loop.call_soon_threadsafe(settle, None, error)
         else:

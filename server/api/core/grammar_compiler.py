@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from server.api.core.errors import InvalidRequestError, ServiceUnavailableError
 from server.engine.interface import Grammar, GrammarSpec, TextCodec
+from server.panics import panics_as_errors
 
 MAX_SECONDS = 5.0
 MAX_COMPILING = 2  # at a time; each has a thread
@@ -87,7 +88,8 @@ class _Compilation:
     def _compile(self, loop: asyncio.AbstractEventLoop, result: "asyncio.Future[Grammar]") -> None:
         grammar, error = None, None
         try:
-            grammar = self._codec.compile_grammar(self._spec)
+            with panics_as_errors():
+                grammar = self._codec.compile_grammar(self._spec)
         except Exception as caught:  # noqa: BLE001  raised in the waiting requests
             error = caught
 

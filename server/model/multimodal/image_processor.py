@@ -20,6 +20,7 @@ from server.model.errors import ModelError
 from server.model.multimodal.prompt_media import PromptMedia
 from server.model.text.chat_template import GENERATION_PROMPT, ChatEnd, apply_chat_template
 from server.model.text.tokenizer import ChatTemplateError, check_options
+from server.panics import panics_as_errors
 
 NOT_OF_MEDIA = {"input_ids", "attention_mask"}
 
@@ -44,7 +45,8 @@ class MediaProcessor:
         if "vision_config" not in find_model_class(text_model_config(config)).config_class.sub_configs:
             raise NoImagesError("the model takes no images")
         try:
-            self._processor = _load(folder, config)
+            with panics_as_errors():
+                self._processor = _load(folder, config)
         except Exception as error:  # transformers' processors check their settings in many ways
             raise NoImagesError(f"the checkpoint's image processor can't be used: {_reason(error, folder)}") from error
         writer = text_model_config(config)
@@ -92,9 +94,10 @@ class MediaProcessor:
                     end=end,
                     **options,
                 )
-                made = self._processor(
-                    text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
-                )
+                with panics_as_errors():
+                    made = self._processor(
+                        text=[text], images=list(images), add_special_tokens=False, return_tensors=self._tensors
+                    )
                 inputs = {  # some processors return lists for some inputs
                     name: value if isinstance(value, list) else torch.as_tensor(value)
                     for name, value in made.items()

@@ -73,6 +73,13 @@ def _parts(decoder: dict[str, Any]) -> list[dict[str, Any]]:
     return [part for inner in decoder["decoders"] for part in _parts(inner)]
 
 
+def has_regular_expression(tokenizer: Tokenizer | None) -> bool:
+    """Return True if the decoder matches a regular expression, which the library does with the interpreter locked."""
+    if tokenizer is None or tokenizer.decoder is None:
+        return False
+    return any("Regex" in part.get("pattern", ()) for part in _parts(json.loads(tokenizer.decoder.__getstate__())))
+
+
 class TokenBytes:
     """The bytes of tokens; an id without a token has none."""
 

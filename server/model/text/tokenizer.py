@@ -19,8 +19,9 @@ from server.model.text.chat_template import (
     renders_itself,
     shared_renderer,
 )
-from server.model.text.token_bytes import TokenBytes, decoder_rules
+from server.model.text.token_bytes import TokenBytes, decoder_rules, has_regular_expression
 from server.model.text.tool_template import ToolTemplate
+from server.panics import panics_as_errors
 
 RENDER_ERRORS = (
     jinja2.TemplateError,
@@ -83,10 +84,16 @@ class Tokenizer:
 
     def __init__(self, folder: Path, max_tokens: int | None = None, chat_template: str | None = None):
         try:
-            self._tokenizer = _load(folder)
+            with panics_as_errors():
+                self._tokenizer = _load(folder)
         except Exception as error:  # the tokenizers library raises plain exceptions
             lines = str(error).strip().splitlines()
-            raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else error!r}") from error
+            raise ModelError(f"{folder.name} has no usable tokenizer: {lines[0] if lines else repr(error)}") from error
+        if has_regular_expression(getattr(self._tokenizer, "backend_tokenizer", None)):
+            raise ModelError(
+                f"{folder.name} has no usable tokenizer: its decoder replaces by a regular expression, whose time the "
+                "server can't bound"
+            )
         if chat_template is not None:
             if renders_itself(self._tokenizer):
                 raise ModelError(
@@ -108,11 +115,13 @@ class Tokenizer:
         """Return the number of token ids."""
         return len(self._tokenizer)
 
+    @panics_as_errors()
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Encode a plain text, by default with the special tokens that the model expects at its start.
 
         Raises:
             TextTooLongError: the text can't fit the context.
+            PanicError: the tokenizers library panicked.
         """
         self.check_length(text)
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
@@ -122,6 +131,7 @@ class Tokenizer:
         if self._tokenizer.chat_template is not None:
             shared_renderer().start()
 
+    @panics_as_errors()
     def check_length(self, text: str) -> None:
         """Refuse a text that is too long before it is encoded, which would hold the interpreter's lock for long.
 
@@ -193,13 +203,19 @@ class Tokenizer:
             raise ChatTemplateError(f"the model's chat template refuses the messages: {error}") from error
         return text
 
+    @panics_as_errors()
     def names(self, token_ids: list[int]) -> list[str]:
         """Return tokens in the vocabulary's own spelling."""
         names: list[str] = self._tokenizer.convert_ids_to_tokens(token_ids)
         return names
 
+    @panics_as_errors()
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
-        """Decode tokens to text, by default without special tokens."""
+        """Decode tokens to text, by default without special tokens.
+
+        Raises:
+            PanicError: the tokenizers library panicked.
+        """
         text: str = self._tokenizer.decode(
             token_ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
         )

@@ -312,6 +312,25 @@ def test_a_dead_engine_ends_every_stream_and_accepts_no_more() -> None:
     run(rig, scenario)
 
 
+def test_a_panic_during_a_step_ends_only_the_faulty_request() -> None:
+    class Panic(BaseException):
+        """As ``pyo3_runtime.PanicException``."""
+
+    def panic() -> None:
+        raise Panic
+
+    rig = Rig()
+
+    async def scenario() -> None:
+        rig.model.before_step = panic
+        with pytest.raises(GenerationFailedError):
+            await collect(rig.submit(b"unlucky", 5))
+        rig.model.before_step = lambda: None
+        assert await collect(rig.submit(b"lucky", 5)) == continuation(b"lucky", 5)
+
+    run(rig, scenario)
+
+
 def test_stopping_ends_open_streams_with_an_error() -> None:
     rig = Rig()
     gate = threading.Event()
