@@ -69,7 +69,7 @@ LLAMA4 = {
     "floor_scale": 3,
 }
 SPARSE = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
-STEP = {**WINDOWS, **SPARSE, "num_sliding_attention_heads": 6, "share_expert_dim": 24}
+STEP = {**WINDOWS, **SPARSE, "num_sliding_attention_heads": 6, "share_expert_dim": 32}
 GEMMA4 = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "enable_moe_block": True,

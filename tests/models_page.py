@@ -103,9 +103,9 @@ The folder must have a `tokenizer.json`. Any other type that transformers lacks 
 Greenroom also serves checkpoints in the quantised formats below. The tests use a tiny checkpoint of each format, with
 the published layout and config. Logits and greedy text equal those of transformers with the weights as the format's own
 library dequantises them: transformers for MXFP4 and FP8, compressed-tensors for its own formats and for AWQ, and an
-independent implementation of the definition for GPTQ. MXFP4 is tested with `gpt_oss`, every other format with
-`qwen3_moe`, the usual ones with `mixtral` and `deepseek_v3`, and FP8 with families that have other tensors
-(`tests/server/model/quantised/test_checkpoints.py`).
+independent implementation of the definition for GPTQ and for Model Optimizer's NVFP4. MXFP4 is tested with `gpt_oss`,
+every other format with `qwen3_moe`, the usual ones with `mixtral` and `deepseek_v3`, and FP8 and NVFP4 with families
+that have other tensors (`tests/server/model/quantised/test_checkpoints.py`).
 
 Experts stay quantised in their slots, so a budget holds two to four times as many. Weights are dequantised exactly
 while an expert runs. The table compares one expert of Qwen3-30B-A3B's size and bfloat16 rows with the same expert in
@@ -120,6 +120,8 @@ bfloat16, on one thread of a machine with AVX-512 ([log.md](log.md)).
 | | int-quantized of 8 bits | 0.50 | 0.3 | 1.4 |
 | | float-quantized | 0.50 | 3.1 | 2.4 |
 | | nvfp4-pack-quantized, mxfp4-pack-quantized | 0.28 | 4.2 | 3.2 |
+| `modelopt` | FP8 of matrices, outputs or blocks, MXFP8 | 0.50 | 3.1 | 2.4 |
+| | NVFP4 (W4A4, W4A8, W4A16), MXFP4; several in one model (MIXED_PRECISION) | 0.28 | 4.2 | 3.2 |
 | `awq` | 4 bits of the GEMM kernel | 0.28 | 0.5 | 2.7 |
 | `gptq` | 4 bits, both versions of zeros, `desc_act` too | 0.28 | 0.5 | 2.7 |
 | | 8 bits | 0.51 | 2.3 | 1.9 |
@@ -135,12 +137,12 @@ of the bfloat16 checkpoint, unless `greenroom pack --trunk` packed it. Checkpoin
 in bfloat16 where that is fast.
 
 **Ignored.** Activations are not quantised, even if a checkpoint asks for it (`activation_scale`, `input_scale`, a
-scheme for the KV cache); only the weights are used.
+scheme for the KV cache and its scales); only the weights are used.
 
-**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, ModelOpt but for its FP8, and
-every other method; 2 and 3 bits; AWQ for other kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for
-single modules; sparse or rotated compressed-tensors; FP4 experts of DeepSeek-V4; missing parts and parts of the wrong
-shape.
+**Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, and every other method; integers
+of ModelOpt, and its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
+kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated compressed-tensors;
+FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape.
 
 **Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family

@@ -13,7 +13,7 @@ Activations are not quantised: weights are dequantised, and the settings for act
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -22,7 +22,7 @@ from server.kernels.formats import fp4, repack_int4
 from server.model.quantised.fp8 import Block, fp8_matrix, fp8_specs
 from server.model.quantised.ints import BYTE_MIDDLE, WIDTH, IntTensors, int_matrix, int_specs, unpack
 from server.model.quantised.matrix import SlotTensor, Specs, StoredMatrix, expect, require
-from server.model.quantised.mxfp4 import fp4_matrix, fp4_specs
+from server.model.quantised.mxfp4 import fp4_specs, packed_fp4_matrix
 
 PACKED = ".weight_packed"
 UNPACKED = (torch.int8, torch.float8_e4m3fn)
@@ -141,12 +141,8 @@ class CompressedTensors:
 
 
 def _fp4(codes: TensorSource, parts: Mapping[str, TensorSource]) -> StoredMatrix:
-    out_features, width = codes.shape
     scale, divisor = parts["weight_scale"], parts.get("weight_global_scale")
-    group = MXFP4_GROUP if divisor is None else NVFP4_GROUP
-    expect(scale, (out_features, width * 2 // group), codes)
-    blocks = replace(codes, shape=(out_features, width * 2 // group, group // 2))
-    matrix = fp4_matrix(blocks, scale)
+    matrix = packed_fp4_matrix(codes, scale, MXFP4_GROUP if divisor is None else NVFP4_GROUP)
     if divisor is None:
         return matrix
     expect(divisor, (1,), codes)

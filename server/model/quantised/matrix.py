@@ -171,7 +171,7 @@ def _stored(scheme: Scheme, name: str, codes: TensorSource, parts: Mapping[str, 
     if len(codes.shape) != scheme.dimensions + 1:
         raise CheckpointError(f"{codes.name} is quantised, but its shape {list(codes.shape)} is not that of a matrix")
     for part in parts.values():
-        if part.shape[:1] != codes.shape[:1]:
+        if part.shape[:1] != codes.shape[:1] and not _is_shared(part):
             raise CheckpointError(
                 f"{part.name} has shape {list(part.shape)}; its first dimension should be {codes.shape[0]}, as that of "
                 f"{codes.name}"
@@ -187,6 +187,13 @@ def _transpose(tensor: SlotTensor, read: Sequence[torch.Tensor]) -> torch.Tensor
     return tensor.made(read).mT.contiguous()
 
 
+def _is_shared(part: TensorSource) -> bool:
+    """Return True for one number for all experts."""
+    return part.shape in {(), (1,)}
+
+
 def _of_expert(source: TensorSource, expert: int) -> TensorSource:
+    if _is_shared(source):
+        return source
     part = source.leading_part(expert, source.shape[0])
     return TensorSource(part.name, part.dtype, part.shape[1:], part.extent)

@@ -45,6 +45,14 @@ def fp4_specs(out_features: int, in_features: int, group: int, scale_dtype: torc
     }
 
 
+def packed_fp4_matrix(codes: TensorSource, scales: TensorSource, group: int) -> StoredMatrix:
+    """Build the matrix of codes ``(out, in / 2)``, two per byte, and scales ``(out, in / group)``."""
+    out_features, width = codes.shape
+    num_groups = width * 2 // group
+    expect(scales, (out_features, num_groups), codes)
+    return fp4_matrix(replace(codes, shape=(out_features, num_groups, group // 2)), scales)
+
+
 def fp4_matrix(codes: TensorSource, scales: TensorSource) -> StoredMatrix:
     """Build the matrix of blocks ``(out, groups, group / 2)`` and scales ``(out, groups)``."""
     out_features, groups, half = codes.shape

@@ -12,19 +12,22 @@ from transformers import PreTrainedConfig
 
 from expert_store import read_json_object
 from server.model.errors import ModelError
+from server.model.quantised import modelopt
 from server.model.quantised.compressed_tensors import CompressedTensors, Weights
 from server.model.quantised.fp8 import MICROSCALING, Fp8
 from server.model.quantised.gptq import Awq, Gptq
 from server.model.quantised.matrix import Scheme
+from server.model.quantised.modelopt import ModelOpt, algorithms
 from server.model.quantised.mxfp4 import Mxfp4
 
-INSTEAD = "use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
+INSTEAD = "use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
 INTEGER_BITS = (4, 8)
 FULL_BITS = 16  # of weights or activations that are not quantised
 DEFAULT_BLOCK = (128, 128)  # of float8, if the config does not name one
 GPTQ_FORMATS = ("gptq", "gptq_v2")
 WITHOUT_GROUPS = ("channel", "tensor", "block")
 PACKED_FORMATS = ("pack-quantized", "mixed-precision")
+MODELOPT = ("modelopt", "modelopt_fp4", "modelopt_mixed", "modelopt_mxfp8")  # names in configs
 MODELOPT_FILE, QUANTO_FILE = "hf_quant_config.json", "quanto_qmap.json"
 FORMATS = (
     *PACKED_FORMATS,
@@ -90,7 +93,7 @@ def find_scheme(config: PreTrainedConfig, name: str) -> Scheme | None:
         "fp8": _fp8,
         "mxfp8": _fp8,
         "compressed-tensors": _compressed_tensors,
-        "modelopt": _modelopt,
+        **dict.fromkeys(MODELOPT, _modelopt),
         "gptq": _gptq,
         "awq": _awq,
         "auto-round": _auto_round,
@@ -120,10 +123,11 @@ def _fp8(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
 
 
 def _modelopt(given: Mapping[str, Any], _: torch.dtype) -> Scheme:
-    algorithm = given.get("quant_algo")
-    if algorithm != "FP8":
-        raise _UnsupportedError(f"as {algorithm}")
-    return Fp8(None)
+    found = algorithms(given)
+    unknown = sorted({*found} - modelopt.FORMATS.keys())
+    if unknown or not found:
+        raise _UnsupportedError(f"as {', '.join(unknown) or given.get('quant_algo')}")
+    return ModelOpt(of_experts=found[0])
 
 
 def _gptq(given: Mapping[str, Any], _: torch.dtype) -> Scheme:

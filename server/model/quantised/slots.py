@@ -67,14 +67,18 @@ def _out_in(
 ) -> StoredMatrix | None:
     """Bring a matrix into the form ``(out, in)``, whatever the checkpoint has; None if that is impossible."""
     if matrix.is_out_in:
-        return matrix if is_stack(converter) else None
+        return matrix if is_stack(converter) or _is_transposition(converter) else None
     transposes = is_transposed
     if not is_stack(converter):
-        assert converter is not None
-        operation = converter.operations[0]
-        if len(converter.operations) > 1 or not isinstance(operation, Transpose):
+        if converter is None or not _is_transposition(converter):
             return None
+        operation = converter.operations[0]
         transposes ^= not (operation.check_dims and matrix.shape == shape)
     if not transposes:
         return matrix
     return matrix.transposed() if matrix.can_transpose else None
+
+
+def _is_transposition(converter: WeightConverter | None) -> bool:
+    """Return True if an expert's parameter is its only source, transposed."""
+    return converter is not None and [type(operation) for operation in converter.operations] == [Transpose]

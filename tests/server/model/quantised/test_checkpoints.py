@@ -12,6 +12,7 @@ from expert_store import ExpertStore, least_bytes
 from server.model.checkpoint.trunk_loader import load_trunk
 from tests.checkpoints import load_transformers_model, save_checkpoint
 from tests.families import make_config
+from tests.modelopt import mixed, nvfp4
 from tests.quantise import BLOCK, GROUP, awq, compressed_tensors, fp8, gptq, modelopt, mxfp4, publish
 from tests.server.model.checkpoint.test_packing import logits_of, pack
 from tests.server.model.test_parity import NEW_TOKENS, PROMPTS, TOLERANCE, generate
@@ -59,6 +60,9 @@ FORMATS = {
         strategy="group",
         group_size=32,
     ),
+    "modelopt nvfp4": nvfp4,
+    "modelopt transposed nvfp4": partial(nvfp4, is_transposed=True),
+    "modelopt fp8 and nvfp4": mixed,
     "awq": awq,
     "gptq": gptq,
     "gptq v2": partial(gptq, layout="gptq_v2"),
@@ -67,8 +71,10 @@ FORMATS = {
     "gptq int8 in another order": partial(gptq, 8, has_order=True),
 }
 SERVED = [
-    *(("qwen3_moe", name) for name in FORMATS if name != "mxfp4"),
-    ("gpt_oss", "mxfp4"),
+    *(("qwen3_moe", name) for name in FORMATS if name not in {"mxfp4", "modelopt transposed nvfp4"}),
+    *(("gpt_oss", name) for name in ("mxfp4", "modelopt transposed nvfp4")),
+    ("llama4_text", "modelopt transposed nvfp4"),
+    *((model_type, "modelopt nvfp4") for model_type in ("deepseek_v3", "step3p7", "gemma4_text", "qwen3_vl_moe")),
     *(("mixtral", name) for name in ("fp8", "ct int4", "awq", "gptq")),
     *(("deepseek_v3", name) for name in ("fp8", "ct int4", "awq", "gptq")),
     ("minimax_m2", "fp8"),
@@ -103,8 +109,9 @@ def test_a_quantised_checkpoint_gives_the_results_of_its_dequantised_weights(
     """With the smallest cache, in one ragged batch with chunked prompts."""
     config = make_config(model_type)
     if name.endswith("fp4"):  # their groups are larger
-        config.hidden_size = 64
-        config.intermediate_size = config.moe_intermediate_size = 32
+        text = config.get_text_config()
+        text.hidden_size = 64
+        text.intermediate_size = text.moe_intermediate_size = 32
     plain = save_checkpoint(config, tmp_path / "plain")
     quantised, reference = publish(plain, tmp_path, FORMATS[name]())
     trunk = load_trunk(quantised, torch.float32)

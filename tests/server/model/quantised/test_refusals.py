@@ -20,7 +20,7 @@ from tests.quantise import GROUP, Published, awq, compressed_tensors, edit_confi
 pytestmark = pytest.mark.slow
 
 EXPERT, TRUNK = "model.layers.1.mlp.experts.3.up_proj", "model.layers.0.self_attn.q_proj"
-INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, fp8, compressed-tensors, AWQ or GPTQ"
+INSTEAD = "; use the bf16 checkpoint, or one in mxfp4, nvfp4, fp8, compressed-tensors, AWQ or GPTQ"
 WEIGHTS = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
 GROUPS = {"config_groups": {"group_0": {"targets": ["Linear"], "weights": WEIGHTS}}, "format": "pack-quantized"}
 
@@ -42,7 +42,6 @@ def groups(*weights: dict[str, Any]) -> dict[str, Any]:
             ({"quant_method": method}, f"by {method}, which is not supported")
             for method in ("bitsandbytes", "gguf", "aqlm", "hqq", "quark", "quanto", "nonesuch")
         ),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "by modelopt as NVFP4, which is not supported"),
         ({"load_in_4bit": True}, "by an unknown method, which is not supported"),
         ({"quant_method": "gptq", "bits": 3, "group_size": 128}, "by gptq with 3 bits, which is not supported"),
         (
@@ -232,8 +231,8 @@ def test_an_expert_with_unequal_groups_is_named_when_it_is_read(tmp_path: Path) 
     [
         (
             "hf_quant_config.json",
-            '{"quantization": {"quant_algo": "NVFP4"}}',
-            "is quantised by modelopt as NVFP4",
+            '{"quantization": {"quant_algo": "W4A16_AWQ"}}',
+            "is quantised by modelopt as W4A16_AWQ",
         ),
         ("hf_quant_config.json", "{}", "is quantised by modelopt as None, which is not supported"),
         ("quanto_qmap.json", "{}", "is quantised by quanto, which is not supported"),

@@ -15,6 +15,7 @@ from server.model.checkpoint.weight_formats import WeightFormat
 from server.model.dtype import compute_dtype
 from tests.checkpoints import save_checkpoint
 from tests.families import make_config
+from tests.modelopt import mixed
 from tests.quantise import GROUP, awq, compressed_tensors, edit_config, fp8, gptq, mxfp4, publish
 from tests.server.inspection.test_inspect import SETTINGS, headers_of
 from tests.server.model.checkpoint.test_packing import logits_of, pack
@@ -30,6 +31,7 @@ FORMATS = {
     "fused fp8": ("gemma4_text", fp8),
     "ct int4": ("qwen3_moe", INT4),
     "ct int8": ("mixtral", partial(compressed_tensors, "int-quantized", num_bits=8, strategy="channel")),
+    "modelopt": ("qwen3_moe", mixed),
     "awq": ("deepseek_v3", awq),
     "gptq": ("qwen3_moe", partial(gptq, has_order=True)),
 }
@@ -39,8 +41,9 @@ EACH = pytest.mark.parametrize("name", FORMATS)
 def checkpoints(name: str, folder: Path) -> tuple[Path, Path]:
     model_type, published = FORMATS[name]
     config = make_config(model_type)
-    if name == "mxfp4":
-        config.hidden_size, config.intermediate_size = 64, 32
+    if name in {"mxfp4", "modelopt"}:
+        config.hidden_size = 64
+        config.intermediate_size = config.moe_intermediate_size = 32
     quantised, reference = publish(save_checkpoint(config, folder / "plain"), folder, published())
     edit_config(quantised, dtype="bfloat16")  # the dtype of its scales
     return quantised, reference
