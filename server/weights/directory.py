@@ -192,9 +192,8 @@ class Directory:
         if routing.adapters is None:
             names = [each for each in allowed if each not in fixed and not registry.reason_against_tokens(each)]
             if not names:
-                raise RequestRefusedError(
-                    "no adapter can be chosen by token: load one that adds to linear layers only", "routing"
-                )
+                others = [each for each in allowed if each not in fixed]
+                raise RequestRefusedError(_none_by_token(registry, others), "routing")
             if len(names) > MAX_ROUTED:
                 raise RequestRefusedError(
                     f"{len(names)} adapters can be chosen by token, more than {MAX_ROUTED}: name those to choose from",
@@ -210,3 +209,12 @@ class Directory:
             if reason is not None:
                 raise RequestRefusedError(f"the adapter {each!r} can't be chosen by token: {reason}", field)
         return sorted(routing.adapters)
+
+
+def _none_by_token(registry: AdapterRegistry, names: Collection[str]) -> str:
+    """Say why no adapter can be chosen by token, and which model chooses by token all the same."""
+    gates = [each for each in names if isinstance(registry.find(each), GateVersion)]
+    reasons = {each: registry.reason_against_tokens(each) for each in names if each not in gates}
+    first = next((f" {name!r} can't, since {reason};" for name, reason in reasons.items()), "")
+    instead = f"ask for the model {gates[0]!r}, whose gate chooses by token, or " if gates else ""
+    return f"no adapter can be chosen by token:{first} {instead}load an adapter that adds to linear layers only"

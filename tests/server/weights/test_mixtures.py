@@ -79,6 +79,20 @@ def test_a_mixture_is_no_adapter_of_a_request(rig: Rig) -> None:
         rig.directory.resolve("mix:law")
 
 
+def test_where_no_adapter_can_be_chosen_by_token_the_reason_and_a_mixture_are_named(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig.load("safe", 3.0)
+    registry, known = rig.registry, rig.registry.reason_against_tokens
+    monkeypatch.setattr(registry, "reason_against_tokens", lambda name: known(name) or "it adds to routed experts")
+    told = (
+        "no adapter can be chosen by token: 'safe' can't, since it adds to routed experts; ask for the model 'mix', "
+        "whose gate chooses by token, or load an adapter that adds to linear layers only"
+    )
+    with pytest.raises(RequestRefusedError, match=f"^{told}$"):
+        rig.directory.resolve(None, routing=TokenRouting())
+
+
 def test_a_policy_can_not_demand_a_mixture(rig: Rig) -> None:
     with pytest.raises(RequiredAdapterError, match="'mix', which every request of this key uses, is a mixture"):
         rig.directory.resolve(None, (), Policy("clerks", None, (("mix", 1.0),)))
