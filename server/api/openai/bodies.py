@@ -25,7 +25,7 @@ from server.api.openai.fields import (
 )
 from server.api.openai.messages import NO_FUNCTIONS, Message
 from server.api.openai.response_format import ResponseFormat
-from server.api.openai.tools import NamedTool, Tool, ToolChoice, Tools
+from server.api.openai.tools import AllowedTools, Choice, NamedTool, Tool, ToolChoice, Tools
 from server.engine.interface import GrammarSpec
 
 THINKING_OPTIONS = ("enable_thinking", "thinking")  # names of the template variable that turns reasoning on or off
@@ -234,12 +234,14 @@ class ChatBody(GenerationBody):
 
     @field_validator("tool_choice")
     @classmethod
-    def need_tools(cls, choice: str | NamedTool, info: ValidationInfo) -> str | NamedTool:
+    def need_tools(cls, choice: Choice, info: ValidationInfo) -> Choice:
         names = [tool.name for tool in info.data.get("tools", ())]
         if choice == "required" and not names:
             raise ValueError("is 'required', but the request has no tools: send some as 'tools'")
         if isinstance(choice, NamedTool) and choice not in names:
             raise ValueError(f"names {quote(str(choice))}, which is not one of the tools")
+        if isinstance(choice, AllowedTools) and (unknown := sorted(choice.names.difference(names))):
+            raise ValueError(f"allows {quote(unknown[0])}, which is not one of the tools")
         return choice
 
     @field_validator("continue_final_message")

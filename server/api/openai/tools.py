@@ -6,17 +6,22 @@ it.
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from server.api.core.fields import Text, is_encodable
 from server.api.core.json_schema import check_schema, check_strict
+from server.api.core.validation import quote
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 18  # all tools together, as JSON
 NAME = r"^[a-zA-Z0-9_-]{1,128}$"
-CHOICES = '"auto", "none", "required" or {"type": "function", "function": {"name": "..."}}'
+CHOICES = (
+    '"auto", "none", "required", {"type": "function", "function": {"name": "..."}}, or {"type": "allowed_tools", '
+    '"allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "..."}}]}}'
+)
 
 
 def object_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -90,22 +95,52 @@ class NamedTool(str):
     __slots__ = ()
 
 
-def choice_of(value: object) -> str | NamedTool:
+@dataclass(frozen=True)
+class AllowedTools:
+    """OpenAI's ``allowed_tools``: the tools that may be called, out of those that the prompt shows."""
+
+    names: frozenset[str]
+    mode: Literal["auto", "required"]
+
+
+Choice = str | NamedTool | AllowedTools
+
+
+def choice_of(value: object) -> Choice:
     match value:
         case "auto" | "none" | "required":
             return str(value)
         case {"type": "function", "function": {"name": str(name)}}:
             return NamedTool(name)
+        case {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": "auto" | "required" as mode, "tools": [_, *_] as tools},
+        }:
+            return AllowedTools(frozenset(map(_allowed_name, tools)), mode)
         case _:
             raise ValueError(f"must be {CHOICES}")
 
 
+def _allowed_name(tool: object) -> str:
+    match tool:
+        case {"type": "function", "function": {"name": str(name)}}:
+            return name
+    raise ValueError(f'must allow tools as {{"type": "function", "function": {{"name": "..."}}}}, got {quote(tool)}')
+
+
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_tools)]
-ToolChoice = Annotated[str | NamedTool, PlainValidator(choice_of, json_schema_input_type=str | dict[str, Any])]
+ToolChoice = Annotated[Choice, PlainValidator(choice_of, json_schema_input_type=str | dict[str, Any])]
 
 
-def callable_tools(tools: Sequence[Tool], choice: str | NamedTool) -> list[Tool]:
+def must_call(choice: Choice) -> bool:
+    """Return True if a tool choice demands a call."""
+    return choice.mode == "required" if isinstance(choice, AllowedTools) else choice not in ("auto", "none")
+
+
+def callable_tools(tools: Sequence[Tool], choice: Choice) -> list[Tool]:
     """Return the tools that a tool choice allows."""
+    if isinstance(choice, AllowedTools):
+        return [tool for tool in tools if tool.name in choice.names]
     if isinstance(choice, NamedTool):
         return [tool for tool in tools if tool.name == choice]
     return [] if choice == "none" else list(tools)

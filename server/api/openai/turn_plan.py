@@ -12,7 +12,7 @@ from server.api.core.validation import quote
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
 from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens, mute_calls
-from server.api.openai.tools import NamedTool, Tool, callable_tools
+from server.api.openai.tools import AllowedTools, NamedTool, Tool, callable_tools, must_call
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning, Schemas
 from server.engine.interface import (
     ChatPrompt,
@@ -61,8 +61,8 @@ class TurnPlan:
         return self.format.parser(self.schemas, self.reasoning, has_one_call=self.has_one_call)
 
 
-def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
-    """Render and tokenize a chat; may block.
+def encode(body: ChatBody, codec: TextCodec, shown_tools: Sequence[Tool] | None = None) -> ChatPrompt:
+    """Render and tokenize a chat with some of its tools, by default those that it shows; may block.
 
     Raises:
         InvalidRequestError: an image is not valid base64, or a tool result answers no call.
@@ -70,7 +70,7 @@ def encode(body: ChatBody, codec: TextCodec) -> ChatPrompt:
 
     """
     images = [image.decode() for message in body.messages for image in message.images]
-    tools = [tool.for_template() for tool in body.shown_tools]
+    tools = [tool.for_template() for tool in (body.shown_tools if shown_tools is None else shown_tools)]
     messages, options = messages_for_template(body.messages), body.template_options
     try:
         return codec.encode_chat(
@@ -93,22 +93,27 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
         RequestRefusedError: the model does not take the chat.
 
     """
-    prompt = encode(body, codec)
     chat_format = ChatFormat.of(codec.chat_traits)
+    callable_ = callable_tools(body.tools, body.tool_choice)
+    calls = must_call(body.tool_choice)
+    is_restricted = isinstance(body.tool_choice, AllowedTools) and len(callable_) < len(body.tools)
+    # The prompt shows all tools, as with OpenAI, so that it is found in the cache whatever is allowed.
+    can_restrict = calls or chat_format.separates_calls
+    shown_tools = callable_ if is_restricted and not can_restrict else body.shown_tools
+    prompt = encode(body, codec, shown_tools)
     prompt_end = "".join(codec.pieces(prompt.token_ids[-PROMPT_END:]))
     reasoning = chat_format.reasoning_after(prompt_end, body.messages[-1].text if body.continue_final_message else "")
     has_one_call = isinstance(body.tool_choice, NamedTool) or not body.parallel_tool_calls
-    callable_ = callable_tools(body.tools, body.tool_choice)
     own_spec = body.grammar_spec
     spec = chat_format.grammar(
         own_spec,
         {tool.name: tool.function.parameters for tool in callable_},
         reasoning,
-        must_call=body.tool_choice not in ("auto", "none"),
+        must_call=calls,
         has_one_call=has_one_call,
-        is_strict=any(tool.function.strict for tool in callable_),
+        is_strict=is_restricted or any(tool.function.strict for tool in callable_),
     )
-    schemas = {tool.name: tool.function.parameters for tool in body.shown_tools}
+    schemas = {tool.name: tool.function.parameters for tool in shown_tools}
     followed = [] if spec is None or spec is own_spec else callable_
     unenforced = [] if own_spec is None else body.unenforced
     unenforced += [

@@ -57,6 +57,11 @@ class ChatFormat:
         """Texts that every call begins with; none if calls have no such text, or share it with other messages."""
         return () if self.harmony is not None else self.syntax.openers
 
+    @property
+    def separates_calls(self) -> bool:
+        """True if a grammar can tell calls from text, so that text stays free while calls are not."""
+        return self.harmony is not None or bool(self.syntax.openers)
+
     def reasoning_after(self, prompt_end: str, begun: str = "") -> Reasoning:
         """Return the state of the reasoning after a prompt with this end.
 
@@ -135,7 +140,7 @@ class ChatFormat:
             text = self.harmony.final(lark, "/(?s:.*)/")
             start = f"{self.harmony.analysis(lark)} ({text} | {self.harmony.preamble(lark)} {calls})"
             return GrammarSpec("lark", lark.grammar(start), "tools")
-        if not self.syntax.openers:
+        if not self.separates_calls:
             return None
         calls = self.syntax.rules(lark, schemas, has_one_call=has_one_call)
         text = lark.without(self.syntax.openers)

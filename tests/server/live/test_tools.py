@@ -192,6 +192,25 @@ def test_a_reply_is_parsed_into_a_model_of_a_union(client: openai.OpenAI) -> Non
     assert isinstance(completion.choices[0].message.parsed, Switch)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_are_called(name: str, mode: str, tmp_path: Path) -> None:
+    family, light = FAMILIES[name], {"type": "function", "function": {"name": "set_light"}}
+    allowed: Any = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [light]}}
+    with serving_family(family, [family.text], tmp_path) as client:
+        (choice,) = client.chat.completions.create(**ASKED, tool_choice=allowed, max_tokens=400).choices
+    names = {name for name, _ in calls_of(choice.message)}
+    assert names <= {"set_light"}
+    assert names or mode == "auto"
+
+
+def test_a_response_calls_only_allowed_tools(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "function", **tool["function"], "strict": None} for tool in TOOLS]
+    light: Any = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "set_light"}]}
+    response = client.responses.create(model="fake", input=HELLO, tools=tools, tool_choice=light, temperature=0)
+    assert {item.name for item in response.output if item.type == "function_call"} == {"set_light"}
+
+
 def test_no_calls_with_tool_choice_none(client: openai.OpenAI) -> None:
     (choice,) = client.chat.completions.create(**ASKED, tool_choice="none").choices
     assert choice.message.tool_calls is None

@@ -156,8 +156,13 @@ def tool_choice_of(value: object) -> str | JsonObject:
             return str(value)
         case {"type": "function", "name": str(name)}:
             return {"type": "function", "name": name}
+        case {"type": "allowed_tools", "mode": "auto" | "required" as mode, "tools": [_, *_] as tools}:
+            return {"type": "allowed_tools", "mode": mode, "tools": tools}
         case _:
-            forms = '"none", "auto", "required" or {"type": "function", "name": "..."}'
+            forms = (
+                '"none", "auto", "required", {"type": "function", "name": "..."} or {"type": "allowed_tools", '
+                '"mode": "auto", "tools": [{"type": "function", "name": "..."}]}'
+            )
             raise ValueError(f"must be {forms}, got {quote(value)}")
 
 
@@ -169,7 +174,18 @@ def choice_for_chat(choice: str | JsonObject, tools: Sequence[Tool]) -> str | Js
     if isinstance(choice, str):
         return choice
     names = function_names(tools)
-    name = choice["name"]
+    if choice["type"] == "function":
+        return _function_choice(choice["name"], names)
+    # Tools that the server leaves out can be allowed as little as they can be called.
+    allowed = [
+        _function_choice(each["name"], names)
+        for each in choice["tools"]
+        if isinstance(each, dict) and each.get("type") == "function" and isinstance(each.get("name"), str)
+    ]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": choice["mode"], "tools": allowed}}
+
+
+def _function_choice(name: str, names: Mapping[str, FunctionName]) -> JsonObject:
     if name not in names:
         name = next((joined for joined, each in names.items() if each.name == name), name)
     return {"type": "function", "function": {"name": name}}

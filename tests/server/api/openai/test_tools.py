@@ -281,3 +281,37 @@ def test_a_strict_tool_that_no_grammar_enforces_is_refused_by_its_name(hermes, c
     error = chat(tools=[WEATHER, tool(parameters=UNIQUE, strict=True)]).json()["error"]
     assert error["param"] == "tools[1].function"
     assert "no grammar enforces 'uniqueItems' of 'properties.tags' in the schema of 'f'" in error["message"]
+
+
+def allow(*names, mode="auto"):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+def test_the_prompt_shows_all_tools_whichever_are_allowed(hermes, chat):
+    assert chat(tools=TOOLS, tool_choice=allow("set_light")).status_code == 200
+    assert [each["function"]["name"] for each in hermes.codec.tools[-1]] == ["get_weather", "set_light"]
+    assert "get_weather" not in hermes.codec.grammars[-1].text
+
+
+def test_nothing_is_forced_if_all_tools_are_allowed(hermes, chat):
+    assert chat(tools=TOOLS, tool_choice=allow("set_light", "get_weather")).status_code == 200
+    assert hermes.codec.grammars == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (allow("fly"), "'tool_choice' allows 'fly', which is not one of the tools"),
+        (allow(), "'tool_choice' must be \"auto\""),
+        (allow("set_light", mode="none"), "'tool_choice' must be \"auto\""),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "mcp"}]}},
+            "'tool_choice' must allow tools as",
+        ),
+    ],
+)
+def test_tools_that_can_not_be_allowed_are_refused(chat, choice, message):
+    response = chat(tools=TOOLS, tool_choice=choice)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(message)
