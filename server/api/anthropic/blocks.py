@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from server.api.core.conversation import Conversation, image_part, text_part
 from server.api.core.errors import InvalidRequestError
@@ -42,6 +42,44 @@ class ImageBlock(BaseModel):
     source: ImageSource
 
 
+def check_document_source(source: object) -> object:
+    """Refuse other types of sources first: their missing fields would give a confusing error."""
+    kind = source.get("type") if isinstance(source, dict) else source
+    if kind not in ("text", "content"):
+        raise ValueError(
+            f'must have the type "text" or "content", because this server reads no PDF, fetches nothing and stores no '
+            f"files; got {quote(kind)}"
+        )
+    return source
+
+
+class TextSource(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["text"]
+    media_type: Literal["text/plain"]
+    data: Text
+
+
+class ContentSource(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    type: Literal["content"]
+    content: Any  # a string or a list of blocks
+
+
+class DocumentBlock(BaseModel):
+    """A text with a title and a context; answers have no citations of it."""
+
+    model_config = ConfigDict(strict=True)
+
+    source: Annotated[
+        Annotated[TextSource | ContentSource, Field(discriminator="type")], BeforeValidator(check_document_source)
+    ]
+    title: Text | None = None
+    context: Text | None = None
+
+
 class ToolUseBlock(BaseModel):
     model_config = ConfigDict(strict=True)
 
@@ -67,11 +105,12 @@ class RedactedThinkingBlock(BaseModel):
     """Encrypted reasoning of other servers, which is ignored."""
 
 
-Block = TextBlock | ImageBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
+Block = TextBlock | ImageBlock | DocumentBlock | ToolUseBlock | ToolResultBlock | ThinkingBlock | RedactedThinkingBlock
 Kinds = dict[str, type[Block]]
 
 SYSTEM: Kinds = {"text": TextBlock}
-RESULT: Kinds = {"text": TextBlock, "image": ImageBlock}
+SHOWN: Kinds = {"text": TextBlock, "image": ImageBlock}
+RESULT: Kinds = {**SHOWN, "document": DocumentBlock}
 USER: Kinds = {**RESULT, "tool_result": ToolResultBlock}
 ASSISTANT: Kinds = {
     "text": TextBlock,
@@ -103,12 +142,28 @@ def blocks_of(content: object, place: str, kinds: Kinds) -> Iterator[tuple[str, 
         yield here, validated(kinds[kind], value, here)
 
 
-def part_of(block: Block) -> JsonObject:
-    """Return a text or an image in the form of chat completions."""
-    if isinstance(block, ImageBlock):
-        return image_part(f"data:{block.source.media_type};base64,{block.source.data}")
-    assert isinstance(block, TextBlock)
-    return text_part(block.text)
+def parts_of(content: object, place: str, kinds: Kinds) -> list[JsonObject]:
+    """Return the texts, images and documents at ``place`` in the form of chat completions.
+
+    Raises:
+        InvalidRequestError: one of the blocks is invalid or not allowed.
+
+    """
+    return [part for here, block in blocks_of(content, place, kinds) for part in _parts(block, here)]
+
+
+def _parts(block: Block, place: str) -> list[JsonObject]:
+    match block:
+        case ImageBlock():
+            return [image_part(f"data:{block.source.media_type};base64,{block.source.data}")]
+        case TextBlock():
+            return [text_part(block.text)]
+        case DocumentBlock(source=source):
+            head = [text_part(text) for text in (block.title, block.context) if text]
+            if isinstance(source, TextSource):
+                return [*head, text_part(source.data)]
+            return [*head, *parts_of(source.content, f"{place}.source.content", SHOWN)]
+    raise TypeError(block)
 
 
 def add_content(conversation: Conversation, role: str, content: object, place: str, kinds: Kinds) -> None:
@@ -126,11 +181,11 @@ def add_content(conversation: Conversation, role: str, content: object, place: s
                 if not conversation.has_tool_call(block.tool_use_id):
                     param = f"{here}.tool_use_id"
                     raise InvalidRequestError(f"'{param}' must be the 'id' of a 'tool_use' before it.", param)
-                result = blocks_of(block.content, f"{here}.content", RESULT)
-                conversation.add_tool_result(block.tool_use_id, [part_of(each) for _, each in result])
+                result = parts_of(block.content, f"{here}.content", RESULT)
+                conversation.add_tool_result(block.tool_use_id, result)
             case ThinkingBlock():
                 conversation.add_reasoning(block.thinking)
-            case TextBlock() | ImageBlock():
-                conversation.add_content(role, [part_of(block)])
+            case TextBlock() | ImageBlock() | DocumentBlock():
+                conversation.add_content(role, _parts(block, here))
             case RedactedThinkingBlock():
                 pass

@@ -156,7 +156,7 @@ class MessagesBody(PromptBody):
     max_tokens: int = Field(ge=1, le=MAX_INT32)
     stream: bool = False
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     stop_sequences: Stops = []
     metadata: Any = None
     service_tier: Any = None

@@ -56,7 +56,7 @@ class Options(OllamaModel):
     temperature: float | None = Field(None, ge=0, le=2)
     num_predict: int | None = Field(None, ge=-MAX_INT32, le=MAX_INT32)
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     min_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-MAX_INT64 - 1, le=MAX_INT64)
     stop: Stops = Field([])

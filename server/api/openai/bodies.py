@@ -16,12 +16,14 @@ from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
 from server.api.openai.fields import (
     MAX_INT64,
     MAX_LOGPROBS,
+    UNLIMITED,
     AllowedTokenIds,
     BadWords,
     CacheSalt,
     LogitBias,
     Prompts,
     TokenIds,
+    TokenLimit,
 )
 from server.api.openai.messages import NO_FUNCTIONS, Message
 from server.api.openai.response_format import ResponseFormat
@@ -29,6 +31,9 @@ from server.api.openai.tools import AllowedTools, Choice, NamedTool, Tool, ToolC
 from server.engine.interface import GrammarSpec
 
 THINKING_OPTIONS = ("enable_thinking", "thinking")  # names of the template variable that turns reasoning on or off
+
+NO_AUDIO = "asks for audio, and this server writes text only: leave it out"
+NO_SEARCH = "can't be used, because this server searches nothing: offer a function that searches as one of the 'tools'"
 
 NoTokenIds = Annotated[
     Any, only(False, why="can be used only in '/v1/chat/completions' and '/v1/completions': leave it out")
@@ -55,11 +60,11 @@ class GenerationBody(Constraints, BaseModel):
 
     echo: bool = False  # must precede max_tokens, whose validator reads it
     n: int = Field(1, ge=1, le=128)
-    max_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
-    max_completion_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    max_tokens: TokenLimit | None = None
+    max_completion_tokens: TokenLimit | None = None
     # None: the default of the model.
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)  # 0 is greedy
     top_k: int | None = Field(None, ge=-1, le=MAX_INT32)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=2)
@@ -81,7 +86,7 @@ class GenerationBody(Constraints, BaseModel):
     priority: int = Field(0, ge=-MAX_INT32, le=MAX_INT32)
     cache_salt: CacheSalt | None = None
     timeout: float | None = Field(None, gt=0)  # seconds
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_INT32)  # -1: what fits the model
+    truncate_prompt_tokens: TokenLimit | None = None
 
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1)
@@ -99,13 +104,6 @@ class GenerationBody(Constraints, BaseModel):
     @classmethod
     def leave_out_nulls(cls, body: object) -> object:
         return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
-
-    @field_validator("truncate_prompt_tokens")
-    @classmethod
-    def need_some_tokens(cls, num_tokens: int) -> int:
-        if num_tokens == 0:
-            raise ValueError("must be above 0, or -1 for as many tokens as fit the model")
-        return num_tokens
 
     @field_validator("prompt_logprobs")
     @classmethod
@@ -151,6 +149,11 @@ class GenerationBody(Constraints, BaseModel):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     @property
+    def is_unlimited(self) -> bool:
+        """True if as many tokens are requested as fit the model."""
+        return self.requested_max_tokens == UNLIMITED
+
+    @property
     def parts_of_prompt(self) -> str:
         """A sentence about parts of a prompt that is too long, which its user may not see; empty if there are none."""
         return ""
@@ -178,7 +181,7 @@ class CompletionBody(GenerationBody):
     default_max_tokens: ClassVar[int | None] = 16
 
     prompt: Prompts
-    max_tokens: int | None = Field(None, ge=0, le=MAX_INT32)
+    max_tokens: int | None = Field(None, ge=UNLIMITED, le=MAX_INT32)
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
 
     @field_validator("max_tokens")
@@ -206,6 +209,9 @@ class ChatBody(GenerationBody):
     tools: Tools = []
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
+    modalities: Annotated[Any, only(["text"], why=NO_AUDIO)] = None
+    audio: Annotated[Any, only(why=NO_AUDIO)] = None
+    web_search_options: Annotated[Any, only(why=NO_SEARCH)] = None
     functions: Annotated[Any, only([], why=NO_FUNCTIONS)] = None
     function_call: Annotated[Any, only("none", "auto", why=NO_FUNCTIONS)] = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None

@@ -53,6 +53,8 @@ def _part(part: object) -> str | ImagePart:
     match part:
         case {"type": "text", "text": str(text)}:
             return encodable(text)
+        case {"type": "refusal", "refusal": str(text)}:  # what a model has answered before
+            return encodable(text)
         case {"type": "image_url", "image_url": {"url": str(url)}}:
             return _image(url)
         case _:

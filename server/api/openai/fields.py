@@ -6,12 +6,13 @@ it.
 
 from typing import Annotated
 
-from pydantic import Field, PlainValidator
+from pydantic import AfterValidator, Field, PlainValidator
 
 from server.api.core.fields import MAX_INT32, Text, is_encodable
 from server.api.core.validation import quote
 
 MAX_INT64 = 2**63 - 1
+UNLIMITED = -1  # as many tokens as fit the model, as llama.cpp and Ollama write it
 MAX_STOP_TOKENS = 1024
 MAX_BIASES = 1024
 MAX_BIAS = 100
@@ -54,6 +55,12 @@ def biases_by_token(value: object) -> dict[int, float]:
     return biases
 
 
+def not_zero(number: int) -> int:
+    if number == 0:
+        raise ValueError("must be above 0, or -1 for as many tokens as fit the model")
+    return number
+
+
 Prompts = Annotated[
     list[Prompt],
     PlainValidator(list_of_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
@@ -64,5 +71,6 @@ AllowedTokenIds = Annotated[
     list[Annotated[int, Field(ge=0, le=MAX_INT32)]],
     Field(fail_fast=True, min_length=1, max_length=MAX_ALLOWED_TOKENS),
 ]
+TokenLimit = Annotated[int, Field(ge=UNLIMITED, le=MAX_INT32), AfterValidator(not_zero)]
 BadWords = Annotated[list[Annotated[Text, Field(min_length=1, max_length=1024)]], Field(max_length=MAX_BAD_WORDS)]
 CacheSalt = Annotated[Text, Field(min_length=1, max_length=MAX_SALT_CHARACTERS)]

@@ -67,6 +67,7 @@ class Message(BaseModel):
     tool_calls: list[ToolCall] | None = Field(None, fail_fast=True)
     tool_call_id: Text | None = Field(None, validate_default=True)
     reasoning_content: Text | None = None
+    refusal: Text | None = None
     function_call: Annotated[Any, only(None, why=NO_FUNCTIONS)] = None
     content: str | list[str | ImagePart] | None = Field(None, validate_default=True)
 
@@ -94,13 +95,15 @@ class Message(BaseModel):
     @field_validator("content", mode="plain", json_schema_input_type=str | list[dict[str, Any]] | None)
     @classmethod
     def need_content(cls, content: object, info: ValidationInfo) -> str | list[str | ImagePart] | None:
-        """Require content, except in an assistant's message with tool calls or reasoning."""
+        """Require content, except in an assistant's message with tool calls, reasoning or a refusal."""
         if content is not None:
             parts = content_of(content)
             if info.data.get("role") == "tool" and not isinstance(parts, str):
                 raise ValueError("must be a string or a list of parts of text in messages of role 'tool'")
             return parts
         is_assistant = info.data.get("role") == "assistant"
+        if is_assistant and info.data.get("refusal") is not None:
+            return str(info.data["refusal"])
         if not (is_assistant and (info.data.get("tool_calls") or info.data.get("reasoning_content"))):
             raise ValueError("is required: a string or a list of parts")
         return None

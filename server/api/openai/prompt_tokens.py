@@ -24,7 +24,7 @@ def prompt_limit(body: GenerationBody, max_model_len: int) -> int | None:
     """Return how many of the last tokens of a prompt are used; None for all."""
     limit = body.truncate_prompt_tokens
     if limit == -1:
-        requested = body.requested_max_tokens or body.default_max_tokens or 1
+        requested = 1 if body.is_unlimited else body.requested_max_tokens or body.default_max_tokens or 1
         return max(1, max_model_len - requested)
     return limit
 

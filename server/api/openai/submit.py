@@ -155,7 +155,9 @@ def max_tokens_for(num_prompt_tokens: int, max_model_len: int, body: GenerationB
 
     """
     num_left = max_model_len - num_prompt_tokens
-    requested = body.requested_max_tokens
+    requested = None if body.is_unlimited else body.requested_max_tokens
+    if body.is_unlimited and num_left >= 1:
+        return num_left
     if requested is None and num_left >= 1:
         return min(num_left, body.default_max_tokens or num_left)
     if requested is not None and (requested <= num_left or (body.may_cut_max_tokens and num_left >= 1)):
@@ -191,10 +193,13 @@ def sampling_params(
             f"'min_tokens' is {body.min_tokens}, but at most {max_tokens} tokens are generated: lower it.", "min_tokens"
         )
     repetition_penalty = body.repetition_penalty
+    temperature, top_p = body.temperature, body.top_p
+    if top_p == 0:  # only the likeliest token is left
+        temperature, top_p = 0.0, 1.0
     return SamplingParams(
         max_tokens=max_tokens,
-        temperature=defaults.temperature if body.temperature is None else body.temperature,
-        top_p=defaults.top_p if body.top_p is None else body.top_p,
+        temperature=defaults.temperature if temperature is None else temperature,
+        top_p=defaults.top_p if top_p is None else top_p,
         top_k=defaults.top_k if body.top_k is None else max(body.top_k, 0),
         min_p=defaults.min_p if body.min_p is None else body.min_p,
         presence_penalty=body.presence_penalty,

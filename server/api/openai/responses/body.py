@@ -6,10 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.core.conversation import Conversation, text_part
 from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import MAX_INT32, Stops, Text, only
+from server.api.core.fields import Stops, Text, only
 from server.api.core.translation import CONTINUATION, split_extra
 from server.api.openai.bodies import ChatBody, TranslatedChat
-from server.api.openai.fields import MAX_LOGPROBS
+from server.api.openai.fields import MAX_LOGPROBS, TokenLimit
 from server.api.openai.responses.input_items import add_input, is_unfinished
 from server.api.openai.responses.options import (
     Includable,
@@ -40,9 +40,9 @@ class ResponsesBody(BaseModel):
     instructions: Text | None = None
     stream: bool = False
 
-    max_output_tokens: int | None = Field(None, ge=1, le=MAX_INT32)
+    max_output_tokens: TokenLimit | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int = Field(0, ge=0, le=MAX_LOGPROBS)
     text: TextOptions = TextOptions()
     reasoning: ReasoningOptions = ReasoningOptions()

@@ -47,6 +47,34 @@ def use(call_id):
     return {"type": "tool_use", "id": call_id, "name": "look", "input": {}}
 
 
+def document(**source):
+    return {
+        "type": "document",
+        "source": source,
+        "title": "Rooms",
+        "context": "Of 2024",
+        "citations": {"enabled": True},
+    }
+
+
+def test_documents_are_texts_under_their_titles():
+    plain = document(type="text", media_type="text/plain", data="Green.")
+    blocks = [plain, document(type="content", content="Red."), document(type="content", content=[text("Blue."), IMAGE])]
+    head = [text("Rooms"), text("Of 2024")]
+    assert messages_of(("user", blocks)) == [
+        {"role": "user", "content": [*head, text("Green."), *head, text("Red."), *head, text("Blue."), SHOWN]}
+    ]
+
+
+def test_a_tool_result_may_be_a_document():
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [document(type="content", content="Green.")]}
+    assert messages_of(("assistant", [use("a")]), ("user", [result]))[-1] == {
+        "role": "tool",
+        "tool_call_id": "a",
+        "content": [text("Rooms"), text("Of 2024"), text("Green.")],
+    }
+
+
 def test_tool_results_precede_the_users_text():
     """They also precede their images."""
     blocks = [
@@ -70,8 +98,28 @@ def test_tool_results_precede_the_users_text():
         ("user", 1, "here", "must be a string of valid Unicode or a list of blocks, got 1"),
         ("user", "\ud800", "here", "must be a string of valid Unicode"),
         ("user", [{"type": "text", "text": "\ud800"}], "here[0].text", "must be valid Unicode"),
-        ("user", ["a"], "here[0]", "must be a block of 'text', 'image', 'tool_result', got 'a'"),
-        ("user", [{"type": "document"}], "here[0]", "got 'document'"),
+        ("user", ["a"], "here[0]", "must be a block of 'text', 'image', 'document', 'tool_result', got 'a'"),
+        ("user", [{"type": "document"}], "here[0].source", "is required"),
+        (
+            "user",
+            [document(type="base64", media_type="application/pdf", data="AA==")],
+            "here[0].source",
+            'must have the type "text" or "content", because this server reads no PDF',
+        ),
+        ("user", [document(type="url", url="a")], "here[0].source", "fetches nothing and stores no files; got 'url'"),
+        (
+            "user",
+            [document(type="text", media_type="text/html", data="a")],
+            "here[0].source.text.media_type",
+            "text/pl",
+        ),
+        (
+            "user",
+            [document(type="content", content=[use("a")])],
+            "here[0].source.content[0]",
+            "must be a block of 'text'",
+        ),
+        ("assistant", [document(type="text", media_type="text/plain", data="a")], "here[0]", "got 'document'"),
         ("user", [{"type": ["text"]}], "here[0]", "must be a block of"),
         ("user", [{"type": "tool_use"}], "here[0]", "got 'tool_use'"),
         ("user", [{"type": "text"}], "here[0].text", "is required"),
@@ -100,7 +148,7 @@ def test_bad_blocks_are_named(role, content, param, message):
 
 
 def test_bad_blocks_of_a_result_are_named():
-    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "document"}]}
-    with pytest.raises(InvalidRequestError, match="must be a block of 'text', 'image', got 'document'") as error:
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "video"}]}
+    with pytest.raises(InvalidRequestError, match="must be a block of 'text', 'image', 'document', got 'video'") as error:
         messages_of(("assistant", [use("a")]), ("user", [result]))
     assert error.value.param == "here[0].content[0]"

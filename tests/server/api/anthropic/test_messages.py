@@ -100,7 +100,7 @@ def test_fields_that_ask_for_nothing_are_accepted(say, caplog):
         ("messages", None, "'messages' is required."),
         ("messages", [], "'messages' must not be empty."),
         ("messages", [{"role": "tool", "content": "a"}], "'messages[0].role'"),
-        ("messages", [{"role": "user", "content": [{"type": "document"}]}], "'messages[0].content[0]' must be a block"),
+        ("messages", [{"role": "user", "content": [{"type": "video"}]}], "'messages[0].content[0]' must be a block"),
         (
             "messages",
             [*MESSAGES, {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}],
@@ -109,7 +109,7 @@ def test_fields_that_ask_for_nothing_are_accepted(say, caplog):
         ("system", [{"type": "image"}], "'system[0]' must be a block of 'text'"),
         ("system", 1, "'system' must be a string of valid Unicode"),
         ("temperature", 3, "'temperature'"),
-        ("top_p", 0, "'top_p'"),
+        ("top_p", -0.5, "'top_p'"),
         ("top_k", -2, "'top_k'"),
         ("stop_sequences", [""], "'stop_sequences' must hold valid Unicode strings only"),
         ("stop_sequences", ["a"] * 17, "'stop_sequences' must be a string or a list of at most 16 strings"),

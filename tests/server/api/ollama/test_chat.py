@@ -199,7 +199,7 @@ def test_bodies_need_no_content_type(ask, content_type):
         ({"format": {"type": "object", "properties": {str(each): {} for each in range(2000)}}}, 400, "'format'"),
         ({"think": "often"}, 400, "'think"),
         ({"options": {"temperature": 3}}, 400, "'options.temperature'"),
-        ({"options": {"top_p": 0}}, 400, "'options.top_p'"),
+        ({"options": {"top_p": -0.5}}, 400, "'options.top_p'"),
         ({"options": {"stop": [""]}}, 400, "'options.stop'"),
         ({"options": {"min_tokens": 99, "num_predict": 4}}, 400, "'options.min_tokens' is 99"),
         ({"options": {"logit_bias": {"x": 1}}}, 400, "'options.logit_bias'"),

@@ -68,6 +68,38 @@ def test_bad_messages_are_named(fake, chat, messages, param):
     assert not fake.engine.streams
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": [{"type": "refusal", "refusal": "No."}]},
+        {"content": None, "refusal": "No."},
+        {"content": "No.", "refusal": None},
+    ],
+)
+def test_a_refusal_of_the_assistant_is_its_text(fake, chat, message):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", **message}, {"role": "user", "content": "b"}]
+    assert chat(messages=messages).status_code == 200
+    assert fake.codec.conversations[0][1] == {"role": "assistant", "content": "No."}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "reason"),
+    [
+        ({"modalities": ["text", "audio"]}, "modalities", "asks for audio, and this server writes text only"),
+        ({"audio": {"voice": "ash", "format": "wav"}}, "audio", "asks for audio, and this server writes text only"),
+        ({"web_search_options": {}}, "web_search_options", "can't be used, because this server searches nothing"),
+    ],
+)
+def test_what_the_server_does_not_have_is_refused_by_name(fake, chat, fields, param, reason):
+    error = chat(**fields).json()["error"]
+    assert (error["param"], error["message"].startswith(f"'{param}' {reason}")) == (param, True)
+    assert not fake.engine.streams
+
+
+def test_text_is_a_modality(chat):
+    assert chat(modalities=["text"]).status_code == 200
+
+
 def test_template_that_refuses_is_a_bad_request(fake, chat):
     fake.codec.refusal = RequestRefusedError("the model has no chat template", "messages")
     response = chat()

@@ -125,6 +125,33 @@ def test_chat_goes_on_as_long_as_fits(fake, chat):
     assert fake.engine.requests[0].sampling.max_tokens == 64 - 5
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_a_limit_of_minus_one_is_what_fits(fake, complete, name):
+    complete(prompt=[1] * 8, **{name: -1})
+    assert fake.engine.requests[0].sampling.max_tokens == 64 - 8
+
+
+def test_a_prompt_is_cut_to_leave_a_token_if_the_limit_is_minus_one(fake, complete):
+    complete(prompt=[1] * 99, max_tokens=-1, truncate_prompt_tokens=-1)
+    assert fake.engine.requests[0].sampling.max_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "a", "top_p": 0}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "top_p": 0.0}),
+        ("/v1/responses", {"input": "a", "top_p": 0}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4, "top_p": 0}),
+        ("/api/generate", {"prompt": "a", "options": {"top_p": 0}}),
+    ],
+)
+def test_a_top_p_of_zero_is_greedy_in_every_dialect(fake, post, path, fields):
+    assert post(path, {"temperature": 0.5, **fields}).status_code == 200
+    sampling = fake.engine.requests[0].sampling
+    assert (sampling.temperature, sampling.top_p) == (0.0, 1.0)
+
+
 def test_default_limit_is_cut_to_what_fits(fake, complete):
     complete(prompt=[1] * 60)
     assert fake.engine.requests[0].sampling.max_tokens == 4

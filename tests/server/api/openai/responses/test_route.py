@@ -89,6 +89,13 @@ def test_response_repeats_what_was_asked(fake, respond):
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p) == (3, 0.5, 0.25)
 
 
+def test_a_response_as_long_as_fits_repeats_that_and_its_greedy_top_p(fake, respond):
+    asked = {"max_output_tokens": -1, "top_p": 0.0, "temperature": 0.5}
+    response = respond(**asked).json()
+    assert {name: response[name] for name in asked} == asked
+    assert fake.engine.requests[0].sampling.max_tokens == 64 - 5
+
+
 def test_template_gets_instructions_and_input(fake, respond):
     respond(
         instructions="Be brief", input=[{"role": "developer", "content": "Be kind"}, {"role": "user", "content": "a"}]
@@ -148,7 +155,7 @@ def test_unknown_fields_are_logged_once(respond, caplog):
         ("max_output_tokens", 0, "max_output_tokens"),
         ("max_output_tokens", 60, "input"),
         ("temperature", 3, "temperature"),
-        ("top_p", 0, "top_p"),
+        ("top_p", -0.5, "top_p"),
         ("top_k", -2, "top_k"),
         ("top_logprobs", 21, "top_logprobs"),
         ("include", ["secrets"], "include[0]"),
