@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
+from server.api.anthropic.client_tools import client_tool
 from server.api.core.fields import Text
 from server.api.core.validation import quote
 from server.api.openai.tools import Name, Parameters
@@ -25,11 +26,18 @@ class ClientTool(BaseModel):
 
 
 def check_tool_type(value: object) -> object:
-    """Refuse other types of tools first: their missing fields would give a confusing error."""
+    """Describe tools that the client runs, and refuse other types: their missing fields would confuse."""
     kind = value.get("type") if isinstance(value, dict) else None
-    if kind not in (None, "custom"):
-        raise ValueError(f'must be of the type "custom", because this server runs no tools itself; got {quote(kind)}')
-    return value
+    if not isinstance(value, dict) or kind in (None, "custom"):
+        return value
+    known = client_tool(kind) if isinstance(kind, str) else None
+    if known is None:
+        raise ValueError(
+            'must be of the type "custom", or Anthropic\'s bash, text editor or memory, because this server runs no '
+            f"tools itself; got {quote(kind)}"
+        )
+    description, schema = known
+    return {"name": value.get("name"), "description": description, "input_schema": schema}
 
 
 class ToolChoice(BaseModel):

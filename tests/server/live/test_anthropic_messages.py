@@ -119,8 +119,10 @@ def test_errors_are_those_of_the_package(client: anthropic.Anthropic) -> None:
     assert missing.value.type == "not_found_error"
     with pytest.raises(anthropic.BadRequestError, match="this server runs no tools itself"):
         client.messages.create(**ASKED, tools=[{"type": "web_search_20250305", "name": "web_search"}])
-    with pytest.raises(anthropic.BadRequestError, match="must be a block of 'text', 'image', 'tool_result'"):
-        client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": [{"type": "document"}]}])
+    with pytest.raises(
+        anthropic.BadRequestError, match="must be a block of 'text', 'image', 'document', 'tool_result'"
+    ):
+        client.messages.count_tokens(model="fake", messages=[{"role": "user", "content": [{"type": "video"}]}])
 
 
 def test_a_key_is_required_and_accepted_in_the_header(codec: Codec) -> None:

@@ -104,10 +104,9 @@ def test_input_tokens_are_counted(client: openai.OpenAI) -> None:
     assert (count.object, count.input_tokens) == ("response.input_tokens", 34)
 
 
-def test_tools_of_other_types_are_left_out(client: openai.OpenAI) -> None:
-    raw = client.responses.with_raw_response.create(**ASKED, tools=[{"type": "web_search"}])
-    assert raw.headers["x-greenroom-ignored-tools"] == "web_search"
-    assert raw.parse().output_text == TEXT
+def test_hosted_tools_are_refused_as_in_messages(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="'web_search', because this server runs no tools itself"):
+        client.responses.create(**ASKED, tools=[{"type": "web_search"}])
 
 
 def test_errors_name_the_field(client: openai.OpenAI) -> None:

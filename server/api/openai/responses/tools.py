@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 
 from server.api.core.fields import Text
 from server.api.core.validation import quote
@@ -63,6 +63,22 @@ class OtherTool(BaseModel):
     type: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
+# Tools that a request has only if its author wants them. Agents offer others, such as web_search, unasked.
+HOSTED = {"file_search", "code_interpreter", "computer", "computer_use_preview", "mcp"}
+RUNS_NO_TOOLS = "because this server runs no tools itself: offer functions, and run them in the client"
+
+
+def check_hosted(tools: "list[Tool]") -> "list[Tool]":
+    """Refuse tools that the server does not have, unless it may leave them out beside functions."""
+    types = ignored_types(tools)
+    kind = next((each for each in types if each in HOSTED), None)
+    if kind is None and types and not function_names(tools):
+        kind = types[0]
+    if kind is not None:
+        raise ValueError(f"can't hold the type {quote(kind)}, {RUNS_NO_TOOLS}")
+    return tools
+
+
 class Namespace(BaseModel):
     """Functions under one name."""
 
@@ -107,7 +123,7 @@ Tool = Annotated[
     FunctionTool | Namespace | OtherTool,
     PlainValidator(any_tool_of, json_schema_input_type=FunctionTool | Namespace | OtherTool),
 ]
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_hosted)]
 
 
 def tools_for_chat(tools: Sequence[Tool]) -> list[JsonObject]:

@@ -149,6 +149,8 @@ def test_bad_blocks_are_named(role, content, param, message):
 
 def test_bad_blocks_of_a_result_are_named():
     result = {"type": "tool_result", "tool_use_id": "a", "content": [{"type": "video"}]}
-    with pytest.raises(InvalidRequestError, match="must be a block of 'text', 'image', 'document', got 'video'") as error:
+    with pytest.raises(
+        InvalidRequestError, match="must be a block of 'text', 'image', 'document', got 'video'"
+    ) as error:
         messages_of(("assistant", [use("a")]), ("user", [result]))
     assert error.value.param == "here[0].content[0]"

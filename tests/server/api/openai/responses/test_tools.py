@@ -45,18 +45,35 @@ def test_no_header_is_sent_if_all_tools_are_served(respond):
 
 def test_types_that_are_left_out_are_logged_once(respond, caplog):
     for _ in range(2):
-        respond(tools=[{"type": "web_search"}, {"type": "mcp", "server_label": "a"}])
+        respond(tools=[READ, {"type": "web_search"}, {"type": "image_generation"}])
     lines = [record.getMessage() for record in caplog.records if "Leaving out" in record.getMessage()]
     assert lines == [
         "Leaving out tools of the type 'web_search': this server has functions only.",
-        "Leaving out tools of the type 'mcp': this server has functions only.",
+        "Leaving out tools of the type 'image_generation': this server has functions only.",
     ]
 
 
 def test_a_call_of_a_tool_that_is_left_out_cannot_be_forced(respond):
-    response = respond(tools=[{"type": "web_search"}], tool_choice="required")
+    response = respond(tools=[{**FILES, "tools": []}], tool_choice="required")
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("web_search", []),
+        ("custom", []),
+        *((kind, [READ]) for kind in ("file_search", "code_interpreter", "computer", "computer_use_preview", "mcp")),
+    ],
+)
+def test_tools_that_the_request_relies_on_are_refused_by_name(fake, respond, kind, others):
+    error = respond(tools=[*others, {"type": kind}]).json()["error"]
+    assert error["param"] == "tools"
+    assert error["message"].startswith(
+        f"'tools' can't hold the type '{kind}', because this server runs no tools itself"
+    )
+    assert not fake.engine.streams
 
 
 def test_functions_of_namespaces_have_joined_names_in_the_prompt(fake, respond):
