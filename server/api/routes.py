@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 from starlette.routing import BaseRoute, Match
 
 from server.api.admin import adapters, experts, folders, history, requests, variants
+from server.api.anthropic import absent as anthropic_absent
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.errors import APIError
@@ -24,7 +25,7 @@ from server.api.middleware.request_observer import RequestObserverMiddleware
 from server.api.ollama import chat as ollama_chat
 from server.api.ollama import embed, management
 from server.api.ollama import models as ollama_models
-from server.api.openai import chat, completions, embeddings, models, scoring, tokenization
+from server.api.openai import absent, chat, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
 from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
 from server.api.operations import access, dashboard, health, metrics
@@ -45,6 +46,8 @@ USER_ROUTES = (
     tokenization,
     responses,
     messages,
+    anthropic_absent,
+    absent,
     *OLLAMA_ROUTES,
 )
 ADMIN_ROUTES = (variants, experts, adapters, folders, requests, history)

@@ -9,6 +9,7 @@ import openai
 import pytest
 from fastapi.routing import APIRoute
 
+from server.api.core import absent_routes
 from server.api.core.api_keys import KeyRing, Keys
 from server.api.core.host_rules import is_loopback
 from server.api.core.openapi import body_model
@@ -139,7 +140,8 @@ def test_every_body_is_read_within_limits() -> None:
     routes = [route for _, route in leaves(create_app(Service("1")).routes) if isinstance(route, APIRoute)]
     assert [route.path for route in routes if route.body_field is not None] == []
     with_bodies = {route.path for route in routes if body_model(route) is not None}
-    assert with_bodies == {route.path for route in routes if "POST" in route.methods}
+    present = [route for route in routes if route.endpoint.__module__ != absent_routes.__name__]  # those read none
+    assert with_bodies == {route.path for route in present if "POST" in route.methods}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "::ffff:7f00:1"])

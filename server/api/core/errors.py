@@ -4,6 +4,7 @@ APIError
 ├── InvalidRequestError
 │   ├── ContextLengthError
 │   ├── ModelNotFoundError
+│   ├── AbsentRouteError
 │   ├── BodyTimeoutError
 │   ├── BodyTooLargeError
 │   ├── ExpertNotFoundError
@@ -75,6 +76,13 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class AbsentRouteError(InvalidRequestError):
+    """A dialect has the route, but this server has not."""
+
+    status_code = status.HTTP_404_NOT_FOUND
+    code = "unknown_url"  # OpenAI's
 
 
 class BodyTimeoutError(InvalidRequestError):
