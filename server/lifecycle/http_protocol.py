@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import resource
+import select
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, cast
@@ -26,6 +27,7 @@ class ConnectionLimits:
     linger_seconds: float = 2.0  # time for a refused client to read the response
     max_connections: int = 512
     max_pipelined: int = 64  # requests of a connection that wait for the response to an earlier one
+    hang_up_seconds: float = 0.5  # between two looks at whether a client with waiting requests has left
 
     @classmethod
     def of_process(cls) -> ConnectionLimits:
@@ -124,6 +126,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._has_progressed = False
         self._refusal: RefusedError | None = None
         self._deadline: asyncio.TimerHandle | None = None  # for a head, or for the rest of a body that nobody reads
+        self._running: RequestResponseCycle | None = None  # ``cycle`` is the newest, which may wait for this one
+        self._hang_up_watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -140,6 +144,9 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._guard.idle.pop(self, None)
         self._clear_deadline()
+        if self._hang_up_watch is not None:
+            self._hang_up_watch.cancel()
+        self._disconnect_running()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -193,6 +200,8 @@ class GuardedProtocol(HttpToolsProtocol):
                 HTTPStatus.TOO_MANY_REQUESTS, "Too many pipelined requests: wait for responses before sending more."
             )
             raise cast("RefusedError", self._refusal)  # prevents the parsing of all other requests
+        if self.pipeline and self._hang_up_watch is None:
+            self._watch_hang_up()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
@@ -239,11 +248,29 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _leave_request(self) -> bool:
         """End the running request. Return True if an error may still be sent: its body is incomplete and unanswered."""
-        is_unanswered = not self.pipeline and not self._running.response_started and self._running.more_body
-        self._running.disconnected = True  # prevents writes to a closed connection
-        self._running.message_event.set()
-        self.pipeline.clear()
+        running = self._running
+        is_unanswered = running is not None and not self.pipeline and not running.response_started and running.more_body
+        self._disconnect_running()
         return is_unanswered
+
+    def _disconnect_running(self) -> None:
+        """Tell the running request that its client has left, and forget those that wait for it."""
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True  # prevents writes to a closed connection, too
+            self._running.message_event.set()
+
+    def _watch_hang_up(self) -> None:
+        """Close the connection when the client has left: nothing is read from it while requests wait."""
+        self._hang_up_watch = None
+        if not self.pipeline or self.transport.is_closing():
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.transport.close()
+        else:
+            self._hang_up_watch = self.loop.call_later(self._limits.hang_up_seconds, self._watch_hang_up)
 
     def _set_deadline(self, seconds: float) -> None:
         self._clear_deadline()
