@@ -16,9 +16,10 @@ import { events } from "./sse.js";
  * @property {number} completion_tokens
  * @property {{expert_requests: number, expert_misses: number, expert_bytes_read: number,
  *   expert_stall_seconds: number}} greenroom
- * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string, weights?: Weights}} ChatEvent with the mean
- *   weights of adapters, if they were chosen for each token
- * @typedef {{role: "user" | "assistant", content: string}} Message
+ * @typedef {{model: string, reason: string}} Choice of a router, and why
+ * @typedef {{delta?: TextDelta, usage?: Usage, finishReason?: string, weights?: Weights, choice?: Choice}} ChatEvent with
+ *   the mean weights of adapters, if they were chosen for each token
+ * @typedef {{role: "system" | "user" | "assistant", content: string}} Message
  */
 
 /**
@@ -39,6 +40,7 @@ export async function* answer(body, signal) {
   /** @type {Weights[]} */
   let adapters = []; // of the same tokens
   let model = "";
+  let isExplained = false; // the router's choice
   let isComplete = false;
   for await (const { data } of events(response)) {
     if (data === "[DONE]") {
@@ -48,8 +50,11 @@ export async function* answer(body, signal) {
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ServerError(chunk.error.message, response.status);
     // A router's choice comes with the first chunk.
-    model = chunk.greenroom?.routing?.model ?? (model || chunk.model);
-    if (chunk.greenroom?.routing?.weights) yield { weights: chunk.greenroom.routing.weights };
+    const { routing } = chunk.greenroom ?? {};
+    if (routing && !isExplained) yield { choice: routing };
+    isExplained ||= routing !== undefined;
+    model = routing?.model ?? (model || chunk.model);
+    if (routing?.weights) yield { weights: routing.weights };
     if (chunk.usage) yield { usage: chunk.usage };
     for (const { delta, experts, adapters: weights, finish_reason: finishReason } of chunk.choices) {
       routes.push(...(experts ?? []));

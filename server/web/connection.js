@@ -24,19 +24,20 @@ export class ConnectionStatus {
    * @param {StreamState} state
    * @param {string} message
    * @param {number} waitMs until the next attempt
+   * @param {boolean} canEnterKey true if another key may help
    */
-  show(state, message, waitMs) {
+  show(state, message, waitMs, canEnterKey) {
     clearInterval(this.clock);
     write(this.wait, "");
     // Between two attempts, keep the reason of the failure instead of "Connecting".
     if (state === "connecting" && this.announced) return;
     const isWaiting = state === "waiting" || state === "loading";
-    const hasProblem = isWaiting || state === "refused" || state === "locked";
+    const hasReason = isWaiting || state === "refused" || state === "limited" || state === "locked";
     this.line.dataset.state = state;
-    this.button.hidden = !hasProblem || state === "locked";
-    this.keyButton.hidden = state !== "locked";
+    this.button.hidden = !hasReason || canEnterKey;
+    this.keyButton.hidden = !canEnterKey;
     write(this.text, message);
-    this.announce(state === "live" ? "Receiving live data." : hasProblem ? message : "");
+    this.announce(state === "live" ? "Receiving live data." : hasReason ? message : "");
     if (isWaiting) this.countDown(performance.now() + waitMs);
   }
 

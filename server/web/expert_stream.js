@@ -1,15 +1,14 @@
 /** The stream of expert states (`/v1/experts/stream`), which reconnects after a failure. */
 
-import { ServerError, UNREACHABLE, errorText, request, savedKey } from "./api.js";
+import { askAccess, describeAccess } from "./access.js";
+import { ServerError, UNREACHABLE, errorText, request } from "./api.js";
 import { events } from "./sse.js";
 
 const INTERVAL_SECONDS = 0.1;
 const TIMEOUT_MS = 10_000; // without data, after which the connection is closed
 const FIRST_RETRY_MS = 500;
 const MAX_RETRY_MS = 5_000;
-const UNAUTHORIZED = 401;
-const FORBIDDEN = 403;
-const PERMANENT = new Set([400, 404]); // a retry cannot succeed
+const PERMANENT = new Set([400, 403, 404]); // a retry cannot succeed
 const LOADING = 503;
 /** @type {Record<string, string>} why a stream ended, by the status that /ready returns */
 const END_REASONS = {
@@ -20,11 +19,12 @@ const END_REASONS = {
 /**
  * @typedef {import("./experts.js").Snapshot} Snapshot
  * @typedef {import("./experts.js").Update} Update
- * @typedef {"connecting" | "live" | "loading" | "waiting" | "locked" | "refused"} StreamState
+ * @typedef {"connecting" | "live" | "loading" | "waiting" | "limited" | "locked" | "refused"} StreamState
  * @typedef {object} Listener
  * @property {(snapshot: Snapshot) => void} onSnapshot
  * @property {(update: Update) => void} onUpdate
- * @property {(state: StreamState, message: string, waitMs: number) => void} onState
+ * @property {(state: StreamState, message: string, waitMs: number, canEnterKey: boolean) => void} onState
+ * @property {(state: import("./access.js").AccessState) => void} onAccess what the key may do
  */
 
 export class ExpertStream {
@@ -54,29 +54,34 @@ export class ExpertStream {
 
   /** @param {AbortController} connection */
   async follow(connection) {
-    this.listener.onState("connecting", "Connecting", 0);
+    this.listener.onState("connecting", "Connecting", 0, false);
     let problem;
     /** @type {StreamState} */
     let state = "waiting";
     try {
+      const access = describeAccess(await askAccess());
+      if (connection !== this.connection) return;
+      this.listener.onAccess(access.state);
+      if (access.state !== "live") {
+        this.listener.onState(access.state, access.text, 0, access.canEnterKey);
+        return;
+      }
       await this.read(connection);
       problem = await endReason();
     } catch (error) {
       const status = error instanceof ServerError ? error.status : 0;
-      // 403 without a key: the server has no admin keys and serves only its own machine, so a key would not help.
-      if (status === UNAUTHORIZED || (status === FORBIDDEN && savedKey())) state = "locked";
-      else if (status === FORBIDDEN || PERMANENT.has(status)) state = "refused";
+      if (PERMANENT.has(status)) state = "refused";
       else if (status === LOADING) state = "loading";
       problem = errorText(error);
     }
     if (connection !== this.connection) return; // replaced or stopped
-    if (state === "locked" || state === "refused") {
-      this.listener.onState(state, problem, 0);
+    if (state === "refused") {
+      this.listener.onState(state, problem, 0, false);
       return;
     }
     const wait = Math.min(MAX_RETRY_MS, FIRST_RETRY_MS * 2 ** this.failures) * (0.75 + Math.random() / 2);
     this.failures += 1;
-    this.listener.onState(state, problem, wait);
+    this.listener.onState(state, problem, wait, false);
     this.timer = setTimeout(() => this.start(), wait);
   }
 
@@ -99,7 +104,7 @@ export class ExpertStream {
           this.listener.onSnapshot(JSON.parse(data));
         } else if (name === "update") {
           // A server that is shutting down may still send a snapshot, so only an update means that the stream is live.
-          if (!isLive) this.listener.onState("live", "Live", 0);
+          if (!isLive) this.listener.onState("live", "Live", 0, false);
           isLive = true;
           this.failures = 0;
           this.listener.onUpdate(JSON.parse(data));

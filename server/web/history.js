@@ -3,10 +3,7 @@
 const LENGTH_MS = 60_000;
 const INTERVAL_MS = 1000;
 
-/**
- * @typedef {import("./experts.js").Totals} Totals
- * @typedef {import("./experts.js").Latency} Latency
- */
+/** @typedef {import("./experts.js").Totals} Totals */
 
 export class History {
   constructor() {
@@ -52,17 +49,5 @@ export class History {
   /** @param {(totals: Totals) => boolean} isTrue */
   everySample(isTrue) {
     return this.isFull && this.samples.every(({ totals }) => isTrue(totals));
-  }
-
-  /**
-   * @param {(totals: Totals) => Latency} of
-   * @returns {number | null} mean in seconds, since the start if the minute has no observation; null if there was none
-   */
-  meanSeconds(of) {
-    const { latest } = this;
-    if (!latest) return null;
-    const count = this.growth((totals) => of(totals).count);
-    if (count > 0) return this.growth((totals) => of(totals).seconds) / count;
-    return of(latest).count > 0 ? of(latest).seconds / of(latest).count : null;
   }
 }

@@ -6,6 +6,7 @@ import { byId, write } from "./dom.js";
 import { Experts } from "./experts.js";
 import { ExpertStream } from "./expert_stream.js";
 import { Inspector } from "./inspector.js";
+import { Lines } from "./lines.js";
 import { MemoryBar } from "./memory_bar.js";
 import { History } from "./history.js";
 import { HeatmapInput } from "./heatmap_input.js";
@@ -27,7 +28,8 @@ const TEXT_INTERVAL_MS = 250; // between updates of the text about the selected 
 
 const heatmap = new Heatmap();
 const inspector = new Inspector();
-const metricTiles = new MetricTiles(byId("tiles"));
+const metricTiles = new MetricTiles(byId("tiles"), /** @type {HTMLSelectElement} */ (byId("line-range")));
+const lines = new Lines();
 const tiers = new Tiers(byId("tiers"));
 const memory = new MemoryBar();
 const facts = new ServerFacts();
@@ -55,6 +57,7 @@ const stream = new ExpertStream({
     if (before && !experts.isSameModel(before)) transcript.clearRoutes();
     rates = new RateWindow();
     history = new History();
+    lines.clear();
     requests.clear();
     weights.clear();
     void facts.loadVersion();
@@ -73,8 +76,18 @@ const stream = new ExpertStream({
     heatmap.refresh();
     showTotals(update, now);
   },
-  onState(state, message, waitMs) {
-    connectionStatus.show(state, message, waitMs);
+  onAccess(state) {
+    for (const id of ["monitor", "line-range-field"]) byId(id).hidden = state !== "live";
+    byId("playground").hidden = state === "locked";
+    byId("locked").hidden = state !== "locked";
+    const [link] = document.getElementsByClassName("skip-link");
+    link.toggleAttribute("hidden", state !== "live");
+    if (state !== "limited") return; // a snapshot loads them as well
+    void facts.loadVersion();
+    void playground.loadModels();
+  },
+  onState(state, message, waitMs, canEnterKey) {
+    connectionStatus.show(state, message, waitMs, canEnterKey);
     if (state !== "connecting") heatmap.setStale(state !== "live", message);
   },
 });
@@ -86,7 +99,8 @@ const stream = new ExpertStream({
 function showTotals(totals, now) {
   if (!experts) return;
   history.add(totals, now);
-  metricTiles.show(totals, rates.add(totals, now), history, now);
+  lines.show(now);
+  metricTiles.show(totals, rates.add(totals, now), lines, now);
   tiers.show(totals, experts, now);
   memory.show(totals.memory, now);
   requests.show(totals, now);
@@ -121,14 +135,8 @@ new HeatmapInput(heatmap, {
 });
 
 initThemePicker(/** @type {HTMLSelectElement} */ (byId("theme")), () => heatmap.rebuild());
-/** Connect with another key. */
-function restart() {
-  stream.start();
-  void playground.loadModels();
-}
-
 takeKeyFromAddress();
-initKeyDialog(restart);
-addEventListener("hashchange", () => takeKeyFromAddress() && restart());
+initKeyDialog(() => stream.start());
+addEventListener("hashchange", () => takeKeyFromAddress() && stream.start());
 document.addEventListener("visibilitychange", () => (document.hidden ? stream.stop() : stream.start()));
-restart();
+stream.start();

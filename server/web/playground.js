@@ -2,7 +2,8 @@
 
 import { errorText, request } from "./api.js";
 import { answer } from "./chat_stream.js";
-import { byId, make, report } from "./dom.js";
+import { ChatOptions, optionGroup } from "./chat_options.js";
+import { byId, report } from "./dom.js";
 import { EXAMPLES, addExampleButtons } from "./examples.js";
 import { count, plural, rate, size } from "./format.js";
 import { weightsText } from "./model_colours.js";
@@ -13,17 +14,7 @@ import { weightsText } from "./model_colours.js";
  * @typedef {import("./transcript.js").Transcript} Transcript
  */
 
-/** @type {[string, string][]} ids of number fields, and names of request parameters */
-const PARAMETERS = [
-  ["temperature", "temperature"],
-  ["top-p", "top_p"],
-  ["max-tokens", "max_tokens"],
-  ["seed", "seed"],
-];
 const EXAMPLE_TOKENS = 64; // per answer when all examples are run
-const AUTO = "auto"; // the model that stands for whatever the server chooses
-/** @type {Record<string, string>} names of methods that choose adapters for each token */
-const ROUTER_NAMES = { arrow: "Arrow" };
 const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
@@ -34,12 +25,10 @@ export class Playground {
     this.message = /** @type {HTMLTextAreaElement} */ (byId("message"));
     this.domain = /** @type {HTMLInputElement} */ (byId("domain"));
     this.examples = /** @type {HTMLDetailsElement} */ (byId("examples"));
-    this.model = /** @type {HTMLSelectElement} */ (byId("chat-model"));
+    this.options = new ChatOptions();
     this.status = byId("chat-status");
     /** @type {Message[]} */
     this.messages = [];
-    /** @type {string[]} */
-    this.routers = [];
     /** @type {AbortController | null} */
     this.running = null;
     this.form.addEventListener("submit", (event) => {
@@ -67,13 +56,9 @@ export class Playground {
    *
    * @param {string[]} [routers] methods of the model auto that can choose adapters for each token; none: those known
    */
-  async loadModels(routers = this.routers) {
-    this.routers = routers;
+  async loadModels(routers) {
     try {
-      const { data } = await (await request("/v1/models")).json();
-      const before = this.model.value;
-      this.model.replaceChildren(...modelOptions(data, this.routers));
-      if ([...this.model.options].some((option) => option.value === before)) this.model.value = before;
+      await this.options.loadModels(routers);
       if (!this.running) report(this.status, "");
     } catch (error) {
       report(this.status, errorText(error), true);
@@ -100,7 +85,7 @@ export class Playground {
   async send() {
     const content = this.message.value.trim();
     if (!content || this.running) return;
-    const parameters = this.parameters();
+    const parameters = this.options.parameters();
     if (!parameters) return;
     this.message.value = "";
     await this.ask(content, this.domain.value.trim(), parameters);
@@ -108,7 +93,7 @@ export class Playground {
 
   /** Send each example in a new chat, to show which experts serve which domains. */
   async runExamples() {
-    const parameters = this.parameters();
+    const parameters = this.options.parameters();
     if (!parameters || this.running) return;
     parameters.max_tokens = Math.min(EXAMPLE_TOKENS, Number(parameters.max_tokens ?? EXAMPLE_TOKENS));
     for (const { domain, question } of EXAMPLES) {
@@ -130,6 +115,7 @@ export class Playground {
    */
   async ask(content, domain, parameters) {
     const running = new AbortController();
+    const { firstMessages } = this.options;
     const messages = [...this.messages, /** @type {Message} */ ({ role: "user", content })];
     this.setRunning(running);
     this.transcript.addMessage(content, domain);
@@ -143,7 +129,7 @@ export class Playground {
     let numTokens = 0;
     const clock = new AnswerClock();
     try {
-      for await (const event of answer({ ...parameters, messages }, running.signal)) {
+      for await (const event of answer({ ...parameters, messages: [...firstMessages, ...messages] }, running.signal)) {
         if (event.delta) {
           if (!clock.firstAt) report(this.status, "Generating.");
           clock.tick();
@@ -152,6 +138,7 @@ export class Playground {
         }
         if (event.finishReason) finishReason = event.finishReason;
         if (event.weights) routed = weightsText(event.weights);
+        if (event.choice) this.transcript.addReason(event.choice);
         if (event.usage) {
           numTokens = event.usage.completion_tokens;
           cost = [...(routed ? [routed] : []), clock.summary(event.usage)].join(" · ");
@@ -182,24 +169,6 @@ export class Playground {
     for (const id of ["new-chat", "run-examples"]) /** @type {HTMLButtonElement} */ (byId(id)).disabled = running !== null;
   }
 
-  /**
-   * Read the model and the sampling parameters from the form; empty fields are left to the server.
-   *
-   * @returns {Record<string, unknown> | null} null if a field is invalid, which the browser reports
-   */
-  parameters() {
-    /** @type {Record<string, unknown>} */
-    const parameters = this.model.value ? { model: this.model.value } : {};
-    const method = this.model.selectedOptions[0]?.dataset.method;
-    if (method) Object.assign(parameters, { model: AUTO, routing: { method } });
-    for (const [id, name] of PARAMETERS) {
-      const field = /** @type {HTMLInputElement} */ (byId(id));
-      if (!field.reportValidity()) return null;
-      if (field.value !== "") parameters[name] = field.valueAsNumber;
-    }
-    return parameters;
-  }
-
   /** @param {string[]} layers offered for colouring tokens */
   setLayers(layers) {
     const select = /** @type {HTMLSelectElement} */ (byId("colour-by"));
@@ -213,50 +182,6 @@ export class Playground {
       this.transcript.colourBy(value === "model" ? value : value === "all" ? null : Number(value));
     };
   }
-}
-
-/**
- * Return options of the model selector: base models and routers, then variants and adapters in groups.
- *
- * @param {{id: string, parent: string | null}[]} models
- * @param {string[]} routers
- * @returns {HTMLElement[]}
- */
-function modelOptions(models, routers) {
-  /** @param {string} name */
-  const option = (name) => new Option(name, name);
-  /** @type {[string, string[]][]} */
-  const groups = [["Variants", []], ["Adapters", []]];
-  const own = [];
-  for (const { id, parent } of models) {
-    if (!parent || id === AUTO) own.push(option(id));
-    else groups[id.startsWith(`${parent}:`) ? 0 : 1][1].push(id);
-  }
-  const others = groups.filter(([, names]) => names.length).map(([label, names]) => optionGroup(label, names.map(option)));
-  return [...own, ...routers.map(routerOption), ...others];
-}
-
-/**
- * @param {string} label
- * @param {HTMLElement[]} options
- */
-function optionGroup(label, options) {
-  const group = make("optgroup");
-  group.label = label;
-  group.append(...options);
-  return group;
-}
-
-/**
- * Return an option for the model auto with a router that chooses adapters for each token.
- *
- * @param {string} method
- */
-function routerOption(method) {
-  const label = `${AUTO}, for each token (${ROUTER_NAMES[method] ?? method})`;
-  const option = new Option(label, `${AUTO} ${method}`); // no name of an adapter or a variant has a space
-  option.dataset.method = method;
-  return option;
 }
 
 /**

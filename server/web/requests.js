@@ -3,6 +3,7 @@
 import { errorText, request } from "./api.js";
 import { byId, make, write } from "./dom.js";
 import { count, rate, seconds } from "./format.js";
+import { weightsText } from "./model_colours.js";
 
 const POLL_INTERVAL_MS = 500;
 const MAX_ROWS = 12;
@@ -16,6 +17,8 @@ const KINDS = { chatcmpl: "chat", cmpl: "completion", resp: "response", msg: "me
  * @typedef {object} Status one choice of a request
  * @property {string} id
  * @property {number} choice
+ * @property {string} model
+ * @property {Record<string, number>} adapters factors by name
  * @property {"waiting" | "prefill" | "decode" | "held"} state
  * @property {number} prompt_tokens
  * @property {number} cached_tokens
@@ -23,7 +26,8 @@ const KINDS = { chatcmpl: "chat", cmpl: "completion", resp: "response", msg: "me
  * @property {number} max_tokens
  * @property {number} age_seconds
  * @property {number} queue_seconds
- * @property {{expert_stall_seconds: number}} greenroom
+ * @property {{expert_stall_seconds: number, routing?: {reason: string,
+ *   weights?: import("./chat_stream.js").Weights}}} greenroom
  */
 
 export class Requests {
@@ -72,11 +76,13 @@ export class Requests {
   /** @param {Status[]} data in the order of scheduling */
   write(data) {
     const shown = data.slice(0, MAX_ROWS);
-    while (this.body.children.length > shown.length) this.body.lastElementChild?.remove();
-    while (this.body.children.length < shown.length) this.body.append(row());
+    while (this.body.children.length > 2 * shown.length) this.body.lastElementChild?.remove();
+    while (this.body.children.length < 2 * shown.length) this.body.append(row(), modelRow());
     shown.forEach((status, place) => {
-      const cells = /** @type {HTMLElement} */ (this.body.children[place]).children;
+      const [first, second] = [this.body.children[2 * place], this.body.children[2 * place + 1]];
+      const cells = first.children;
       cells[0].setAttribute("title", status.id);
+      write(/** @type {HTMLElement} */ (second.firstElementChild), modelText(status));
       cells[1].firstElementChild?.setAttribute("data-state", status.state);
       texts(status, this.before.get(key(status))).forEach((text, column) =>
         write(/** @type {HTMLElement} */ (cells[column].lastElementChild), text),
@@ -99,6 +105,23 @@ function row() {
     element.append(cell);
   }
   return element;
+}
+
+/** Return the row below that of a request, for its model and why a router chose that. */
+function modelRow() {
+  const element = make("tr", "model-row");
+  const cell = make("td");
+  cell.setAttribute("colspan", "7");
+  element.append(cell);
+  return element;
+}
+
+/** @param {Status} status */
+function modelText({ model, adapters, greenroom: { routing } }) {
+  const chosen = weightsText(routing?.weights ?? {});
+  const others = Object.entries(adapters).filter(([name, factor]) => name !== model || factor !== 1);
+  const words = [chosen ? `${model} (${chosen})` : model, ...others.map(([name, factor]) => `${name} × ${factor}`)];
+  return routing ? `${words.join(" + ")} · routing: ${routing.reason}` : words.join(" + ");
 }
 
 /** @param {Status} status */

@@ -18,11 +18,17 @@ export class ServerFacts {
     } catch {
       this.version = ""; // the connection status reports a server that can't be reached
     }
+    this.write("");
   }
 
   /** @param {Totals} totals */
   show({ uptime_seconds: uptime }) {
-    const words = this.version ? [`version ${this.version}`] : [];
-    write(this.line, [...words, `up ${seconds(uptime)}`].join(" · "));
+    this.write(`up ${seconds(uptime)}`);
+  }
+
+  /** @param {string} uptime empty while it is unknown */
+  write(uptime) {
+    const version = this.version && `version ${this.version}`;
+    write(this.line, [version, uptime].filter(Boolean).join(" · "));
   }
 }

@@ -1,6 +1,5 @@
-/** A sparkline of the last minute. */
+/** A sparkline: one or more lines over the same time. */
 
-const NUM_POINTS = 60;
 const NAMESPACE = "http://www.w3.org/2000/svg";
 
 export class Sparkline {
@@ -8,28 +7,24 @@ export class Sparkline {
   constructor(classes) {
     this.element = document.createElementNS(NAMESPACE, "svg");
     this.element.setAttribute("class", "spark");
-    this.element.setAttribute("viewBox", `0 0 ${NUM_POINTS - 1} 1`);
     this.element.setAttribute("preserveAspectRatio", "none");
     this.element.setAttribute("aria-hidden", "true");
-    this.lines = classes.map((name) => {
+    this.paths = classes.map((name) => {
       const path = document.createElementNS(NAMESPACE, "path");
       path.setAttribute("class", name);
       this.element.append(path);
-      return { path, values: /** @type {(number | null)[]} */ ([]) };
+      return path;
     });
   }
 
   /**
-   * @param {(number | null)[]} values next value of each line; null if unknown
+   * @param {(number | null)[][]} lines values of each line, all as many; null if unknown
    * @param {number} [top] upper end of the scale; defaults to the greatest value
    */
-  add(values, top) {
-    this.lines.forEach((line, place) => {
-      line.values.push(values[place]);
-      if (line.values.length > NUM_POINTS) line.values.shift();
-    });
-    const greatest = top ?? Math.max(1e-9, ...this.lines.flatMap((line) => line.values.map((value) => value ?? 0)));
-    for (const { path, values: points } of this.lines) path.setAttribute("d", shape(points, greatest));
+  draw(lines, top) {
+    const greatest = top ?? Math.max(1e-9, ...lines.flat().map((value) => value ?? 0));
+    this.element.setAttribute("viewBox", `0 0 ${Math.max(1, lines[0].length - 1)} 1`);
+    this.paths.forEach((path, place) => path.setAttribute("d", shape(lines[place], greatest)));
   }
 }
 
@@ -47,7 +42,9 @@ function shape(values, greatest) {
       }
       const command = isBroken ? "M" : "L";
       isBroken = false;
-      return `${command}${place + NUM_POINTS - values.length} ${(1 - value / greatest).toFixed(3)}`;
+      const isAlone = command === "M" && (values[place + 1] ?? null) === null;
+      const x = isAlone ? place - 0.5 : place; // a point between gaps is a short line
+      return `${command}${x} ${(1 - Math.min(value, greatest) / greatest).toFixed(3)}${isAlone ? "h1" : ""}`;
     })
     .join("");
 }

@@ -105,11 +105,20 @@ export class Transcript {
    * @param {string} model
    */
   writeModel(answer, model) {
-    const role = answer.previousElementSibling;
+    const role = answer.parentElement?.firstElementChild;
     if (!role || role.childElementCount) return;
     const name = make("span", "model-name", model);
     name.style.setProperty("--tint", this.models.colour(model));
     role.append(" ", name);
+  }
+
+  /**
+   * Write below the role of the current answer what a router chose for it, and why.
+   *
+   * @param {import("./chat_stream.js").Choice} choice
+   */
+  addReason({ model, reason }) {
+    this.answerElement?.before(make("p", "reason", `Routing: ${model}. ${reason}`));
   }
 
   /**

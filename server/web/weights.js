@@ -1,8 +1,11 @@
-/** The panel of expert variants and LoRA adapters: their state and use, and a form to load others. */
+/** The panel of expert variants and LoRA adapters: polls them, loads and unloads. */
 
 import { errorText, request } from "./api.js";
-import { byId, make, report, write } from "./dom.js";
-import { count, plural, size } from "./format.js";
+import { byId, report, write } from "./dom.js";
+import { count, plural } from "./format.js";
+import { confirmUnload } from "./unload_dialog.js";
+import { WeightsLoader } from "./weights_loader.js";
+import { WeightsTable } from "./weights_table.js";
 
 /**
  * @typedef {{unfinished: number, total: number}} Use
@@ -10,7 +13,7 @@ import { count, plural, size } from "./format.js";
  *   experts_added: number, experts_removed: number, bytes: number, tokens: number, requests: Use}} Variant
  * @typedef {{name: string, state: string, tier: string, rank: number, bytes: number, tokens: number,
  *   requests: Use, token_routing: string[]}} Adapter
- * @typedef {"variant" | "adapter"} Kind
+ * @typedef {import("./weights_loader.js").Kind} Kind
  * @typedef {object} Row
  * @property {Kind} kind
  * @property {string} name
@@ -25,8 +28,6 @@ import { count, plural, size } from "./format.js";
 
 const POLL_INTERVAL_MS = 2000;
 const MAX_SHARE = 0.05; // of the time that may be spent waiting for the lists, which can be long
-const MAX_ROWS = 20;
-const RANKS = ["running", "loading"]; // states that are listed first
 const NONE = "No variants or adapters are loaded.";
 const HOW = "Start the server with --experts-dir or --adapters-dir to load them here.";
 
@@ -37,26 +38,15 @@ export class Weights {
    */
   constructor(onNames) {
     this.onNames = onNames;
-    this.box = byId("weights-box");
-    this.body = byId("weights-body");
-    this.note = byId("weights-note");
     this.result = byId("weights-result");
-    this.loader = byId("weights-loader");
-    this.kind = /** @type {HTMLSelectElement} */ (byId("weights-kind"));
-    this.name = /** @type {HTMLInputElement} */ (byId("weights-name"));
-    this.path = /** @type {HTMLInputElement} */ (byId("weights-path"));
+    this.loader = new WeightsLoader((kind, name) => this.find(kind, name) !== undefined, (...asked) => this.load(...asked));
+    this.table = new WeightsTable((row) => void this.unload(row), () => (this.loader.isOffered ? NONE : `${NONE} ${HOW}`));
     this.nextAt = -Infinity;
     this.isPolling = false;
     /** @type {Row[]} */
     this.rows = [];
     /** @type {string[]} */
     this.routers = [];
-    byId("weights-form").addEventListener("submit", (event) => {
-      event.preventDefault();
-      void this.load();
-    });
-    this.name.addEventListener("input", () => this.writeButton());
-    this.kind.addEventListener("change", () => this.writeButton());
   }
 
   /** @param {number} now polls the server if the interval has passed */
@@ -68,9 +58,7 @@ export class Weights {
   clear() {
     this.rows = [];
     this.nextAt = -Infinity;
-    this.body.replaceChildren();
-    this.box.hidden = true;
-    write(this.note, "");
+    this.table.clear();
     report(this.result, "");
   }
 
@@ -81,31 +69,15 @@ export class Weights {
       const [variants, adapters] = await Promise.all(
         ["/v1/experts/variants", "/v1/adapters"].map(async (path) => (await request(path)).json()),
       );
-      this.offer(variants.folder, adapters.folder);
+      this.loader.offer(variants.folder, adapters.folder);
       const routers = /** @type {Adapter[]} */ (adapters.data).flatMap((adapter) => adapter.token_routing);
       this.write([...variants.data.map(ofVariant), ...adapters.data.map(ofAdapter)], [...new Set(routers)]);
     } catch (error) {
-      write(this.note, errorText(error));
+      write(byId("weights-note"), errorText(error));
     }
     const now = performance.now();
     this.nextAt = now + Math.max(POLL_INTERVAL_MS, (now - startedAt) / MAX_SHARE);
     this.isPolling = false;
-  }
-
-  /**
-   * Offer to load what the server has a folder for.
-   *
-   * @param {string | null} variants
-   * @param {string | null} adapters
-   */
-  offer(variants, adapters) {
-    /** @type {[Kind, string | null][]} */
-    const folders = [["variant", variants], ["adapter", adapters]];
-    const options = folders.filter(([, folder]) => folder !== null);
-    this.loader.hidden = !options.length;
-    if (options.map(([kind]) => kind).join() === [...this.kind.options].map((each) => each.value).join()) return;
-    this.kind.replaceChildren(...options.map(([kind, folder]) => new Option(`${kind} below ${folder}`, kind)));
-    this.writeButton();
   }
 
   /**
@@ -116,16 +88,8 @@ export class Weights {
     const before = this.models();
     this.rows = rows;
     this.routers = routers;
-    const sorted = [...rows].sort((one, other) => rank(one) - rank(other));
-    const shown = sorted.slice(0, MAX_ROWS);
-    while (this.body.children.length > shown.length) this.body.lastElementChild?.remove();
-    while (this.body.children.length < shown.length) this.body.append(this.tableRow());
-    shown.forEach((row, place) => writeRow(/** @type {HTMLElement} */ (this.body.children[place]), row));
-    this.box.hidden = !rows.length;
-    const more = rows.length - shown.length;
-    const empty = this.loader.hidden ? `${NONE} ${HOW}` : NONE;
-    write(this.note, rows.length ? (more ? `And ${count(more)} more.` : "") : empty);
-    this.writeButton();
+    this.table.show(rows);
+    this.loader.writeButton();
     if (this.models() !== before) this.onNames(routers);
   }
 
@@ -134,53 +98,31 @@ export class Weights {
     return [...this.rows.map((row) => row.model), ...this.routers].join("\n");
   }
 
-  tableRow() {
-    const element = make("tr");
-    for (let column = 0; column < 7; column += 1) {
-      const cell = column ? make("td") : make("th");
-      if (!column) cell.setAttribute("scope", "row");
-      if (column === 1) cell.append(make("span", "state-dot"));
-      cell.append(column === 6 ? this.unloadButton(element) : make("span"));
-      if (!column) cell.append(" ", make("span", "kind"));
-      element.append(cell);
-    }
-    return element;
-  }
-
-  /** @param {HTMLElement} element row of the button */
-  unloadButton(element) {
-    const button = make("button", "", "Unload");
-    button.type = "button";
-    button.addEventListener("click", () => {
-      const row = this.rows.find((each) => each.model === element.dataset.model);
-      if (row) void this.unload(row);
-    });
-    return button;
-  }
-
-  /** @param {Row} row */
-  unload({ kind, name }) {
-    const isVariant = kind === "variant";
-    return this.change(`The ${kind} ${name} was unloaded. Running requests finish with it.`, () =>
-      isVariant
+  /** @param {Row} row unloaded if the user confirms it */
+  async unload({ kind, name }) {
+    if (!(await confirmUnload(kind, name))) return;
+    await this.change(`The ${kind} ${name} was unloaded. Running requests finish with it.`, () =>
+      kind === "variant"
         ? request(`/v1/experts/variants/${encodeURIComponent(name)}`, { method: "DELETE" })
         : request("/v1/unload_lora_adapter", { body: { lora_name: name } }),
     );
   }
 
-  /** Load what the form says, in the place of what has the name already. */
-  async load() {
-    const kind = /** @type {Kind} */ (this.kind.value);
-    const [name, path] = [this.name.value.trim(), this.path.value.trim()];
+  /**
+   * Load a folder, in the place of what has the name already.
+   *
+   * @param {Kind} kind
+   * @param {string} name
+   * @param {string} path
+   * @returns {Promise<boolean>} true if it succeeded
+   */
+  load(kind, name, path) {
     const isReplaced = this.find(kind, name) !== undefined;
-    const isDone = await this.change(`The ${kind} ${name} was ${isReplaced ? "replaced" : "loaded"}.`, () =>
+    return this.change(`The ${kind} ${name} was ${isReplaced ? "replaced" : "loaded"}.`, () =>
       kind === "variant"
         ? request("/v1/experts/load", { body: { name, path } })
         : request("/v1/load_lora_adapter", { body: { lora_name: name, lora_path: path, load_inplace: isReplaced } }),
     );
-    if (!isDone) return;
-    this.name.value = this.path.value = "";
-    this.writeButton();
   }
 
   /**
@@ -209,17 +151,6 @@ export class Weights {
   find(kind, name) {
     return this.rows.find((row) => row.kind === kind && row.name === name);
   }
-
-  writeButton() {
-    const isTaken = this.find(/** @type {Kind} */ (this.kind.value), this.name.value.trim()) !== undefined;
-    write(byId("weights-load"), isTaken ? "Replace" : "Load");
-  }
-}
-
-/** @param {Row} row */
-function rank({ state }) {
-  const place = RANKS.indexOf(state);
-  return place < 0 ? RANKS.length : place;
 }
 
 /**
@@ -241,26 +172,4 @@ function ofVariant({ name, model, version, bytes, tokens, requests, ...experts }
  */
 function ofAdapter({ name, state, tier, rank, bytes, requests, tokens }) {
   return { kind: "adapter", name, model: name, about: `rank ${rank}`, state, tier, bytes, requests, tokens };
-}
-
-/**
- * @param {HTMLElement} element
- * @param {Row} row
- */
-function writeRow(element, row) {
-  element.dataset.model = row.model;
-  const cells = /** @type {HTMLElement[]} */ ([...element.children]);
-  cells[0].title = row.about;
-  cells[1].firstElementChild?.setAttribute("data-state", row.state);
-  write(/** @type {HTMLElement} */ (cells[0].lastElementChild), row.kind);
-  write(/** @type {HTMLElement} */ (cells[0].firstElementChild), row.model);
-  const texts = [
-    row.state,
-    row.tier,
-    size(row.bytes),
-    count(row.requests.total),
-    count(row.tokens),
-  ];
-  texts.forEach((text, place) => write(/** @type {HTMLElement} */ (cells[place + 1].lastElementChild), text));
-  cells[6].firstElementChild?.setAttribute("aria-label", `Unload ${row.kind} ${row.model}`);
 }

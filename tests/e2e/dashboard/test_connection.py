@@ -45,11 +45,14 @@ def test_a_key_gives_access_and_is_dropped_with_the_tab(synthetic: Synthetic, br
     connection = page.locator("#connection")
     expect(connection).to_have_attribute("data-state", "locked")
     expect(page.locator("#connection-text")).to_have_text("The server requires an API key.")
-    for button, key, state in (("Enter a key", "user", "locked"), ("API key", "admin", "live")):
+    expect(page.locator("#playground")).to_be_hidden()
+    for button, key, state in (("Enter a key", "user", "limited"), ("API key", "admin", "live")):
         page.get_by_role("button", name=button).click()
         page.get_by_label("Key", exact=True).fill(key)
         page.keyboard.press("Enter")
         expect(connection).to_have_attribute("data-state", state)
+        expect(page.locator("#playground")).to_be_visible()
+        assert page.locator("#monitor").is_visible() == (state == "live")
     expect(page.locator("#chat-model")).to_have_value("synthetic")
     assert page.evaluate("Object.values(localStorage).concat(document.cookie)") == [""]
     page.reload()
@@ -57,6 +60,18 @@ def test_a_key_gives_access_and_is_dropped_with_the_tab(synthetic: Synthetic, br
     with page.context.expect_page() as other:
         page.evaluate("window.open(location.href, '_blank', 'noopener') && undefined")
     expect(other.value.locator("#connection")).to_have_attribute("data-state", "locked")
+
+
+def test_a_users_key_gets_the_playground_and_no_errors(synthetic: Synthetic, page: Page, page_log: PageLog) -> None:
+    synthetic.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    page.goto(f"{synthetic.url}/#key=user")
+    expect(page.locator("#connection-text")).to_have_text("Playground only: the other panels need an admin key.")
+    page.get_by_label("Max tokens").fill("4")
+    send(page, "Hello")
+    expect(page.locator("#chat-status")).to_contain_text("The answer was cut off after 4 tokens.")
+    assert page.locator(".result.bad").count() == 0
+    assert page_log.errors == []
+    assert not any("/v1/experts" in url or "/v1/history" in url for url in page_log.urls)
 
 
 def test_no_key_is_asked_for_where_none_can_help(synthetic: Synthetic, page: Page) -> None:
@@ -78,7 +93,7 @@ def test_key_of_the_address_is_used_and_removed_from_it(synthetic: Synthetic, pa
 def test_a_key_may_be_added_to_the_address_of_an_open_page(synthetic: Synthetic, page: Page) -> None:
     synthetic.service.keys = Keys(KeyRing([]), KeyRing(["admin"]))
     page.goto(synthetic.url)
-    expect(page.locator("#connection")).to_have_attribute("data-state", "locked")
+    expect(page.locator("#connection")).to_have_attribute("data-state", "limited")  # users need no key
     page.goto(f"{synthetic.url}/#key=admin")
     expect(page.locator("#connection")).to_have_attribute("data-state", "live")
 

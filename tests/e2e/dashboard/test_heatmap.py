@@ -171,7 +171,7 @@ def test_requests_are_above_the_fold_of_a_laptop(rig: Rig, codec: Codec, page: P
 def test_everything_can_be_reached_by_keys_and_has_a_name(synthetic: Synthetic, page: Page) -> None:
     open_live(page, synthetic.url)
     reached = []
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         focused = page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
         if focused in reached or not focused:
@@ -179,15 +179,15 @@ def test_everything_can_be_reached_by_keys_and_has_a_name(synthetic: Synthetic, 
         reached.append(focused)
     wanted = [
         "Skip to the expert heatmap",
+        "line-range",
         "open-key",
         "theme",
-        "heatmap",
         "clear",
         "chat-model",
         "temperature",
         "seed",
     ]
-    wanted += ["colour-by", "transcript", "law", "run-examples", "message", "domain", "send"]
+    wanted += ["colour-by", "transcript", "law", "run-examples", "message", "domain", "send", "heatmap"]
     assert [each for each in reached if each in wanted] == wanted
     tree = page.locator("body").aria_snapshot()
     for name in ("API key", "Theme", "Experts, 48 layers of up to 128", "Message", "Model", "Conversation"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
+from server.administration.history import SERIES
 from server.engine.engine_statistics import FINISHED_REASONS
 from tests.e2e.dashboard.pages import Synthetic, open_live
 
@@ -44,20 +46,52 @@ def test_header_shows_version_and_uptime(synthetic: Synthetic, page: Page) -> No
     expect(page.locator("#server-facts")).to_have_text("version 1 · up 2.1\u00a0h")
 
 
-def test_latencies_are_means(synthetic: Synthetic, page: Page) -> None:
-    synthetic.experts.totals = {
-        "first_token": {"count": 4, "seconds": 1.0},
-        "inter_token": {"count": 100, "seconds": 1.5},
+def lines(num_points: int = 12, **series: float | None) -> dict[str, Any]:
+    """Return a history whose lines are level; those that are not named are 0."""
+    values = dict.fromkeys(SERIES, 0.0) | series
+    return {
+        "object": "history",
+        "interval_seconds": 5.0,
+        "times": [1e9 + 5 * number for number in range(num_points)],
+        "series": {name: [value] * num_points for name, value in values.items()},
     }
+
+
+def tile(page: Page, label: str) -> Locator:
+    return page.locator("#tiles .tile").filter(has=page.get_by_text(label, exact=True))
+
+
+def test_latencies_are_quantiles_of_the_server(synthetic: Synthetic, page: Page) -> None:
+    quantiles = {"first_token_p50": 0.25, "first_token_p95": 1.5, "first_token_p99": 3.0}
+    synthetic.service.history = lambda _: lines(**quantiles, inter_token_p50=0.015)
     open_live(page, synthetic.url)
-    tile = page.locator("#tiles .tile", has_text="First token")
-    expect(tile).to_contain_text("250\u00a0ms")
-    expect(tile).to_contain_text("15\u00a0ms per token")
-    synthetic.experts.totals = {
-        "first_token": {"count": 5, "seconds": 3.0},
-        "inter_token": {"count": 100, "seconds": 1.5},
-    }
-    expect(tile).to_contain_text("2.0\u00a0s")  # the only one since the page was opened
+    expect(tile(page, "First token")).to_contain_text("250\u00a0msp95 1.5\u00a0s · p99 3.0\u00a0s")
+    expect(tile(page, "Time per token")).to_contain_text("15\u00a0ms")
+
+
+def test_errors_of_the_last_minute_are_counted(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.history = lambda _: lines(24, num_rate_limited=2)
+    open_live(page, synthetic.url)
+    expect(tile(page, "Errors")).to_contain_text("0429: 24 · other 4xx: 0")  # 12 points of 2
+    expect(tile(page, "Errors")).not_to_have_class(re.compile("bad"))
+    synthetic.service.history = lambda _: lines(24, num_errors=1)
+    page.reload()
+    expect(tile(page, "Errors")).to_contain_text("12429: 0")
+    expect(tile(page, "Errors")).to_have_class(re.compile("bad"))
+
+
+def test_lines_began_before_the_page_was_opened(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.history = lambda after: lines(720, hit_ratio=0.5) if not after else lines(0)
+    open_live(page, synthetic.url)
+    line = tile(page, "Hit ratio").locator("path").first
+    expect(line).to_have_attribute("d", re.compile(r"^M0 0\.500(L\d+ 0\.500){119}$"))
+    page.get_by_label("Lines").select_option("1 hour")
+    expect(line).to_have_attribute("d", re.compile(r"^M0 0\.500(L\d+ 0\.500){119}$"))
+    short = "M60 0.500" + "".join(f"L{place} 0.500" for place in range(61, 120))
+    synthetic.service.history = lambda after: lines(360, hit_ratio=0.5) if not after else lines(0)
+    page.reload()
+    page.get_by_label("Lines").select_option("1 hour")
+    expect(line).to_have_attribute("d", short)  # half an hour
 
 
 def test_a_hit_ratio_above_the_optimum_is_explained(synthetic: Synthetic, page: Page) -> None:

@@ -61,6 +61,12 @@ def test_an_adapter_is_loaded_chosen_and_unloaded(
     expect(page.locator(".model-name")).to_have_text("code")
     expect(row(page, "code")).to_contain_text("resident")
     page.get_by_role("button", name="Unload adapter code").click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(row(page, "code")).to_be_visible()
+    assert len(client.adapters()) == 1
+    page.get_by_role("button", name="Unload adapter code").click()
+    expect(page.get_by_role("dialog", name="Unload the adapter code?")).to_be_visible()
+    page.get_by_role("button", name="Unload", exact=True).click()
     expect(page.locator("#weights-note")).to_have_text("No variants or adapters are loaded.")
     expect(page.locator("#chat-model option")).to_have_count(1)
     assert client.adapters() == []
@@ -142,6 +148,53 @@ def test_routing_by_token_is_offered_while_an_adapter_can_be_chosen_so(
     expect(options).to_have_text([BASE, "auto, for each token (Arrow)", "code"])
     client.unload_adapter("code")
     expect(options).to_have_text([BASE])
+
+
+def test_the_form_offers_the_folders_and_suggests_their_names(weights: Server, client: Client, page: Page) -> None:
+    open_live(page, weights.url)
+    page.locator("#weights-loader summary").click()
+    folders = page.locator("#weights-folders option")
+    for kind, paths in (("variant", ["law"]), ("adapter", ["code", "poems"])):
+        page.get_by_label("Kind").select_option(kind)
+        expect(folders).to_have_count(len(paths))
+        assert folders.evaluate_all("all => all.map((one) => one.value)") == paths
+    page.get_by_label("Folder", exact=True).fill("poems")
+    page.get_by_label("Folder", exact=True).press("Tab")
+    expect(page.get_by_label("Name", exact=True)).to_have_value("poems")
+
+
+def test_a_system_prompt_and_adapters_are_added_to_a_chat(weights: Server, client: Client, page: Page) -> None:
+    for name in ("code", "poems"):
+        client.load_adapter(name, name)
+    open_live(page, weights.url)
+    page.locator("#instructions summary").click()
+    page.get_by_label("System prompt", exact=True).fill("Be brief.")
+    for name in ("code", "nobody", "poems", "poems"):
+        page.get_by_label("Add an adapter").fill(name)
+        page.get_by_label("Add an adapter").press("Enter")
+        if name == "nobody":
+            expect(page.locator("#mix-result")).to_have_text("There is no adapter nobody.")
+    expect(page.locator("#mix-result")).to_have_text("poems is added already.")
+    page.get_by_role("button", name="Remove poems").click()
+    page.get_by_label("Factor of code").fill("0.5")
+    expect(page.locator("#instructions-summary")).to_have_text("(system prompt, code \N{MULTIPLICATION SIGN} 0.5)")
+    page.get_by_label("Max tokens").fill("4")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        send(page, "Hi")
+    body = asked.value.post_data_json
+    assert body["adapters"] == [{"name": "code", "weight": 0.5}]
+    assert body["messages"] == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    expect(page.locator("#chat-status")).to_have_text(ANSWERED)
+
+
+def test_the_playground_says_why_auto_chose(weights: Server, client: Client, page: Page) -> None:
+    client.load_adapter("code", "code", examples=["def add(a, b): return a + b"])
+    open_live(page, weights.url)
+    page.get_by_label("Model").select_option("auto")
+    page.get_by_label("Max tokens").fill("4")
+    send(page, "def add(a, b): return a + b")
+    expect(page.locator(".turn .reason")).to_have_text(re.compile(r"^Routing: code\. The prompt is most like them"))
+    expect(page.locator(".model-name")).to_have_text("code")
 
 
 def test_a_refused_folder_is_explained(weights: Server, client: Client, page: Page) -> None:
