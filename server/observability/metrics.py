@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
 from typing import get_args
@@ -33,6 +35,8 @@ from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
+NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
+
 Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 
 
@@ -60,16 +64,39 @@ class Metrics:
         self._adapters, self._variants = adapters, variants
         self._served = (model, version("greenroom"))
         self._store, self._engine, self._memory, self._prefetcher = store, engine, memory, prefetcher
+        self._secret = secrets.token_bytes(16)
         self._tokens = ExpertTokens({layer: len(entry.experts) for layer, entry in store.catalog.layers.items()})
 
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop."""
+    def render(self, *, hides_names: bool = False) -> bytes:
+        """Return all metrics in Prometheus' text format. It takes milliseconds, so call it off the event loop.
+
+        Args:
+            hides_names: write the names of adapters, variants and policies as hashes that this process alone makes.
+        """
         statistics, registry = self._store.statistics(), CollectorRegistry()
         scrape = _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher)
         scrape.adapters, scrape.variants = self._adapters, self._variants
         scrape.policy_refusals = self.policy_refusals
-        registry.register(scrape)
+        registry.register(_Hashed(scrape, self._hash) if hides_names else scrape)
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
+
+    def _hash(self, name: str) -> str:
+        return hashlib.blake2b(name.encode(), key=self._secret, digest_size=4).hexdigest()
+
+
+class _Hashed(Collector):
+    """Metrics of another collector, with hashes in place of names."""
+
+    def __init__(self, collector: Collector, hash_name: Callable[[str], str]):
+        self._collector, self._hash = collector, hash_name
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [sample._replace(labels=self._without_names(sample.labels)) for sample in metric.samples]
+            yield metric
+
+    def _without_names(self, labels: Mapping[str, str]) -> dict[str, str]:
+        return {label: self._hash(value) if label in NAME_LABELS else value for label, value in labels.items()}
 
 
 class _Scrape(Collector):

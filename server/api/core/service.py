@@ -63,7 +63,7 @@ class ServiceState(StrEnum):
         return self in {ServiceState.FAILING, ServiceState.DEAD}
 
 
-def no_metrics() -> bytes:
+def no_metrics(*, hides_names: bool = False) -> bytes:  # noqa: ARG001
     return b""
 
 
@@ -95,7 +95,8 @@ class Service:
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one is parsed
     # Tasks of requests that last until the server stops, such as expert streams; draining does not wait for them.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
-    metrics: Callable[[], bytes] = no_metrics  # Prometheus' text format; called off the event loop
+    # In Prometheus' text format; called off the event loop, with ``hides_names=True`` for callers who may not see them.
+    metrics: Callable[..., bytes] = no_metrics
     history: Callable[[float], JsonObject] = no_history  # points later than a Unix time; called off the event loop
     responses: ResponseCounts = field(default_factory=ResponseCounts)
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))

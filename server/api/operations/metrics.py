@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.api.core.auth import refusal
 from server.api.core.dependencies import ServiceDep
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,5 +18,7 @@ router = APIRouter(tags=["operations"])
 
 
 @router.get("/metrics", response_class=Response, responses=METRICS)
-def metrics(service: ServiceDep) -> Response:
-    return Response(service.metrics(), media_type=PROMETHEUS_TEXT)
+def metrics(request: Request, service: ServiceDep) -> Response:
+    # Policies hide adapters and variants from keys, so only administrators see the names of all.
+    hides_names = bool(service.policies.by_name) and refusal(request, service.keys, "admin") is not None
+    return Response(service.metrics(hides_names=True) if hides_names else service.metrics(), media_type=PROMETHEUS_TEXT)
