@@ -127,6 +127,11 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ),
         Row("`--lora-modules NAME=PATH`", "`--adapter NAME=PATH`", "one a flag, repeatable"),
         Row(
+            "`VLLM_PLUGINS=lora_filesystem_resolver`, `VLLM_LORA_RESOLVER_CACHE_DIR`",
+            "`--adapters-dir DIR --load-adapters on-request`",
+            "",
+        ),
+        Row(
             "`--max-loras`, `--max-cpu-loras`, `--max-lora-rank`",
             "`--adapter-memory`",
             "in bytes; ranks and number have no other limit",

@@ -85,6 +85,15 @@ class ServeSettings(BaseModel):
         None, description="folder below which LoRA adapters may be loaded while the server runs"
     )
     adapter: NamedPaths = Field((), description="LoRA adapter to load at start, served as model NAME: NAME=PATH")
+    load_adapters: Literal["named", "all", "on-request"] = Field(
+        "named",
+        description="adapters of --adapters-dir to load. named: those of --adapter, and what administrators load; all: "
+        "each at start, by its folder's name; on-request: each when a request first names its folder",
+    )
+    variant: NamedPaths = Field((), description="expert variant to load at start, served as model BASE:NAME: NAME=PATH")
+    state: Path | None = Field(
+        None, description="file that keeps what is loaded and unloaded while the server runs, for its next start"
+    )
     adapter_memory: BudgetInBytes = Field(
         AUTO, description="part of --memory for LoRA adapters: 1GiB, or auto: 1/16 if adapters can be loaded"
     )
@@ -266,7 +275,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         from_environment[name] = [value.strip() for value in re.split(r"[,\n]", from_environment[name])]
     from_flags = {name: value for name, value in flags.items() if name in names}
     try:
-        return ServeSettings.model_validate({**from_file, **from_environment, **from_flags})
+        settings = ServeSettings.model_validate({**from_file, **from_environment, **from_flags})
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
@@ -284,6 +293,9 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str], conf
         is_secret = name not in names or name in SECRETS
         value = "" if is_secret else f" {first['input']!r}"
         raise SettingsError(f"{origin}{value}: {reason}") from None if is_secret else error
+    if settings.load_adapters != "named" and settings.adapters_dir is None:
+        raise SettingsError(f"--load-adapters {settings.load_adapters} needs --adapters-dir: name the adapters' folder")
+    return settings
 
 
 def _meant(close: Sequence[str]) -> str:

@@ -62,12 +62,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _expand(paths: Sequence[Path]) -> list[Path]:
     """Return the paths, with the adapters in a folder in its place."""
-    from server.model.lora.adapter_folders import adapters_in, is_adapter  # noqa: PLC0415
+    from server.weights.adapter_folders import find_adapters, is_adapter  # noqa: PLC0415
 
     found = list[Path]()
     for path in paths:
-        inside = adapters_in(path) if path.is_dir() and not is_adapter(path) else []
-        found += inside or [path]
+        inside = find_adapters(path) if path.is_dir() and not is_adapter(path) else []
+        found += [path / each for each in inside] or [path]
     return found
 
 

@@ -18,6 +18,8 @@ METAVARS = {
     "chat_template_kwargs": "JSON",
     "generation_config": "SOURCE",
     "override_generation_config": "JSON",
+    "variant": "NAME=PATH",
+    "state": "FILE",
     "shutdown_timeout": "SECONDS",
     "stream_keep_alive": "SECONDS",
 }

@@ -79,14 +79,14 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     tracing is not None,
                     card=loaded.card,
                     adapters=None if loaded.adapters is None else loaded.adapters.registry,
+                    adapters_on_request=None if loaded.adapters is None else loaded.adapters.on_request,
                     directory=loaded.directory,
                     variants=loaded.variants,
                 )
                 loaded.metrics.policy_refusals = lambda: service.policy_refusals.of(service.policies)
                 service.metrics = loaded.metrics.render
                 recording = asyncio.create_task(record_history(service, loaded.experts.totals))
-                for adapter in settings.adapter:
-                    audit("adapter.load", who="start", adapter=adapter.name, path=adapter.path)
+                _audit_start(loaded)
                 if settings.adapters_dir != ADAPTERS:  # the bundled ones cost nothing before `auto` is asked for
                     service.model.profiles.in_background(learn_examples(service.model))
                 # Objects of the loaded model stay. Checking them for garbage stops every thread for 0.2 s and more.
@@ -119,6 +119,14 @@ def _configure(service: Service, settings: ServeSettings) -> uvicorn.Config:
         proxy_headers=False,  # the client's address is the socket's, never a header's
         server_header=False,
     )
+
+
+def _audit_start(loaded: LoadedServer) -> None:
+    """Write an audit line for each adapter and variant that was loaded at start."""
+    for version, _ in [] if loaded.adapters is None else loaded.adapters.registry.versions():
+        audit("adapter.load", who="start", adapter=version.name, path=str(version.folder))
+    for name in loaded.variants.names():
+        audit("variant.load", who="start", variant=name, path=loaded.directory.root(f"{loaded.name}:{name}"))
 
 
 async def _first_of(*futures: asyncio.Future[Any]) -> None:

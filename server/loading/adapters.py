@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from server.engine.interface import RequestRefusedError
 from server.loading.bundled_weights import ADAPTERS
 from server.loading.load_model import ModelParts
+from server.loading.start_weights import load_start_adapters
 from server.model.checkpoint.fingerprint import fingerprint
 from server.model.lora.pages import page_layout
 from server.model.lora.targets import lora_targets
@@ -18,6 +17,8 @@ from server.settings import ServeSettings, SettingsError
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
+from server.weights.adapters_on_request import AdaptersOnRequest
+from server.weights.saved_state import SavedState
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class Adapters:
 
     registry: AdapterRegistry
     memory: AdapterMemory
+    on_request: AdaptersOnRequest | None  # loads others when requests name them; None if they name loaded ones only
 
 
 def open_adapter_store(settings: ServeSettings, model: ModelParts, nbytes: int) -> AdapterStore | None:
@@ -51,12 +53,14 @@ def load_adapters(
     store: AdapterStore,
     wake: Callable[[], None],
     on_drop: Callable[[str], None],
+    state: SavedState | None = None,
 ) -> Adapters:
-    """Load the adapters of ``--adapter``.
+    """Load the adapters of the start.
 
     Args:
         wake: called when an adapter has come into memory.
         on_drop: see ``AdapterMemory``.
+        state: what was loaded in the last run; None if nothing is kept.
 
     Raises:
         SettingsError: one can't be served.
@@ -68,13 +72,10 @@ def load_adapters(
     registry = AdapterRegistry(
         lora_targets(model.trunk), memory, settings.adapters_dir, taken, cache(lambda: fingerprint(model.trunk))
     )
-    for named in settings.adapter:
-        try:
-            registry.load_own(named.name, named.path)
-        except RequestRefusedError as error:
-            if Path(named.path).parent == ADAPTERS:  # nobody has asked for it
-                log.warning("the bundled adapter %s is not loaded: %s", named.name, error)
-                continue
-            memory.close()
-            raise SettingsError(f"--adapter {named}: {error}") from error
-    return Adapters(registry, memory)
+    try:
+        load_start_adapters(settings, registry, state)
+    except SettingsError:
+        memory.close()
+        raise
+    folder = settings.adapters_dir if settings.load_adapters == "on-request" else None
+    return Adapters(registry, memory, None if folder is None else AdaptersOnRequest(registry, folder))

@@ -21,6 +21,7 @@ from server.loading.bundled_weights import variants_folder
 from server.loading.load_model import ModelParts, load_model
 from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
 from server.loading.repacked import load_unreplaced
+from server.loading.start_weights import load_start_variants, open_state, report_unloadable
 from server.loading.variants import open_variants
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
@@ -30,7 +31,7 @@ from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
 from server.observability.metrics import Metrics
 from server.observability.routing_recorder import RoutingRecorder
-from server.settings import ServeSettings
+from server.settings import ServeSettings, SettingsError
 from server.weights.directory import Directory
 from server.weights.expert_restrictions import ExpertRestrictions
 from server.weights.variant_registry import VariantRegistry
@@ -93,6 +94,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    state = open_state(settings)
     parts, plan, paging = load_unreplaced(model, partial(_open, model, settings), lambda opened: opened.paging.close())
     kv_cache = KVCache(plan.kv.groups, plan.kv.num_blocks, BLOCK_SIZE, parts.device)
     log.info("compute: %s", parts.compute)
@@ -108,9 +110,20 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes)
     codec = build_codec(parts, watcher)
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
-    adapters = None if store is None else load_adapters(settings, parts, store, engine.wake, engine.discard_prefixes)
+    adapters = None
+    if store is None:
+        report_unloadable(state)
+    else:
+        adapters = load_adapters(settings, parts, store, engine.wake, engine.discard_prefixes, state)
     on_change = (lambda: None) if elastic is None else elastic.count_experts
     variants = open_variants(variants_folder(model, settings), parts, paging.store, on_change, engine.discard_prefixes)
+    try:
+        load_start_variants(settings, variants, state)
+    except SettingsError:
+        if adapters is not None:
+            adapters.memory.close()
+        paging.close()
+        raise
     directory = Directory(
         parts.name,
         variants,

@@ -61,7 +61,7 @@ def host_bytes(settings: ServeSettings, catalog: ExpertCatalog, auto: int) -> in
 
 def _tier_bytes(settings: ServeSettings, budget: Budget, catalog: ExpertCatalog, auto: int) -> int:
     asked = budget.resolve(catalog.total_bytes, auto)
-    takes_variants = settings.experts_dir is not None and not budget.is_auto
+    takes_variants = (settings.experts_dir is not None or settings.variant) and not budget.is_auto
     return asked if takes_variants else min(catalog.total_bytes, asked)
 
 

@@ -18,20 +18,19 @@ from server.engine.interface import (
 )
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError
-from server.model.lora.gate_files import CONFIG_NAME as GATE_CONFIG_NAME
 from server.model.lora.gate_files import is_gate, read_gate
-from server.model.lora.peft_config import CONFIG_NAME
 from server.model.lora.peft_files import locate, read_adapter, without_root
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_description import describe, summary
+from server.weights.adapter_folders import has_adapter
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import SEPARATOR, AdapterVersion, GateVersion, Version
 from server.weights.loadable_folders import list_folders
 from server.weights.routing_file import read_routing
+from server.weights.saved_state import Journal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 RESERVED = {"auto"}
-CONFIGS = {CONFIG_NAME, GATE_CONFIG_NAME}  # one of them is in the folder of each adapter and mixture
 NO_FOLDER = "no adapters may be loaded, because the server was started without --adapters-dir"
 
 log = logging.getLogger(__name__)
@@ -80,6 +79,7 @@ class AdapterRegistry:
     ):
         self.targets, self._memory, self._folder, self._taken = targets, memory, folder, frozenset(taken)
         self._find_fingerprint = find_fingerprint
+        self.journal: Journal | None = None  # of what is loaded and unloaded from now on
         self._current: Mapping[str, Version] = {}  # replaced, never changed
         self._candidates: list[RoutingCandidate] = []  # of the current versions; replaced with them
         self._totals: dict[str, int] = {}  # sequences that used earlier versions of a registered name
@@ -207,10 +207,12 @@ class AdapterRegistry:
                     for each in [each for each in counts if each is not None and _registered(each) == name]:
                         del counts[each]
             self._retire(version)
+            if self.journal is not None:
+                self.journal.unloaded(name)
         log.info("adapter %s: unloaded", name)
 
     def folders(self) -> list[str] | None:
-        return list_folders(self._folder, "--adapters-dir", lambda names: not CONFIGS.isdisjoint(names))
+        return list_folders(self._folder, "--adapters-dir", has_adapter)
 
     def overview(self) -> dict[str, Any]:
         resident, tokens = self._memory.store.resident_pages(), self.num_tokens()
@@ -252,6 +254,8 @@ class AdapterRegistry:
             self._replace({**self._current, name: version})
             if old is not None:
                 self._retire(old)
+            if self.journal is not None:
+                self.journal.loaded(name, path, routing)
         log.info(
             "adapter %s: %s from %s; %s",
             name,

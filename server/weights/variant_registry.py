@@ -21,6 +21,7 @@ from server.model.lora.errors import AdapterError
 from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from server.model.lora.peft_files import locate, without_root
 from server.weights.loadable_folders import list_folders
+from server.weights.saved_state import Journal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_FOLDER = "no expert weights may be loaded, because the server was started without --experts-dir"
@@ -94,6 +95,7 @@ class VariantRegistry:
         self._store, self._make_base, self._folder = store, make_base, folder
         self._on_change, self._on_drop = on_change, on_drop
         self._find_fingerprint = find_fingerprint
+        self.journal: Journal | None = None  # of what is loaded and unloaded from now on
         self._current: Mapping[str, VariantVersion] = {}  # replaced, never changed
         self._totals: dict[str, _Totals] = {}
         self._loading = threading.Lock()  # held while a variant is loaded or unloaded
@@ -141,6 +143,17 @@ class VariantRegistry:
     def load(self, name: str, path: str) -> dict[str, Any]:
         if self._folder is None:
             raise RequestRefusedError(NO_FOLDER, "path")
+        return self._load(name, path, self._folder)
+
+    def load_own(self, name: str, path: str) -> None:
+        """Load a variant of the server's operator, from any path.
+
+        Raises:
+            RequestRefusedError: it can't be served.
+        """
+        self._load(name, path, None)
+
+    def _load(self, name: str, path: str, root: Path | None) -> dict[str, Any]:
         if not NAME.fullmatch(name):
             raise RequestRefusedError(
                 f"{name[:80]!r} can't be the name of a variant; use up to 64 letters, digits and . _ -", "name"
@@ -148,11 +161,11 @@ class VariantRegistry:
         with self._loading:
             number = next(_numbers)
             try:
-                folder = locate(path, self._folder)
+                folder = locate(path, root)
                 files = read_variant(folder, name, f"{name}@{number}", self._base)
                 self._store.add_variant(files.variant.version, files.recipes)
             except (AdapterError, ExpertStoreError, ModelError, OSError) as error:
-                reason = without_root(str(error), self._folder, "--experts-dir")
+                reason = without_root(str(error), root, "--experts-dir")
                 raise RequestRefusedError(f"{path} can't be loaded: {reason}", "path") from error
             version = VariantVersion(name, folder, files)
             with self._lock:
@@ -161,6 +174,8 @@ class VariantRegistry:
             if old is not None:
                 self._retire(old)
             self._on_change()
+            if self.journal is not None:
+                self.journal.loaded(name, path)
         log.info(
             "expert variant %s: %s from %s; %d tensors, %d experts, %s",
             name,
@@ -183,6 +198,8 @@ class VariantRegistry:
             with self._lock:
                 self._totals.pop(name, None)
             self._on_change()
+            if self.journal is not None:
+                self.journal.unloaded(name)
         log.info("expert variant %s: unloaded", name)
 
     def folders(self) -> list[str] | None:

@@ -50,6 +50,7 @@ def test_command_line_beats_environment_beats_file(tmp_path: Path) -> None:
         ({"model_alias": ["claude-*"]}, {}, "", "--model-alias 'claude-.': write NAME=MODEL, such as claude-"),
         ({"model_alias": ["=tiny"]}, {}, "", "--model-alias '=tiny': write NAME=MODEL"),
         ({"adapter": ["law"]}, {}, "", "--adapter 'law': write NAME=PATH, such as law="),
+        ({"load_adapters": "all"}, {}, "", "--load-adapters all needs --adapters-dir"),
         ({"adapter_memory": "50%"}, {}, "", "--adapter-memory '50%': '50%' is a percentage; write a size"),
         ({}, {}, "model-alias = 'a=b'", "model_alias in .*: write a list"),
         (

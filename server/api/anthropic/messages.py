@@ -39,5 +39,5 @@ async def count_tokens(body: Annotated[PromptBody, JsonBody(PromptBody)], servic
     service.unknown_fields.note(body.unknown_fields)
     with translate_errors(NAMES):
         chat = await asyncio.to_thread(body.for_chat)
-        prompt = await asyncio.to_thread(encode, chat, service.accepting_model(chat.model).codec)
+        prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
     return JSONResponse({"input_tokens": len(prompt.token_ids)})

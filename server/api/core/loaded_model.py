@@ -14,6 +14,7 @@ from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.routing import AUTO, Routing, RoutingByToken
 from server.engine.interface import (
     AdapterAdministration,
+    AdapterLoader,
     ExpertAdministration,
     ExpertHealth,
     GenerationEngine,
@@ -57,6 +58,7 @@ class LoadedModel:
     """A model that answers requests.
 
     Args:
+        adapters_on_request: loads adapters that requests name; None if requests name only what is served.
         directory: names of weights beside the base model's; None if there are none.
         weights: those that the model runs with.
         base: the name of the base model, if ``name`` is that of other weights.
@@ -74,6 +76,7 @@ class LoadedModel:
     created: int = field(default_factory=lambda: int(time.time()))  # Unix time
     card: ModelCard = field(default_factory=ModelCard)
     adapters: AdapterAdministration | None = None
+    adapters_on_request: AdapterLoader | None = None
     variants: VariantAdministration | None = None
     directory: WeightsDirectory | None = None
     weights: RequestWeights | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from server.api.core.adapter_choice import AdapterChoice
+from server.api.core.adapters_on_request import AdapterLoads
 from server.api.core.api_keys import Keys
 from server.api.core.audit import audit
 from server.api.core.caller import current_caller
@@ -102,6 +103,7 @@ class Service:
     unknown_fields: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNKNOWN_FIELD))
     ignored_tools: IgnoredNames = field(default_factory=lambda: IgnoredNames(IGNORED_TOOL))
     unenforced: IgnoredNames = field(default_factory=lambda: IgnoredNames(UNENFORCED))
+    adapter_loads: AdapterLoads = field(default_factory=AdapterLoads)
     expert_sampler: ExpertSampler = field(default_factory=ExpertSampler)
     isolates_prefixes: bool = False  # requests share cached prefixes only with those of the same key
     logs_prompts: bool = False
@@ -187,7 +189,7 @@ class Service:
         by_precedence = sorted(self.aliases, key=lambda alias: alias.is_pattern)
         return next((alias.model for alias in by_precedence if alias.matches(name)), name)
 
-    def accepting_model(
+    async def accepting_model(
         self, name: str | None, adapters: Sequence[AdapterChoice] = (), routing: RoutingOptions | None = None
     ) -> LoadedModel:
         """Return the model that answers a new request, with the weights that it asks for.
@@ -205,6 +207,7 @@ class Service:
         if self.state is ServiceState.DRAINING:
             raise DrainingError("The server is shutting down: send the request to another server.")
         base = self.base_model
+        await self._load_missing(name, adapters, routing)
         if name == AUTO and not base.has_candidates and self._resolve(name) != base.name != name:
             if routing is None or routing.by_token is None:
                 raise InvalidRequestError(NO_CANDIDATES, "model")
@@ -225,6 +228,24 @@ class Service:
                 self._note_refusal(policy, error.reason, model.name, str(error))
             raise
         return model if model.is_auto else selected
+
+    async def load_missing(self, name: str | None) -> None:
+        """Load the adapter that a request names as its model, if adapters are loaded on request.
+
+        Raises:
+            ServiceUnavailableError: the model is still loading.
+            RequestRefusedError: it can't be served.
+
+        """
+        await self._load_missing(name)
+
+    async def _load_missing(
+        self, name: str | None, adapters: Sequence[AdapterChoice] = (), routing: RoutingOptions | None = None
+    ) -> None:
+        is_own = name is not None and name != AUTO and self._resolve(name) == name
+        names = [*([name] if name is not None and is_own else ()), *(choice.name for choice in adapters)]
+        names += (routing and routing.adapters) or ()
+        await self.adapter_loads.load_missing(self.base_model, names)
 
     def _check_adapters(self, policy: Policy, names: Sequence[str], field: str = "adapters") -> None:
         """Refuse adapters that a policy does not allow as if there were none of that name."""

@@ -82,7 +82,7 @@ async def asked_model(service: Service, body: ReplyRequest) -> LoadedModel:
         APIError: it can't answer now, there is no such model, or it does not think.
 
     """
-    model = service.accepting_model(served_name(service, body.model), body.adapters, body.routing)
+    model = await service.accepting_model(served_name(service, body.model), body.adapters, body.routing)
     body.note_ignored(service)
     if body.think and THINKING not in await asyncio.to_thread(capabilities, model):
         raise InvalidRequestError(

@@ -148,7 +148,7 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
         EngineError: the engine does not take it.
 
     """
-    model = service.accepting_model(body.model, body.adapters, body.routing)
+    model = await service.accepting_model(body.model, body.adapters, body.routing)
     service.unknown_fields.note(body.model_extra or ())
     plan = await asyncio.to_thread(plan_turn, body, model.codec)
     service.unenforced.note(plan.unenforced)

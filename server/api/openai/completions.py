@@ -97,7 +97,7 @@ class CompletionEncoder(ChunkEncoder):
 async def create_completion(
     request: Request, body: Annotated[CompletionBody, JsonBody(CompletionBody)], service: ServiceDep
 ) -> Response:
-    model = service.accepting_model(body.model, body.adapters, body.routing)
+    model = await service.accepting_model(body.model, body.adapters, body.routing)
     service.unknown_fields.note(body.model_extra or ())
     if body.echo and model.engine.is_encoder_decoder:
         raise InvalidRequestError(

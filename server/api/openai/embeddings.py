@@ -68,7 +68,7 @@ class EmbeddingBody(BaseModel):
 async def create_embeddings(
     request: Request, body: Annotated[EmbeddingBody, JsonBody(EmbeddingBody)], service: ServiceDep
 ) -> Response:
-    model = service.accepting_model(body.model, body.adapters)
+    model = await service.accepting_model(body.model, body.adapters)
     service.unknown_fields.note(body.model_extra or ())
     check(body, model)
     prompts = await asyncio.to_thread(encode_inputs, body.input, model)

@@ -67,6 +67,7 @@ class DetokenizeBody(BaseModel):
 
 @router.post("/tokenize", response_model=None)
 async def tokenize(body: Annotated[TokenizeBody, JsonBody(TokenizeBody)], service: ServiceDep) -> Response:
+    await service.load_missing(body.model)
     model = service.loaded_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
     return Response(await asyncio.to_thread(_tokenized, body, model), media_type="application/json")
@@ -74,6 +75,7 @@ async def tokenize(body: Annotated[TokenizeBody, JsonBody(TokenizeBody)], servic
 
 @router.post("/detokenize", response_model=None)
 async def detokenize(body: Annotated[DetokenizeBody, JsonBody(DetokenizeBody)], service: ServiceDep) -> Response:
+    await service.load_missing(body.model)
     model = service.loaded_model(body.model)
     service.unknown_fields.note(body.model_extra or ())
     return Response(await asyncio.to_thread(_detokenized, body, model), media_type="application/json")

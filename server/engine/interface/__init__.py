@@ -45,7 +45,12 @@ from server.engine.interface.sampling_params import (
 )
 from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
 from server.engine.interface.timeline import Timeline
-from server.engine.interface.weights import AdapterAdministration, VariantAdministration, WeightsDirectory
+from server.engine.interface.weights import (
+    AdapterAdministration,
+    AdapterLoader,
+    VariantAdministration,
+    WeightsDirectory,
+)
 from server.model.experts.stalls import Stall
 from server.model.step import RoutedExperts
 
@@ -53,6 +58,7 @@ __all__ = [
     "MAX_UNREAD",
     "POLICY_REASONS",
     "AdapterAdministration",
+    "AdapterLoader",
     "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",

@@ -89,6 +89,17 @@ class VariantAdministration(Protocol):
         """Return all variants, their folder, and the base model's fingerprint, in JSON."""
 
 
+class AdapterLoader(Protocol):
+    """Loads adapters that requests name. Every call may block, so make it off the event loop."""
+
+    def load(self, name: str) -> bool:
+        """Serve the adapter in the folder of a name, unless one is served already; return False if there is none.
+
+        Raises:
+            RequestRefusedError: there is one that can't be served.
+        """
+
+
 class AdapterAdministration(Protocol):
     """Loads and unloads adapters. Every call may block, so make it off the event loop."""
 

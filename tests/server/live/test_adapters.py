@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ import torch
 from expert_store.catalog import ExpertLayout, ParameterSpec
 from server.api.core.api_keys import KeyRing, Keys
 from server.api.core.loaded_model import LoadedModel
+from server.api.core.policies import Policies
 from server.api.core.service import Service
+from server.engine.interface import Policy
 from server.engine.text.codec import Codec
 from server.model.chunk_weights import ChunkWeights
 from server.model.lora.pages import PARAMETER
@@ -25,8 +28,9 @@ from server.setting_values import ModelAlias
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_store import AdapterStore
+from server.weights.adapters_on_request import AdaptersOnRequest
 from server.weights.directory import Directory
-from tests.adapters import write_adapter
+from tests.adapters import change_config, write_adapter
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_model
 
@@ -272,3 +276,62 @@ def test_the_folders_that_can_be_loaded_are_listed_for_administrators(server: Ad
     server.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
     found = [httpx.get(f"{server.url}/v1/folders", headers={"x-api-key": key}) for key in ("wrong", "user", "admin")]
     assert [answer.status_code for answer in found] == [401, 403, 200]
+
+
+@pytest.fixture
+def on_request(server: AdapterServer) -> AdapterServer:
+    """The server, which loads an adapter when a request names its folder."""
+    server.live.model.adapters_on_request = AdaptersOnRequest(server.registry, server.folder)
+    write_adapter(server.folder / "law")
+    return server
+
+
+@pytest.mark.parametrize(("path", "body"), [*ROUTES, ("/tokenize", {"prompt": "hi"})])
+def test_every_route_of_models_loads_an_adapter_at_its_first_use(
+    on_request: AdapterServer, path: str, body: dict[str, Any]
+) -> None:
+    answer = on_request.post(path, model="law", **body)
+    assert answer.status_code == 200, answer.text
+    assert on_request.registry.names() == ["law"]
+
+
+def test_requests_that_need_the_same_adapter_load_it_once(
+    on_request: AdapterServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = list[str](), on_request.registry.load
+    monkeypatch.setattr(on_request.registry, "load", lambda *names: loads.append(names[0]) or load(*names))
+
+    async def scenario() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=on_request.url, timeout=30) as client:
+            named = {"model": "law", "prompt": "hi", "max_tokens": 2}
+            mixed = {"prompt": "hi", "max_tokens": 2, "adapters": [{"name": "law"}]}
+            return await asyncio.gather(*(client.post("/v1/completions", json=body) for body in (named, mixed) * 4))
+
+    assert [answer.status_code for answer in asyncio.run(scenario())] == [200] * 8
+    assert loads == ["law"]
+
+
+def test_an_unknown_name_is_not_found_and_leaves_no_trace(on_request: AdapterServer) -> None:
+    for name in ("none", "law/", "../law"):
+        answer = on_request.post("/v1/completions", model=name, prompt="hi")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert on_request.registry.names() == []
+
+
+def test_a_broken_adapter_is_one_sentence_of_a_bad_request(on_request: AdapterServer) -> None:
+    change_config(on_request.folder / "law", use_dora=True)
+    answer = on_request.post("/v1/completions", model="law", prompt="hi")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+    message = answer.json()["error"]["message"]
+    assert message.startswith("the adapter 'law' can't be loaded: law/adapter_config.json: 'use_dora' is set, but DoRA")
+    assert str(on_request.folder) not in message
+
+
+def test_a_key_loads_only_what_its_policy_allows_and_adds(on_request: AdapterServer) -> None:
+    for name in ("code", "safety"):
+        write_adapter(on_request.folder / name)
+    on_request.service.policies = Policies({"default": Policy("default", ("code",), (("safety", 1.0),))})
+    assert on_request.post("/v1/completions", model="law", prompt="hi").status_code == 404
+    assert on_request.registry.names() == ["safety"]
+    assert on_request.post("/v1/completions", model="code", prompt="hi", max_tokens=2).status_code == 200
+    assert on_request.last_used() == {"code": 1.0, "safety": 1.0}

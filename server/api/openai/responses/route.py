@@ -42,7 +42,7 @@ async def count_input_tokens(
     ignored = note_ignored(body, service)
     with translate_errors(NAMES):
         chat = await asyncio.to_thread(body.for_chat)
-        prompt = await asyncio.to_thread(encode, chat, service.accepting_model(chat.model).codec)
+        prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
     response = JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
     add_ignored(response, ignored)
     return response
