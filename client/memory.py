@@ -11,7 +11,8 @@ class Memory:
     """Memory budget of a server, and memory use by part."""
 
     budget_bytes: int  # limit for the server and its child processes
-    parts: Mapping[str, int]  # bytes of "trunk", "experts", "adapters", "kv_cache", "step", "process" and "unaccounted"
+    # Bytes of "trunk", "experts", "adapters", "kv_cache", "step", "requests", "process" and "unaccounted".
+    parts: Mapping[str, int]
     num_shrinks: int  # times that expert memory shrank since the start
     num_grows: int  # times that expert memory grew
     reason: str  # reason of the last change; empty before the first

@@ -82,6 +82,7 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
                     adapters_on_request=None if loaded.adapters is None else loaded.adapters.on_request,
                     directory=loaded.directory,
                     variants=loaded.variants,
+                    memory=loaded.request_memory,
                 )
                 loaded.metrics.policy_refusals = lambda: service.policy_refusals.of(service.policies)
                 service.metrics = loaded.metrics.render

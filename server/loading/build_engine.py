@@ -14,7 +14,7 @@ from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
 from server.engine.engine import Engine, EngineLimits
-from server.engine.image_capacity import ImageCapacity
+from server.engine.interface import RequestMemory
 from server.engine.kv.block_manager import BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.runner import PagedModelRunner
@@ -24,7 +24,6 @@ from server.loading.load_model import ModelParts
 from server.memory.elastic_budget import ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.plan import MemoryPlan
-from server.memory.watcher import Watcher
 from server.model.attention.kv_cache import KVCache
 from server.model.errors import ModelError
 from server.observability.routing_recorder import RoutingRecorder
@@ -70,10 +69,9 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
     return ExpertPaging(store, prefetcher, recorder)
 
 
-def build_codec(model: ModelParts, watcher: Watcher | None) -> Codec:
-    """Build the codec between requests and token ids, with the capacity for images."""
-    capacity = ImageCapacity(make_free=None if watcher is None else watcher.make_free)
-    return Codec(model.tokenizer, model.media, model.eos_token_ids, capacity, model.template_options)
+def build_codec(model: ModelParts, memory: RequestMemory) -> Codec:
+    """Build the codec between requests and token ids."""
+    return Codec(model.tokenizer, model.media, model.eos_token_ids, memory, model.template_options)
 
 
 def build_engine(

@@ -13,13 +13,13 @@ from transformers.utils import logging as transformers_logging
 from expert_store import ExpertStore, Preloader
 from server.administration.store_administration import StoreAdministration
 from server.engine.engine import Engine
-from server.engine.interface import ModelCard, SamplingDefaults
+from server.engine.interface import ModelCard, RequestMemory, SamplingDefaults
 from server.engine.text.codec import Codec
 from server.loading.adapters import Adapters, load_adapters, open_adapter_store
 from server.loading.build_engine import ExpertPaging, build_codec, build_engine, open_experts
 from server.loading.bundled_weights import variants_folder
 from server.loading.load_model import ModelParts, load_model
-from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk
+from server.loading.memory import describe_model, log_plan, memory_usage, plan_beside_trunk, request_memory
 from server.loading.repacked import load_unreplaced
 from server.loading.start_weights import load_start_variants, open_state, report_unloadable
 from server.loading.variants import open_variants
@@ -52,6 +52,7 @@ class LoadedServer:
     store: ExpertStore
     experts: StoreAdministration
     memory: MemoryUsage
+    request_memory: RequestMemory
     routing_recorder: RoutingRecorder | None
     preloader: Preloader
     memory_watcher: Watcher | None
@@ -104,11 +105,13 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     def adapter_bytes() -> int:
         return 0 if store is None else store.resident_bytes
 
-    elastic = None
-    if plan.kv.is_elastic:
-        elastic = ElasticBudget(paging.store, plan, unfilled_beside=lambda: plan.adapter_bytes - adapter_bytes())
-    watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes)
-    codec = build_codec(parts, watcher)
+    def unfilled_beside() -> int:
+        return plan.adapter_bytes - adapter_bytes() + memory.unused_bytes
+
+    elastic = ElasticBudget(paging.store, plan, unfilled_beside=unfilled_beside) if plan.kv.is_elastic else None
+    memory = request_memory(plan, elastic, lambda: engine.wake())  # noqa: PLW0108  made later
+    watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes, before_check=memory.follow)
+    codec = build_codec(parts, memory)
     engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
     adapters = None
     if store is None:
@@ -136,7 +139,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     preloader = Preloader(paging.store)
     if settings.prefetch != "off":
         preloader.start()
-    usage = memory_usage(plan, paging.store, elastic, adapter_bytes)
+    usage = memory_usage(plan, paging.store, elastic, adapter_bytes, lambda: memory.held_bytes)
     registry = None if adapters is None else adapters.registry
     metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher, registry, variants)
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
@@ -152,6 +155,7 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         paging.store,
         experts,
         usage,
+        memory,
         paging.recorder,
         preloader,
         watcher,

@@ -9,9 +9,9 @@ import torch
 
 from expert_store import ExpertCatalog, ExpertStore
 from server.byte_sizes import format_bytes
-from server.engine.interface import ModelCard
+from server.engine.interface import ModelCard, RequestMemory
 from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
-from server.memory.elastic_budget import ElasticBudget
+from server.memory.elastic_budget import REQUESTS_IN_GROWTH, ElasticBudget
 from server.memory.fit_checks import plan_that_fits
 from server.memory.machine import own_bytes
 from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds
@@ -69,13 +69,38 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
     )
 
 
+def request_memory(plan: MemoryPlan, elastic: ElasticBudget | None, wake: Callable[[], None]) -> RequestMemory:
+    """Return the memory that requests may hold.
+
+    Args:
+        wake: wakes the engine, so that it frees blocks of the KV cache that no sequence uses.
+    """
+    if elastic is None:
+        left = plan.budget_bytes - plan.fixed_bytes - plan.step_bytes - plan.host_bytes
+        limit = max(REQUESTS_IN_GROWTH, left)
+        return RequestMemory(lambda: limit)
+
+    def make_room(nbytes: int) -> int:
+        room = elastic.make_room_for_requests(nbytes)
+        if room < nbytes:
+            wake()
+        return room
+
+    return RequestMemory(lambda: elastic.request_limit_bytes, make_room)
+
+
 def memory_usage(
-    plan: MemoryPlan, store: ExpertStore, elastic: ElasticBudget | None, adapters: Callable[[], int]
+    plan: MemoryPlan,
+    store: ExpertStore,
+    elastic: ElasticBudget | None,
+    adapters: Callable[[], int],
+    requests: Callable[[], int],
 ) -> MemoryUsage:
     """Return the memory use of a server, which is measured at each call of its functions.
 
     Args:
         adapters: returns the bytes of adapters in memory.
+        requests: returns the bytes that requests hold.
     """
     states = 0 if plan.free.is_cuda else plan.kv.fixed_bytes
     return MemoryUsage(
@@ -88,6 +113,7 @@ def memory_usage(
         expert_budget=lambda: plan.host_bytes if elastic is None else elastic.expert_budget,
         kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
         adapters=adapters,
+        requests=requests,
         adjustments=Adjustments() if elastic is None else elastic.adjustments,
     )
 

@@ -1,6 +1,6 @@
-"""The budget that experts and KV cache share on a CPU, where both are in host memory.
+"""The budget that experts, KV cache and requests share on a CPU, where all are in host memory.
 
-Experts get all of it except the blocks of sequences. Experts shrink before the blocks grow.
+Experts get all of it except the blocks of sequences and what requests hold. Experts shrink before these grow.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 OVERCOMMIT_SHARE = 2  # experts may get 1/2 of the memory reserved for steps and growth
 CHUNKS = 64  # the shared budget moves in chunks of 1/64 at least
 KEPT_SHARE = 8  # cached prefixes that no sequence uses may hold 1/8 of the shared budget
+REQUEST_SHARE = 2  # requests may hold 1/2 of what experts and blocks do not need to go on
+REQUESTS_IN_GROWTH = 16 << 20  # bytes that requests may hold in any case; a part of GROWTH_BYTES
 HOLD_SECONDS = 10.0  # blocks must be unused for so long before experts get their memory
 TICK_SECONDS = 1.0  # time between checks for unused blocks
 MOST_WAIT_SECONDS = 1.0  # longest wait for reads into slots that are to be removed
@@ -32,7 +34,7 @@ class ElasticBudget:
     """Moves memory between experts and KV cache, and keeps a reserve from both.
 
     The engine's thread calls ``grow_kv_cache``, ``reserve_for_step`` and ``reclaim``; any thread may call
-    ``set_reserve``.
+    ``set_reserve`` and ``make_room_for_requests``.
 
     Args:
         store: a store whose host tier has the planned size.
@@ -50,7 +52,7 @@ class ElasticBudget:
         self.adjustments = Adjustments()
         self._store, self._plan, self._clock = store, plan, clock
         self._step_bytes = plan.first_step_bytes
-        self._reserve = 0
+        self._reserve = self._requests = 0
         self._was_shrink: bool | None = None
         self._lock = threading.RLock()  # guards the budgets and the reserve
         self._host_bytes = plan.host_bytes
@@ -95,6 +97,32 @@ class ElasticBudget:
     def reserve_bytes(self) -> int:
         """Bytes kept from experts and blocks; negative if the budget is overcommitted."""
         return self._reserve
+
+    @property
+    def request_limit_bytes(self) -> int:
+        """The most bytes that requests may hold: experts keep their minimum, and the longest sequence its blocks."""
+        kv = self._most_kv if self._plan.has_kv_budget else max(self._first_kv, self._bytes_of_longest())
+        left = self._shared_bytes(largest_step=True) + self._beyond_growth() - self._least() - kv
+        return REQUESTS_IN_GROWTH + max(0, left) // REQUEST_SHARE
+
+    def make_room_for_requests(self, nbytes: int) -> int:
+        """Move memory so that requests may hold ``nbytes``, or as much as experts and unused blocks give up.
+
+        Returns:
+            the bytes that requests may hold now. The engine's next ``reclaim`` frees cached prefixes for the rest.
+        """
+        with self._lock:
+            rounded = -(-(nbytes + self._chunk) // self._chunk) * self._chunk
+            wanted = min(self.request_limit_bytes, max(REQUESTS_IN_GROWTH, rounded))
+            if not self._requests - 2 * self._chunk <= wanted <= self._requests:
+                self._requests = wanted
+                if not self._plan.has_kv_budget:
+                    unused = max(self._first_kv, self.allowance.taken_bytes, self._beyond_all_experts())
+                    self.allowance.limit_bytes = min(self.allowance.limit_bytes, unused)
+                self._rebalance()
+            taken = self._store.host_slot_bytes + max(self.allowance.limit_bytes, self.allowance.taken_bytes)
+            free = self._shared_bytes() + self._beyond_growth() - taken
+            return min(self._requests, REQUESTS_IN_GROWTH + max(0, free))
 
     @property
     def can_shrink(self) -> bool:
@@ -154,7 +182,7 @@ class ElasticBudget:
             if not self._plan.has_kv_budget and allowance.limit_bytes > limit + self._chunk:
                 allowance.limit_bytes = limit
                 self._rebalance()
-        return needed > blocks.used_bytes or allowance.limit_bytes > limit + self._chunk
+        return needed > blocks.used_bytes or allowance.limit_bytes > limit + self._chunk or self._beyond_growth() > 0
 
     def set_reserve(self, nbytes: int, cause: Cause, reason: str) -> None:
         """Keep ``nbytes`` from experts and blocks, for memory use that was not planned. Experts shrink or grow by it.
@@ -182,7 +210,12 @@ class ElasticBudget:
         """Return the bytes that experts and blocks may use together."""
         step = self._plan.step_bytes if largest_step else self._step_bytes
         plan = self._plan
-        return max(0, plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - step - self._reserve)
+        beside = step + self._reserve + self._beyond_growth()
+        return max(0, plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - beside)
+
+    def _beyond_growth(self) -> int:
+        """Return the bytes granted to requests that the memory reserved for growth does not hold."""
+        return max(0, self._requests - REQUESTS_IN_GROWTH)
 
     def _bytes_of_longest(self) -> int:
         """Return the bytes of the blocks of a sequence of maximum length."""

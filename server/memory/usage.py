@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from server.memory.machine import own_bytes
 
-Part = Literal["trunk", "experts", "adapters", "kv_cache", "step", "process", "unaccounted"]
+Part = Literal["trunk", "experts", "adapters", "kv_cache", "step", "requests", "process", "unaccounted"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # process: the server used more than planned. others: other processes used the machine's or the group's memory.
@@ -58,6 +58,7 @@ class MemoryUsage:
         expert_budget: returns the bytes that experts may use now.
         kv_budget: returns the bytes that the KV cache may use now.
         adapters: returns the bytes of slots that hold a page of an adapter now.
+        requests: returns the bytes that requests hold beside their KV cache.
     """
 
     budget_bytes: int
@@ -69,6 +70,7 @@ class MemoryUsage:
     expert_budget: Callable[[], int]
     kv_budget: Callable[[], int]
     adapters: Callable[[], int] = lambda: 0
+    requests: Callable[[], int] = lambda: 0
     adjustments: Adjustments = field(default_factory=Adjustments)
 
     def by_part(self) -> dict[Part, int]:
@@ -83,6 +85,7 @@ class MemoryUsage:
             "adapters": self.adapters(),
             "kv_cache": self.kv_cache(),
             "step": self.step(),
+            "requests": self.requests(),
             "process": self.process_bytes,
         }
         parts["unaccounted"] = max(0, own_bytes() - sum(parts.values()))

@@ -21,7 +21,6 @@ CALM_SECONDS = 30.0  # experts grow after enough memory was available for so lon
 ENOUGH = 0.04  # share of the budget that counts as enough
 PRESSURE = 10.0  # experts shrink if threads waited for memory in more than 10 % of the last ten seconds
 PRESSURE_STEP = 0.02  # share of the budget by which they shrink then
-MAKE_FREE_SECONDS = 2.0  # longest wait for slots to become free
 PRESSURE_SECONDS = 5.0  # shortest time between two shrinks for pressure
 
 
@@ -63,6 +62,7 @@ class Watcher:
         elastic_budget: the budget of experts and KV cache.
         budget_bytes: memory that the process and its children may use.
         read: measures the memory.
+        before_check: called before each measurement.
     """
 
     def __init__(
@@ -71,7 +71,9 @@ class Watcher:
         budget_bytes: int,
         read: Callable[[], Reading] = Reading.take,
         clock: Callable[[], float] = time.monotonic,
+        before_check: Callable[[], None] = lambda: None,
     ):
+        self._before_check = before_check
         self._elastic_budget, self._budget_bytes, self._read, self._clock = elastic_budget, budget_bytes, read, clock
         self._low = max(LEAST_LOW, int(LOW * budget_bytes))
         self._least_left: int | None = None  # minimum since the calm period began
@@ -91,6 +93,7 @@ class Watcher:
 
     def check(self) -> None:
         """Measure the memory once, and resize the experts if needed."""
+        self._before_check()
         with self._lock:
             self._check()
 
@@ -119,26 +122,6 @@ class Watcher:
             if more > 0:
                 elastic.set_reserve(elastic.reserve_bytes - max(more // 2, self._low), "calm", "memory is available")
             self._begin_calm(now)
-
-    def make_free(self, nbytes: int) -> bool:
-        """Shrink the experts for a moment until ``nbytes`` are available. May block for seconds.
-
-        Returns:
-            True if the bytes are available.
-        """
-        ends_at, has_asked = time.monotonic() + MAKE_FREE_SECONDS, False
-        while True:
-            with self._lock:
-                left = self._left(self._read())
-                if left < nbytes and not has_asked:
-                    reserve = self._elastic_budget.reserve_bytes + nbytes - left
-                    self._elastic_budget.set_reserve(reserve, "process", "images of a request need memory")
-                    has_asked = True
-            if left >= nbytes:
-                return True
-            if time.monotonic() >= ends_at:
-                return False
-            time.sleep(MAKE_FREE_SECONDS / 40)
 
     def _left(self, reading: Reading) -> int:
         """Return the bytes that would be available if experts and KV cache used all that they were granted."""

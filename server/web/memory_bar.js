@@ -14,6 +14,7 @@ const NAMES = {
   trunk: "Trunk",
   process: "Process",
   step: "Step",
+  requests: "Requests",
   unaccounted: "Unaccounted",
   kv_cache: "KV cache",
   adapters: "Adapters",

@@ -10,9 +10,8 @@ import threading
 import pytest
 
 from server.api.core import json_reader
-from server.api.core.body import MAX_BODY_BYTES
-from server.api.core.capacity import Capacity
-from server.api.core.service import Service
+from server.api.core.body import MAX_BODY_BYTES, PARSED_FACTOR
+from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_rig
@@ -75,10 +74,10 @@ def test_as_many_values_as_fit_into_a_body_are_refused(
         assert error_of(answer)["message"] == f"'x' must not hold more than {too_many}."
 
 
-def test_concurrent_bodies_share_one_capacity(codec: Codec) -> None:
-    """A body that does not fit gets 503; the others release their reservation however they end."""
-    service = Service("1", body_capacity=Capacity(300_000, "no room"))
-    with serving_rig(Rig(), codec, service=service) as server:
+def test_concurrent_bodies_share_the_memory_of_requests(codec: Codec) -> None:
+    """A body that does not fit gets 503; the others release their memory however they end."""
+    memory = RequestMemory(lambda: PARSED_FACTOR * 300_000, wait_seconds=0.0)
+    with serving_rig(Rig(), codec, memory=memory) as server:
         with server.connect() as first, server.connect() as second:
             for connection in (first, second):
                 connection.sendall(HEAD + b"Content-Length: 200000\r\n\r\n" + b" " * 199_999)
@@ -87,12 +86,12 @@ def test_concurrent_bodies_share_one_capacity(codec: Codec) -> None:
         assert status_of(answer) == 503
         assert headers_of(answer)["retry-after"] == "1"
         server.wait_until_left()
-        assert service.body_capacity.num_free == 300_000
+        assert memory.held_bytes == 0
         assert still_answers(server)
 
 
-def test_a_body_keeps_its_reservation_until_it_is_answered(codec: Codec) -> None:
-    service, rig = Service("1", body_capacity=Capacity(300, "no room")), Rig()
+def test_a_body_keeps_its_memory_until_it_is_answered(codec: Codec) -> None:
+    memory, rig = RequestMemory(lambda: 100_000, wait_seconds=0.0), Rig()
     is_asked, may_go_on = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -100,14 +99,14 @@ def test_a_body_keeps_its_reservation_until_it_is_answered(codec: Codec) -> None
         may_go_on.wait()
 
     rig.model.before_step = wait
-    with serving_rig(rig, codec, service=service) as server:
+    with serving_rig(rig, codec, memory=memory) as server:
         with server.connect() as first:
-            first.sendall(complete(b"first", max_tokens=1, user="u" * 100))
+            first.sendall(complete(b"first", max_tokens=1, user="u" * 10_000))
             is_asked.wait()
-            taken = 300 - service.body_capacity.num_free
-            answer = ask(server.port, complete(b"second", max_tokens=1, user="u" * 200))
+            held = memory.held_bytes
+            answer = ask(server.port, complete(b"second", max_tokens=1, user="u" * 20_000))
             may_go_on.set()
             first.recv(1 << 16)
-        assert taken > 100
+        assert held > PARSED_FACTOR * 10_000
         assert status_of(answer) == 503
-        assert error_of(answer)["message"] == "no room"
+        assert "of the 97.7 KiB for requests: try again later" in error_of(answer)["message"]

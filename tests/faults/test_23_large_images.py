@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.image_capacity import ImageCapacity
+from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
 from server.model.multimodal.image_processor import MediaProcessor
 from server.model.text.tokenizer import Tokenizer
@@ -21,15 +21,15 @@ from tests.vision import data_url, make_image, png
 
 
 @pytest.fixture
-def room() -> ImageCapacity:
-    return ImageCapacity(4 * 16 * 12, max_waiting=0)
+def room() -> RequestMemory:
+    return RequestMemory(lambda: 1 << 20, wait_seconds=0.0)
 
 
 @pytest.fixture
-def server(room: ImageCapacity, tmp_path: Path) -> Iterator[FakeServer]:
+def server(room: RequestMemory, tmp_path: Path) -> Iterator[FakeServer]:
     """A fake model with the tokenizer and the image processor of a real one."""
     folder = save_model("qwen3_vl_moe", tmp_path)
-    codec = Codec(Tokenizer(folder), MediaProcessor(folder), image_capacity=room)
+    codec = Codec(Tokenizer(folder), MediaProcessor(folder), memory=room)
     with serving_rig(Rig(), codec) as running:
         yield running
 
@@ -40,20 +40,21 @@ def chat(server: FakeServer, image: bytes) -> bytes:
     return ask(server.port, post_bytes("/v1/chat/completions", json.dumps(body).encode()))
 
 
-def test_images_that_do_not_fit_are_refused_until_memory_is_free(server: FakeServer, room: ImageCapacity) -> None:
-    with room.taken(1):
+def test_images_that_do_not_fit_are_refused_until_memory_is_free(server: FakeServer, room: RequestMemory) -> None:
+    with room.reserve() as others:
+        others.use_now(1 << 20)
         answer = chat(server, png(make_image(1)))
-        assert status_of(answer) == 429
+        assert status_of(answer) == 503
         assert headers_of(answer)["retry-after"] == "1"
-        assert "take all memory for images; try again later" in error_of(answer)["message"]
+        assert "of the 1.0 MiB for requests: try again later" in error_of(answer)["message"]
     assert status_of(chat(server, png(make_image(1)))) == 200
 
 
-def test_the_memory_of_images_is_released_however_their_request_ends(server: FakeServer, room: ImageCapacity) -> None:
+def test_the_memory_of_images_is_released_however_their_request_ends(server: FakeServer, room: RequestMemory) -> None:
     assert status_of(chat(server, png(make_image(1, 64, 64))[:400])) == 400
     assert status_of(chat(server, png(make_image(2)))) == 200
     server.wait_until_idle()
     deadline = time.monotonic() + 10  # the engine's thread may still hold the request that it has just answered
-    while room.num_taken and time.monotonic() < deadline:
+    while room.held_bytes and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert room.num_taken == 0
+    assert room.held_bytes == 0

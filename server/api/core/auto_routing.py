@@ -162,6 +162,7 @@ class _Prompt:
         embedding = Embedding(asked.model, tokens, "mean", asked.priority, asked.time_limit, "route-")
         request.state.work = embedding
         events = await embedding.events()
+        embedding.release()
         vectors = _directions([event.embedding for event in events if event.embedding is not None])
         self.vector = _directions([vectors.mean(axis=0)])[0]
         self.num_tokens, self.expert_usage = embedding.num_prompt_tokens, embedding.expert_usage

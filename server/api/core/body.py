@@ -14,7 +14,6 @@ from fastapi import Depends, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
 
-from server.api.core.capacity import Reservation
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import (
     BodyTimeoutError,
@@ -26,8 +25,9 @@ from server.api.core.errors import (
 from server.api.core.fields import is_encodable
 from server.api.core.json_reader import FieldError, JSONError, read_json
 from server.api.core.validation import NOT_AN_OBJECT, quote
-from server.heap import shared_trimmer
+from server.engine.interface import Reservation
 
+PARSED_FACTOR = 4  # memory of a body and what it is parsed to, as a multiple of its bytes
 MAX_BODY_BYTES = 24 << 20  # fits the images of a request, and more text than any model takes
 SMALL_BODY_BYTES = 16 << 10  # up to this size, parsing takes a few milliseconds and needs no thread
 LARGE_BODY_BYTES = 1 << 20  # above this size, bodies are parsed one at a time: parsing takes several times their bytes
@@ -40,7 +40,7 @@ SURROGATE = re.compile(rb"\\u[dD]")
 class BodyReader:
     """A dependency that reads, parses and validates the body of a request.
 
-    The body counts against ``Service.body_capacity`` until the route has returned its response.
+    The body counts as memory of requests until the route has returned its response.
 
     Args:
         types: content types that the body may have; "" is none.
@@ -51,12 +51,8 @@ class BodyReader:
         self.model, self.types = model, types
 
     async def __call__(self, request: Request, service: ServiceDep) -> AsyncGenerator[BaseModel, None]:
-        with service.body_capacity.reserve() as reservation:
-            try:
-                yield await self._read(request, reservation, service.large_bodies)
-            finally:
-                if reservation.num_taken > LARGE_BODY_BYTES:
-                    shared_trimmer().soon()
+        with service.memory.reserve() as reservation:
+            yield await self._read(request, reservation, service.large_bodies)
 
     async def _read(self, request: Request, reservation: Reservation, large_bodies: asyncio.Lock) -> BaseModel:
         check_type(request, self.types)
@@ -98,7 +94,8 @@ async def read_body(request: Request, reservation: Reservation) -> bytearray:
     Raises:
         BodyTooLargeError: the body, or the length that it declares, is more than ``MAX_BODY_BYTES``.
         BodyTimeoutError: the body arrives too slowly.
-        ServiceUnavailableError: the bodies of all requests together are too large now.
+        RequestRefusedError: the server has too little memory for a body of that size.
+        RequestMemoryError: other requests hold the memory.
         ClientDisconnectedError: the client left.
 
     """
@@ -118,7 +115,7 @@ async def read_body(request: Request, reservation: Reservation) -> bytearray:
         part = message.get("body", b"")
         if len(body) + len(part) > MAX_BODY_BYTES:
             raise too_large
-        reservation.grow(len(part))
+        await reservation.use(PARSED_FACTOR * len(part), "The body")
         body += part
         if not message.get("more_body", False):
             return body

@@ -7,6 +7,7 @@ from uuid import uuid4
 
 from server.api.core.caller import current_caller
 from server.api.core.loaded_model import LoadedModel
+from server.api.core.request_cost import PROMPT_TOKEN_BYTES
 from server.engine.interface import (
     DeadlineExceededError,
     ExpertUsage,
@@ -18,6 +19,7 @@ from server.engine.interface import (
     TokenStream,
 )
 
+NUMBER_BYTES = 32  # of a number of a vector: float32, and its JSON
 MAX_CONCURRENT_INPUTS = 32  # inputs of one request that the engine has at a time, so that it does not fill the queue
 
 
@@ -53,14 +55,20 @@ class Embedding:
         self._started, self._max_concurrent = time.monotonic(), max_concurrent
         self.routing, self.adapters = None, {} if model.weights is None else model.weights.factors
         model.unfinished[self.id] = self
+        self._reservation = model.memory.reserve()
 
     async def events(self) -> list[TokenEvent]:
-        """Return the event of each prompt that holds its vector.
+        """Return the event of each prompt that holds its vector. Call ``release`` when the reply was sent.
 
         Raises:
+            RequestRefusedError: the server can never hold so many vectors.
+            RequestMemoryError: other requests hold the memory.
             EngineError: one of the prompts failed; the others are cancelled.
 
         """
+        num_numbers = len(self._prompts) * self._loaded_model.engine.hidden_size
+        nbytes = NUMBER_BYTES * num_numbers + PROMPT_TOKEN_BYTES * self.num_prompt_tokens
+        await self._reservation.take(nbytes, "The vectors of the reply", "input")
         events: dict[int, TokenEvent] = {}
         remaining = iter(enumerate(self._prompts))
 
@@ -77,6 +85,10 @@ class Embedding:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         return [events[index] for index in range(len(self._prompts))]
+
+    def release(self) -> None:
+        """Return the memory of the vectors; a second call does nothing."""
+        self._reservation.release()
 
     async def _embed(self, index: int, prompt: Sequence[int]) -> TokenEvent:
         request = GenerationRequest(

@@ -1,11 +1,13 @@
 """The reply to a chat of one choice, in dialects whose stream consists of named events."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.errors import APIError
 from server.api.core.json_encoding import encode_json
 from server.api.core.reply import ReplyEncoder
+from server.api.core.request_cost import OBJECTS_FORM
 from server.api.core.server_sent_events import sse
 from server.engine.interface import JsonObject, TokenEvent
 
@@ -36,11 +38,15 @@ class EventEncoder(ReplyEncoder):
     def reply(self) -> JsonObject:
         """Return the complete reply, once the turn has ended."""
 
-    async def complete(self) -> bytes:
+    async def complete(self) -> Sequence[bytes]:
         async for arrived in self.generation.events():
+            await self.generation.hold(sum(OBJECTS_FORM.held_bytes(event) for _, event in arrived))
             for _, event in arrived:
                 self.token_events(event)
-        return encode_json(self.reply()).encode()
+        return [encode_json(self.reply()).encode()]
+
+    def held_bytes(self, event: TokenEvent) -> int:
+        return OBJECTS_FORM.held_bytes(event)
 
     def start(self) -> bytes:
         return _encode(self.start_events())

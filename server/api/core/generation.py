@@ -4,13 +4,14 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from server.api.core.capacity import Reservation
 from server.api.core.routing import Routing
 from server.api.core.token_traces import TokenTraces
 from server.engine.interface import (
     EngineError,
     ExpertUsage,
     FinishReason,
+    RequestMemory,
+    Reservation,
     TokenEvent,
     TokenStream,
     merge,
@@ -24,7 +25,8 @@ class Generation:
     Args:
         streams: one for each choice; the choices of the first prompt come first, then those of the second.
         num_choices: number of choices of each prompt.
-        reservation: capacity for the logprobs of the prompts; None if the request has none.
+        reservation: the memory that the request holds.
+        unread_bytes: the part of it that is for events which wait to be read.
         routing: the choice of the router; None if the request named its model.
         adapters: factors of those that are the same for all tokens, by name.
 
@@ -38,7 +40,8 @@ class Generation:
     created: int = field(default_factory=lambda: int(time.time()))
     returns_experts: bool = False
     returns_adapters: bool = False
-    reservation: Reservation | None = None
+    reservation: Reservation = field(default_factory=lambda: RequestMemory().reserve())
+    unread_bytes: int = 0
     routing: Routing | None = None
     adapters: Mapping[str, float] = field(default_factory=dict)
     expert_usage: ExpertUsage = field(default_factory=ExpertUsage)  # sum over the choices that have ended
@@ -48,7 +51,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         self._traces = [TokenTraces(experts=self.returns_experts, adapters=self.returns_adapters) for _ in self.streams]
-        self._queue = merge(self.streams)
+        self._queue = merge(self.streams, self.reservation, self.unread_bytes)
         self.num_generated = [0] * len(self.streams)
         self.finish_reasons = [None] * len(self.streams)
 
@@ -58,15 +61,28 @@ class Generation:
         return sum(stream.timeline.num_cached_tokens for stream in self.streams[:: self.num_choices])
 
     def cancel(self) -> None:
-        """Cancel what still runs, and release the reservation. Call it at the end of every generation."""
+        """Cancel what still runs, and release the memory. Call it at the end of every generation."""
         for stream in self.streams:
             stream.cancel()
-        if self.reservation is not None:
-            self.reservation.release()
+        self.reservation.release()
+
+    async def hold(self, nbytes: int) -> None:
+        """Count so many more bytes of the reply as held until ``cancel``, and wait for them if they were not reserved.
+
+        Raises:
+            RequestRefusedError: the reply takes more memory than the server can hold.
+            RequestMemoryError: other requests hold the memory.
+
+        """
+        await self.reservation.use(nbytes, "The reply")
 
     def note_token(self, index: int, event: TokenEvent) -> None:
         """Keep the experts and adapters of a choice's new token until they are taken, if the request asks for them."""
         self._traces[index].note(event)
+
+    def traces(self, index: int) -> TokenTraces:
+        """Return the traces of a choice's tokens."""
+        return self._traces[index]
 
     def take_traces(self, index: int) -> str:
         """Return the traces of a choice's tokens that were noted since the last call, as members of JSON."""

@@ -9,7 +9,6 @@ from weakref import WeakValueDictionary
 
 from server.api.core.adapter_profiles import AdapterProfiles
 from server.api.core.caller import current_caller
-from server.api.core.capacity import Capacity
 from server.api.core.grammar_compiler import GrammarCompiler
 from server.api.core.routing import AUTO, Routing, RoutingByToken
 from server.engine.interface import (
@@ -19,6 +18,7 @@ from server.engine.interface import (
     ExpertHealth,
     GenerationEngine,
     ModelCard,
+    RequestMemory,
     RequestRefusedError,
     RequestWeights,
     SamplingDefaults,
@@ -28,8 +28,6 @@ from server.engine.interface import (
     WeightsDirectory,
 )
 
-MAX_ALL_PROMPT_LOGPROBS = 1 << 20  # logprobs of all running and waiting requests; each takes some hundred bytes
-LOGPROBS_REFUSAL = "The server is computing too many logprobs of prompts: try again later."
 NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
 
 
@@ -64,6 +62,7 @@ class LoadedModel:
         base: the name of the base model, if ``name`` is that of other weights.
         routing: the choice of the router, if it has chosen ``name``.
         profiles: what the router knows of adapters.
+        memory: the memory that requests hold.
     """
 
     name: str
@@ -85,7 +84,7 @@ class LoadedModel:
     profiles: AdapterProfiles = field(default_factory=AdapterProfiles)
     grammar_compiler: GrammarCompiler = field(init=False)
     unfinished: WeakValueDictionary[str, UnfinishedWork] = field(default_factory=WeakValueDictionary)  # by id
-    logprobs_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_ALL_PROMPT_LOGPROBS, LOGPROBS_REFUSAL))
+    memory: RequestMemory = field(default_factory=RequestMemory)
 
     def __post_init__(self) -> None:
         self.grammar_compiler = GrammarCompiler(self.codec)

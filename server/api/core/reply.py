@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -15,6 +15,8 @@ from server.api.core.keep_alive import COMMENT, KeepAlive
 from server.api.core.routing import routing_headers
 from server.api.core.server_sent_events import EVENT_STREAM, HEADERS
 from server.engine.interface import EngineError, TokenEvent
+
+SMALL_REPLY_BYTES = PIECE_BYTES = 64 << 10
 
 
 class ReplyEncoder(ABC):
@@ -30,13 +32,21 @@ class ReplyEncoder(ABC):
         self.generation = generation
 
     @abstractmethod
-    async def complete(self) -> bytes:
-        """Consume the generation, and return the complete reply as JSON.
+    async def complete(self) -> Sequence[bytes | bytearray]:
+        """Consume the generation, and return the complete reply as JSON, in parts.
 
         Raises:
-            EngineError: one of the choices failed.
+            EngineError: one of the choices failed, or there is no memory to hold the reply.
 
         """
+
+    def held_bytes(self, event: TokenEvent) -> int:  # noqa: ARG002  most streams hold nothing
+        """Return the bytes that a stream holds of an event until its end."""
+        return 0
+
+    def split(self, event: TokenEvent) -> Iterator[TokenEvent]:
+        """Yield the events that an event is encoded as, each of a size that can be sent at once."""
+        yield event
 
     @abstractmethod
     def start(self) -> bytes:
@@ -69,13 +79,39 @@ async def answer(request: Request, encoder: ReplyEncoder, *, stream: bool) -> Re
     """
     if stream:
         return GenerationStream(encoder, request.app.state.service.stream_keep_alive_seconds)
-    request.state.work = encoder.generation
+    generation = request.state.work = encoder.generation
     try:
-        body = await unless_client_leaves(request.receive, encoder.complete())
-    finally:
-        encoder.generation.cancel()
-    headers = routing_headers(encoder.generation.routing)
-    return Response(body, headers=headers, media_type="application/json")
+        parts = await unless_client_leaves(request.receive, encoder.complete())
+    except BaseException:
+        generation.cancel()
+        raise
+    headers = routing_headers(generation.routing)
+    if sum(map(len, parts)) <= SMALL_REPLY_BYTES:
+        generation.cancel()
+        return Response(b"".join(parts), headers=headers, media_type="application/json")
+    return LongReply(generation, parts, headers)
+
+
+class LongReply(StreamingResponse):
+    """A complete reply that is sent in pieces, and holds its memory until then."""
+
+    def __init__(self, generation: Generation, parts: Sequence[bytes | bytearray], headers: Mapping[str, str]) -> None:
+        length = {"Content-Length": str(sum(map(len, parts)))}
+        super().__init__(pieces_of(parts), headers={**headers, **length}, media_type="application/json")
+        self._generation = generation
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._generation.cancel()
+
+
+async def pieces_of(parts: Sequence[bytes | bytearray]) -> AsyncGenerator[bytes, None]:
+    """Yield the parts of a reply in pieces, each when the one before was sent; sockets copy what they can't send."""
+    for part in parts:
+        for start in range(0, len(part), PIECE_BYTES):
+            yield bytes(memoryview(part)[start : start + PIECE_BYTES])
 
 
 class GenerationStream(StreamingResponse):
@@ -112,9 +148,11 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
     keep_alive = KeepAlive(keep_alive_seconds, encoder.generation.wake)
     try:
         async for arrived in encoder.generation.events():
-            encoded = b"".join([await _encode(encoder, index, event) for index, event in arrived])
-            if encoded or keep_alive.is_due:
-                yield encoded or COMMENT
+            async for encoded in _encode_all(encoder, arrived):
+                yield encoded
+                keep_alive.note_sent()
+            if keep_alive.is_due:
+                yield COMMENT
                 keep_alive.note_sent()
     except EngineError as error:
         last = encoder.failure(api_error(error))
@@ -124,6 +162,21 @@ async def encode_stream(encoder: ReplyEncoder, keep_alive_seconds: float) -> Asy
         keep_alive.stop()
     if last:
         yield last
+
+
+async def _encode_all(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenEvent]]) -> AsyncGenerator[bytes, None]:
+    """Yield the server-sent events of a batch together, or in pieces if they are long."""
+    if held := sum(encoder.held_bytes(event) for _, event in arrived):
+        await encoder.generation.hold(held)
+    encoded = bytearray()
+    for index, event in arrived:
+        for each in encoder.split(event):
+            encoded += await _encode(encoder, index, each)
+            if len(encoded) > PIECE_BYTES:
+                yield bytes(encoded)
+                encoded.clear()
+    if encoded:
+        yield bytes(encoded)
 
 
 async def _encode(encoder: ReplyEncoder, index: int, event: TokenEvent) -> bytes:

@@ -12,7 +12,6 @@ from server.api.core.adapters_on_request import AdapterLoads
 from server.api.core.api_keys import Keys
 from server.api.core.audit import audit
 from server.api.core.caller import current_caller
-from server.api.core.capacity import Capacity
 from server.api.core.errors import DrainingError, InvalidRequestError, ModelNotFoundError, ServiceUnavailableError
 from server.api.core.expert_sampler import ExpertSampler
 from server.api.core.host_rules import HostRules
@@ -30,13 +29,12 @@ from server.engine.interface import (
     Policy,
     PolicyReason,
     PolicyRefusedError,
+    RequestMemory,
     RequiredAdapterError,
     UnknownAdapterError,
 )
 from server.setting_values import ModelAlias
 
-MAX_BODIES_BYTES = 64 << 20  # bodies of all requests whose response has not begun
-BODIES_REFUSAL = "The server is processing too many large bodies: try again later."
 UNKNOWN_FIELD = "Ignoring the unknown field %s of a request body."
 NO_CANDIDATES = (
     "'model' is 'auto', but no adapter can be chosen: load one with 'examples' or a 'description', or name a model."
@@ -92,7 +90,7 @@ class Service:
     policy_refusals: PolicyRefusals = field(default_factory=PolicyRefusals)
     host_rules: HostRules = field(default_factory=HostRules)
     rate_limiter: RateLimiter = field(default_factory=RateLimiter)
-    body_capacity: Capacity = field(default_factory=lambda: Capacity(MAX_BODIES_BYTES, BODIES_REFUSAL))
+    memory_without_model: RequestMemory = field(default_factory=RequestMemory)  # memory of requests until it is loaded
     large_bodies: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while one is parsed
     # Tasks of requests that last until the server stops, such as expert streams; draining does not wait for them.
     endless: WeakSet[asyncio.Task[Any]] = field(default_factory=WeakSet)
@@ -119,6 +117,11 @@ class Service:
         if self.model is None:
             return ServiceState.LOADING
         return EXPERT_STATES[self.model.expert_health()]
+
+    @property
+    def memory(self) -> RequestMemory:
+        """The memory that requests hold."""
+        return self.memory_without_model if self.model is None else self.model.memory
 
     @property
     def is_ready(self) -> bool:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 
+from server.api.core.json_parts import JsonList
 from server.engine.interface import RoutedExperts, TokenEvent
 
 MAX_ADAPTERS = 8  # of a token, the heaviest ones
@@ -16,24 +17,33 @@ class TokenTraces:
     """
 
     def __init__(self, *, experts: bool, adapters: bool) -> None:
-        self._experts: list[str] | None = [] if experts else None
-        self._adapters: list[str] | None = [] if adapters else None
+        self._experts = JsonList() if experts else None
+        self._adapters = JsonList() if adapters else None
 
     def note(self, event: TokenEvent) -> None:
         """Keep the traces of an event's new token."""
         if self._experts is not None and event.experts is not None:
-            self._experts.append(experts_json(event.experts))
+            self._experts.append_encoded(experts_json(event.experts))
         if self._adapters is not None and event.adapters is not None:
-            self._adapters.append(adapters_json(event.adapters))
+            self._adapters.append_encoded(adapters_json(event.adapters))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is kept."""
+        return sum(tokens.nbytes for tokens in self.members().values())
+
+    def members(self) -> dict[str, JsonList]:
+        """Return what is kept, as members of a choice."""
+        members = {"experts": self._experts, "adapters": self._adapters}
+        return {name: tokens for name, tokens in members.items() if tokens is not None}
 
     def take(self) -> str:
         """Return what was noted since the last call, as members of a JSON object, each after a comma."""
-        members = ""
-        for name, tokens in (("experts", self._experts), ("adapters", self._adapters)):
-            if tokens is not None:
-                members += f',"{name}":[{",".join(tokens)}]'
-                tokens.clear()
-        return members
+        taken = ""
+        for name, tokens in self.members().items():
+            taken += f',"{name}":[{tokens.encoded.decode()}]'
+            tokens.clear()
+        return taken
 
 
 def experts_json(chosen: RoutedExperts) -> str:

@@ -15,6 +15,7 @@ from server.api.core.errors import InvalidRequestError
 from server.api.core.loaded_model import LoadedModel
 from server.api.core.openapi import JSON_STREAMED
 from server.api.core.reply import answer
+from server.api.core.request_cost import OBJECTS_FORM
 from server.api.core.service import Service
 from server.api.core.translation import translate_errors
 from server.api.core.validation import quote
@@ -33,7 +34,7 @@ from server.api.ollama.reply_encoder import ChatEncoder, GenerateEncoder, loaded
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chat import begin_chat
 from server.api.openai.completions import token_ids
-from server.api.openai.submit import submit, submit_to
+from server.api.openai.submit import admit, submit, submit_to
 
 ID_PREFIX = "ollama-"
 
@@ -107,8 +108,9 @@ async def begin_completion(request: Request, model: LoadedModel, body: Completio
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     spec = body.grammar_spec
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
+    admitted = await admit(request, model, body, prompts, "prompt", OBJECTS_FORM)
     submitting = partial(
-        submit, body=body, prompts=prompts, id_prefix=ID_PREFIX, prompt_field="prompt", grammar=grammar
+        submit, body=body, admitted=admitted, id_prefix=ID_PREFIX, prompt_field="prompt", grammar=grammar
     )
-    generation = await submit_to(request, model, body, lambda: prompts, "prompt", submitting)
+    generation = await submit_to(request, model, body, admitted, lambda: prompts, "prompt", submitting)
     return ChatTurn(generation, model.codec, [PlainText()])

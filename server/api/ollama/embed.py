@@ -75,7 +75,7 @@ async def embed(
         "greenroom": expert_usage(embedding.expert_usage),
     }
     first = f'{encode_json({"model": name})[:-1]},"embeddings":['
-    return in_parts([first, *vectors, f"],{encode_json(counts)[1:]}"])
+    return in_parts([first, *vectors, f"],{encode_json(counts)[1:]}"], embedding)
 
 
 @router.post("/api/embeddings", response_model=None)
@@ -88,8 +88,8 @@ async def embeddings(
         return JSONResponse({"embedding": []})
     with translate_errors({"input": "prompt"}):
         asked = EmbeddingBody.model_validate({"input": body.prompt})
-        _, vectors = await embedded(request, asked, model, truncates=True)
-    return in_parts(['{"embedding":', *vectors, "}"])
+        embedding, vectors = await embedded(request, asked, model, truncates=True)
+    return in_parts(['{"embedding":', *vectors, "}"], embedding)
 
 
 async def embedded(
@@ -109,11 +109,11 @@ async def embedded(
     return embedding, await asyncio.to_thread(_vectors, events, body.dimensions)
 
 
-def in_parts(parts: Sequence[str]) -> Response:
-    """Return a response in JSON whose parts are sent one by one."""
+def in_parts(parts: Sequence[str], embedding: Embedding) -> Response:
+    """Return a response in JSON whose parts are sent one by one; then the memory of the vectors is released."""
     encoded = [part.encode() for part in parts]
     length = {"Content-Length": str(sum(map(len, encoded)))}
-    return StreamingResponse(one_by_one(encoded), headers=length, media_type="application/json")
+    return StreamingResponse(one_by_one(encoded, embedding), headers=length, media_type="application/json")
 
 
 def _encode(body: EmbeddingBody, model: LoadedModel, *, truncates: bool) -> list[list[int]]:

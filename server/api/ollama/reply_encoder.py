@@ -12,6 +12,7 @@ from server.api.core.errors import APIError
 from server.api.core.json_encoding import encode_json
 from server.api.core.json_lines import JSON_LINES, json_line
 from server.api.core.reply import ReplyEncoder
+from server.api.core.request_cost import OBJECTS_FORM
 from server.api.core.usage import expert_usage
 from server.api.ollama.errors import error_body
 from server.api.ollama.tool_calls import CallAssembler
@@ -70,12 +71,13 @@ class OllamaEncoder(ReplyEncoder):
     def content(part: Part) -> JsonObject:
         """Return the fields of a part of the reply."""
 
-    async def complete(self) -> bytes:
+    async def complete(self) -> Sequence[bytes]:
         parts: list[Part] = []
         async for arrived in self.generation.events():
+            await self.generation.hold(sum(OBJECTS_FORM.held_bytes(event) for _, event in arrived))
             for _, event in arrived:
                 parts += self._parts(event)
-        return encode_json(self._object(joined(parts)) | self._end()).encode()
+        return [encode_json(self._object(joined(parts)) | self._end()).encode()]
 
     def start(self) -> bytes:
         return b""

@@ -1,9 +1,10 @@
 """``/v1/chat/completions``: the next message of a conversation."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from typing import Annotated
 
 from fastapi import APIRouter, Request
@@ -12,17 +13,19 @@ from fastapi.responses import Response
 from server.api.core.auth import UserDep
 from server.api.core.body import JsonBody
 from server.api.core.chat_turn import ChatTurn
-from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import InvalidRequestError
+from server.api.core.json_parts import JsonList
 from server.api.core.openapi import STREAMED
 from server.api.core.reply import answer
+from server.api.core.request_cost import CHAT_FORM, OBJECTS_FORM, ReplyForm
 from server.api.core.service import Service
 from server.api.openai.bodies import ChatBody
-from server.api.openai.chunk_encoder import ChunkEncoder
+from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder
 from server.api.openai.logprobs import chat_logprobs, prompt_logprobs
 from server.api.openai.prompt_tokens import bad_word_ids, prompt_limit
-from server.api.openai.submit import submit, submit_to
+from server.api.openai.submit import admit, submit, submit_to
 from server.api.openai.tools import NamedTool
 from server.api.openai.turn_plan import compile_grammar, plan_turn
 from server.engine.interface import ChatPrompt, JsonObject, TokenEvent
@@ -45,16 +48,20 @@ class ChatEncoder(ChunkEncoder):
         self._has_prompt_logprobs = body.prompt_logprobs is not None
         self._has_named_tool = isinstance(body.tool_choice, NamedTool)
 
-    def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
-        deltas = [delta for event in events for delta in self._turn.deltas(index, event)]
-        finish_reason = next(self._finish_reason(delta) for delta in deltas if isinstance(delta, EndDelta))
-        tokens = [each for event in events for each in event.logprobs]
-        logprobs = chat_logprobs(self._codec, tokens) if self._has_logprobs else None
-        choice = {"index": index, "message": message_of(deltas), "logprobs": logprobs, "finish_reason": finish_reason}
-        return choice | self._token_ids(events)
+    def builder(self, index: int) -> "MessageBuilder":
+        return MessageBuilder(
+            index,
+            self._turn,
+            self.finish_reason,
+            has_logprobs=self._has_logprobs,
+            has_prompt_logprobs=self._has_prompt_logprobs and index == 0,
+            has_token_ids=self._has_token_ids,
+        )
 
-    def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:
-        more = {"prompt_logprobs": prompt_logprobs(self._codec, events[0])} if self._has_prompt_logprobs else {}
+    def more(self, choices: Sequence[ChoiceBuilder]) -> JsonObject:
+        first = choices[0]
+        assert isinstance(first, MessageBuilder)
+        more = {} if first.prompt_logprobs is None else {"prompt_logprobs": first.prompt_logprobs}
         return more | self._prompt_token_ids(0)
 
     def start_choices(self, index: int) -> list[JsonObject]:
@@ -65,7 +72,7 @@ class ChatEncoder(ChunkEncoder):
 
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
         choices = [
-            self._choice(index, {}, self._finish_reason(delta))
+            self._choice(index, {}, self.finish_reason(delta))
             if isinstance(delta, EndDelta)
             else self._choice(index, encode_delta(delta))
             for delta in self._turn.deltas(index, event)
@@ -76,15 +83,79 @@ class ChatEncoder(ChunkEncoder):
             choices[0]["logprobs"] = chat_logprobs(self._codec, event.logprobs)
         if self._has_token_ids:
             first, *others = choices or [self._choice(index, {"content": ""})]
-            return [first | self._token_ids([event]), *(each | self._token_ids([]) for each in others)]
+            return [first | self._token_ids(event), *(each | self._token_ids() for each in others)]
         return choices
 
-    def _finish_reason(self, end: EndDelta) -> str:
+    def finish_reason(self, end: EndDelta) -> str:
         """Return "stop" for a call of the tool that ``tool_choice`` names, as OpenAI and vLLM do."""
         return "stop" if self._has_named_tool and end.finish_reason == "tool_calls" else end.finish_reason
 
     def _choice(self, index: int, delta: JsonObject, finish_reason: str | None = None) -> JsonObject:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+
+class MessageBuilder(ChoiceBuilder):
+    """Builds a choice of a complete reply.
+
+    Args:
+        finish_reason: returns the reason for the end of the turn.
+
+    """
+
+    def __init__(
+        self,
+        index: int,
+        turn: ChatTurn,
+        finish_reason: Callable[[EndDelta], str],
+        *,
+        has_logprobs: bool,
+        has_prompt_logprobs: bool,
+        has_token_ids: bool,
+    ) -> None:
+        super().__init__(has_token_ids=has_token_ids)
+        self._index, self._turn, self._reason_of = index, turn, finish_reason
+        self._text, self._reasoning = StringIO(), StringIO()
+        self._calls: list[tuple[ToolCallDelta, StringIO]] = []
+        self._logprobs = JsonList() if has_logprobs else None
+        self.prompt_logprobs = JsonList([None]) if has_prompt_logprobs else None
+        self._finish_reason: str | None = None
+        self._num_characters = 0
+
+    def add(self, event: TokenEvent) -> None:
+        super().add(event)
+        self._num_characters += len(event.text)
+        for delta in self._turn.deltas(self._index, event):
+            match delta:
+                case TextDelta(text):
+                    self._text.write(text)
+                case ReasoningDelta(text):
+                    self._reasoning.write(text)
+                case ToolCallDelta():
+                    if delta.id is not None:
+                        self._calls.append((delta, StringIO()))
+                    self._calls[-1][1].write(delta.arguments)
+                case EndDelta():
+                    self._finish_reason = self._reason_of(delta)
+        if self._logprobs is not None:
+            self._logprobs.extend(chat_logprobs(self._turn.codec, event.logprobs)["content"])
+        if self.prompt_logprobs is not None and event.prompt_logprobs is not None:
+            self.prompt_logprobs = prompt_logprobs(self._turn.codec, event.prompt_logprobs)
+
+    def choice(self) -> JsonObject:
+        logprobs = None if self._logprobs is None else {"content": self._logprobs, "refusal": None}
+        calls = [tool_call_of(replace(delta, arguments=arguments.getvalue())) for delta, arguments in self._calls]
+        choice = {
+            "index": self._index,
+            "message": message_of(self._text.getvalue(), self._reasoning.getvalue(), calls),
+            "logprobs": logprobs,
+            "finish_reason": self._finish_reason,
+        }
+        return choice | self.token_ids
+
+    @property
+    def nbytes(self) -> int:
+        lists = (self._logprobs, self.prompt_logprobs)
+        return super().nbytes + CHARACTER_BYTES * self._num_characters + sum(each.nbytes for each in lists if each)
 
 
 def encode_delta(delta: TextDelta | ReasoningDelta | ToolCallDelta) -> JsonObject:
@@ -104,18 +175,11 @@ def tool_call_of(delta: ToolCallDelta) -> JsonObject:
     return {"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": delta.arguments}}
 
 
-def message_of(deltas: Sequence[Delta]) -> JsonObject:
-    """Build the complete message; ``content`` is null if there is only reasoning or tool calls."""
-    text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
-    reasoning = "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta))
-    calls: list[JsonObject] = []
-    for delta in deltas:
-        if isinstance(delta, ToolCallDelta) and delta.id is not None:
-            calls.append(tool_call_of(delta))
-        elif isinstance(delta, ToolCallDelta):
-            calls[-1]["function"]["arguments"] += delta.arguments
+def message_of(text: str, reasoning: str, calls: Sequence[JsonObject]) -> JsonObject:
+    """Return the complete message; ``content`` is null if there is only reasoning or tool calls."""
     message = {"role": "assistant", "content": text or (None if calls or reasoning else ""), "refusal": None}
-    return message | ({"reasoning_content": reasoning} if reasoning else {}) | ({"tool_calls": calls} if calls else {})
+    more: JsonObject = {"reasoning_content": reasoning} if reasoning else {}
+    return message | more | ({"tool_calls": [*calls]} if calls else {})
 
 
 def truncated(prompt: ChatPrompt, limit: int | None) -> ChatPrompt:
@@ -140,8 +204,17 @@ def routed_texts(body: ChatBody) -> list[str]:
     return [text[-MAX_ROUTED_CHARACTERS:]]
 
 
-async def begin_chat(request: Request, service: Service, body: ChatBody, id_prefix: str = "chatcmpl-") -> ChatTurn:
+async def begin_chat(
+    request: Request,
+    service: Service,
+    body: ChatBody,
+    id_prefix: str = "chatcmpl-",
+    form: ReplyForm = OBJECTS_FORM,
+) -> ChatTurn:
     """Submit a conversation to the engine.
+
+    Args:
+        form: what the dialect's reply holds until it is complete.
 
     Raises:
         APIError: the server does not take the conversation, or not now.
@@ -155,10 +228,11 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
     grammar = await compile_grammar(plan, model.grammar_compiler)
     prompt = truncated(plan.prompt, prompt_limit(body, model.engine.max_model_len))
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
+    admitted = await admit(request, model, body, [prompt.token_ids], "messages", form)
     submitting = partial(
         submit,
         body=body,
-        prompts=[prompt.token_ids],
+        admitted=admitted,
         id_prefix=id_prefix,
         prompt_field="messages",
         media=prompt.media,
@@ -166,7 +240,7 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
         written_tokens=plan.written_tokens,
         muted=replace(plan.muted, sequences=plan.muted.sequences | bad_words),
     )
-    generation = await submit_to(request, model, body, partial(routed_texts, body), "messages", submitting)
+    generation = await submit_to(request, model, body, admitted, partial(routed_texts, body), "messages", submitting)
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 
 
@@ -174,5 +248,5 @@ async def begin_chat(request: Request, service: Service, body: ChatBody, id_pref
 async def create_chat_completion(
     request: Request, body: Annotated[ChatBody, JsonBody(ChatBody)], service: ServiceDep
 ) -> Response:
-    turn = await begin_chat(request, service, body)
+    turn = await begin_chat(request, service, body, form=CHAT_FORM)
     return await answer(request, ChatEncoder(turn, body), stream=body.stream)

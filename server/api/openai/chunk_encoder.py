@@ -1,22 +1,25 @@
 """Replies as OpenAI's chunks; completions and chat completions share the frame around their choices."""
 
 import asyncio
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from server.api.core.errors import APIError, InvalidRequestError
+from server.api.core.errors import APIError
 from server.api.core.generation import Generation
 from server.api.core.json_encoding import around_list, encode_json, encode_long
+from server.api.core.json_parts import JsonList, encode_parts
 from server.api.core.reply import ReplyEncoder
 from server.api.core.routing import greenroom_member
 from server.api.core.server_sent_events import sse
 from server.api.core.usage import usage
 from server.engine.interface import JsonObject, TokenEvent
 
-LONG_REPLY = 256  # tokens and logprobs; building a reply with more would block the event loop
-MAX_LOGPROBS = 1 << 21  # numbers in a complete reply; they take 0.6 GB
+LONG_REPLY = 256  # tokens of prompts and their logprobs; encoding more would block the event loop
+CHARACTER_BYTES = 4  # of a character while a reply is built
+PROMPT_SLICE = 64  # prompt tokens with logprobs that one chunk shows
 
 DONE = b"data: [DONE]\n\n"
 
@@ -34,8 +37,8 @@ class ChunkEncoder(ReplyEncoder):
         self._next_more = greenroom_member(generation.routing)  # further members of the next chunk
 
     @abstractmethod
-    def choice(self, index: int, events: Sequence[TokenEvent]) -> JsonObject:
-        """Return a choice of a complete reply, given all its events."""
+    def builder(self, index: int) -> "ChoiceBuilder":
+        """Return a builder of a choice of a complete reply."""
 
     @abstractmethod
     def start_choices(self, index: int) -> list[JsonObject]:
@@ -49,28 +52,27 @@ class ChunkEncoder(ReplyEncoder):
         """Return further members of the chunks of ``start_choices``."""
         return {}
 
-    def more(self, events: Sequence[Sequence[TokenEvent]]) -> JsonObject:  # noqa: ARG002  by default nothing
-        """Return further members of a complete reply, given the events of all choices."""
+    def more(self, choices: Sequence["ChoiceBuilder"]) -> JsonObject:  # noqa: ARG002  by default nothing
+        """Return further members of a complete reply, given all choices."""
         return {}
 
-    async def complete(self) -> bytes:
-        events: list[list[TokenEvent]] = [[] for _ in self.generation.streams]
-        num_events = num_numbers = 0
+    async def complete(self) -> Sequence[bytes | bytearray]:
+        choices = [self.builder(index) for index in range(len(self.generation.streams))]
+        num_held = 0
         async for arrived in self.generation.events():
             for index, event in arrived:
-                events[index].append(event)
                 self.generation.note_token(index, event)
-                num_numbers += num_logprobs(event)
-            num_events += len(arrived)
-            if num_numbers > MAX_LOGPROBS:
-                raise InvalidRequestError(
-                    f"The reply would hold more than {MAX_LOGPROBS} logprobs: ask for fewer, or for a stream.",
-                    "logprobs",
-                )
+                if self.is_long(index, event):
+                    await asyncio.to_thread(choices[index].add, event)
+                else:
+                    choices[index].add(event)
+            num_bytes = sum(each.nbytes + self.generation.traces(index).nbytes for index, each in enumerate(choices))
+            await self.generation.hold(num_bytes - num_held)
+            num_held = num_bytes
         num_ids = self.generation.num_prompt_tokens if self._has_token_ids else 0
-        if num_events + num_numbers + num_ids > LONG_REPLY:
-            return await asyncio.to_thread(self._complete, events)
-        return self._complete(events)
+        if num_ids > LONG_REPLY:
+            return await asyncio.to_thread(self._complete, choices)
+        return self._complete(choices)
 
     def start(self) -> bytes:
         # Nothing: clients measure the time to the first token by the first chunk.
@@ -78,6 +80,16 @@ class ChunkEncoder(ReplyEncoder):
 
     def is_long(self, index: int, event: TokenEvent) -> bool:
         return super().is_long(index, event) or (self._has_token_ids and not self._has_begun[index])
+
+    def split(self, event: TokenEvent) -> Iterator[TokenEvent]:
+        logprobs = event.prompt_logprobs
+        if logprobs is None or len(logprobs) <= PROMPT_SLICE:
+            yield event
+            return
+        *firsts, last = range(0, len(logprobs), PROMPT_SLICE)
+        for start in firsts:
+            yield TokenEvent("", 0, prompt_logprobs=logprobs[start : start + PROMPT_SLICE])
+        yield replace(event, prompt_logprobs=logprobs[last:])
 
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
@@ -100,12 +112,10 @@ class ChunkEncoder(ReplyEncoder):
     def failure(self, error: APIError) -> bytes:
         return sse(error.body) + DONE
 
-    def _complete(self, events: Sequence[Sequence[TokenEvent]]) -> bytes:
-        choices = ",".join(self._encode_choice(self.choice(index, each)) for index, each in enumerate(events))
-        frame = self._frame(self.object) | {"usage": usage(self.generation)} | self.more(events)
-        frame |= greenroom_member(self.generation.routing)
-        before, after = around_list(encode_long(frame), "choices")
-        return f"{before}{choices}{after}".encode()
+    def _complete(self, choices: Sequence["ChoiceBuilder"]) -> Sequence[bytes | bytearray]:
+        written = [each.choice() | self.generation.traces(index).members() for index, each in enumerate(choices)]
+        reply = self._frame(self.object) | {"choices": written, "usage": usage(self.generation)} | self.more(choices)
+        return [*encode_parts(reply | greenroom_member(self.generation.routing))]
 
     def _chunk(self, choice: JsonObject, more: Mapping[str, Any] = {}) -> bytes:
         before, after = self._around_choice
@@ -124,11 +134,11 @@ class ChunkEncoder(ReplyEncoder):
         """Return the tokens of a choice's prompt as a member, if the request asks for tokens."""
         return {"prompt_token_ids": [*self.generation.streams[index].request.prompt_ids]} if self._has_token_ids else {}
 
-    def _token_ids(self, events: Sequence[TokenEvent]) -> JsonObject:
-        """Return the tokens of events as a member of a choice, if the request asks for tokens."""
+    def _token_ids(self, event: TokenEvent | None = None) -> JsonObject:
+        """Return the token of an event as a member of a choice, if the request asks for tokens."""
         if not self._has_token_ids:
             return {}
-        return {"token_ids": [event.token_id for event in events if event.token_id is not None]}
+        return {"token_ids": [] if event is None or event.token_id is None else [event.token_id]}
 
     def _frame(self, kind: str) -> JsonObject:
         return {
@@ -141,11 +151,41 @@ class ChunkEncoder(ReplyEncoder):
 
     def _encode_choice(self, choice: JsonObject) -> str:
         """Encode a choice, with the experts and adapters of its tokens if the request asks for them."""
-        encoded = encode_long(choice) if choice["logprobs"] or self._has_token_ids else encode_json(choice)
+        if choice["logprobs"] or self._has_token_ids:
+            encoded = b"".join(encode_parts(choice)).decode()
+        else:
+            encoded = encode_json(choice)
         return f"{encoded[:-1]}{self.generation.take_traces(choice['index'])}}}"
 
 
-def num_logprobs(event: TokenEvent) -> int:
-    """Count the logprobs of an event, of prompt tokens and of new tokens."""
-    lists = (event.logprobs, event.prompt_logprobs or ())
-    return sum(len(each) * (1 + len(each[0].top)) for each in lists if each)
+class ChoiceBuilder(ABC):
+    """Builds a choice of a complete reply from its events; JSON is encoded as it comes.
+
+    Args:
+        has_token_ids: the choice lists its tokens.
+
+    """
+
+    def __init__(self, *, has_token_ids: bool) -> None:
+        self._token_ids = JsonList() if has_token_ids else None
+
+    @abstractmethod
+    def add(self, event: TokenEvent) -> None:
+        """Add an event; call it for every event, once and in order."""
+        if self._token_ids is not None and event.token_id is not None:
+            self._token_ids.append(event.token_id)
+
+    @abstractmethod
+    def choice(self) -> JsonObject:
+        """Return the complete choice; long lists in it are a ``JsonList``."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that the choice holds so far."""
+        return 0 if self._token_ids is None else self._token_ids.nbytes
+
+    @property
+    def token_ids(self) -> JsonObject:
+        """Its tokens as a member of a choice, if the request asks for tokens."""
+        return {} if self._token_ids is None else {"token_ids": self._token_ids}

@@ -76,7 +76,7 @@ async def create_embeddings(
     events = await unless_client_leaves(request.receive, embedding.events())
     parts = await asyncio.to_thread(encode_reply, embedding, body, events)
     length = {"Content-Length": str(sum(map(len, parts)))}
-    return StreamingResponse(one_by_one(parts), headers=length, media_type="application/json")
+    return StreamingResponse(one_by_one(parts, embedding), headers=length, media_type="application/json")
 
 
 def check(body: EmbeddingBody, model: LoadedModel) -> None:
@@ -134,10 +134,13 @@ def encode_inputs(inputs: Sequence[Prompt], model: LoadedModel, part: slice = sl
     return prompts
 
 
-async def one_by_one(parts: Sequence[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the parts of a long reply, each when the one before was sent."""
-    for part in parts:
-        yield part
+async def one_by_one(parts: Sequence[bytes], embedding: Embedding) -> AsyncGenerator[bytes, None]:
+    """Yield the parts of a long reply, each when the one before was sent; then release the memory of the vectors."""
+    try:
+        for part in parts:
+            yield part
+    finally:
+        embedding.release()
 
 
 def encode_reply(embedding: Embedding, body: EmbeddingBody, events: Sequence[TokenEvent]) -> list[bytes]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from server.engine.interface import TextCodec, TokenEvent, TokenLogprobs
+from server.api.core.json_parts import JsonList
+from server.engine.interface import TextCodec, TokenLogprobs
 
 
 def chat_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
@@ -23,13 +24,15 @@ def _chat_token(codec: TextCodec, token_id: int, logprob: float) -> dict[str, An
     return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
 
-def prompt_logprobs(codec: TextCodec, events: Sequence[TokenEvent]) -> list[dict[str, Any] | None]:
+def prompt_logprobs(codec: TextCodec, tokens: Sequence[TokenLogprobs]) -> JsonList:
     """Return the logprobs of a prompt's tokens in vLLM's form; the first token has none.
 
     ``rank`` is null for a token that is not among the likeliest that were asked for.
     """
-    tokens = next((event.prompt_logprobs for event in events if event.prompt_logprobs is not None), ())
-    return [None, *(_prompt_token(codec, each) for each in tokens)]
+    listed = JsonList([None])
+    for each in tokens:
+        listed.append(_prompt_token(codec, each))
+    return listed
 
 
 def _prompt_token(codec: TextCodec, each: TokenLogprobs) -> dict[str, Any]:
@@ -75,26 +78,31 @@ class CompletionLogprobs:
 
     def __init__(self, codec: TextCodec):
         self._codec = codec
-        self.tokens: list[str] = []
-        self.token_logprobs: list[float | None] = []
-        self.top_logprobs: list[dict[str, float] | None] = []
-        self.text_offset: list[int] = []
+        self.tokens, self.token_logprobs = JsonList(), JsonList()
+        self.top_logprobs, self.text_offset = JsonList(), JsonList()
 
-    def add_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs]) -> None:
-        """Add the tokens of a prompt; the first has no logprob."""
+    def add_first(self, echo: Echo) -> None:
+        """Add the first token of a prompt, which has no logprob."""
         self.tokens.append(self._text(echo.token_ids[0]))
         self.token_logprobs.append(None)
         self.top_logprobs.append(None)
         self.text_offset.append(0)
-        for each, offset in zip(logprobs, echo.offsets[1:], strict=True):
-            self._add(each, offset)
+
+    def add_prompt(self, echo: Echo, logprobs: Sequence[TokenLogprobs], first: int = 1) -> None:
+        """Add tokens of a prompt, from the one numbered ``first`` on."""
+        for number, each in enumerate(logprobs, start=first):
+            self._add(each, echo.offsets[number])
 
     def add(self, logprobs: Sequence[TokenLogprobs], num_echoed: int) -> None:
         """Add tokens of a completion that follows ``num_echoed`` characters."""
         for each in logprobs:
             self._add(each, num_echoed + each.text_offset)
 
-    def body(self) -> dict[str, Any]:
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in self.body().values())
+
+    def body(self) -> dict[str, JsonList]:
         return {
             "tokens": self.tokens,
             "token_logprobs": self.token_logprobs,

@@ -114,6 +114,7 @@ async def score(
     with translate_errors({"input": names[1]}):
         events = await unless_client_leaves(request.receive, embedding.events())
     scores = await asyncio.to_thread(cosines, events, len(texts[0]))
+    embedding.release()
     num_tokens = embedding.num_prompt_tokens
     usage = {
         "prompt_tokens": num_tokens,

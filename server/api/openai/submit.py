@@ -1,6 +1,7 @@
 """Submits the prompts of a request to the engine."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from uuid import uuid4
 
@@ -8,9 +9,11 @@ from fastapi import Request
 
 from server.api.core.auto_routing import AutoRequest, Texts, submit_to_chosen
 from server.api.core.caller import current_caller
+from server.api.core.disconnect import unless_client_leaves
 from server.api.core.errors import ContextLengthError, InvalidRequestError
 from server.api.core.generation import Generation
 from server.api.core.loaded_model import LoadedModel
+from server.api.core.request_cost import FIRST_TOKENS, ReplyForm, RequestCost
 from server.api.openai.bodies import GenerationBody
 from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens
 from server.engine.interface import (
@@ -18,6 +21,7 @@ from server.engine.interface import (
     GenerationRequest,
     Grammar,
     Media,
+    Reservation,
     SamplingDefaults,
     SamplingParams,
     TokenStream,
@@ -25,13 +29,82 @@ from server.engine.interface import (
 
 MAX_CHOICES = 128
 SEED_BYTES = 8
-MAX_PROMPT_LOGPROBS = 1 << 20  # logprobs of the prompts of a request; the engine gathers all before it sends any
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that has the memory which it may need.
+
+    Args:
+        max_tokens: tokens that each choice generates at most, by prompt.
+        reservation: that memory.
+
+    """
+
+    prompts: Sequence[tuple[int, ...]]
+    max_tokens: Sequence[int]
+    cost: RequestCost
+    reservation: Reservation
+
+
+async def admit(
+    request: Request,
+    model: LoadedModel,
+    body: GenerationBody,
+    prompts: Sequence[Sequence[int]],
+    prompt_field: str,
+    form: ReplyForm,
+) -> Admitted:
+    """Reserve the memory that a request may need, and wait for it while other requests hold it.
+
+    Pass the result to ``submit_to``, which releases the memory if the request can't be submitted.
+
+    Args:
+        prompt_field: the body's field that holds the prompts, for error messages.
+        form: what a complete reply holds.
+
+    Raises:
+        InvalidRequestError: there are too many choices, or a prompt does not fit the model.
+        RequestRefusedError: the server can never hold what the request asks for.
+        RequestMemoryError: other requests hold the memory.
+        ClientDisconnectedError: the client left meanwhile.
+        RateLimitError: the caller asks for more choices than a limit allows.
+
+    """
+    current_caller().check_priority(body.priority)
+    if len(prompts) * body.n > MAX_CHOICES:
+        raise InvalidRequestError(
+            f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
+            prompt_field,
+        )
+    limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
+    cost = RequestCost(
+        [len(prompt) for prompt in prompts],
+        body.n,
+        limits if body.requested_max_tokens is not None else [min(limit, FIRST_TOKENS) for limit in limits],
+        0 if body.num_logprobs is None else 1 + body.num_logprobs,
+        0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs,
+        form,
+        body.stream,
+    )
+    reservation = model.memory.reserve()
+    if not reservation.take_now(cost.nbytes):
+        taking = reservation.take(cost.nbytes, *_reason(cost, prompt_field))
+        await unless_client_leaves(request.receive, taking)
+    return Admitted([*map(tuple, prompts)], limits, cost, reservation)
+
+
+def _reason(cost: RequestCost, prompt_field: str) -> tuple[str, str]:
+    """Return what needs the memory of a request, and the field to change."""
+    if cost.num_logprobs or cost.num_prompt_logprobs:
+        return "The logprobs that the request asks for", "logprobs"
+    return ("The choices of the request", "n") if cost.num_choices > 1 else ("The request", prompt_field)
 
 
 def submit(
     model: LoadedModel,
     body: GenerationBody,
-    prompts: Sequence[Sequence[int]],
+    admitted: Admitted,
     id_prefix: str,
     prompt_field: str,
     media: Media | None = None,
@@ -42,6 +115,7 @@ def submit(
     """Submit every choice to the engine, or none. Call it from the event loop.
 
     Args:
+        admitted: the prompts, and the memory of the request.
         prompt_field: the body's field that holds the prompts, for error messages.
         media: images; there is only one prompt then.
         grammar: the grammar that every choice follows.
@@ -49,32 +123,16 @@ def submit(
         muted: tokens that are not generated.
 
     Raises:
-        InvalidRequestError: there are too many choices, or a prompt does not fit the model.
         RateLimitError: the caller has to wait.
         EngineError: the engine does not take the request, or not now.
 
     """
-    caller = current_caller()
-    caller.check_priority(body.priority)
-    if len(prompts) * body.n > MAX_CHOICES:
-        raise InvalidRequestError(
-            f"{len(prompts)} prompts with n={body.n} are more than {MAX_CHOICES} choices: split the request.",
-            prompt_field,
-        )
-    num_logprobs = 0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs
-    num_logprobs *= sum(map(len, prompts)) * body.n
-    if num_logprobs > MAX_PROMPT_LOGPROBS:
-        raise InvalidRequestError(
-            f"{num_logprobs} logprobs of prompts are more than {MAX_PROMPT_LOGPROBS}: split the request.", "logprobs"
-        )
+    caller, prompts = current_caller(), admitted.prompts
     caller.count_choices(len(prompts) * body.n, "n" if body.n > 1 else prompt_field)
-    limits = [max_tokens_for(len(prompt), model.engine.max_model_len, body, prompt_field) for prompt in prompts]
     generation_id, cache_salt = f"{id_prefix}{uuid4().hex}", caller.cache_salt(body.cache_salt)
     streams: list[TokenStream] = []
-    reservation = model.logprobs_capacity.reserve()
     try:
-        reservation.grow(num_logprobs)
-        for prompt, max_tokens in zip(map(tuple, prompts), limits, strict=True):
+        for prompt, max_tokens in zip(prompts, admitted.max_tokens, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
                 sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens, muted)
@@ -96,7 +154,6 @@ def submit(
     except Exception:
         for stream in streams:
             stream.cancel()
-        reservation.release()
         raise
     num_prompt_tokens = sum(map(len, prompts))
     routing = model.routing
@@ -108,7 +165,8 @@ def submit(
         body.n,
         returns_experts=body.return_experts,
         returns_adapters=body.return_adapters,
-        reservation=reservation,
+        reservation=admitted.reservation,
+        unread_bytes=admitted.cost.unread_bytes,
         routing=routing,
         adapters={} if model.weights is None else model.weights.factors,
         expert_usage=ExpertUsage() if routing is None else routing.expert_usage,
@@ -120,6 +178,7 @@ async def submit_to(
     request: Request,
     model: LoadedModel,
     body: GenerationBody,
+    admitted: Admitted,
     texts: Callable[[], Texts],
     field: str,
     submitting: Callable[[LoadedModel], Generation],
@@ -127,6 +186,7 @@ async def submit_to(
     """Submit a request to the model that it names, or to what a router chooses for the model ``auto``.
 
     Args:
+        admitted: its memory is released if the request is not submitted.
         texts: returns what the router compares with the examples of adapters.
         field: the body's field that holds the prompts, for error messages.
         submitting: submits the request to a model.
@@ -136,6 +196,21 @@ async def submit_to(
         EngineError: the engine does not take the request, or not now.
 
     """
+    try:
+        return await _submit_to(request, model, body, texts, field, submitting)
+    except BaseException:
+        admitted.reservation.release()
+        raise
+
+
+async def _submit_to(
+    request: Request,
+    model: LoadedModel,
+    body: GenerationBody,
+    texts: Callable[[], Texts],
+    field: str,
+    submitting: Callable[[LoadedModel], Generation],
+) -> Generation:
     by_token = None if body.routing is None else body.routing.by_token
     if model.is_auto and by_token is not None:
         return submitting(model.routing_tokens([(each.name, each.weight) for each in body.adapters], by_token))

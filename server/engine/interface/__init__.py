@@ -19,7 +19,15 @@ from server.engine.interface.errors import (
     UnknownVariantError,
     UnusablePolicyError,
 )
-from server.engine.interface.events import ExpertUsage, FinishReason, TokenEvent, TokenLogprobs
+from server.engine.interface.events import (
+    EVENT_BYTES,
+    ExpertUsage,
+    FinishReason,
+    TokenEvent,
+    TokenLogprobs,
+    TopLogprobs,
+    logprobs_bytes,
+)
 from server.engine.interface.model_card import ModelCard
 from server.engine.interface.policy import ForbiddenExperts, Policy
 from server.engine.interface.prompts import ChatPrompt, ChatTraits, GenerationRequest, Media, Pooling
@@ -33,6 +41,7 @@ from server.engine.interface.protocols import (
     JsonObject,
     TextCodec,
 )
+from server.engine.interface.request_memory import RequestMemory, RequestMemoryError, Reservation
 from server.engine.interface.request_status import RequestState, RequestStatus
 from server.engine.interface.request_weights import RequestWeights
 from server.engine.interface.routing import RoutingCandidate, RoutingExamples, TokenRouting
@@ -43,7 +52,7 @@ from server.engine.interface.sampling_params import (
     SamplingParams,
     check_sampling,
 )
-from server.engine.interface.streams import MAX_UNREAD, EventQueue, TokenStream, merge, publish
+from server.engine.interface.streams import FREE_UNREAD, MAX_UNREAD, EventQueue, TokenStream, merge, publish
 from server.engine.interface.timeline import Timeline
 from server.engine.interface.weights import (
     AdapterAdministration,
@@ -55,6 +64,8 @@ from server.model.experts.stalls import Stall
 from server.model.step import RoutedExperts
 
 __all__ = [
+    "EVENT_BYTES",
+    "FREE_UNREAD",
     "MAX_UNREAD",
     "POLICY_REASONS",
     "AdapterAdministration",
@@ -87,11 +98,14 @@ __all__ = [
     "Pooling",
     "PromptTooLongError",
     "QueueFullError",
+    "RequestMemory",
+    "RequestMemoryError",
     "RequestRefusedError",
     "RequestState",
     "RequestStatus",
     "RequestWeights",
     "RequiredAdapterError",
+    "Reservation",
     "RoutedExperts",
     "RoutingCandidate",
     "RoutingExamples",
@@ -104,12 +118,14 @@ __all__ = [
     "TokenLogprobs",
     "TokenRouting",
     "TokenStream",
+    "TopLogprobs",
     "UnknownAdapterError",
     "UnknownVariantError",
     "UnusablePolicyError",
     "VariantAdministration",
     "WeightsDirectory",
     "check_sampling",
+    "logprobs_bytes",
     "merge",
     "publish",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +21,46 @@ class FinishReason(StrEnum):
     LENGTH = "length"
 
 
-@dataclass(frozen=True)
+class TopLogprobs(Sequence[tuple[int, float]]):
+    """The most likely tokens and their logprobs, most likely first: 12 bytes each, where tuples take 110."""
+
+    __slots__ = ("_logprobs", "_token_ids")
+
+    def __init__(self, token_ids: Iterable[int], logprobs: Iterable[float]):
+        self._token_ids, self._logprobs = array("i", token_ids), array("d", logprobs)
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self._token_ids, self._logprobs, strict=True)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[int, float]: ...
+    @overload
+    def __getitem__(self, index: slice) -> TopLogprobs: ...
+    def __getitem__(self, index: int | slice) -> tuple[int, float] | TopLogprobs:
+        if isinstance(index, slice):
+            return TopLogprobs(self._token_ids[index], self._logprobs[index])
+        return self._token_ids[index], self._logprobs[index]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"TopLogprobs{tuple(self)}"
+
+
+@dataclass(frozen=True, slots=True)
 class TokenLogprobs:
     """Log probability of a token in the model's own distribution, before penalties and temperature."""
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # the most likely tokens and their logprobs, most likely first
+    top: Sequence[tuple[int, float]] = ()  # the most likely tokens and their logprobs, most likely first
     text_offset: int = 0  # characters of the completion before the token; 0 for a token of the prompt
 
 
@@ -55,7 +90,16 @@ class ExpertUsage:
         )
 
 
-@dataclass(frozen=True)
+LOGPROBS_BYTES, TOP_BYTES = 240, 12  # bytes of a ``TokenLogprobs``, and of each token in ``top``
+EVENT_BYTES = 480  # bytes of a ``TokenEvent`` beside its text, logprobs and experts
+
+
+def logprobs_bytes(num_tokens: int, num_top: int) -> int:
+    """Return the bytes that the logprobs of so many tokens take, each with its ``num_top`` most likely ones."""
+    return num_tokens * (LOGPROBS_BYTES + num_top * TOP_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
     """One step of a stream: new text, which is empty while a character or stop string is incomplete."""
 
@@ -70,3 +114,10 @@ class TokenEvent:
     embedding: npt.NDArray[np.float32] | None = None  # (hidden,), in the only event of a pooled prompt
     token_id: int | None = None  # the new token; None if there is none
     adapters: Mapping[str, float] | None = None  # their factors for the token before the new one, if requested
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the event takes in memory, beside logprobs of the prompt."""
+        experts = 0 if self.experts is None else self.experts.nbytes
+        logprobs = sum(logprobs_bytes(1, len(each.top)) for each in self.logprobs)
+        return EVENT_BYTES + 4 * len(self.text) + logprobs + experts

@@ -9,20 +9,28 @@ from dataclasses import dataclass, field
 from server.engine.interface.errors import EngineError, GenerationFailedError
 from server.engine.interface.events import TokenEvent
 from server.engine.interface.prompts import GenerationRequest
+from server.engine.interface.request_memory import Reservation
 from server.engine.interface.timeline import Timeline
 
 MAX_UNREAD = 1024  # events of a stream
+FREE_UNREAD = 32  # events of a stream that a request reserves memory for before it runs
 
 
 class EventQueue:
     """Events of one or more streams in the order of arrival, for one reader. Use it in the loop's thread only.
 
     The queue is bounded: a reader that falls too far behind gets an error instead of the events it missed.
+
+    Args:
+        reservation: counts the bytes of events that wait beyond ``free_bytes``.
+        free_bytes: bytes that are reserved already.
     """
 
-    def __init__(self, num_streams: int = 1):
+    def __init__(self, num_streams: int = 1, reservation: Reservation | None = None, free_bytes: int = 0):
         self._events: list[tuple[int, TokenEvent]] = []
         self._max_events = MAX_UNREAD * num_streams
+        self._reservation, self._free_bytes = reservation, free_bytes
+        self._unread_bytes = self._counted_bytes = 0
         self._error: EngineError | None = None
         self._is_ready = asyncio.Event()
 
@@ -34,10 +42,11 @@ class EventQueue:
         if isinstance(item, EngineError):
             self._error = item
             return True
-        if len(self._events) == self._max_events:
-            self._events.clear()
+        if len(self._events) == self._max_events or not self._hold(item):
+            num_events = len(self._events)
+            self._drop()
             self._error = GenerationFailedError(
-                f"the request was cancelled because {self._max_events} tokens of the reply were waiting to be read"
+                f"the request was cancelled because {num_events} tokens of the reply were waiting to be read"
             )
             return False
         self._events.append((index, item))
@@ -54,11 +63,31 @@ class EventQueue:
             EngineError: a stream has failed, and all earlier events were taken.
         """
         await self._is_ready.wait()
-        events, self._events = self._events, []
+        events = self._drop()
         if self._error is None:
             self._is_ready.clear()
         elif not events:
             raise self._error
+        return events
+
+    def _hold(self, event: TokenEvent) -> bool:
+        """Count the bytes of an event; return False if there is no memory for it."""
+        if self._reservation is None:
+            return True
+        self._unread_bytes += event.nbytes
+        missing = self._unread_bytes - self._free_bytes - self._counted_bytes
+        if missing > 0:
+            if not self._reservation.use_now(missing):
+                return False
+            self._counted_bytes += missing
+        return True
+
+    def _drop(self) -> list[tuple[int, TokenEvent]]:
+        """Take all events, and release what was counted for them."""
+        events, self._events = self._events, []
+        if self._reservation is not None and self._counted_bytes:
+            self._reservation.give_back(self._counted_bytes)
+        self._unread_bytes = self._counted_bytes = 0
         return events
 
 
@@ -101,9 +130,14 @@ class TokenStream:
         self._queue, self._index = queue, index
 
 
-def merge(streams: Sequence[TokenStream]) -> EventQueue:
-    """Return one queue for the events of just submitted streams. Do not iterate over the streams afterwards."""
-    queue = EventQueue(len(streams))
+def merge(streams: Sequence[TokenStream], reservation: Reservation | None = None, free_bytes: int = 0) -> EventQueue:
+    """Return one queue for the events of just submitted streams. Do not iterate over the streams afterwards.
+
+    Args:
+        reservation: counts the bytes of events that wait beyond ``free_bytes``.
+        free_bytes: bytes that are reserved already.
+    """
+    queue = EventQueue(len(streams), reservation, free_bytes)
     for index, stream in enumerate(streams):
         stream.join(queue, index)
     return queue

@@ -7,7 +7,7 @@ from collections.abc import Sequence as AbstractSequence
 
 import torch
 
-from server.engine.interface import GenerationFailedError, TokenLogprobs
+from server.engine.interface import GenerationFailedError, TokenLogprobs, TopLogprobs
 from server.engine.sampling.blocked_logits import BlockedLogits
 from server.engine.sequence import Sequence
 
@@ -65,7 +65,7 @@ def token_logprobs(
     values, order = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
     best = zip(tokens.gather(1, order).tolist(), (values - total).tolist(), strict=True)
     return [
-        TokenLogprobs(token_id, logprob, tuple(zip(best_tokens[:count], best_logprobs[:count], strict=True)))
+        TokenLogprobs(token_id, logprob, TopLogprobs(best_tokens[:count], best_logprobs[:count]))
         for token_id, logprob, count, (best_tokens, best_logprobs) in zip(
             token_ids, chosen[:, 0].tolist(), num_top, best, strict=True
         )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
-from server.engine.image_capacity import ImageCapacity
+from server.engine.image_memory import ImageMemory
 from server.engine.interface import (
     ChatPrompt,
     ChatTraits,
@@ -14,6 +14,7 @@ from server.engine.interface import (
     GrammarSpec,
     Media,
     PromptTooLongError,
+    RequestMemory,
     RequestRefusedError,
 )
 from server.engine.kv.prefix_cache_ids import prefix_cache_ids
@@ -31,7 +32,7 @@ class Codec:
     Args:
         media: the model's image processor, or the reason why there is none.
         eos_token_ids: tokens that end a sequence, by default the tokenizer's.
-        image_capacity: memory for the images of all requests.
+        memory: the memory that requests hold, images included.
         template_options: variables of the chat template for all requests; those of a request override them.
     """
 
@@ -40,12 +41,12 @@ class Codec:
         tokenizer: Tokenizer,
         media: MediaProcessor | str = "the model takes no images",
         eos_token_ids: frozenset[int] | None = None,
-        image_capacity: ImageCapacity | None = None,
+        memory: RequestMemory | None = None,
         template_options: Mapping[str, Any] = {},
     ):
         self._tokenizer, self._media = tokenizer, media
         self._template_options = dict(template_options)
-        self._image_capacity = image_capacity or ImageCapacity()
+        self._image_memory = ImageMemory(memory or RequestMemory())
         self._grammars: GrammarCompiler | None = None
         if tokenizer.token_bytes is not None:
             # At start-up, because llguidance holds the GIL for half a second for 150,000 tokens.
@@ -100,7 +101,7 @@ class Codec:
             self._tokenizer.check_length("".join(texts))
         messages = self._tokenizer.tool_template.adapt(messages)
         decoded_bytes = PIXEL_BYTES * count_pixels(images)
-        with self._image_capacity.taken(decoded_bytes):
+        with self._image_memory.taken(decoded_bytes) as reservation:
             token_ids, media = self._media.encode_chat(
                 messages,
                 [read_image(image) for image in images],
@@ -108,7 +109,7 @@ class Codec:
                 options,
                 end,
             )
-            self._image_capacity.keep(media, decoded_bytes)
+            self._image_memory.keep(media, reservation, decoded_bytes)
         content = prefix_cache_ids(token_ids, self._media.placeholder, images)
         return ChatPrompt(token_ids, Media(media, content, tuple(media.bidirectional_spans)))
 

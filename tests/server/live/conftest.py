@@ -21,6 +21,7 @@ from server.api.core.loaded_model import LoadedModel
 from server.api.core.service import Service
 from server.api.routes import add_routes
 from server.engine.engine import Engine
+from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
 from server.lifecycle.http_protocol import ConnectionGuard, ConnectionLimits
 from server.lifecycle.listening_socket import limit_sending
@@ -101,11 +102,12 @@ def serving_rig(
     send_timeout: float = 30,
     service: Service | None = None,
     connections: ConnectionLimits | None = None,
+    memory: RequestMemory | None = None,
 ) -> Iterator[FakeServer]:
     """Serve the fake model."""
     rig.engine.start()
     is_traced = service is not None and service.tracer is not None
-    model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced)
+    model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced, memory=memory or RequestMemory())
     with serving_model(model, rig.engine, send_timeout, service, connections) as server:
         yield FakeServer(server.engine, model, server.uvicorn, server.port, server.loop, rig)
     rig.engine.stop()

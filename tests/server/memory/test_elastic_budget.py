@@ -10,7 +10,7 @@ import torch
 
 from expert_store import ExpertKey, ExpertStore
 from server.engine.kv.block_manager import BlockManager, SequenceBlocks
-from server.memory.elastic_budget import HOLD_SECONDS, ElasticBudget
+from server.memory.elastic_budget import HOLD_SECONDS, REQUESTS_IN_GROWTH, ElasticBudget
 from server.memory.kv_cache_plan import BLOCK_SIZE
 from server.memory.plan import GROWTH_BYTES, MemoryPlan, least_budget, plan_memory
 from server.settings import ServeSettings
@@ -179,3 +179,26 @@ def test_cached_prefixes_are_kept_while_reserved_memory_is_given_out(tmp_path: P
         assert scene.blocks.num_reusable(scene.blocks.new_blocks(), token_ids) == 512 - BLOCK_SIZE
     finally:
         scene.store.close()
+
+
+def test_experts_shrink_for_what_requests_hold_and_grow_afterwards(scene: Scene) -> None:
+    before = scene.store.host_slot_bytes
+    in_growth = scene.shares.make_room_for_requests(0)
+    assert (in_growth, scene.store.host_slot_bytes) == (REQUESTS_IN_GROWTH, before)
+    limit = scene.shares.request_limit_bytes
+    assert REQUESTS_IN_GROWTH + MIB < limit < REQUESTS_IN_GROWTH + SHARED
+    assert scene.shares.make_room_for_requests(limit) == limit
+    assert scene.store.host_slot_bytes <= before - (limit - REQUESTS_IN_GROWTH) + scene.plan.kv.extent_bytes
+    assert scene.spent + limit - REQUESTS_IN_GROWTH <= scene.to_spend
+    assert scene.shares.make_room_for_requests(2 * limit) == limit
+    scene.shares.make_room_for_requests(0)
+    assert scene.store.host_slot_bytes >= before - scene.plan.kv.extent_bytes
+
+
+def test_what_requests_hold_and_blocks_in_use_stay_inside_the_budget(scene: Scene) -> None:
+    while scene.hold(1024) is not None:
+        pass
+    room = scene.shares.make_room_for_requests(scene.shares.request_limit_bytes)
+    assert room > REQUESTS_IN_GROWTH
+    assert scene.store.host_slot_bytes >= scene.plan.least_host_bytes - 8192
+    assert scene.spent + room - REQUESTS_IN_GROWTH <= scene.to_spend

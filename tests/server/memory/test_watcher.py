@@ -112,20 +112,3 @@ def test_a_check_that_fails_is_repeated(caplog: pytest.LogCaptureFixture) -> Non
     assert [record.getMessage() for record in caplog.records] == [
         "memory could not be measured; trying again every 0.25 s"
     ]
-
-
-def test_experts_shrink_once_until_enough_is_free() -> None:
-    scene = Scene()
-    scene.reading = Reading(900 * MIB, BUDGET)
-    readings = iter([scene.reading, scene.reading, Reading(600 * MIB, BUDGET)])
-    watcher = Watcher(scene.experts, BUDGET, lambda: next(readings))
-    assert watcher.make_free(300 * MIB)
-    assert scene.experts.reserve_bytes == 200 * MIB
-    assert scene.experts.causes == ["process"]
-
-
-def test_make_free_returns_false_if_memory_stays_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.memory.watcher.MAKE_FREE_SECONDS", 0.05)
-    scene = Scene(Experts(can_shrink=False))
-    scene.reading = Reading(900 * MIB, BUDGET)
-    assert not scene.watcher.make_free(300 * MIB)

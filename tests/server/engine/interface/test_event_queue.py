@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from server.engine.interface import (
+    EVENT_BYTES,
     MAX_UNREAD,
     EventQueue,
     FinishReason,
     GenerationFailedError,
     GenerationRequest,
+    RequestMemory,
     SamplingParams,
     Timeline,
     TokenEvent,
@@ -97,3 +99,24 @@ def test_a_waiting_reader_is_woken() -> None:
         assert await taking == [(0, EVENTS[0])]
 
     run(scenario)
+
+
+def test_events_that_wait_are_counted_beyond_what_was_reserved() -> None:
+    memory = RequestMemory(lambda: 10 * EVENT_BYTES)
+    queue = EventQueue(1, memory.reserve(), free_bytes=2 * EVENT_BYTES)
+    event = TokenEvent("", 1)
+    for _ in range(3):
+        assert queue.put(0, event)
+    assert memory.held_bytes == EVENT_BYTES
+    assert len(asyncio.run(queue.take())) == 3
+    assert memory.held_bytes == 0
+
+
+def test_a_reader_falls_too_far_behind_when_the_memory_for_requests_ends() -> None:
+    memory = RequestMemory(lambda: 10 * EVENT_BYTES)
+    queue = EventQueue(1, memory.reserve())
+    accepted = [queue.put(0, TokenEvent("", number)) for number in range(12)]
+    assert accepted == [True] * 10 + [False] * 2
+    with pytest.raises(GenerationFailedError, match="10 tokens of the reply were waiting to be read"):
+        asyncio.run(queue.take())
+    assert memory.held_bytes == 0

@@ -1,0 +1,243 @@
+"""The memory that requests make the server hold: bodies, prompts, logprobs, replies, vectors and images."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from server.byte_sizes import format_bytes
+from server.engine.interface.errors import EngineUnavailableError, RequestRefusedError
+from server.heap import shared_trimmer
+
+DEFAULT_LIMIT_BYTES = 256 << 20  # while the memory is not planned yet
+WAIT_SECONDS = 10.0  # longest wait of a request for memory that others hold
+POLL_SECONDS = 0.02
+ROOM_SECONDS = 0.25  # time between two attempts to make room
+LARGE_BYTES = 1 << 20  # what a request used above this is returned to the system soon
+
+
+class RequestMemoryError(EngineUnavailableError):
+    """Other requests hold the memory for requests; try again later."""
+
+
+class RequestMemory:
+    """The memory that all requests hold together, within one limit. Thread-safe.
+
+    Args:
+        limit: returns the most bytes that requests may hold together.
+        make_room: makes room for so many bytes in all, as far as it can now, and returns the bytes that there is room
+            for; it may block. By default there is room for the limit.
+        wait_seconds: longest wait of a request.
+    """
+
+    def __init__(
+        self,
+        limit: Callable[[], int] = lambda: DEFAULT_LIMIT_BYTES,
+        make_room: Callable[[int], int] | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+    ):
+        self._limit, self._make_room = limit, make_room or (lambda _: limit())
+        self.wait_seconds = wait_seconds
+        self._lock = threading.Lock()  # guards all below
+        self._held = self._used = 0
+        self._waiting: deque[object] = deque()  # first come, first served
+        self._room = self._make_room(0)
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that requests use, or were promised."""
+        return self._held
+
+    @property
+    def unused_bytes(self) -> int:
+        """Bytes that requests were promised and do not use yet."""
+        return max(0, self._held - self._used)
+
+    @property
+    def limit_bytes(self) -> int:
+        """The most bytes that requests may hold together."""
+        return self._limit()
+
+    def reserve(self) -> Reservation:
+        """Return an empty reservation for one request."""
+        return Reservation(self)
+
+    def follow(self, more_bytes: int = 0) -> None:
+        """Make room for what is held and ``more_bytes``, or give up room that is not needed any more. May block."""
+        room = self._make_room(self._held + more_bytes)
+        with self._lock:
+            self._room = room
+
+    def try_take(self, nbytes: int, *, is_first: bool = False) -> bool:
+        """Take bytes if there is room for them now.
+
+        Args:
+            is_first: only if no other request waits.
+        """
+        with self._lock:
+            if self._held + nbytes > self._room or (is_first and self._waiting):
+                return False
+            self._held += nbytes
+            return True
+
+    def attempts(self, nbytes: int) -> Generator[bool]:
+        """Try to take bytes, behind all that have waited for longer, until they are taken.
+
+        Yields:
+            True if room is to be made before the next attempt, False if it may just be awaited.
+
+        Raises:
+            RequestMemoryError: they did not become free in time.
+        """
+        ticket, ends_at, room_at = object(), time.monotonic() + self.wait_seconds, 0.0
+        self._waiting.append(ticket)
+        try:
+            while self._waiting[0] is not ticket or not self.try_take(nbytes):
+                now = time.monotonic()
+                if now >= ends_at:
+                    raise self.refusal(nbytes)
+                makes_room = now >= room_at and self._waiting[0] is ticket
+                room_at = now + ROOM_SECONDS if makes_room else room_at
+                yield makes_room
+        finally:
+            self._waiting.remove(ticket)
+
+    def note_used(self, nbytes: int) -> None:
+        """Count so many of the held bytes as in use."""
+        with self._lock:
+            self._used += nbytes
+
+    def give_back(self, taken: int, used: int) -> None:
+        """Return bytes that were taken, of which ``used`` were in use."""
+        with self._lock:
+            self._held -= taken
+            self._used -= used
+        if used >= LARGE_BYTES:
+            shared_trimmer().soon()
+
+    def refusal(self, nbytes: int) -> RequestMemoryError:
+        """Return the error of a request for which there is no room now."""
+        return RequestMemoryError(
+            f"the request needs {format_bytes(nbytes)} of memory, and other requests hold {format_bytes(self._held)} "
+            f"of the {format_bytes(self.limit_bytes)} for requests: try again later"
+        )
+
+
+@dataclass
+class Reservation:
+    """The bytes that one request holds until it leaves the context, calls ``release``, or is dropped."""
+
+    memory: RequestMemory
+    taken: int = 0
+    used: int = 0
+    is_released: bool = False
+
+    def take_now(self, nbytes: int) -> bool:
+        """Take bytes that will be used later, if there is room for them and no other request waits."""
+        if not self.memory.try_take(nbytes, is_first=True):
+            return False
+        self.taken += nbytes
+        return True
+
+    async def take(self, nbytes: int, what: str, param: str | None = None) -> None:
+        """Take bytes that will be used later, and wait while others hold them.
+
+        Args:
+            what: begin of a sentence that says what needs them.
+            param: the field of the body to change.
+
+        Raises:
+            RequestRefusedError: the server can never hold so much.
+            RequestMemoryError: others hold the memory, and do not return it soon.
+        """
+        self._refuse_too_much(nbytes, what, param)
+        with closing(self.memory.attempts(nbytes)) as attempts:
+            for makes_room in attempts:
+                if makes_room:
+                    await asyncio.to_thread(self.memory.follow, nbytes)
+                else:
+                    await asyncio.sleep(POLL_SECONDS)
+        self.taken += nbytes
+
+    def take_blocking(self, nbytes: int, what: str, param: str | None = None) -> None:
+        """Take bytes as ``take`` does, but block the thread."""
+        self._refuse_too_much(nbytes, what, param)
+        with closing(self.memory.attempts(nbytes)) as attempts:
+            for makes_room in attempts:
+                if makes_room:
+                    self.memory.follow(nbytes)
+                else:
+                    time.sleep(POLL_SECONDS)
+        self.taken += nbytes
+
+    async def use(self, nbytes: int, what: str, param: str | None = None) -> None:
+        """Use bytes: first those that were taken, then more as ``take`` does."""
+        missing = self.used + nbytes - self.taken
+        if missing > 0 and not self.take_now(missing):
+            await self.take(missing, what, param)
+        self._note(nbytes)
+
+    def use_now(self, nbytes: int) -> bool:
+        """Use more bytes than were taken, if there is room for them now and all is not released yet."""
+        if self.is_released or not self.memory.try_take(nbytes):
+            return False
+        self.taken += nbytes
+        self._note(nbytes)
+        return True
+
+    def use_taken(self) -> None:
+        """Use all that was taken."""
+        self._note(self.taken - self.used)
+
+    def split(self, nbytes: int) -> Reservation:
+        """Return a reservation of its own for so many of the used bytes, or for all if they are fewer."""
+        nbytes = min(nbytes, self.used)
+        self.taken -= nbytes
+        self.used -= nbytes
+        return Reservation(self.memory, nbytes, nbytes)
+
+    def give_back(self, nbytes: int) -> None:
+        """Return bytes that were used; nothing after ``release``."""
+        if self.is_released:
+            return
+        self.taken -= nbytes
+        self.used -= nbytes
+        self.memory.give_back(nbytes, nbytes)
+
+    def release(self) -> None:
+        """Return all; a second call does nothing."""
+        taken, used = self.taken, self.used
+        self.taken = self.used = 0
+        self.is_released = True
+        self.memory.give_back(taken, used)
+
+    def _note(self, nbytes: int) -> None:
+        self.used += nbytes
+        self.memory.note_used(nbytes)
+
+    def _refuse_too_much(self, nbytes: int, what: str, param: str | None) -> None:
+        limit = self.memory.limit_bytes
+        if self.taken + nbytes > limit:
+            raise RequestRefusedError(
+                f"{what} may take {format_bytes(self.taken + nbytes)} of memory, but all requests together may hold "
+                f"{format_bytes(limit)}: ask for less, or start the server with more --memory",
+                param,
+            )
+
+    def __del__(self) -> None:
+        self.release()  # of a response that was never sent
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
