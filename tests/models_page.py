@@ -142,7 +142,9 @@ scheme for the KV cache and its scales); only the weights are used.
 **Refused**, in one line with the reason: bitsandbytes, GGUF, AQLM, HQQ, Quark, quanto, and every other method; integers
 of ModelOpt, and its factors of inputs (`NVFP4_AWQ`, `NVFP4_SVD`, `pre_quant_scale`); 2 and 3 bits; AWQ for other
 kernels; GPTQ in Marlin's layout; GPTQ or AutoRound with rules for single modules; sparse or rotated compressed-tensors;
-FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape.
+FP4 experts of DeepSeek-V4; missing parts and parts of the wrong shape. Checkpoints that MLX converted, and uploads in
+Mistral's own format alone (`params.json`, `consolidated*.safetensors`), are named as such; of an upload in both
+formats, Mistral's copy is neither downloaded nor read.
 
 **Names.** A checkpoint may have the tensors of its experts as the family does, or as llm-compressor and AutoRound write
 them for every family: a linear layer each, `experts.*.gate_proj`, `up_proj` and `down_proj`, with a bias if the family

@@ -23,6 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
+SECOND_COPY = "consolidated"  # how names begin where Mistral adds the weights in its own format
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -49,7 +50,8 @@ def find_shards(folder: Path) -> list[Path]:
     """
     index = folder / INDEX_NAME
     if not os.path.lexists(index):
-        shards = sorted(folder.glob("*.safetensors"))
+        found = sorted(folder.glob("*.safetensors"))
+        shards = [path for path in found if not path.name.startswith(SECOND_COPY)] or found
         if not shards:
             raise CheckpointError(f"no .safetensors file in {folder}; pickled checkpoints (.bin, .pt) are not opened")
         return shards

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPErr
 )
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from server.model.checkpoint.download import hub_errors
+from server.model.checkpoint.download import check_upload, hub_errors
 from server.model.errors import ModelError
 
 
@@ -54,6 +54,7 @@ def _download_headers(model: str, revision: str | None, folder: Path) -> None:
     disable_progress_bars()
     try:
         with hub_errors(model, revision, "looking up"):
+            check_upload(model, revision)
             config = hf_hub_download(model, "config.json", revision=revision)
             shards = get_safetensors_metadata(model, revision=revision).files_metadata
     except (NotASafetensorsRepoError, SafetensorsParsingError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+MISTRAL_WEIGHTS = "consolidated"  # how the names of weights begin in Mistral's own format
 PICKLES = {".bin", ".pt", ".pth"}  # suffixes of PyTorch's files
 
 
@@ -21,6 +22,18 @@ def incomplete(name: str, missing: Sequence[str]) -> ModelError:
     return ModelError(f"{name} lacks {missing[0]} (and {len(missing) - 1} more); download the complete checkpoint")
 
 
+def in_mlx_format(model: str, originals: Sequence[str] = ()) -> ModelError:
+    """Return the error of a checkpoint that MLX converted.
+
+    Args:
+        originals: hub names of what it was made from, if they are known.
+    """
+    source = " or ".join(originals) or "its model card names it as base_model"
+    return ModelError(
+        f"{model} is in MLX's format, which MLX alone reads; give the checkpoint that it was converted from ({source})"
+    )
+
+
 def check_formats(model: str, names: Sequence[str]) -> None:
     """Refuse a model that is not a checkpoint in the safetensors format.
 
@@ -31,9 +44,15 @@ def check_formats(model: str, names: Sequence[str]) -> None:
         ModelError: the files are in another format.
     """
     suffixes = {Path(name).suffix for name in names}
+    weights = [name for name in names if Path(name).suffix == ".safetensors"]
     if "adapter_config.json" in names and "config.json" not in names:
         raise ModelError(f"{model} is an adapter; give the model that it belongs to")
-    if ".safetensors" in suffixes:
+    if weights and all(name.startswith(MISTRAL_WEIGHTS) for name in weights):
+        raise ModelError(
+            f"{model} is in Mistral's own format (params.json, {min(weights)}), which transformers does not read; give "
+            "an upload of the model with config.json and model-*.safetensors, in Hugging Face's format"
+        )
+    if weights:
         return
     if ".gguf" in suffixes:
         raise ModelError(f"{model} is in the GGUF format; give the checkpoint that it was made from, in safetensors")

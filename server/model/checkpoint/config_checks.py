@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from expert_store import ExpertStoreError, check_metadata_file, read_json_object
-from server.model.errors import ModelError
+from server.model.errors import ModelError, in_mlx_format
 from server.model.layer_settings import layer_configs
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,7 @@ TEMPLATES = "additional_chat_templates"
 MOST = {"layers": 1000, "layer": 1000, "depth": 1000, "experts": 10_000}  # by the last word of a field's name
 DTYPES = ("dtype", "torch_dtype")
 QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes of other kinds
+MLX = "quantization"  # settings of MLX, whose tensors have .scales and .biases
 LEAST_ONE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -57,9 +58,11 @@ def read_config_values(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file can't be read, or is not a JSON object.
-        ModelError: there are too many layers or experts, or a dtype is not one.
+        ModelError: there are too many layers or experts, a dtype is not one, or MLX quantised the checkpoint.
     """
     values = read_json_object(folder / CONFIG)
+    if isinstance(values.get(MLX), dict) and "bits" in values[MLX]:
+        raise in_mlx_format(folder.name)
     for name, value in _scalars(values):
         most = MOST.get(name.rpartition("_")[2])
         if type(value) is int and most is not None and value > most:

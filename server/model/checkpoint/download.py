@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,13 @@ from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defin
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from server.byte_sizes import format_bytes
-from server.model.errors import ModelError, check_formats
+from server.model.errors import MISTRAL_WEIGHTS, ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
 
 # Weights as safetensors, and files of tokenizer and config; never code or pickles.
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+MLX = "mlx"  # the name of the library on the hub
+NOT_WEIGHTS = [f"{MISTRAL_WEIGHTS}*.safetensors"]  # the same weights once more, in Mistral's format
 BLOCK_BYTES = 512  # unit of st_blocks
 
 
@@ -41,11 +43,15 @@ def download(model: str, revision: str | None) -> Path:
     with hub_errors(model, revision, "downloading"):
         listing = _list(model, revision)
         if listing is None:  # the cache may still have all files
-            return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+            return _snapshot(model, revision)
         missing = _check(listing)
         before = listing.stored_bytes()
         with polled_progress(f"downloading {model}", missing, lambda: listing.stored_bytes() - before):
-            return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+            return _snapshot(model, revision)
+
+
+def _snapshot(model: str, revision: str | None) -> Path:
+    return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=NOT_WEIGHTS))
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class Listing:
     commit: str | None
     names: list[str]  # all files
     sizes: Mapping[str, int]  # bytes of the files to download
+    library: str | None = None  # the one that the files are for, by the model's card
+    originals: Sequence[str] = ()  # models that it was made from, by its card
 
     @property
     def missing_bytes(self) -> int:
@@ -83,8 +91,11 @@ def _list(model: str, revision: str | None) -> Listing | None:
     except (HTTPError, OSError):  # the attempt to download raises the reason
         return None
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    wanted = filter_repo_objects(sizes, allow_patterns=HUB_FILES)
-    return Listing(model, info.sha, list(sizes), {name: sizes[name] for name in wanted})
+    wanted = filter_repo_objects(sizes, allow_patterns=HUB_FILES, ignore_patterns=NOT_WEIGHTS)
+    made_from = getattr(info.card_data, "base_model", None) or ()
+    originals = [made_from] if isinstance(made_from, str) else [str(name) for name in made_from]
+    downloads = {name: sizes[name] for name in wanted}
+    return Listing(model, info.sha, list(sizes), downloads, info.library_name, originals)
 
 
 def check_disk_space(model: str, revision: str | None) -> int:
@@ -97,8 +108,21 @@ def check_disk_space(model: str, revision: str | None) -> int:
     return 0 if listing is None else _check(listing)
 
 
-def _check(listing: Listing) -> int:
+def check_upload(model: str, revision: str | None) -> None:
+    """Raise ModelError if the hub says that a model is in a format that can't be served; not if it does not answer."""
+    listing = _list(model, revision)
+    if listing is not None:
+        _check_format(listing)
+
+
+def _check_format(listing: Listing) -> None:
     check_formats(listing.model, listing.names)
+    if listing.library == MLX:
+        raise in_mlx_format(listing.model, listing.originals)
+
+
+def _check(listing: Listing) -> int:
+    _check_format(listing)
     missing, cache = listing.missing_bytes, Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.is_dir())).free
     if missing > free:

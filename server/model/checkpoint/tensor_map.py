@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -39,11 +40,12 @@ from server.model.checkpoint.expert_parameters import (
     expert_parameters,
     split_by_expert,
 )
-from server.model.errors import ModelError
+from server.model.errors import ModelError, in_mlx_format
 from server.model.experts.replacements import conversions
 from server.model.quantised.matrix import StoredTensor, group_by_matrix
 from server.model.quantised.scheme import find_scheme
 
+MLX_EXPERTS = ".switch_mlp."  # in the names of experts that MLX converted
 PackedMatrices = Mapping[str, Mapping[str, TensorSource]]  # the tensors of a block format, by hub name and suffix
 
 
@@ -89,7 +91,7 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         index: all tensors of the checkpoint.
 
     Raises:
-        ModelError: the model has no experts that can be paged.
+        ModelError: the model has no experts that can be paged, or MLX converted the checkpoint.
         CheckpointError: a tensor of an expert is missing or has the wrong size; the message names it.
     """
     modules = experts_modules(model)
@@ -97,6 +99,8 @@ def map_checkpoint(model: PreTrainedModel, index: Mapping[str, TensorSource]) ->
         raise ModelError(
             f"{type(model).__name__} has no routed experts that Greenroom can page; give a Mixture-of-Experts model"
         )
+    if any(MLX_EXPERTS in name for name in index):
+        raise in_mlx_format(Path(model.config.name_or_path).name or type(model).__name__)
     tensors = sort_tensors(model, index)
     numbers = layer_numbers(list(modules))
     layers = {

@@ -31,6 +31,12 @@ def test_tensors_are_read_as_safetensors_wrote_them(tmp_path: Path) -> None:
     assert all(torch.equal(read_tensor(index[name]), tensor) for name, tensor in tensors.items())
 
 
+def test_a_second_copy_in_another_format_is_left_out(tmp_path: Path) -> None:
+    for name in ("consolidated.safetensors", "model.safetensors"):
+        save_file({name: torch.zeros(1)}, tmp_path / name)
+    assert [path.name for path in find_shards(tmp_path)] == ["model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("header", "data", "length", "message"),
     [

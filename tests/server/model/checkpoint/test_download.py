@@ -1,0 +1,43 @@
+"""What the hub tells of a model before it is downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, ModelInfo
+
+from server.model.checkpoint.download import check_disk_space, check_upload, download
+from server.model.errors import ModelError
+
+CONFIG, WEIGHTS = {"rfilename": "config.json", "size": 1}, {"rfilename": "model.safetensors", "size": 100}
+
+
+@pytest.fixture
+def upload(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the hub answers about each model."""
+    answer: dict[str, Any] = {"id": "a/model", "sha": "0" * 40, "siblings": [CONFIG, WEIGHTS]}
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: ModelInfo(**answer))
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("base", "source"),
+    [("Qwen/Qwen3-30B-A3B", "Qwen/Qwen3-30B-A3B"), (["a/b", "c/d"], "a/b or c/d"), (None, "its model card names it")],
+)
+def test_an_upload_for_mlx_is_refused_with_its_original(base: Any, source: str, upload: dict[str, Any]) -> None:
+    upload |= {"library_name": "mlx", "cardData": {"base_model": base}}
+    for attempt in (download, check_disk_space, check_upload):
+        with pytest.raises(ModelError, match=rf"^a/model is in MLX's format, .* that it was converted from \({source}"):
+            attempt("a/model", None)
+
+
+def test_weights_in_the_format_of_mistral_alone_are_refused(upload: dict[str, Any]) -> None:
+    upload["siblings"] = [{"rfilename": name, "size": 1} for name in ("params.json", "consolidated.safetensors")]
+    with pytest.raises(ModelError, match=r"^a/model is in Mistral's own format"):
+        check_upload("a/model", None)
+
+
+def test_the_second_copy_of_weights_is_not_downloaded(upload: dict[str, Any]) -> None:
+    upload["siblings"] = [CONFIG, WEIGHTS, {"rfilename": "consolidated.safetensors", "size": 100}]
+    assert check_disk_space("a/model", None) == 101
