@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from expert_store.arena import Weights
-from expert_store.entry import Entry, EntryState
+from expert_store.entry import Entry, EntryState, TierName
 from expert_store.errors import ExpertLoadError
 from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
@@ -78,7 +78,8 @@ class Lease:
         self._ready: list[Entry] = []  # held, and not yielded yet
         self._loading: list[Entry] = []
         self._wanted: deque[ExpertKey] = deque()  # no slot yet
-        self.missed: Sequence[ExpertKey] = ()  # experts that were in no tier
+        self._uncounted: set[ExpertKey] = set()  # of those, which were in a slower tier
+        self.missed: list[ExpertKey] = []  # experts that were in no tier when they were to be loaded
         self.stall_seconds = 0.0  # spent waiting for experts
         self.stalled_from = self.stalled_to = 0.0  # begin of the first wait and end of the last, ``time.monotonic``
 
@@ -130,7 +131,8 @@ class Lease:
             (self._ready if is_ready else self._loading).append(entry)
             if entry.is_prefetched:
                 pool.count_prefetch(entry, "used" if is_ready else "late")
-        self.missed = state.count_lookups(pool, requested, self._ready, self._phase)
+        waiting = set(self._wanted)
+        self.missed, self._uncounted = state.count_lookups(pool, requested, self._ready, waiting, self._phase)
         self._found = frozenset(self._held)
         self._max_held = pool.max_held(layer, len(requested), len(self._held))
         self._load_wanted()
@@ -148,6 +150,8 @@ class Lease:
                 if entry.state is EntryState.LOADING and not entry.leases:
                     pool.cancel_load(entry)
             self._held = []
+            for key in self._wanted:
+                self._count(key, pool.where(key))
             self._wanted.clear()
             pool.queue.leave(self)
             state.lock.wake_waiters()
@@ -245,6 +249,7 @@ class Lease:
         """Load experts that have no slot yet, as far as there are slots; another lease may have loaded some."""
         while self._wanted and len(self._held) < self._max_held:
             key = self._wanted[0]
+            where = self._pool.where(key)
             entry = self._pool.top.lease(key)
             if entry is None:
                 self._state.refuse_removed(key)
@@ -252,10 +257,19 @@ class Lease:
             if entry is None:
                 self._pool.queue.join(self)
                 return
+            self._count(key, where)
             self._held.append(entry)
             self._loading.append(entry)
             self._wanted.popleft()
         self._pool.queue.leave(self)
+
+    def _count(self, key: ExpertKey, where: TierName) -> None:
+        """Count the look-up of an expert that was in a slower tier at first; the lock is held."""
+        if key in self._uncounted:
+            self._uncounted.remove(key)
+            self._state.statistics.lookups[where, self._phase] += 1
+            if where == "disk":
+                self.missed.append(key)
 
     def _release(self, entries: Sequence[Entry]) -> None:
         """Release entries before the end of the lease, and load others in their place."""

@@ -145,22 +145,39 @@ class StoreState:
         self.windows[pool].record(requested, len(requested))
 
     def count_lookups(
-        self, pool: LayoutPool, requested: tuple[ExpertKey, ...], ready: Collection[Entry], phase: Phase
-    ) -> list[ExpertKey]:
-        """Count where experts were found, before their lease moves any; return those that were in no tier."""
+        self,
+        pool: LayoutPool,
+        requested: tuple[ExpertKey, ...],
+        ready: Collection[Entry],
+        waiting: Collection[ExpertKey],
+        phase: Phase,
+    ) -> tuple[list[ExpertKey], set[ExpertKey]]:
+        """Count where experts were found, before their lease moves any.
+
+        Args:
+            waiting: experts that the lease does not hold yet.
+
+        Returns:
+            Those that were in no tier; and those of ``waiting`` in a slower tier, which are not counted yet, since they
+            may be evicted from it before the lease loads them.
+        """
         lookups, hits = self.statistics.lookups, len(ready)
         missed: list[ExpertKey] = []
+        uncounted: set[ExpertKey] = set()
         lookups[pool.top_name, phase] += hits
         if hits < len(requested):
             found = {entry.key for entry in ready}
             for key in requested:
                 if key not in found:
                     where = pool.where(key)
+                    if where != "disk" and key in waiting:
+                        uncounted.add(key)
+                        continue
                     lookups[where, phase] += 1
                     if where == "disk":
                         missed.append(key)
         self.windows[pool].record(requested, len(requested) - len(missed))
-        return missed
+        return missed, uncounted
 
     def resize_device(self, slots: Mapping[ExpertLayout, int]) -> None:
         """Change the number of device slots of each layout, as soon as none of them is in use.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,23 @@ def test_both_tiers_together_hold_as_many_experts_as_they_have_slots(stores: Any
     ways = moved(store)
     assert ways["disk", "host"] == 4
     assert ways["device", "host"] < ways["host", "device"] == 12
+
+
+def test_every_read_is_a_miss_of_the_lease_that_it_was_for(stores: Any) -> None:
+    """A waiting expert of a wave may leave the host before its turn comes."""
+    store, rng = stores(2, 4), random.Random(0)
+    num_missed = num_requested = 0
+    for _ in range(40):
+        experts = rng.sample(range(6), rng.randint(1, 5))
+        with store.lease(one_row_each(0, experts)) as lease:
+            for _ in lease:
+                pass
+        num_missed += len(lease.missed)
+        num_requested += len(experts)
+        wait_until_idle(store)
+    assert store.statistics().lookups["disk", "decode"] == num_missed
+    assert sum(store.statistics().lookups.values()) == num_requested
+    assert moved(store)["disk", "host"] == num_missed
 
 
 def test_a_layer_wider_than_the_device_is_served_in_waves(stores: Any) -> None:
