@@ -82,9 +82,12 @@ const stream = new ExpertStream({
     byId("locked").hidden = state !== "locked";
     const [link] = document.getElementsByClassName("skip-link");
     link.toggleAttribute("hidden", state !== "live");
-    if (state !== "limited") return; // a snapshot loads them as well
+    if (state === "live") return; // a snapshot fills the panels
+    requests.clear();
+    weights.clear();
+    if (state === "locked") return;
     void facts.loadVersion();
-    void playground.loadModels();
+    void playground.loadModels([]);
   },
   onState(state, message, waitMs, canEnterKey) {
     connectionStatus.show(state, message, waitMs, canEnterKey);

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from dataclasses import asdict
 from typing import Any
 
 from anyio import to_thread
@@ -13,7 +12,7 @@ from server.api.core.disconnect import unless_client_leaves
 from server.api.core.errors import ClientDisconnectedError, RateLimitError
 from server.api.core.server_sent_events import EVENT_STREAM, HEADERS, sse
 from server.api.core.service import Service
-from server.engine.interface import ExpertAdministration, JsonObject
+from server.engine.interface import ExpertAdministration
 
 MAX_LISTENERS = 32
 POLL_SECONDS = 0.25  # between two checks that the server still runs
@@ -52,13 +51,10 @@ class ExpertStream(StreamingResponse):
     async def _follow(self) -> AsyncGenerator[bytes, None]:
         sampler, experts = self._service.expert_sampler, self._experts
         sent = await sampler.sample(experts)
-        yield await to_thread.run_sync(lambda: sse(experts.snapshot(sent) | self._counts(), "snapshot"))
+        yield await to_thread.run_sync(lambda: sse(experts.snapshot(sent), "snapshot"))
         while await self._wait_for_update():
             before, sent = sent, await sampler.sample(experts)
-            yield await to_thread.run_sync(encode_update, experts, before, sent, self._counts())
-
-    def _counts(self) -> JsonObject:
-        return {"responses": asdict(self._service.responses)}
+            yield await to_thread.run_sync(encode_update, experts, before, sent)
 
     async def _wait_for_update(self) -> bool:
         """Wait until the next update is due; return False if the server stops before that."""
@@ -69,5 +65,5 @@ class ExpertStream(StreamingResponse):
         return not self._service.state.has_ended
 
 
-def encode_update(experts: ExpertAdministration, before: Any, sample: Any, counts: JsonObject) -> bytes:
-    return sse(experts.update(before, sample) | counts, "update")
+def encode_update(experts: ExpertAdministration, before: Any, sample: Any) -> bytes:
+    return sse(experts.update(before, sample), "update")

@@ -1,4 +1,4 @@
-"""Counts of responses that were errors, for live views."""
+"""Counts of responses that were errors, for the history."""
 
 from dataclasses import dataclass
 
