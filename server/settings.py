@@ -173,6 +173,17 @@ class ServeSettings(BaseModel):
         description="maximum requests per key, or per client address if there are no keys: 60/m, or with s or h for "
         "second or hour",
     )
+    response_store: Path | None = Field(
+        None,
+        description="folder in which /v1/responses keeps responses, so that clients may continue them by "
+        "previous_response_id and read them again (default: none are kept)",
+    )
+    response_store_size: BudgetInBytes = Field(
+        AUTO, description="size of all kept responses and their inputs: 4GiB, or auto: 1GiB"
+    )
+    response_store_days: float = Field(
+        30.0, gt=0, allow_inf_nan=False, description="days after which a response that nobody continues is deleted"
+    )
     prefix_cache_isolation: bool = Field(
         False,
         description="share cached prefixes only among requests of the same API key, so that nobody learns from a "

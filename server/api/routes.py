@@ -27,6 +27,7 @@ from server.api.ollama import embed, management
 from server.api.ollama import models as ollama_models
 from server.api.openai import absent, chat, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
+from server.api.openai.responses import stored as stored_responses
 from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
 from server.api.operations import access, dashboard, health, metrics
 
@@ -45,6 +46,7 @@ USER_ROUTES = (
     scoring,
     tokenization,
     responses,
+    stored_responses,
     messages,
     anthropic_absent,
     absent,

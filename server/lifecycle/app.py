@@ -103,6 +103,8 @@ async def serve(model: str | None, settings: ServeSettings) -> None:
             server.should_exit = True
             server.force_exit = stop.hurried.done()
             await serving
+            if service.response_store is not None:
+                await asyncio.to_thread(service.response_store.close)
     log.info("stopped")
 
 

@@ -8,9 +8,14 @@ from importlib.metadata import version
 from server.api.core.api_keys import KeyRing, Keys
 from server.api.core.host_rules import HostRules, is_loopback
 from server.api.core.rate_limiter import RateLimiter, RateLimits
+from server.api.core.response_store import ResponseStore, UnusableStoreError
 from server.api.core.service import Service
 from server.lifecycle.reload_hooks import ReloadHooks
-from server.settings import ServeSettings
+from server.settings import ServeSettings, SettingsError
+
+STORE_BYTES = 1 << 30  # of kept responses, by default
+MIN_STORE_BYTES = 64 << 20  # a request and its response have less
+DAY_SECONDS = 86_400.0
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +27,7 @@ def make_service(settings: ServeSettings, address: str) -> Service:
         address: address on which the server listens.
 
     Raises:
-        SettingsError: a key file can't be used.
+        SettingsError: a key file or the store of responses can't be used.
     """
     keys = read_keys(settings)
     is_private = is_loopback(address)
@@ -39,7 +44,28 @@ def make_service(settings: ServeSettings, address: str) -> Service:
         isolates_prefixes=settings.prefix_cache_isolation,
         logs_prompts=settings.log_prompts,
         stream_keep_alive_seconds=settings.stream_keep_alive,
+        response_store=open_response_store(settings),
     )
+
+
+def open_response_store(settings: ServeSettings) -> ResponseStore | None:
+    """Open the store of responses, if the settings name one.
+
+    Raises:
+        SettingsError: it can't be opened.
+    """
+    if settings.response_store is None:
+        return None
+    max_bytes = settings.response_store_size.resolve(0, STORE_BYTES)
+    if max_bytes < MIN_STORE_BYTES:
+        raise SettingsError(
+            f"--response-store-size {settings.response_store_size} is too little for one long conversation: "
+            f"set {MIN_STORE_BYTES >> 20}MiB or more"
+        )
+    try:
+        return ResponseStore(settings.response_store, max_bytes, settings.response_store_days * DAY_SECONDS)
+    except UnusableStoreError as error:
+        raise SettingsError(f"--response-store {error}") from error
 
 
 def read_keys(settings: ServeSettings) -> Keys:

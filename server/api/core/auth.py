@@ -7,6 +7,7 @@ is set, they answer only to this machine. An admin key is also valid for user ro
 
 import re
 from functools import partial
+from hashlib import blake2b
 from typing import Literal
 
 from fastapi import Depends, Request
@@ -28,6 +29,7 @@ FORWARDING_HEADERS = re.compile(
     r"(ip|ipv6|addr|address)$"
 )
 
+OWNER = b"response store"
 LOCAL, NO_KEY_ID = "loopback", "no-key"  # callers in the audit log: an administrator without a key, a user without one
 NO_KEY = "The request has no API key: send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
 WRONG_KEY = "The API key is unknown: send a key of this server."
@@ -70,6 +72,8 @@ class Guard(SecurityBase):
                 request_id,
                 service.policies.of(key),
             )
+            if key is not None:
+                caller.owner = blake2b(key, person=OWNER).digest()
             if service.isolates_prefixes and key is not None:
                 caller.salt = key
             request.state.rate_headers = caller.enter()

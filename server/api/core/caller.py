@@ -30,6 +30,7 @@ class Caller:
         request_id: of the request.
         policy: of the caller's key; None if nothing is limited.
         salt: digest of its key, if it shares no cached prefixes with others; otherwise empty.
+        owner: the owner of the responses that it stores: a digest of its key, or empty.
 
     """
 
@@ -40,6 +41,7 @@ class Caller:
     request_id: str | None = None
     policy: Policy | None = None
     salt: bytes = b""
+    owner: bytes = b""
     num_counted: int = 0  # requests and choices that the limiter has counted for this request
 
     def enter(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ APIError
 │   ├── ContextLengthError
 │   ├── ModelNotFoundError
 │   ├── AbsentRouteError
+│   ├── ResponseNotFoundError
 │   ├── BodyTimeoutError
 │   ├── BodyTooLargeError
 │   ├── ExpertNotFoundError
@@ -17,6 +18,7 @@ APIError
 │   └── DrainingError
 ├── TimeLimitError
 └── InternalError
+    └── ResponseStoreError
 """
 
 from collections.abc import Mapping
@@ -76,6 +78,12 @@ class ModelNotFoundError(InvalidRequestError):
 
     status_code = status.HTTP_404_NOT_FOUND
     code = "model_not_found"
+
+
+class ResponseNotFoundError(InvalidRequestError):
+    """The caller has no such stored response."""
+
+    status_code = status.HTTP_404_NOT_FOUND
 
 
 class AbsentRouteError(InvalidRequestError):
@@ -191,6 +199,10 @@ class TimeLimitError(APIError):
 
 class InternalError(APIError):
     """The server failed."""
+
+
+class ResponseStoreError(InternalError):
+    """Stored responses can't be read or written."""
 
 
 def api_error(exc: Exception) -> APIError:

@@ -1,7 +1,8 @@
 """The reply to a chat of one choice, in dialects whose stream consists of named events."""
 
+import asyncio
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.errors import APIError
@@ -16,11 +17,15 @@ class EventEncoder(ReplyEncoder):
     """Encodes the turn of the assistant as named events; ``type`` of an event is its name.
 
     The complete reply is what the events add up to.
+
+    Args:
+        finish: called off the event loop when the turn has ended, before its last events or the reply are encoded.
+
     """
 
-    def __init__(self, turn: ChatTurn) -> None:
+    def __init__(self, turn: ChatTurn, finish: Callable[[], None] | None = None) -> None:
         super().__init__(turn.generation)
-        self._turn = turn
+        self._turn, self._finish = turn, finish
 
     @abstractmethod
     def start_events(self) -> list[JsonObject]:
@@ -43,6 +48,8 @@ class EventEncoder(ReplyEncoder):
             await self.generation.hold(sum(OBJECTS_FORM.held_bytes(event) for _, event in arrived))
             for _, event in arrived:
                 self.token_events(event)
+        if self._finish is not None:
+            await asyncio.to_thread(self._finish)
         return [encode_json(self.reply()).encode()]
 
     def held_bytes(self, event: TokenEvent) -> int:
@@ -51,8 +58,14 @@ class EventEncoder(ReplyEncoder):
     def start(self) -> bytes:
         return _encode(self.start_events())
 
+    def is_long(self, index: int, event: TokenEvent) -> bool:
+        return super().is_long(index, event) or (self._finish is not None and event.finish_reason is not None)
+
     def encode(self, index: int, event: TokenEvent) -> bytes:  # noqa: ARG002  there is one choice
-        return _encode(self.token_events(event))
+        events = self.token_events(event)
+        if self._finish is not None and event.finish_reason is not None:
+            self._finish()
+        return _encode(events)
 
     def end(self) -> bytes:
         return b""

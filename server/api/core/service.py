@@ -20,6 +20,7 @@ from server.api.core.loaded_model import LoadedModel
 from server.api.core.policies import Policies, PolicyRefusals
 from server.api.core.rate_limiter import RateLimiter
 from server.api.core.response_counts import ResponseCounts
+from server.api.core.response_store import ResponseStore
 from server.api.core.routing import AUTO, RoutingOptions
 from server.api.core.tracer import Tracer
 from server.api.core.validation import quote
@@ -86,6 +87,7 @@ class Service:
     aliases: Sequence[ModelAlias] = ()
     is_draining: bool = False
     keys: Keys = field(default_factory=Keys)
+    response_store: ResponseStore | None = None
     policies: Policies = field(default_factory=Policies)
     policy_refusals: PolicyRefusals = field(default_factory=PolicyRefusals)
     host_rules: HostRules = field(default_factory=HostRules)

@@ -1,5 +1,6 @@
 """Body of ``/v1/responses``, and its translation to a ``ChatBody``."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +21,8 @@ from server.api.openai.responses.options import (
 )
 from server.api.openai.responses.tools import ToolChoice, Tools, choice_for_chat, tools_for_chat
 from server.engine.interface import JsonObject
+
+MAX_ID = 256  # characters
 
 # The names that fields of a ChatBody have here.
 NAMES = {
@@ -56,8 +59,10 @@ class ResponsesBody(BaseModel):
     metadata: Metadata = {}
     user: Text | None = None
 
-    # Accepted without effect: the server stores nothing, truncates nothing, and runs no tools.
-    store: bool = False
+    store: bool | None = None  # None: if the server stores responses
+    previous_response_id: Annotated[Text, Field(min_length=1, max_length=MAX_ID)] | None = None
+
+    # Accepted without effect: the server truncates nothing, and runs no tools.
     truncation: Literal["auto", "disabled"] = "disabled"
     max_tool_calls: Any = None
     prompt_cache_key: Any = None
@@ -66,14 +71,11 @@ class ResponsesBody(BaseModel):
     service_tier: Any = None
     stream_options: Any = None
 
-    previous_response_id: Annotated[
-        Any, only(why="can't be used, because this server stores no responses: send the whole conversation as 'input'")
-    ] = None
     conversation: Annotated[
         Any, only(why="can't be used, because this server stores no conversations: send all of it as 'input'")
     ] = None
     background: Annotated[
-        Any, only(False, why="must be false, because this server stores no responses: use 'stream' instead")
+        Any, only(False, why="must be false, because this server answers while the client waits: use 'stream' instead")
     ] = False
     prompt: Annotated[Any, only(why="can't be used, because this server stores no prompts: send it as 'input'")] = None
 
@@ -90,8 +92,11 @@ class ResponsesBody(BaseModel):
     def unknown_fields(self) -> list[str]:
         return split_extra(self.model_extra)[1]
 
-    def for_chat(self) -> ChatBody:
+    def for_chat(self, earlier: Sequence[Any] = ()) -> ChatBody:
         """Translate the request to a chat; errors name the fields of a chat. Call it off the event loop.
+
+        Args:
+            earlier: the items of the conversation that it continues.
 
         Raises:
             InvalidRequestError: the server does not take an item of the input.
@@ -101,6 +106,7 @@ class ResponsesBody(BaseModel):
         conversation = Conversation()
         if self.instructions is not None:
             conversation.add_content("system", [text_part(self.instructions)])
+        add_input(conversation, earlier)
         add_input(conversation, self.input)
         fields = {
             "messages": conversation.messages,

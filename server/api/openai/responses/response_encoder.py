@@ -1,14 +1,15 @@
 """Replies as OpenAI's responses: complete, and as events."""
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from fastapi import status
 
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import APIError
+from server.api.core.errors import APIError, ResponseStoreError
 from server.api.core.event_encoder import EventEncoder
 from server.api.core.routing import greenroom_member
 from server.api.core.usage import usage
@@ -25,15 +26,23 @@ from server.api.openai.responses.output_items import (
 from server.api.openai.responses.tools import FunctionName, function_names, served_tools
 from server.engine.interface import JsonObject, TokenEvent
 
+log = logging.getLogger(__name__)
+
+Keep = Callable[[JsonObject], None]
 Text = TypeVar("Text", bound=TextItem)
 
 
 class ResponseEncoder(EventEncoder):
-    """Encodes a turn as a response of output items."""
+    """Encodes a turn as a response of output items.
 
-    def __init__(self, turn: ChatTurn, body: ResponsesBody) -> None:
-        super().__init__(turn)
-        self._body = body
+    Args:
+        keep: stores the complete response; None if it is not to be stored.
+
+    """
+
+    def __init__(self, turn: ChatTurn, body: ResponsesBody, keep: Keep | None = None) -> None:
+        super().__init__(turn, None if keep is None else self._store)
+        self._body, self._keep = body, keep
         self._function_names = function_names(body.tools)
         self._output: list[JsonObject] = []  # complete items
         self._item: OutputItem | None = None  # the open item
@@ -59,6 +68,15 @@ class ResponseEncoder(EventEncoder):
 
     def reply(self) -> JsonObject:
         return self._reply
+
+    def _store(self) -> None:
+        """Store the response; if that fails, it says so itself, since its text is none the worse."""
+        try:
+            if self._keep is not None:
+                self._keep(self._reply)
+        except ResponseStoreError as error:
+            log.error("A response is not stored: %s", error)  # noqa: TRY400  the store has logged the cause
+            self._reply["store"] = False
 
     def _delta_events(self, delta: Delta) -> list[JsonObject]:
         match delta:
@@ -139,10 +157,10 @@ class ResponseEncoder(EventEncoder):
             "model": generation.model,
             "output": [*self._output],
             "parallel_tool_calls": body.parallel_tool_calls,
-            "previous_response_id": None,
+            "previous_response_id": body.previous_response_id,
             "reasoning": body.reasoning.model_dump(),
             "service_tier": "default",
-            "store": False,
+            "store": self._keep is not None,
             "temperature": sampling.temperature if body.temperature is None else body.temperature,
             "text": body.text.model_dump(by_alias=True, exclude_none=True),
             "tool_choice": body.tool_choice,

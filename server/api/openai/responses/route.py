@@ -1,4 +1,4 @@
-"""``/v1/responses``: the response to a conversation, which the server does not store; and counting its tokens."""
+"""``/v1/responses``: the response to a conversation, which may continue a stored one; and counting its tokens."""
 
 import asyncio
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from server.api.core.translation import translate_errors
 from server.api.openai.chat import begin_chat
 from server.api.openai.responses.body import NAMES, ResponsesBody
 from server.api.openai.responses.response_encoder import ResponseEncoder
+from server.api.openai.responses.stored import earlier_items, keeping
 from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER, ignored_types
 from server.api.openai.turn_plan import encode
 
@@ -29,8 +30,9 @@ async def create_response(
 ) -> Response:
     ignored = note_ignored(body, service)
     with translate_errors(NAMES):
-        turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat), "resp_")
-    response = await answer(request, ResponseEncoder(turn, body), stream=body.stream)
+        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service))
+        turn = await begin_chat(request, service, chat, "resp_")
+    response = await answer(request, ResponseEncoder(turn, body, keeping(body, service)), stream=body.stream)
     add_ignored(response, ignored)
     return response
 
@@ -41,7 +43,7 @@ async def count_input_tokens(
 ) -> JSONResponse:
     ignored = note_ignored(body, service)
     with translate_errors(NAMES):
-        chat = await asyncio.to_thread(body.for_chat)
+        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service))
         prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
     response = JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
     add_ignored(response, ignored)

@@ -1,0 +1,118 @@
+"""Stored responses: what a request continues, keeping its response, and the routes that read and delete them."""
+
+import asyncio
+from functools import partial
+from typing import Annotated, Any, Literal
+from uuid import uuid4
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
+
+from server.api.core.auth import UserDep
+from server.api.core.caller import current_caller
+from server.api.core.dependencies import ServiceDep
+from server.api.core.errors import AbsentRouteError, InvalidRequestError
+from server.api.core.response_store import ResponseStore
+from server.api.core.service import Service
+from server.api.core.validation import quote
+from server.api.openai.responses.body import ResponsesBody
+from server.api.openai.responses.response_encoder import Keep
+
+NO_STORE = "this server stores no responses: start it with --response-store, or send the whole conversation as 'input'"
+ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+MAX_PAGE, DEFAULT_PAGE = 100, 20  # OpenAI's
+
+router = APIRouter(prefix="/v1/responses", tags=["responses"], dependencies=[UserDep])
+
+
+async def earlier_items(body: ResponsesBody, service: Service) -> list[Any]:
+    """Return the items of the conversation that a request continues.
+
+    Raises:
+        InvalidRequestError: the server stores no responses, or has not this one.
+        ResponseStoreError: it can't be read.
+
+    """
+    if body.previous_response_id is None:
+        return []
+    if service.response_store is None:
+        raise InvalidRequestError(f"'previous_response_id' can't be used, because {NO_STORE}.", "previous_response_id")
+    owner = current_caller().owner
+    return await asyncio.to_thread(service.response_store.conversation, owner, body.previous_response_id)
+
+
+def keeping(body: ResponsesBody, service: Service) -> Keep | None:
+    """Return the function that stores the response to a request; None if it is not to be stored."""
+    if service.response_store is None or body.store is False:
+        return None
+    return partial(_keep, service.response_store, current_caller().owner, body)
+
+
+def _keep(store: ResponseStore, owner: bytes, body: ResponsesBody, response: dict[str, Any]) -> None:
+    store.save(owner, response, input_items(body.input), body.previous_response_id)
+
+
+def input_items(given: str | list[Any]) -> list[dict[str, Any]]:
+    """Return the input of a request as items, each with a type and an id, texts as parts."""
+    if isinstance(given, str):
+        return [_input_item({"role": "user", "content": given})]
+    return [_input_item(item) for item in given]
+
+
+def _input_item(item: dict[str, Any]) -> dict[str, Any]:
+    kind = item.get("type") or "message"
+    identified = {**item, "type": kind, "id": item.get("id") or f"{ID_PREFIXES.get(kind, 'item')}_{uuid4().hex}"}
+    if kind == "message" and isinstance(item.get("content"), str):
+        part = "output_text" if item.get("role") == "assistant" else "input_text"
+        identified["content"] = [{"type": part, "text": item["content"]}]
+    return identified
+
+
+def store_of(service: Service) -> ResponseStore:
+    """Return the store.
+
+    Raises:
+        AbsentRouteError: there is none.
+
+    """
+    if service.response_store is None:
+        raise AbsentRouteError(f"There is no stored response, because {NO_STORE}.")
+    return service.response_store
+
+
+@router.get("/{response_id}")
+async def get_response(response_id: str, service: ServiceDep) -> JSONResponse:
+    turn = await asyncio.to_thread(store_of(service).find, current_caller().owner, response_id)
+    return JSONResponse(turn.response)
+
+
+@router.delete("/{response_id}")
+async def delete_response(response_id: str, service: ServiceDep) -> JSONResponse:
+    await asyncio.to_thread(store_of(service).delete, current_caller().owner, response_id)
+    return JSONResponse({"id": response_id, "object": "response", "deleted": True})
+
+
+@router.get("/{response_id}/input_items")
+async def list_input_items(
+    response_id: str,
+    service: ServiceDep,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
+    order: Literal["asc", "desc"] = "desc",
+) -> JSONResponse:
+    turn = await asyncio.to_thread(store_of(service).find, current_caller().owner, response_id)
+    items = turn.input if order == "asc" else turn.input[::-1]
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise InvalidRequestError(f"'after' must be the 'id' of an input item, got {quote(after)}.", "after")
+    begin = 0 if after is None else ids.index(after) + 1
+    page = items[begin : begin + limit]
+    return JSONResponse(
+        {
+            "object": "list",
+            "data": page,
+            "first_id": page[0]["id"] if page else None,
+            "last_id": page[-1]["id"] if page else None,
+            "has_more": begin + limit < len(items),
+        }
+    )
