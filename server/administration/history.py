@@ -20,6 +20,7 @@ INTERVAL_SECONDS = 5.0
 NUM_POINTS = 720  # an hour
 NUM_RECENT = 13  # totals that are kept for quantiles: those of a minute and its beginning
 DECIMALS = 6
+LEAST_STEP_SECONDS = 0.001  # between the times of two points
 
 GAUGES = ("hit_ratio", "optimal_hit_ratio", "num_requests_running", "num_requests_waiting", "kv_cache_usage")
 # Lines of growth by second, and the totals that grow.
@@ -69,7 +70,8 @@ class History:
             if len(self._recent) == 1:
                 return
             place = self._num_recorded % NUM_POINTS
-            self._times[place] = unix_time
+            # A system clock that is set back must not hide new points from clients that ask for later ones.
+            self._times[place] = max(unix_time, self._times[place - 1] + LEAST_STEP_SECONDS)
             self._points[place] = self._point(at, totals)
             self._num_recorded += 1
 

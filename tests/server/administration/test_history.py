@@ -23,7 +23,8 @@ class Recorded:
     totals: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.history = History(self._read, lambda: self.seconds, lambda: self.seconds)
+        self.clock_error = 0.0
+        self.history = History(self._read, lambda: self.seconds + self.clock_error, lambda: self.seconds)
 
     def record(self, seconds: float = 5.0, **totals: Any) -> None:
         self.seconds += seconds
@@ -109,3 +110,12 @@ def test_points_that_a_client_has_are_left_out(recorded: Recorded) -> None:
     times = recorded.history.lines(0)["times"]
     later = recorded.history.lines(times[1])
     assert (later["times"], later["series"]["num_requests_running"]) == (times[2:], [2, 3])
+
+
+def test_a_clock_that_is_set_back_hides_no_points(recorded: Recorded) -> None:
+    recorded.record(num_requests_running=1)
+    before = recorded.history.lines(0)["times"][-1]
+    recorded.clock_error = -500.0
+    recorded.record(num_requests_running=2)
+    recorded.record(num_requests_running=3)
+    assert recorded.history.lines(before)["series"]["num_requests_running"] == [2, 3]
