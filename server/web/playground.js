@@ -1,6 +1,6 @@
 /** The playground: chats with the served model. */
 
-import { errorText, request } from "./api.js";
+import { ServerError, errorText } from "./api.js";
 import { answer } from "./chat_stream.js";
 import { ChatOptions, optionGroup } from "./chat_options.js";
 import { byId, report } from "./dom.js";
@@ -15,6 +15,8 @@ import { weightsText } from "./model_colours.js";
  */
 
 const EXAMPLE_TOKENS = 64; // per answer when all examples are run
+const RETRY_MS = 2000; // until the models are listed again
+const TEMPORARY = new Set([0, 503]); // statuses of a server that can't be reached, or is loading
 const MAX_ANNOUNCED = 4000; // characters of an answer announced to screen readers
 
 export class Playground {
@@ -31,6 +33,8 @@ export class Playground {
     this.messages = [];
     /** @type {AbortController | null} */
     this.running = null;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.retry = undefined; // of listing the models
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       void this.send();
@@ -57,11 +61,14 @@ export class Playground {
    * @param {string[]} [routers] methods of the model auto that can choose adapters for each token; none: those known
    */
   async loadModels(routers) {
+    clearTimeout(this.retry);
     try {
       await this.options.loadModels(routers);
       if (!this.running) report(this.status, "");
     } catch (error) {
       report(this.status, errorText(error), true);
+      const isTemporary = error instanceof ServerError && TEMPORARY.has(error.status);
+      if (isTemporary) this.retry = setTimeout(() => void this.loadModels(routers), RETRY_MS);
     }
   }
 

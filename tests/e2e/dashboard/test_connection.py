@@ -74,6 +74,16 @@ def test_a_users_key_gets_the_playground_and_no_errors(synthetic: Synthetic, pag
     assert not any("/v1/experts" in url or "/v1/history" in url for url in page_log.urls)
 
 
+def test_a_users_page_lists_the_models_once_they_are_loaded(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.keys = Keys(KeyRing(["user"]), KeyRing(["admin"]))
+    model, synthetic.service.model = synthetic.service.model, None
+    page.goto(f"{synthetic.url}/#key=user")
+    expect(page.locator("#chat-status")).to_have_text("The model is still loading.")
+    synthetic.service.model = model
+    expect(page.locator("#chat-model")).to_have_value("synthetic")
+    expect(page.locator("#chat-status")).to_be_empty()
+
+
 def test_no_key_is_asked_for_where_none_can_help(synthetic: Synthetic, page: Page) -> None:
     page.set_extra_http_headers({"X-Forwarded-For": "192.0.2.1"})  # as from another machine
     page.goto(synthetic.url)

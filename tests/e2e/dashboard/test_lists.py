@@ -71,6 +71,10 @@ def test_the_last_adapter_of_a_page_can_be_unloaded(synthetic: Synthetic, page: 
     open_live(page, synthetic.url)
     page.get_by_role("button", name="Next").click()
     page.get_by_role("button", name="Unload adapter law-20").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_focused()  # Enter unloads nothing
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.get_by_role("button", name="Unload adapter law-20").click()
     page.get_by_role("button", name="Unload", exact=True).click()
     expect(page.locator("#weights-result")).to_contain_text("The adapter law-20 was unloaded.")
     expect(page.locator("#weights-body tr")).to_have_count(20)
