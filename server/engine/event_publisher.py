@@ -67,6 +67,8 @@ class EventPublisher:
 
     def _remove(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.remove(sequence)
-        if sequence.request.weights is not None:
-            sequence.request.weights.end()
+        weights = sequence.request.weights
+        if weights is not None:
+            weights.note_request(sequence.expert_usage, sequence.timeline, sequence.num_generated)
+            weights.end()
         self._statistics.finished[reason] += 1

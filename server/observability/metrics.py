@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from itertools import accumulate
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from expert_store import (
@@ -31,13 +31,13 @@ from server.engine.engine_statistics import FINISHED_REASONS, STEP_PHASES, Engin
 from server.memory.usage import ADJUSTMENTS, MemoryUsage
 from server.observability.expert_tokens import ExpertTokens
 from server.observability.logging import num_dropped_lines
+from server.observability.metric_families import Samples, counter, gauge, histogram
+from server.observability.weight_metrics import adapter_metrics, variant_metrics
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.variant_registry import VariantRegistry
 
 TRANSFERS = (("disk", "host"), ("host", "device"), ("device", "host"))
 NAME_LABELS = ("adapter", "variant", "policy")  # their values are names that policies may hide
-
-Samples = Iterable[tuple[tuple[str, ...], float]]  # label values and the number
 
 
 class Metrics:
@@ -118,7 +118,7 @@ class _Scrape(Collector):
         self._engine, self._memory, self._prefetcher = engine, memory, prefetcher
 
     def collect(self) -> Iterator[Metric]:
-        yield _gauge(
+        yield gauge(
             "model_info", "1; the served model and the version of Greenroom.", ["model", "version"], [(self._served, 1)]
         )
         tiers = list(self._store.tiers().values())
@@ -127,62 +127,62 @@ class _Scrape(Collector):
         yield from _residency(tiers, len(self._store.quarantined))
         states = [((state,), state == self._store.health) for state in get_args(StoreHealth)]
         text = "1 for the state of the expert store: failing if a thread died or a read does not return."
-        yield _gauge("expert_store_health", text, ["state"], states)
+        yield gauge("expert_store_health", text, ["state"], states)
         yield from _hit_ratios(self._store.hit_ratios())
         if self._prefetcher is not None:
             yield from _prefetching(self._prefetcher.statistics())
         yield from _engine(self._engine)
         yield from _memory(self._memory)
         text = "Lines of the log that were dropped, because standard error took none."
-        yield _counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
+        yield counter("log_lines_dropped", text, [], [((), num_dropped_lines())])
         if self.adapters is not None:
-            yield from _of_adapters(self.adapters, self._served[0])
+            yield from adapter_metrics(self.adapters, self._served[0])
         if self.variants is not None:
-            yield from _of_variants(self.variants)
+            yield from variant_metrics(self.variants)
         if self.policy_refusals is not None:
             text = "Requests that the policy of a key refused."
-            yield _counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
+            yield counter("policy_refusals", text, ["policy", "reason"], self.policy_refusals())
 
 
 def _lookups(statistics: StoreStatistics, tiers: Sequence[str]) -> Iterator[Metric]:
     lookups = [((tier, phase), statistics.lookups[tier, phase]) for tier in tiers for phase in PHASES]
-    yield _counter(
+    yield counter(
         "expert_lookups",
         "Expert look-ups, once a layer and step, by the tier in which they were found.",
         ["tier", "phase"],
         lookups,
     )
     stalls = [((phase,), statistics.stall_seconds[phase]) for phase in PHASES]
-    yield _counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
+    yield counter("expert_stall_seconds", "Seconds that compute waited for experts.", ["phase"], stalls)
     prefetches = [((outcome,), statistics.prefetches[outcome]) for outcome in PREFETCH_OUTCOMES]
-    yield _counter("expert_prefetches", "Prefetched experts, by outcome.", ["outcome"], prefetches)
+    yield counter("expert_prefetches", "Prefetched experts, by outcome.", ["outcome"], prefetches)
 
 
 def _loads(statistics: StoreStatistics, has_device: bool) -> Iterator[Metric]:
     evictions = [((tier,), count) for tier, count in statistics.evictions.items()]
     failures = [(("host",), statistics.load_failures)]
-    yield _counter("expert_evictions", "Experts evicted from a tier.", ["tier"], evictions)
-    yield _counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
+    yield counter("expert_evictions", "Experts evicted from a tier.", ["tier"], evictions)
+    yield counter("expert_load_failures", "Experts that could not be read.", ["tier"], failures)
     loads = [
         (way, statistics.loads.get(way, LoadStatistics())) for way in TRANSFERS if has_device or "device" not in way
     ]
     loaded = [(way, load.nbytes) for way, load in loads]
-    yield _counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
+    yield counter("expert_loaded_bytes", "Bytes of experts moved into a tier.", ["source", "target"], loaded)
     seconds = [(way, list(accumulate(load.buckets)), load.seconds) for way, load in loads]
     text = "Seconds from the request for an expert until it was in the tier."
-    yield _histogram("expert_load_seconds", text, ["source", "target"], LOAD_SECONDS_BUCKETS, seconds)
+    yield histogram("expert_load_seconds", text, ["source", "target"], LOAD_SECONDS_BUCKETS, seconds)
 
 
 def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Metric]:
     def by_tier(name: str, text: str, value: Callable[[TierReport], int]) -> Metric:
-        return _gauge(name, text, ["tier"], [((tier.name,), value(tier)) for tier in tiers])
+        return gauge(name, text, ["tier"], [((tier.name,), value(tier)) for tier in tiers])
 
     yield by_tier("expert_slots", "Expert slots of a tier.", lambda tier: tier.num_slots)
     yield by_tier("expert_resident", "Experts in a tier.", lambda tier: tier.num_resident)
     yield by_tier("expert_pinned", "Experts pinned in a tier.", lambda tier: tier.num_pinned)
     yield by_tier("expert_resident_bytes", "Bytes of the experts in a tier.", lambda tier: tier.resident_bytes)
     yield by_tier("expert_budget_bytes", "Memory budget of a tier in bytes.", lambda tier: tier.budget_bytes)
-    yield _gauge(
+    yield gauge(
         "expert_quarantined", "Experts quarantined because their bytes are damaged.", [], [((), num_quarantined)]
     )
 
@@ -190,18 +190,18 @@ def _residency(tiers: Sequence[TierReport], num_quarantined: int) -> Iterator[Me
 def _hit_ratios(ratios: HitRatios | None) -> Iterator[Metric]:
     realised = [] if ratios is None else [((), ratios.realised)]
     optimal = [] if ratios is None else [((), ratios.optimal)]
-    yield _gauge("expert_hit_ratio", "Part of recent expert look-ups that were in memory.", [], realised)
-    yield _gauge("expert_optimal_hit_ratio", "The hit ratio of optimal replacement on demand (Belady).", [], optimal)
+    yield gauge("expert_hit_ratio", "Part of recent expert look-ups that were in memory.", [], realised)
+    yield gauge("expert_optimal_hit_ratio", "The hit ratio of optimal replacement on demand (Belady).", [], optimal)
 
 
 def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
     predicted = [((predictor,), prefetching.predicted[predictor]) for predictor in PREDICTORS]
     correct = [((predictor,), prefetching.correct[predictor]) for predictor in PREDICTORS]
-    yield _gauge(
+    yield gauge(
         "expert_prefetch_active", "1 while prefetching is on because it pays.", [], [((), prefetching.is_active)]
     )
-    yield _counter("expert_predictions", "Experts predicted for the next layer.", ["predictor"], predicted)
-    yield _counter(
+    yield counter("expert_predictions", "Experts predicted for the next layer.", ["predictor"], predicted)
+    yield counter(
         "expert_correct_predictions",
         "Experts predicted for the next layer that the layer chose.",
         ["predictor"],
@@ -210,126 +210,57 @@ def _prefetching(prefetching: PrefetchStatistics) -> Iterator[Metric]:
 
 
 def _engine(engine: EngineStatistics) -> Iterator[Metric]:
-    yield _gauge("engine_alive", "1 while the engine's thread runs; 0 requires a restart.", [], [((), engine.is_alive)])
-    yield _gauge("num_requests_running", "Requests in the batch.", [], [((), engine.num_running)])
-    yield _gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
-    yield _gauge("num_requests_held", "Requests in the batch that wait for their slice.", [], [((), engine.num_held)])
-    yield _counter(
+    yield gauge("engine_alive", "1 while the engine's thread runs; 0 requires a restart.", [], [((), engine.is_alive)])
+    yield gauge("num_requests_running", "Requests in the batch.", [], [((), engine.num_running)])
+    yield gauge("num_requests_waiting", "Requests in the queue.", [], [((), engine.num_waiting)])
+    yield gauge("num_requests_held", "Requests in the batch that wait for their slice.", [], [((), engine.num_held)])
+    yield counter(
         "expert_turns", "Time slices in which some requests decoded while others waited.", [], [((), engine.num_slices)]
     )
-    yield _gauge(
+    yield gauge(
         "expert_stall_share",
         "Part of recent decode time that was spent waiting for experts.",
         [],
         [((), engine.stall_share)],
     )
-    yield _gauge("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", [], [((), engine.kv_cache_usage)])
-    yield _counter("prompt_tokens", "Prompt tokens computed.", [], [((), engine.prompt_tokens)])
-    yield _counter("generation_tokens", "Tokens generated.", [], [((), engine.generation_tokens)])
+    yield gauge("kv_cache_usage_perc", "Part of the KV cache in use, 0 to 1.", [], [((), engine.kv_cache_usage)])
+    yield counter("prompt_tokens", "Prompt tokens computed.", [], [((), engine.prompt_tokens)])
+    yield counter("generation_tokens", "Tokens generated.", [], [((), engine.generation_tokens)])
     queries, hits = engine.prefix_cache_queries, engine.prefix_cache_hits
-    yield _counter("prefix_cache_queries", "Prompt tokens looked up in the KV cache.", [], [((), queries)])
-    yield _counter("prefix_cache_hits", "Prompt tokens found in the KV cache.", [], [((), hits)])
-    yield _counter(
+    yield counter("prefix_cache_queries", "Prompt tokens looked up in the KV cache.", [], [((), queries)])
+    yield counter("prefix_cache_hits", "Prompt tokens found in the KV cache.", [], [((), hits)])
+    yield counter(
         "num_preemptions", "Requests moved back to the queue, to be computed again.", [], [((), engine.preemptions)]
     )
     steps = [((phase,), engine.steps[phase]) for phase in STEP_PHASES]
-    yield _counter("engine_steps", "Steps of the engine.", ["phase"], steps)
+    yield counter("engine_steps", "Steps of the engine.", ["phase"], steps)
     seconds = [((phase,), engine.step_seconds[phase]) for phase in STEP_PHASES]
-    yield _counter(
+    yield counter(
         "engine_step_seconds", "Seconds of the engine's steps, from scheduling to publishing.", ["phase"], seconds
     )
     finished = [((reason,), engine.finished[reason]) for reason in FINISHED_REASONS]
-    yield _counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
+    yield counter("request_success", "Requests that ended, by reason.", ["finished_reason"], finished)
     refused = [((), engine.num_refused)]
-    yield _counter("requests_refused", "Requests refused because the queue was full.", [], refused)
+    yield counter("requests_refused", "Requests refused because the queue was full.", [], refused)
     yield from _latencies(engine.latencies)
 
 
 def _memory(memory: MemoryUsage) -> Iterator[Metric]:
     parts = [((part,), nbytes) for part, nbytes in memory.by_part().items()]
     text = "Bytes of host memory by part; those of a step are reserved."
-    yield _gauge("memory_bytes", text, ["part"], parts)
+    yield gauge("memory_bytes", text, ["part"], parts)
     text = "Bytes of host memory that the server and its children may take."
-    yield _gauge("memory_budget_bytes", text, [], [((), memory.budget_bytes)])
+    yield gauge("memory_budget_bytes", text, [], [((), memory.budget_bytes)])
     counts = [(adjustment, memory.adjustments.counts[adjustment]) for adjustment in ADJUSTMENTS]
     text = "Times that memory was taken from the experts or given back to them, by reason."
-    yield _counter("memory_adjustments", text, ["action", "reason"], counts)
-
-
-def _of_adapters(adapters: AdapterRegistry, base: str) -> Iterator[Metric]:
-    """Yield the metrics of registered adapters only, so that labels are bounded."""
-    uses = adapters.uses()
-    counts = [((use.name,), use.num_requests) for use in uses]
-    yield _counter("adapter_requests", "Requests that used an adapter.", ["adapter"], counts)
-    routed = [((base if name is None else name,), count) for name, count in adapters.num_routed().items()]
-    text = "Requests for the model auto, by the adapter that the router has chosen, or the base model."
-    yield _counter("adapter_routed_requests", text, ["adapter"], routed)
-    tokens = [((use.name,), use.num_tokens) for use in uses]
-    text = "Tokens computed with an adapter; of those whose adapters were chosen for each, its mean weight."
-    yield _counter("adapter_tokens", text, ["adapter"], tokens)
-    shares = [((name,), share) for name, share in adapters.routed_tokens().items()]
-    text = "Tokens whose adapters were chosen for each, by the mean weight of each adapter over the layers."
-    yield _counter("adapter_routed_tokens", text, ["adapter"], shares)
-    resident = [((use.name, "host"), use.is_resident) for use in uses]
-    yield _gauge("adapter_resident", "1 while an adapter is in the tier.", ["adapter", "tier"], resident)
-    memory = adapters.memory_use()
-    text = "Bytes of memory for adapters."
-    yield _gauge("adapter_memory_budget_bytes", text, [], [((), memory.budget_bytes)])
-    text = "Pages of adapters read from disk."
-    yield _counter("adapter_page_loads", text, [], [((), memory.loads)])
-    text = "Pages of adapters evicted to make room."
-    yield _counter("adapter_page_evictions", text, [], [((), memory.evictions)])
-    text = "Adapters that could not be loaded for a request."
-    yield _counter("adapter_load_failures", text, [], [((), memory.load_failures)])
-
-
-def _of_variants(variants: VariantRegistry) -> Iterator[Metric]:
-    """Yield the metrics of loaded variants only, so that labels are bounded."""
-    uses = variants.uses()
-    counts = [((use.name,), use.num_requests) for use in uses]
-    yield _counter("expert_variant_requests", "Requests that used an expert variant.", ["variant"], counts)
-    tokens = [((use.name,), use.num_tokens) for use in uses]
-    yield _counter("expert_variant_tokens", "Tokens routed to the experts of a variant.", ["variant"], tokens)
+    yield counter("memory_adjustments", text, ["action", "reason"], counts)
 
 
 def _latencies(latencies: Latencies) -> Iterator[Metric]:
-    for name, text, histogram in (
+    for name, text, latency in (
         ("request_queue_time_seconds", "Seconds from submission to a request's first step.", latencies.queue),
         ("time_to_first_token_seconds", "Seconds from submission to the first token.", latencies.first_token),
         ("inter_token_latency_seconds", "Seconds from a token of a request to its next.", latencies.inter_token),
         ("e2e_request_latency_seconds", "Seconds from submission to the end, stop or length.", latencies.request),
     ):
-        yield _histogram(name, text, [], histogram.bounds, [((), histogram.cumulative(), histogram.sum)])
-
-
-def _counter(name: str, text: str, labels: Sequence[str], values: Samples) -> Metric:
-    family = CounterMetricFamily(f"greenroom_{name}", text, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
-
-
-def _histogram(
-    name: str,
-    text: str,
-    labels: Sequence[str],
-    bounds: Sequence[float],
-    values: Iterable[tuple[tuple[str, ...], Sequence[int], float]],
-) -> Metric:
-    """Make a histogram.
-
-    Args:
-        values: label values, cumulative counts up to each bound and of all, and the sum.
-    """
-    family = HistogramMetricFamily(f"greenroom_{name}", text, labels=labels)
-    ends = [*map(str, bounds), "+Inf"]
-    for key, counts, total in values:
-        family.add_metric(key, list(zip(ends, counts, strict=True)), total)
-    return family
-
-
-def _gauge(name: str, text: str, labels: Sequence[str], values: Samples) -> Metric:
-    family = GaugeMetricFamily(f"greenroom_{name}", text, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
+        yield histogram(name, text, [], latency.bounds, [((), latency.cumulative(), latency.sum)])

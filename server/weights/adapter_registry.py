@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from server.byte_sizes import format_bytes
 from server.engine.interface import (
+    ExpertUsage,
     RequestRefusedError,
     RoutingCandidate,
     RoutingExamples,
+    Timeline,
     UnknownAdapterError,
 )
 from server.model.lora.adapter import ExpertTarget
@@ -26,6 +28,7 @@ from server.weights.adapter_folders import has_adapter
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import SEPARATOR, AdapterVersion, GateVersion, Version
 from server.weights.loadable_folders import list_folders
+from server.weights.request_costs import CostsByName, RequestCosts
 from server.weights.routing_file import read_routing
 from server.weights.saved_state import Journal
 
@@ -86,7 +89,8 @@ class AdapterRegistry:
         self._num_routed: dict[str | None, int] = {None: 0}  # requests by chosen name; None: the base model
         self._fixed_tokens: dict[str, float] = {}  # tokens computed with an adapter of a fixed weight
         self._routed_tokens: dict[str, float] = {}  # shares of adapters in tokens that had adapters chosen for each
-        self._routed_lock = threading.Lock()  # guards the three fields above
+        self._costs = CostsByName()  # of ended sequences
+        self._routed_lock = threading.Lock()  # guards the four fields above
         self._lock = threading.Lock()  # held while an adapter is loaded or unloaded
 
     def find(self, name: str) -> Version | None:
@@ -150,6 +154,16 @@ class AdapterRegistry:
                     if _registered(name) in self._current:
                         totals[name] = totals.get(name, 0.0) + count
 
+    def note_request(self, names: Sequence[str], usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        """Count a sequence with some adapters that has ended."""
+        with self._routed_lock:  # so that nothing is counted of a name that is unloaded meanwhile
+            used = [name for name in map(_registered, names) if name in self._current]
+            self._costs.add(used, usage, timeline, num_generated)
+
+    def costs(self) -> list[tuple[str, RequestCosts]]:
+        """Return the costs of the ended sequences of each adapter."""
+        return self._costs.of(self._current)
+
     def routed_tokens(self) -> dict[str, float]:
         """Return the share of each adapter in tokens for which a router chose adapters."""
         with self._routed_lock:
@@ -206,6 +220,7 @@ class AdapterRegistry:
                 for counts in (self._num_routed, self._fixed_tokens, self._routed_tokens):
                     for each in [each for each in counts if each is not None and _registered(each) == name]:
                         del counts[each]
+                self._costs.drop(name)
             self._retire(version)
             if self.journal is not None:
                 self.journal.unloaded(name)

@@ -6,12 +6,13 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-from server.engine.interface import TokenRouting, UnknownAdapterError
+from server.engine.interface import ExpertUsage, Timeline, TokenRouting, UnknownAdapterError
 from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion, GateVersion, Version
 
 Find = Callable[[str], Version | None]  # the current version of an adapter or a mixture
+NoteRequest = Callable[[Sequence[str], ExpertUsage, Timeline, int], None]
 
 
 class AdapterSelection:
@@ -25,6 +26,7 @@ class AdapterSelection:
             version when the first sequence begins replaces it; None if no router chooses adapters.
         note: is called with numbers of tokens by adapter with a fixed factor, and with the shares of other adapters in
             tokens that a router chose adapters for.
+        note_request: is called with the names of all adapters of a sequence that has ended, and its cost.
     """
 
     def __init__(
@@ -34,9 +36,10 @@ class AdapterSelection:
         memory: AdapterMemory,
         routing: TokenRouting | None = None,
         note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
+        note_request: NoteRequest = lambda _, __, ___, ____: None,
     ):
         self.chosen, self.token_routing = tuple(chosen), routing
-        self._find, self._memory, self._note = find, memory, note
+        self._find, self._memory, self._note, self._note_request = find, memory, note, note_request
         self._versions: tuple[AdapterVersion, ...] = ()  # of the chosen ones, then of those to choose from
         self._num_sequences = 0
         self._shares: Counter[str] = Counter()
@@ -87,6 +90,9 @@ class AdapterSelection:
     @property
     def factors(self) -> Mapping[str, float]:
         return dict(self.chosen)
+
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        self._note_request([version.name for version in self._versions], usage, timeline, num_generated)
 
     @property
     def routed_shares(self) -> Mapping[str, float]:

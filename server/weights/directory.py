@@ -163,7 +163,10 @@ class Directory:
         if routing is not None and routing.gate is None:
             names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
             routing = replace(routing, adapters=tuple(names))
-        return AdapterSelection(chosen, self._adapters.find, self._memory, routing, self._adapters.note_tokens)
+        registry = self._adapters
+        return AdapterSelection(
+            chosen, registry.find, self._memory, routing, registry.note_tokens, registry.note_request
+        )
 
     @staticmethod
     def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from expert_store import CheckpointError
-from server.engine.interface import PolicyRefusedError, RequestWeights, TokenRouting
+from server.engine.interface import ExpertUsage, PolicyRefusedError, RequestWeights, Timeline, TokenRouting
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.variant import ExpertVariant
@@ -35,6 +35,9 @@ class _ExpertSelection(ABC):
     @property
     def factors(self) -> Mapping[str, float]:
         return {}
+
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:  # noqa: B027  as above
+        """Do nothing: experts of the base model have no name."""
 
     @property
     def token_routing(self) -> TokenRouting | None:
@@ -83,6 +86,9 @@ class VariantSelection(_ExpertSelection):
             self._num_sequences -= 1
         self._registry.end(self._current)
 
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        self._registry.note_request(self._name, usage, timeline, num_generated)
+
     @property
     def variant(self) -> ExpertVariant:
         """The variant, as it was when the first sequence began."""
@@ -126,6 +132,10 @@ class RestrictedSelection(_ExpertSelection):
     def end(self) -> None:
         if self._selected is not None:
             self._selected.end()
+
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        if self._selected is not None:
+            self._selected.note_request(usage, timeline, num_generated)
 
     @property
     def variant(self) -> ExpertVariant:
@@ -178,6 +188,10 @@ class CombinedSelection:
 
     def release(self) -> None:
         self._adapters.release()
+
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        self._variant.note_request(usage, timeline, num_generated)
+        self._adapters.note_request(usage, timeline, num_generated)
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
         self._adapters.note_tokens(num_tokens, routed)

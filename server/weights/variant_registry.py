@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from expert_store import ExpertKey, ExpertStore, ExpertStoreError
 from server.byte_sizes import format_bytes
-from server.engine.interface import RequestRefusedError, UnknownVariantError
+from server.engine.interface import ExpertUsage, RequestRefusedError, Timeline, UnknownVariantError
 from server.model.checkpoint.variant_files import BASE_FIELD, BaseModel, VariantFiles, read_variant
 from server.model.errors import ModelError
 from server.model.lora.errors import AdapterError
 from server.model.lora.peft_config import CONFIG_NAME as ADAPTER_CONFIG
 from server.model.lora.peft_files import locate, without_root
 from server.weights.loadable_folders import list_folders
+from server.weights.request_costs import CostsByName, RequestCosts
 from server.weights.saved_state import Journal
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -98,6 +99,7 @@ class VariantRegistry:
         self.journal: Journal | None = None  # of what is loaded and unloaded from now on
         self._current: Mapping[str, VariantVersion] = {}  # replaced, never changed
         self._totals: dict[str, _Totals] = {}
+        self._costs = CostsByName()  # of ended sequences
         self._loading = threading.Lock()  # held while a variant is loaded or unloaded
         self._lock = threading.Lock()  # guards counts and the two fields above; taken before the store's lock
 
@@ -197,6 +199,7 @@ class VariantRegistry:
             self._retire(version)
             with self._lock:
                 self._totals.pop(name, None)
+                self._costs.drop(name)
             self._on_change()
             if self.journal is not None:
                 self.journal.unloaded(name)
@@ -224,6 +227,16 @@ class VariantRegistry:
                 )
                 for name, version in self._current.items()
             ]
+
+    def note_request(self, name: str, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        """Count a sequence with a variant that has ended."""
+        with self._lock:  # so that nothing is counted of a name that is unloaded meanwhile
+            if name in self._current:
+                self._costs.add([name], usage, timeline, num_generated)
+
+    def costs(self) -> list[tuple[str, RequestCosts]]:
+        """Return the costs of the ended sequences of each variant."""
+        return self._costs.of(self._current)
 
     def _retire(self, version: VariantVersion) -> None:
         """Drop a version as soon as no sequence uses it."""

@@ -170,6 +170,8 @@ def test_metrics_and_the_overview_know_a_variant(http: httpx.Client) -> None:
     complete(http, f"{BASE}:law")
     metrics = http.get("/metrics").text
     assert 'greenroom_expert_variant_requests_total{variant="law"} 1.0' in metrics
+    assert 'greenroom_expert_variant_e2e_request_latency_seconds_count{variant="law"} 1.0' in metrics
+    assert re.search(r'greenroom_expert_variant_lookups_total\{variant="law"\} [1-9]', metrics)
     assert re.search(r'greenroom_expert_variant_tokens_total\{variant="law"\} [1-9]', metrics)
     place = http.get("/v1/experts/3/0").json()
     ((version, residency),) = place["variants"].items()

@@ -77,7 +77,9 @@ def test_operators_can_look_up_every_metric(http: httpx.Client) -> None:
 def test_rules_and_dashboards_query_existing_metrics(http: httpx.Client, client: openai.OpenAI) -> None:
     client.completions.create(model=MODEL, prompt="A", max_tokens=2)
     # A metric by variant has no sample while no variant is loaded.
-    there = set(re.findall(r"^(?:# TYPE )?(greenroom_\w+)", http.get("/metrics").text, re.MULTILINE))
+    text = http.get("/metrics").text
+    there = set(re.findall(r"^(?:# TYPE )?(greenroom_\w+)", text, re.MULTILINE))
+    there |= {f"{name}_bucket" for name in re.findall(r"^# TYPE (greenroom_\w+) histogram", text, re.MULTILINE)}
     asked: set[str] = set()
     for path in (DOCKER / "prometheus/rules.yml", *DASHBOARDS):
         asked |= set(re.findall(r"\bgreenroom_\w+", path.read_text()))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from server.engine.interface.events import ExpertUsage
 from server.engine.interface.routing import TokenRouting
+from server.engine.interface.timeline import Timeline
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 
 
@@ -54,6 +56,14 @@ class RequestWeights(Protocol):
 
         Args:
             routed: what a router of adapters chose for them; None without one.
+        """
+
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        """Count a sequence that has ended, before ``end``.
+
+        Args:
+            usage: of its experts.
+            num_generated: its tokens.
         """
 
     @property

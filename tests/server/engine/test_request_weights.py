@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from server.engine.block_salt import block_salt
-from server.engine.interface import GenerationFailedError, GenerationRequest, SamplingParams
+from server.engine.interface import ExpertUsage, GenerationFailedError, GenerationRequest, SamplingParams, Timeline
 from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
@@ -28,6 +28,7 @@ class FakeWeights:
     num_attempts: int = 0
     most_held: int = 0
     num_tokens: int = 0
+    ended: list[tuple[ExpertUsage, Timeline, int]] = field(default_factory=list)
 
     def begin(self) -> None:
         self.num_begun += 1
@@ -51,6 +52,10 @@ class FakeWeights:
         assert routed is None
         self.num_tokens += num_tokens
 
+    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
+        assert self.num_begun  # before it ends
+        self.ended.append((usage, timeline, num_generated))
+
 
 async def until_attempted(weights: FakeWeights) -> None:
     while not weights.num_attempts:
@@ -66,6 +71,17 @@ def test_a_sequence_holds_its_weights_while_it_runs_and_no_longer() -> None:
     assert run(rig, scenario) == continuation(b"abc", 5)
     assert (weights.num_begun, weights.num_held, weights.most_held) == (0, 0, 1)
     assert weights.num_tokens == len(b"abc") + 4  # those of the prompt, and all but the last of the text
+
+
+def test_each_sequence_that_ends_is_noted_once() -> None:
+    rig, weights = Rig(), FakeWeights()
+
+    async def scenario() -> None:
+        await collect(rig.submit(b"abc", 5, weights=weights))
+
+    run(rig, scenario)
+    ((_, timeline, num_generated),) = weights.ended
+    assert (num_generated, timeline.ended_at is not None) == (5, True)
 
 
 def test_a_request_whose_weights_are_being_loaded_lets_others_pass() -> None:
