@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 KERNELS := server/kernels/native
+NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|removing|Requirement already)
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: run test check bench fuzz soak clean
 
@@ -35,10 +38,11 @@ fuzz: $(VENV)/.installed-dev
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
 
-# A new installation compiles the changed sources of the native kernels.
+# A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
+# lines that say nothing to a user.
 $(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --verbose --editable . 2>&1 | grep --line-buffered --invert-match --extended-regexp '$(NOISE)'
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed

@@ -8,10 +8,12 @@ install continues without the library, and writes the reason to a note in its pl
 
 from __future__ import annotations
 
+import itertools
 import os
 import shlex
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,6 +92,10 @@ class Compiler:
         headers = max(file.stat().st_mtime for ending in ("*.h", "*.inc") for file in sources.glob(ending))
         folder.mkdir(parents=True, exist_ok=True)
 
+        # In reverse order, so that the portable level, which takes longest, is among the first.
+        chosen = [file for file in sorted(sources.glob("*.cpp"), reverse=True) if self.takes(file.stem)]
+        numbers = itertools.count(1)
+
         def compiled(source: Path) -> Path:
             level = source.stem.removeprefix("level_")
             command = [*self.flags, *self.levels.get(level, ()), "-c", str(source)]
@@ -98,13 +104,16 @@ class Compiler:
             is_same = made_by.exists() and made_by.read_text("utf-8") == self.version + line
             if not is_same or target.stat().st_mtime <= max(headers, source.stat().st_mtime):
                 made_by.unlink(missing_ok=True)
-                print(line)
+                begun = time.monotonic()
+                print(f"compiling {source.name}: {line}", flush=True)
                 self.run(*command, "-o", str(target))
                 made_by.write_text(self.version + line, "utf-8")
+                result = f"compiled {source.name} in {time.monotonic() - begun:.0f} s"
+            else:
+                result = f"{source.name} has not changed"
+            print(f"{result} ({next(numbers)} of {len(chosen)})", flush=True)
             return target
 
-        # In reverse order, so that the portable level, which takes longest, is among the first.
-        chosen = [file for file in sorted(sources.glob("*.cpp"), reverse=True) if self.takes(file.stem)]
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1) as threads:
             return list(threads.map(compiled, chosen))
 
@@ -115,6 +124,7 @@ class Compiler:
         return level == stem or level in self.levels
 
     def link(self, objects: Sequence[Path], target: Path, flags: Sequence[str] = LINK_FLAGS) -> None:
+        print(f"linking {target.name}", flush=True)
         target.unlink(missing_ok=True)  # a process that has loaded the old library keeps it
         self.run(*flags, *map(str, objects), *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(target))
 

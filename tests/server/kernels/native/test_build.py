@@ -70,6 +70,18 @@ def test_other_processors_have_only_the_portable_level(tmp_path: Path, monkeypat
     assert "-DGREENROOM_X86" not in made.flags
 
 
+@pytest.mark.usefixtures("compiler")
+def test_each_source_is_named_when_it_is_compiled(
+    sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = SETUP.Compiler()
+    made.objects(sources, tmp_path / "objects")
+    lines = capsys.readouterr().out.splitlines()
+    begun = {line.partition(":")[0] for line in lines if line.startswith("compiling ")}
+    assert begun == {"compiling api.cpp", "compiling level_portable.cpp"}
+    assert [line.partition(" (")[2] for line in lines if line.startswith("compiled ")] == ["1 of 2)", "2 of 2)"]
+
+
 def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> None:
     made = SETUP.Compiler()
     objects = made.objects(sources, tmp_path / "objects")
