@@ -26,7 +26,7 @@ from expert_store import (
     least_bytes,
 )
 
-SECONDS = 0.7  # duration of each measurement
+SECONDS = 0.25  # duration of each measurement
 MATRIX_BYTES = 256 << 20  # far larger than CPU caches
 FILE_BYTES = 256 << 20
 READ_BYTES = 64 << 20  # in flight, so that readers are nearly always busy

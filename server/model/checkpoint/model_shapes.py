@@ -123,7 +123,10 @@ def _infer(
 
 
 class _ZeroProducts(TorchFunctionMode):
-    """Makes matrix products return zeros of the right shape, without reading any weight."""
+    """Makes matrix products return zeros of the right shape, without reading any weight.
+
+    Products of matrices are not computed on the meta device, where torch imports SymPy to check their shapes.
+    """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -131,6 +134,9 @@ class _ZeroProducts(TorchFunctionMode):
         del types
         if func not in PRODUCTS:
             return func(*args, **(kwargs or {}))
+        if func is F.linear and args[0].shape[-1] == args[1].shape[-1]:
+            rows, weight = args[:2]
+            return rows.new_zeros((*rows.shape[:-1], weight.shape[0]))
         shapes = func(*map(_on_meta, args), **{name: _on_meta(value) for name, value in (kwargs or {}).items()})
         return torch.zeros_like(shapes, device="cpu")
 

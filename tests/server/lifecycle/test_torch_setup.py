@@ -30,6 +30,15 @@ def test_a_server_imports_neither_compiler_nor_distributed_tensors_nor_torchvisi
     assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
 
 
+def test_inspecting_imports_no_sympy() -> None:
+    """PyTorch imports it to check products on the meta device."""
+    code = (
+        "from server.inspection.inspect_model import inspect_model; from server.settings import load_settings; "
+        "inspect_model(None, load_settings({}, {}, None)); print('sympy' in sys.modules)"
+    )
+    assert run(code) == "False"
+
+
 def test_the_compiler_can_be_imported_later() -> None:
     code = "import torch; print(torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item())"
     assert run(code) == "2.0"
