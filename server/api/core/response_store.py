@@ -153,6 +153,34 @@ class ResponseStore:
         with self._using():
             self._connection.execute("PRAGMA incremental_vacuum").fetchall()
 
+    def num_bytes(self, owner: bytes, response_id: str) -> int:
+        """Return the bytes of a response and its input.
+
+        Raises:
+            ResponseNotFoundError: the owner has no such response.
+            ResponseStoreError: it can't be read.
+
+        """
+        with self._using():
+            row = self._connection.execute(
+                "SELECT num_bytes FROM responses WHERE id = ? AND owner = ? AND used >= ?",
+                (response_id, owner, self._oldest),
+            ).fetchone()
+        if row is None:
+            raise not_found(response_id)
+        return int(row[0])
+
+    def num_conversation_bytes(self, owner: bytes, response_id: str) -> int:
+        """Return the bytes of a response and of all that it continues.
+
+        Raises:
+            InvalidRequestError: the owner has no such response, or a part of its conversation is gone, or it is long.
+            ResponseStoreError: it can't be read.
+
+        """
+        with self._using():
+            return sum(num_bytes for _, _, num_bytes in self._chain(owner, response_id))
+
     def find(self, owner: bytes, response_id: str) -> Turn:
         """Return the turn of a response.
 
@@ -179,10 +207,7 @@ class ResponseStore:
 
         """
         with self._using(), self._writing():
-            wanted = {"id": response_id, "owner": owner, "oldest": self._oldest, "most": MAX_CHAIN}
-            chain = self._connection.execute(CHAIN, wanted).fetchall()
-            _check_chain(chain, response_id)
-            ids = [(each,) for each, _, _ in chain]
+            ids = [(each,) for each, _, _ in self._chain(owner, response_id)]
             self._connection.executemany("UPDATE responses SET used = ? WHERE id = ?", [(self._now(), *i) for i in ids])
             query = "SELECT input, response FROM responses WHERE id = ?"
             rows = [self._connection.execute(query, each).fetchone() for each in ids]
@@ -201,6 +226,13 @@ class ResponseStore:
             num_deleted = cursor.rowcount
         if not num_deleted:
             raise not_found(response_id)
+
+    def _chain(self, owner: bytes, response_id: str) -> list[tuple[str, str | None, int]]:
+        """Return id, parent and bytes of a response and of all that it continues, from the first on."""
+        wanted = {"id": response_id, "owner": owner, "oldest": self._oldest, "most": MAX_CHAIN}
+        chain = self._connection.execute(CHAIN, wanted).fetchall()
+        _check_chain(chain, response_id)
+        return chain
 
     @property
     def _oldest(self) -> float:

@@ -29,8 +29,8 @@ async def create_response(
     request: Request, body: Annotated[ResponsesBody, JsonBody(ResponsesBody)], service: ServiceDep
 ) -> Response:
     ignored = note_ignored(body, service)
-    with translate_errors(NAMES):
-        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service))
+    with translate_errors(NAMES), service.memory.reserve() as reservation:
+        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service, reservation))
         turn = await begin_chat(request, service, chat, "resp_")
     response = await answer(request, ResponseEncoder(turn, body, keeping(body, service)), stream=body.stream)
     add_ignored(response, ignored)
@@ -42,8 +42,8 @@ async def count_input_tokens(
     body: Annotated[ResponsesBody, JsonBody(ResponsesBody)], service: ServiceDep
 ) -> JSONResponse:
     ignored = note_ignored(body, service)
-    with translate_errors(NAMES):
-        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service))
+    with translate_errors(NAMES), service.memory.reserve() as reservation:
+        chat = await asyncio.to_thread(body.for_chat, await earlier_items(body, service, reservation))
         prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
     response = JSONResponse({"object": "response.input_tokens", "input_tokens": len(prompt.token_ids)})
     add_ignored(response, ignored)

@@ -1,22 +1,25 @@
 """Stored responses: what a request continues, keeping its response, and the routes that read and delete them."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 
 from server.api.core.auth import UserDep
+from server.api.core.body import PARSED_FACTOR
 from server.api.core.caller import current_caller
 from server.api.core.dependencies import ServiceDep
 from server.api.core.errors import AbsentRouteError, InvalidRequestError
-from server.api.core.response_store import ResponseStore
+from server.api.core.response_store import ResponseStore, Turn
 from server.api.core.service import Service
 from server.api.core.validation import quote
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.response_encoder import Keep
+from server.engine.interface import Reservation
 
 NO_STORE = "this server stores no responses: start it with --response-store, or send the whole conversation as 'input'"
 ID_PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
@@ -25,11 +28,15 @@ MAX_PAGE, DEFAULT_PAGE = 100, 20  # OpenAI's
 router = APIRouter(prefix="/v1/responses", tags=["responses"], dependencies=[UserDep])
 
 
-async def earlier_items(body: ResponsesBody, service: Service) -> list[Any]:
+async def earlier_items(body: ResponsesBody, service: Service, reservation: Reservation) -> list[Any]:
     """Return the items of the conversation that a request continues.
+
+    Args:
+        reservation: takes their memory.
 
     Raises:
         InvalidRequestError: the server stores no responses, or has not this one.
+        EngineError: there is no memory for them.
         ResponseStoreError: it can't be read.
 
     """
@@ -37,8 +44,10 @@ async def earlier_items(body: ResponsesBody, service: Service) -> list[Any]:
         return []
     if service.response_store is None:
         raise InvalidRequestError(f"'previous_response_id' can't be used, because {NO_STORE}.", "previous_response_id")
-    owner = current_caller().owner
-    return await asyncio.to_thread(service.response_store.conversation, owner, body.previous_response_id)
+    asked = current_caller().owner, body.previous_response_id
+    num_bytes = await asyncio.to_thread(service.response_store.num_conversation_bytes, *asked)
+    await reservation.use(PARSED_FACTOR * num_bytes, "The earlier conversation", "previous_response_id")
+    return await asyncio.to_thread(service.response_store.conversation, *asked)
 
 
 def keeping(body: ResponsesBody, service: Service) -> Keep | None:
@@ -80,9 +89,26 @@ def store_of(service: Service) -> ResponseStore:
     return service.response_store
 
 
-@router.get("/{response_id}")
-async def get_response(response_id: str, service: ServiceDep) -> JSONResponse:
-    turn = await asyncio.to_thread(store_of(service).find, current_caller().owner, response_id)
+async def turn_of(response_id: str, service: ServiceDep) -> AsyncGenerator[Turn, None]:
+    """Yield the turn of a response of the caller, whose memory is taken until the route has returned.
+
+    Raises:
+        APIError: there is no such response, or it can't be read.
+        EngineError: there is no memory for it.
+
+    """
+    store, asked = store_of(service), (current_caller().owner, response_id)
+    with service.memory.reserve() as reservation:
+        num_bytes = await asyncio.to_thread(store.num_bytes, *asked)
+        await reservation.use(PARSED_FACTOR * num_bytes, "The stored response")
+        yield await asyncio.to_thread(store.find, *asked)
+
+
+TurnDep = Annotated[Turn, Depends(turn_of, scope="function")]
+
+
+@router.get("/{response_id}")  # noqa: FAST003  turn_of takes it
+async def get_response(turn: TurnDep) -> JSONResponse:
     return JSONResponse(turn.response)
 
 
@@ -92,15 +118,13 @@ async def delete_response(response_id: str, service: ServiceDep) -> JSONResponse
     return JSONResponse({"id": response_id, "object": "response", "deleted": True})
 
 
-@router.get("/{response_id}/input_items")
+@router.get("/{response_id}/input_items")  # noqa: FAST003  turn_of takes it
 async def list_input_items(
-    response_id: str,
-    service: ServiceDep,
+    turn: TurnDep,
     after: str | None = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = DEFAULT_PAGE,
     order: Literal["asc", "desc"] = "desc",
 ) -> JSONResponse:
-    turn = await asyncio.to_thread(store_of(service).find, current_caller().owner, response_id)
     items = turn.input if order == "asc" else turn.input[::-1]
     ids = [item["id"] for item in items]
     if after is not None and after not in ids:

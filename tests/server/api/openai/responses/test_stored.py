@@ -9,7 +9,7 @@ import pytest
 
 from server.api.core.api_keys import KeyRing, Keys
 from server.api.core.response_store import ResponseStore
-from server.engine.interface import GenerationFailedError
+from server.engine.interface import GenerationFailedError, RequestMemory
 from tests.chat_formats import FAMILIES, SCHEMAS
 from tests.server.api.fakes import MODEL
 
@@ -161,6 +161,16 @@ def test_the_store_is_used_off_the_event_loop(stored, create, monkeypatch):
         monkeypatch.setattr(ResponseStore, name, watched)
     [*create(stream=True, previous_response_id=create().id)]
     assert threads == [None] * 3
+
+
+def test_an_earlier_conversation_counts_as_memory_of_the_request(stored, client, create):
+    first = create(input="word " * 2000)
+    stored.service.model.memory = RequestMemory(lambda: 20_000)
+    with pytest.raises(openai.BadRequestError, match="The earlier conversation") as error:
+        create(previous_response_id=first.id)
+    assert error.value.param == "previous_response_id"
+    with pytest.raises(openai.BadRequestError, match="The stored response"):
+        client.responses.retrieve(first.id)
 
 
 def test_a_server_without_a_store_says_how_to_get_one(ask, post):
