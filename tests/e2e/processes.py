@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +106,6 @@ def serving(
 def run_command(
     *arguments: str,
     environment: Mapping[str, str] | None = None,
-    prepare: Callable[[], None] | None = None,
     wrapper: Sequence[str] = (),
     stdin: str | None = None,
 ) -> subprocess.CompletedProcess[str]:
@@ -114,7 +113,6 @@ def run_command(
 
     Args:
         environment: additional variables.
-        prepare: called in the new process before the command starts.
         wrapper: a command that runs this one.
         stdin: its input; None for that of the tests.
     """
@@ -126,5 +124,4 @@ def run_command(
         timeout=100,
         check=False,
         env={**os.environ, **(environment or {})},
-        preexec_fn=prepare,
     )

@@ -12,7 +12,7 @@ import pytest
 from expert_store import read_manifest
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import COMMAND, READY, run_command, serving
-from tests.e2e.unprivileged import drop_override
+from tests.needs import WITHOUT_RIGHTS, need_readable
 from tests.packed_models import pack_model
 
 
@@ -90,11 +90,12 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("unreadable", [".", "manifest.json", "data", "data/config.json", "data/experts-00000.pack"])
 def test_a_pack_that_can_not_be_read_is_told_in_a_line(packed: Path, unreadable: str) -> None:
+    need_readable(WITHOUT_RIGHTS)
     path = packed / unreadable.replace("data", read_manifest(packed).data)
     mode = path.stat().st_mode
     path.chmod(0)
     try:
-        refused = run_command("verify", str(packed), prepare=drop_override)
+        refused = run_command("verify", str(packed), wrapper=WITHOUT_RIGHTS)
     finally:
         path.chmod(mode)
     (line,) = refused.stderr.splitlines()

@@ -12,9 +12,9 @@ import pytest
 
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import COMMAND, run_command
+from tests.needs import WITHOUT_RIGHTS, need_readable
 
 INDEX, SHARD = "model.safetensors.index.json", "model.safetensors"
-WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")  # root then obeys the modes of files
 
 
 @pytest.fixture
@@ -52,17 +52,17 @@ def test_odd_files_are_refused(folder: Path, name: str, make: Callable[[Path], o
     assert_refused(run_command("serve", str(folder), "--port", "0"), reason)
 
 
-@pytest.mark.skipif(shutil.which(WITHOUT_RIGHTS[0]) is None, reason="root reads everything, and setpriv is missing")
 @pytest.mark.parametrize("name", ["config.json", SHARD])
 def test_files_without_rights_are_refused(folder: Path, name: str) -> None:
+    need_readable(WITHOUT_RIGHTS)
     (folder / name).chmod(0)
     command = [*WITHOUT_RIGHTS, COMMAND, "serve", str(folder), "--port", "0"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert_refused(result, f"{name}: Permission denied")
 
 
-@pytest.mark.skipif(shutil.which(WITHOUT_RIGHTS[0]) is None, reason="root reads everything, and setpriv is missing")
 def test_a_pack_without_rights_is_not_taken_for_another_folder(tmp_path: Path) -> None:
+    need_readable(WITHOUT_RIGHTS)
     pack = tmp_path / "pack"
     pack.mkdir(mode=0)
     command = [*WITHOUT_RIGHTS, COMMAND, "verify", str(pack)]

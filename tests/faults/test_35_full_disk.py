@@ -14,6 +14,7 @@ from tests.expert_store.packs import contents, make_source, pack
 from tests.faults.faulty_packer import OLD
 from tests.faults.file_faults import FAIL
 from tests.faults.pack_runs import pack_with_faults
+from tests.needs import need_mounts
 from tests.packed_models import pack_model
 
 
@@ -47,11 +48,7 @@ def test_a_file_system_with_too_little_space_keeps_the_old_pack(tmp_path: Path) 
     disk = tmp_path / "disk"
     disk.mkdir()
     namespace = ["unshare", "--map-root-user", "--mount"]
-    tried = subprocess.run(
-        [*namespace, "mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True, text=True, check=False
-    )
-    if tried.returncode:
-        pytest.skip(f"mounts are not allowed here: {tried.stderr.strip()}")
+    need_mounts(*namespace, "mount", "-t", "tmpfs", "tmpfs", str(disk))
     old = pack_model(BUNDLED, tmp_path / "old", "int8")
     done = subprocess.run(
         [*namespace, "sh", "-euc", SMALL_DISK, disk, old, COMMAND, BUNDLED],

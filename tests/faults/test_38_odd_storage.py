@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import run_command
 from tests.faults.file_faults import FAIL, READS, STALL
 from tests.faults.paged_server import PagedServer, serving_paged, text_of
+from tests.needs import need_mounts
 from tests.packed_models import pack_model
 
 
@@ -59,9 +59,7 @@ REMOUNT = 'mount --bind "$0" "$0"; mount -o remount,bind,ro "$0" "$0"; exec "$@"
 def read_only(packed: Path) -> tuple[str, ...]:
     """A command that runs another one, for which the pack's folder is read-only."""
     wrapper = (*READ_ONLY, REMOUNT, str(packed))
-    tried = subprocess.run([*wrapper, "true"], capture_output=True, text=True, check=False)
-    if tried.returncode:
-        pytest.skip(f"mounts are not allowed here: {tried.stderr.strip()}")
+    need_mounts(*wrapper, "true")
     return wrapper
 
 

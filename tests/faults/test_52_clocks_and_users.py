@@ -6,7 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +18,14 @@ import pytest
 
 from tests.e2e.processes import COMMAND, Server, serving
 from tests.faults.preload import Faults
+from tests.needs import need_mounts, need_readable
 
 DAY_SECONDS = 86_400
-READ_ONLY = "mount --make-rprivate / && mount -o remount,ro,bind / && mount -t tmpfs tmpfs /tmp && exec "
+# The first argument is the folder for temporary files, the rest the command.
+READ_ONLY = (
+    'mount --make-rprivate / && mount -o remount,ro,bind / && mount -t tmpfs tmpfs "$1" && export TMPDIR="$1" && shift '
+    '&& exec "$@"'
+)
 AS_USER = ("setpriv", "--reuid=1001", "--regid=1001", "--clear-groups")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user, or mount")
@@ -31,9 +36,20 @@ def completion(server: Server, **fields: object) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
 
 
-def can_mount() -> bool:
-    command = ["unshare", "--mount", "sh", "-c", f"{READ_ONLY} true"]
-    return shutil.which("unshare") is not None and subprocess.run(command, check=False).returncode == 0
+def read_only(folder: Path, as_user: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the command that runs another one with a root that can't be written to, but for ``folder``.
+
+    The folder is no fixed one, since the checkout, the environment and Python may lie below any.
+    """
+    return ("unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(folder), *as_user)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that all users reach, which none of pytest's is."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o1777)
+        yield Path(name)
 
 
 @contextmanager
@@ -90,12 +106,10 @@ def test_a_strict_umask_serves_and_packs_for_the_owner_alone(tmp_path: Path) -> 
 
 @needs_root
 @pytest.mark.parametrize("as_user", [(), AS_USER], ids=["root", "user"])
-def test_a_read_only_root_is_enough(as_user: Sequence[str]) -> None:
-    if not can_mount():
-        pytest.skip("this container may not mount")
-    if as_user and subprocess.run([*as_user, "test", "-x", sys.executable], check=False).returncode:
-        pytest.skip("this Python is installed where another user can't read it")
-    prefix = ("unshare", "--mount", "sh", "-c", f'{READ_ONLY} "$@"', "sh", *as_user)
+def test_a_read_only_root_is_enough(as_user: Sequence[str], open_folder: Path) -> None:
+    need_mounts(*read_only(open_folder), "true")
+    need_readable(as_user, open_folder)
+    prefix = read_only(open_folder, as_user)
     environment = {"HOME": "/nonexistent", "XDG_CACHE_HOME": "/nonexistent/cache"}
     with ends_well(wrapper=prefix, environment=environment) as server:
         assert completion(server).status_code == 200

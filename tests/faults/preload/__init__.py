@@ -6,6 +6,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parent / "faults.c"
 
 
@@ -16,7 +18,8 @@ class Faults:
         self._folder = folder
         self._library = folder / "faults.so"
         compiler = shutil.which("cc") or shutil.which("gcc")
-        assert compiler is not None
+        if compiler is None:
+            pytest.skip("not installed: cc or gcc")
         command = [compiler, "-O1", "-shared", "-fPIC", "-o", str(self._library), str(SOURCE), "-ldl"]
         subprocess.run(command, check=True)
 
