@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check bench fuzz soak clean
+.PHONY: run test check bench fuzz soak clients clean
 
 WORKERS ?= 2
 SECONDS ?= 300
@@ -37,6 +37,10 @@ fuzz: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)
+
+# Installs each client of tests/clients from PyPI or npm into an environment of its own; CLIENT=name runs one.
+clients: $(VENV)/.installed-dev
+	CLIENTS_DIR=$(VENV)/clients $(BIN)/python -m pytest tests/clients -m clients -rA -k "$(CLIENT)"
 
 # A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
 # lines that say nothing to a user.
