@@ -14,7 +14,7 @@ from server.memory.budget import host_budget, wait_for_counters, warn_if_lowered
 from server.memory.elastic_budget import REQUESTS_IN_GROWTH, ElasticBudget
 from server.memory.fit_checks import plan_that_fits
 from server.memory.machine import own_bytes
-from server.memory.plan import PROCESS_BYTES, MemoryPlan, ModelNeeds
+from server.memory.plan import GROWTH_BYTES, PROCESS_BYTES, MemoryPlan, ModelNeeds
 from server.memory.step_memory import StepShape
 from server.memory.usage import Adjustments, MemoryUsage
 from server.model.sequential.sequential_trunk import SequentialTrunk
@@ -114,6 +114,7 @@ def memory_usage(
         kv_budget=lambda: states + (0 if elastic is None else elastic.allowance.limit_bytes),
         adapters=adapters,
         requests=requests,
+        growth_bytes=GROWTH_BYTES,
         adjustments=Adjustments() if elastic is None else elastic.adjustments,
     )
 

@@ -59,6 +59,7 @@ class MemoryUsage:
         kv_budget: returns the bytes that the KV cache may use now.
         adapters: returns the bytes of slots that hold a page of an adapter now.
         requests: returns the bytes that requests hold beside their KV cache.
+        growth_bytes: bytes that the process was planned to grow by while it answers its first requests.
     """
 
     budget_bytes: int
@@ -71,13 +72,14 @@ class MemoryUsage:
     kv_budget: Callable[[], int]
     adapters: Callable[[], int] = lambda: 0
     requests: Callable[[], int] = lambda: 0
+    growth_bytes: int = 0
     adjustments: Adjustments = field(default_factory=Adjustments)
 
     def by_part(self) -> dict[Part, int]:
         """Return the bytes of each part.
 
-        ``step`` is an upper bound. ``unaccounted`` is the memory that the process and its children use beyond all other
-        parts, and 0 while they use less.
+        ``step`` is an upper bound. ``process`` includes its planned growth, as far as it has come: what libraries
+        allocate at first use and keep. ``unaccounted`` is what the process and its children use beyond all that.
         """
         parts: dict[Part, int] = {
             "trunk": self.trunk_bytes,
@@ -88,5 +90,8 @@ class MemoryUsage:
             "requests": self.requests(),
             "process": self.process_bytes,
         }
-        parts["unaccounted"] = max(0, own_bytes() - sum(parts.values()))
+        beyond = max(0, own_bytes() - sum(parts.values()))
+        growth = min(beyond, self.growth_bytes)
+        parts["process"] += growth
+        parts["unaccounted"] = beyond - growth
         return parts

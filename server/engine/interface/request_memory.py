@@ -20,7 +20,7 @@ DEFAULT_LIMIT_BYTES = 256 << 20  # while the memory is not planned yet
 WAIT_SECONDS = 10.0  # longest wait of a request for memory that others hold
 POLL_SECONDS = 0.02
 ROOM_SECONDS = 0.25  # time between two attempts to make room
-LARGE_BYTES = 1 << 20  # what a request used above this is returned to the system soon
+LARGE_BYTES = 1 << 20  # what requests used is returned to the system once it is more than this
 
 
 class RequestMemoryError(EngineUnavailableError):
@@ -47,6 +47,7 @@ class RequestMemory:
         self.wait_seconds = wait_seconds
         self._lock = threading.Lock()  # guards all below
         self._held = self._used = 0
+        self._returned = 0  # bytes that requests used, and the heap may still keep
         self._waiting: deque[object] = deque()  # first come, first served
         self._room = self._make_room(0)
 
@@ -74,6 +75,9 @@ class RequestMemory:
         room = self._make_room(self._held + more_bytes)
         with self._lock:
             self._room = room
+            is_idle = self._held == 0 and self._returned > 0
+        if is_idle:
+            self._trim()
 
     def try_take(self, nbytes: int, *, is_first: bool = False) -> bool:
         """Take bytes if there is room for them now.
@@ -119,8 +123,13 @@ class RequestMemory:
         with self._lock:
             self._held -= taken
             self._used -= used
-        if used >= LARGE_BYTES:
-            shared_trimmer().soon()
+            self._returned += used
+        if self._returned >= LARGE_BYTES:
+            self._trim()
+
+    def _trim(self) -> None:
+        self._returned = 0
+        shared_trimmer().soon()
 
     def refusal(self, nbytes: int) -> RequestMemoryError:
         """Return the error of a request for which there is no room now."""
