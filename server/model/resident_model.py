@@ -16,6 +16,7 @@ from server.kernels.expert import ExpertsModule
 from server.model.attention.kv_cache import KVGroup
 from server.model.attention.rope import apply_max_length
 from server.model.experts.expert_layer import expert_layers
+from server.model.experts.router import RouterWeights
 from server.model.experts.step_variants import PlaceTables
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import sizes_of
@@ -67,6 +68,7 @@ class ResidentModel:
     """
 
     _linears: Mapping[str, nn.Module]  # layers of the module path that adapters can add to, by name
+    routers: Mapping[int, RouterWeights]  # by layer
     _router_layers: Mapping[str, int]  # layers of experts whose routers they can add to, by the routers' names
 
     def __init__(

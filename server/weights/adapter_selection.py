@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.interface import ExpertUsage, Timeline, TokenRouting, UnknownAdapterError
 from server.model.chunk_weights import AdapterRouter, ChunkWeights, RoutedTokens, WeightedAdapter
+from server.model.lora.adapter import ExpertTarget
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_version import AdapterVersion, GateVersion, Version
 
@@ -56,6 +57,11 @@ class AdapterSelection:
             return fixed.encode()
         names = [version.variant for version in self._versions[len(self.chosen) :]]
         return f"{fixed}|routed {self.token_routing.top_k} {self.token_routing.temperature!r} {names}".encode()
+
+    @property
+    def targets(self) -> frozenset[str | ExpertTarget]:
+        """The matrices that its adapters add to; valid as ``versions`` is."""
+        return frozenset().union(*(version.files.targets for version in self._versions))
 
     @property
     def versions(self) -> tuple[str, ...]:

@@ -84,7 +84,12 @@ class Directory:
         experts = self._select_experts(variant, policy)
         if experts is None:
             return selected
-        return experts if selected is None else CombinedSelection(experts, selected)
+        if selected is None or self._adapters is None:
+            return experts
+        routers = self._adapters.targets.routers
+        return CombinedSelection(
+            experts, selected, lambda: [layer for name, layer in routers.items() if name in selected.targets]
+        )
 
     def prepare(self, policies: Iterable[Policy]) -> None:
         policies = list(policies)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from expert_store import CheckpointError
-from server.engine.interface import ExpertUsage, PolicyRefusedError, RequestWeights, Timeline, TokenRouting
+from server.engine.interface import (
+    ExpertUsage,
+    PolicyRefusedError,
+    RequestRefusedError,
+    RequestWeights,
+    Timeline,
+    TokenRouting,
+)
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.variant import ExpertVariant
@@ -158,10 +165,19 @@ def restricted(restriction: ExpertRestriction, variant: ExpertVariant) -> Expert
 
 
 class CombinedSelection:
-    """The ``RequestWeights`` of a request with an expert variant and adapters."""
+    """The ``RequestWeights`` of a request with an expert variant and adapters.
 
-    def __init__(self, variant: VariantSelection | RestrictedSelection, adapters: RequestWeights):
-        self._variant, self._adapters = variant, adapters
+    Args:
+        changed_routers: returns the layers of experts whose routers the adapters change, once they have begun.
+    """
+
+    def __init__(
+        self,
+        variant: VariantSelection | RestrictedSelection,
+        adapters: RequestWeights,
+        changed_routers: Callable[[], Iterable[int]] = tuple,
+    ):
+        self._variant, self._adapters, self._changed_routers = variant, adapters, changed_routers
 
     @property
     def cache_salt(self) -> bytes:
@@ -178,6 +194,14 @@ class CombinedSelection:
         except Exception:
             self._variant.end()
             raise
+        layer = next(filter(self._variant.variant.removes_experts, self._changed_routers()), None)
+        if layer is not None:
+            self.end()
+            raise RequestRefusedError(
+                f"an adapter that changes the router of layer {layer} can't be used without some of its experts, whose "
+                "rows the router lacks; use another adapter or model",
+                "adapters",
+            )
 
     def end(self) -> None:
         self._variant.end()

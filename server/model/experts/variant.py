@@ -38,3 +38,8 @@ class ExpertVariant:
     name: str
     version: str
     layers: Mapping[int, VariantLayer]
+
+    def removes_experts(self, layer: int) -> bool:
+        """Return True if a layer lacks experts of the base model, so that rows of its router have other numbers."""
+        own = self.layers.get(layer)
+        return own is not None and any(key.expert != row for row, key in enumerate(own.keys))

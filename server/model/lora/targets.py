@@ -11,6 +11,7 @@ from torch import nn
 from server.kernels.expert import transposed_names
 from server.model.architecture import text_part
 from server.model.attention.mla import LatentProjection
+from server.model.experts.variant_routing import owner_of
 from server.model.quantised.linear import QuantisedLinear
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class LoraTargets:
             NAME, because ...".
         latents: linear layers that attention absorbs, so that tokens can't have own adapters.
         copied: the embedding and the head, of which PEFT may save copies.
+        routers: the layer of experts of each linear layer that is a router.
     """
 
     linears: Mapping[str, tuple[int, int]]
@@ -42,6 +44,7 @@ class LoraTargets:
     refused: Mapping[str, str]
     latents: frozenset[str] = frozenset()
     copied: Mapping[str, nn.Module] = field(default_factory=dict)
+    routers: Mapping[str, int] = field(default_factory=dict)
 
 
 def lora_targets(trunk: ResidentModel) -> LoraTargets:
@@ -70,6 +73,7 @@ def lora_targets(trunk: ResidentModel) -> LoraTargets:
         refused,
         latents,
         {name: module for name, module in model.named_modules() if module in ends},
+        {name: layer for layer, router in trunk.routers.items() if (name := owner_of(router)) in linears},
     )
 
 
