@@ -30,10 +30,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.policies
 	$(BIN)/python -m benchmarks.store
 
-# Random timed traces, then the parsers, each for SECONDS; SEED=0 is a random one. A finding is kept for `make test`.
+# Random timed traces, the parsers, then hostile descriptions for the native kernels, each for SECONDS; SEED=0 is a random
+# one. A finding of the first two is kept for `make test`.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.parsers --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.kernels --seconds $(SECONDS) --seed $(SEED)
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)

@@ -14,7 +14,7 @@ from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.expert import ExpertsModule, scales_input, transposed_names
 from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
-from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix
+from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix, impossible
 from server.kernels.native.linear import is_exact_for
 from server.kernels.native.lora import LoraExperts, addresses
 from server.kernels.native.slot_format import PLAIN, describe_matrix
@@ -55,7 +55,9 @@ def expert_shape(module: ExpertsModule, layout: Layout) -> ExpertShape | str:
     if len(parts) > 1:
         gate.is_interleaved = 0  # the outputs of gate and up are apart, whatever the order in one matrix
     matrices = (Matrix * MOST_PARTS)(*parts)
-    return ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
+    shape = ExpertShape(matrices, second, biases[0], biases[1], gate, len(parts), bias_format)
+    reason = impossible("greenroom_check_experts", shape, hidden, layout.slot_bytes)
+    return shape if reason is None else f"it has {reason}"
 
 
 def _parts(
@@ -115,6 +117,8 @@ class NativeBackend:
             The address of the outputs, float32 ``(choices, hidden)``, valid until the next call.
         """
         hidden_states, order = rows.hidden_states.contiguous(), rows.order.astype(np.int32)
+        if hidden_states.shape[1] != self._hidden:
+            raise ValueError(f"rows of {hidden_states.shape[1]} numbers for experts that take {self._hidden}")
         outputs = self._kernels.results(len(order) * self._hidden)
         batch = ExpertBatch(
             x=hidden_states.data_ptr(),

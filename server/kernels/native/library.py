@@ -15,9 +15,15 @@ from typing import Any
 
 import numpy as np
 
-ABI = 6
+ABI = 7
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
+CHECKS = {  # by name in the library, with the number of their sizes
+    "greenroom_check_matrix": 0,
+    "greenroom_check_router": 1,
+    "greenroom_check_experts": 2,
+    "greenroom_check_layer": 2,
+}
 UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in level.cpp
 
 
@@ -170,7 +176,25 @@ def load() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype = c_int
         function.argtypes = [c_void_p, *arguments]
+    for name, num_sizes in CHECKS.items():
+        check = getattr(library, name)
+        check.restype = c_char_p
+        check.argtypes = [c_void_p, *[c_int64] * num_sizes]
     return library
+
+
+def impossible(check: str, described: Structure, *sizes: int) -> str | None:
+    """Return what a description has that the kernels can't run, such as "a negative window".
+
+    The kernels read memory by the counts and offsets of a description without checking them again, so every
+    description that is made from a file goes through this first.
+
+    Args:
+        check: a function of ``CHECKS``.
+        sizes: the sizes that it takes (``src/checks.h``).
+    """
+    reason = getattr(load(), check)(byref(described), *sizes)
+    return None if reason is None else str(reason.decode())
 
 
 def best_level(most: str | None = None) -> str:

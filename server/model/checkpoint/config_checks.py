@@ -36,6 +36,8 @@ QUANTISATION = ("quantization_config", "compression_config")  # may name dtypes 
 MLX = "quantization"  # settings of MLX, whose tensors have .scales and .biases
 LEAST_ONE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size")
 TOP_K = ("num_experts_per_tok", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+GROUPS = ("n_group", "num_group")
+TOP_GROUPS = "topk_group"
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
 
@@ -92,6 +94,19 @@ def check_config(config: PreTrainedConfig, folder: Path) -> None:
                 raise _unusable(
                     folder, f"{name} is {value}, not a number from 1 to the {num_experts} experts of a layer"
                 )
+        for name in GROUPS:
+            _check_groups(layer, name, num_experts, folder)
+
+
+def _check_groups(layer: Any, name: str, num_experts: int | None, folder: Path) -> None:
+    """Check how many groups of experts a layer has, and how many of these a token chooses from."""
+    count, chosen = getattr(layer, name, None), getattr(layer, TOP_GROUPS, None)
+    if type(count) is not int or num_experts is None:
+        return
+    if count < 1 or num_experts % count:
+        raise _unusable(folder, f"{name} is {count}, which does not divide the {num_experts} experts of a layer")
+    if type(chosen) is int and not 1 <= chosen <= count:
+        raise _unusable(folder, f"{TOP_GROUPS} is {chosen}, not a number from 1 to the {count} groups of a layer")
 
 
 @contextmanager

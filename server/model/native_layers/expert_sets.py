@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.native.library import Matrix
+from server.kernels.native.library import Matrix, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import ExpertSets, Router
 from server.model.experts.step_variants import PlacesByLayer, StepVariants
@@ -53,6 +53,9 @@ class NativeRouter:
         for role in ("bias", "correction"):
             if role in own.router:
                 setattr(self.router, role, self._keep(own.router[role].float().flatten()).data_ptr())
+        reason = impossible("greenroom_check_router", self.router, layer.spec.router.matrix.inputs)
+        if reason is not None:
+            raise ValueError(f"a variant's layer {layer.spec.index} has {reason}")
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         self._keeps.append(tensor.detach().contiguous())

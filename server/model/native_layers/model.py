@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from server.kernels.native.library import Kernels
+from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import HeadCall, LayerSpec
 from server.model.attention.kv_cache import KVCache
@@ -156,4 +156,8 @@ class NativeModel:
             spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
             spec.cache_format = PLAIN[cache.shape.dtype]
             spec.group = kv_cache.group_of[layer.attention_layer]
+            slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
+            reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
+            if reason is not None:
+                raise ValueError(f"layer {spec.index} has {reason}")
         self._cache = kv_cache

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.library import Format, Kernels
+from server.kernels.native.library import Format, Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures import HeadCall, LayerSpec, RopeKind
 from server.model.architecture import text_body, text_part
@@ -98,6 +98,7 @@ class _Finder:
         top_k = max(each.top_k_index.shape[1] for each in routing)
         hidden_size = captured.layers[0].given.shape[1]
         num_experts = max(layer.spec.num_experts for layer in routed)
+        self._slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._positions = self._find_positions(captured, layers[0])
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
@@ -178,6 +179,7 @@ class _Finder:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
         if spec.has_router:
             self._fit_router(layer, parts, captured)
+        self._check(spec)
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
@@ -226,9 +228,17 @@ class _Finder:
             0,
         )
         trial.router.top_k = max(1, trial.router.top_k)
+        self._check(trial)
         self._kernels.attention(trial, workspace.call, 0)
         nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
         self._kernels.finish_layer(trial, workspace.call, 0, nothing.ctypes.data)
+
+    def _check(self, spec: LayerSpec) -> None:
+        """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""
+        hidden_size, slot_bytes = self._workspace.call.hidden_size, self._slot_bytes[spec.index]
+        reason = impossible("greenroom_check_layer", spec, hidden_size, slot_bytes)
+        if reason is not None:
+            raise UnsupportedLayerError(f"it has {reason}")
 
     def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
         """Return the head, and the tensors whose memory it refers to."""
@@ -242,13 +252,16 @@ class _Finder:
             keeps.append(bias)
         hidden = captured.layers[-1].output.contiguous()
         count, size = hidden.shape
+        matrix = matrix_of(head)
+        if impossible("greenroom_check_matrix", matrix) or matrix.inputs != size or len(norm.weight) != size:
+            raise UnsupportedLayerError("its head does not fit its hidden states")
         rows = np.arange(count, dtype=np.int32)
         logits, normed = (
             np.empty((count, head.out_features), dtype=np.float32),
             np.empty((count, size), dtype=np.float32),
         )
         call = HeadCall(
-            matrix=matrix_of(head),
+            matrix=matrix,
             bias=None if bias is None else bias.data_ptr(),
             norm=norm.weight.data_ptr(),
             hidden=hidden.data_ptr(),

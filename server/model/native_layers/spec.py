@@ -19,7 +19,7 @@ from server.model.experts.router import RouterWeights
 from server.model.native_layers.adapters import NativeTarget
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
-from server.model.native_layers.parts import Dense, Linear, Norm, Parts, matrix_of, no_matrix
+from server.model.native_layers.parts import Attention, Dense, Linear, Norm, Parts, matrix_of, no_matrix
 
 
 @dataclass
@@ -68,6 +68,8 @@ def build_layer(
     spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
     if parts.input_norm.epsilon != parts.inner_norm.epsilon:
         raise UnsupportedLayerError("its norms have different epsilons")
+    if {len(parts.input_norm.weight), len(parts.inner_norm.weight)} != {captured.given.shape[1]}:
+        raise UnsupportedLayerError("its norms have another size than its hidden states")
     spec.norm_epsilon = parts.input_norm.epsilon
     for name in ("query", "key", "value", "output"):
         linear = getattr(attention, name)
@@ -76,14 +78,12 @@ def build_layer(
         layer.add_target(linear, name)
     if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
         raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
-    spec.key_dim = int(own.head_dim)
-    spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
-    spec.value_dim = attention.value.out_features // spec.kv_heads
-    if spec.heads % spec.kv_heads or attention.output.in_features != spec.heads * spec.value_dim:
-        raise UnsupportedLayerError("the sizes of its heads and projections differ")
+    _set_heads(spec, attention)
     _set_head_norms(layer, attention.query_norm, attention.key_norm)
     spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
     spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+    if options.sinks is not None and options.sinks.numel() != spec.heads:
+        raise UnsupportedLayerError("its sinks are not one for each head")
     spec.sinks = layer.address(options.sinks)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
     spec.dense_gate = no_matrix()
@@ -97,6 +97,16 @@ def build_layer(
 def rope_kinds(captured: LayerCapture) -> list[RopeKind]:
     """Return candidates for the kind of rotary positions, the likeliest first."""
     return [RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE] if captured.positions is not None else [RopeKind.NONE]
+
+
+def _set_heads(spec: LayerSpec, attention: Attention) -> None:
+    spec.key_dim = int(getattr(attention.module, "head_dim", 0))
+    if not 0 < spec.key_dim <= min(attention.query.out_features, attention.key.out_features):
+        raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
+    spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
+    spec.value_dim = attention.value.out_features // spec.kv_heads
+    if spec.heads % spec.kv_heads or attention.output.in_features != spec.heads * spec.value_dim:
+        raise UnsupportedLayerError("the sizes of its heads and projections differ")
 
 
 def _set_head_norms(layer: NativeLayer, query: Norm | None, key: Norm | None) -> None:
@@ -150,6 +160,8 @@ def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None)
     if owner is not None:
         outputs, inputs = router.weight.shape
         layer.linears[owner] = NativeTarget(spec.index, "router", inputs, outputs)
+    if router.weight.shape[0] != len(layer.experts.keys):
+        raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
     layer.keeps.append(weight)

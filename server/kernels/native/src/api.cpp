@@ -2,6 +2,7 @@
 
 #include <mutex>
 
+#include "checks.h"
 #include "experts.h"
 #include "linear.h"
 #include "router.h"
@@ -35,7 +36,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 6; }
+GREENROOM_API int greenroom_abi() { return 7; }
 
 // Returns the highest level of this processor up to `most` (null: any); null if there is no such level.
 GREENROOM_API const char* greenroom_level(const char* most) {
@@ -89,4 +90,23 @@ GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* l
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
   return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_head(engine, *call); });
+}
+
+// The checks of `checks.h`.
+GREENROOM_API const char* greenroom_check_matrix(const greenroom::Matrix* matrix) {
+  return greenroom::check_matrix(*matrix);
+}
+
+GREENROOM_API const char* greenroom_check_router(const greenroom::Router* router, int64_t hidden_size) {
+  return greenroom::check_router(*router, hidden_size);
+}
+
+GREENROOM_API const char* greenroom_check_experts(const greenroom::ExpertShape* shape, int64_t hidden_size,
+                                                  int64_t slot_bytes) {
+  return greenroom::check_experts(*shape, hidden_size, slot_bytes);
+}
+
+GREENROOM_API const char* greenroom_check_layer(const greenroom::LayerSpec* layer, int64_t hidden_size,
+                                                int64_t slot_bytes) {
+  return greenroom::check_layer(*layer, hidden_size, slot_bytes);
 }

@@ -21,11 +21,10 @@ void take_best(float* scores, int64_t size, int64_t count, int32_t* best) {
   }
 }
 
-// Keeps the scores of the groups whose two best have the greatest sums, and sets the others to -infinity.
-void keep_best_groups(const Router& router, int64_t num_experts, float* scores) {
-  constexpr int64_t kMostGroups = 64;
+// Keeps the scores of the groups whose two best have the greatest sums, and sets the others to -infinity. `sums` is memory
+// for a number of each group.
+void keep_best_groups(const Router& router, int64_t num_experts, float* scores, float* sums) {
   const int64_t size = num_experts / router.num_groups;
-  float sums[kMostGroups];
   for (int64_t group = 0; group < router.num_groups; ++group) {
     float first = -INFINITY, second = -INFINITY;
     for (int64_t i = group * size; i < (group + 1) * size; ++i) {
@@ -38,22 +37,25 @@ void keep_best_groups(const Router& router, int64_t num_experts, float* scores) 
     }
     sums[group] = first + second;
   }
-  int32_t best[kMostGroups];
-  take_best(sums, router.num_groups, router.top_groups, best);
+  const auto is_before = [&](int64_t group, int64_t other) {  // of equal groups, the first is better
+    return sums[group] > sums[other] || (sums[group] == sums[other] && group < other);
+  };
   for (int64_t group = 0; group < router.num_groups; ++group) {
-    if (std::find(best, best + router.top_groups, group) != best + router.top_groups) continue;
+    int64_t num_better = 0;
+    for (int64_t other = 0; other < router.num_groups; ++other) num_better += is_before(other, group);
+    if (num_better < router.top_groups) continue;
     std::fill(scores + group * size, scores + (group + 1) * size, -INFINITY);
   }
 }
 
-// `scores` are a token's logits; `spare` is memory for as many numbers.
+// `scores` are a token's logits; `spare` is memory for as many numbers, and for one of each group.
 void choose(const Level& level, const Router& router, int64_t num_experts, float* scores, float* spare, int32_t* chosen,
             float* weights) {
   if (router.kind == RouterKind::kSoftMaxFirst) level.soft_max(scores, num_experts);
   if (router.kind == RouterKind::kSigmoid) level.sigmoid(scores, num_experts);
   std::memcpy(spare, scores, static_cast<size_t>(num_experts) * sizeof(float));
   if (router.correction) level.add_scaled(spare, router.correction, 1.0f, num_experts);
-  if (router.num_groups > 1) keep_best_groups(router, num_experts, spare);
+  if (router.num_groups > 1) keep_best_groups(router, num_experts, spare, spare + num_experts);
   take_best(spare, num_experts, router.top_k, chosen);
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = scores[chosen[i]];
   if (router.kind == RouterKind::kTopFirst) level.soft_max(weights, router.top_k);
@@ -80,9 +82,10 @@ class RouterLogits {
     for (int64_t set = 0; set < (step.sets ? step.sets->num_sets : 1); ++set) {
       const int64_t outputs = router(set).matrix.outputs;
       width_ = std::max<int64_t>(width_, outputs);
+      spare_ = std::max<int64_t>(spare_, outputs + router(set).num_groups);
       output_tiles_ += divide_up(outputs, kRouterTile);
     }
-    logits_ = engine.logits.reserve<float>((step.tokens + engine.pool.num_threads()) * width_ * 4);
+    logits_ = engine.logits.reserve<float>((step.tokens * width_ + engine.pool.num_threads() * spare_) * 4);
   }
 
   int64_t num_tiles() const { return output_tiles_ * divide_up(step_.tokens, kRowTile); }
@@ -115,7 +118,7 @@ class RouterLogits {
   void choose(int64_t token, int thread) const {
     const Router& router = this->router(set_of_row(step_, token));
     const int64_t top_k = layer_.router.top_k;
-    float* spare = logits_ + (step_.tokens + thread) * width_;
+    float* spare = logits_ + step_.tokens * width_ + thread * spare_;
     greenroom::choose(engine_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
                       choices_of(step_, place_) + token * top_k, weights_of(step_, place_) + token * top_k);
   }
@@ -129,8 +132,9 @@ class RouterLogits {
   const int64_t place_;
   const Panel& panel_;
   int64_t width_;             // logits of a token
+  int64_t spare_ = 0;         // numbers of a thread
   int64_t output_tiles_ = 0;  // of all routers
-  float* logits_;             // (tokens + threads, width)
+  float* logits_;             // (tokens, width), then (threads, spare)
 };
 
 }  // namespace

@@ -106,6 +106,10 @@ def test_extra_tensors_are_ignored(checkpoint: Path, caplog: pytest.LogCaptureFi
         ({"quantization_config": ["fp8"]}, r"config\.json of tiny can't be used"),
         ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0, not a number from 1 to the 8 experts of a layer"),
         ({"num_experts_per_tok": 9}, "num_experts_per_tok is 9, not a number from 1 to the 8 experts of a layer"),
+        ({"n_group": 3, "topk_group": 1}, "n_group is 3, which does not divide the 8 experts of a layer"),
+        ({"n_group": 1000, "topk_group": 1}, "n_group is 1000, which does not divide the 8 experts of a layer"),
+        ({"n_group": -1, "topk_group": 1}, "n_group is -1, which does not divide the 8 experts of a layer"),
+        ({"n_group": 2, "topk_group": 3}, "topk_group is 3, not a number from 1 to the 2 groups of a layer"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0, not 1 or more"),
         ({"num_key_value_heads": 0}, "num_key_value_heads is 0, not 1 or more"),
         (

@@ -55,3 +55,10 @@ def test_a_factor_near_1_is_kept_in_bfloat16(pool: ComputePool, tmp_path: Path) 
         for name, config in (("plain", plain), ("scaled", scaled))
     )
     assert scaled_error <= 1.2 * error
+
+
+def test_a_router_may_have_any_number_of_groups(pool: ComputePool, tmp_path: Path) -> None:
+    """There were no more than 64 in memory."""
+    config = make_config("glm4_moe")
+    config.n_routed_experts, config.n_group, config.topk_group, config.num_experts_per_tok = 200, 100, 90, 4
+    assert largest_difference(save_checkpoint(config, tmp_path), pool, torch.float32) <= 1e-5

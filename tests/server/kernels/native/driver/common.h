@@ -23,6 +23,9 @@ int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer, co
 int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
                      const greenroom::StepCall* step);
 int greenroom_head(Handle* handle, const greenroom::HeadCall* call);
+const char* greenroom_check_matrix(const greenroom::Matrix* matrix);
+const char* greenroom_check_experts(const greenroom::ExpertShape* shape, int64_t hidden_size, int64_t slot_bytes);
+const char* greenroom_check_layer(const greenroom::LayerSpec* layer, int64_t hidden_size, int64_t slot_bytes);
 }
 
 namespace driver {
@@ -68,5 +71,6 @@ void run_experts(Handle* handle, const char* level);
 void run_threads(const char* level, int num_calls);
 void run_layers(Handle* handle, const char* level);
 void run_head(Handle* handle, const char* level);
+void run_hostile(Handle* handle, int num_rounds);
 
 }  // namespace driver

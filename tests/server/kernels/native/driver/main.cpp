@@ -1,7 +1,8 @@
 // Calls the C interface of the native kernels at every level of this processor with random shapes, and checks results
 // against plain loops. It is linked with the kernels' objects, so that sanitizers cover both; memory has no spare
 // bytes. `driver ROUNDS [SEED [LEVEL [FORMAT]]]` exits with 0, or with 1 and a line for each wrong result. It takes all
-// levels and formats unless they are given, a format by its number.
+// levels and formats unless they are given, a format by its number. `driver hostile ROUNDS [SEED]` runs hostile
+// descriptions alone.
 
 #include <cmath>
 #include <cstdio>
@@ -16,7 +17,8 @@ namespace {
 
 constexpr const char* kLevels[] = {"portable", "avx2", "avx512", "avx512_bf16", "amx"};
 constexpr double kRounded = 0.12;  // tolerance of an expert's result, as a part of the sum of magnitudes
-constexpr int kLayerShare = 3;  // rounds per round with decoder layers, which take longer
+constexpr int kLayerShare = 3;     // rounds per round with decoder layers, which take longer
+constexpr int kHostileShare = 10;  // hostile descriptions per round; most are refused
 
 void run_combine(Handle* handle, const char* level, Format format, std::vector<float>& outputs,
                  const std::vector<int32_t>& absent, int64_t tokens, int64_t top_k, int64_t hidden) {
@@ -175,6 +177,11 @@ void run_threads(const char* level, int num_calls) {
 
 int main(int count, char** arguments) {
   using namespace driver;
+  const bool is_hostile = count > 1 && !std::strcmp(arguments[1], "hostile");
+  if (is_hostile) {
+    --count;
+    ++arguments;
+  }
   const int rounds = count > 1 ? std::atoi(arguments[1]) : 100;
   random_bits.seed(count > 2 ? static_cast<unsigned>(std::atoi(arguments[2])) : 0);
   const char* only_level = count > 3 ? arguments[3] : nullptr;
@@ -185,14 +192,15 @@ int main(int count, char** arguments) {
     if (!found || std::strcmp(found, level)) continue;  // missing from this build, or unsupported by this processor
     Handle* handle = greenroom_open(3, level);
     if (!handle) return 1;
-    for (int round = 0; round < rounds; ++round) {
+    for (int round = 0; round < rounds && !is_hostile; ++round) {
       for (int i = 0; i < 3; ++i) run_linear(handle, level);
       run_experts(handle, level);
       run_head(handle, level);
       if (round % kLayerShare == 0) run_layers(handle, level);
     }
+    run_hostile(handle, is_hostile ? rounds : kHostileShare * rounds);
     greenroom_close(handle);
-    run_threads(level, rounds);
+    if (!is_hostile) run_threads(level, rounds);
     std::printf("%s: %d rounds\n", level, rounds);
   }
   return num_wrong ? 1 : 0;

@@ -1,0 +1,301 @@
+// Descriptions with counts that a hostile file may have. What the checks of `checks.h` accept gets memory of exactly the
+// bytes that its counts stand for, filled with any bits, and runs, so that the sanitizers see any access beyond it.
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+
+#include "checks.h"
+#include "common.h"
+
+namespace driver {
+namespace {
+
+constexpr int kLeastRounds = 200, kLeastShare = 50;  // of rounds, one in so many must run, or the checks refuse too much
+constexpr int64_t kMostBytes = 1 << 22;  // of memory for one description
+constexpr int64_t kHostile[] = {0, -1, 1, 2, 3, 15, 63, 64, 65, 1000, INT32_MAX, INT32_MIN, int64_t{1} << 30,
+                                int64_t{1} << 40, INT64_MAX, INT64_MIN};
+
+int64_t rarity;           // of hostile numbers
+int64_t num_accepted[3];  // matrices, experts and layers that ran
+
+int64_t maybe(int64_t usual) {
+  if (!one_in(rarity)) return usual;
+  int64_t near = 0;
+  if (one_in(3) && !__builtin_add_overflow(usual, between(-2, 2), &near)) return near;
+  return kHostile[between(0, std::size(kHostile) - 1)];
+}
+
+int32_t maybe32(int64_t usual) { return static_cast<int32_t>(maybe(usual)); }
+
+// Any bits, but numbers that are small enough to be indices where they are read as such are as likely.
+char* any_bits(std::deque<std::vector<char>>& memory, int64_t bytes) {
+  memory.emplace_back(static_cast<size_t>(std::max<int64_t>(bytes, 1)));
+  std::vector<char>& bits = memory.back();
+  const bool is_small = one_in(2);
+  for (char& each : bits) each = static_cast<char>(is_small ? between(0, 3) * one_in(4) : between(0, 255));
+  return bits.data();
+}
+
+Matrix any_matrix(int64_t outputs, int64_t inputs, bool is_trunk) {
+  Matrix matrix{};
+  matrix.format = static_cast<Format>(maybe32(is_trunk ? between(0, 4) : between(0, 10)));
+  matrix.outputs = maybe(outputs);
+  matrix.inputs = maybe(inputs);
+  matrix.is_transposed = !is_trunk && one_in(8);
+  matrix.row_block = maybe(one_in(2) ? 1 : outputs);
+  matrix.column_block = maybe(one_in(2) ? 16 << between(0, 3) : inputs);
+  matrix.scale_format = static_cast<Format>(maybe32(one_in(2) ? 0 : between(0, 7)));
+  matrix.block = maybe32(one_in(2) ? 32 : 64);
+  return matrix;
+}
+
+// Makes some parts present that only some formats have.
+void add_parts(Matrix& matrix) {
+  static const char present = 0;
+  for (const void** part : {&matrix.zeros, &matrix.rest, &matrix.divisor, &matrix.order}) {
+    if (one_in(4)) *part = &present;
+  }
+}
+
+bool is_large(const Matrix& matrix) {
+  const Extents extents = extents_of(matrix);
+  return std::max({extents.data, extents.scales, extents.zeros, extents.rest, extents.order}) > kMostBytes;
+}
+
+// Gives an accepted matrix memory of its own.
+void place(Matrix& matrix, std::deque<std::vector<char>>& memory) {
+  const Extents extents = extents_of(matrix);
+  matrix.data = any_bits(memory, extents.data);
+  if (extents.scales) matrix.scales = any_bits(memory, extents.scales);
+  if (matrix.zeros) matrix.zeros = any_bits(memory, extents.zeros);
+  if (matrix.rest) matrix.rest = any_bits(memory, extents.rest);
+  if (matrix.divisor) matrix.divisor = any_bits(memory, extents.divisor);
+  if (matrix.order) matrix.order = any_bits(memory, extents.order);
+}
+
+const void* any_offset(int64_t& end, int64_t bytes) {
+  const int64_t offset = maybe(end);
+  end = round_up(end + std::clamp<int64_t>(bytes, 0, kMostBytes), 64);
+  return reinterpret_cast<const void*>(static_cast<intptr_t>(offset));
+}
+
+// Gives the parts of a matrix offsets in a slot that ends at `end`.
+void place_in_slot(Matrix& matrix, int64_t& end) {
+  add_parts(matrix);
+  Extents extents{64, 64, 64, 64, 4, 64};
+  if (!check_matrix(matrix)) extents = extents_of(matrix);
+  matrix.data = any_offset(end, extents.data);
+  matrix.scales = any_offset(end, extents.scales);
+  if (matrix.zeros) matrix.zeros = any_offset(end, extents.zeros);
+  if (matrix.rest) matrix.rest = any_offset(end, extents.rest);
+  if (matrix.divisor) matrix.divisor = any_offset(end, extents.divisor);
+  if (matrix.order) matrix.order = any_offset(end, extents.order);
+}
+
+// Experts that lie in a slot, or have memory of their own.
+struct AnyExperts {
+  AnyExperts(int64_t hidden, bool in_slot) : in_slot(in_slot) {
+    const int64_t inner = between(1, 70);
+    Gate& gate = shape.gate;
+    gate = {static_cast<Activation>(maybe32(between(0, 6))), static_cast<int32_t>(between(0, 1)), 0, 1.7f, 7.0f};
+    shape.num_parts = maybe32(gate.has_gate && one_in(2) ? 2 : 1);
+    gate.is_interleaved = gate.has_gate && shape.num_parts == 1 && one_in(2);
+    const int64_t width = inner * (gate.has_gate && shape.num_parts == 1 ? 2 : 1);
+    int64_t end = 0;
+    for (Matrix& part : shape.first) part = any_matrix(width, hidden, !in_slot);
+    shape.second = any_matrix(hidden, inner, !in_slot);
+    shape.first_bias = shape.second_bias = -1;
+    shape.bias_format = static_cast<Format>(maybe32(between(0, 2)));
+    if (!in_slot) return;
+    for (Matrix* matrix : {&shape.first[0], &shape.first[1], &shape.second}) place_in_slot(*matrix, end);
+    if (one_in(2)) {
+      shape.first_bias = maybe(end);
+      shape.second_bias = maybe(end + round_up(2 * width * 4, 64));
+      end = shape.second_bias >= 0 && shape.second_bias < kMostBytes ? shape.second_bias + hidden * 4 : end;
+    }
+    slot_bytes = std::clamp<int64_t>(maybe(end), 1, kMostBytes);
+  }
+
+  // Gives experts without a slot their memory; returns false if they are too large or impossible.
+  bool place_all(std::deque<std::vector<char>>& memory) {
+    if (in_slot) return true;
+    if (shape.num_parts < 1 || shape.num_parts > kMostParts) return false;
+    for (Matrix* matrix : {&shape.first[0], &shape.first[shape.num_parts - 1], &shape.second}) {
+      if (check_matrix(*matrix) || is_large(*matrix)) return false;
+      place(*matrix, memory);
+    }
+    return true;
+  }
+
+  bool in_slot;
+  ExpertShape shape{};
+  int64_t slot_bytes = 0;
+};
+
+void run_any_matrix(Handle* handle) {
+  Matrix matrix = any_matrix(between(1, 130), between(1, 200), false);
+  add_parts(matrix);
+  if (greenroom_check_matrix(&matrix) || is_large(matrix)) return;
+  std::deque<std::vector<char>> memory;
+  place(matrix, memory);
+  LinearCall call{};
+  call.matrix = matrix;
+  call.rows = between(1, 5);
+  call.x = any_bits(memory, call.rows * matrix.inputs * 4);
+  call.y = any_bits(memory, call.rows * matrix.outputs * 4);
+  call.x_stride = matrix.inputs;
+  call.y_stride = matrix.outputs;
+  call.is_exact = static_cast<int32_t>(between(0, 1));
+  ++num_accepted[0];
+  if (greenroom_linear(handle, &call)) std::abort();
+}
+
+void run_any_experts(Handle* handle) {
+  const int64_t hidden = between(1, 100), tokens = between(1, 5);
+  const AnyExperts experts(hidden, true);
+  if (greenroom_check_experts(&experts.shape, hidden, experts.slot_bytes)) return;
+  std::deque<std::vector<char>> memory;
+  const auto slot = reinterpret_cast<uint64_t>(any_bits(memory, experts.slot_bytes));
+  std::vector<int32_t> choices;
+  for (int64_t token = 0; token < tokens; ++token) choices.push_back(static_cast<int32_t>(token));
+  const int32_t starts[] = {0, static_cast<int32_t>(tokens)};
+  ExpertBatch batch{};
+  batch.slots = &slot;
+  batch.starts = starts;
+  batch.choices = choices.data();
+  batch.x = any_bits(memory, tokens * hidden * 4);
+  batch.outputs = reinterpret_cast<float*>(any_bits(memory, tokens * hidden * 4));
+  batch.num_experts = batch.top_k = 1;
+  batch.x_stride = hidden;
+  batch.is_exact = static_cast<int32_t>(between(0, 1));
+  ++num_accepted[1];
+  if (greenroom_experts(handle, &experts.shape, &batch)) std::abort();
+}
+
+// A decoder layer of one sequence, all of whose numbers may be hostile.
+class AnyLayer {
+ public:
+  AnyLayer() : experts_(hidden_, true), dense_(hidden_, false) {
+    spec_.heads = maybe(kv_heads_ * between(1, 3));
+    spec_.kv_heads = maybe(kv_heads_);
+    spec_.key_dim = maybe(between(1, 24));
+    spec_.value_dim = maybe(between(1, 24));
+    spec_.query = any_matrix(product(spec_.heads, spec_.key_dim), hidden_, true);
+    spec_.key = any_matrix(product(spec_.kv_heads, spec_.key_dim), hidden_, true);
+    spec_.value = any_matrix(product(spec_.kv_heads, spec_.value_dim), hidden_, true);
+    spec_.output = any_matrix(hidden_, product(spec_.heads, spec_.value_dim), true);
+    spec_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+    spec_.rotary_dim = maybe(2 * between(0, 12));
+    spec_.window = maybe(between(0, 9));
+    spec_.is_chunked = static_cast<int32_t>(between(0, 1));
+    spec_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
+    spec_.cache_dim = maybe(std::max(spec_.key_dim, spec_.value_dim));
+    spec_.cache_slots = num_blocks() * kCacheBlock;
+    spec_.residual_scale = spec_.scaling = 1.0f;
+    spec_.has_router = !one_in(4);
+    spec_.has_dense = one_in(2);
+    Router& router = spec_.router;
+    router.num_groups = maybe32(one_in(3) ? 1 : between(1, 90));
+    const int64_t num_experts = std::clamp<int64_t>(router.num_groups, 1, 300) * between(2, 4);
+    router.top_groups = maybe32(between(1, std::clamp<int64_t>(router.num_groups, 1, 300)));
+    router.top_k = maybe32(between(1, 4));
+    router.kind = static_cast<RouterKind>(maybe32(between(0, 2)));
+    router.is_normalised = static_cast<int32_t>(between(0, 1));
+    router.matrix = any_matrix(num_experts, hidden_, true);
+    spec_.num_experts = maybe32(router.matrix.outputs);
+    if (one_in(2)) spec_.dense_gate = any_matrix(1, hidden_, true);
+    spec_.experts = experts_.shape;
+  }
+
+  void run(Handle* handle) {
+    spec_.key_cache = spec_.value_cache = any_bits(memory_, 1);  // so that its sizes are checked
+    if (!place_all() || greenroom_check_layer(&spec_, hidden_, experts_.slot_bytes)) return;
+    const int64_t top_k = spec_.has_router ? spec_.router.top_k : 1;
+    if (spec_.has_router && spec_.router.matrix.outputs * tokens_ > kMostBytes) return;
+    if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
+    const int64_t cache_bytes = spec_.kv_heads * spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format);
+    spec_.key_cache = any_bits(memory_, cache_bytes);
+    spec_.value_cache = any_bits(memory_, cache_bytes);
+    std::vector<int32_t> blocks;
+    for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
+    const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0};
+    const int32_t* tables = blocks.data();
+    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(spec_.rotary_dim, 0) / 2);
+    const bool has_rope = spec_.rope_kind != RopeKind::kNone;
+    const float *cosines = floats(has_rope ? angles : 0), *sines = floats(has_rope ? angles : 0);
+    StepCall step{};
+    step.hidden = floats(tokens_ * hidden_);
+    step.normed = floats(tokens_ * hidden_);
+    step.sequences = &sequence;
+    step.block_tables = &tables;
+    step.cosines = &cosines;
+    step.sines = &sines;
+    step.chosen = reinterpret_cast<int32_t*>(any_bits(memory_, tokens_ * top_k * 4));
+    step.weights = floats(tokens_ * top_k);
+    step.tokens = tokens_;
+    step.num_sequences = 1;
+    step.hidden_size = hidden_;
+    step.most_top_k = top_k;
+    step.is_exact = static_cast<int32_t>(between(0, 1));
+    ++num_accepted[2];
+    if (greenroom_attention(handle, &spec_, &step, 0)) std::abort();
+    for (int64_t i = 0; spec_.has_router && i < tokens_ * top_k; ++i) {
+      if (step.chosen[i] < 0 || step.chosen[i] >= spec_.num_experts) std::abort();
+    }
+    if (greenroom_finish_layer(handle, &spec_, &step, 0, floats(tokens_ * top_k * hidden_))) std::abort();
+  }
+
+ private:
+  static int64_t product(int64_t one, int64_t other) {
+    int64_t found;
+    return __builtin_mul_overflow(one, other, &found) ? 1 : found;
+  }
+  int64_t num_blocks() const { return divide_up(first_position_ + tokens_, kCacheBlock); }
+  float* floats(int64_t count) { return reinterpret_cast<float*>(any_bits(memory_, count * 4)); }
+
+  bool place_all() {
+    std::vector<Matrix*> matrices{&spec_.query, &spec_.key, &spec_.value, &spec_.output};
+    if (spec_.has_router) matrices.push_back(&spec_.router.matrix);
+    if (spec_.has_dense && spec_.dense_gate.outputs) matrices.push_back(&spec_.dense_gate);
+    for (Matrix* matrix : matrices) {
+      if (check_matrix(*matrix) || is_large(*matrix)) return false;
+      place(*matrix, memory_);
+    }
+    if (spec_.has_dense && !dense_.place_all(memory_)) return false;
+    spec_.dense = dense_.shape;
+    spec_.input_norm = floats(hidden_);
+    spec_.inner_norm = floats(hidden_);
+    if (one_in(2)) spec_.query_bias = floats(spec_.query.outputs);
+    if (one_in(2)) spec_.output_bias = floats(hidden_);
+    if (one_in(2)) spec_.sinks = floats(std::clamp<int64_t>(spec_.heads, 0, kMostBytes));
+    if (one_in(2)) spec_.router.correction = floats(spec_.has_router ? spec_.router.matrix.outputs : 0);
+    return true;
+  }
+
+  int64_t hidden_ = between(1, 70), tokens_ = between(1, 5), first_position_ = between(0, 30), kv_heads_ = between(1, 3);
+  std::deque<std::vector<char>> memory_;
+  AnyExperts experts_, dense_;
+  LayerSpec spec_{};
+};
+
+}  // namespace
+
+void run_hostile(Handle* handle, int num_rounds) {
+  std::fill(std::begin(num_accepted), std::end(num_accepted), 0);
+  for (int round = 0; round < num_rounds; ++round) {
+    rarity = 4 << between(0, 4);
+    run_any_matrix(handle);
+    run_any_experts(handle);
+    AnyLayer().run(handle);
+  }
+  for (const int64_t number : num_accepted) {
+    if (num_rounds >= kLeastRounds && number < num_rounds / kLeastShare) {
+      std::printf("only %ld of %d hostile descriptions ran\n", static_cast<long>(number), num_rounds);
+      ++num_wrong;
+    }
+  }
+}
+
+}  // namespace driver

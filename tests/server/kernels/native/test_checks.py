@@ -1,0 +1,116 @@
+"""Descriptions whose counts do not fit each other never reach the kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.kernels.native.available import availability
+from server.kernels.native.library import ExpertShape, Format, Gate, Matrix, impossible
+from server.kernels.native.structures import Router, RouterKind
+
+HIDDEN, EXPERTS, SLOT = 64, 16, 1 << 16
+
+pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
+
+
+def matrix(**fields: Any) -> Matrix:
+    known = {"format": Format.INT8, "outputs": 32, "inputs": HIDDEN, "row_block": 1, "column_block": 16, "block": 32}
+    return Matrix(**(known | {"data": 64, "scales": 64} | fields))
+
+
+@pytest.mark.parametrize("kind", [Format.INT8, Format.FP8, Format.FP4, Format.INT4, Format.MXFP4, Format.Q8])
+def test_matrices_as_checkpoints_have_them_are_possible(kind: Format) -> None:
+    assert impossible("greenroom_check_matrix", matrix(format=kind)) is None
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"outputs": 0},
+        {"inputs": -1},
+        {"inputs": 2**40},
+        {"format": 99},
+        {"format": Format.E8M0},
+        {"is_transposed": 1},
+        {"column_block": 0},
+        {"column_block": 8},
+        {"column_block": -16},
+        {"row_block": 0},
+        {"scale_format": Format.Q8},
+        {"format": Format.FP4, "inputs": 63},
+        {"format": Format.FP4, "zeros": 64},
+        {"format": Format.MXFP4, "inputs": 48},
+        {"format": Format.INT4, "block": 0},
+        {"format": Format.INT4, "block": 48},
+        {"format": Format.INT4, "column_block": 0},
+        {"format": Format.INT4, "scale_format": Format.FLOAT16},
+    ],
+)
+def test_impossible_matrices_are_refused(fields: dict[str, Any]) -> None:
+    assert impossible("greenroom_check_matrix", matrix(**fields)) is not None
+
+
+def router(**fields: Any) -> Router:
+    own = Matrix(format=Format.FLOAT32, outputs=EXPERTS, inputs=HIDDEN, data=64)
+    return Router(
+        **({"matrix": own, "kind": RouterKind.SIGMOID, "top_k": 4, "num_groups": 4, "top_groups": 2} | fields)
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 0},
+        {"top_k": 17},
+        {"top_k": 9},  # more than two groups have
+        {"num_groups": 0},
+        {"num_groups": -4},
+        {"num_groups": 3},
+        {"num_groups": 16},  # a group is chosen by its two best
+        {"num_groups": 2**31 - 1},
+        {"top_groups": 0},
+        {"top_groups": 5},
+        {"kind": 3},
+    ],
+)
+def test_impossible_routers_are_refused(fields: dict[str, Any]) -> None:
+    assert impossible("greenroom_check_router", router(), HIDDEN) is None
+    assert impossible("greenroom_check_router", router(**fields), HIDDEN) is not None
+
+
+def test_a_router_of_other_hidden_states_is_refused() -> None:
+    assert impossible("greenroom_check_router", router(), HIDDEN + 1) is not None
+
+
+def experts(first: Matrix | None = None, second: Matrix | None = None, **fields: Any) -> ExpertShape:
+    parts = (Matrix * 2)(first or matrix(data=0, scales=4096))
+    down = second or matrix(outputs=HIDDEN, inputs=16, data=8192, scales=16384)
+    known = {"first": parts, "second": down, "first_bias": -1, "second_bias": -1, "num_parts": 1}
+    return ExpertShape(**(known | {"gate": Gate(has_gate=1)} | fields))
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        experts(matrix(data=SLOT - 32 * HIDDEN + 4, scales=0)),
+        experts(matrix(data=0, scales=SLOT)),
+        experts(matrix(data=-4 & (2**64 - 1), scales=4096)),
+        experts(matrix(data=2, scales=4096)),  # not aligned
+        experts(matrix(data=0, scales=4096, zeros=SLOT - 4)),
+        experts(matrix(data=0, scales=4096, order=SLOT - 4)),
+        experts(matrix(data=0, scales=4096, inputs=32)),
+        experts(second=matrix(outputs=HIDDEN, inputs=32, data=8192, scales=16384)),
+        experts(second=matrix(outputs=32, inputs=16, data=8192, scales=16384)),
+        experts(first_bias=SLOT - 4),
+        experts(second_bias=-2),
+        experts(num_parts=0),
+        experts(num_parts=3),
+        experts(gate=Gate(has_gate=0)),
+        experts(gate=Gate(activation=7, has_gate=1)),
+    ],
+)
+def test_experts_that_do_not_fit_their_slot_or_each_other_are_refused(shape: ExpertShape) -> None:
+    assert impossible("greenroom_check_experts", experts(), HIDDEN, SLOT) is None
+    assert impossible("greenroom_check_experts", shape, HIDDEN, SLOT) is not None
