@@ -44,6 +44,8 @@ CREATE TABLE responses (
     input TEXT NOT NULL, response TEXT NOT NULL
 )
 """
+TURN = "SELECT input, response FROM responses WHERE id = ? AND owner = ? AND used >= ?"
+NUM_BYTES = "SELECT num_bytes FROM responses WHERE id = ? AND owner = ? AND used >= ?"
 INDEX = "CREATE INDEX by_use ON responses (used, num_bytes)"
 CHAIN = """
 WITH RECURSIVE chain (id, parent, num_bytes, depth) AS (
@@ -161,14 +163,8 @@ class ResponseStore:
             ResponseStoreError: it can't be read.
 
         """
-        with self._using():
-            row = self._connection.execute(
-                "SELECT num_bytes FROM responses WHERE id = ? AND owner = ? AND used >= ?",
-                (response_id, owner, self._oldest),
-            ).fetchone()
-        if row is None:
-            raise not_found(response_id)
-        return int(row[0])
+        (num_bytes,) = self._row(NUM_BYTES, owner, response_id)
+        return int(num_bytes)
 
     def num_conversation_bytes(self, owner: bytes, response_id: str) -> int:
         """Return the bytes of a response and of all that it continues.
@@ -189,14 +185,7 @@ class ResponseStore:
             ResponseStoreError: it can't be read.
 
         """
-        with self._using():
-            row = self._connection.execute(
-                "SELECT input, response FROM responses WHERE id = ? AND owner = ? AND used >= ?",
-                (response_id, owner, self._oldest),
-            ).fetchone()
-        if row is None:
-            raise not_found(response_id)
-        return Turn(*map(json.loads, row))
+        return Turn(*map(json.loads, self._row(TURN, owner, response_id)))
 
     def conversation(self, owner: bytes, response_id: str) -> list[Any]:
         """Return the items of a response and of all that it continues, from the first on, and count it as used.
@@ -226,6 +215,14 @@ class ResponseStore:
             num_deleted = cursor.rowcount
         if not num_deleted:
             raise not_found(response_id)
+
+    def _row(self, query: str, owner: bytes, response_id: str) -> tuple[Any, ...]:
+        """Return the row of a response."""
+        with self._using():
+            row: tuple[Any, ...] | None = self._connection.execute(query, (response_id, owner, self._oldest)).fetchone()
+        if row is None:
+            raise not_found(response_id)
+        return row
 
     def _chain(self, owner: bytes, response_id: str) -> list[tuple[str, str | None, int]]:
         """Return id, parent and bytes of a response and of all that it continues, from the first on."""
