@@ -196,4 +196,17 @@ chose the right adapter for {right(own)} passages. Their perplexity is {chosen:.
 {base:.2f} with the base model ({change(base, chosen)}; {auto["tokens"]:,} tokens). For passages of the other domains it
 chose the base model for {right(others)}.
 
-{table(["domain", "passages", "chosen"], rows)}"""
+{table(["domain", "passages", "chosen"], rows)}{_chats(auto.get("chats"))}"""
+
+
+def _chats(chats: dict[str, dict[str, int]] | None) -> str:
+    """Return what ``auto`` chose for chats; empty without any, as of other domains."""
+    if chats is None:
+        return ""
+    rows = [[kind, str(found["chats"]), str(found["right"])] for kind, found in chats.items()]
+    right, count = (sum(found[name] for found in chats.values()) for name in ("right", "chats"))
+    return f"""
+
+For {right} of {count} short chats ([written by hand](../auto_chats.py)) the choice was right for the user's last turn.
+
+{table(["last turn", "chats", "right"], rows)}"""

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from server.demo.auto_chats import ADAPTERS, measure_chats
 from server.demo.corpus import Domain
 from server.demo.serving import prompt_logprobs
 
@@ -52,7 +53,8 @@ def measure_auto(
     }
     with_adapter = [found[name] for name in sorted(own)]
     tokens = sum(choices.tokens for choices in with_adapter)
-    return {
+    chats = {"chats": measure_chats(client, base)} if own == {*ADAPTERS} else {}
+    return chats | {
         "chosen": {name: choices.chosen for name, choices in found.items()},
         "tokens": tokens,
         "perplexity": {

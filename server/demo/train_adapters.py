@@ -4,7 +4,8 @@
 
 OUT gets ``adapters/NAME``, ``variants/NAME``, ``adapters/results.json`` and ``adapters/README.md``; if it is
 ``server/demo``, they are installed. Held-out text only serves to measure. Training ends early by the loss on training
-documents that are set aside. ``--minutes`` limits each of the four trainings.
+documents that are set aside. ``--minutes`` limits each of the four trainings. ``--examples`` trains nothing: it writes
+the examples for the model ``auto`` of the adapters in OUT again, and measures its choices.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from server.demo.serving import served_perplexity, serving
 from server.demo.tuning import Tuning, mean_loss, prepare_text
 from server.model.checkpoint.locate import BUNDLED
 
+CHATS = "chat"  # the domain whose questions are about the others
 ADAPTERS, VARIANTS, RESULTS = "adapters", "variants", "results.json"
 DOMAINS = ("legal", "python", "recipes")
 LENGTH = 1024  # tokens of a row that is measured, as in the report of the model
@@ -129,6 +131,7 @@ class Task:
     folder: Path
     plan: Plan
     held: Measured
+    chats: Domain | None = None  # questions about the domain are examples for the model auto
 
     def run(self) -> Results:
         """Train, save and measure; return the figures."""
@@ -139,7 +142,7 @@ class Task:
         found: Results = {}
         if self.kind == ADAPTERS:
             tuned = train_adapter(self.base, text, plan.lora, plan.tuning, self.folder, dtype, title)
-            write_routing(self.folder, self.domain, Tokenizer.from_str(self.tokenizer))
+            write_routing(self.folder, self.domain, Tokenizer.from_str(self.tokenizer), self.chats)
             model = load_adapted(self.base, self.folder)
         else:
             tuned, chosen = train_variant(self.base, text, plan.experts, plan.tuning, self.folder, dtype, title)
@@ -170,7 +173,7 @@ def train_all(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED, jobs: i
     print(f"corpus read and base model measured in {time.monotonic() - started:.0f} s", flush=True)
     places = [(ADAPTERS, name) for name in plan.domains] + [(VARIANTS, plan.variant)]
     tasks = [
-        Task(kind, domains[name], tokenizer.to_str(), base, _empty(out / kind / name), plan, held)
+        Task(kind, domains[name], tokenizer.to_str(), base, _empty(out / kind / name), plan, held, domains.get(CHATS))
         for kind, name in places
     ]
     results: Results = {
@@ -187,9 +190,29 @@ def train_all(corpus: Path, out: Path, plan: Plan, base: Path = BUNDLED, jobs: i
             results[kind][name] = found
     results |= measure_served(base, out, plan, domains)
     results["seconds"] = round(time.monotonic() - started)
-    (out / ADAPTERS / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
-    (out / ADAPTERS / "README.md").write_text(render(results))
+    _write_results(out / ADAPTERS, results)
     return results
+
+
+def write_examples(corpus: Path, out: Path, base: Path = BUNDLED) -> Results:
+    """Write the examples of trained adapters again, measure the choices of ``auto``, and update the results."""
+    adapters = out / ADAPTERS
+    results: Results = json.loads((adapters / RESULTS).read_text())
+    tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))
+    domains = {domain.name: domain for domain in read_corpus(corpus, tokenizer)}
+    for name, entry in results[ADAPTERS].items():
+        write_routing(adapters / name, domains[name], tokenizer, domains.get(CHATS))
+        entry["files"] = describe_files(adapters / name)
+    flags = [f"--adapter={name}={adapters / name}" for name in results[ADAPTERS]]
+    with serving(base, "--log-level", "warning", *flags) as (client, own_name):
+        results["auto"] = measure_auto(client, own_name, domains, results[ADAPTERS])
+    _write_results(adapters, results)
+    return results
+
+
+def _write_results(adapters: Path, results: Results) -> None:
+    (adapters / RESULTS).write_text(json.dumps(results, indent=1) + "\n")
+    (adapters / "README.md").write_text(render(results))
 
 
 def _empty(folder: Path) -> Path:
@@ -244,6 +267,7 @@ def parse_args() -> tuple[argparse.Namespace, Plan]:
     parser.add_argument(
         "--bfloat16", action="store_true", help="compute in bfloat16, where the processor multiplies it"
     )
+    parser.add_argument("--examples", action="store_true", help="train nothing; write the examples of adapters again")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time, each of one compute thread")
     args = parser.parse_args()
     if args.minutes <= 0 or args.steps < 1 or args.jobs < 1:
@@ -263,7 +287,10 @@ def main() -> None:
     args, plan = parse_args()
     torch.set_num_threads(1)
     try:
-        train_all(args.corpus, args.out, plan, jobs=args.jobs)
+        if args.examples:
+            write_examples(args.corpus, args.out)
+        else:
+            train_all(args.corpus, args.out, plan, jobs=args.jobs)
     except DemoError as error:
         sys.exit(f"error: {error}")
 

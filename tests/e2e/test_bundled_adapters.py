@@ -59,6 +59,31 @@ def test_auto_picks_the_adapter_of_the_domain(http: httpx.Client, name: str) -> 
     assert complete(http, "auto", PROMPTS[name])["model"] == name
 
 
+@pytest.mark.parametrize(
+    ("questions", "model"),
+    [
+        (["How do I boil rice?"], "recipes"),
+        (["def fibonacci(n):"], "python"),
+        (["def fibonacci(n):", "How do I boil rice?"], "recipes"),
+        (["How do I boil rice?", "And then?"], "recipes"),
+        (["def add(a, b):\n    return a + b", "Tell me a story about a king."], BASE),
+    ],
+    ids=str,
+)
+def test_auto_follows_the_questions_of_a_chat(http: httpx.Client, questions: list[str], model: str) -> None:
+    messages = [{"role": "user", "content": question} for question in questions]
+    answer = http.post("/v1/chat/completions", json={"model": "auto", "messages": messages, "max_tokens": 1})
+    assert answer.json()["model"] == model
+
+
+def test_a_question_without_tools_is_not_answered_by_a_call(http: httpx.Client) -> None:
+    """A third of such answers began with a call before its first token was masked."""
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    body = {"model": BASE, "messages": messages, "n": 24, "seed": 1, "max_tokens": 12}
+    choices = http.post("/v1/chat/completions", json=body).json()["choices"]
+    assert not [choice for choice in choices if choice["message"]["content"].startswith("<")]
+
+
 def test_each_adapter_is_another_model(http: httpx.Client) -> None:
     prompt = PROMPTS["legal"]
     assert len({logprob(http, model, prompt) for model in (BASE, MIXTURE, *NAMES)}) == 5

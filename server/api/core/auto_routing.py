@@ -33,6 +33,9 @@ from server.engine.interface import (
 MAX_TOKENS = 256  # of a text that is compared; more made no choice better
 MAX_TEXTS = 32  # of a request that are compared
 CHARACTERS_PER_TOKEN = 8  # at most these of a text are tokenized
+MAX_TURNS = 4  # of a chat that are compared
+TURN_DECAY = 0.4  # weight of a turn of a chat, divided by that of the next one
+TELLING_TOKENS = 12  # a turn with fewer, such as "And then?", tells less of the topic
 
 NO_ALLOWED = "'model' is 'auto', but no adapter that this key may use is close to the prompt: name a model."
 
@@ -47,10 +50,11 @@ class AutoRequest:
 
     Args:
         model: the model ``auto``.
-        texts: the prompts, or what matters of them.
+        texts: the prompts, or what matters of them; of a chat, the user's turns.
         field: the body's field that holds the prompts, for error messages.
         adapters: those that the request names, which are not chosen again.
         time_limit: of the request in seconds, from now on.
+        is_chat: the texts are turns, of which the last one counts most.
 
     """
 
@@ -61,6 +65,7 @@ class AutoRequest:
     adapters: Sequence[AdapterChoice] = ()
     priority: int = 0
     time_limit: float | None = None
+    is_chat: bool = False
 
 
 async def submit_to_chosen(
@@ -156,7 +161,8 @@ class _Prompt:
 
     async def embed(self, request: Request) -> None:
         asked = self._asked
-        tokens = await asyncio.to_thread(_tokens, asked.model, asked.texts[:MAX_TEXTS])
+        texts = asked.texts[-MAX_TURNS:] if asked.is_chat else asked.texts[:MAX_TEXTS]
+        tokens = await asyncio.to_thread(_tokens, asked.model, texts)
         if not tokens:
             return
         embedding = Embedding(asked.model, tokens, "mean", asked.priority, asked.time_limit, "route-")
@@ -164,8 +170,18 @@ class _Prompt:
         events = await embedding.events()
         embedding.release()
         vectors = _directions([event.embedding for event in events if event.embedding is not None])
-        self.vector = _directions([vectors.mean(axis=0)])[0]
+        weights = turn_weights([len(each) for each in tokens]) if asked.is_chat else None
+        self.vector = _directions([np.average(vectors, axis=0, weights=weights)])[0]
         self.num_tokens, self.expert_usage = embedding.num_prompt_tokens, embedding.expert_usage
+
+
+def turn_weights(num_tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+    """Return the weights of the turns of a chat by their tokens: the last one counts most, and short ones count less.
+
+    A short turn asks for more of the topic before it, or of none.
+    """
+    ages = np.arange(len(num_tokens))[::-1]
+    return (TURN_DECAY**ages * np.minimum(num_tokens, TELLING_TOKENS) / TELLING_TOKENS).astype(np.float32)
 
 
 def _tokens(model: LoadedModel, texts: Texts) -> list[list[int]]:

@@ -199,9 +199,12 @@ def truncated(prompt: ChatPrompt, limit: int | None) -> ChatPrompt:
 
 
 def routed_texts(body: ChatBody) -> list[str]:
-    """Return what a router compares with examples: the last that the user wrote, in all messages of the user."""
-    text = "\n".join(message.text for message in body.messages if message.role == "user")
-    return [text[-MAX_ROUTED_CHARACTERS:]]
+    """Return what a router compares with examples: the end of each turn of the user that has text."""
+    return [
+        message.text[-MAX_ROUTED_CHARACTERS:]
+        for message in body.messages
+        if message.role == "user" and message.text.strip()
+    ]
 
 
 async def begin_chat(
@@ -240,7 +243,9 @@ async def begin_chat(
         written_tokens=plan.written_tokens,
         muted=replace(plan.muted, sequences=plan.muted.sequences | bad_words),
     )
-    generation = await submit_to(request, model, body, admitted, partial(routed_texts, body), "messages", submitting)
+    generation = await submit_to(
+        request, model, body, admitted, partial(routed_texts, body), "messages", submitting, is_chat=True
+    )
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 
 

@@ -182,6 +182,8 @@ async def submit_to(
     texts: Callable[[], Texts],
     field: str,
     submitting: Callable[[LoadedModel], Generation],
+    *,
+    is_chat: bool = False,
 ) -> Generation:
     """Submit a request to the model that it names, or to what a router chooses for the model ``auto``.
 
@@ -190,6 +192,7 @@ async def submit_to(
         texts: returns what the router compares with the examples of adapters.
         field: the body's field that holds the prompts, for error messages.
         submitting: submits the request to a model.
+        is_chat: the texts are the user's turns in a chat.
 
     Raises:
         APIError: the request is not valid, or the client left meanwhile.
@@ -197,7 +200,7 @@ async def submit_to(
 
     """
     try:
-        return await _submit_to(request, model, body, texts, field, submitting)
+        return await _submit_to(request, model, body, texts, field, submitting, is_chat=is_chat)
     except BaseException:
         admitted.reservation.release()
         raise
@@ -210,12 +213,14 @@ async def _submit_to(
     texts: Callable[[], Texts],
     field: str,
     submitting: Callable[[LoadedModel], Generation],
+    *,
+    is_chat: bool,
 ) -> Generation:
     by_token = None if body.routing is None else body.routing.by_token
     if model.is_auto and by_token is not None:
         return submitting(model.routing_tokens([(each.name, each.weight) for each in body.adapters], by_token))
     if model.is_auto:
-        asked = AutoRequest(model, texts(), field, body.routing, body.adapters, body.priority, body.timeout)
+        asked = AutoRequest(model, texts(), field, body.routing, body.adapters, body.priority, body.timeout, is_chat)
         return await submit_to_chosen(request, asked, submitting)
     if body.routing is not None:
         raise InvalidRequestError("'routing' is for the model 'auto' only: ask for it, or leave it out.", "routing")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from server.demo import train_adapters
 from server.demo.adapters_readme import change, render
+from server.demo.auto_chats import ADAPTERS, CHATS
 from server.demo.corpus import Domain
 from server.demo.errors import CorpusError
 from server.demo.expert_training import LayerExperts, VariantShape, choose_experts, load_variant, train_variant
@@ -132,6 +134,45 @@ def test_examples_for_routing_come_from_training_documents(law: Any, tokenizer: 
     training = [tokenizer.decode(document.tolist()) for document in law.train]
     assert len(values["examples"]) == 16
     assert all(any(example in text for text in training) for example in values["examples"])
+
+
+def test_questions_that_a_document_answers_are_examples_too(law: Any, tokenizer: Any, tmp_path: Path) -> None:
+    document = tokenizer.decode(law.train[3].tolist())
+    sea = "The waves rise and fall, and nobody counts them at all."
+    answers = {"What does the law say?": document, "And the sea?": sea}
+    chats = [
+        f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>"
+        for question, answer in answers.items()
+    ]
+    train = [np.array(tokenizer.encode(chat).ids, np.uint16) for chat in chats]
+    write_routing(tmp_path, law, tokenizer, Domain("chat", train, [], [], 0))
+    assert json.loads((tmp_path / "routing.json").read_text())["examples"][16:17] == ["What does the law say?"]
+
+
+def test_no_measured_chat_is_among_the_installed_examples() -> None:
+    folders = [INSTALLED / "adapters" / name for name in ADAPTERS]
+    examples = {text for folder in folders for text in json.loads((folder / "routing.json").read_text())["examples"]}
+    assert not examples & {turn for chats in CHATS.values() for chat in chats for turn in chat.turns}
+
+
+def test_examples_are_written_again_and_the_choices_measured(
+    base: Path, corpus: Path, law: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server and its choices are replaced here; the command that trains measures real ones."""
+    tokenizer.save(str(base / "tokenizer.json"))
+    folder = tmp_path / "adapters"
+    (folder / "law").mkdir(parents=True)
+    results = json.loads((INSTALLED / "adapters" / "results.json").read_text())
+    entry = results["adapters"]["legal"]
+    (folder / "results.json").write_text(json.dumps(results | {"adapters": {"law": entry}, "auto": None}))
+    monkeypatch.setattr(train_adapters, "serving", lambda *_: nullcontext((None, "base")))
+    monkeypatch.setattr(train_adapters, "measure_auto", lambda *_: results["auto"])
+    monkeypatch.setattr(train_adapters, "render", lambda found: ", ".join(found["adapters"]))
+    written = train_adapters.write_examples(corpus, tmp_path, base)
+    assert written == json.loads((folder / "results.json").read_text())
+    assert written["auto"] == results["auto"]
+    assert written["adapters"]["law"]["files"] == train_adapters.describe_files(folder / "law")
+    assert (folder / "README.md").read_text() == "law"
 
 
 @pytest.mark.slow

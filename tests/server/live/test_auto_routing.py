@@ -156,6 +156,36 @@ def test_only_the_texts_of_the_user_are_compared_in_a_chat(routed: AdapterServer
     assert (answer["model"], answer["greenroom"]["routing"]["prompt_tokens"]) == ("law", len(LAW))
 
 
+def chat_of(*turns: str) -> list[dict[str, str]]:
+    """Return a chat whose turns were answered, but for the last one."""
+    answer = {"role": "assistant", "content": "-"}
+    return [message for turn in turns for message in ({"role": "user", "content": turn}, answer)][:-1]
+
+
+@pytest.mark.parametrize(
+    ("turns", "chosen"),
+    [
+        ((LAW, CODE), "code"),
+        ((CODE, LAW), "law"),
+        ((CODE, CODE, CODE, LAW), "law"),
+        ((LAW, "go on"), "law"),  # a short turn asks for more of the topic
+        ((CODE, "0"), "code"),
+        ((LAW, "  "), "law"),
+    ],
+    ids=str,
+)
+def test_the_last_turn_that_tells_enough_decides_in_a_chat(
+    routed: AdapterServer, turns: tuple[str, ...], chosen: str
+) -> None:
+    answer = routed.post("/v1/chat/completions", model="auto", messages=chat_of(*turns), max_tokens=2).json()
+    assert answer["model"] == chosen
+
+
+def test_four_turns_of_a_long_chat_are_compared(routed: AdapterServer) -> None:
+    answer = routed.post("/v1/chat/completions", model="auto", messages=chat_of(*"abcde"), max_tokens=2).json()
+    assert answer["greenroom"]["routing"]["prompt_tokens"] == 4
+
+
 def test_a_chat_without_text_of_the_user_runs_on_the_base_model(routed: AdapterServer) -> None:
     messages = [{"role": "system", "content": LAW}]
     answer = routed.post("/v1/chat/completions", model="auto", messages=messages, max_tokens=1).json()
