@@ -30,6 +30,15 @@ def test_a_server_imports_neither_compiler_nor_distributed_tensors_nor_torchvisi
     assert run(f"print([name for name in {NAMES} if sys.modules.get(name)])") == "[]"
 
 
+def test_the_files_of_models_are_read_once() -> None:
+    """Their cache has places for all, and is empty again."""
+    code = (
+        "from transformers.utils.import_utils import create_import_structure_from_path as walk; "
+        "print(walk.cache_info().maxsize, walk.cache_info().currsize < 100)"
+    )
+    assert run(code) == "None True"
+
+
 def test_inspecting_imports_no_sympy() -> None:
     """PyTorch imports it to check products on the meta device."""
     code = (
