@@ -61,7 +61,7 @@ CLIENTS = (
     Client("llama_index", "pypi", ("llama-index-llms-openai-like", "llama-index-embeddings-openai-like")),
     Client("pydantic_ai", "pypi", ("pydantic-ai-slim[openai,anthropic]",)),
     Client("instructor", "pypi", ("instructor",)),
-    Client("litellm", "pypi", ("litellm",)),
+    Client("litellm", "pypi", ("litellm",), variables=(("LITELLM_LOCAL_MODEL_COST_MAP", "True"),)),
     Client(
         "codex",
         "npm",
