@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +19,7 @@ from tests.e2e.processes import run_command, serving
 MIB = 1 << 20
 LIMIT = 600 * MIB
 NUM_STREAMS = 32
+SMALL_LIMIT = 440 * MIB  # 50 MiB beside the process, the model and its smallest KV cache
 
 
 @pytest.fixture
@@ -51,3 +56,96 @@ def test_too_little_memory_is_refused_with_the_size_that_is_enough() -> None:
     with serving("--memory", advised.group(1)) as server:
         answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "Once", "max_tokens": 4}, timeout=60)
     assert answer.status_code == 200
+
+
+def prompt(number: int, length: int = 1500) -> list[int]:
+    return [(number * 7 + position) % 500 + 3 for position in range(length)]
+
+
+def schema(number: int) -> dict[str, Any]:
+    members = {f"member_{number}_{index}": {"type": ["string", "number"], "maxLength": 40} for index in range(400)}
+    return {"type": "object", "properties": members, "required": [*members], "additionalProperties": False}
+
+
+# Requests that make a server hold much, by kind; all together need several times the memory that there is.
+HEAVY: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "logprobs": ("/v1/completions", [{"prompt": "a", "n": 16, "max_tokens": 100, "logprobs": 20}] * 2),
+    "prompt logprobs": (
+        "/v1/completions",
+        [{"prompt": prompt(each), "max_tokens": 1, "prompt_logprobs": 20} for each in range(8)],
+    ),
+    "routing": ("/v1/completions", [{"prompt": "a", "n": 32, "max_tokens": 50, "return_experts": True}] * 2),
+    "choices": ("/v1/completions", [{"prompt": "a", "n": 128, "max_tokens": 20}] * 2),
+    "bodies": ("/v1/completions", [{"prompt": "a" * (6 * MIB)}] * 4),
+    "numbers": ("/v1/completions", [{"prompt": [[300] * 500_000]}] * 4),
+    "schemas": (
+        "/v1/chat/completions",
+        [
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "max_tokens": 4,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema(each)}},
+            }
+            for each in range(16)
+        ],
+    ),
+    "vectors": ("/v1/embeddings", [{"input": [[300 + each % 100] * 4 for each in range(2048)]}] * 3),
+    "chats": (
+        "/v1/chat/completions",
+        [
+            {
+                "messages": [{"role": "user", "content": "a"}],
+                "n": 8,
+                "max_tokens": 100,
+                "logprobs": True,
+                "top_logprobs": 20,
+            }
+        ]
+        * 2,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[tuple[str, ControlGroup]]:
+    """A server in a small control group."""
+    try:
+        group = ControlGroup(SMALL_LIMIT)
+    except ControlGroupError as error:
+        pytest.skip(str(error))
+    with serving(group=group) as server:
+        yield server.url, group
+    group.close()
+
+
+@pytest.mark.parametrize("kinds", [[kind] for kind in HEAVY] + [[*HEAVY]], ids=lambda kinds: "-".join(kinds)[:20])
+def test_what_requests_hold_stays_inside_a_control_group(small: tuple[str, ControlGroup], kinds: list[str]) -> None:
+    """Each is answered, or refused with the number."""
+    url, group = small
+    pids = set(group.pids())
+    with httpx.Client(base_url=url, timeout=300) as http, ThreadPoolExecutor(NUM_STREAMS) as threads:
+        asked = [(path, body) for path, bodies in (HEAVY[kind] for kind in kinds) for body in bodies]
+        answers = list(threads.map(lambda each: http.post(each[0], json=each[1] | {"ignore_eos": True}), asked))
+        refused = [answer.json()["error"]["message"] for answer in answers if answer.status_code == 503]
+        assert {answer.status_code for answer in answers} <= {200, 400, 503}
+        assert all(" of memory, and other requests hold " in message for message in refused)
+        assert http.post("/v1/completions", json={"prompt": "Once", "max_tokens": 4}).status_code == 200
+    assert pids <= set(group.pids())
+    peak = group.peak_bytes()
+    assert peak is None or peak <= SMALL_LIMIT
+
+
+def test_streams_that_nobody_reads_stay_inside_a_control_group(small: tuple[str, ControlGroup]) -> None:
+    url, group = small
+    pids = set(group.pids())
+    host = httpx.URL(url)
+    body = json.dumps({"prompt": "a", "n": 8, "max_tokens": 150, "logprobs": 20, "ignore_eos": True, "stream": True})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host.host}\r\nContent-Type: application/json\r\n"
+    with ExitStack() as connections:
+        for _ in range(8):
+            connection = connections.enter_context(socket.create_connection((host.host, host.port), timeout=60))
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "Once", "max_tokens": 100}, timeout=120)
+        assert answer.status_code == 200
+    assert pids <= set(group.pids())
