@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,8 @@ from server.model.quantised.linear import QuantisedLinear
 Linear = nn.Linear | QuantisedLinear
 LINEARS = (nn.Linear, QuantisedLinear)
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
-TOLERANCE = 2e-2  # relative error of a norm, in bfloat16
+TOLERANCE = 1e-5  # error of a norm in float32, relative to its largest weight
+SIZES = (1.0, 1e-2, 1e-3)  # of samples for norms: the smaller ones show how the epsilon is added
 
 
 @dataclass(frozen=True)
@@ -144,14 +146,14 @@ def _norm(module: nn.Module) -> Norm | None:
         or len(list(module.parameters())) > 1
     ):
         return None
-    sample = torch.linspace(-3, 2, len(weight)).to(weight.dtype)
-    normed = sample.float() * torch.rsqrt(sample.float().square().mean() + epsilon)
+    sample = torch.linspace(-3, 2, len(weight)).expand(len(SIZES), -1) * torch.tensor(SIZES).unsqueeze(1)
+    normed = sample * torch.rsqrt(sample.square().mean(1, keepdim=True) + epsilon)
     with torch.inference_mode():
-        found = module(sample.unsqueeze(0))[0].float()
-    for factor in (weight.float(), weight.float() + 1):
-        if torch.allclose(found, normed * factor, rtol=TOLERANCE, atol=TOLERANCE):
-            return Norm(module, factor.detach().contiguous(), epsilon)
-    return None
+        found = deepcopy(module).float()(sample)
+    factors = weight.detach().float(), weight.detach().float() + 1
+    errors = [float((found - normed * factor).abs().max() / factor.abs().max().clamp_min(1e-30)) for factor in factors]
+    best = min(range(len(factors)), key=errors.__getitem__)
+    return Norm(module, factors[best].contiguous(), epsilon) if errors[best] <= TOLERANCE else None
 
 
 def _dense(block: nn.Module, experts: nn.Module | None) -> Dense | None:

@@ -1,0 +1,54 @@
+"""A norm is taken for an RMS norm with its own weights and epsilon, or for none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.parts import find_norm
+
+SIZE, EPSILON = 48, 1e-6
+Compute = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class SomeNorm(nn.Module):
+    def __init__(self, weight: torch.Tensor, compute: Compute):
+        super().__init__()
+        self.weight, self.eps, self._compute = nn.Parameter(weight), EPSILON, compute
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._compute(x.float(), self.weight.float()).to(x.dtype)
+
+
+def normed(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [0.0, 1.0, 60.0, 200.0])
+@pytest.mark.parametrize("plus", [0, 1])
+def test_a_weight_to_which_one_is_added_is_told_from_one_that_is_not(
+    plus: int, size: float, dtype: torch.dtype
+) -> None:
+    weight = (torch.randn(SIZE, generator=torch.Generator().manual_seed(0)) * 0.1 + size).to(dtype)
+    norm = find_norm(SomeNorm(weight, lambda x, given: normed(x) * (given + plus)))
+    assert torch.equal(norm.weight, weight.float() + plus)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x, weight: x / (x.square().mean(-1, keepdim=True).sqrt() + EPSILON) * weight,
+        lambda x, weight: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 10 * EPSILON) * weight,
+        lambda x, weight: normed(x) * weight * 1.01,
+        lambda x, weight: normed(x - x.mean(-1, keepdim=True)) * weight,
+    ],
+    ids=["epsilon beside the root", "another epsilon", "another factor", "without the mean"],
+)
+def test_a_norm_that_only_resembles_an_rms_norm_is_none(compute: Compute) -> None:
+    with pytest.raises(UnsupportedLayerError, match="SomeNorm is not an RMS norm"):
+        find_norm(SomeNorm(torch.ones(SIZE, dtype=torch.bfloat16), compute))
