@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -14,6 +16,17 @@ from importlinter.cli import lint_imports
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture
+def _loggers() -> Iterator[None]:
+    """Enable the loggers again that import-linter disables, for other tests of this process."""
+    enabled = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    enabled = [each for each in enabled if not each.disabled]
+    yield
+    for logger in enabled:
+        logger.disabled = False
+
+
+@pytest.mark.usefixtures("_loggers")
 def test_packages_import_downwards_only(capsys: pytest.CaptureFixture[str]) -> None:
     """pyproject.toml has the layers."""
     status = lint_imports(str(ROOT / "pyproject.toml"), no_cache=True)
