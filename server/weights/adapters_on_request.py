@@ -31,7 +31,7 @@ class AdaptersOnRequest:
 
     def __init__(self, registry: AdapterRegistry, folder: Path):
         self._registry, self._folder = registry, folder
-        self._refused: dict[str, tuple[FolderState, RequestRefusedError]] = {}
+        self._refused: dict[str, tuple[FolderState, str]] = {}  # and why
 
     def load(self, name: str) -> bool:
         if self._registry.find(name) is not None:
@@ -42,16 +42,16 @@ class AdaptersOnRequest:
         state = _state_of(folder)
         known = self._refused.get(name)
         if known is not None and known[0] == state:
-            raise known[1]
+            raise RequestRefusedError(known[1], "model")
         try:
             self._registry.load(name, name)
         except RequestRefusedError as error:
             if self._registry.find(name) is not None:  # an administrator has just loaded it
                 return True
             log.warning("the adapter %s can't be loaded for a request: %s", name, error)
-            refusal = RequestRefusedError(f"the adapter {name!r} can't be loaded: {error}", "model")
-            self._refused[name] = (state, refusal)
-            raise refusal from error
+            reason = f"the adapter {name!r} can't be loaded: {error}"
+            self._refused[name] = (state, reason)
+            raise RequestRefusedError(reason, "model") from error
         self._refused.pop(name, None)
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def test_a_refused_adapter_is_read_again_only_when_its_files_have_changed(rig: R
     change_config(rig.folder / "law", r=4)
     os.utime(rig.folder / "law" / "adapter_config.json", ns=(1, 1))  # whatever the clock's resolution
     assert loader.load("law")
+
+
+def test_refusals_of_an_adapter_keep_no_frames_of_earlier_ones(rig: Rig) -> None:
+    write_adapter(rig.folder / "law")
+    change_config(rig.folder / "law", r=2)
+    loader, depths = AdaptersOnRequest(rig.registry, rig.folder), list[int]()
+    for _ in range(3):
+        with pytest.raises(RequestRefusedError) as caught:
+            loader.load("law")
+        depths.append(len(list(traceback.walk_tb(caught.value.__traceback__))))
+    assert depths[1] == depths[2]
