@@ -61,5 +61,13 @@ def _names_and_folders(folder: Path, real_root: Path) -> tuple[list[str], list[P
     """Return all names in a folder, and the folders in it that may be visited."""
     with os.scandir(folder) as opened:
         entries = list(opened)
-    folders = [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    folders = [Path(entry.path) for entry in entries if not entry.name.startswith(".") and _is_folder(entry)]
     return [entry.name for entry in entries], [each for each in folders if each.resolve().is_relative_to(real_root)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into what can't be read
+        return False

@@ -44,6 +44,12 @@ def test_a_link_is_followed_only_within_the_root(tmp_path: Path) -> None:
     assert not any("secret" in path or "outside" in path for path in found)
 
 
+def test_a_link_to_itself_hides_no_other_folder(tmp_path: Path) -> None:
+    write(tmp_path, "law")
+    (tmp_path / "loop").symlink_to("loop")
+    assert find_folders(tmp_path, is_loadable) == ["law"]
+
+
 def test_a_root_that_is_a_link_is_followed(tmp_path: Path) -> None:
     write(tmp_path, "root/law")
     (tmp_path / "link").symlink_to(tmp_path / "root")
