@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from server.engine.interface import RequestRefusedError, RoutingExamples
@@ -56,8 +57,7 @@ def load_start_adapters(settings: ServeSettings, registry: AdapterRegistry, stat
     for saved in state.adapters.loaded:
         with _reported("adapter", saved.name, "--state"):
             registry.load(saved.name, saved.path, replace=True, routing=_routing(saved))
-    of_flags = {named.name for named in settings.adapter}
-    registry.journal = Journal(state, "adapters", lambda name: name in of_flags or name in _names_in_folder(settings))
+    registry.journal = Journal(state, "adapters", partial(_loads_at_start, settings))
 
 
 def report_unloadable(state: SavedState | None) -> None:
@@ -90,13 +90,27 @@ def load_start_variants(settings: ServeSettings, registry: VariantRegistry, stat
 
 
 def _names_in_folder(settings: ServeSettings) -> list[str]:
-    """Return the adapters that are loaded because their folder is."""
+    """Return the adapters that ``--load-adapters all`` loads.
+
+    Raises:
+        SettingsError: the folder can't be read.
+    """
     if settings.load_adapters != "all" or settings.adapters_dir is None:
         return []
     try:
         return find_adapters(settings.adapters_dir)
     except OSError as error:
         raise SettingsError(f"--adapters-dir {settings.adapters_dir} can't be read: {error.strerror}") from error
+
+
+def _loads_at_start(settings: ServeSettings, name: str) -> bool:
+    """Return True if flags load an adapter at each start, or may do so: its folder can't be read now."""
+    if name in {named.name for named in settings.adapter}:
+        return True
+    try:
+        return name in _names_in_folder(settings)
+    except SettingsError:
+        return True
 
 
 def _is_unloaded(kind: str, name: str, unloaded: Collection[str]) -> bool:

@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -143,7 +143,7 @@ class Journal:
     def loaded(self, name: str, path: str, routing: RoutingExamples | None = None) -> None:
         """Note that weights were loaded under a name."""
         saved = None if routing is None else SavedRouting(description=routing.description, examples=routing.examples)
-        weights = SavedWeights(name=name, path=path, routing=saved)
+        weights = SavedWeights(name=name, path=str(PurePath(path)), routing=saved)
         self._state.change(self._kind, lambda kind: kind.with_loaded(weights))
 
     def unloaded(self, name: str) -> None:

@@ -82,6 +82,20 @@ def test_what_was_unloaded_at_run_time_is_not_loaded_by_the_flags_of_the_next_st
     assert sorted(start(**flags).registry.names()) == ["code", "law"]
 
 
+def test_an_unload_is_kept_while_the_folder_can_not_be_read(start: Starts) -> None:
+    registry = start(load_adapters="all").registry
+    away = start.folder.rename(start.folder.parent / "away")
+    registry.unload("law")
+    away.rename(start.folder)
+    assert start(load_adapters="all").registry.names() == ["code"]
+
+
+def test_a_load_is_kept_by_its_shortest_path(start: Starts) -> None:
+    start().registry.load("mine", "./" * 2100 + "law")
+    assert '"path": "law"' in start.state.read_text()
+    assert start().registry.names() == ["mine"]
+
+
 def test_what_is_gone_or_outside_is_reported_and_stays_in_the_file_while_the_rest_is_loaded(
     start: Starts, caplog: pytest.LogCaptureFixture
 ) -> None:
