@@ -16,6 +16,7 @@ from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
 from expert_store.io.open_files import OpenFiles
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
+from expert_store.routing_log.recent_window import Window
 from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_budgets import StoreBudgets
@@ -63,6 +64,7 @@ class ExpertStore:
         self._budgets = StoreBudgets(self._state, host_bytes, device_bytes, least_unpinned)
         self._residents = ResidentAddresses(self._state)
         self._variant_residents = self._residents  # of the last step with variants
+        self._rated: tuple[list[tuple[Window, int]], HitRatios] | None = None  # windows, their slots and ratios
         self.on_growth: Callable[[], None] = lambda: None  # called after slots or experts were added
         # A store without references stops its threads, too; at interpreter exit they would crash the program.
         self._finalizer = weakref.finalize(self, self._state.close)
@@ -294,7 +296,10 @@ class ExpertStore:
             ]
 
     def hit_ratios(self) -> HitRatios | None:
-        """Return the hit ratio of the recent window and Belady's optimum for it; None before the first lease."""
+        """Return the hit ratio of the recent window and Belady's optimum for it; None before the first lease.
+
+        The optimum takes milliseconds, and is found again only if there is another window than at the last call.
+        """
         state = self._state
         with state.lock:
             windows = [
@@ -303,8 +308,11 @@ class ExpertStore:
         lookups = sum(window.lookups for window, _ in windows)
         if not lookups:
             return None
-        best = sum(window.optimal_hits(num_slots) for window, num_slots in windows)
-        return HitRatios(lookups, sum(window.hits for window, _ in windows) / lookups, best / lookups)
+        if self._rated is None or self._rated[0] != windows:
+            best = sum(window.optimal_hits(num_slots) for window, num_slots in windows)
+            hits = sum(window.hits for window, _ in windows)
+            self._rated = windows, HitRatios(lookups, hits / lookups, best / lookups)
+        return self._rated[1]
 
     @property
     def slot_table(self) -> torch.Tensor:

@@ -17,6 +17,7 @@ import torch
 
 from expert_store import BudgetError, ExpertKey, ExpertLoadError, ExpertStore, StoreClosedError, least_bytes
 from expert_store.arena import NORESERVE
+from expert_store.routing_log.recent_window import Window
 from tests.expert_store.files import expected, make_catalog
 from tests.expert_store.gated_reads import GatedReads
 from tests.expert_store.lease_rows import one_row_each
@@ -420,6 +421,25 @@ def test_the_optimum_of_the_recent_window_is_a_bound(make_store: MakeStore, monk
         assert ratios.lookups <= 40
         assert 0 <= ratios.realised <= ratios.optimal <= 1
     assert ratios.realised < ratios.optimal
+
+
+def test_the_optimum_is_found_again_only_after_a_look_up_or_with_other_slots(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slots, find = list[int](), Window.optimal_hits
+    monkeypatch.setattr(Window, "optimal_hits", lambda window, number: slots.append(number) or find(window, number))
+    store = make_store(6)
+    use(store, 0, 1)
+    assert store.hit_ratios() == store.hit_ratios()
+    assert slots == [6]
+    use(store, 0, 2)
+    store.hit_ratios()
+    assert slots == [6, 6]
+    store.resize(host_bytes=least_bytes(store.catalog, 2))
+    use(store, 0, 1)
+    store.hit_ratios()
+    assert len(slots) == 3
+    assert slots[2] < 6
 
 
 def test_the_optimum_is_a_bound_while_slots_of_a_larger_budget_are_in_use(make_store: MakeStore) -> None:
