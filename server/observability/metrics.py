@@ -81,7 +81,7 @@ class Metrics:
         return generate_latest(registry) + self._tokens.render(statistics.tokens)
 
     def _hash(self, name: str) -> str:
-        return hashlib.blake2b(name.encode(), key=self._secret, digest_size=4).hexdigest()
+        return hashlib.blake2b(name.encode(), key=self._secret, digest_size=8).hexdigest()
 
 
 class _Hashed(Collector):
