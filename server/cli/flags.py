@@ -20,6 +20,7 @@ METAVARS = {
     "override_generation_config": "JSON",
     "variant": "NAME=PATH",
     "state": "FILE",
+    "response_store": "DIR",
     "shutdown_timeout": "SECONDS",
     "stream_keep_alive": "SECONDS",
 }

@@ -134,9 +134,10 @@ class _Parser(argparse.ArgumentParser):
         """Explain flags of other servers before argparse takes a part of one for a flag or a model."""
         before_end = takewhile(lambda word: word != "--", words)
         names = dict.fromkeys(word.partition("=")[0] for word in before_end if _is_flag(word))
-        told = [explain(name) for name in names if name not in self._option_string_actions]
-        if any(told):
-            self.error("; ".join(filter(None, told)))
+        unknown = [name for name in names if name not in self._option_string_actions]
+        told = [text for name in unknown if (text := explain(name)) is not None]
+        if told:
+            self.error("; ".join(told))
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
