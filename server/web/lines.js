@@ -16,8 +16,7 @@ export class Lines {
     this.series = {};
     this.intervalSeconds = POLL_INTERVAL_MS / 1000;
     this.nextAt = -Infinity;
-    this.generation = 0; // of the server's; a reply for an earlier one is dropped
-    this.version = 0; // changes with the points
+    this.version = 0; // changes with the points; a reply to a request for others is dropped
   }
 
   /** Forget all, because the server may be another one. */
@@ -25,7 +24,6 @@ export class Lines {
     this.times = [];
     this.series = {};
     this.nextAt = -Infinity;
-    this.generation += 1;
     this.version += 1;
   }
 
@@ -37,14 +35,14 @@ export class Lines {
   }
 
   async poll() {
-    const { generation } = this;
+    const { version } = this;
     let found;
     try {
       found = await (await request(`/v1/history?after=${this.times.at(-1) ?? 0}`)).json();
     } catch {
       return; // the connection status reports a server that can't be reached; the lines go on when it answers
     }
-    if (generation === this.generation) this.add(found);
+    if (version === this.version) this.add(found);
   }
 
   /** @param {{interval_seconds: number | null, times: number[], series: Record<string, Line>}} found later points */
