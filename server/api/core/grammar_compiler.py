@@ -2,23 +2,30 @@
 
 import asyncio
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from server.api.core.errors import InvalidRequestError, ServiceUnavailableError
-from server.engine.interface import Grammar, GrammarSpec, TextCodec
+from server.engine.interface import Grammar, GrammarSpec, RequestMemory, Reservation, TextCodec
 from server.panics import panics_as_errors
 
 MAX_SECONDS = 5.0
 MAX_COMPILING = 2  # at a time; each has a thread
 MAX_KEPT = 32  # compiled grammars that are cached
+# Memory of a compiled grammar, and of each byte of its text; docs/log.md.
+GRAMMAR_BYTES, TEXT_FACTOR = 1 << 19, 48
 
 
 @dataclass
 class GrammarCompiler:
-    """Compiles and caches grammars for one model. Use it in the event loop's thread only."""
+    """Compiles and caches grammars for one model. Use it in the event loop's thread only.
+
+    A grammar counts as memory of requests until neither the cache nor a request has it.
+    """
 
     codec: TextCodec
+    memory: RequestMemory = field(default_factory=RequestMemory)
     max_seconds: float = MAX_SECONDS
     _compiling: OrderedDict[GrammarSpec, "_Compilation"] = field(default_factory=OrderedDict)  # also completed ones
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_COMPILING))
@@ -29,12 +36,16 @@ class GrammarCompiler:
         Raises:
             InvalidRequestError: the compilation takes too long.
             ServiceUnavailableError: it did not begin in time, because others took too long.
-            RequestRefusedError: the grammar can't be compiled.
+            RequestRefusedError: the grammar can't be compiled, or takes more memory than the server can hold.
+            RequestMemoryError: other requests hold the memory.
 
         """
         compilation = self._compiling.get(spec)
         if compilation is None or compilation.task.cancelling():
-            compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots)
+            reservation = await self._reserve(spec)
+            compilation = self._compiling.get(spec)  # another request may have begun it meanwhile
+        if compilation is None or compilation.task.cancelling():
+            compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots, reservation)
             compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
             if len(self._compiling) > MAX_KEPT:
                 self._compiling.popitem(last=False)
@@ -48,6 +59,18 @@ class GrammarCompiler:
             f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
         )
 
+    async def _reserve(self, spec: GrammarSpec) -> Reservation:
+        """Take the memory of a grammar; cached ones that nobody uses are dropped for it, the oldest first."""
+        reservation, nbytes = self.memory.reserve(), GRAMMAR_BYTES + TEXT_FACTOR * len(spec.text)
+        while not reservation.take_now(nbytes):
+            oldest = next((each for each, kept in self._compiling.items() if kept.task.done()), None)
+            if oldest is None:
+                await reservation.take(nbytes, "The grammar", spec.param)
+                break
+            del self._compiling[oldest]
+        reservation.use_taken()
+        return reservation
+
     def _forget_failure(self, spec: GrammarSpec, task: "asyncio.Task[Grammar]") -> None:
         has_failed = task.cancelled() or task.exception() is not None
         kept = self._compiling.get(spec)
@@ -58,8 +81,9 @@ class GrammarCompiler:
 class _Compilation:
     """One compilation: waiting, running or done."""
 
-    def __init__(self, codec: TextCodec, spec: GrammarSpec, slots: asyncio.Semaphore) -> None:
+    def __init__(self, codec: TextCodec, spec: GrammarSpec, slots: asyncio.Semaphore, reservation: Reservation) -> None:
         self._codec, self._spec, self._slots = codec, spec, slots
+        self._reservation = reservation
         self.has_begun = False
         self._num_waiting = 0
         self.task = asyncio.create_task(self._run())
@@ -76,6 +100,15 @@ class _Compilation:
                 self.task.cancel()
 
     async def _run(self) -> Grammar:
+        try:
+            grammar = await self._in_thread()
+        except BaseException:
+            self._reservation.release()
+            raise
+        weakref.finalize(grammar, self._reservation.release)
+        return grammar
+
+    async def _in_thread(self) -> Grammar:
         async with self._slots:
             self.has_begun = True
             loop = asyncio.get_running_loop()

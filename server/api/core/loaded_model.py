@@ -87,7 +87,7 @@ class LoadedModel:
     memory: RequestMemory = field(default_factory=RequestMemory)
 
     def __post_init__(self) -> None:
-        self.grammar_compiler = GrammarCompiler(self.codec)
+        self.grammar_compiler = GrammarCompiler(self.codec, self.memory)
 
     @property
     def other_names(self) -> list[str]:

@@ -1,12 +1,13 @@
 """Grammars are compiled off the event loop, each once, and within a time limit."""
 
 import asyncio
+import gc
 
 import pytest
 
 from server.api.core.errors import InvalidRequestError, ServiceUnavailableError
-from server.api.core.grammar_compiler import MAX_COMPILING, MAX_KEPT, GrammarCompiler
-from server.engine.interface import GrammarSpec, RequestRefusedError
+from server.api.core.grammar_compiler import GRAMMAR_BYTES, MAX_COMPILING, MAX_KEPT, GrammarCompiler
+from server.engine.interface import GrammarSpec, RequestMemory, RequestMemoryError, RequestRefusedError
 from tests.server.api.fakes import FakeCodec
 
 SPEC = GrammarSpec("json_schema", "{}")
@@ -104,3 +105,36 @@ def test_a_waiter_that_leaves_does_not_cancel_others():
         return await staying
 
     assert asyncio.run(scenario()) is not None
+
+
+def test_a_grammar_counts_as_memory_until_neither_cache_nor_request_has_it():
+    memory = RequestMemory(lambda: 2 * GRAMMAR_BYTES + 1000, wait_seconds=0.0)
+    compiler = GrammarCompiler(FakeCodec(), memory)
+
+    async def scenario():
+        first, second = await compiler.compile(spec(1)), await compiler.compile(spec(2))
+        assert memory.held_bytes > 2 * GRAMMAR_BYTES
+        with pytest.raises(RequestMemoryError):
+            await compiler.compile(spec(3))
+        del first
+        gc.collect()
+        await compiler.compile(spec(3))
+        assert memory.held_bytes > 2 * GRAMMAR_BYTES
+        return second
+
+    asyncio.run(scenario())
+
+
+def test_a_grammar_that_fails_holds_no_memory():
+    memory = RequestMemory()
+    codec = FakeCodec(grammar_refusal=RequestRefusedError("no", "response_format"))
+    asyncio.run(compile_together(GrammarCompiler(codec, memory), SPEC))
+    assert memory.held_bytes == 0
+
+
+def test_a_grammar_larger_than_the_memory_is_refused_with_both_sizes():
+    compiler = GrammarCompiler(FakeCodec(), RequestMemory(lambda: GRAMMAR_BYTES))
+    with pytest.raises(
+        RequestRefusedError, match=r"The grammar may take 512.* all requests together may hold 512.0 KiB"
+    ):
+        compiled(compiler, GrammarSpec("json_schema", "x" * 10))
