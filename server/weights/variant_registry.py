@@ -101,7 +101,7 @@ class VariantRegistry:
         self._totals: dict[str, _Totals] = {}
         self._costs = CostsByName()  # of ended sequences
         self._loading = threading.Lock()  # held while a variant is loaded or unloaded
-        self._lock = threading.Lock()  # guards counts and the two fields above; taken before the store's lock
+        self._lock = threading.Lock()  # guards counts, current versions and totals; taken before the store's lock
 
     @cached_property
     def _base(self) -> BaseModel:
