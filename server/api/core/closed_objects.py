@@ -62,7 +62,7 @@ class _Closer:
             target = self._resolve(ref) or {}
             own = {key: value for key, value in target.items() if key not in ("$defs", "definitions", "$id")}
             copies[self._copies[ref]] = self._open(own)
-        return closed | {"$defs": {**closed.get("$defs", {}), **copies}} if copies else closed
+        return with_definitions(closed, copies)
 
     def _closed(self, schema: Any, others: Names) -> Any:
         """Close a schema; its object may have ``others`` besides its own properties."""
@@ -163,17 +163,27 @@ class _Closer:
         return find_schema(self._root, ref)
 
 
+def with_definitions(schema: Schema, added: Schema) -> Schema:
+    """Return a schema with more definitions."""
+    own = schema.get("$defs")
+    return schema | {"$defs": {**(own if isinstance(own, dict) else {}), **added}} if added else schema
+
+
 def find_schema(root: Schema, ref: str) -> Schema | None:
     """Return the schema that a reference within the root names, or None if there is none."""
     if not ref.startswith("#"):
         return None
     found: Any = root
-    for step in _steps(ref):
-        found = found.get(step) if isinstance(found, dict) else None
+    for step in steps_of(ref):
+        if isinstance(found, list) and step.isdecimal() and int(step) < len(found):
+            found = found[int(step)]
+        else:
+            found = found.get(step) if isinstance(found, dict) else None
     return found if isinstance(found, dict) else None
 
 
-def _steps(ref: str) -> Iterator[str]:
+def steps_of(ref: str) -> Iterator[str]:
+    """Yield the keys and indices on the way from the root to what a reference within it names."""
     return (step.replace("~1", "/").replace("~0", "~") for step in ref.removeprefix("#").split("/")[1:])
 
 

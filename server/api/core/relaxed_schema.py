@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from server.api.core.closed_objects import BY_NAME, IN_PLACE, LITERAL, Schema, find_schema
+from server.api.core.closed_objects import BY_NAME, IN_PLACE, LITERAL, Schema, find_schema, steps_of, with_definitions
 from server.api.core.exclusive_branches import ExclusiveBranches
 
 # The parts of a regular expression, so that a mark after a backslash or in a class of characters is none.
@@ -51,8 +51,7 @@ class Relaxed:
 def relax(schema: Mapping[str, Any]) -> Relaxed:
     """Return a schema without keywords that no grammar has, from one within the limits of ``check_schema``."""
     relaxation = _Relaxation(dict(schema))
-    relaxed = relaxation.relaxed(dict(schema), "")
-    return Relaxed(relaxed if isinstance(relaxed, dict) else {"enum": []}, tuple(relaxation.losses))
+    return Relaxed(relaxation.result(), tuple(relaxation.losses))
 
 
 class _Relaxation:
@@ -61,6 +60,18 @@ class _Relaxation:
     def __init__(self, root: Schema) -> None:
         self._root = root
         self.losses: list[Loss] = []
+        self._copies: dict[str, str] = {}  # references to schemas that are moved or dropped, and names of their copies
+        self._left: list[str] = []  # references whose copies are not made yet
+
+    def result(self) -> Schema:
+        relaxed = self.relaxed(self._root, "")
+        if not isinstance(relaxed, dict):
+            return {"enum": []}
+        copies: Schema = {}
+        while self._left:  # a copy may refer to others
+            ref = self._left.pop()
+            copies[self._copies[ref]] = self.relaxed(find_schema(self._root, ref), ".".join(steps_of(ref)))
+        return with_definitions(relaxed, copies)
 
     @cached_property
     def _branches(self) -> ExclusiveBranches:
@@ -193,6 +204,16 @@ class _Relaxation:
         """Read it as a reference to the root, as it is unless another schema extends this one."""
         schema["$ref"] = schema.pop("$recursiveRef")
 
+    def reference(self, schema: Schema, _place: str) -> None:
+        """Refer to a copy of a schema that its own place may not hold any more."""
+        ref = schema["$ref"]
+        if not isinstance(ref, str) or RULES.keys().isdisjoint(steps_of(ref)) or find_schema(self._root, ref) is None:
+            return
+        if ref not in self._copies:
+            self._copies[ref] = f"copy-{len(self._copies)}"
+            self._left.append(ref)
+        schema["$ref"] = f"#/$defs/{self._copies[ref]}"
+
 
 Rule = Callable[[_Relaxation, Schema, str], None]
 
@@ -235,6 +256,7 @@ RULES: Mapping[str, Rule] = {
         name: _silently(name)
         for name in ("then", "else", "minContains", "maxContains", "$dynamicAnchor", "$recursiveAnchor")
     },
+    "$ref": _Relaxation.reference,  # last, since the other rules read references within the root
 }
 
 

@@ -44,6 +44,11 @@ CLOSED = {
         '{"name":"a","age":3,"city":"b"}',
         '{"name":"a","age":3,"city":"b","x":1}',
     ),
+    "of several schemas, without definitions": (
+        {"properties": {"a": PERSON}, "allOf": [{"$ref": "#/properties/a"}, AGE], "$defs": []},
+        '{"name":"a","age":3}',
+        '{"name":"a","age":3,"x":1}',
+    ),
     "of a schema and one of two more": (
         PERSON | {"anyOf": [AGE, CITY]},
         '{"name":"a","city":"b"}',

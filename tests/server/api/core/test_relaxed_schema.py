@@ -86,6 +86,16 @@ SAME = {
         '{"next":{"next":{}}}',
         '{"next":1}',
     ),
+    "a reference into a union": (
+        obj("ab", a=one_of(S, obj("n", n=INT)), b={"$ref": "#/properties/a/oneOf/1"}),
+        '{"a":"x","b":{"n":1}}',
+        '{"a":"x","b":"y"}',
+    ),
+    "a union that refers into itself": (
+        one_of(INT, {"type": "array", "items": {"$ref": "#/oneOf/1"}}),
+        "[[]]",
+        "[1]",
+    ),
     "marks of look-around among characters": ({"type": "string", "pattern": r"^[(?=]\(\?=$"}, '"?(?="', '"?"'),
 }
 
@@ -164,6 +174,12 @@ LESS = {
         ["'patternProperties'"],
         '{"a":"b"}',
         "[]",
+    ),
+    "a schema that another one refers to": (
+        {"type": "array", "prefixItems": [S, {"$ref": "#/contains"}], "contains": INT, "minItems": 2},
+        ["'contains'"],
+        '["a",1]',
+        '["a","b"]',
     ),
     "$dynamicRef": (obj("a", a={"$dynamicRef": "#x"}), ["'$dynamicRef' of 'properties.a'"], '{"a":1}', "{}"),
 }
