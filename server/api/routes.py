@@ -12,6 +12,7 @@ from server.api.anthropic import absent as anthropic_absent
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
 from server.api.core.errors import APIError
+from server.api.core.hosted_tools import IGNORED_TOOLS_HEADER
 from server.api.core.openapi import describe
 from server.api.core.rate_limiter import RATE_HEADERS
 from server.api.core.routing import ROUTING_HEADER
@@ -28,7 +29,6 @@ from server.api.ollama import models as ollama_models
 from server.api.openai import absent, chat, completions, embeddings, models, scoring, tokenization
 from server.api.openai.responses import route as responses
 from server.api.openai.responses import stored as stored_responses
-from server.api.openai.responses.tools import IGNORED_TOOLS_HEADER
 from server.api.operations import access, dashboard, health, metrics
 
 # Response headers that pages of other origins may read, besides those that CORS always allows.

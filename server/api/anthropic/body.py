@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
 from server.api.anthropic.errors import ThreadError
-from server.api.anthropic.tools import Tool, ToolChoice
+from server.api.anthropic.tools import ClientTool, ToolChoice, Tools
 from server.api.core.conversation import Conversation
 from server.api.core.errors import InvalidRequestError
 from server.api.core.fields import MAX_INT32, Stops, Text, only
@@ -73,7 +73,7 @@ class PromptBody(BaseModel):
     model: Text | None = None
     messages: list[Message] = Field(min_length=1, fail_fast=True)
     system: Any = None  # a string or a list of blocks
-    tools: list[Tool] = []
+    tools: Tools = []
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
@@ -116,7 +116,7 @@ class PromptBody(BaseModel):
         if messages and messages[-1]["role"] == "assistant":
             fields |= self._continuation(messages[-1])
         if self.tools:
-            fields["tools"] = [tool.for_chat() for tool in self.tools]
+            fields["tools"] = [tool.for_chat() for tool in self.tools if isinstance(tool, ClientTool)]
         if self.tool_choice is not None:
             fields |= self.tool_choice.for_chat()
         if self.output_config.format is not None:

@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from server.api.anthropic.body import NAMES, MessagesBody, PromptBody
 from server.api.anthropic.errors import ERRORS, AnthropicRoute
 from server.api.anthropic.message_encoder import MessageEncoder
+from server.api.anthropic.tools import ignored_types
 from server.api.core.auth import UserDep
 from server.api.core.body import JsonBody
 from server.api.core.dependencies import ServiceDep
+from server.api.core.hosted_tools import name_ignored
 from server.api.core.openapi import STREAMED
 from server.api.core.reply import answer
 from server.api.core.translation import translate_errors
@@ -31,13 +33,15 @@ async def create_message(
     with translate_errors(NAMES):
         turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat), "msg_")
     encoder = MessageEncoder(turn, body.max_tokens, request.state.request_id)
-    return await answer(request, encoder, stream=body.stream)
+    response = await answer(request, encoder, stream=body.stream)
+    return name_ignored(response, ignored_types(body.tools), service)
 
 
 @router.post("/count_tokens")
-async def count_tokens(body: Annotated[PromptBody, JsonBody(PromptBody)], service: ServiceDep) -> JSONResponse:
+async def count_tokens(body: Annotated[PromptBody, JsonBody(PromptBody)], service: ServiceDep) -> Response:
     service.unknown_fields.note(body.unknown_fields)
     with translate_errors(NAMES):
         chat = await asyncio.to_thread(body.for_chat)
         prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
-    return JSONResponse({"input_tokens": len(prompt.token_ids)})
+    response = JSONResponse({"input_tokens": len(prompt.token_ids)})
+    return name_ignored(response, ignored_types(body.tools), service)

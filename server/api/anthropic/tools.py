@@ -1,11 +1,13 @@
 """Tools and tool choices of Anthropic's requests, and their translation to those of a chat."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 
 from server.api.anthropic.client_tools import client_tool
 from server.api.core.fields import Text
+from server.api.core.hosted_tools import OtherTool, check_hosted, is_hosted
 from server.api.core.validation import quote
 from server.api.openai.tools import Name, Parameters
 from server.engine.interface import JsonObject
@@ -25,11 +27,13 @@ class ClientTool(BaseModel):
         return {"type": "function", "function": given | {"parameters": self.input_schema}}
 
 
-def check_tool_type(value: object) -> object:
-    """Describe tools that the client runs, and refuse other types: their missing fields would confuse."""
+def tool_of(value: object) -> ClientTool | OtherTool:
+    """Validate a tool, and refuse unknown types: their missing fields would confuse."""
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or kind in (None, "custom"):
-        return value
+        return ClientTool.model_validate(value)
+    if isinstance(kind, str) and is_hosted(kind):
+        return OtherTool.model_validate(value)
     known = client_tool(kind) if isinstance(kind, str) else None
     if known is None:
         raise ValueError(
@@ -37,7 +41,17 @@ def check_tool_type(value: object) -> object:
             f"tools itself; got {quote(kind)}"
         )
     description, schema = known
-    return {"name": value.get("name"), "description": description, "input_schema": schema}
+    return ClientTool.model_validate({"name": value.get("name"), "description": description, "input_schema": schema})
+
+
+def ignored_types(tools: Sequence[ClientTool | OtherTool]) -> list[str]:
+    """Return the types of the tools that are left out, each once."""
+    return list(dict.fromkeys(tool.type for tool in tools if isinstance(tool, OtherTool)))
+
+
+def check_tools(tools: list[ClientTool | OtherTool]) -> list[ClientTool | OtherTool]:
+    check_hosted(ignored_types(tools), has_functions=any(isinstance(tool, ClientTool) for tool in tools))
+    return tools
 
 
 class ToolChoice(BaseModel):
@@ -59,4 +73,5 @@ class ToolChoice(BaseModel):
         return {"tool_choice": choice} | ({"parallel_tool_calls": False} if self.disable_parallel_tool_use else {})
 
 
-Tool = Annotated[ClientTool, BeforeValidator(check_tool_type)]
+Tool = Annotated[ClientTool | OtherTool, PlainValidator(tool_of, json_schema_input_type=ClientTool | OtherTool)]
+Tools = Annotated[list[Tool], AfterValidator(check_tools)]

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 
 from server.api.core.fields import Text
+from server.api.core.hosted_tools import OtherTool, check_hosted
 from server.api.core.validation import quote
 from server.api.openai.tools import MAX_TOOLS, Name, Parameters
 from server.engine.interface import JsonObject
 
-IGNORED_TOOLS_HEADER = "X-Greenroom-Ignored-Tools"
 MAX_NAME = 128  # characters of the name that the model gets
 SEPARATOR = "__"
 
@@ -55,27 +55,8 @@ class FunctionTool(BaseModel):
         return {"type": "function", "function": {"name": name.joined, **described, **function}}
 
 
-class OtherTool(BaseModel):
-    """A tool that OpenAI runs itself, or that is no function; it is left out."""
-
-    model_config = ConfigDict(strict=True)
-
-    type: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-
-
-# Tools that a request has only if its author wants them. Agents offer others, such as web_search, unasked.
-HOSTED = {"file_search", "code_interpreter", "computer", "computer_use_preview", "mcp"}
-RUNS_NO_TOOLS = "because this server runs no tools itself: offer functions, and run them in the client"
-
-
-def check_hosted(tools: "list[Tool]") -> "list[Tool]":
-    """Refuse tools that the server does not have, unless it may leave them out beside functions."""
-    types = ignored_types(tools)
-    kind = next((each for each in types if each in HOSTED), None)
-    if kind is None and types and not function_names(tools):
-        kind = types[0]
-    if kind is not None:
-        raise ValueError(f"can't hold the type {quote(kind)}, {RUNS_NO_TOOLS}")
+def check_tools(tools: "list[Tool]") -> "list[Tool]":
+    check_hosted(ignored_types(tools), has_functions=bool(function_names(tools)))
     return tools
 
 
@@ -123,7 +104,7 @@ Tool = Annotated[
     FunctionTool | Namespace | OtherTool,
     PlainValidator(any_tool_of, json_schema_input_type=FunctionTool | Namespace | OtherTool),
 ]
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_hosted)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True), AfterValidator(check_tools)]
 
 
 def tools_for_chat(tools: Sequence[Tool]) -> list[JsonObject]:

@@ -1,4 +1,4 @@
-"""Anthropic's own types of tools: those that the client runs are ordinary ones, all others are refused."""
+"""Anthropic's own types of tools: those that the client runs are ordinary ones, all others are left out or refused."""
 
 import pytest
 from anthropic.types.beta import (
@@ -11,6 +11,9 @@ from anthropic.types.beta import (
 )
 
 from tests.chat_formats import FAMILIES
+
+READ = {"name": "read", "input_schema": {"type": "object", "properties": {}}}
+SEARCH = {"type": "web_search_20250305", "name": "web_search"}
 
 MEMORY_COMMANDS = {
     "view": BetaMemoryTool20250818ViewCommand,
@@ -27,7 +30,7 @@ def say(fake, post):
     """Ask a model that writes calls, and has room for the schemas."""
     fake.codec.chat_traits = FAMILIES["hermes"].traits
     messages = [{"role": "user", "content": "a"}]
-    return lambda tool: post("/v1/messages", {"messages": messages, "max_tokens": 9, "tools": [tool]})
+    return lambda *tools: post("/v1/messages", {"messages": messages, "max_tokens": 9, "tools": tools})
 
 
 @pytest.fixture
@@ -68,8 +71,34 @@ def test_memory_has_the_commands_of_the_package(schema_of):
     assert schema["properties"].keys() == fields
 
 
-@pytest.mark.parametrize("kind", ["web_search_20250305", "code_execution_20250825", "computer_20250124", "bash", 5])
-def test_tools_that_the_client_does_not_run_are_refused(say, kind):
+@pytest.mark.parametrize("kind", ["bash", 5])
+def test_unknown_types_are_refused(say, kind):
     response = say({"type": kind, "name": "a"})
     assert response.status_code == 400
     assert "this server runs no tools itself; got " + repr(kind) in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        ("web_search_20250305", []),
+        *(
+            (kind, [READ])
+            for kind in ("code_execution_20250825", "computer_20250124", "mcp_toolset", "web_fetch_20250910")
+        ),
+    ],
+)
+def test_tools_that_the_request_relies_on_are_refused_by_name(fake, say, kind, others):
+    error = say(*others, {"type": kind, "name": "a"}).json()["error"]
+    assert error["message"] == (
+        f"'tools' can't hold the type '{kind}', because this server runs no tools itself: offer functions, and run "
+        "them in the client."
+    )
+    assert not fake.engine.streams
+
+
+def test_web_search_is_left_out_beside_functions_and_named(fake, say):
+    response = say(SEARCH, READ, SEARCH)
+    assert response.status_code == 200, response.text
+    assert [tool["function"]["name"] for tool in fake.codec.tools[-1]] == ["read"]
+    assert response.headers["x-greenroom-ignored-tools"] == "web_search_20250305"

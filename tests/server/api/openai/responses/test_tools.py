@@ -65,6 +65,7 @@ def test_a_call_of_a_tool_that_is_left_out_cannot_be_forced(respond):
         ("web_search", []),
         ("custom", []),
         *((kind, [READ]) for kind in ("file_search", "code_interpreter", "computer", "computer_use_preview", "mcp")),
+        ("web_fetch", [READ]),
     ],
 )
 def test_tools_that_the_request_relies_on_are_refused_by_name(fake, respond, kind, others):
