@@ -110,5 +110,6 @@ class Generation:
                 num_running -= event.finish_reason is not None
                 self.num_generated[index] = event.num_generated
                 self.finish_reasons[index] = event.finish_reason
-                self.expert_usage += event.expert_usage or ExpertUsage()
+                if event.expert_usage is not None:
+                    self.expert_usage += event.expert_usage
             yield arrived

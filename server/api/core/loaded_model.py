@@ -32,7 +32,7 @@ NO_ADAPTERS = "this server loads no adapters; start it with --adapters-dir"
 
 
 class UnfinishedWork(Protocol):
-    """What those who list the requests are told of one."""
+    """A request that is not answered yet, as lists of requests show it."""
 
     @property
     def model(self) -> str:

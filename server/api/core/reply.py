@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
@@ -44,9 +44,9 @@ class ReplyEncoder(ABC):
         """Return the bytes that a stream holds of an event until its end."""
         return 0
 
-    def split(self, event: TokenEvent) -> Iterator[TokenEvent]:
-        """Yield the events that an event is encoded as, each of a size that can be sent at once."""
-        yield event
+    def split(self, event: TokenEvent) -> Sequence[TokenEvent]:
+        """Return the events that an event is encoded as, each of a size that can be sent at once."""
+        return (event,)
 
     @abstractmethod
     def start(self) -> bytes:
@@ -171,15 +171,12 @@ async def _encode_all(encoder: ReplyEncoder, arrived: Sequence[tuple[int, TokenE
     encoded = bytearray()
     for index, event in arrived:
         for each in encoder.split(event):
-            encoded += await _encode(encoder, index, each)
+            if encoder.is_long(index, each):
+                encoded += await asyncio.to_thread(encoder.encode, index, each)
+            else:
+                encoded += encoder.encode(index, each)
             if len(encoded) > PIECE_BYTES:
                 yield bytes(encoded)
                 encoded.clear()
     if encoded:
         yield bytes(encoded)
-
-
-async def _encode(encoder: ReplyEncoder, index: int, event: TokenEvent) -> bytes:
-    if encoder.is_long(index, event):
-        return await asyncio.to_thread(encoder.encode, index, event)
-    return encoder.encode(index, event)

@@ -19,6 +19,8 @@ class TokenTraces:
     def __init__(self, *, experts: bool, adapters: bool) -> None:
         self._experts = JsonList() if experts else None
         self._adapters = JsonList() if adapters else None
+        kept = {"experts": self._experts, "adapters": self._adapters}
+        self.members = {name: tokens for name, tokens in kept.items() if tokens is not None}  # of a choice
 
     def note(self, event: TokenEvent) -> None:
         """Keep the traces of an event's new token."""
@@ -30,17 +32,12 @@ class TokenTraces:
     @property
     def nbytes(self) -> int:
         """Bytes of what is kept."""
-        return sum(tokens.nbytes for tokens in self.members().values())
-
-    def members(self) -> dict[str, JsonList]:
-        """Return what is kept, as members of a choice."""
-        members = {"experts": self._experts, "adapters": self._adapters}
-        return {name: tokens for name, tokens in members.items() if tokens is not None}
+        return sum(tokens.nbytes for tokens in self.members.values())
 
     def take(self) -> str:
         """Return what was noted since the last call, as members of a JSON object, each after a comma."""
         taken = ""
-        for name, tokens in self.members().items():
+        for name, tokens in self.members.items():
             taken += f',"{name}":[{tokens.encoded.decode()}]'
             tokens.clear()
         return taken

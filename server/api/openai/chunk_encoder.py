@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -81,15 +81,15 @@ class ChunkEncoder(ReplyEncoder):
     def is_long(self, index: int, event: TokenEvent) -> bool:
         return super().is_long(index, event) or (self._has_token_ids and not self._has_begun[index])
 
-    def split(self, event: TokenEvent) -> Iterator[TokenEvent]:
+    def split(self, event: TokenEvent) -> Sequence[TokenEvent]:
         logprobs = event.prompt_logprobs
         if logprobs is None or len(logprobs) <= PROMPT_SLICE:
-            yield event
-            return
+            return (event,)
         *firsts, last = range(0, len(logprobs), PROMPT_SLICE)
-        for start in firsts:
-            yield TokenEvent("", 0, prompt_logprobs=logprobs[start : start + PROMPT_SLICE])
-        yield replace(event, prompt_logprobs=logprobs[last:])
+        return [
+            *(TokenEvent("", 0, prompt_logprobs=logprobs[start : start + PROMPT_SLICE]) for start in firsts),
+            replace(event, prompt_logprobs=logprobs[last:]),
+        ]
 
     def encode(self, index: int, event: TokenEvent) -> bytes:
         begin = b"" if self._has_begun[index] else self._begin(index)
@@ -113,7 +113,7 @@ class ChunkEncoder(ReplyEncoder):
         return sse(error.body) + DONE
 
     def _complete(self, choices: Sequence["ChoiceBuilder"]) -> Sequence[bytes | bytearray]:
-        written = [each.choice() | self.generation.traces(index).members() for index, each in enumerate(choices)]
+        written = [each.choice() | self.generation.traces(index).members for index, each in enumerate(choices)]
         reply = self._frame(self.object) | {"choices": written, "usage": usage(self.generation)} | self.more(choices)
         return [*encode_parts(reply | greenroom_member(self.generation.routing))]
 
@@ -121,14 +121,15 @@ class ChunkEncoder(ReplyEncoder):
         before, after = self._around_choice
         more, self._next_more = {**more, **self._next_more}, {}
         members = f",{encode_long(more)[1:-1]}" if more else ""
-        return f"{before}{self._encode_choice(choice)}]{members}{after.removeprefix(']')}".encode()
+        return f"{before}{self._encode_choice(choice)}]{members}{after}".encode()
 
     @cached_property
     def _around_choice(self) -> tuple[str, str]:
-        """Encode what all chunks share, once."""
+        """Encode what all chunks share around the list of choices and its end, once."""
         # With include_usage, OpenAI's chunks have a null usage up to the last one.
         shared = self._frame(self.chunk_object) | ({"usage": None} if self._include_usage else {})
-        return around_list(sse(shared).decode(), "choices")
+        before, after = around_list(sse(shared).decode(), "choices")
+        return before, after.removeprefix("]")
 
     def _prompt_token_ids(self, index: int) -> JsonObject:
         """Return the tokens of a choice's prompt as a member, if the request asks for tokens."""
