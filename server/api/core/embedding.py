@@ -60,6 +60,8 @@ class Embedding:
     async def events(self) -> list[TokenEvent]:
         """Return the event of each prompt that holds its vector. Call ``release`` when the reply was sent.
 
+        The memory is released at once if there is no reply.
+
         Raises:
             RequestRefusedError: the server can never hold so many vectors.
             RequestMemoryError: other requests hold the memory.
@@ -80,6 +82,9 @@ class Embedding:
         workers = [asyncio.create_task(work()) for _ in range(num_workers)]
         try:
             await asyncio.gather(*workers)
+        except BaseException:
+            self.release()  # the error refers to its frames and they to it, so nothing is dropped soon
+            raise
         finally:
             for worker in workers:
                 worker.cancel()
