@@ -46,4 +46,4 @@ class ImageMemory:
             decoded_bytes: size of the decoded images; the model's memory to encode them is in proportion.
         """
         kept = reservation.split(max(media.num_input_bytes, decoded_bytes))
-        media.on_embedded = weakref.finalize(media, kept.release)
+        media.on_embedded = weakref.finalize(media, kept.drop)

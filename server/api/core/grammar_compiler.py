@@ -105,7 +105,7 @@ class _Compilation:
         except BaseException:
             self._reservation.release()
             raise
-        weakref.finalize(grammar, self._reservation.release)
+        weakref.finalize(grammar, self._reservation.drop)
         return grammar
 
     async def _in_thread(self) -> Grammar:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -49,11 +49,13 @@ class RequestMemory:
         self._held = self._used = 0
         self._returned = 0  # bytes that requests used, and the heap may still keep
         self._waiting: deque[object] = deque()  # first come, first served
+        self._dropped: deque[tuple[int, int]] = deque()  # bytes taken and used, to be returned
         self._room = self._make_room(0)
 
     @property
     def held_bytes(self) -> int:
         """Bytes that requests use, or were promised."""
+        self._return_dropped()
         return self._held
 
     @property
@@ -72,7 +74,7 @@ class RequestMemory:
 
     def follow(self, more_bytes: int = 0) -> None:
         """Make room for what is held and ``more_bytes``, or give up room that is not needed any more. May block."""
-        room = self._make_room(self._held + more_bytes)
+        room = self._make_room(self.held_bytes + more_bytes)
         with self._lock:
             self._room = room
             is_idle = self._held == 0 and self._returned > 0
@@ -85,6 +87,7 @@ class RequestMemory:
         Args:
             is_first: only if no other request waits.
         """
+        self._return_dropped()
         with self._lock:
             if self._held + nbytes > self._room or (is_first and self._waiting):
                 return False
@@ -126,6 +129,15 @@ class RequestMemory:
             self._returned += used
         if self._returned >= LARGE_BYTES:
             self._trim()
+
+    def drop(self, taken: int, used: int) -> None:
+        """Return bytes soon. Finalisers may call it, since it takes no lock that their thread may hold."""
+        self._dropped.append((taken, used))
+
+    def _return_dropped(self) -> None:
+        with suppress(IndexError):  # when none is left; another thread may take them, too
+            while True:
+                self.give_back(*self._dropped.popleft())
 
     def _trim(self) -> None:
         self._returned = 0
@@ -240,8 +252,15 @@ class Reservation:
                 param,
             )
 
+    def drop(self) -> None:
+        """Return all as ``release`` does, but soon; for finalisers."""
+        if not self.is_released:
+            self.is_released = True
+            self.memory.drop(self.taken, self.used)
+            self.taken = self.used = 0
+
     def __del__(self) -> None:
-        self.release()  # of a response that was never sent
+        self.drop()  # such as that of a response which was never sent
 
     def __enter__(self) -> Self:
         return self
