@@ -25,6 +25,14 @@ async ([before, after]) => {
     return RULES.filter((rule) => rule.find(history, rule.limit)).map((rule) => rule.alert);
 }
 """
+TWO_POLLS = """
+async () => {
+    const { Lines } = await import("/web/lines.js");
+    const lines = new Lines();
+    await Promise.all([lines.poll(), lines.poll()]);
+    return [lines.times.length, lines.series.hit_ratio.length];
+}
+"""
 NO_REQUESTS = dict.fromkeys(FINISHED_REASONS, 0)
 QUIET = {
     "num_quarantined": 0,
@@ -92,6 +100,12 @@ def test_lines_began_before_the_page_was_opened(synthetic: Synthetic, page: Page
     page.reload()
     page.get_by_label("Lines").select_option("1 hour")
     expect(line).to_have_attribute("d", short)  # half an hour
+
+
+def test_points_that_two_polls_bring_are_kept_once(synthetic: Synthetic, page: Page) -> None:
+    synthetic.service.history = lambda _: lines(12)
+    page.goto(synthetic.url)
+    assert page.evaluate(TWO_POLLS) == [12, 12]
 
 
 def test_a_hit_ratio_above_the_optimum_is_explained(synthetic: Synthetic, page: Page) -> None:
