@@ -53,10 +53,17 @@ def run(arguments: argparse.Namespace) -> int:
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server.loading.check_adapter import load_quietly  # noqa: PLC0415
 
+    @cache
+    def load() -> ModelParts:
+        try:
+            return load_quietly(arguments.model, settings)
+        except (ExpertStoreError, OSError) as error:
+            raise ModelError(str(error)) from error  # of no adapter, whose files raise the same errors
+
     try:
         with exit_on_interrupt("interrupted"):
-            return _check_all(_expand(arguments.path), cache(lambda: load_quietly(arguments.model, settings)))
-    except (ModelError, ExpertStoreError, SettingsError, OSError) as error:
+            return _check_all(_expand(arguments.path), load)
+    except (ModelError, SettingsError, OSError) as error:
         return fail(error, FAILURE)
 
 

@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
+from expert_store import CheckpointError
 from server.cli import adapter
 from server.loading import check_adapter
 from server.loading.load_model import load_model
@@ -112,3 +114,20 @@ def test_a_mixture_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_another_action_is_wrong_usage(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "greenroom", "adapter", "train", os.fspath(tmp_path)]
     assert subprocess.run(command, capture_output=True, timeout=110, check=False).returncode == 2
+
+
+def test_a_model_that_cannot_be_read_is_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_model(*_: object) -> NoReturn:
+        raise CheckpointError("the model lacks a file")
+
+    for set_up in ("set_up_logging", "set_up_torch"):  # of the whole process
+        monkeypatch.setattr(adapter, set_up, lambda *_: None)
+    monkeypatch.setattr(check_adapter, "load_model", load_model)
+    for name in ("law", "code"):
+        write_adapter(tmp_path / name, inputs=HIDDEN)
+    parser = argparse.ArgumentParser()
+    adapter.add_arguments(parser)
+    assert adapter.run(parser.parse_args(["check", str(tmp_path)])) == 1
+    assert capsys.readouterr() == ("", "greenroom: the model lacks a file\n")
