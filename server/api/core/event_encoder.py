@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.errors import APIError
-from server.api.core.json_encoding import encode_json
+from server.api.core.json_encoding import encode_json, encode_long
 from server.api.core.reply import ReplyEncoder
 from server.api.core.request_cost import OBJECTS_FORM
 from server.api.core.server_sent_events import sse
@@ -26,6 +26,9 @@ class EventEncoder(ReplyEncoder):
     def __init__(self, turn: ChatTurn, finish: Callable[[], None] | None = None) -> None:
         super().__init__(turn.generation)
         self._turn, self._finish = turn, finish
+        # Logprobs make the reply, and the last events that repeat it, too long to encode on the event loop.
+        has_logprobs = turn.generation.streams[0].request.sampling.logprobs is not None
+        self._has_long_end = finish is not None or has_logprobs
 
     @abstractmethod
     def start_events(self) -> list[JsonObject]:
@@ -48,9 +51,7 @@ class EventEncoder(ReplyEncoder):
             await self.generation.hold(sum(OBJECTS_FORM.held_bytes(event) for _, event in arrived))
             for _, event in arrived:
                 self.token_events(event)
-        if self._finish is not None:
-            await asyncio.to_thread(self._finish)
-        return [encode_json(self.reply()).encode()]
+        return [await asyncio.to_thread(self._encode_reply) if self._has_long_end else self._encode_reply()]
 
     def held_bytes(self, event: TokenEvent) -> int:
         return OBJECTS_FORM.held_bytes(event)
@@ -59,20 +60,27 @@ class EventEncoder(ReplyEncoder):
         return _encode(self.start_events())
 
     def is_long(self, index: int, event: TokenEvent) -> bool:
-        return super().is_long(index, event) or (self._finish is not None and event.finish_reason is not None)
+        return super().is_long(index, event) or (self._has_long_end and event.finish_reason is not None)
 
     def encode(self, index: int, event: TokenEvent) -> bytes:  # noqa: ARG002  there is one choice
         events = self.token_events(event)
-        if self._finish is not None and event.finish_reason is not None:
+        if event.finish_reason is None:
+            return _encode(events)
+        if self._finish is not None:
             self._finish()
-        return _encode(events)
+        return _encode(events, encode_long)
 
     def end(self) -> bytes:
         return b""
 
     def failure(self, error: APIError) -> bytes:
-        return _encode(self.failure_events(error))
+        return _encode(self.failure_events(error), encode_long)
+
+    def _encode_reply(self) -> bytes:
+        if self._finish is not None:
+            self._finish()
+        return encode_long(self.reply()).encode()
 
 
-def _encode(events: list[JsonObject]) -> bytes:
-    return b"".join([sse(event, event["type"]) for event in events])
+def _encode(events: list[JsonObject], encode: Callable[[JsonObject], str] = encode_json) -> bytes:
+    return b"".join([sse(event, event["type"], encode) for event in events])

@@ -9,12 +9,14 @@ encode_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_long(value: Any) -> str:
-    """Return what ``encode_json`` returns, but encode long lists in several calls."""
+    """Return what ``encode_json`` returns, but encode long lists in several calls, also within objects and lists."""
     if isinstance(value, dict):
         return f"{{{','.join(f'{encode_json(name)}:{encode_long(member)}' for name, member in value.items())}}}"
     if isinstance(value, list) and len(value) > MEMBERS_PER_CALL:
         starts = range(0, len(value), MEMBERS_PER_CALL)
         return f"[{','.join(encode_json(value[start : start + MEMBERS_PER_CALL])[1:-1] for start in starts)}]"
+    if isinstance(value, list) and value and isinstance(value[0], dict):  # it may have long lists
+        return f"[{','.join(map(encode_long, value))}]"
     return encode_json(value)
 
 

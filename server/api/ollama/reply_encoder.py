@@ -1,5 +1,6 @@
 """Replies in Ollama's form: complete, and as lines of JSON."""
 
+import asyncio
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from server.api.core.chat_turn import ChatTurn
 from server.api.core.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.core.errors import APIError
-from server.api.core.json_encoding import encode_json
+from server.api.core.json_encoding import encode_json, encode_long
 from server.api.core.json_lines import JSON_LINES, json_line
 from server.api.core.reply import ReplyEncoder
 from server.api.core.request_cost import OBJECTS_FORM
@@ -77,7 +78,9 @@ class OllamaEncoder(ReplyEncoder):
             await self.generation.hold(sum(OBJECTS_FORM.held_bytes(event) for _, event in arrived))
             for _, event in arrived:
                 parts += self._parts(event)
-        return [encode_json(self._object(joined(parts)) | self._end()).encode()]
+        reply = self._object(joined(parts)) | self._end()
+        encoded = await asyncio.to_thread(encode_long, reply) if self._has_logprobs else encode_json(reply)
+        return [encoded.encode()]
 
     def start(self) -> bytes:
         return b""

@@ -31,6 +31,20 @@ def test_encoding_in_several_calls_changes_nothing(value: object) -> None:
     assert encode_long(value) == encode_json(value)
 
 
+def test_no_call_encodes_a_long_list_however_deep_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = list[int]()
+
+    def encode(value: object) -> str:
+        encoded = encode_json(value)
+        lengths.append(len(encoded))
+        return encoded
+
+    monkeypatch.setattr("server.api.core.json_encoding.encode_json", encode)
+    logprobs = [{"token": "a", "top_logprobs": [{"token": "b"}]}] * 10 * MEMBERS_PER_CALL
+    encoded = encode_long({"output": [{"content": [{"text": "a", "logprobs": logprobs}]}]})
+    assert max(lengths) <= len(encoded) / 10
+
+
 def test_logprobs_of_a_long_prompt_are_returned(live: FakeServer) -> None:
     answer = ask(live.port, complete(PROMPT, echo=True, logprobs=20, max_tokens=1))
     told = json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["logprobs"]

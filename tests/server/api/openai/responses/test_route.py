@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 
 import pytest
 
+from server.api.core.json_encoding import encode_long
 from server.engine.interface import GenerationFailedError, QueueFullError, RequestRefusedError
 from tests.server.api.openai.test_experts import GREENROOM
 
@@ -227,6 +229,19 @@ def test_logprobs_accompany_the_text(respond):
     deltas = [event for event in events_of(respond(stream=True, **include)) if event["type"].endswith("text.delta")]
     assert [each for event in deltas for each in event["logprobs"]] == part["logprobs"]
     assert [len(event["logprobs"]) for event in deltas] == [1, 1, 2, 1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_reply_with_logprobs_is_encoded_off_the_event_loop(respond, monkeypatch, stream):
+    loops = []
+
+    def encode(value):
+        loops.append(asyncio._get_running_loop())
+        return encode_long(value)
+
+    monkeypatch.setattr("server.api.core.event_encoder.encode_long", encode)
+    respond(stream=stream, include=["message.output_text.logprobs"])
+    assert set(loops) == {None}
 
 
 def test_top_logprobs_alone_return_no_logprobs(respond):
