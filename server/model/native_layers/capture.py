@@ -35,6 +35,8 @@ class LayerCapture:
     output: torch.Tensor
     positions: Any  # cosines and sines, if the layer takes them as an argument
     options: AttentionOptions | None  # None if it has no attention
+    queries: torch.Tensor  # float32 (heads, tokens, dim), as attention gets them; empty if there is none
+    keys: torch.Tensor  # float32 (kv_heads, tokens, dim)
     routing: Routing | None
 
 
@@ -49,13 +51,17 @@ class Capture:
 class _Probe(Probe):
     def __init__(self) -> None:
         super().__init__()
+        self.begin_layer()
+
+    def begin_layer(self) -> None:
         self.options: AttentionOptions | None = None
+        self.queries = self.keys = torch.empty(0)
         self.routing: Routing | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
     ) -> torch.Tensor:
-        self.options = options
+        self.options, self.queries, self.keys = options, query.float(), key.float()
         return super().attend(layer, query, key, value, options)
 
     def run_experts(
@@ -65,8 +71,11 @@ class _Probe(Probe):
         return super().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
-def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int]) -> Capture:
+def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int], first: int = 0) -> Capture:
     """Run the modules, and record the input and output of each layer.
+
+    Args:
+        first: position of the first token.
 
     Raises:
         UnsupportedLayerError: the layers are not called one after the other with the hidden states of all tokens.
@@ -76,12 +85,13 @@ def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int]) -> 
     def before(_layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         found.append((hidden[0].float().clone(), kwargs.get("position_embeddings")))
-        probe.options = probe.routing = None
+        probe.begin_layer()
 
     def after(_layer: Any, _args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         given, positions = found.pop()
-        layers.append(LayerCapture(given, hidden[0].float(), positions, probe.options, probe.routing))
+        call = probe.options, probe.queries, probe.keys
+        layers.append(LayerCapture(given, hidden[0].float(), positions, *call, probe.routing))
 
     layers: list[LayerCapture] = []
     hooks = []
@@ -89,7 +99,7 @@ def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int]) -> 
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
     try:
         with torch.inference_mode(), use_hooks(probe), probe_masks(model):
-            logits = forward(tokens, range(len(tokens)), range(len(tokens)))
+            logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)))
     except (KeyError, IndexError, TypeError) as error:
         raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error
     finally:

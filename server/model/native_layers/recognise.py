@@ -11,19 +11,21 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.library import Format, Kernels, impossible
+from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import HeadCall, LayerSpec, RopeKind
+from server.kernels.native.structures import HeadCall
 from server.model.architecture import text_body, text_part
-from server.model.attention.kv_cache import KVShape
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router
 from server.model.forward import Forward
 from server.model.native_layers.adapters import HEAD, NativeAdapters, NativeTarget
 from server.model.native_layers.capture import Capture, LayerCapture, capture
 from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.far_trial import check_far
+from server.model.native_layers.layer_trial import LayerTrial
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.parts import LINEARS, Parts, find_norm, find_parts, matrix_of
+from server.model.native_layers.rope_kinds import find_positions, fit_rope
 from server.model.native_layers.router_kinds import (
     LEAST_AGREEMENT,
     TOLERANCES,
@@ -33,9 +35,8 @@ from server.model.native_layers.router_kinds import (
     steady_rows,
 )
 from server.model.native_layers.scales import ROUNDING, nearest_named
-from server.model.native_layers.spec import NativeLayer, build_layer, rope_kinds
-from server.model.native_layers.workspace import BLOCK, PairAngles, Positions, Workspace
-from server.model.step import SequenceChunk
+from server.model.native_layers.spec import NativeLayer, build_layer
+from server.model.native_layers.workspace import Positions, Workspace
 
 ROUTER_ROUNDING = 10  # error of a router's scale, measured on few weights, by that of other factors
 
@@ -98,12 +99,14 @@ class _Finder:
         top_k = max(each.top_k_index.shape[1] for each in routing)
         hidden_size = captured.layers[0].given.shape[1]
         num_experts = max(layer.spec.num_experts for layer in routed)
-        self._slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
+        slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
-        self._positions = self._find_positions(captured, layers[0])
+        self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
+        self._positions = self._find_positions(captured, layers)
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
         head, keeps = self._find_head(captured)
+        check_far(self._model, self._forward, self._tokens, captured, self._longest, head.scale)
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
         head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
@@ -141,45 +144,20 @@ class _Finder:
             router = find_router(self._model, names[experts], RouterSample(routing.hidden_states, routing.top_k_index))
         return build_layer(module, index, parts, captured, layer, router)
 
-    def _find_positions(self, captured: Capture, layer: NativeLayer) -> Positions:
-        """Return the positions with which a layer comes nearest to its modules' output."""
-        first = captured.layers[0]
-        if first.positions is None:
-            return Positions(None, PairAngles.ALL, self._longest)
-        is_pair = isinstance(first.positions, tuple) and len(first.positions) == 2  # noqa: PLR2004
-        if not is_pair or any(each.positions is not first.positions for each in captured.layers):
-            raise UnsupportedLayerError("its layers have positions of several kinds")
-        rotary = getattr(self._body, "rotary_emb", None)
-        if rotary is None or getattr(rotary, "rope_type", "default") == "dynamic":
-            raise UnsupportedLayerError("its rotary positions depend on the length of a sequence")
-        found: list[tuple[float, int, Positions]] = []
-        for angles in PairAngles:
-            positions = Positions(rotary, angles, self._longest)
-            positions.update(self._workspace.call, len(self._tokens) - 1)
-            if positions.rotary_dim <= layer.spec.key_dim:
-                found.append((self._nearest(layer.spec, first, positions)[0], len(found), positions))
-        positions = min(found)[2]
-        positions.update(self._workspace.call, len(self._tokens) - 1)
-        return positions
-
-    def _nearest(self, spec: LayerSpec, captured: LayerCapture, positions: Positions) -> tuple[float, RopeKind]:
-        """Return the least error of a layer among the kinds of rotary positions, and that kind."""
-        spec.rotary_dim = positions.rotary_dim
-        errors = []
-        for kind in rope_kinds(captured):
-            spec.rope_kind = kind
-            errors.append((self._error(spec, captured), kind))
-        return min(errors)
+    def _find_positions(self, captured: Capture, layers: Sequence[NativeLayer]) -> Positions:
+        rotary, specs = getattr(self._body, "rotary_emb", None), [layer.spec for layer in layers]
+        return find_positions(self._trial, rotary, specs, captured.layers, self._longest)
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
-        """Choose the kinds of positions and router that come nearest to the modules' output, and check the error."""
+        """Find the kinds of positions and of router, and compare what the layer adds with the modules' output."""
         spec = layer.spec
-        error, spec.rope_kind = self._nearest(spec, captured, self._positions)
+        fit_rope(self._trial, spec, captured, self._positions, TOLERANCES[self._dtype])
+        error = self._trial.error(spec, captured)
         if not error < TOLERANCES[self._dtype]:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
         if spec.has_router:
             self._fit_router(layer, parts, captured)
-        self._check(spec)
+        self._trial.check(spec)
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
@@ -191,7 +169,7 @@ class _Finder:
         trial = run_trial(parts.block, router, self._dtype)
         spec.router = find_router_kind(spec.router, parts.router, correction, trial, self._dtype)
         spec.router.scale = nearest_named(spec.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype])
-        self._run(spec, captured)
+        self._trial.run(spec, captured)
         top_k, tolerance = spec.router.top_k, TOLERANCES[self._dtype]
         logits = logits_of(router, routing.hidden_states)
         _, _, is_steady = steady_rows(spec.router, correction, logits, tolerance)
@@ -204,41 +182,6 @@ class _Finder:
         are_near = (weights - own).abs() <= tolerance * routing.top_k_weights.abs().max()
         if int(is_same.sum()) < LEAST_AGREEMENT[self._dtype] * int(is_steady.sum()) or not bool(are_near.all()):
             raise UnsupportedLayerError("its router chooses other experts than the kernels do")
-
-    def _error(self, spec: LayerSpec, captured: LayerCapture) -> float:
-        self._run(spec, captured)
-        added = captured.output - captured.given
-        difference = torch.from_numpy(self._workspace.hidden) - captured.output
-        return float(difference.norm() / added.norm().clamp_min(1e-20))
-
-    def _run(self, spec: LayerSpec, captured: LayerCapture) -> None:
-        """Run one layer on its modules' input, with experts that add nothing and a cache of its own."""
-        count, workspace = len(self._tokens), self._workspace
-        num_blocks = -(-count // BLOCK)
-        workspace.begin([SequenceChunk(self._tokens, 0, [range(num_blocks)])], 1)
-        workspace.hidden[:] = captured.given.numpy()
-        shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
-        trial = LayerSpec.from_buffer_copy(spec)
-        caches = [np.zeros((shape.kv_heads, num_blocks * BLOCK, shape.dim), dtype=np.float32) for _ in range(2)]
-        trial.key_cache, trial.value_cache = (cache.ctypes.data for cache in caches)
-        trial.cache_slots, trial.cache_dim, trial.cache_format, trial.group = (
-            num_blocks * BLOCK,
-            shape.dim,
-            Format.FLOAT32,
-            0,
-        )
-        trial.router.top_k = max(1, trial.router.top_k)
-        self._check(trial)
-        self._kernels.attention(trial, workspace.call, 0)
-        nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
-        self._kernels.finish_layer(trial, workspace.call, 0, nothing.ctypes.data)
-
-    def _check(self, spec: LayerSpec) -> None:
-        """Raise ``UnsupportedLayerError`` if the counts of a spec do not fit each other."""
-        hidden_size, slot_bytes = self._workspace.call.hidden_size, self._slot_bytes[spec.index]
-        reason = impossible("greenroom_check_layer", spec, hidden_size, slot_bytes)
-        if reason is not None:
-            raise UnsupportedLayerError(f"it has {reason}")
 
     def _find_head(self, captured: Capture) -> tuple[HeadCall, list[torch.Tensor]]:
         """Return the head, and the tensors whose memory it refers to."""

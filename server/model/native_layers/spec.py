@@ -13,7 +13,7 @@ from server.kernels.native.activation import recognise_gate
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.library import ExpertShape, Format, Matrix
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import LayerSpec, RopeKind
+from server.kernels.native.structures import LayerSpec
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.adapters import NativeTarget
@@ -53,7 +53,7 @@ def build_layer(
     experts: ExpertLayer | None,
     router: RouterWeights | None,
 ) -> NativeLayer:
-    """Build a layer's spec without the kinds of rotary positions (``rope_kinds``) and of router (``find_router_kind``).
+    """Build a layer's spec without the kinds of rotary positions (``fit_rope``) and of router (``find_router_kind``).
 
     Raises:
         UnsupportedLayerError: the layer does not have the usual structure.
@@ -92,11 +92,6 @@ def build_layer(
     if parts.experts is not None:
         _set_experts(layer, parts, router)
     return layer
-
-
-def rope_kinds(captured: LayerCapture) -> list[RopeKind]:
-    """Return candidates for the kind of rotary positions, the likeliest first."""
-    return [RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE] if captured.positions is not None else [RopeKind.NONE]
 
 
 def _set_heads(spec: LayerSpec, attention: Attention) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ import torch
 from expert_store import ExpertStore, least_bytes, write_pack
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.kernels.native.library import Kernels
 from server.model.checkpoint import packed_trunk
 from server.model.checkpoint.packed_trunk import TrunkFormat
 from server.model.checkpoint.packing import pack_source
@@ -34,13 +32,6 @@ pytestmark = [
 @pytest.fixture(scope="module", params=NATIVE_FAMILIES)
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
-
-
-@pytest.fixture
-def pool() -> Iterator[ComputePool]:
-    kernels = Kernels(2)
-    yield ComputePool(2, kernels)
-    kernels.close()
 
 
 def load(folder: Path, pool: ComputePool | None, dtype: torch.dtype = torch.float32) -> Trunk:

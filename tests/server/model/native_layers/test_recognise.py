@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,19 +10,11 @@ import transformers
 
 from server.kernels.compute_pool import ComputePool
 from server.kernels.native.available import availability
-from server.kernels.native.library import Kernels
 from tests.checkpoints import make_checkpoint, save_checkpoint
 from tests.families import make_config
 from tests.server.model.native_layers.test_native_layers import load, write
 
 pytestmark = pytest.mark.skipif(not availability().runnable, reason="the native kernels were not built")
-
-
-@pytest.fixture
-def pool() -> Iterator[ComputePool]:
-    kernels = Kernels(1)
-    yield ComputePool(1, kernels)
-    kernels.close()
 
 
 def largest_difference(folder: Path, pool: ComputePool, dtype: torch.dtype) -> float:

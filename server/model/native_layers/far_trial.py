@@ -1,0 +1,52 @@
+"""Checks what a sample near the begin of a sequence does not show: the last positions, and large logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from server.model.forward import Forward
+from server.model.native_layers.capture import Capture, capture
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.layer_trial import relative_error
+
+LARGE = 4096.0  # of the logits in the trial; caps are smaller, and float16 holds it
+TOLERANCE = 0.03  # of the norms of queries and keys, and of large logits: several times their rounding in bfloat16
+
+
+def check_far(
+    model: PreTrainedModel, forward: Forward, tokens: Sequence[int], near: Capture, longest: int, scale: float
+) -> None:
+    """Run the modules at the last positions, with large logits.
+
+    Args:
+        near: the same tokens at the first positions.
+        longest: tokens of the longest sequence.
+        scale: from the output of the model's head to its logits.
+
+    Raises:
+        UnsupportedLayerError: queries or keys are scaled by their positions, or logits are no multiple of the output
+            of the head.
+    """
+    enlarged: list[torch.Tensor] = []
+
+    def enlarge(_head: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        enlarged.append(output * (LARGE / float(output.abs().max().clamp_min(1e-6))))
+        return enlarged[-1]
+
+    hook = model.get_output_embeddings().register_forward_hook(enlarge)
+    try:
+        far = capture(model, forward, tokens, first=longest - len(tokens))
+    finally:
+        hook.remove()
+    if not relative_error(far.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
+        raise UnsupportedLayerError("its large logits are capped, or changed in another way")
+    for before, after in zip(near.layers, far.layers, strict=True):
+        for name in ("queries", "keys"):
+            norms = getattr(before, name).norm(dim=-1), getattr(after, name).norm(dim=-1)  # (heads, tokens)
+            ratio = float((norms[1] / norms[0].clamp_min(1e-20)).median())
+            if not abs(ratio - 1) < TOLERANCE:
+                raise UnsupportedLayerError(f"its {name} are scaled by their positions, by {ratio:.3g} at the last")
