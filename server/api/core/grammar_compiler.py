@@ -44,11 +44,10 @@ class GrammarCompiler:
         if compilation is None or compilation.task.cancelling():
             reservation = await self._reserve(spec)
             compilation = self._compiling.get(spec)  # another request may have begun it meanwhile
-        if compilation is None or compilation.task.cancelling():
-            compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots, reservation)
-            compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
-            if len(self._compiling) > MAX_KEPT:
-                self._compiling.popitem(last=False)
+            if compilation is None or compilation.task.cancelling():
+                compilation = self._begin(spec, reservation)
+            else:
+                reservation.release()
         self._compiling.move_to_end(spec)
         await compilation.wait(self.max_seconds)
         if compilation.task.done():
@@ -59,9 +58,17 @@ class GrammarCompiler:
             f"'{spec.param}' took longer than {self.max_seconds:g} seconds to compile: simplify it.", spec.param
         )
 
+    def _begin(self, spec: GrammarSpec, reservation: Reservation) -> "_Compilation":
+        compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots, reservation)
+        compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
+        if len(self._compiling) > MAX_KEPT:
+            self._compiling.popitem(last=False)
+        return compilation
+
     async def _reserve(self, spec: GrammarSpec) -> Reservation:
-        """Take the memory of a grammar; cached ones that nobody uses are dropped for it, the oldest first."""
+        """Take the memory of a grammar; cached ones are dropped for it, the oldest first."""
         reservation, nbytes = self.memory.reserve(), GRAMMAR_BYTES + TEXT_FACTOR * len(spec.text)
+        reservation.check(nbytes, "The grammar", spec.param)
         while not reservation.take_now(nbytes):
             oldest = next((each for each, kept in self._compiling.items() if kept.task.done()), None)
             if oldest is None:

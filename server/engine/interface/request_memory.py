@@ -160,6 +160,27 @@ class Reservation:
     used: int = 0
     is_released: bool = False
 
+    def check(self, nbytes: int, what: str, param: str | None = None) -> None:
+        """Refuse bytes beside those that were taken if the server can never hold so many.
+
+        Raises:
+            RequestRefusedError: it can't; the message has both sizes.
+        """
+        limit = self.memory.limit_bytes
+        if self.taken + nbytes > limit:
+            raise RequestRefusedError(
+                f"{what} may take {format_bytes(self.taken + nbytes)} of memory, but all requests together may hold "
+                f"{format_bytes(limit)}: ask for less, or start the server with more --memory",
+                param,
+            )
+
+    def drop(self) -> None:
+        """Return all as ``release`` does, but soon; for finalisers."""
+        if not self.is_released:
+            self.is_released = True
+            self.memory.drop(self.taken, self.used)
+            self.taken = self.used = 0
+
     def take_now(self, nbytes: int) -> bool:
         """Take bytes that will be used later, if there is room for them and no other request waits."""
         if not self.memory.try_take(nbytes, is_first=True):
@@ -178,7 +199,7 @@ class Reservation:
             RequestRefusedError: the server can never hold so much.
             RequestMemoryError: others hold the memory, and do not return it soon.
         """
-        self._refuse_too_much(nbytes, what, param)
+        self.check(nbytes, what, param)
         with closing(self.memory.attempts(nbytes)) as attempts:
             for makes_room in attempts:
                 if makes_room:
@@ -189,7 +210,7 @@ class Reservation:
 
     def take_blocking(self, nbytes: int, what: str, param: str | None = None) -> None:
         """Take bytes as ``take`` does, but block the thread."""
-        self._refuse_too_much(nbytes, what, param)
+        self.check(nbytes, what, param)
         with closing(self.memory.attempts(nbytes)) as attempts:
             for makes_room in attempts:
                 if makes_room:
@@ -242,22 +263,6 @@ class Reservation:
     def _note(self, nbytes: int) -> None:
         self.used += nbytes
         self.memory.note_used(nbytes)
-
-    def _refuse_too_much(self, nbytes: int, what: str, param: str | None) -> None:
-        limit = self.memory.limit_bytes
-        if self.taken + nbytes > limit:
-            raise RequestRefusedError(
-                f"{what} may take {format_bytes(self.taken + nbytes)} of memory, but all requests together may hold "
-                f"{format_bytes(limit)}: ask for less, or start the server with more --memory",
-                param,
-            )
-
-    def drop(self) -> None:
-        """Return all as ``release`` does, but soon; for finalisers."""
-        if not self.is_released:
-            self.is_released = True
-            self.memory.drop(self.taken, self.used)
-            self.taken = self.used = 0
 
     def __del__(self) -> None:
         self.drop()  # such as that of a response which was never sent

@@ -138,3 +138,13 @@ def test_a_grammar_larger_than_the_memory_is_refused_with_both_sizes():
         RequestRefusedError, match=r"The grammar may take 512.* all requests together may hold 512.0 KiB"
     ):
         compiled(compiler, GrammarSpec("json_schema", "x" * 10))
+
+
+def test_a_grammar_that_can_never_be_held_leaves_the_cached_ones():
+    codec = FakeCodec()
+    compiler = GrammarCompiler(codec, RequestMemory(lambda: GRAMMAR_BYTES + 1000))
+    compiled(compiler, SPEC)
+    with pytest.raises(RequestRefusedError):
+        compiled(compiler, GrammarSpec("json_schema", "x" * 100))
+    compiled(compiler, SPEC)
+    assert codec.grammars == [SPEC]
