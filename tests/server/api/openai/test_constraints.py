@@ -8,9 +8,8 @@ import pytest
 from server.api.openai.constraints import lark_choices, lark_of, lark_regex
 from server.api.tool_parsers.chat_format import ChatFormat, Reasoning
 from server.engine.interface import ChatTraits, GrammarSpec
-from server.engine.sampling.grammar import GrammarCompiler
+from tests.server.api.grammar_texts import allows, byte_compiler
 
-END = 256
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 GBNF = 'root ::= "yes" | other\nother ::= "{" [a-z]+ "}"'
 LARK = 'start: "yes" | /[0-9]+/'
@@ -79,18 +78,8 @@ def test_a_format_of_any_text_goes_with_a_constraint(chat, fake):
 @pytest.fixture(scope="module")
 def takes():
     """Return whether a grammar allows a text as a whole."""
-    tokens = [*(bytes([byte]) for byte in range(256)), b"<end>"]
-    compiler = GrammarCompiler(tokens, frozenset({END}), frozenset({END}))
-
-    def check(grammar, text):
-        matcher = compiler.compile(GrammarSpec("own", grammar)).matcher()
-        for byte in text.encode():
-            if not matcher.allowed()[byte]:
-                return False
-            matcher.accept(byte)
-        return matcher.is_complete or bool(matcher.allowed()[END])
-
-    return check
+    compiler = byte_compiler()
+    return lambda grammar, text: allows(compiler, GrammarSpec("own", grammar), text)
 
 
 @pytest.mark.parametrize(
