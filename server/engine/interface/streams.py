@@ -42,11 +42,13 @@ class EventQueue:
         if isinstance(item, EngineError):
             self._error = item
             return True
-        if len(self._events) == self._max_events or not self._hold(item):
-            num_events = len(self._events)
+        num_events = len(self._events)
+        is_full = num_events == self._max_events
+        if is_full or not self._hold(item):
             self._drop()
+            why = "" if is_full else ", and there is no memory for more"
             self._error = GenerationFailedError(
-                f"the request was cancelled because {num_events} tokens of the reply were waiting to be read"
+                f"the request was cancelled because {num_events} tokens of the reply were waiting to be read{why}"
             )
             return False
         self._events.append((index, item))
