@@ -45,7 +45,8 @@ class RequestMemory:
     ):
         self._limit, self._make_room = limit, make_room or (lambda _: limit())
         self.wait_seconds = wait_seconds
-        self._lock = threading.Lock()  # guards all below
+        self._moving = threading.Lock()  # held while room is made, as ``_room`` must be what was granted last
+        self._lock = threading.Lock()  # guards all below; taken after ``_moving``
         self._held = self._used = 0
         self._returned = 0  # bytes that requests used, and the heap may still keep
         self._waiting: deque[object] = deque()  # first come, first served
@@ -74,12 +75,14 @@ class RequestMemory:
 
     def follow(self, more_bytes: int = 0) -> None:
         """Make room for what is held and ``more_bytes``, or give up room that is not needed any more. May block."""
-        room = self._make_room(self.held_bytes + more_bytes)
-        with self._lock:
-            self._room = room
-            is_idle = self._held == 0 and self._returned > 0
-        if is_idle:
-            self._trim()
+        with self._moving:
+            wanted = -1
+            while self.held_bytes > wanted:  # again if others took more than that while room was made
+                wanted = self._held + more_bytes
+                room = self._make_room(wanted)
+                with self._lock:
+                    self._room = room
+        self._trim(least_bytes=LARGE_BYTES if self._held else 1)
 
     def try_take(self, nbytes: int, *, is_first: bool = False) -> bool:
         """Take bytes if there is room for them now.
@@ -127,8 +130,7 @@ class RequestMemory:
             self._held -= taken
             self._used -= used
             self._returned += used
-        if self._returned >= LARGE_BYTES:
-            self._trim()
+        self._trim(LARGE_BYTES)
 
     def drop(self, taken: int, used: int) -> None:
         """Return bytes soon. Finalisers may call it, since it takes no lock that their thread may hold."""
@@ -139,9 +141,13 @@ class RequestMemory:
             while True:
                 self.give_back(*self._dropped.popleft())
 
-    def _trim(self) -> None:
-        self._returned = 0
-        shared_trimmer().soon()
+    def _trim(self, least_bytes: int) -> None:
+        """Return what requests used to the system, if it is so much."""
+        with self._lock:
+            is_enough = self._returned >= least_bytes
+            self._returned = 0 if is_enough else self._returned
+        if is_enough:
+            shared_trimmer().soon()
 
     def refusal(self, nbytes: int) -> RequestMemoryError:
         """Return the error of a request for which there is no room now."""

@@ -109,6 +109,22 @@ def test_room_is_made_for_a_request_that_waits() -> None:
     assert rooms == [0, 60]
 
 
+def test_room_is_kept_for_what_is_taken_while_it_is_given_up() -> None:
+    granted: list[int] = []
+
+    def make_room(nbytes: int) -> int:
+        if len(granted) == 2:
+            assert reservation.take_now(50)
+        granted.append(nbytes)
+        return nbytes
+
+    memory = RequestMemory(lambda: 1000, make_room)
+    reservation = memory.reserve()
+    memory.follow(100)
+    memory.follow()
+    assert granted == [0, 100, 0, 50]
+
+
 def test_a_reservation_that_is_dropped_returns_its_bytes() -> None:
     memory = RequestMemory(lambda: 100)
     assert memory.reserve().take_now(60)
