@@ -102,7 +102,7 @@ class ElasticBudget:
     def request_limit_bytes(self) -> int:
         """The most bytes that requests may hold: experts keep their minimum, and the longest sequence its blocks."""
         kv = self._most_kv if self._plan.has_kv_budget else max(self._first_kv, self._bytes_of_longest())
-        left = self._shared_bytes(largest_step=True) + self._beyond_growth() - self._least() - kv
+        left = self._left_bytes(largest_step=True) - self._least() - kv  # whatever is granted to requests now
         return REQUESTS_IN_GROWTH + max(0, left) // REQUEST_SHARE
 
     def make_room_for_requests(self, nbytes: int) -> int:
@@ -117,11 +117,12 @@ class ElasticBudget:
             if not self._requests - 2 * self._chunk <= wanted <= self._requests:
                 self._requests = wanted
                 if not self._plan.has_kv_budget:
-                    unused = max(self._first_kv, self.allowance.taken_bytes, self._beyond_all_experts())
-                    self.allowance.limit_bytes = min(self.allowance.limit_bytes, unused)
+                    # Blocks keep a chunk, since the engine may take some just now.
+                    needed = max(self._first_kv, self.allowance.taken_bytes + self._chunk, self._beyond_all_experts())
+                    self.allowance.limit_bytes = min(self.allowance.limit_bytes, needed)
                 self._rebalance()
             taken = self._store.host_slot_bytes + max(self.allowance.limit_bytes, self.allowance.taken_bytes)
-            free = self._shared_bytes() + self._beyond_growth() - taken
+            free = self._left_bytes() - taken
             return min(self._requests, REQUESTS_IN_GROWTH + max(0, free))
 
     @property
@@ -208,10 +209,12 @@ class ElasticBudget:
 
     def _shared_bytes(self, *, largest_step: bool = False) -> int:
         """Return the bytes that experts and blocks may use together."""
-        step = self._plan.step_bytes if largest_step else self._step_bytes
-        plan = self._plan
-        beside = step + self._reserve + self._beyond_growth()
-        return max(0, plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - beside)
+        return max(0, self._left_bytes(largest_step=largest_step) - self._beyond_growth())
+
+    def _left_bytes(self, *, largest_step: bool = False) -> int:
+        """Return the bytes for experts, blocks, and requests beyond the memory reserved for growth."""
+        plan, step = self._plan, self._plan.step_bytes if largest_step else self._step_bytes
+        return plan.budget_bytes - plan.fixed_bytes - plan.kv.fixed_bytes - step - self._reserve
 
     def _beyond_growth(self) -> int:
         """Return the bytes granted to requests that the memory reserved for growth does not hold."""

@@ -195,6 +195,14 @@ def test_experts_shrink_for_what_requests_hold_and_grow_afterwards(scene: Scene)
     assert scene.store.host_slot_bytes >= before - scene.plan.kv.extent_bytes
 
 
+def test_blocks_may_still_be_allocated_while_another_thread_makes_room_for_requests(scene: Scene) -> None:
+    assert scene.hold(2048) is not None
+    scene.shares.grow_kv_cache(MIB)
+    scene.shares.make_room_for_requests(scene.shares.request_limit_bytes)
+    assert scene.shares.allowance.spare_bytes >= scene.plan.kv.extent_bytes
+    assert scene.spent <= scene.to_spend
+
+
 def test_what_requests_hold_and_blocks_in_use_stay_inside_the_budget(scene: Scene) -> None:
     while scene.hold(1024) is not None:
         pass
