@@ -81,7 +81,7 @@ class Lease:
         self._uncounted: set[ExpertKey] = set()  # of those, which were in a slower tier
         self.missed: list[ExpertKey] = []  # experts that were in no tier when they were to be loaded
         self.stall_seconds = 0.0  # spent waiting for experts
-        self.stalled_from = self.stalled_to = 0.0  # begin of the first wait and end of the last, ``time.monotonic``
+        self.stalled_from = self.stalled_to = 0.0  # start of the first wait and end of the last, ``time.monotonic``
 
     @property
     def num_lookups(self) -> int:

@@ -23,7 +23,7 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
-SECOND_COPY = "consolidated"  # how names begin where Mistral adds the weights in its own format
+MISTRAL_WEIGHTS = "consolidated"  # prefix of the names of weights in Mistral's own format, often a second copy
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -51,7 +51,7 @@ def find_shards(folder: Path) -> list[Path]:
     index = folder / INDEX_NAME
     if not os.path.lexists(index):
         found = sorted(folder.glob("*.safetensors"))
-        shards = [path for path in found if not path.name.startswith(SECOND_COPY)] or found
+        shards = [path for path in found if not path.name.startswith(MISTRAL_WEIGHTS)] or found
         if not shards:
             raise CheckpointError(f"no .safetensors file in {folder}; pickled checkpoints (.bin, .pt) are not opened")
         return shards

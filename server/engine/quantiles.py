@@ -16,7 +16,6 @@ def quantile(share: float, bounds: Sequence[float], cumulative: Sequence[int]) -
 
     Returns:
         None without observations; the last bound if it is larger than that.
-
     """
     rank = share * cumulative[-1]
     if not rank:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-MISTRAL_WEIGHTS = "consolidated"  # how the names of weights begin in Mistral's own format
+from expert_store.io.safetensors_index import MISTRAL_WEIGHTS
+
 PICKLES = {".bin", ".pt", ".pth"}  # suffixes of PyTorch's files
 
 

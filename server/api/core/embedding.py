@@ -29,7 +29,7 @@ class Embedding:
     Args:
         prompts: token ids of each input.
         timeout: time limit of the request in seconds.
-        id_prefix: begin of the request's id.
+        id_prefix: beginning of the request's id.
         max_concurrent: inputs that the engine has at a time.
 
     """

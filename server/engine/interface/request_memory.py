@@ -198,7 +198,7 @@ class Reservation:
         """Take bytes that will be used later, and wait while others hold them.
 
         Args:
-            what: begin of a sentence that says what needs them.
+            what: beginning of a sentence that says what needs them.
             param: the field of the body to change.
 
         Raises:

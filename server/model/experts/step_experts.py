@@ -128,7 +128,7 @@ class StepExperts:
 
 @contextmanager
 def prefetched_step(prefetcher: Prefetcher | None) -> Iterator[None]:
-    """Report the begin of a step to the prefetcher, and its duration once the step has succeeded."""
+    """Report the beginning of a step to the prefetcher, and its duration once the step has succeeded."""
     if prefetcher is None:
         yield
         return

@@ -46,7 +46,7 @@ class _Products(TorchFunctionMode):
 
 @contextmanager
 def watch_routers(model: nn.Module) -> Iterator[RouterCalls]:
-    """Record the products that modules compute by a matrix of their own, and are no linear layers."""
+    """Record the products by matrices of their own in modules that are no linear layers."""
     seen: RouterCalls = {}
     with ExitStack() as stack:
         for module in model.modules():
@@ -103,7 +103,7 @@ def routed_by_weights(
 
 
 class RouterAdditions:
-    """What the adapters of a step add to routers.
+    """Makes routers add what the adapters of a step add to them.
 
     Args:
         layers: the layer of each router that adapters can add to, by the name of its module.

@@ -1,4 +1,4 @@
-"""Checks what a sample near the begin of a sequence does not show: the last positions, and large logits."""
+"""Checks a model at the last positions and with large logits, which a sample at the first positions does not show."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ LEAST_AGREEMENT = {torch.float32: 0.99, torch.float16: 0.95, torch.bfloat16: 0.9
 
 @dataclass(frozen=True)
 class Trial:
-    """What a model's router makes of some logits."""
+    """The choices and weights of a model's router for some logits."""
 
     logits: torch.Tensor  # float64 (rows, experts)
     chosen: torch.Tensor  # (rows, k)
@@ -38,7 +38,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Match:
-    """How near a candidate comes to a trial."""
+    """The difference of a candidate from a trial."""
 
     error: float  # of weights, relative to a row's largest; infinite if it chooses other experts
     scale: float  # from its weights to the model's

@@ -1,4 +1,4 @@
-"""What the hub tells of a model before it is downloaded."""
+"""The hub is asked about a model before it is downloaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG, WEIGHTS = {"rfilename": "config.json", "size": 1}, {"rfilename": "model.
 
 @pytest.fixture
 def upload(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the hub answers about each model."""
+    """The hub's answers about each model."""
     answer: dict[str, Any] = {"id": "a/model", "sha": "0" * 40, "siblings": [CONFIG, WEIGHTS]}
     monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: ModelInfo(**answer))
     return answer
