@@ -62,7 +62,7 @@ class ChunkEncoder(ReplyEncoder):
         async for arrived in self.generation.events():
             for index, event in arrived:
                 self.generation.note_token(index, event)
-                if self.is_long(index, event):
+                if event.prompt_logprobs:
                     await asyncio.to_thread(choices[index].add, event)
                 else:
                     choices[index].add(event)

@@ -73,12 +73,14 @@ class CompletionEncoder(ChunkEncoder):
         return [_choice(index, text, None, None) | self._prompt_token_ids(index) | self._token_ids()]
 
     def chunk_choices(self, index: int, event: TokenEvent) -> list[JsonObject]:
-        lists = CompletionLogprobs(self._codec)
-        text = self._echo_now(index, event, lists) + event.text
+        text, logprobs = event.text, None
+        if self._has_logprobs:
+            lists = CompletionLogprobs(self._codec)
+            text = self._echo_now(index, event, lists) + text
+            lists.add(event.logprobs, len(self._echo_text(index)))
+            logprobs = lists.body() if lists.nbytes else None
         if not (text or event.logprobs or event.finish_reason is not None or self._has_token_ids):
             return []
-        lists.add(event.logprobs, len(self._echo_text(index)))
-        logprobs = lists.body() if lists.nbytes else None
         return [_choice(index, text, logprobs, event.finish_reason) | self._token_ids(event)]
 
     def _echo(self, index: int) -> Echo | None:

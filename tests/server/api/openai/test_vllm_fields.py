@@ -1,9 +1,11 @@
 """Fields of vLLM's requests that change a prompt, a choice of tokens, or a reply; and those that are refused."""
 
+import asyncio
 import json
 
 import pytest
 
+from server.api.openai.chunk_encoder import ChoiceBuilder
 from server.api.openai.prompt_tokens import bad_word_ids
 
 
@@ -134,6 +136,19 @@ CHOICE_TOKENS = [100, 101, 102, 103, 104]  # of the fake engine; the third has n
 def chunks_of(response):
     events = response.text.removesuffix("data: [DONE]\n\n").split("\n\n")
     return [json.loads(event.removeprefix("data: ")) for event in events if event]
+
+
+def test_tokens_of_a_complete_reply_are_added_without_a_thread_for_each(complete, monkeypatch):
+    loops, add = [], ChoiceBuilder.add
+
+    def watched(builder, event):
+        loops.append(asyncio._get_running_loop())
+        add(builder, event)
+
+    monkeypatch.setattr(ChoiceBuilder, "add", watched)
+    complete(return_token_ids=True)
+    assert loops
+    assert None not in loops
 
 
 def test_choices_of_completions_have_their_tokens_and_those_of_their_prompts(complete):
