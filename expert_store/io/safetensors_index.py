@@ -17,13 +17,13 @@ import torch
 
 from expert_store.catalog import Extent, TensorSource
 from expert_store.errors import CheckpointError
+from expert_store.io.file_names import MISTRAL_WEIGHTS
 from expert_store.io.metadata import open_regular, parse_json_object, read_json_object
 
 MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
 SUFFIX = ".safetensors"
-MISTRAL_WEIGHTS = "consolidated"  # prefix of the names of weights in Mistral's own format, often a second copy
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from expert_store.io.safetensors_index import MISTRAL_WEIGHTS
+from expert_store.io.file_names import MISTRAL_WEIGHTS
 
 PICKLES = {".bin", ".pt", ".pth"}  # suffixes of PyTorch's files
 

@@ -22,7 +22,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]  # documented, not exported
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from expert_store.io.safetensors_index import MISTRAL_WEIGHTS
+from expert_store.io.file_names import MISTRAL_WEIGHTS
 from server.byte_sizes import format_bytes
 from server.model.errors import ModelError, check_formats, in_mlx_format
 from server.progress import polled_progress
