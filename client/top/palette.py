@@ -13,7 +13,7 @@ MEMORY_RGB: dict[str, Rgb] = {
     "trunk": (190, 149, 236),
     "process": (147, 166, 158),
     "step": (231, 145, 194),
-    "requests": (122, 211, 221),
+    "requests": (117, 210, 221),
     "unaccounted": (255, 141, 128),
     "kv_cache": TIER_RGB[DEVICE],
     "adapters": (226, 193, 98),

@@ -14,7 +14,7 @@ import pytest
 
 from server.api.core.api_keys import digest_of
 from server.model.checkpoint.locate import BUNDLED
-from tests.e2e.processes import Server, run_command, serving
+from tests.e2e.processes import Server, run_command, serving, total
 from tests.faults.test_signals import wait_for_line
 from tests.server.model.variants import other, read_tensors, save_variant
 
@@ -120,7 +120,8 @@ def test_sighup_puts_another_file_in_force_and_a_bad_one_changes_nothing(server:
         assert names() == [VARIANT]
         for name in (BASE, "absent"):
             assert post(server, TENANT, "/v1/completions", model=name, prompt=PROMPT).status_code == 404
-        assert server.total("policy_refusals_total", 'policy="tenant"', 'reason="model"') == 1
+        refused = ("policy_refusals_total", 'policy="tenant"', 'reason="model"')
+        assert total(server.metrics(ADMIN), *refused) == 1
         failed = reload("[default]\nforbidden_experts = {all = [99]}\n", "policy.reload", 1)
         assert failed["outcome"] == "failed"
         assert "the policy default: forbidden_experts: no layer has an expert 99" in failed["error"]

@@ -23,7 +23,7 @@ from tests.server.live.conftest import LiveServer, serving_rig
 from tests.server.live.requests import ask, error_of, headers_of, status_of
 
 USER, OTHER_USER, ADMIN = "sk-user-1", "sk-user-2", "sk-admin-1"
-OPEN_PATHS = {"/", "/web/{name}", "/health", "/ready", "/version", "/metrics", "/openapi.json"}
+OPEN_PATHS = {"/", "/web/{name}", "/health", "/ready", "/version", "/metrics", "/openapi.json", "/v1/access"}
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ VALUES = (0, -1, 2**31, 2**63, 1e308, "1", True)
 # What each parameter may be of these; all else is refused.
 PARAMETERS: dict[str, tuple[object, ...]] = {
     "n": (),
-    "max_tokens": (),
-    "max_completion_tokens": (),
+    "max_tokens": (-1,),  # without a limit
+    "max_completion_tokens": (-1,),
     "top_logprobs": (0,),
     "min_tokens": (0,),
     "top_k": (0, -1),
     "seed": (0, -1, 2**31),
     "temperature": (0,),
-    "top_p": (),
+    "top_p": (0,),  # greedy
     "min_p": (0,),
     "repetition_penalty": (),
     "presence_penalty": (0, -1),
