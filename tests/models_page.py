@@ -18,8 +18,8 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
 TEXT = """# Models
 
 This page lists every Mixture-of-Experts family of transformers {version} that generates text, by the `model_type` in
-its `config.json`, and `step3p5`, whose checkpoints the class of Step-3.7 computes. `python -m tests.models_page` writes it
-from test results, and `tests/server/model/test_families.py` checks each of its lines.
+its `config.json`, and `step3p5`, whose checkpoints the class of Step-3.7 computes. `python -m tests.models_page` writes
+it from test results, and `tests/server/model/test_families.py` checks each of its lines.
 
 ## Served: {served}
 
