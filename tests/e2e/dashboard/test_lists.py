@@ -83,7 +83,7 @@ def test_the_last_adapter_of_a_page_can_be_unloaded(synthetic: Synthetic, page: 
 
 
 class Answer:
-    """What the list of requests is told of one."""
+    """Work as the list of requests shows it."""
 
     routing: Any = None
 
