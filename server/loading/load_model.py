@@ -141,7 +141,8 @@ def check_chat_settings(settings: ServeSettings) -> None:
         try:
             check_template(settings.chat_template, options)
         except jinja2.TemplateError as error:
-            raise SettingsError(f"--chat-template can't be used: {str(error).rstrip('.')}; mend the template") from error
+            reason = str(error).rstrip(".")
+            raise SettingsError(f"--chat-template can't be used: {reason}; mend the template") from error
 
 
 def load_media_processor(folder: Path, facts: TrunkFacts, chat_template: str | None = None) -> MediaProcessor | str:
