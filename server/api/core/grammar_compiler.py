@@ -13,6 +13,7 @@ from server.panics import panics_as_errors
 MAX_SECONDS = 5.0
 MAX_COMPILING = 2  # at a time; each has a thread
 MAX_KEPT = 32  # compiled grammars that are cached
+KEPT_SHARE = 4  # and they hold at most 1/4 of the memory for requests, beside the newest
 # Memory of a compiled grammar, and of each byte of its text; docs/log.md.
 GRAMMAR_BYTES, TEXT_FACTOR = 1 << 19, 48
 
@@ -61,7 +62,10 @@ class GrammarCompiler:
     def _begin(self, spec: GrammarSpec, reservation: Reservation) -> "_Compilation":
         compilation = self._compiling[spec] = _Compilation(self.codec, spec, self._slots, reservation)
         compilation.task.add_done_callback(lambda task: self._forget_failure(spec, task))
-        if len(self._compiling) > MAX_KEPT:
+        while len(self._compiling) > 1 and (
+            len(self._compiling) > MAX_KEPT
+            or sum(kept.nbytes for kept in self._compiling.values()) > self.memory.limit_bytes // KEPT_SHARE
+        ):
             self._compiling.popitem(last=False)
         return compilation
 
@@ -90,7 +94,7 @@ class _Compilation:
 
     def __init__(self, codec: TextCodec, spec: GrammarSpec, slots: asyncio.Semaphore, reservation: Reservation) -> None:
         self._codec, self._spec, self._slots = codec, spec, slots
-        self._reservation = reservation
+        self._reservation, self.nbytes = reservation, reservation.taken
         self.has_begun = False
         self._num_waiting = 0
         self.task = asyncio.create_task(self._run())

@@ -82,7 +82,10 @@ def check_config(config: PreTrainedConfig, folder: Path) -> None:
     Raises:
         ModelError: a value can't be that of a model; the message names it.
     """
-    for layer in layer_configs(config.get_text_config()):
+    text = config.get_text_config()
+    if not isinstance(text, PreTrainedConfig):
+        raise _unusable(folder, "its text_config is not one that transformers reads")
+    for layer in layer_configs(text):
         for name in LEAST_ONE:
             value = getattr(layer, name, None)
             if type(value) is int and value < 1:

@@ -125,6 +125,19 @@ def test_a_grammar_counts_as_memory_until_neither_cache_nor_request_has_it():
     asyncio.run(scenario())
 
 
+def test_cached_grammars_leave_other_requests_their_memory():
+    memory = RequestMemory(lambda: 16 * GRAMMAR_BYTES)
+    compiler = GrammarCompiler(FakeCodec(), memory)
+
+    async def scenario():
+        for number in range(20):
+            await compiler.compile(spec(number))
+
+    asyncio.run(scenario())
+    gc.collect()
+    assert GRAMMAR_BYTES < memory.held_bytes <= 4 * GRAMMAR_BYTES
+
+
 def test_a_grammar_that_fails_holds_no_memory():
     memory = RequestMemory()
     codec = FakeCodec(grammar_refusal=RequestRefusedError("no", "response_format"))
