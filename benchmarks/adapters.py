@@ -21,7 +21,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks.engine_alone import sampling_defaults
 from server.cli.serve import add_arguments
 from server.engine.interface import GenerationRequest, RequestWeights, SamplingParams
 from server.loading.load import LoadedServer, load_server
@@ -84,7 +84,7 @@ def run(loaded: LoadedServer, weights: Sequence[RequestWeights | None], max_toke
     async def submit() -> None:
         for number, own in enumerate(weights):
             prompt = random.Random(number).choices(range(100, 1000), k=PROMPT_TOKENS)  # noqa: S311  no secret
-            sampling = SamplingParams(max_tokens, ignore_eos=True, seed=number, **asdict(loaded.defaults))
+            sampling = SamplingParams(max_tokens, ignore_eos=True, seed=number, **sampling_defaults(loaded))
             loaded.engine.submit(GenerationRequest(str(number), tuple(prompt), sampling, weights=own))
 
     counters, store = loaded.engine.statistics, loaded.store
@@ -153,7 +153,7 @@ def first_token_seconds(loaded: LoadedServer, weights: RequestWeights | None, se
 
     async def submit() -> None:
         prompt = random.Random(seed).choices(range(100, 1000), k=PROMPT_TOKENS)  # noqa: S311  no secret
-        sampling = SamplingParams(1, ignore_eos=True, seed=seed, **asdict(loaded.defaults))
+        sampling = SamplingParams(1, ignore_eos=True, seed=seed, **sampling_defaults(loaded))
         stream = loaded.engine.submit(GenerationRequest(f"first{seed}", tuple(prompt), sampling, weights=weights))
         async for _ in stream:
             pass

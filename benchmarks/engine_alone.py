@@ -24,13 +24,18 @@ from server.settings import load_settings
 POLL_SECONDS = 0.02
 
 
+def sampling_defaults(loaded: LoadedServer) -> dict[str, float]:
+    """Return the model's defaults of the parameters that choose a token."""
+    return {name: value for name, value in asdict(loaded.defaults).items() if name != "max_new_tokens"}
+
+
 async def run(loaded: LoadedServer, work: list[tuple[list[int], int]]) -> dict[str, float]:
     """Generate all completions in one batch; blocks the event loop until the last token."""
     statistics = loaded.engine.statistics
     steps, seconds, cpu = statistics.steps["decode"], statistics.step_seconds["decode"], time.process_time()
     num_finished = statistics.finished.total() + len(work)
     for number, (prompt_ids, max_tokens) in enumerate(work):
-        sampling = SamplingParams(max_tokens, ignore_eos=True, **asdict(loaded.defaults))
+        sampling = SamplingParams(max_tokens, ignore_eos=True, **sampling_defaults(loaded))
         loaded.engine.submit(GenerationRequest(str(number), tuple(prompt_ids), sampling))
     while statistics.finished.total() < num_finished or statistics.num_running:
         time.sleep(POLL_SECONDS)  # noqa: ASYNC251  the event loop must stay idle
