@@ -41,6 +41,8 @@ def test_experts_are_listed_pinned_and_evicted(client: Client) -> None:
     assert client.pin([(0, 3)]).changed == 1
     assert client.pin([(0, 3)]).changed == 0
     pinned = client.expert(0, 3)
+    while pinned.residency == "disk":  # it is being read
+        pinned = client.expert(0, 3)
     assert (pinned.residency, pinned.pinned, pinned.variant) == ("host", True, "base")
     found = client.experts()
     assert found.tiers["host"].num_pinned == 1
