@@ -20,8 +20,6 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from expert_store import ExpertKey, ExpertStore, Weights, open_pack, write_pack
-from server.demo.corpus import Domain, read_corpus
-from server.demo.measure import held_out_batches, mean_perplexity, measure
 from server.kernels import expert
 from server.kernels.expert import transposed_names
 from server.model.checkpoint.locate import BUNDLED, BUNDLED_NAME
@@ -29,6 +27,8 @@ from server.model.checkpoint.packing import pack_source
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.checkpoint.trunk_loader import build_model, read_config
 from server.model.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
+from training.corpus import Domain, read_corpus
+from training.measure import held_out_batches, mean_perplexity, measure
 
 ROW_TOKENS = 256
 

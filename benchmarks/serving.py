@@ -91,7 +91,7 @@ def held_out(corpus: Path) -> list[list[int]]:
     """Return the token ids of the held-out documents of the bundled model's corpus."""
     from tokenizers import Tokenizer  # noqa: PLC0415  in the training extra, not needed for random ids
 
-    from server.demo.corpus import find_domains, read_documents, split_documents  # noqa: PLC0415
+    from training.corpus import find_domains, read_documents, split_documents  # noqa: PLC0415
 
     domains = find_domains(corpus).items()
     texts = [text for name, path in domains for text in split_documents(name, read_documents(path))[1]]

@@ -9,8 +9,8 @@ import pytest
 
 from expert_store.policies import POLICIES
 from expert_store.routing_log.log import RoutingLogHeader, RoutingLogWriter, read_routing_log
-from server.demo.traces import FOLDER
 from tests.e2e.processes import run_command
+from training.traces import FOLDER
 
 PHASES = (("prefill", "decode"), ("decode",))  # all, and those of decoding
 CHAT, MIXED = str(FOLDER / "chat.jsonl.gz"), str(FOLDER / "mixed.jsonl.gz")
