@@ -25,7 +25,7 @@ class Edition(BaseModel):
 
 
 class Author(BaseModel):
-    """What is asked for; every field is bounded, so that even a small model comes to an end."""
+    """An answer as it is asked for; every field is bounded, so that even a small model comes to an end."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -1,3 +1,5 @@
+"""The corpus as it is read, held out and cut into rows."""
+
 import numpy as np
 import pytest
 import zstandard

@@ -1,3 +1,5 @@
+"""An exported model, beside the run that it comes from."""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,3 +1,5 @@
+"""Losses and noise of the router in training."""
+
 import pytest
 import torch
 

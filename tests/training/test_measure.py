@@ -1,3 +1,5 @@
+"""Measurements on held-out text, and of the use of experts."""
+
 import math
 
 import numpy as np

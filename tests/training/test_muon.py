@@ -1,3 +1,5 @@
+"""Steps of Muon, and the orthogonalisation of matrices."""
+
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

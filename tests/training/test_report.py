@@ -1,3 +1,5 @@
+"""The report of the bundled model, and the samples in it."""
+
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace

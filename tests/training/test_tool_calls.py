@@ -1,3 +1,5 @@
+"""Questions from chats with tools, and how answers to them are judged."""
+
 import pytest
 
 from server.model.checkpoint.locate import BUNDLED

@@ -1,3 +1,5 @@
+"""Chats with tools that are written from a corpus."""
+
 import json
 import random
 from itertools import islice

@@ -1,3 +1,5 @@
+"""Training runs: resumed, killed, continued from a model."""
+
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -157,8 +157,9 @@ NO_FILTERS = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 def test_filters_keep_the_tokens_that_transformers_keeps(
     params: dict[str, Any], generated: list[int], seed: int, are_ties: bool, is_in_parts: bool
 ) -> None:
-    """Transformers breaks ties of top-p arbitrarily, so equal tokens are compared together; tokens on
-    the very edge of top-p or min-p may fall on either side by rounding.
+    """Equal tokens are compared together, since transformers breaks ties of top-p arbitrarily.
+
+    Tokens on the very edge of top-p or min-p may fall on either side by rounding.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
         if is_in_parts:
