@@ -5,8 +5,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from server.api.core.errors import APIError, api_error
-from server.api.core.validation import quote
+from server.api.core.errors.api_errors import APIError, api_error
+from server.api.core.errors.validation import quote
 from server.api.middleware.request_id import REQUEST_ID_HEADER
 from server.engine.interface import EngineError
 

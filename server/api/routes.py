@@ -11,12 +11,12 @@ from server.api.admin import adapters, experts, folders, history, requests, vari
 from server.api.anthropic import absent as anthropic_absent
 from server.api.anthropic import messages
 from server.api.anthropic import models as anthropic_models
-from server.api.core.errors import APIError
-from server.api.core.hosted_tools import IGNORED_TOOLS_HEADER
-from server.api.core.openapi import describe
-from server.api.core.rate_limiter import RATE_HEADERS
-from server.api.core.routing import ROUTING_HEADER
-from server.api.core.service import Service
+from server.api.core.access.rate_limiter import RATE_HEADERS
+from server.api.core.bodies.hosted_tools import IGNORED_TOOLS_HEADER
+from server.api.core.choice.auto_choice import ROUTING_HEADER
+from server.api.core.errors.api_errors import APIError
+from server.api.core.service.openapi import describe
+from server.api.core.service.service import Service
 from server.api.error_handlers import add_error_handlers, answer_error
 from server.api.middleware.host_check import HostMiddleware
 from server.api.middleware.panic_handler import PanicMiddleware

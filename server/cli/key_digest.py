@@ -7,7 +7,7 @@ import sys
 from getpass import getpass
 from pathlib import Path
 
-from server.api.core.api_keys import digest_of
+from server.api.core.access.api_keys import digest_of
 from server.cli.exit_status import FAILURE, finish
 from server.setting_values import check_key
 

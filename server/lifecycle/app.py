@@ -12,10 +12,10 @@ from typing import Any, cast
 import uvicorn
 from fastapi import FastAPI
 
-from server.api.core.audit import audit
-from server.api.core.auto_routing import learn_examples
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.access.audit import audit
+from server.api.core.requests.auto_request import learn_examples
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.api.routes import add_routes
 from server.lifecycle.draining import Listener, close, drain
 from server.lifecycle.history_recording import record_history

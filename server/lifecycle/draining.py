@@ -1,6 +1,6 @@
 """Draining: from the stop signal to the last response.
 
-New requests are refused meanwhile, by ``accepting_model`` in ``server/api/core/service.py``.
+New requests are refused meanwhile, by ``accepting_model`` in ``server/api/core/service/service.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import uvicorn
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 
 ERROR_SECONDS = 1.0  # time for clients to read the error that ends their stream
 CLOSE_SECONDS = 5.0  # time for the engine to end its step, and for the store to end its reads

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from server.administration.history import INTERVAL_SECONDS, History
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.engine.interface import JsonObject
 
 log = logging.getLogger(__name__)

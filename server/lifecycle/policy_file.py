@@ -10,9 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from server.api.core.adapter_choice import MAX_ADAPTERS, MAX_WEIGHT
-from server.api.core.api_keys import DIGEST
-from server.api.core.policies import DEFAULT, Policies
+from server.api.core.access.api_keys import DIGEST
+from server.api.core.access.policies import DEFAULT, Policies
+from server.api.core.choice.adapter_choice import MAX_ADAPTERS, MAX_WEIGHT
 from server.engine.interface import ForbiddenExperts, Policy
 from server.settings import SettingsError
 

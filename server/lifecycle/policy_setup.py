@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from server.api.core.api_keys import Keys, key_id
-from server.api.core.audit import audit
-from server.api.core.policies import Policies
-from server.api.core.service import Service
+from server.api.core.access.api_keys import Keys, key_id
+from server.api.core.access.audit import audit
+from server.api.core.access.policies import Policies
+from server.api.core.service.service import Service
 from server.engine.interface import ForbiddenExperts, Policy, UnusablePolicyError
 from server.lifecycle.policy_file import EVERYWHERE, read_policies
 from server.lifecycle.reload_hooks import ReloadHooks

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from importlib.metadata import version
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.host_rules import HostRules, is_loopback
-from server.api.core.rate_limiter import RateLimiter, RateLimits
-from server.api.core.response_store import ResponseStore, UnusableStoreError
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.host_rules import HostRules, is_loopback
+from server.api.core.access.rate_limiter import RateLimiter, RateLimits
+from server.api.core.replies.response_store import ResponseStore, UnusableStoreError
+from server.api.core.service.service import Service
 from server.lifecycle.reload_hooks import ReloadHooks
 from server.settings import ServeSettings, SettingsError
 

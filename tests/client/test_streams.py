@@ -20,7 +20,7 @@ from client import (
     StreamFailedError,
 )
 from client.retries import Retries
-from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.access.api_keys import KeyRing, Keys
 from server.engine.interface import GenerationFailedError, QueueFullError
 from tests.client.conftest import AnyClient
 from tests.server.api.fakes import MODEL, WAIT_SECONDS, FakeServer

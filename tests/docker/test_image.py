@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api.core.host_rules import is_loopback
+from server.api.core.access.host_rules import is_loopback
 from server.cli.main import SUBCOMMANDS
 from tests.docker.files import FOLDER, PROJECT, ROOT, read_image, settings_of
 

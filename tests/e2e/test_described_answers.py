@@ -15,7 +15,7 @@ import requests
 import schemathesis
 from hypothesis import strategies as st
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.lifecycle.app import create_app
 from server.model.checkpoint.locate import BUNDLED
 from tests.adapters import write_adapter

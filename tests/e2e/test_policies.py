@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.core.api_keys import digest_of
+from server.api.core.access.api_keys import digest_of
 from server.model.checkpoint.locate import BUNDLED
 from tests.e2e.processes import Server, run_command, serving, total
 from tests.faults.test_signals import wait_for_line

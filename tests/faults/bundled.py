@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings
 from tests.server.live.conftest import LiveServer, serving_model

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
-from server.api.core.auth import Guard
+from server.api.core.service.guard import Guard
 
 
 def leaves(routes: Sequence[BaseRoute]) -> Iterator[tuple[str, BaseRoute]]:

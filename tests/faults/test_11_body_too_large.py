@@ -9,8 +9,8 @@ import threading
 
 import pytest
 
-from server.api.core import json_reader
-from server.api.core.body import MAX_BODY_BYTES, PARSED_FACTOR
+from server.api.core.json_text import reader as json_reader
+from server.api.core.service.body import MAX_BODY_BYTES, PARSED_FACTOR
 from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation

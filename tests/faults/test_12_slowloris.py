@@ -10,7 +10,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.api.core import body as body_module
+from server.api.core.service import body as body_module
 from server.engine.text.codec import Codec
 from server.lifecycle.http_protocol import ConnectionLimits
 from tests.server.engine.fakes import Rig, continuation

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.core.json_reader import MAX_DEPTH, PIECE, JSONError, read_json
+from server.api.core.json_text.reader import MAX_DEPTH, PIECE, JSONError, read_json
 from tests.server.live.conftest import FakeServer
 from tests.server.live.requests import ask, error_of, post_bytes, status_of
 

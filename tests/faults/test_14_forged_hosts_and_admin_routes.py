@@ -10,10 +10,10 @@ import httpx
 import pytest
 from fastapi import FastAPI, Response
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.auth import AdminDep
-from server.api.core.host_rules import HostRules
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.host_rules import HostRules
+from server.api.core.service.guard import AdminDep
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from server.lifecycle.app import create_app
 from tests.faults.routes import leaves, roles

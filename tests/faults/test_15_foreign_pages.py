@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.api.core.host_rules import HostRules
-from server.api.core.service import Service
+from server.api.core.access.host_rules import HostRules
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from server.lifecycle.service_setup import make_service
 from server.settings import ServeSettings

@@ -9,11 +9,11 @@ import openai
 import pytest
 from fastapi.routing import APIRoute
 
-from server.api.core import absent_routes
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.host_rules import is_loopback
-from server.api.core.openapi import body_model
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.host_rules import is_loopback
+from server.api.core.errors import absent_routes
+from server.api.core.service.openapi import body_model
+from server.api.core.service.service import Service
 from server.api.operations import health, metrics
 from server.engine.text.codec import Codec
 from server.lifecycle.app import create_app

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from server.api.core.json_schema import MAX_SCHEMA_BYTES
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.grammars.json_schema import MAX_SCHEMA_BYTES
+from server.api.core.requests.loaded_model import LoadedModel
 from server.engine.interface import Grammar, GrammarSpec
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation

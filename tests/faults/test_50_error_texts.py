@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.service.service import Service
 from server.engine.runner import PagedModelRunner
 from tests.expert_store.gated_reads import GatedReads
 from tests.faults.bundled import serving_bundled

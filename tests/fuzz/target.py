@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.loading.load import LoadedServer, load_server
 from server.settings import ServeSettings, SettingsError
 from tests.e2e.processes import serving

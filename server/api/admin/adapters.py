@@ -7,16 +7,16 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, PlainTextResponse
 from pydantic import BaseModel, ConfigDict
 
-from server.api.core.audit import audited
-from server.api.core.auth import AdminDep
-from server.api.core.auto_routing import learn_examples
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError, ModelNotFoundError
-from server.api.core.fields import Text
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
-from server.api.core.validation import quote
+from server.api.core.access.audit import audited
+from server.api.core.bodies.fields import Text
+from server.api.core.errors.api_errors import InvalidRequestError, ModelNotFoundError
+from server.api.core.errors.validation import quote
+from server.api.core.requests.auto_request import learn_examples
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import AdminDep
+from server.api.core.service.service import Service
 from server.engine.interface import AdapterAdministration, JsonObject, RoutingExamples, UnknownAdapterError
 
 NO_ADAPTERS = "This server loads no adapters: start it with --adapters-dir."

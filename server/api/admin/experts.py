@@ -8,15 +8,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, PlainValidator
 
 from server.api.admin.experts_stream import ExpertStream
-from server.api.core.audit import audited
-from server.api.core.auth import AdminDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import ExpertNotFoundError
-from server.api.core.expert_sampler import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
-from server.api.core.json_encoding import around_list, encode_json
-from server.api.core.service import Service
-from server.api.core.validation import quote
+from server.api.core.access.audit import audited
+from server.api.core.errors.api_errors import ExpertNotFoundError
+from server.api.core.errors.validation import quote
+from server.api.core.json_text.encoding import around_list, encode_json
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.expert_sampler import LEAST_INTERVAL_SECONDS, MOST_INTERVAL_SECONDS
+from server.api.core.service.guard import AdminDep
+from server.api.core.service.service import Service
 from server.engine.interface import ExpertAdministration, ExpertChange, ExpertPlace, JsonObject
 
 EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}

@@ -8,10 +8,10 @@ from anyio import to_thread
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from server.api.core.disconnect import unless_client_leaves
-from server.api.core.errors import ClientDisconnectedError, RateLimitError
-from server.api.core.server_sent_events import EVENT_STREAM, HEADERS, sse
-from server.api.core.service import Service
+from server.api.core.errors.api_errors import ClientDisconnectedError, RateLimitError
+from server.api.core.replies.server_sent_events import EVENT_STREAM, HEADERS, sse
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.service.service import Service
 from server.engine.interface import ExpertAdministration
 
 MAX_LISTENERS = 32

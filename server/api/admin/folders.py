@@ -3,8 +3,8 @@
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import AdminDep
-from server.api.core.dependencies import ServiceDep
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import AdminDep
 from server.engine.interface import AdapterAdministration, VariantAdministration
 
 router = APIRouter(prefix="/v1/folders", tags=["folders"], dependencies=[AdminDep])

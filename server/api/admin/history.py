@@ -5,8 +5,8 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import AdminDep
-from server.api.core.dependencies import ServiceDep
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import AdminDep
 
 router = APIRouter(prefix="/v1/history", tags=["history"], dependencies=[AdminDep])
 

@@ -3,10 +3,10 @@
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import AdminDep
-from server.api.core.dependencies import ServiceDep
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.usage import expert_usage
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import AdminDep
 from server.engine.interface import JsonObject, RequestStatus
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"], dependencies=[AdminDep])

@@ -6,14 +6,14 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from server.api.core.audit import audited
-from server.api.core.auth import AdminDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError, ModelNotFoundError
-from server.api.core.fields import Text
-from server.api.core.service import Service
-from server.api.core.validation import quote
+from server.api.core.access.audit import audited
+from server.api.core.bodies.fields import Text
+from server.api.core.errors.api_errors import InvalidRequestError, ModelNotFoundError
+from server.api.core.errors.validation import quote
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import AdminDep
+from server.api.core.service.service import Service
 from server.engine.interface import UnknownVariantError, VariantAdministration
 
 NO_VARIANTS = "This server loads no expert weights: start it with --experts-dir."

@@ -4,8 +4,8 @@ from fastapi import APIRouter
 
 from server.api.anthropic.errors import AnthropicRoute
 from server.api.anthropic.models import AnthropicClientRoute
-from server.api.core.absent_routes import add_absent
-from server.api.core.auth import UserDep
+from server.api.core.errors.absent_routes import add_absent
+from server.api.core.service.guard import UserDep
 
 router = APIRouter(dependencies=[UserDep])
 

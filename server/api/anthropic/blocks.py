@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from server.api.core.conversation import Conversation, image_part, text_part
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Text, is_encodable
-from server.api.core.translation import validated
-from server.api.core.validation import quote
+from server.api.core.bodies.conversation import Conversation, image_part, text_part
+from server.api.core.bodies.fields import Text, is_encodable
+from server.api.core.bodies.translation import validated
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
 from server.engine.interface import JsonObject
 
 

@@ -7,10 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
 from server.api.anthropic.errors import ThreadError
 from server.api.anthropic.tools import ClientTool, ToolChoice, Tools
-from server.api.core.conversation import Conversation
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import MAX_INT32, Stops, Text, only
-from server.api.core.translation import CONTINUATION, split_extra
+from server.api.core.bodies.conversation import Conversation
+from server.api.core.bodies.fields import MAX_INT32, Stops, Text, only
+from server.api.core.bodies.translation import CONTINUATION, split_extra
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import THINKING_OPTIONS, ChatBody, TranslatedChat
 from server.engine.interface import JsonObject
 

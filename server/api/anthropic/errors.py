@@ -7,7 +7,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from server.api.core.errors import APIError, InvalidRequestError
+from server.api.core.errors.api_errors import APIError, InvalidRequestError
 from server.engine.interface import JsonObject
 
 TYPES = {

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.anthropic.errors import error_body
-from server.api.core.chat_turn import ChatTurn
-from server.api.core.cut_json import parse_cut
-from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import APIError
-from server.api.core.event_encoder import EventEncoder
-from server.api.core.routing import greenroom_member
-from server.api.core.usage import usage
+from server.api.core.choice.auto_choice import greenroom_member
+from server.api.core.errors.api_errors import APIError
+from server.api.core.json_text.cut_json import parse_cut
+from server.api.core.replies.chat_turn import ChatTurn
+from server.api.core.replies.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.event_encoder import EventEncoder
+from server.api.core.replies.usage import usage
 from server.engine.interface import JsonObject, TokenEvent
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}

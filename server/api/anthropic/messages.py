@@ -10,13 +10,13 @@ from server.api.anthropic.body import NAMES, MessagesBody, PromptBody
 from server.api.anthropic.errors import ERRORS, AnthropicRoute
 from server.api.anthropic.message_encoder import MessageEncoder
 from server.api.anthropic.tools import ignored_types
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.hosted_tools import name_ignored
-from server.api.core.openapi import STREAMED
-from server.api.core.reply import answer
-from server.api.core.translation import translate_errors
+from server.api.core.bodies.hosted_tools import name_ignored
+from server.api.core.bodies.translation import translate_errors
+from server.api.core.replies.reply import answer
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.openapi import STREAMED
 from server.api.openai.chat import begin_chat
 from server.api.openai.turn_plan import encode
 
@@ -34,7 +34,7 @@ async def create_message(
         turn = await begin_chat(request, service, await asyncio.to_thread(body.for_chat), "msg_")
     encoder = MessageEncoder(turn, body.max_tokens, request.state.request_id)
     response = await answer(request, encoder, stream=body.stream)
-    return name_ignored(response, ignored_types(body.tools), service)
+    return name_ignored(response, ignored_types(body.tools), service.ignored_tools)
 
 
 @router.post("/count_tokens")
@@ -44,4 +44,4 @@ async def count_tokens(body: Annotated[PromptBody, JsonBody(PromptBody)], servic
         chat = await asyncio.to_thread(body.for_chat)
         prompt = await asyncio.to_thread(encode, chat, (await service.accepting_model(chat.model)).codec)
     response = JSONResponse({"input_tokens": len(prompt.token_ids)})
-    return name_ignored(response, ignored_types(body.tools), service)
+    return name_ignored(response, ignored_types(body.tools), service.ignored_tools)

@@ -10,11 +10,11 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from server.api.anthropic.errors import AnthropicRoute
-from server.api.core.auth import UserDep
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.validation import quote
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 from server.engine.interface import JsonObject
 
 VERSION_HEADER = b"anthropic-version"

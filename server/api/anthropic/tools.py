@@ -6,9 +6,9 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainValidator, model_validator
 
 from server.api.anthropic.client_tools import client_tool
-from server.api.core.fields import Text
-from server.api.core.hosted_tools import OtherTool, check_hosted, is_hosted
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import Text
+from server.api.core.bodies.hosted_tools import OtherTool, check_hosted, is_hosted
+from server.api.core.errors.validation import quote
 from server.api.openai.tools import Name, Parameters
 from server.engine.interface import JsonObject
 

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from server.api.core.generation import Generation
+from server.api.core.requests.generation import Generation
 from server.api.middleware.finished_request import FinishedRequest, Work, known_usage
 
 log = logging.getLogger(__name__)

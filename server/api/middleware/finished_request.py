@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from server.api.core.embedding import Embedding
-from server.api.core.errors import APIError, ClientDisconnectedError, api_error
-from server.api.core.generation import Generation
+from server.api.core.errors.api_errors import APIError, ClientDisconnectedError, api_error
+from server.api.core.requests.embedding import Embedding
+from server.api.core.requests.generation import Generation
 from server.engine.interface import ExpertUsage
 
 Work = Generation | Embedding  # the work of the engine for a request

@@ -6,8 +6,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from server.api.core.errors import APIError
-from server.api.core.host_rules import HostRules
+from server.api.core.access.host_rules import HostRules
+from server.api.core.errors.api_errors import APIError
 
 
 class HostMiddleware:

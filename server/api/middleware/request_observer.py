@@ -6,12 +6,12 @@ import time
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.core.errors import InternalError
-from server.api.core.generation import Generation
-from server.api.core.json_lines import JSON_LINES
-from server.api.core.server_sent_events import EVENT_STREAM
-from server.api.core.service import Service
-from server.api.core.validation import quote
+from server.api.core.errors.api_errors import InternalError
+from server.api.core.errors.validation import quote
+from server.api.core.replies.json_lines import JSON_LINES
+from server.api.core.replies.server_sent_events import EVENT_STREAM
+from server.api.core.requests.generation import Generation
+from server.api.core.service.service import Service
 from server.api.middleware.access_log import log_request
 from server.api.middleware.finished_request import FinishedRequest
 from server.api.middleware.request_spans import request_span

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from heapq import nlargest
 
-from server.api.core.generation import Generation
-from server.api.core.routing import AUTO
-from server.api.core.tracer import Span, Value
+from server.api.core.choice.auto_choice import AUTO
+from server.api.core.requests.generation import Generation
+from server.api.core.service.tracer import Span, Value
 from server.api.middleware.finished_request import FinishedRequest, Work, known_usage
 from server.engine.interface import ExpertUsage, Stall, Timeline, TokenStream
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from server.api.core.adapter_choice import AdapterChoices
-from server.api.core.body import JSON_TYPES, JsonBody
-from server.api.core.fields import Text
-from server.api.core.service import Service
+from server.api.core.bodies.fields import Text
+from server.api.core.choice.adapter_choice import AdapterChoices
+from server.api.core.service.body import JSON_TYPES, JsonBody
+from server.api.core.service.service import Service
 
 KEEPS_MODEL = "the model stays in memory until the server stops"
 

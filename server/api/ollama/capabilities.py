@@ -1,6 +1,6 @@
 """Capabilities of a model, as Ollama names them."""
 
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.requests.loaded_model import LoadedModel
 from server.api.tool_parsers.chat_format import ChatFormat
 
 THINKING = "thinking"

@@ -8,17 +8,17 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.api.core.auth import UserDep
-from server.api.core.chat_turn import ChatTurn, PlainText
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.openapi import JSON_STREAMED
-from server.api.core.reply import answer
-from server.api.core.request_cost import OBJECTS_FORM
-from server.api.core.service import Service
-from server.api.core.translation import translate_errors
-from server.api.core.validation import quote
+from server.api.core.bodies.translation import translate_errors
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
+from server.api.core.replies.chat_turn import ChatTurn, PlainText
+from server.api.core.replies.reply import answer
+from server.api.core.requests.cost import OBJECTS_FORM
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.openapi import JSON_STREAMED
+from server.api.core.service.service import Service
 from server.api.ollama.body import OllamaBody
 from server.api.ollama.capabilities import THINKING, capabilities
 from server.api.ollama.errors import ERRORS, OllamaRoute

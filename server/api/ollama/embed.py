@@ -9,15 +9,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import Field
 
-from server.api.core.auth import UserDep
-from server.api.core.dependencies import ServiceDep
-from server.api.core.disconnect import unless_client_leaves
-from server.api.core.embedding import Embedding
-from server.api.core.fields import MAX_INT32, Text
-from server.api.core.json_encoding import encode_json
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.translation import translate_errors
-from server.api.core.usage import expert_usage
+from server.api.core.bodies.fields import MAX_INT32, Text
+from server.api.core.bodies.translation import translate_errors
+from server.api.core.json_text.encoding import encode_json
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.requests.embedding import Embedding
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 from server.api.ollama.body import OllamaBody, RequestBody
 from server.api.ollama.errors import ERRORS, OllamaRoute
 from server.api.ollama.model_names import served_name

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import status
 from fastapi.routing import APIRoute
 
-from server.api.core.errors import APIError, InvalidRequestError
+from server.api.core.errors.api_errors import APIError, InvalidRequestError
 from server.engine.interface import JsonObject
 
 ERROR = {

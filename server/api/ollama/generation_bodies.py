@@ -4,13 +4,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator
 
-from server.api.core.conversation import Conversation, text_part
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Text, only
-from server.api.core.routing import RoutingOptions
-from server.api.core.service import Service
-from server.api.core.translation import CONTINUATION
-from server.api.core.validation import quote
+from server.api.core.bodies.conversation import Conversation, text_part
+from server.api.core.bodies.fields import Text, only
+from server.api.core.bodies.translation import CONTINUATION
+from server.api.core.choice.auto_choice import RoutingOptions
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
+from server.api.core.service.service import Service
 from server.api.ollama import options
 from server.api.ollama.body import RequestBody
 from server.api.ollama.messages import Message, conversation_of, image_of

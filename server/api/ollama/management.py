@@ -4,7 +4,7 @@ from typing import Annotated, NoReturn
 
 from fastapi import APIRouter
 
-from server.api.core.auth import UserDep
+from server.api.core.service.guard import UserDep
 from server.api.ollama.body import OllamaBody, OllamaModel
 from server.api.ollama.errors import ERRORS, ModelManagementError, OllamaRoute
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.api.core.conversation import Conversation, image_part, text_part
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Text
+from server.api.core.bodies.conversation import Conversation, image_part, text_part
+from server.api.core.bodies.fields import Text
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.ollama.body import OllamaModel
 from server.engine.interface import JsonObject
 

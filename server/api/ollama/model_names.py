@@ -1,6 +1,6 @@
 """Names of models, to which Ollama adds a tag."""
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 
 LATEST = ":latest"
 

@@ -7,10 +7,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import UserDep
-from server.api.core.dependencies import ServiceDep
-from server.api.core.fields import Text
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.bodies.fields import Text
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 from server.api.ollama.body import OllamaBody, OllamaModel
 from server.api.ollama.capabilities import capabilities
 from server.api.ollama.errors import ERRORS, OllamaRoute

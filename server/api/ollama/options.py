@@ -4,9 +4,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from server.api.core.fields import MAX_INT32, Stops, only
-from server.api.core.service import Service
-from server.api.core.translation import EXTRA_SAMPLING_FIELDS, split_extra
+from server.api.core.bodies.fields import MAX_INT32, Stops, only
+from server.api.core.bodies.translation import EXTRA_SAMPLING_FIELDS, split_extra
+from server.api.core.service.service import Service
 from server.api.ollama.body import OllamaModel
 from server.api.openai.fields import MAX_INT64
 from server.engine.interface import JsonObject

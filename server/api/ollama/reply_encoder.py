@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from server.api.core.chat_turn import ChatTurn
-from server.api.core.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import APIError
-from server.api.core.json_encoding import encode_json, encode_long
-from server.api.core.json_lines import JSON_LINES, json_line
-from server.api.core.reply import ReplyEncoder
-from server.api.core.request_cost import OBJECTS_FORM
-from server.api.core.usage import expert_usage
+from server.api.core.errors.api_errors import APIError
+from server.api.core.json_text.encoding import encode_json, encode_long
+from server.api.core.replies.chat_turn import ChatTurn
+from server.api.core.replies.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.json_lines import JSON_LINES, json_line
+from server.api.core.replies.reply import ReplyEncoder
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.cost import OBJECTS_FORM
 from server.api.ollama.errors import error_body
 from server.api.ollama.tool_calls import CallAssembler
 from server.api.openai.logprobs import chat_logprobs

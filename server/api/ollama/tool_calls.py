@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from server.api.core.deltas import ToolCallDelta
+from server.api.core.replies.deltas import ToolCallDelta
 from server.engine.interface import JsonObject
 
 

@@ -2,8 +2,8 @@
 
 from fastapi import APIRouter
 
-from server.api.core.absent_routes import add_absent
-from server.api.core.auth import UserDep
+from server.api.core.errors.absent_routes import add_absent
+from server.api.core.service.guard import UserDep
 
 router = APIRouter(dependencies=[UserDep])
 

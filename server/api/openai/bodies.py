@@ -5,12 +5,12 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from server.api.core.adapter_choice import AdapterChoices
-from server.api.core.fields import MAX_INT32, Stops, Text, is_encodable, only
-from server.api.core.json_schema import check_schema
-from server.api.core.relaxed_schema import relax
-from server.api.core.routing import RoutingOptions
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import MAX_INT32, Stops, Text, is_encodable, only
+from server.api.core.choice.adapter_choice import AdapterChoices
+from server.api.core.choice.auto_choice import RoutingOptions
+from server.api.core.errors.validation import quote
+from server.api.core.grammars.json_schema import check_schema
+from server.api.core.grammars.relaxed_schema import relax
 from server.api.openai.constraints import Constraints, refuse_second
 from server.api.openai.content import MAX_IMAGES, MAX_IMAGES_BYTES
 from server.api.openai.fields import (

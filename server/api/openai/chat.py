@@ -10,17 +10,17 @@ from typing import Annotated
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.chat_turn import ChatTurn
-from server.api.core.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError
-from server.api.core.json_parts import JsonList
-from server.api.core.openapi import STREAMED
-from server.api.core.reply import answer
-from server.api.core.request_cost import CHAT_FORM, OBJECTS_FORM, ReplyForm
-from server.api.core.service import Service
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.json_text.parts import JsonList
+from server.api.core.replies.chat_turn import ChatTurn
+from server.api.core.replies.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.reply import answer
+from server.api.core.requests.cost import CHAT_FORM, OBJECTS_FORM, ReplyForm
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.openapi import STREAMED
+from server.api.core.service.service import Service
 from server.api.openai.bodies import ChatBody
 from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder
 from server.api.openai.logprobs import chat_logprobs, prompt_logprobs

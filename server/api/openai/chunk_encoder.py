@@ -7,14 +7,14 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from server.api.core.errors import APIError
-from server.api.core.generation import Generation
-from server.api.core.json_encoding import around_list, encode_json, encode_long
-from server.api.core.json_parts import JsonList, encode_parts
-from server.api.core.reply import ReplyEncoder
-from server.api.core.routing import greenroom_member
-from server.api.core.server_sent_events import sse
-from server.api.core.usage import usage
+from server.api.core.choice.auto_choice import greenroom_member
+from server.api.core.errors.api_errors import APIError
+from server.api.core.json_text.encoding import around_list, encode_json, encode_long
+from server.api.core.json_text.parts import JsonList, encode_parts
+from server.api.core.replies.reply import ReplyEncoder
+from server.api.core.replies.server_sent_events import sse
+from server.api.core.replies.usage import usage
+from server.api.core.requests.generation import Generation
 from server.engine.interface import JsonObject, TokenEvent
 
 LONG_REPLY = 256  # tokens of prompts and their logprobs; encoding more would block the event loop

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import InvalidRequestError
-from server.api.core.generation import Generation
-from server.api.core.json_parts import JsonList
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.openapi import STREAMED
-from server.api.core.reply import answer
-from server.api.core.request_cost import COMPLETION_FORM
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.json_text.parts import JsonList
+from server.api.core.replies.reply import answer
+from server.api.core.requests.cost import COMPLETION_FORM
+from server.api.core.requests.generation import Generation
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.openapi import STREAMED
 from server.api.openai.bodies import CompletionBody
 from server.api.openai.chunk_encoder import CHARACTER_BYTES, ChoiceBuilder, ChunkEncoder
 from server.api.openai.fields import Prompt

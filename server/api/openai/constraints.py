@@ -17,8 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from server.api.core.fields import Text
-from server.api.core.json_schema import check_schema, schema_text
+from server.api.core.bodies.fields import Text
+from server.api.core.grammars.json_schema import check_schema, schema_text
 from server.engine.interface import GrammarSpec
 
 MAX_CHOICES = 1_000

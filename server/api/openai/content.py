@@ -1,15 +1,15 @@
 """Content of a message: text, or parts of text and images.
 
-The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
-it.
+The ValueError of a validator says what the value must be; ``server.api.core.errors.validation`` puts the field's name
+before it.
 """
 
 import base64
 from dataclasses import dataclass
 
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import encodable
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import encodable
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
 
 MAX_IMAGES = 16  # in a request
 MAX_IMAGES_BYTES = 16 << 20  # in a request, as base64

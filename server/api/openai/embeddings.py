@@ -11,17 +11,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from server.api.core.adapter_choice import AdapterChoices
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.disconnect import unless_client_leaves
-from server.api.core.embedding import Embedding
-from server.api.core.errors import ContextLengthError, InvalidRequestError
-from server.api.core.fields import MAX_INT32, Text
-from server.api.core.json_encoding import encode_json
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.usage import expert_usage
+from server.api.core.bodies.fields import MAX_INT32, Text
+from server.api.core.choice.adapter_choice import AdapterChoices
+from server.api.core.errors.api_errors import ContextLengthError, InvalidRequestError
+from server.api.core.json_text.encoding import encode_json
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.requests.embedding import Embedding
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 from server.api.openai.completions import token_ids
 from server.api.openai.fields import Prompt, Prompts
 from server.engine.interface import Pooling, PromptTooLongError, TokenEvent

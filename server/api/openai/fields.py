@@ -1,15 +1,15 @@
 """Types of fields that only OpenAI's bodies have.
 
-The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
-it.
+The ValueError of a validator says what the value must be; ``server.api.core.errors.validation`` puts the field's name
+before it.
 """
 
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, PlainValidator
 
-from server.api.core.fields import MAX_INT32, Text, is_encodable
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import MAX_INT32, Text, is_encodable
+from server.api.core.errors.validation import quote
 
 MAX_INT64 = 2**63 - 1
 UNLIMITED = -1  # as many tokens as fit the model, as llama.cpp and Ollama write it

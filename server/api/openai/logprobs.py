@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from server.api.core.json_parts import JsonList
+from server.api.core.json_text.parts import JsonList
 from server.engine.interface import TextCodec, TokenLogprobs
 
 

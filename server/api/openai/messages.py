@@ -1,7 +1,7 @@
 """Messages of a chat.
 
-The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
-it.
+The ValueError of a validator says what the value must be; ``server.api.core.errors.validation`` puts the field's name
+before it.
 """
 
 import json
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from server.api.core.cut_json import parse_cut
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Text, only
+from server.api.core.bodies.fields import Text, only
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.json_text.cut_json import parse_cut
 from server.api.openai.content import ImagePart, content_of
 
 MAX_ARGUMENTS = 1 << 18  # characters of the arguments of a call

@@ -5,9 +5,9 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import UserDep
-from server.api.core.dependencies import ServiceDep
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[UserDep])
 

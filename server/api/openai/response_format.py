@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from server.api.core.fields import Text
-from server.api.core.json_schema import check_schema, check_strict, schema_text
+from server.api.core.bodies.fields import Text
+from server.api.core.grammars.json_schema import check_schema, check_strict, schema_text
 from server.engine.interface import GrammarSpec
 
 

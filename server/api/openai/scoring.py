@@ -10,15 +10,15 @@ import numpy as np
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.disconnect import unless_client_leaves
-from server.api.core.embedding import Embedding
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
-from server.api.core.translation import translate_errors
-from server.api.core.usage import expert_usage
+from server.api.core.bodies.translation import translate_errors
+from server.api.core.replies.usage import expert_usage
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.requests.embedding import Embedding
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.service import Service
 from server.api.openai.embeddings import check_embeds, encode_inputs, unit
 from server.api.openai.scoring_bodies import RerankBody, ScoreBody, ScoringBody
 from server.engine.interface import JsonObject, TokenEvent

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
-from server.api.core.adapter_choice import AdapterChoices
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import MAX_INT32, Text, is_encodable
+from server.api.core.bodies.fields import MAX_INT32, Text, is_encodable
+from server.api.core.choice.adapter_choice import AdapterChoices
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.embeddings import MAX_INPUTS
 from server.engine.interface import Pooling
 

@@ -7,13 +7,13 @@ from uuid import uuid4
 
 from fastapi import Request
 
-from server.api.core.auto_routing import AutoRequest, Texts, submit_to_chosen
-from server.api.core.caller import current_caller
-from server.api.core.disconnect import unless_client_leaves
-from server.api.core.errors import ContextLengthError, InvalidRequestError
-from server.api.core.generation import Generation
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.request_cost import FIRST_TOKENS, ReplyForm, RequestCost
+from server.api.core.access.caller import current_caller
+from server.api.core.errors.api_errors import ContextLengthError, InvalidRequestError
+from server.api.core.requests.auto_request import AutoRequest, Texts, submit_to_chosen
+from server.api.core.requests.cost import FIRST_TOKENS, ReplyForm, RequestCost
+from server.api.core.requests.disconnect import unless_client_leaves
+from server.api.core.requests.generation import Generation
+from server.api.core.requests.loaded_model import LoadedModel
 from server.api.openai.bodies import GenerationBody
 from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens
 from server.engine.interface import (

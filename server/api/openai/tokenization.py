@@ -8,12 +8,12 @@ from fastapi import APIRouter
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from server.api.core.auth import UserDep
-from server.api.core.body import JsonBody
-from server.api.core.dependencies import ServiceDep
-from server.api.core.fields import MAX_INT32, Text
-from server.api.core.json_encoding import encode_json
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.bodies.fields import MAX_INT32, Text
+from server.api.core.json_text.encoding import encode_json
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.body import JsonBody
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import Message
 from server.api.openai.turn_plan import encode

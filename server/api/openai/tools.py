@@ -1,7 +1,7 @@
 """Tools of a chat, and the tool choice.
 
-The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
-it.
+The ValueError of a validator says what the value must be; ``server.api.core.errors.validation`` puts the field's name
+before it.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
-from server.api.core.fields import Text, is_encodable
-from server.api.core.json_schema import check_schema, check_strict
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import Text, is_encodable
+from server.api.core.errors.validation import quote
+from server.api.core.grammars.json_schema import check_schema, check_strict
 
 MAX_TOOLS = 128
 MAX_TOOLS_BYTES = 1 << 18  # all tools together, as JSON

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.api.core.chat_turn import TurnParser
-from server.api.core.grammar_compiler import GrammarCompiler
-from server.api.core.json_schema import schema_text
-from server.api.core.relaxed_schema import relax
-from server.api.core.validation import quote
+from server.api.core.errors.validation import quote
+from server.api.core.grammars.compiler import GrammarCompiler
+from server.api.core.grammars.json_schema import schema_text
+from server.api.core.grammars.relaxed_schema import relax
+from server.api.core.replies.chat_turn import TurnParser
 from server.api.openai.bodies import ChatBody
 from server.api.openai.messages import messages_for_template
 from server.api.openai.muted_tokens import NONE_MUTED, MutedTokens, mute_calls

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import Role, refusal
-from server.api.core.dependencies import ServiceDep
+from server.api.core.access.authentication import Role, refusal
+from server.api.core.service.dependencies import ServiceDep
 from server.engine.interface import JsonObject
 
 router = APIRouter(tags=["operations"])

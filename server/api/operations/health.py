@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, status
 from fastapi.responses import JSONResponse
 
-from server.api.core.dependencies import ServiceDep
+from server.api.core.service.dependencies import ServiceDep
 
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: {"description": "Unavailable; the body has the state"}}
 

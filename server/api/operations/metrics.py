@@ -5,8 +5,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from server.api.core.auth import refusal
-from server.api.core.dependencies import ServiceDep
+from server.api.core.access.authentication import refusal
+from server.api.core.service.dependencies import ServiceDep
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 

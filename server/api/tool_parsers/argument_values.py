@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from server.api.core.cut_json import parse_cut
+from server.api.core.json_text.cut_json import parse_cut
 
 JSON_TYPES: Mapping[type, AbstractSet[str]] = {
     type(None): {"null"},

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import uuid4
 
-from server.api.core.deltas import ToolCallDelta
+from server.api.core.replies.deltas import ToolCallDelta
 from server.api.tool_parsers.lark_grammar import LarkGrammar
 from server.api.tool_parsers.text_buffer import Steps, TextBuffer
 

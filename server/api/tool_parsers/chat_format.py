@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from server.api.core.chat_turn import PlainText, TurnParser
+from server.api.core.replies.chat_turn import PlainText, TurnParser
 from server.api.tool_parsers.call_syntax import Calls, CallSyntax
 from server.api.tool_parsers.harmony import Harmony
 from server.api.tool_parsers.incremental_parser import IncrementalParser

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.core.deltas import Delta, ReasoningDelta, TextDelta
+from server.api.core.replies.deltas import Delta, ReasoningDelta, TextDelta
 from server.api.tool_parsers.call_syntax import NAME, Calls
 from server.api.tool_parsers.lark_grammar import LarkGrammar
 from server.api.tool_parsers.text_buffer import Steps, Stops, TextBuffer

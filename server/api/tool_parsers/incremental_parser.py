@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.tool_parsers.call_syntax import Calls
 from server.api.tool_parsers.text_buffer import Steps, TextBuffer
 

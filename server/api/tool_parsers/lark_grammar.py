@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from server.api.core.json_schema import schema_text
+from server.api.core.grammars.json_schema import schema_text
 from server.api.tool_parsers.argument_values import encode, is_text
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from server.api.core.deltas import ReasoningDelta, TextDelta
+from server.api.core.replies.deltas import ReasoningDelta, TextDelta
 from server.api.tool_parsers.call_syntax import Calls, CallSyntax, MalformedCallError
 from server.api.tool_parsers.text_buffer import Steps, Stops, TextBuffer
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Generator
 from typing import TypeVar
 
-from server.api.core.deltas import Delta
+from server.api.core.replies.deltas import Delta
 
 T = TypeVar("T")
 Steps = Generator[Delta | None, None, T]

@@ -110,7 +110,7 @@ class TextCodec(Protocol):
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
         """Compile a grammar for ``SamplingParams.grammar``.
 
-        It may take long; ``server.api.core.grammar_compiler`` bounds the time and shares the result.
+        It may take long; ``server.api.core.grammars.compiler`` bounds the time and shares the result.
 
         Raises:
             RequestRefusedError: the grammar can't be compiled, or the bytes of the model's tokens are unknown.

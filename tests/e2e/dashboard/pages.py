@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from playwright.sync_api import ConsoleMessage, Page, Request, expect
 
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from tests.e2e.dashboard.synthetic_experts import SyntheticExperts
 from tests.server.engine.fakes import Rig

@@ -7,7 +7,7 @@ import re
 import httpx
 from playwright.sync_api import Browser, Page, expect
 
-from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.access.api_keys import KeyRing, Keys
 from server.engine.text.codec import Codec
 from tests.e2e.dashboard.pages import ANSWERED, PageLog, Synthetic, open_live, send, synthetic_server
 from tests.e2e.processes import serving

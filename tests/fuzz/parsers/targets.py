@@ -25,9 +25,9 @@ from server.api.admin.adapters import AdapterName, AdapterPath
 from server.api.admin.experts import ExpertsBody
 from server.api.admin.variants import VariantBody
 from server.api.anthropic.body import MessagesBody, PromptBody
-from server.api.core.body import parse
-from server.api.core.errors import APIError
-from server.api.core.json_reader import JSONError, read_json
+from server.api.core.errors.api_errors import APIError
+from server.api.core.json_text.reader import JSONError, read_json
+from server.api.core.service.body import parse
 from server.api.ollama.embed import EmbeddingsRequest, EmbedRequest
 from server.api.ollama.generation_bodies import ChatRequest, GenerateRequest
 from server.api.openai.bodies import ChatBody, CompletionBody, GenerationBody

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI
 
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.api.routes import add_routes
 from server.engine.interface import (
     ChatPrompt,

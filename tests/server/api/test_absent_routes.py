@@ -6,7 +6,7 @@ import anthropic
 import openai
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.access.api_keys import KeyRing, Keys
 
 OPENAI_CALLS = {
     "/v1/files": lambda client: client.files.create(file=io.BytesIO(b"{}"), purpose="batch"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from server.api.core.chat_turn import ChatTurn
-from server.api.core.deltas import Delta, EndDelta
-from server.api.core.event_encoder import EventEncoder
-from server.api.core.generation import Generation
+from server.api.core.replies.chat_turn import ChatTurn
+from server.api.core.replies.deltas import Delta, EndDelta
+from server.api.core.replies.event_encoder import EventEncoder
+from server.api.core.requests.generation import Generation
 from server.engine.interface import FinishReason, GenerationRequest, SamplingParams, Timeline, TokenEvent, TokenStream
 from tests.server.api.fakes import MODEL, FakeCodec
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from server.api.core.json_schema import schema_text
+from server.api.core.grammars.json_schema import schema_text
 from server.engine.interface import (
     FinishReason,
     GenerationFailedError,

@@ -11,7 +11,7 @@ import pytest
 
 from expert_store import ExpertStore
 from server.administration.store_administration import StoreAdministration
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.engine.engine_statistics import EngineStatistics
 from server.engine.interface import JsonObject
 from server.lifecycle import history_recording

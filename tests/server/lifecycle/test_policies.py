@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys, digest_of, key_id
-from server.api.core.policies import Policies
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
+from server.api.core.access.policies import Policies
+from server.api.core.service.service import Service
 from server.engine.interface import ForbiddenExperts, Policy, UnusablePolicyError
 from server.lifecycle.policy_file import read_policies
 from server.lifecycle.policy_setup import PolicySetup

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.api.core.response_store import FILE
+from server.api.core.replies.response_store import FILE
 from server.lifecycle.service_setup import STORE_BYTES, make_service, open_response_store
 from server.settings import ServeSettings, SettingsError, load_settings
 

@@ -17,8 +17,8 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.service import Service
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.api.routes import add_routes
 from server.engine.engine import Engine
 from server.engine.interface import RequestMemory

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, LiveServer, serving_rig

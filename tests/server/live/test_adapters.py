@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from expert_store.catalog import ExpertLayout, ParameterSpec
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.policies import Policies
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.policies import Policies
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.engine.interface import Policy
 from server.engine.text.codec import Codec
 from server.model.chunk_weights import ChunkWeights

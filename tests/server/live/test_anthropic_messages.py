@@ -9,8 +9,8 @@ import anthropic
 import pytest
 from pydantic import BaseModel
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig, continuation
 from tests.server.live.conftest import FakeServer, serving_rig

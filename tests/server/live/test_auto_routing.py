@@ -11,9 +11,9 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.policies import Policies
-from server.api.core.rate_limiter import RateLimiter, RateLimits
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.policies import Policies
+from server.api.core.access.rate_limiter import RateLimiter, RateLimits
 from server.engine.interface import (
     GenerationRequest,
     Policy,

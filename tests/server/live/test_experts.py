@@ -13,7 +13,7 @@ import pytest
 
 from expert_store import ExpertKey, ExpertStore
 from server.administration.store_administration import StoreAdministration
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.requests.loaded_model import LoadedModel
 from server.engine.text.codec import Codec
 from tests.expert_store.files import make_catalog
 from tests.expert_store.lease_rows import one_row_each
@@ -285,7 +285,7 @@ def test_listeners_share_samples(server: ExpertServer, monkeypatch: pytest.Monke
     experts = server.live.uvicorn.config.app.state.service.model.experts
     take = experts.sample
     monkeypatch.setattr(experts, "sample", lambda: looks.append(1) or take())
-    monkeypatch.setattr("server.api.core.expert_sampler.LEAST_INTERVAL_SECONDS", 3600)
+    monkeypatch.setattr("server.api.core.service.expert_sampler.LEAST_INTERVAL_SECONDS", 3600)
     for _ in range(10):
         with httpx.stream("GET", f"{server.url}/v1/experts/stream?interval=60", timeout=30) as response:
             assert next(events(response))[0] == "snapshot"

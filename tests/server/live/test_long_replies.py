@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.core.json_encoding import MEMBERS_PER_CALL, encode_json, encode_long
+from server.api.core.json_text.encoding import MEMBERS_PER_CALL, encode_json, encode_long
 from server.api.openai.chunk_encoder import PROMPT_SLICE
 from server.engine.interface import RequestMemory
 from server.engine.text.codec import Codec
@@ -39,7 +39,7 @@ def test_no_call_encodes_a_long_list_however_deep_it_is(monkeypatch: pytest.Monk
         lengths.append(len(encoded))
         return encoded
 
-    monkeypatch.setattr("server.api.core.json_encoding.encode_json", encode)
+    monkeypatch.setattr("server.api.core.json_text.encoding.encode_json", encode)
     logprobs = [{"token": "a", "top_logprobs": [{"token": "b"}]}] * 10 * MEMBERS_PER_CALL
     encoded = encode_long({"output": [{"content": [{"text": "a", "logprobs": logprobs}]}]})
     assert max(lengths) <= len(encoded) / 10

@@ -8,7 +8,7 @@ import anthropic
 import openai
 import pytest
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from server.setting_values import parse_alias
 from tests.server.engine.fakes import Rig

@@ -10,8 +10,8 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from tests.byte_tokenizer import byte_codec
 from tests.chat_formats import FAMILIES

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import schemathesis
 
-from server.api.core.service import Service
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from server.lifecycle.app import create_app
 from tests.described_answers import CHECKS, examples

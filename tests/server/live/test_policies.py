@@ -12,10 +12,10 @@ import httpx
 import pytest
 import torch
 
-from server.api.core.api_keys import KeyRing, Keys, digest_of, key_id
-from server.api.core.loaded_model import LoadedModel
-from server.api.core.policies import Policies
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
+from server.api.core.access.policies import Policies
+from server.api.core.requests.loaded_model import LoadedModel
+from server.api.core.service.service import Service
 from server.engine.interface import Policy
 from server.engine.text.codec import Codec
 from server.model.chunk_weights import ChunkWeights

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.rate_limiter import RATE_HEADERS, RateLimiter, RateLimits
-from server.api.core.service import Service
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.rate_limiter import RATE_HEADERS, RateLimiter, RateLimits
+from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from server.api.core.service import Service
-from server.api.core.tracer import Span
+from server.api.core.service.service import Service
+from server.api.core.service.tracer import Span
 from server.engine.text.codec import Codec
 from server.model.experts.stalls import Stall
 from tests.server.engine.fakes import Rig

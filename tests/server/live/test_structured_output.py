@@ -12,7 +12,7 @@ import openai
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from server.api.core.loaded_model import LoadedModel
+from server.api.core.requests.loaded_model import LoadedModel
 from server.loading.load import load_server
 from server.settings import ServeSettings
 from tests.byte_tokenizer import CHAT_TEMPLATE

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.api.core.conversation import Conversation, text_part
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Stops, Text, only
-from server.api.core.translation import CONTINUATION, split_extra
+from server.api.core.bodies.conversation import Conversation, text_part
+from server.api.core.bodies.fields import Stops, Text, only
+from server.api.core.bodies.translation import CONTINUATION, split_extra
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.bodies import ChatBody, TranslatedChat
 from server.api.openai.fields import MAX_LOGPROBS, TokenLimit
 from server.api.openai.responses.input_items import add_input, is_unfinished

@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from server.api.core.conversation import Conversation, image_part, text_part
-from server.api.core.errors import InvalidRequestError
-from server.api.core.fields import Text
-from server.api.core.translation import validated
-from server.api.core.validation import quote
+from server.api.core.bodies.conversation import Conversation, image_part, text_part
+from server.api.core.bodies.fields import Text
+from server.api.core.bodies.translation import validated
+from server.api.core.errors.api_errors import InvalidRequestError
+from server.api.core.errors.validation import quote
 from server.api.openai.content import content_of
 from server.api.openai.messages import Arguments
 from server.api.openai.responses.tools import FunctionName

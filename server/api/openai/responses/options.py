@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 
-from server.api.core.fields import Text, encodable
+from server.api.core.bodies.fields import Text, encodable
 from server.engine.interface import JsonObject
 
 MAX_METADATA = 16

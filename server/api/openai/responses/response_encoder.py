@@ -7,12 +7,12 @@ from typing import TypeVar
 
 from fastapi import status
 
-from server.api.core.chat_turn import ChatTurn
-from server.api.core.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import APIError, ResponseStoreError
-from server.api.core.event_encoder import EventEncoder
-from server.api.core.routing import greenroom_member
-from server.api.core.usage import usage
+from server.api.core.choice.auto_choice import greenroom_member
+from server.api.core.errors.api_errors import APIError, ResponseStoreError
+from server.api.core.replies.chat_turn import ChatTurn
+from server.api.core.replies.deltas import Delta, EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.event_encoder import EventEncoder
+from server.api.core.replies.usage import usage
 from server.api.openai.logprobs import chat_logprobs
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.output_items import (

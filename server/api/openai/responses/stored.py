@@ -9,14 +9,14 @@ from uuid import uuid4
 from fastapi import APIRouter, Depends, Query
 from fastapi.responses import JSONResponse
 
-from server.api.core.auth import UserDep
-from server.api.core.body import PARSED_FACTOR
-from server.api.core.caller import current_caller
-from server.api.core.dependencies import ServiceDep
-from server.api.core.errors import AbsentRouteError, InvalidRequestError
-from server.api.core.response_store import ResponseStore, Turn
-from server.api.core.service import Service
-from server.api.core.validation import quote
+from server.api.core.access.caller import current_caller
+from server.api.core.errors.api_errors import AbsentRouteError, InvalidRequestError
+from server.api.core.errors.validation import quote
+from server.api.core.replies.response_store import ResponseStore, Turn
+from server.api.core.service.body import PARSED_FACTOR
+from server.api.core.service.dependencies import ServiceDep
+from server.api.core.service.guard import UserDep
+from server.api.core.service.service import Service
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.response_encoder import Keep
 from server.engine.interface import Reservation

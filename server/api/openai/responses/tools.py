@@ -1,7 +1,7 @@
 """Tools of ``ResponsesBody``: functions, namespaces of functions, and those that the server leaves out.
 
-The ValueError of a validator says what the value must be; ``server.api.core.validation`` puts the field's name before
-it.
+The ValueError of a validator says what the value must be; ``server.api.core.errors.validation`` puts the field's name
+before it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator, ValidationInfo, field_validator
 
-from server.api.core.fields import Text
-from server.api.core.hosted_tools import OtherTool, check_hosted
-from server.api.core.validation import quote
+from server.api.core.bodies.fields import Text
+from server.api.core.bodies.hosted_tools import OtherTool, check_hosted
+from server.api.core.errors.validation import quote
 from server.api.openai.tools import MAX_TOOLS, Name, Parameters
 from server.engine.interface import JsonObject
 

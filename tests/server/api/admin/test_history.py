@@ -4,8 +4,8 @@ from dataclasses import astuple
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.errors import RateLimitError
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.errors.api_errors import RateLimitError
 from server.engine.interface import GenerationFailedError, QueueFullError
 
 

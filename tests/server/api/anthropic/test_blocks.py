@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from server.api.anthropic.blocks import ASSISTANT, SYSTEM, USER, add_content
-from server.api.core.conversation import Conversation
-from server.api.core.errors import InvalidRequestError
+from server.api.core.bodies.conversation import Conversation
+from server.api.core.errors.api_errors import InvalidRequestError
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
 SHOWN = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.exceptions import HTTPException
 
-from server.api.core.errors import APIError
+from server.api.core.errors.api_errors import APIError
 from server.engine.interface import DeadlineExceededError, EngineUnavailableError, QueueFullError
 
 BODY = {"max_tokens": 8, "messages": [{"role": "user", "content": "Hello"}]}

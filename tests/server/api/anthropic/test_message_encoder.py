@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from server.api.anthropic.message_encoder import MessageEncoder
-from server.api.core.deltas import ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import InternalError
+from server.api.core.errors.api_errors import InternalError
+from server.api.core.replies.deltas import ReasoningDelta, TextDelta, ToolCallDelta
 from tests.server.api.openai.test_experts import GREENROOM
 from tests.server.api.turns import all_events, scripted
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from server.api.core.generation import Generation
-from server.api.core.routing import Routing
+from server.api.core.choice.auto_choice import Routing
+from server.api.core.requests.generation import Generation
 from server.api.middleware.finished_request import FinishedRequest
 from server.api.middleware.request_spans import request_span
 from server.engine.interface import ExpertUsage, GenerationRequest, SamplingParams, Stall, Timeline, TokenStream

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.core.errors import InvalidRequestError
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.ollama.messages import Message, conversation_of
 
 ASK = {"role": "user", "content": "Rain?"}

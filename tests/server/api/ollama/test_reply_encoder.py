@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from server.api.core.deltas import ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.deltas import ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.ollama.reply_encoder import ChatEncoder, GenerateEncoder
 from tests.server.api.turns import scripted
 

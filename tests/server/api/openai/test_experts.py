@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.api.core.token_traces import adapters_json
+from server.api.core.requests.token_traces import adapters_json
 from tests.server.api.openai.test_streaming import events_of
 
 ADAPTERS = [

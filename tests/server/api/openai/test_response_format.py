@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.api.core.json_schema import WHITE_SPACE
+from server.api.core.grammars.json_schema import WHITE_SPACE
 from server.engine.interface import GrammarSpec
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from server.api.core.server_sent_events import sse
+from server.api.core.replies.server_sent_events import sse
 from server.engine.interface import GenerationFailedError
 
 

@@ -5,7 +5,7 @@ import asyncio
 import anyio
 import pytest
 
-from server.api.core.generation import Generation
+from server.api.core.requests.generation import Generation
 from server.engine.interface import (
     FinishReason,
     GenerationRequest,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.access.api_keys import KeyRing, Keys
 
 OPEN, LOCKED = Keys(), Keys(KeyRing(["user"]), KeyRing(["admin"]))
 ADMINS_ONLY = Keys(KeyRing([]), KeyRing(["admin"]))

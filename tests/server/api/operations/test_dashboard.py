@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
+from server.api.core.access.api_keys import KeyRing, Keys
 from server.api.operations.dashboard import assets
 
 OTHER_HOST = re.compile(r"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", re.IGNORECASE)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.policies import Policies
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.access.policies import Policies
 from server.engine.interface import Policy
 
 ADMIN, USER = "admin-key", "user-key"

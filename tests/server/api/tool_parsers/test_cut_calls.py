@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from server.api.core.cut_json import parse_cut
+from server.api.core.json_text.cut_json import parse_cut
 from server.api.tool_parsers.argument_values import cut_json
 from tests.chat_formats import FAMILIES
 from tests.server.api.tool_parsers.turns import parser_of, read

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.api.core.chat_turn import TurnParser
-from server.api.core.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
+from server.api.core.replies.chat_turn import TurnParser
+from server.api.core.replies.deltas import EndDelta, ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.tool_parsers.chat_format import ChatFormat
 from tests.chat_formats import SCHEMAS, Family
 

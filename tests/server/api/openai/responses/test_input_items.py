@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.core.conversation import Conversation
-from server.api.core.errors import InvalidRequestError
+from server.api.core.bodies.conversation import Conversation
+from server.api.core.errors.api_errors import InvalidRequestError
 from server.api.openai.responses.input_items import add_input
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.api.core.deltas import ReasoningDelta, TextDelta, ToolCallDelta
-from server.api.core.errors import InternalError, RateLimitError
+from server.api.core.errors.api_errors import InternalError, RateLimitError
+from server.api.core.replies.deltas import ReasoningDelta, TextDelta, ToolCallDelta
 from server.api.openai.responses.body import ResponsesBody
 from server.api.openai.responses.response_encoder import ResponseEncoder
 from tests.server.api.openai.test_experts import GREENROOM

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from server.api.core.json_encoding import encode_long
+from server.api.core.json_text.encoding import encode_long
 from server.engine.interface import GenerationFailedError, QueueFullError, RequestRefusedError
 from tests.server.api.openai.test_experts import GREENROOM
 
@@ -239,7 +239,7 @@ def test_a_reply_with_logprobs_is_encoded_off_the_event_loop(respond, monkeypatc
         loops.append(asyncio._get_running_loop())
         return encode_long(value)
 
-    monkeypatch.setattr("server.api.core.event_encoder.encode_long", encode)
+    monkeypatch.setattr("server.api.core.replies.event_encoder.encode_long", encode)
     respond(stream=stream, include=["message.output_text.logprobs"])
     assert set(loops) == {None}
 

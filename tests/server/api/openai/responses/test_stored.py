@@ -7,8 +7,8 @@ import asyncio
 import openai
 import pytest
 
-from server.api.core.api_keys import KeyRing, Keys
-from server.api.core.response_store import ResponseStore
+from server.api.core.access.api_keys import KeyRing, Keys
+from server.api.core.replies.response_store import ResponseStore
 from server.engine.interface import GenerationFailedError, RequestMemory
 from tests.chat_formats import FAMILIES, SCHEMAS
 from tests.server.api.fakes import MODEL

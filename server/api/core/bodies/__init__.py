@@ -1,0 +1,1 @@
+"""Parts of request bodies that several dialects have."""

@@ -1,0 +1,1 @@
+"""JSON schemas and grammars of structured output: checked, rewritten, compiled."""

@@ -1,0 +1,1 @@
+"""Replies: the assistant's turn encoded as a whole or as a stream, usage, and kept responses."""

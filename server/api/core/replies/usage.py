@@ -1,0 +1,26 @@
+"""The ``usage`` of a response: tokens, and what its experts cost."""
+
+from server.api.core.requests.generation import Generation
+from server.engine.interface import ExpertUsage, JsonObject
+
+
+def expert_usage(usage: ExpertUsage) -> JsonObject:
+    """Return ``usage.greenroom``: the expert cost of a request."""
+    return {
+        "expert_requests": usage.num_requests,
+        "expert_misses": usage.num_misses,
+        "expert_bytes_read": usage.bytes_read,
+        "expert_stall_seconds": usage.stall_seconds,
+    }
+
+
+def usage(generation: Generation) -> JsonObject:
+    """Count the tokens of the prompts, each prompt once, and of all choices together."""
+    num_prompt_tokens, num_completion_tokens = generation.num_prompt_tokens, sum(generation.num_generated)
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_completion_tokens,
+        "total_tokens": num_prompt_tokens + num_completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": generation.num_cached_tokens},
+        "greenroom": expert_usage(generation.expert_usage),
+    }

@@ -1,0 +1,1 @@
+"""Accepted requests: the model that answers them, their memory, and their streams from the engine."""
