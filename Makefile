@@ -46,7 +46,7 @@ clients: $(VENV)/.installed-dev
 
 # A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
 # lines that say nothing to a user.
-$(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*)
+$(VENV)/.installed: pyproject.toml setup.py $(wildcard $(KERNELS)/src/*.* $(KERNELS)/src/*/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --verbose --editable . 2>&1 | grep --line-buffered --invert-match --extended-regexp '$(NOISE)'
 	touch $@

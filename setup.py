@@ -32,7 +32,8 @@ LINK_FLAGS = ("-shared", "-s", "-static-libstdc++", "-static-libgcc", "-pthread"
 AVX2 = ("-mavx2", "-mfma", "-mf16c")
 AVX512 = (*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl")
 AVX512_BF16 = (*AVX512, "-mavx512bf16", "-mavx512vnni")
-# Only `level_NAME.cpp` is compiled with a level's flags, if the compiler supports them. Levels with flags are x86-64's.
+# Only `levels/level_NAME.cpp` is compiled with a level's flags, if the compiler supports them. Levels with flags are
+# x86-64's.
 LEVELS = {
     "portable": (),
     "avx2": AVX2,
@@ -89,17 +90,18 @@ class Compiler:
             sources: the folder of the sources.
             folder: the folder of the results, which are kept for the next build.
         """
-        headers = max(file.stat().st_mtime for ending in ("*.h", "*.inc") for file in sources.glob(ending))
-        folder.mkdir(parents=True, exist_ok=True)
+        headers = max(file.stat().st_mtime for file in headers_of(sources))
 
         # In reverse order, so that the portable level, which takes longest, is among the first.
-        chosen = [file for file in sorted(sources.glob("*.cpp"), reverse=True) if self.takes(file.stem)]
+        chosen = [file for file in sorted(sources.rglob("*.cpp"), reverse=True) if self.takes(file.stem)]
         numbers = itertools.count(1)
 
         def compiled(source: Path) -> Path:
             level = source.stem.removeprefix("level_")
-            command = [*self.flags, *self.levels.get(level, ()), "-c", str(source)]
-            target, made_by = folder / f"{source.stem}.o", folder / f"{source.stem}.txt"
+            command = [*self.flags, "-I", str(sources), *self.levels.get(level, ()), "-c", str(source)]
+            target = folder / source.relative_to(sources).with_suffix(".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made_by = target.with_suffix(".txt")
             line = shlex.join([*self.command, *command])
             is_same = made_by.exists() and made_by.read_text("utf-8") == self.version + line
             if not is_same or target.stat().st_mtime <= max(headers, source.stat().st_mtime):
@@ -127,6 +129,10 @@ class Compiler:
         print(f"linking {target.name}", flush=True)
         target.unlink(missing_ok=True)  # a process that has loaded the old library keeps it
         self.run(*flags, *map(str, objects), *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(target))
+
+
+def headers_of(sources: Path) -> list[Path]:
+    return sorted(file for ending in ("*.h", "*.inc") for file in sources.rglob(ending))
 
 
 class BuildKernels(build_ext):
@@ -174,8 +180,8 @@ if __name__ == "__main__":
         ext_modules=[
             Extension(
                 "server.kernels.native.libgreenroom_kernels",
-                [str(file) for file in sorted(SOURCES.glob("*.cpp"))],
-                depends=[str(file) for ending in ("*.h", "*.inc") for file in sorted(SOURCES.glob(ending))],
+                [str(file) for file in sorted(SOURCES.rglob("*.cpp"))],
+                depends=[str(file) for file in headers_of(SOURCES)],
                 optional=True,
             )
         ],

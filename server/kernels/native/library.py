@@ -24,7 +24,7 @@ CHECKS = {  # by name in the library, with the number of their sizes
     "greenroom_check_experts": 2,
     "greenroom_check_layer": 2,
 }
-UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in level.cpp
+UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in levels/level.cpp
 
 
 class Format(IntEnum):

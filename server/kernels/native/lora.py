@@ -1,4 +1,4 @@
-"""Describes low-rank additions to the native kernels: ctypes mirrors of the structures in ``src/lora.h``."""
+"""Describes low-rank additions to the native kernels: ctypes mirrors of the structures in ``src/adapters/lora.h``."""
 
 from __future__ import annotations
 

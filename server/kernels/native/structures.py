@@ -1,4 +1,4 @@
-"""ctypes mirrors of the structures in ``src/step.h``: decoder layers, a step, and the head."""
+"""ctypes mirrors of the structures in ``src/layers/step.h``: decoder layers, a step, and the head."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ from server.model.step import SequenceChunk, StepTokens
 class NativeModel:
     """Runs batch-invariant steps: a token's results do not depend on what else is in its step.
 
-    Keys lie in the cache in an order of their own (``src/attention.h``), so only this class can use such a cache.
+    Keys lie in the cache in an order of their own (``src/levels/attention.h``), so only this class can use such a
+    cache.
 
     Args:
         layers: in their order.

@@ -199,7 +199,7 @@ def match_of(
 
 
 def choose(router: Router, correction: torch.Tensor | None, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the experts that a router chooses and their weights, both ``(rows, k)``, as ``src/router.cpp`` does."""
+    """Return the experts that a router chooses and their weights, both ``(rows, k)``, as ``layers/router.cpp`` does."""
     scores = logits
     if router.kind == RouterKind.SOFTMAX_FIRST:
         scores = logits.softmax(1)

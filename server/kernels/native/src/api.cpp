@@ -3,10 +3,10 @@
 #include <mutex>
 
 #include "checks.h"
-#include "experts.h"
-#include "linear.h"
-#include "router.h"
-#include "step.h"
+#include "layers/experts.h"
+#include "layers/linear.h"
+#include "layers/router.h"
+#include "layers/step.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
 

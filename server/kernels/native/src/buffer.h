@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "matrix.h"
+#include "formats/matrix.h"
 
 namespace greenroom {
 

@@ -2,7 +2,7 @@
 // again, so whatever passes here must stay inside the memory that its counts stand for.
 #pragma once
 
-#include "step.h"
+#include "layers/step.h"
 
 namespace greenroom {
 

@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
+#include "adapters/lora.h"
 #include "buffer.h"
-#include "level.h"
-#include "lora.h"
-#include "matrix.h"
+#include "formats/matrix.h"
+#include "levels/level.h"
 #include "threads.h"
 
 namespace greenroom {

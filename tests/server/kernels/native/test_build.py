@@ -48,8 +48,8 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 def sources(tmp_path: Path) -> Path:
     """Sources, and a header that is much older than any result."""
     folder = tmp_path / "src"
-    folder.mkdir()
-    for name in ("api.cpp", "level_portable.cpp", "level_avx512_bf16.cpp", "level.h"):
+    (folder / "levels").mkdir(parents=True)
+    for name in ("api.cpp", "levels/level_portable.cpp", "levels/level_avx512_bf16.cpp", "levels/level.h"):
         (folder / name).touch()
         os.utime(folder / name, (1, 1))
     return folder
@@ -85,7 +85,7 @@ def test_each_source_is_named_when_it_is_compiled(
 def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Path, tmp_path: Path) -> None:
     made = SETUP.Compiler()
     objects = made.objects(sources, tmp_path / "objects")
-    assert {file.name for file in objects} == {"api.o", "level_portable.o"}
+    assert {str(file.relative_to(tmp_path)) for file in objects} == {"objects/api.o", "objects/levels/level_portable.o"}
     assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
     made.objects(sources, tmp_path / "objects")
     assert compiler.compiled() == set()
@@ -93,6 +93,12 @@ def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Pat
     os.utime(sources / "api.cpp", (newer, newer))
     made.objects(sources, tmp_path / "objects")
     assert compiler.compiled() == {"api.cpp"}
+    newer += 1
+    os.utime(sources / "levels" / "level.h", (newer, newer))
+    made.objects(sources, tmp_path / "objects")
+    assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
+    for file in objects:
+        os.utime(file, (newer + 1, newer + 1))
     made.flags.append("-DOTHER")
     made.objects(sources, tmp_path / "objects")
     assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
@@ -107,7 +113,7 @@ def test_a_failed_compilation_is_reported_with_its_first_error(sources: Path, tm
 
 @pytest.mark.usefixtures("compiler")
 def test_a_level_without_flags_in_the_table_fails_the_build(sources: Path, tmp_path: Path) -> None:
-    (sources / "level_mmx.cpp").touch()
+    (sources / "levels" / "level_mmx.cpp").touch()
     with pytest.raises(SETUP.BuildFailure, match=r"setup\.py has no flags for level_mmx\.cpp"):
         SETUP.Compiler().objects(sources, tmp_path / "objects")
 

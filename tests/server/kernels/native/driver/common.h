@@ -5,8 +5,8 @@
 #include <random>
 #include <vector>
 
-#include "linear.h"
-#include "step.h"
+#include "layers/linear.h"
+#include "layers/step.h"
 
 struct Handle;
 extern "C" {

@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--kernel", type=Path, required=True, help="Linux, as in /boot")
     parser.add_argument("--cpu", default="sapphire_rapids", help="a name from `bochs --help cpu`")
     parser.add_argument("--level", default="amx", help="a level of the kernels")
-    parser.add_argument("--format", type=int, help="a number of matrix.h (default: all formats)")
+    parser.add_argument("--format", type=int, help="a number of formats/matrix.h (default: all formats)")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timeout", type=float, default=3600, help="seconds")

@@ -1,5 +1,5 @@
-#include "sides.h"
-#include "step.h"
+#include "layers/sides.h"
+#include "layers/step.h"
 
 namespace greenroom {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 #include "buffer.h"
-#include "level.h"
+#include "levels/level.h"
 
 namespace greenroom {
 

@@ -1,4 +1,4 @@
 #define GREENROOM_LEVEL kAmx
 #define GREENROOM_LEVEL_NAME "amx"
 #define GREENROOM_AMX
-#include "kernels.inc"
+#include "levels/kernels.inc"

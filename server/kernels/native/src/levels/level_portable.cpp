@@ -1,3 +1,3 @@
 #define GREENROOM_LEVEL kPortable
 #define GREENROOM_LEVEL_NAME "portable"
-#include "kernels.inc"
+#include "levels/kernels.inc"

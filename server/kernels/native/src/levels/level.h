@@ -4,8 +4,8 @@
 // rows, their places and their distribution among threads change no bit.
 #pragma once
 
-#include "attention.h"
-#include "matrix.h"
+#include "formats/matrix.h"
+#include "levels/attention.h"
 
 namespace greenroom {
 

@@ -2,7 +2,7 @@
 // projection, norm, router, experts, and a dense or shared expert.
 #pragma once
 
-#include "experts.h"
+#include "layers/experts.h"
 
 namespace greenroom {
 

@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "adapters/lora_router.h"
 #include "buffer.h"
-#include "level.h"
-#include "lora_router.h"
-#include "matrix.h"
+#include "formats/matrix.h"
+#include "levels/level.h"
 
 namespace greenroom {
 

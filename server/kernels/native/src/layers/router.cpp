@@ -1,10 +1,10 @@
-#include "router.h"
+#include "layers/router.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "layer_adapters.h"
+#include "layers/layer_adapters.h"
 
 namespace greenroom {
 namespace {

@@ -1,10 +1,10 @@
-#include "step.h"
+#include "layers/step.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "layer_adapters.h"
-#include "router.h"
+#include "layers/layer_adapters.h"
+#include "layers/router.h"
 
 namespace greenroom {
 namespace {

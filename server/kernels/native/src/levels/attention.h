@@ -1,7 +1,7 @@
 // Attention for some tokens of one sequence, over the query heads that share a key head.
 #pragma once
 
-#include "matrix.h"
+#include "formats/matrix.h"
 
 namespace greenroom {
 

@@ -1,3 +1,3 @@
 #define GREENROOM_LEVEL kAvx512Bf16
 #define GREENROOM_LEVEL_NAME "avx512_bf16"
-#include "kernels.inc"
+#include "levels/kernels.inc"

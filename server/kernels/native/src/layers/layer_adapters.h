@@ -2,7 +2,7 @@
 #pragma once
 
 #include "engine.h"
-#include "step.h"
+#include "layers/step.h"
 
 namespace greenroom {
 

@@ -1,4 +1,4 @@
-#include "level.h"
+#include "levels/level.h"
 
 #include <cstring>
 

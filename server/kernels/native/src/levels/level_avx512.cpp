@@ -1,3 +1,3 @@
 #define GREENROOM_LEVEL kAvx512
 #define GREENROOM_LEVEL_NAME "avx512"
-#include "kernels.inc"
+#include "levels/kernels.inc"

@@ -1,7 +1,7 @@
 // The router of a decoder layer.
 #pragma once
 
-#include "step.h"
+#include "layers/step.h"
 
 namespace greenroom {
 

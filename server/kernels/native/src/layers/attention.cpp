@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "layer_adapters.h"
-#include "sides.h"
-#include "step.h"
+#include "layers/layer_adapters.h"
+#include "layers/sides.h"
+#include "layers/step.h"
 
 namespace greenroom {
 namespace {

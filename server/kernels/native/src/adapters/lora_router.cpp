@@ -1,10 +1,10 @@
-#include "lora_router.h"
+#include "adapters/lora_router.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "lora.h"
+#include "adapters/lora.h"
 
 namespace greenroom {
 

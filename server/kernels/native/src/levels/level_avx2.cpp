@@ -1,3 +1,3 @@
 #define GREENROOM_LEVEL kAvx2
 #define GREENROOM_LEVEL_NAME "avx2"
-#include "kernels.inc"
+#include "levels/kernels.inc"
