@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check bench fuzz soak clients clean
+.PHONY: run test check bench fuzz soak clients lock clean
 
 WORKERS ?= 2
 SECONDS ?= 300
@@ -43,6 +43,13 @@ soak: $(VENV)/.installed-dev
 # Installs each client of tests/clients from PyPI or npm into an environment of its own; CLIENT=name runs one.
 clients: $(VENV)/.installed-dev
 	CLIENTS_DIR=$(VENV)/clients $(BIN)/python -m pytest tests/clients -m clients -rA -k "$(CLIENT)"
+
+# The versions that CI installs, for every architecture: the newest that pyproject.toml admits. `pip install --constraint
+# .ci/constraints.txt --editable '.[dev]'` installs the same.
+lock: $(VENV)/.installed-dev
+	$(BIN)/pip install --quiet uv
+	UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile pyproject.toml --extra dev --universal \
+		--python-version 3.11 --no-annotate --upgrade --quiet --output-file .ci/constraints.txt
 
 # A new installation compiles the changed sources of the native kernels. pip tells of each only with --verbose, among
 # lines that say nothing to a user.
