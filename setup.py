@@ -9,6 +9,7 @@ install continues without the library, and writes the reason to a note in its pl
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -84,14 +85,12 @@ class Compiler:
         return not subprocess.run(command, capture_output=True, check=False).returncode
 
     def objects(self, sources: Path, folder: Path) -> list[Path]:
-        """Compile all sources that this compiler can build, unless the result is newer than its source and all headers.
+        """Compile all sources that this compiler can build, unless the result is newer than its source and headers.
 
         Args:
             sources: the folder of the sources.
             folder: the folder of the results, which are kept for the next build.
         """
-        headers = max(file.stat().st_mtime for file in headers_of(sources))
-
         # In reverse order, so that the portable level, which takes longest, is among the first.
         chosen = [file for file in sorted(sources.rglob("*.cpp"), reverse=True) if self.takes(file.stem)]
         numbers = itertools.count(1)
@@ -101,14 +100,14 @@ class Compiler:
             command = [*self.flags, "-I", str(sources), *self.levels.get(level, ()), "-c", str(source)]
             target = folder / source.relative_to(sources).with_suffix(".o")
             target.parent.mkdir(parents=True, exist_ok=True)
-            made_by = target.with_suffix(".txt")
+            made_by, includes = target.with_suffix(".txt"), target.with_suffix(".d")
             line = shlex.join([*self.command, *command])
             is_same = made_by.exists() and made_by.read_text("utf-8") == self.version + line
-            if not is_same or target.stat().st_mtime <= max(headers, source.stat().st_mtime):
+            if not is_same or target.stat().st_mtime <= newest_of(includes):
                 made_by.unlink(missing_ok=True)
                 begun = time.monotonic()
                 print(f"compiling {source.name}: {line}", flush=True)
-                self.run(*command, "-o", str(target))
+                self.run(*command, "-MMD", "-o", str(target))
                 made_by.write_text(self.version + line, "utf-8")
                 result = f"compiled {source.name} in {time.monotonic() - begun:.0f} s"
             else:
@@ -129,6 +128,19 @@ class Compiler:
         print(f"linking {target.name}", flush=True)
         target.unlink(missing_ok=True)  # a process that has loaded the old library keeps it
         self.run(*flags, *map(str, objects), *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(target))
+
+
+def newest_of(includes: Path) -> float:
+    """Return when the newest file that an object was made of was changed; infinity if one is gone.
+
+    Args:
+        includes: the compiler's list of these files.
+    """
+    try:
+        _, *files = shlex.split(includes.read_text("utf-8").replace("\\\n", " "))
+        return max(Path(file).stat().st_mtime for file in files)
+    except FileNotFoundError:
+        return math.inf
 
 
 def headers_of(sources: Path) -> list[Path]:

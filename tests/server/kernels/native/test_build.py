@@ -16,7 +16,16 @@ case "$*" in
 -dumpmachine) echo {machine}-linux-gnu ;;
 *-mavx512bf16*) echo "error: what is -mavx512bf16?" >&2; exit 1 ;;
 *broken.cpp*) echo "broken.cpp:1:1: error: no" >&2; exit 1 ;;
-*" -o "*) for last; do :; done; touch "$last" ;;
+*" -o "*)
+    for last; do :; done
+    touch "$last"
+    case "$*" in
+    *" -c "*)
+        source=${{*##* -c }}
+        source=${{source%% *}}
+        echo "$last: $source \\
+ $(dirname "$source")/level.h" >"${{last%.o}}.d" ;;
+    esac ;;
 esac
 """
 
@@ -46,10 +55,10 @@ def compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCompiler:
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """Sources, and a header that is much older than any result."""
+    """Sources and headers that are much older than any result."""
     folder = tmp_path / "src"
     (folder / "levels").mkdir(parents=True)
-    for name in ("api.cpp", "levels/level_portable.cpp", "levels/level_avx512_bf16.cpp", "levels/level.h"):
+    for name in ("api.cpp", "levels/level_portable.cpp", "levels/level_avx512_bf16.cpp", "levels/level.h", "level.h"):
         (folder / name).touch()
         os.utime(folder / name, (1, 1))
     return folder
@@ -93,12 +102,6 @@ def test_changed_sources_are_compiled_again(compiler: FakeCompiler, sources: Pat
     os.utime(sources / "api.cpp", (newer, newer))
     made.objects(sources, tmp_path / "objects")
     assert compiler.compiled() == {"api.cpp"}
-    newer += 1
-    os.utime(sources / "levels" / "level.h", (newer, newer))
-    made.objects(sources, tmp_path / "objects")
-    assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
-    for file in objects:
-        os.utime(file, (newer + 1, newer + 1))
     made.flags.append("-DOTHER")
     made.objects(sources, tmp_path / "objects")
     assert compiler.compiled() == {"api.cpp", "level_portable.cpp"}
@@ -126,3 +129,19 @@ def test_a_missing_compiler_fails_the_build(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("CXX", str(tmp_path / "nothing"))
     with pytest.raises(SETUP.BuildFailure, match=r"can't be run \(No such file or directory\)$"):
         SETUP.Compiler()
+
+
+def test_only_sources_that_include_a_changed_or_lost_header_are_compiled_again(
+    compiler: FakeCompiler, sources: Path, tmp_path: Path
+) -> None:
+    """Each source of the fake compiler includes the header in its folder."""
+    made = SETUP.Compiler()
+    objects = made.objects(sources, tmp_path / "objects")
+    compiler.compiled()
+    newer = max(file.stat().st_mtime for file in objects) + 1
+    os.utime(sources / "levels" / "level.h", (newer, newer))
+    made.objects(sources, tmp_path / "objects")
+    assert compiler.compiled() == {"level_portable.cpp"}
+    (sources / "level.h").unlink()
+    made.objects(sources, tmp_path / "objects")
+    assert "api.cpp" in compiler.compiled()
