@@ -47,14 +47,16 @@ TOKENS = (1, 8, 64)
 class NoBackend:
     """A kernel backend that computes nothing."""
 
-    def run(
-        self, module: Any, layout: Any, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]
-    ) -> torch.Tensor:
-        del module, layout
+    def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
         for ready in batches:
             between()
             _ = ready.keys, ready.addresses
         return rows.hidden_states
+
+    def run_unweighted(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
+    ) -> int:
+        raise NotImplementedError  # the steps here have no native layers
 
 
 def open_store(folder: Path, num_layers: int, num_experts: int) -> ExpertStore:

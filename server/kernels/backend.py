@@ -1,6 +1,6 @@
 """Interface of the backends that compute a layer of experts.
 
-A layer's rows are sorted by expert, their experts are leased, and an ``ExpertBackend`` runs them as they become ready.
+A layer's rows are sorted by expert, their experts are leased, and its ``ExpertBackend`` runs them as they become ready.
 A backend depends on neither store nor model: the protocols here describe what it needs of both.
 """
 
@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.expert import ExpertsModule
 from server.kernels.low_rank import ExpertAdditions
 
 
@@ -100,16 +99,9 @@ class SortedRows:
 
 
 class ExpertBackend(Protocol):
-    """Computes layers of experts, one layer at a time."""
+    """Computes a layer of experts; one call runs at a time, of all backends of a pool."""
 
-    def run(
-        self,
-        module: ExpertsModule,
-        layout: Layout,
-        rows: SortedRows,
-        batches: Iterable[ReadyExperts],
-        between: Callable[[], None],
-    ) -> torch.Tensor:
+    def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
         """Run each token through its experts, and sum the weighted results.
 
         The result is ``(tokens, hidden)`` in the dtype of the hidden states. Each batch is computed as it comes; the
@@ -117,9 +109,20 @@ class ExpertBackend(Protocol):
         which experts become ready changes no bit.
 
         Args:
-            module: defines how an expert's tensors make its output.
-            layout: the layout of this layer's slots.
             batches: the experts, as they become ready; iterating may block, and may raise.
             between: the backend calls it between experts or batches, on the thread that called ``run``. It does other
                 pending work and takes microseconds.
+        """
+
+    def run_unweighted(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
+    ) -> int:
+        """Run each choice's expert on its row, for a caller that weights and adds the results.
+
+        Args:
+            rows: float32, in the CPU's memory; each choice is one of an expert.
+            is_exact: never round rows before a product.
+
+        Returns:
+            The address of the results, float32 ``(tokens * k, hidden)`` by choice, valid until the next call.
         """

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
 
 from server.kernels.backend import ExpertBackend, Layout
 from server.kernels.compute_pool import ComputePool
-from server.kernels.expert import ExpertsModule
+from server.kernels.expert import ExpertsModule, scales_input
 from server.kernels.native.backend import NativeBackend, expert_shape
 from server.kernels.torch_backend import TorchBackend
 
 log = logging.getLogger(__name__)
+
+# Returns the backend of a layer; a reason if the backend can't run the layer; None if it is not in use at all.
+Offer = Callable[[ExpertsModule, Layout, ComputePool], ExpertBackend | str | None]
+
+
+def native_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> ExpertBackend | str | None:
+    if pool.kernels is None:
+        return None
+    shape = expert_shape(module, layout)
+    if isinstance(shape, str):
+        return f"the native kernels do not support it: {shape}"
+    return NativeBackend(pool.kernels, shape, scales_input=scales_input(module))
+
+
+OFFERS: tuple[Offer, ...] = (native_backend,)  # the fastest first; torch runs what none of them can
 
 
 def select_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> ExpertBackend:
@@ -22,13 +38,13 @@ def select_backend(module: ExpertsModule, layout: Layout, pool: ComputePool) -> 
         layout: names, dtypes and shapes of an expert's tensors in a slot.
         pool: the compute threads.
     """
-    if pool.kernels is None:
-        return TorchBackend(pool)
-    shape = expert_shape(module, layout)
-    if isinstance(shape, str):
-        _log_once(f"{type(module).__name__} runs in torch, because the native kernels do not support it: {shape}")
-        return TorchBackend(pool)
-    return NativeBackend(pool.kernels, shape)
+    for offer in OFFERS:
+        found = offer(module, layout, pool)
+        if isinstance(found, str):
+            _log_once(f"{type(module).__name__} runs in torch, because {found}")
+        elif found is not None:
+            return found
+    return TorchBackend(pool, module, layout)
 
 
 @cache

@@ -23,29 +23,47 @@ class TorchBackend:
 
     Args:
         pool: runs several experts at once.
+        module: defines how an expert's tensors make its output.
+        layout: of the layer's slots.
     """
 
-    def __init__(self, pool: ComputePool):
-        self._pool = pool
+    def __init__(self, pool: ComputePool, module: ExpertsModule, layout: Layout):
+        self._pool, self._module, self._layout = pool, module, layout
+        self._results = torch.empty(0)
 
-    def run(
-        self,
-        module: ExpertsModule,
-        layout: Layout,
-        rows: SortedRows,
-        batches: Iterable[ReadyExperts],
-        between: Callable[[], None],
-    ) -> torch.Tensor:
+    def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
         """See ``ExpertBackend``; each expert's rows are contiguous while it runs."""
-        hidden_states, weights, spans = rows.hidden_states, rows.weights, rows.spans
+        weights, scales = rows.weights, scales_input(self._module)
+        outputs = self._compute(rows, batches, between, scales=scales)
+        if scales:
+            weights = torch.ones_like(weights)
+        weighted = outputs.view(*weights.shape, -1) * weights.unsqueeze(-1)  # (tokens, k, hidden)
+        return weighted.sum(1).to(rows.hidden_states.dtype)
+
+    def run_unweighted(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
+    ) -> int:
+        """See ``ExpertBackend``; float32 rows are never rounded."""
+        del is_exact
+        self._results = self._compute(rows, batches, between, scales=False)
+        return self._results.data_ptr()
+
+    def _compute(
+        self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, scales: bool
+    ) -> torch.Tensor:
+        """Run each choice's expert on its row, ``(tokens * k, hidden)`` by choice in the dtype of the rows.
+
+        Args:
+            scales: multiply each row by the choice's weight first.
+        """
+        hidden_states, spans = rows.hidden_states, rows.spans
         order = torch.from_numpy(rows.order).to(hidden_states.device)
         inputs = hidden_states[order // rows.top_k]  # (tokens * k, hidden)
-        if scales_input(module):
-            inputs = inputs * weights.flatten()[order].unsqueeze(-1)
-            weights = torch.ones_like(weights)
+        if scales:
+            inputs = inputs * rows.weights.flatten()[order].unsqueeze(-1)
         outputs = torch.empty_like(inputs)
         outputs[rows.num_run :] = 0
-        start = self._pool.start if _is_worth_sharing(layout, rows) else _at_once
+        start = self._pool.start if _is_worth_sharing(self._layout, rows) else _at_once
         is_deterministic = is_batch_invariant()
 
         def compute(key: Hashable, span: slice, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -54,7 +72,7 @@ class TorchBackend:
                 of_expert = rows.order[span] // rows.top_k
                 add = partial(_add, rows.additions, key, of_expert)
             with inherit_batch_invariant(is_deterministic):
-                outputs[span] = run_expert(module, tensors, inputs[span], add)
+                outputs[span] = run_expert(self._module, tensors, inputs[span], add)
 
         try:
             for ready in batches:
@@ -67,8 +85,7 @@ class TorchBackend:
             self._pool.finish()
         places = torch.empty_like(order)
         places[order] = torch.arange(len(order), device=order.device)
-        weighted = outputs[places].view(*weights.shape, -1) * weights.unsqueeze(-1)  # (tokens, k, hidden)
-        return weighted.sum(1).to(hidden_states.dtype)
+        return outputs[places]
 
 
 def _add(

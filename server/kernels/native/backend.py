@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from server.kernels.backend import Layout, ReadyExperts, SortedRows
-from server.kernels.expert import ExpertsModule, scales_input, transposed_names
+from server.kernels.expert import ExpertsModule, transposed_names
 from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix, impossible
@@ -78,44 +78,30 @@ class NativeBackend:
     Args:
         kernels: the loaded kernels and their threads.
         shape: the result of ``expert_shape`` for the layer.
+        scales_input: the router's weights scale an expert's input rows instead of its results.
     """
 
-    def __init__(self, kernels: Kernels, shape: ExpertShape):
-        self._kernels, self._shape = kernels, shape
+    def __init__(self, kernels: Kernels, shape: ExpertShape, *, scales_input: bool = False):
+        self._kernels, self._shape, self._scales_input = kernels, shape, scales_input
         self._hidden = shape.second.outputs
 
-    def run(
-        self,
-        module: ExpertsModule,
-        layout: Layout,
-        rows: SortedRows,
-        batches: Iterable[ReadyExperts],
-        between: Callable[[], None],
-    ) -> torch.Tensor:
+    def run(self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None]) -> torch.Tensor:
         """See ``ExpertBackend``."""
-        del layout
         weights, is_exact = rows.weights.contiguous(), is_exact_for(self._kernels, rows.hidden_states)
-        if not scales_input(module):
-            outputs = self.compute(rows, batches, between, is_exact=is_exact)
+        if not self._scales_input:
+            outputs = self.run_unweighted(rows, batches, between, is_exact=is_exact)
         else:  # one scaled row per choice, and unweighted results
             scaled = (rows.hidden_states.unsqueeze(1) * weights.unsqueeze(-1)).flatten(0, 1)
             additions = None if rows.additions is None else rows.additions.repeated(rows.top_k)
             one_each = SortedRows(scaled, weights.view(-1, 1), rows.order, rows.spans, additions)
-            outputs = self.compute(one_each, batches, between, is_exact=is_exact)
+            outputs = self.run_unweighted(one_each, batches, between, is_exact=is_exact)
             weights = torch.ones_like(weights)
         return self._combine(outputs, weights, rows.order[rows.num_run :].astype(np.int32), rows.hidden_states)
 
-    def compute(
+    def run_unweighted(
         self, rows: SortedRows, batches: Iterable[ReadyExperts], between: Callable[[], None], *, is_exact: bool
     ) -> int:
-        """Run each choice's expert on its row, without applying the router's weights.
-
-        Args:
-            is_exact: never round rows before a product.
-
-        Returns:
-            The address of the outputs, float32 ``(choices, hidden)``, valid until the next call.
-        """
+        """See ``ExpertBackend``; rows may be in any plain format. Backends of the same kernels share the results."""
         hidden_states, order = rows.hidden_states.contiguous(), rows.order.astype(np.int32)
         if hidden_states.shape[1] != self._hidden:
             raise ValueError(f"rows of {hidden_states.shape[1]} numbers for experts that take {self._hidden}")

@@ -13,7 +13,6 @@ import torch
 from expert_store import ExpertKey, ExpertStore, Lease, Phase, Prefetcher
 from server.kernels.backend import SortedRows
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.backend import NativeBackend
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.next_layer_gate import GateInput
 from server.model.experts.resident_experts import ResidentExperts
@@ -68,7 +67,7 @@ class StepExperts:
             self.record.routing[layer.number] = chosen
             return torch.zeros_like(hidden_states)
         with self._leased(layer, chosen, hidden_states, top_k_weights) as (rows, lease):
-            return layer.backend.run(module, layer.layout, rows, lease.batches(), self._between)
+            return layer.backend.run(rows, lease.batches(), self._between)
 
     def run_unweighted(
         self,
@@ -79,7 +78,7 @@ class StepExperts:
         *,
         is_exact: bool,
     ) -> int:
-        """Run each choice's expert by the native kernels, without applying the router's weights.
+        """Run each choice's expert on its row, for a caller that weights and adds the results.
 
         Args:
             hidden_states: float32 ``(tokens, hidden)``.
@@ -90,9 +89,8 @@ class StepExperts:
         Returns:
             The address of the outputs, float32 ``(tokens * k, hidden)``, valid until the next layer is computed.
         """
-        assert isinstance(layer.backend, NativeBackend)
         with self._leased(layer, chosen, hidden_states, weights) as (rows, lease):
-            return layer.backend.compute(rows, lease.batches(), self._between, is_exact=is_exact)
+            return layer.backend.run_unweighted(rows, lease.batches(), self._between, is_exact=is_exact)
 
     def hold_residents(self) -> ResidentExperts | None:
         """Lease all experts for this step; return None unless all of them are in memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ def nothing() -> None:
 def test_each_token_goes_through_its_experts(pool: ComputePool, weights: dict[int, dict[str, torch.Tensor]]) -> None:
     chosen = choose(0)
     rows = rows_of(chosen)
-    output = TorchBackend(pool).run(Module(), LAYOUT, rows, [Ready(list(rows.spans), weights)], nothing)
+    output = TorchBackend(pool, Module(), LAYOUT).run(rows, [Ready(list(rows.spans), weights)], nothing)
     for token, experts in enumerate(chosen.tolist()):
         row, expected = rows.hidden_states[token], torch.zeros(HIDDEN)
         for place, expert in enumerate(experts):
@@ -106,7 +107,7 @@ def test_the_order_of_arrival_changes_no_bit(pool: ComputePool, weights: dict[in
         keys = list(rows.spans)
         random.Random(seed).shuffle(keys)
         batches = [Ready(keys[:seed], weights), Ready(keys[seed:], weights)]
-        outputs.append(TorchBackend(pool).run(Module(), LAYOUT, rows, batches, nothing))
+        outputs.append(TorchBackend(pool, Module(), LAYOUT).run(rows, batches, nothing))
     assert all(torch.equal(outputs[0], output) for output in outputs)
 
 
@@ -114,24 +115,35 @@ def test_choices_of_no_expert_add_nothing(pool: ComputePool, weights: dict[int, 
     chosen = choose(2, EXPERTS + 3)
     rows = rows_of(chosen)
     assert rows.num_run == (chosen < EXPERTS).sum()
-    output = TorchBackend(pool).run(Module(), LAYOUT, rows, [Ready(list(rows.spans), weights)], nothing)
+    output = TorchBackend(pool, Module(), LAYOUT).run(rows, [Ready(list(rows.spans), weights)], nothing)
     others = rows_of(np.where(chosen < EXPERTS, chosen, 0))
     muted = torch.where(torch.from_numpy(chosen) < EXPERTS, others.weights, 0)
     others = SortedRows(others.hidden_states, muted, others.order, others.spans)
     ready = [Ready(list(others.spans), weights)]
-    torch.testing.assert_close(output, TorchBackend(pool).run(Module(), LAYOUT, others, ready, nothing))
+    torch.testing.assert_close(output, TorchBackend(pool, Module(), LAYOUT).run(others, ready, nothing))
+
+
+def test_unweighted_results_add_up_to_the_weighted_ones(
+    pool: ComputePool, weights: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    rows, backend = rows_of(choose(6)), TorchBackend(pool, Module(), LAYOUT)
+    ready = [Ready(list(rows.spans), weights)]
+    address = backend.run_unweighted(rows, ready, nothing, is_exact=True)
+    floats = ctypes.cast(address, ctypes.POINTER(ctypes.c_float))
+    results = torch.from_numpy(np.ctypeslib.as_array(floats, (TOKENS, TOP_K, HIDDEN)))
+    assert torch.equal((results * rows.weights.unsqueeze(-1)).sum(1), backend.run(rows, ready, nothing))
 
 
 def test_rows_without_an_expert_give_zeros(pool: ComputePool) -> None:
     rows = rows_of(np.full((2, TOP_K), EXPERTS))
-    assert not TorchBackend(pool).run(Module(), LAYOUT, rows, [], nothing).any()
+    assert not TorchBackend(pool, Module(), LAYOUT).run(rows, [], nothing).any()
 
 
 def test_weights_are_used_before_the_next_batch_may_evict_them(
     pool: ComputePool, weights: dict[int, dict[str, torch.Tensor]]
 ) -> None:
     rows = rows_of(choose(3))
-    wanted = TorchBackend(pool).run(Module(), LAYOUT, rows, [Ready(list(rows.spans), weights)], nothing)
+    wanted = TorchBackend(pool, Module(), LAYOUT).run(rows, [Ready(list(rows.spans), weights)], nothing)
 
     def waves() -> Iterator[Ready]:
         for key in rows.spans:
@@ -140,13 +152,13 @@ def test_weights_are_used_before_the_next_batch_may_evict_them(
             for tensor in lent[key].values():
                 tensor.fill_(torch.nan)  # another expert's bytes
 
-    assert torch.equal(TorchBackend(pool).run(Module(), LAYOUT, rows, waves(), nothing), wanted)
+    assert torch.equal(TorchBackend(pool, Module(), LAYOUT).run(rows, waves(), nothing), wanted)
 
 
 def test_the_callback_runs_before_each_expert(weights: dict[int, dict[str, torch.Tensor]]) -> None:
     rows, moments = rows_of(choose(4)), []
     batches = [Ready(list(rows.spans), weights)]
-    TorchBackend(ComputePool(1)).run(Module(), LAYOUT, rows, batches, lambda: moments.append(1))
+    TorchBackend(ComputePool(1), Module(), LAYOUT).run(rows, batches, lambda: moments.append(1))
     assert len(moments) == len(rows.spans)
 
 
@@ -160,5 +172,5 @@ def test_a_failure_while_waiting_is_raised_after_all_tasks_ended(
         raise OSError(5, "Input/output error")
 
     with pytest.raises(OSError, match="Input/output error"):
-        TorchBackend(pool).run(Module(), LAYOUT, rows, batches(), nothing)
+        TorchBackend(pool, Module(), LAYOUT).run(rows, batches(), nothing)
     assert pool._num_started == 0
