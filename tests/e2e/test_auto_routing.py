@@ -11,9 +11,9 @@ import httpx
 import openai
 import pytest
 
-from benchmarks.routing_accuracy import score_routing
 from tests.adapters import make_adapter
 from tests.e2e.processes import Server, serving
+from tests.e2e.routing_accuracy import score_routing
 
 BUNDLED = Path(__file__).parents[2] / "server" / "demo" / "model"
 EXAMPLES = {
