@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.library import Activation, Gate
+from server.kernels.native.structures.experts import Activation, Gate
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

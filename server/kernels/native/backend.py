@@ -14,10 +14,13 @@ from server.kernels.backend import Layout, ReadyExperts, SortedRows
 from server.kernels.expert import ExpertsModule, transposed_names
 from server.kernels.low_rank import ExpertAdditions
 from server.kernels.native.activation import recognise_gate
-from server.kernels.native.library import Combination, ExpertBatch, ExpertShape, Format, Kernels, Matrix, impossible
+from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.linear import is_exact_for
-from server.kernels.native.lora import LoraExperts, addresses
+from server.kernels.native.lora import addresses
 from server.kernels.native.slot_format import PLAIN, describe_matrix
+from server.kernels.native.structures.adapters import LoraExperts
+from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
+from server.kernels.native.structures.matrices import Format, Matrix
 
 MOST_PARTS = 2
 IntArray = npt.NDArray[np.int32]

@@ -1,21 +1,24 @@
 """Loads the compiled kernels and calls them.
 
-The library has a plain C interface, so one build works with every Python and every torch. Structures and numbers here
-mirror the headers in ``src``.
+The library has a plain C interface, so one build works with every Python and every torch. ``structures`` mirrors what
+its calls take.
 """
 
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
-from enum import IntEnum
+from ctypes import POINTER, Structure, byref, c_char_p, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ABI = 7
+from server.kernels.native.mirrors import Layouts, difference
+from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
+from server.kernels.native.structures.matrices import LinearCall
+
+ABI = 8
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -25,119 +28,6 @@ CHECKS = {  # by name in the library, with the number of their sizes
     "greenroom_check_layer": 2,
 }
 UNTIMED = ("amx",)  # used only if named, since their speed was never measured; as in levels/level.cpp
-
-
-class Format(IntEnum):
-    FLOAT32 = 0
-    BFLOAT16 = 1
-    FLOAT16 = 2
-    Q8 = 3
-    Q4 = 4
-    MXFP4 = 5
-    FP8 = 6
-    E8M0 = 7
-    INT8 = 8
-    INT4 = 9
-    FP4 = 10
-
-
-class Activation(IntEnum):
-    SILU = 0
-    GELU = 1
-    GELU_TANH = 2
-    RELU = 3
-    RELU_SQUARED = 4
-    CLAMPED_SWISH = 5
-    QUICK_GELU = 6
-
-
-class Matrix(Structure):
-    _fields_ = [
-        ("format", c_int32),
-        ("is_transposed", c_int32),
-        ("outputs", c_int64),
-        ("inputs", c_int64),
-        ("data", c_void_p),
-        ("scales", c_void_p),
-        ("zeros", c_void_p),
-        ("rest", c_void_p),
-        ("divisor", c_void_p),
-        ("order", c_void_p),
-        ("row_block", c_int64),
-        ("column_block", c_int64),
-        ("scale_format", c_int32),
-        ("block", c_int32),
-    ]
-
-
-class LinearCall(Structure):
-    _fields_ = [
-        ("matrix", Matrix),
-        ("bias", c_void_p),
-        ("x", c_void_p),
-        ("y", c_void_p),
-        ("rows", c_int64),
-        ("x_stride", c_int64),
-        ("y_stride", c_int64),
-        ("bias_format", c_int32),
-        ("x_format", c_int32),
-        ("y_format", c_int32),
-        ("is_exact", c_int32),
-    ]
-
-
-class Gate(Structure):
-    _fields_ = [
-        ("activation", c_int32),
-        ("has_gate", c_int32),
-        ("is_interleaved", c_int32),
-        ("alpha", c_float),
-        ("limit", c_float),
-    ]
-
-
-class ExpertShape(Structure):
-    _fields_ = [
-        ("first", Matrix * 2),
-        ("second", Matrix),
-        ("first_bias", c_int64),
-        ("second_bias", c_int64),
-        ("gate", Gate),
-        ("num_parts", c_int32),
-        ("bias_format", c_int32),
-    ]
-
-
-class ExpertBatch(Structure):
-    _fields_ = [
-        ("slots", c_void_p),
-        ("starts", c_void_p),
-        ("choices", c_void_p),
-        ("x", c_void_p),
-        ("outputs", c_void_p),
-        ("num_experts", c_int64),
-        ("top_k", c_int64),
-        ("x_stride", c_int64),
-        ("x_format", c_int32),
-        ("is_exact", c_int32),
-        ("lora", c_void_p),
-    ]
-
-
-class Combination(Structure):
-    _fields_ = [
-        ("outputs", c_void_p),
-        ("weights", c_void_p),
-        ("absent", c_void_p),
-        ("y", c_void_p),
-        ("tokens", c_int64),
-        ("top_k", c_int64),
-        ("hidden", c_int64),
-        ("y_stride", c_int64),
-        ("num_absent", c_int64),
-        ("weights_format", c_int32),
-        ("y_format", c_int32),
-    ]
 
 
 class KernelError(RuntimeError):
@@ -158,6 +48,9 @@ def load() -> ctypes.CDLL:
     library.greenroom_abi.restype = c_int
     if library.greenroom_abi() != ABI:
         raise KernelError(f"{PATH.name} is from another version of Greenroom; install Greenroom again")
+    library.greenroom_layouts.restype = Layouts
+    if (name := difference(library.greenroom_layouts())) is not None:
+        raise KernelError(f"{PATH.name} is from another version of Greenroom ({name} differs); install Greenroom again")
     library.greenroom_level.restype = c_char_p
     library.greenroom_level.argtypes = [c_char_p]
     library.greenroom_open.restype = c_void_p
@@ -254,7 +147,7 @@ class Kernels:
         self._check(self._library.greenroom_combine(self._handle, byref(call)))
 
     def attention(self, layer: Structure, step: Structure, place: int) -> None:
-        """Run norm, attention and router of a decoder layer (``structures.LayerSpec`` and ``StepCall``).
+        """Run norm, attention and router of a decoder layer (``LayerSpec`` and ``StepCall``).
 
         Args:
             place: the layer's index among those with a router.
@@ -270,7 +163,7 @@ class Kernels:
         self._check(self._library.greenroom_layers(self._handle, byref(layers), len(layers), byref(step)))
 
     def head(self, call: Structure) -> None:
-        """Run the final norm and the head (``structures.HeadCall``)."""
+        """Run the final norm and the head (``HeadCall``)."""
         self._check(self._library.greenroom_head(self._handle, byref(call)))
 
     def _check(self, status: int) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from server.kernels.native.library import Format, Kernels, LinearCall, Matrix
+from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.matrices import Format, LinearCall, Matrix
 
 
 def plain_matrix(weight: torch.Tensor) -> Matrix | None:

@@ -1,9 +1,9 @@
-"""Describes low-rank additions to the native kernels: ctypes mirrors of the structures in ``src/adapters/lora.h``."""
+"""Describes low-rank additions to the native kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from ctypes import Array, Structure, addressof, c_float, c_int32, c_int64, c_void_p, sizeof
+from ctypes import Array, addressof, sizeof
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.adapters import LoraPart, LoraParts
 
 
 class LowRank(Protocol):
@@ -29,68 +30,6 @@ class LowRank(Protocol):
 
     @property
     def first_output(self) -> int: ...
-
-
-class LoraPart(Structure):
-    _fields_ = [
-        ("down", c_void_p),
-        ("up", c_void_p),
-        ("rank", c_int64),
-        ("inputs", c_int64),
-        ("outputs", c_int64),
-        ("first_output", c_int64),
-        ("format", c_int32),
-        ("is_transposed", c_int32),
-        ("scale", c_float),
-        ("module", c_int32),
-        ("vector", c_void_p),
-    ]
-
-
-class LoraParts(Structure):
-    _fields_ = [("parts", c_void_p), ("count", c_int64)]
-
-
-LINEARS = ("query", "key", "value", "output", "router", "dense_first", "dense_second", "dense_gate")
-
-
-class LoraLayer(Structure):
-    _fields_ = [*((name, LoraParts) for name in LINEARS), ("first", c_void_p), ("second", c_void_p)]
-
-
-class LoraRouter(Structure):
-    _fields_ = [
-        ("candidates", c_void_p),
-        ("top_k", c_int32),
-        ("is_signed", c_int32),
-        ("temperature", c_float),
-        ("unused", c_int32),
-    ]
-
-
-class LoraRouting(Structure):
-    _fields_ = [("routers", c_void_p), ("router_of_token", c_void_p), ("totals", c_void_p), ("counts", c_void_p)]
-
-
-class LoraStep(Structure):
-    _fields_ = [
-        ("layers", c_void_p),
-        ("heads", c_void_p),
-        ("factors", c_void_p),
-        ("num_adapters", c_int64),
-        ("routing", c_void_p),
-    ]
-
-
-class LoraExperts(Structure):
-    _fields_ = [
-        ("first", c_void_p),
-        ("second", c_void_p),
-        ("factors", c_void_p),
-        ("num_adapters", c_int64),
-        ("numbers", c_void_p),
-        ("routing", c_void_p),
-    ]
 
 
 @dataclass(frozen=True)

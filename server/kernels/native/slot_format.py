@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8
-from server.kernels.native.library import Format, Matrix
+from server.kernels.native.structures.matrices import Format, Matrix
 
 BLOCK = 16  # outputs per block in the int8 and int4 formats of packs
 GROUP = 32  # inputs that share a scale in these formats, and in MXFP4

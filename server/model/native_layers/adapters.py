@@ -10,16 +10,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from server.kernels.native.lora import (
-    LoraLayer,
-    LoraParts,
-    LoraRouter,
-    LoraRouting,
-    LoraStep,
-    LowRank,
-    PartsTable,
-    addresses,
-)
+from server.kernels.native.lora import LowRank, PartsTable, addresses
+from server.kernels.native.structures.adapters import LoraLayer, LoraParts, LoraRouter, LoraRouting, LoraStep
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.prototypes import Vectors
 from server.model.lora.routing import StepRouting

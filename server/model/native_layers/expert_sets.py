@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.native.library import Matrix, impossible
+from server.kernels.native.library import impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import ExpertSets, Router
+from server.kernels.native.structures.layers import ExpertSets, Router
+from server.kernels.native.structures.matrices import Matrix
 from server.model.experts.step_variants import PlacesByLayer, StepVariants
 from server.model.experts.variant import ExpertVariant, VariantLayer
 from server.model.native_layers.spec import NativeLayer

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from server.kernels.native.library import Format, Kernels, Matrix, impossible
-from server.kernels.native.structures import LayerSpec
+from server.kernels.native.library import Kernels, impossible
+from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.attention.kv_cache import KVShape
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError

@@ -9,7 +9,7 @@ import torch
 
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import HeadCall, LayerSpec
+from server.kernels.native.structures.layers import HeadCall, LayerSpec
 from server.model.attention.kv_cache import KVCache
 from server.model.experts.resident_experts import ResidentExperts
 from server.model.experts.step_experts import StepExperts

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from server.kernels.native.library import Format, Matrix
 from server.kernels.native.linear import plain_matrix
+from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.quantised.linear import QuantisedLinear
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from server.kernels.expert import ExpertsModule
 from server.kernels.native.library import Kernels, impossible
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import HeadCall
+from server.kernels.native.structures.layers import HeadCall
 from server.model.architecture import text_body, text_part
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterSample, RouterWeights, find_router

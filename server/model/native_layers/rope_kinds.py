@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from server.kernels.native.structures import LayerSpec, RopeKind
+from server.kernels.native.structures.layers import LayerSpec, RopeKind
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.layer_trial import LayerTrial, relative_error

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from server.kernels.expert import ExpertsModule
-from server.kernels.native.structures import Router, RouterKind
+from server.kernels.native.structures.layers import Router, RouterKind
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.transformers_hooks.hooks import use_hooks

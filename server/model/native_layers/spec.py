@@ -11,9 +11,10 @@ from torch import nn
 
 from server.kernels.native.activation import recognise_gate
 from server.kernels.native.backend import expert_shape
-from server.kernels.native.library import ExpertShape, Format, Matrix
 from server.kernels.native.slot_format import PLAIN
-from server.kernels.native.structures import LayerSpec
+from server.kernels.native.structures.experts import ExpertShape
+from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.adapters import NativeTarget

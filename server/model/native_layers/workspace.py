@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from server.kernels.native.structures import StepCall
+from server.kernels.native.structures.layers import StepCall, StepSequence
 from server.model.step import SequenceChunk
 
 BLOCK = 16  # tokens in a cache block of the native attention (``kCacheBlock``)
@@ -40,7 +40,7 @@ class Workspace:
         """Prepare a step: its sequences and their block tables."""
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         self._reserve(num_tokens)
-        sequences = np.empty((len(chunks), 4), dtype=np.int32)
+        sequences = np.empty(len(chunks), dtype=StepSequence)
         row = block = 0
         for index, chunk in enumerate(chunks):
             sequences[index] = row, chunk.num_tokens, chunk.num_cached, block

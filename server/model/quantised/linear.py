@@ -7,9 +7,10 @@ from torch import nn
 
 from server.kernels.formats import block_int4, block_int8
 from server.kernels.formats.blocks import OUTPUTS, BlockFormat
-from server.kernels.native.library import Format, Kernels, Matrix
+from server.kernels.native.library import Kernels
 from server.kernels.native.linear import native_linear
 from server.kernels.native.slot_format import PLAIN
+from server.kernels.native.structures.matrices import Format, Matrix
 
 NAME = "weight"
 NATIVE_FORMATS = {block_int8.CODES: Format.Q8, block_int4.CODES: Format.Q4}

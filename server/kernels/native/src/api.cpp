@@ -7,6 +7,7 @@
 #include "layers/linear.h"
 #include "layers/router.h"
 #include "layers/step.h"
+#include "structures.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
 
@@ -36,7 +37,9 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 7; }
+GREENROOM_API int greenroom_abi() { return 8; }
+
+GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
 // Returns the highest level of this processor up to `most` (null: any); null if there is no such level.
 GREENROOM_API const char* greenroom_level(const char* most) {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from server.kernels.formats import block_int4 as q4_format
-from server.kernels.native.library import Format, Matrix
+from server.kernels.native.structures.matrices import Format, Matrix
 
 BLOCK = 16  # outputs
 GROUP = 32  # inputs

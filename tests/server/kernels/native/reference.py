@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from server.kernels.native.activation import FUNCTIONS
-from server.kernels.native.library import Activation, Gate
+from server.kernels.native.structures.experts import Activation, Gate
 from tests.server.kernels.native.matrices import GROUP, Weights
 
 FLOAT32 = 2.0**-24  # half a unit in the last place of 1

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from server.kernels.formats import channel_int8, fp4, fp8, group_int4, group_int8, repack_int4
-from server.kernels.native.library import Format, Kernels, LinearCall, Matrix
+from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import PLAIN, describe_matrix
+from server.kernels.native.structures.matrices import Format, LinearCall, Matrix
 
 ALIGNMENT = 64
 ADDRESSES = ("data", "scales", "zeros", "rest", "divisor", "order")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2CLS, ACT2FN
 
 from server.kernels.native.activation import NAMES, recognise_gate
-from server.kernels.native.library import Activation, Gate
+from server.kernels.native.structures.experts import Activation, Gate
 
 KINDS = {
     "silu": Activation.SILU,

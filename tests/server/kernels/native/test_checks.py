@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from server.kernels.native.available import availability
-from server.kernels.native.library import ExpertShape, Format, Gate, Matrix, impossible
-from server.kernels.native.structures import Router, RouterKind
+from server.kernels.native.library import impossible
+from server.kernels.native.structures.experts import ExpertShape, Gate
+from server.kernels.native.structures.layers import Router, RouterKind
+from server.kernels.native.structures.matrices import Format, Matrix
 
 HIDDEN, EXPERTS, SLOT = 64, 16, 1 << 16
 

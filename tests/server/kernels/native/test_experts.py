@@ -10,8 +10,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from server.kernels.native.library import Activation, Combination, ExpertBatch, ExpertShape, Gate, Kernels
-from server.kernels.native.lora import LoraExperts
+from server.kernels.native.library import Kernels
+from server.kernels.native.structures.adapters import LoraExperts
+from server.kernels.native.structures.experts import Activation, Combination, ExpertBatch, ExpertShape, Gate
 from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
 from tests.server.kernels.native.reference import FLOAT32, apply_gate, gate_error, product_error
 

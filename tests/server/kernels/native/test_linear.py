@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.kernels.native.library import Kernels, LinearCall
+from server.kernels.native.library import Kernels
 from server.kernels.native.linear import native_linear
+from server.kernels.native.structures.matrices import LinearCall
 from tests.server.kernels.native.matrices import MAKERS, PLAIN, Weights
 from tests.server.kernels.native.reference import FLOAT32, product_error
 

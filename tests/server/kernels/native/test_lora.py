@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.kernels.native.library import Kernels
-from server.kernels.native.lora import LoraExperts, PartsTable, addresses
+from server.kernels.native.lora import PartsTable, addresses
+from server.kernels.native.structures.adapters import LoraExperts
 from tests.server.kernels.native.matrices import PLAIN
 from tests.server.kernels.native.test_experts import Expert, Layer, expected, layers, run
 

@@ -8,15 +8,10 @@ from torch.nn import functional as F
 
 from server.kernels.formats import group_int4
 from server.kernels.native.available import availability
-from server.kernels.native.library import (
-    Activation,
-    ExpertBatch,
-    ExpertShape,
-    Format,
-    Gate,
-    Kernels,
-)
+from server.kernels.native.library import Kernels
 from server.kernels.native.slot_format import describe_matrix
+from server.kernels.native.structures.experts import Activation, ExpertBatch, ExpertShape, Gate
+from server.kernels.native.structures.matrices import Format
 from tests.server.kernels.native.slots import Maker, Slot, Tensors, fill_slot
 
 if not availability().runnable:

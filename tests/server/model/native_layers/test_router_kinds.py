@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from server.kernels.native.library import Matrix
-from server.kernels.native.structures import Router, RouterKind
+from server.kernels.native.structures.layers import Router, RouterKind
+from server.kernels.native.structures.matrices import Matrix
 from server.model.experts.router import RouterWeights
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.router_kinds import choose, find_router_kind, run_trial

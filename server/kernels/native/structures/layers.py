@@ -1,11 +1,12 @@
-"""ctypes mirrors of the structures in ``src/layers/step.h``: decoder layers, a step, and the head."""
+"""Mirrors of ``src/layers/step.h``: decoder layers, a step, and the head."""
 
 from __future__ import annotations
 
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from enum import IntEnum
 
-from server.kernels.native.library import ExpertShape, Matrix
+from server.kernels.native.structures.experts import ExpertShape
+from server.kernels.native.structures.matrices import Matrix
 
 
 class RopeKind(IntEnum):
@@ -93,6 +94,15 @@ class ExpertSets(Structure):
         ("numbers", c_void_p),
         ("num_sets", c_int64),
         ("width", c_int64),
+    ]
+
+
+class StepSequence(Structure):
+    _fields_ = [
+        ("first_row", c_int32),
+        ("num_tokens", c_int32),
+        ("first_position", c_int32),
+        ("first_block", c_int32),
     ]
 
 

@@ -1,0 +1,253 @@
+#include "structures.h"
+
+#include <cstddef>
+#include <iterator>
+#include <type_traits>
+#include <utility>
+
+#include "layers/linear.h"
+#include "layers/step.h"
+
+namespace greenroom {
+namespace {
+
+struct Anything {
+  template <typename T>
+  operator T() const;
+};
+
+template <typename Type, size_t... Is>
+auto can_hold(std::index_sequence<Is...>) -> decltype(Type{(static_cast<void>(Is), Anything{})...}, std::true_type{});
+template <typename Type>
+std::false_type can_hold(...);
+
+// The number of members of a structure; each element of an array counts.
+template <typename Type, size_t N = 0>
+constexpr size_t num_members() {
+  if constexpr (decltype(can_hold<Type>(std::make_index_sequence<N + 1>{}))::value) {
+    return num_members<Type, N + 1>();
+  } else {
+    return N;
+  }
+}
+
+template <typename Type>
+struct Fields;  // the fields of a structure, or the enumerators of an enumeration
+
+template <typename Enum>
+constexpr Field number(const char* name, Enum value) {
+  return {name, static_cast<int64_t>(value), 0};
+}
+
+template <>
+struct Fields<Format> {
+  static constexpr Field kAll[] = {
+      number("FLOAT32", Format::kFloat32), number("BFLOAT16", Format::kBFloat16),
+      number("FLOAT16", Format::kFloat16), number("Q8", Format::kQ8), number("Q4", Format::kQ4),
+      number("MXFP4", Format::kMxfp4), number("FP8", Format::kFp8), number("E8M0", Format::kE8M0),
+      number("INT8", Format::kInt8), number("INT4", Format::kInt4), number("FP4", Format::kFp4)};
+};
+
+template <>
+struct Fields<Activation> {
+  static constexpr Field kAll[] = {
+      number("SILU", Activation::kSilu), number("GELU", Activation::kGelu),
+      number("GELU_TANH", Activation::kGeluTanh), number("RELU", Activation::kRelu),
+      number("RELU_SQUARED", Activation::kReluSquared), number("CLAMPED_SWISH", Activation::kClampedSwish),
+      number("QUICK_GELU", Activation::kQuickGelu)};
+};
+
+template <>
+struct Fields<RopeKind> {
+  static constexpr Field kAll[] = {
+      number("NONE", RopeKind::kNone), number("HALVES", RopeKind::kHalves),
+      number("INTERLEAVED", RopeKind::kInterleaved)};
+};
+
+template <>
+struct Fields<RouterKind> {
+  static constexpr Field kAll[] = {
+      number("SOFTMAX_FIRST", RouterKind::kSoftMaxFirst), number("TOP_FIRST", RouterKind::kTopFirst),
+      number("SIGMOID", RouterKind::kSigmoid)};
+};
+
+#define FIELD(field) {#field, offsetof(Type, field), sizeof(Type::field)}
+
+template <>
+struct Fields<Matrix> {
+  using Type = Matrix;
+  static constexpr Field kAll[] = {
+      FIELD(format), FIELD(is_transposed), FIELD(outputs), FIELD(inputs), FIELD(data), FIELD(scales),
+      FIELD(zeros), FIELD(rest), FIELD(divisor), FIELD(order), FIELD(row_block), FIELD(column_block),
+      FIELD(scale_format), FIELD(block)};
+};
+
+template <>
+struct Fields<LinearCall> {
+  using Type = LinearCall;
+  static constexpr Field kAll[] = {
+      FIELD(matrix), FIELD(bias), FIELD(x), FIELD(y), FIELD(rows), FIELD(x_stride), FIELD(y_stride),
+      FIELD(bias_format), FIELD(x_format), FIELD(y_format), FIELD(is_exact)};
+};
+
+template <>
+struct Fields<Gate> {
+  using Type = Gate;
+  static constexpr Field kAll[] = {
+      FIELD(activation), FIELD(has_gate), FIELD(is_interleaved), FIELD(alpha), FIELD(limit)};
+};
+
+template <>
+struct Fields<ExpertShape> {
+  using Type = ExpertShape;
+  static constexpr Field kAll[] = {
+      FIELD(first), FIELD(second), FIELD(first_bias), FIELD(second_bias), FIELD(gate), FIELD(num_parts),
+      FIELD(bias_format)};
+};
+
+template <>
+struct Fields<ExpertBatch> {
+  using Type = ExpertBatch;
+  static constexpr Field kAll[] = {
+      FIELD(slots), FIELD(starts), FIELD(choices), FIELD(x), FIELD(outputs), FIELD(num_experts), FIELD(top_k),
+      FIELD(x_stride), FIELD(x_format), FIELD(is_exact), FIELD(lora)};
+};
+
+template <>
+struct Fields<Combination> {
+  using Type = Combination;
+  static constexpr Field kAll[] = {
+      FIELD(outputs), FIELD(weights), FIELD(absent), FIELD(y), FIELD(tokens), FIELD(top_k), FIELD(hidden),
+      FIELD(y_stride), FIELD(num_absent), FIELD(weights_format), FIELD(y_format)};
+};
+
+template <>
+struct Fields<Router> {
+  using Type = Router;
+  static constexpr Field kAll[] = {
+      FIELD(matrix), FIELD(bias), FIELD(correction), FIELD(kind), FIELD(top_k), FIELD(num_groups),
+      FIELD(top_groups), FIELD(is_normalised), FIELD(scale)};
+};
+
+template <>
+struct Fields<LayerSpec> {
+  using Type = LayerSpec;
+  static constexpr Field kAll[] = {
+      FIELD(input_norm), FIELD(inner_norm), FIELD(query), FIELD(key), FIELD(value), FIELD(output),
+      FIELD(query_bias), FIELD(key_bias), FIELD(value_bias), FIELD(output_bias), FIELD(query_norm),
+      FIELD(key_norm), FIELD(sinks), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
+      FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
+      FIELD(is_chunked), FIELD(norms_together), FIELD(rope), FIELD(group), FIELD(index), FIELD(rope_kind),
+      FIELD(cache_format), FIELD(norm_epsilon), FIELD(head_norm_epsilon), FIELD(scaling), FIELD(softcap),
+      FIELD(residual_scale), FIELD(has_router), FIELD(has_dense), FIELD(num_experts), FIELD(router),
+      FIELD(experts), FIELD(dense), FIELD(dense_gate)};
+};
+
+template <>
+struct Fields<ExpertSets> {
+  using Type = ExpertSets;
+  static constexpr Field kAll[] = {
+      FIELD(set_of_sequence), FIELD(routers), FIELD(places), FIELD(numbers), FIELD(num_sets), FIELD(width)};
+};
+
+template <>
+struct Fields<StepSequence> {
+  using Type = StepSequence;
+  static constexpr Field kAll[] = {FIELD(first_row), FIELD(num_tokens), FIELD(first_position), FIELD(first_block)};
+};
+
+template <>
+struct Fields<StepCall> {
+  using Type = StepCall;
+  static constexpr Field kAll[] = {
+      FIELD(hidden), FIELD(sequences), FIELD(block_tables), FIELD(cosines), FIELD(sines), FIELD(normed),
+      FIELD(chosen), FIELD(weights), FIELD(slots), FIELD(counts), FIELD(sets), FIELD(tokens),
+      FIELD(num_sequences), FIELD(hidden_size), FIELD(most_top_k), FIELD(most_experts), FIELD(lora),
+      FIELD(is_exact)};
+};
+
+template <>
+struct Fields<HeadCall> {
+  using Type = HeadCall;
+  static constexpr Field kAll[] = {
+      FIELD(matrix), FIELD(bias), FIELD(norm), FIELD(hidden), FIELD(rows), FIELD(normed), FIELD(logits),
+      FIELD(num_rows), FIELD(num_logits), FIELD(hidden_size), FIELD(norm_epsilon), FIELD(scale), FIELD(is_exact),
+      FIELD(lora)};
+};
+
+template <>
+struct Fields<LoraPart> {
+  using Type = LoraPart;
+  static constexpr Field kAll[] = {
+      FIELD(down), FIELD(up), FIELD(rank), FIELD(inputs), FIELD(outputs), FIELD(first_output), FIELD(format),
+      FIELD(is_transposed), FIELD(scale), FIELD(module), FIELD(vector)};
+};
+
+template <>
+struct Fields<LoraParts> {
+  using Type = LoraParts;
+  static constexpr Field kAll[] = {
+      FIELD(parts), FIELD(count)};
+};
+
+template <>
+struct Fields<LoraLayer> {
+  using Type = LoraLayer;
+  static constexpr Field kAll[] = {
+      FIELD(query), FIELD(key), FIELD(value), FIELD(output), FIELD(router), FIELD(dense_first),
+      FIELD(dense_second), FIELD(dense_gate), FIELD(first), FIELD(second)};
+};
+
+template <>
+struct Fields<LoraRouter> {
+  using Type = LoraRouter;
+  static constexpr Field kAll[] = {
+      FIELD(candidates), FIELD(top_k), FIELD(is_signed), FIELD(temperature), FIELD(unused)};
+};
+
+template <>
+struct Fields<LoraRouting> {
+  using Type = LoraRouting;
+  static constexpr Field kAll[] = {
+      FIELD(routers), FIELD(router_of_token), FIELD(totals), FIELD(counts)};
+};
+
+template <>
+struct Fields<LoraStep> {
+  using Type = LoraStep;
+  static constexpr Field kAll[] = {
+      FIELD(layers), FIELD(heads), FIELD(factors), FIELD(num_adapters), FIELD(routing)};
+};
+
+template <>
+struct Fields<LoraExperts> {
+  using Type = LoraExperts;
+  static constexpr Field kAll[] = {
+      FIELD(first), FIELD(second), FIELD(factors), FIELD(num_adapters), FIELD(numbers), FIELD(routing)};
+};
+
+// `elements` are those of arrays, without the first of each.
+template <typename Type, size_t elements = 0>
+constexpr Layout layout(const char* name) {
+  constexpr size_t kCount = std::size(Fields<Type>::kAll);
+  if constexpr (std::is_class_v<Type>) {
+    static_assert(num_members<Type>() == kCount + elements, "a field of the structure has no row");
+  }
+  return {name, sizeof(Type), Fields<Type>::kAll, static_cast<int64_t>(kCount)};
+}
+
+constexpr Layout kLayouts[] = {
+    layout<Format>("Format"), layout<Activation>("Activation"), layout<RopeKind>("RopeKind"),
+    layout<RouterKind>("RouterKind"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
+    layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
+    layout<Combination>("Combination"), layout<Router>("Router"), layout<LayerSpec>("LayerSpec"),
+    layout<ExpertSets>("ExpertSets"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"),
+    layout<HeadCall>("HeadCall"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"),
+    layout<LoraLayer>("LoraLayer"), layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"),
+    layout<LoraStep>("LoraStep"), layout<LoraExperts>("LoraExperts")};
+
+}  // namespace
+
+Layouts layouts() { return {kLayouts, static_cast<int64_t>(std::size(kLayouts))}; }
+
+}  // namespace greenroom

@@ -1,0 +1,1 @@
+"""ctypes mirrors of the structures and enumerations in ``src``; ``mirrors.py`` compares them with the library."""

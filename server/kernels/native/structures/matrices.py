@@ -1,0 +1,55 @@
+"""Mirrors of ``src/formats/matrix.h`` and ``src/layers/linear.h``: formats, matrices and products."""
+
+from __future__ import annotations
+
+from ctypes import Structure, c_int32, c_int64, c_void_p
+from enum import IntEnum
+
+
+class Format(IntEnum):
+    FLOAT32 = 0
+    BFLOAT16 = 1
+    FLOAT16 = 2
+    Q8 = 3
+    Q4 = 4
+    MXFP4 = 5
+    FP8 = 6
+    E8M0 = 7
+    INT8 = 8
+    INT4 = 9
+    FP4 = 10
+
+
+class Matrix(Structure):
+    _fields_ = [
+        ("format", c_int32),
+        ("is_transposed", c_int32),
+        ("outputs", c_int64),
+        ("inputs", c_int64),
+        ("data", c_void_p),
+        ("scales", c_void_p),
+        ("zeros", c_void_p),
+        ("rest", c_void_p),
+        ("divisor", c_void_p),
+        ("order", c_void_p),
+        ("row_block", c_int64),
+        ("column_block", c_int64),
+        ("scale_format", c_int32),
+        ("block", c_int32),
+    ]
+
+
+class LinearCall(Structure):
+    _fields_ = [
+        ("matrix", Matrix),
+        ("bias", c_void_p),
+        ("x", c_void_p),
+        ("y", c_void_p),
+        ("rows", c_int64),
+        ("x_stride", c_int64),
+        ("y_stride", c_int64),
+        ("bias_format", c_int32),
+        ("x_format", c_int32),
+        ("y_format", c_int32),
+        ("is_exact", c_int32),
+    ]
