@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,19 @@ import pytest
 import torch
 from peft import ArrowConfig, LoraConfig, create_arrow_model
 
-from expert_store import ExpertStore, least_bytes
 from server.kernels.compute_pool import ComputePool
-from server.kernels.native.available import availability
-from server.kernels.native.library import Kernels
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.chunk_weights import AdapterRouter, ChunkWeights, WeightedAdapter
 from server.model.lora.errors import AdapterError
 from server.model.lora.prototypes import prototypes_of
 from server.model.lora.targets import lora_targets
 from tests.checkpoints import load_transformers_model, make_checkpoint
-from tests.expert_store.waiting import TIMEOUT, wait_until_idle
 from tests.server.model.lora.peft_adapters import PeftAdapters
-from tests.server.model.test_parity import generate
+from tests.server.model.lora.written_batch import ATTENTION, DENSE, PROMPTS, STEPS, Greedy, WritingModel, needs_peft
 
-BLOCK = 16
-STEPS = 4
-TOLERANCE = 1e-5  # of the range of the logits
 NAMES = ("code", "law", "music", "sea")
 ROUTED, FIXED, BASE = "routed", "fixed", "base"
-PROMPTS = [[5, 17, 99, 3, 42, 8, 64], [7], [23, 11, 90, 90, 12, 13, 14, 15, 16, 1, 77], [4, 90, 31], [61, 2, 8]]
 KINDS = [ROUTED, BASE, ROUTED, FIXED, ROUTED]  # of each prompt
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-DENSE = ["gate_proj", "up_proj", "down_proj"]
 LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "o_proj"]
 NATIVE = {
     "qwen3_moe": [*ATTENTION, "lm_head"],
@@ -45,22 +35,11 @@ MODULES = {
     "qwen3_next": ["in_proj_qkvz", "out_proj", "q_proj", "lm_head"],
 }
 
-Greedy = tuple[list[int], torch.Tensor]
-
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
-
-
-@pytest.fixture
-def pool() -> Iterator[ComputePool]:
-    if not availability().runnable:
-        pytest.skip("the native kernels were not built")
-    kernels = Kernels(2)
-    yield ComputePool(2, kernels)
-    kernels.close()
+pytestmark = needs_peft
 
 
 @dataclass
-class Model:
+class Model(WritingModel):
     """A trunk with four adapters on some layers, and PEFT's results."""
 
     folder: Path
@@ -85,25 +64,14 @@ class Model:
         targets = lora_targets(self.trunk)
         adapters = {name: self.peft.adapter(name, targets) for name in NAMES}
         router = AdapterRouter(tuple(adapters.values()), self.top_k, self.temperature)
-        self._weights = {
+        self.of_kind = {
             ROUTED: ChunkWeights(router=router),
             FIXED: ChunkWeights(adapters=(WeightedAdapter(adapters["law"]),)),
             BASE: None,
         }
 
-    def write(self, wanted: Sequence[int] = range(len(PROMPTS)), *, all_fit: bool = False) -> list[Greedy]:
-        """Write after some of the prompts, in one batch."""
-        catalog = self.trunk.catalog
-        store = ExpertStore(catalog, catalog.total_bytes if all_fit else least_bytes(catalog, self.trunk.facts.top_k))
-        try:
-            if all_fit:
-                store.preload(store.absent(), TIMEOUT)
-                wait_until_idle(store)
-            prompts, weights = [PROMPTS[index] for index in wanted], [self._weights[KINDS[index]] for index in wanted]
-            trunk: Any = self.trunk
-            return generate(trunk, store, 5, STEPS, block_size=BLOCK, prompts=prompts, weights=weights)
-        finally:
-            store.close()
+    def weights(self, index: int) -> ChunkWeights | None:
+        return self.of_kind[KINDS[index]]
 
 
 def peft_adapters(folder: Path, layers: Sequence[str]) -> PeftAdapters:
@@ -127,12 +95,6 @@ def greedy(model: Any, prompt: Sequence[int]) -> Greedy:
     return ids[len(prompt) :], torch.stack(logits)
 
 
-def assert_near(found: Sequence[Greedy], expected: Sequence[Greedy]) -> None:
-    for (tokens, logits), (expected_tokens, wanted) in zip(found, expected, strict=True):
-        assert float((logits - wanted).abs().max()) <= TOLERANCE * float(wanted.max() - wanted.min())
-        assert tokens == expected_tokens
-
-
 @pytest.fixture(scope="module", params=NATIVE)
 def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     name: str = request.param
@@ -143,41 +105,32 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def test_native_layers_give_what_arrow_gives(native: Model, pool: ComputePool, all_fit: bool) -> None:
     native.load(pool)
     assert native.trunk.facts.is_native
-    assert_near(native.write(all_fit=all_fit), native.expected)
+    native.assert_near(native.write(all_fit=all_fit))
 
 
 def test_other_sequences_change_no_bit_of_native_layers(native: Model, pool: ComputePool) -> None:
     native.load(pool)
-    together = native.write()
-    for index, (tokens, logits) in enumerate(together):
-        ((alone_tokens, alone),) = native.write([index])
-        assert tokens == alone_tokens
-        assert torch.equal(logits, alone)
+    native.assert_same_alone(native.write())
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_give_what_arrow_gives(tmp_path: Path, name: str) -> None:
     model = Model(make_checkpoint(name, tmp_path), MODULES[name])
     model.load(None)
-    assert_near(model.write(), model.expected)
+    model.assert_near(model.write())
 
 
 def test_other_sequences_change_no_bit_of_deterministic_steps(tmp_path: Path) -> None:
     model = Model(make_checkpoint("deepseek_v3", tmp_path), LATENT)
     model.load(None, is_deterministic=True)
-    together = model.write()
-    for index in (0, 2):
-        ((alone_tokens, alone),) = model.write([index])
-        tokens, logits = together[index]
-        assert tokens == alone_tokens
-        assert torch.equal(logits, alone)
+    model.assert_same_alone(model.write(), (0, 2))
 
 
 def test_more_adapters_than_there_are_are_all_of_them(tmp_path: Path, pool: ComputePool) -> None:
     model = Model(make_checkpoint("qwen3_moe", tmp_path), ATTENTION, top_k=len(NAMES))
     model.top_k = 9
     model.load(pool)
-    assert_near(model.write(), model.expected)
+    model.assert_near(model.write())
 
 
 def test_latents_that_attention_expands_refuse_routing(tmp_path: Path) -> None:

@@ -16,10 +16,9 @@ from server.model.chunk_weights import AdapterRouter, ChunkWeights
 from server.model.lora.adapter import LoraAdapter
 from tests.checkpoints import load_transformers_model, make_checkpoint
 from tests.server.model.lora import test_arrow_parity as arrow
+from tests.server.model.lora.written_batch import PROMPTS, STEPS, needs_peft
 
-pool = arrow.pool
-
-pytestmark = arrow.pytestmark
+pytestmark = needs_peft
 
 
 class GatedModel(arrow.Model):
@@ -35,8 +34,8 @@ class GatedModel(arrow.Model):
         self.expected = [
             arrow.greedy(model, prompt)
             if kind == arrow.ROUTED
-            else self.peft.greedy(prompt, arrow.STEPS, {"law": float(kind == arrow.FIXED)})
-            for prompt, kind in zip(arrow.PROMPTS, arrow.KINDS, strict=True)
+            else self.peft.greedy(prompt, STEPS, {"law": float(kind == arrow.FIXED)})
+            for prompt, kind in zip(PROMPTS, arrow.KINDS, strict=True)
         ]
 
     def _random_gate(self) -> dict[str, torch.Tensor]:
@@ -67,11 +66,11 @@ class GatedModel(arrow.Model):
 
     def load(self, pool: ComputePool | None, **options: Any) -> None:
         super().load(pool, **options)
-        routed = self._weights[arrow.ROUTED]
+        routed = self.of_kind[arrow.ROUTED]
         assert routed is not None
         assert routed.router is not None
         adapters = tuple(map(self._gated, range(len(arrow.NAMES)), routed.router.adapters))
-        self._weights[arrow.ROUTED] = ChunkWeights(
+        self.of_kind[arrow.ROUTED] = ChunkWeights(
             router=AdapterRouter(adapters, self.top_k, self.temperature, is_signed=True)
         )
 
@@ -87,15 +86,12 @@ def test_native_layers_give_what_the_gate_gives_and_other_sequences_change_no_bi
     model.load(pool)
     assert model.trunk.facts.is_native
     together = model.write()
-    arrow.assert_near(together, model.expected)
-    for index, (tokens, logits) in enumerate(together):
-        ((alone_tokens, alone),) = model.write([index])
-        assert tokens == alone_tokens
-        assert torch.equal(logits, alone)
+    model.assert_near(together)
+    model.assert_same_alone(together)
 
 
 @pytest.mark.parametrize("name", arrow.MODULES)
 def test_modules_give_what_the_gate_gives(tmp_path: Path, name: str) -> None:
     model = GatedModel(make_checkpoint(name, tmp_path), arrow.MODULES[name])
     model.load(None)
-    arrow.assert_near(model.write(), model.expected)
+    model.assert_near(model.write())

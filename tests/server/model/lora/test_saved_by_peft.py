@@ -20,8 +20,8 @@ from server.model.lora.peft_files import read_adapter
 from server.model.lora.targets import LoraTargets, lora_targets
 from tests.checkpoints import make_checkpoint
 from tests.server.model.lora.peft_adapters import PeftAdapters
-from tests.server.model.lora.test_adapter_parity import BLOCK, PROMPTS, STEPS, assert_near
 from tests.server.model.lora.test_peft_files import loaded
+from tests.server.model.lora.written_batch import BLOCK, PROMPTS, STEPS, assert_near, needs_peft
 from tests.server.model.test_parity import generate
 
 FAMILIES = ["deepseek_v3", "qwen3_next", "qwen3_5_moe", "gpt_oss", "gemma4", "glm4_moe"]
@@ -30,7 +30,7 @@ HEAD = "base_model.model.lm_head.base_layer.weight"
 WEIGHTS = "adapter_model.safetensors"
 MIXES = ({"law": 1.0}, {"code": 1.0})
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")]
+pytestmark = needs_peft
 
 
 def save_adapters(checkpoint: Path, folder: Path) -> PeftAdapters:

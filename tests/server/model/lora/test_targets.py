@@ -2,29 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from server.kernels.compute_pool import ComputePool
-from server.kernels.native.available import availability
-from server.kernels.native.library import Kernels
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.lora.targets import LoraTargets, lora_targets
 from tests.checkpoints import make_checkpoint
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def pool() -> Iterator[ComputePool]:
-    if not availability().runnable:
-        pytest.skip("the native kernels were not built")
-    kernels = Kernels(2)
-    yield ComputePool(2, kernels)
-    kernels.close()
 
 
 def targets_of(name: str, folder: Path, pool: ComputePool | None = None) -> LoraTargets:
