@@ -141,10 +141,7 @@ def parse_alias(text: str) -> ModelAlias:
     Raises:
         ValueError: a part is missing.
     """
-    name, _, model = (part.strip() for part in text.partition("="))
-    if not name or not model:
-        raise ValueError("write NAME=MODEL, such as claude-*=greenroom-demo")
-    return ModelAlias(name, model)
+    return ModelAlias(*_parse_pair(text, "NAME=MODEL, such as claude-*=greenroom-demo"))
 
 
 def parse_named_path(text: str) -> NamedPath:
@@ -153,10 +150,14 @@ def parse_named_path(text: str) -> NamedPath:
     Raises:
         ValueError: a part is missing.
     """
-    name, _, path = (part.strip() for part in text.partition("="))
-    if not name or not path:
-        raise ValueError("write NAME=PATH, such as law=adapters/law")
-    return NamedPath(name, path)
+    return NamedPath(*_parse_pair(text, "NAME=PATH, such as law=adapters/law"))
+
+
+def _parse_pair(text: str, form: str) -> tuple[str, str]:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if not name or not value:
+        raise ValueError(f"write {form}")
+    return name, value
 
 
 def check_key(key: str) -> None:

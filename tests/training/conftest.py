@@ -1,5 +1,6 @@
 """A corpus of two small domains, its tokenizer, and models small enough to train in a test."""
 
+import json
 import random
 from pathlib import Path
 
@@ -85,9 +86,11 @@ def domains(corpus, tokenizer):
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny model with random weights."""
     torch.manual_seed(1)
     folder = tmp_path_factory.mktemp("base")
     build_model(300, dense=False, shape=TINY).bfloat16().save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return folder

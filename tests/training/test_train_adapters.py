@@ -157,10 +157,9 @@ def test_no_measured_chat_is_among_the_installed_examples() -> None:
 
 
 def test_examples_are_written_again_and_the_choices_measured(
-    base: Path, corpus: Path, law: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, corpus: Path, law: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server and its choices are replaced here; the command that trains measures real ones."""
-    tokenizer.save(str(base / "tokenizer.json"))
     folder = tmp_path / "adapters"
     (folder / "law").mkdir(parents=True)
     results = json.loads((INSTALLED / "adapters" / "results.json").read_text())
@@ -178,10 +177,8 @@ def test_examples_are_written_again_and_the_choices_measured(
 
 @pytest.mark.slow
 def test_one_command_trains_saves_and_measures_everything(
-    corpus: Path, base: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer.save(str(base / "tokenizer.json"))
-    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     monkeypatch.setattr(train_adapters, "LENGTH", 32)
     plan = train_adapters.Plan(("law", "sea"), "law", experts=VariantShape(share=0.3, layers=1), tuning=TUNING)
     results = train_adapters.train_all(corpus, tmp_path, plan, base)
@@ -195,8 +192,7 @@ def test_one_command_trains_saves_and_measures_everything(
     assert (tmp_path / "adapters" / "README.md").read_text() == render(results)
 
 
-def test_a_domain_that_the_corpus_lacks_is_refused(corpus: Path, base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    tokenizer.save(str(base / "tokenizer.json"))
+def test_a_domain_that_the_corpus_lacks_is_refused(corpus: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no domain 'legal'; choose among law, sea"):
         train_adapters.train_all(corpus, tmp_path, train_adapters.Plan(), base)
 

@@ -100,10 +100,8 @@ def test_adapters_begin_from_those_that_peft_has_written(base: Path, texts: Any,
 
 @pytest.mark.slow
 def test_one_command_trains_saves_and_measures_everything(
-    corpus: Path, base: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer.save(str(base / "tokenizer.json"))
-    (base / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     monkeypatch.setattr(train_gate, "LENGTH", 32)
     out = tmp_path / "mixture"
     results = train_gate.train_gate(corpus, out, train_gate.Plan(NAMES, tuning=TUNING), base)
@@ -116,8 +114,7 @@ def test_one_command_trains_saves_and_measures_everything(
     assert (out / "README.md").read_text() == render(results)
 
 
-def test_wrong_domains_and_adapters_are_refused(corpus: Path, base: Path, tokenizer: Any, tmp_path: Path) -> None:
-    tokenizer.save(str(base / "tokenizer.json"))
+def test_wrong_domains_and_adapters_are_refused(corpus: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no domain 'legal'; choose among law, sea"):
         train_gate.train_gate(corpus, tmp_path / "mix", train_gate.Plan(), base)
     with pytest.raises(DemoError, match="has 'music', which is none of the domains; choose among law, sea"):

@@ -9,12 +9,23 @@ import httpx
 import pytest
 import uvicorn
 
+from tests.chat_formats import FAMILIES
 from tests.server.api.fakes import FakeServer
+from tests.server.api.turns import HERMES_CALL
 
 
 @pytest.fixture
 def fake():
     return FakeServer()
+
+
+@pytest.fixture
+def hermes(fake):
+    """A model that writes calls in Hermes' format, and reasons."""
+    fake.codec.chat_traits = FAMILIES["hermes"].traits
+    fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *HERMES_CALL)
+    fake.engine.max_model_len = 1024
+    return fake
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import ollama
 import openai
 import pytest
 
-from tests.chat_formats import FAMILIES, SCHEMAS
+from tests.chat_formats import SCHEMAS
 from tests.server.api.fakes import MODEL
 
 ASK = {"role": "user", "content": "Rain?"}
@@ -13,16 +13,6 @@ FUNCTIONS = [
     {"type": "function", "name": name, "parameters": schema, "strict": True} for name, schema in SCHEMAS.items()
 ]
 TOOLS = [{"name": name, "input_schema": schema} for name, schema in SCHEMAS.items()]
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
-
-
-@pytest.fixture
-def hermes(fake):
-    """A model that writes calls in Hermes' format, and reasons."""
-    fake.codec.chat_traits = FAMILIES["hermes"].traits
-    fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
-    fake.engine.max_model_len = 1024
-    return fake
 
 
 @pytest.fixture

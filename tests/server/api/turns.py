@@ -13,6 +13,7 @@ from server.engine.interface import FinishReason, GenerationRequest, SamplingPar
 from tests.server.api.fakes import MODEL, FakeCodec
 
 NUM_PROMPT_TOKENS = 5
+HERMES_CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 
 
 class ScriptedParser:

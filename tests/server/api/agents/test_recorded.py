@@ -13,7 +13,7 @@ import pytest
 from server.setting_values import parse_alias
 from tests.chat_formats import FAMILIES
 from tests.server.api.fakes import MODEL
-from tests.server.api.openai.responses.test_route import events_of
+from tests.server.api.named_events import events_of
 
 
 @pytest.fixture

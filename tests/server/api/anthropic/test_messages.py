@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 import pytest
 
 from server.engine.interface import GenerationFailedError, RequestRefusedError
+from tests.server.api.named_events import events_of
 from tests.server.api.openai.test_experts import GREENROOM
 
 MESSAGES = [{"role": "user", "content": "Tell me a story"}]
@@ -16,16 +16,6 @@ MESSAGES = [{"role": "user", "content": "Tell me a story"}]
 @pytest.fixture
 def say(post):
     return lambda **body: post("/v1/messages", {"messages": MESSAGES, "max_tokens": 32, **body})
-
-
-def events_of(response):
-    """Return the data of each event, which contains its name."""
-    events = []
-    for block in response.text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
 
 
 def test_complete_message_has_anthropics_form(say):

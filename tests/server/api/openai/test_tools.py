@@ -6,8 +6,8 @@ import pytest
 
 from server.engine.interface import PromptTooLongError, RequestRefusedError
 from tests.chat_formats import FAMILIES, TOOLS
+from tests.server.api.turns import HERMES_CALL
 
-CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
 WEATHER, LIGHT = TOOLS
 CALLED = {"id": "call_1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 ASKED = {"role": "user", "content": "Rain?"}
@@ -17,15 +17,6 @@ ANSWERED = {"role": "tool", "tool_call_id": "call_1", "content": "no"}
 
 def tool(**function):
     return {"type": "function", "function": {"name": "f", **function}}
-
-
-@pytest.fixture
-def hermes(fake):
-    """A model that writes calls in Hermes' format, and reasons."""
-    fake.codec.chat_traits = FAMILIES["hermes"].traits
-    fake.engine.texts = ("<think>", "Rain?", "</think>", "I look.", "\n", *CALL)
-    fake.engine.max_model_len = 1024
-    return fake
 
 
 def long_chat(chat, **fields):
@@ -199,13 +190,13 @@ def test_a_complete_reply_has_reasoning_content_and_calls(hermes, chat):
 
 
 def test_a_reply_of_calls_only_has_no_content(hermes, chat):
-    hermes.engine.texts = (CALL,)
+    hermes.engine.texts = (HERMES_CALL,)
     assert chat(tools=TOOLS).json()["choices"][0]["message"]["content"] is None
 
 
 def test_without_tools_a_call_is_text_and_reasoning_is_not(hermes, chat):
     (choice,) = chat().json()["choices"]
-    assert choice["message"]["content"] == f"I look.\n{CALL}"
+    assert choice["message"]["content"] == f"I look.\n{HERMES_CALL}"
     assert choice["message"]["reasoning_content"] == "Rain?"
     assert "tool_calls" not in choice["message"]
     assert choice["finish_reason"] == "stop"
@@ -253,7 +244,7 @@ def test_choices_are_parsed_independently(hermes, chat):
 
 
 def test_only_the_first_call_is_returned_without_parallel_calls(hermes, chat):
-    hermes.engine.texts = (CALL, "\n", CALL)
+    hermes.engine.texts = (HERMES_CALL, "\n", HERMES_CALL)
     assert len(chat(tools=TOOLS).json()["choices"][0]["message"]["tool_calls"]) == 2
     (choice,) = chat(tools=TOOLS, parallel_tool_calls=False).json()["choices"]
     assert len(choice["message"]["tool_calls"]) == 1

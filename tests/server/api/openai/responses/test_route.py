@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 
 import pytest
 
 from server.api.core.json_text.encoding import encode_long
 from server.engine.interface import GenerationFailedError, QueueFullError, RequestRefusedError
+from tests.server.api.named_events import events_of
 from tests.server.api.openai.test_experts import GREENROOM
 
 
 @pytest.fixture
 def respond(post):
     return lambda **body: post("/v1/responses", {"input": "Tell me a story", **body})
-
-
-def events_of(response):
-    """Return the data of each event, which contains its name."""
-    events = []
-    for block in response.text.removesuffix("\n\n").split("\n\n"):
-        name, data = block.split("\n")
-        events.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {events[-1]['type']}"
-    return events
 
 
 def test_complete_response_has_openais_form(respond):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.chat_formats import FAMILIES
-from tests.server.api.openai.responses.test_route import events_of
+from tests.server.api.named_events import events_of
 
 READ = {"type": "function", "name": "read", "parameters": {"type": "object", "properties": {}}}
 FILES = {"type": "namespace", "name": "files", "description": "Files of the user.", "tools": [READ]}
