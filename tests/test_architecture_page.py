@@ -1,4 +1,4 @@
-"""The page of the architecture names files that exist, and the ways through the code stand in them."""
+"""Pages about the code name files that exist, and the ways through the code stand in them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ WAYS = PAGE.partition("\n## Three ways through the code\n")[2].partition("\n## "
 HOPS = re.findall(r"^\| (.*`.*) \| (.*`.*) \|$", WAYS, re.MULTILINE)
 
 
-def test_every_path_exists() -> None:
-    paths = re.findall(r"`((?:benchmarks|client|docker|expert_store|greenroom|server|tests)/[\w./]*)`", PAGE)
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_every_path_exists(page: str) -> None:
+    folders = "benchmarks|client|docker|expert_store|greenroom|server|tests|training"
+    paths = re.findall(rf"`((?:{folders})/[\w./]*)`", (ROOT / page).read_text("utf-8"))
     assert paths
     assert [path for path in paths if not (ROOT / path).exists()] == []
 
