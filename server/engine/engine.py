@@ -22,6 +22,8 @@ from server.engine.interface import (
     EngineUnavailableError,
     GenerationFailedError,
     GenerationRequest,
+    Grammar,
+    GrammarSpec,
     QueueFullError,
     RequestStatus,
     Timeline,
@@ -68,6 +70,7 @@ class Engine:
         vocab_size: token ids of prompts are below it.
         eos_token_ids: tokens that end a sequence.
         detokenizer: makes a detokenizer for the text that follows a prompt, which writes out some special tokens.
+        grammar: returns the compiled grammar of a request.
         admission: chooses the sequences that decode while not all experts fit; None lets all of them decode.
         reclaim: called before each step, and every ``RECLAIM_SECONDS`` while nothing runs and its last call returned
             True.
@@ -78,16 +81,18 @@ class Engine:
         runner: ModelRunner,
         blocks: BlockManager,
         limits: EngineLimits,
+        *,
         vocab_size: int,
         eos_token_ids: frozenset[int],
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
+        grammar: Callable[[GrammarSpec], Grammar],
         admission: DecodeGroupRotation | None = None,
         reclaim: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
-        self._eos_token_ids, self._detokenizer = eos_token_ids, detokenizer
+        self._eos_token_ids, self._detokenizer, self._grammar = eos_token_ids, detokenizer, grammar
         self._admission, self._reclaim = admission, reclaim
         self._scheduler = Scheduler(blocks, limits.scheduler, admission, runner.release)
         self._validator = RequestValidator(
@@ -158,12 +163,13 @@ class Engine:
         before = () if self.is_encoder_decoder or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
+        grammar = None if sampling.grammar is None else self._grammar(sampling.grammar)
         weights = request.weights
         if weights is not None:
             weights.begin()
         blocks = self._blocks.new_blocks(block_salt(request), () if weights is None else weights.versions)
         try:
-            return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival))
+            return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival, grammar))
         except EngineError as error:
             if weights is not None:
                 weights.end()

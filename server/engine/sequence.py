@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 from server.engine.admission.working_set import ExpertUse
-from server.engine.interface import ExpertUsage, GenerationRequest, RoutedExperts, Timeline, TokenLogprobs, TokenStream
+from server.engine.interface import (
+    ExpertUsage,
+    GenerationRequest,
+    Grammar,
+    RoutedExperts,
+    Timeline,
+    TokenLogprobs,
+    TokenStream,
+)
 from server.engine.kv.block_manager import SequenceBlocks
 from server.engine.pooler import Pooler
 from server.engine.sampling.sampling_state import SamplingState
@@ -23,6 +31,7 @@ class Sequence:
     seed: int
     blocks: SequenceBlocks
     arrival: int  # number among all requests
+    grammar: InitVar[Grammar | None] = None  # the compiled one of its sampling parameters
     token_ids: list[int] = field(init=False)  # prompt and generated tokens
     prefix_cache_ids: list[int] = field(init=False)  # the same, with image hashes instead of placeholders
     sampling: SamplingState = field(init=False)
@@ -35,11 +44,11 @@ class Sequence:
     pooler: Pooler | None = field(init=False)  # only for a prompt that is not continued
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the prompt's second token on
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, grammar: Grammar | None) -> None:
         media = self.request.media
         self.token_ids = list(self.request.prompt_ids)
         self.prefix_cache_ids = self.token_ids if media is None else list(media.prefix_cache_ids)
-        self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids))
+        self.sampling = SamplingState(self.request.sampling, self.seed, self.token_ids, len(self.token_ids), grammar)
         self.pooler = None if self.request.pooling is None else Pooler(self.request.pooling)
 
     @property

@@ -98,11 +98,12 @@ def build_engine(
             settings.max_queued_requests,
             SchedulerLimits(kv.num_slots, settings.max_batched_tokens),
         ),
-        trunk.vocab_size,
-        model.eos_token_ids,
-        codec.detokenizer,
-        make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
-        (lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
+        vocab_size=trunk.vocab_size,
+        eos_token_ids=model.eos_token_ids,
+        detokenizer=codec.detokenizer,
+        grammar=codec.grammar,
+        admission=make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
+        reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )
 
 

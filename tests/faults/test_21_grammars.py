@@ -130,6 +130,7 @@ class SlowCodec:
 
 def test_a_slow_compilation_is_refused_while_others_are_answered(codec: Codec) -> None:
     rig, slow = Rig(num_blocks=512), SlowCodec(codec)
+    rig.find_grammar = codec.grammar
     rig.engine.start()
     model = LoadedModel("fake", rig.engine, slow)  # type: ignore[arg-type]
     model.grammar_compiler.max_seconds = 0.05

@@ -20,6 +20,7 @@ from server.engine.interface import (
     ExpertUsage,
     GenerationRequest,
     Grammar,
+    GrammarSpec,
     Media,
     Reservation,
     SamplingDefaults,
@@ -118,7 +119,7 @@ def submit(
         admitted: the prompts, and the memory of the request.
         prompt_field: the body's field that holds the prompts, for error messages.
         media: images; there is only one prompt then.
-        grammar: the grammar that every choice follows.
+        grammar: the grammar that every choice follows; held here until the engine has it.
         written_tokens: special tokens that are part of the text.
         muted: tokens that are not generated.
 
@@ -131,11 +132,12 @@ def submit(
     caller.count_choices(len(prompts) * body.n, "n" if body.n > 1 else prompt_field)
     generation_id, cache_salt = f"{id_prefix}{uuid4().hex}", caller.cache_salt(body.cache_salt)
     streams: list[TokenStream] = []
+    spec = None if grammar is None else grammar.spec
     try:
         for prompt, max_tokens in zip(prompts, admitted.max_tokens, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice, grammar, written_tokens, muted)
+                sampling = sampling_params(body, model.defaults, max_tokens, choice, spec, written_tokens, muted)
                 request = GenerationRequest(
                     request_id,
                     prompt,
@@ -256,7 +258,7 @@ def sampling_params(
     defaults: SamplingDefaults,
     max_tokens: int,
     choice: int,
-    grammar: Grammar | None = None,
+    grammar: GrammarSpec | None = None,
     written_tokens: frozenset[int] = frozenset(),
     muted: MutedTokens = NONE_MUTED,
 ) -> SamplingParams:

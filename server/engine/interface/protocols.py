@@ -108,7 +108,7 @@ class TextCodec(Protocol):
         """
 
     def compile_grammar(self, spec: GrammarSpec) -> Grammar:
-        """Compile a grammar for ``SamplingParams.grammar``.
+        """Compile a grammar. The engine finds it by ``SamplingParams.grammar`` for as long as it is held.
 
         It may take long; ``server.api.core.grammars.compiler`` bounds the time and shares the result.
 

@@ -27,7 +27,14 @@ class GrammarSpec:
 
 
 class Grammar(Protocol):
-    """A compiled ``GrammarSpec``, for any number of sequences at once."""
+    """A compiled ``GrammarSpec``, for any number of sequences at once.
+
+    Requests carry the ``spec``, by which the engine finds the grammar again while somebody holds it.
+    """
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """The form that it was compiled from."""
 
     def matcher(self) -> Any:
         """Return a matcher that follows one sequence; only the engine uses it."""
@@ -58,7 +65,7 @@ class SamplingParams:
     logprobs: int | None = None  # number of most likely tokens to report with each generated token
     prompt_logprobs: int | None = None  # the same for each prompt token
     written_tokens: frozenset[int] = frozenset()  # special tokens that are written as text
-    grammar: Grammar | None = None  # restricts the next token, and ends the sequence when complete
+    grammar: GrammarSpec | None = None  # restricts the next token, and ends the sequence when complete
 
     @property
     def has_penalties(self) -> bool:

@@ -9,7 +9,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.interface import SamplingParams
+from server.engine.interface import Grammar, SamplingParams
 from server.engine.sampling.grammar import GrammarMatcher
 
 
@@ -57,6 +57,7 @@ class SamplingState:
     seed: int
     token_ids: list[int]  # prompt and generated
     num_prompt_tokens: int
+    grammar: Grammar | None = None  # the compiled one of ``params``
     _counts: TokenCounts | None = field(default=None, init=False)
     _num_counted: int = field(default=0, init=False)
 
@@ -73,15 +74,14 @@ class SamplingState:
     def is_greedy(self) -> bool:
         """True if the next token is the argmax of the unchanged logits."""
         params = self.params
-        if params.temperature or params.grammar is not None or params.has_penalties or params.logit_bias:
+        if params.temperature or self.grammar is not None or params.has_penalties or params.logit_bias:
             return False
         return not self.is_too_short and not params.has_masks
 
     @cached_property
     def matcher(self) -> GrammarMatcher | None:
         """Matcher of its grammar, if it has one."""
-        grammar = self.params.grammar
-        return None if grammar is None else cast("GrammarMatcher", grammar.matcher())
+        return None if self.grammar is None else cast("GrammarMatcher", self.grammar.matcher())
 
     @cached_property
     def biases(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

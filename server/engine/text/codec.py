@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 from server.engine.image_memory import ImageMemory
 from server.engine.interface import (
@@ -48,6 +49,7 @@ class Codec:
         self._template_options = dict(template_options)
         self._image_memory = ImageMemory(memory or RequestMemory())
         self._grammars: GrammarCompiler | None = None
+        self._held: WeakValueDictionary[GrammarSpec, Grammar] = WeakValueDictionary()  # compiled and not dropped yet
         if tokenizer.token_bytes is not None:
             # At start-up, because llguidance holds the GIL for half a second for 150,000 tokens.
             ends = tokenizer.eos_token_ids if eos_token_ids is None else eos_token_ids
@@ -156,7 +158,16 @@ class Codec:
         if self._grammars is None:
             reason = "the bytes of this model's tokens are unknown, because its tokenizer is of an unsupported kind"
             raise RequestRefusedError(f"'{spec.param}' can't be followed: {reason}", spec.param)
-        return self._grammars.compile(spec)
+        grammar = self._held[spec] = self._grammars.compile(spec)
+        return grammar
+
+    def grammar(self, spec: GrammarSpec) -> Grammar:
+        """Return a compiled grammar: at once while somebody holds it, else it is compiled again.
+
+        Raises:
+            RequestRefusedError: it can't be compiled.
+        """
+        return self._held.get(spec) or self.compile_grammar(spec)
 
     def detokenizer(self, prompt_ids: Sequence[int], written: Collection[int] = ()) -> Detokenizer:
         """Return a detokenizer for the text after a prompt. It omits special tokens, except those in ``written``."""

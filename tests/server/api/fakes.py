@@ -131,8 +131,11 @@ class FakeEngine:
         return tuple(TokenLogprobs(token, -1.0, ((token, -1.0),)[:num_top]) for token in request.prompt_ids[1:])
 
 
+@dataclass(eq=False)
 class FakeGrammar:
     """A grammar that no engine follows."""
+
+    spec: GrammarSpec
 
     def matcher(self) -> Any:
         raise NotImplementedError
@@ -192,7 +195,7 @@ class FakeCodec:
         self.grammar_may_end.wait(WAIT_SECONDS)
         if self.grammar_refusal is not None:
             raise self.grammar_refusal
-        return FakeGrammar()
+        return FakeGrammar(spec)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         return [" " * (place > 0) + "x" * token_id for place, token_id in enumerate(token_ids)]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from server.engine.engine import Engine, EngineLimits
-from server.engine.interface import GenerationRequest, RequestWeights, SamplingParams, TokenStream
+from server.engine.interface import GenerationRequest, Grammar, GrammarSpec, RequestWeights, SamplingParams, TokenStream
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.scheduler import SchedulerLimits
@@ -150,6 +150,8 @@ class Rig:
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
+    grammars: dict[GrammarSpec, Grammar] = field(default_factory=dict)  # of requests that ``submit`` made
+    find_grammar: Callable[[GrammarSpec], Grammar] = field(init=False)  # of others
 
     def __post_init__(self) -> None:
         groups = [BlockGroup(self.num_blocks), *self.window_groups]
@@ -163,7 +165,15 @@ class Rig:
             max_queued=self.max_queued,
             scheduler=SchedulerLimits(self.max_running, self.max_batched_tokens),
         )
-        self.engine = Engine(self.model, self.blocks, limits, self.vocab_size, self.eos_token_ids, self.detokenizer)
+        self.engine = Engine(
+            self.model,
+            self.blocks,
+            limits,
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            detokenizer=self.detokenizer,
+            grammar=lambda spec: self.grammars.get(spec) or self.find_grammar(spec),
+        )
 
     def submit(
         self,
@@ -173,8 +183,11 @@ class Rig:
         priority: int = 0,
         deadline_seconds: float | None = None,
         weights: RequestWeights | None = None,
+        grammar: Grammar | None = None,
         **sampling: Any,
     ) -> TokenStream:
+        if grammar is not None:
+            self.grammars[grammar.spec], sampling["grammar"] = grammar, grammar.spec
         params = SamplingParams(max_tokens, temperature=0.0, **sampling)
         return self.engine.submit(
             GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds, weights=weights)

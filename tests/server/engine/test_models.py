@@ -73,9 +73,10 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
         PagedModelRunner(trunk, kv_cache, store, states=states),
         blocks,
         EngineLimits(num_blocks * BLOCK_SIZE, 100, SchedulerLimits(MAX_RUNNING, MAX_BATCHED)),
-        trunk.vocab_size,
-        frozenset(),
-        lambda prompt, _written: WindowDetokenizer(decode, (), prompt),
+        vocab_size=trunk.vocab_size,
+        eos_token_ids=frozenset(),
+        detokenizer=lambda prompt, _written: WindowDetokenizer(decode, (), prompt),
+        grammar={}.__getitem__,
     )
     engine.start()
     try:

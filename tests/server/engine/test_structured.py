@@ -81,7 +81,7 @@ def test_a_seed_repeats_it(grammar: Grammar) -> None:
     logits = torch.randn((3, VOCABULARY), generator=torch.Generator().manual_seed(0))
     texts = []
     for _ in range(2):
-        states = [SamplingState(SamplingParams(99, grammar=grammar), 7, [1], 1) for _ in range(3)]
+        states = [SamplingState(SamplingParams(99), 7, [1], 1, grammar) for _ in range(3)]
         for _ in range(20):
             for state, token in zip(states, sample(logits.clone(), states), strict=True):
                 assert state.matcher is not None
@@ -198,5 +198,5 @@ def test_logits_may_be_more_or_fewer_than_tokens(grammar: Grammar) -> None:
     for size in (VOCABULARY + 44, ord("}") + 1):
         logits = torch.zeros((1, size))
         logits[0, -1] = 50.0
-        state = SamplingState(SamplingParams(9, temperature=0, grammar=grammar), 0, [1], 1)
+        state = SamplingState(SamplingParams(9, temperature=0), 0, [1], 1, grammar)
         assert sample(logits, [state]) == [ord("{")]

@@ -105,6 +105,7 @@ def serving_rig(
     memory: RequestMemory | None = None,
 ) -> Iterator[FakeServer]:
     """Serve the fake model."""
+    rig.find_grammar = codec.grammar
     rig.engine.start()
     is_traced = service is not None and service.tracer is not None
     model = LoadedModel("fake", rig.engine, codec, keeps_stalls=is_traced, memory=memory or RequestMemory())

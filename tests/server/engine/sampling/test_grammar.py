@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,18 @@ def test_allowed_tokens_give_a_json_object(tokenizer: Tokenizer, tmp_path: Path)
             found.append(json.loads(written(codec, tokenizer.encode("a").ids, token_ids)))
     assert all(isinstance(each, dict) for each in found)
     assert any(found)
+
+
+def test_a_grammar_is_found_by_its_spec_while_it_is_held_and_compiled_again_later(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    codec, spec = codec_of(tokenizer, tmp_path), GrammarSpec("json_object")
+    held = codec.compile_grammar(spec)
+    assert codec.grammar(GrammarSpec("json_object")) is held
+    dropped = weakref.ref(held)
+    del held
+    assert dropped() is None
+    assert codec.grammar(spec).spec == spec
 
 
 @pytest.mark.parametrize("kind", sorted(OTHERS))
