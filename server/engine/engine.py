@@ -26,6 +26,7 @@ from server.engine.interface import (
     GrammarSpec,
     QueueFullError,
     RequestStatus,
+    RequestWeights,
     Timeline,
     TokenStream,
     publish,
@@ -37,6 +38,7 @@ from server.engine.request_validation import RequestValidator
 from server.engine.runner import ModelRunner
 from server.engine.scheduler import Scheduled, Scheduler, SchedulerLimits
 from server.engine.sequence import Sequence
+from server.engine.sequence_weights import SequenceWeights
 from server.engine.status_snapshot import snapshot_statuses
 from server.engine.step_executor import StepExecutor
 from server.engine.submission_queue import SubmissionQueue
@@ -71,6 +73,7 @@ class Engine:
         eos_token_ids: tokens that end a sequence.
         detokenizer: makes a detokenizer for the text that follows a prompt, which writes out some special tokens.
         grammar: returns the compiled grammar of a request.
+        weights: returns the weights of a request, the same object for all its sequences.
         admission: chooses the sequences that decode while not all experts fit; None lets all of them decode.
         reclaim: called before each step, and every ``RECLAIM_SECONDS`` while nothing runs and its last call returned
             True.
@@ -86,13 +89,15 @@ class Engine:
         eos_token_ids: frozenset[int],
         detokenizer: Callable[[tuple[int, ...], frozenset[int]], Detokenizer],
         grammar: Callable[[GrammarSpec], Grammar],
+        weights: Callable[[RequestWeights], SequenceWeights],
         admission: DecodeGroupRotation | None = None,
         reclaim: Callable[[], bool] = lambda: False,
     ):
         self.statistics = EngineStatistics()
         self.clock = time.monotonic  # for deadlines and latencies
         self._runner, self._blocks, self._limits = runner, blocks, limits
-        self._eos_token_ids, self._detokenizer, self._grammar = eos_token_ids, detokenizer, grammar
+        self._eos_token_ids, self._detokenizer = eos_token_ids, detokenizer
+        self._find_grammar, self._find_weights = grammar, weights
         self._admission, self._reclaim = admission, reclaim
         self._scheduler = Scheduler(blocks, limits.scheduler, admission, runner.release)
         self._validator = RequestValidator(
@@ -119,7 +124,7 @@ class Engine:
         """Free the KV cache of weights that were unloaded; from any thread, before the next step.
 
         Args:
-            version: one of ``RequestWeights.versions``.
+            version: one of ``SequenceWeights.versions``.
         """
         self._unloaded.append(version)
         self._submissions.wake()
@@ -163,13 +168,15 @@ class Engine:
         before = () if self.is_encoder_decoder or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
-        grammar = None if sampling.grammar is None else self._grammar(sampling.grammar)
-        weights = request.weights
+        grammar = None if sampling.grammar is None else self._find_grammar(sampling.grammar)
+        weights = None if request.weights is None else self._find_weights(request.weights)
         if weights is not None:
             weights.begin()
-        blocks = self._blocks.new_blocks(block_salt(request), () if weights is None else weights.versions)
+        blocks = self._blocks.new_blocks(block_salt(request, weights), () if weights is None else weights.versions)
         try:
-            return self._submissions.put(lambda arrival: Sequence(stream, text, seed, blocks, arrival, grammar))
+            return self._submissions.put(
+                lambda arrival: Sequence(stream, text, seed, blocks, arrival, weights=weights, grammar=grammar)
+            )
         except EngineError as error:
             if weights is not None:
                 weights.end()

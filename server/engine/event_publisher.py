@@ -67,7 +67,7 @@ class EventPublisher:
 
     def _remove(self, sequence: Sequence, reason: str) -> None:
         self._scheduler.remove(sequence)
-        weights = sequence.request.weights
+        weights = sequence.weights
         if weights is not None:
             weights.note_request(sequence.expert_usage, sequence.timeline, sequence.num_generated)
             weights.end()

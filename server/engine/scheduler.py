@@ -161,7 +161,7 @@ class Scheduler:
 
     def _acquire_weights(self, sequence: Sequence) -> bool:
         """Return whether a sequence has its weights now."""
-        weights = sequence.request.weights
+        weights = sequence.weights
         if weights is None:
             return True
         try:
@@ -234,8 +234,8 @@ class Scheduler:
 
 
 def _release_weights(sequence: Sequence) -> None:
-    if sequence.request.weights is not None:
-        sequence.request.weights.release()
+    if sequence.weights is not None:
+        sequence.weights.release()
 
 
 def _order(sequence: Sequence) -> tuple[int, int]:

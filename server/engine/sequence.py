@@ -7,6 +7,7 @@ from dataclasses import InitVar, dataclass, field
 
 from server.engine.admission.working_set import ExpertUse
 from server.engine.interface import (
+    AdapterShares,
     ExpertUsage,
     GenerationRequest,
     Grammar,
@@ -18,7 +19,9 @@ from server.engine.interface import (
 from server.engine.kv.block_manager import SequenceBlocks
 from server.engine.pooler import Pooler
 from server.engine.sampling.sampling_state import SamplingState
+from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.stop_strings import TextAssembler
+from server.model.chunk_weights import RoutedTokens
 from server.model.step import ExpertCost
 
 
@@ -31,6 +34,7 @@ class Sequence:
     seed: int
     blocks: SequenceBlocks
     arrival: int  # number among all requests
+    weights: SequenceWeights | None = None  # beside the base model's; it has begun
     grammar: InitVar[Grammar | None] = None  # the compiled one of its sampling parameters
     token_ids: list[int] = field(init=False)  # prompt and generated tokens
     prefix_cache_ids: list[int] = field(init=False)  # the same, with image hashes instead of placeholders
@@ -41,6 +45,7 @@ class Sequence:
     expert_cost: ExpertCost = field(default_factory=ExpertCost)  # cost so far
     last_experts: RoutedExperts | None = None  # experts of its last computed token, if requested
     last_adapters: Mapping[str, float] | None = None  # factors of adapters for that token, if requested
+    _routed: RoutedTokens | None = None  # shares of adapters in the tokens since the last event
     pooler: Pooler | None = field(init=False)  # only for a prompt that is not continued
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)  # from the prompt's second token on
 
@@ -101,6 +106,17 @@ class Sequence:
     def needs_all_tokens(self) -> bool:
         """True if every token of its prompt must be computed, even if it is in the cache."""
         return self.wants_prompt_logits or (self.pooler is not None and self.pooler.pooling == "mean")
+
+    def note_adapters(self, routed: RoutedTokens | None) -> None:
+        """Count the adapters that were chosen for tokens, if they are chosen so."""
+        if routed is not None:
+            self._routed = routed if self._routed is None else self._routed + routed
+
+    def take_adapter_shares(self) -> AdapterShares | None:
+        """Return what ``note_adapters`` has counted since the last call."""
+        routed, self._routed = self._routed, None
+        choice = None if self.weights is None else self.weights.token_routing
+        return None if routed is None or choice is None else AdapterShares(choice, routed.num_tokens, routed.shares)
 
     def is_late(self, now: float) -> bool:
         """Return whether its deadline has passed."""

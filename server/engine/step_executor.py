@@ -60,8 +60,9 @@ class StepExecutor:
             item.sequence.expert_cost.add(cost)
             item.sequence.last_experts = experts
         for item, chunk, routed in zip(step, chunks, output.routed or [None] * len(step), strict=True):
-            if item.sequence.request.weights is not None:
-                item.sequence.request.weights.note_tokens(item.num_tokens, routed)
+            if item.sequence.weights is not None:
+                item.sequence.weights.note_tokens(item.num_tokens, routed)
+                item.sequence.note_adapters(routed)
             if chunk.wants_adapters:
                 item.sequence.last_adapters = {} if chunk.weights is None else chunk.weights.adapters_of_last(routed)
         record_stalls(step, output.stalls)
@@ -86,5 +87,5 @@ class StepExecutor:
             num_hidden=item.num_hidden,
             wants_experts=sequence.request.returns_experts and item.reaches_end,
             wants_adapters=sequence.request.returns_adapters and item.reaches_end,
-            weights=None if sequence.request.weights is None else sequence.request.weights.chunk_weights,
+            weights=None if sequence.weights is None else sequence.weights.chunk_weights,
         )

@@ -110,4 +110,5 @@ def _append(
         usage,
         token_id=token,
         adapters=sequence.last_adapters,
+        adapter_shares=sequence.take_adapter_shares(),
     )

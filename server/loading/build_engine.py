@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,11 +14,12 @@ from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
 from server.engine.engine import Engine, EngineLimits
-from server.engine.interface import RequestMemory
+from server.engine.interface import RequestMemory, RequestWeights
 from server.engine.kv.block_manager import BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.runner import PagedModelRunner
 from server.engine.scheduler import SchedulerLimits
+from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.codec import Codec
 from server.loading.load_model import ModelParts
 from server.memory.elastic_budget import ElasticBudget
@@ -82,8 +83,13 @@ def build_engine(
     kv_cache: KVCache,
     codec: Codec,
     elastic: ElasticBudget | None,
+    weights: Callable[[RequestWeights], SequenceWeights],
 ) -> Engine:
-    """Build an engine that is yet to be started."""
+    """Build an engine that is yet to be started.
+
+    Args:
+        weights: returns what a request names.
+    """
     trunk, kv, store = model.trunk, plan.kv, experts.store
     snapshots = SnapshotPool(range(kv.num_slots, kv.num_states)) if kv.num_snapshots else None
     before_step, allowance = (None, None) if elastic is None else (elastic.reserve_for_step, elastic.allowance)
@@ -102,6 +108,7 @@ def build_engine(
         eos_token_ids=model.eos_token_ids,
         detokenizer=codec.detokenizer,
         grammar=codec.grammar,
+        weights=weights,
         admission=make_admission(store, model.experts_per_layer) if settings.admission == "auto" else None,
         reclaim=(lambda: False) if elastic is None else partial(elastic.reclaim, blocks),
     )

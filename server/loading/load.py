@@ -112,7 +112,16 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
     memory = request_memory(plan, elastic, lambda: engine.wake())  # noqa: PLW0108  made later
     watcher = None if elastic is None else Watcher(elastic, plan.budget_bytes, before_check=memory.follow)
     codec = build_codec(parts, memory)
-    engine = build_engine(settings, parts, plan, paging, kv_cache, codec, elastic)
+    engine = build_engine(
+        settings,
+        parts,
+        plan,
+        paging,
+        kv_cache,
+        codec,
+        elastic,
+        lambda names: directory.select(names),  # noqa: PLW0108  made later
+    )
     adapters = None
     if store is None:
         report_unloadable(state)

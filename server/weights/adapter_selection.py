@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.interface import ExpertUsage, Timeline, TokenRouting, UnknownAdapterError
@@ -17,7 +16,7 @@ NoteRequest = Callable[[Sequence[str], ExpertUsage, Timeline, int], None]
 
 
 class AdapterSelection:
-    """The ``RequestWeights`` of a request with adapters.
+    """The ``SequenceWeights`` of a request with adapters.
 
     Their versions are those when its first sequence begins. An adapter that is replaced before is no reason to fail.
 
@@ -43,9 +42,7 @@ class AdapterSelection:
         self._find, self._memory, self._note, self._note_request = find, memory, note, note_request
         self._versions: tuple[AdapterVersion, ...] = ()  # of the chosen ones, then of those to choose from
         self._num_sequences = 0
-        self._shares: Counter[str] = Counter()
-        self._num_tokens = 0
-        self._lock = threading.Lock()  # guards the four fields above, and ``token_routing`` while it changes
+        self._lock = threading.Lock()  # guards the two fields above, and ``token_routing`` while it changes
 
     @property
     def cache_salt(self) -> bytes:
@@ -86,25 +83,10 @@ class AdapterSelection:
         self._memory.release(self._versions)
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
-        shares = {} if routed is None else routed.shares
-        if routed is not None:
-            with self._lock:
-                self._shares.update(shares)
-                self._num_tokens += routed.num_tokens
-        self._note({name: num_tokens for name, _ in self.chosen}, shares)
-
-    @property
-    def factors(self) -> Mapping[str, float]:
-        return dict(self.chosen)
+        self._note({name: num_tokens for name, _ in self.chosen}, {} if routed is None else routed.shares)
 
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
         self._note_request([version.name for version in self._versions], usage, timeline, num_generated)
-
-    @property
-    def routed_shares(self) -> Mapping[str, float]:
-        with self._lock:
-            names = () if self.token_routing is None else self.token_routing.adapters or ()
-            return {name: self._shares[name] / max(1, self._num_tokens) for name in names}
 
     @property
     def chunk_weights(self) -> ChunkWeights:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
+from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from server.engine.interface import (
+    ForbiddenExperts,
     Policy,
     PolicyRefusedError,
     RequestRefusedError,
@@ -16,6 +19,8 @@ from server.engine.interface import (
     UnknownAdapterError,
     UnusablePolicyError,
 )
+from server.engine.sequence_weights import SequenceWeights
+from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.weights.adapter_memory import AdapterMemory
 from server.weights.adapter_registry import AdapterRegistry
 from server.weights.adapter_selection import AdapterSelection
@@ -25,6 +30,7 @@ from server.weights.selection import CombinedSelection, RestrictedSelection, Var
 from server.weights.variant_registry import VariantRegistry, VariantVersion
 
 Factors = Sequence[tuple[str, float]]  # names of adapters, and the factor of what each adds
+Chosen = tuple[tuple[str, float], ...]  # the same
 
 MAX_ADAPTERS = 16  # of one request
 MAX_ROUTED = 64  # that a router chooses from for one request
@@ -51,6 +57,7 @@ class Directory:
         self._prefix, self._variants, self._restrictions = f"{base}:", variants, restrictions
         self._adapters = None if adapters is None else adapters[0]
         self._memory = None if adapters is None else adapters[1]
+        self._selected: WeakValueDictionary[str, SequenceWeights] = WeakValueDictionary()  # by the pin of a request
 
     def names(self) -> list[str]:
         adapters = [] if self._adapters is None else self._adapters.names()
@@ -80,15 +87,28 @@ class Directory:
     ) -> RequestWeights | None:
         variant = None if name is None else self._variant_of(name)
         own = [] if name is None or variant is not None else [(name, 1.0)]
-        selected = self._select_adapters(own, adapters, policy, routing)
-        experts = self._select_experts(variant, policy)
+        chosen, by_token = self._choose_adapters(own, adapters, policy, routing)
+        restriction = self._check_experts(variant, policy)
+        forbidden = ForbiddenExperts() if policy is None or restriction is None else policy.forbidden_experts
+        if variant is None and not (chosen or by_token or forbidden):
+            return None
+        return RequestWeights(uuid4().hex, variant, chosen, by_token, forbidden)
+
+    def select(self, names: RequestWeights) -> SequenceWeights:
+        """Return the weights that a request names; the same object for all its sequences, while one of them has it."""
+        selected = self._selected.get(names.pin)
+        return selected or self._selected.setdefault(names.pin, self._select(names))
+
+    def _select(self, names: RequestWeights) -> SequenceWeights:
+        experts, adapters = self._select_experts(names), self._select_adapters(names)
         if experts is None:
-            return selected
-        if selected is None or self._adapters is None:
+            assert adapters is not None
+            return adapters
+        if adapters is None or self._adapters is None:
             return experts
         routers = self._adapters.targets.routers
         return CombinedSelection(
-            experts, selected, lambda: [layer for name, layer in routers.items() if name in selected.targets]
+            experts, adapters, lambda: [layer for name, layer in routers.items() if name in adapters.targets]
         )
 
     def prepare(self, policies: Iterable[Policy]) -> None:
@@ -109,28 +129,52 @@ class Directory:
     def _find_variant(self, variant: str | None) -> VariantVersion | None:
         return None if variant is None or self._variants is None else self._variants.find(variant)
 
-    def _select_experts(
-        self, variant: str | None, policy: Policy | None
-    ) -> VariantSelection | RestrictedSelection | None:
-        """Return the experts of a request; None for those of the base model."""
-        selected, version = None, self._find_variant(variant)
-        if variant is not None:
-            if self._variants is None or version is None:
-                raise RequestRefusedError(f"there is no expert variant {variant!r}; see GET /v1/models", "model")
-            selected = VariantSelection(variant, self._variants)
+    def _check_experts(self, variant: str | None, policy: Policy | None) -> ExpertRestriction | None:
+        """Check that a variant is there, and that it can run without the experts that a policy forbids.
+
+        Returns:
+            The restriction by these experts; None if the policy forbids none.
+        """
+        version = self._find_variant(variant)
+        if variant is not None and version is None:
+            raise RequestRefusedError(f"there is no expert variant {variant!r}; see GET /v1/models", "model")
         if policy is None or self._restrictions is None:
-            return selected
+            return None
         restriction = self._restrictions.find(policy.forbidden_experts)
-        if restriction is None:
-            return selected
-        if version is not None:
+        if restriction is not None and version is not None:
             restricted(restriction, version.files.variant)
+        return restriction
+
+    def _select_experts(self, names: RequestWeights) -> VariantSelection | RestrictedSelection | None:
+        """Return the experts of a request; None for those of the base model."""
+        selected = None
+        if names.variant is not None:
+            if self._variants is None:
+                raise RequestRefusedError(f"there is no expert variant {names.variant!r}; see GET /v1/models", "model")
+            selected = VariantSelection(names.variant, self._variants)
+        if not names.forbidden_experts:
+            return selected
+        restriction = None if self._restrictions is None else self._restrictions.find(names.forbidden_experts)
+        if restriction is None:
+            message = "this model can't run without some of its experts, as the key demands"
+            raise PolicyRefusedError(message, "model", "experts")
         return RestrictedSelection(restriction, selected)
 
-    def _select_adapters(
+    def _select_adapters(self, names: RequestWeights) -> AdapterSelection | None:
+        """Return the adapters of a request; None if it has none."""
+        if not names.adapters and names.by_token is None:
+            return None
+        registry = self._adapters
+        if registry is None or self._memory is None:
+            raise RequestRefusedError(NO_ADAPTERS, "adapters")
+        return AdapterSelection(
+            names.adapters, registry.find, self._memory, names.by_token, registry.note_tokens, registry.note_request
+        )
+
+    def _choose_adapters(
         self, own: Factors, added: Factors, policy: Policy | None, routing: TokenRouting | None
-    ) -> AdapterSelection | None:
-        """Return the adapters of a request; None if it has none.
+    ) -> tuple[Chosen, TokenRouting | None]:
+        """Return the adapters of a request that all tokens have, and the choice of others for each token.
 
         Args:
             own: the adapter that is the request's model, if one is.
@@ -140,7 +184,7 @@ class Directory:
         """
         required = () if policy is None else policy.adapters
         if not (own or added or required or routing):
-            return None
+            return (), None
         if self._adapters is None or self._memory is None:
             raise RequestRefusedError(NO_ADAPTERS, "adapters")
         chosen = [*own, *added]
@@ -168,10 +212,7 @@ class Directory:
         if routing is not None and routing.gate is None:
             names = self._routed(self._adapters, routing, [name for name, _ in chosen], policy)
             routing = replace(routing, adapters=tuple(names))
-        registry = self._adapters
-        return AdapterSelection(
-            chosen, registry.find, self._memory, routing, registry.note_tokens, registry.note_request
-        )
+        return tuple(chosen), routing
 
     @staticmethod
     def _check_required(registry: AdapterRegistry, added: Factors, required: Factors) -> None:

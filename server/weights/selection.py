@@ -1,10 +1,10 @@
-"""The weights of one request: an expert variant, adapters, or both."""
+"""The weights of sequences: an expert variant, adapters, or both."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from expert_store import CheckpointError
@@ -12,10 +12,10 @@ from server.engine.interface import (
     ExpertUsage,
     PolicyRefusedError,
     RequestRefusedError,
-    RequestWeights,
     Timeline,
     TokenRouting,
 )
+from server.engine.sequence_weights import SequenceWeights
 from server.model.checkpoint.expert_restriction import ExpertRestriction
 from server.model.chunk_weights import ChunkWeights, RoutedTokens
 from server.model.experts.variant import ExpertVariant
@@ -39,10 +39,6 @@ class _ExpertSelection(ABC):
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:  # noqa: B027  no duty of subclasses
         """Do nothing: the store counts the tokens of experts."""
 
-    @property
-    def factors(self) -> Mapping[str, float]:
-        return {}
-
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:  # noqa: B027  as above
         """Do nothing: experts of the base model have no name."""
 
@@ -51,16 +47,12 @@ class _ExpertSelection(ABC):
         return None
 
     @property
-    def routed_shares(self) -> Mapping[str, float]:
-        return {}
-
-    @property
     def chunk_weights(self) -> ChunkWeights:
         return ChunkWeights(variant=self.variant)
 
 
 class VariantSelection(_ExpertSelection):
-    """The ``RequestWeights`` of a request with an expert variant.
+    """The ``SequenceWeights`` of a request with an expert variant.
 
     The version is that when its first sequence begins. Experts come to memory as tokens are routed to them, so there
     is nothing to acquire.
@@ -108,7 +100,7 @@ class VariantSelection(_ExpertSelection):
 
 
 class RestrictedSelection(_ExpertSelection):
-    """The ``RequestWeights`` of a request whose policy forbids experts.
+    """The ``SequenceWeights`` of a request whose policy forbids experts.
 
     Args:
         selected: the variant that the request chose; None for the base model.
@@ -165,7 +157,7 @@ def restricted(restriction: ExpertRestriction, variant: ExpertVariant) -> Expert
 
 
 class CombinedSelection:
-    """The ``RequestWeights`` of a request with an expert variant and adapters.
+    """The ``SequenceWeights`` of a request with an expert variant and adapters.
 
     Args:
         changed_routers: returns the layers of experts whose routers the adapters change, once they have begun.
@@ -174,7 +166,7 @@ class CombinedSelection:
     def __init__(
         self,
         variant: VariantSelection | RestrictedSelection,
-        adapters: RequestWeights,
+        adapters: SequenceWeights,
         changed_routers: Callable[[], Iterable[int]] = tuple,
     ):
         self._variant, self._adapters, self._changed_routers = variant, adapters, changed_routers
@@ -221,16 +213,8 @@ class CombinedSelection:
         self._adapters.note_tokens(num_tokens, routed)
 
     @property
-    def factors(self) -> Mapping[str, float]:
-        return self._adapters.factors
-
-    @property
     def token_routing(self) -> TokenRouting | None:
         return self._adapters.token_routing
-
-    @property
-    def routed_shares(self) -> Mapping[str, float]:
-        return self._adapters.routed_shares
 
     @property
     def chunk_weights(self) -> ChunkWeights:

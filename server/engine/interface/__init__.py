@@ -21,6 +21,7 @@ from server.engine.interface.errors import (
 )
 from server.engine.interface.events import (
     EVENT_BYTES,
+    AdapterShares,
     ExpertUsage,
     FinishReason,
     TokenEvent,
@@ -70,6 +71,7 @@ __all__ = [
     "POLICY_REASONS",
     "AdapterAdministration",
     "AdapterLoader",
+    "AdapterShares",
     "ChangedExperts",
     "ChatPrompt",
     "ChatTraits",

@@ -11,6 +11,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
+from server.engine.interface.routing import TokenRouting
 from server.model.step import RoutedExperts
 
 
@@ -90,6 +91,26 @@ class ExpertUsage:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterShares:
+    """Shares of the adapters that were chosen for tokens, since the last event.
+
+    Args:
+        choice: names all adapters to choose from.
+        num_tokens: the sum of all shares.
+        sums: by name, the sum over tokens of its mean factor over the layers.
+    """
+
+    choice: TokenRouting
+    num_tokens: int
+    sums: Mapping[str, float]
+
+    @property
+    def nbytes(self) -> int:
+        return SHARE_BYTES * len(self.sums)
+
+
+SHARE_BYTES = 80  # of a name and its share
 LOGPROBS_BYTES, TOP_BYTES = 240, 12  # bytes of a ``TokenLogprobs``, and of each token in ``top``
 EVENT_BYTES = 480  # bytes of a ``TokenEvent`` beside its text, logprobs and experts
 
@@ -114,10 +135,12 @@ class TokenEvent:
     embedding: npt.NDArray[np.float32] | None = None  # (hidden,), in the only event of a pooled prompt
     token_id: int | None = None  # the new token; None if there is none
     adapters: Mapping[str, float] | None = None  # their factors for the token before the new one, if requested
+    adapter_shares: AdapterShares | None = None  # in the tokens since the last event, if adapters are chosen by token
 
     @property
     def nbytes(self) -> int:
         """Bytes that the event takes in memory, beside logprobs of the prompt."""
         experts = 0 if self.experts is None else self.experts.nbytes
         logprobs = sum(logprobs_bytes(1, len(each.top)) for each in self.logprobs)
-        return EVENT_BYTES + 4 * len(self.text) + logprobs + experts
+        shares = 0 if self.adapter_shares is None else self.adapter_shares.nbytes
+        return EVENT_BYTES + 4 * len(self.text) + logprobs + experts + shares

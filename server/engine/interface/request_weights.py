@@ -1,83 +1,33 @@
-"""Protocol of the weights that a request runs with beside the base model's."""
+"""Names of the weights that a request runs with beside the base model's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from dataclasses import dataclass, field
 
-from server.engine.interface.events import ExpertUsage
+from server.engine.interface.policy import ForbiddenExperts
 from server.engine.interface.routing import TokenRouting
-from server.engine.interface.timeline import Timeline
-from server.model.chunk_weights import ChunkWeights, RoutedTokens
 
 
-class RequestWeights(Protocol):
-    """An expert variant, adapters, or both, for one request.
+@dataclass(frozen=True)
+class RequestWeights:
+    """Names that the engine finds weights by. Plain data, as all of a request.
 
-    The engine calls ``begin`` when it accepts a sequence and ``end`` when that ends, so that nothing is unloaded while
-    a sequence uses it. In between, the sequence is in memory from ``acquire`` to ``release``, perhaps several times.
+    Args:
+        pin: an id of the request. Its sequences run with the versions that the names had when the first of them was
+            accepted, as long as one of them has not ended; a later one gets the versions of that time.
+        variant: the expert variant; None for the model's own experts.
+        adapters: names and factors of the adapters that all tokens have, those of the caller's policy among them.
+        by_token: the choice of further adapters for each token; of a mixture, as it was when the request came.
+        forbidden_experts: experts that no token may be routed to.
     """
 
-    @property
-    def cache_salt(self) -> bytes:
-        """Part of every hash of the sequence's prefixes: prefixes of other weights never match.
-
-        Valid from ``begin`` to ``end``.
-        """
-
-    @property
-    def versions(self) -> tuple[str, ...]:
-        """Names of the variant and adapters as they were loaded; valid as ``cache_salt`` is."""
-
-    def begin(self) -> None:
-        """Count a sequence.
-
-        Raises:
-            RequestRefusedError: the weights were unloaded.
-        """
-
-    def end(self) -> None:
-        """End the use that ``begin`` counted."""
-
-    def acquire(self) -> bool:
-        """Keep the weights in memory until ``release``; return False, and keep nothing, while they are being loaded.
-
-        Never blocks. The first call starts the load.
-
-        Raises:
-            GenerationFailedError: they can't be loaded.
-        """
-
-    def release(self) -> None:
-        """Let the weights be evicted."""
-
-    def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
-        """Count tokens that were computed with the weights.
-
-        Args:
-            routed: what a router of adapters chose for them; None without one.
-        """
-
-    def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
-        """Count a sequence that has ended, before ``end``.
-
-        Args:
-            usage: of its experts.
-            num_generated: its tokens.
-        """
+    pin: str
+    variant: str | None = None
+    adapters: tuple[tuple[str, float], ...] = ()
+    by_token: TokenRouting | None = None
+    forbidden_experts: ForbiddenExperts = field(default_factory=ForbiddenExperts)
 
     @property
-    def factors(self) -> Mapping[str, float]:
-        """The factor of each adapter that is the same for all tokens."""
-
-    @property
-    def token_routing(self) -> TokenRouting | None:
-        """The choice of adapters for each token; None if there is none."""
-
-    @property
-    def routed_shares(self) -> Mapping[str, float]:
-        """The mean factor of each adapter to choose from over the layers and tokens that were noted, 0 before any."""
-
-    @property
-    def chunk_weights(self) -> ChunkWeights:
-        """The weights for the model; valid from ``acquire`` to ``release``."""
+    def factors(self) -> dict[str, float]:
+        """The factor of each adapter that all tokens have."""
+        return dict(self.adapters)

@@ -26,7 +26,7 @@ class WeightsDirectory(Protocol):
         policy: Policy | None = None,
         routing: TokenRouting | None = None,
     ) -> RequestWeights | None:
-        """Return the weights of a request; None for those of the base model alone.
+        """Return the names of a request's weights; None for those of the base model alone.
 
         Args:
             name: one of ``names``, or None for the base model.

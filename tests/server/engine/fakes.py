@@ -18,6 +18,7 @@ from server.engine.interface import GenerationRequest, Grammar, GrammarSpec, Req
 from server.engine.kv.block_manager import BlockGroup, BlockManager
 from server.engine.kv.state_snapshots import SnapshotPool
 from server.engine.scheduler import SchedulerLimits
+from server.engine.sequence_weights import SequenceWeights
 from server.engine.text.detokenizer import Detokenizer, WindowDetokenizer
 from server.model.attention.window import oldest_seen
 from server.model.experts.stalls import Stall
@@ -150,6 +151,8 @@ class Rig:
     model: FakeModel = field(init=False)
     blocks: BlockManager = field(init=False)
     engine: Engine = field(init=False)
+    weights: dict[str, SequenceWeights] = field(default_factory=dict)  # that ``named`` has named, by their pins
+    find_weights: Callable[[RequestWeights], SequenceWeights] = field(init=False)  # of others
     grammars: dict[GrammarSpec, Grammar] = field(default_factory=dict)  # of requests that ``submit`` made
     find_grammar: Callable[[GrammarSpec], Grammar] = field(init=False)  # of others
 
@@ -172,6 +175,7 @@ class Rig:
             vocab_size=self.vocab_size,
             eos_token_ids=self.eos_token_ids,
             detokenizer=self.detokenizer,
+            weights=lambda names: self.weights.get(names.pin) or self.find_weights(names),
             grammar=lambda spec: self.grammars.get(spec) or self.find_grammar(spec),
         )
 
@@ -182,7 +186,7 @@ class Rig:
         *,
         priority: int = 0,
         deadline_seconds: float | None = None,
-        weights: RequestWeights | None = None,
+        weights: SequenceWeights | None = None,
         grammar: Grammar | None = None,
         **sampling: Any,
     ) -> TokenStream:
@@ -190,15 +194,23 @@ class Rig:
             self.grammars[grammar.spec], sampling["grammar"] = grammar, grammar.spec
         params = SamplingParams(max_tokens, temperature=0.0, **sampling)
         return self.engine.submit(
-            GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds, weights=weights)
+            GenerationRequest("test", tuple(prompt), params, priority, deadline_seconds, weights=self.named(weights))
         )
+
+    def named(self, weights: SequenceWeights | None) -> RequestWeights | None:
+        """Return names by which the engine finds weights."""
+        if weights is None:
+            return None
+        names = RequestWeights(str(id(weights)))
+        self.weights[names.pin] = weights
+        return names
 
 
 async def collect(stream: TokenStream) -> str:
     return "".join([event.text async for event in stream])
 
 
-async def collect_together(rig: Rig, *requests: tuple[bytes, int], weights: RequestWeights | None = None) -> list[str]:
+async def collect_together(rig: Rig, *requests: tuple[bytes, int], weights: SequenceWeights | None = None) -> list[str]:
     """Return the texts of requests (prompt, max_tokens) that are all submitted before the first step."""
     are_there = threading.Event()
     rig.model.before_step = lambda: None if are_there.wait(30) else sys.exit("the requests did not arrive")

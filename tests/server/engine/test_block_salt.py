@@ -9,7 +9,7 @@ from tests.server.engine.test_request_weights import FakeWeights
 
 def salt(of_weights: bytes, own: bytes) -> bytes:
     weights = FakeWeights(cache_salt=of_weights) if of_weights else None
-    return block_salt(GenerationRequest("test", (1,), SamplingParams(1), weights=weights, cache_salt=own))
+    return block_salt(GenerationRequest("test", (1,), SamplingParams(1), cache_salt=own), weights)
 
 
 def test_weights_and_salt_of_a_request_are_told_apart() -> None:

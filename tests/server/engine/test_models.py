@@ -77,6 +77,7 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
         eos_token_ids=frozenset(),
         detokenizer=lambda prompt, _written: WindowDetokenizer(decode, (), prompt),
         grammar={}.__getitem__,
+        weights={}.__getitem__,
     )
     engine.start()
     try:

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from server.engine.block_salt import block_salt
-from server.engine.interface import ExpertUsage, GenerationFailedError, GenerationRequest, SamplingParams, Timeline
+from server.engine.interface import (
+    AdapterShares,
+    ExpertUsage,
+    GenerationFailedError,
+    GenerationRequest,
+    SamplingParams,
+    Timeline,
+    TokenRouting,
+)
 from server.model.chunk_weights import ChunkWeights, RoutedTokens, WeightedAdapter
 from server.model.lora.adapter import LoraAdapter
+from server.model.step import SequenceChunk, StepOutput
 from tests.server.engine.fakes import Rig, collect, collect_together, continuation, run
 
 
@@ -23,6 +33,7 @@ class FakeWeights:
     cache_salt: bytes = b""
     versions: tuple[str, ...] = ()
     chunk_weights: ChunkWeights = field(default_factory=ChunkWeights)
+    token_routing: TokenRouting | None = None
     num_begun: int = 0
     num_held: int = 0
     num_attempts: int = 0
@@ -49,7 +60,6 @@ class FakeWeights:
         assert self.num_held >= 0
 
     def note_tokens(self, num_tokens: int, routed: RoutedTokens | None) -> None:
-        assert routed is None
         self.num_tokens += num_tokens
 
     def note_request(self, usage: ExpertUsage, timeline: Timeline, num_generated: int) -> None:
@@ -182,9 +192,9 @@ def test_prefixes_of_unloaded_weights_are_discarded_while_nothing_runs() -> None
     weights = FakeWeights(cache_salt=b"adapter 1", versions=("adapter 1",))
 
     def num_cached() -> int:
-        return rig.blocks.num_reusable(rig.blocks.new_blocks(block_salt(request)), prompt)
+        return rig.blocks.num_reusable(rig.blocks.new_blocks(block_salt(request, weights)), prompt)
 
-    request = GenerationRequest("test", prompt, SamplingParams(2), weights=weights)
+    request = GenerationRequest("test", prompt, SamplingParams(2), weights=rig.named(weights))
 
     async def scenario() -> None:
         await collect(rig.engine.submit(request))
@@ -196,13 +206,30 @@ def test_prefixes_of_unloaded_weights_are_discarded_while_nothing_runs() -> None
     run(rig, scenario)
 
 
+def test_events_have_the_shares_of_adapters_chosen_for_all_tokens_since_the_last_one() -> None:
+    rig, choice = Rig(max_batched_tokens=2), TokenRouting(("law", "code"))
+    weights, compute = FakeWeights(token_routing=choice), rig.model.run
+
+    def route(chunks: Sequence[SequenceChunk]) -> StepOutput:
+        routed = [RoutedTokens({"law": 0.25 * chunk.num_tokens}, chunk.num_tokens) for chunk in chunks]
+        return replace(compute(chunks), routed=routed)
+
+    rig.model.run = route  # type: ignore[method-assign]
+
+    async def scenario() -> list[AdapterShares | None]:
+        return [event.adapter_shares async for event in rig.submit(b"abc", 2, weights=weights)]
+
+    # The prompt goes in two steps before the first token.
+    assert run(rig, scenario) == [AdapterShares(choice, 3, {"law": 0.75}), AdapterShares(choice, 1, {"law": 0.25})]
+
+
 def test_events_have_the_factors_of_adapters_if_requested() -> None:
     adapter = LoraAdapter("law", {}, {})
     weights = FakeWeights(chunk_weights=ChunkWeights(adapters=(WeightedAdapter(adapter, 0.5),)))
 
     async def factors(weights: FakeWeights | None, *, is_wanted: bool) -> list[object]:
         sampling = SamplingParams(3, temperature=0.0)
-        request = GenerationRequest("test", (1, 2), sampling, weights=weights, returns_adapters=is_wanted)
+        request = GenerationRequest("test", (1, 2), sampling, weights=rig.named(weights), returns_adapters=is_wanted)
         return [event.adapters async for event in rig.engine.submit(request)]
 
     async def scenario() -> list[list[object]]:

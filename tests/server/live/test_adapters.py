@@ -93,9 +93,9 @@ def server(codec: Codec, tmp_path: Path) -> Iterator[AdapterServer]:
     memory = AdapterMemory(store, rig.engine.wake)
     registry = AdapterRegistry(TARGETS, memory, tmp_path, ["fake"])
     rig.engine.start()
-    model = LoadedModel(
-        "fake", rig.engine, codec, adapters=registry, directory=Directory("fake", adapters=(registry, memory))
-    )
+    directory = Directory("fake", adapters=(registry, memory))
+    rig.find_weights = directory.select
+    model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=directory)
     service = Service("1", aliases=[ModelAlias("gpt-*", "fake")])
     with serving_model(model, rig.engine, service=service) as live:
         yield AdapterServer(live, service, tmp_path, registry, f"http://127.0.0.1:{live.port}", used)

@@ -84,6 +84,7 @@ def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> It
         registry.load(name, name)
     rig.engine.start()
     directory = Directory("fake", adapters=(registry, memory))
+    rig.find_weights = directory.select
     model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=directory)
     policies = {
         "lawyer": Policy("lawyer", models=("law*",)),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from expert_store.catalog import ExpertLayout, ParameterSpec
-from server.engine.interface import RequestWeights
+from server.engine.sequence_weights import SequenceWeights
 from server.model.lora.pages import PARAMETER
 from server.model.lora.targets import LoraTargets
 from server.weights.adapter_memory import AdapterMemory
@@ -46,19 +47,24 @@ class Rig:
         write_adapter(self.folder / name, value, num_layers=num_layers)
         self.registry.load(name, name, replace=replace)
 
-    def begin(self, name: str) -> RequestWeights:
+    def select(self, name: str | None, *arguments: Any, **options: Any) -> SequenceWeights:
+        """Return the weights of a request, none of whose sequences has begun."""
+        names = self.directory.resolve(name, *arguments, **options)
+        assert names is not None
+        return self.directory.select(names)
+
+    def begin(self, name: str) -> SequenceWeights:
         """Return the weights of a sequence that has begun."""
-        weights = self.directory.resolve(name)
-        assert weights is not None
+        weights = self.select(name)
         weights.begin()
         return weights
 
-    def wait_for(self, *all_weights: RequestWeights) -> None:
+    def wait_for(self, *all_weights: SequenceWeights) -> None:
         """Acquire all, as soon as they are loaded."""
         for weights in all_weights:
             while not weights.acquire():
                 assert self.woken.acquire(timeout=10), "nothing was loaded"
 
-    def wait_until_resident(self, weights: RequestWeights) -> None:
+    def wait_until_resident(self, weights: SequenceWeights) -> None:
         self.wait_for(weights)
         weights.release()

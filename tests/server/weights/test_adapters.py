@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import threading
@@ -16,10 +17,10 @@ from server.engine.interface import (
     GenerationFailedError,
     Policy,
     RequestRefusedError,
-    RequestWeights,
     TokenRouting,
     UnknownAdapterError,
 )
+from server.engine.sequence_weights import SequenceWeights
 from server.model.chunk_weights import RoutedTokens
 from server.settings import SettingsError
 from server.weights.adapter_registry import AdapterRegistry
@@ -42,7 +43,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         rig.memory.close()
 
 
-def value_of(weights: RequestWeights) -> float:
+def value_of(weights: SequenceWeights) -> float:
     """Return the number that all of an adapter's matrices hold."""
     (chosen,) = weights.chunk_weights.adapters
     values = {
@@ -100,23 +101,20 @@ def test_adapters_that_are_chosen_by_token_have_prefixes_of_their_own(make: Call
     fixed = rig.begin("law")
     salts = {fixed.cache_salt}
     for routing in (TokenRouting(), TokenRouting(("law",)), TokenRouting(top_k=1), TokenRouting(temperature=2.0)):
-        weights = rig.directory.resolve(None, routing=routing)
-        assert weights is not None
+        weights = rig.select(None, routing=routing)
         weights.begin()
         salts.add(weights.cache_salt)
         weights.end()
     assert len(salts) == 5
 
 
-def test_shares_of_adapters_in_routed_tokens_add_up(make: Callable[..., Rig]) -> None:
+def test_shares_of_adapters_in_all_tokens_add_up(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.load("law")
     rig.load("code")
-    weights = rig.directory.resolve(None, routing=TokenRouting())
-    assert weights is not None
+    weights = rig.select(None, routing=TokenRouting())
     weights.note_tokens(3, RoutedTokens({"law": 2.0, "code": 1.0}, 3))
     weights.note_tokens(1, RoutedTokens({"law": 0.25, "code": 0.75}, 1))
-    assert weights.routed_shares == {"law": 2.25 / 4, "code": 1.75 / 4}
     assert rig.registry.routed_tokens() == {"law": 2.25, "code": 1.75}
 
 
@@ -126,10 +124,8 @@ def test_tokens_of_an_adapter_are_those_computed_with_it_and_its_shares_until_it
     rig = make()
     rig.load("law")
     rig.load("code")
-    named = rig.directory.resolve("law")
-    mixed = rig.directory.resolve(None, [("law", 0.5)], routing=TokenRouting())
-    assert named is not None
-    assert mixed is not None
+    named = rig.select("law")
+    mixed = rig.select(None, [("law", 0.5)], routing=TokenRouting())
     named.note_tokens(5, None)
     mixed.note_tokens(2, RoutedTokens({"code": 1.75}, 2))
     assert rig.registry.num_tokens() == {"law": 7, "code": 1.75}
@@ -146,9 +142,9 @@ def test_a_policy_limits_the_adapters_that_are_chosen_by_token(make: Callable[..
     for name in ("law", "code", "safe"):
         rig.load(name)
     policy = Policy("clerks", ("law",), (("safe", 1.0),))
-    weights = rig.directory.resolve(None, (), policy, TokenRouting())
-    assert weights is not None
-    assert weights.routed_shares == {"law": 0}
+    names = rig.directory.resolve(None, (), policy, TokenRouting())
+    assert names is not None
+    assert names.by_token == TokenRouting(("law",))
     with pytest.raises(UnknownAdapterError, match="there is no adapter 'code'"):
         rig.directory.resolve(None, (), policy, TokenRouting(("code",)))
 
@@ -235,10 +231,8 @@ def test_a_mixture_takes_its_turn_as_a_whole(make: Callable[..., Rig]) -> None:
     rig = make(2)
     for name in ("a", "b"):
         rig.load(name)
-    one = rig.directory.resolve("a", [("b", 0.5)])
-    other = rig.directory.resolve(None, [("b", 1.0), ("a", 1.0)])
-    assert one is not None
-    assert other is not None
+    one = rig.select("a", [("b", 0.5)])
+    other = rig.select(None, [("b", 1.0), ("a", 1.0)])
     one.begin()
     other.begin()
     rig.wait_for(one, other)
@@ -250,10 +244,28 @@ def test_a_mixture_that_never_fits_is_refused(make: Callable[..., Rig]) -> None:
     rig = make(1)
     for name in ("a", "b"):
         rig.load(name)
-    weights = rig.directory.resolve("a", [("b", 1.0)])
-    assert weights is not None
+    weights = rig.select("a", [("b", 1.0)])
     with pytest.raises(RequestRefusedError, match="2 pages of memory together, but --adapter-memory holds 1"):
         weights.begin()
+
+
+def test_a_pin_keeps_the_version_of_a_request_while_one_of_its_sequences_runs(make: Callable[..., Rig]) -> None:
+    rig = make()
+    rig.load("law", 1.0)
+    names = rig.directory.resolve("law")
+    assert names is not None
+    first = rig.directory.select(names)
+    first.begin()
+    rig.load("law", 2.0, replace=True)
+    second = rig.directory.select(pickle.loads(pickle.dumps(names)))
+    second.begin()
+    assert second.versions == first.versions != rig.begin("law").versions
+    first.end()
+    second.end()
+    del first, second
+    late = rig.directory.select(names)
+    late.begin()
+    assert late.versions == rig.begin("law").versions
 
 
 def test_a_replaced_adapter_serves_its_running_requests_to_their_end(make: Callable[..., Rig]) -> None:
@@ -274,8 +286,7 @@ def test_a_replaced_adapter_serves_its_running_requests_to_their_end(make: Calla
 def test_a_request_that_was_resolved_before_a_replacement_gets_the_new_version(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.load("law", 1.0)
-    weights = rig.directory.resolve("law")
-    assert weights is not None
+    weights = rig.select("law")
     rig.load("law", 2.0, replace=True)
     weights.begin()
     rig.wait_for(weights)
@@ -297,12 +308,11 @@ def test_a_failed_replacement_leaves_the_old_version_serving(make: Callable[...,
 def test_an_unloaded_adapter_goes_with_its_last_request(make: Callable[..., Rig]) -> None:
     rig = make()
     rig.load("law")
-    weights, late = rig.begin("law"), rig.directory.resolve("law")
+    weights, late = rig.begin("law"), rig.select("law")
     rig.wait_for(weights)
     rig.registry.unload("law")
     assert rig.directory.names() == []
     assert value_of(weights) == 1.0
-    assert late is not None
     with pytest.raises(RequestRefusedError, match="the adapter 'law' was unloaded"):
         late.begin()
     assert not rig.dropped

@@ -1,13 +1,14 @@
 """The choice that a router makes for a request whose model is ``auto``: as requests ask for it, and as replies tell."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from server.engine.interface import ExpertUsage, JsonObject, RequestWeights, TokenRouting
+from server.engine.interface import AdapterShares, ExpertUsage, JsonObject, TokenRouting
 
 AUTO = "auto"  # the model that stands for whatever the router chooses
 ROUTING_HEADER = "X-Greenroom-Routing"
@@ -91,6 +92,9 @@ class Routing:
         """The mean weights of adapters that were chosen for each token; none if one choice was made."""
         return {}
 
+    def note(self, shares: AdapterShares) -> None:
+        """Add what was chosen for further tokens; one choice for the whole request knows it already."""
+
     @property
     def member(self) -> JsonObject:
         """The member of a reply that tells of it."""
@@ -110,47 +114,68 @@ class Routing:
         }
 
 
+@dataclass
+class ChosenShares:
+    """The shares of adapters in the tokens of a request until now, and the choice that was made."""
+
+    choice: TokenRouting
+    num_tokens: int = 0
+    sums: Counter[str] = field(default_factory=Counter)
+
+    def add(self, shares: AdapterShares) -> None:
+        self.choice = shares.choice  # a mixture that was replaced before the request began has another
+        self.num_tokens += shares.num_tokens
+        self.sums.update(shares.sums)
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The mean factor of each adapter to choose from over the layers and tokens, the heaviest first."""
+        means = {name: self.sums[name] / max(1, self.num_tokens) for name in self.choice.adapters or ()}
+        return dict(sorted(means.items(), key=lambda item: item[1], reverse=True))
+
+
 @dataclass(frozen=True)
 class RoutingByToken(Routing):
     """The choice of adapters for each token of one request, by Arrow or by a trained gate.
 
     Args:
-        weights: of the request, which know the router's options and the adapters' shares.
+        chosen: grows with the tokens.
 
     """
 
-    weights: RequestWeights
+    chosen: ChosenShares
 
     @classmethod
-    def of(cls, options: TokenRouting, weights: RequestWeights) -> Self:
+    def of(cls, choice: TokenRouting) -> Self:
         now = time.monotonic()
         method, model, how = "arrow", AUTO, "by the input that each of them changes most"
-        if options.gate is not None:
-            method, model, how = "gate", options.gate, f"by the trained gate of {options.gate!r}"
+        if choice.gate is not None:
+            method, model, how = "gate", choice.gate, f"by the trained gate of {choice.gate!r}"
         reason = f"Adapters are chosen for each token and layer, {how}."
-        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), weights)
+        return cls(method, model, {}, reason, 0, now, now, ExpertUsage(), ChosenShares(choice))
 
     @property
     def score(self) -> None:
         return None
 
+    def note(self, shares: AdapterShares) -> None:
+        self.chosen.add(shares)
+
     @property
     def shares(self) -> Mapping[str, float]:
         """They are over the tokens that were computed until now, the heaviest first."""
-        best_first = sorted(self.weights.routed_shares.items(), key=lambda item: item[1], reverse=True)
-        return {name: round(share, 6) for name, share in best_first}
+        return {name: round(share, 6) for name, share in self.chosen.means.items()}
 
     @property
     def body(self) -> JsonObject:
-        options = self.weights.token_routing  # a mixture that was replaced before the request began has others
-        assert options is not None
+        choice, shares = self.chosen.choice, self.shares
         return {
             "method": self.method,
             "model": self.model,
-            "adapters": sorted(self.shares),
-            "top_k": options.top_k,
-            "temperature": options.temperature,
-            "weights": dict(self.shares),
+            "adapters": sorted(shares),
+            "top_k": choice.top_k,
+            "temperature": choice.temperature,
+            "weights": dict(shares),
             "reason": self.reason,
         }
 

@@ -110,6 +110,8 @@ class Generation:
                 num_running -= event.finish_reason is not None
                 self.num_generated[index] = event.num_generated
                 self.finish_reasons[index] = event.finish_reason
+                if event.adapter_shares is not None and self.routing is not None:
+                    self.routing.note(event.adapter_shares)
                 if event.expert_usage is not None:
                     self.expert_usage += event.expert_usage
             yield arrived

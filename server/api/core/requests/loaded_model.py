@@ -58,7 +58,7 @@ class LoadedModel:
     Args:
         adapters_on_request: loads adapters that requests name; None if requests name only what is served.
         directory: names of weights beside the base model's; None if there are none.
-        weights: those that the model runs with.
+        weights: names of those that the model runs with.
         base: the name of the base model, if ``name`` is that of other weights.
         routing: the choice of the router, if it has chosen ``name``.
         profiles: what the router knows of adapters.
@@ -146,7 +146,7 @@ class LoadedModel:
         selected = copy.copy(self)
         weights = self.directory.resolve(None, adapters, current_caller().policy, routing)
         assert weights is not None
-        selected.weights, selected.routing = weights, RoutingByToken.of(routing, weights)
+        selected.weights, selected.routing = weights, RoutingByToken.of(weights.by_token or routing)
         return selected
 
     def selecting(self, adapters: Sequence[tuple[str, float]]) -> Self:
@@ -164,6 +164,6 @@ class LoadedModel:
             return self
         selected = copy.copy(self)
         selected.weights = weights = self.directory.resolve(name, adapters, policy)
-        if weights is not None and weights.token_routing is not None and self.routing is None:
-            selected.routing = RoutingByToken.of(weights.token_routing, weights)
+        if weights is not None and weights.by_token is not None and self.routing is None:
+            selected.routing = RoutingByToken.of(weights.by_token)
         return selected
