@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.skewed_checkpoint import skew, topical_tokens, write_skewed_checkpoint
 from expert_store import ExpertStore, Prefetcher, PrefetchMode, make_prefetcher
-from expert_store.io.direct_io import DirectFile
 from expert_store.prefetching.governor import Governor
+from expert_store.sources.file import DirectFile
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.locate import BUNDLED
 from server.model.checkpoint.trunk_loader import load_trunk, read_config

@@ -30,6 +30,7 @@ from expert_store import (
     ExpertLayout,
     ExpertStore,
     Extent,
+    FileSource,
     LayerEntry,
     PackedRecord,
     ParameterRecipe,
@@ -59,12 +60,12 @@ def make_layout(megabytes: int) -> ExpertLayout:
 
 def write_packed(path: Path, layout: ExpertLayout, num_experts: int) -> ExpertCatalog:
     rng = np.random.default_rng(0)
-    records = []
+    records, source = [], FileSource(path)
     with path.open("wb") as file:
         for expert in range(num_experts):
             record = rng.integers(0, 256, layout.slot_bytes, dtype=np.uint8)
             checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(ExpertKey(0, expert)))
-            records.append(PackedRecord(Extent(path, file.tell(), layout.slot_bytes), checksum))
+            records.append(PackedRecord(Extent(source, file.tell(), layout.slot_bytes), checksum))
             file.write(record.data)
         file.flush()
         os.fsync(file.fileno())

@@ -30,16 +30,18 @@ if TYPE_CHECKING:
     from expert_store.errors import ExpertStoreError as ExpertStoreError
     from expert_store.errors import PackError as PackError
     from expert_store.errors import RoutingLogError as RoutingLogError
+    from expert_store.errors import SourceError as SourceError
     from expert_store.errors import StoreClosedError as StoreClosedError
     from expert_store.errors import StoreFailedError as StoreFailedError
     from expert_store.io.metadata import check_metadata_file as check_metadata_file
     from expert_store.io.metadata import read_json_object as read_json_object
     from expert_store.io.metadata import read_metadata as read_metadata
-    from expert_store.io.reader import read_tensor as read_tensor
     from expert_store.io.safetensors_index import find_shards as find_shards
+    from expert_store.io.safetensors_index import index_sources as index_sources
     from expert_store.io.safetensors_index import is_header_only as is_header_only
     from expert_store.io.safetensors_index import read_header_metadata as read_header_metadata
     from expert_store.io.safetensors_index import read_index as read_index
+    from expert_store.io.tensor_reads import read_tensor as read_tensor
     from expert_store.keys import BASE as BASE
     from expert_store.keys import ExpertKey as ExpertKey
     from expert_store.lease import Lease as Lease
@@ -68,6 +70,8 @@ if TYPE_CHECKING:
     from expert_store.routing_log.log import read_routing_log as read_routing_log
     from expert_store.slot_budget import least_bytes as least_bytes
     from expert_store.slot_budget import slots_per_layout as slots_per_layout
+    from expert_store.sources.base import Source as Source
+    from expert_store.sources.file import FileSource as FileSource
     from expert_store.statistics import LOAD_SECONDS_BUCKETS as LOAD_SECONDS_BUCKETS
     from expert_store.statistics import PHASES as PHASES
     from expert_store.statistics import PREFETCH_OUTCOMES as PREFETCH_OUTCOMES
@@ -107,11 +111,15 @@ _MODULE_OF = {
     "check_metadata_file": "io.metadata",
     "read_json_object": "io.metadata",
     "read_metadata": "io.metadata",
-    "read_tensor": "io.reader",
+    "read_tensor": "io.tensor_reads",
     "find_shards": "io.safetensors_index",
     "is_header_only": "io.safetensors_index",
     "read_index": "io.safetensors_index",
     "read_header_metadata": "io.safetensors_index",
+    "SourceError": "errors",
+    "FileSource": "sources.file",
+    "Source": "sources.base",
+    "index_sources": "io.safetensors_index",
     "BASE": "keys",
     "ExpertKey": "keys",
     "Lease": "lease",

@@ -8,14 +8,13 @@ import os
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from expert_store.catalog import ExpertLayout
 from expert_store.errors import BudgetError
+from expert_store.sources.base import Bytes
 
 Weights = dict[str, torch.Tensor]
-Bytes = npt.NDArray[np.uint8]
 
 NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)  # newer than Python 3.11; the value is that of x86 and ARM
 RESERVE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE

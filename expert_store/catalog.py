@@ -1,4 +1,4 @@
-"""Catalog of experts: the bytes of the files that make up each, and their places in a slot."""
+"""Catalog of experts: the bytes of the sources that make up each, and their places in a slot."""
 
 from __future__ import annotations
 
@@ -7,23 +7,22 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from expert_store.errors import CheckpointError
 from expert_store.keys import BASE, ExpertKey
+from expert_store.sources.base import PAGE_BYTES, Source
 
 TENSOR_ALIGNMENT = 64  # bytes; suits vector loads
-PAGE_BYTES = 4096  # direct reads and pages of memory are multiples of it
 
 
 @dataclass(frozen=True)
 class Extent:
-    """A run of bytes in a file."""
+    """A run of bytes in a source, such as a file."""
 
-    path: Path
+    source: Source
     offset: int
     nbytes: int
 
@@ -40,13 +39,13 @@ class TensorSource:
     def leading_part(self, index: int, num_parts: int) -> TensorSource:
         """Return part ``index`` of the first dimension, cut into ``num_parts`` equal parts of one slice or several."""
         nbytes = self.extent.nbytes // num_parts
-        extent = Extent(self.extent.path, self.extent.offset + index * nbytes, nbytes)
+        extent = Extent(self.extent.source, self.extent.offset + index * nbytes, nbytes)
         return TensorSource(self.name, self.dtype, (self.shape[0] // num_parts, *self.shape[1:]), extent)
 
     def rows(self, first: int, count: int) -> TensorSource:
         """Return some slices of the first dimension."""
         nbytes = math.prod(self.shape[1:]) * self.dtype.itemsize
-        extent = Extent(self.extent.path, self.extent.offset + first * nbytes, count * nbytes)
+        extent = Extent(self.extent.source, self.extent.offset + first * nbytes, count * nbytes)
         return TensorSource(self.name, self.dtype, (count, *self.shape[1:]), extent)
 
 
@@ -248,14 +247,15 @@ class ExpertCatalog:
         return sum(count * layout.slot_bytes for layout, count in self.num_places.items())
 
     @property
-    def paths(self) -> list[Path]:
-        """Every file that holds a part of one of the model's own experts."""
-        return paths_of(recipe for entry in self.layers.values() for recipe in entry.experts)
+    def sources(self) -> list[Source]:
+        """Every source that holds a part of one of the model's own experts."""
+        return sources_of(recipe for entry in self.layers.values() for recipe in entry.experts)
 
 
-def paths_of(recipes: Iterable[ExpertRecipe]) -> list[Path]:
-    """Return every file that some experts are read from."""
-    return sorted({extent.path for recipe in recipes for extent in extents(recipe)})
+def sources_of(recipes: Iterable[ExpertRecipe]) -> list[Source]:
+    """Return every source that some experts are read from."""
+    found = {extent.source for recipe in recipes for extent in extents(recipe)}
+    return sorted(found, key=lambda source: source.name)
 
 
 def extents(recipe: ExpertRecipe) -> Iterator[Extent]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from expert_store.keys import ExpertKey
 
 if TYPE_CHECKING:  # it needs torch
-    from expert_store.io.reader import ReadJob
+    from expert_store.io.expert_read import ExpertRead
 
 TierName = Literal["device", "host", "disk"]
 EvictObstacle = Literal["not_resident", "pinned", "loading", "in_use"]  # why an expert can't be evicted
@@ -32,5 +32,5 @@ class Entry:
     error: Exception | None = None
     is_prefetched: bool = False  # and not requested since
     replaces: ExpertKey | None = None  # the expert whose bytes the slot held before
-    read: ReadJob | None = None  # the read from disk that a LOADING entry waits for
+    read: ExpertRead | None = None  # the read from disk that a LOADING entry waits for
     arrival: Any = None  # on a device: the event after which the slot may be read

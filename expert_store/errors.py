@@ -2,10 +2,14 @@
 
 ExpertStoreError
     CheckpointError      a file or its header can't be used
+        SourceError              bytes of a source, such as a file, can't be had
+            SourceGoneError          there is no such source, or not any more
+            SourceChangedError       it was written to after it was opened
+            ShortReadError           it ends before the bytes that were asked for
+            SourceTimeoutError       its storage does not answer
+            SourceUnreadableError    any other failure of the storage
     BudgetError          the memory given is too little for one step
     ExpertLoadError      one expert could not be read
-    ShortReadError       a file ends before the bytes that its header promised
-    FileChangedError     a file was written to after it was opened
     ChecksumError        an expert's bytes are not those that were packed
     PackError            a packed model can't be written
     RoutingLogError      a routing log can't be read or written
@@ -14,6 +18,8 @@ ExpertStoreError
 """
 
 from __future__ import annotations
+
+import errno
 
 from expert_store.keys import ExpertKey
 
@@ -38,12 +44,65 @@ class ExpertLoadError(ExpertStoreError):
         self.key = key
 
 
-class ShortReadError(ExpertStoreError):
-    """A file ended before the bytes that its header promised."""
+class SourceError(CheckpointError):
+    """Bytes of a source can't be had.
+
+    Args:
+        source: the source's name.
+        reason: a phrase that says why, without the name.
+        part: what was to be read from it, if it has a name.
+    """
+
+    def __init__(self, source: str, reason: str, part: str | None = None):
+        self.source, self.reason, self.part = source, reason, part
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        return f"cannot read {self.source if self.part is None else f'{self.part} from {self.source}'}: {self.reason}"
+
+    def naming(self, source: str, part: str | None = None) -> SourceError:
+        """Return the same error with another name of the source, and perhaps of the part."""
+        return type(self)(source, self.reason, part)
 
 
-class FileChangedError(ExpertStoreError):
-    """A file was written to after it was opened, so that its bytes may be of another model."""
+class SourceGoneError(SourceError):
+    """There is no such source, or not any more."""
+
+
+class SourceChangedError(SourceError):
+    """A source was written to after it was opened, so that its bytes may be of another model."""
+
+    def _message(self) -> str:
+        return f"{self.source} {self.reason}"
+
+
+class ShortReadError(SourceError):
+    """A source ends before the bytes that were asked for."""
+
+    def _message(self) -> str:
+        reason = self.reason if self.part is None else f"ends inside {self.part}; it was cut short or replaced"
+        return f"{self.source} {reason}"
+
+
+class SourceTimeoutError(SourceError):
+    """The storage of a source does not answer."""
+
+
+class SourceUnreadableError(SourceError):
+    """The storage of a source reports an error."""
+
+
+_GONE = {errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO, errno.ESTALE}
+
+
+def source_error(source: str, error: OSError) -> SourceError:
+    """Return the error of a source for one of the operating system."""
+    kind: type[SourceError] = SourceUnreadableError
+    if error.errno in _GONE:
+        kind = SourceGoneError
+    elif error.errno == errno.ETIMEDOUT:
+        kind = SourceTimeoutError
+    return kind(source, error.strerror or str(error))
 
 
 class ChecksumError(ExpertStoreError):

@@ -18,7 +18,8 @@ from expert_store.arena import DeviceArena, HostArena, Weights, machine_bytes
 from expert_store.catalog import ExpertLayout
 from expert_store.entry import Entry, EntryState, EvictObstacle, TierName
 from expert_store.io.device_memory import Event
-from expert_store.io.reader import ReadJob
+from expert_store.io.expert_read import ExpertRead
+from expert_store.io.reader import Priority
 from expert_store.keys import BASE, ExpertKey
 from expert_store.policies import make_policy
 from expert_store.policies.fair import FairPolicy, slots_per_layer
@@ -112,7 +113,7 @@ class LayoutPool:
                 return name
         return "disk"
 
-    def load(self, key: ExpertKey, *, is_prefetch: bool = False, lease: object = None) -> Entry | None:
+    def load(self, key: ExpertKey, *, priority: Priority = Priority.DEMAND, lease: object = None) -> Entry | None:
         """Start to load an expert that is not in the top tier; return its leased entry.
 
         Args:
@@ -123,9 +124,9 @@ class LayoutPool:
         """
         if not self.queue.is_turn(lease):
             return None
-        entry = self._load_to_device(key, is_prefetch) if self.has_device else self._load_to_host(key, is_prefetch)
+        entry = self._load_to_device(key, priority) if self.has_device else self._load_to_host(key, priority)
         if entry is not None:
-            entry.is_prefetched = is_prefetch
+            entry.is_prefetched = priority is not Priority.DEMAND
         return entry
 
     def cancel_load(self, entry: Entry) -> None:
@@ -247,8 +248,8 @@ class LayoutPool:
     def _update_shares(self) -> None:
         self._shares = slots_per_layer(self.top.num_slots, self._experts_per_layer())
 
-    def _load_to_host(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
-        recipe, files = self._resources.catalog.recipe(key), self._resources.files[key.variant]
+    def _load_to_host(self, key: ExpertKey, priority: Priority) -> Entry | None:
+        recipe, sources = self._resources.catalog.recipe(key), self._resources.sources[key.variant]
         entry = self.host.reserve(key)
         if entry is None:
             return None
@@ -258,11 +259,11 @@ class LayoutPool:
             self._finish_read(entry, nbytes, error, time.perf_counter() - started)
 
         nbytes = self._resources.catalog.read_bytes(key)
-        entry.read = ReadJob(key, recipe, files, self.host_arena, entry.slot, done, is_prefetch)
+        entry.read = ExpertRead(key, recipe, sources, self.host_arena, entry.slot, done, priority)
         self._resources.reader.submit(entry.read)
         return entry
 
-    def _load_to_device(self, key: ExpertKey, is_prefetch: bool) -> Entry | None:
+    def _load_to_device(self, key: ExpertKey, priority: Priority) -> Entry | None:
         entry = self.device.reserve(key) if self.host.can_reserve(key) else None
         if entry is None:
             return None
@@ -270,7 +271,7 @@ class LayoutPool:
         if victim is not None:  # before the host looks for a slot: its copy of the victim is no longer redundant
             self._note_slot(victim, None)
             self.host.mark_redundant(victim, is_redundant=False)
-        source = self.host.lease(key) or self._load_to_host(key, is_prefetch)
+        source = self.host.lease(key) or self._load_to_host(key, priority)
         if victim is not None and self.host.find(victim) is None:
             self._write_back(victim, entry.slot)
         if source is None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from expert_store.catalog import ExpertCatalog, paths_of
+from expert_store.catalog import ExpertCatalog, sources_of
 from expert_store.errors import ChecksumError
 from expert_store.io.copier import Copier
 from expert_store.io.device_memory import Device, open_device
-from expert_store.io.open_files import OpenFiles
-from expert_store.io.reader import DiskReader
+from expert_store.io.reader import SourceReader
 from expert_store.keys import BASE, ExpertKey
+from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import StoreStatistics
 from expert_store.store_lock import StoreLock
 
@@ -23,9 +23,9 @@ class StoreResources:
     """Everything that ``LayoutPool`` needs beside its own slots. ``lock`` guards all but the threads' own queues."""
 
     catalog: ExpertCatalog  # replaced when a variant comes or goes
-    files: dict[str, OpenFiles]  # by variant
+    sources: dict[str, OpenSources]  # by variant
     lock: StoreLock
-    reader: DiskReader
+    reader: SourceReader
     device: Device
     copier: Copier | None  # None without a device tier
     statistics: StoreStatistics
@@ -44,30 +44,30 @@ class StoreResources:
         if self.copier is not None:
             self.copier.close()
         self.device.close()
-        for files in self.files.values():
-            files.close()
+        for sources in self.sources.values():
+            sources.close()
 
 
 def open_resources(
     catalog: ExpertCatalog, device: torch.device, num_readers: int, *, has_device_tier: bool
 ) -> StoreResources:
-    """Open the files and the device, and start the threads.
+    """Open the sources and the device, and start the threads.
 
     Raises:
         BudgetError: there is no memory to read with.
-        OSError: a file can't be opened.
+        SourceError: a file can't be opened.
     """
     shape = len(catalog.layers), catalog.num_experts
     slot_table = torch.full(shape, -1, dtype=torch.int32, device=device)
-    files = {BASE: OpenFiles(catalog.paths)}
+    sources = {BASE: OpenSources(catalog.sources)}
     for variant, recipes in catalog.variants.items():
-        files[variant] = OpenFiles(paths_of(recipes.values()))
+        sources[variant] = OpenSources(sources_of(recipes.values()))
     memory, lock = open_device(device), StoreLock()
     return StoreResources(
         catalog,
-        files,
+        sources,
         lock,
-        DiskReader(num_readers, lock.fail, lambda: list(files.values())),
+        SourceReader(num_readers, lock.fail, lambda: list(sources.values())),
         memory,
         Copier(memory, lock.fail) if has_device_tier else None,
         StoreStatistics(np.zeros(shape, dtype=np.int64)),

@@ -10,13 +10,14 @@ from contextlib import suppress
 
 import torch
 
-from expert_store.catalog import ExpertCatalog, Variant, paths_of
+from expert_store.catalog import ExpertCatalog, Variant, sources_of
 from expert_store.entry import EvictObstacle, TierName
 from expert_store.errors import BudgetError, ExpertStoreError, StoreClosedError
-from expert_store.io.open_files import OpenFiles
+from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.lease import Lease, Recorder
 from expert_store.routing_log.recent_window import Window
+from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import HitRatios, Phase, StoreHealth, StoreStatistics, TierReport
 from expert_store.step_lease import LayerKeys, ResidentAddresses, StepLease
 from expert_store.store_budgets import StoreBudgets
@@ -43,7 +44,7 @@ class ExpertStore:
 
     Raises:
         BudgetError: a budget holds less than one slot of each layout, or can't be allocated.
-        OSError: a file can't be opened.
+        SourceError: a file can't be opened.
         ValueError: no policy has this name.
     """
 
@@ -87,23 +88,23 @@ class ExpertStore:
         Raises:
             BudgetError: the budget does not hold one slot of each layout and the pins any more.
             CheckpointError: an expert lacks a parameter, or its sources do not fill it.
-            OSError: a file can't be opened.
+            SourceError: a file can't be opened.
             StoreClosedError: the store was closed.
             ValueError: the name is in use, or a layer has no experts.
         """
-        state, files = self._state, OpenFiles(paths_of(recipes.values()))
+        state, sources = self._state, OpenSources(sources_of(recipes.values()))
         try:
             with state.lock:
                 state.lock.refuse_closed()
                 catalog = self.catalog.with_variant(variant, recipes)
                 slots = self._budgets.host_slots(catalog, self._budgets["host"])
-                state.add_variant(variant, catalog, files)
+                state.add_variant(variant, catalog, sources)
                 state.resize_host(slots)
                 with suppress(BudgetError):  # a smaller device tier serves all the same
                     self._budgets.grow_device()
                 state.lock.wake_waiters()
         except (ExpertStoreError, ValueError):
-            files.close()
+            sources.close()
             raise
         self.on_growth()
 
@@ -166,9 +167,9 @@ class ExpertStore:
             for key, entry in zip(keys, found, strict=True):
                 if entry is not None or key in state.quarantined:
                     continue
-                if state.lock.is_closed or not state.takes_prefetches:
+                if state.lock.is_closed or not state.takes(Priority.PREFETCH):
                     break
-                loading = pool.load(key, is_prefetch=True)
+                loading = pool.load(key, priority=Priority.PREFETCH)
                 if loading is None:
                     break
                 pool.release(loading)
@@ -179,7 +180,9 @@ class ExpertStore:
         return started
 
     def preload(self, keys: Iterable[ExpertKey], timeout_seconds: float) -> int:
-        """Prefetch experts of any layer, each as soon as the disk would be idle; return how many reads were started.
+        """Read experts of any layer, each as soon as the disk would be idle; return how many reads were started.
+
+        Demands and prefetches go first.
 
         Experts are left out that are in the fastest tier, loading or quarantined, that find no slot to take, that
         would only evict others of these, or whose variant was removed.
@@ -195,15 +198,15 @@ class ExpertStore:
         with state.lock:
             num_left = {pool: pool.top.num_slots - len(pool.top.pinned) for pool in state.pools}
             for key in keys:
-                while not state.takes_prefetches and (left := ends_at - time.monotonic()) > 0:
+                while not state.takes(Priority.BACKGROUND) and (left := ends_at - time.monotonic()) > 0:
                     state.lock.wait(left)
-                if state.lock.is_closed or not state.takes_prefetches:
+                if state.lock.is_closed or not state.takes(Priority.BACKGROUND):
                     break
                 pool = state.pool_of[key.layer]
                 is_gone = not state.catalog.has(key)  # its variant was removed meanwhile
                 if is_gone or not num_left[pool] or pool.top.find(key) is not None or key in state.quarantined:
                     continue
-                loading = pool.load(key, is_prefetch=True)
+                loading = pool.load(key, priority=Priority.BACKGROUND)
                 if loading is not None:
                     pool.release(loading)
                     num_left[pool] -= 1
@@ -331,7 +334,7 @@ class ExpertStore:
         state = self._state
         if state.lock.failure is not None or state.reader.has_stuck_read:
             return "failing"
-        return "files_changed" if state.reader.changed_files else "ok"
+        return "files_changed" if state.reader.changed_sources else "ok"
 
     @property
     def pinned(self) -> frozenset[ExpertKey]:

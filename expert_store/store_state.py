@@ -9,12 +9,13 @@ import torch
 from expert_store.catalog import ExpertCatalog, ExpertLayout
 from expert_store.entry import Entry
 from expert_store.errors import BudgetError, ExpertLoadError
-from expert_store.io.open_files import OpenFiles
+from expert_store.io.reader import Priority
 from expert_store.keys import ExpertKey
 from expert_store.layout_pool import LayoutPool
 from expert_store.resources import open_resources
 from expert_store.routing_log.recent_window import RecentWindow
 from expert_store.slot_budget import slots_per_layout
+from expert_store.sources.open_sources import OpenSources
 from expert_store.statistics import Phase
 from expert_store.store_lock import StoreLock
 from expert_store.tier import Tier
@@ -25,7 +26,7 @@ class StoreState:
 
     Raises:
         BudgetError: a budget holds less than one slot of each layout, or can't be allocated.
-        OSError: a file can't be opened.
+        SourceError: a file can't be opened.
         ValueError: no policy has this name.
     """
 
@@ -68,10 +69,10 @@ class StoreState:
         """The catalog, which is another one after a variant has come or gone."""
         return self._resources.catalog
 
-    def add_variant(self, variant: str, catalog: ExpertCatalog, files: OpenFiles) -> None:
+    def add_variant(self, variant: str, catalog: ExpertCatalog, sources: OpenSources) -> None:
         """Make a variant's experts known, by the catalog that has them."""
         self._resources.catalog = catalog
-        self._resources.files[variant] = files
+        self._resources.sources[variant] = sources
         self._update_experts()
 
     def remove_variant(self, variant: str) -> None:
@@ -87,17 +88,16 @@ class StoreState:
             self.pool_of[key.layer].discard(key)
             self.quarantined.pop(key, None)
         self._resources.catalog = self.catalog.without_variant(variant)
-        self._resources.files.pop(variant).close()
+        self._resources.sources.pop(variant).close()
         self._update_experts()
 
     def _update_experts(self) -> None:
         for pool in self.pools:
             pool.update_experts()
 
-    @property
-    def takes_prefetches(self) -> bool:
-        """True if a prefetch would find the disk idle, or soon, and no resize waits for the end of all loads."""
-        return self.next_device_slots is None and self.reader.takes_prefetches
+    def takes(self, priority: Priority) -> bool:
+        """Return True if a read would find the disk idle, or soon, and no resize waits for the end of all loads."""
+        return self.next_device_slots is None and self.reader.takes(priority)
 
     def layer_of(self, keys: Sequence[ExpertKey]) -> int:
         """Return the one layer of some experts.

@@ -21,7 +21,7 @@ def unreadable_experts(catalog: ExpertCatalog, report: Callable[[int], None]) ->
         report: called with the bytes of each expert that was read.
 
     Raises:
-        OSError: a file can't be opened.
+        SourceError: a file can't be opened.
     """
     store = ExpertStore(catalog, least_bytes(catalog, NUM_READERS), policy="lru")
     keys = [ExpertKey(layer, expert) for layer, entry in catalog.layers.items() for expert in range(len(entry.experts))]

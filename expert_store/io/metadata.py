@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
 from contextlib import closing
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from expert_store.errors import CheckpointError
+from expert_store.errors import CheckpointError, source_error
+from expert_store.sources.regular_file import REMEDY, open_regular
 
 MAX_METADATA_BYTES = 100_000_000
 MAX_DEPTH = 64
-REMEDY = "download the checkpoint again"
-
-
-def open_regular(path: Path, most: int | None = MAX_METADATA_BYTES, remedy: str = REMEDY) -> FileIO:
-    """Open a file for reading if it is a regular one; never waits for the writer of a pipe.
-
-    Args:
-        most: the largest size in bytes; None for any.
-        remedy: what to do about a file that is refused, for the message.
-
-    Raises:
-        CheckpointError: the file can't be opened, is not a regular file, or is too large; the message names it.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
-    status = os.fstat(descriptor)
-    is_regular = stat.S_ISREG(status.st_mode)
-    if is_regular and (most is None or status.st_size <= most):
-        return FileIO(descriptor)
-    os.close(descriptor)
-    if is_regular:
-        raise CheckpointError(f"{path} is {status.st_size} bytes long, more than {most}; {remedy}")
-    raise CheckpointError(f"{path} is not a regular file; {remedy}")
 
 
 def check_metadata_file(path: Path) -> None:
@@ -47,7 +20,7 @@ def check_metadata_file(path: Path) -> None:
     Raises:
         CheckpointError: see ``open_regular``.
     """
-    open_regular(path).close()
+    open_regular(path, MAX_METADATA_BYTES).close()
 
 
 def read_metadata(path: Path, remedy: str = REMEDY) -> bytes:
@@ -60,7 +33,7 @@ def read_metadata(path: Path, remedy: str = REMEDY) -> bytes:
         try:
             return file.read(MAX_METADATA_BYTES)
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from error
+            raise source_error(str(path), error) from error
 
 
 def read_json_object(path: Path, remedy: str = REMEDY) -> dict[str, Any]:

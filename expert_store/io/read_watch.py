@@ -1,4 +1,4 @@
-"""A watch over reads that do not return, and over files that change while they are open."""
+"""A watch over reads that do not return, and over sources that change while they are open."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from expert_store.io.open_files import OpenFiles
+from expert_store.sources.base import Source
+from expert_store.sources.open_sources import OpenSources
 
 READ_SECONDS = 30.0  # a read that takes longer is stuck; a slow disk takes a tenth of a second
 WATCH_SECONDS = 1.0  # between two looks
@@ -18,22 +18,22 @@ log = logging.getLogger(__name__)
 
 
 class ReadWatch:
-    """Knows the running reads, and looks at them and at the files every second, in a thread of its own.
+    """Knows the running reads, and looks at them and at the sources every second, in a thread of its own.
 
     A read that never returns can't be stopped, as its thread sleeps in the kernel; it can only be reported.
 
     Args:
         num_readers: threads that read.
-        open_files: returns the files that are open.
+        open_sources: returns the sources that are open.
     """
 
-    def __init__(self, num_readers: int, open_files: Callable[[], Iterable[OpenFiles]]):
-        self._num_readers, self._open_files = num_readers, open_files
+    def __init__(self, num_readers: int, open_sources: Callable[[], Iterable[OpenSources]]):
+        self._num_readers, self._open_sources = num_readers, open_sources
         self._running: dict[Hashable, float] = {}  # reads, and when each began
         self._told: set[Hashable] = set()  # stuck reads that are in the log
         self._lock = threading.Lock()  # guards both
         self._is_over = threading.Event()
-        self.changed: frozenset[Path] = frozenset()  # open files that were written to since they were opened
+        self.changed: frozenset[Source] = frozenset()  # open ones that were written to since they were opened
         self._thread = threading.Thread(target=self._work, name="read-watch", daemon=True)
         self._thread.start()
 
@@ -75,7 +75,7 @@ class ReadWatch:
 
     def _work(self) -> None:
         while not self._is_over.wait(WATCH_SECONDS):
-            self._look_at_files()
+            self._look_at_sources()
             for read in self._stuck():
                 with self._lock:
                     is_new = read in self._running and read not in self._told
@@ -83,8 +83,8 @@ class ReadWatch:
                 if is_new:
                     log.error("the read of %s has not ended in %.0f seconds", read, READ_SECONDS)
 
-    def _look_at_files(self) -> None:
-        changed = frozenset[Path]().union(*(files.changed() for files in self._open_files()))
-        for path in sorted(changed - self.changed):
-            log.error("%s was written to while it is served; restart the server with a complete file", path)
+    def _look_at_sources(self) -> None:
+        changed = frozenset[Source]().union(*(sources.changed() for sources in self._open_sources()))
+        for name in sorted(source.name for source in changed - self.changed):
+            log.error("%s was written to while it is served; restart the server with a complete file", name)
         self.changed = changed

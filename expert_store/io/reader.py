@@ -1,86 +1,101 @@
-"""Threads that read experts from disk straight into slots."""
+"""Threads that read from sources: demands first, then prefetches, then what has time."""
 
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from enum import IntEnum
+from typing import Protocol
 
-import numpy as np
 import torch
-import xxhash
 
-from expert_store.arena import Bytes, HostArena
-from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
-from expert_store.errors import BudgetError, CheckpointError, ChecksumError, ShortReadError, StoreClosedError
-from expert_store.io.direct_io import Piece, bounce_buffer, read_fully
-from expert_store.io.open_files import OpenFiles
+from expert_store.arena import page_aligned
+from expert_store.errors import BudgetError, StoreClosedError
 from expert_store.io.read_watch import ReadWatch
-from expert_store.keys import ExpertKey
+from expert_store.sources.base import Bytes, Source
+from expert_store.sources.open_sources import OpenSources
 
 log = logging.getLogger(__name__)
+
+SCRATCH_BYTES = 2 << 20  # one huge page
 
 Done = Callable[[Exception | None], None]
 
 
-@dataclass(eq=False)
-class ReadJob:
-    """One expert to be read into one slot; ``str`` gives its name."""
+class Priority(IntEnum):
+    """How urgent a read is."""
 
-    key: ExpertKey
-    recipe: ExpertRecipe
-    files: OpenFiles
-    arena: HostArena
-    slot: int
-    done: Done
-    is_prefetch: bool = False
-
-    def __str__(self) -> str:
-        return str(self.key)
+    DEMAND = 0  # somebody waits for it
+    PREFETCH = 1  # somebody will probably want it soon
+    BACKGROUND = 2  # whenever nothing else is to be read
 
 
-class DiskReader:
+class ReadJob(Protocol):
+    """A read; ``str`` gives its name. Jobs are told apart by identity."""
+
+    priority: Priority
+
+    def __hash__(self) -> int: ...
+
+    @property
+    def sources(self) -> OpenSources:
+        """Where it reads from; they stay open meanwhile."""
+
+    @property
+    def done(self) -> Done:
+        """Called once, by the thread that has read: with None, or with what went wrong."""
+
+    def read(self, scratch: Bytes) -> None:
+        """Read, in a thread whose scratch memory is given.
+
+        Raises:
+            Exception: of any kind, for ``done``.
+        """
+
+
+class SourceReader:
     """A pool of threads that sleep in the kernel while they read. Safe to call from any thread.
 
-    ``submit`` returns at once. A reader thread calls ``job.done(None)`` when the slot is filled, or ``job.done(error)``
-    when it could not be. Demands always go before prefetches, and prefetches never take the last thread.
+    ``submit`` returns at once. A reader thread calls ``job.done(None)`` when the job is read, or ``job.done(error)``
+    when it could not be. Jobs start in the order of their priorities, then first come, first served. Those that are no
+    demands never take the last thread.
 
     Args:
         on_death: called with the reason if a thread dies.
-        open_files: returns the files to watch for changes.
+        open_sources: returns the sources to watch for changes.
 
     Raises:
         BudgetError: there is no memory to read with.
     """
 
     def __init__(
-        self, num_threads: int, on_death: Callable[[str], None], open_files: Callable[[], Iterable[OpenFiles]] = tuple
+        self,
+        num_threads: int,
+        on_death: Callable[[str], None],
+        open_sources: Callable[[], Iterable[OpenSources]] = tuple,
     ):
-        self._demands: deque[ReadJob] = deque()
-        self._prefetches: deque[ReadJob] = deque()
-        self._num_prefetching = 0
+        self._waiting: dict[Priority, deque[ReadJob]] = {priority: deque() for priority in Priority}
+        self._num_running = dict.fromkeys(Priority, 0)
         self._is_closing = False
         self._changed = threading.Condition()  # guards the fields above; taken inside the store's lock
         self._on_death = on_death
         self._threads = [
-            threading.Thread(target=self._work, args=(bounce,), name=f"expert-reader-{index}", daemon=True)
-            for index, bounce in enumerate(_bounce_buffers(num_threads))
+            threading.Thread(target=self._work, args=(scratch,), name=f"expert-reader-{index}", daemon=True)
+            for index, scratch in enumerate(_scratch_memory(num_threads))
         ]
-        self._max_prefetching = max(1, num_threads - 1)
-        self._watch = ReadWatch(num_threads, open_files)
+        self._max_undemanded = max(1, num_threads - 1)
+        self._watch = ReadWatch(num_threads, open_sources)
         for thread in self._threads:
             thread.start()
 
-    @property
-    def takes_prefetches(self) -> bool:
-        """True if a prefetch submitted now would find the disk idle, or soon."""
+    def takes(self, priority: Priority) -> bool:
+        """Return True if a read submitted now, which is no demand, would find the storage idle, or soon."""
         with self._changed:
-            return not self._demands and len(self._prefetches) + self._num_prefetching < len(self._threads)
+            if any(self._waiting[urgent] for urgent in Priority if urgent < max(priority, Priority.PREFETCH)):
+                return False
+            return len(self._waiting[priority]) + self._num_undemanded < len(self._threads)
 
     @property
     def has_stuck_read(self) -> bool:
@@ -88,8 +103,8 @@ class DiskReader:
         return self._watch.has_stuck_read
 
     @property
-    def changed_files(self) -> frozenset[Path]:
-        """The files that were written to since they were opened."""
+    def changed_sources(self) -> frozenset[Source]:
+        """The sources that were written to since they were opened."""
         return self._watch.changed
 
     def is_stuck(self, job: ReadJob) -> bool:
@@ -99,34 +114,34 @@ class DiskReader:
     def submit(self, job: ReadJob) -> None:
         """Queue a read and return at once."""
         with self._changed:
-            (self._prefetches if job.is_prefetch else self._demands).append(job)
+            self._waiting[job.priority].append(job)
             self._changed.notify()
 
     def promote(self, job: ReadJob) -> None:
-        """Turn a prefetch that has not begun into a demand, as a lease waits for it."""
+        """Turn a read that has not begun into a demand, as a lease waits for it."""
         with self._changed:
-            if job in self._prefetches:
-                self._prefetches.remove(job)
-                job.is_prefetch = False
-                self._demands.append(job)
+            if job.priority is not Priority.DEMAND and job in self._waiting[job.priority]:
+                self._waiting[job.priority].remove(job)
+                job.priority = Priority.DEMAND
+                self._waiting[job.priority].append(job)
                 self._changed.notify()
 
     def cancel(self, job: ReadJob) -> bool:
         """Remove a job that has not begun, without a call of its ``done``; False if it has begun."""
         with self._changed:
-            for jobs in (self._demands, self._prefetches):
-                if job in jobs:
-                    jobs.remove(job)
-                    return True
-            return False
+            waiting = self._waiting[job.priority]
+            if job not in waiting:
+                return False
+            waiting.remove(job)
+            return True
 
     def close(self) -> None:
         """Finish the reads that have begun, fail the others and stop the threads."""
         with self._changed:
             self._is_closing = True
-            left = [*self._demands, *self._prefetches]
-            self._demands.clear()
-            self._prefetches.clear()
+            left = [job for waiting in self._waiting.values() for job in waiting]
+            for waiting in self._waiting.values():
+                waiting.clear()
             self._changed.notify_all()
         for job in left:
             job.done(StoreClosedError("the expert store was closed"))
@@ -134,116 +149,47 @@ class DiskReader:
             thread.join()
         self._watch.close()
 
-    def _work(self, bounce: Bytes) -> None:
+    @property
+    def _num_undemanded(self) -> int:
+        return sum(count for priority, count in self._num_running.items() if priority is not Priority.DEMAND)
+
+    def _work(self, scratch: Bytes) -> None:
         try:
-            self._read_all(bounce)
+            self._read_all(scratch)
         except BaseException as error:
             log.critical("a thread that reads experts died", exc_info=error)
             self._on_death(f"a thread that reads experts died ({error!r})")
 
-    def _read_all(self, bounce: Bytes) -> None:
+    def _read_all(self, scratch: Bytes) -> None:
         torch.set_num_threads(1)  # for the assembly of parameters; more would compete with compute
         while (job := self._next()) is not None:
             error: Exception | None = None
             try:
-                with job.files.reading(), self._watch.running(job):
-                    _read_expert(job, bounce)
+                with job.sources.reading(), self._watch.running(job):
+                    job.read(scratch)
             except Exception as caught:  # noqa: BLE001  every error has to reach the leases that wait
                 error = caught
-            if job.is_prefetch:
-                with self._changed:
-                    self._num_prefetching -= 1
+            with self._changed:
+                self._num_running[job.priority] -= 1
+                if job.priority is not Priority.DEMAND:
                     self._changed.notify()
             job.done(error)
 
     def _next(self) -> ReadJob | None:
         with self._changed:
             while True:
-                if self._demands:
-                    return self._demands.popleft()
-                if self._prefetches and self._num_prefetching < self._max_prefetching:
-                    self._num_prefetching += 1
-                    return self._prefetches.popleft()
+                for priority, waiting in self._waiting.items():
+                    is_free = priority is Priority.DEMAND or self._num_undemanded < self._max_undemanded
+                    if waiting and is_free:
+                        self._num_running[priority] += 1
+                        return waiting.popleft()
                 if self._is_closing:
                     return None
                 self._changed.wait()
 
 
-def read_tensor(source: TensorSource) -> torch.Tensor:
-    """Read one tensor of a checkpoint into memory of its own, and drop its bytes from the page cache.
-
-    Raises:
-        CheckpointError: the file can't be read.
-        ShortReadError: the file ends too early.
-    """
-    target = np.empty(source.extent.nbytes, dtype=np.uint8)
+def _scratch_memory(count: int) -> list[Bytes]:
     try:
-        with source.extent.path.open("rb", buffering=0) as file:
-            count = read_fully(file.fileno(), target, source.extent.offset)
-            with suppress(OSError):  # a hint
-                os.posix_fadvise(file.fileno(), source.extent.offset, len(target), os.POSIX_FADV_DONTNEED)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {source.name} from {source.extent.path}: {error.strerror}") from error
-    if count < len(target):
-        raise ShortReadError(f"{source.extent.path} ends inside {source.name}; it was cut short or replaced")
-    return _as_tensor(target, source)
-
-
-def _bounce_buffers(count: int) -> list[Bytes]:
-    try:
-        return [bounce_buffer() for _ in range(count)]
+        return [page_aligned(SCRATCH_BYTES) for _ in range(count)]
     except OSError as error:
         raise BudgetError(f"cannot allocate memory to read experts with: {error.strerror}; free some memory") from error
-
-
-def _read_expert(job: ReadJob, bounce: Bytes) -> None:
-    if isinstance(job.recipe, PackedRecord):
-        _read_record(job, job.recipe, bounce)
-    else:
-        _read_parameters(job, job.recipe, bounce)
-
-
-def _read_record(job: ReadJob, record: PackedRecord, bounce: Bytes) -> None:
-    target = job.arena.bytes_of(job.slot)
-    for _ in range(2):  # a bit flipped in transfer is right the second time, one on the disk is not
-        job.files[record.extent.path].read([Piece(record.extent.offset, target)], bounce)
-        found = xxhash.xxh3_64_intdigest(target.data, seed=checksum_seed(job.key))
-        if found == record.checksum:
-            return
-    raise ChecksumError(
-        f"the checksum of its record in {record.extent.path.name} is {found:016x}, not {record.checksum:016x}; "
-        "the file is damaged; copy it again, or pack the model again"
-    )
-
-
-def _read_parameters(job: ReadJob, recipe: Mapping[str, ParameterRecipe], bounce: Bytes) -> None:
-    slot, layout = job.arena.bytes_of(job.slot), job.arena.layout
-    pieces: dict[Path, list[Piece]] = {}
-    assembled: list[tuple[str, ParameterRecipe, list[Bytes]]] = []
-    for parameter in layout.parameters:
-        part, offset = recipe[parameter.name], layout.offsets[parameter.name]
-        targets = []
-        for source in part.sources:
-            if part.assemble is None:
-                target = slot[offset : offset + source.extent.nbytes]
-                offset += source.extent.nbytes
-            else:
-                target = np.empty(source.extent.nbytes, dtype=np.uint8)
-            targets.append(target)
-            pieces.setdefault(source.extent.path, []).append(Piece(source.extent.offset, target))
-        if part.assemble is not None:
-            assembled.append((parameter.name, part, targets))
-    for path, parts in pieces.items():
-        job.files[path].read(parts, bounce)
-        job.files[path].refuse_changed()  # unlike records, these bytes have no checksum
-    for name, part, targets in assembled:
-        if part.assemble is not None:
-            job.arena.weights(job.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))
-
-
-def _tensors(raw: Iterable[Bytes], sources: Iterable[TensorSource]) -> Iterable[torch.Tensor]:
-    return (_as_tensor(part, source) for part, source in zip(raw, sources, strict=True))
-
-
-def _as_tensor(raw: Bytes, source: TensorSource) -> torch.Tensor:
-    return torch.from_numpy(raw).view(source.dtype).view(source.shape)  # type: ignore[no-untyped-call,unused-ignore]

@@ -13,13 +13,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from expert_store.catalog import Extent, TensorSource
-from expert_store.errors import CheckpointError
+from expert_store.errors import CheckpointError, SourceError
 from expert_store.io.file_names import MISTRAL_WEIGHTS
-from expert_store.io.metadata import open_regular, parse_json_object, read_json_object
+from expert_store.io.metadata import parse_json_object, read_json_object
+from expert_store.sources.base import OpenSource, Piece, Source
+from expert_store.sources.file import FileSource
 
+LENGTH_BYTES = 8  # of the length of the header, before it
 MAX_HEADER_BYTES = 100_000_000
 MAX_NAME_BYTES = 255
 INDEX_NAME = "model.safetensors.index.json"
@@ -78,22 +82,29 @@ def _is_shard_name(name: str) -> bool:
 
 
 def read_index(paths: Iterable[Path], *, has_data: bool = True) -> dict[str, TensorSource]:
-    """Return the tensors of some safetensors files by name.
+    """Return the tensors of some safetensors files by name; see ``index_sources``."""
+    return index_sources(map(FileSource, paths), has_data=has_data)
+
+
+def index_sources(sources: Iterable[Source], *, has_data: bool = True) -> dict[str, TensorSource]:
+    """Return the tensors of some sources in the safetensors format by name.
 
     Args:
-        has_data: False for files of headers alone, which give names, dtypes and shapes.
+        has_data: False for headers alone, which give names, dtypes and shapes.
 
     Raises:
         CheckpointError: a header is damaged, or a tensor's offsets, shape and dtype contradict each other or the
-            file; the message names file and tensor.
+            source; the message names source and tensor.
     """
-    sources: dict[str, TensorSource] = {}
-    for path in paths:
-        for source in _read_header(path, has_data):
-            if source.name in sources:
-                raise CheckpointError(f"{source.name} is in both {sources[source.name].extent.path} and {path}")
-            sources[source.name] = source
-    return sources
+    tensors: dict[str, TensorSource] = {}
+    for source in sources:
+        for tensor in _read_header(source, has_data):
+            if tensor.name in tensors:
+                raise CheckpointError(
+                    f"{tensor.name} is in both {tensors[tensor.name].extent.source.name} and {source.name}"
+                )
+            tensors[tensor.name] = tensor
+    return tensors
 
 
 def read_header_metadata(path: Path) -> dict[str, str]:
@@ -102,7 +113,7 @@ def read_header_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: the header is damaged.
     """
-    metadata = _read_json(path)[0].get("__metadata__", {})
+    metadata = _read_json(FileSource(path))[0].get("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CheckpointError(f"the metadata of {path} is not an object of strings")
     return metadata
@@ -110,61 +121,71 @@ def read_header_metadata(path: Path) -> dict[str, str]:
 
 def is_header_only(path: Path) -> bool:
     """Return True if a safetensors file ends where its tensors' data should begin."""
-    with closing(open_regular(path, most=None)) as file:
-        return os.fstat(file.fileno()).st_size == 8 + int.from_bytes(file.read(8), "little")
+    with closing(FileSource(path).open(is_direct=False)) as opened:
+        nbytes = opened.identity.nbytes
+        return nbytes >= LENGTH_BYTES and nbytes == LENGTH_BYTES + int.from_bytes(
+            _read(opened, 0, LENGTH_BYTES), "little"
+        )
 
 
-def _read_header(path: Path, has_data: bool) -> list[TensorSource]:
-    header, start, num_bytes = _read_json(path)
+def _read_header(source: Source, has_data: bool) -> list[TensorSource]:
+    header, start, num_bytes = _read_json(source)
     size = num_bytes if has_data else None
-    sources = [_source(path, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
-    _check_tiling(path, sources, start, size)
-    return sources
+    tensors = [_tensor(source, name, entry, start, size) for name, entry in header.items() if name != "__metadata__"]
+    _check_tiling(source, tensors, start, size)
+    return tensors
 
 
-def _read_json(path: Path) -> tuple[dict[str, Any], int, int]:
-    """Return a file's header, the offset of its data, and the number of bytes of these."""
-    with closing(open_regular(path, most=None)) as file:
+def _read_json(source: Source) -> tuple[dict[str, Any], int, int]:
+    """Return a source's header, the offset of its data, and the number of bytes of these."""
+    name = f"the header of {source.name}"
+    with closing(source.open(is_direct=False)) as opened:
+        nbytes = opened.identity.nbytes
+        if nbytes < LENGTH_BYTES:
+            raise CheckpointError(f"{source.name} is {nbytes} bytes long, too short for a safetensors file")
         try:
-            nbytes, prefix = os.fstat(file.fileno()).st_size, file.read(8)
-            if len(prefix) < 8:  # noqa: PLR2004
-                raise CheckpointError(f"{path} is {nbytes} bytes long, too short for a safetensors file")
-            (length,) = struct.unpack("<Q", prefix)
-            if length > min(MAX_HEADER_BYTES, nbytes - 8):
-                raise CheckpointError(f"the header of {path} claims to be {length} bytes long, more than it can be")
-            raw = file.read(length)
-        except OSError as error:
-            raise CheckpointError(f"cannot read the header of {path}: {error.strerror}") from error
-    return parse_json_object(raw, f"the header of {path}"), 8 + length, nbytes - 8 - length
+            (length,) = struct.unpack("<Q", _read(opened, 0, LENGTH_BYTES))
+            if length > min(MAX_HEADER_BYTES, nbytes - LENGTH_BYTES):
+                raise CheckpointError(f"{name} claims to be {length} bytes long, more than it can be")
+            raw = _read(opened, LENGTH_BYTES, length)
+        except SourceError as error:
+            raise error.naming(name) from error
+    return parse_json_object(raw, name), LENGTH_BYTES + length, nbytes - LENGTH_BYTES - length
 
 
-def _source(path: Path, name: str, entry: Any, start: int, size: int | None) -> TensorSource:
+def _read(opened: OpenSource, offset: int, nbytes: int) -> bytes:
+    target = np.empty(nbytes, dtype=np.uint8)
+    opened.read([Piece(offset, target)])
+    return target.tobytes()
+
+
+def _tensor(source: Source, name: str, entry: Any, start: int, size: int | None) -> TensorSource:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: {name} lacks dtype, shape or data_offsets") from error
+        raise CheckpointError(f"{source.name}: {name} lacks dtype, shape or data_offsets") from error
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(f"{path}: {name} has the unknown dtype {dtype!r}")
+        raise CheckpointError(f"{source.name}: {name} has the unknown dtype {dtype!r}")
     numbers = [begin, end, *shape] if isinstance(shape, list) else [None]
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise CheckpointError(f"{path}: {name} has the shape {shape!r} and the offsets {begin!r} to {end!r}")
+        raise CheckpointError(f"{source.name}: {name} has the shape {shape!r} and the offsets {begin!r} to {end!r}")
     if not begin <= end <= (end if size is None else size):
-        raise CheckpointError(f"{path}: {name} lies at {begin} to {end} of {size} bytes; the file is cut short")
+        raise CheckpointError(f"{source.name}: {name} lies at {begin} to {end} of {size} bytes; the file is cut short")
     nbytes = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != nbytes:
         raise CheckpointError(
-            f"{path}: {name} of shape {shape} and dtype {dtype} takes {nbytes}, not {end - begin} bytes"
+            f"{source.name}: {name} of shape {shape} and dtype {dtype} takes {nbytes}, not {end - begin} bytes"
         )
-    return TensorSource(name, DTYPES[dtype], tuple(shape), Extent(path, start + begin, nbytes))
+    return TensorSource(name, DTYPES[dtype], tuple(shape), Extent(source, start + begin, nbytes))
 
 
-def _check_tiling(path: Path, sources: list[TensorSource], start: int, size: int | None) -> None:
+def _check_tiling(source: Source, tensors: list[TensorSource], start: int, size: int | None) -> None:
     """Raise CheckpointError if tensors overlap or leave gaps, which the format forbids."""
     expected = start
-    for source in sorted(sources, key=lambda source: (source.extent.offset, source.extent.nbytes)):
-        if source.extent.offset != expected:
-            kind = "overlaps another tensor" if source.extent.offset < expected else "leaves a gap before it"
-            raise CheckpointError(f"{path}: {source.name} {kind}")
-        expected += source.extent.nbytes
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.extent.offset, tensor.extent.nbytes)):
+        if tensor.extent.offset != expected:
+            kind = "overlaps another tensor" if tensor.extent.offset < expected else "leaves a gap before it"
+            raise CheckpointError(f"{source.name}: {tensor.name} {kind}")
+        expected += tensor.extent.nbytes
     if size is not None and expected != start + size:
-        raise CheckpointError(f"{path}: {start + size - expected} bytes after the last tensor belong to none")
+        raise CheckpointError(f"{source.name}: {start + size - expected} bytes after the last tensor belong to none")

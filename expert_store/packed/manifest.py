@@ -20,7 +20,6 @@ import xxhash
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from expert_store.catalog import (
-    PAGE_BYTES,
     ExpertCatalog,
     ExpertLayout,
     Extent,
@@ -32,6 +31,8 @@ from expert_store.errors import CheckpointError
 from expert_store.io.metadata import read_json_object
 from expert_store.io.safetensors_index import DTYPES
 from expert_store.packed.names import DATA_FOLDER, DataFolderName, FileName
+from expert_store.sources.base import PAGE_BYTES
+from expert_store.sources.file import FileSource
 
 FORMAT = "greenroom-pack"
 VERSION = 1
@@ -220,12 +221,13 @@ def _self_checksum(content: Mapping[str, Any]) -> str:
 
 def _layers(data: Path, manifest: Manifest) -> dict[int, LayerEntry]:
     layouts = manifest.expert_layouts()
+    sources = {name: FileSource(data / name) for name in manifest.files}
     return {
         index: LayerEntry(
             layouts[layer.layout],
             tuple(
                 PackedRecord(
-                    Extent(data / record.file, record.offset, layouts[layer.layout].slot_bytes),
+                    Extent(sources[record.file], record.offset, layouts[layer.layout].slot_bytes),
                     int(record.checksum, 16),
                 )
                 for record in layer.records

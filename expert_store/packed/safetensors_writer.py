@@ -9,17 +9,18 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from expert_store.catalog import ParameterSpec, TensorSource
-from expert_store.errors import CheckpointError, ShortReadError
+from expert_store.errors import SourceError
 from expert_store.io.safetensors_index import DTYPES
+from expert_store.sources.base import Bytes, Piece
 
 CHUNK_BYTES = 8 << 20
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -43,8 +44,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequenc
 
     Raises:
         OSError: the file can't be written.
-        CheckpointError: a source can't be read.
-        ShortReadError: a source ends too early.
+        SourceError: a source can't be read, or ends too early.
     """
     specs = [ParameterSpec(source.name, source.dtype, source.shape) for source in tensors]
     specs += [spec for each in made for spec in each.specs]
@@ -74,7 +74,7 @@ def write_safetensors(path: Path, tensors: Sequence[TensorSource], made: Sequenc
         os.close(target)
 
 
-def write_at(file: int, data: npt.NDArray[np.uint8], offset: int) -> int:
+def write_at(file: int, data: Bytes, offset: int) -> int:
     """Write all of some bytes, and return the offset after them."""
     done = 0
     while done < len(data):
@@ -84,21 +84,16 @@ def write_at(file: int, data: npt.NDArray[np.uint8], offset: int) -> int:
 
 def _copy(source: TensorSource, target: int, position: int) -> None:
     for chunk in _chunks(source):
-        position = write_at(target, np.frombuffer(chunk, dtype=np.uint8), position)
+        position = write_at(target, chunk, position)
 
 
-def _chunks(source: TensorSource) -> Iterator[bytes]:
+def _chunks(source: TensorSource) -> Iterator[Bytes]:
+    extent = source.extent
     try:
-        with source.extent.path.open("rb", buffering=0) as file:
-            file.seek(source.extent.offset)
-            left = source.extent.nbytes
-            while left:
-                chunk = file.read(min(left, CHUNK_BYTES))
-                if not chunk:
-                    raise ShortReadError(
-                        f"{source.extent.path} ends inside {source.name}; it was cut short or replaced"
-                    )
+        with closing(extent.source.open(is_direct=False)) as opened:
+            for start in range(0, extent.nbytes, CHUNK_BYTES):
+                chunk = np.empty(min(CHUNK_BYTES, extent.nbytes - start), dtype=np.uint8)
+                opened.read([Piece(extent.offset + start, chunk)])
                 yield chunk
-                left -= len(chunk)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {source.name} from {source.extent.path}: {error.strerror}") from error
+    except SourceError as error:
+        raise error.naming(extent.source.name, source.name) from error

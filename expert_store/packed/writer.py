@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xxhash
 
-from expert_store.arena import Bytes, Weights, slot_views
+from expert_store.arena import Weights, slot_views
 from expert_store.catalog import ExpertLayout, PackedRecord, TensorSource, checksum_seed
 from expert_store.errors import CheckpointError, PackError
 from expert_store.keys import ExpertKey
@@ -39,6 +39,7 @@ from expert_store.packed.manifest import (
     open_pack,
 )
 from expert_store.packed.safetensors_writer import DTYPE_NAMES, MadeTensors, write_at, write_safetensors
+from expert_store.sources.base import Bytes
 
 MAX_FILE_BYTES = 4 << 30
 SPARE_BYTES = 16 << 20  # for metadata of the file system

@@ -12,7 +12,7 @@ ROUND_SECONDS = 0.5  # between checks whether to stop
 
 
 class Preloader:
-    """A thread that prefetches every expert while nothing else is read, until all are resident.
+    """A thread that reads every expert while nothing else is read, until all are resident.
 
     It does so after its start and each time that the store gets more slots or a variant. It does nothing if the
     fastest tier has fewer slots than there are experts, as they would evict each other. It leaves experts that can't

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, ParameterSpec
+from expert_store import ExpertCatalog, ExpertLayout, ExpertStoreError, FileSource, ParameterSpec, Source
 from server.byte_sizes import format_bytes
 from server.doctor.finding import Finding
 from server.inspection.bandwidth import measure_disk, temporary_experts
@@ -31,7 +31,7 @@ def check_disk(folder: Path, catalog: ExpertCatalog | None, token_bytes: int) ->
     space = f"{folder}: {format_bytes(shutil.disk_usage(existing).free)} free"
     try:
         with _experts(existing, catalog) as experts:
-            is_direct, speed = takes_direct_reads(experts.paths[0]), measure_disk(experts)
+            is_direct, speed = _is_read_directly(experts.sources[0]), measure_disk(experts)
     except (OSError, ExpertStoreError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Finding("disk", "warn", f"{space}; its speed can't be measured: {reason}")
@@ -43,6 +43,10 @@ def check_disk(folder: Path, catalog: ExpertCatalog | None, token_bytes: int) ->
         advice = "no direct reads (O_DIRECT) here: put models on a local disk with ext4 or xfs, which is faster"
         return Finding("disk", "warn", message, advice)
     return Finding("disk", "ok", message)
+
+
+def _is_read_directly(source: Source) -> bool:
+    return isinstance(source, FileSource) and takes_direct_reads(source.path)
 
 
 def takes_direct_reads(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import constants
 
-from expert_store import ExpertStoreError
+from expert_store import ExpertStoreError, FileSource
 from server.byte_sizes import format_bytes
 from server.device import find_device
 from server.doctor.disk import check_disk
@@ -33,8 +33,9 @@ def check_model(model: str | None, settings: ServeSettings) -> Iterator[Finding]
         yield Finding("model", "fail", str(error))
         return
     yield Finding("model", "ok", _describe(summary, missing))
-    if model is not None and summary.has_experts:
-        yield check_disk(summary.catalog.paths[0].parent, summary.catalog, summary.active_expert_bytes)
+    source = summary.catalog.sources[0]
+    if model is not None and summary.has_experts and isinstance(source, FileSource):
+        yield check_disk(source.path.parent, summary.catalog, summary.active_expert_bytes)
     else:  # the folder for downloads
         yield check_disk(Path(constants.HF_HUB_CACHE), None, summary.active_expert_bytes)
     yield _check_fit(summary, settings, device)

@@ -19,6 +19,7 @@ from expert_store import (
     ExpertLayout,
     ExpertStore,
     Extent,
+    FileSource,
     LayerEntry,
     ParameterRecipe,
     ParameterSpec,
@@ -100,15 +101,15 @@ def temporary_experts(layout: ExpertLayout, folder: Path | None = None) -> Itera
                 file.write(random_bytes)
             file.flush()
             os.fsync(file.fileno())
-        experts = tuple(_recipe(layout, path, number * nbytes) for number in range(count))
+        experts = tuple(_recipe(layout, FileSource(path), number * nbytes) for number in range(count))
         yield ExpertCatalog({0: LayerEntry(layout, experts)})
 
 
-def _recipe(layout: ExpertLayout, path: Path, offset: int) -> dict[str, ParameterRecipe]:
+def _recipe(layout: ExpertLayout, source: FileSource, offset: int) -> dict[str, ParameterRecipe]:
     recipe = {}
     for name, dtype, shape in layout.parameters:
         nbytes = ParameterSpec(name, dtype, shape).nbytes
-        recipe[name] = ParameterRecipe((TensorSource(name, dtype, shape, Extent(path, offset, nbytes)),))
+        recipe[name] = ParameterRecipe((TensorSource(name, dtype, shape, Extent(source, offset, nbytes)),))
         offset += nbytes
     return recipe
 

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from expert_store import ExpertStore, Prefetcher, make_prefetcher
+from expert_store import ExpertStore, Prefetcher, SourceError, make_prefetcher
 from server.engine.admission.planner import GroupPlanner
 from server.engine.admission.rotation import DecodeGroupRotation
 from server.engine.admission.working_set import WorkingSets
@@ -64,8 +64,8 @@ def open_experts(settings: ServeSettings, model: ModelParts, plan: MemoryPlan) -
             least_unpinned=trunk.facts.top_k,
             recorder=recorder,
         )
-    except OSError as error:
-        raise ModelError(f"{error.filename} can't be opened: {error.strerror}") from error
+    except SourceError as error:
+        raise ModelError(f"{error.source} can't be opened: {error.reason}") from error
     prefetcher = make_prefetcher(settings.prefetch, store, model.experts_per_layer, trunk.gates)
     return ExpertPaging(store, prefetcher, recorder)
 

@@ -16,6 +16,7 @@ from expert_store import (
     ExpertKey,
     ExpertLayout,
     Extent,
+    FileSource,
     LayerEntry,
     PackedRecord,
     ParameterSpec,
@@ -37,14 +38,14 @@ def make_records(
     """Return a catalog of experts whose every weight is ``value_of`` and a shift; each has all the variants."""
     layers, others = {}, {}
     for layer in range(num_layers):
-        path, records = folder / f"layer{layer}.pack", {}
-        with path.open("wb") as file:
+        source, records = FileSource(folder / f"layer{layer}.pack"), {}
+        with source.path.open("wb") as file:
             for variant, expert in product([BASE, *variants], range(num_experts)):
                 key = ExpertKey(layer, expert, variant)
                 record = np.zeros(LAYOUT.slot_bytes, dtype=np.uint8)
                 record[:64].view(np.int32)[:] = value_of(key) + shift
                 checksum = xxhash.xxh3_64_intdigest(record.data, seed=checksum_seed(key))
-                records[key] = PackedRecord(Extent(path, file.tell(), LAYOUT.slot_bytes), checksum)
+                records[key] = PackedRecord(Extent(source, file.tell(), LAYOUT.slot_bytes), checksum)
                 file.write(record.data)
         layers[layer] = LayerEntry(LAYOUT, tuple(records.values())[:num_experts])
         others.update({key: record for key, record in records.items() if key.variant != BASE})

@@ -16,7 +16,7 @@ from expert_store import lease as lease_module
 from expert_store.arena import HostArena
 from expert_store.io import device_memory as device
 from expert_store.io.device_memory import EmulatedDevice
-from expert_store.io.direct_io import DirectFile
+from expert_store.sources.file import DirectFile
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
 from tests.expert_store.waiting import TIMEOUT, wait_until_idle

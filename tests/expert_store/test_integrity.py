@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from expert_store import ExpertCatalog, ExpertKey, ExpertLoadError, ExpertStore
-from expert_store.io.direct_io import DirectFile
+from expert_store.sources.file import DirectFile
 from tests.expert_store.lease_rows import one_row_each
 from tests.expert_store.records import LAYOUT, make_records
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from expert_store import BASE, BudgetError, ExpertKey, ExpertLoadError, ExpertStore, Lease, Weights
-from expert_store.arena import Bytes
-from expert_store.io.direct_io import DirectFile, Piece
 from expert_store.policies import POLICIES
+from expert_store.sources.base import Bytes, Piece
+from expert_store.sources.file import DirectFile
 from tests.expert_store.records import LAYOUT, make_records, value_of
 from tests.expert_store.waiting import wait_until_idle
 
@@ -56,11 +56,11 @@ class FaultyFile(DirectFile):
 
     broken: ClassVar[set[ExpertKey]] = set()
 
-    def read(self, pieces: Sequence[Piece], bounce: Bytes) -> None:
+    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
         layer = int(self._path.stem.removeprefix("layer"))
         if any(ExpertKey(layer, piece.offset // SLOT) in self.broken for piece in pieces):
             raise OSError(5, "Input/output error")
-        super().read(pieces, bounce)
+        super().read(pieces, scratch)
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, host_slots: int, policy: str) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("expert_store.io.open_files.DirectFile", FaultyFile)
+        self.patch.setattr("expert_store.sources.file.DirectFile", FaultyFile)
         FaultyFile.broken = set()
         self.threads = ThreadPoolExecutor(THREADS + 1)
         self.store = ExpertStore(

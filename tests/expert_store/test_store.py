@@ -302,7 +302,7 @@ def test_a_budget_beyond_the_addresses_that_could_be_reserved_is_refused(
 
     with monkeypatch.context() as patch:
         patch.setattr(mmap, "mmap", reserve)
-        patch.setattr("expert_store.io.direct_io.BOUNCE_BYTES", 2 * slot_bytes)
+        patch.setattr("expert_store.io.reader.SCRATCH_BYTES", 2 * slot_bytes)
         store = make_store(3)
     with pytest.raises(BudgetError, match="only 3 slots could be reserved"):
         store.resize(host_bytes=4 * slot_bytes)

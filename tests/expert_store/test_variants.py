@@ -24,6 +24,7 @@ from expert_store import (
     ParameterSpec,
     StoreClosedError,
 )
+from expert_store.errors import SourceGoneError
 from expert_store.io.device_memory import EmulatedDevice
 from expert_store.slot_budget import slots_per_layout
 from tests.expert_store.gated_reads import GatedReads
@@ -232,7 +233,7 @@ def test_a_file_that_is_gone_is_told_and_changes_nothing(store: ExpertStore, tmp
     made = make_recipes(tmp_path / "law", (0, 1))
     for path in (tmp_path / "law").iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SourceGoneError):
         store.add_variant("law", made)
     assert not store.catalog.variants
     assert np.all([value == value_of(key) for key, value in values(store, *one_row_each(0, range(3))).items()])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from expert_store import CheckpointError
-from expert_store.catalog import PAGE_BYTES
+from expert_store.sources.base import PAGE_BYTES
 from server.model.checkpoint.trunk_loader import load_trunk
 from tests.checkpoints import make_checkpoint
 from tests.e2e.processes import run_command

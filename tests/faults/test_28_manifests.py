@@ -49,7 +49,7 @@ def test_a_server_does_not_start_with_the_manifest_of_another_model(out: Path, t
 def test_an_expert_in_the_place_of_another_layers_is_found(out: Path) -> None:
     opened = open_pack(out)
     first, other = (opened.catalog.layers[layer].experts[3] for layer in list(opened.catalog.layers)[:2])
-    with first.extent.path.open("r+b") as file:
+    with first.extent.source.path.open("r+b") as file:
         file.seek(first.extent.offset)
         record = file.read(first.extent.nbytes)
         file.seek(other.extent.offset)

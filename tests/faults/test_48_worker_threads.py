@@ -15,6 +15,7 @@ import pytest
 from expert_store import BudgetError
 from expert_store.io import read_watch, reader
 from expert_store.io.device_memory import EmulatedDevice
+from expert_store.io.expert_read import ExpertRead
 from tests.expert_store.gated_reads import GatedReads
 from tests.faults.bundled import get, serving_bundled, state_of, text_of
 from tests.server.live.conftest import LiveServer
@@ -40,7 +41,7 @@ def test_a_reader_that_dies_ends_requests_with_an_error_and_fails_health(
 ) -> None:
     with serving_bundled(prefetch="off") as (server, _):
         assert state_of(ask(server.port, get("/health"))) == (200, "ok")
-        monkeypatch.setattr(reader, "_read_expert", raising(SystemExit("killed")))
+        monkeypatch.setattr(ExpertRead, "read", raising(SystemExit("killed")))
         for _ in range(2):
             answer = ask(server.port, ONCE)
             assert status_of(answer) == 500
@@ -67,7 +68,7 @@ def test_a_copy_that_fails_in_any_way_fails_its_request_only(monkeypatch: pytest
 
 
 def test_without_memory_to_read_with_the_start_fails_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "bounce_buffer", raising(OSError(12, "Cannot allocate memory")))
+    monkeypatch.setattr(reader, "page_aligned", raising(OSError(12, "Cannot allocate memory")))
     with pytest.raises(BudgetError, match="cannot allocate memory to read experts with"), serving_bundled():
         pass
 

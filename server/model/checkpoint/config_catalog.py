@@ -8,7 +8,7 @@ from typing import Any
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
-from expert_store import ExpertCatalog, ExpertLayout, Extent, LayerEntry, PackedRecord, ParameterSpec
+from expert_store import ExpertCatalog, ExpertLayout, Extent, FileSource, LayerEntry, PackedRecord, ParameterSpec
 from server.kernels.expert import transposed_names
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers
 from server.model.dtype import stored_dtype
@@ -41,7 +41,7 @@ def catalog_from_config(model: Any) -> ExpertCatalog:
                 out_in = shape[::-1] if parameter in transposed_names(module) else shape
                 specs.extend(_quantised(scheme, parameter, out_in, num_sources.get(parameter, 1)))
         layout = ExpertLayout(tuple(specs))
-        nowhere = PackedRecord(Extent(Path(name), 0, layout.slot_bytes), 0)
+        nowhere = PackedRecord(Extent(FileSource(Path(name)), 0, layout.slot_bytes), 0)
         layers[numbers[name]] = LayerEntry(layout, (nowhere,) * module.num_experts)
     return ExpertCatalog(layers)
 

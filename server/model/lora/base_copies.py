@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from expert_store import read_tensor
 from expert_store.catalog import TensorSource
-from expert_store.io.reader import read_tensor
 from server.kernels.formats.blocks import OUTPUTS
 from server.model.quantised.linear import QuantisedLinear
 

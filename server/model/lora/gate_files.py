@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
+from expert_store import read_tensor
 from expert_store.catalog import TensorSource
 from expert_store.errors import ExpertStoreError
-from expert_store.io.reader import read_tensor
 from expert_store.io.safetensors_index import read_index
 from server.model.lora.adapter import ExpertTarget
 from server.model.lora.errors import AdapterError

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import xxhash
@@ -63,9 +62,8 @@ class Piece:
     def check(self, tensor: torch.Tensor) -> None:
         """Raise AdapterError if a tensor has a NaN or an infinite number."""
         if not torch.isfinite(tensor).all():
-            raise AdapterError(
-                f"{self.source.extent.path}: {self.source.name} has values that are not finite; the adapter is damaged"
-            )
+            file = self.source.extent.source.name
+            raise AdapterError(f"{file}: {self.source.name} has values that are not finite; the adapter is damaged")
 
     @property
     def stride(self) -> int:
@@ -188,8 +186,8 @@ class _CheckedPage:
     def __call__(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
         page = self.pages.assemble(self.page, tensors)
         if _checksum(page) != self.checksum:
-            path: Path = self.pages.sources(self.page)[0].extent.path
-            raise AdapterError(f"{path} has changed since the adapter was loaded; load it again")
+            name = self.pages.sources(self.page)[0].extent.source.name
+            raise AdapterError(f"{name} has changed since the adapter was loaded; load it again")
         return page
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from expert_store import read_tensor
 from expert_store.catalog import ParameterRecipe
 from expert_store.errors import ExpertStoreError
-from expert_store.io.reader import read_tensor
 from expert_store.io.safetensors_index import read_index
 from server.model.errors import PICKLES
 from server.model.lora.adapter import ExpertTarget

@@ -11,9 +11,11 @@ import torch
 
 from expert_store import ExpertCatalog, ExpertKey
 from expert_store.arena import HostArena
-from expert_store.errors import StoreClosedError
-from expert_store.io.open_files import OpenFiles
-from expert_store.io.reader import DiskReader, ReadJob
+from expert_store.errors import SourceGoneError, StoreClosedError
+from expert_store.io.expert_read import ExpertRead
+from expert_store.io.reader import Priority, SourceReader
+from expert_store.sources.file import FileSource
+from expert_store.sources.open_sources import OpenSources
 from tests.expert_store.files import make_catalog
 
 TIMEOUT = 30
@@ -27,10 +29,12 @@ class Desk:
         self.arena = HostArena(catalog.layout(0), 8, 8)
         self.deaths: list[str] = []
         self.finished: list[tuple[int, Exception | None]] = []
-        self.files, self.reader = OpenFiles(catalog.paths), DiskReader(num_threads, self.deaths.append)
+        self.sources, self.reader = OpenSources(catalog.sources), SourceReader(num_threads, self.deaths.append)
         self._ended = threading.Semaphore(0)
 
-    def job(self, expert: int, *, is_prefetch: bool = False, hold: threading.Event | None = None) -> ReadJob:
+    def job(
+        self, expert: int, priority: Priority = Priority.DEMAND, *, hold: threading.Event | None = None
+    ) -> ExpertRead:
         key = ExpertKey(0, expert)
 
         def done(error: Exception | None) -> None:
@@ -39,7 +43,16 @@ class Desk:
             self.finished.append((expert, error))
             self._ended.release()
 
-        return ReadJob(key, self.catalog.recipe(key), self.files, self.arena, expert, done, is_prefetch)
+        return ExpertRead(key, self.catalog.recipe(key), self.sources, self.arena, expert, done, priority)
+
+    def wait_until_begun(self) -> None:
+        """Wait until a thread has taken the only demand."""
+        while self.reader._waiting[Priority.DEMAND]:
+            threading.Event().wait(0.001)
+
+    def close(self) -> None:
+        self.reader.close()
+        self.sources.close()
 
     def wait_for(self, count: int) -> list[int]:
         for _ in range(count):
@@ -56,8 +69,7 @@ def catalog(tmp_path: Path) -> ExpertCatalog:
 def desk(catalog: ExpertCatalog) -> Iterator[Desk]:
     desk = Desk(catalog, 1)
     yield desk
-    desk.reader.close()
-    desk.files.close()
+    desk.close()
 
 
 def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
@@ -71,7 +83,7 @@ def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
         ended.set()
 
     key = ExpertKey(0, 0)
-    desk.reader.submit(ReadJob(key, desk.catalog.recipe(key), desk.files, desk.arena, 0, done))
+    desk.reader.submit(ExpertRead(key, desk.catalog.recipe(key), desk.sources, desk.arena, 0, done))
     assert ended.wait(TIMEOUT)
     assert seen == [1]
 
@@ -79,7 +91,7 @@ def test_a_reading_thread_uses_one_of_torchs(desk: Desk) -> None:
 def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
     hold = threading.Event()
     desk.reader.submit(desk.job(0, hold=hold))
-    desk.reader.submit(desk.job(1, is_prefetch=True))
+    desk.reader.submit(desk.job(1, Priority.PREFETCH))
     desk.reader.submit(desk.job(2))
     hold.set()
     assert desk.wait_for(3) == [0, 2, 1]
@@ -87,9 +99,9 @@ def test_a_demand_overtakes_prefetches_that_wait(desk: Desk) -> None:
 
 def test_a_prefetch_that_somebody_waits_for_becomes_a_demand(desk: Desk) -> None:
     hold = threading.Event()
-    wanted = desk.job(2, is_prefetch=True)
+    wanted = desk.job(2, Priority.PREFETCH)
     desk.reader.submit(desk.job(0, hold=hold))
-    desk.reader.submit(desk.job(1, is_prefetch=True))
+    desk.reader.submit(desk.job(1, Priority.PREFETCH))
     desk.reader.submit(wanted)
     desk.reader.promote(wanted)
     hold.set()
@@ -98,7 +110,7 @@ def test_a_prefetch_that_somebody_waits_for_becomes_a_demand(desk: Desk) -> None
 
 def test_what_has_not_begun_can_be_called_off(desk: Desk) -> None:
     hold = threading.Event()
-    running, waiting, ahead = desk.job(0, hold=hold), desk.job(1), desk.job(2, is_prefetch=True)
+    running, waiting, ahead = desk.job(0, hold=hold), desk.job(1), desk.job(2, Priority.PREFETCH)
     for job in (running, waiting, ahead):
         desk.reader.submit(job)
     assert desk.reader.cancel(waiting)
@@ -112,32 +124,52 @@ def test_what_has_not_begun_can_be_called_off(desk: Desk) -> None:
 def test_prefetches_leave_a_thread_to_demands(catalog: ExpertCatalog) -> None:
     desk, hold = Desk(catalog, 2), threading.Event()
     for expert in (1, 2):
-        desk.reader.submit(desk.job(expert, is_prefetch=True, hold=hold))
+        desk.reader.submit(desk.job(expert, Priority.PREFETCH, hold=hold))
     desk.reader.submit(desk.job(0))
     assert desk.wait_for(1) == [0]
     hold.set()
     assert sorted(desk.wait_for(2)) == [0, 1, 2]
-    desk.reader.close()
+    desk.close()
 
 
 def test_no_prefetch_is_taken_while_a_demand_waits(desk: Desk) -> None:
     hold = threading.Event()
-    assert desk.reader.takes_prefetches
+    assert desk.reader.takes(Priority.PREFETCH)
     desk.reader.submit(desk.job(0, hold=hold))
     desk.reader.submit(desk.job(1))
-    assert not desk.reader.takes_prefetches
+    assert not desk.reader.takes(Priority.PREFETCH)
     hold.set()
     desk.wait_for(2)
-    assert desk.reader.takes_prefetches
+    assert desk.reader.takes(Priority.PREFETCH)
+
+
+def test_background_reads_wait_for_demands_and_prefetches(desk: Desk) -> None:
+    hold = threading.Event()
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.reader.submit(desk.job(1, Priority.BACKGROUND))
+    desk.reader.submit(desk.job(2, Priority.PREFETCH))
+    desk.reader.submit(desk.job(3))
+    hold.set()
+    assert desk.wait_for(4) == [0, 3, 2, 1]
+
+
+def test_no_background_read_is_taken_while_a_prefetch_waits(desk: Desk) -> None:
+    hold = threading.Event()
+    desk.reader.submit(desk.job(0, hold=hold))
+    desk.wait_until_begun()
+    assert desk.reader.takes(Priority.BACKGROUND)
+    desk.reader.submit(desk.job(1, Priority.PREFETCH))
+    assert not desk.reader.takes(Priority.BACKGROUND)
+    hold.set()
+    desk.wait_for(2)
 
 
 def test_closing_answers_what_has_not_begun(catalog: ExpertCatalog) -> None:
     desk, hold = Desk(catalog, 1), threading.Event()
     desk.reader.submit(desk.job(0, hold=hold))
-    while desk.reader._demands:  # until the thread has taken it
-        threading.Event().wait(0.001)
+    desk.wait_until_begun()
     desk.reader.submit(desk.job(1))
-    desk.reader.submit(desk.job(2, is_prefetch=True))
+    desk.reader.submit(desk.job(2, Priority.PREFETCH))
     closer = threading.Thread(target=desk.reader.close)
     closer.start()
     assert sorted(desk.wait_for(2)) == [1, 2]
@@ -147,6 +179,7 @@ def test_closing_answers_what_has_not_begun(catalog: ExpertCatalog) -> None:
     errors = dict(desk.finished)
     assert errors[0] is None
     assert isinstance(errors[1], StoreClosedError)
+    desk.close()
 
 
 def num_handles() -> int:
@@ -155,15 +188,15 @@ def num_handles() -> int:
 
 def test_a_file_that_cannot_be_opened_leaves_no_other_open(catalog: ExpertCatalog, tmp_path: Path) -> None:
     before = num_handles()
-    with pytest.raises(FileNotFoundError):
-        OpenFiles([*catalog.paths, tmp_path / "none"])
+    with pytest.raises(SourceGoneError):
+        OpenSources([*catalog.sources, FileSource(tmp_path / "none")])
     assert num_handles() == before
 
 
 def test_files_are_closed_after_the_last_read(catalog: ExpertCatalog) -> None:
     before = num_handles()
-    files = OpenFiles(catalog.paths)
-    with files.reading():
-        files.close()
+    sources = OpenSources(catalog.sources)
+    with sources.reading():
+        sources.close()
         assert num_handles() > before
     assert num_handles() == before

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from expert_store.io.reader import read_tensor
+from expert_store import read_tensor
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.lora.adapter import ExpertTarget, LoraAdapter, LoraMatrix
 from server.model.lora.errors import AdapterError

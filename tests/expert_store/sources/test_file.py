@@ -1,4 +1,4 @@
-"""Positioned reads: aligned or not, direct or refused, short or failing."""
+"""Files as sources: reads that are aligned or not, direct or refused, short or failing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from expert_store.arena import page_aligned
-from expert_store.catalog import PAGE_BYTES
-from expert_store.errors import ShortReadError
-from expert_store.io.direct_io import DirectFile, Piece
+from expert_store.errors import (
+    CheckpointError,
+    ShortReadError,
+    SourceChangedError,
+    SourceError,
+    SourceGoneError,
+    SourceTimeoutError,
+    SourceUnreadableError,
+)
+from expert_store.sources.base import PAGE_BYTES, Piece
+from expert_store.sources.file import DirectFile, FileSource
 
 SIZE = 5 * PAGE_BYTES + 123
 CONTENT = np.random.default_rng(0).integers(0, 256, SIZE, dtype=np.uint8)
@@ -135,7 +144,7 @@ def test_an_error_is_passed_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     file = DirectFile(path)
     Reads(monkeypatch, fail)
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(SourceUnreadableError, match=r"^cannot read some\.bin: Input/output error$"):
         check(file, (17, 9000))
     assert file.is_direct
     file.close()
@@ -153,6 +162,52 @@ def test_a_file_that_ends_too_early_is_named_without_its_folder(path: Path, is_d
 
 def test_a_missing_file_leaves_no_descriptor_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(SourceGoneError):
         DirectFile(tmp_path / "none")
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ESTALE, SourceGoneError),
+        (errno.ETIMEDOUT, SourceTimeoutError),
+        (errno.EIO, SourceUnreadableError),
+    ],
+)
+def test_errors_of_the_storage_are_told_apart(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[SourceError]
+) -> None:
+    def fail(descriptor: int, buffers: list[memoryview], offset: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with closing(FileSource(path).open()) as file:
+        Reads(monkeypatch, fail)
+        with pytest.raises(kind, match=os.strerror(number)):
+            check(file, (17, 9000))
+
+
+def test_what_is_not_a_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is not a regular file"):
+        FileSource(tmp_path / "pipe").open()
+
+
+def test_a_file_that_was_written_to_has_another_identity_and_is_refused(path: Path) -> None:
+    with closing(FileSource(path).open()) as file, closing(FileSource(path).open()) as again:
+        assert file.identity == again.identity
+        before = file.identity
+        with path.open("ab") as content:
+            content.write(b"x")
+        assert file.identity != before
+        with pytest.raises(SourceChangedError, match=r"^some\.bin was written to"):
+            file.refuse_changed()
+
+
+def test_a_read_without_scratch_memory_goes_through_the_page_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(FileSource(path).open(is_direct=False)) as file:
+        reads = Reads(monkeypatch)
+        target = np.empty(9000, dtype=np.uint8)
+        file.read([Piece(17, target)])
+        assert reads.calls == [(17, 9000)]
+        assert np.array_equal(target, CONTENT[17:9017])

@@ -1,4 +1,4 @@
-"""Positioned reads that bypass the page cache where the file system allows it."""
+"""A file as a source: positioned reads that bypass the page cache where the file system allows it."""
 
 from __future__ import annotations
 
@@ -6,91 +6,107 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from expert_store.arena import Bytes, page_aligned
-from expert_store.catalog import PAGE_BYTES
-from expert_store.errors import FileChangedError, ShortReadError
+from expert_store.errors import ShortReadError, SourceChangedError, source_error
+from expert_store.sources.base import PAGE_BYTES, Bytes, Piece, SourceIdentity
+from expert_store.sources.regular_file import open_regular
 
 log = logging.getLogger(__name__)
 
 MAX_READ_BYTES = 1 << 30  # a read call moves less than 2 GiB
-BOUNCE_BYTES = 2 << 20  # one huge page
 MAX_GAP_BYTES = 64 << 10  # reading that many unused bytes costs less than another call
 
 
-class Piece(NamedTuple):
-    """A run of bytes of a file and the memory that they are read into."""
+@dataclass(frozen=True)
+class FileSource:
+    """A file on a disk."""
 
-    offset: int
-    target: Bytes  # (nbytes,)
+    path: Path
 
     @property
-    def end(self) -> int:
-        return self.offset + len(self.target)
+    def name(self) -> str:
+        return str(self.path)
+
+    @property
+    def short_name(self) -> str:
+        return self.path.name
+
+    def open(self, *, is_direct: bool = True) -> DirectFile:
+        """Open the file, which must be a regular one; see ``Source``."""
+        return DirectFile(self.path, is_direct=is_direct)
 
 
 class DirectFile:
-    """A file whose bytes are read by position. Safe to use from several threads, each with a bounce buffer of its own.
+    """An open file, as an ``OpenSource``.
 
     Direct reads need offset, length and memory aligned to ``PAGE_BYTES``. Aligned pieces are read straight into their
-    target; others are read as whole pages into the bounce buffer and copied from there. Where the file system refuses
+    target; others are read as whole pages into the scratch memory and copied from there. Where the file system refuses
     direct reads, the file is read through the page cache and dropped from it afterwards; a warning names the file.
 
+    Args:
+        is_direct: False to read through the page cache.
+
     Raises:
-        OSError: the file can't be opened.
+        SourceError: the file can't be opened.
+        CheckpointError: it is not a regular file.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, is_direct: bool = True):
         self._path = path
-        self._buffered = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._opened_as, self._is_changed = self._version(), False
+        with closing(open_regular(path, most=None)) as file:
+            self._buffered = os.dup(file.fileno())
+        self._opened_as, self._is_changed = self.identity, False
         self._direct: int | None = None
-        try:
-            self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
-        except OSError as error:
-            self._give_up_direct(error)
+        if is_direct:
+            try:
+                self._direct = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+            except OSError as error:
+                self._give_up_direct(error)
 
     @property
     def is_direct(self) -> bool:
         return self._direct is not None
+
+    @property
+    def identity(self) -> SourceIdentity:
+        """Device, inode, time of the last write, and size."""
+        try:
+            status = os.fstat(self._buffered)
+        except OSError as error:
+            raise source_error(self._path.name, error) from error
+        return SourceIdentity("file", (status.st_dev, status.st_ino, status.st_mtime_ns), status.st_size)
 
     def has_changed(self) -> bool:
         """Return True if the file was written to since it was opened; once True, it stays so.
 
         A file that was deleted, or replaced by another one of its name, stays as it was for those who have opened it.
         """
-        self._is_changed = self._is_changed or self._version() != self._opened_as
+        self._is_changed = self._is_changed or self.identity != self._opened_as
         return self._is_changed
 
     def refuse_changed(self) -> None:
-        """Raise FileChangedError if the file was written to since it was opened."""
+        """Raise SourceChangedError if the file was written to since it was opened."""
         if self.has_changed():
-            raise FileChangedError(f"{self._path.name} was written to while it is served; restart the server")
+            raise SourceChangedError(self._path.name, "was written to while it is served; restart the server")
 
-    def _version(self) -> tuple[int, int]:
-        status = os.fstat(self._buffered)
-        return status.st_size, status.st_mtime_ns
-
-    def read(self, pieces: Sequence[Piece], bounce: Bytes) -> None:
-        """Fill the targets of some pieces; ``bounce`` is page-aligned and a multiple of a page long.
-
-        Raises:
-            OSError: the read failed.
-            ShortReadError: the file ends inside a piece.
-        """
-        for run in _runs(pieces):
-            if self._direct is None:
-                for piece in run:
-                    self._read_buffered(piece.target, piece.offset)
-            elif len(run) == 1 and _is_aligned(run[0]):
-                self._read_pages(run[0].target, run[0].offset, len(run[0].target))
-            else:
-                self._read_bounced(run, bounce)
+    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+        """Fill the targets of some pieces; see ``OpenSource``. Without scratch memory the page cache is used."""
+        try:
+            for run in _runs(pieces):
+                if self._direct is None or scratch is None:
+                    for piece in run:
+                        self._read_buffered(piece.target, piece.offset)
+                elif len(run) == 1 and _is_aligned(run[0]):
+                    self._read_pages(run[0].target, run[0].offset, len(run[0].target))
+                else:
+                    self._read_bounced(run, scratch)
+        except OSError as error:
+            raise source_error(self._path.name, error) from error
 
     def close(self) -> None:
         for file in (self._buffered, self._direct):
@@ -98,16 +114,16 @@ class DirectFile:
                 with suppress(OSError):
                     os.close(file)
 
-    def _read_bounced(self, run: Sequence[Piece], bounce: Bytes) -> None:
+    def _read_bounced(self, run: Sequence[Piece], scratch: Bytes) -> None:
         position, end = run[0].offset // PAGE_BYTES * PAGE_BYTES, max(piece.end for piece in run)
         while position < end:
-            needed = min(end - position, len(bounce))
-            self._read_pages(bounce[: _pages(needed)], position, needed)
+            needed = min(end - position, len(scratch))
+            self._read_pages(scratch[: _pages(needed)], position, needed)
             for piece in run:
                 first, last = max(piece.offset, position), min(piece.end, position + needed)
                 if first < last:
                     target = piece.target[first - piece.offset : last - piece.offset]
-                    np.copyto(target, bounce[first - position : last - position])  # releases the GIL
+                    np.copyto(target, scratch[first - position : last - position])  # releases the GIL
             position += needed
 
     def _read_pages(self, target: Bytes, offset: int, needed: int) -> None:
@@ -136,9 +152,8 @@ class DirectFile:
             os.posix_fadvise(self._buffered, offset, len(target), os.POSIX_FADV_DONTNEED)
 
     def _short(self, offset: int) -> ShortReadError:
-        return ShortReadError(
-            f"{self._path.name} ends at byte {offset}, inside an expert; it was cut short or replaced"
-        )
+        reason = f"ends at byte {offset}, inside the weights; it was cut short or replaced"
+        return ShortReadError(self._path.name, reason)
 
     def _give_up_direct(self, error: OSError) -> None:
         # The descriptor stays open: another thread may be reading through it.
@@ -155,11 +170,6 @@ def read_fully(file: int, target: Bytes, offset: int) -> int:
             break
         done += count
     return done
-
-
-def bounce_buffer() -> Bytes:
-    """Return the scratch memory of one reading thread."""
-    return page_aligned(BOUNCE_BYTES)
 
 
 def _runs(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:

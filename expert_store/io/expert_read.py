@@ -1,0 +1,88 @@
+"""The read of one expert into one slot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xxhash
+
+from expert_store.arena import HostArena
+from expert_store.catalog import ExpertRecipe, PackedRecord, ParameterRecipe, TensorSource, checksum_seed
+from expert_store.errors import ChecksumError
+from expert_store.io.reader import Done, Priority
+from expert_store.io.tensor_reads import as_tensor
+from expert_store.keys import ExpertKey
+from expert_store.sources.base import Bytes, Piece, Source
+from expert_store.sources.open_sources import OpenSources
+
+
+@dataclass(eq=False)
+class ExpertRead:
+    """One expert to be read into one slot, as a ``ReadJob``."""
+
+    key: ExpertKey
+    recipe: ExpertRecipe
+    sources: OpenSources
+    arena: HostArena
+    slot: int
+    done: Done
+    priority: Priority = Priority.DEMAND
+
+    def __str__(self) -> str:
+        return str(self.key)
+
+    def read(self, scratch: Bytes) -> None:
+        """Fill the slot.
+
+        Raises:
+            CheckpointError: a source can't be read.
+            ChecksumError: a record's bytes are not those that were packed.
+        """
+        if isinstance(self.recipe, PackedRecord):
+            self._read_record(self.recipe, scratch)
+        else:
+            self._read_parameters(self.recipe, scratch)
+
+    def _read_record(self, record: PackedRecord, scratch: Bytes) -> None:
+        target, source = self.arena.bytes_of(self.slot), record.extent.source
+        for _ in range(2):  # a bit flipped in transfer is right the second time, one on the disk is not
+            self.sources[source].read([Piece(record.extent.offset, target)], scratch)
+            found = xxhash.xxh3_64_intdigest(target.data, seed=checksum_seed(self.key))
+            if found == record.checksum:
+                return
+        raise ChecksumError(
+            f"the checksum of its record in {source.short_name} is {found:016x}, not {record.checksum:016x}; "
+            "the file is damaged; copy it again, or pack the model again"
+        )
+
+    def _read_parameters(self, recipe: Mapping[str, ParameterRecipe], scratch: Bytes) -> None:
+        slot, layout = self.arena.bytes_of(self.slot), self.arena.layout
+        pieces: dict[Source, list[Piece]] = {}
+        assembled: list[tuple[str, ParameterRecipe, list[Bytes]]] = []
+        for parameter in layout.parameters:
+            part, offset = recipe[parameter.name], layout.offsets[parameter.name]
+            targets = []
+            for source in part.sources:
+                if part.assemble is None:
+                    target = slot[offset : offset + source.extent.nbytes]
+                    offset += source.extent.nbytes
+                else:
+                    target = np.empty(source.extent.nbytes, dtype=np.uint8)
+                targets.append(target)
+                pieces.setdefault(source.extent.source, []).append(Piece(source.extent.offset, target))
+            if part.assemble is not None:
+                assembled.append((parameter.name, part, targets))
+        for each, parts in pieces.items():
+            opened = self.sources[each]
+            opened.read(parts, scratch)
+            opened.refuse_changed()  # unlike records, these bytes have no checksum
+        for name, part, targets in assembled:
+            if part.assemble is not None:
+                self.arena.weights(self.slot)[name].copy_(part.assemble(list(_tensors(targets, part.sources))))
+
+
+def _tensors(raw: Iterable[Bytes], sources: Iterable[TensorSource]) -> Iterable[torch.Tensor]:
+    return (as_tensor(part, source) for part, source in zip(raw, sources, strict=True))

@@ -1,0 +1,97 @@
+"""Source: where the bytes of a checkpoint are. The rest of the store knows this interface, and no files.
+
+A file is a source (``file.py``). Another kind is another module with a class for each of the two protocols below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+PAGE_BYTES = 4096  # direct reads and pages of memory are multiples of it
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class Piece(NamedTuple):
+    """A run of bytes of a source and the memory that they are read into."""
+
+    offset: int
+    target: Bytes  # (nbytes,)
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.target)
+
+
+class SourceIdentity(NamedTuple):
+    """Tells a content from others: equal identities are of equal bytes, as far as the storage can tell.
+
+    A cache or a fingerprint may compare and keep them.
+    """
+
+    kind: str  # of source, such as "file"
+    version: tuple[int | str, ...]  # device, inode and time of the last write of a file
+    nbytes: int
+
+
+class Source(Protocol):
+    """The name of some bytes, a hashable value: sources that are equal have the same bytes."""
+
+    @property
+    def name(self) -> str:
+        """The complete name, for logs and for administrators: the path of a file. It holds no secrets."""
+
+    @property
+    def short_name(self) -> str:
+        """The last part of the name."""
+
+    def open(self, *, is_direct: bool = True) -> OpenSource:
+        """Open the source.
+
+        Args:
+            is_direct: whether large parts are read, past the system's caches; False for some small ones.
+
+        Raises:
+            SourceError: it can't be opened.
+        """
+
+    def __hash__(self) -> int: ...
+
+
+class OpenSource(Protocol):
+    """An open source. Safe to use from several threads, each with scratch memory of its own."""
+
+    @property
+    def identity(self) -> SourceIdentity:
+        """The identity of the bytes that a read would get now.
+
+        Raises:
+            SourceError: the storage can't tell.
+        """
+
+    def has_changed(self) -> bool:
+        """Return True if the bytes are others than when it was opened; once True, it stays so.
+
+        Raises:
+            SourceError: the storage can't tell.
+        """
+
+    def refuse_changed(self) -> None:
+        """Raise SourceChangedError if the bytes are others than when it was opened."""
+
+    def read(self, pieces: Sequence[Piece], scratch: Bytes | None = None) -> None:
+        """Fill the targets of some pieces, and return when all are filled.
+
+        Args:
+            scratch: memory of the calling thread, page-aligned and a multiple of a page long. None for small reads.
+
+        Raises:
+            SourceError: the read failed; what is in the targets is undefined.
+        """
+
+    def close(self) -> None:
+        """Close it; no thread reads any more."""
