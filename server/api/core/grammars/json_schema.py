@@ -8,6 +8,7 @@ from typing import Any
 
 from server.api.core.errors.validation import quote
 from server.api.core.grammars.closed_objects import BY_NAME, LITERAL, close_objects
+from server.api.core.grammars.recursive_references import separate_references
 from server.api.core.grammars.relaxed_schema import relax
 
 MAX_SCHEMA_BYTES = 1 << 17
@@ -27,6 +28,10 @@ WHITE_SPACE = {
 
 # Other formats, such as "password" or "uri-reference", are treated as annotations, as JSON Schema allows.
 FOLLOWED_FORMATS = {"date-time", "date", "time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+
+# OpenAPI's keywords that do not restrict a value; ``relax`` reads the first. llguidance would take them for one more
+# schema of the value, which it refuses beside a recursive reference or ``anyOf``.
+ANNOTATIONS = {"discriminator", "deprecated", "example", "externalDocs", "nullable", "xml"}
 
 
 def check_schema(schema: dict[str, Any]) -> dict[str, Any]:
@@ -71,12 +76,12 @@ def schema_text(schema: Mapping[str, Any]) -> str:
     """
     options = schema.get("x-guidance")
     own = options if isinstance(options, dict) else {}
-    followed = close_objects(_without_annotations(relax(schema).schema))
+    followed = separate_references(close_objects(_without_annotations(relax(schema).schema)))
     return json.dumps({**followed, "x-guidance": {**own, **WHITE_SPACE}}, separators=(",", ":"))
 
 
 def _without_annotations(value: Any, *, are_names: bool = False) -> Any:
-    """Remove formats that are not enforced, from a schema or from schemas by name."""
+    """Remove formats and keywords that are not enforced, from a schema or from schemas by name."""
     if isinstance(value, list):
         return [_without_annotations(member) for member in value]
     if not isinstance(value, dict):
@@ -86,8 +91,14 @@ def _without_annotations(value: Any, *, are_names: bool = False) -> Any:
     return {
         name: member if name in LITERAL else _without_annotations(member, are_names=name in BY_NAME)
         for name, member in value.items()
-        if name != "format" or not isinstance(member, str) or member in FOLLOWED_FORMATS
+        if not _is_annotation(name, member)
     }
+
+
+def _is_annotation(name: str, member: Any) -> bool:
+    if name == "format":
+        return isinstance(member, str) and member not in FOLLOWED_FORMATS
+    return name in ANNOTATIONS or name.startswith("x-")
 
 
 def _values(schema: dict[str, Any]) -> Iterator[Any]:
