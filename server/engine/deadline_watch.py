@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from server.engine.interface import DeadlineExceededError
+from server.engine.interface import DeadlineExceededError, publish
 from server.engine.sequence import Sequence
 
 WATCH_SECONDS = 0.25  # between two looks
@@ -52,6 +52,6 @@ class DeadlineWatch:
 
     def _end_late(self, now: float) -> None:
         for sequence in self._unfinished():
-            if sequence.is_late(now) and not sequence.stream.is_cancelled:
-                sequence.stream.fail(deadline_error(sequence))
-                sequence.stream.cancel()
+            if sequence.is_late(now) and not sequence.sink.is_cancelled:
+                publish([(sequence.sink, deadline_error(sequence))])
+                sequence.sink.cancel()

@@ -20,6 +20,7 @@ from server.engine.event_publisher import EventPublisher
 from server.engine.interface import (
     EngineError,
     EngineUnavailableError,
+    EventSink,
     GenerationFailedError,
     GenerationRequest,
     Grammar,
@@ -131,8 +132,8 @@ class Engine:
 
     def halt(self) -> None:
         """Accept no more requests and end every open stream with an error; the thread ends after its step."""
-        streams = self._submissions.close()
-        publish([(stream, EngineUnavailableError(STOPPING)) for stream in streams])
+        sinks = self._submissions.close()
+        publish([(sink, EngineUnavailableError(STOPPING)) for sink in sinks])
 
     def stop(self) -> None:
         """Halt, and wait for the thread."""
@@ -162,9 +163,18 @@ class Engine:
 
     def submit(self, request: GenerationRequest) -> TokenStream:
         """Queue a request; see ``GenerationEngine.submit``."""
+        stream = TokenStream(request, asyncio.get_running_loop(), Timeline(self.clock()))
+        self.accept(request, stream)
+        return stream
+
+    def accept(self, request: GenerationRequest, sink: EventSink) -> None:
+        """Queue a request whose events go to a sink, with the errors of ``submit``; from any thread.
+
+        Args:
+            sink: its timeline begins now, by ``clock``.
+        """
         self._validator.check(request)
         sampling = request.sampling
-        stream = TokenStream(request, asyncio.get_running_loop(), Timeline(self.clock()))
         before = () if self.is_encoder_decoder or request.pooling is not None else request.prompt_ids
         text = TextAssembler(self._detokenizer(before, sampling.written_tokens), sampling.stop)
         seed = secrets.randbits(64) if sampling.seed is None else sampling.seed
@@ -174,8 +184,8 @@ class Engine:
             weights.begin()
         blocks = self._blocks.new_blocks(block_salt(request, weights), () if weights is None else weights.versions)
         try:
-            return self._submissions.put(
-                lambda arrival: Sequence(stream, text, seed, blocks, arrival, weights=weights, grammar=grammar)
+            self._submissions.put(
+                lambda arrival: Sequence(request, sink, text, seed, blocks, arrival, weights=weights, grammar=grammar)
             )
         except EngineError as error:
             if weights is not None:

@@ -1,4 +1,4 @@
-"""Publishing of events to the streams of requests, and the end of requests."""
+"""Publishing of events to the sinks of requests, and the end of requests."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class EventPublisher:
             record_event(sequence, event, now, self._statistics.latencies)
             if event.finish_reason is not None:
                 self._remove(sequence, event.finish_reason.value)
-        publish([(sequence.stream, event) for sequence, event in items])
+        publish([(sequence.sink, event) for sequence, event in items])
 
     def fail(self, sequence: Sequence, error: EngineError, reason: str = "error") -> None:
         """End a request with an error."""
         self._remove(sequence, reason)
-        sequence.stream.fail(error)
+        publish([(sequence.sink, error)])
 
     def fail_step(self, step: AbstractSequence[Scheduled], error: Exception) -> None:
         """End the requests of a step that failed; all others continue."""
@@ -62,7 +62,7 @@ class EventPublisher:
         for sequence in [*self._scheduler.running, *self._scheduler.waiting]:
             if sequence.is_late(now):  # first, because the deadline watch cancels streams, too
                 self.fail(sequence, deadline_error(sequence), "deadline")
-            elif sequence.stream.is_cancelled:
+            elif sequence.sink.is_cancelled:
                 self._remove(sequence, "abort")
 
     def _remove(self, sequence: Sequence, reason: str) -> None:

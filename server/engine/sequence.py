@@ -8,13 +8,13 @@ from dataclasses import InitVar, dataclass, field
 from server.engine.admission.working_set import ExpertUse
 from server.engine.interface import (
     AdapterShares,
+    EventSink,
     ExpertUsage,
     GenerationRequest,
     Grammar,
     RoutedExperts,
     Timeline,
     TokenLogprobs,
-    TokenStream,
 )
 from server.engine.kv.block_manager import SequenceBlocks
 from server.engine.pooler import Pooler
@@ -29,7 +29,8 @@ from server.model.step import ExpertCost
 class Sequence:
     """The tokens of a request, and their place in the KV cache."""
 
-    stream: TokenStream
+    request: GenerationRequest
+    sink: EventSink  # of its events
     text: TextAssembler
     seed: int
     blocks: SequenceBlocks
@@ -58,11 +59,7 @@ class Sequence:
 
     @property
     def timeline(self) -> Timeline:
-        return self.stream.timeline
-
-    @property
-    def request(self) -> GenerationRequest:
-        return self.stream.request
+        return self.sink.timeline
 
     def append(self, token_id: int) -> None:
         """Append a generated token."""

@@ -20,7 +20,7 @@ def snapshot_statuses(
     """
     found = {sequence: _running_state(sequence, is_held) for sequence in running}
     states: dict[Sequence, RequestState] = found | {sequence: "waiting" for sequence in others if sequence not in found}
-    return [_status(sequence, state, now) for sequence, state in states.items() if not sequence.stream.is_cancelled]
+    return [_status(sequence, state, now) for sequence, state in states.items() if not sequence.sink.is_cancelled]
 
 
 def _running_state(sequence: Sequence, is_held: Callable[[Sequence], bool]) -> RequestState:

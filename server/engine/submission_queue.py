@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from weakref import WeakSet
 
-from server.engine.interface import EngineUnavailableError, QueueFullError, TokenStream
+from server.engine.interface import EngineUnavailableError, EventSink, QueueFullError
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 
@@ -14,7 +14,7 @@ RETRY_SECONDS = 0.1
 
 
 class SubmissionQueue:
-    """Sequences on their way to the scheduler, and the streams that may still be read.
+    """Sequences on their way to the scheduler, and the sinks whose readers may still wait.
 
     Any thread may call ``put``, ``wake``, ``unfinished`` and ``close``; the other methods are for the engine's thread.
 
@@ -29,15 +29,15 @@ class SubmissionQueue:
         self._scheduler, self._max_queued = scheduler, max_queued
         self._submitted: list[Sequence] = []
         self._scheduled: list[Sequence] = []  # all sequences of the scheduler when the last step began
-        self._streams: WeakSet[TokenStream] = WeakSet()
+        self._sinks: WeakSet[EventSink] = WeakSet()
         self._is_woken = False
         self._changed = threading.Condition()  # guards everything above but the scheduler
 
     def open(self) -> None:
         self.is_open = True
 
-    def put(self, make_sequence: Callable[[int], Sequence]) -> TokenStream:
-        """Add a sequence and return its stream.
+    def put(self, make_sequence: Callable[[int], Sequence]) -> None:
+        """Add a sequence.
 
         Args:
             make_sequence: makes the sequence from its arrival number.
@@ -54,9 +54,8 @@ class SubmissionQueue:
             self.num_submitted += 1
             sequence = make_sequence(self.num_submitted)
             self._submitted.append(sequence)
-            self._streams.add(sequence.stream)
+            self._sinks.add(sequence.sink)
             self._changed.notify()
-        return sequence.stream
 
     def unfinished(self) -> list[Sequence]:
         """Return the sequences that the scheduler had when the last step began, and those submitted since."""
@@ -98,12 +97,12 @@ class SubmissionQueue:
             self._submitted.clear()
         return True
 
-    def close(self) -> list[TokenStream]:
-        """Refuse further sequences, wake the engine's thread, and return the streams that may still be read."""
+    def close(self) -> list[EventSink]:
+        """Refuse further sequences, wake the engine's thread, and return the sinks whose readers may still wait."""
         with self._changed:
             self.is_open = False
             self._changed.notify()
-            return list(self._streams)
+            return list(self._sinks)
 
     def drain(self) -> list[Sequence]:
         """Close the queue and return all unfinished sequences, those of the scheduler included."""

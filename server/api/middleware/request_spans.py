@@ -130,7 +130,7 @@ def _generation_attributes(finished: FinishedRequest, work: Generation) -> dict[
 def _longest_stalls(streams: Sequence[TokenStream]) -> list[list[Stall]]:
     """Select the longest stalls of all streams, by stream. A stall that several streams share goes to the first."""
     owners = reversed(list(enumerate(streams)))
-    stalls = {id(stall): (index, stall) for index, stream in owners for stall in stream.timeline.stalls}
+    stalls = {stall: (index, stall) for index, stream in owners for stall in stream.timeline.stalls}
     longest = nlargest(MAX_STALLS, stalls.values(), key=lambda item: item[1].seconds)
     return [[stall for owner, stall in longest if owner == index] for index in range(len(streams))]
 

@@ -19,6 +19,7 @@ from server.engine.interface.errors import (
     UnknownVariantError,
     UnusablePolicyError,
 )
+from server.engine.interface.event_sinks import EventOutlet, EventSink, SinkItem, publish
 from server.engine.interface.events import (
     EVENT_BYTES,
     AdapterShares,
@@ -53,7 +54,7 @@ from server.engine.interface.sampling_params import (
     SamplingParams,
     check_sampling,
 )
-from server.engine.interface.streams import FREE_UNREAD, MAX_UNREAD, EventQueue, TokenStream, merge, publish
+from server.engine.interface.streams import FREE_UNREAD, MAX_UNREAD, EventQueue, TokenStream, merge
 from server.engine.interface.timeline import Timeline
 from server.engine.interface.weights import (
     AdapterAdministration,
@@ -78,7 +79,9 @@ __all__ = [
     "DeadlineExceededError",
     "EngineError",
     "EngineUnavailableError",
+    "EventOutlet",
     "EventQueue",
+    "EventSink",
     "ExpertAdministration",
     "ExpertChange",
     "ExpertHealth",
@@ -113,6 +116,7 @@ __all__ = [
     "RoutingExamples",
     "SamplingDefaults",
     "SamplingParams",
+    "SinkItem",
     "Stall",
     "TextCodec",
     "Timeline",

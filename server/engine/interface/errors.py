@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 # A model or an adapter that the key may not use, a required adapter that is not loaded, too few experts left.
 PolicyReason = Literal["model", "adapter", "required_adapter", "experts"]
@@ -39,6 +39,9 @@ class PolicyRefusedError(RequestRefusedError):
     def __init__(self, message: str, param: str | None, reason: PolicyReason):
         super().__init__(message, param)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str | None, PolicyReason]]:
+        return type(self), (str(self), self.param, self.reason)  # all arguments, as pickle needs them
 
 
 class QueueFullError(EngineError):

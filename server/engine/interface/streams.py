@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 from server.engine.interface.errors import EngineError, GenerationFailedError
+from server.engine.interface.event_sinks import SinkItem
 from server.engine.interface.events import TokenEvent
 from server.engine.interface.prompts import GenerationRequest
 from server.engine.interface.request_memory import Reservation
@@ -93,11 +95,27 @@ class EventQueue:
         return events
 
 
+@dataclass(frozen=True)
+class LoopOutlet:
+    """An ``EventOutlet`` to the streams of an event loop, which it wakes once for all items of a step."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def send(self, items: Sequence[SinkItem]) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(_deliver, items)
+
+
+def _deliver(items: Sequence[SinkItem]) -> None:
+    for stream, item in items:
+        cast("TokenStream", stream).receive(item)
+
+
 @dataclass(eq=False)
 class TokenStream:
-    """The events of one request, for the event loop that submitted it.
+    """The events of one request, for the event loop that submitted it: the ``EventSink`` of this process.
 
-    The engine's thread calls ``fail`` and ``publish``; everything else is for the event loop. Iteration ends after the
+    The engine's threads use it as a sink; everything else is for the event loop. Iteration ends after the
     event with a finish reason, or raises the error that ended the request. ``cancel`` may be called at any time, even
     after the end.
     """
@@ -106,11 +124,12 @@ class TokenStream:
     loop: asyncio.AbstractEventLoop
     timeline: Timeline
     is_cancelled: bool = False
+    outlet: LoopOutlet = field(init=False)
     _queue: EventQueue = field(default_factory=EventQueue)
     _index: int = 0  # in a queue of several streams
 
-    def fail(self, error: EngineError) -> None:
-        publish([(self, error)])
+    def __post_init__(self) -> None:
+        self.outlet = LoopOutlet(self.loop)
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -143,18 +162,3 @@ def merge(streams: Sequence[TokenStream], reservation: Reservation | None = None
     for index, stream in enumerate(streams):
         stream.join(queue, index)
     return queue
-
-
-def publish(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
-    """Send the events of a step to their streams, waking each event loop once; from any thread."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, TokenEvent | EngineError]]] = {}
-    for stream, item in items:
-        by_loop.setdefault(stream.loop, []).append((stream, item))
-    for loop, mine in by_loop.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_deliver, mine)
-
-
-def _deliver(items: Sequence[tuple[TokenStream, TokenEvent | EngineError]]) -> None:
-    for stream, item in items:
-        stream.receive(item)

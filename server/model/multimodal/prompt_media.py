@@ -23,6 +23,10 @@ class TextInputs:
         return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[1]
 
 
+def do_nothing() -> None:
+    """Do nothing."""
+
+
 @dataclass(eq=False)
 class PromptMedia:
     """The images of one prompt, shared by all sequences that begin with it."""
@@ -31,7 +35,10 @@ class PromptMedia:
     inputs: Mapping[str, torch.Tensor | list[Any]]  # the processor's output, for the vision towers
     bidirectional_spans: Sequence[tuple[int, int]] = ()  # first and last (exclusive) token, despite sliding windows
     text_inputs: TextInputs | None = None  # set once the towers have run
-    on_embedded: Callable[[], object] = lambda: None  # called at that moment
+    on_embedded: Callable[[], object] = do_nothing  # called at that moment, in this process alone
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"on_embedded": do_nothing}
 
     @property
     def num_input_bytes(self) -> int:

@@ -77,7 +77,7 @@ class FakeEngine:
         for event in self._events(request):
             publish([(stream, event)])
         if self.failure is not None:
-            stream.fail(self.failure)
+            publish([(stream, self.failure)])
         self.submitted.set()
         return stream
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,12 +53,15 @@ def prompts(folder: Path) -> list[Prompt]:
     return make_prompts(MediaProcessor(folder))
 
 
-def submit(engine: Engine, prompt: Prompt) -> TokenStream:
+def request_of(prompt: Prompt) -> GenerationRequest:
     token_ids, media = prompt
     content = prefix_cache_ids(token_ids, 100, [str(id(media)).encode()])
     sampling = SamplingParams(NEW_TOKENS, temperature=0.0)
-    request = GenerationRequest("test", tuple(token_ids), sampling, media=Media(media, content) if media else None)
-    return engine.submit(request)
+    return GenerationRequest("test", tuple(token_ids), sampling, media=Media(media, content) if media else None)
+
+
+def submit(engine: Engine, prompt: Prompt) -> TokenStream:
+    return engine.submit(request_of(prompt))
 
 
 async def collect(stream: TokenStream) -> str:
@@ -81,6 +85,20 @@ def test_images_are_encoded_again_after_preemption(
     with engine_over(trunk, store, num_blocks) as (engine, _):
         assert asyncio.run(scenario(engine)) == texts_alone(trunk, prompts) * 2
         assert (engine.statistics.preemptions > 0) is (num_blocks == 9)
+
+
+def test_a_copy_of_a_request_with_images_has_the_same_answer(
+    trunk: Trunk, store: ExpertStore, prompts: list[Prompt]
+) -> None:
+    async def scenario(engine: Engine) -> list[str]:
+        copies = [pickle.loads(pickle.dumps(request_of(prompt))) for prompt in prompts]
+        return await asyncio.gather(*[collect(engine.submit(request)) for request in copies])
+
+    for _, media in prompts:
+        if media is not None:
+            media.on_embedded = lambda: None  # what this process counts does not go with it
+    with engine_over(trunk, store, 100) as (engine, _):
+        assert asyncio.run(scenario(engine)) == texts_alone(trunk, prompts)
 
 
 def test_an_image_that_the_model_refuses_fails_only_its_own_request(

@@ -96,7 +96,7 @@ class DecodingBatch:
 def new_sequence(number: int) -> Sequence:
     request = GenerationRequest(str(number), (1,), SamplingParams(100))
     stream = TokenStream(request, cast("asyncio.AbstractEventLoop", None), Timeline(0.0))
-    return Sequence(stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number)
+    return Sequence(request, stream, cast("TextAssembler", None), 0, SequenceBlocks([]), number)
 
 
 def joint_rate(batch: DecodingBatch, seconds: float) -> float:
