@@ -18,7 +18,7 @@ from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall
 
-ABI = 8
+ABI = 9
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -61,9 +61,9 @@ def load() -> ctypes.CDLL:
         ("greenroom_linear", [POINTER(LinearCall)]),
         ("greenroom_experts", [POINTER(ExpertShape), POINTER(ExpertBatch)]),
         ("greenroom_combine", [POINTER(Combination)]),
-        ("greenroom_attention", [c_void_p, c_void_p, c_int64]),
+        ("greenroom_begin_layer", [c_void_p, c_void_p, c_int64]),
         ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
-        ("greenroom_layers", [c_void_p, c_int64, c_void_p]),
+        ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64]),
         ("greenroom_head", [c_void_p]),
     ):
         function = getattr(library, name)
@@ -146,21 +146,26 @@ class Kernels:
     def combine(self, call: Combination) -> None:
         self._check(self._library.greenroom_combine(self._handle, byref(call)))
 
-    def attention(self, layer: Structure, step: Structure, place: int) -> None:
-        """Run norm, attention and router of a decoder layer (``LayerSpec`` and ``StepCall``).
+    def begin_layer(self, layer: Structure, step: Structure, place: int) -> None:
+        """Run a decoder layer (``LayerSpec`` and ``StepCall``) up to the choice of its experts.
 
         Args:
             place: the layer's index among those with a router.
         """
-        self._check(self._library.greenroom_attention(self._handle, byref(layer), byref(step), place))
+        self._check(self._library.greenroom_begin_layer(self._handle, byref(layer), byref(step), place))
 
     def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
-        """Add the experts' results, at the address ``outputs``, and the dense expert's to the hidden states."""
+        """Add the experts' results, at the address ``outputs``, and the shared expert's to the hidden states."""
         self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
 
-    def layers(self, layers: ctypes.Array[Any], step: Structure) -> None:
-        """Run decoder layers whose experts are all loaded, at the addresses ``step.slots``."""
-        self._check(self._library.greenroom_layers(self._handle, byref(layers), len(layers), byref(step)))
+    def layers(self, layers: ctypes.Array[Any], step: Structure, place: int = 0) -> None:
+        """Run decoder layers whose experts are all loaded, at the addresses ``step.slots``.
+
+        Args:
+            place: the index of the first of them among all layers with a router.
+        """
+        call = self._library.greenroom_layers
+        self._check(call(self._handle, byref(layers), len(layers), byref(step), place))
 
     def head(self, call: Structure) -> None:
         """Run the final norm and the head (``HeadCall``)."""

@@ -42,7 +42,7 @@ class NativeRouter:
     """A router, and the tensors whose memory it refers to."""
 
     def __init__(self, layer: NativeLayer, own: VariantLayer):
-        self.router = Router.from_buffer_copy(layer.spec.router)
+        self.router = Router.from_buffer_copy(layer.mixture.router)
         self._keeps: list[torch.Tensor] = []
         weight = own.router.get("weight")
         if weight is not None:
@@ -54,7 +54,7 @@ class NativeRouter:
         for role in ("bias", "correction"):
             if role in own.router:
                 setattr(self.router, role, self._keep(own.router[role].float().flatten()).data_ptr())
-        reason = impossible("greenroom_check_router", self.router, layer.spec.router.matrix.inputs)
+        reason = impossible("greenroom_check_router", self.router, layer.mixture.router.matrix.inputs)
         if reason is not None:
             raise ValueError(f"a variant's layer {layer.spec.index} has {reason}")
 

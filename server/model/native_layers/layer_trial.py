@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import addressof
 
 import numpy as np
 import torch
 
 from server.kernels.native.library import Kernels, impossible
-from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import GroupedAttention, LayerSpec, Mixture
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.attention.kv_cache import KVShape
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.spec import NativeLayer
 from server.model.native_layers.workspace import BLOCK, Positions, Workspace
 from server.model.step import SequenceChunk
 
@@ -34,15 +36,23 @@ class LayerTrial:
         """Use rotary positions in the next runs."""
         positions.update(self.workspace.call, len(self._tokens) - 1)
 
-    def run(self, spec: LayerSpec, captured: LayerCapture) -> torch.Tensor:
-        """Run a layer, and return its keys after the rotation, float32 ``(kv_heads, tokens, key_dim)``."""
+    def run(
+        self, layer: NativeLayer, captured: LayerCapture, attention: GroupedAttention | None = None
+    ) -> torch.Tensor:
+        """Run a layer, and return its keys after the rotation, float32 ``(kv_heads, tokens, key_dim)``.
+
+        Args:
+            attention: runs in place of the layer's own.
+        """
+        own = attention or layer.attention
         count, workspace = len(self._tokens), self.workspace
         num_blocks = -(-count // BLOCK)
         workspace.begin([SequenceChunk(self._tokens, 0, [range(num_blocks)])], 1)
         workspace.hidden[:] = captured.given.numpy()
-        shape = KVShape(spec.kv_heads, spec.key_dim, spec.value_dim, torch.float32)
-        trial = LayerSpec.from_buffer_copy(spec)
-        keys, values = (np.zeros((spec.kv_heads, num_blocks, shape.dim, BLOCK), dtype=np.float32) for _ in range(2))
+        shape = KVShape(own.kv_heads, own.key_dim, own.value_dim, torch.float32)
+        spec, trial = LayerSpec.from_buffer_copy(layer.spec), GroupedAttention.from_buffer_copy(own)
+        spec.mixer = addressof(trial)
+        keys, values = (np.zeros((own.kv_heads, num_blocks, shape.dim, BLOCK), dtype=np.float32) for _ in range(2))
         trial.key_cache, trial.value_cache = keys.ctypes.data, values.ctypes.data
         trial.cache_slots, trial.cache_dim, trial.cache_format, trial.group = (
             num_blocks * BLOCK,
@@ -50,31 +60,35 @@ class LayerTrial:
             Format.FLOAT32,
             0,
         )
-        trial.router.top_k = max(1, trial.router.top_k)
-        self.check(trial)
-        self._kernels.attention(trial, workspace.call, 0)
-        nothing = np.zeros((count * trial.router.top_k, workspace.call.hidden_size), dtype=np.float32)
-        self._kernels.finish_layer(trial, workspace.call, 0, nothing.ctypes.data)
+        top_k = 0
+        if layer.experts is not None:  # the number of choices may not be known yet
+            mixture = Mixture.from_buffer_copy(layer.mixture)
+            top_k = mixture.router.top_k = max(1, mixture.router.top_k)
+            spec.feed_forward = addressof(mixture)
+        self.check(spec)
+        self._kernels.begin_layer(spec, workspace.call, 0)
+        nothing = np.zeros((count * top_k, workspace.call.hidden_size), dtype=np.float32)
+        self._kernels.finish_layer(spec, workspace.call, 0, nothing.ctypes.data)
         by_token = torch.from_numpy(keys).transpose(2, 3).flatten(1, 2)  # (kv_heads, places, dim)
-        return by_token[:, :count, : spec.key_dim]
+        return by_token[:, :count, : own.key_dim]
 
-    def queries(self, spec: LayerSpec, captured: LayerCapture) -> torch.Tensor:
+    def queries(self, layer: NativeLayer, captured: LayerCapture) -> torch.Tensor:
         """Return a layer's queries after the rotation, float32 ``(heads, tokens, key_dim)``.
 
         They are the keys of a layer in whose cache they take the places of keys.
         """
-        trial = LayerSpec.from_buffer_copy(spec)
-        size = spec.heads * spec.key_dim
-        nothing = np.zeros((spec.output.outputs, size), dtype=np.float32)
-        trial.key, trial.key_bias, trial.key_norm = spec.query, spec.query_bias, spec.query_norm
-        trial.value, trial.value_bias = spec.query, spec.query_bias
-        trial.kv_heads, trial.value_dim = spec.heads, spec.key_dim
-        trial.output = Matrix(format=Format.FLOAT32, outputs=spec.output.outputs, inputs=size, data=nothing.ctypes.data)
-        return self.run(trial, captured)
+        own, trial = layer.attention, GroupedAttention.from_buffer_copy(layer.attention)
+        size = own.heads * own.key_dim
+        nothing = np.zeros((own.output.outputs, size), dtype=np.float32)
+        trial.key, trial.key_bias, trial.key_norm = own.query, own.query_bias, own.query_norm
+        trial.value, trial.value_bias = own.query, own.query_bias
+        trial.kv_heads, trial.value_dim = own.heads, own.key_dim
+        trial.output = Matrix(format=Format.FLOAT32, outputs=own.output.outputs, inputs=size, data=nothing.ctypes.data)
+        return self.run(layer, captured, trial)
 
-    def error(self, spec: LayerSpec, captured: LayerCapture) -> float:
+    def error(self, layer: NativeLayer, captured: LayerCapture) -> float:
         """Run a layer, and return the error of its output relative to what its modules add."""
-        self.run(spec, captured)
+        self.run(layer, captured)
         difference = torch.from_numpy(self.workspace.hidden) - captured.output
         return float(difference.norm() / (captured.output - captured.given).norm().clamp_min(1e-20))
 

@@ -55,7 +55,7 @@ class NativeModel:
         self._specs = (LayerSpec * len(layers))(*(layer.spec for layer in layers))
         self._routed = [layer.experts for layer in layers if layer.experts is not None]
         self._numbers = [layer.number for layer in self._routed]
-        self._top_ks = [layer.spec.router.top_k for layer in layers if layer.experts is not None]
+        self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
         self._cache: KVCache | None = None
 
@@ -108,10 +108,10 @@ class NativeModel:
         """Run layer by layer, each with a lease of its own experts."""
         workspace, kernels, index = self._workspace, self._kernels, 0  # among the layers with experts
         for layer, spec in zip(self._layers, self._specs, strict=True):
-            kernels.attention(spec, workspace.call, index)
+            kernels.begin_layer(spec, workspace.call, index)
             outputs = 0
             if layer.experts is not None:
-                chosen, weights = (of(index, spec.router.top_k) for of in (workspace.chosen, workspace.weights))
+                chosen, weights = (of(index, self._top_ks[index]) for of in (workspace.chosen, workspace.weights))
                 hidden_states, router_weights = torch.from_numpy(workspace.normed), torch.from_numpy(weights)
                 outputs = experts.run_unweighted(
                     layer.experts,
@@ -152,11 +152,11 @@ class NativeModel:
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip(self._layers, self._specs, strict=True):
-            cache = kv_cache.layers[layer.attention_layer]
-            spec.key_cache, spec.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
-            spec.cache_slots, spec.cache_dim = cache.keys.shape[2], cache.shape.dim
-            spec.cache_format = PLAIN[cache.shape.dtype]
-            spec.group = kv_cache.group_of[layer.attention_layer]
+            cache, attention = kv_cache.layers[layer.attention_layer], layer.attention
+            attention.key_cache, attention.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
+            attention.cache_slots, attention.cache_dim = cache.keys.shape[2], cache.shape.dim
+            attention.cache_format = PLAIN[cache.shape.dtype]
+            attention.group = kv_cache.group_of[layer.attention_layer]
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:

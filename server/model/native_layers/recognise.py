@@ -92,13 +92,13 @@ class _Finder:
             self._build(module, index, found, each, names)
             for index, (module, found, each) in enumerate(zip(self._body.layers, parts, captured.layers, strict=True))
         ]
-        routed = [layer for layer in layers if layer.spec.has_router]
+        routed = [layer for layer in layers if layer.experts is not None]
         routing = [each.routing for each in captured.layers if each.routing is not None]
         if not routed or len(routed) != len(self._layers):
             raise UnsupportedLayerError("not all of its experts are in its layers")
         top_k = max(each.top_k_index.shape[1] for each in routing)
         hidden_size = captured.layers[0].given.shape[1]
-        num_experts = max(layer.spec.num_experts for layer in routed)
+        num_experts = max(layer.mixture.num_experts for layer in routed)
         slot_bytes = [0 if each.experts is None else each.experts.layout.slot_bytes for each in layers]
         self._workspace = Workspace(hidden_size, 1, top_k, num_experts, is_exact=True)
         self._trial = LayerTrial(self._kernels, self._workspace, self._tokens, slot_bytes)
@@ -145,34 +145,35 @@ class _Finder:
         return build_layer(module, index, parts, captured, layer, router)
 
     def _find_positions(self, captured: Capture, layers: Sequence[NativeLayer]) -> Positions:
-        rotary, specs = getattr(self._body, "rotary_emb", None), [layer.spec for layer in layers]
-        return find_positions(self._trial, rotary, specs, captured.layers, self._longest)
+        rotary = getattr(self._body, "rotary_emb", None)
+        return find_positions(self._trial, rotary, layers, captured.layers, self._longest)
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kinds of positions and of router, and compare what the layer adds with the modules' output."""
-        spec = layer.spec
-        fit_rope(self._trial, spec, captured, self._positions, TOLERANCES[self._dtype])
-        error = self._trial.error(spec, captured)
+        fit_rope(self._trial, layer, captured, self._positions, TOLERANCES[self._dtype])
+        error = self._trial.error(layer, captured)
         if not error < TOLERANCES[self._dtype]:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
-        if spec.has_router:
+        if layer.experts is not None:
             self._fit_router(layer, parts, captured)
-        self._trial.check(spec)
+        self._trial.check(layer.spec)
 
     def _fit_router(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kind of router by a trial, and compare the kernels' choices with the modules'."""
-        routing, router, spec = captured.routing, layer.router, layer.spec
+        routing, router, mixture = captured.routing, layer.router, layer.mixture
         assert routing is not None
         assert router is not None
-        spec.router.top_k = routing.top_k_index.shape[1]
+        mixture.router.top_k = routing.top_k_index.shape[1]
         correction = None if router.correction is None else router.correction.double()
         trial = run_trial(parts.block, router, self._dtype)
-        spec.router = find_router_kind(spec.router, parts.router, correction, trial, self._dtype)
-        spec.router.scale = nearest_named(spec.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype])
-        self._trial.run(spec, captured)
-        top_k, tolerance = spec.router.top_k, TOLERANCES[self._dtype]
+        mixture.router = find_router_kind(mixture.router, parts.router, correction, trial, self._dtype)
+        mixture.router.scale = nearest_named(
+            mixture.router.scale, self._config, ROUTER_ROUNDING * ROUNDING[self._dtype]
+        )
+        self._trial.run(layer, captured)
+        top_k, tolerance = mixture.router.top_k, TOLERANCES[self._dtype]
         logits = logits_of(router, routing.hidden_states)
-        _, _, is_steady = steady_rows(spec.router, correction, logits, tolerance)
+        _, _, is_steady = steady_rows(mixture.router, correction, logits, tolerance)
         chosen = torch.from_numpy(self._workspace.chosen(0, top_k).astype(np.int64))
         wanted, order = routing.top_k_index.sort(1)
         found, own_order = chosen.sort(1)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from server.kernels.native.structures.layers import LayerSpec, RopeKind
+from server.kernels.native.structures.layers import RopeKind
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
 from server.model.native_layers.layer_trial import LayerTrial, relative_error
+from server.model.native_layers.spec import NativeLayer
 from server.model.native_layers.workspace import PairAngles, Positions
 
 SAME = 1e-5  # keys that differ no more, relative to their norm, were rotated in the same way
@@ -26,7 +27,7 @@ class _Rotation(NamedTuple):
 
 
 def find_positions(
-    trial: LayerTrial, rotary: Any, specs: Sequence[LayerSpec], captured: Sequence[LayerCapture], longest: int
+    trial: LayerTrial, rotary: Any, layers: Sequence[NativeLayer], captured: Sequence[LayerCapture], longest: int
 ) -> Positions:
     """Return the positions with which layers come nearest to their modules' keys, and set them in the trial's calls.
 
@@ -48,15 +49,15 @@ def find_positions(
     candidates = [Positions(rotary, angles, longest) for angles in PairAngles]
     for positions in candidates:
         trial.set_positions(positions)  # which finds the numbers that are rotated
-    key_dim = min(spec.key_dim for spec in specs)
+    key_dim = min(layer.attention.key_dim for layer in layers)
     candidates = [positions for positions in candidates if positions.rotary_dim <= key_dim]
     if not candidates:
         raise UnsupportedLayerError(f"its rotary positions have more than the {key_dim} numbers of a head")
-    for spec, layer in zip(specs, captured, strict=True):
+    for layer, each in zip(layers, captured, strict=True):
         found = []
         for positions in candidates:
             trial.set_positions(positions)
-            found.append(_rotations(trial, spec, layer, positions)[0])
+            found.append(_rotations(trial, layer, each, positions)[0])
         best = min(range(len(found)), key=lambda index: found[index].error)
         if found[best].kind != RopeKind.NONE:
             break
@@ -65,9 +66,9 @@ def find_positions(
 
 
 def fit_rope(
-    trial: LayerTrial, spec: LayerSpec, captured: LayerCapture, positions: Positions, tolerance: float
+    trial: LayerTrial, layer: NativeLayer, captured: LayerCapture, positions: Positions, tolerance: float
 ) -> None:
-    """Set the kind of rotary positions in a layer's spec.
+    """Set the kind of rotary positions in a layer's attention.
 
     Args:
         positions: those of the trial's calls.
@@ -78,9 +79,9 @@ def fit_rope(
     """
     if not captured.keys.any():
         raise UnsupportedLayerError("its keys are zero, which does not show how they are rotated")
-    best, *others = _rotations(trial, spec, captured, positions)
-    spec.rope_kind = best.kind
-    queries = trial.queries(spec, captured)
+    best, *others = _rotations(trial, layer, captured, positions)
+    layer.attention.rope_kind = best.kind
+    queries = trial.queries(layer, captured)
     if queries.shape != captured.queries.shape or not relative_error(queries, captured.queries) < tolerance:
         raise UnsupportedLayerError("its queries are normed or rotated in another way")
     if not best.error < tolerance:
@@ -89,16 +90,16 @@ def fit_rope(
         raise UnsupportedLayerError("its keys are rotated too little to show how")
 
 
-def _rotations(trial: LayerTrial, spec: LayerSpec, captured: LayerCapture, positions: Positions) -> list[_Rotation]:
+def _rotations(trial: LayerTrial, layer: NativeLayer, captured: LayerCapture, positions: Positions) -> list[_Rotation]:
     """Return a layer's keys with each kind of rotary positions, the nearest to those of its modules first.
 
     Of equally near ones, the likelier is first.
     """
-    spec.rotary_dim, found = positions.rotary_dim, []
+    layer.attention.rotary_dim, found = positions.rotary_dim, []
     has_positions = captured.positions is not None
     for kind in (RopeKind.HALVES, RopeKind.INTERLEAVED, RopeKind.NONE) if has_positions else (RopeKind.NONE,):
-        spec.rope_kind = kind
-        keys = trial.run(spec, captured)
+        layer.attention.rope_kind = kind
+        keys = trial.run(layer, captured)
         if keys.shape != captured.keys.shape:
             raise UnsupportedLayerError("its attention has another number of keys than its projections give")
         found.append(_Rotation(relative_error(keys, captured.keys), kind, keys))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,14 @@ from server.kernels.native.activation import recognise_gate
 from server.kernels.native.backend import expert_shape
 from server.kernels.native.slot_format import PLAIN
 from server.kernels.native.structures.experts import ExpertShape
-from server.kernels.native.structures.layers import LayerSpec
+from server.kernels.native.structures.layers import (
+    FeedForwardKind,
+    GroupedAttention,
+    LayerSpec,
+    MixerKind,
+    Mixture,
+    Mlp,
+)
 from server.kernels.native.structures.matrices import Format, Matrix
 from server.model.experts.expert_layer import ExpertLayer
 from server.model.experts.router import RouterWeights
@@ -27,12 +35,20 @@ from server.model.native_layers.parts import Attention, Dense, Linear, Norm, Par
 class NativeLayer:
     """One decoder layer as the native kernels run it."""
 
-    spec: LayerSpec
+    spec: LayerSpec  # refers to the two parts
+    attention: GroupedAttention
     attention_layer: int  # its number in the KV cache
     experts: ExpertLayer | None
+    feed_forward: Mixture | Mlp | None = None
     router: RouterWeights | None = None
     keeps: list[torch.Tensor] = field(default_factory=list)  # tensors whose memory the spec refers to
     linears: dict[Any, NativeTarget] = field(default_factory=dict)  # places that adapters may add to, by module
+
+    @property
+    def mixture(self) -> Mixture:
+        """The experts and their router, of a layer that has some."""
+        assert isinstance(self.feed_forward, Mixture)
+        return self.feed_forward
 
     def address(self, tensor: torch.Tensor | None) -> int | None:
         """Keep a float32 copy of a tensor, and return its address."""
@@ -64,8 +80,9 @@ def build_layer(
         raise UnsupportedLayerError("a layer has no attention")
     attention = parts.attention
     own: Any = attention.module
-    spec = LayerSpec(index=index)
-    layer = NativeLayer(spec, own.layer_idx, experts)
+    spec, heads = LayerSpec(index=index, mixer_kind=MixerKind.GROUPED_ATTENTION), GroupedAttention()
+    spec.mixer = addressof(heads)
+    layer = NativeLayer(spec, heads, own.layer_idx, experts)
     spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
     if parts.input_norm.epsilon != parts.inner_norm.epsilon:
         raise UnsupportedLayerError("its norms have different epsilons")
@@ -74,28 +91,33 @@ def build_layer(
     spec.norm_epsilon = parts.input_norm.epsilon
     for name in ("query", "key", "value", "output"):
         linear = getattr(attention, name)
-        setattr(spec, name, matrix_of(linear))
-        setattr(spec, f"{name}_bias", layer.address(linear.bias))
+        setattr(heads, name, matrix_of(linear))
+        setattr(heads, f"{name}_bias", layer.address(linear.bias))
         layer.add_target(linear, name)
-    if len({spec.query.format, spec.key.format, spec.value.format}) > 1:  # they share quantised rows
+    if len({heads.query.format, heads.key.format, heads.value.format}) > 1:  # they share quantised rows
         raise UnsupportedLayerError("its queries, keys and values have weights of different formats")
-    _set_heads(spec, attention)
+    _set_heads(heads, attention)
     _set_head_norms(layer, attention.query_norm, attention.key_norm)
-    spec.scaling, spec.softcap = options.scaling, options.softcap or 0.0
-    spec.window, spec.is_chunked = options.sliding_window or 0, int(options.is_chunked)
-    if options.sinks is not None and options.sinks.numel() != spec.heads:
+    heads.scaling, heads.softcap = options.scaling, options.softcap or 0.0
+    heads.window, heads.is_chunked = options.sliding_window or 0, int(options.is_chunked)
+    if options.sinks is not None and options.sinks.numel() != heads.heads:
         raise UnsupportedLayerError("its sinks are not one for each head")
-    spec.sinks = layer.address(options.sinks)
+    heads.sinks = layer.address(options.sinks)
     spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
-    spec.dense_gate = no_matrix()
-    if parts.dense is not None:
-        _set_dense(layer, parts.dense)
+    mlp = None if parts.dense is None else _mlp(layer, parts.dense)
     if parts.experts is not None:
-        _set_experts(layer, parts, router)
+        layer.feed_forward = _mixture(layer, parts, router, mlp)
+        spec.feed_forward_kind = FeedForwardKind.EXPERTS
+    elif mlp is not None and experts is None:
+        layer.feed_forward = mlp
+        spec.feed_forward_kind = FeedForwardKind.MLP
+    else:
+        raise UnsupportedLayerError("a layer has neither experts with a router nor an MLP")
+    spec.feed_forward = addressof(layer.feed_forward)
     return layer
 
 
-def _set_heads(spec: LayerSpec, attention: Attention) -> None:
+def _set_heads(spec: GroupedAttention, attention: Attention) -> None:
     spec.key_dim = int(getattr(attention.module, "head_dim", 0))
     if not 0 < spec.key_dim <= min(attention.query.out_features, attention.key.out_features):
         raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
@@ -110,7 +132,7 @@ def _set_head_norms(layer: NativeLayer, query: Norm | None, key: Norm | None) ->
         if query is not key:
             raise UnsupportedLayerError("only its queries or only its keys are normed")
         return
-    spec = layer.spec
+    spec = layer.attention
     if query.epsilon != key.epsilon:
         raise UnsupportedLayerError("its norms have different epsilons")
     sizes = len(query.weight), len(key.weight)
@@ -122,7 +144,7 @@ def _set_head_norms(layer: NativeLayer, query: Norm | None, key: Norm | None) ->
     spec.head_norm_epsilon = query.epsilon
 
 
-def _set_dense(layer: NativeLayer, dense: Dense) -> None:
+def _mlp(layer: NativeLayer, dense: Dense) -> Mlp:
     linears = dense.gate, dense.up, dense.down
     if any(linear.bias is not None for linear in linears):
         raise UnsupportedLayerError("its dense MLP has biases")
@@ -133,39 +155,42 @@ def _set_dense(layer: NativeLayer, dense: Dense) -> None:
     if gate is None:
         raise UnsupportedLayerError("its dense MLP has an unknown activation")
     parts = (Matrix * 2)(matrix_of(dense.gate), matrix_of(dense.up))
-    layer.spec.dense = ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32)
-    layer.spec.has_dense = 1
+    mlp = Mlp(ExpertShape(parts, matrix_of(dense.down), -1, -1, gate, 2, Format.FLOAT32), no_matrix())
     layer.add_target(dense.gate, "dense_first")
     layer.add_target(dense.up, "dense_first", dense.gate.out_features)
     layer.add_target(dense.down, "dense_second")
     if dense.weighting is not None:
         if dense.weighting.bias is not None or dense.weighting.out_features != 1:
             raise UnsupportedLayerError("its shared expert is weighted otherwise")
-        layer.spec.dense_gate = matrix_of(dense.weighting)
+        mlp.weighting = matrix_of(dense.weighting)
         layer.add_target(dense.weighting, "dense_gate")
+    return mlp
 
 
-def _set_experts(layer: NativeLayer, parts: Parts, router: RouterWeights | None) -> None:
+def _mixture(layer: NativeLayer, parts: Parts, router: RouterWeights | None, shared: Mlp | None) -> Mixture:
     if layer.experts is None or router is None:
         raise UnsupportedLayerError("its router was not found")
     shape = expert_shape(parts.experts, layer.experts.layout)
     if isinstance(shape, str):
         raise UnsupportedLayerError(shape)
-    spec = layer.spec
     owner = next((each for each in parts.router.modules() if getattr(each, "weight", None) is router.weight), None)
     if owner is not None:
         outputs, inputs = router.weight.shape
-        layer.linears[owner] = NativeTarget(spec.index, "router", inputs, outputs)
+        layer.linears[owner] = NativeTarget(layer.spec.index, "router", inputs, outputs)
     if router.weight.shape[0] != len(layer.experts.keys):
         raise UnsupportedLayerError(f"its router chooses among {router.weight.shape[0]} experts")
     weight = router.weight.detach().contiguous()  # the kernels read it as float32, which loses nothing
     weight = weight if weight.dtype in PLAIN else weight.float()
     layer.keeps.append(weight)
-    spec.router.matrix = Matrix(
+    mixture = Mixture(experts=shape, num_experts=weight.shape[0])
+    if shared is not None:
+        mixture.shared, mixture.has_shared = shared, 1
+    own = mixture.router
+    own.matrix = Matrix(
         format=PLAIN[weight.dtype], outputs=weight.shape[0], inputs=weight.shape[1], data=weight.data_ptr()
     )
-    spec.router.bias, layer.router = layer.address(router.bias), router
-    spec.router.correction = layer.address(router.correction)
-    spec.router.num_groups = spec.router.top_groups = 1
-    spec.router.scale = 1.0
-    spec.experts, spec.has_router, spec.num_experts = shape, 1, weight.shape[0]
+    own.bias, layer.router = layer.address(router.bias), router
+    own.correction = layer.address(router.correction)
+    own.num_groups = own.top_groups = 1
+    own.scale = 1.0
+    return mixture

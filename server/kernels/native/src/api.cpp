@@ -2,11 +2,12 @@
 
 #include <mutex>
 
-#include "checks.h"
+#include "formats/checks.h"
 #include "layers/experts.h"
+#include "layers/head.h"
+#include "layers/layer.h"
 #include "layers/linear.h"
 #include "layers/router.h"
-#include "layers/step.h"
 #include "structures.h"
 
 #define GREENROOM_API extern "C" __attribute__((visibility("default")))
@@ -37,7 +38,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 8; }
+GREENROOM_API int greenroom_abi() { return 9; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -72,12 +73,9 @@ GREENROOM_API int greenroom_combine(Handle* handle, const greenroom::Combination
   return greenroom::guarded(handle, [&](greenroom::Engine& engine) { combine(engine, *call); });
 }
 
-GREENROOM_API int greenroom_attention(Handle* handle, const greenroom::LayerSpec* layer,
-                                      const greenroom::StepCall* step, int64_t place) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) {
-    run_attention(engine, *layer, *step);
-    norm_and_route(engine, *layer, *step, place);
-  });
+GREENROOM_API int greenroom_begin_layer(Handle* handle, const greenroom::LayerSpec* layer,
+                                        const greenroom::StepCall* step, int64_t place) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { begin_layer(engine, *layer, *step, place); });
 }
 
 GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer,
@@ -87,15 +85,16 @@ GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerS
 }
 
 GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
-                                   const greenroom::StepCall* step) {
-  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_layers(engine, layers, num_layers, *step); });
+                                   const greenroom::StepCall* step, int64_t place) {
+  return greenroom::guarded(
+      handle, [&](greenroom::Engine& engine) { run_layers(engine, layers, num_layers, *step, place); });
 }
 
 GREENROOM_API int greenroom_head(Handle* handle, const greenroom::HeadCall* call) {
   return greenroom::guarded(handle, [&](greenroom::Engine& engine) { run_head(engine, *call); });
 }
 
-// The checks of `checks.h`.
+// Checks of counts and offsets that come from files (formats/checks.h).
 GREENROOM_API const char* greenroom_check_matrix(const greenroom::Matrix* matrix) {
   return greenroom::check_matrix(*matrix);
 }

@@ -5,8 +5,10 @@
 #include <type_traits>
 #include <utility>
 
+#include "layers/grouped_attention.h"
+#include "layers/head.h"
 #include "layers/linear.h"
-#include "layers/step.h"
+#include "layers/mixture.h"
 
 namespace greenroom {
 namespace {
@@ -71,6 +73,18 @@ struct Fields<RouterKind> {
       number("SIGMOID", RouterKind::kSigmoid)};
 };
 
+template <>
+struct Fields<MixerKind> {
+  static constexpr Field kAll[] = {
+      number("EXTERNAL", MixerKind::kExternal), number("GROUPED_ATTENTION", MixerKind::kGroupedAttention)};
+};
+
+template <>
+struct Fields<FeedForwardKind> {
+  static constexpr Field kAll[] = {
+      number("MLP", FeedForwardKind::kMlp), number("EXPERTS", FeedForwardKind::kExperts)};
+};
+
 #define FIELD(field) {#field, offsetof(Type, field), sizeof(Type::field)}
 
 template <>
@@ -130,17 +144,37 @@ struct Fields<Router> {
 };
 
 template <>
+struct Fields<GroupedAttention> {
+  using Type = GroupedAttention;
+  static constexpr Field kAll[] = {
+      FIELD(query), FIELD(key), FIELD(value), FIELD(output), FIELD(query_bias), FIELD(key_bias),
+      FIELD(value_bias), FIELD(output_bias), FIELD(query_norm), FIELD(key_norm), FIELD(sinks), FIELD(key_cache),
+      FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
+      FIELD(value_dim), FIELD(rotary_dim), FIELD(window), FIELD(is_chunked), FIELD(norms_together), FIELD(rope),
+      FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(head_norm_epsilon), FIELD(scaling),
+      FIELD(softcap)};
+};
+
+template <>
+struct Fields<Mlp> {
+  using Type = Mlp;
+  static constexpr Field kAll[] = {
+      FIELD(shape), FIELD(weighting)};
+};
+
+template <>
+struct Fields<Mixture> {
+  using Type = Mixture;
+  static constexpr Field kAll[] = {
+      FIELD(router), FIELD(experts), FIELD(shared), FIELD(num_experts), FIELD(has_shared)};
+};
+
+template <>
 struct Fields<LayerSpec> {
   using Type = LayerSpec;
   static constexpr Field kAll[] = {
-      FIELD(input_norm), FIELD(inner_norm), FIELD(query), FIELD(key), FIELD(value), FIELD(output),
-      FIELD(query_bias), FIELD(key_bias), FIELD(value_bias), FIELD(output_bias), FIELD(query_norm),
-      FIELD(key_norm), FIELD(sinks), FIELD(key_cache), FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim),
-      FIELD(heads), FIELD(kv_heads), FIELD(key_dim), FIELD(value_dim), FIELD(rotary_dim), FIELD(window),
-      FIELD(is_chunked), FIELD(norms_together), FIELD(rope), FIELD(group), FIELD(index), FIELD(rope_kind),
-      FIELD(cache_format), FIELD(norm_epsilon), FIELD(head_norm_epsilon), FIELD(scaling), FIELD(softcap),
-      FIELD(residual_scale), FIELD(has_router), FIELD(has_dense), FIELD(num_experts), FIELD(router),
-      FIELD(experts), FIELD(dense), FIELD(dense_gate)};
+      FIELD(input_norm), FIELD(inner_norm), FIELD(mixer), FIELD(feed_forward), FIELD(mixer_kind),
+      FIELD(feed_forward_kind), FIELD(index), FIELD(norm_epsilon), FIELD(residual_scale)};
 };
 
 template <>
@@ -240,11 +274,13 @@ constexpr Layout kLayouts[] = {
     layout<Format>("Format"), layout<Activation>("Activation"), layout<RopeKind>("RopeKind"),
     layout<RouterKind>("RouterKind"), layout<Matrix>("Matrix"), layout<LinearCall>("LinearCall"),
     layout<Gate>("Gate"), layout<ExpertShape, kMostParts - 1>("ExpertShape"), layout<ExpertBatch>("ExpertBatch"),
-    layout<Combination>("Combination"), layout<Router>("Router"), layout<LayerSpec>("LayerSpec"),
-    layout<ExpertSets>("ExpertSets"), layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"),
-    layout<HeadCall>("HeadCall"), layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"),
-    layout<LoraLayer>("LoraLayer"), layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"),
-    layout<LoraStep>("LoraStep"), layout<LoraExperts>("LoraExperts")};
+    layout<Combination>("Combination"), layout<Router>("Router"), layout<MixerKind>("MixerKind"),
+    layout<FeedForwardKind>("FeedForwardKind"), layout<GroupedAttention>("GroupedAttention"), layout<Mlp>("Mlp"),
+    layout<Mixture>("Mixture"), layout<LayerSpec>("LayerSpec"), layout<ExpertSets>("ExpertSets"),
+    layout<StepSequence>("StepSequence"), layout<StepCall>("StepCall"), layout<HeadCall>("HeadCall"),
+    layout<LoraPart>("LoraPart"), layout<LoraParts>("LoraParts"), layout<LoraLayer>("LoraLayer"),
+    layout<LoraRouter>("LoraRouter"), layout<LoraRouting>("LoraRouting"), layout<LoraStep>("LoraStep"),
+    layout<LoraExperts>("LoraExperts")};
 
 }  // namespace
 

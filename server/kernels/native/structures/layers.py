@@ -1,4 +1,4 @@
-"""Mirrors of ``src/layers/step.h``: decoder layers, a step, and the head."""
+"""Mirrors of ``src/layers``: decoder layers and their parts, a step, and the head."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ class RouterKind(IntEnum):
     SIGMOID = 2
 
 
+class MixerKind(IntEnum):
+    """The ways to mix tokens; the spec of each kind is a structure."""
+
+    EXTERNAL = 0
+    GROUPED_ATTENTION = 1
+
+
+class FeedForwardKind(IntEnum):
+    """The parts of a layer that compute each token on its own: an ``Mlp``, or a ``Mixture`` of experts."""
+
+    MLP = 0
+    EXPERTS = 1
+
+
 class Router(Structure):
     _fields_ = [
         ("matrix", Matrix),
@@ -39,10 +53,8 @@ class Router(Structure):
     ]
 
 
-class LayerSpec(Structure):
+class GroupedAttention(Structure):
     _fields_ = [
-        ("input_norm", c_void_p),
-        ("inner_norm", c_void_p),
         ("query", Matrix),
         ("key", Matrix),
         ("value", Matrix),
@@ -68,21 +80,41 @@ class LayerSpec(Structure):
         ("norms_together", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
-        ("index", c_int32),
         ("rope_kind", c_int32),
         ("cache_format", c_int32),
-        ("norm_epsilon", c_float),
         ("head_norm_epsilon", c_float),
         ("scaling", c_float),
         ("softcap", c_float),
-        ("residual_scale", c_float),
-        ("has_router", c_int32),
-        ("has_dense", c_int32),
-        ("num_experts", c_int32),
+    ]
+
+
+class Mlp(Structure):
+    _fields_ = [("shape", ExpertShape), ("weighting", Matrix)]
+
+
+class Mixture(Structure):
+    _fields_ = [
         ("router", Router),
         ("experts", ExpertShape),
-        ("dense", ExpertShape),
-        ("dense_gate", Matrix),
+        ("shared", Mlp),
+        ("num_experts", c_int32),
+        ("has_shared", c_int32),
+    ]
+
+
+class LayerSpec(Structure):
+    """A decoder layer, which refers to the specs of its parts; their owner keeps them in memory."""
+
+    _fields_ = [
+        ("input_norm", c_void_p),
+        ("inner_norm", c_void_p),
+        ("mixer", c_void_p),
+        ("feed_forward", c_void_p),
+        ("mixer_kind", c_int32),
+        ("feed_forward_kind", c_int32),
+        ("index", c_int32),
+        ("norm_epsilon", c_float),
+        ("residual_scale", c_float),
     ]
 
 

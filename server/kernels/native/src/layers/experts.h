@@ -18,6 +18,9 @@ struct ExpertShape {
   Format bias_format;
 };
 
+// Returns null, or what is impossible. Offsets must lie in a slot of `slot_bytes`; 0 means that they are addresses.
+const char* check_experts(const ExpertShape& shape, int64_t hidden_size, int64_t slot_bytes);
+
 // Some experts of a layer, and their rows.
 struct ExpertBatch {
   const uint64_t* slots;     // addresses (experts)

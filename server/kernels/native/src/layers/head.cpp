@@ -1,5 +1,6 @@
+#include "layers/head.h"
+
 #include "layers/sides.h"
-#include "layers/step.h"
 
 namespace greenroom {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "engine.h"
-#include "layers/step.h"
+#include "layers/layer.h"
 
 namespace greenroom {
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "formats/checks.h"
 #include "layers/layer_adapters.h"
 
 namespace greenroom {
@@ -67,18 +68,18 @@ void choose(const Level& level, const Router& router, int64_t num_experts, float
   for (int32_t i = 0; i < router.top_k; ++i) weights[i] = weights[i] / total * router.scale;
 }
 
-const Router& router_of(const LayerSpec& layer, const StepCall& step, int64_t place, int64_t set) {
-  if (!step.sets) return layer.router;
+const Router& router_of(const Router& own, const StepCall& step, int64_t place, int64_t set) {
+  if (!step.sets) return own;
   const Router& router = step.sets->routers[place * step.sets->num_sets + set];
-  return router.matrix.outputs ? router : layer.router;
+  return router.matrix.outputs ? router : own;
 }
 
 // Computes the logits of all rows. Each row has its own router; the tiles of one router lie together, and rows of others
 // are left out.
 class RouterLogits {
  public:
-  RouterLogits(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const Panel& panel)
-      : engine_(engine), layer_(layer), step_(step), place_(place), panel_(panel), width_(layer.num_experts) {
+  RouterLogits(Engine& engine, const Router& own, const StepCall& step, int64_t place, const Panel& panel)
+      : engine_(engine), own_(own), step_(step), place_(place), panel_(panel), width_(own.matrix.outputs) {
     for (int64_t set = 0; set < (step.sets ? step.sets->num_sets : 1); ++set) {
       const int64_t outputs = router(set).matrix.outputs;
       width_ = std::max<int64_t>(width_, outputs);
@@ -117,17 +118,17 @@ class RouterLogits {
 
   void choose(int64_t token, int thread) const {
     const Router& router = this->router(set_of_row(step_, token));
-    const int64_t top_k = layer_.router.top_k;
+    const int64_t top_k = own_.top_k;
     float* spare = logits_ + step_.tokens * width_ + thread * spare_;
     greenroom::choose(engine_.level, router, router.matrix.outputs, logits_ + token * width_, spare,
                       choices_of(step_, place_) + token * top_k, weights_of(step_, place_) + token * top_k);
   }
 
  private:
-  const Router& router(int64_t set) const { return router_of(layer_, step_, place_, set); }
+  const Router& router(int64_t set) const { return router_of(own_, step_, place_, set); }
 
   const Engine& engine_;
-  const LayerSpec& layer_;
+  const Router& own_;  // the layer's
   const StepCall& step_;
   const int64_t place_;
   const Panel& panel_;
@@ -146,28 +147,28 @@ int64_t set_of_row(const StepCall& step, int64_t row) {
   return step.sets->set_of_sequence[sequence - step.sequences];
 }
 
-void norm_and_route(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
+void norm_and_route(Engine& engine, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place) {
   const Level& level = engine.level;
   const int64_t tokens = step.tokens, hidden_size = step.hidden_size;
   Panel panel{};
-  if (layer.has_router) {
+  if (router) {
     panel = place_panel(PanelKind::kFloat32, tokens, hidden_size,
                         engine.hidden.reserve(panel_bytes(PanelKind::kFloat32, tokens, hidden_size)));
   }
   auto norm = [&](int64_t token, int) {
     float* normed = step.normed + token * hidden_size;
     level.normalise(step.hidden + token * hidden_size, layer.inner_norm, layer.norm_epsilon, hidden_size, normed);
-    if (layer.has_router) level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
+    if (router) level.prepare(panel, step.normed, Format::kFloat32, hidden_size, nullptr, token, token + 1);
   };
   PhaseList phases(engine.pool);
   phases.add(tokens, norm);
-  if (!layer.has_router) return phases.run();
+  if (!router) return phases.run();
 
   LoraSums& lora = engine.router_lora;
   lora.clear();
   const LoraSite site{lora, &LoraLayer::router, step.normed, hidden_size};
   plan_sites(phases, &site, 1, engine, layer, step);
-  const RouterLogits logits(engine, layer, step, place, panel);
+  const RouterLogits logits(engine, *router, step, place, panel);
   auto multiply_down = [&](int64_t tile, int thread) { lora.multiply_down(level, tile, thread); };
   auto compute = [&](int64_t tile, int) { logits.compute(tile); };
   auto choose_experts = [&](int64_t token, int thread) { logits.choose(token, thread); };
@@ -175,6 +176,21 @@ void norm_and_route(Engine& engine, const LayerSpec& layer, const StepCall& step
   phases.add(logits.num_tiles(), compute);
   phases.add(tokens, choose_experts);
   phases.run();
+}
+
+const char* check_router(const Router& router, int64_t hidden_size) {
+  const Matrix& matrix = router.matrix;
+  if (!is_shaped(matrix, matrix.outputs, hidden_size)) return "a router that doesn't fit its hidden states";
+  if (router.kind < RouterKind::kSoftMaxFirst || router.kind > RouterKind::kSigmoid) return "an unknown kind of router";
+  if (router.top_k < 1 || router.top_k > matrix.outputs) return "a router that chooses more experts than there are";
+  if (router.num_groups == 1) return nullptr;
+  // A group is chosen by its two best experts.
+  if (router.num_groups < 1 || matrix.outputs % router.num_groups || matrix.outputs / router.num_groups < 2) {
+    return "groups that its experts can't be divided into";
+  }
+  const int64_t size = matrix.outputs / router.num_groups;
+  const bool is_possible = router.top_groups >= 1 && router.top_groups <= router.num_groups;
+  return is_possible && router.top_k <= router.top_groups * size ? nullptr : "groups with too few experts to choose";
 }
 
 }  // namespace greenroom

@@ -1,9 +1,30 @@
 // The router of a decoder layer.
 #pragma once
 
-#include "layers/step.h"
+#include "layers/layer.h"
 
 namespace greenroom {
+
+// The way to choose experts from a router's logits. The values match `structures/layers.py`.
+enum class RouterKind : int32_t {
+  kSoftMaxFirst = 0,  // softmax over all, then top-k
+  kTopFirst = 1,      // top-k, then softmax over these
+  kSigmoid = 2,       // sigmoid; a correction may be added for the choice, and groups of experts may be chosen first
+};
+
+struct Router {
+  Matrix matrix;            // (experts, hidden)
+  const float* bias;        // (experts) or null
+  const float* correction;  // (experts) or null; added to the scores only for the choice
+  RouterKind kind;
+  int32_t top_k;
+  int32_t num_groups;       // groups of experts, of which `top_groups` are chosen by their two best; 1 means none
+  int32_t top_groups;
+  int32_t is_normalised;    // divide the weights by their sum
+  float scale;              // factor of the weights
+};
+
+const char* check_router(const Router& router, int64_t hidden_size);
 
 // The set of experts of a row's sequence.
 int64_t set_of_row(const StepCall& step, int64_t row);
@@ -17,7 +38,7 @@ inline float* weights_of(const StepCall& step, int64_t place) {
   return step.weights + place * step.tokens * step.most_top_k;
 }
 
-// Normalises the hidden states for the experts, and chooses these if the layer has a router.
-void norm_and_route(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+// Normalises the hidden states for the feed-forward part, and chooses experts if there is a router.
+void norm_and_route(Engine& engine, const LayerSpec& layer, const Router* router, const StepCall& step, int64_t place);
 
 }  // namespace greenroom

@@ -68,17 +68,17 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
       of.key = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
       of.value = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
       of.output = memory_.parts(hidden, layer.heads * layer.value_dim);
-      if (layer.spec.has_router) {
+      if (layer.has_router()) {
         const Experts& experts = layer.experts[0];
-        of.router = memory_.parts(layer.spec.num_experts, hidden);
-        of.first = parts_of_experts(layer.spec.num_experts, experts.width, hidden);
-        of.second = parts_of_experts(layer.spec.num_experts, hidden, experts.size);
+        of.router = memory_.parts(layer.mixture.num_experts, hidden);
+        of.first = parts_of_experts(layer.mixture.num_experts, experts.width, hidden);
+        of.second = parts_of_experts(layer.mixture.num_experts, hidden, experts.size);
       }
-      if (layer.spec.has_dense) {
+      if (layer.has_dense()) {
         of.dense_first = memory_.parts(layer.dense[0].width, hidden);
         of.dense_second = memory_.parts(hidden, layer.dense[0].size);
       }
-      if (layer.spec.dense_gate.outputs) of.dense_gate = memory_.parts(1, hidden);
+      if (layer.mixture.shared.weighting.outputs) of.dense_gate = memory_.parts(1, hidden);
     }
     found.shrink_to_fit();
     addresses_.push_back(found.data());

@@ -5,8 +5,10 @@
 #include <random>
 #include <vector>
 
+#include "layers/grouped_attention.h"
+#include "layers/head.h"
 #include "layers/linear.h"
-#include "layers/step.h"
+#include "layers/mixture.h"
 
 struct Handle;
 extern "C" {
@@ -16,12 +18,12 @@ void greenroom_close(Handle* handle);
 int greenroom_linear(Handle* handle, const greenroom::LinearCall* call);
 int greenroom_experts(Handle* handle, const greenroom::ExpertShape* shape, const greenroom::ExpertBatch* batch);
 int greenroom_combine(Handle* handle, const greenroom::Combination* call);
-int greenroom_attention(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
-                        int64_t place);
+int greenroom_begin_layer(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
+                          int64_t place);
 int greenroom_finish_layer(Handle* handle, const greenroom::LayerSpec* layer, const greenroom::StepCall* step,
                            int64_t place, const float* outputs);
 int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,
-                     const greenroom::StepCall* step);
+                     const greenroom::StepCall* step, int64_t place);
 int greenroom_head(Handle* handle, const greenroom::HeadCall* call);
 const char* greenroom_check_matrix(const greenroom::Matrix* matrix);
 const char* greenroom_check_experts(const greenroom::ExpertShape* shape, int64_t hidden_size, int64_t slot_bytes);

@@ -1,4 +1,4 @@
-// Descriptions with counts that a hostile file may have. What the checks of `checks.h` accept gets memory of exactly the
+// Descriptions with counts that a hostile file may have. What the checks accept gets memory of exactly the
 // bytes that its counts stand for, filled with any bits, and runs, so that the sanitizers see any access beyond it.
 
 #include <algorithm>
@@ -6,8 +6,8 @@
 #include <cstdlib>
 #include <deque>
 
-#include "checks.h"
 #include "common.h"
+#include "formats/checks.h"
 
 namespace driver {
 namespace {
@@ -178,25 +178,29 @@ void run_any_experts(Handle* handle) {
 class AnyLayer {
  public:
   AnyLayer() : experts_(hidden_, true), dense_(hidden_, false) {
-    spec_.heads = maybe(kv_heads_ * between(1, 3));
-    spec_.kv_heads = maybe(kv_heads_);
-    spec_.key_dim = maybe(between(1, 24));
-    spec_.value_dim = maybe(between(1, 24));
-    spec_.query = any_matrix(product(spec_.heads, spec_.key_dim), hidden_, true);
-    spec_.key = any_matrix(product(spec_.kv_heads, spec_.key_dim), hidden_, true);
-    spec_.value = any_matrix(product(spec_.kv_heads, spec_.value_dim), hidden_, true);
-    spec_.output = any_matrix(hidden_, product(spec_.heads, spec_.value_dim), true);
-    spec_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
-    spec_.rotary_dim = maybe(2 * between(0, 12));
-    spec_.window = maybe(between(0, 9));
-    spec_.is_chunked = static_cast<int32_t>(between(0, 1));
-    spec_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
-    spec_.cache_dim = maybe(std::max(spec_.key_dim, spec_.value_dim));
-    spec_.cache_slots = num_blocks() * kCacheBlock;
-    spec_.residual_scale = spec_.scaling = 1.0f;
-    spec_.has_router = !one_in(4);
-    spec_.has_dense = one_in(2);
-    Router& router = spec_.router;
+    attention_.heads = maybe(kv_heads_ * between(1, 3));
+    attention_.kv_heads = maybe(kv_heads_);
+    attention_.key_dim = maybe(between(1, 24));
+    attention_.value_dim = maybe(between(1, 24));
+    attention_.query = any_matrix(product(attention_.heads, attention_.key_dim), hidden_, true);
+    attention_.key = any_matrix(product(attention_.kv_heads, attention_.key_dim), hidden_, true);
+    attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
+    attention_.output = any_matrix(hidden_, product(attention_.heads, attention_.value_dim), true);
+    attention_.rope_kind = static_cast<RopeKind>(maybe32(between(0, 2)));
+    attention_.rotary_dim = maybe(2 * between(0, 12));
+    attention_.window = maybe(between(0, 9));
+    attention_.is_chunked = static_cast<int32_t>(between(0, 1));
+    attention_.cache_format = static_cast<Format>(maybe32(between(0, 2)));
+    attention_.cache_dim = maybe(std::max(attention_.key_dim, attention_.value_dim));
+    attention_.cache_slots = num_blocks() * kCacheBlock;
+    spec_.residual_scale = attention_.scaling = 1.0f;
+    mixture_.has_shared = one_in(2);
+    spec_.mixer_kind = static_cast<MixerKind>(maybe32(one_in(8) ? 0 : 1));
+    if (is_external()) attention_ = {};
+    spec_.mixer = is_external() ? nullptr : &attention_;
+    spec_.feed_forward_kind = static_cast<FeedForwardKind>(maybe32(one_in(4) ? 0 : 1));
+    spec_.feed_forward = has_router() ? static_cast<const void*>(&mixture_) : &mixture_.shared;
+    Router& router = mixture_.router;
     router.num_groups = maybe32(one_in(3) ? 1 : between(1, 90));
     const int64_t num_experts = std::clamp<int64_t>(router.num_groups, 1, 300) * between(2, 4);
     router.top_groups = maybe32(between(1, std::clamp<int64_t>(router.num_groups, 1, 300)));
@@ -204,26 +208,26 @@ class AnyLayer {
     router.kind = static_cast<RouterKind>(maybe32(between(0, 2)));
     router.is_normalised = static_cast<int32_t>(between(0, 1));
     router.matrix = any_matrix(num_experts, hidden_, true);
-    spec_.num_experts = maybe32(router.matrix.outputs);
-    if (one_in(2)) spec_.dense_gate = any_matrix(1, hidden_, true);
-    spec_.experts = experts_.shape;
+    mixture_.num_experts = maybe32(router.matrix.outputs);
+    if (one_in(2)) mixture_.shared.weighting = any_matrix(1, hidden_, true);
+    mixture_.experts = experts_.shape;
   }
 
   void run(Handle* handle) {
-    spec_.key_cache = spec_.value_cache = any_bits(memory_, 1);  // so that its sizes are checked
+    attention_.key_cache = attention_.value_cache = any_bits(memory_, 1);  // so that its sizes are checked
     if (!place_all() || greenroom_check_layer(&spec_, hidden_, experts_.slot_bytes)) return;
-    const int64_t top_k = spec_.has_router ? spec_.router.top_k : 1;
-    if (spec_.has_router && spec_.router.matrix.outputs * tokens_ > kMostBytes) return;
-    if (spec_.cache_dim > 1000 || spec_.heads > 1000) return;
-    const int64_t cache_bytes = spec_.kv_heads * spec_.cache_slots * spec_.cache_dim * bytes_of(spec_.cache_format);
-    spec_.key_cache = any_bits(memory_, cache_bytes);
-    spec_.value_cache = any_bits(memory_, cache_bytes);
+    const int64_t top_k = has_router() ? mixture_.router.top_k : 1;
+    if (has_router() && mixture_.router.matrix.outputs * tokens_ > kMostBytes) return;
+    if (attention_.cache_dim > 1000 || attention_.heads > 1000) return;
+    const int64_t cache_bytes = attention_.kv_heads * attention_.cache_slots * attention_.cache_dim * bytes_of(attention_.cache_format);
+    attention_.key_cache = any_bits(memory_, cache_bytes);
+    attention_.value_cache = any_bits(memory_, cache_bytes);
     std::vector<int32_t> blocks;
     for (int64_t block = 0; block < num_blocks(); ++block) blocks.push_back(static_cast<int32_t>(block));
     const StepSequence sequence{0, static_cast<int32_t>(tokens_), static_cast<int32_t>(first_position_), 0};
     const int32_t* tables = blocks.data();
-    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(spec_.rotary_dim, 0) / 2);
-    const bool has_rope = spec_.rope_kind != RopeKind::kNone;
+    const int64_t angles = (first_position_ + tokens_) * (std::max<int64_t>(attention_.rotary_dim, 0) / 2);
+    const bool has_rope = attention_.rope_kind != RopeKind::kNone;
     const float *cosines = floats(has_rope ? angles : 0), *sines = floats(has_rope ? angles : 0);
     StepCall step{};
     step.hidden = floats(tokens_ * hidden_);
@@ -240,9 +244,9 @@ class AnyLayer {
     step.most_top_k = top_k;
     step.is_exact = static_cast<int32_t>(between(0, 1));
     ++num_accepted[2];
-    if (greenroom_attention(handle, &spec_, &step, 0)) std::abort();
-    for (int64_t i = 0; spec_.has_router && i < tokens_ * top_k; ++i) {
-      if (step.chosen[i] < 0 || step.chosen[i] >= spec_.num_experts) std::abort();
+    if (greenroom_begin_layer(handle, &spec_, &step, 0)) std::abort();
+    for (int64_t i = 0; has_router() && i < tokens_ * top_k; ++i) {
+      if (step.chosen[i] < 0 || step.chosen[i] >= mixture_.num_experts) std::abort();
     }
     if (greenroom_finish_layer(handle, &spec_, &step, 0, floats(tokens_ * top_k * hidden_))) std::abort();
   }
@@ -252,31 +256,37 @@ class AnyLayer {
     int64_t found;
     return __builtin_mul_overflow(one, other, &found) ? 1 : found;
   }
+  bool is_external() const { return spec_.mixer_kind == MixerKind::kExternal; }
+  bool has_router() const { return spec_.feed_forward_kind == FeedForwardKind::kExperts; }
+  bool has_dense() const { return !has_router() || mixture_.has_shared; }
   int64_t num_blocks() const { return divide_up(first_position_ + tokens_, kCacheBlock); }
   float* floats(int64_t count) { return reinterpret_cast<float*>(any_bits(memory_, count * 4)); }
 
   bool place_all() {
-    std::vector<Matrix*> matrices{&spec_.query, &spec_.key, &spec_.value, &spec_.output};
-    if (spec_.has_router) matrices.push_back(&spec_.router.matrix);
-    if (spec_.has_dense && spec_.dense_gate.outputs) matrices.push_back(&spec_.dense_gate);
+    std::vector<Matrix*> matrices;
+    if (!is_external()) matrices = {&attention_.query, &attention_.key, &attention_.value, &attention_.output};
+    if (has_router()) matrices.push_back(&mixture_.router.matrix);
+    if (has_dense() && mixture_.shared.weighting.outputs) matrices.push_back(&mixture_.shared.weighting);
     for (Matrix* matrix : matrices) {
       if (check_matrix(*matrix) || is_large(*matrix)) return false;
       place(*matrix, memory_);
     }
-    if (spec_.has_dense && !dense_.place_all(memory_)) return false;
-    spec_.dense = dense_.shape;
+    if (has_dense() && !dense_.place_all(memory_)) return false;
+    mixture_.shared.shape = dense_.shape;
     spec_.input_norm = floats(hidden_);
     spec_.inner_norm = floats(hidden_);
-    if (one_in(2)) spec_.query_bias = floats(spec_.query.outputs);
-    if (one_in(2)) spec_.output_bias = floats(hidden_);
-    if (one_in(2)) spec_.sinks = floats(std::clamp<int64_t>(spec_.heads, 0, kMostBytes));
-    if (one_in(2)) spec_.router.correction = floats(spec_.has_router ? spec_.router.matrix.outputs : 0);
+    if (one_in(2)) attention_.query_bias = floats(attention_.query.outputs);
+    if (one_in(2)) attention_.output_bias = floats(hidden_);
+    if (one_in(2)) attention_.sinks = floats(std::clamp<int64_t>(attention_.heads, 0, kMostBytes));
+    if (one_in(2)) mixture_.router.correction = floats(has_router() ? mixture_.router.matrix.outputs : 0);
     return true;
   }
 
   int64_t hidden_ = between(1, 70), tokens_ = between(1, 5), first_position_ = between(0, 30), kv_heads_ = between(1, 3);
   std::deque<std::vector<char>> memory_;
   AnyExperts experts_, dense_;
+  GroupedAttention attention_{};
+  Mixture mixture_{};
   LayerSpec spec_{};
 };
 

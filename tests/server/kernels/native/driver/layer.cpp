@@ -47,72 +47,76 @@ const float* Layer::keep(int64_t count, float scale, float mean) {
 const float* Layer::maybe(int64_t count) { return one_in(2) ? keep(count, 1.0f, 0.0f) : nullptr; }
 
 void Layer::set_attention(int32_t number) {
+  spec.mixer_kind = MixerKind::kGroupedAttention;
+  spec.mixer = &attention;
   spec.input_norm = keep(hidden, 0.3f, 1.0f);
   spec.inner_norm = keep(hidden, 0.3f, 1.0f);
-  spec.query = query.matrix();
-  spec.key = key.matrix();
-  spec.value = value.matrix();
-  spec.output = output.matrix();
-  spec.query_bias = maybe(heads * key_dim);
-  spec.key_bias = maybe(kv_heads * key_dim);
-  spec.value_bias = maybe(kv_heads * value_dim);
-  spec.output_bias = maybe(hidden);
-  spec.norms_together = between(0, 1);
+  attention.query = query.matrix();
+  attention.key = key.matrix();
+  attention.value = value.matrix();
+  attention.output = output.matrix();
+  attention.query_bias = maybe(heads * key_dim);
+  attention.key_bias = maybe(kv_heads * key_dim);
+  attention.value_bias = maybe(kv_heads * value_dim);
+  attention.output_bias = maybe(hidden);
+  attention.norms_together = between(0, 1);
   if (one_in(2)) {
-    spec.query_norm = keep(spec.norms_together ? heads * key_dim : key_dim, 0.3f, 1.0f);
-    spec.key_norm = keep(spec.norms_together ? kv_heads * key_dim : key_dim, 0.3f, 1.0f);
+    attention.query_norm = keep(attention.norms_together ? heads * key_dim : key_dim, 0.3f, 1.0f);
+    attention.key_norm = keep(attention.norms_together ? kv_heads * key_dim : key_dim, 0.3f, 1.0f);
   }
-  spec.sinks = maybe(heads);
-  spec.heads = heads;
-  spec.kv_heads = kv_heads;
-  spec.key_dim = key_dim;
-  spec.value_dim = value_dim;
-  spec.rope_kind = key_dim > 1 ? static_cast<RopeKind>(between(0, 2)) : RopeKind::kNone;
-  spec.rotary_dim = spec.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, key_dim / 2);
-  cosines.resize(static_cast<size_t>(plan.positions * spec.rotary_dim / 2));
+  attention.sinks = maybe(heads);
+  attention.heads = heads;
+  attention.kv_heads = kv_heads;
+  attention.key_dim = key_dim;
+  attention.value_dim = value_dim;
+  attention.rope_kind = key_dim > 1 ? static_cast<RopeKind>(between(0, 2)) : RopeKind::kNone;
+  attention.rotary_dim = attention.rope_kind == RopeKind::kNone ? 0 : 2 * between(1, key_dim / 2);
+  cosines.resize(static_cast<size_t>(plan.positions * attention.rotary_dim / 2));
   sines.resize(cosines.size());
   for (size_t i = 0; i < cosines.size(); ++i) {
     cosines[i] = std::cos(static_cast<float>(i));
     sines[i] = std::sin(static_cast<float>(i));
   }
-  spec.rope = spec.group = spec.index = number;
-  if (one_in(2)) spec.window = between(1, 70);
-  spec.is_chunked = spec.window && one_in(2);
+  attention.rope = attention.group = spec.index = number;
+  if (one_in(2)) attention.window = between(1, 70);
+  attention.is_chunked = attention.window && one_in(2);
   spec.norm_epsilon = kEpsilon;
-  spec.head_norm_epsilon = kHeadEpsilon;
-  spec.scaling = 2 / std::sqrt(static_cast<float>(key_dim)) / (spec.key_norm ? 1.0f : static_cast<float>(hidden));
-  spec.softcap = one_in(3) ? 1.5f : 0.0f;
+  attention.head_norm_epsilon = kHeadEpsilon;
+  attention.scaling = 2 / std::sqrt(static_cast<float>(key_dim)) / (attention.key_norm ? 1.0f : static_cast<float>(hidden));
+  attention.softcap = one_in(3) ? 1.5f : 0.0f;
   spec.residual_scale = one_in(2) ? 1.0f : 0.3f;
 }
 
 void Layer::set_experts() {
-  spec.has_router = !one_in(4);
-  spec.has_dense = !spec.has_router || one_in(2);
-  if (spec.has_router) {
-    Router& by = spec.router;
+  const bool is_routed = !one_in(4), has_shared = !is_routed || one_in(2);
+  spec.feed_forward_kind = is_routed ? FeedForwardKind::kExperts : FeedForwardKind::kMlp;
+  spec.feed_forward = is_routed ? static_cast<const void*>(&mixture) : &mixture.shared;
+  if (is_routed) {
+    Router& by = mixture.router;
     by.num_groups = one_in(2) ? 1 : static_cast<int32_t>(between(2, 4));
     const auto size = static_cast<int32_t>(between(2, 6));  // experts per group
     by.top_groups = static_cast<int32_t>(between(1, by.num_groups));
     by.top_k = static_cast<int32_t>(between(1, std::min(4, by.top_groups * size)));
-    spec.num_experts = by.num_groups * size;
-    router.emplace_back(trunk_weights(spec.num_experts, hidden));
+    mixture.num_experts = by.num_groups * size;
+    router.emplace_back(trunk_weights(mixture.num_experts, hidden));
     by.matrix = router[0].matrix();
-    by.bias = maybe(spec.num_experts);
-    by.correction = one_in(2) ? keep(spec.num_experts, 0.1f, 0.0f) : nullptr;
+    by.bias = maybe(mixture.num_experts);
+    by.correction = one_in(2) ? keep(mixture.num_experts, 0.1f, 0.0f) : nullptr;
     by.kind = static_cast<RouterKind>(between(0, 2));
     by.is_normalised = between(0, 1);
     by.scale = one_in(2) ? 1.0f : 2.5f;
     const Format format = experts_format(hidden);
-    experts.emplace_back(format, spec.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
-    spec.experts = experts[0].shape;
+    experts.emplace_back(format, mixture.num_experts, hidden, supported(format, between(1, 40)), one_in(2));
+    mixture.experts = experts[0].shape;
   }
-  if (!spec.has_dense) return;
+  mixture.has_shared = has_shared;
+  if (!has_shared) return;
   const Format format = experts_format(hidden);
   dense.emplace_back(format, 1, hidden, supported(format, between(1, 40)), false);
-  spec.dense = dense[0].placed();
+  mixture.shared.shape = dense[0].placed();
   if (one_in(2)) return;
   dense_gate.emplace_back(trunk_weights(1, hidden));
-  spec.dense_gate = dense_gate[0].matrix();
+  mixture.shared.weighting = dense_gate[0].matrix();
 }
 
 // A cache of exactly the blocks that the step's tokens attend to, in any order. Places that no token wrote are NaN, as
@@ -129,35 +133,35 @@ void Layer::set_cache() {
   std::iota(places.begin(), places.end(), 0);
   std::shuffle(places.begin(), places.end(), random_bits);
   for (int32_t& block : blocks) block = block == kGone ? kGone : places[static_cast<size_t>(block)];
-  spec.cache_format = plain_format();
-  spec.cache_slots = num_blocks * kCacheBlock;
-  spec.cache_dim = std::max(key_dim, value_dim) + between(0, 3);
-  const auto bytes = static_cast<size_t>(kv_heads * spec.cache_slots * spec.cache_dim * bytes_of(spec.cache_format));
+  attention.cache_format = plain_format();
+  attention.cache_slots = num_blocks * kCacheBlock;
+  attention.cache_dim = std::max(key_dim, value_dim) + between(0, 3);
+  const auto bytes = static_cast<size_t>(kv_heads * attention.cache_slots * attention.cache_dim * bytes_of(attention.cache_format));
   keys.assign(bytes, '\xFF');
   values.assign(bytes, '\xFF');
-  const float key_size = spec.key_norm ? 1.0f : std::sqrt(static_cast<float>(hidden));
+  const float key_size = attention.key_norm ? 1.0f : std::sqrt(static_cast<float>(hidden));
   const int32_t* table = blocks.data();
   for (const Sequence& sequence : plan.sequences) {
     for (int64_t position = oldest_seen(sequence.first_position); position < sequence.first_position; ++position) {
       for (int64_t head = 0; head < kv_heads; ++head) {
         for (int64_t d = 0; d < key_dim; ++d) {
-          put_plain(spec.cache_format, key_size * normal(), keys.data() + key_place(table, head, position, d));
+          put_plain(attention.cache_format, key_size * normal(), keys.data() + key_place(table, head, position, d));
         }
         for (int64_t d = 0; d < value_dim; ++d) {
-          put_plain(spec.cache_format, normal(), values.data() + value_place(table, head, position, d));
+          put_plain(attention.cache_format, normal(), values.data() + value_place(table, head, position, d));
         }
       }
     }
     table += divide_up(sequence.end(), kCacheBlock);
   }
-  spec.key_cache = keys.data();
-  spec.value_cache = values.data();
+  attention.key_cache = keys.data();
+  attention.value_cache = values.data();
 }
 
 int64_t Layer::oldest_seen(int64_t position) const {
-  if (!spec.window) return 0;
-  if (spec.is_chunked) return position / spec.window * spec.window;
-  return std::max<int64_t>(0, position - spec.window + 1);
+  if (!attention.window) return 0;
+  if (attention.is_chunked) return position / attention.window * attention.window;
+  return std::max<int64_t>(0, position - attention.window + 1);
 }
 
 Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<Chunk>& chunks,
@@ -181,13 +185,13 @@ Step::Step(const Plan& plan, const std::deque<Layer>& layers, const std::vector<
     tables.push_back(layer.blocks.data());
     cosines.push_back(layer.cosines.data());
     sines.push_back(layer.sines.data());
-    if (!layer.spec.has_router) continue;
+    if (!layer.has_router()) continue;
     ++num_routed;
-    call.most_top_k = std::max<int64_t>(call.most_top_k, layer.spec.router.top_k);
-    call.most_experts = std::max<int64_t>(call.most_experts, layer.spec.num_experts);
+    call.most_top_k = std::max<int64_t>(call.most_top_k, layer.mixture.router.top_k);
+    call.most_experts = std::max<int64_t>(call.most_experts, layer.mixture.num_experts);
   }
   for (const Layer& layer : layers) {
-    if (!layer.spec.has_router) continue;
+    if (!layer.has_router()) continue;
     const std::vector<uint64_t> addresses = layer.experts[0].addresses();
     slots.insert(slots.end(), addresses.begin(), addresses.end());
     slots.resize(slots.size() + static_cast<size_t>(call.most_experts) - addresses.size());

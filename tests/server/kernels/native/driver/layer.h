@@ -36,17 +36,19 @@ struct Chunk {
 struct Layer {
   Layer(const Plan& plan, int32_t number);
 
+  bool has_router() const { return !router.empty(); }
+  bool has_dense() const { return !dense.empty(); }
   int64_t oldest_seen(int64_t position) const;
 
   // Offsets in a cache, in bytes.
   int64_t key_place(const int32_t* table, int64_t head, int64_t position, int64_t d) const {
     const int64_t first = table[position / kCacheBlock] * kCacheBlock;
-    const int64_t place = (head * spec.cache_slots + first) * spec.cache_dim + d * kCacheBlock + position % kCacheBlock;
-    return place * bytes_of(spec.cache_format);
+    const int64_t place = (head * attention.cache_slots + first) * attention.cache_dim + d * kCacheBlock + position % kCacheBlock;
+    return place * bytes_of(attention.cache_format);
   }
   int64_t value_place(const int32_t* table, int64_t head, int64_t position, int64_t d) const {
     const int64_t slot = table[position / kCacheBlock] * kCacheBlock + position % kCacheBlock;
-    return ((head * spec.cache_slots + slot) * spec.cache_dim + d) * bytes_of(spec.cache_format);
+    return ((head * attention.cache_slots + slot) * attention.cache_dim + d) * bytes_of(attention.cache_format);
   }
 
   const Plan& plan;
@@ -60,6 +62,8 @@ struct Layer {
   std::deque<Experts> experts, dense;
   std::vector<int32_t> blocks;  // the block tables of all sequences
   std::vector<char> keys, values;
+  GroupedAttention attention{};
+  Mixture mixture{};  // of a layer without experts, only the shared part
   LayerSpec spec{};
 
  private:

@@ -14,8 +14,8 @@ namespace {
 
 // The results of a layer's experts for the router's choices.
 std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step& step, int64_t place) {
-  if (!layer.spec.has_router) return {};
-  const int64_t top_k = layer.spec.router.top_k, num_experts = layer.spec.num_experts;
+  if (!layer.has_router()) return {};
+  const int64_t top_k = layer.mixture.router.top_k, num_experts = layer.mixture.num_experts;
   const auto first = step.chosen.begin() + step.place_of_choices(place);
   const std::vector<int32_t> expert_of(first, first + step.call.tokens * top_k);
   const Sorted sorted(expert_of, num_experts);
@@ -32,7 +32,7 @@ std::vector<float> expert_outputs(Handle* handle, const Layer& layer, const Step
   batch.x_stride = layer.hidden;
   batch.x_format = Format::kFloat32;
   batch.is_exact = step.call.is_exact;
-  if (greenroom_experts(handle, &layer.spec.experts, &batch)) std::abort();
+  if (greenroom_experts(handle, &layer.mixture.experts, &batch)) std::abort();
   return outputs;
 }
 
@@ -42,14 +42,27 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
   for (const Layer& layer : layers) {
     std::vector<float> given = step.hidden;
     const std::vector<char> keys = layer.keys, values = layer.values;
-    if (greenroom_attention(handle, &layer.spec, &step.call, place)) std::abort();
+    if (greenroom_begin_layer(handle, &layer.spec, &step.call, place)) std::abort();
     check_attention(level, layer, step, given, keys, values);
     check_norm_and_router(level, layer, step, place);
     const std::vector<float> outputs = expert_outputs(handle, layer, step, place);
     given = step.hidden;
     if (greenroom_finish_layer(handle, &layer.spec, &step.call, place, outputs.data())) std::abort();
     if (step.call.is_exact) check_finish(level, layer, step, place, given, outputs);
-    place += layer.spec.has_router;
+    place += layer.has_router();
+  }
+}
+
+// Runs each layer as one whose mixer is external, after the mixer.
+void run_mixers_apart(Handle* handle, const std::deque<Layer>& layers, Step& step) {
+  int64_t place = 0;
+  for (const Layer& layer : layers) {
+    if (greenroom_begin_layer(handle, &layer.spec, &step.call, place)) std::abort();
+    LayerSpec rest = layer.spec;
+    rest.mixer_kind = MixerKind::kExternal;
+    rest.mixer = nullptr;
+    if (greenroom_layers(handle, &rest, 1, &step.call, place)) std::abort();
+    place += layer.has_router();
   }
 }
 
@@ -61,8 +74,8 @@ void check_rows(const char* what, const char* level, const std::deque<Layer>& la
              rows * hidden * 4);
   int64_t place = 0;
   for (const Layer& layer : layers) {
-    if (!layer.spec.has_router) continue;
-    const int64_t top_k = layer.spec.router.top_k, bytes = rows * top_k * 4;
+    if (!layer.has_router()) continue;
+    const int64_t top_k = layer.mixture.router.top_k, bytes = rows * top_k * 4;
     const int64_t there = found.place_of_choices(place) + found_row * top_k;
     const int64_t here = wanted.place_of_choices(place) + wanted_row * top_k;
     check_same(what, level, found.chosen.data() + there, wanted.chosen.data() + here, bytes);
@@ -74,10 +87,10 @@ void check_rows(const char* what, const char* level, const std::deque<Layer>& la
 void check_counts(const char* level, const std::deque<Layer>& layers, const Step& step) {
   int64_t place = 0;
   for (const Layer& layer : layers) {
-    if (!layer.spec.has_router) continue;
+    if (!layer.has_router()) continue;
     const auto first = step.chosen.begin() + step.place_of_choices(place);
-    for (int32_t expert = 0; expert < layer.spec.num_experts; ++expert) {
-      const auto rows = std::count(first, first + step.call.tokens * layer.spec.router.top_k, expert);
+    for (int32_t expert = 0; expert < layer.mixture.num_experts; ++expert) {
+      const auto rows = std::count(first, first + step.call.tokens * layer.mixture.router.top_k, expert);
       const auto found = static_cast<double>(step.counts[place * step.call.most_experts + expert]);
       check("a count of rows", level, Format::kFloat32, found, static_cast<double>(rows), 0);
     }
@@ -131,10 +144,16 @@ void run_layers(Handle* handle, const char* level) {
 
   before.put_back(layers);
   Step together(plan, layers, chunks, given, is_exact);
-  if (greenroom_layers(handle, specs.data(), num_layers, &together.call)) std::abort();
+  if (greenroom_layers(handle, specs.data(), num_layers, &together.call, 0)) std::abort();
   check_rows("layers in one call", level, layers, together, 0, parts, 0, plan.tokens);
   check_counts(level, layers, together);
   after.check_equal("caches of layers in one call", level, layers);
+
+  before.put_back(layers);
+  Step apart(plan, layers, chunks, given, is_exact);
+  run_mixers_apart(handle, layers, apart);
+  check_rows("layers whose mixers run before", level, layers, apart, 0, parts, 0, plan.tokens);
+  check_counts(level, layers, apart);
 
   const auto run_alone = [&](const char* what, const Step& wanted, const Caches& caches, const Adapters* adapters) {
     before.put_back(layers);
@@ -148,7 +167,7 @@ void run_layers(Handle* handle, const char* level) {
           adapters->set(of_tokens, chunk, plan);
           alone.call.lora = &of_tokens.step;
         }
-        if (greenroom_layers(handle, specs.data(), num_layers, &alone.call)) std::abort();
+        if (greenroom_layers(handle, specs.data(), num_layers, &alone.call, 0)) std::abort();
         check_rows(what, level, layers, alone, 0, wanted, sequence.first_row + first, count);
       }
     }
@@ -162,7 +181,7 @@ void run_layers(Handle* handle, const char* level) {
   Adapters::OfTokens of_tokens;
   adapters.set(of_tokens, chunks, plan);
   adapted.call.lora = &of_tokens.step;
-  if (greenroom_layers(handle, specs.data(), num_layers, &adapted.call)) std::abort();
+  if (greenroom_layers(handle, specs.data(), num_layers, &adapted.call, 0)) std::abort();
   run_alone("tokens with adapters by themselves", adapted, Caches(layers), &adapters);
 }
 

@@ -44,9 +44,9 @@ void soft_max(Vector& x) {
 // Queries, keys and values of a token, after norms and rotary embedding.
 struct Heads {
   Heads(const Layer& layer, const float* given, int64_t position) {
-    const LayerSpec& spec = layer.spec;
+    const GroupedAttention& spec = layer.attention;
     Vector x = widened(given, layer.hidden);
-    normalise(x.data(), spec.input_norm, kEpsilon, layer.hidden);
+    normalise(x.data(), layer.spec.input_norm, kEpsilon, layer.hidden);
     query = product(layer.query, spec.query_bias, x);
     key = product(layer.key, spec.key_bias, x);
     value = product(layer.value, spec.value_bias, x);
@@ -59,9 +59,9 @@ struct Heads {
   }
 
   static void rotate(const Layer& layer, double* head, int64_t position) {
-    const int64_t pairs = layer.spec.rotary_dim / 2;
+    const int64_t pairs = layer.attention.rotary_dim / 2;
     for (int64_t pair = 0; pair < pairs; ++pair) {
-      const bool is_interleaved = layer.spec.rope_kind == RopeKind::kInterleaved;
+      const bool is_interleaved = layer.attention.rope_kind == RopeKind::kInterleaved;
       double& first = head[is_interleaved ? 2 * pair : pair];
       double& second = head[is_interleaved ? 2 * pair + 1 : pair + pairs];
       const double cosine = layer.cosines[position * pairs + pair], sine = layer.sines[position * pairs + pair];
@@ -76,7 +76,7 @@ struct Heads {
 
 // Attention of a token over the cache.
 Vector attended(const Layer& layer, const int32_t* table, const Vector& query, int64_t position) {
-  const LayerSpec& spec = layer.spec;
+  const GroupedAttention& spec = layer.attention;
   const int64_t oldest = layer.oldest_seen(position);
   Vector result(static_cast<size_t>(layer.heads * layer.value_dim));
   for (int64_t head = 0; head < layer.heads; ++head) {
@@ -107,7 +107,7 @@ Vector attended(const Layer& layer, const int32_t* table, const Vector& query, i
 // Copies a token's keys and values to another cache.
 void copy_token(const Layer& layer, const int32_t* table, int64_t position, std::vector<char>& keys,
                 std::vector<char>& values) {
-  const int64_t bytes = bytes_of(layer.spec.cache_format);
+  const int64_t bytes = bytes_of(layer.attention.cache_format);
   for (int64_t head = 0; head < layer.kv_heads; ++head) {
     for (int64_t d = 0; d < layer.key_dim; ++d) {
       const int64_t place = layer.key_place(table, head, position, d);
@@ -119,7 +119,7 @@ void copy_token(const Layer& layer, const int32_t* table, int64_t position, std:
 }
 
 void check_cache(const char* level, const Layer& layer, const int32_t* table, int64_t position, const Heads& heads) {
-  const Format format = layer.spec.cache_format;
+  const Format format = layer.attention.cache_format;
   const double rounding = format == Format::kFloat32 ? 0 : format == Format::kBFloat16 ? 1.0 / 256 : 1.0 / 2048;
   const double key_size = largest(heads.key), value_size = largest(heads.value);
   for (int64_t head = 0; head < layer.kv_heads; ++head) {
@@ -167,7 +167,7 @@ bool keep_groups(const Router& router, Vector& scores) {
 
 void check_router(const char* level, const Layer& layer, const float* normed, const int32_t* chosen,
                   const float* weights) {
-  const Router& router = layer.spec.router;
+  const Router& router = layer.mixture.router;
   Vector scores = product(layer.router[0], router.bias, widened(normed, layer.hidden));
   if (router.kind == RouterKind::kSoftMaxFirst) soft_max(scores);
   if (router.kind == RouterKind::kSigmoid) {
@@ -196,7 +196,7 @@ void check_router(const char* level, const Layer& layer, const float* normed, co
 
 void check_attention(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
                      std::vector<char> keys, std::vector<char> values) {
-  const LayerSpec& spec = layer.spec;
+  const GroupedAttention& spec = layer.attention;
   const int64_t hidden = layer.hidden;
   for (const StepSequence& sequence : step.sequences) {
     const int32_t* table = layer.blocks.data() + sequence.first_block;
@@ -207,7 +207,7 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       const Heads heads(layer, given.data() + row * hidden, position);
       check_cache(level, layer, table, position, heads);
       Vector wanted = product(layer.output, spec.output_bias, attended(layer, table, heads.query, position));
-      for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + spec.residual_scale * wanted[d];
+      for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + layer.spec.residual_scale * wanted[d];
       check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1));
     }
@@ -217,13 +217,13 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
 }
 
 void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place) {
-  const int64_t hidden = layer.hidden, top_k = layer.spec.router.top_k;
+  const int64_t hidden = layer.hidden, top_k = layer.mixture.router.top_k;
   for (int64_t token = 0; token < step.call.tokens; ++token) {
     Vector wanted = widened(step.hidden.data() + token * hidden, hidden);
     normalise(wanted.data(), layer.spec.inner_norm, kEpsilon, hidden);
     check_vector("a norm", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
                  kNear * largest(wanted));
-    if (!layer.spec.has_router) continue;
+    if (!layer.has_router()) continue;
     const int64_t first = step.place_of_choices(place) + token * top_k;
     check_router(level, layer, step.normed.data() + token * hidden, step.chosen.data() + first,
                  step.weights.data() + first);
@@ -232,12 +232,12 @@ void check_norm_and_router(const char* level, const Layer& layer, const Step& st
 
 void check_finish(const char* level, const Layer& layer, const Step& step, int64_t place,
                   const std::vector<float>& given, const std::vector<float>& outputs) {
-  const int64_t hidden = layer.hidden, top_k = layer.spec.has_router ? layer.spec.router.top_k : 0;
+  const int64_t hidden = layer.hidden, top_k = layer.has_router() ? layer.mixture.router.top_k : 0;
   const float* weights = step.weights.data() + step.place_of_choices(place);
   for (int64_t token = 0; token < step.call.tokens; ++token) {
     Vector wanted(static_cast<size_t>(hidden));
     double size = 0;
-    if (layer.spec.has_dense) {
+    if (layer.has_dense()) {
       const Vector normed = widened(step.normed.data() + token * hidden, hidden);
       wanted = layer.dense[0].run(0, normed.data(), &size);
       const bool has_gate = !layer.dense_gate.empty();

@@ -1,9 +1,11 @@
+#include "layers/grouped_attention.h"
+
 #include <algorithm>
 #include <cstring>
 
+#include "formats/checks.h"
 #include "layers/layer_adapters.h"
 #include "layers/sides.h"
-#include "layers/step.h"
 
 namespace greenroom {
 namespace {
@@ -11,45 +13,45 @@ namespace {
 constexpr int64_t kTokenTile = 16;  // tokens of one sequence per tile of attention
 
 // Applies the norms of heads and the rotary embedding to one token, and writes its keys and values to the cache.
-void place_token(const Level& level, const LayerSpec& layer, const StepCall& step, const StepSequence& sequence,
+void place_token(const Level& level, const GroupedAttention& attention, const StepCall& step, const StepSequence& sequence,
                  int64_t token, float* query, float* key, const float* value) {
   const int64_t position = sequence.first_position + token - sequence.first_row;
   const auto norm_heads = [&](float* x, const float* weight, int64_t heads) {
     if (!weight) return;
-    if (layer.norms_together) {
-      level.normalise(x, weight, layer.head_norm_epsilon, heads * layer.key_dim, x);
+    if (attention.norms_together) {
+      level.normalise(x, weight, attention.head_norm_epsilon, heads * attention.key_dim, x);
       return;
     }
     for (int64_t head = 0; head < heads; ++head) {
-      level.normalise(x + head * layer.key_dim, weight, layer.head_norm_epsilon, layer.key_dim, x + head * layer.key_dim);
+      level.normalise(x + head * attention.key_dim, weight, attention.head_norm_epsilon, attention.key_dim, x + head * attention.key_dim);
     }
   };
-  norm_heads(query, layer.query_norm, layer.heads);
-  norm_heads(key, layer.key_norm, layer.kv_heads);
-  if (layer.rope_kind != RopeKind::kNone) {
-    const float* cosines = step.cosines[layer.rope] + position * (layer.rotary_dim / 2);
-    const float* sines = step.sines[layer.rope] + position * (layer.rotary_dim / 2);
-    const bool is_interleaved = layer.rope_kind == RopeKind::kInterleaved;
-    for (int64_t head = 0; head < layer.heads; ++head) {
-      level.rotate(query + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+  norm_heads(query, attention.query_norm, attention.heads);
+  norm_heads(key, attention.key_norm, attention.kv_heads);
+  if (attention.rope_kind != RopeKind::kNone) {
+    const float* cosines = step.cosines[attention.rope] + position * (attention.rotary_dim / 2);
+    const float* sines = step.sines[attention.rope] + position * (attention.rotary_dim / 2);
+    const bool is_interleaved = attention.rope_kind == RopeKind::kInterleaved;
+    for (int64_t head = 0; head < attention.heads; ++head) {
+      level.rotate(query + head * attention.key_dim, cosines, sines, attention.rotary_dim, is_interleaved);
     }
-    for (int64_t head = 0; head < layer.kv_heads; ++head) {
-      level.rotate(key + head * layer.key_dim, cosines, sines, layer.rotary_dim, is_interleaved);
+    for (int64_t head = 0; head < attention.kv_heads; ++head) {
+      level.rotate(key + head * attention.key_dim, cosines, sines, attention.rotary_dim, is_interleaved);
     }
   }
-  const int32_t* blocks = step.block_tables[layer.group] + sequence.first_block;
+  const int32_t* blocks = step.block_tables[attention.group] + sequence.first_block;
   const int64_t block = blocks[position / kCacheBlock], place = position % kCacheBlock;
-  const int64_t bytes = bytes_of(layer.cache_format), head_numbers = layer.cache_slots * layer.cache_dim;
-  for (int64_t head = 0; head < layer.kv_heads; ++head) {
-    char* keys = static_cast<char*>(layer.key_cache) + (head * head_numbers + block * kCacheBlock * layer.cache_dim) * bytes;
-    char* values = static_cast<char*>(layer.value_cache) +
-                   (head * head_numbers + (block * kCacheBlock + place) * layer.cache_dim) * bytes;
-    level.narrow(value + head * layer.value_dim, layer.cache_format, values, layer.value_dim);
+  const int64_t bytes = bytes_of(attention.cache_format), head_numbers = attention.cache_slots * attention.cache_dim;
+  for (int64_t head = 0; head < attention.kv_heads; ++head) {
+    char* keys = static_cast<char*>(attention.key_cache) + (head * head_numbers + block * kCacheBlock * attention.cache_dim) * bytes;
+    char* values = static_cast<char*>(attention.value_cache) +
+                   (head * head_numbers + (block * kCacheBlock + place) * attention.cache_dim) * bytes;
+    level.narrow(value + head * attention.value_dim, attention.cache_format, values, attention.value_dim);
     constexpr int64_t kPiece = 64;
     alignas(64) char numbers[kPiece * 4];
-    for (int64_t d = 0; d < layer.key_dim; d += kPiece) {
-      const int64_t count = std::min(kPiece, layer.key_dim - d);
-      level.narrow(key + head * layer.key_dim + d, layer.cache_format, numbers, count);
+    for (int64_t d = 0; d < attention.key_dim; d += kPiece) {
+      const int64_t count = std::min(kPiece, attention.key_dim - d);
+      level.narrow(key + head * attention.key_dim + d, attention.cache_format, numbers, count);
       for (int64_t i = 0; i < count; ++i) {
         std::memcpy(keys + ((d + i) * kCacheBlock + place) * bytes, numbers + i * bytes, static_cast<size_t>(bytes));
       }
@@ -60,20 +62,21 @@ void place_token(const Level& level, const LayerSpec& layer, const StepCall& ste
 // The attention of a layer: functions of the tiles of its phases, and their memory.
 class LayerAttention {
  public:
-  LayerAttention(Engine& engine, const LayerSpec& layer, const StepCall& step)
+  LayerAttention(Engine& engine, const LayerSpec& layer, const GroupedAttention& spec, const StepCall& step)
       : level_(engine.level),
         layer_(layer),
+        spec_(spec),
         step_(step),
-        queries_(layer.heads * layer.key_dim),
-        keys_(layer.kv_heads * layer.key_dim),
-        width_(queries_ + keys_ + layer.kv_heads * layer.value_dim),
-        attended_size_(layer.heads * layer.value_dim),
-        scratch_size_(attention_scratch(layer.value_dim)) {
-    PanelKind kind = level_.panel_kind(layer.query, step.is_exact);
-    for (const Matrix* matrix : {&layer.key, &layer.value}) {  // they share the panel: all take rows in float32
+        queries_(spec.heads * spec.key_dim),
+        keys_(spec.kv_heads * spec.key_dim),
+        width_(queries_ + keys_ + spec.kv_heads * spec.value_dim),
+        attended_size_(spec.heads * spec.value_dim),
+        scratch_size_(attention_scratch(spec.value_dim)) {
+    PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
+    for (const Matrix* matrix : {&spec.key, &spec.value}) {  // they share the panel: all take rows in float32
       if (level_.panel_kind(*matrix, step.is_exact) != kind) kind = PanelKind::kFloat32;
     }
-    const PanelKind output_kind = level_.panel_kind(layer.output, step.is_exact);
+    const PanelKind output_kind = level_.panel_kind(spec.output, step.is_exact);
     const int64_t size = round_up(panel_bytes(kind, step.tokens, step.hidden_size), 64);
     const int64_t output_size = panel_bytes(output_kind, step.tokens, attended_size_);
     panel = place_panel(kind, step.tokens, step.hidden_size, engine.rows.reserve(size + output_size));
@@ -88,7 +91,7 @@ class LayerAttention {
     }
   }
 
-  int64_t num_tiles() const { return token_tiles_ * layer_.kv_heads; }
+  int64_t num_tiles() const { return token_tiles_ * spec_.kv_heads; }
   int64_t first_key() const { return queries_; }
   int64_t first_value() const { return queries_ + keys_; }
   int64_t attended_size() const { return attended_size_; }
@@ -108,39 +111,39 @@ class LayerAttention {
     const StepSequence* sequence = step_.sequences;
     while (token >= sequence->first_row + sequence->num_tokens) ++sequence;
     float* row = heads_ + token * width_;
-    place_token(level_, layer_, step_, *sequence, token, row, row + first_key(), row + first_value());
+    place_token(level_, spec_, step_, *sequence, token, row, row + first_key(), row + first_value());
   }
 
   void attend(int64_t tile, int thread) const {
-    const int64_t kv_head = tile % layer_.kv_heads, group = layer_.heads / layer_.kv_heads;
+    const int64_t kv_head = tile % spec_.kv_heads, group = spec_.heads / spec_.kv_heads;
     // The last tokens of a sequence attend to the most keys, so they are taken first.
-    int64_t place = token_tiles_ - 1 - tile / layer_.kv_heads;
+    int64_t place = token_tiles_ - 1 - tile / spec_.kv_heads;
     const StepSequence* sequence = step_.sequences;
     for (int64_t count; place >= (count = divide_up(sequence->num_tokens, kTokenTile)); ++sequence) place -= count;
     const int64_t first = place * kTokenTile, row = sequence->first_row + first;
-    const int64_t bytes = bytes_of(layer_.cache_format);
-    const int64_t begin = kv_head * layer_.cache_slots * layer_.cache_dim * bytes;
+    const int64_t bytes = bytes_of(spec_.cache_format);
+    const int64_t begin = kv_head * spec_.cache_slots * spec_.cache_dim * bytes;
     Attention attention{};
-    attention.query = heads_ + row * width_ + kv_head * group * layer_.key_dim;
-    attention.output = attended + row * attended_size_ + kv_head * group * layer_.value_dim;
+    attention.query = heads_ + row * width_ + kv_head * group * spec_.key_dim;
+    attention.output = attended + row * attended_size_ + kv_head * group * spec_.value_dim;
     attention.query_stride = width_;
     attention.output_stride = attended_size_;
-    attention.keys = static_cast<const char*>(layer_.key_cache) + begin;
-    attention.values = static_cast<const char*>(layer_.value_cache) + begin;
-    attention.blocks = step_.block_tables[layer_.group] + sequence->first_block;
-    attention.sinks = layer_.sinks ? layer_.sinks + kv_head * group : nullptr;
+    attention.keys = static_cast<const char*>(spec_.key_cache) + begin;
+    attention.values = static_cast<const char*>(spec_.value_cache) + begin;
+    attention.blocks = step_.block_tables[spec_.group] + sequence->first_block;
+    attention.sinks = spec_.sinks ? spec_.sinks + kv_head * group : nullptr;
     attention.scratch = scratch_ + thread * scratch_size_;
     attention.first_position = sequence->first_position + first;
     attention.tokens = std::min<int64_t>(kTokenTile, sequence->num_tokens - first);
     attention.heads = group;
-    attention.dim = layer_.cache_dim;
-    attention.key_dim = layer_.key_dim;
-    attention.value_dim = layer_.value_dim;
-    attention.window = layer_.window;
-    attention.is_chunked = layer_.is_chunked;
-    attention.format = layer_.cache_format;
-    attention.scaling = layer_.scaling;
-    attention.softcap = layer_.softcap;
+    attention.dim = spec_.cache_dim;
+    attention.key_dim = spec_.key_dim;
+    attention.value_dim = spec_.value_dim;
+    attention.window = spec_.window;
+    attention.is_chunked = spec_.is_chunked;
+    attention.format = spec_.cache_format;
+    attention.scaling = spec_.scaling;
+    attention.softcap = spec_.softcap;
     level_.attend(attention);
   }
 
@@ -159,6 +162,7 @@ class LayerAttention {
  private:
   const Level& level_;
   const LayerSpec& layer_;
+  const GroupedAttention& spec_;
   const StepCall& step_;
   const int64_t queries_, keys_;  // numbers of a token's queries and keys
   const int64_t width_;           // of queries, keys and values together
@@ -169,11 +173,10 @@ class LayerAttention {
   float* scratch_;  // (threads, scratch_size)
 };
 
-}  // namespace
-
-void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+void run(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+  const auto& spec = *static_cast<const GroupedAttention*>(layer.mixer);
   const Level& level = engine.level;
-  LayerAttention attention(engine, layer, step);
+  LayerAttention attention(engine, layer, spec, step);
   LoraSums* const lora[] = {&engine.query_lora, &engine.key_lora, &engine.value_lora};
   LoraSums& output_lora = engine.output_lora;
   for (LoraSums* sums : {lora[0], lora[1], lora[2], &output_lora}) sums->clear();
@@ -181,10 +184,10 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step)
                             {*lora[1], &LoraLayer::key, step.normed, step.hidden_size},
                             {*lora[2], &LoraLayer::value, step.normed, step.hidden_size}};
   const LoraSite output_site{output_lora, &LoraLayer::output, attention.attended, attention.attended_size()};
-  const Side sides[] = {{&layer.query, layer.query_bias, 0, lora[0]},
-                        {&layer.key, layer.key_bias, attention.first_key(), lora[1]},
-                        {&layer.value, layer.value_bias, attention.first_value(), lora[2]}};
-  const Side output_side{&layer.output, layer.output_bias, 0, &output_lora};
+  const Side sides[] = {{&spec.query, spec.query_bias, 0, lora[0]},
+                        {&spec.key, spec.key_bias, attention.first_key(), lora[1]},
+                        {&spec.value, spec.value_bias, attention.first_value(), lora[2]}};
+  const Side output_side{&spec.output, spec.output_bias, 0, &output_lora};
 
   auto norm = [&](int64_t token, int) { attention.norm(token); };
   auto multiply_down = [&](int64_t tile, int thread) {
@@ -216,5 +219,32 @@ void run_attention(Engine& engine, const LayerSpec& layer, const StepCall& step)
   phases.add(num_tiles(&output_side, 1, step.tokens, kOutputTile), project_back);
   phases.run();
 }
+
+const char* check(const void* mixer, int64_t hidden_size) {
+  const auto& spec = *static_cast<const GroupedAttention*>(mixer);
+  if (!is_count(spec.heads) || !is_count(spec.kv_heads) || spec.heads % spec.kv_heads) {
+    return "a number of heads that its keys and values can't be shared by";
+  }
+  if (!is_count(spec.key_dim) || !is_count(spec.value_dim)) return "heads without a size";
+  if (!is_shaped(spec.query, spec.heads * spec.key_dim, hidden_size) ||
+      !is_shaped(spec.key, spec.kv_heads * spec.key_dim, hidden_size) ||
+      !is_shaped(spec.value, spec.kv_heads * spec.value_dim, hidden_size) ||
+      !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {
+    return "projections that don't fit its heads";
+  }
+  if (spec.rope_kind < RopeKind::kNone || spec.rope_kind > RopeKind::kInterleaved) return "an unknown kind of positions";
+  if (spec.rope_kind != RopeKind::kNone && (spec.rotary_dim < 0 || spec.rotary_dim > spec.key_dim)) {
+    return "rotary positions that are larger than a head";
+  }
+  if (spec.window < 0) return "a negative window";
+  if (!is_plain(spec.cache_format)) return "a cache of no known format";
+  if (!spec.key_cache) return nullptr;
+  const bool has_room = spec.cache_dim >= spec.key_dim && spec.cache_dim >= spec.value_dim && spec.cache_slots >= 0;
+  return has_room && spec.value_cache ? nullptr : "a cache that its heads don't fit";
+}
+
+}  // namespace
+
+const MixerOperations kGroupedAttention = {check, run};
 
 }  // namespace greenroom

@@ -1,0 +1,43 @@
+// Grouped-query attention: queries, keys and values, norms of heads, rotary embedding, attention over the cache, output
+// projection.
+#pragma once
+
+#include "layers/layer.h"
+
+namespace greenroom {
+
+enum class RopeKind : int32_t { kNone = 0, kHalves = 1, kInterleaved = 2 };
+
+struct GroupedAttention {
+  Matrix query, key, value, output;
+  const float* query_bias;   // each of the four may be null
+  const float* key_bias;
+  const float* value_bias;
+  const float* output_bias;
+  const float* query_norm;   // or null: (key_dim), or (heads * key_dim) if one norm covers all heads
+  const float* key_norm;
+  const float* sinks;        // (heads) or null
+  void* key_cache;           // (kv_heads, slots, dim), keys transposed in blocks; see levels/attention.h
+  void* value_cache;
+  int64_t cache_slots;
+  int64_t cache_dim;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t key_dim;
+  int64_t value_dim;
+  int64_t rotary_dim;
+  int64_t window;            // 0 means none
+  int32_t is_chunked;
+  int32_t norms_together;    // query_norm and key_norm cover all heads
+  int32_t rope;              // index of the step's cosines and sines
+  int32_t group;             // index of the step's block tables
+  RopeKind rope_kind;
+  Format cache_format;
+  float head_norm_epsilon;
+  float scaling;
+  float softcap;
+};
+
+extern const MixerOperations kGroupedAttention;
+
+}  // namespace greenroom

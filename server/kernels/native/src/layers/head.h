@@ -1,0 +1,28 @@
+// The end of a model.
+#pragma once
+
+#include "engine.h"
+
+namespace greenroom {
+
+// Runs the final norm and the head: computes the logits of some rows.
+struct HeadCall {
+  Matrix matrix;
+  const float* bias;         // (vocabulary) or null
+  const float* norm;
+  const float* hidden;       // (tokens, hidden)
+  const int32_t* rows;       // the first `num_logits` also get logits
+  float* normed;             // (num_rows, hidden): their states after the norm
+  float* logits;             // (num_logits, vocabulary)
+  int64_t num_rows;
+  int64_t num_logits;
+  int64_t hidden_size;
+  float norm_epsilon;
+  float scale;               // factor of the logits
+  int32_t is_exact;
+  const LoraStep* lora;      // null for a step without adapters
+};
+
+void run_head(Engine& engine, const HeadCall& call);
+
+}  // namespace greenroom

@@ -1,0 +1,72 @@
+// A decoder layer: a mixer of tokens and a feed-forward part, each with a norm before it, whose results are added to the
+// hidden states. Kinds of both are rows of tables: a new kind is a file with its spec and its operations, an enumerator
+// and a row in layer.cpp, and a mirror in `structures/layers.py`.
+#pragma once
+
+#include "layers/step.h"
+
+namespace greenroom {
+
+enum class MixerKind : int32_t {
+  kExternal = 0,          // the caller has added the mixer's results to the hidden states; no spec
+  kGroupedAttention = 1,  // grouped_attention.h
+};
+
+enum class FeedForwardKind : int32_t {
+  kMlp = 0,      // mixture.h
+  kExperts = 1,  // mixture.h
+};
+
+struct LayerSpec {
+  const float* input_norm;  // before the mixer
+  const float* inner_norm;  // before the feed-forward part
+  const void* mixer;        // the spec of its kind
+  const void* feed_forward;
+  MixerKind mixer_kind;
+  FeedForwardKind feed_forward_kind;
+  int32_t index;            // of this layer in an adapter's layers
+  float norm_epsilon;
+  float residual_scale;     // factor of what both add to the hidden states
+};
+
+// A check returns null, or what is impossible: the rest of a sentence that begins with "it has".
+struct MixerOperations {
+  // Memory that is bound later, such as a cache, is checked once it is there.
+  const char* (*check)(const void* spec, int64_t hidden_size);
+
+  // Normalises the hidden states, runs the mixer and adds its results.
+  void (*run)(Engine& engine, const LayerSpec& layer, const StepCall& step);
+};
+
+struct FeedForwardOperations {
+  bool is_routed;  // has a row of choices, slots and counts in a step; `place` is its index among those
+
+  const char* (*check)(const void* spec, int64_t hidden_size, int64_t slot_bytes);
+
+  // Normalises the hidden states, and chooses experts if it is routed.
+  void (*begin)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+
+  // Runs the chosen experts, all of which are loaded; returns their results (tokens * top_k, hidden), or null if it is
+  // not routed.
+  const float* (*run_experts)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+
+  // Adds these weighted results, and those of what every token runs through.
+  void (*finish)(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
+};
+
+// Null if there is no such kind.
+const MixerOperations* operations_of(MixerKind kind);
+const FeedForwardOperations* operations_of(FeedForwardKind kind);
+
+const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slot_bytes);
+
+// Runs a layer up to the choice of its experts.
+void begin_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
+
+// Adds the results of its experts, and what else the layer adds.
+void finish_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place, const float* outputs);
+
+// Runs layers whose experts are all loaded; `place` is the index of the first among those that are routed.
+void run_layers(Engine& engine, const LayerSpec* layers, int64_t num_layers, const StepCall& step, int64_t place);
+
+}  // namespace greenroom

@@ -1,0 +1,27 @@
+// Feed-forward parts: a gated MLP, or experts that a router chooses, perhaps beside an MLP that all tokens share.
+#pragma once
+
+#include "layers/experts.h"
+#include "layers/layer.h"
+#include "layers/router.h"
+
+namespace greenroom {
+
+// An expert that every token runs through.
+struct Mlp {
+  ExpertShape shape;  // addresses
+  Matrix weighting;   // (1, hidden); its sigmoid weights the result. No outputs: no weighting
+};
+
+struct Mixture {
+  Router router;
+  ExpertShape experts;  // offsets in a slot
+  Mlp shared;
+  int32_t num_experts;
+  int32_t has_shared;
+};
+
+extern const FeedForwardOperations kMlp;
+extern const FeedForwardOperations kExperts;
+
+}  // namespace greenroom
