@@ -1,4 +1,4 @@
-"""What the workflow runs and installs: steps and scripts that exist, versions that the packages admit."""
+"""The workflow: steps and scripts that exist, and versions that the packages admit."""
 
 from __future__ import annotations
 

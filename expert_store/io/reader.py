@@ -25,7 +25,7 @@ Done = Callable[[Exception | None], None]
 
 
 class Priority(IntEnum):
-    """How urgent a read is."""
+    """Urgency of a read."""
 
     DEMAND = 0  # somebody waits for it
     PREFETCH = 1  # somebody will probably want it soon

@@ -1,4 +1,4 @@
-"""What a reply tells of adapters that were chosen for each token."""
+"""Replies tell of adapters that were chosen for each token."""
 
 from server.api.core.choice.auto_choice import RoutingByToken
 from server.engine.interface import AdapterShares, TokenRouting
