@@ -5,37 +5,22 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
 
-from expert_store.catalog import ExpertLayout, ParameterSpec
 from server.api.core.access.api_keys import KeyRing, Keys
 from server.api.core.access.policies import Policies
-from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.service import Service
 from server.engine.interface import Policy
 from server.engine.text.codec import Codec
-from server.model.chunk_weights import ChunkWeights
-from server.model.lora.pages import PARAMETER
-from server.model.lora.targets import LoraTargets
-from server.model.step import SequenceChunk, StepOutput
 from server.setting_values import ModelAlias
-from server.weights.adapter_memory import AdapterMemory
-from server.weights.adapter_registry import AdapterRegistry
-from server.weights.adapter_store import AdapterStore
 from server.weights.adapters_on_request import AdaptersOnRequest
-from server.weights.directory import Directory
 from tests.adapters import change_config, write_adapter
-from tests.server.engine.fakes import Rig
-from tests.server.live.conftest import LiveServer, serving_model
+from tests.server.live.serving_adapters import AdapterRig, serving_adapters
 
-TARGETS = LoraTargets({"model.layers.0.self_attn.q_proj": (32, 32)}, {}, {}, {}, {})
-LAYOUT = ExpertLayout((ParameterSpec(PARAMETER, torch.uint8, (4096,)),))
 CHAT = [{"role": "user", "content": "hi"}]
 ROUTES = [  # path, and a body that it answers
     ("/v1/completions", {"prompt": "hi", "max_tokens": 2}),
@@ -51,16 +36,12 @@ ROUTES = [  # path, and a body that it answers
 ]
 
 
-@dataclass
 class AdapterServer:
-    """A server with a fake model that notes the weights of each step, and with adapters in real files."""
+    """A server with adapters in real files, and its requests."""
 
-    live: LiveServer
-    service: Service
-    folder: Path
-    registry: AdapterRegistry
-    url: str
-    used: list[ChunkWeights | None] = field(default_factory=list)
+    def __init__(self, rig: AdapterRig, service: Service, folder: Path):
+        self.rig, self.service, self.folder = rig, service, folder
+        self.live, self.registry, self.url, self.used = rig.live, rig.registry, rig.url, rig.used
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=30)
@@ -73,36 +54,15 @@ class AdapterServer:
         return self.post("/v1/load_lora_adapter", lora_name=name, lora_path=name, **body)
 
     def last_used(self) -> dict[str, float]:
-        """Return names and factors of the adapters that the last request ran with."""
-        weights = self.used[-1]
-        assert weights is not None
-        return {each.adapter.name: each.weight for each in weights.adapters}
+        assert self.used[-1] is not None
+        return self.rig.last_used()
 
 
 @pytest.fixture
 def server(codec: Codec, tmp_path: Path) -> Iterator[AdapterServer]:
-    rig, used = Rig(), list[ChunkWeights | None]()
-    run = rig.model.run
-
-    def note_and_run(chunks: list[SequenceChunk]) -> StepOutput:
-        used.extend(chunk.weights for chunk in chunks)
-        return run(chunks)
-
-    rig.model.run = note_and_run  # type: ignore[method-assign]
-    store = AdapterStore(LAYOUT, 2 * LAYOUT.slot_bytes, torch.device("cpu"))
-    memory = AdapterMemory(store, rig.engine.wake)
-    registry = AdapterRegistry(TARGETS, memory, tmp_path, ["fake"])
-    rig.engine.start()
-    directory = Directory("fake", adapters=(registry, memory))
-    rig.find_weights = directory.select
-    model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=directory)
     service = Service("1", aliases=[ModelAlias("gpt-*", "fake")])
-    with serving_model(model, rig.engine, service=service) as live:
-        yield AdapterServer(live, service, tmp_path, registry, f"http://127.0.0.1:{live.port}", used)
-    rig.engine.stop()
-    rig.blocks.check_integrity([])
-    store.check_integrity()
-    memory.close()
+    with serving_adapters(codec, tmp_path, service, num_slots=2) as rig:
+        yield AdapterServer(rig, service, tmp_path)
 
 
 def test_a_loaded_adapter_is_a_model_of_its_name(server: AdapterServer) -> None:

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import torch
 
 from server.api.core.access.api_keys import KeyRing, Keys, digest_of, key_id
 from server.api.core.access.policies import Policies
-from server.api.core.requests.loaded_model import LoadedModel
 from server.api.core.service.service import Service
 from server.engine.interface import Policy
 from server.engine.text.codec import Codec
-from server.model.chunk_weights import ChunkWeights
-from server.model.step import SequenceChunk, StepOutput
 from server.setting_values import ModelAlias
-from server.weights.adapter_memory import AdapterMemory
-from server.weights.adapter_registry import AdapterRegistry
-from server.weights.adapter_store import AdapterStore
-from server.weights.directory import Directory
-from tests.adapters import write_adapter
-from tests.server.engine.fakes import Rig
-from tests.server.live.conftest import serving_model
-from tests.server.live.test_adapters import LAYOUT, TARGETS
+from tests.server.live.serving_adapters import AdapterRig, serving_adapters
 
 FREE, LAWYER, SAFE, ADMIN = "free-key", "lawyer-key", "safe-key", "admin-key"
 CHAT = [{"role": "user", "content": "hi"}]
@@ -39,14 +27,12 @@ def digest(key: str) -> bytes:
     return bytes.fromhex(digest_of(key).removeprefix("sha256:"))
 
 
-@dataclass
 class PolicyServer:
-    """A server with a fake model, adapters in real files, keys and policies."""
+    """A server with adapters in real files, keys and policies, and its requests."""
 
-    url: str
-    service: Service
-    registry: AdapterRegistry
-    used: list[ChunkWeights | None]
+    def __init__(self, rig: AdapterRig, service: Service):
+        self.service, self.registry, self.url, self.used = service, rig.registry, rig.url, rig.used
+        self.last_used = rig.last_used
 
     def get(self, path: str, key: str) -> httpx.Response:
         return httpx.get(f"{self.url}{path}", headers={"Authorization": f"Bearer {key}"})
@@ -57,10 +43,6 @@ class PolicyServer:
     def complete(self, key: str, **body: Any) -> httpx.Response:
         return self.post("/v1/completions", key, prompt="hi", max_tokens=2, **body)
 
-    def last_used(self) -> dict[str, float]:
-        weights = self.used[-1]
-        return {} if weights is None else {each.adapter.name: each.weight for each in weights.adapters}
-
     def refusals(self) -> dict[tuple[str, str], int]:
         return {names: count for names, count in self.service.policy_refusals.of(self.service.policies) if count}
 
@@ -68,24 +50,6 @@ class PolicyServer:
 @pytest.fixture
 def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Iterator[PolicyServer]:
     caplog.set_level(logging.INFO)
-    rig, used = Rig(), list[ChunkWeights | None]()
-    run = rig.model.run
-
-    def note_and_run(chunks: list[SequenceChunk]) -> StepOutput:
-        used.extend(chunk.weights for chunk in chunks)
-        return run(chunks)
-
-    rig.model.run = note_and_run  # type: ignore[method-assign]
-    store = AdapterStore(LAYOUT, 4 * LAYOUT.slot_bytes, torch.device("cpu"))
-    memory = AdapterMemory(store, rig.engine.wake)
-    registry = AdapterRegistry(TARGETS, memory, tmp_path, ["fake"])
-    for name in LOADED:
-        write_adapter(tmp_path / name)
-        registry.load(name, name)
-    rig.engine.start()
-    directory = Directory("fake", adapters=(registry, memory))
-    rig.find_weights = directory.select
-    model = LoadedModel("fake", rig.engine, codec, adapters=registry, directory=directory)
     policies = {
         "lawyer": Policy("lawyer", models=("law*",)),
         "safe": Policy("safe", adapters=(("safety", 0.5),)),
@@ -96,10 +60,8 @@ def server(codec: Codec, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> It
         keys=Keys(KeyRing([FREE, LAWYER, SAFE]), KeyRing([ADMIN])),
         policies=Policies(policies, {digest(LAWYER): "lawyer", digest(SAFE): "safe"}),
     )
-    with serving_model(model, rig.engine, service=service) as live:
-        yield PolicyServer(f"http://127.0.0.1:{live.port}", service, registry, used)
-    rig.engine.stop()
-    memory.close()
+    with serving_adapters(codec, tmp_path, service, num_slots=4, loaded=LOADED) as rig:
+        yield PolicyServer(rig, service)
 
 
 def audit_lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:
