@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     set_up_torch(arguments.model)  # takes seconds; --help should not wait
     from expert_store import ExpertStoreError  # noqa: PLC0415
     from server import progress  # noqa: PLC0415
-    from server.lifecycle.app import serve  # noqa: PLC0415
+    from server.lifecycle.serving import serve  # noqa: PLC0415
 
     async def serve_and_end() -> None:
         await serve(arguments.model, settings)

@@ -16,7 +16,7 @@ import schemathesis
 from hypothesis import strategies as st
 
 from server.api.core.service.service import Service
-from server.lifecycle.app import create_app
+from server.lifecycle.application import application_of
 from server.model.checkpoint.locate import BUNDLED
 from tests.adapters import write_adapter
 from tests.described_answers import CHECKS, examples
@@ -28,7 +28,7 @@ WEIGHTS = "law"  # name of a variant, and of an adapter
 NAMES = [WEIGHTS, "greenroom-demo", f"greenroom-demo:{WEIGHTS}", "absent"]
 NAMING = ("name", "path", "lora_name", "lora_path", "model")  # fields and parameters that name weights
 
-schema = schemathesis.openapi.from_dict(create_app(Service("1")).openapi())
+schema = schemathesis.openapi.from_dict(application_of(Service("1")).openapi())
 
 
 @pytest.fixture(scope="module")

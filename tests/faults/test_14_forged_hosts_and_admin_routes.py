@@ -15,7 +15,7 @@ from server.api.core.access.host_rules import HostRules
 from server.api.core.service.guard import AdminDep
 from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
-from server.lifecycle.app import create_app
+from server.lifecycle.application import application_of
 from tests.faults.routes import leaves, roles
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
@@ -38,7 +38,7 @@ FORGED = (
 
 def app_with_admin_routes(keys: Keys) -> FastAPI:
     """The app, and an admin route for each verb."""
-    app = create_app(Service("1", keys=keys))
+    app = application_of(Service("1", keys=keys))
     app.add_api_route("/admin", lambda: Response("secret"), methods=[*VERBS[:8]], dependencies=[AdminDep])
     return app
 
@@ -147,7 +147,7 @@ def test_other_headers_do_not_make_a_request_remote(name: str) -> None:
 )
 def test_a_page_that_may_use_the_api_is_no_administrator(origin: str, is_open: bool) -> None:
     """Without an admin key, a browser on this machine would give every foreign page access."""
-    app = create_app(Service("1", host_rules=HostRules(origins=frozenset({"*"}))))
+    app = application_of(Service("1", host_rules=HostRules(origins=frozenset({"*"}))))
     app.add_api_route("/admin", lambda: Response("secret"), dependencies=[AdminDep])
     assert (200 in statuses(app, "127.0.0.1", {"Origin": origin})) == is_open
 

@@ -16,7 +16,7 @@ from server.api.core.service.openapi import body_model
 from server.api.core.service.service import Service
 from server.api.operations import health, metrics
 from server.engine.text.codec import Codec
-from server.lifecycle.app import create_app
+from server.lifecycle.application import application_of
 from tests.faults.routes import leaves, roles
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import LiveServer, serving_rig
@@ -127,7 +127,7 @@ def test_keys_appear_in_no_repr() -> None:
 
 def test_every_route_is_in_exactly_one_class() -> None:
     """A route without a guard, or with two, fails here."""
-    app = create_app(Service("1"))
+    app = application_of(Service("1"))
     guards = {path: roles(route) for path, route in leaves(app.routes)}
     assert {path for path, found in guards.items() if not found} == OPEN_PATHS
     assert all(len(found) <= 1 for found in guards.values())
@@ -137,7 +137,7 @@ def test_every_route_is_in_exactly_one_class() -> None:
 
 def test_every_body_is_read_within_limits() -> None:
     """A route whose body FastAPI would read fails here."""
-    routes = [route for _, route in leaves(create_app(Service("1")).routes) if isinstance(route, APIRoute)]
+    routes = [route for _, route in leaves(application_of(Service("1")).routes) if isinstance(route, APIRoute)]
     assert [route.path for route in routes if route.body_field is not None] == []
     with_bodies = {route.path for route in routes if body_model(route) is not None}
     present = [route for route in routes if route.endpoint.__module__ != absent_routes.__name__]  # those read none

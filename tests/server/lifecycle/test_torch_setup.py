@@ -13,7 +13,8 @@ import pytest
 pytestmark = pytest.mark.slow
 
 SERVE = (
-    "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); import sys, server.lifecycle.app; "
+    "from server.lifecycle.torch_setup import set_up_torch; set_up_torch({model!r}); "
+    "import sys, server.lifecycle.serving; "
 )
 NAMES = ("torch._dynamo", "sympy", "torch.distributed.tensor", "torchvision")
 
@@ -71,7 +72,7 @@ def test_environment_variables_of_the_user_are_kept() -> None:
 def test_a_transformers_that_needs_more_of_the_compiler_gets_it() -> None:
     code = (
         "import sys; from server.lifecycle import torch_setup; torch_setup.MARKS = (); torch_setup.set_up_torch(None); "
-        "import server.lifecycle.app; print('torch._dynamo' in sys.modules)"
+        "import server.lifecycle.serving; print('torch._dynamo' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "True"

@@ -10,12 +10,12 @@ import schemathesis
 
 from server.api.core.service.service import Service
 from server.engine.text.codec import Codec
-from server.lifecycle.app import create_app
+from server.lifecycle.application import application_of
 from tests.described_answers import CHECKS, examples
 from tests.server.engine.fakes import Rig
 from tests.server.live.conftest import FakeServer, serving_rig
 
-schema = schemathesis.openapi.from_dict(create_app(Service("1")).openapi())
+schema = schemathesis.openapi.from_dict(application_of(Service("1")).openapi())
 
 
 @pytest.fixture(scope="module")
