@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 import openai
 
 from benchmarks.comparison.control_group import ControlGroup
+from tests.e2e.forked_process import ForkedProcess, can_fork
 
 COMMAND = str(Path(sys.executable).parent / "greenroom")
 READY = "Greenroom ready: "
@@ -73,6 +74,28 @@ class Server:
         return self.process.returncode, out, self.log.read()
 
 
+def start(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
+    fresh: bool = False,
+    **options: Any,
+) -> subprocess.Popen[str]:
+    """Start a `greenroom` command; one that does not have to be a new program is forked.
+
+    Args:
+        environment: additional variables. Those that may be read while modules are imported make a new program.
+        wrapper: a command that runs this one, as a new program.
+        fresh: start a new program in any case.
+        options: of ``subprocess.Popen``: the standard streams.
+    """
+    command = [*wrapper, COMMAND, *arguments]
+    variables = {**os.environ, **(environment or {})}
+    is_forked = not fresh and not wrapper and can_fork(arguments, variables)
+    kind = ForkedProcess if is_forked else subprocess.Popen[str]
+    return kind(command, text=True, env=variables, **options)
+
+
 @contextmanager
 def serving(
     *arguments: str,
@@ -80,19 +103,26 @@ def serving(
     group: ControlGroup | None = None,
     environment: Mapping[str, str] | None = None,
     wrapper: Sequence[str] = (),
+    fresh: bool = False,
 ) -> Iterator[Server]:
     """Start a server, by default on a free port, and stop it afterwards in any case.
 
     Args:
-        group: that it runs in.
+        group: that it runs in, as a new program.
         environment: additional variables.
         wrapper: a command that runs the server's command.
+        fresh: start a new program, instead of a fork where that is the same.
     """
-    command = [*wrapper, COMMAND, "serve", *arguments, "--port", str(port)]
-    command = command if group is None else group.command(command)
+    wrapper = wrapper if group is None else group.command(wrapper)
     with tempfile.TemporaryFile("w+") as log:
-        variables = {**os.environ, **(environment or {})}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables)
+        process = start(
+            *("serve", *arguments, "--port", str(port)),
+            environment=environment,
+            wrapper=wrapper,
+            fresh=fresh,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        )
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -112,6 +142,7 @@ def run_command(
     environment: Mapping[str, str] | None = None,
     wrapper: Sequence[str] = (),
     stdin: str | None = None,
+    fresh: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run a `greenroom` command to its end.
 
@@ -119,13 +150,17 @@ def run_command(
         environment: additional variables.
         wrapper: a command that runs this one.
         stdin: its input; None for that of the tests.
+        fresh: start a new program, instead of a fork where that is the same.
     """
-    return subprocess.run(
-        [*wrapper, COMMAND, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={**os.environ, **(environment or {})},
-    )
+    streams = {
+        "stdin": None if stdin is None else subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+    with start(*arguments, environment=environment, wrapper=wrapper, fresh=fresh, **streams) as process:
+        try:
+            out, errors = process.communicate(stdin, timeout=100)
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, errors)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
 from client import AsyncClient, BadRequestError, Client, NotFoundError
-from tests.e2e.processes import COMMAND, Server
+from tests.e2e.processes import Server, run_command
 
 NUM_LAYERS, NUM_EXPERTS = 6, 16
 
@@ -88,14 +87,10 @@ def test_metrics_and_state(client: Client) -> None:
 
 def test_both_programs_in_a_pipe(server: Server) -> None:
     lines = "/set max_tokens 8\n/set temperature 0\nTell me a story.\n/experts\n"
-    chat = subprocess.run(
-        [COMMAND, "chat", "--url", server.url], input=lines, capture_output=True, text=True, timeout=60, check=False
-    )
+    chat = run_command("chat", "--url", server.url, stdin=lines)
     assert (chat.returncode, chat.stderr) == (0, "")
     assert "most used, as layer/expert (tokens): " in chat.stdout
-    top = subprocess.run(
-        [COMMAND, "top", "--once", "--url", server.url], capture_output=True, text=True, timeout=60, check=False
-    )
+    top = run_command("top", "--once", "--url", server.url)
     assert (top.returncode, top.stderr) == (0, "")
     assert f"of {NUM_LAYERS * NUM_EXPERTS} experts" in top.stdout
     assert top.stdout.count("▒") > 0

@@ -11,7 +11,7 @@ import pytest
 
 from expert_store import read_manifest
 from server.model.checkpoint.locate import BUNDLED
-from tests.e2e.processes import COMMAND, READY, run_command, serving
+from tests.e2e.processes import READY, run_command, serving, start
 from tests.needs import WITHOUT_RIGHTS, need_readable
 from tests.packed_models import pack_model
 
@@ -106,8 +106,7 @@ def test_a_pack_that_can_not_be_read_is_told_in_a_line(packed: Path, unreadable:
 
 def test_a_pack_that_is_replaced_while_it_is_loaded_is_loaded_again(tmp_path: Path) -> None:
     out = pack_model(BUNDLED, tmp_path / "out", "int8")
-    command = [COMMAND, "serve", str(out), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start("serve", str(out), "--port", "0", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from server.model.checkpoint.locate import BUNDLED
-from tests.e2e.processes import COMMAND, run_command
+from tests.e2e.processes import run_command
 from tests.needs import WITHOUT_RIGHTS, need_readable
 
 INDEX, SHARD = "model.safetensors.index.json", "model.safetensors"
@@ -56,8 +56,7 @@ def test_odd_files_are_refused(folder: Path, name: str, make: Callable[[Path], o
 def test_files_without_rights_are_refused(folder: Path, name: str) -> None:
     need_readable(WITHOUT_RIGHTS)
     (folder / name).chmod(0)
-    command = [*WITHOUT_RIGHTS, COMMAND, "serve", str(folder), "--port", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    result = run_command("serve", str(folder), "--port", "0", wrapper=WITHOUT_RIGHTS)
     assert_refused(result, f"{name}: Permission denied")
 
 
@@ -65,6 +64,5 @@ def test_a_pack_without_rights_is_not_taken_for_another_folder(tmp_path: Path) -
     need_readable(WITHOUT_RIGHTS)
     pack = tmp_path / "pack"
     pack.mkdir(mode=0)
-    command = [*WITHOUT_RIGHTS, COMMAND, "verify", str(pack)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    result = run_command("verify", str(pack), wrapper=WITHOUT_RIGHTS)
     assert_refused(result, f"{pack} can't be read: Permission denied; check its permissions (ls -ld)")

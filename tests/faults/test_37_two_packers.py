@@ -11,7 +11,7 @@ import pytest
 
 from expert_store import open_pack, unreadable_experts
 from server.model.checkpoint.locate import BUNDLED
-from tests.e2e.processes import COMMAND, run_command
+from tests.e2e.processes import run_command, start
 
 
 @pytest.fixture
@@ -22,8 +22,8 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def first(out: Path) -> Iterator[subprocess.Popen[str]]:
     """A packer that is stopped in the middle of its work."""
-    command = [COMMAND, "pack", str(BUNDLED), str(out), "--weights", "int8", "--jobs", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = ("pack", str(BUNDLED), str(out), "--weights", "int8", "--jobs", "1")
+    process = start(*words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         while not list(out.glob("*.partial/experts-*.pack")):
             assert process.poll() is None

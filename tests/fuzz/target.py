@@ -182,7 +182,7 @@ def serving_command(subject: Path, settings: dict[str, Any]) -> Iterator[Target]
             continue
         flag = f"--{name.replace('_', '-')}"
         flags += [flag] * value if isinstance(value, bool) else [flag, str(value)]
-    with serving(*flags) as server:
+    with serving(*flags, fresh=True) as server:  # a fork server would be a process that it leaves behind
         target = Target(server.url)
         target.check = lambda: check_idle_command(target.url)
         yield target

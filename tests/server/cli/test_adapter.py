@@ -16,14 +16,14 @@ from server.cli import adapter
 from server.loading import check_adapter
 from server.loading.load_model import load_model
 from tests.adapters import change_config, write_adapter
+from tests.e2e.processes import run_command
 from tests.gates import write_mixture
 
 HIDDEN = 192
 
 
 def check(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "greenroom", "adapter", "check", *map(os.fspath, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    return run_command("adapter", "check", *map(os.fspath, arguments))
 
 
 @pytest.mark.slow
