@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +85,9 @@ CONFIGS = {
 }
 
 
+_MADE: dict[tuple[Any, ...], tuple[Path, torch.Tensor]] = {}  # the folder, and torch's random state after it was made
+
+
 def make_checkpoint(name: str, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
     """Save a random model of one of the architectures above, or of one of the families."""
     return save_checkpoint(CONFIGS[name]() if name in CONFIGS else make_config(name), folder, dtype)
@@ -96,11 +102,29 @@ def save_checkpoint(
 ) -> Path:
     """Save a random model whose weights are large enough for its layers to matter.
 
-    Buffers of more than one dimension are constants of the architecture and stay as they are.
+    Each is made once in a process, and then copied.
 
     Args:
         as_published: with the hub's names and shapes; else with those of transformers' modules.
     """
+    key = (type(config).__name__, config.to_json_string(use_diff=False), dtype, as_published)
+    if key not in _MADE:
+        made = Path(_folder().name) / str(len(_MADE))
+        _write(config, made, dtype, as_published=as_published)
+        _MADE[key] = made, torch.get_rng_state()
+    made, state = _MADE[key]
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    torch.set_rng_state(state)  # as if it had been made again
+    return folder
+
+
+@cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="greenroom-checkpoints-")
+
+
+def _write(config: transformers.PreTrainedConfig, folder: Path, dtype: torch.dtype, *, as_published: bool) -> None:
+    """Buffers of more than one dimension are constants of the architecture and stay as they are."""
     torch.manual_seed(0)
     model = transformers_class(config).from_config(config)
     with torch.no_grad():
@@ -116,7 +140,6 @@ def save_checkpoint(
         if tensor.is_floating_point():  # a tower may have complex ones
             tensor.data = tensor.data.to(dtype)
     model.save_pretrained(folder, save_original_format=as_published)
-    return folder
 
 
 def transformers_class(config: transformers.PreTrainedConfig) -> Any:
