@@ -132,20 +132,27 @@ def pool(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     pool.close()
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *RECURRENT, *SOLO, "llama4_text"])
-def test_batched_requests_equal_transformers_generate(name: str, pool: ComputePool, tmp_path: Path) -> None:
-    """Prompts are chunked and share prefixes, the cache forces preemption, and the store holds the fewest experts."""
-    folder = make_checkpoint(name, tmp_path)
+@pytest.fixture(scope="module", params=[*CONFIGS, *RECURRENT, *SOLO, "llama4_text"])
+def generated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[int]]]:
+    """A checkpoint, and what transformers generates from each prompt."""
+    folder = make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
     stock = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    prompts = some_prompts(1)
     expected = []
-    for prompt in prompts:
+    for prompt in some_prompts(1):
         ids = stock.generate(
             torch.tensor([prompt]), max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
         )
         expected.append(ids[0, len(prompt) :].tolist())
+    return folder, expected
+
+
+def test_batched_requests_equal_transformers_generate(
+    generated: tuple[Path, list[list[int]]], pool: ComputePool
+) -> None:
+    """Prompts are chunked and share prefixes, the cache forces preemption, and the store holds the fewest experts."""
+    folder, expected = generated
     trunk = load_trunk(folder, torch.float32, pool=pool)
-    written, statistics = write_company(trunk, prompts)
+    written, statistics = write_company(trunk, some_prompts(1))
     assert written == expected
     assert (statistics.prefix_cache_hits > 0) == trunk.facts.shares_prefixes
 
