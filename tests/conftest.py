@@ -10,6 +10,7 @@ from hypothesis import settings
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 settings.register_profile("greenroom", deadline=None)  # a busy machine is no failure
+settings.register_profile("long", deadline=None, max_examples=2000)  # by --hypothesis-profile
 settings.load_profile("greenroom")
 
 MARKS = {  # by folder
@@ -21,10 +22,14 @@ MARKS = {  # by folder
     "server/live": pytest.mark.slow,
 }
 
+# Folders whose files take longest. They run first, so that at the end no worker waits for another's long file.
+LONG = ("soak", "fuzz", "e2e", "faults")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests of a folder."""
+    """Mark the tests of a folder, and sort them."""
     root = Path(__file__).parent
+    items.sort(key=lambda item: not any(item.path.is_relative_to(root / folder) for folder in LONG))
     for item in items:
         for folder, mark in MARKS.items():
             if item.path.is_relative_to(root / folder):

@@ -29,6 +29,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("traces", nargs="*", type=Path, help="files of traces to play instead of random ones")
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--count", type=int, default=sys.maxsize, help="random traces at most")
     parser.add_argument("--seed", type=int, default=0, help="of the first trace; those after it count up; 0: random")
     parser.add_argument("--families", nargs="*", choices=FAMILIES, default=tuple(FAMILIES))
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder for shrunk traces")
@@ -60,7 +61,8 @@ def main() -> int:
                 file=sys.stderr,
                 flush=True,
             )
-            return bool(options.traces) or time.monotonic() - begun < options.seconds
+            has_time = time.monotonic() - begun < options.seconds and counts["traces"] < options.count
+            return bool(options.traces) or has_time
 
         findings = run_all(jobs(), root, report)
         line = {"seed": seed, "seconds": round(time.monotonic() - begun, 1), **counts, "finding": None}

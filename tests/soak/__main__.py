@@ -32,7 +32,8 @@ NUM_CLIENTS = 8
 QUEUE = 4  # requests that may wait, so that some are refused
 RUNNING = 5
 WARM_UP_SHARE = 0.15
-MAX_WARM_UP_SECONDS = 300.0
+MIN_WARM_UP_SECONDS, MAX_WARM_UP_SECONDS = 4.0, 300.0
+PAUSE_SECONDS = 1.0  # between disturbances, on average; a soak of less than a minute has as many in less time
 MODELS = (*(f"{MODEL}:{name}" for name in NAMES), *NAMES)
 
 
@@ -79,10 +80,11 @@ def _serving() -> Iterator[tuple[Server, FileFaults]]:
 
 async def _soak(server: Server, faults: FileFaults, seconds: float, seed: int) -> dict[str, Any]:
     counts, chance, begun = Counts(), random.Random(seed), time.monotonic()
-    warm_up = min(MAX_WARM_UP_SECONDS, WARM_UP_SHARE * seconds)
-    disturbed = await _load(server, faults, counts, chance, warm_up)
+    warm_up = min(MAX_WARM_UP_SECONDS, max(MIN_WARM_UP_SECONDS, WARM_UP_SHARE * seconds))
+    pause = PAUSE_SECONDS * min(1.0, seconds / 60)
+    disturbed = await _load(server, faults, counts, chance, warm_up, pause)
     start = await asyncio.to_thread(_measure, server)
-    disturbed += await _load(server, faults, counts, chance, seconds - warm_up)
+    disturbed += await _load(server, faults, counts, chance, seconds - warm_up, pause)
     end = await asyncio.to_thread(_measure, server)
     unexpected = counts.unexpected + [each for part in disturbed for each in part.unexpected]
     return {
@@ -98,11 +100,11 @@ async def _soak(server: Server, faults: FileFaults, seconds: float, seed: int) -
 
 
 async def _load(
-    server: Server, faults: FileFaults, counts: Counts, chance: random.Random, seconds: float
+    server: Server, faults: FileFaults, counts: Counts, chance: random.Random, seconds: float, pause: float
 ) -> list[Disturbances]:
     """Run clients and disturbances for some seconds, until the last answer."""
     traffic = Traffic(server.url, counts, MODELS, chance)
-    disturbances = Disturbances(server.url, faults, chance, pause_seconds=1.0)
+    disturbances = Disturbances(server.url, faults, chance, pause)
     running = asyncio.gather(traffic.run(NUM_CLIENTS), disturbances.run())
     await asyncio.sleep(seconds)
     traffic.is_over.set()

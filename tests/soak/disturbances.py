@@ -6,7 +6,7 @@ import asyncio
 import errno
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import httpx
 
@@ -33,8 +33,10 @@ class Disturbances:
     async def run(self) -> None:
         async with httpx.AsyncClient(base_url=self._url, timeout=120) as http:
             actions = (self._fail_reads, self._evict, self._pin, self._variant, self._adapter, self._look)
+            waiting: list[Callable[[httpx.AsyncClient], Awaitable[None]]] = []
             while not self.is_over.is_set():
-                action = self._chance.choice(actions)
+                waiting = waiting or self._chance.sample(actions, len(actions))  # each once, in another order
+                action = waiting.pop()
                 self.counts[action.__name__.removeprefix("_")] += 1
                 await action(http)
                 await asyncio.sleep(self._chance.expovariate(1) * self._pause_seconds)
