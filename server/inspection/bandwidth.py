@@ -116,9 +116,9 @@ def _recipe(layout: ExpertLayout, source: FileSource, offset: int) -> dict[str, 
 
 def _best(work: Callable[[], object], nbytes: int, device: torch.device) -> float:
     """Return the bytes per second of the fastest of several rounds; the first round is a warm-up."""
-    fastest, end = float("inf"), time.perf_counter() + SECONDS
     work()
-    while time.perf_counter() < end:
+    fastest, end = float("inf"), time.perf_counter() + SECONDS
+    while fastest == float("inf") or time.perf_counter() < end:
         _wait_for(device)
         begun = time.perf_counter()
         work()
