@@ -7,7 +7,7 @@ NOISE := ^ *(running|[rR]unning command|writing|reading|creating|adding|copying|
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: run test check bench fuzz soak clients lock clean
+.PHONY: run test check ruff types layers bench fuzz soak clients lock clean
 
 WORKERS ?= 2
 SECONDS ?= 300
@@ -20,10 +20,17 @@ run: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
-check: $(VENV)/.installed-dev
+# With --jobs they run together.
+check: ruff types layers
+
+ruff: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+layers: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev
@@ -31,11 +38,12 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.store
 
 # Random timed traces, the parsers, then hostile descriptions for the native kernels, each for SECONDS; SEED=0 is a random
-# one. A finding of the first two is kept for `make test`.
+# one. A finding of the first two is kept for `make test`. Last, twenty times as much random use of the store.
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.parsers --seconds $(SECONDS) --seed $(SEED)
 	$(BIN)/python -m tests.fuzz.kernels --seconds $(SECONDS) --seed $(SEED)
+	$(BIN)/python -m pytest tests/expert_store/test_random_use.py --hypothesis-profile long --timeout 0
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --seed $(SEED)

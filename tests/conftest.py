@@ -23,13 +23,13 @@ MARKS = {  # by folder
 }
 
 # Folders whose files take longest. They run first, so that at the end no worker waits for another's long file.
-LONG = ("soak", "fuzz", "e2e", "faults")
+LONG = ("fuzz", "soak", "e2e", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of a folder, and sort them."""
     root = Path(__file__).parent
-    items.sort(key=lambda item: not any(item.path.is_relative_to(root / folder) for folder in LONG))
+    items.sort(key=lambda item: [not item.path.is_relative_to(root / folder) for folder in LONG])
     for item in items:
         for folder, mark in MARKS.items():
             if item.path.is_relative_to(root / folder):
