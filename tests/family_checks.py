@@ -69,7 +69,7 @@ def _check_served(model_type: str, folder: Path) -> Served:
     assert not unused, f"{model_type} does not use {unused[0]}"
     trunk = load_trunk(folder, torch.float32)
     store = ExpertStore(trunk.catalog, least_bytes(trunk.catalog, trunk.facts.top_k))
-    expected_reason, reason = FAMILIES[model_type].sequential, trunk.facts.sequential_reason
+    expected_reason, reason = FAMILIES[model_type].sequential, trunk.facts.program.sequential_reason
     is_expected = reason is None if expected_reason is None else expected_reason in (reason or "")
     assert is_expected, f"{model_type} runs one sequence at a time: {reason}"
     written = generate(trunk, store, CHUNK)

@@ -12,6 +12,7 @@ import transformers
 from server.model.native_layers.families import NATIVE_FAMILIES
 from tests.families import FAMILIES
 from tests.family_checks import Refused, Served, examine
+from tests.server.model.native_layers.test_hybrids import HYBRIDS
 from tests.vision import VISIONS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "models.md"
@@ -79,9 +80,14 @@ Greenroom runs all of them, and the tests compare with a plain sum over them.
 
 These families run on fused native operations instead of transformers' modules
 ([architecture.md](architecture.md#native-decoder-layers)): the same logits to 1e-5 of their range in float32, and the
-same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`). All other families run
-their linear layers and experts natively if the format and the activation are supported; the log lists those that do
-not.
+same bits in any batch, paged or not (`tests/server/model/native_layers/test_native_layers.py`).
+
+{hybrid_families} do so in part: their attention,
+routers, experts and MLPs are native, around recurrent or convolution layers that are transformers' modules
+(`tests/server/model/native_layers/test_hybrids.py`). They need `--deterministic` for the same bits in any batch.
+
+All other families run their linear layers and experts natively if the format and the activation are supported; the log
+lists those that do not.
 
 ## Other model types
 
@@ -187,6 +193,7 @@ def compose(results: Sequence[Served | Refused]) -> str:
         sequential_rows="\n".join(sequential),
         native=len(NATIVE_FAMILIES),
         native_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in NATIVE_FAMILIES), 120),
+        hybrid_families=textwrap.fill(", ".join(f"`{model_type}`" for model_type in HYBRIDS), 120),
         with_images=len(VISIONS),
         images=", ".join(f"`{model_type}`" for model_type in sorted(VISIONS)),
         refused=len(refused),

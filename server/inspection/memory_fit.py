@@ -63,7 +63,8 @@ def needs_of_summary(summary: ModelSummary, settings: ServeSettings, device: tor
         len(catalog.layers),
         max(shape.top_k.values()),
         shape.dtype.itemsize,
-        is_native=is_native,
+        has_native=is_native,
+        has_modules=not is_native,
     )
     return ModelNeeds(
         catalog,

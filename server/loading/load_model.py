@@ -90,7 +90,7 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, without_kernels = dtype_of(has_kernels=level is not None), dtype_of()
     trunk = load(dtype)
-    if dtype != without_kernels and not trunk.facts.is_native:
+    if dtype != without_kernels and not trunk.facts.program.is_native:
         log.info("its layers do not run natively, and %s is slow without; loading it again", _name_of(dtype))
         del trunk
         dtype = without_kernels

@@ -54,7 +54,8 @@ def needs_of_trunk(trunk: Trunk | SequentialTrunk) -> ModelNeeds:
         len(catalog.layers),
         facts.top_k,
         trunk.dtype.itemsize,
-        is_native=facts.is_native,
+        has_native=facts.program.has_native,
+        has_modules=not facts.program.is_native,
     )
     return ModelNeeds(
         catalog,

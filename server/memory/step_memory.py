@@ -32,7 +32,8 @@ class StepShape:
     top_k: int
     vocabulary: int
     itemsize: int  # bytes of a value, in torch
-    is_native: bool  # native kernels run complete decoder layers
+    has_native: bool  # native kernels run layers, or parts of them
+    has_modules: bool  # modules of transformers do
 
     @classmethod
     def of(
@@ -44,13 +45,20 @@ class StepShape:
         top_k: int,
         itemsize: int,
         *,
-        is_native: bool,
+        has_native: bool,
+        has_modules: bool,
     ) -> StepShape:
         """Return the step shape of a transformers model.
 
         Args:
             config: the model's text config.
             groups: KV cache groups of its attention layers.
+            num_experts: of the layer with the most.
+            num_routed: layers with experts.
+            top_k: experts a token.
+            itemsize: bytes of a value, in torch.
+            has_native: whether native kernels run layers, or parts of them.
+            has_modules: whether modules of transformers do.
         """
         hidden, heads = int(config.hidden_size), _largest(config, "num_attention_heads") or 1
         layers = [shape for group in groups for shape in group.shapes.values()]
@@ -66,7 +74,8 @@ class StepShape:
             top_k=top_k,
             vocabulary=int(config.vocab_size),
             itemsize=itemsize,
-            is_native=is_native,
+            has_native=has_native,
+            has_modules=has_modules,
         )
 
 
@@ -80,7 +89,7 @@ def step_bytes(shape: StepShape, num_tokens: int, num_logits: int) -> int:
         num_tokens: tokens of the step.
         num_logits: rows of logits that the step returns.
     """
-    layer = _native_bytes(shape) if shape.is_native else _torch_bytes(shape)
+    layer = (_native_bytes(shape) if shape.has_native else 0) + (_torch_bytes(shape) if shape.has_modules else 0)
     return LEAST_BYTES + num_tokens * layer + num_logits * shape.vocabulary * FLOAT * LOGIT_COPIES
 
 

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 
 from server.model.architecture import text_body, text_part
 from server.model.multimodal.image_embeddings import StepImages
-from server.model.recurrent.recurrent_modules import StateProbe
-from server.model.recurrent.states import StepStates
+from server.model.recurrent.states import AttentionPassThrough
 
 
 class Forward:
@@ -44,7 +43,7 @@ class Forward:
         token_ids: Sequence[int],
         positions: Sequence[int],
         rows: Sequence[int],
-        cache: StepStates | StateProbe | None = None,
+        cache: AttentionPassThrough | None = None,
         overlay: StepImages | None = None,
         hidden_rows: Sequence[int] = (),
     ) -> torch.Tensor:

@@ -21,6 +21,7 @@ from server.model.experts.step_variants import PlaceTables
 from server.model.lora.adapter import LoraAdapter
 from server.model.lora.linear_hooks import sizes_of
 from server.model.lora.tables import tables_of
+from server.model.program import ModelProgram
 from server.model.recurrent.states import StateShapes, states_bytes
 
 
@@ -32,14 +33,13 @@ class TrunkFacts:
     top_k: int  # experts a token, of the widest layer
     states: StateShapes  # states of one sequence in recurrent layers
     text_layers: tuple[int, ...]  # layers of experts that tokens of text go to, in the order in which they run
-    sequential_reason: str | None = None  # why the model runs one sequence at a time, if it does
+    program: ModelProgram  # what runs where
     is_encoder_decoder: bool = False  # an encoder reads the prompt, and a decoder writes the answer
     hidden_size: int = 0  # size of last hidden states; 0 if the model returns none
-    is_native: bool = False  # native kernels run complete decoder layers
 
     @property
     def is_sequential(self) -> bool:
-        return self.sequential_reason is not None
+        return self.program.is_sequential
 
     @property
     def shares_prefixes(self) -> bool:

@@ -65,6 +65,11 @@ class SequenceChunk:
         ]
 
 
+def positions_of(chunks: Sequence[SequenceChunk]) -> list[int]:
+    """Return the positions of the tokens of all chunks of a step."""
+    return [chunk.num_cached + i for chunk in chunks for i in range(chunk.num_tokens)]
+
+
 @dataclass(frozen=True)
 class StepTokens:
     """The tokens of all chunks of a step in one row, as the model takes them."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from expert_store import ExpertCatalog, ExpertStore, Phase, Prefetcher
@@ -28,21 +28,20 @@ from server.model.experts.step_variants import StepVariants, has_variants
 from server.model.forward import Forward
 from server.model.linear import speed_up_linears
 from server.model.lora.adapter import LoraAdapter
-from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, watch_linears
+from server.model.lora.linear_hooks import LinearCalls, add_to_linears, find_linears, sizes_of, watch_linears
 from server.model.lora.router_hooks import RouterCalls, find_routers_with_products, routed_by_weights, watch_routers
 from server.model.lora.step_adapters import StepAdapters
 from server.model.multimodal.image_embeddings import StepImages
 from server.model.native_layers.model import NativeModel
 from server.model.native_layers.recognise import find_native_layers
+from server.model.program import NO_KERNELS, ModelProgram, Target
 from server.model.recurrent.recurrent_modules import StateProbe, recurrent_batches, split_recurrent_modules
 from server.model.recurrent.states import StateCache, StateShapes, StepStates
 from server.model.resident_model import ResidentModel, TrunkFacts
-from server.model.step import SequenceChunk, StepOutput, StepTokens
+from server.model.step import SequenceChunk, StepOutput, StepTokens, positions_of
 from server.model.transformers_hooks.batching_checks import find_cross_token_module, varies_with_batch
 from server.model.transformers_hooks.hooks import use_hooks
 from server.model.transformers_hooks.probe import IsolatedTokens, Probe
-
-log = logging.getLogger(__name__)
 
 PROBE_TOKENS = 17  # enough to show which scores a router chooses by, and unlike any other size in a model
 
@@ -67,11 +66,11 @@ class Trunk(ResidentModel):
         self._forward = Forward(model)
         replace_projections(model)
         probe, states, calls, router_calls = self._probe()
-        self._native = self._find_native()
-        if is_deterministic and self._native is None:
+        self._native, program = self._find_native()
+        if is_deterministic and not program.is_native:
             self._check_invariance()
         resolve_projections(model, probe.latent_layers)
-        self._linears = find_linears(model, calls, len(self._probe_tokens()))
+        self._linears = self._outside_of_native(find_linears(model, calls, len(self._probe_tokens())))
         speed_up_linears(model, self._pool)
         text_layers = tuple(layer for module, layer in layers.items() if module in probe.routed)
         self.facts = TrunkFacts(
@@ -79,8 +78,8 @@ class Trunk(ResidentModel):
             probe.top_k,
             states,
             text_layers,
+            program,
             hidden_size=self._forward.hidden_size,
-            is_native=self._native is not None,
         )
         self.routers = find_routers(model, layers, probe.routed)
         self._router_layers = find_routers_with_products(model, self.routers, router_calls, len(self._probe_tokens()))
@@ -90,7 +89,9 @@ class Trunk(ResidentModel):
     def adaptable(self) -> Mapping[str, tuple[int, int]]:
         if self._native is None:
             return super().adaptable
-        return {name: (target.inputs, target.outputs) for name, target in self._native.adapters.targets.items()}
+        native = self._native.adapters.targets.items()
+        in_mixers = {name: sizes_of(module) for name, module in self._linears.items()}
+        return in_mixers | {name: (target.inputs, target.outputs) for name, target in native}
 
     def prepare_adapter(self, adapter: LoraAdapter) -> None:
         super().prepare_adapter(adapter)
@@ -100,7 +101,7 @@ class Trunk(ResidentModel):
     @property
     def is_invariant(self) -> bool:
         """True if a token's results do not depend on what else is in its step."""
-        return self._is_deterministic or self._native is not None
+        return self._is_deterministic or self.facts.program.is_native
 
     @property
     def vocab_size(self) -> int:
@@ -141,7 +142,7 @@ class Trunk(ResidentModel):
             variants = StepVariants(self._places, chunks, rows.owners) if has_variants(chunks) else None
             experts = StepExperts(store, self._layers, phase, prefetcher, variants, adapters)
             if self._native is not None:
-                logits, hidden = self._native.run(chunks, tokens, kv_cache, experts, adapters)
+                logits, hidden = self._run_native(self._native, chunks, tokens, kv_cache, experts, states, adapters)
             else:
                 if adapters is not None:
                     adapters.rows_of_layer = rows.tokens
@@ -162,6 +163,29 @@ class Trunk(ResidentModel):
         are_images = None if overlay is None else overlay.image_token_mask(len(tokens.token_ids))
         return RowOwners(chunks, are_images, self.facts.text_layers)
 
+    def _run_native(
+        self,
+        native: NativeModel,
+        chunks: Sequence[SequenceChunk],
+        tokens: StepTokens,
+        kv_cache: KVCache,
+        experts: StepExperts,
+        states: StateCache | None,
+        adapters: StepAdapters | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a step through the native kernels, with modules where mixers are such; returns as ``_run_modules``."""
+        if not native.mixers:
+            return native.run(chunks, tokens, kv_cache, experts, adapters)
+        step_states = self._step_states(chunks, states)
+        with (
+            nullcontext() if adapters is None else self._add_to_linears(adapters, tokens, step_states),
+            batch_invariant() if self._is_deterministic else nullcontext(),
+        ):
+            result = native.run(chunks, tokens, kv_cache, experts, adapters, step_states)
+        if step_states is not None:
+            step_states.commit()
+        return result
+
     def _run_modules(
         self,
         chunks: Sequence[SequenceChunk],
@@ -173,7 +197,6 @@ class Trunk(ResidentModel):
         adapters: StepAdapters | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run a step through the modules of transformers; return logits and hidden states of the wanted rows."""
-        positions = [chunk.num_cached + i for chunk in chunks for i in range(len(chunk.token_ids))]
         step_states = self._step_states(chunks, states)
         attention = self._attention(chunks, kv_cache)
         variants = experts.variants
@@ -184,11 +207,18 @@ class Trunk(ResidentModel):
             batch_invariant() if self._is_deterministic else nullcontext(),
         ):
             logits = self._forward(
-                tokens.token_ids, positions, tokens.logit_rows, step_states, overlay, tokens.hidden_rows
+                tokens.token_ids, positions_of(chunks), tokens.logit_rows, step_states, overlay, tokens.hidden_rows
             )
         if step_states is not None:
             step_states.commit()
         return logits, self._forward.hidden
+
+    def _outside_of_native(self, linears: Mapping[str, nn.Module]) -> Mapping[str, nn.Module]:
+        """Return those linear layers that modules compute."""
+        if self._native is None:
+            return linears
+        inside = {module for mixer in self._native.mixers for module in mixer.module.modules()}
+        return {name: module for name, module in linears.items() if module in inside}
 
     def _add_to_linears(
         self, adapters: StepAdapters, tokens: StepTokens, states: StepStates | None
@@ -208,7 +238,7 @@ class Trunk(ResidentModel):
 
     def _step_states(self, chunks: Sequence[SequenceChunk], states: StateCache | None) -> StepStates | None:
         """Return the cache that recurrent modules take their states from; None if the model has none of them."""
-        if not self._has_recurrent_layers:
+        if not self._recurrent:
             return None
         copies = [(chunk.slot, chunk.snapshot) for chunk in chunks if chunk.snapshot is not None]
         batches = recurrent_batches(chunks, self.device, self._is_deterministic)
@@ -234,7 +264,7 @@ class Trunk(ResidentModel):
         ):
             self._forward(tokens, range(count), [0], state_probe)
         split_recurrent_modules(state_probe.calls, count)
-        self._has_recurrent_layers = bool(state_probe.calls)
+        self._recurrent = [call.module for call in state_probe.calls]
         name = type(self._model).__name__
         if not probe.routed:
             raise ModelError(f"{name} does not use transformers' experts interface, so its experts can't be paged")
@@ -256,17 +286,18 @@ class Trunk(ResidentModel):
         return range(0, count * spread, spread)
 
     @torch.inference_mode()
-    def _find_native(self) -> NativeModel | None:
-        """Return the model as the native kernels run it; None if they can't, for the reason in the log."""
+    def _find_native(self) -> tuple[NativeModel | None, ModelProgram]:
+        """Return the model as the native kernels run it, None if they can't, and what runs where."""
         kernels = self._pool.kernels
         if kernels is None:
-            return None
+            return None, ModelProgram.uniform(self._model, Target.MODULES, NO_KERNELS)
         tokens = self._probe_tokens()
-        found = find_native_layers(self._model, self._forward, self._layers, tokens, kernels, self.max_model_len)
+        found = find_native_layers(
+            self._model, self._forward, self._layers, tokens, kernels, self.max_model_len, self._recurrent
+        )
         if isinstance(found, NativeModel):
-            return found
-        log.info("%s runs through the modules of transformers: %s", type(self._model).__name__, found)
-        return None
+            return found, found.program
+        return None, ModelProgram.uniform(self._model, Target.MODULES, found)
 
     @torch.inference_mode()
     def _check_invariance(self) -> None:
@@ -283,7 +314,7 @@ class Trunk(ResidentModel):
     def _isolated_logits(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Return logits ``(tokens, vocabulary)`` where no token sees another; recurrent modules return zeros."""
         states = None
-        if self._has_recurrent_layers:
+        if self._recurrent:
             batches = recurrent_batches([SequenceChunk(token_ids, 0, [])], self.device)
             states = StepStates(batches, returns_zeros=True)
         return self._forward(token_ids, positions, range(len(token_ids)), states)

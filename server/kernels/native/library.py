@@ -18,7 +18,7 @@ from server.kernels.native.mirrors import Layouts, difference
 from server.kernels.native.structures.experts import Combination, ExpertBatch, ExpertShape
 from server.kernels.native.structures.matrices import LinearCall
 
-ABI = 9
+ABI = 10
 PATH = Path(__file__).with_name("libgreenroom_kernels.so")
 LEVELS = ("portable", "avx2", "avx512", "avx512_bf16", "amx")  # each includes those before it
 CHECKS = {  # by name in the library, with the number of their sizes
@@ -63,6 +63,7 @@ def load() -> ctypes.CDLL:
         ("greenroom_combine", [POINTER(Combination)]),
         ("greenroom_begin_layer", [c_void_p, c_void_p, c_int64]),
         ("greenroom_finish_layer", [c_void_p, c_void_p, c_int64, c_void_p]),
+        ("greenroom_norm_input", [c_void_p, c_void_p]),
         ("greenroom_layers", [c_void_p, c_int64, c_void_p, c_int64]),
         ("greenroom_head", [c_void_p]),
     ):
@@ -157,6 +158,10 @@ class Kernels:
     def finish_layer(self, layer: Structure, step: Structure, place: int, outputs: int) -> None:
         """Add the experts' results, at the address ``outputs``, and the shared expert's to the hidden states."""
         self._check(self._library.greenroom_finish_layer(self._handle, byref(layer), byref(step), place, outputs))
+
+    def norm_input(self, layer: Structure, step: Structure) -> None:
+        """Normalise the hidden states for an external mixer of a layer, into ``step.normed``."""
+        self._check(self._library.greenroom_norm_input(self._handle, byref(layer), byref(step)))
 
     def layers(self, layers: ctypes.Array[Any], step: Structure, place: int = 0) -> None:
         """Run decoder layers whose experts are all loaded, at the addresses ``step.slots``.

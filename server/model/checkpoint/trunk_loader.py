@@ -99,16 +99,18 @@ def load_trunk(
     """
     if isinstance(checkpoint, Path) and is_pack(checkpoint):
         checkpoint = open_pack(checkpoint)
+    trunk: Trunk | SequentialTrunk
     try:
         model, catalog, layers = _load(checkpoint, dtype, device, IMPLEMENTATION, check_memory)
         with config_errors(model.config):
-            return Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
+            trunk = Trunk(model, catalog, layers, is_deterministic, pool, max_model_len)
     except NotBatchableError as error:
         reason = str(error)
-    log.info("requests run one at a time, with transformers' attention and cache, because %s", reason)
-    model, catalog, layers = _load(checkpoint, dtype, device, None, check_memory)
-    with config_errors(model.config):
-        return SequentialTrunk(model, catalog, layers, reason, is_deterministic, pool, max_model_len)
+        model, catalog, layers = _load(checkpoint, dtype, device, None, check_memory)
+        with config_errors(model.config):
+            trunk = SequentialTrunk(model, catalog, layers, reason, is_deterministic, pool, max_model_len)
+    log.info("%s", trunk.facts.program.describe())
+    return trunk
 
 
 def _load(

@@ -84,7 +84,9 @@ class NativeAdapters:
     def _describe(self, adapter: LoraAdapter) -> _Adapter:
         found: dict[tuple[int, str], list[tuple[LowRank, int, str]]] = {}
         for name, parts in adapter.linears.items():
-            target = self.targets[name]
+            target = self.targets.get(name)
+            if target is None:  # in a mixer that runs as a module
+                continue
             found.setdefault((target.layer, target.matrix), []).extend((part, target.offset, name) for part in parts)
         table = PartsTable.of([(part, offset) for part, offset, _ in parts] for parts in found.values())
         names = [name for parts in found.values() for _, _, name in parts]

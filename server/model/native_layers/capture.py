@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from server.kernels.expert import ExpertsModule
@@ -14,6 +15,8 @@ from server.model.architecture import text_body
 from server.model.attention.mask_probe import probe_masks
 from server.model.forward import Forward
 from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.recurrent.recurrent_modules import ModuleCall
+from server.model.recurrent.states import RecurrentCache
 from server.model.transformers_hooks.hooks import AttentionOptions, use_hooks
 from server.model.transformers_hooks.probe import Probe
 
@@ -38,6 +41,7 @@ class LayerCapture:
     queries: torch.Tensor  # float32 (heads, tokens, dim), as attention gets them; empty if there is none
     keys: torch.Tensor  # float32 (kv_heads, tokens, dim)
     routing: Routing | None
+    mixer: ModuleCall | None = None  # the call of its mixer, if that may run as it is
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class _Probe(Probe):
         self.options: AttentionOptions | None = None
         self.queries = self.keys = torch.empty(0)
         self.routing: Routing | None = None
+        self.mixer: ModuleCall | None = None
 
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, options: AttentionOptions
@@ -71,10 +76,20 @@ class _Probe(Probe):
         return super().run_experts(module, hidden_states, top_k_index, top_k_weights)
 
 
-def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int], first: int = 0) -> Capture:
+def capture(
+    model: PreTrainedModel,
+    forward: Forward,
+    tokens: Sequence[int],
+    external: Collection[nn.Module] = (),
+    first: int = 0,
+) -> Capture:
     """Run the modules, and record the input and output of each layer.
 
     Args:
+        model: with its weights.
+        forward: calls the model.
+        tokens: of one sequence.
+        external: mixers whose calls are recorded, too.
         first: position of the first token.
 
     Raises:
@@ -91,15 +106,20 @@ def capture(model: PreTrainedModel, forward: Forward, tokens: Sequence[int], fir
         hidden = output[0] if isinstance(output, tuple) else output
         given, positions = found.pop()
         call = probe.options, probe.queries, probe.keys
-        layers.append(LayerCapture(given, hidden[0].float(), positions, *call, probe.routing))
+        layers.append(LayerCapture(given, hidden[0].float(), positions, *call, probe.routing, probe.mixer))
+
+    def after_mixer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        probe.mixer = ModuleCall(module, args, kwargs, output)
 
     layers: list[LayerCapture] = []
     hooks = []
     for layer in text_body(model).layers:
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+    hooks += [module.register_forward_hook(after_mixer, with_kwargs=True) for module in external]
+    cache = RecurrentCache() if external else None
     try:
         with torch.inference_mode(), use_hooks(probe), probe_masks(model):
-            logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)))
+            logits = forward(tokens, range(first, first + len(tokens)), range(len(tokens)), cache)
     except (KeyError, IndexError, TypeError) as error:
         raise UnsupportedLayerError(f"its layers are called in another way ({error})") from error
     finally:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from server.model.forward import Forward
@@ -18,7 +19,13 @@ TOLERANCE = 0.03  # of the norms of queries and keys, and of large logits: sever
 
 
 def check_far(
-    model: PreTrainedModel, forward: Forward, tokens: Sequence[int], near: Capture, longest: int, scale: float
+    model: PreTrainedModel,
+    forward: Forward,
+    tokens: Sequence[int],
+    near: Capture,
+    longest: int,
+    scale: float,
+    external: Collection[nn.Module] = (),
 ) -> None:
     """Run the modules at the last positions, with large logits.
 
@@ -26,6 +33,7 @@ def check_far(
         near: the same tokens at the first positions.
         longest: tokens of the longest sequence.
         scale: from the output of the model's head to its logits.
+        external: mixers that run as they are, whose queries and keys are not compared.
 
     Raises:
         UnsupportedLayerError: queries or keys are scaled by their positions, or logits are no multiple of the output
@@ -39,12 +47,14 @@ def check_far(
 
     hook = model.get_output_embeddings().register_forward_hook(enlarge)
     try:
-        far = capture(model, forward, tokens, first=longest - len(tokens))
+        far = capture(model, forward, tokens, external, first=longest - len(tokens))
     finally:
         hook.remove()
     if not relative_error(far.logits, enlarged[-1][0].float() * scale) < TOLERANCE:
         raise UnsupportedLayerError("its large logits are capped, or changed in another way")
     for before, after in zip(near.layers, far.layers, strict=True):
+        if before.mixer is not None:
+            continue
         for name in ("queries", "keys"):
             norms = getattr(before, name).norm(dim=-1), getattr(after, name).norm(dim=-1)  # (heads, tokens)
             ratio = float((norms[1] / norms[0].clamp_min(1e-20)).median())

@@ -1,8 +1,12 @@
-"""NativeModel: steps of a model whose decoder layers are all run by the native kernels."""
+"""NativeModel: steps of a model whose decoder layers are run by the native kernels, with modules as some mixers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ctypes import Array, sizeof
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +20,19 @@ from server.model.experts.step_experts import StepExperts
 from server.model.lora.step_adapters import StepAdapters
 from server.model.native_layers.adapters import NativeAdapters
 from server.model.native_layers.expert_sets import VariantSets
+from server.model.native_layers.external_mixers import MixerStep, ModuleMixer
 from server.model.native_layers.spec import NativeLayer
 from server.model.native_layers.workspace import BLOCK, Positions, Workspace
-from server.model.step import SequenceChunk, StepTokens
+from server.model.program import Block, ModelProgram, Target
+from server.model.recurrent.states import StepStates
+from server.model.step import SequenceChunk, StepTokens, positions_of
 
 
 class NativeModel:
-    """Runs batch-invariant steps: a token's results do not depend on what else is in its step.
+    """Runs batch-invariant steps: a token's results do not depend on what else is in its step, but for modules.
+
+    If all experts are in memory, a *segment* of neighbouring layers is one call of the kernels. It ends before a layer
+    whose mixer is a module (``ModuleMixer``), so a model without any is one segment.
 
     Keys lie in the cache in an order of their own (``src/levels/attention.h``), so only this class can use such a
     cache.
@@ -35,6 +45,8 @@ class NativeModel:
         head: the call of the head, without the fields of a step.
         keeps: tensors whose memory the head refers to.
         adapters: describes the adapters of steps.
+        rotary: the model's module that computes cosines and sines for its mixers; None if it has none.
+        dtype: of its mixers.
     """
 
     def __init__(
@@ -48,7 +60,10 @@ class NativeModel:
         head: HeadCall,
         keeps: Sequence[torch.Tensor],
         adapters: NativeAdapters,
+        rotary: Any,
+        dtype: torch.dtype,
     ):
+        self._rotary, self._dtype = rotary, dtype
         self.adapters = adapters
         self._kernels, self._layers, self._workspace, self._positions = kernels, layers, workspace, positions
         self._embedding, self._embedding_scale, self._head, self._keeps = embedding, embedding_scale, head, keeps
@@ -57,7 +72,18 @@ class NativeModel:
         self._numbers = [layer.number for layer in self._routed]
         self._top_ks = [layer.mixture.router.top_k for layer in layers if layer.experts is not None]
         self._variant_sets = VariantSets([layer for layer in layers if layer.experts is not None])
+        self._segments = _segments(layers, self._specs)
         self._cache: KVCache | None = None
+
+    @property
+    def program(self) -> ModelProgram:
+        """What runs where."""
+        return ModelProgram(tuple(map(_block, self._layers)))
+
+    @property
+    def mixers(self) -> Sequence[ModuleMixer]:
+        """The modules that mix tokens in some layers."""
+        return [layer.mixer for layer in self._layers if isinstance(layer.mixer, ModuleMixer)]
 
     def run(
         self,
@@ -66,12 +92,17 @@ class NativeModel:
         kv_cache: KVCache,
         experts: StepExperts,
         adapters: StepAdapters | None = None,
+        states: StepStates | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Run one step.
 
         Args:
+            chunks: of the sequences.
             tokens: of all chunks.
+            kv_cache: of the layers with attention.
+            experts: of the step.
             adapters: of the step, if it has any.
+            states: of the mixers that keep some.
 
         Returns:
             Logits, float32 ``(logit_rows, vocabulary)``, and normed last states, float32 ``(hidden_rows, hidden)``.
@@ -86,28 +117,41 @@ class NativeModel:
         variants = experts.variants
         sets = None if variants is None else self._variant_sets.of(variants)
         workspace.call.sets = None if variants is None or sets is None else sets.address(variants.sets)
+        step = MixerStep(self._rotary, positions_of(chunks) if self.mixers else (), self._dtype, states)
         residents = experts.hold_residents()
         if residents is None:
-            self._run_by_layers(experts)
+            self._run_by_layers(experts, step)
         else:
             with residents:
-                self._run_at_once(residents)
+                self._run_segments(residents, step)
         return self._run_head(tokens.logit_rows, tokens.hidden_rows)
 
-    def _run_at_once(self, residents: ResidentExperts) -> None:
-        """Run all layers in one call of the kernels, since all experts are in memory."""
+    def _run_segments(self, residents: ResidentExperts, step: MixerStep) -> None:
+        """Run each segment in one call of the kernels, since all experts are in memory."""
         workspace = self._workspace
         slots = residents.slots(self._numbers)
         counts = np.zeros(slots.shape, dtype=np.int64)
         call = workspace.call
         call.slots, call.counts, call.most_experts = slots.ctypes.data, counts.ctypes.data, slots.shape[1]
-        self._kernels.layers(self._specs, call)
+        for segment in self._segments:
+            self._mix(segment.first, step)
+            self._kernels.layers(segment.specs, call, segment.place)
         residents.finish(self._routed, workspace.all_chosen(self._top_ks), counts)
 
-    def _run_by_layers(self, experts: StepExperts) -> None:
+    def _mix(self, index: int, step: MixerStep) -> None:
+        """Add a module's result to the hidden states, if one mixes the tokens of a layer."""
+        mixer, spec, workspace = self._layers[index].mixer, self._specs[index], self._workspace
+        if not isinstance(mixer, ModuleMixer):
+            return
+        self._kernels.norm_input(spec, workspace.call)
+        added = mixer(torch.from_numpy(workspace.normed), step)
+        torch.from_numpy(workspace.hidden).add_(added, alpha=spec.residual_scale)
+
+    def _run_by_layers(self, experts: StepExperts, step: MixerStep) -> None:
         """Run layer by layer, each with a lease of its own experts."""
         workspace, kernels, index = self._workspace, self._kernels, 0  # among the layers with experts
-        for layer, spec in zip(self._layers, self._specs, strict=True):
+        for number, (layer, spec) in enumerate(zip(self._layers, self._specs, strict=True)):
+            self._mix(number, step)
             kernels.begin_layer(spec, workspace.call, index)
             outputs = 0
             if layer.experts is not None:
@@ -152,13 +196,41 @@ class NativeModel:
         if kv_cache.block_size != BLOCK:
             raise ValueError(f"blocks of {kv_cache.block_size} tokens; the native kernels take {BLOCK}")
         for layer, spec in zip(self._layers, self._specs, strict=True):
-            cache, attention = kv_cache.layers[layer.attention_layer], layer.attention
-            attention.key_cache, attention.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
-            attention.cache_slots, attention.cache_dim = cache.keys.shape[2], cache.shape.dim
-            attention.cache_format = PLAIN[cache.shape.dtype]
-            attention.group = kv_cache.group_of[layer.attention_layer]
+            if layer.attention_layer is not None:
+                cache, attention = kv_cache.layers[layer.attention_layer], layer.attention
+                attention.key_cache, attention.value_cache = cache.keys.data_ptr(), cache.values.data_ptr()
+                attention.cache_slots, attention.cache_dim = cache.keys.shape[2], cache.shape.dim
+                attention.cache_format = PLAIN[cache.shape.dtype]
+                attention.group = kv_cache.group_of[layer.attention_layer]
             slot_bytes = 0 if layer.experts is None else layer.experts.layout.slot_bytes
             reason = impossible("greenroom_check_layer", spec, self._workspace.call.hidden_size, slot_bytes)
             if reason is not None:
                 raise ValueError(f"layer {spec.index} has {reason}")
         self._cache = kv_cache
+
+
+def _block(layer: NativeLayer) -> Block:
+    if isinstance(layer.mixer, ModuleMixer):
+        return Block(type(layer.mixer.module).__name__, Target.MODULES, Target.NATIVE)
+    return Block("attention", Target.NATIVE, Target.NATIVE)
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Neighbouring layers that run in one call."""
+
+    first: int
+    place: int  # of the first layer among those with experts
+    specs: Array[LayerSpec]  # in the memory of the specs of all layers
+
+
+def _segments(layers: Sequence[NativeLayer], specs: Array[LayerSpec]) -> list[_Segment]:
+    firsts = [index for index, layer in enumerate(layers) if index == 0 or isinstance(layer.mixer, ModuleMixer)]
+    return [
+        _Segment(
+            first,
+            sum(layer.experts is not None for layer in layers[:first]),
+            (LayerSpec * (end - first)).from_buffer(specs, first * sizeof(LayerSpec)),
+        )
+        for first, end in pairwise([*firsts, len(layers)])
+    ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from server.kernels.native.linear import plain_matrix
 from server.kernels.native.structures.matrices import Format, Matrix
@@ -17,6 +18,8 @@ from server.model.quantised.linear import QuantisedLinear
 
 Linear = nn.Linear | QuantisedLinear
 LINEARS = (nn.Linear, QuantisedLinear)
+HEAD_NORMS = ("q_norm", "q_layernorm"), ("k_norm", "k_layernorm")
+DENSE_NAMES = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))  # gate, up and down
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
 TOLERANCE = 1e-5  # error of a norm in float32, relative to its largest weight
 SIZES = (1.0, 1e-2, 1e-3)  # of samples for norms: the smaller ones show how the epsilon is added
@@ -45,6 +48,13 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class ExternalMixer:
+    """A module that mixes tokens in another way than attention, and runs as it is."""
+
+    module: nn.Module
+
+
+@dataclass(frozen=True)
 class Dense:
     """A gated MLP that every token goes to."""
 
@@ -61,31 +71,35 @@ class Parts:
 
     input_norm: Norm
     inner_norm: Norm
-    attention: Attention
+    mixer: Attention | ExternalMixer
     block: nn.Module  # the MLP, with the router and the experts
     experts: Any
     router: Any  # the module that owns the router's parameters
     dense: Dense | None
 
 
-def find_parts(layer: nn.Module) -> Parts:
+def find_parts(layer: nn.Module, external: Collection[nn.Module] = ()) -> Parts:
     """Return the parts of a decoder layer.
+
+    Args:
+        layer: one of the model.
+        external: modules that may be its mixer as they are.
 
     Raises:
         UnsupportedLayerError: the layer has other parts.
     """
-    attention = _attention(layer)
+    mixer = next((ExternalMixer(child) for child in layer.children() if child in external), None) or _attention(layer)
     norms = [norm for child in layer.children() if (norm := _norm(child)) is not None]
     if len(norms) != 2:  # noqa: PLR2004
         raise UnsupportedLayerError(f"its layers have {len(norms)} norms instead of two")
-    block = next((child for child in layer.children() if child is not attention.module and _norm(child) is None), None)
+    block = next((child for child in layer.children() if child is not mixer.module and _norm(child) is None), None)
     if block is None:
         raise UnsupportedLayerError("its layers have no MLP")
     experts = next((module for module in block.modules() if hasattr(module, "parameter_shapes")), None)
     dense = _dense(block, experts)
     if experts is None and dense is None:
         raise UnsupportedLayerError("an MLP has no gate")
-    inside = _inside(norms, attention, dense)
+    inside = _inside(norms, mixer, dense)
     rest = [parameter for parameter in block.parameters() if parameter.numel() and id(parameter) not in inside]
     router = _router_of(block, rest) if experts is not None else None
     left = [name for name, value in layer.named_parameters() if value.numel() and id(value) not in inside]
@@ -93,7 +107,7 @@ def find_parts(layer: nn.Module) -> Parts:
     unknown = [name for name in left if id(layer.get_parameter(name)) not in known]
     if unknown:
         raise UnsupportedLayerError(f"its layers have an unknown parameter, {unknown[0]}")
-    return Parts(norms[0], norms[1], attention, block, experts, router, dense)
+    return Parts(norms[0], norms[1], mixer, block, experts, router, dense)
 
 
 def find_norm(module: nn.Module) -> Norm:
@@ -106,6 +120,11 @@ def find_norm(module: nn.Module) -> Norm:
     if norm is None:
         raise UnsupportedLayerError(f"{type(module).__name__} is not an RMS norm")
     return norm
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Return whether a module is an RMS norm."""
+    return _norm(module) is not None
 
 
 def matrix_of(linear: Linear) -> Matrix:
@@ -129,11 +148,15 @@ def _attention(layer: nn.Module) -> Attention:
         output = next((getattr(child, name) for name in ("o_proj", "out_proj", "dense") if hasattr(child, name)), None)
         linears = [linear for linear in (*found, output) if isinstance(linear, LINEARS)]
         if len(linears) == 4:  # noqa: PLR2004
-            norms = [getattr(child, name, None) for name in ("q_norm", "k_norm")]
             query, key, value, back = linears
-            query_norm, key_norm = (None if norm is None else find_norm(norm) for norm in norms)
+            query_norm, key_norm = (_head_norm(child, names) for names in HEAD_NORMS)
             return Attention(child, query, key, value, back, query_norm, key_norm)
     raise UnsupportedLayerError("its attention has no projections of queries, keys and values")
+
+
+def _head_norm(attention: nn.Module, names: Iterable[str]) -> Norm | None:
+    norm = next((found for name in names if (found := getattr(attention, name, None)) is not None), None)
+    return None if norm is None else find_norm(norm)
 
 
 def _norm(module: nn.Module) -> Norm | None:
@@ -157,19 +180,23 @@ def _norm(module: nn.Module) -> Norm | None:
 
 
 def _dense(block: nn.Module, experts: nn.Module | None) -> Dense | None:
-    found = [module for module in block.modules() if module is not experts and _is_dense(module)]
+    found = [module for module in block.modules() if module is not experts and _gated_linears(module)]
     if not found:
         return None
     if len(found) > 1:
         raise UnsupportedLayerError("its layers have several dense MLPs")
-    module: Any = found[0]
-    weighting = getattr(block, "shared_expert_gate", None)
-    return Dense(module.gate_proj, module.up_proj, module.down_proj, module.act_fn, weighting)
+    gate, up, down = _gated_linears(found[0])
+    # A module without an activation of its own calls a function; the trial of the layer shows if it is another one.
+    return Dense(gate, up, down, getattr(found[0], "act_fn", F.silu), getattr(block, "shared_expert_gate", None))
 
 
-def _is_dense(module: nn.Module) -> bool:
-    names = ("gate_proj", "up_proj", "down_proj")
-    return hasattr(module, "act_fn") and all(isinstance(getattr(module, name, None), LINEARS) for name in names)
+def _gated_linears(module: nn.Module) -> list[Linear]:
+    """Return the layers of a gated MLP, gate, up and down; empty if the module is none."""
+    for names in DENSE_NAMES:
+        linears = [linear for name in names if isinstance(linear := getattr(module, name, None), LINEARS)]
+        if len(linears) == len(names):
+            return linears
+    return []
 
 
 def _router_of(block: nn.Module, rest: Iterable[nn.Parameter]) -> nn.Module:
@@ -181,15 +208,18 @@ def _router_of(block: nn.Module, rest: Iterable[nn.Parameter]) -> nn.Module:
     return owners[-1]
 
 
-def _inside(norms: Iterable[Norm], attention: Attention, dense: Dense | None) -> set[int]:
+def _inside(norms: Iterable[Norm], mixer: Attention | ExternalMixer, dense: Dense | None) -> set[int]:
     modules: list[nn.Module | None] = [norm.module for norm in norms]
-    modules += [attention.query, attention.key, attention.value, attention.output]
-    modules += [norm.module for norm in (attention.query_norm, attention.key_norm) if norm is not None]
+    sinks = set()
+    if isinstance(mixer, Attention):
+        modules += [mixer.query, mixer.key, mixer.value, mixer.output]
+        modules += [norm.module for norm in (mixer.query_norm, mixer.key_norm) if norm is not None]
+        sinks = {id(value) for name, value in mixer.module.named_parameters(recurse=False) if "sink" in name}
+    else:
+        modules.append(mixer.module)
     if dense is not None:
         modules += [dense.gate, dense.up, dense.down, dense.weighting]
-    return {id(parameter) for parameter in _parameters(modules)} | {
-        id(value) for name, value in attention.module.named_parameters(recurse=False) if "sink" in name
-    }
+    return sinks | {id(parameter) for parameter in _parameters(modules)}
 
 
 def _parameters(modules: Iterable[nn.Module | None]) -> Iterator[nn.Parameter]:

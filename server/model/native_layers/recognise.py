@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,11 @@ from server.model.forward import Forward
 from server.model.native_layers.adapters import HEAD, NativeAdapters, NativeTarget
 from server.model.native_layers.capture import Capture, LayerCapture, capture
 from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.external_mixers import ModuleMixer
 from server.model.native_layers.far_trial import check_far
 from server.model.native_layers.layer_trial import LayerTrial
 from server.model.native_layers.model import NativeModel
-from server.model.native_layers.parts import LINEARS, Parts, find_norm, find_parts, matrix_of
+from server.model.native_layers.parts import LINEARS, Norm, Parts, find_norm, find_parts, is_norm, matrix_of
 from server.model.native_layers.rope_kinds import find_positions, fit_rope
 from server.model.native_layers.router_kinds import (
     LEAST_AGREEMENT,
@@ -48,16 +49,21 @@ def find_native_layers(
     tokens: Sequence[int],
     kernels: Kernels,
     longest: int,
+    external: Collection[nn.Module] = (),
 ) -> NativeModel | str:
     """Return a model as the native kernels run it, or the reason why they can't.
 
     Args:
+        model: with its weights.
         forward: calls the model.
+        layers: the model's modules of experts.
         tokens: tokens to compare its layers on.
+        kernels: that run it.
         longest: tokens of the longest sequence.
+        external: modules that mix tokens in another way than attention, and run as they are.
     """
     try:
-        return _Finder(model, forward, layers, tokens, kernels, longest).find()
+        return _Finder(model, forward, layers, tokens, kernels, longest, external).find()
     except UnsupportedLayerError as error:
         return str(error)
 
@@ -71,20 +77,24 @@ class _Finder:
         tokens: Sequence[int],
         kernels: Kernels,
         longest: int,
+        external: Collection[nn.Module],
     ):
+        self._external = external
         self._model, self._forward, self._layers, self._kernels = model, forward, layers, kernels
         self._tokens, self._longest, self._dtype = tokens, longest, model.dtype
         if text_part(model) is not getattr(model, "model", None):
             raise UnsupportedLayerError("it has more parts than layers of text and a head")
         self._body, self._config = text_body(model), model.config.get_text_config()
-        if not all(hasattr(self._body, name) for name in ("layers", "embed_tokens", "norm")):
-            raise UnsupportedLayerError("its parts have other names")
+        if not hasattr(self._body, "layers"):
+            raise UnsupportedLayerError("its layers have another name")
+        self._embeddings: Any = model.get_input_embeddings()
+        self._rotary: Any = next((each for each in self._body.children() if hasattr(each, "inv_freq")), None)
         if self._dtype not in TOLERANCES or model.device.type != "cpu":
             raise UnsupportedLayerError(f"it is computed in {self._dtype} on {model.device}")
 
     def find(self) -> NativeModel:
-        parts = [find_parts(layer) for layer in self._body.layers]
-        captured = capture(self._model, self._forward, self._tokens)
+        parts = [find_parts(layer, self._external) for layer in self._body.layers]
+        captured = capture(self._model, self._forward, self._tokens, self._external)
         if len(captured.layers) != len(self._body.layers):
             raise UnsupportedLayerError("not all of its layers are called")
         names = {module: name for name, module in self._model.named_modules()}
@@ -106,21 +116,22 @@ class _Finder:
         for layer, found, each in zip(layers, parts, captured.layers, strict=True):
             self._fit(layer, found, each)
         head, keeps = self._find_head(captured)
-        check_far(self._model, self._forward, self._tokens, captured, self._longest, head.scale)
+        check_far(self._model, self._forward, self._tokens, captured, self._longest, head.scale, self._external)
         workspace = Workspace(hidden_size, len(routed), top_k, num_experts, is_exact=self._dtype == torch.float32)
         # The head's errors are errors of the logits, and its few rows cost little: only packed weights round them.
         head.is_exact = int(workspace.call.is_exact or head.matrix.format in PLAIN.values())
-        embedding = self._body.embed_tokens.weight
         return NativeModel(
             self._kernels,
             layers,
             workspace,
             self._positions,
-            embedding,
+            self._embeddings.weight,
             self._embedding_scale(captured),
             head,
             keeps,
             self._adapters(layers, names),
+            self._rotary,
+            self._dtype,
         )
 
     def _adapters(self, layers: Sequence[NativeLayer], names: Mapping[Any, str]) -> NativeAdapters:
@@ -145,13 +156,15 @@ class _Finder:
         return build_layer(module, index, parts, captured, layer, router)
 
     def _find_positions(self, captured: Capture, layers: Sequence[NativeLayer]) -> Positions:
-        rotary = getattr(self._body, "rotary_emb", None)
-        return find_positions(self._trial, rotary, layers, captured.layers, self._longest)
+        return find_positions(self._trial, self._rotary, layers, captured.layers, self._longest)
 
     def _fit(self, layer: NativeLayer, parts: Parts, captured: LayerCapture) -> None:
         """Find the kinds of positions and of router, and compare what the layer adds with the modules' output."""
-        fit_rope(self._trial, layer, captured, self._positions, TOLERANCES[self._dtype])
-        error = self._trial.error(layer, captured)
+        if captured.mixer is None:
+            fit_rope(self._trial, layer, captured, self._positions, TOLERANCES[self._dtype])
+        else:
+            layer.mixer = ModuleMixer(captured, self._rotary, self._dtype)
+        error = self._trial.error(layer, captured, self._dtype)
         if not error < TOLERANCES[self._dtype]:
             raise UnsupportedLayerError(f"its layers compute something else, off by {error:.1e} of what they add")
         if layer.experts is not None:
@@ -189,7 +202,7 @@ class _Finder:
         head = self._model.get_output_embeddings()
         if not isinstance(head, LINEARS):
             raise UnsupportedLayerError("its head is not a linear layer")
-        norm = find_norm(self._body.norm)
+        norm = self._final_norm()
         keeps = [norm.weight]
         bias = None if head.bias is None else head.bias.detach().float().contiguous()
         if bias is not None:
@@ -227,9 +240,16 @@ class _Finder:
         call.scale = nearest_named(scale, self._config, ROUNDING[self._dtype])
         return call, keeps
 
+    def _final_norm(self) -> Norm:
+        """Return the norm before the head, the body's only one."""
+        norms = [each for each in self._body.children() if is_norm(each)]
+        if len(norms) != 1:
+            raise UnsupportedLayerError(f"it has {len(norms)} RMS norms besides those of its layers")
+        return find_norm(norms[0])
+
     def _embedding_scale(self, captured: Capture) -> float:
         """Return the factor of embeddings before the first layer."""
-        embedded = self._body.embed_tokens.weight[torch.tensor(self._tokens)].float()
+        embedded = self._embeddings.weight[torch.tensor(self._tokens)].float()
         given = captured.layers[0].given
         scale = float((embedded * given).sum() / embedded.square().sum())
         if not (embedded * scale - given).norm() <= TOLERANCES[self._dtype] * given.norm():

@@ -38,22 +38,25 @@ def find_positions(
     Raises:
         UnsupportedLayerError: the kernels do not have such positions.
     """
-    first = captured[0].positions
+    pairs = [(layer, each) for layer, each in zip(layers, captured, strict=True) if each.mixer is None]
+    if not pairs:
+        return Positions(None, PairAngles.ALL, longest)
+    first = pairs[0][1].positions
     if first is None:
         return Positions(None, PairAngles.ALL, longest)
     is_pair = isinstance(first, tuple) and len(first) == 2  # noqa: PLR2004
-    if not is_pair or any(each.positions is not first for each in captured):
+    if not is_pair or any(each.positions is not first for _, each in pairs):
         raise UnsupportedLayerError("its layers have positions of several kinds")
     if rotary is None or getattr(rotary, "rope_type", "default") == "dynamic":
         raise UnsupportedLayerError("its rotary positions depend on the length of a sequence")
     candidates = [Positions(rotary, angles, longest) for angles in PairAngles]
     for positions in candidates:
         trial.set_positions(positions)  # which finds the numbers that are rotated
-    key_dim = min(layer.attention.key_dim for layer in layers)
+    key_dim = min(layer.attention.key_dim for layer, _ in pairs)
     candidates = [positions for positions in candidates if positions.rotary_dim <= key_dim]
     if not candidates:
         raise UnsupportedLayerError(f"its rotary positions have more than the {key_dim} numbers of a head")
-    for layer, each in zip(layers, captured, strict=True):
+    for layer, each in pairs:
         found = []
         for positions in candidates:
             trial.set_positions(positions)

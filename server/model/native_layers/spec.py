@@ -28,7 +28,9 @@ from server.model.experts.router import RouterWeights
 from server.model.native_layers.adapters import NativeTarget
 from server.model.native_layers.capture import LayerCapture
 from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.native_layers.external_mixers import ModuleMixer
 from server.model.native_layers.parts import Attention, Dense, Linear, Norm, Parts, matrix_of, no_matrix
+from server.model.transformers_hooks.hooks import AttentionOptions
 
 
 @dataclass
@@ -36,13 +38,19 @@ class NativeLayer:
     """One decoder layer as the native kernels run it."""
 
     spec: LayerSpec  # refers to the two parts
-    attention: GroupedAttention
-    attention_layer: int  # its number in the KV cache
     experts: ExpertLayer | None
+    mixer: GroupedAttention | ModuleMixer | None = None
+    attention_layer: int | None = None  # its number in the KV cache, if it has attention
     feed_forward: Mixture | Mlp | None = None
     router: RouterWeights | None = None
     keeps: list[torch.Tensor] = field(default_factory=list)  # tensors whose memory the spec refers to
     linears: dict[Any, NativeTarget] = field(default_factory=dict)  # places that adapters may add to, by module
+
+    @property
+    def attention(self) -> GroupedAttention:
+        """The mixer of a layer that has attention."""
+        assert isinstance(self.mixer, GroupedAttention)
+        return self.mixer
 
     @property
     def mixture(self) -> Mixture:
@@ -75,20 +83,37 @@ def build_layer(
     Raises:
         UnsupportedLayerError: the layer does not have the usual structure.
     """
-    options = captured.options
-    if options is None:
-        raise UnsupportedLayerError("a layer has no attention")
-    attention = parts.attention
-    own: Any = attention.module
-    spec, heads = LayerSpec(index=index, mixer_kind=MixerKind.GROUPED_ATTENTION), GroupedAttention()
-    spec.mixer = addressof(heads)
-    layer = NativeLayer(spec, heads, own.layer_idx, experts)
+    spec = LayerSpec(index=index, mixer_kind=MixerKind.EXTERNAL)
+    layer = NativeLayer(spec, experts)
     spec.input_norm, spec.inner_norm = (layer.address(norm.weight) for norm in (parts.input_norm, parts.inner_norm))
     if parts.input_norm.epsilon != parts.inner_norm.epsilon:
         raise UnsupportedLayerError("its norms have different epsilons")
     if {len(parts.input_norm.weight), len(parts.inner_norm.weight)} != {captured.given.shape[1]}:
         raise UnsupportedLayerError("its norms have another size than its hidden states")
     spec.norm_epsilon = parts.input_norm.epsilon
+    spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
+    if isinstance(parts.mixer, Attention):
+        _set_attention(layer, parts.mixer, captured.options)
+    mlp = None if parts.dense is None else _mlp(layer, parts.dense)
+    if parts.experts is not None:
+        layer.feed_forward = _mixture(layer, parts, router, mlp)
+        spec.feed_forward_kind = FeedForwardKind.EXPERTS
+    elif mlp is not None and experts is None:
+        layer.feed_forward = mlp
+        spec.feed_forward_kind = FeedForwardKind.MLP
+    else:
+        raise UnsupportedLayerError("a layer has neither experts with a router nor an MLP")
+    spec.feed_forward = addressof(layer.feed_forward)
+    return layer
+
+
+def _set_attention(layer: NativeLayer, attention: Attention, options: AttentionOptions | None) -> None:
+    if options is None:
+        raise UnsupportedLayerError("a layer has no attention")
+    own: Any = attention.module
+    heads, spec = GroupedAttention(), layer.spec
+    layer.mixer, layer.attention_layer = heads, own.layer_idx
+    spec.mixer, spec.mixer_kind = addressof(heads), MixerKind.GROUPED_ATTENTION
     for name in ("query", "key", "value", "output"):
         linear = getattr(attention, name)
         setattr(heads, name, matrix_of(linear))
@@ -103,18 +128,6 @@ def build_layer(
     if options.sinks is not None and options.sinks.numel() != heads.heads:
         raise UnsupportedLayerError("its sinks are not one for each head")
     heads.sinks = layer.address(options.sinks)
-    spec.residual_scale = float(getattr(module, "residual_multiplier", 1.0))
-    mlp = None if parts.dense is None else _mlp(layer, parts.dense)
-    if parts.experts is not None:
-        layer.feed_forward = _mixture(layer, parts, router, mlp)
-        spec.feed_forward_kind = FeedForwardKind.EXPERTS
-    elif mlp is not None and experts is None:
-        layer.feed_forward = mlp
-        spec.feed_forward_kind = FeedForwardKind.MLP
-    else:
-        raise UnsupportedLayerError("a layer has neither experts with a router nor an MLP")
-    spec.feed_forward = addressof(layer.feed_forward)
-    return layer
 
 
 def _set_heads(spec: GroupedAttention, attention: Attention) -> None:
@@ -123,6 +136,8 @@ def _set_heads(spec: GroupedAttention, attention: Attention) -> None:
         raise UnsupportedLayerError(f"its heads have {spec.key_dim} numbers")
     spec.heads, spec.kv_heads = (linear.out_features // spec.key_dim for linear in (attention.query, attention.key))
     spec.value_dim = attention.value.out_features // spec.kv_heads
+    if spec.value_dim == spec.key_dim and attention.output.in_features * 2 == attention.query.out_features:
+        spec.heads, spec.has_output_gate = spec.heads // 2, 1  # which a trial of its queries confirms
     if spec.heads % spec.kv_heads or attention.output.in_features != spec.heads * spec.value_dim:
         raise UnsupportedLayerError("the sizes of its heads and projections differ")
 

@@ -27,6 +27,7 @@ from server.model.linear import speed_up_linears
 from server.model.lora.linear_hooks import add_to_linears, find_linears, watch_linears
 from server.model.lora.router_hooks import find_routers_with_products, routed_by_weights, watch_routers
 from server.model.lora.step_adapters import SequenceAdapters
+from server.model.program import ModelProgram, Target
 from server.model.recurrent.states import StateCache
 from server.model.resident_model import ResidentModel, TrunkFacts
 from server.model.sequential.decoder_only import DecoderOnly
@@ -72,7 +73,7 @@ class SequentialTrunk(ResidentModel):
             seen.top_k,
             seen.states,
             text_layers,
-            reason,
+            ModelProgram.uniform(model, Target.TRANSFORMERS, reason),
             self._sequential.is_encoder_decoder,
             self._sequential.hidden_size,
         )

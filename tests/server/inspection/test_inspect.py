@@ -141,7 +141,7 @@ def test_inspect_and_serve_make_the_same_plan(tmp_path: Path, monkeypatch: pytes
 def test_a_sequential_model_is_reported_with_the_reason(tmp_path: Path, name: str) -> None:
     folder = save_checkpoint(make_config(name), tmp_path)
     report, trunk = inspect_model(str(folder), SETTINGS), load_trunk(folder, torch.float32)
-    assert report["solo_reason"] == trunk.facts.sequential_reason
+    assert report["solo_reason"] == trunk.facts.program.sequential_reason
     assert f"computed one after the other, since {report['solo_reason']}" in as_text(report)
     assert report["kv_cache"]["bytes_per_token"] == trunk.facts.token_bytes
     assert report["kv_cache"]["bytes_per_sequence"] == trunk.facts.state_bytes

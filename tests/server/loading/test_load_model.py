@@ -14,6 +14,7 @@ from server.kernels.native.available import Availability, kernel_level
 from server.loading.load_model import check_aliases, load_media_processor, load_model
 from server.model import trunk as trunk_module
 from server.model.multimodal.image_processor import MediaProcessor
+from server.model.program import Block, ModelProgram, Target
 from server.model.resident_model import TrunkFacts
 from server.setting_values import parse_alias
 from server.settings import ServeSettings, SettingsError
@@ -21,7 +22,10 @@ from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 from tests.vision import save_vision
 
-TOGETHER, SOLO = (TrunkFacts((), 2, {}, (), reason) for reason in (None, "it has layers of another kind"))
+TOGETHER, SOLO = (
+    TrunkFacts((), 2, {}, (), ModelProgram((Block("layer", target, target),)))
+    for target in (Target.MODULES, Target.TRANSFORMERS)
+)
 ANSWERED = replace(SOLO, is_encoder_decoder=True)
 
 
@@ -63,7 +67,7 @@ def test_where_bfloat16_is_slow_only_native_layers_compute_in_it(
     if not is_native:
         monkeypatch.setattr(trunk_module, "find_native_layers", lambda *_: "its layers are of another kind")
     trunk = load_model(None, ServeSettings()).trunk
-    assert (trunk.facts.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
+    assert (trunk.facts.program.is_native, trunk.dtype) == (is_native, torch.bfloat16 if is_native else torch.float32)
 
 
 @pytest.mark.skipif(not available.availability().runnable, reason="the native kernels were not built")

@@ -24,7 +24,8 @@ STEP = StepShape(
     top_k=2,
     vocabulary=1000,
     itemsize=2,
-    is_native=True,
+    has_native=True,
+    has_modules=False,
 )
 
 

@@ -62,7 +62,7 @@ def test_a_step_uses_no_more_than_its_bound(folder: Path, is_native: bool) -> No
     trunk = load_trunk(folder, torch.float32, pool=pool)
     assert isinstance(trunk, Trunk)
     needs = needs_of_trunk(trunk)
-    assert needs.step.is_native == is_native
+    assert (needs.step.has_native, needs.step.has_modules) == (is_native, not is_native)
     store = ExpertStore(trunk.catalog, trunk.catalog.total_bytes, least_unpinned=4)
     cache = KVCache(trunk.facts.kv_groups, [NUM_TOKENS // BLOCK_SIZE], BLOCK_SIZE)
     numbers = random.Random(0)
@@ -85,5 +85,5 @@ def test_queries_are_those_of_the_layer_with_the_most_heads() -> None:
     """The sliding layers of this model have six heads of eight values, and the others four."""
     config = make_config("step3p7")
     shapes = infer_shapes(config, torch.float32)
-    step = StepShape.of(config.get_text_config(), shapes.kv_groups, 8, 2, 2, 4, is_native=False)
+    step = StepShape.of(config.get_text_config(), shapes.kv_groups, 8, 2, 2, 4, has_native=False, has_modules=True)
     assert step.queries == 6 * 8

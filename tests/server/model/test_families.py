@@ -42,7 +42,7 @@ def test_the_config_of_a_family_shows_the_facts_of_its_trunk(model_type: str, tm
     assert outlined.kv_groups == trunk.facts.kv_groups
     assert max(outlined.top_k.values()) == trunk.facts.top_k
     assert outlined.max_model_len == trunk.max_model_len
-    assert outlined.sequential_reason == trunk.facts.sequential_reason
+    assert outlined.sequential_reason == trunk.facts.program.sequential_reason
 
 
 @pytest.mark.parametrize("model_type", [model_type for model_type in FAMILIES if model_type not in SERVED])

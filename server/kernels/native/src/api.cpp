@@ -38,7 +38,7 @@ int guarded(Handle* handle, Function function) {
 
 using greenroom::Handle;
 
-GREENROOM_API int greenroom_abi() { return 9; }
+GREENROOM_API int greenroom_abi() { return 10; }
 
 GREENROOM_API greenroom::Layouts greenroom_layouts() { return greenroom::layouts(); }
 
@@ -82,6 +82,11 @@ GREENROOM_API int greenroom_finish_layer(Handle* handle, const greenroom::LayerS
                                          const greenroom::StepCall* step, int64_t place, const float* outputs) {
   return greenroom::guarded(
       handle, [&](greenroom::Engine& engine) { finish_layer(engine, *layer, *step, place, outputs); });
+}
+
+GREENROOM_API int greenroom_norm_input(Handle* handle, const greenroom::LayerSpec* layer,
+                                       const greenroom::StepCall* step) {
+  return greenroom::guarded(handle, [&](greenroom::Engine& engine) { norm_input(engine, *layer, *step); });
 }
 
 GREENROOM_API int greenroom_layers(Handle* handle, const greenroom::LayerSpec* layers, int64_t num_layers,

@@ -150,7 +150,7 @@ struct Fields<GroupedAttention> {
       FIELD(query), FIELD(key), FIELD(value), FIELD(output), FIELD(query_bias), FIELD(key_bias),
       FIELD(value_bias), FIELD(output_bias), FIELD(query_norm), FIELD(key_norm), FIELD(sinks), FIELD(key_cache),
       FIELD(value_cache), FIELD(cache_slots), FIELD(cache_dim), FIELD(heads), FIELD(kv_heads), FIELD(key_dim),
-      FIELD(value_dim), FIELD(rotary_dim), FIELD(window), FIELD(is_chunked), FIELD(norms_together), FIELD(rope),
+      FIELD(value_dim), FIELD(rotary_dim), FIELD(window), FIELD(is_chunked), FIELD(norms_together), FIELD(has_output_gate), FIELD(rope),
       FIELD(group), FIELD(rope_kind), FIELD(cache_format), FIELD(head_norm_epsilon), FIELD(scaling),
       FIELD(softcap)};
 };

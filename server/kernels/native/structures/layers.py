@@ -78,6 +78,7 @@ class GroupedAttention(Structure):
         ("window", c_int64),
         ("is_chunked", c_int32),
         ("norms_together", c_int32),
+        ("has_output_gate", c_int32),
         ("rope", c_int32),
         ("group", c_int32),
         ("rope_kind", c_int32),

@@ -109,7 +109,7 @@ def modular(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize("all_fit", [False, True])
 def test_native_layers_give_what_peft_gives(native: Model, pool: ComputePool, all_fit: bool) -> None:
     native.load(pool)
-    assert native.trunk.facts.is_native
+    assert native.trunk.facts.program.is_native
     native.assert_near(native.write(all_fit=all_fit))
 
 

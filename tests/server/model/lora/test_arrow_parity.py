@@ -104,7 +104,7 @@ def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("all_fit", [False, True])
 def test_native_layers_give_what_arrow_gives(native: Model, pool: ComputePool, all_fit: bool) -> None:
     native.load(pool)
-    assert native.trunk.facts.is_native
+    assert native.trunk.facts.program.is_native
     native.assert_near(native.write(all_fit=all_fit))
 
 

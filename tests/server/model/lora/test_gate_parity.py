@@ -84,7 +84,7 @@ def test_native_layers_give_what_the_gate_gives_and_other_sequences_change_no_bi
 ) -> None:
     model = GatedModel(make_checkpoint(name, tmp_path), arrow.NATIVE[name])
     model.load(pool)
-    assert model.trunk.facts.is_native
+    assert model.trunk.facts.program.is_native
     together = model.write()
     model.assert_near(together)
     model.assert_same_alone(together)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,9 @@ import torch
 import transformers
 
 from expert_store import ExpertKey, ExpertStore
+from server.kernels.compute_pool import ComputePool
+from server.kernels.native.available import availability
+from server.kernels.native.library import Kernels
 from server.model.attention.kv_cache import KVCache
 from server.model.checkpoint.trunk_loader import load_trunk
 from server.model.recurrent.recurrent_modules import recurrent_batches
@@ -20,6 +23,8 @@ from tests.checkpoints import save_checkpoint
 from tests.families import make_config
 
 FIRST, SECOND = [5, 17, 99, 3, 42, 8, 64], [23, 11, 90, 90, 12]
+BLOCK = 16
+HYBRIDS = ["qwen3_next", "jamba", "lfm2_moe"]
 NAMES = ["qwen3_next", "granitemoehybrid", "jamba", "minimax", "zaya", "lfm2_moe"]
 
 
@@ -28,7 +33,7 @@ class Rig:
 
     def __init__(self, trunk: Trunk):
         self.trunk, self.store = trunk, ExpertStore(trunk.catalog, trunk.catalog.total_bytes)
-        self._cache = KVCache(trunk.facts.kv_groups, [8] * len(trunk.facts.kv_groups), 8)
+        self._cache = KVCache(trunk.facts.kv_groups, [8] * len(trunk.facts.kv_groups), BLOCK)
         self._states = trunk.new_states(4)
 
     def run(self, *pieces: tuple[int, Sequence[int], int], **snapshots: int) -> torch.Tensor:
@@ -41,9 +46,17 @@ class Rig:
         return self.trunk.forward(chunks, self._cache, self.store, states=self._states).logits
 
 
-@pytest.fixture(params=NAMES)
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Rig:
-    return Rig(load_trunk(save_checkpoint(make_config(request.param), tmp_path), torch.float32))
+@pytest.fixture(params=[*NAMES, *(f"{name} around native layers" for name in HYBRIDS)])
+def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
+    name, _, is_hybrid = request.param.partition(" ")
+    if is_hybrid and not availability().runnable:
+        pytest.skip("the native kernels were not built")
+    kernels = Kernels(1) if is_hybrid else None
+    trunk = load_trunk(save_checkpoint(make_config(name), tmp_path), torch.float32, pool=ComputePool(1, kernels))
+    assert trunk.facts.program.is_hybrid == bool(is_hybrid)
+    yield Rig(trunk)
+    if kernels is not None:
+        kernels.close()
 
 
 def assert_same(found: torch.Tensor, expected: torch.Tensor) -> None:

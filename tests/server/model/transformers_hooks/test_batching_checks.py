@@ -71,7 +71,7 @@ def test_a_mask_by_another_rule_is_left_to_transformers(tmp_path: Path, monkeypa
     first_tokens = partial(masking_utils.create_causal_mask, or_mask_function=lambda _b, _h, _q, key: key < 3)
     folder = mixtral_with_masks(monkeypatch, tmp_path, first_tokens)
     trunk = load_trunk(folder, torch.float32)
-    assert "by a rule other than causality and a sliding window or chunks" in str(trunk.facts.sequential_reason)
+    assert "by a rule other than causality and a sliding window or chunks" in str(trunk.facts.program.sequential_reason)
     assert isinstance(trunk, SequentialTrunk)
     assert equals_transformers(logits_in_pieces(trunk, 5), tmp_path)
 

@@ -68,8 +68,9 @@ class LayerAttention {
         spec_(spec),
         step_(step),
         queries_(spec.heads * spec.key_dim),
+        gates_(spec.has_output_gate ? queries_ : 0),
         keys_(spec.kv_heads * spec.key_dim),
-        width_(queries_ + keys_ + spec.kv_heads * spec.value_dim),
+        width_(queries_ + gates_ + keys_ + spec.kv_heads * spec.value_dim),
         attended_size_(spec.heads * spec.value_dim),
         scratch_size_(attention_scratch(spec.value_dim)) {
     PanelKind kind = level_.panel_kind(spec.query, step.is_exact);
@@ -92,8 +93,8 @@ class LayerAttention {
   }
 
   int64_t num_tiles() const { return token_tiles_ * spec_.kv_heads; }
-  int64_t first_key() const { return queries_; }
-  int64_t first_value() const { return queries_ + keys_; }
+  int64_t first_key() const { return queries_ + gates_; }
+  int64_t first_value() const { return first_key() + keys_; }
   int64_t attended_size() const { return attended_size_; }
 
   void norm(int64_t token) {
@@ -104,7 +105,19 @@ class LayerAttention {
   }
 
   void take_heads(int64_t row, int64_t output, const float* sums, int64_t count) const {
-    std::memcpy(heads_ + row * width_ + output, sums, static_cast<size_t>(count) * 4);
+    float* heads = heads_ + row * width_;
+    if (!gates_ || output >= first_key()) {
+      std::memcpy(heads + output, sums, static_cast<size_t>(count) * 4);
+      return;
+    }
+    // The queries and the gates of each head alternate; gates are kept after all queries.
+    const int64_t key_dim = spec_.key_dim;
+    for (int64_t i = 0, size; i < count; i += size) {
+      const int64_t run = (output + i) / key_dim, place = (output + i) % key_dim;
+      size = std::min(count - i, key_dim - place);
+      float* to = heads + (run % 2) * queries_ + run / 2 * key_dim + place;
+      std::memcpy(to, sums + i, static_cast<size_t>(size) * 4);
+    }
   }
 
   void place(int64_t token) const {
@@ -145,6 +158,7 @@ class LayerAttention {
     attention.scaling = spec_.scaling;
     attention.softcap = spec_.softcap;
     level_.attend(attention);
+    if (gates_) apply_gates(attention, heads_ + row * width_ + queries_ + kv_head * group * spec_.key_dim);
   }
 
   void prepare_output(int64_t token) {
@@ -160,12 +174,22 @@ class LayerAttention {
   float* attended;       // the same rows in float32
 
  private:
+  // Multiplies the results of attention by the sigmoid of gates, whose tokens are `width_` apart.
+  void apply_gates(const Attention& attention, float* gates) const {
+    const int64_t count = attention.heads * attention.value_dim;
+    for (int64_t token = 0; token < attention.tokens; ++token, gates += width_) {
+      level_.sigmoid(gates, count);
+      float* output = attention.output + token * attention.output_stride;
+      for (int64_t i = 0; i < count; ++i) output[i] *= gates[i];
+    }
+  }
+
   const Level& level_;
   const LayerSpec& layer_;
   const GroupedAttention& spec_;
   const StepCall& step_;
-  const int64_t queries_, keys_;  // numbers of a token's queries and keys
-  const int64_t width_;           // of queries, keys and values together
+  const int64_t queries_, gates_, keys_;  // numbers of a token's queries, gates and keys
+  const int64_t width_;                   // of queries, gates, keys and values together
   const int64_t attended_size_;
   const int64_t scratch_size_;
   int64_t token_tiles_ = 0;
@@ -226,7 +250,9 @@ const char* check(const void* mixer, int64_t hidden_size) {
     return "a number of heads that its keys and values can't be shared by";
   }
   if (!is_count(spec.key_dim) || !is_count(spec.value_dim)) return "heads without a size";
-  if (!is_shaped(spec.query, spec.heads * spec.key_dim, hidden_size) ||
+  if (spec.has_output_gate && spec.key_dim != spec.value_dim) return "gates that don't fit its heads";
+  const int64_t queries = spec.heads * spec.key_dim * (spec.has_output_gate ? 2 : 1);
+  if (!is_shaped(spec.query, queries, hidden_size) ||
       !is_shaped(spec.key, spec.kv_heads * spec.key_dim, hidden_size) ||
       !is_shaped(spec.value, spec.kv_heads * spec.value_dim, hidden_size) ||
       !is_shaped(spec.output, hidden_size, spec.heads * spec.value_dim)) {

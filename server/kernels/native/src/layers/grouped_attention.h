@@ -29,6 +29,7 @@ struct GroupedAttention {
   int64_t window;            // 0 means none
   int32_t is_chunked;
   int32_t norms_together;    // query_norm and key_norm cover all heads
+  int32_t has_output_gate;   // `query` has gates after the queries of each head: their sigmoid multiplies its result
   int32_t rope;              // index of the step's cosines and sines
   int32_t group;             // index of the step's block tables
   RopeKind rope_kind;

@@ -38,6 +38,16 @@ const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slo
   return feed_forward->check(layer.feed_forward, hidden_size, slot_bytes);
 }
 
+void norm_input(Engine& engine, const LayerSpec& layer, const StepCall& step) {
+  const int64_t size = step.hidden_size;
+  auto norm = [&](int64_t token, int) {
+    engine.level.normalise(step.hidden + token * size, layer.input_norm, layer.norm_epsilon, size,
+                           step.normed + token * size);
+  };
+  const Phase phase = phase_of(step.tokens, norm);
+  engine.pool.run(&phase, 1);
+}
+
 void begin_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place) {
   operations_of(layer.mixer_kind)->run(engine, layer, step);
   operations_of(layer.feed_forward_kind)->begin(engine, layer, step, place);

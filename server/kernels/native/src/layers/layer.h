@@ -60,6 +60,9 @@ const FeedForwardOperations* operations_of(FeedForwardKind kind);
 
 const char* check_layer(const LayerSpec& layer, int64_t hidden_size, int64_t slot_bytes);
 
+// Normalises the hidden states for a mixer of the external kind, into `step.normed`.
+void norm_input(Engine& engine, const LayerSpec& layer, const StepCall& step);
+
 // Runs a layer up to the choice of its experts.
 void begin_layer(Engine& engine, const LayerSpec& layer, const StepCall& step, int64_t place);
 

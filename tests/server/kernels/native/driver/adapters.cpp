@@ -64,7 +64,7 @@ Adapters::Adapters(const Plan& plan, const std::deque<Layer>& layers) {
     for (const Layer& layer : layers) {
       const int64_t hidden = layer.hidden;
       LoraLayer& of = found.emplace_back();
-      of.query = memory_.parts(layer.heads * layer.key_dim, hidden);
+      of.query = memory_.parts(layer.attention.query.outputs, hidden);
       of.key = memory_.parts(layer.kv_heads * layer.key_dim, hidden);
       of.value = memory_.parts(layer.kv_heads * layer.value_dim, hidden);
       of.output = memory_.parts(hidden, layer.heads * layer.value_dim);

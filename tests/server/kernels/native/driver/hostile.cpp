@@ -182,7 +182,10 @@ class AnyLayer {
     attention_.kv_heads = maybe(kv_heads_);
     attention_.key_dim = maybe(between(1, 24));
     attention_.value_dim = maybe(between(1, 24));
-    attention_.query = any_matrix(product(attention_.heads, attention_.key_dim), hidden_, true);
+    attention_.has_output_gate = one_in(3);
+    if (attention_.has_output_gate && !one_in(4)) attention_.value_dim = attention_.key_dim;
+    const int64_t queries = product(attention_.heads, attention_.key_dim);
+    attention_.query = any_matrix(attention_.has_output_gate ? product(queries, 2) : queries, hidden_, true);
     attention_.key = any_matrix(product(attention_.kv_heads, attention_.key_dim), hidden_, true);
     attention_.value = any_matrix(product(attention_.kv_heads, attention_.value_dim), hidden_, true);
     attention_.output = any_matrix(hidden_, product(attention_.heads, attention_.value_dim), true);

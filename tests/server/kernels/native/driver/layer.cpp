@@ -55,7 +55,8 @@ void Layer::set_attention(int32_t number) {
   attention.key = key.matrix();
   attention.value = value.matrix();
   attention.output = output.matrix();
-  attention.query_bias = maybe(heads * key_dim);
+  attention.has_output_gate = has_gate;
+  attention.query_bias = maybe(query.layout.outputs);
   attention.key_bias = maybe(kv_heads * key_dim);
   attention.value_bias = maybe(kv_heads * value_dim);
   attention.output_bias = maybe(hidden);

@@ -54,7 +54,8 @@ struct Layer {
   const Plan& plan;
   int64_t hidden = plan.hidden, kv_heads = between(1, 3), heads = kv_heads * between(1, 6);
   int64_t key_dim = head_size(), value_dim = one_in(2) ? key_dim : head_size();
-  Weights query = trunk_weights(heads * key_dim, hidden), key = trunk_weights(kv_heads * key_dim, hidden);
+  bool has_gate = key_dim == value_dim && one_in(2);
+  Weights query = trunk_weights(heads * key_dim * (has_gate ? 2 : 1), hidden), key = trunk_weights(kv_heads * key_dim, hidden);
   Weights value = trunk_weights(kv_heads * value_dim, hidden), output = trunk_weights(hidden, heads * value_dim);
   std::deque<std::vector<float>> numbers;
   std::vector<float> cosines, sines;

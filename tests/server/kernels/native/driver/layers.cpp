@@ -42,6 +42,8 @@ void run_in_parts(Handle* handle, const char* level, const std::deque<Layer>& la
   for (const Layer& layer : layers) {
     std::vector<float> given = step.hidden;
     const std::vector<char> keys = layer.keys, values = layer.values;
+    if (greenroom_norm_input(handle, &layer.spec, &step.call)) std::abort();
+    check_input_norm(level, layer, step);
     if (greenroom_begin_layer(handle, &layer.spec, &step.call, place)) std::abort();
     check_attention(level, layer, step, given, keys, values);
     check_norm_and_router(level, layer, step, place);

@@ -48,6 +48,7 @@ struct Heads {
     Vector x = widened(given, layer.hidden);
     normalise(x.data(), layer.spec.input_norm, kEpsilon, layer.hidden);
     query = product(layer.query, spec.query_bias, x);
+    if (spec.has_output_gate) take_gates(layer);
     key = product(layer.key, spec.key_bias, x);
     value = product(layer.value, spec.value_bias, x);
     for (Vector* vector : {&query, &key}) {
@@ -56,6 +57,15 @@ struct Heads {
       for (int64_t i = 0; weight && i < size; i += piece) normalise(vector->data() + i, weight, kHeadEpsilon, piece);
       for (int64_t i = 0; i < size; i += layer.key_dim) rotate(layer, vector->data() + i, position);
     }
+  }
+
+  // Moves each head's gates, which follow its queries, to a vector of their own.
+  void take_gates(const Layer& layer) {
+    Vector queries;
+    for (size_t i = 0; i < query.size(); ++i) {
+      (i / static_cast<size_t>(layer.key_dim) % 2 ? gates : queries).push_back(query[i]);
+    }
+    query = queries;
   }
 
   static void rotate(const Layer& layer, double* head, int64_t position) {
@@ -71,7 +81,7 @@ struct Heads {
     }
   }
 
-  Vector query, key, value;
+  Vector query, key, value, gates;
 };
 
 // Attention of a token over the cache.
@@ -206,7 +216,9 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
       if (!step.call.is_exact) continue;
       const Heads heads(layer, given.data() + row * hidden, position);
       check_cache(level, layer, table, position, heads);
-      Vector wanted = product(layer.output, spec.output_bias, attended(layer, table, heads.query, position));
+      Vector result = attended(layer, table, heads.query, position);
+      for (size_t d = 0; d < heads.gates.size(); ++d) result[d] /= 1 + std::exp(-heads.gates[d]);
+      Vector wanted = product(layer.output, spec.output_bias, result);
       for (int64_t d = 0; d < hidden; ++d) wanted[d] = given[row * hidden + d] + layer.spec.residual_scale * wanted[d];
       check_vector("attention", level, spec.cache_format, step.hidden.data() + row * hidden, wanted,
                    kNear * (largest(wanted) + 1));
@@ -214,6 +226,16 @@ void check_attention(const char* level, const Layer& layer, const Step& step, co
   }
   check_same("a cache of keys", level, keys.data(), layer.keys.data(), static_cast<int64_t>(keys.size()));
   check_same("a cache of values", level, values.data(), layer.values.data(), static_cast<int64_t>(values.size()));
+}
+
+void check_input_norm(const char* level, const Layer& layer, const Step& step) {
+  const int64_t hidden = layer.hidden;
+  for (int64_t token = 0; token < step.call.tokens; ++token) {
+    Vector wanted = widened(step.hidden.data() + token * hidden, hidden);
+    normalise(wanted.data(), layer.spec.input_norm, kEpsilon, hidden);
+    check_vector("a norm of inputs", level, Format::kFloat32, step.normed.data() + token * hidden, wanted,
+                 kNear * largest(wanted));
+  }
 }
 
 void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place) {

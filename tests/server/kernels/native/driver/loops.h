@@ -20,6 +20,9 @@ void check_vector(const char* what, const char* level, Format format, const floa
 void check_attention(const char* level, const Layer& layer, const Step& step, const std::vector<float>& given,
                      std::vector<char> keys, std::vector<char> values);
 
+// Checks the rows that an external mixer gets against loops.
+void check_input_norm(const char* level, const Layer& layer, const Step& step);
+
 // The same for the norm after it, and for choices and weights of experts.
 void check_norm_and_router(const char* level, const Layer& layer, const Step& step, int64_t place);
 

@@ -1,0 +1,129 @@
+"""ModuleMixer: a family's own module as the mixer of a layer whose other parts are native."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+
+from server.model.native_layers.capture import LayerCapture
+from server.model.native_layers.errors import UnsupportedLayerError
+from server.model.recurrent.states import AttentionPassThrough, StepStates
+
+SETTING = bool | int | float | str | None  # a constant argument
+
+
+class _Role(Enum):
+    """An argument that is another one in each step."""
+
+    ROWS = "the normed rows"
+    CACHE = "the states of recurrent layers"
+    ANGLES = "cosines and sines of the rows' positions"
+    POSITIONS = "the rows' positions"
+
+
+class MixerStep:
+    """The arguments of the mixers of one step, besides their rows.
+
+    Args:
+        rotary: the model's module that computes cosines and sines; None if it has none.
+        positions: of the rows.
+        dtype: of the modules.
+        states: of recurrent layers.
+    """
+
+    def __init__(self, rotary: Any, positions: Sequence[int], dtype: torch.dtype, states: StepStates | None):
+        self._rotary, self._positions, self._dtype, self.states = rotary, positions, dtype, states
+        self._angles: Any = None
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """``(1, rows)``."""
+        return torch.tensor([self._positions])
+
+    @property
+    def angles(self) -> Any:
+        """Cosines and sines, as the model passes them to its layers; computed once."""
+        if self._angles is None:
+            self._angles = self._rotary(torch.empty((1, 1, 1), dtype=self._dtype), self.positions)
+        return self._angles
+
+
+class ModuleMixer:
+    """Calls the module on the normed rows of a step, and returns what it adds to them.
+
+    The border between native parts and modules: the residual stream stays in float32, and so does every sum that goes
+    into it. The module gets the normed rows rounded once to the model's dtype, which is what transformers' own norm
+    returns, and its result is widened before it is added. So a hybrid rounds less than the modules alone, which round
+    the residual stream after each addition.
+
+    Args:
+        captured: a call of the module in the model.
+        rotary: the model's module that computes cosines and sines; None if it has none.
+        dtype: of the module.
+
+    Raises:
+        UnsupportedLayerError: it takes or returns something else than rows, states and positions.
+    """
+
+    def __init__(self, captured: LayerCapture, rotary: Any, dtype: torch.dtype):
+        call = captured.mixer
+        if call is None:
+            raise UnsupportedLayerError("a layer does not call its mixer")
+        self.module: Any = call.module
+        self._dtype = dtype
+        count, size = captured.given.shape
+        step = MixerStep(rotary, range(count), dtype, None)
+        self._args = [self._part(value, count, size, captured.positions, step) for value in call.args]
+        self._kwargs = {
+            name: self._part(value, count, size, captured.positions, step) for name, value in call.kwargs.items()
+        }
+        if [*self._args, *self._kwargs.values()].count(_Role.ROWS) != 1:
+            raise UnsupportedLayerError(f"its {type(call.module).__name__} takes other inputs than one of rows")
+
+    def __call__(self, rows: torch.Tensor, step: MixerStep) -> torch.Tensor:
+        """Return float32 ``(rows, hidden)`` for float32 rows of that shape."""
+        given = rows.to(self._dtype).unsqueeze(0)
+        args = [self._filled(value, given, step) for value in self._args]
+        output = self.module(*args, **{name: self._filled(value, given, step) for name, value in self._kwargs.items()})
+        return rows_of(output)
+
+    def _part(self, value: Any, count: int, size: int, angles: Any, step: MixerStep) -> SETTING | _Role:
+        """Return a constant argument, or the role of one that changes."""
+        if value is None or isinstance(value, bool | int | float | str):
+            constant: SETTING = value
+            return constant
+        if isinstance(value, AttentionPassThrough):
+            return _Role.CACHE
+        if isinstance(value, torch.Tensor) and value.shape == (1, count, size):
+            return _Role.ROWS
+        if isinstance(value, torch.Tensor) and torch.equal(value, step.positions):
+            return _Role.POSITIONS
+        if angles is not None and value is angles and _are_equal(step.angles, value):
+            return _Role.ANGLES
+        raise UnsupportedLayerError(f"its {type(self.module).__name__} takes a {type(value).__name__} of unknown use")
+
+    def _filled(self, value: SETTING | _Role, rows: torch.Tensor, step: MixerStep) -> Any:
+        if not isinstance(value, _Role):
+            return value
+        if value is _Role.ROWS:
+            return rows
+        if value is _Role.CACHE:
+            return step.states
+        return step.angles if value is _Role.ANGLES else step.positions
+
+
+def rows_of(output: Any) -> torch.Tensor:
+    """Return the output of a mixer as float32 ``(rows, hidden)``."""
+    first: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return first[0].float()
+
+
+def _are_equal(own: Any, given: Any) -> bool:
+    """Return whether two pairs of cosines and sines are the same numbers."""
+    pairs = [own, given]
+    if not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):  # noqa: PLR2004
+        return False
+    return all(torch.equal(one, other) for one, other in zip(own, given, strict=True))

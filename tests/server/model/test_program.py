@@ -1,0 +1,53 @@
+"""The program of a model says what runs where, in one place."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.model.program import Block, ModelProgram, Segment, Target
+
+REASON = "its layers are of another kind"
+ATTENTION = Block("attention", Target.NATIVE, Target.NATIVE)
+DELTA = Block("GatedDeltaNet", Target.MODULES, Target.NATIVE)
+
+
+def whole(target: Target) -> ModelProgram:
+    return ModelProgram((Block("Layer", target, target),) * 3, REASON)
+
+
+@pytest.mark.parametrize(
+    ("program", "segments"),
+    [
+        (ModelProgram((ATTENTION, ATTENTION)), [(Target.NATIVE, 4)]),
+        (
+            ModelProgram((DELTA, DELTA, ATTENTION)),
+            [(Target.MODULES, 1), (Target.NATIVE, 1), (Target.MODULES, 1), (Target.NATIVE, 3)],
+        ),
+        (whole(Target.TRANSFORMERS), [(Target.TRANSFORMERS, 6)]),
+    ],
+    ids=["native", "hybrid", "sequential"],
+)
+def test_neighbouring_parts_of_one_target_are_a_segment(
+    program: ModelProgram, segments: list[tuple[Target, int]]
+) -> None:
+    assert program.segments == tuple(Segment(*each) for each in segments)
+
+
+@pytest.mark.parametrize(
+    ("program", "text"),
+    [
+        (ModelProgram((ATTENTION, ATTENTION)), "all 2 layers run natively"),
+        (
+            ModelProgram((DELTA, DELTA, ATTENTION)),
+            "transformers' modules run GatedDeltaNet in 2 of 3 layers, and everything else runs natively",
+        ),
+        (whole(Target.MODULES), f"it runs through the modules of transformers: {REASON}"),
+        (
+            whole(Target.TRANSFORMERS),
+            f"requests run one at a time, with transformers' attention and cache, because {REASON}",
+        ),
+    ],
+    ids=["native", "hybrid", "modules", "sequential"],
+)
+def test_a_program_is_described_in_a_line(program: ModelProgram, text: str) -> None:
+    assert program.describe() == text
