@@ -1,15 +1,27 @@
-"""Reads of tensors into memory of their own."""
+"""Reads of tensors into memory of their own: one at a time, or many in parallel."""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 import torch
 
 from expert_store.catalog import TensorSource
-from expert_store.errors import SourceError
+from expert_store.errors import SourceError, StoreFailedError
+from expert_store.io.reader import Done, Priority, SourceReader
 from expert_store.sources.base import Bytes, Piece
+from expert_store.sources.open_sources import OpenSources
+
+NUM_READERS = 6  # as in a store
+PART_BYTES = 4 << 20  # large tensors are read in parts, by several threads
+AHEAD_BYTES = 32 << 20  # of tensors that are read before they are taken; enough to keep all threads busy
 
 
 def read_tensor(source: TensorSource) -> torch.Tensor:
@@ -29,4 +41,131 @@ def read_tensor(source: TensorSource) -> torch.Tensor:
 
 def as_tensor(raw: Bytes, source: TensorSource) -> torch.Tensor:
     """Return the tensor that some bytes are."""
+    if not len(raw):  # torch can't view it as another type
+        return torch.empty(source.shape, dtype=source.dtype)
     return torch.from_numpy(raw).view(source.dtype).view(source.shape)  # type: ignore[no-untyped-call,unused-ignore]
+
+
+class TensorReads:
+    """Reads tensors in parallel, at the speed of the disk, a little ahead of those who take them.
+
+    A context manager, for one thread. Each tensor has memory of its own, and none is copied.
+
+    Args:
+        sources: all tensors, in the order in which they will be taken.
+
+    Raises:
+        SourceError: a source can't be opened.
+        BudgetError: there is no memory to read with.
+    """
+
+    def __init__(self, sources: Sequence[TensorSource], num_readers: int = NUM_READERS):
+        self._left = deque(sources)  # not begun
+        self._begun: deque[_TensorRead] = deque()
+        self._ahead_bytes = 0  # of those that are begun
+        self._changed = threading.Condition()  # guards the progress of each read, and the next field
+        self._failure: str | None = None
+        self._open = OpenSources({source.extent.source for source in sources})
+        try:
+            self._reader = SourceReader(num_readers, self._fail)
+        except Exception:
+            self._open.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._reader.close()
+        self._open.close()
+
+    def take(self, source: TensorSource) -> torch.Tensor:
+        """Return the next tensor, as soon as it is read.
+
+        Raises:
+            SourceError: its source can't be read, or ends too early.
+            StoreFailedError: a thread that reads died.
+            ValueError: another tensor is the next.
+        """
+        self._read_ahead()
+        read = self._begun.popleft() if self._begun else None
+        if read is None or read.source != source:
+            raise ValueError(f"{source.name} is not the tensor to be taken next")
+        with self._changed:
+            while read.num_left and read.error is None:
+                if self._failure is not None:
+                    raise StoreFailedError(self._failure)
+                self._changed.wait()
+        if isinstance(read.error, SourceError):
+            raise read.error.naming(source.extent.source.name, source.name) from read.error
+        if read.error is not None:
+            raise read.error
+        self._ahead_bytes -= source.extent.nbytes
+        self._read_ahead()
+        return as_tensor(read.target, source)
+
+    def _read_ahead(self) -> None:
+        while self._left and (not self._begun or self._ahead_bytes < AHEAD_BYTES):
+            read = _TensorRead(self._left.popleft())
+            self._begun.append(read)
+            self._ahead_bytes += read.source.extent.nbytes
+            pieces = list(_parts(read))
+            read.num_left = len(pieces)
+            for piece in pieces:
+                self._reader.submit(_PartRead(read.source, piece, self._open, self._ends(read)))
+
+    def _ends(self, read: _TensorRead) -> Done:
+        def done(error: Exception | None) -> None:
+            with self._changed:
+                read.num_left -= 1
+                read.error = read.error or error
+                self._changed.notify_all()
+
+        return done
+
+    def _fail(self, reason: str) -> None:
+        with self._changed:
+            self._failure = reason
+            self._changed.notify_all()
+
+
+@dataclass(eq=False)
+class _TensorRead:
+    """A tensor that is being read; ``num_left`` parts of it are missing."""
+
+    source: TensorSource
+    target: Bytes = field(init=False)
+    num_left: int = 0
+    error: Exception | None = None
+
+    def __post_init__(self) -> None:
+        self.target = np.empty(self.source.extent.nbytes, dtype=np.uint8)
+
+
+@dataclass(eq=False)
+class _PartRead:
+    """A part of a tensor to be read, as a ``ReadJob``."""
+
+    source: TensorSource
+    piece: Piece
+    sources: OpenSources
+    done: Done
+    priority: Priority = Priority.DEMAND
+
+    def __str__(self) -> str:
+        return self.source.name
+
+    def read(self, scratch: Bytes) -> None:
+        self.sources[self.source.extent.source].read([self.piece], scratch)
+
+
+def _parts(read: _TensorRead) -> Iterator[Piece]:
+    """Yield the parts of a tensor, cut where pages of its source end."""
+    begin, end = read.source.extent.offset, read.source.extent.offset + read.source.extent.nbytes
+    position = begin
+    while position < end:
+        following = min(end, (position // PART_BYTES + 1) * PART_BYTES)
+        yield Piece(position, read.target[position - begin : following - begin])
+        position = following

@@ -13,7 +13,16 @@ from typing import Literal, get_args
 from torch import nn
 from transformers import PreTrainedModel
 
-from expert_store import UNCHANGED, CheckpointError, MadeTensors, ParameterSpec, TensorSource, Weights, read_tensor
+from expert_store import (
+    UNCHANGED,
+    CheckpointError,
+    MadeTensors,
+    ParameterSpec,
+    TensorReads,
+    TensorSource,
+    Weights,
+    read_tensor,
+)
 from server.kernels.formats import blocks
 from server.kernels.formats.blocks import BlockFormat
 from server.model.architecture import text_part
@@ -135,8 +144,9 @@ def fill_linears(layers: Mapping[str, QuantisedLinear], matrices: PackedMatrices
     Raises:
         CheckpointError: a file can't be read.
     """
-    for hub_name, layer in layers.items():
-        layer.fill({NAME + suffix: read_tensor(source) for suffix, source in matrices[hub_name].items()})
+    with TensorReads([source for hub_name in layers for source in matrices[hub_name].values()]) as reads:
+        for hub_name, layer in layers.items():
+            layer.fill({NAME + suffix: reads.take(source) for suffix, source in matrices[hub_name].items()})
 
 
 def _block_format(parts: Mapping[str, TensorSource]) -> BlockFormat:

@@ -24,13 +24,13 @@ from expert_store import (
     ExpertCatalog,
     ExpertStoreError,
     Pack,
+    TensorReads,
     TensorSource,
     find_shards,
     is_pack,
     open_pack,
     read_index,
     read_json_object,
-    read_tensor,
 )
 from server.kernels.compute_pool import ComputePool
 from server.kernels.expert import ExpertsModule
@@ -58,7 +58,7 @@ from server.model.checkpoint.packing import map_pack
 from server.model.checkpoint.tensor_map import experts_modules, layer_numbers, map_checkpoint
 from server.model.errors import ModelError, NotBatchableError, incomplete
 from server.model.experts.replacements import replace_experts
-from server.model.quantised.matrix import StoredTensor, stored_parts
+from server.model.quantised.matrix import StoredTensor, read_order, stored_parts
 from server.model.quantised.scheme import find_scheme, share_quantisation
 from server.model.sequential.sequential_trunk import SequentialTrunk
 from server.model.transformers_hooks.batching_checks import check_batchable
@@ -184,9 +184,10 @@ def _resident_bytes(trunk: TrunkSources, dtype: torch.dtype) -> int:
 def _read_trunk(trunk: TrunkSources, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     state = {}
     sizes = {name: sum(part.extent.nbytes for part in stored_parts(source)) for name, source in trunk.items()}
-    with progress("loading the trunk", sum(sizes.values())) as shown:
+    parts = [part for source in trunk.values() for part in read_order(source)]
+    with progress("loading the trunk", sum(sizes.values())) as shown, TensorReads(parts) as reads:
         for name, source in trunk.items():
-            tensor = read_tensor(source) if isinstance(source, TensorSource) else source.dequantise().to(dtype)
+            tensor = reads.take(source) if isinstance(source, TensorSource) else source.dequantise(reads.take).to(dtype)
             if tensor.numel() and tensor.is_floating_point() and tensor.min().isnan():
                 raise ModelError(f"{name} holds NaN (not a number); download the checkpoint again")
             state[name] = tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -12,6 +12,7 @@ import torch
 from expert_store import CheckpointError, TensorSource, read_tensor
 from server.kernels.expert import dequantised
 
+ReadTensor = Callable[[TensorSource], torch.Tensor]
 Specs = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of a slot's tensors, by suffix
 
 
@@ -42,21 +43,29 @@ class StoredMatrix:
     is_out_in: bool = False  # even if the checkpoint's unquantised matrices would be (in, out)
     can_transpose: bool = False  # the transposed matrix has the same tensors, transposed
 
+    @property
+    def sources(self) -> Iterator[TensorSource]:
+        """The tensors of the checkpoint that it is made of; one may come several times."""
+        return (source for tensor in self.tensors for source in tensor.sources)
+
     def transposed(self) -> StoredMatrix:
         """Return the transposed matrix."""
         tensors = (replace(each, shape=each.shape[::-1], make=partial(_transpose, each)) for each in self.tensors)
         return replace(self, shape=self.shape[::-1], tensors=tuple(tensors))
 
-    def dequantise(self) -> torch.Tensor:
+    def dequantise(self, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read the float32 matrix ``(out, in)`` from the disk.
+
+        Args:
+            read: called for each of its ``sources``, in their order.
 
         Raises:
             CheckpointError: its tensors contradict each other.
         """
         weights = {}
         for tensor in self.tensors:
-            read = [read_tensor(source) for source in tensor.sources]
-            weights[tensor.suffix] = tensor.made(read).to(tensor.dtype)
+            values = [read(source) for source in tensor.sources]
+            weights[tensor.suffix] = tensor.made(values).to(tensor.dtype)
         matrix = dequantised(weights, "")
         assert matrix is not None
         return matrix
@@ -87,19 +96,31 @@ class StoredTensor:
             )
         return [(number if expert is None else expert, matrix) for number, matrix in enumerate(self.matrices)]
 
-    def dequantise(self) -> torch.Tensor:
+    def dequantise(self, read: ReadTensor = read_tensor) -> torch.Tensor:
         """Read the tensor from the disk, in float32.
+
+        Args:
+            read: called for each source of each matrix, in their order.
 
         Raises:
             CheckpointError: its parts contradict each other.
         """
-        matrices = [matrix.dequantise() for matrix in self.matrices]
+        matrices = [matrix.dequantise(read) for matrix in self.matrices]
         return torch.stack(matrices) if self.is_of_experts else matrices[0]
 
 
 def stored_parts(source: TensorSource | StoredTensor) -> tuple[TensorSource, ...]:
     """Return the checkpoint's tensors that a parameter is made of."""
     return source.sources if isinstance(source, StoredTensor) else (source,)
+
+
+def read_order(source: TensorSource | StoredTensor) -> Iterator[TensorSource]:
+    """Yield the tensors that are read to get a tensor unquantised, in their order."""
+    if isinstance(source, TensorSource):
+        yield source
+        return
+    for matrix in source.matrices:
+        yield from matrix.sources
 
 
 class Scheme(Protocol):
