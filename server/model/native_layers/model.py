@@ -77,7 +77,7 @@ class NativeModel:
 
     @property
     def program(self) -> ModelProgram:
-        """What runs where."""
+        """The target of each part."""
         return ModelProgram(tuple(map(_block, self._layers)))
 
     @property
