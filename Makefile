@@ -13,6 +13,7 @@ WORKERS ?= 2
 SECONDS ?= 300
 SEED ?= 0
 MINUTES ?= 60
+CLIENTS_DIR ?= $(VENV)/clients
 
 run: $(VENV)/.installed
 	$(BIN)/greenroom serve $(MODEL)
@@ -50,7 +51,7 @@ soak: $(VENV)/.installed-dev
 
 # Installs each client of tests/clients from PyPI or npm into an environment of its own; CLIENT=name runs one.
 clients: $(VENV)/.installed-dev
-	CLIENTS_DIR=$(VENV)/clients $(BIN)/python -m pytest tests/clients -m clients -rA -k "$(CLIENT)"
+	CLIENTS_DIR=$(CLIENTS_DIR) $(BIN)/python -m pytest tests/clients -m clients -rA -k "$(CLIENT)"
 
 # The versions that CI installs, for every architecture: the newest that pyproject.toml admits. `pip install --constraint
 # .ci/constraints.txt --editable '.[dev]'` installs the same.

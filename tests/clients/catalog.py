@@ -18,6 +18,8 @@ class Client:
             are replaced. Empty: the program of its name in ``programs``.
         variables: of the environment, with the same replacements.
         files: files of the folder in which it runs, by name, with the same replacements.
+        says: a regular expression for what it prints of its success, if its exit status may be 0 without.
+        shares: the client whose environment it runs in; empty: its own.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Client:
     command: tuple[str, ...] = ()
     variables: tuple[tuple[str, str], ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+    says: str = ""
+    shares: str = ""
 
 
 OPENCODE = """{
@@ -42,16 +46,25 @@ OPENCODE = """{
   }
 }
 """
+EVALUATIONS = ("lm_eval[api]", "transformers")
+EVALUATION = (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_CACHE", "{out}"))
 TASK = """task: tea
 dataset_path: json
 dataset_kwargs: {data_files: {test: tea.jsonl}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: "{{question}}"
+"""
+CHOICE = """output_type: multiple_choice
 doc_to_choice: [water, sand]
 doc_to_target: 0
 metric_list: [{metric: acc}]
 """
+ANSWER = """output_type: generate_until
+doc_to_target: water
+generation_kwargs: {until: ["."], max_gen_toks: 20}
+metric_list: [{metric: exact_match}]
+"""
+QUESTIONS = '{"question": "Tea is made of"}\n{"question": "Rice is boiled in"}\n'
 CODEX_PROVIDER = 'model_providers.greenroom={name="Greenroom",base_url="{url}/v1"}'
 
 CLIENTS = (
@@ -114,20 +127,33 @@ CLIENTS = (
             *("--chat-mode", "ask", "--no-check-update", "--analytics-disable", "--message", QUESTION),
         ),
         (("OPENAI_API_BASE", "{url}/v1"), ("OPENAI_API_KEY", "none"), ("HOME", "{out}")),
+        says=r"Tokens: \d+ sent, [1-9]\d* received",
     ),
     Client(
         "lm-eval",
         "pypi",
-        ("lm_eval[api]", "transformers"),
+        EVALUATIONS,
         (
             *("lm_eval", "--model", "local-completions", "--tasks", "tea", "--include_path", "."),
             *("--model_args", "model={model},base_url={url}/v1/completions,tokenizer={folder},num_concurrent=2"),
         ),
-        (("HF_HUB_OFFLINE", "1"), ("HF_DATASETS_CACHE", "{out}")),
+        EVALUATION,
+        (("tea.yaml", TASK + CHOICE), ("tea.jsonl", QUESTIONS)),
+        says=r"\|tea .*\|acc ",
+    ),
+    Client(
+        "lm-eval-chat",
+        "pypi",
+        EVALUATIONS,
         (
-            ("tea.yaml", TASK),
-            ("tea.jsonl", '{"question": "Tea is made of"}\n{"question": "Rice is boiled in"}\n'),
+            *("lm_eval", "--model", "local-chat-completions", "--tasks", "tea", "--include_path", "."),
+            *("--apply_chat_template", "--model_args"),
+            "model={model},base_url={url}/v1/chat/completions,num_concurrent=2",
         ),
+        EVALUATION,
+        (("tea.yaml", TASK + ANSWER), ("tea.jsonl", QUESTIONS)),
+        says=r"\|tea .*\|exact_match",
+        shares="lm-eval",
     ),
     Client(
         "guidellm",
@@ -139,6 +165,7 @@ CLIENTS = (
             *("--tokenizer", "kind=huggingface_auto,model={folder}"),
             *("--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=8"),
         ),
+        says=r"concurrent@2 .*\| 4 +\| 0 +\| 0 +\|",  # completed, incomplete and failed requests
     ),
     Client(
         "aiperf",
@@ -150,5 +177,6 @@ CLIENTS = (
             *("--synthetic-input-tokens-mean", "32", "--output-tokens-mean", "8", "--extra-inputs", "ignore_eos:true"),
             *("--artifact-dir", "{out}"),
         ),
+        says=r"Request Count \(requests\) │ +4\.00 ",
     ),
 )

@@ -45,6 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     flags = [
         *(str(folder), "--served-model-name", BUNDLED_NAME, "--model-alias", f"claude-*={BUNDLED_NAME}"),
         *("--override-generation-config", json.dumps(SAMPLING), "--chat-template", short_template(folder)),
+        *("--response-store", str(folder.parent / "responses")),
     ]
     with serving(*flags) as server:
         yield Served(server, folder)

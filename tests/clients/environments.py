@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,17 +13,26 @@ from tests.clients.catalog import Client
 
 PROGRAMS = Path(__file__).parent / "programs"
 INSTALL_SECONDS, RUN_SECONDS = 1200, 300
+# pip's and npm's words for an index that they can't reach.
+UNREACHABLE = re.compile(
+    r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ENETUNREACH|ETIMEDOUT"
+)
+
+
+class UnreachableIndexError(Exception):
+    """The index of packages can't be reached from here."""
 
 
 def install(client: Client, folder: Path) -> None:
-    """Install a client into a folder, unless it is there already."""
+    """Install a client into a folder, unless it is there already. Raises UnreachableIndexError."""
     done = folder / "installed"
     if done.exists():
         return
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if client.index == "npm":
-        _run("npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), *client.packages)
+        options = ("--loglevel=error", "--no-audit", "--no-fund", "--prefix", str(folder))
+        _run("npm", "install", *options, *client.packages)
     else:
         _run(sys.executable, "-m", "venv", str(folder))
         _run(str(folder / "bin" / "pip"), "install", "--quiet", *client.packages)
@@ -84,5 +94,7 @@ def _filled(text: str, values: dict[str, str]) -> str:
 
 def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    if done.returncode != 0 and (reason := UNREACHABLE.search(done.stdout + done.stderr)):
+        raise UnreachableIndexError(f"{' '.join(command)}: {reason[0]}")
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     return done.stdout

@@ -27,7 +27,7 @@ def shell(script: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_page_on_training_works_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "server").symlink_to(ROOT / "server")
     commands = []
