@@ -189,11 +189,13 @@ def _choice(index: int, tokens: Sequence[Token]) -> Choice:
         "".join(token.text for token in tokens),
         index,
         "".join(token.reasoning for token in tokens),
-        next((token.finish_reason for token in reversed(tokens) if token.finish_reason is not None), None),
-        tuple(each for token in tokens for each in token.logprobs),
-        tuple(each for token in tokens for each in token.experts),
-        _tool_calls(piece for token in tokens for piece in token.tool_calls),
-        tuple(each for token in tokens for each in token.adapters),
+        finish_reason=next(
+            (token.finish_reason for token in reversed(tokens) if token.finish_reason is not None), None
+        ),
+        logprobs=tuple(each for token in tokens for each in token.logprobs),
+        experts=tuple(each for token in tokens for each in token.experts),
+        tool_calls=_tool_calls(piece for token in tokens for piece in token.tool_calls),
+        adapters=tuple(each for token in tokens for each in token.adapters),
     )
 
 
@@ -217,11 +219,11 @@ def _token(choice: Mapping[str, Any]) -> Token:
         choice.get("text") or message.get("content") or "",
         choice["index"],
         message.get("reasoning_content") or "",
-        choice.get("finish_reason"),
-        _logprobs(choice.get("logprobs")),
-        tuple(tuple(tuple(chosen) for chosen in token) for token in choice.get("experts") or ()),
-        tuple(_piece(position, call) for position, call in enumerate(message.get("tool_calls") or ())),
-        tuple({**weights} for weights in choice.get("adapters") or ()),
+        finish_reason=choice.get("finish_reason"),
+        logprobs=_logprobs(choice.get("logprobs")),
+        experts=tuple(tuple(tuple(chosen) for chosen in token) for token in choice.get("experts") or ()),
+        tool_calls=tuple(_piece(position, call) for position, call in enumerate(message.get("tool_calls") or ())),
+        adapters=tuple({**weights} for weights in choice.get("adapters") or ()),
     )
 
 

@@ -61,7 +61,9 @@ class ExpertStore:
         recorder: Recorder | None = None,
     ):
         self._recorder = recorder
-        self._state = StoreState(catalog, host_bytes, device_bytes, device, num_readers, policy)
+        self._state = StoreState(
+            catalog, host_bytes, device_bytes, device=device, num_readers=num_readers, policy=policy
+        )
         self._budgets = StoreBudgets(self._state, host_bytes, device_bytes, least_unpinned)
         self._residents = ResidentAddresses(self._state)
         self._variant_residents = self._residents  # of the last step with variants

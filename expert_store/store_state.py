@@ -35,6 +35,7 @@ class StoreState:
         catalog: ExpertCatalog,
         host_bytes: int,
         device_bytes: int,
+        *,
         device: torch.device,
         num_readers: int,
         policy: str,

@@ -53,7 +53,14 @@ class Trends:
 
     @property
     def view(self) -> View:
-        return View(self._frames[-1][1], self._rates(), self._heat, self._requests, self._speeds, self._weights)
+        return View(
+            self._frames[-1][1],
+            self._rates(),
+            self._heat,
+            requests=self._requests,
+            speeds=self._speeds,
+            weights=self._weights,
+        )
 
     def add(self, frame: ExpertFrame, now: float) -> None:
         """Add the next frame."""

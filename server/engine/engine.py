@@ -185,7 +185,9 @@ class Engine:
         blocks = self._blocks.new_blocks(block_salt(request, weights), () if weights is None else weights.versions)
         try:
             self._submissions.put(
-                lambda arrival: Sequence(request, sink, text, seed, blocks, arrival, weights=weights, grammar=grammar)
+                lambda arrival: Sequence(
+                    request, sink, text, seed=seed, blocks=blocks, arrival=arrival, weights=weights, grammar=grammar
+                )
             )
         except EngineError as error:
             if weights is not None:

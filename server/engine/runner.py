@@ -50,6 +50,7 @@ class PagedModelRunner:
         trunk: Trunk | SequentialTrunk,
         kv_cache: KVCache,
         store: ExpertStore,
+        *,
         prefetcher: Prefetcher | None = None,
         states: StateCache | None = None,
         before_step: Callable[[int, int], None] | None = None,

@@ -83,7 +83,14 @@ def _summarise_folder(folder: Path, name: str, settings: ServeSettings, device: 
     if is_pack(folder):
         pack = open_pack(folder)
         shape = infer_shapes(config, dtype, length, packed_matrices(pack))
-        return ModelSummary(name, "packed", shape, map_pack(shape.model, pack).catalog, 0, pack.manifest.trunk)
+        return ModelSummary(
+            name,
+            "packed",
+            shape,
+            catalog=map_pack(shape.model, pack).catalog,
+            num_unused=0,
+            trunk_format=pack.manifest.trunk,
+        )
     shape = infer_shapes(config, dtype, length)
     if not any(folder.glob("*.safetensors")):
         return ModelSummary(name, "config", shape, catalog_from_config(shape.model), 0)

@@ -51,6 +51,7 @@ def load_adapters(
     settings: ServeSettings,
     model: ModelParts,
     store: AdapterStore,
+    *,
     wake: Callable[[], None],
     on_drop: Callable[[str], None],
     state: SavedState | None = None,

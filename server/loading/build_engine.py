@@ -79,6 +79,7 @@ def build_engine(
     settings: ServeSettings,
     model: ModelParts,
     plan: MemoryPlan,
+    *,
     experts: ExpertPaging,
     kv_cache: KVCache,
     codec: Codec,
@@ -94,10 +95,22 @@ def build_engine(
     snapshots = SnapshotPool(range(kv.num_slots, kv.num_states)) if kv.num_snapshots else None
     before_step, allowance = (None, None) if elastic is None else (elastic.reserve_for_step, elastic.allowance)
     blocks = BlockManager(
-        kv.block_groups, BLOCK_SIZE, trunk.facts.shares_prefixes, snapshots, allowance, kv_cache.release
+        kv.block_groups,
+        BLOCK_SIZE,
+        trunk.facts.shares_prefixes,
+        snapshots=snapshots,
+        allowance=allowance,
+        release=kv_cache.release,
     )
     return Engine(
-        PagedModelRunner(trunk, kv_cache, store, experts.prefetcher, trunk.new_states(kv.num_states), before_step),
+        PagedModelRunner(
+            trunk,
+            kv_cache,
+            store,
+            prefetcher=experts.prefetcher,
+            states=trunk.new_states(kv.num_states),
+            before_step=before_step,
+        ),
         blocks,
         EngineLimits(
             kv.max_model_len,

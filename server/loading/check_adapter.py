@@ -66,7 +66,9 @@ def check_adapter(path: Path, load: Callable[[], ModelParts]) -> AdapterCheck:
         memory_bytes = read_adapter(folder, targets, page_bytes).memory_bytes
     except AdapterError as error:
         refusal = str(error)
-    return AdapterCheck(folder, parts.name, config, match, page_bytes, memory_bytes, refusal)
+    return AdapterCheck(
+        folder, parts.name, config, match=match, page_bytes=page_bytes, memory_bytes=memory_bytes, refusal=refusal
+    )
 
 
 def describe(check: AdapterCheck) -> str:

@@ -116,17 +116,17 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         settings,
         parts,
         plan,
-        paging,
-        kv_cache,
-        codec,
-        elastic,
-        lambda names: directory.select(names),  # noqa: PLW0108  made later
+        experts=paging,
+        kv_cache=kv_cache,
+        codec=codec,
+        elastic=elastic,
+        weights=lambda names: directory.select(names),  # noqa: PLW0108  made later
     )
     adapters = None
     if store is None:
         report_unloadable(state)
     else:
-        adapters = load_adapters(settings, parts, store, engine.wake, engine.discard_prefixes, state)
+        adapters = load_adapters(settings, parts, store, wake=engine.wake, on_drop=engine.discard_prefixes, state=state)
     on_change = (lambda: None) if elastic is None else elastic.count_experts
     variants = open_variants(variants_folder(model, settings), parts, paging.store, on_change, engine.discard_prefixes)
     try:
@@ -150,7 +150,15 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         preloader.start()
     usage = memory_usage(plan, paging.store, elastic, adapter_bytes, lambda: memory.held_bytes)
     registry = None if adapters is None else adapters.registry
-    metrics = Metrics(parts.name, paging.store, engine.statistics, usage, paging.prefetcher, registry, variants)
+    metrics = Metrics(
+        parts.name,
+        paging.store,
+        engine.statistics,
+        memory=usage,
+        prefetcher=paging.prefetcher,
+        adapters=registry,
+        variants=variants,
+    )
     experts = StoreAdministration(parts.name, paging.store, engine.statistics, usage)
     if watcher is not None:
         watcher.start()
@@ -158,17 +166,17 @@ def load_server(model: str | None, settings: ServeSettings) -> LoadedServer:
         parts.name,
         engine,
         codec,
-        parts.defaults,
-        describe_model(parts.trunk, usage),
-        metrics,
-        paging.store,
-        experts,
-        usage,
-        memory,
-        paging.recorder,
-        preloader,
-        watcher,
-        adapters,
-        variants,
-        directory,
+        defaults=parts.defaults,
+        card=describe_model(parts.trunk, usage),
+        metrics=metrics,
+        store=paging.store,
+        experts=experts,
+        memory=usage,
+        request_memory=memory,
+        routing_recorder=paging.recorder,
+        preloader=preloader,
+        memory_watcher=watcher,
+        adapters=adapters,
+        variants=variants,
+        directory=directory,
     )

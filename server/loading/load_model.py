@@ -82,10 +82,18 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
 
     def load(dtype: torch.dtype) -> Trunk | SequentialTrunk:
         def check_memory(trunk_bytes: int, catalog: ExpertCatalog) -> None:
-            check_trunk(settings, trunk_bytes, catalog, dtype, device, host_budget(settings))
+            check_trunk(settings, trunk_bytes, catalog, dtype=dtype, device=device, budget_bytes=host_budget(settings))
             log.info("loading %s from %s", name, folder)
 
-        return load_trunk(checkpoint, dtype, device, settings.deterministic, pool, settings.max_model_len, check_memory)
+        return load_trunk(
+            checkpoint,
+            dtype,
+            device,
+            is_deterministic=settings.deterministic,
+            pool=pool,
+            max_model_len=settings.max_model_len,
+            check_memory=check_memory,
+        )
 
     dtype_of = partial(compute_dtype, settings.dtype, model_config, device)
     dtype, without_kernels = dtype_of(has_kernels=level is not None), dtype_of()
@@ -102,13 +110,13 @@ def load_model(model: str | None, settings: ServeSettings) -> ModelParts:
         name,
         trunk,
         device,
-        f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{computing}",
-        tokenizer,
-        generation.eos_token_ids | tokenizer.eos_token_ids,
-        SamplingDefaults(**generation.sampling),
-        folder,
-        load_media_processor(config, trunk.facts, settings.chat_template),
-        settings.chat_template_kwargs or {},
+        compute=f"{device} in {_name_of(dtype)}, threads: {pool.num_threads}{computing}",
+        tokenizer=tokenizer,
+        eos_token_ids=generation.eos_token_ids | tokenizer.eos_token_ids,
+        defaults=SamplingDefaults(**generation.sampling),
+        folder=folder,
+        media=load_media_processor(config, trunk.facts, settings.chat_template),
+        template_options=settings.chat_template_kwargs or {},
     )
 
 

@@ -32,9 +32,9 @@ def open_variants(
         store,
         lambda: base_model(model.folder, model, find_fingerprint()),
         find_fingerprint,
-        folder,
-        on_change,
-        on_drop,
+        folder=folder,
+        on_change=on_change,
+        on_drop=on_drop,
     )
 
 

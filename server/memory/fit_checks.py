@@ -23,7 +23,7 @@ def predict_plan(
     Raises:
         SettingsError: a budget or limit does not suit the model, or does not fit.
     """
-    check_trunk(settings, needs.trunk_bytes, needs.catalog, dtype, device, budget_bytes)
+    check_trunk(settings, needs.trunk_bytes, needs.catalog, dtype=dtype, device=device, budget_bytes=budget_bytes)
     return plan_that_fits(settings, needs, device, budget_bytes, PROCESS_BYTES)
 
 
@@ -44,6 +44,7 @@ def check_trunk(
     settings: ServeSettings,
     trunk_bytes: int,
     catalog: ExpertCatalog,
+    *,
     dtype: torch.dtype,
     device: torch.device,
     budget_bytes: int,
@@ -83,13 +84,22 @@ def check_plan(settings: ServeSettings, plan: MemoryPlan) -> None:
     kv_bytes = plan.kv.nbytes if plan.free.is_cuda or plan.has_kv_budget else plan.kv.first_bytes
     host_bytes = plan.host_bytes if plan.has_expert_budget or plan.free.is_cuda else plan.least_host_bytes
     needs = plan.needs
-    check_budgets(settings, needs.catalog, needs.top_k, plan.free, kv_bytes, host_bytes, plan.device_bytes)
+    check_budgets(
+        settings,
+        needs.catalog,
+        needs.top_k,
+        free=plan.free,
+        kv_bytes=kv_bytes,
+        host_bytes=host_bytes,
+        device_bytes=plan.device_bytes,
+    )
 
 
 def check_budgets(
     settings: ServeSettings,
     catalog: ExpertCatalog,
     top_k: int,
+    *,
     free: FreeMemory,
     kv_bytes: int,
     host_bytes: int,
@@ -105,15 +115,15 @@ def check_budgets(
     """
     least, device, host = least_bytes(catalog, top_k), settings.device_expert_memory, settings.host_expert_memory
     if free.is_cuda:
-        _check("--device-expert-memory", device, device_bytes, least, free.device, kv_bytes)
-        _check("--host-expert-memory", host, host_bytes, least, free.host, 0)
+        _check("--device-expert-memory", device, device_bytes, least=least, free=free.device, kv_bytes=kv_bytes)
+        _check("--host-expert-memory", host, host_bytes, least=least, free=free.host, kv_bytes=0)
         return
     if device_bytes:  # a device tier in host memory
-        _check("--device-expert-memory", device, device_bytes, least, free.host - least, kv_bytes)
-    _check("--host-expert-memory", host, host_bytes, least, free.host - device_bytes, kv_bytes)
+        _check("--device-expert-memory", device, device_bytes, least=least, free=free.host - least, kv_bytes=kv_bytes)
+    _check("--host-expert-memory", host, host_bytes, least=least, free=free.host - device_bytes, kv_bytes=kv_bytes)
 
 
-def _check(flag: str, budget: Budget, planned: int, least: int, free: int, kv_bytes: int) -> None:
+def _check(flag: str, budget: Budget, planned: int, *, least: int, free: int, kv_bytes: int) -> None:
     """Check that the experts of one tier fit, with the KV cache if it is in the same memory."""
     if planned + kv_bytes <= free:
         return

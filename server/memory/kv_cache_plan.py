@@ -98,6 +98,7 @@ def plan_kv_cache(
     settings: ServeSettings,
     groups: Sequence[KVGroup],
     longest: int,
+    *,
     free_bytes: int,
     state_bytes: int = 0,
     shares_prefixes: bool = True,
@@ -135,7 +136,15 @@ def plan_kv_cache(
         if is_elastic:  # round up to complete extents
             sizes = [extent_size(group, count) for group, count in zip(groups, counts, strict=True)]
             counts = [-(-count // size) * size for count, size in zip(counts, sizes, strict=True)]
-        return KVPlan(groups, counts, longest, num_slots, state_bytes, shares_prefixes, is_elastic)
+        return KVPlan(
+            groups,
+            counts,
+            longest,
+            num_slots=num_slots,
+            state_bytes=state_bytes,
+            shares_prefixes=shares_prefixes,
+            is_elastic=is_elastic,
+        )
 
     of_longest = min(plan(blocks_of_one).nbytes, most_bytes)
     auto = max(0, min(plan(most).nbytes, max(free_bytes // share, of_longest)))

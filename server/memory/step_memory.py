@@ -41,10 +41,10 @@ class StepShape:
         config: Any,
         groups: Sequence[KVGroup],
         num_experts: int,
+        *,
         num_routed: int,
         top_k: int,
         itemsize: int,
-        *,
         has_native: bool,
         has_modules: bool,
     ) -> StepShape:

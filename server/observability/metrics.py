@@ -55,6 +55,7 @@ class Metrics:
         model: str,
         store: ExpertStore,
         engine: EngineStatistics,
+        *,
         memory: MemoryUsage,
         prefetcher: Prefetcher | None = None,
         adapters: AdapterRegistry | None = None,
@@ -74,7 +75,9 @@ class Metrics:
             hides_names: write the names of adapters, variants and policies as hashes that this process alone makes.
         """
         statistics, registry = self._store.statistics(), CollectorRegistry()
-        scrape = _Scrape(self._served, self._store, statistics, self._engine, self._memory, self._prefetcher)
+        scrape = _Scrape(
+            self._served, self._store, statistics, engine=self._engine, memory=self._memory, prefetcher=self._prefetcher
+        )
         scrape.adapters, scrape.variants = self._adapters, self._variants
         scrape.policy_refusals = self.policy_refusals
         registry.register(_Hashed(scrape, self._hash) if hides_names else scrape)
@@ -107,6 +110,7 @@ class _Scrape(Collector):
         served: tuple[str, str],
         store: ExpertStore,
         statistics: StoreStatistics,
+        *,
         engine: EngineStatistics,
         memory: MemoryUsage,
         prefetcher: Prefetcher | None,

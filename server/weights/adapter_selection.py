@@ -34,6 +34,7 @@ class AdapterSelection:
         chosen: Sequence[tuple[str, float]],
         find: Find,
         memory: AdapterMemory,
+        *,
         routing: TokenRouting | None = None,
         note: Callable[[Mapping[str, int], Mapping[str, float]], object] = lambda _, __: None,
         note_request: NoteRequest = lambda _, __, ___, ____: None,

@@ -168,7 +168,12 @@ class Directory:
         if registry is None or self._memory is None:
             raise RequestRefusedError(NO_ADAPTERS, "adapters")
         return AdapterSelection(
-            names.adapters, registry.find, self._memory, names.by_token, registry.note_tokens, registry.note_request
+            names.adapters,
+            registry.find,
+            self._memory,
+            routing=names.by_token,
+            note=registry.note_tokens,
+            note_request=registry.note_request,
         )
 
     def _choose_adapters(

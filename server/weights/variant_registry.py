@@ -89,6 +89,7 @@ class VariantRegistry:
         store: ExpertStore,
         make_base: Callable[[], BaseModel],
         find_fingerprint: Callable[[], str],
+        *,
         folder: Path | None,
         on_change: Callable[[], None] = lambda: None,
         on_drop: Callable[[str], None] = lambda _: None,

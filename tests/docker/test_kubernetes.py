@@ -114,7 +114,7 @@ def test_service_and_monitor_find_the_pods() -> None:
 def test_autoscaler_uses_a_metric_of_the_server(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    text = Metrics("made-up", store, EngineStatistics(), made_up_memory()).render().decode()
+    text = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory()).render().decode()
     store.close()
     scaler = read_manifest("autoscaler.yaml")["spec"]
     (metric,) = [metric["pods"]["metric"]["name"] for metric in scaler["metrics"]]

@@ -55,13 +55,13 @@ class RequestObserverMiddleware:
                 state["request_id"],
                 scope["method"],
                 scope["route"].path if "route" in scope else None,
-                quote(scope["path"])[1:-1],
-                started_at,
-                time.monotonic(),
-                status,
-                is_stream,
-                state.get("work"),
-                state.get("error"),
+                path=quote(scope["path"])[1:-1],
+                started_at=started_at,
+                ended_at=time.monotonic(),
+                status=status,
+                is_stream=is_stream,
+                work=state.get("work"),
+                response_error=state.get("error"),
             )
             await _report(finished, scope["app"].state.service, Headers(scope=scope))
 

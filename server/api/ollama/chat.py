@@ -108,9 +108,11 @@ async def begin_completion(request: Request, model: LoadedModel, body: Completio
     prompts = await asyncio.to_thread(token_ids, body.prompt, model.codec)
     spec = body.grammar_spec
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
-    admitted = await admit(request, model, body, prompts, "prompt", OBJECTS_FORM)
+    admitted = await admit(request, model, body, prompts=prompts, prompt_field="prompt", form=OBJECTS_FORM)
     submitting = partial(
         submit, body=body, admitted=admitted, id_prefix=ID_PREFIX, prompt_field="prompt", grammar=grammar
     )
-    generation = await submit_to(request, model, body, admitted, lambda: prompts, "prompt", submitting)
+    generation = await submit_to(
+        request, model, body, admitted=admitted, texts=lambda: prompts, field="prompt", submitting=submitting
+    )
     return ChatTurn(generation, model.codec, [PlainText()])

@@ -231,7 +231,7 @@ async def begin_chat(
     grammar = await compile_grammar(plan, model.grammar_compiler)
     prompt = truncated(plan.prompt, prompt_limit(body, model.engine.max_model_len))
     bad_words = await asyncio.to_thread(bad_word_ids, body.bad_words, model.codec) if body.bad_words else frozenset()
-    admitted = await admit(request, model, body, [prompt.token_ids], "messages", form)
+    admitted = await admit(request, model, body, prompts=[prompt.token_ids], prompt_field="messages", form=form)
     submitting = partial(
         submit,
         body=body,
@@ -244,7 +244,14 @@ async def begin_chat(
         muted=replace(plan.muted, sequences=plan.muted.sequences | bad_words),
     )
     generation = await submit_to(
-        request, model, body, admitted, partial(routed_texts, body), "messages", submitting, is_chat=True
+        request,
+        model,
+        body,
+        admitted=admitted,
+        texts=partial(routed_texts, body),
+        field="messages",
+        submitting=submitting,
+        is_chat=True,
     )
     return ChatTurn(generation, model.codec, [plan.parser() for _ in generation.streams])
 

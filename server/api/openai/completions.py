@@ -188,7 +188,7 @@ async def create_completion(
     spec = await asyncio.to_thread(lambda: body.grammar_spec)
     service.unenforced.note([] if spec is None else await asyncio.to_thread(lambda: body.unenforced))
     grammar = None if spec is None else await model.grammar_compiler.compile(spec)
-    admitted = await admit(request, model, body, prompts, "prompt", COMPLETION_FORM)
+    admitted = await admit(request, model, body, prompts=prompts, prompt_field="prompt", form=COMPLETION_FORM)
     submitting = partial(
         submit,
         body=body,
@@ -198,7 +198,9 @@ async def create_completion(
         grammar=grammar,
         muted=MutedTokens(sequences=bad_words),
     )
-    generation = await submit_to(request, model, body, admitted, lambda: prompts, "prompt", submitting)
+    generation = await submit_to(
+        request, model, body, admitted=admitted, texts=lambda: prompts, field="prompt", submitting=submitting
+    )
     return await answer(request, CompletionEncoder(generation, model.codec, body, echoes), stream=body.stream)
 
 

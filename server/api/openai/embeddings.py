@@ -72,7 +72,9 @@ async def create_embeddings(
     service.unknown_fields.note(body.model_extra or ())
     check(body, model)
     prompts = await asyncio.to_thread(encode_inputs, body.input, model)
-    embedding = request.state.work = Embedding(model, prompts, body.pooling, body.priority, body.timeout)
+    embedding = request.state.work = Embedding(
+        model, prompts, body.pooling, priority=body.priority, timeout=body.timeout
+    )
     events = await unless_client_leaves(request.receive, embedding.events())
     parts = await asyncio.to_thread(encode_reply, embedding, body, events)
     length = {"Content-Length": str(sum(map(len, parts)))}

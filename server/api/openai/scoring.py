@@ -110,7 +110,9 @@ async def score(
         with translate_errors({"input": name}):
             max_tokens = body.max_tokens(limit, model.engine.max_model_len)
             prompts += await asyncio.to_thread(encode_side, side, model, max_tokens, body.truncation_side)
-    embedding = request.state.work = Embedding(model, prompts, body.pooling, body.priority, body.timeout, "score-")
+    embedding = request.state.work = Embedding(
+        model, prompts, body.pooling, priority=body.priority, timeout=body.timeout, id_prefix="score-"
+    )
     with translate_errors({"input": names[1]}):
         events = await unless_client_leaves(request.receive, embedding.events())
     scores = await asyncio.to_thread(cosines, events, len(texts[0]))

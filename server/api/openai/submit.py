@@ -52,6 +52,7 @@ async def admit(
     request: Request,
     model: LoadedModel,
     body: GenerationBody,
+    *,
     prompts: Sequence[Sequence[int]],
     prompt_field: str,
     form: ReplyForm,
@@ -83,10 +84,10 @@ async def admit(
         [len(prompt) for prompt in prompts],
         body.n,
         limits if body.requested_max_tokens is not None else [min(limit, FIRST_TOKENS) for limit in limits],
-        0 if body.num_logprobs is None else 1 + body.num_logprobs,
-        0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs,
-        form,
-        body.stream,
+        num_logprobs=0 if body.num_logprobs is None else 1 + body.num_logprobs,
+        num_prompt_logprobs=0 if body.num_prompt_logprobs is None else 1 + body.num_prompt_logprobs,
+        form=form,
+        is_stream=body.stream,
     )
     reservation = model.memory.reserve()
     if not reservation.take_now(cost.nbytes):
@@ -106,6 +107,7 @@ def submit(
     model: LoadedModel,
     body: GenerationBody,
     admitted: Admitted,
+    *,
     id_prefix: str,
     prompt_field: str,
     media: Media | None = None,
@@ -137,16 +139,24 @@ def submit(
         for prompt, max_tokens in zip(prompts, admitted.max_tokens, strict=True):
             for choice in range(body.n):
                 request_id = f"{generation_id}-{len(streams)}"
-                sampling = sampling_params(body, model.defaults, max_tokens, choice, spec, written_tokens, muted)
+                sampling = sampling_params(
+                    body,
+                    model.defaults,
+                    max_tokens,
+                    choice=choice,
+                    grammar=spec,
+                    written_tokens=written_tokens,
+                    muted=muted,
+                )
                 request = GenerationRequest(
                     request_id,
                     prompt,
                     sampling,
-                    body.priority,
-                    body.timeout,
-                    media,
-                    body.return_experts,
-                    model.keeps_stalls,
+                    priority=body.priority,
+                    deadline_seconds=body.timeout,
+                    media=media,
+                    returns_experts=body.return_experts,
+                    keeps_stalls=model.keeps_stalls,
                     weights=model.weights,
                     spent_seconds=0.0 if model.routing is None else model.routing.seconds,
                     returns_adapters=body.return_adapters,
@@ -180,11 +190,11 @@ async def submit_to(
     request: Request,
     model: LoadedModel,
     body: GenerationBody,
+    *,
     admitted: Admitted,
     texts: Callable[[], Texts],
     field: str,
     submitting: Callable[[LoadedModel], Generation],
-    *,
     is_chat: bool = False,
 ) -> Generation:
     """Submit a request to the model that it names, or to what a router chooses for the model ``auto``.
@@ -202,7 +212,7 @@ async def submit_to(
 
     """
     try:
-        return await _submit_to(request, model, body, texts, field, submitting, is_chat=is_chat)
+        return await _submit_to(request, model, body, texts=texts, field=field, submitting=submitting, is_chat=is_chat)
     except BaseException:
         admitted.reservation.release()
         raise
@@ -212,17 +222,26 @@ async def _submit_to(
     request: Request,
     model: LoadedModel,
     body: GenerationBody,
+    *,
     texts: Callable[[], Texts],
     field: str,
     submitting: Callable[[LoadedModel], Generation],
-    *,
     is_chat: bool,
 ) -> Generation:
     by_token = None if body.routing is None else body.routing.by_token
     if model.is_auto and by_token is not None:
         return submitting(model.routing_tokens([(each.name, each.weight) for each in body.adapters], by_token))
     if model.is_auto:
-        asked = AutoRequest(model, texts(), field, body.routing, body.adapters, body.priority, body.timeout, is_chat)
+        asked = AutoRequest(
+            model,
+            texts(),
+            field,
+            options=body.routing,
+            adapters=body.adapters,
+            priority=body.priority,
+            time_limit=body.timeout,
+            is_chat=is_chat,
+        )
         return await submit_to_chosen(request, asked, submitting)
     if body.routing is not None:
         raise InvalidRequestError("'routing' is for the model 'auto' only: ask for it, or leave it out.", "routing")
@@ -257,6 +276,7 @@ def sampling_params(
     body: GenerationBody,
     defaults: SamplingDefaults,
     max_tokens: int,
+    *,
     choice: int,
     grammar: GrammarSpec | None = None,
     written_tokens: frozenset[int] = frozenset(),

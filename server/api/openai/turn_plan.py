@@ -122,7 +122,17 @@ def plan_turn(body: ChatBody, codec: TextCodec) -> TurnPlan:
         for keyword in relax(tool.function.parameters).keywords
     ]
     muted = mute_calls(body, chat_format, prompt, codec)
-    return TurnPlan(prompt, chat_format, schemas, reasoning, has_one_call, spec, followed, unenforced, muted)
+    return TurnPlan(
+        prompt,
+        chat_format,
+        schemas,
+        reasoning=reasoning,
+        has_one_call=has_one_call,
+        spec=spec,
+        tools=followed,
+        unenforced=unenforced,
+        muted=muted,
+    )
 
 
 async def compile_grammar(plan: TurnPlan, compiler: GrammarCompiler) -> Grammar | None:

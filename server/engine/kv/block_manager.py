@@ -68,6 +68,7 @@ class BlockManager:
         groups: Sequence[BlockGroup],
         block_size: int,
         shares_prefixes: bool = True,
+        *,
         snapshots: SnapshotPool | None = None,
         allowance: Allowance | None = None,
         release: Callable[[int, int, int], None] = lambda *_: None,

@@ -67,7 +67,7 @@ def engine_over(trunk: Trunk, store: ExpertStore, num_blocks: int) -> Iterator[t
     facts = trunk.facts
     has_snapshots = facts.states and facts.shares_prefixes
     snapshots = SnapshotPool(range(MAX_RUNNING, 2 * MAX_RUNNING)) if has_snapshots else None
-    blocks = BlockManager(groups, BLOCK_SIZE, facts.shares_prefixes, snapshots)
+    blocks = BlockManager(groups, BLOCK_SIZE, facts.shares_prefixes, snapshots=snapshots)
     kv_cache, states = KVCache(trunk.facts.kv_groups, counts, BLOCK_SIZE), trunk.new_states(2 * MAX_RUNNING)
     engine = Engine(
         PagedModelRunner(trunk, kv_cache, store, states=states),

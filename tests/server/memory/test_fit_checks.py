@@ -33,7 +33,9 @@ def fit(catalog: ExpertCatalog, free: FreeMemory, kv_bytes: int = 0, **settings:
     """Plan as serving does, and check the plan."""
     asked = ServeSettings.model_validate(settings)
     budgets = plan_experts(asked, catalog, TOP_K, free, kv_bytes)
-    check_budgets(asked, catalog, TOP_K, free, kv_bytes, budgets.host, budgets.device)
+    check_budgets(
+        asked, catalog, TOP_K, free=free, kv_bytes=kv_bytes, host_bytes=budgets.host, device_bytes=budgets.device
+    )
 
 
 def advised(message: str) -> str:
@@ -96,9 +98,9 @@ def test_a_trunk_that_does_not_fit_is_refused_before_it_is_read(
 ) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: ((10 << 30) + DEVICE_RESERVE_BYTES, 80 << 30))
     settings, budget = ServeSettings(), (20 << 30) + PROCESS_BYTES
-    check_trunk(settings, 1 << 30, catalog, dtype, device, budget)
+    check_trunk(settings, 1 << 30, catalog, dtype=dtype, device=device, budget_bytes=budget)
     with pytest.raises(SettingsError, match=advice):
-        check_trunk(settings, 30 << 30, catalog, dtype, device, budget)
+        check_trunk(settings, 30 << 30, catalog, dtype=dtype, device=device, budget_bytes=budget)
 
 
 @pytest.mark.parametrize(

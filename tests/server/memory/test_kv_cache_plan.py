@@ -17,7 +17,7 @@ def group(window: int | None, num_layers: int) -> KVGroup:
 
 
 def plan(*groups: KVGroup, longest: int = 1024, free_bytes: int = 1 << 40, **settings: object) -> KVPlan:
-    return plan_kv_cache(ServeSettings.model_validate(settings), groups, longest, free_bytes)
+    return plan_kv_cache(ServeSettings.model_validate(settings), groups, longest, free_bytes=free_bytes)
 
 
 def test_groups_with_full_attention_get_blocks_for_the_budget() -> None:
@@ -73,14 +73,16 @@ def test_a_cache_too_small_for_the_context_limits_it_with_a_note() -> None:
 
 
 def test_states_of_all_running_requests_come_before_blocks() -> None:
-    made = plan_kv_cache(ServeSettings(max_running_requests=4), [group(None, 4)], 1024, 1 << 40, state_bytes=1000)
+    made = plan_kv_cache(
+        ServeSettings(max_running_requests=4), [group(None, 4)], 1024, free_bytes=1 << 40, state_bytes=1000
+    )
     assert (made.num_slots, made.num_tokens) == (4, 4 * 1024)
     assert made.nbytes == 4 * 1024 * 256 + 8 * 1000  # as many snapshots are kept
 
 
 def test_states_get_half_of_a_small_budget_and_fewer_requests_run() -> None:
     settings = ServeSettings(kv_cache_memory=str(2 * 256 * 2048))
-    made = plan_kv_cache(settings, [group(None, 4)], 1024, 1 << 40, state_bytes=256 * 200)
+    made = plan_kv_cache(settings, [group(None, 4)], 1024, free_bytes=1 << 40, state_bytes=256 * 200)
     assert (made.num_slots, made.nbytes <= 2 * 256 * 2048) == (5, True)
     assert made.num_tokens >= 2048
     assert "running requests limited to 5" in made.notes[0]

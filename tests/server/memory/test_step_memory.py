@@ -85,5 +85,14 @@ def test_queries_are_those_of_the_layer_with_the_most_heads() -> None:
     """The sliding layers of this model have six heads of eight values, and the others four."""
     config = make_config("step3p7")
     shapes = infer_shapes(config, torch.float32)
-    step = StepShape.of(config.get_text_config(), shapes.kv_groups, 8, 2, 2, 4, has_native=False, has_modules=True)
+    step = StepShape.of(
+        config.get_text_config(),
+        shapes.kv_groups,
+        8,
+        num_routed=2,
+        top_k=2,
+        itemsize=4,
+        has_native=False,
+        has_modules=True,
+    )
     assert step.queries == 6 * 8

@@ -18,7 +18,7 @@ from tests.server.weights.adapter_rig import Rig
 def test_requests_and_residency_of_registered_adapters_are_shown(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store, rig = ExpertStore(catalog, catalog.total_bytes), Rig(tmp_path)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory(), adapters=rig.registry)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), adapters=rig.registry)
     for name in ("law", "code", "gone"):
         rig.load(name)
     for _ in range(2):
@@ -39,7 +39,7 @@ def test_requests_and_residency_of_registered_adapters_are_shown(tmp_path: Path)
 def test_costs_of_requests_are_shown_by_adapter_from_zero_on(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store, rig = ExpertStore(catalog, catalog.total_bytes), Rig(tmp_path)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory(), adapters=rig.registry)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), adapters=rig.registry)
     for name in ("law", "idle", "gone"):
         rig.load(name)
     for name in ("law", "gone"):
@@ -71,13 +71,15 @@ def test_hidden_names_are_the_same_hashes_at_each_scrape_and_others_in_another_p
     refusals = [(("tenants", "model"), 1)]
 
     def scrape(*, hides_names: bool, metrics: Metrics | None = None) -> list[str]:
-        metrics = metrics or Metrics("made-up", store, EngineStatistics(), made_up_memory(), adapters=rig.registry)
+        metrics = metrics or Metrics(
+            "made-up", store, EngineStatistics(), memory=made_up_memory(), adapters=rig.registry
+        )
         metrics.policy_refusals = lambda: refusals
         return re.findall(r'(?:adapter|variant|policy)="([^"]*)"', metrics.render(hides_names=hides_names).decode())
 
     for name in ("law", "code"):
         rig.load(name)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory(), adapters=rig.registry)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory(), adapters=rig.registry)
     shown, hidden = (scrape(hides_names=hides, metrics=metrics) for hides in (False, True))
     assert set(shown) == {"law", "code", "tenants"}
     assert len(set(hidden)) == 3

@@ -32,7 +32,7 @@ def value(metrics: Metrics, name: str, *labels: str) -> float:
 def test_leases_are_counted_end_to_end(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, 4 * catalog.layout(0).slot_bytes)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory())
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory())
     for rows, phase in (({0: 3, 1: 1}, "prefill"), ({0: 1, 2: 1}, "decode"), ({3: 1, 4: 1}, "decode")):
         asked = {ExpertKey(1, expert): count for expert, count in rows.items()}
         with store.lease(asked, phase) as lease:  # type: ignore[arg-type]
@@ -58,7 +58,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
     catalog = make_records(tmp_path)
     slot_bytes = catalog.layout(0).slot_bytes
     store = ExpertStore(catalog, 3 * slot_bytes, device_bytes=2 * slot_bytes)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory())
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory())
     assert ("greenroom_expert_hit_ratio", frozenset()) not in samples(metrics)
 
     def use(*experts: int) -> None:
@@ -95,7 +95,7 @@ def test_tiers_pins_prefetches_and_hit_ratios_are_shown(tmp_path: Path) -> None:
 def test_damaged_experts_are_counted(tmp_path: Path) -> None:
     catalog = make_records(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    metrics = Metrics("made-up", store, EngineStatistics(), made_up_memory())
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=made_up_memory())
     (tmp_path / "layer0.pack").write_bytes(bytes(8 * catalog.layout(0).slot_bytes))
     with pytest.raises(ExpertLoadError), store.lease(one_row_each(0, [3])) as lease:
         next(iter(lease))
@@ -108,7 +108,7 @@ def test_gauges_show_the_current_state_of_the_engine(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     engine = EngineStatistics()
-    metrics = Metrics("made-up", store, engine, made_up_memory())
+    metrics = Metrics("made-up", store, engine, memory=made_up_memory())
     engine.num_running, engine.num_waiting, engine.kv_cache_usage = 3, 2, 0.5
     engine.finished["stop"] += 4
     engine.num_refused = 7
@@ -131,7 +131,7 @@ def test_latencies_are_histograms(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
     engine = EngineStatistics()
-    metrics = Metrics("made-up", store, engine, made_up_memory())
+    metrics = Metrics("made-up", store, engine, memory=made_up_memory())
     for seconds in (0.004, 0.03, 3000.0):
         engine.latencies.first_token.observe(seconds)
     store.close()
@@ -147,7 +147,7 @@ def test_latencies_are_histograms(tmp_path: Path) -> None:
 def test_model_info_has_model_and_version(tmp_path: Path) -> None:
     catalog = make_catalog(tmp_path)
     store = ExpertStore(catalog, catalog.total_bytes)
-    metrics = Metrics('a "model"', store, EngineStatistics(), made_up_memory())
+    metrics = Metrics('a "model"', store, EngineStatistics(), memory=made_up_memory())
     store.close()
     assert value(metrics, "model_info", 'a "model"', version("greenroom")) == 1
 
@@ -156,7 +156,7 @@ def test_memory_is_shown_by_part_with_its_adjustments(tmp_path: Path) -> None:
     store = ExpertStore(make_catalog(tmp_path), 1 << 20)
     memory = made_up_memory()
     memory.adjustments.counts["shrink", "others"] = 3
-    metrics = Metrics("made-up", store, EngineStatistics(), memory)
+    metrics = Metrics("made-up", store, EngineStatistics(), memory=memory)
     store.close()
     assert value(metrics, "memory_bytes", "trunk") == 300
     assert value(metrics, "memory_bytes", "experts") == 2000

@@ -165,7 +165,9 @@ class _Prompt:
         tokens = await asyncio.to_thread(_tokens, asked.model, texts)
         if not tokens:
             return
-        embedding = Embedding(asked.model, tokens, "mean", asked.priority, asked.time_limit, "route-")
+        embedding = Embedding(
+            asked.model, tokens, "mean", priority=asked.priority, timeout=asked.time_limit, id_prefix="route-"
+        )
         request.state.work = embedding
         events = await embedding.events()
         embedding.release()
@@ -215,9 +217,9 @@ def _routing(choice: Choice, model: LoadedModel, prompt: _Prompt, started_at: fl
         "embedding",
         base if choice.name is None else choice.name,
         {base if name is None else name: score for name, score in choice.scores.items()},
-        choice.reason,
-        prompt.num_tokens,
-        started_at,
-        time.monotonic(),
-        prompt.expert_usage,
+        reason=choice.reason,
+        num_tokens=prompt.num_tokens,
+        started_at=started_at,
+        ended_at=time.monotonic(),
+        expert_usage=prompt.expert_usage,
     )

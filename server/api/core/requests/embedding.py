@@ -39,6 +39,7 @@ class Embedding:
         model: LoadedModel,
         prompts: Sequence[Sequence[int]],
         pooling: Pooling,
+        *,
         priority: int = 0,
         timeout: float | None = None,
         id_prefix: str = "embd-",

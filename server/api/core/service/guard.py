@@ -43,9 +43,9 @@ class Guard(SecurityBase):
                 partial(is_admin, request, service.keys),
                 service.rate_limiter if service.rate_limiter.limits else None,
                 key or caller_address(request),
-                NO_KEY_ID if key is None else key_id(key),
-                request_id,
-                service.policies.of(key),
+                id=NO_KEY_ID if key is None else key_id(key),
+                request_id=request_id,
+                policy=service.policies.of(key),
             )
             if key is not None:
                 caller.owner = blake2b(key, person=OWNER).digest()
