@@ -24,7 +24,7 @@ LARGEST = 1 << 20  # bytes of a request
 NUM_FILES = 4  # the connection that reports on the child, and its standard streams
 
 # What a server of the bundled model imports once it runs.
-MODULES = ("server.lifecycle.app", "torch.utils._device", "transformers.models.qwen3_moe.modeling_qwen3_moe")
+MODULES = ("server.lifecycle.serving", "torch.utils._device", "transformers.models.qwen3_moe.modeling_qwen3_moe")
 
 
 def import_all() -> None:
